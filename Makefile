@@ -1,0 +1,58 @@
+# make demo   set everything up and run the main job on a drawn sample set
+# make test   set everything up, check the code and run the tests
+# make check  lint, format, import rules, types
+# make test-gpu  the tests that need CUDA
+# make clean  remove what these made, but the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TLTOOLS := $(abspath $(BIN)/tltools)
+# VGG16's weights for the demo: imagenet (torchvision's download), or a local file.
+WEIGHTS ?= imagenet
+WEIGHTS_PATH := $(if $(filter imagenet,$(WEIGHTS)),imagenet,$(abspath $(WEIGHTS)))
+CLASSES := non-emergency,emergency
+
+.PHONY: demo test check test-gpu clean
+.DELETE_ON_ERROR:
+
+# Remade when a dependency changes.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "tltools needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# Each command as a user would type it, in the folder demo/.
+demo: $(VENV)/.installed
+	rm -rf demo && mkdir demo
+	cd demo && $(TLTOOLS) sample
+	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model cnn --epochs 40 --augment
+	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model vgg16 --weights $(WEIGHTS_PATH) \
+	  || echo "VGG16 is left out: the demo goes on without it (make demo WEIGHTS=FILE brings it in)"
+	cd demo && $(TLTOOLS) export --format all
+	cd demo && $(TLTOOLS) classify sample/images
+	cd demo && $(TLTOOLS) bench
+	@echo
+	@echo "Made, in demo/:"
+	@echo "  sample/          300 drawn vehicles and their labels"
+	@echo "  runs/            the trained models: checkpoint, card, history, curves, confusion matrix"
+	@echo "  exports/         TorchScript and ONNX, verified, and the bench report (bench-*.md)"
+	@echo "  predictions.csv  a row for each picture"
+	@echo "Try next, with your own pictures (a CSV, or a folder of class folders):"
+	@echo "  . $(VENV)/bin/activate && tltools inspect DATA && tltools train DATA"
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: check
+	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf demo runs sample build dist .pytest_cache .ruff_cache

@@ -1,0 +1,166 @@
+"""Models, pictures and folders that the tests share; all made here, in milliseconds."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tltools.card import CARD_KEY, Card, DataFacts, ExportFacts, Parity, Preprocessing, Weights
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SIZE = 32
+CLASSES = ("red", "green", "blue")
+GAIN = 8.0
+COLOURS = {"red": (250, 10, 20), "green": (5, 240, 15), "blue": (30, 25, 245)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep every cache, ours and the libraries', out of the home folder."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "xdg"))
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        patch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real pictures and weights, which only some machines have."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real pictures in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def make_card() -> Callable[..., Card]:
+    """Make the tiny model's card, with the given fields changed."""
+
+    def make(**changes: Any) -> Card:
+        parity = Parity(
+            max_abs_logit_diff=1e-6,
+            top1_agreement=1.0,
+            num_pictures=10,
+            batch_sizes=(1, 4),
+            atol=1e-4,
+            min_top1_agreement=1.0,
+        )
+        fields: dict[str, Any] = {
+            "run": "tiny",
+            "model": "cnn",
+            "head": "linear",
+            "classes": CLASSES,
+            "preprocessing": Preprocessing(size=SIZE),
+            "weights": Weights(source="random"),
+            "data": DataFacts(
+                name="colours", fingerprint="0" * 64, split="given", num_train=20, num_val=10
+            ),
+            "metrics": {},
+            "training": {},
+            "versions": {},
+            "created": "2026-01-01T00:00:00Z",
+            "export": ExportFacts(format="onnx", precision="fp32", opset=20, parity=parity),
+        }
+        return Card(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def card(make_card: Callable[..., Card]) -> Card:
+    return make_card()
+
+
+def colour_logits(images: np.ndarray) -> np.ndarray:
+    """What the tiny model computes, by its definition: the mean of each channel, times GAIN."""
+    return images.mean(axis=(1, 2), dtype=np.float64) / 255 * GAIN
+
+
+@pytest.fixture(scope="session")
+def make_onnx() -> Callable[..., Path]:
+    """Write the tiny model: per-channel mean of the picture, then Gemm with GAIN on the diagonal.
+
+    The keyword arguments replace parts of the model, to make exports that are wrong.
+    """
+    import onnx.parser
+
+    def make(
+        path: Path,
+        card_json: str | None,
+        *,
+        name: str = "images",
+        dtype: str = "uint8",
+        batch: str = "N",
+        size: int = SIZE,
+        num_classes: int = len(CLASSES),
+    ) -> Path:
+        weights = ", ".join(
+            str(GAIN if row == column else 0.0) for row in range(3) for column in range(num_classes)
+        )
+        model = onnx.parser.parse_model(f"""
+            <ir_version: 10, opset_import: ["" : 20]>
+            tiny ({dtype}[{batch}, {size}, {size}, 3] {name})
+                => (float[{batch}, {num_classes}] logits)
+            <float full = {{255.0}}, int64[2] axes = {{1, 2}},
+             float[3, {num_classes}] weight = {{{weights}}}>
+            {{
+                pixels = Cast <to = 1> ({name})
+                scaled = Div (pixels, full)
+                means = ReduceMean <keepdims = 0> (scaled, axes)
+                logits = Gemm (means, weight)
+            }}
+        """)
+        if card_json is not None:
+            onnx.helper.set_model_props(model, {"other": "entry", CARD_KEY: card_json})
+        onnx.save(model, path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def onnx_path(
+    make_onnx: Callable[..., Path], card: Card, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny model as a complete ONNX export."""
+    return make_onnx(tmp_path_factory.mktemp("exports") / "tiny.onnx", card.to_json())
+
+
+@pytest.fixture(scope="session")
+def torchscript_path(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a complete TorchScript export."""
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            means = (images.to(torch.float32) / 255.0).mean(dim=(1, 2))
+            return means @ (torch.eye(3, dtype=torch.float32, device=means.device) * GAIN)
+
+    path = tmp_path_factory.mktemp("exports") / "tiny.pt"
+    example = torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8)
+    module = torch.jit.trace(Tiny().eval(), example)
+    torch.jit.save(module, str(path), _extra_files={CARD_KEY: card.to_json()})
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of noisy pictures, ten of each colour, in folders named by their colour."""
+    root = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            save_picture(root / name / f"{number}.png", colour, rng)
+    return root
+
+
+def save_picture(path: Path, colour: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """Save a picture of one colour with noise, so that no two are the same."""
+    noise = rng.integers(-20, 21, size=(SIZE, SIZE, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)

@@ -1,0 +1,501 @@
+import io
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import CLASSES, COLOURS, colour_logits, save_picture
+from PIL import Image
+
+from tltools.classify import (
+    Picture,
+    Plan,
+    classify,
+    list_pictures,
+    open_model,
+    pipeline,
+    run_job,
+    softmax,
+)
+from tltools.classify import job as job_module
+from tltools.classify.pipeline import pad_batch
+from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
+from tltools.progress import Silent
+from tltools.runtime import default_threads, load_predictor
+
+PLANS = [
+    Plan(name, workers, batch_size)
+    for name in ("fused", "ahead")
+    for workers in (1, 3)
+    for batch_size in (1, 2, 7, 32)
+]
+
+
+@pytest.fixture(scope="module")
+def predictor(onnx_path):
+    return load_predictor(onnx_path, device="cpu", threads=1)
+
+
+def expected_probabilities(path: Path) -> np.ndarray:
+    """The tiny model's answer for a picture, computed here in float64."""
+    with Image.open(path) as image:
+        logits = colour_logits(np.asarray(image.convert("RGB"))[None])[0]
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def names(pictures) -> list[str]:
+    return [picture.name for picture in pictures]
+
+
+# ---------------------------------------------------------------------------------- pictures
+
+
+def test_folder_is_listed_recursively_in_order_with_relative_names(pictures):
+    expected = [f"{colour}/{number}.png" for colour in sorted(COLOURS) for number in range(10)]
+    listed = list(list_pictures([pictures]))
+    assert names(listed) == expected
+    assert [picture.path for picture in listed] == [pictures / name for name in expected]
+
+
+@pytest.mark.parametrize("spelling", [".", "./", "red", "red/", "../pictures", "red/.."])
+def test_names_are_relative_however_the_folder_is_spelled(pictures, monkeypatch, spelling):
+    monkeypatch.chdir(pictures)
+    listed = list(list_pictures([Path(spelling)]))
+    root = Path(spelling)
+    assert names(listed) == [picture.path.relative_to(root).as_posix() for picture in listed]
+    assert all(picture.path.exists() for picture in listed)
+
+
+def test_names_from_several_inputs_stay_different(pictures):
+    listed = names(list_pictures([pictures / "red", pictures / "blue", pictures / "red/3.png"]))
+    assert len(listed) == 21
+    assert listed[0] == (pictures / "red/0.png").as_posix()
+    assert listed[10] == (pictures / "blue/0.png").as_posix()
+    assert listed[20] == (pictures / "red/3.png").as_posix()
+
+
+def test_single_file_is_taken_whatever_its_suffix(pictures, tmp_path):
+    path = tmp_path / "picture.dat"
+    shutil.copy(pictures / "red/0.png", path)
+    assert list(list_pictures([path])) == [Picture(path, path.as_posix())]
+
+
+def test_list_is_relative_to_its_own_folder(pictures):
+    lines = pictures / "some.txt"
+    lines.write_bytes(b"\xef\xbb\xbfred/1.png\r\n\n  \nmissing.png\nblue/../red/2.png")
+    listed = list(list_pictures([lines]))
+    assert names(listed) == ["red/1.png", "missing.png", "blue/../red/2.png"]
+    assert listed[0].path == pictures / "red/1.png"
+
+
+def test_list_may_hold_absolute_paths(pictures, tmp_path):
+    lines = tmp_path / "elsewhere.txt"
+    lines.write_text(f"{pictures / 'red/1.png'}\n")
+    assert [picture.path for picture in list_pictures([lines])] == [pictures / "red/1.png"]
+
+
+def test_dash_reads_a_list_from_standard_input(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"red/1.png\nb.png\n")))
+    assert list(list_pictures([Path("-")])) == [
+        Picture(Path("red/1.png"), "red/1.png"),
+        Picture(Path("b.png"), "b.png"),
+    ]
+
+
+def test_listing_is_lazy(pictures):
+    listed = list_pictures([pictures])
+    assert next(listed).name == "blue/0.png"
+    for path in (pictures / "red").iterdir():
+        path.unlink()  # not reached yet, as blue and green come first
+    assert names(listed) == [f"{c}/{n}.png" for c in ("blue", "green") for n in range(10)][1:]
+
+
+def test_missing_input_is_an_error_at_once(pictures):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        list_pictures([pictures, Path("nowhere")])
+
+
+def test_nothing_found_is_an_error(tmp_path):
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(DataError, match=r"no pictures in .*searched for .*\.png"):
+        next(list_pictures([tmp_path]))
+    with pytest.raises(DataError, match="no pictures in nothing"):
+        next(list_pictures([]))
+
+
+# ---------------------------------------------------------------------------------- pipeline
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_plan_gives_the_same_predictions(predictor, pictures, plan):
+    listed = list(list_pictures([pictures]))
+    predictions = list(classify(predictor, iter(listed), plan=plan))
+    assert names(predictions) == names(listed)
+    for picture, prediction in zip(listed, predictions, strict=True):
+        assert prediction.label == picture.path.parent.name
+        assert prediction.error is None
+        assert prediction.confidence == prediction.probabilities.max()
+        expected = expected_probabilities(picture.path)
+        np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_unreadable_pictures_get_their_row_and_spare_their_neighbours(predictor, pictures, plan):
+    broken = {"red/0.png": b"", "red/4.png": b"no picture", "green/9.png": None, "red/5.png": b"\0"}
+    for name, content in broken.items():
+        if content is None:
+            (pictures / name).unlink()
+            (pictures / name).symlink_to("nowhere")
+        else:
+            (pictures / name).write_bytes(content)
+    listed = list(list_pictures([pictures]))
+    predictions = list(classify(predictor, iter(listed), plan=plan))
+    assert names(predictions) == names(listed)
+    for picture, prediction in zip(listed, predictions, strict=True):
+        if prediction.name in broken:
+            assert (prediction.label, prediction.confidence) == (None, None)
+            assert prediction.probabilities is None
+            assert prediction.error
+        else:
+            expected = expected_probabilities(picture.path)
+            np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fused", "ahead"])
+def test_folder_of_unreadable_pictures_never_reaches_the_model(card, tmp_path, name):
+    def refuse(_images):
+        pytest.fail("the model was called without a picture")
+
+    predictor = SimpleNamespace(card=card, device="cpu", __call__=refuse)
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").touch()
+    predictions = list(classify(predictor, list_pictures([tmp_path]), plan=Plan(name, 1, 2)))
+    assert [prediction.label for prediction in predictions] == [None, None]
+
+
+@pytest.mark.parametrize("plan", [Plan("fused", 2, 2), Plan("ahead", 2, 4)], ids=str)
+def test_pictures_are_consumed_only_a_little_ahead(predictor, pictures, plan):
+    consumed = 0
+
+    def endless():
+        nonlocal consumed
+        while True:
+            consumed += 1
+            yield Picture(pictures / "red/0.png", str(consumed))
+
+    predictions = classify(predictor, endless(), plan=plan)
+    for number in range(1, 201):
+        assert next(predictions).name == str(number)
+        assert consumed - number <= 64
+    predictions.close()
+
+
+class FakeGpu:
+    """A predictor that says it is on a GPU, and keeps the shapes that it was called with."""
+
+    device = "gpu"
+
+    def __init__(self, predictor):
+        self.card = predictor.card
+        self.shapes = []
+        self._predictor = predictor
+
+    def __call__(self, images):
+        self.shapes.append(images.shape)
+        return self._predictor(images)
+
+
+def test_gpu_gets_batches_of_one_shape(predictor, pictures):
+    (pictures / "red/3.png").write_bytes(b"")  # 29 good ones remain: 4 batches of 8
+    gpu = FakeGpu(predictor)
+    listed = list(list_pictures([pictures]))
+    predictions = list(classify(gpu, iter(listed), plan=Plan("ahead", 2, 8)))
+    assert gpu.shapes == [(8, 32, 32, 3)] * 4
+    for picture, prediction in zip(listed, predictions, strict=True):
+        if prediction.error is None:
+            expected = expected_probabilities(picture.path)
+            np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
+
+
+def test_pad_batch_adds_black_pictures_after_the_real_ones():
+    images = np.full((3, 2, 2, 3), 7, dtype=np.uint8)
+    padded = pad_batch(images, 5)
+    assert (padded.shape, padded.dtype) == ((5, 2, 2, 3), np.uint8)
+    assert (padded[:3] == 7).all()
+    assert (padded[3:] == 0).all()
+    assert pad_batch(images, 3) is images
+
+
+def test_softmax_is_its_definition_and_does_not_overflow():
+    logits = np.array([[0.0, np.log(3.0)], [1000.0, 1000.0], [-2000.0, 0.0]], dtype=np.float32)
+    expected = [[0.25, 0.75], [0.5, 0.5], [0.0, 1.0]]
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-7)
+
+
+def test_failure_of_the_model_ends_the_job(card, pictures):
+    class Failing:
+        device = "cpu"
+
+        def __init__(self):
+            self.card = card
+
+        def __call__(self, _images):
+            raise DeviceError("out of memory")
+
+    for plan in (Plan("fused", 2, 2), Plan("ahead", 2, 4)):
+        with pytest.raises(DeviceError, match="out of memory"):
+            list(classify(Failing(), list_pictures([pictures]), plan=plan))
+
+
+# -------------------------------------------------------------------------------- open_model
+
+
+def test_cheap_model_runs_in_the_decoding_threads(onnx_path):
+    predictor, plan = open_model(onnx_path, device="cpu")
+    assert plan == Plan("fused", default_threads(), pipeline.FUSED_BATCH)
+    assert predictor.threads == 1
+
+
+def test_costly_model_gets_all_cores(onnx_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_forward_s", lambda _predictor: 0.5)
+    predictor, plan = open_model(onnx_path, device="cpu")
+    assert plan == Plan("ahead", default_threads(), pipeline.AHEAD_BATCH)
+    assert predictor.threads == default_threads()
+
+
+def test_large_model_is_opened_once(onnx_path, monkeypatch):
+    opened = []
+
+    def load(path, **options):
+        opened.append(options)
+        return load_predictor(path, **options)
+
+    monkeypatch.setattr(pipeline, "SMALL_BYTES", 10)
+    monkeypatch.setattr(pipeline, "load_predictor", load)
+    _, plan = open_model(onnx_path, device="cpu")
+    assert plan.name == "ahead"
+    assert [options["threads"] for options in opened] == [None]
+
+
+def test_gpu_works_behind_the_decoding_threads(onnx_path, predictor, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_predictor", lambda *_args, **_options: FakeGpu(predictor))
+    assert open_model(onnx_path)[1].name == "ahead"
+
+
+def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
+    _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
+    assert plan == Plan("fused", 3, 5)
+    monkeypatch.setattr(pipeline, "SMALL_BYTES", 0)
+    _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
+    assert plan == Plan("ahead", 3, 5)
+
+
+@pytest.mark.parametrize("flag", ["batch_size", "workers"])
+def test_numbers_below_one_are_refused(onnx_path, flag):
+    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be at least 1, got 0"):
+        open_model(onnx_path, **{flag: 0})
+
+
+def test_missing_model_is_an_artifact_error(tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        open_model(tmp_path / "none.onnx")
+
+
+# --------------------------------------------------------------------------------------- job
+
+
+class Recorded(Silent):
+    """Progress that keeps what it is told, and may stop the job as Ctrl-C would."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.total: int | None = -1
+        self.advanced = 0
+        self.warnings: list[str] = []
+        self._stop_after = stop_after
+
+    @contextmanager
+    def bar(self, description, total, unit="pictures"):
+        self.total = total
+        yield self
+
+    def advance(self, amount=1, note=""):
+        self.advanced += amount
+        if self.advanced == self._stop_after:
+            raise KeyboardInterrupt
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+def test_job_writes_every_row_and_sums_up(onnx_path, pictures, tmp_path):
+    (pictures / "red/4.png").write_bytes(b"no picture")
+    (pictures / "blue/7.png").write_bytes(b"")
+    (pictures / "blue/8.png").write_bytes(b"")
+    progress = Recorded()
+    output = tmp_path / "deep/er/predictions.csv"
+    summary = run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+    assert summary.counts == {"red": 9, "green": 10, "blue": 8}
+    assert list(summary.counts) == list(CLASSES)
+    assert (summary.num_pictures, summary.num_failed) == (30, 3)
+    assert list(summary.errors.values()) == [2, 1]
+    assert not any(".png" in reason for reason in summary.errors)
+    assert summary.choice.device == "cpu"
+    assert summary.output == output
+    assert summary.seconds > 0
+    assert summary.pictures_per_s == pytest.approx(30 / summary.seconds)
+    assert (progress.total, progress.advanced, progress.warnings) == (30, 30, [])
+    assert len(output.read_text().splitlines()) == 31
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, pictures, tmp_path):
+    content = (pictures / "red/0.png").read_bytes()
+    for number in range(5):
+        (pictures / f"red/{number}.png").write_bytes(content[: len(content) - 100 - number])
+    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
+    assert summary.num_failed == 5
+    assert len(summary.errors) == 1
+
+
+def test_interrupted_job_keeps_its_complete_rows(onnx_path, pictures, tmp_path):
+    output = tmp_path / "predictions.csv"
+    progress = Recorded(stop_after=12)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+    part = tmp_path / "predictions.csv.part"
+    assert not output.exists()
+    assert progress.warnings == [f"stopped: 12 complete rows are kept in {part}"]
+    run_job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu")
+    whole = (tmp_path / "whole.csv").read_text().splitlines(keepends=True)
+    assert part.read_text() == "".join(whole[:13])
+
+
+def test_stale_part_is_replaced(onnx_path, pictures, tmp_path):
+    part = tmp_path / "predictions.csv.part"
+    part.write_text("old\n" * 1000)
+    output = tmp_path / "predictions.csv"
+    run_job(onnx_path, [pictures], output, device="cpu")
+    assert not part.exists()
+    assert len(output.read_text().splitlines()) == 31
+
+
+def test_existing_output_is_refused_before_any_work(tmp_path):
+    output = tmp_path / "predictions.csv"
+    output.write_text("precious")
+    with pytest.raises(ConfigError, match=r"exists; .*--overwrite.*--output"):
+        run_job(tmp_path / "none.onnx", [tmp_path / "none"], output)
+    assert output.read_text() == "precious"
+
+
+def test_existing_output_is_replaced_when_asked(onnx_path, pictures, tmp_path):
+    output = tmp_path / "predictions.csv"
+    output.write_text("old")
+    run_job(onnx_path, [pictures], output, device="cpu", overwrite=True)
+    assert len(output.read_text().splitlines()) == 31
+
+
+def test_failed_job_leaves_the_output_it_would_have_replaced(pictures, onnx_path, tmp_path):
+    output = tmp_path / "predictions.csv"
+    output.write_text("precious")
+    with pytest.raises(KeyboardInterrupt):
+        run_job(
+            onnx_path,
+            [pictures],
+            output,
+            device="cpu",
+            overwrite=True,
+            progress=Recorded(stop_after=3),
+        )
+    assert output.read_text() == "precious"
+
+
+def test_job_without_pictures_leaves_nothing_behind(onnx_path, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures"):
+        run_job(onnx_path, [tmp_path / "empty"], tmp_path / "out/predictions.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_total_is_unknown_where_counting_takes_long(onnx_path, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(job_module, "COUNTING_S", 0.0)
+    progress = Recorded()
+    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", progress=progress)
+    assert (progress.total, progress.advanced) == (None, 30)
+
+
+def test_list_on_standard_input_is_read_once(onnx_path, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    lines = b"red/1.png\nmissing.png\nblue/2.png\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
+    summary = run_job(onnx_path, [Path("-")], tmp_path / "out.csv", device="cpu")
+    assert (summary.num_pictures, summary.num_failed) == (3, 1)
+
+
+def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, pictures, tmp_path):
+    for path in (torchscript_path, onnx_path):
+        run_job(path, [pictures], tmp_path / f"{path.suffix[1:]}.csv", device="cpu")
+    rows = [(tmp_path / f"{kind}.csv").read_text().splitlines() for kind in ("pt", "onnx")]
+    assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_names_that_are_not_utf8_survive(onnx_path, tmp_path, suffix):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    save_picture(folder / "a.png", COLOURS["red"], np.random.default_rng(0))
+    (folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.png")).write_bytes(b"")
+    output = tmp_path / f"out{suffix}"
+    summary = run_job(onnx_path, [folder], output, device="cpu")
+    assert (summary.counts["red"], summary.num_failed) == (1, 1)
+    assert rb"caf\udce9.png" in output.read_bytes().replace(rb"\\", b"\\")
+
+
+def test_serving_side_runs_without_the_training_side(onnx_path, pictures, tmp_path):
+    script = f"""
+import sys
+for name in ("torch", "torchvision", "pandas", "sklearn", "onnx", "matplotlib", "pyarrow"):
+    sys.modules[name] = None  # any import of it now fails
+from pathlib import Path
+from tltools.classify import run_job
+run_job(Path({str(onnx_path)!r}), [Path({str(pictures)!r})], Path({str(tmp_path / "out.csv")!r}))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
+
+
+def test_killed_job_leaves_whole_rows(onnx_path, pictures, tmp_path):
+    # os._exit in the middle is what kill -9 looks like to the file: nothing is flushed or closed.
+    script = f"""
+import os
+from pathlib import Path
+from tltools.classify import classify, list_pictures, open_model, Output
+predictor, plan = open_model(Path({str(onnx_path)!r}), device="cpu")
+with Output(Path({str(tmp_path / "out.csv")!r}), predictor.card.classes) as output:
+    pictures = list_pictures([Path({str(pictures)!r})])
+    for number, row in enumerate(classify(predictor, pictures, plan=plan), start=1):
+        output.write(row)
+        if number == 9:
+            os._exit(1)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    lines = (tmp_path / "out.csv.part").read_text().splitlines(keepends=True)
+    assert len(lines) == 10
+    assert lines[-1].endswith("\n")
+
+
+def test_real_pictures_are_classified_the_same_by_every_plan(predictor, shared):
+    folder = shared / "data/hymenoptera/val/ants"
+    listed = list(list_pictures([folder]))
+    fused = list(classify(predictor, iter(listed), plan=Plan("fused", 2, 2)))
+    ahead = list(classify(predictor, iter(listed), plan=Plan("ahead", 2, 16)))
+    assert [p.label for p in fused] == [p.label for p in ahead]
+    for one, other in zip(fused, ahead, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)

@@ -1,0 +1,247 @@
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tltools.console import RichProgress, duration, print_table, printable, rate
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+class Clock:
+    def __init__(self):
+        self.now = 50.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return Terminal()
+
+
+def visible(text):
+    """Return `text` without escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_a_bar_without_a_terminal_is_a_line_now_and_then_and_one_at_its_end():
+    stream, clock = io.StringIO(), Clock()
+    with RichProgress(stream, clock=clock).bar("Classify", 4000) as bar:
+        for _ in range(25):  # a second and 100 pictures each
+            clock.now += 1
+            bar.advance(100, note="cat.jpg")
+    assert stream.getvalue().splitlines() == [
+        "Classify: 1,000/4,000 pictures, 100 pictures/s, 30 s left, cat.jpg",
+        "Classify: 2,000/4,000 pictures, 100 pictures/s, 20 s left, cat.jpg",
+        "Classify: 2,500/4,000 pictures, done in 25 s, 100 pictures/s",
+    ]
+
+
+def test_a_bar_without_a_total_shows_count_and_rate():
+    stream, clock = io.StringIO(), Clock()
+    with RichProgress(stream, clock=clock).bar("Look", None, unit="files") as bar:
+        clock.now += 100
+        bar.advance(30)
+    assert stream.getvalue().splitlines() == [
+        "Look: 30 files, 18.0 files/min",
+        "Look: 30 files, done in 1:40 min, 18.0 files/min",
+    ]
+
+
+def test_a_bar_that_an_error_ends_says_where_it_stopped():
+    stream, clock = io.StringIO(), Clock()
+    bar = RichProgress(stream, clock=clock).bar("Train", 10, unit="epochs")
+
+    def fail():
+        with bar as open_bar:
+            open_bar.advance(3)
+            clock.now += 6
+            raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        fail()
+    assert stream.getvalue() == "Train: 3/10 epochs, stopped after 6.0 s, 30.0 epochs/min\n"
+
+
+def test_a_bar_of_nothing_says_so():
+    stream, clock = io.StringIO(), Clock()
+    with RichProgress(stream, clock=clock).bar("Classify", 0):
+        pass
+    assert stream.getvalue() == "Classify: 0/0 pictures, done in 0.0 s\n"
+
+
+def test_lines_go_to_the_stream_and_warnings_say_what_they_are():
+    stream = io.StringIO()
+    progress = RichProgress(stream)
+    progress.say("hello [bold]you[/bold]")
+    progress.warn("two copies")
+    assert stream.getvalue() == "hello [bold]you[/bold]\nwarning: two copies\n"
+
+
+def test_a_dumb_terminal_gets_plain_text(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    progress = RichProgress(terminal)
+    progress.warn("careful")
+    with progress.bar("Work", 1):
+        pass
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_a_terminal_gets_a_bar_with_rate_time_and_note(terminal):
+    with RichProgress(terminal).bar("Classify", 2000) as bar:
+        bar.advance(1500, note="cat\x1b[31m[red].jpg")
+    shown = visible(terminal.getvalue())
+    assert "Classify ━" in shown
+    assert "1,500/2,000" in shown
+    assert "cat\\x1b[31m[red].jpg" in shown
+    assert "\x1b[31m" not in terminal.getvalue()
+
+
+def test_a_long_note_does_not_push_the_figures_off_the_line(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with RichProgress(terminal).bar("Benchmark", 9, unit="measurements") as bar:
+        bar.advance(2, note="n" * 300)
+    lines = visible(terminal.getvalue()).replace("\r", "\n").splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert any("2/9 measurements" in line and "nnn…" in line for line in lines)
+
+
+def test_bars_within_bars_and_lines_between_them(terminal):
+    progress = RichProgress(terminal)
+    with progress.bar("Outer", 2, unit="runs") as outer:
+        for _ in range(2):
+            with progress.bar("Inner", 3) as inner:
+                inner.advance(3)
+            progress.warn("between")
+            outer.advance()
+    with progress.bar("Next", 1) as bar:
+        bar.advance()
+    shown = visible(terminal.getvalue())
+    assert shown.count("warning: between\n") == 2
+    assert "Inner" in shown
+    assert "Inner" not in shown[shown.rindex("Outer") :]  # an inner bar goes when it is done
+
+
+def test_standard_output_is_left_alone_while_a_bar_is_shown(terminal, capsys):
+    with RichProgress(terminal).bar("Classify", 1):
+        print("cat.jpg,cat")
+    assert capsys.readouterr().out == "cat.jpg,cat\n"
+    assert "cat.jpg" not in terminal.getvalue()
+
+
+def test_a_warning_is_yellow_unless_no_color_is_set(terminal, monkeypatch):
+    RichProgress(terminal).warn("careful")
+    assert "\x1b[33mwarning: \x1b[0mcareful\n" in terminal.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    RichProgress(plain).warn("careful")
+    assert plain.getvalue() == "warning: careful\n"
+
+
+def test_a_long_line_is_not_broken(terminal):
+    path = "/very/long/" + "x" * 200
+    RichProgress(terminal).say(path)
+    assert path in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        pytest.param("cat.jpg", "cat.jpg", id="plain"),
+        pytest.param("Überholspur 写真 😀 a\u200db", "Überholspur 写真 😀 a\u200db", id="letters"),
+        pytest.param("\x1b]0;owned\x07", "\\x1b]0;owned\\x07", id="escape sequence"),
+        pytest.param("a\nerror: b\tc\r", "a\\nerror: b\\tc\\r", id="line breaks"),
+        pytest.param("\x9b31m", "\\x9b31m", id="C1 control"),
+        pytest.param("gpj.\u202etac", "gpj.\\u202etac", id="right to left override"),
+        pytest.param("caf\udce9", "caf\\udce9", id="a byte that is no text"),
+    ],
+)
+def test_names_cannot_steer_the_terminal(name, shown):
+    assert printable(name) == shown
+
+
+def test_what_an_encoding_lacks_is_escaped():
+    assert printable("é写", "latin-1") == "é\\u5199"
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    RichProgress(stream).say("写")
+    stream.seek(0)
+    assert stream.read() == "\\u5199\n"
+
+
+def test_a_table_fits_80_columns_and_loses_nothing(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    path = "/data/" + "abcdefghij" * 12
+    print_table("Findings [1]", ("check", "detail"), [("ok", path), ("fail", "[red]no\x1b[0m")])
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert path in "".join(line[4:].strip() for line in out.splitlines())
+    assert "[red]no\\x1b[0m" in out
+    assert "Findings [1]" in out
+
+
+def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    cells = ("exports/vgg16-2/vgg16-2.fp32.onnx", "537.1", "100.00%", "1.0e-07", "153")
+    headings = ("export", "MB", "top-1 agreement", "largest logit difference", "pictures in all")
+    print_table("", headings, [cells])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert cells in [tuple(line.split()) for line in out.splitlines()]
+    assert all(word in out for heading in headings for word in heading.split())
+    assert "largest logit difference" not in out
+
+
+def test_numbers_stand_to_the_right(capsys):
+    print_table("", ("name", "ms"), [("a", "1.5"), ("b", "100.0"), ("c", "-")])
+    rows = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-5:] for line in rows if line.strip()[:1] in ("a", "b", "c")] == [
+        "  1.5",
+        "100.0",
+        "    -",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (12.4, "12 s"),
+        (59.7, "1:00 min"),
+        (185, "3:05 min"),
+        (7385, "2:03:05 h"),
+    ],
+)
+def test_durations_are_written_as_people_do(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("per_second", "text"),
+    [(1234.5, "1,234 x/s"), (12.34, "12.3 x/s"), (0.5, "30.0 x/min"), (0.96, "1.0 x/s")],
+)
+def test_slow_rates_are_per_minute(per_second, text):
+    assert rate(per_second, "x") == text
+
+
+def test_importing_the_console_does_not_import_rich():
+    script = "import sys, tltools.console; print('rich' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("False\n", "")

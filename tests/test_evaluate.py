@@ -1,0 +1,202 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tltools.card import Card, Preprocessing
+from tltools.data.dataset import load_dataset
+from tltools.errors import ArtifactError, DataError
+from tltools.evaluate import evaluate, predict
+from tltools.runtime.predictor import load_predictor
+
+
+class BrightnessPredictor:
+    """Answers with the mean of each channel, and remembers the batches."""
+
+    device = "cpu"
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.batches: list[tuple[int, ...]] = []
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.uint8
+        self.batches.append(images.shape)
+        return images.mean(axis=(1, 2)).astype(np.float32)
+
+
+class AnswerPredictor(BrightnessPredictor):
+    """Answers with the same row for each picture."""
+
+    def __init__(self, card: Card, *answer: float) -> None:
+        super().__init__(card)
+        self.answer = answer
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.tile(np.float32(self.answer), (len(images), 1))
+
+
+@pytest.fixture
+def dataset(pictures):
+    return load_dataset(pictures, purpose="evaluate")
+
+
+def test_classes_are_matched_by_name_and_the_cards_order_rules(card, dataset):
+    assert dataset.classes != card.classes  # else this test could not fail
+    result = evaluate(BrightnessPredictor(card), dataset)
+    assert result.classes == card.classes == ("red", "green", "blue")
+    assert [card.classes[target] for target in result.targets] == list(dataset.frame["class"])
+    assert (result.score.correct, result.score.total, result.num_pictures) == (30, 30, 30)
+    assert result.confusion.tolist() == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
+    assert result.roc_auc.value == 1.0
+    assert result.split == "test"
+
+
+def test_mistakes_are_counted_by_class(card, dataset):
+    result = evaluate(AnswerPredictor(card, 0, 1, 0), dataset)
+    assert result.score.accuracy == 10 / 30
+    assert result.confusion.tolist() == [[0, 10, 0], [0, 10, 0], [0, 10, 0]]
+    by_name = {row.name: row for row in result.per_class}
+    assert (by_name["green"].precision, by_name["green"].recall) == (1 / 3, 1.0)
+    assert (by_name["red"].precision, by_name["red"].recall) == (None, 0.0)
+    assert result.roc_auc.value == 0.5
+
+
+def test_a_real_export_agrees_with_the_definition(onnx_path, dataset):
+    predictor = load_predictor(onnx_path, device="cpu")
+    result = evaluate(predictor, dataset, batch_size=7)
+    assert result.score.accuracy == 1.0
+    np.testing.assert_array_equal(result.logits.argmax(axis=1), result.preds)
+    assert result.paths == tuple(dataset.frame["path"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 100])
+def test_batches_do_not_change_the_logits(card, dataset, batch_size):
+    predictor = BrightnessPredictor(card)
+    paths = [Path(path) for path in dataset.frame["path"]]
+    logits = predict(predictor, paths, batch_size=batch_size)
+    whole = predict(BrightnessPredictor(card), paths, batch_size=30)
+    np.testing.assert_array_equal(logits, whole)
+    assert (logits.shape, logits.dtype) == ((30, 3), np.float32)
+    assert max(predictor.batches)[0] == min(batch_size, 30)
+    assert sum(shape[0] for shape in predictor.batches) == 30
+    size = card.preprocessing.size
+    assert {shape[1:] for shape in predictor.batches} == {(size, size, 3)}
+
+
+def test_the_cards_preprocessing_is_used(make_card, dataset):
+    predictor = BrightnessPredictor(make_card(preprocessing=Preprocessing(size=16)))
+    evaluate(predictor, dataset)
+    assert {shape[1:] for shape in predictor.batches} == {(16, 16, 3)}
+
+
+def test_data_may_lack_classes_of_the_model(card, pictures):
+    for path in (pictures / "blue").iterdir():
+        path.unlink()
+    (pictures / "blue").rmdir()
+    result = evaluate(BrightnessPredictor(card), load_dataset(pictures, purpose="evaluate"))
+    assert result.score.total == result.score.correct == 20
+    assert result.per_class[2].support == 0
+    assert result.roc_auc.note == "without the classes that have no picture (1)"
+
+
+def test_data_of_one_class_has_an_accuracy_and_no_auc(card, pictures):
+    for name in ("blue", "green"):
+        (pictures / name).rename(pictures.parent / name)
+    result = evaluate(BrightnessPredictor(card), load_dataset(pictures, purpose="evaluate"))
+    assert result.score.accuracy == 1.0
+    assert json.loads(result.to_json())["roc_auc"] == {
+        "value": None,
+        "note": "needs pictures of two classes",
+    }
+
+
+def numbered(pictures: Path) -> Path:
+    csv = pictures.parent / "labels.csv"
+    rows = [f"red/{n}.png,1.0" for n in range(10)] + [f"green/{n}.png,0.0" for n in range(10)]
+    csv.write_text("\n".join(["image,label", *rows]))
+    return csv
+
+
+def test_numbers_are_never_matched_to_names_by_guessing(make_card, pictures):
+    predictor = BrightnessPredictor(make_card(classes=("green", "red")))
+    data = load_dataset(numbered(pictures), images=pictures, purpose="evaluate")
+    with pytest.raises(
+        DataError,
+        match=r"does not know class 0, 1: .* 0, 1 and the model green, red; --class-names",
+    ):
+        evaluate(predictor, data)
+
+
+def test_class_names_are_the_remedy(card, pictures):
+    data = load_dataset(
+        numbered(pictures), images=pictures, purpose="evaluate", class_names=["green", "red"]
+    )
+    assert evaluate(BrightnessPredictor(card), data).score.accuracy == 1.0
+
+
+def test_an_unknown_class_among_known_ones_is_an_error(make_card, dataset):
+    predictor = BrightnessPredictor(make_card(classes=("red", "green", "violet")))
+    with pytest.raises(DataError, match=r"does not know class blue: the data has blue, green, red"):
+        evaluate(predictor, dataset)
+
+
+@pytest.mark.parametrize(
+    ("split", "measured", "total"),
+    [
+        pytest.param(None, "val", 3, id="val rather than training pictures"),
+        pytest.param("train", "train", 27, id="train"),
+        pytest.param("all", "all", 30, id="all"),
+    ],
+)
+def test_the_split_is_chosen_and_named(card, pictures, split, measured, total):
+    data = load_dataset(pictures)
+    assert Counter(data.frame["split"]) == {"train": 27, "val": 3}
+    result = evaluate(BrightnessPredictor(card), data, split=split)
+    assert (result.split, result.num_pictures) == (measured, total)
+    expected = data.frame if split == "all" else data.part(measured)
+    assert result.paths == tuple(expected["path"])
+
+
+def test_a_split_without_pictures_is_an_error(card, dataset):
+    with pytest.raises(DataError, match="has no val picture: it has test"):
+        evaluate(BrightnessPredictor(card), dataset, split="val")
+
+
+def test_a_picture_that_went_away_is_an_error(card, dataset, pictures):
+    (pictures / "red" / "5.png").unlink()
+    with pytest.raises(DataError, match=r"5\.png"):
+        evaluate(BrightnessPredictor(card), dataset)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        pytest.param((0, 1), r"with \(30, 2\), its card names 3 classes", id="too few classes"),
+        pytest.param((0, float("nan"), 0), "not finite for 30 of 30 pictures", id="nan"),
+        pytest.param((0, float("inf"), 0), "not finite for 30 of 30 pictures", id="overflow"),
+    ],
+)
+def test_logits_that_cannot_be_are_refused(card, dataset, answer, message):
+    with pytest.raises(ArtifactError, match=message):
+        evaluate(AnswerPredictor(card, *answer), dataset)
+
+
+def test_json_holds_the_figures_and_no_array_per_picture(card, dataset):
+    result = evaluate(AnswerPredictor(card, 0, 1, 0), dataset)
+    document = json.loads(result.to_json())
+    assert document["accuracy"]["value"] == 10 / 30
+    assert document["accuracy"]["total"] == document["num_pictures"] == 30
+    assert document["confusion"] == [[0, 10, 0], [0, 10, 0], [0, 10, 0]]
+    assert document["classes"] == ["red", "green", "blue"]
+    assert document["per_class"][0] == {
+        "name": "red",
+        "precision": None,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 10,
+    }
+    assert document["seconds"] > 0
+    assert not {"paths", "logits", "preds", "targets"} & set(document)

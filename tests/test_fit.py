@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tltools.errors import ConfigError
+from tltools.training.config import TrainConfig, default_config
+from tltools.training.fit import Trainer, predict_source
+from tltools.training.train import FeatureSource, _fold_scaling
+
+CPU = torch.device("cpu")
+
+
+def blobs(num, *, seed=0, batch_size=16):
+    """Two classes of points that a line separates."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.arange(num) % 2
+    features = torch.randn(num, 4, generator=generator) + target[:, None] * 6 - 3
+    return FeatureSource(features, target, batch_size)
+
+
+def make_trainer(**changes):
+    config = TrainConfig(epochs=5, batch_size=16, lr=0.1)
+    config = TrainConfig(**{**config.__dict__, **changes})
+    torch.manual_seed(0)
+    train = blobs(50)
+    return Trainer(
+        nn.Linear(4, 2),
+        config,
+        train,
+        blobs(20, seed=1),
+        device=CPU,
+        num_classes=2,
+        train_targets=train.targets.numpy(),
+    )
+
+
+def run(trainer, epochs):
+    history = []
+    for _ in range(epochs):
+        for _ in trainer.run_epoch():
+            pass
+        history.append(trainer.stats)
+    return history
+
+
+def test_training_learns_and_repeats_exactly():
+    first, second = make_trainer(), make_trainer()
+    losses = [stats.train_loss for stats in run(first, 5)]
+    assert losses == [stats.train_loss for stats in run(second, 5)]
+    assert losses[-1] < losses[0]
+    assert first.stats.val_accuracy == 1.0
+
+
+def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
+    whole = make_trainer()
+    run(whole, 5)
+    started = make_trainer()
+    run(started, 2)
+    torch.save(started.state_dict(), tmp_path / "state.pt")
+    resumed = make_trainer()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    run(resumed, 3)
+    for name, tensor in whole.chosen_state().items():
+        assert torch.equal(tensor, resumed.chosen_state()[name]), name
+
+
+def test_a_short_last_batch_counts_by_its_size():
+    trainer = make_trainer(lr=1e-12, batch_size=16)  # 50 samples: batches of 16, 16, 16 and 2
+    expected = predict_source(trainer.model, trainer.train, device=CPU)
+    loss = F.cross_entropy(*expected).item()
+    accuracy = (expected[0].argmax(1) == expected[1]).double().mean().item()
+    stats = run(trainer, 1)[0]
+    assert stats.train_loss == pytest.approx(loss, rel=1e-4)
+    assert stats.train_accuracy == pytest.approx(accuracy)
+
+
+def test_validation_runs_in_eval_mode():
+    trainer = make_trainer()
+    trainer.model = nn.Sequential(nn.Dropout(0.9), trainer.model)
+    first = predict_source(trainer.model, trainer.val, device=CPU)[0]
+    assert torch.equal(first, predict_source(trainer.model, trainer.val, device=CPU)[0])
+
+
+def test_the_kept_weights_are_those_of_the_lowest_validation_loss():
+    trainer = make_trainer(lr=30.0, epochs=6)  # far too large: the loss jumps about
+    losses, weights = [], []
+    for _ in range(6):
+        losses.append(run(trainer, 1)[0].val_loss)
+        weights.append(trainer.model.weight.detach().clone())
+    best = int(np.argmin(losses))
+    assert best != 5, "the case must have its best epoch before the last"
+    assert trainer.best_epoch == best + 1
+    assert torch.equal(trainer.chosen_state()["weight"], weights[best])
+
+
+def test_keep_last_keeps_the_last_weights():
+    trainer = make_trainer(lr=30.0, keep="last")
+    run(trainer, 3)
+    assert torch.equal(trainer.chosen_state()["weight"], trainer.model.weight)
+
+
+def test_patience_stops_after_epochs_without_a_better_loss():
+    trainer = make_trainer(epochs=100, patience=3)
+    trainer.epoch, trainer.best_epoch = 10, 8
+    assert not trainer.finished
+    trainer.epoch = 11
+    assert trainer.finished
+
+
+def test_class_weights_are_scikit_learns_balanced_ones():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    targets = np.array([0] * 30 + [1] * 10)
+    trainer = Trainer(
+        nn.Linear(4, 2),
+        TrainConfig(class_weights=True),
+        blobs(40),
+        blobs(4),
+        device=CPU,
+        num_classes=2,
+        train_targets=targets,
+    )
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=targets)
+    np.testing.assert_allclose(trainer.class_weights.numpy(), expected, rtol=1e-6)
+
+
+def test_scaling_folds_into_the_head():
+    torch.manual_seed(0)
+    head = nn.Linear(5, 3)
+    features, mean, std = torch.randn(7, 5) * 4 + 2, torch.randn(5), torch.rand(5) + 0.5
+    expected = head((features - mean) / std).detach()
+    _fold_scaling(head, mean, std)
+    torch.testing.assert_close(head(features), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"epochs": 0}, "--epochs must be 1 or more, got 0", id="epochs"),
+        pytest.param({"batch_size": 0}, "--batch-size must be 1 or more", id="batch"),
+        pytest.param({"lr": -1.0}, "--lr must be positive, got -1", id="lr"),
+        pytest.param({"lr": float("nan")}, "--lr must be positive, got nan", id="nan"),
+        pytest.param({"weight_decay": -0.1}, "--weight-decay must be 0 or more", id="decay"),
+        pytest.param({"patience": -1}, "--patience must be 0 or more", id="patience"),
+        pytest.param({"seed": -1}, "--seed must be between", id="seed"),
+        pytest.param({"head": "pooled"}, "--head pooled does not fit --model cnn", id="head"),
+    ],
+)
+def test_unusable_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        default_config("cnn", **changes)
+
+
+def test_vgg16_cannot_be_augmented():
+    with pytest.raises(ConfigError, match="--augment works with --model cnn only"):
+        default_config("vgg16", augment=True)
+
+
+def test_the_article_recipe_has_the_articles_hyper_parameters():
+    cnn, vgg16 = default_config("cnn", "article"), default_config("vgg16", "article")
+    assert (cnn.epochs, cnn.batch_size, cnn.lr, cnn.weight_decay) == (15, 128, 1e-4, 0)
+    assert (vgg16.epochs, vgg16.batch_size, vgg16.lr, vgg16.weight_decay) == (30, 128, 5e-4, 0)
+    assert (cnn.keep, vgg16.keep, vgg16.standardize) == ("last", "last", False)

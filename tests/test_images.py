@@ -1,0 +1,557 @@
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tltools.data import images
+from tltools.data.images import (
+    IMAGE_SUFFIXES,
+    find_images,
+    image_sha256,
+    load_image,
+    load_images,
+)
+from tltools.errors import ConfigError, DataError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+BLACK = (0, 0, 0)
+SIZE = 32
+
+
+def quadrants(width=SIZE, height=SIZE):
+    """Red, green / blue, white: every flip and turn of it is different."""
+    image = Image.new("RGB", (width, height), WHITE)
+    half_width, half_height = width // 2, height // 2
+    image.paste(RED, (0, 0, half_width, half_height))
+    image.paste(GREEN, (half_width, 0, width, half_height))
+    image.paste(BLUE, (0, half_height, half_width, height))
+    return image
+
+
+def corners(pixels):
+    """The colours in the middle of the four quadrants, row by row."""
+    near, far = pixels.shape[0] // 4, pixels.shape[0] * 3 // 4
+    return [pixels[y, x].tolist() for y in (near, far) for x in (near, far)]
+
+
+def assert_quadrants(pixels, *, atol=12, expected=(RED, GREEN, BLUE, WHITE)):
+    assert pixels.shape == (SIZE, SIZE, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(corners(pixels), expected, atol=atol)
+
+
+def load(path, *, size=SIZE, resize="squash"):
+    return load_image(path, size=size, resize=resize)
+
+
+def assert_unreadable(path, match):
+    with pytest.raises(DataError, match=match) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path.parent) not in message
+    return message
+
+
+# Kinds of pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("a.png", {}, id="png"),
+        pytest.param("a.jpg", {"quality": 95, "subsampling": 0}, id="jpeg"),
+        pytest.param(
+            "b.jpg", {"quality": 95, "subsampling": 0, "progressive": True}, id="progressive"
+        ),
+        pytest.param("a.bmp", {}, id="bmp"),
+        pytest.param("a.gif", {}, id="gif"),
+        pytest.param("a.webp", {"lossless": True}, id="webp"),
+        pytest.param("a.tiff", {}, id="tiff"),
+        pytest.param("b.tiff", {"compression": "tiff_lzw"}, id="tiff-lzw"),
+        pytest.param("a.ppm", {}, id="ppm"),
+        pytest.param("a.avif", {"quality": 95}, id="avif"),
+        pytest.param("a.jp2", {}, id="jpeg2000"),
+    ],
+)
+def test_every_format_gives_the_same_colours_at_the_same_places(tmp_path, name, options):
+    path = tmp_path / name
+    quadrants(48, 64).save(path, **options)
+    assert path.suffix in IMAGE_SUFFIXES
+    assert_quadrants(load(path))
+
+
+def test_result_is_contiguous_and_writable(tmp_path):
+    quadrants().save(tmp_path / "a.png")
+    pixels = load(tmp_path / "a.png")
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+def test_result_goes_where_it_was_asked_to(tmp_path):
+    quadrants().save(tmp_path / "a.png")
+    batch = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    result = load_image(tmp_path / "a.png", size=SIZE, resize="squash", out=batch[1])
+    assert result.base is batch
+    assert_quadrants(batch[1])
+    assert not batch[0].any()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff", "a.avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, name, orientation):
+    # What each orientation does to stored rows and columns is in the Exif standard: the stored
+    # picture is made by undoing it.
+    undo = {
+        1: lambda image: image,
+        2: ImageOps.mirror,
+        3: lambda image: image.rotate(180),
+        4: ImageOps.flip,
+        5: lambda image: ImageOps.mirror(image.rotate(-90, expand=True)),
+        6: lambda image: image.rotate(90, expand=True),
+        7: lambda image: ImageOps.mirror(image.rotate(90, expand=True)),
+        8: lambda image: image.rotate(-90, expand=True),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / name
+    undo(quadrants(40, 72)).save(path, exif=exif)
+    assert_quadrants(load(path), atol=40)
+
+
+def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path):
+    quadrants().save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=b"Exif\0\0XX*\0\x08")
+    assert_quadrants(load(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "white"),
+    [
+        pytest.param("a.png", np.bool, True, id="1-bit-png"),
+        pytest.param("a.tiff", np.bool, True, id="1-bit-tiff"),
+        pytest.param("a.png", np.uint8, 255, id="8-bit-png"),
+        pytest.param("a.jpg", np.uint8, 255, id="8-bit-jpeg"),
+        pytest.param("a.png", np.uint16, 65535, id="16-bit-png"),
+        pytest.param("a.tiff", np.uint16, 65535, id="16-bit-tiff"),
+        pytest.param("a.tiff", np.int32, 2_000_000, id="32-bit-tiff"),
+        pytest.param("a.tiff", np.float32, 0.75, id="float-tiff"),
+    ],
+)
+def test_grey_pictures_of_any_depth_keep_their_full_range(tmp_path, name, dtype, white):
+    values = np.zeros((SIZE, SIZE), dtype)
+    values[:, SIZE // 2 :] = white
+    Image.fromarray(values).save(tmp_path / name)
+    assert_quadrants(load(tmp_path / name), expected=(BLACK, WHITE, BLACK, WHITE))
+
+
+def test_float_picture_of_one_value_is_black(tmp_path):
+    Image.fromarray(np.full((SIZE, SIZE), np.nan, np.float32)).save(tmp_path / "a.tiff")
+    assert not load(tmp_path / "a.tiff").any()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
+    values = np.full((SIZE, SIZE), 65535 // 2, np.uint16)
+    Image.fromarray(values).save(tmp_path / name)
+    assert load(tmp_path / name)[0, 0].tolist() == [127, 127, 127]
+
+
+def test_16_bit_pgm_is_scaled_and_not_clipped(tmp_path):
+    values = np.full((SIZE, SIZE), 65535 // 4, ">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 %d %d 65535\n" % (SIZE, SIZE) + values.tobytes())
+    assert load(tmp_path / "a.pgm")[0, 0].tolist() == [64, 64, 64]
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    rgba = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
+    rgba.paste((255, 0, 0, 255), (0, 0, SIZE // 2, SIZE))
+    rgba.paste((0, 0, 0, 128), (0, SIZE // 2, SIZE // 2, SIZE))
+    rgba.save(tmp_path / "a.png")
+    expected = (RED, WHITE, (127, 127, 127), WHITE)
+    assert_quadrants(load(tmp_path / "a.png"), atol=1, expected=expected)
+
+
+def test_grey_with_transparency_is_laid_over_white(tmp_path):
+    Image.new("LA", (SIZE, SIZE), (0, 51)).save(tmp_path / "a.png")
+    np.testing.assert_allclose(load(tmp_path / "a.png"), 204, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "transparency"),
+    [("a.png", 1), ("a.gif", 1), ("a.png", bytes([255, 0]))],
+    ids=["png-index", "gif-index", "png-alpha-per-colour"],
+)
+def test_palette_with_transparency_is_laid_over_white(tmp_path, name, transparency):
+    image = Image.new("P", (SIZE, SIZE), 0)
+    image.putpalette([*RED, *BLUE])
+    image.paste(1, (SIZE // 2, 0, SIZE, SIZE))
+    image.save(tmp_path / name, transparency=transparency)
+    assert_quadrants(load(tmp_path / name), expected=(RED, WHITE, RED, WHITE))
+
+
+def test_transparent_colour_of_an_rgb_png_is_white(tmp_path):
+    quadrants().save(tmp_path / "a.png", transparency=BLUE)
+    assert_quadrants(load(tmp_path / "a.png"), expected=(RED, GREEN, WHITE, WHITE))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
+def test_cmyk_has_its_colours_and_not_their_negative(tmp_path, name):
+    quadrants().convert("CMYK").save(tmp_path / name)
+    assert_quadrants(load(tmp_path / name), atol=40)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tiff"])
+def test_first_frame_of_an_animation_is_taken(tmp_path, name):
+    other = Image.new("RGB", (SIZE, SIZE), BLACK)
+    quadrants().save(tmp_path / name, save_all=True, append_images=[other, other])
+    assert_quadrants(load(tmp_path / name), atol=40)
+
+
+def test_content_and_not_the_suffix_decides(tmp_path):
+    buffer = io.BytesIO()
+    quadrants().save(buffer, "PNG")
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    assert_quadrants(load(tmp_path / "a.jpg"), atol=0)
+
+
+# Resizing
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_picture_of_the_right_size_is_not_resampled(tmp_path, resize):
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load(tmp_path / "a.png", resize=resize), noise)
+
+
+def test_squash_is_pillows_bilinear(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8))
+    noise.save(tmp_path / "a.png")
+    expected = np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(load(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (225, 900), (100, 100)])
+def test_crop_is_torchvisions_resize_and_centre_crop(tmp_path, width, height):
+    from torchvision.transforms import v2
+
+    rng = np.random.default_rng(0)
+    blotches = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+    picture = blotches.resize((width, height), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.png")
+    expected = np.asarray(v2.CenterCrop(224)(v2.Resize(256)(picture)))
+    pixels = load(tmp_path / "a.png", size=224, resize="crop")
+    difference = np.abs(pixels.astype(int) - expected)
+    assert difference.mean() < 2  # the crop's edge may lie a fraction of a pixel away
+    wrong = np.abs(load(tmp_path / "a.png", size=224).astype(int) - expected)
+    assert wrong.mean() > 10
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (7, 5)])
+def test_extreme_shapes_are_resized(tmp_path, resize, shape):
+    Image.new("RGB", shape, GREEN).save(tmp_path / "a.png")
+    assert (load(tmp_path / "a.png", resize=resize) == GREEN).all()
+
+
+def smooth_photo(width, height):
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [
+        128 + 100 * np.sin(x / width * a + y / height * b) for a, b in [(9, 4), (3, 8), (6, 6)]
+    ]
+    return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("width", [600, 603, 1201])
+def test_jpeg_at_reduced_scale_is_close_to_one_decoded_in_full(
+    tmp_path, monkeypatch, resize, width, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    smooth_photo(width, 450).save(path, quality=95, exif=exif)
+    decoded = []
+    draft = images.JpegImagePlugin.JpegImageFile.draft
+    monkeypatch.setattr(
+        images.JpegImagePlugin.JpegImageFile,
+        "draft",
+        lambda self, *args: (draft(self, *args), decoded.append(self.size))[0],
+    )
+    reduced = load(path, resize=resize).astype(int)
+    assert len(decoded) == 1
+    assert min(decoded[0]) >= SIZE * images.DRAFT_MARGIN
+    assert max(decoded[0]) < width
+    monkeypatch.setattr(images, "DRAFT_MARGIN", 1e9)
+    full = load(path, resize=resize).astype(int)
+    assert len(decoded) == 1
+    assert np.abs(reduced - full).mean() < 1
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("a.jpg", {}, id="jpeg"),
+        pytest.param("b.jpg", {"progressive": True}, id="progressive"),
+        pytest.param("a.png", {}, id="png"),
+        pytest.param("a.gif", {}, id="gif"),
+        pytest.param("a.bmp", {}, id="bmp"),
+        pytest.param("a.webp", {}, id="webp"),
+        pytest.param("a.tiff", {}, id="tiff"),
+        pytest.param("a.ppm", {}, id="ppm"),
+        pytest.param("a.avif", {}, id="avif"),
+    ],
+)
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.9])
+def test_truncated_file_is_refused(tmp_path, name, options, kept):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = tmp_path / f"whole{name}"
+    Image.fromarray(noise).save(whole, **options)
+    data = whole.read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * kept)])
+    load(whole)
+    assert_unreadable(tmp_path / name, f"^cannot read image {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"hello", "not a picture of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture of a known format"),
+        (b"\xff\xd8\xff", "cannot read"),
+        (b"\x89PNG\r\n\x1a\n", "cannot read"),
+    ],
+)
+def test_what_is_not_a_picture_is_refused(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert_unreadable(tmp_path / "a.jpg", reason)
+
+
+def test_missing_file_is_refused(tmp_path):
+    message = assert_unreadable(tmp_path / "a.jpg", "no such file")
+    assert message == "cannot read image a.jpg: no such file or directory"
+
+
+def test_folder_is_refused(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    assert_unreadable(tmp_path / "a.jpg", "it is a folder")
+
+
+def test_fifo_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    raised = []
+
+    def read():
+        try:
+            load(tmp_path / "a.jpg")
+        except DataError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert raised == ["cannot read image a.jpg: it is not a file"]
+
+
+def test_failure_to_read_is_reported_without_the_path(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(images, "_open_file", refuse)
+    message = assert_unreadable(tmp_path / "a.png", "permission denied")
+    assert message == "cannot read image a.png: permission denied"
+
+
+@pytest.mark.parametrize("factor", [1.5, 3], ids=["pillow-warns", "pillow-refuses"])
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.jpg", "a.webp", "a.tiff", "a.bmp"])
+def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, name, factor):
+    Image.new("RGB", (60, 50)).save(tmp_path / name)
+    limit = int(60 * 50 / factor)
+    monkeypatch.setattr(images, "_MAX_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("the pixels were decoded"))
+    assert_unreadable(tmp_path / name, "pixels")
+
+
+def test_limit_of_pixels_is_pillows():
+    assert images._MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+
+
+def test_name_that_would_break_the_line_is_escaped(tmp_path):
+    (tmp_path / "a\nb.jpg").write_bytes(b"")
+    message = assert_unreadable(tmp_path / "a\nb.jpg", "it is empty")
+    assert message == r"cannot read image 'a\nb.jpg': it is empty"
+
+
+def test_path_may_be_a_string(tmp_path):
+    quadrants().save(tmp_path / "a.png")
+    assert_quadrants(load(str(tmp_path / "a.png")))
+    with pytest.raises(DataError, match=r"^cannot read image b\.png: no such file"):
+        load(str(tmp_path / "b.png"))
+
+
+# Finding
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return [root / name for name in names]
+
+
+def test_pictures_are_found_recursively_in_sorted_order(tmp_path):
+    expected = touch(tmp_path, "b.jpg", "a/z.PNG", "a/c/x.webp", "a-b.tif", "B.jpeg", "é.gif")
+    touch(tmp_path, "notes.txt", "a/labels.csv", "jpg", "a/noext.")
+    assert list(find_images(tmp_path)) == sorted(expected)
+
+
+def test_hidden_files_and_folders_are_skipped(tmp_path):
+    expected = touch(tmp_path, "a.jpg")
+    touch(tmp_path, ".a.jpg", ".cache/b.jpg", ".jpg")
+    assert list(find_images(tmp_path)) == expected
+
+
+def test_folder_named_like_a_picture_is_entered(tmp_path):
+    expected = touch(tmp_path, "x.jpg/a.jpg")
+    assert list(find_images(tmp_path)) == expected
+
+
+def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+    touch(tmp_path, "a/b/1.jpg", "elsewhere/2.jpg")
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    (tmp_path / "a/self").symlink_to(tmp_path / "a/self")
+    (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
+    found = [path.relative_to(tmp_path / "a").as_posix() for path in find_images(tmp_path / "a")]
+    assert found == ["b/1.jpg", "link/2.jpg"]
+
+
+def test_broken_link_is_yielded_so_that_it_gets_its_row(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert list(find_images(tmp_path)) == [tmp_path / "a.jpg"]
+    assert_unreadable(tmp_path / "a.jpg", "no such file")
+
+
+def test_finding_is_lazy(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "b/1.jpg", "c/1.jpg")
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), scandir(path))[1])
+    found = find_images(tmp_path)
+    assert listed == []
+    next(found)
+    next(found)
+    assert listed == [tmp_path, tmp_path / "b"]
+
+
+def test_missing_root_is_refused_at_the_call(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        find_images(tmp_path / "gone")
+
+
+def test_file_as_root_is_refused_at_the_call(tmp_path):
+    (path,) = touch(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match="is not a folder"):
+        find_images(path)
+
+
+def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.jpg")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot list the folder .*: permission denied"):
+        list(find_images(tmp_path))
+
+
+# Batches and hashes
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """21 pictures whose red value is their number."""
+    paths = [tmp_path / f"{number}.png" for number in range(21)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 10, 21, 64])
+def test_batches_hold_all_pictures_in_order(numbered, workers, batch_size):
+    batches = list(
+        load_images(numbered, size=8, resize="squash", batch_size=batch_size, workers=workers)
+    )
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    red = np.concatenate(batches)[:, 0, 0, 0]
+    assert red.tolist() == list(range(21))
+    assert len({id(batch) for batch in batches}) == len(batches)
+
+
+def test_no_pictures_give_no_batches():
+    assert list(load_images([], size=8, resize="squash", batch_size=4)) == []
+
+
+def test_first_unreadable_picture_is_raised_after_the_batches_before_it(numbered):
+    numbered[9].write_bytes(b"")
+    numbered[11].write_bytes(b"")
+    batches = load_images(numbered, size=8, resize="squash", batch_size=4, workers=2)
+    assert len(next(batches)) == 4
+    assert len(next(batches)) == 4
+    with pytest.raises(DataError, match=r"9\.png: it is empty"):
+        next(batches)
+
+
+def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
+    loaded = []
+    original = load_image
+    monkeypatch.setattr(
+        images, "load_image", lambda path, **kw: (loaded.append(path), original(path, **kw))[1]
+    )
+    batches = load_images(numbered * 20, size=8, resize="squash", batch_size=8, workers=1)
+    next(batches)
+    time.sleep(0.5)  # the threads would decode on if nothing held them back
+    assert len(loaded) <= 3 * 8
+    batches.close()
+
+
+def test_impossible_batch_size_is_refused_at_the_call(numbered):
+    with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
+        load_images(numbered, size=8, resize="squash", batch_size=0)
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    data = bytes(range(256)) * 1000
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert image_sha256(tmp_path / "a.jpg") == hashlib.sha256(data).hexdigest()
+
+
+def test_sha256_of_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read image a\.jpg: no such file"):
+        image_sha256(tmp_path / "a.jpg")
+
+
+def test_decoding_needs_neither_torch_nor_pandas(tmp_path):
+    quadrants().save(tmp_path / "a.png")
+    script = (
+        "import sys; sys.modules.update(torch=None, pandas=None, sklearn=None, torchvision=None)\n"
+        "from tltools.data.images import load_image\n"
+        f"print(load_image({str(tmp_path / 'a.png')!r}, size=8, resize='crop').shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "(8, 8, 3)\n"), result.stderr

@@ -1,0 +1,165 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tltools.errors import DataError
+from tltools.plots import contact_sheet, plot_confusion, plot_history
+
+LONG = "a name that is much longer than any plot has room for, really"
+ODD_NAMES = ["cash $5_$", "구급차", "Élan & <b>", LONG]
+
+
+def history(epochs: int) -> pd.DataFrame:
+    steps = np.arange(1, epochs + 1)
+    return pd.DataFrame(
+        {
+            "epoch": steps,
+            "train_loss": 1 / steps,
+            "val_loss": 1.2 / steps,
+            "train_accuracy": 1 - 0.5 / steps,
+            "val_accuracy": 1 - 0.6 / steps,
+        }
+    )
+
+
+def read_png(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert "Software" not in image.info
+        image.load()
+        return image.convert("RGB")
+
+
+def is_drawn(image: Image.Image) -> bool:
+    """Whether there is something in each quarter of the picture."""
+    pixels = np.asarray(image)
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    quarters = [pixels[r : r + height, c : c + width] for r in (0, height) for c in (0, width)]
+    return all(quarter.std() > 1 for quarter in quarters)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_history_is_drawn_the_same_twice(tmp_path, epochs):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    for path in (first, second):
+        plot_history(history(epochs), path, title="runs/$cnn_$")
+    assert is_drawn(read_png(first))
+    assert first.read_bytes() == second.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_history_shows_its_values(tmp_path):
+    plain, other = history(5), history(5)
+    other.loc[2, "val_accuracy"] = 0.1
+    plot_history(plain, tmp_path / "plain.png", title="run")
+    plot_history(other, tmp_path / "other.png", title="run")
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path):
+    table = history(5)
+    table.loc[[1, 3], "train_loss"] = [np.nan, np.inf]
+    plot_history(table, tmp_path / "plot.png", title="run")
+    assert is_drawn(read_png(tmp_path / "plot.png"))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 50])
+def test_confusion_matrix_is_drawn_with_room_for_each_class(tmp_path, num_classes):
+    matrix = np.diag(np.arange(num_classes) * 100)
+    matrix[0] += 7
+    classes = [f"class number {index}" for index in range(num_classes)]
+    plot_confusion(matrix, classes, tmp_path / "matrix.png", title="matrix")
+    image = read_png(tmp_path / "matrix.png")
+    assert is_drawn(image)
+    assert min(image.size) >= 48 * num_classes  # pixels: three lines of the smallest letters
+    assert max(image.size) <= 4000
+
+
+def test_confusion_matrix_is_drawn_the_same_twice_and_shows_its_counts(tmp_path):
+    pictures = []
+    for name, corner in (("first", 5), ("second", 5), ("other", 6)):
+        matrix = np.array([[1000, 3], [corner, 2000]])
+        plot_confusion(matrix, ["a", "b"], tmp_path / f"{name}.png", title="matrix")
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_no_label_is_cut_off(tmp_path):
+    plot_confusion(np.eye(3, dtype=int), [LONG, "b", "c"], tmp_path / "x.png", title="t " + LONG)
+    plot_history(history(3), tmp_path / "y.png", title=LONG)
+    for name in ("x.png", "y.png"):
+        pixels = np.asarray(read_png(tmp_path / name))
+        for edge in (pixels[:5], pixels[-5:], pixels[:, :5], pixels[:, -5:]):
+            assert edge.min() == 255
+
+
+def test_odd_names_and_empty_classes_are_drawn(tmp_path):
+    matrix = np.diag([5, 0, 100_000, 1])
+    plot_confusion(matrix, ODD_NAMES, tmp_path / "matrix.png", title="$x_$ " + LONG)
+    assert is_drawn(read_png(tmp_path / "matrix.png"))
+
+
+def test_a_matrix_that_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"matrix \(2, 3\) does not fit 2 classes"):
+        plot_confusion(np.zeros((2, 3), np.int64), ["a", "b"], tmp_path / "x.png", title="")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def frame(pictures) -> pd.DataFrame:
+    paths = sorted(pictures.rglob("*.png"))
+    return pd.DataFrame({"path": map(str, paths), "class": [path.parent.name for path in paths]})
+
+
+def test_contact_sheet_has_a_row_per_class_in_their_order(tmp_path, frame):
+    path = tmp_path / "sheet.png"
+    contact_sheet(frame, ["red", "green", "blue"], path, per_class=4)
+    sheet = np.asarray(read_png(path)).astype(int)
+    for channel in range(3):
+        others = [other for other in range(3) if other != channel]
+        mask = sheet[:, :, channel] - sheet[:, :, others].max(axis=2) > 100
+        rows = np.flatnonzero(mask.any(axis=1))
+        third = sheet.shape[0] / 3
+        assert channel * third <= rows.min() < rows.max() < (channel + 1) * third + 10
+        assert 0.9 * 4 * 128**2 <= mask.sum() <= 4 * 128**2
+
+
+def test_contact_sheet_takes_pictures_from_all_over_a_class(tmp_path, frame, monkeypatch):
+    import tltools.plots as plots
+
+    seen = []
+    original = plots.load_image
+    monkeypatch.setattr(
+        plots, "load_image", lambda path, **how: seen.append(path.name) or original(path, **how)
+    )
+    red = frame[frame["class"] == "red"]
+    contact_sheet(red, ["red"], tmp_path / "sheet.png", per_class=4)
+    assert seen == ["0.png", "3.png", "6.png", "9.png"]
+
+
+def test_contact_sheet_of_few_pictures_empty_classes_and_odd_names(tmp_path, frame):
+    few = frame.iloc[:2].assign(**{"class": ODD_NAMES[:2]})
+    contact_sheet(few, ODD_NAMES, tmp_path / "sheet.png")
+    assert read_png(tmp_path / "sheet.png").height > 4 * 128
+
+
+def test_contact_sheet_of_many_classes_stays_small_enough_to_open(tmp_path):
+    empty = pd.DataFrame({"path": [], "class": []}, dtype=str)
+    contact_sheet(empty, [f"class {index}" for index in range(1000)], tmp_path / "sheet.png")
+    assert read_png(tmp_path / "sheet.png").height < 10_000
+
+
+def test_a_picture_that_is_gone_leaves_no_sheet(tmp_path, frame):
+    Path(frame["path"][0]).unlink()
+    with pytest.raises(DataError, match="cannot read image"):
+        contact_sheet(frame, ["red", "green", "blue"], tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_plots_have_no_global_state(tmp_path):
+    plot_history(history(2), tmp_path / "plot.png", title="run")
+    assert "matplotlib.pyplot" not in sys.modules

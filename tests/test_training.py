@@ -1,0 +1,388 @@
+"""Run folders: made, interrupted, resumed, opened again. Real networks, few drawn pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tltools.card import Preprocessing
+from tltools.data.dataset import load_dataset
+from tltools.errors import ArtifactError, ConfigError, DataError, ModelError
+from tltools.evaluate import predict
+from tltools.progress import Silent
+from tltools.training import default_config, find_resumable, open_run, resume_run, train_model
+from tltools.training.features import FeatureCache, extract_features
+from tltools.training.run import HISTORY, STATE, load_card, load_run
+from tltools.training.weights import load_weights
+
+NUM = 24
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Noisy pictures, dark or bright: what a small network learns in a few steps."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(NUM):
+        name = ("dark", "bright")[index % 2]
+        (folder / name).mkdir(exist_ok=True)
+        noise = rng.integers(0, 90, (64, 64, 3)) + (160 if name == "bright" else 0)
+        Image.fromarray(noise.astype(np.uint8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(pictures):
+    return load_dataset(pictures, val_fraction=0.25)
+
+
+@pytest.fixture(scope="module")
+def vgg16_file(tmp_path_factory):
+    """VGG16's convolutions with random values, as a features-only file."""
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in vgg16().state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+        if len(shape) > 1
+        else torch.zeros(shape)
+        for name, shape in shapes.items()
+        if name.startswith("features.")
+    }
+    path = tmp_path_factory.mktemp("weights") / "vgg16.safetensors"
+    save_file(state, path)
+    return path
+
+
+def train(dataset, tmp_path, model="cnn", progress=None, **changes):
+    weights = str(changes.pop("weights", "imagenet"))
+    changes = {"epochs": 3, "batch_size": 6, "lr": 1e-3} | changes
+    return train_model(
+        dataset,
+        default_config(model, **changes),
+        weights=weights,
+        run_dir=tmp_path / "runs",
+        cache_dir=tmp_path / "cache",
+        device="cpu",
+        progress=progress or Silent(),
+    )
+
+
+class StopsAfter(Silent):
+    """Presses Ctrl-C when so many epochs have been reported."""
+
+    def __init__(self, epochs):
+        self.left = epochs
+
+    def say(self, message):
+        if message.startswith("epoch"):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+def weights_of(run):
+    return load_file(run.folder / "checkpoint.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights_of(first), weights_of(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_run_folder_holds_all_that_it_promises(dataset, tmp_path):
+    run = train(dataset, tmp_path)
+    assert {path.name for path in run.folder.iterdir()} == {
+        "card.json",
+        "checkpoint.safetensors",
+        "confusion_matrix.png",
+        "curves.png",
+        "history.csv",
+        "plan.json",
+        "split.csv",
+        "state.pt",
+    }
+    history = pd.read_csv(run.folder / "history.csv")
+    assert list(history["epoch"]) == [1, 2, 3]
+    split = pd.read_csv(run.folder / "split.csv")
+    assert (split["split"] == "val").sum() == len(dataset.part("val"))
+    for name in ("curves.png", "confusion_matrix.png"):
+        with Image.open(run.folder / name) as image:
+            assert min(image.size) > 200
+
+
+def test_the_cards_accuracy_is_what_the_saved_run_reaches(dataset, tmp_path):
+    run = train(dataset, tmp_path)
+    predictor = open_run(run.folder, device="cpu")
+    for split in ("train", "val"):
+        paths = [Path(path) for path in dataset.part(split)["path"]]
+        right = predict(predictor, paths).argmax(axis=1) == dataset.targets(split)
+        assert run.card.metrics[split].accuracy == pytest.approx(right.mean())
+        assert run.card.metrics[split].total == len(paths)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, tmp_path):
+    first, second = train(dataset, tmp_path), train(dataset, tmp_path)
+    assert first.folder != second.folder
+    assert_same_weights(first, second)
+    other = train(dataset, tmp_path, seed=14)
+    assert not torch.equal(weights_of(first)["head.weight"], weights_of(other)["head.weight"])
+
+
+def test_augmentation_changes_the_training_and_repeats(dataset, tmp_path):
+    plain = train(dataset, tmp_path)
+    first = train(dataset, tmp_path, augment=True)
+    assert_same_weights(first, train(dataset, tmp_path, augment=True))
+    assert not torch.equal(weights_of(plain)["head.weight"], weights_of(first)["head.weight"])
+
+
+def test_ctrl_c_keeps_what_was_learnt_and_resume_ends_as_if_nothing_had_happened(dataset, tmp_path):
+    whole = train(dataset, tmp_path, augment=True)
+    stopped = train(dataset, tmp_path, augment=True, progress=StopsAfter(1))
+    assert stopped.interrupted
+    card = load_card(stopped.folder)
+    assert card.training["epochs_done"] == 1
+    assert open_run(stopped.folder, device="cpu").card == card  # usable as it is
+    folder = find_resumable(tmp_path / "runs", ["cnn"], epochs=None)
+    assert folder == stopped.folder
+    resumed = resume_run(folder, device="cpu")
+    assert not resumed.interrupted
+    assert_same_weights(whole, resumed)
+    assert list(pd.read_csv(folder / HISTORY)["epoch"]) == [1, 2, 3]
+    with pytest.raises(ArtifactError, match="nothing to resume"):
+        find_resumable(tmp_path / "runs", ["cnn"], epochs=None)
+
+
+def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path):
+    class StopsAtOnce(Silent):
+        def bar(self, description, total, unit="pictures"):
+            if description.startswith("Training"):
+                raise KeyboardInterrupt
+            return super().bar(description, total, unit)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path, progress=StopsAtOnce())
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_killed_run_resumes_from_its_last_epoch(dataset, tmp_path):
+    whole = train(dataset, tmp_path)
+    killed = train(dataset, tmp_path, progress=StopsAfter(2))
+    for name in ("card.json", "checkpoint.safetensors", "curves.png", "confusion_matrix.png"):
+        (killed.folder / name).unlink()  # as kill -9 after the second epoch leaves it
+    with pytest.raises(ArtifactError, match="not a finished run"):
+        load_run(killed.folder)
+    assert_same_weights(whole, resume_run(killed.folder, device="cpu"))
+
+
+def test_a_finished_run_goes_on_with_more_epochs(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    longer = resume_run(find_resumable(tmp_path / "runs", ["cnn"], epochs=3), epochs=3)
+    assert longer.folder == run.folder
+    assert_same_weights(train(dataset, tmp_path, epochs=3), longer)
+    with pytest.raises(ConfigError, match="done 3 epochs already"):
+        resume_run(run.folder, epochs=2)
+
+
+def test_resume_without_its_pictures_says_which_have_gone(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    path = run.folder / "split.csv"
+    path.write_text(path.read_text().replace("dark", "gone"))
+    with pytest.raises(DataError, match=r"no longer there, the first is .*gone"):
+        resume_run(run.folder, epochs=2)
+
+
+@pytest.mark.parametrize("name", ["plan.json", STATE, "card.json"])
+def test_a_damaged_run_is_refused_in_one_line(name, dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    (run.folder / name).write_bytes(b"\x00 not this")
+    with pytest.raises(ArtifactError) as caught:
+        load_run(run.folder) if name == "card.json" else resume_run(run.folder, epochs=2)
+    assert str(run.folder) in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    save_file({"head.weight": torch.zeros(2, 2)}, run.folder / "checkpoint.safetensors")
+    with pytest.raises(ArtifactError, match="does not fit its card"):
+        load_run(run.folder)
+
+
+def test_no_checkpoint_holds_a_pickle(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    header = (run.folder / "checkpoint.safetensors").read_bytes()[8:9]
+    assert header == b"{"
+    torch.load(run.folder / STATE, weights_only=True)  # raises where it would need code
+
+
+# ---------------------------------------------------------------------------------- vgg16
+
+
+def test_vgg16_trains_on_cached_features_and_opens_again(dataset, tmp_path, vgg16_file):
+    run = train(dataset, tmp_path, "vgg16", weights=vgg16_file, epochs=20)
+    assert (run.card.head, run.card.weights.source) == ("pooled", vgg16_file.name)
+    predictor = open_run(run.folder, device="cpu")
+    paths = [Path(path) for path in dataset.part("val")["path"]]
+    logits = predict(predictor, paths)
+    # The head was trained on scaled features, and takes raw ones now.
+    right = (logits.argmax(axis=1) == dataset.targets("val")).mean()
+    assert run.card.metrics["val"].accuracy == pytest.approx(right)
+    assert right == 1.0
+
+
+def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):
+    first = train(dataset, tmp_path, "vgg16", weights=vgg16_file)
+    from tltools.training import features
+
+    def forbidden(*_, **__):
+        raise AssertionError("a picture was decoded again")
+
+    monkeypatch.setattr(features, "load_images", forbidden)
+    assert_same_weights(first, train(dataset, tmp_path, "vgg16", weights=vgg16_file))
+
+
+def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkeypatch):
+    from tltools.training import features
+    from tltools.training.models import Classifier
+
+    preprocessing = Preprocessing(size=8)
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    model = Classifier(backbone, torch.nn.Linear(4, 2), preprocessing)
+    frame = dataset.frame
+    cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=preprocessing)
+    arguments = {
+        "model": model,
+        "paths": [Path(path) for path in frame["path"]],
+        "hashes": list(frame["sha256"]),
+        "preprocessing": preprocessing,
+        "cache": cache,
+        "device": torch.device("cpu"),
+    }
+
+    class StopsInTheMiddle(Silent):
+        def bar(self, description, total, unit="pictures"):
+            class Bar:
+                def __enter__(self):
+                    return self
+
+                def __exit__(self, *_):
+                    return None
+
+                def advance(self, amount=1, note=""):
+                    raise KeyboardInterrupt
+
+            return Bar()
+
+    monkeypatch.setattr(features, "BATCH_SIZE", 10)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(**arguments, progress=StopsInTheMiddle())
+    assert len(cache.load()) == 10
+    result = extract_features(**arguments)
+    with torch.inference_mode():
+        from tltools.data.images import load_image
+
+        images = [load_image(path, size=8, resize="squash") for path in arguments["paths"]]
+        expected = model.features(torch.from_numpy(np.stack(images))).numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_a_damaged_shard_is_computed_again(tmp_path):
+    cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=Preprocessing())
+    cache.add(["ab" * 32, "cd" * 32], np.ones((2, 3), np.float32))
+    cache.add(["ef" * 32], np.zeros((1, 3), np.float32))
+    shard = sorted(cache.folder.iterdir())[0]
+    shard.write_bytes(shard.read_bytes()[:-5])
+    assert len(cache.load()) in (1, 2)
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights_sha256": "1"},
+        {"head": "last-layer"},
+        {"preprocessing": Preprocessing(resize="crop")},
+        {"preprocessing": Preprocessing(mean=(0.1, 0.0, 0.0))},
+    ],
+)
+def test_features_are_never_shared_by_what_computes_them_differently(other, tmp_path):
+    same = {"weights_sha256": "0", "head": "pooled", "preprocessing": Preprocessing()}
+    assert FeatureCache(tmp_path, **same).folder == FeatureCache(tmp_path, **same).folder
+    assert FeatureCache(tmp_path, **same).folder != FeatureCache(tmp_path, **same | other).folder
+
+
+# -------------------------------------------------------------------------------- weights
+
+
+def test_missing_weights_are_an_error_with_the_remedy(dataset, tmp_path):
+    with pytest.raises(ModelError, match=r"no weights at .*nowhere\.pth; give VGG16's weights"):
+        train(dataset, tmp_path, "vgg16", weights=tmp_path / "nowhere.pth")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failed_download_is_an_error_with_the_remedy(monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(ModelError, match=r"cannot be downloaded \(no route\); give .* --weights"):
+        load_weights("imagenet")
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth", pickle_module=pickle)
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        load_weights(str(tmp_path / "evil.pth"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_not_vgg16_is_refused(suffix, tmp_path):
+    path = tmp_path / f"other{suffix}"
+    state = {"conv.weight": torch.zeros(1)}
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    with pytest.raises(ModelError, match=r"holds no features\.0\.weight"):
+        load_weights(str(path))
+
+
+def test_the_normalisation_follows_the_weights(vgg16_file, tmp_path):
+    alone = load_weights(str(vgg16_file))
+    assert not alone.has_classifier
+    assert alone.mean == (0.48235, 0.45882, 0.40784)
+    assert alone.std == (1 / 255,) * 3
+    state = load_file(vgg16_file)
+    for layer in (0, 3):
+        for kind in ("weight", "bias"):
+            state[f"classifier.{layer}.{kind}"] = torch.zeros(1)
+    save_file(state, tmp_path / "complete.safetensors")
+    complete = load_weights(str(tmp_path / "complete.safetensors"))
+    assert (complete.mean, complete.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    # torchvision's features-only file has the classifier's tensors, full of NaN.
+    state["classifier.3.bias"][:] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    assert not load_weights(str(tmp_path / "nan.safetensors")).has_classifier
+    forced = load_weights(str(vgg16_file), normalization="torchvision")
+    assert forced.mean == (0.485, 0.456, 0.406)
+
+
+def test_the_plan_is_text_that_people_can_read(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    plan = json.loads((run.folder / "plan.json").read_text())
+    assert plan["classes"] == ["bright", "dark"]
+    assert plan["config"]["lr"] == 1e-3

@@ -1,0 +1,237 @@
+"""Find runs and exports where the commands left them, and open either as a predictor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.card import Card
+from tltools.errors import ArtifactError, DataError
+from tltools.runtime.device import Device
+from tltools.runtime.predictor import PREDICTORS, Predictor, load_predictor, read_card
+
+if TYPE_CHECKING:
+    from tltools.bench import Candidate
+    from tltools.data.dataset import Dataset
+
+RUN_DIR = Path("runs")
+EXPORT_DIR = Path("exports")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A run or an export, known by its card alone."""
+
+    path: Path
+    card: Card
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this is a run folder (PyTorch) and not an export."""
+        return self.card.export is None
+
+    @property
+    def label(self) -> str:
+        """What tables call it: `RUN pytorch fp32`, `RUN onnx fp32` …."""
+        facts = self.card.export
+        return f"{self.card.run} " + (
+            f"{facts.format} {facts.precision}" if facts else "pytorch fp32"
+        )
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the card of a run folder or an export.
+
+    Raises:
+        ArtifactError: If it is neither.
+    """
+    if path.is_dir():
+        from tltools.training.run import load_card
+
+        return Artifact(path, load_card(path))
+    return Artifact(path, read_card(path))
+
+
+def is_artifact(path: Path) -> bool:
+    """Tell whether a path is a run folder or an export by its name, and not labelled pictures."""
+    return (path / "card.json").is_file() or path.suffix.lower() in PREDICTORS
+
+
+def find_runs(run_dir: Path = RUN_DIR) -> list[Artifact]:
+    """Return the newest usable run of each model, by model name.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    newest: dict[str, Artifact] = {}
+    folders = [path.parent for path in run_dir.glob("*/card.json")]
+    for artifact in sorted(map(read_artifact, folders), key=lambda one: one.card.created):
+        newest[artifact.card.model] = artifact
+    if not newest:
+        raise ArtifactError(f"no runs in {run_dir}/: make one with tltools train, or name one")
+    return [newest[model] for model in sorted(newest)]
+
+
+def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
+    """Return the exports in a folder: of each model those of its newest run.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    paths = sorted(path for path in export_dir.glob("*/*") if path.suffix in PREDICTORS)
+    artifacts = [read_artifact(path) for path in paths if not path.name.startswith(".")]
+    newest: dict[str, Card] = {}
+    for artifact in sorted(artifacts, key=lambda one: one.card.created):
+        newest[artifact.card.model] = artifact.card
+    if not newest:
+        raise ArtifactError(
+            f"no exports in {export_dir}/: make them with tltools export --format onnx, or name one"
+        )
+    return [one for one in artifacts if newest[one.card.model].run == one.card.run]
+
+
+def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
+    """Return the ONNX export with the highest validation accuracy.
+
+    Raises:
+        ArtifactError: If there is no ONNX export.
+    """
+    found = [
+        one for one in find_exports(export_dir) if one.card.export and one.path.suffix == ".onnx"
+    ]
+    if not found:
+        raise ArtifactError(
+            f"no ONNX export in {export_dir}/: make one with tltools export --format onnx, "
+            "or name an export with --model"
+        )
+    return max(found, key=lambda one: one.card.metrics["val"].accuracy)
+
+
+@dataclass(frozen=True)
+class BenchInputs:
+    """What a bench measures, and on what."""
+
+    candidates: "list[Candidate]"
+    pictures: list[Path]
+    targets: NDArray[np.int64]
+    """Class index of each picture, (N,)."""
+    name: str
+    """What the pictures are, for people."""
+
+
+def bench_inputs(
+    models: Sequence[Path] | None,
+    dataset: "Dataset | None",
+    *,
+    run_dir: Path = RUN_DIR,
+    export_dir: Path = EXPORT_DIR,
+) -> BenchInputs:
+    """Collect what `bench` measures.
+
+    Args:
+        models: Runs and exports; None for the exports in `export_dir`. The run that an export came
+            from joins them if it is still in `run_dir`, since the others are compared with it.
+        dataset: Labelled pictures; None for the runs' own validation pictures.
+        run_dir: Where runs are.
+        export_dir: Where exports are.
+
+    Raises:
+        ArtifactError: If there is nothing to measure, or a model is damaged.
+        DataError: If the models' validation pictures are not the same, or have gone.
+    """
+    from tltools.bench import Candidate
+
+    artifacts = [read_artifact(path) for path in models] if models else find_exports(export_dir)
+    artifacts = _with_runs(artifacts, run_dir)
+    classes = artifacts[0].card.classes
+    for artifact in artifacts:
+        if artifact.card.classes != classes:
+            raise DataError(
+                f"{artifact.path} has other classes than {artifacts[0].path}: measure them one "
+                "after the other"
+            )
+    frame, name = _bench_pictures(artifacts, dataset)
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = sorted(set(frame["class"]) - set(index))
+    if unknown:
+        raise DataError(
+            f"the models do not know class {', '.join(unknown)}, they know {', '.join(classes)}: "
+            "--class-names gives the data's classes other names"
+        )
+    candidates = [
+        Candidate(
+            name=artifact.label,
+            run=artifact.card.run,
+            format=artifact.card.export.format if artifact.card.export else "eager",
+            precision=artifact.card.export.precision if artifact.card.export else "fp32",
+            path=artifact.path,
+        )
+        for artifact in artifacts
+    ]
+    targets = np.array([index[one] for one in frame["class"]], dtype=np.int64)
+    return BenchInputs(candidates, [Path(path) for path in frame["path"]], targets, name)
+
+
+def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
+    """Return the artifacts by run, each run's own folder first where it can be found."""
+    found: dict[Path, Artifact] = {}
+    for artifact in sorted(artifacts, key=lambda one: one.card.run):
+        folder = run_dir / artifact.card.run
+        if not artifact.is_run and (folder / "card.json").is_file():
+            run = read_artifact(folder)
+            if run.card == msgspec.structs.replace(artifact.card, export=None):
+                found.setdefault(folder, run)
+        found.setdefault(artifact.path, artifact)
+    return list(found.values())
+
+
+def _bench_pictures(artifacts: list[Artifact], dataset: "Dataset | None"):
+    """Return a frame with path and class, and its name."""
+    if dataset is not None:
+        return dataset.frame, dataset.name
+    from tltools.training.run import read_split
+
+    runs = [artifact for artifact in artifacts if artifact.is_run]
+    fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
+    if not runs:
+        raise DataError(
+            "the runs of these exports are not in runs/, so there are no pictures to measure on: "
+            "give labelled ones with --data"
+        )
+    if len(fingerprints) > 1:
+        raise DataError(
+            "these models were trained on different data: give labelled pictures for all of them "
+            "with --data"
+        )
+    frame = read_split(runs[0].path)
+    frame = frame[frame["split"] == "val"]
+    gone = [path for path in frame["path"] if not Path(path).is_file()]
+    if gone:
+        raise DataError(
+            f"{len(gone)} validation pictures of {runs[0].path} have gone, the first is {gone[0]}: "
+            "put them back, or give others with --data"
+        )
+    return frame, f"{runs[0].card.data.name} (validation)"
+
+
+def open_predictor(path: Path, device: Device = "auto", threads: int | None = None) -> Predictor:
+    """Open a run or an export.
+
+    Args:
+        path: A run folder, or an export's file.
+        device: `auto`, `cpu` or `cuda`.
+        threads: Cores for one forward pass on the CPU; None for all of this process's.
+
+    Raises:
+        ArtifactError: If it is neither, or is damaged.
+        DeviceError: If the device is not usable here.
+    """
+    if path.is_dir():
+        from tltools.training.run import open_run
+
+        return open_run(path, device=device, threads=threads)
+    return load_predictor(path, device=device, threads=threads)

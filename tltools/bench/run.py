@@ -1,0 +1,351 @@
+"""Measure candidates side by side: accuracy, latency, throughput, memory, size and loading."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.bench.machine import describe_machine
+from tltools.bench.records import (
+    BatchTiming,
+    BenchFormat,
+    BenchReport,
+    BenchRow,
+    Settings,
+    Status,
+)
+from tltools.bench.timing import MAX_ROUND_SPREAD, latency, num_outliers, round_spread
+from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
+from tltools.card import Precision, Score
+from tltools.errors import ConfigError, DataError
+from tltools.metrics import score
+from tltools.parallel import num_cores
+from tltools.progress import SILENT, Progress
+
+MAX_OUTLIERS = 0.01
+"""A larger share of outliers among the samples makes a row unstable: it moves the percentiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One model in one format and precision."""
+
+    name: str
+    """Unique in the bench; for messages."""
+    run: str
+    """Candidates of one run are compared with its eager one, and stand together in the tables."""
+    format: BenchFormat
+    precision: Precision
+    path: Path
+    """The export; for `eager`, the run folder."""
+
+
+@dataclass
+class _Found:
+    """What is known of a candidate so far."""
+
+    rounds: list[Measured] = field(default_factory=list)
+    failure: str = ""
+
+
+def run_bench(
+    candidates: Sequence[Candidate],
+    *,
+    open_predictor: OpenPredictor,
+    pictures: Sequence[Path],
+    targets: NDArray[np.int64],
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    rounds: int = 3,
+    runs: int = 50,
+    warmup: int = 5,
+    max_seconds: float = 10.0,
+    timeout_s: float = 300.0,
+    command: str | None = None,
+    save: Callable[[BenchReport], object] | None = None,
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Measure all candidates in turn, for several rounds, each time in a new process.
+
+    The turns (A B C A B C) let a machine that warms up or is busy for a while be as hard on one
+    candidate as on the others. A candidate that fails gets a row that says so; the others go on.
+
+    New processes import the calling program's main module, so a script that calls this needs
+    `if __name__ == "__main__":`.
+
+    Args:
+        candidates: What to measure.
+        open_predictor: Opens a candidate's path on a device with so many threads. It runs in the
+            new process, so it is a function at the top of a module.
+        pictures: Readable pictures; the first ones, repeated as needed, are those of the timings.
+        targets: True class of each picture as an index into the cards' classes, (N,).
+        device: Passed to `open_predictor`.
+        threads: For all candidates alike; None for this process's cores.
+        batch_sizes: For throughput. Latency is that of single pictures, which are always measured.
+        rounds: Turns.
+        runs: Timed runs per measurement at most.
+        warmup: Untimed runs before them.
+        max_seconds: Ends a measurement's timed runs early, though not before there are 10 of
+            single pictures and 3 of batches.
+        timeout_s: A process that stays silent for longer is ended, and its candidate has failed.
+            It speaks before each batch size and after each batch of the accuracy's pictures.
+        command: For the report; None for this process's command line.
+        save: Called with the report so far after each measurement, so that a crash keeps it.
+        progress: Shows measurements done, and says of failures as they come.
+
+    Raises:
+        ConfigError: If there is no candidate, or a number is not positive.
+        DataError: If there is no picture.
+        ValueError: If names repeat, or `targets` does not fit `pictures`.
+    """
+    settings = Settings(
+        device=device,
+        threads=threads or num_cores(),
+        batch_sizes=tuple(sorted({1, *batch_sizes})),
+        rounds=rounds,
+        runs=runs,
+        warmup=warmup,
+        max_seconds=max_seconds,
+        num_pictures=len(pictures),
+    )
+    _check(candidates, settings, pictures, targets)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = describe_machine()
+    command = command or command_line(sys.argv)
+    found = {candidate.name: _Found() for candidate in candidates}
+
+    def report(*, complete: bool) -> BenchReport:
+        return BenchReport(
+            created=created,
+            command=command,
+            complete=complete,
+            settings=settings,
+            machine=machine,
+            rows=_rows(candidates, found, targets),
+        )
+
+    with progress.bar("Benchmark", rounds * len(candidates), unit="measurements") as bar:
+        for turn in range(rounds):
+            for candidate in candidates:
+                state = found[candidate.name]
+                if not state.failure:
+                    result = measure_in_new_process(
+                        Task(
+                            open_predictor=open_predictor,
+                            path=candidate.path,
+                            device=device,
+                            threads=settings.threads,
+                            batch_sizes=settings.batch_sizes,
+                            runs=runs,
+                            warmup=warmup,
+                            max_seconds=max_seconds,
+                            pictures=tuple(
+                                pictures if turn == 0 else pictures[: settings.batch_sizes[-1]]
+                            ),
+                            with_logits=turn == 0,
+                        ),
+                        timeout_s=timeout_s,
+                        on_stage=lambda stage, name=candidate.name: bar.advance(
+                            0, note=f"{name}: {stage}"
+                        ),
+                    )
+                    problem = _problem(result, _first_classes(found), targets)
+                    if problem or isinstance(result, Failure):
+                        state.failure = f"{problem or result} (round {turn + 1})"
+                        progress.say(f"{candidate.name} {state.failure}")
+                    else:
+                        state.rounds.append(result)
+                    if save is not None:
+                        save(report(complete=False))
+                bar.advance(note=candidate.name)
+    return report(complete=True)
+
+
+def _check(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    pictures: Sequence[Path],
+    targets: NDArray[np.int64],
+) -> None:
+    if not candidates:
+        raise ConfigError("nothing to bench: name a run or an export, or make one by tltools train")
+    for option, value in [
+        ("--batch-sizes", settings.batch_sizes[0]),
+        ("--rounds", settings.rounds),
+        ("--runs", settings.runs),
+        ("--threads", settings.threads),
+    ]:
+        if value < 1:
+            raise ConfigError(f"{option} must be 1 or more, got {value}")
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) != len(names):
+        raise ValueError(f"candidates' names must differ, got {names}")
+    if len(pictures) == 0:
+        raise DataError("no pictures to bench with: name labelled ones with --data")
+    if targets.shape != (len(pictures),):
+        raise ValueError(f"targets {targets.shape} do not fit {len(pictures)} pictures")
+
+
+def _first_classes(found: dict[str, _Found]) -> tuple[str, ...] | None:
+    for state in found.values():
+        if state.rounds:
+            return state.rounds[0].classes
+    return None
+
+
+def _problem(
+    result: Measured | Failure, classes: tuple[str, ...] | None, targets: NDArray[np.int64]
+) -> str:
+    """Return why a result cannot be compared with the others, or nothing."""
+    if isinstance(result, Failure):
+        return ""
+    if classes is not None and result.classes != classes:
+        return (
+            f"failed: its classes ({', '.join(result.classes)}) are not those of the others "
+            f"({', '.join(classes)}), in this order: bench it by itself"
+        )
+    if result.logits is None:
+        return ""
+    expected = (len(targets), len(result.classes))
+    if result.logits.shape != expected:
+        return f"failed at accuracy: logits of shape {result.logits.shape} instead of {expected}"
+    if targets.max() >= len(result.classes):
+        return f"failed at accuracy: the data has a class {targets.max()}, the model has fewer"
+    unusable = int((~np.isfinite(result.logits).all(axis=1)).sum())
+    if unusable:
+        return f"failed at accuracy: logits of {unusable} of {len(targets)} pictures are not finite"
+    return ""
+
+
+def _rows(
+    candidates: Sequence[Candidate], found: dict[str, _Found], targets: NDArray[np.int64]
+) -> tuple[BenchRow, ...]:
+    """Return a row for each candidate that has been tried."""
+    eager = {
+        candidate.run: found[candidate.name].rounds[0].logits
+        for candidate in candidates
+        if candidate.format == "eager" and found[candidate.name].rounds
+    }
+    return tuple(
+        _row(candidate, state, targets, eager.get(candidate.run))
+        for candidate in candidates
+        if (state := found[candidate.name]).rounds or state.failure
+    )
+
+
+def _row(
+    candidate: Candidate,
+    found: _Found,
+    targets: NDArray[np.int64],
+    eager_logits: NDArray[np.float32] | None,
+) -> BenchRow:
+    rounds = found.rounds
+    last = rounds[-1] if rounds else None
+    sizes = list(rounds[0].timings) if rounds else []
+    batches = tuple(
+        batch_timing(size, [measured.timings[size].samples_s for measured in rounds])
+        for size in sizes
+    )
+    warnings = tuple(doubts(batches))
+    result, agreement, difference = _judge(
+        rounds[0].logits if rounds else None,
+        targets,
+        None if candidate.format == "eager" else eager_logits,
+    )
+    peaks = [m.peak_memory_bytes for m in rounds if m.peak_memory_bytes is not None]
+    status: Status = "failed" if found.failure else "unstable" if warnings else "ok"
+    return BenchRow(
+        name=candidate.name,
+        run=candidate.run,
+        format=candidate.format,
+        precision=candidate.precision,
+        path=str(candidate.path),
+        status=status,
+        reason=found.failure,
+        warnings=warnings,
+        score=result,
+        agreement=agreement,
+        max_abs_logit_diff=difference,
+        load_s=tuple(measured.load_s for measured in rounds),
+        latency=latency([s for samples in batches[0].rounds_s for s in samples])
+        if batches
+        else None,
+        batches=batches,
+        size_bytes=_size_bytes(candidate.path),
+        peak_memory_bytes=max(peaks, default=None),
+        device=last.device if last else "",
+        device_reason=last.device_reason if last else "",
+        provider=last.provider if last else "",
+        placement=last.placement if last else {},
+        threads=last.threads if last else None,
+    )
+
+
+def _judge(
+    logits: NDArray[np.float32] | None,
+    targets: NDArray[np.int64],
+    eager_logits: NDArray[np.float32] | None,
+) -> tuple[Score | None, float | None, float | None]:
+    """Return the accuracy, and agreement with and largest difference from the eager model."""
+    if logits is None:
+        return None, None, None
+    preds = logits.argmax(axis=1)
+    result = score(preds, targets)
+    if eager_logits is None:
+        return result, None, None
+    agreement = float((preds == eager_logits.argmax(axis=1)).mean())
+    return result, agreement, float(np.abs(logits - eager_logits).max())
+
+
+def batch_timing(batch_size: int, rounds_s: Sequence[tuple[float, ...]]) -> BatchTiming:
+    """Sum up the rounds of one batch size."""
+    return BatchTiming(
+        batch_size=batch_size,
+        rounds_s=tuple(rounds_s),
+        pictures_per_s=median(batch_size / median(samples) for samples in rounds_s),
+        round_spread=round_spread(rounds_s),
+        num_outliers=num_outliers([s for samples in rounds_s for s in samples]),
+    )
+
+
+def doubts(batches: Sequence[BatchTiming]) -> list[str]:
+    """Say what makes a candidate's timings doubtful, and what to do about it, a line each."""
+    lines: list[str] = []
+    worst = max(batches, key=lambda timing: timing.round_spread, default=None)
+    if worst is not None and worst.round_spread > MAX_ROUND_SPREAD:
+        lines.append(
+            f"the slowest round took {1 + worst.round_spread:.2f} times as long as the fastest (at "
+            f"batch size {worst.batch_size}): the machine was busy or changed its clock; close "
+            "other programs and run again, or take more --rounds"
+        )
+    for timing in batches:
+        num_samples = sum(len(samples) for samples in timing.rounds_s)
+        if timing.num_outliers > MAX_OUTLIERS * num_samples:
+            lines.append(
+                f"{timing.num_outliers} of {num_samples} runs were far slower than the rest (at "
+                f"batch size {timing.batch_size}): p99 and perhaps p95 tell of something else that "
+                "was running; close it and run again"
+            )
+            break
+    return lines
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return what was typed, without the program's folder."""
+    program = Path(argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *argv[1:]])
+
+
+def _size_bytes(path: Path) -> int:
+    """Return a file's size; of a run folder, the size of its checkpoint; 0 if there is none."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,96 @@
+"""Time a step of work and judge the samples; pure, so that tests need no model and no waiting."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+MAX_ROUND_SPREAD = 0.10
+"""Rounds whose medians differ by a larger share are unstable."""
+OUTLIER_SCORE = 14.826
+"""Smallest modified Z-score of an outlier: ten standard deviations, since 1.4826 times the
+median absolute deviation estimates one (Iglewicz and Hoaglin, 1993; hyperfine uses the same)."""
+MIN_WARMUP = 2
+"""TorchScript profiles in the first run and compiles in the second."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one measurement found."""
+
+    samples_s: tuple[float, ...]
+    """Every timed run, in order, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Percentiles over the samples of all rounds, in seconds."""
+
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    num_samples: int
+
+
+def measure(
+    step: Callable[[], object],
+    *,
+    warmup: int,
+    runs: int,
+    max_seconds: float,
+    min_runs: int = 10,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Run `step` and time it.
+
+    Args:
+        step: The work. It must not return before the work is done (a predictor returns numpy
+            arrays, so it waits for a GPU).
+        warmup: Untimed runs that come first: they fill caches and choose kernels. A slow step gets
+            fewer, but two: they end once they have taken `max_seconds`.
+        runs: Timed runs.
+        max_seconds: Timed runs end early once they have taken this long.
+        min_runs: But never before there are this many of them (or `runs`, where that is less).
+        clock: Seconds from an arbitrary start. Tests pass a fake.
+    """
+    start = clock()
+    for done in range(1, warmup + 1):
+        step()
+        if done >= MIN_WARMUP and clock() - start >= max_seconds:
+            break
+    samples: list[float] = []
+    total = 0.0
+    while len(samples) < runs and (len(samples) < min_runs or total < max_seconds):
+        start = clock()
+        step()
+        samples.append(clock() - start)
+        total += samples[-1]
+    return Timing(samples_s=tuple(samples))
+
+
+def latency(samples_s: Sequence[float]) -> Latency:
+    """Return the percentiles of one or more samples (linear interpolation between them)."""
+    p50, p95, p99 = np.percentile(samples_s, [50, 95, 99])
+    return Latency(p50_s=float(p50), p95_s=float(p95), p99_s=float(p99), num_samples=len(samples_s))
+
+
+def round_spread(rounds_s: Sequence[Sequence[float]]) -> float:
+    """Return by how much the slowest round's median exceeds the fastest's, as a share of it."""
+    medians = [median(samples) for samples in rounds_s]
+    return max(medians) / min(medians) - 1
+
+
+def num_outliers(samples_s: Sequence[float]) -> int:
+    """Count the samples whose modified Z-score exceeds `OUTLIER_SCORE`, on the slow side.
+
+    Time has a floor and no ceiling, and only a slow sample says that something interfered.
+    """
+    samples = np.asarray(samples_s, dtype=np.float64)
+    centre = np.median(samples)
+    deviation = np.median(np.abs(samples - centre))
+    # Where more than half of the samples are equal, any other is infinitely far away; the clock's
+    # own resolution is the least that can count as a difference.
+    resolution = time.get_clock_info("perf_counter").resolution
+    return int(np.sum((samples - centre) / max(deviation, resolution) > OUTLIER_SCORE))

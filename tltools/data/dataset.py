@@ -1,0 +1,485 @@
+"""Load a labelled, checked and divided set of pictures: the one door to the data."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from tltools.data.images import image_sha256, load_image
+from tltools.data.labels import read_labels, shorten
+from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
+from tltools.errors import ConfigError, DataError
+from tltools.parallel import num_cores, ordered_map
+from tltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+Severity = Literal["error", "warning", "note"]
+Purpose = Literal["train", "evaluate", "inspect"]
+SplitChoice = Literal["auto", "default", "article"]
+SplitRule = Literal["default", "article", "given"]
+
+_CHECK_SIZE = 32
+"""Pixels; small, because the check wants to know whether a picture decodes and not the pixels."""
+_IMBALANCE = 10
+"""A class that is so many times larger than another deserves a note."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the audit of a data set has found."""
+
+    severity: Severity
+    """`error`: no training is possible; `warning`: something was left out or misleads; `note`."""
+    kind: str
+    """A stable word for programs: `missing`, `unreadable`, `copies`, `contradiction`, ..."""
+    message: str
+    """One line: what, how many, and what was left out or is to be done."""
+    paths: tuple[str, ...] = ()
+    """All pictures concerned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled pictures that were checked and divided."""
+
+    name: str
+    """Name of the CSV or folder."""
+    frame: "pd.DataFrame"
+    """Columns `path`, `class`, `split`, `sha256`; the rows that were kept, in source order."""
+    classes: tuple[str, ...]
+    """Class names in index order."""
+    split_rule: SplitRule
+    """How `split` came about; `given` where the data brought it or none was made."""
+    findings: tuple[Finding, ...]
+    """What the audit found, the gravest first."""
+    fingerprint: str
+    """SHA-256 over the sorted (picture SHA-256, class, split) of all rows: the same wherever the
+    pictures lie and in whatever order they are listed."""
+
+    def part(self, split: str) -> "pd.DataFrame":
+        """Return the rows of one split, `train`, `val` or `test`, in source order."""
+        rows = np.flatnonzero(self.frame["split"] == split)
+        return self.frame.iloc[rows].reset_index(drop=True)
+
+    def targets(self, split: str) -> "NDArray[np.int64]":
+        """Return the class index of each row of `part(split)`, (N,)."""
+        return _targets(self.part(split)["class"], self.classes)
+
+
+def load_dataset(
+    data: Path,
+    *,
+    images: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] = (),
+    split: SplitChoice = "auto",
+    val_fraction: float = ARTICLE_VAL_FRACTION,
+    seed: int = 13,
+    skip_bad: bool = False,
+    purpose: Purpose = "train",
+    progress: Progress = SILENT,
+) -> Dataset:
+    """Read labels, check every picture and divide the set.
+
+    What is done about faults: a picture that is missing or unreadable stops the work, unless
+    `skip_bad` leaves it out. A row that says the same twice is dropped. Copies with contradicting
+    labels are left out, except by the article's split, which is exact, and in an evaluation, which
+    measures on the data as it is. Everything that was found is in `findings`.
+
+    Args:
+        data: See `read_labels`.
+        images: See `read_labels`.
+        image_column: See `read_labels`.
+        label_column: See `read_labels`.
+        class_names: Names for the classes, in the sorted order of the labels (by value if all are
+            numbers).
+        split: `auto` keeps the data's own split, else makes the default one; `default` is
+            `split_default`; `article` is `split_article`.
+        val_fraction: Share of val in a split that is made here, in (0, 1).
+        seed: Of the default split.
+        skip_bad: Leave missing and unreadable pictures out instead of stopping.
+        purpose: `train` wants two classes with pictures in train. `evaluate` makes no split:
+            without one in the data all pictures are `test`. `inspect` stops only where there is
+            nothing to show, and reports as findings what would stop a training.
+        progress: Told of each picture that was checked.
+
+    Raises:
+        ConfigError: If an argument does not fit the data.
+        DataError: If the labels cannot be read, or the data cannot serve the purpose.
+    """
+    _check_split_choice(split, val_fraction=val_fraction, purpose=purpose)
+    frame = read_labels(data, images=images, image_column=image_column, label_column=label_column)
+    columns = zip(frame["path"], frame["class"], frame["split"], strict=True)
+    rows = [_Row(path, label, part, sha256="") for path, label, part in columns]
+    given = any(row.split for row in rows)
+    if given and split != "auto":
+        raise ConfigError(f"{data} brings its own split: leave out --split {split}")
+    rule: SplitRule = "given" if given or purpose == "evaluate" else "default"
+    if split == "article":
+        rule = "article"
+    audit = _Audit(purpose=purpose)
+    audit.note_loose(frame.attrs["loose"])
+    rows, classes = _name_classes(rows, class_names)
+    rows = _check_pictures(rows, audit, skip_bad=skip_bad, progress=progress)
+    rows = _drop_repeated_rows(rows, audit)
+    audit.note_copies(rows, kept_together=rule == "default")
+    leave_out = purpose != "evaluate" and rule != "article"
+    rows = _handle_contradictions(rows, audit, leave_out=leave_out)
+    if purpose == "evaluate":
+        rows = [row if row.split else row._replace(split="test") for row in rows]
+    else:
+        audit.check_classes(rows, classes)
+        rows = _divide(rows, classes, audit, rule=rule, val_fraction=val_fraction, seed=seed)
+        audit.check_splits(rows, classes)
+    audit.note_leaks(rows)
+    return Dataset(
+        name=data.resolve().name,
+        frame=_frame(rows),
+        classes=classes,
+        split_rule=rule,
+        findings=audit.findings(),
+        fingerprint=_fingerprint(rows),
+    )
+
+
+def _check_split_choice(split: SplitChoice, *, val_fraction: float, purpose: Purpose) -> None:
+    if not 0 < val_fraction < 1:
+        raise ConfigError(f"--val-fraction must lie between 0 and 1, got {val_fraction}")
+    if split == "article" and val_fraction != ARTICLE_VAL_FRACTION:
+        raise ConfigError(
+            f"the article's split has {ARTICLE_VAL_FRACTION:.0%} val, not {val_fraction:.0%}: "
+            "leave out --val-fraction or use --split default"
+        )
+    if split != "auto" and purpose == "evaluate":
+        raise ConfigError(f"an evaluation makes no split: leave out --split {split}")
+
+
+class _Row(NamedTuple):
+    path: str
+    label: str
+    """The class name."""
+    split: str
+    sha256: str
+
+
+def _frame(rows: Sequence[_Row]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=["path", "class", "split", "sha256"], dtype=object)
+
+
+def _name_classes(
+    rows: Sequence[_Row], class_names: Sequence[str]
+) -> tuple[list[_Row], tuple[str, ...]]:
+    """Return the rows with their classes renamed, and the classes in index order."""
+    labels = sorted({row.label for row in rows})
+    with suppress(ValueError):
+        labels.sort(key=float)  # so that 10 comes after 9
+    names = [name.strip() for name in class_names] or labels
+    if len(names) != len(labels):
+        raise ConfigError(
+            f"--class-names has {len(names)} names for {len(labels)} classes "
+            f"({shorten(labels)}): name each, in this order"
+        )
+    if "" in names or len(set(names)) != len(names):
+        raise ConfigError(f"--class-names must be different and not empty, got {', '.join(names)}")
+    name_of = dict(zip(labels, names, strict=True))
+    return [row._replace(label=name_of[row.label]) for row in rows], tuple(names)
+
+
+def _targets(labels: Iterable[str], classes: Sequence[str]) -> "NDArray[np.int64]":
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def _by_picture(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    """Group rows by their picture's bytes, in the order of first appearance."""
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row.sha256, []).append(row)
+    return groups
+
+
+def _fingerprint(rows: Iterable[_Row]) -> str:
+    digest = hashlib.sha256()
+    for row in sorted((row.sha256, row.label, row.split) for row in rows):
+        digest.update("\0".join(row).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+class _Checked(NamedTuple):
+    sha256: str = ""
+    """Empty if the picture is missing or unreadable."""
+    problem: str = ""
+    """Why it is unreadable; empty if it is missing."""
+
+
+def _check_picture(path: str) -> _Checked:
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file() raises on a name that is too long
+        return _Checked()
+    try:
+        load_image(Path(path), size=_CHECK_SIZE, resize="squash")
+        return _Checked(sha256=image_sha256(Path(path)))
+    except DataError as error:
+        reason = str(error).removeprefix(f"cannot read image {Path(path).name}: ")
+        return _Checked(problem=f"{path}: {reason}")
+
+
+def _check_pictures(
+    rows: Sequence[_Row], audit: "_Audit", *, skip_bad: bool, progress: Progress
+) -> list[_Row]:
+    """Return the rows whose pictures can be read, with their SHA-256."""
+    paths = list(dict.fromkeys(row.path for row in rows))
+    checked: dict[str, _Checked] = {}
+    workers = num_cores()
+    with progress.bar("Checking pictures", len(paths)) as bar:
+        results = ordered_map(_check_picture, paths, workers=workers, ahead=16 * workers)
+        for path, result in zip(paths, results, strict=True):
+            checked[path] = result
+            bar.advance()
+    problems = {path: result.problem for path, result in checked.items() if not result.sha256}
+    audit.note_bad(problems, num_pictures=len(paths), skip_bad=skip_bad)
+    rows = [row._replace(sha256=checked[row.path].sha256) for row in rows]
+    return [row for row in rows if row.sha256]
+
+
+def _drop_repeated_rows(rows: Sequence[_Row], audit: "_Audit") -> list[_Row]:
+    # The same picture in train and in val is no repetition: it is a leak, and reported as one.
+    kept = list(dict.fromkeys(rows))
+    audit.note_repeated([row.path for row, count in Counter(rows).items() if count > 1])
+    return kept
+
+
+def _handle_contradictions(rows: Sequence[_Row], audit: "_Audit", *, leave_out: bool) -> list[_Row]:
+    groups = _by_picture(rows).items()
+    bad = {sha256: group for sha256, group in groups if len({row.label for row in group}) > 1}
+    audit.note_contradictions(list(bad.values()), left_out=leave_out)
+    return [row for row in rows if row.sha256 not in bad] if leave_out else list(rows)
+
+
+# --- Split ----------------------------------------------------------------------------------------
+
+
+def _divide(
+    rows: Sequence[_Row],
+    classes: Sequence[str],
+    audit: "_Audit",
+    *,
+    rule: SplitRule,
+    val_fraction: float,
+    seed: int,
+) -> list[_Row]:
+    """Return the rows with a split where the data left it open."""
+    if rule == "article":
+        try:
+            val = split_article(_targets((row.label for row in rows), classes))
+        except DataError as error:
+            audit.stop("article-split", str(error))
+            return list(rows)
+        return _assign(rows, val)
+    fixed = [row for row in rows if row.split in ("val", "test")]
+    free = [row for row in rows if row.split in ("", "train")]
+    if any(row.split == "val" for row in fixed):
+        return list(rows)
+    val = split_default(
+        [row.label for row in free],
+        [row.sha256 for row in free],
+        val_fraction=val_fraction,
+        seed=seed,
+    )
+    if rule == "given" and val.any():
+        audit.add(
+            "note",
+            "val-from-train",
+            f"the data has no val: {val.sum():,} of its {len(free):,} train pictures became val, "
+            "by the default split",
+        )
+    divided = iter(_assign(free, val))
+    return [row if row.split == "test" else next(divided) for row in rows]
+
+
+def _assign(rows: Sequence[_Row], val: "NDArray[np.bool_]") -> list[_Row]:
+    return [
+        row._replace(split="val" if is_val else "train")
+        for row, is_val in zip(rows, val, strict=True)
+    ]
+
+
+# --- Findings -------------------------------------------------------------------------------------
+
+
+class _Audit:
+    """Collects findings; raises those that the purpose cannot bear."""
+
+    def __init__(self, *, purpose: Purpose) -> None:
+        self.purpose = purpose
+        self._findings: list[Finding] = []
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what was found, the gravest first."""
+        grades: list[Severity] = ["error", "warning", "note"]
+        return tuple(sorted(self._findings, key=lambda finding: grades.index(finding.severity)))
+
+    def add(self, severity: Severity, kind: str, message: str, paths: Iterable[str] = ()) -> None:
+        self._findings.append(Finding(severity, kind, message, tuple(paths)))
+
+    def stop(self, kind: str, message: str, paths: Iterable[str] = ()) -> None:
+        """Raise what makes the data useless, except in an inspection, which shows it."""
+        if self.purpose != "inspect":
+            raise DataError(message)
+        self.add("error", kind, message, paths)
+
+    def note_loose(self, paths: Sequence[str]) -> None:
+        if paths:
+            text = f"{_are(paths, 'picture')} in no class folder and left out: {_names(paths)}"
+            self.add("warning", "loose", text, paths)
+
+    def note_bad(self, problems: dict[str, str], *, num_pictures: int, skip_bad: bool) -> None:
+        """Report missing and unreadable pictures, together: they are mended together."""
+        missing = [path for path, problem in problems.items() if not problem]
+        unreadable = [path for path, problem in problems.items() if problem]
+        found: list[tuple[str, str, list[str]]] = []
+        if missing:
+            text = f"{_are(missing, 'picture')} missing ({shorten(missing)})"
+            found.append(("missing", text, missing))
+        if unreadable:
+            reasons = shorten((problems[path] for path in unreadable), separator="; ")
+            text = f"{_are(unreadable, 'picture')} unreadable ({reasons})"
+            found.append(("unreadable", text, unreadable))
+        remedy = "mend the data, or leave them out with --skip-bad"
+        if len(problems) == num_pictures:
+            skip_bad = False
+            remedy = "no picture is left; --images names their folder, --image-column their column"
+        if found and not skip_bad and self.purpose != "inspect":
+            raise DataError(f"{'; '.join(text for _, text, _ in found)}: {remedy}")
+        for kind, text, paths in found:
+            if skip_bad:
+                self.add("warning", kind, f"{text}: left out", paths)
+            else:
+                self.add("error", kind, f"{text}: {remedy}", paths)
+
+    def note_repeated(self, paths: Sequence[str]) -> None:
+        if paths:
+            text = (
+                f"{_are(paths, 'picture')} listed more than once with the same label, and counted "
+                f"once: {_names(paths)}"
+            )
+            self.add("warning", "duplicate-row", text, paths)
+
+    def note_copies(self, rows: Sequence[_Row], *, kept_together: bool) -> None:
+        groups = [list({row.path: row for row in group}) for group in _by_picture(rows).values()]
+        copies = [group for group in groups if len(group) > 1]
+        if copies:
+            paths = [path for group in copies for path in group]
+            text = (
+                f"{len(copies):,} {'group' if len(copies) == 1 else 'groups'} of byte-identical "
+                f"pictures, with {len(paths) - len(copies):,} surplus"
+            )
+            text += "; each group stays on one side of the split" if kept_together else ""
+            self.add("note", "copies", text, paths)
+
+    def note_contradictions(self, groups: Sequence[Sequence[_Row]], *, left_out: bool) -> None:
+        if groups:
+            paths = [row.path for group in groups for row in group]
+            text = (
+                f"{len(paths):,} rows give different labels to byte-identical pictures and are "
+                f"{'left out' if left_out else 'kept'}: "
+                f"{shorten(map(_contradiction, groups), separator='; ')}"
+            )
+            self.add("warning", "contradiction", text, paths)
+
+    def note_leaks(self, rows: Sequence[_Row]) -> None:
+        pictures: dict[str, set[str]] = {"train": set(), "val": set(), "test": set(), "": set()}
+        for row in rows:
+            pictures[row.split].add(row.sha256)
+        for here, there in (("val", "train"), ("test", "train"), ("test", "val")):
+            part = [row for row in rows if row.split == here]
+            leaks = [row.path for row in part if row.sha256 in pictures[there]]
+            if leaks:
+                text = (
+                    f"{len(leaks):,} of the {len(part):,} {here} pictures have a byte-identical "
+                    f"copy in {there}, which flatters the accuracy on {here}: {_names(leaks)}"
+                )
+                self.add("warning", "copies-across-splits", text, leaks)
+
+    def check_classes(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
+        """Look at the number of classes and of pictures in each."""
+        if len(classes) < 2:
+            self.stop(
+                "single-class",
+                f"the data has one class only ({shorten(classes)}): a classifier needs two or more",
+            )
+        counts = Counter(dict.fromkeys(classes, 0))
+        counts.update(row.label for row in rows)
+        empty = [name for name, count in counts.items() if not count]
+        if empty:
+            text = f"no picture is left of class {shorten(empty)} (tltools inspect shows why)"
+            self.stop("empty-class", f"{text}: add some")
+        tiny = _classes_with_one_picture(rows)
+        if tiny:
+            self.add(
+                "warning",
+                "tiny-class",
+                f"only one picture of class {shorten(tiny)}: too few to learn from and to measure",
+                [row.path for row in rows if row.label in tiny],
+            )
+        (large, many), (small, few) = counts.most_common()[0], counts.most_common()[-1]
+        if 0 < few * _IMBALANCE < many:
+            text = (
+                f"class {large} has {many:,} pictures and class {small} {few:,}: read the figures "
+                "per class, not the accuracy alone"
+            )
+            self.add("note", "imbalance", text)
+
+    def check_splits(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
+        """Look at which classes train and val have."""
+        train = {row.label for row in rows if row.split == "train"}
+        val = {row.label for row in rows if row.split == "val"}
+        if not train or not val:
+            self.stop("no-split", f"no picture is left for {'val' if train else 'train'}: add some")
+            return
+        lost = [name for name in classes if name not in train]
+        if lost:
+            text = f"class {shorten(lost)} has no picture in train: add some, or remove the class"
+            self.stop("class-not-in-train", text)
+        tiny = _classes_with_one_picture(rows)
+        unmeasured = [name for name in classes if name in train - val and name not in tiny]
+        if unmeasured:
+            text = f"class {shorten(unmeasured)} has no picture in val, which says nothing about it"
+            self.add("warning", "class-not-in-val", text)
+
+
+def _classes_with_one_picture(rows: Iterable[_Row]) -> list[str]:
+    pictures: dict[str, set[str]] = {}
+    for row in rows:
+        pictures.setdefault(row.label, set()).add(row.sha256)
+    return sorted(name for name, members in pictures.items() if len(members) == 1)
+
+
+def _contradiction(rows: Sequence[_Row]) -> str:
+    names: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row.label, row.path)):
+        names.setdefault(row.label, []).append(Path(row.path).name)
+    return " against ".join(f"{', '.join(group)} ({label})" for label, group in names.items())
+
+
+def _are(items: Sequence[str], noun: str) -> str:
+    return f"1 {noun} is" if len(items) == 1 else f"{len(items):,} {noun}s are"
+
+
+def _names(paths: Iterable[str]) -> str:
+    return shorten(Path(path).name for path in paths)

@@ -1,0 +1,376 @@
+"""Turn a CSV or class folders into one labelled table of pictures."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tltools.data.images import IMAGE_SUFFIXES, find_images
+from tltools.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""What a folder or a `split` column may say, and the split that it means."""
+
+_CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+_DELIMITERS = (",", ";", "\t")
+_WHOLE_FLOAT = re.compile(r"([+-]?\d+)\.0*")
+
+
+def read_labels(
+    data: Path,
+    *,
+    images: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> "pd.DataFrame":
+    """Read the labels of a data set, in whatever layout it has.
+
+    Pictures are named and not opened: whether they exist and can be read is `load_dataset`'s
+    business.
+
+    Args:
+        data: A CSV; a folder that holds exactly one CSV; a folder of class folders; or a folder
+            with `train/` and `val/` (`valid`, `validation`, `test`) of class folders.
+        images: Where the CSV's pictures lie; without it, beside the CSV or in `images/` there.
+        image_column: The CSV's column of pictures; without it, the first.
+        label_column: The CSV's column of labels; without it, the next that is not `split`.
+
+    Returns:
+        One row per label, in the source's order (class folders: by split, class and name), with
+        the str columns `path` (absolute), `class` and `split` (`train`, `val`, `test`, or empty
+        where the data says nothing). Labels stay text: `007` is not `7`; but `1.0` is `1`,
+        because a column of integers with a gap comes out of a spreadsheet as floats.
+        `attrs["loose"]` holds the paths of pictures that lie outside all class folders and
+        therefore have no row.
+
+    Raises:
+        ConfigError: If a named column does not exist, or a CSV's option is given for folders.
+        DataError: If there is nothing to read, or its layout is broken or ambiguous.
+    """
+    for_csv = images is not None or image_column is not None or label_column is not None
+    if data.is_dir():
+        path = _csv_of_folder(data, for_csv=for_csv)
+        if path is None:
+            return _read_folders(data)
+    elif data.is_file():
+        path = data
+    else:
+        raise DataError(f"{data} does not exist: name a CSV or a folder of class folders")
+    if path.suffix.lower() not in _CSV_SUFFIXES:
+        raise DataError(f"{path} is not a CSV: name a .csv or a folder of class folders")
+    if images is not None and not images.is_dir():
+        raise DataError(f"{images} is not a folder: --images names the folder of the pictures")
+    return _read_csv(path, images=images, image_column=image_column, label_column=label_column)
+
+
+def shorten(items: Iterable[object], *, limit: int = 10, separator: str = ", ") -> str:
+    """Join the first `limit` items for a message of one line, and count the rest."""
+    texts = [text if text.isprintable() else repr(text) for text in map(str, items)]
+    rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
+    return separator.join(texts[:limit]) + rest
+
+
+def _names_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - any cell's text
+
+
+def _frame(rows: Sequence[tuple[str, str, str]], *, loose: Sequence[str] = ()) -> "pd.DataFrame":
+    import pandas as pd
+
+    # object: the str type of pandas cannot hold a file name that is not valid UTF-8.
+    frame = pd.DataFrame(rows, columns=["path", "class", "split"], dtype=object)
+    frame.attrs["loose"] = tuple(loose)
+    return frame
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: int
+    label: int
+    split: int | None
+
+
+def _csv_of_folder(folder: Path, *, for_csv: bool) -> Path | None:
+    """Return the one CSV that labels `folder`, or None if its class folders do."""
+    paths = sorted(
+        path for path in _visible(folder) if path.suffix.lower() == ".csv" and path.is_file()
+    )
+    if not paths:
+        if for_csv:
+            raise ConfigError(
+                f"{folder} holds no CSV: --images, --image-column and --label-column go with one"
+            )
+        return None
+    if len(paths) > 1:
+        names = shorten(path.name for path in paths)
+        raise DataError(f"{folder} holds {len(paths)} CSV files ({names}): name one of them")
+    classes = [p for p in _folders(folder) if p.name != "images" and _has_pictures(p)]
+    if classes and not for_csv:
+        names = shorten(path.name for path in classes)
+        raise DataError(
+            f"{folder} holds {paths[0].name} and folders of pictures ({names}), and either could "
+            f"be the labels: name {paths[0]} itself, or move it away to use the folders"
+        )
+    return paths[0]
+
+
+def _read_csv(
+    path: Path, *, images: Path | None, image_column: str | None, label_column: str | None
+) -> "pd.DataFrame":
+    header, records = _parse_csv(path)
+    columns = _choose_columns(path, header, image_column=image_column, label_column=label_column)
+    names = [record[columns.image] for _, record in records]
+    _check_filled(path, "picture", header[columns.image], records, columns.image)
+    _check_filled(path, "label", header[columns.label], records, columns.label)
+    labels = [_plain(record[columns.label]) for _, record in records]
+    splits = _splits_of_column(path, header, records, columns)
+    folders = [images] if images is not None else [path.parent, path.parent / "images"]
+    paths = _locate(names, folders)
+    return _frame(list(zip(paths, labels, splits, strict=True)))
+
+
+def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header and, for each row that is not blank, its line number and cells."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start:,} is 0x{error.object[error.start]:02x}): "
+            "save it as 'CSV UTF-8', or convert it with iconv"
+        ) from error
+    if not text.strip(f"{''.join(_DELIMITERS)} \r\n"):
+        raise DataError(
+            f"{path} is empty: it needs a header and one line per picture, such as image,label"
+        )
+    # The header decides: a label or a picture's name may well hold another delimiter.
+    delimiter = max(_DELIMITERS, key=text.lstrip().splitlines()[0].count)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+    try:
+        header = [cell.strip() for cell in next(filled)]
+        records = [(reader.line_num, cells) for cells in filled]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    if len(header) < 2:
+        raise DataError(
+            f"{path} has one column ({header[0]!r}): it needs a picture and a label in each line, "
+            "separated by a comma, a semicolon or a tab"
+        )
+    if not records:
+        raise DataError(f"{path} has a header and no rows: add one line per picture")
+    ragged = [line for line, cells in records if len(cells) != len(header)]
+    if ragged:
+        raise DataError(
+            f"{path} has {len(header)} columns, but not in line {shorten(ragged)}: put cells that "
+            f"contain {_named(delimiter)} in double quotes"
+        )
+    return header, records
+
+
+def _named(delimiter: str) -> str:
+    return {",": "a comma", ";": "a semicolon", "\t": "a tab"}[delimiter]
+
+
+def _choose_columns(
+    path: Path, header: Sequence[str], *, image_column: str | None, label_column: str | None
+) -> _Columns:
+    def named(name: str, option: str) -> int:
+        if header.count(name) != 1:
+            how = "no column" if name not in header else "more than one column"
+            raise ConfigError(
+                f"{option}: {path} has {how} {name!r}; its columns are {shorten(header)}"
+            )
+        return header.index(name)
+
+    image = 0 if image_column is None else named(image_column, "--image-column")
+    if image_column is None and label_column is None and _names_picture(header[0]):
+        raise DataError(
+            f"{path} has no header: its first line names a picture ({header[0]}); "
+            "add a first line such as image,label"
+        )
+    if label_column is not None:
+        label = named(label_column, "--label-column")
+    else:
+        others = [i for i, name in enumerate(header) if i != image and name.lower() != "split"]
+        if not others:
+            raise DataError(
+                f"{path} has no column of labels beside {shorten(header)}: add one, or name it "
+                "with --label-column"
+            )
+        label = next((i for i in others if i > image), others[0])
+    if label == image:
+        raise ConfigError(f"column {header[image]!r} cannot hold both the pictures and the labels")
+    splits = [i for i, name in enumerate(header) if name.lower() == "split"]
+    splits = [i for i in splits if i not in (image, label)]
+    return _Columns(image=image, label=label, split=splits[0] if splits else None)
+
+
+def _check_filled(
+    path: Path, what: str, column: str, records: Sequence[tuple[int, list[str]]], index: int
+) -> None:
+    empty = [line for line, cells in records if cells[index].strip().lower() in ("", "nan")]
+    if empty:
+        raise DataError(
+            f"{path} has no {what} in {len(empty):,} of {len(records):,} rows (column {column!r}, "
+            f"line {shorten(empty)}): fill them in or delete the rows"
+        )
+
+
+def _plain(label: str) -> str:
+    """Return a label as text, a whole float as an integer."""
+    label = label.strip()
+    whole = _WHOLE_FLOAT.fullmatch(label)
+    return whole[1] if whole else label
+
+
+def _splits_of_column(
+    path: Path,
+    header: Sequence[str],
+    records: Sequence[tuple[int, list[str]]],
+    columns: _Columns,
+) -> list[str]:
+    if columns.split is None:
+        return [""] * len(records)
+    words = [cells[columns.split].strip().lower() for _, cells in records]
+    if not any(words):
+        return words
+    unknown = [line for (line, _), word in zip(records, words, strict=True) if word not in SPLITS]
+    if unknown:
+        raise DataError(
+            f"{path} has a column {header[columns.split]!r} that does not say "
+            f"{', '.join(SPLITS)} in line {shorten(unknown)}: mend it or rename the column"
+        )
+    return [SPLITS[word] for word in words]
+
+
+def _locate(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Return each picture's absolute path in the first folder that has it.
+
+    A picture that no folder has gets the path where most of the others lie, so that a message
+    about it names the place that its reader expects.
+    """
+    roots = [os.path.abspath(folder) for folder in folders]  # noqa: PTH100 - resolve() follows links
+    found: list[str | None] = []
+    hits = dict.fromkeys(roots, 0)
+    for name in names:
+        root = next((root for root in roots if os.path.isfile(os.path.join(root, name))), None)  # noqa: PTH113, PTH118
+        if root is not None:
+            hits[root] += 1
+        found.append(root)
+    usual = max(roots, key=lambda root: (hits[root], Path(root).is_dir()))
+    return [
+        os.path.normpath(os.path.join(root or usual, name))  # noqa: PTH118
+        for root, name in zip(found, names, strict=True)
+    ]
+
+
+# --- Class folders --------------------------------------------------------------------------------
+
+
+def _read_folders(folder: Path) -> "pd.DataFrame":
+    split_folders = _split_folders(folder)
+    if not split_folders:
+        return _frame(_read_classes(folder, split=""), loose=_loose_pictures(folder))
+    rows: list[tuple[str, str, str]] = []
+    loose = _loose_pictures(folder)
+    for path in sorted(split_folders, key=lambda path: list(SPLITS).index(path.name.lower())):
+        loose += _loose_pictures(path)
+        if _folders(path):  # otherwise it is a flat folder without labels
+            rows += _read_classes(path, split=SPLITS[path.name.lower()])
+    return _frame(rows, loose=loose)
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    """Return `train/`, `val/` and so on, or nothing if the folders in `folder` are classes.
+
+    A class may be called `train` as well, beside `car` and `bus`.
+    """
+    filled = [path for path in _folders(folder) if _has_pictures(path)]
+    named = [path for path in filled if path.name.lower() in SPLITS]
+    others = [path for path in filled if path not in named]
+    divided = [path for path in named if _folders(path)]
+    if named and not others and not divided:
+        raise DataError(
+            f"{folder} holds {shorten(path.name for path in named)}, but they hold no class "
+            "folders: put the pictures into one folder per class, or name a CSV with the labels"
+        )
+    if not others:
+        return named
+    if all(_loose_pictures(path) for path in divided):
+        return []
+    raise DataError(
+        f"{folder} holds {shorten(path.name for path in divided)} with class folders, and beside "
+        f"them folders of pictures that are no split ({shorten(path.name for path in others)}): "
+        "move these away"
+    )
+
+
+def _read_classes(folder: Path, *, split: str) -> list[tuple[str, str, str]]:
+    classes = _folders(folder)
+    if not classes:
+        raise DataError(
+            f"{folder} holds neither a CSV nor class folders: make one folder per class, or name "
+            "the CSV with the labels"
+        )
+    # Undecodable bytes are lone surrogates in a str, which no card could store.
+    broken = [path.name for path in classes if not _is_unicode(path.name)]
+    if broken:
+        raise DataError(f"{folder} has class folders not named in UTF-8: rename {shorten(broken)}")
+    rows: list[tuple[str, str, str]] = []
+    empty: list[str] = []
+    for path in classes:
+        pictures = [os.path.abspath(picture) for picture in find_images(path)]  # noqa: PTH100
+        rows += [(picture, path.name, split) for picture in pictures]
+        if not pictures:
+            empty.append(path.name)
+    if empty:
+        raise DataError(
+            f"{folder} has {len(empty)} class folders without a picture ({shorten(empty)}): fill "
+            "or remove them"
+        )
+    return rows
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror}") from error
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the visible folders in `folder`, except what macOS adds to its archives."""
+    return [path for path in _visible(folder) if path.is_dir() and path.name != "__MACOSX"]
+
+
+def _has_pictures(folder: Path) -> bool:
+    return next(iter(find_images(folder)), None) is not None
+
+
+def _loose_pictures(folder: Path) -> list[str]:
+    paths = [path for path in _visible(folder) if _names_picture(path.name)]
+    return [os.path.abspath(path) for path in paths if path.is_file()]  # noqa: PTH100

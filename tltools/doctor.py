@@ -1,0 +1,403 @@
+"""Find out what works on this machine, what does not, and what would mend it."""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+
+from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memory_bytes
+from tltools.errors import DeviceError, TltoolsError
+from tltools.parallel import num_cores
+from tltools.runtime.device import Device, open_session, placement, torch_device
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Status = Literal["ok", "warn", "fail"]
+
+SERVING = ("tltools", "numpy", "pillow", "msgspec", "rich", "typer")
+"""Without one of these nothing works."""
+TRAINING = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "matplotlib",
+    "platformdirs",
+)
+"""Without these `classify` works and other commands may not."""
+
+MIN_MEMORY = 4 * 2**30
+"""Training a complete VGG16 takes about 3 GiB."""
+MIN_DISK = 2 * 2**30
+"""A complete VGG16 takes 0.5 GiB in each of: download, checkpoint, and two exports."""
+
+NVIDIA = "0x10de"
+"""The vendor's number on the PCI bus."""
+DISPLAY_CLASS = "0x03"
+"""How the PCI class of a graphics or compute card begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    """`warn`: works with limits. `fail`: something that should work does not."""
+    detail: str
+    remedy: str = ""
+    """What to do about it; empty where there is nothing to do."""
+
+
+def diagnose() -> list[Check]:
+    """Look at versions, machine, devices, decoder and caches; a check for each, in that order.
+
+    It imports torch and onnxruntime, so it takes some seconds. A machine without a GPU is in order.
+    """
+    telemetry = _telemetry()  # before onnxruntime is imported, which sets the variable
+    return [
+        _python(),
+        *_packages(),
+        _cpu(),
+        _memory(),
+        _disk(Path.cwd()),
+        _jpeg(),
+        _onnxruntime_builds(),
+        telemetry,
+        *_onnxruntime(),
+        *_torch(),
+        _cuda_versions(),
+    ]
+
+
+# ---------------------------------------------------------------------------------- versions
+
+
+def _python() -> Check:
+    detail = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info >= (3, 14):
+        return Check(
+            name="Python",
+            status="warn",
+            detail=detail,
+            remedy="TorchScript is not supported on 3.14 and later: use Python 3.13",
+        )
+    return Check(name="Python", status="ok", detail=detail)
+
+
+def _packages() -> list[Check]:
+    versions = installed_versions((*SERVING, *TRAINING))
+    checks: list[Check] = []
+    for package in (*SERVING, *TRAINING):
+        if package in versions:
+            checks.append(Check(name=package, status="ok", detail=versions[package]))
+            continue
+        serving = package in SERVING
+        checks.append(
+            Check(
+                name=package,
+                status="fail" if serving else "warn",
+                detail="not installed" if serving else "not installed; classify works without it",
+                remedy=f"pip install {package}",
+            )
+        )
+    return checks
+
+
+def _onnxruntime_builds() -> Check:
+    name = "onnxruntime build"
+    versions = installed_versions(("onnxruntime-gpu", "onnxruntime"))
+    detail = ", ".join(f"{package} {version}" for package, version in versions.items())
+    install = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    if len(versions) == 2:
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"{detail}: they overwrite each other's files, so that CUDA may be missing",
+            remedy=install,
+        )
+    if not versions:
+        return Check(
+            name=name, status="fail", detail="not installed", remedy="pip install onnxruntime-gpu"
+        )
+    if "onnxruntime" in versions:
+        return Check(
+            name=name, status="ok", detail=f"{detail}: for the CPU only (for a GPU: {install})"
+        )
+    return Check(name=name, status="ok", detail=detail)
+
+
+def _cuda_versions() -> Check:
+    """Compare the CUDA that torch brings with the one that onnxruntime is built for."""
+    name = "CUDA versions"
+    ours, theirs = _cuda_major("torch"), _cuda_major("onnxruntime-gpu")
+    if ours is None or theirs is None:
+        missing = [
+            package
+            for package, major in [("torch", ours), ("onnxruntime-gpu", theirs)]
+            if major is None
+        ]
+        return Check(
+            name=name,
+            status="ok",
+            detail=f"nothing to compare: {' and '.join(missing)} not there or without CUDA",
+        )
+    if ours != theirs:
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"torch brings CUDA {ours}, onnxruntime-gpu is built for CUDA {theirs}, "
+            "so it will not find its libraries on a GPU",
+            remedy='pip install --upgrade torch "onnxruntime-gpu[cuda,cudnn]"',
+        )
+    return Check(name=name, status="ok", detail=f"torch and onnxruntime-gpu: CUDA {ours}")
+
+
+def _cuda_major(package: str) -> int | None:
+    """Return the CUDA version that a package's requirements name, or None."""
+    try:
+        requirements = requires(package) or []
+    except PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        # nvidia-cuda-runtime-cu12==12.8.90, nvidia-cuda-runtime~=13.0, cuda-toolkit[...]==13.0.3
+        match = re.match(
+            r"(?:nvidia-cuda-runtime(?:-cu\d+)?|cuda-toolkit(?:\[[^]]*\])?)\s*[~=]=\s*(\d+)",
+            requirement,
+        )
+        if match:
+            return int(match[1])
+    return None
+
+
+# ----------------------------------------------------------------------------------- machine
+
+
+def _cpu() -> Check:
+    cores = num_cores()
+    return Check(name="CPU", status="ok", detail=f"{cpu_name()}, {cores} cores for this process")
+
+
+def _memory() -> Check:
+    size = memory_bytes()
+    if size is None:
+        return Check(name="memory", status="ok", detail="the system does not say")
+    detail = f"{size / 2**30:.1f} GiB"
+    if size < MIN_MEMORY:
+        remedy = "train VGG16 with --head pooled, and use small batches"
+        return Check(name="memory", status="warn", detail=detail, remedy=remedy)
+    return Check(name="memory", status="ok", detail=detail)
+
+
+def _disk(folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free in {folder}"
+    if free < MIN_DISK:
+        remedy = "make room, or work in another folder"
+        return Check(name="disk", status="warn", detail=detail, remedy=remedy)
+    return Check(name="disk", status="ok", detail=detail)
+
+
+def _jpeg() -> Check:
+    from PIL import features
+
+    name = "JPEG decoder"
+    if not features.check_codec("jpg"):
+        remedy = "pip install --force-reinstall pillow"
+        return Check(name=name, status="fail", detail="Pillow has none", remedy=remedy)
+    if not features.check_feature("libjpeg_turbo"):
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"libjpeg {features.version_codec('jpg')}, not libjpeg-turbo: slow",
+            remedy="pip install --force-reinstall --only-binary :all: pillow",
+        )
+    detail = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
+    return Check(name=name, status="ok", detail=detail)
+
+
+def _has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Tell whether the machine has an NVIDIA card, whatever its driver does (Linux only)."""
+    for device in devices.glob("*"):
+        try:
+            vendor = (device / "vendor").read_text(encoding="ascii").strip()
+            kind = (device / "class").read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if vendor == NVIDIA and kind.startswith(DISPLAY_CLASS):
+            return True
+    return False
+
+
+# ----------------------------------------------------------------------------------- devices
+
+
+def _telemetry() -> Check:
+    value = os.environ.get("ORT_DISABLE_TELEMETRY")
+    if value is None:
+        detail = "off: tltools sets ORT_DISABLE_TELEMETRY=1"
+    elif value == "1":
+        detail = "off: ORT_DISABLE_TELEMETRY=1"
+    else:
+        detail = f"left as you set it: ORT_DISABLE_TELEMETRY={value}"
+    return Check(name="onnxruntime's usage reports", status="ok", detail=detail)
+
+
+def _onnxruntime() -> list[Check]:
+    """Run a small model on the CPU and on CUDA."""
+    name = "onnxruntime on the CPU"
+    try:
+        detail = _run_small_model("cpu")
+    except ImportError as error:
+        reason = f"cannot be tried: {error}"
+        return [Check(name=name, status="fail", detail=reason, remedy=_install_again(error))]
+    except TltoolsError as error:
+        return [_broken(name, error, "fail")]
+    checks = [Check(name=name, status="ok", detail=detail)]
+    return [*checks, _on_gpu("onnxruntime on a GPU", lambda: _run_small_model("cuda"))]
+
+
+def _torch() -> list[Check]:
+    """Look at PyTorch's device and at what training keeps on the disk; silent without torch."""
+    if not installed_versions(["torch"]):
+        return []
+    name = "torch"
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except (ImportError, OSError) as error:
+        reason = f"cannot be imported: {error}"
+        return [Check(name=name, status="fail", detail=reason, remedy=_install_again(error))]
+    return [
+        _on_gpu("torch on a GPU", lambda: torch_device("cuda").reason),
+        Check(
+            name="TorchScript",
+            status="ok",
+            detail="works; PyTorch calls it deprecated, so prefer ONNX for new work",
+        ),
+        _feature_cache(),
+        _vgg16_weights(),
+    ]
+
+
+def _on_gpu(name: str, attempt: Callable[[], str]) -> Check:
+    """Try CUDA; that it is missing is a fault only where there is an NVIDIA card."""
+    try:
+        return Check(name=name, status="ok", detail=attempt())
+    except DeviceError as error:
+        if gpu_names():  # the driver works, so this should
+            return _broken(name, error, "fail")
+        if _has_nvidia_card():
+            return _broken(name, error, "warn")
+        reason = str(error).partition(";")[0]
+        return Check(name=name, status="ok", detail=f"no GPU, so the CPU is used ({reason})")
+
+
+def _run_small_model(device: Device) -> str:
+    """Run a model of three nodes and check its result.
+
+    Returns:
+        Which provider ran how many nodes.
+
+    Raises:
+        DeviceError: If the device does not work, or computes something else.
+        ArtifactError: If onnxruntime cannot open the model.
+    """
+    session, choice = open_session(small_model(), device=device, threads=1)
+    values = np.array([[-1, 0], [1, 2]], dtype=np.float32).reshape(1, 1, 2, 2)
+    result = np.ravel(cast("NDArray[np.float32]", session.run(None, {"x": values})[0]))
+    expected = 1.5  # times 2: -2, 0, 2, 4; without the negative: 0, 0, 2, 4; their mean
+    if not np.allclose(result, expected):
+        raise DeviceError(
+            f"onnxruntime on {choice.device} gives {result} for a model of three nodes "
+            f"whose result is {expected}; update the driver and onnxruntime"
+        )
+    nodes = ", ".join(f"{count} on {provider}" for provider, count in placement(session).items())
+    return f"runs a small model correctly; nodes: {nodes}"
+
+
+def small_model() -> bytes:
+    """Return an ONNX model of three nodes: times two, without the negative, the mean of (2, 2)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.full((1, 1, 1, 1), 2, dtype=np.float32)
+    graph = helper.make_graph(
+        nodes=[
+            helper.make_node("Conv", ["x", "weight"], ["doubled"]),
+            helper.make_node("Relu", ["doubled"], ["positive"]),
+            helper.make_node("GlobalAveragePool", ["positive"], ["mean"]),
+        ],
+        name="doctor",
+        inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 2, 2])],
+        outputs=[helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 1, 1, 1])],
+        initializer=[numpy_helper.from_array(weight, "weight")],
+    )
+    # Old enough for any onnxruntime to read; onnx would write its newest.
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, ir_version=8, opset_imports=opset).SerializeToString()
+
+
+# ------------------------------------------------------------------------ what training keeps
+
+
+def _feature_cache() -> Check:
+    from tltools.training.features import default_cache_dir
+
+    name = "feature cache"
+    folder = default_cache_dir()
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"{folder} cannot be written: {error.strerror}",
+            remedy="make it writable, or set XDG_CACHE_HOME to a folder that is",
+        )
+    free = shutil.disk_usage(existing).free
+    detail = f"{folder} can be written, {free / 2**30:.1f} GiB free"
+    return Check(name=name, status="ok", detail=detail)
+
+
+def _vgg16_weights() -> Check:
+    from torch import hub
+    from torchvision.models import VGG16_Weights
+
+    name = "VGG16 weights"
+    path = Path(hub.get_dir()) / "checkpoints" / Path(VGG16_Weights.IMAGENET1K_V1.url).name
+    if path.is_file():
+        return Check(name=name, status="ok", detail=f"{path}, {path.stat().st_size / 1e6:.0f} MB")
+    return Check(
+        name=name,
+        status="warn",
+        detail=f"not downloaded yet ({path.name} in {path.parent})",
+        remedy="train --model vgg16 downloads them (528 MB), or takes others by --weights FILE",
+    )
+
+
+def _broken(name: str, error: TltoolsError, status: Status) -> Check:
+    """Make a check of an error, whose message has the remedy after a semicolon."""
+    problem, _, remedy = str(error).partition(";")
+    return Check(name=name, status=status, detail=problem, remedy=remedy.strip())
+
+
+def _install_again(error: ImportError | OSError) -> str:
+    module = (getattr(error, "name", None) or "torch").partition(".")[0]
+    package = "onnxruntime-gpu" if module == "onnxruntime" else module
+    return f"pip install --force-reinstall {package}"

@@ -1,0 +1,44 @@
+"""Every error that tltools raises on purpose.
+
+TltoolsError (exit code 1)
+├── ConfigError    a setting that no run can use (exit code 2)
+├── DataError      an image, label file or folder is missing, empty or malformed
+├── ModelError     an unknown architecture, or weights that are missing or do not fit
+├── ArtifactError  a run or an export cannot be read, or lacks its card
+├── ParityError    an exported model disagrees with its source (exit code 3)
+└── DeviceError    the requested device or execution provider is not usable here
+"""
+
+
+class TltoolsError(Exception):
+    """Something that a user can mend; the message says what is wrong and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(TltoolsError, ValueError):
+    """A setting that no run can use."""
+
+    exit_code = 2
+
+
+class DataError(TltoolsError):
+    """An image, a label file or a folder is missing, empty or malformed."""
+
+
+class ModelError(TltoolsError):
+    """An unknown architecture, or weights that are missing or do not fit it."""
+
+
+class ArtifactError(TltoolsError):
+    """A run or an export cannot be read, or lacks its card."""
+
+
+class ParityError(TltoolsError):
+    """An exported model disagrees with the PyTorch model that it came from."""
+
+    exit_code = 3
+
+
+class DeviceError(TltoolsError):
+    """The requested device or execution provider is not usable here."""

@@ -1,0 +1,187 @@
+"""Measure a predictor on labelled pictures."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.card import Card, Score
+from tltools.data.images import load_images
+from tltools.errors import ArtifactError, DataError
+from tltools.metrics import (
+    ClassScore,
+    RocAuc,
+    classification_report,
+    confusion_matrix,
+    roc_auc,
+    score,
+    softmax,
+)
+from tltools.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from tltools.data.dataset import Dataset
+    from tltools.runtime.predictor import Predictor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """What a predictor achieved on labelled pictures."""
+
+    data: str
+    """Name of the data set."""
+    split: str
+    """The split that was measured, or `all`."""
+    classes: tuple[str, ...]
+    """The card's classes, in the order of the logits; the data may lack some."""
+    num_pictures: int
+    score: Score
+    per_class: tuple[ClassScore, ...]
+    """In the order of `classes`."""
+    confusion: NDArray[np.int64]
+    """Counts, (C, C); row is the true class, column the predicted class."""
+    roc_auc: RocAuc
+    seconds: float
+    """Decoding and inference together."""
+    paths: tuple[str, ...]
+    """The N pictures, absolute, in source order."""
+    logits: NDArray[np.float32]
+    """(N, C)."""
+    preds: NDArray[np.int64]
+    """Class indices, (N,)."""
+    targets: NDArray[np.int64]
+    """Class indices, (N,)."""
+
+    def to_json(self) -> str:
+        """Return all but the arrays per picture as JSON, indented for people."""
+        document: dict[str, Any] = {
+            "data": self.data,
+            "split": self.split,
+            "num_pictures": self.num_pictures,
+            "accuracy": {
+                "value": self.score.accuracy,
+                "low": self.score.low,
+                "high": self.score.high,
+                "correct": self.score.correct,
+                "total": self.score.total,
+            },
+            "roc_auc": asdict(self.roc_auc),
+            "classes": list(self.classes),
+            "per_class": [asdict(row) for row in self.per_class],
+            "confusion": self.confusion.tolist(),
+            "seconds": self.seconds,
+        }
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def evaluate(
+    predictor: "Predictor",
+    dataset: "Dataset",
+    *,
+    split: str | None = None,
+    batch_size: int = 32,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Classify the pictures of one split and compare with their labels.
+
+    Classes are matched by name, and the card's order rules.
+
+    Args:
+        predictor: Any opened export, or a run behind the same protocol.
+        dataset: The data may lack classes that the model knows.
+        split: `train`, `val`, `test` or `all`. Without it: `test`, else `val`, if the data has it,
+            because a figure that includes training pictures would mislead; else `all`.
+        batch_size: Pictures per call of the predictor.
+        progress: Told of each batch.
+
+    Raises:
+        DataError: If the split has no picture, a class is unknown to the model, or a picture
+            cannot be read.
+        ArtifactError: If the logits do not fit the card or are not finite.
+    """
+    card = predictor.card
+    _check_classes(dataset.classes, card)
+    frame = dataset.frame
+    present = set(frame["split"])
+    if split is None:
+        split = next((name for name in ("test", "val") if name in present), "all")
+    if split != "all":
+        frame = dataset.part(split)
+    if not len(frame):
+        raise DataError(
+            f"{dataset.name} has no {split} picture: it has {', '.join(sorted(present)) or 'none'}"
+        )
+    index = {name: i for i, name in enumerate(card.classes)}
+    targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
+    paths = [Path(path) for path in frame["path"]]
+    start = time.perf_counter()
+    logits = predict(predictor, paths, batch_size=batch_size, progress=progress)
+    seconds = time.perf_counter() - start
+    preds = logits.argmax(axis=1).astype(np.int64)
+    return Evaluation(
+        data=dataset.name,
+        split=split,
+        classes=card.classes,
+        num_pictures=len(paths),
+        score=score(preds, targets),
+        per_class=classification_report(preds, targets, classes=card.classes),
+        confusion=confusion_matrix(preds, targets, num_classes=len(card.classes)),
+        roc_auc=roc_auc(softmax(logits), targets),
+        seconds=seconds,
+        paths=tuple(map(str, paths)),
+        logits=logits,
+        preds=preds,
+        targets=targets,
+    )
+
+
+def predict(
+    predictor: "Predictor",
+    paths: Sequence[Path],
+    *,
+    batch_size: int = 32,
+    progress: Progress = SILENT,
+) -> NDArray[np.float32]:
+    """Return the logits of pictures, (N, C), in the order of `paths`.
+
+    Raises:
+        DataError: If a picture cannot be read.
+        ArtifactError: If the logits do not fit the card or are not finite.
+    """
+    spec = predictor.card.preprocessing
+    num_classes = len(predictor.card.classes)
+    logits = np.empty((len(paths), num_classes), dtype=np.float32)
+    done = 0
+    with progress.bar("Evaluating", len(paths)) as bar:
+        for images in load_images(paths, size=spec.size, resize=spec.resize, batch_size=batch_size):
+            batch = predictor(images)
+            if batch.shape != (len(images), num_classes):
+                raise ArtifactError(
+                    f"the model answers {len(images)} pictures with {batch.shape}, its card names "
+                    f"{num_classes} classes: export it again"
+                )
+            logits[done : done + len(images)] = batch
+            done += len(images)
+            bar.advance(len(images))
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        raise ArtifactError(
+            f"the model's logits are not finite for {bad.sum():,} of {len(paths):,} pictures "
+            f"(first {paths[int(bad.argmax())]}): train or export it again"
+        )
+    return logits
+
+
+def _check_classes(classes: Iterable[str], card: Card) -> None:
+    unknown = [name for name in classes if name not in card.classes]
+    if unknown:
+        raise DataError(
+            f"the model does not know class {', '.join(unknown)}: the data has "
+            f"{', '.join(classes)} and the model {', '.join(card.classes)}; --class-names gives "
+            "the data's classes other names, in the order of their labels"
+        )

@@ -1,0 +1,170 @@
+"""Scores of predicted against true classes, with scikit-learn and SciPy behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.card import Score
+
+CONFIDENCE_LEVEL = 0.95
+"""Of the interval around an accuracy."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares."""
+
+    name: str
+    precision: float | None
+    """Share of the predictions of this class that are right; None if there is none."""
+    recall: float | None
+    """Share of the class's pictures that are found; None if it has no picture."""
+    f1: float | None
+    """Harmonic mean of precision and recall; None if there is neither picture nor prediction."""
+    support: int
+    """Pictures of the class."""
+
+
+@dataclass(frozen=True)
+class RocAuc:
+    """Area under the ROC curve, or why there is none."""
+
+    value: float | None
+    """In [0, 1]; 0.5 is chance."""
+    note: str = ""
+    """Why there is no value, or which classes it leaves out."""
+
+
+def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
+    """Return top-1 accuracy with its 95 % Wilson interval.
+
+    Args:
+        preds: Predicted class indices, (N,).
+        target: True class indices, (N,).
+
+    Raises:
+        ValueError: If the shapes differ or N is 0.
+    """
+    from scipy.stats import binomtest
+
+    _check_indices(preds, target)
+    if not len(target):
+        raise ValueError("no accuracy without pictures")
+    correct, total = int((preds == target).sum()), len(target)
+    interval = binomtest(correct, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+    return Score(
+        accuracy=correct / total,
+        low=float(interval.low),
+        high=float(interval.high),
+        correct=correct,
+        total=total,
+    )
+
+
+def confusion_matrix(
+    preds: NDArray[np.int64], target: NDArray[np.int64], *, num_classes: int
+) -> NDArray[np.int64]:
+    """Count predictions per true class.
+
+    Args:
+        preds: Predicted class indices, (N,).
+        target: True class indices, (N,).
+        num_classes: Number of classes C.
+
+    Returns:
+        Counts, (C, C); row is the true class, column the predicted class.
+
+    Raises:
+        ValueError: If the shapes differ, or an index lies outside [0, C).
+    """
+    from sklearn.metrics import confusion_matrix as count
+
+    _check_indices(preds, target, num_classes=num_classes)
+    if not len(target):  # scikit-learn refuses an empty set of known labels
+        return np.zeros((num_classes, num_classes), dtype=np.int64)
+    return count(target, preds, labels=np.arange(num_classes)).astype(np.int64)
+
+
+def classification_report(
+    preds: NDArray[np.int64], target: NDArray[np.int64], *, classes: Sequence[str]
+) -> tuple[ClassScore, ...]:
+    """Return precision, recall and F1 of each class, in the order of `classes`.
+
+    Args:
+        preds: Predicted class indices, (N,).
+        target: True class indices, (N,).
+        classes: Names of the C classes.
+
+    Raises:
+        ValueError: If the shapes differ, or an index lies outside [0, C).
+    """
+    matrix = confusion_matrix(preds, target, num_classes=len(classes))
+    return tuple(
+        ClassScore(
+            name=name,
+            precision=_ratio(matrix[i, i], matrix[:, i].sum()),
+            recall=_ratio(matrix[i, i], matrix[i].sum()),
+            f1=_ratio(2 * matrix[i, i], matrix[:, i].sum() + matrix[i].sum()),
+            support=int(matrix[i].sum()),
+        )
+        for i, name in enumerate(classes)
+    )
+
+
+def roc_auc(probs: NDArray[np.float64], target: NDArray[np.int64]) -> RocAuc:
+    """Return the area under the ROC curve.
+
+    Two classes: that of the second class's probability. More: the mean over the classes of
+    one against the rest.
+
+    Args:
+        probs: Probabilities, (N, C).
+        target: True class indices, (N,).
+
+    Raises:
+        ValueError: If the shapes do not fit, a probability is not finite or C is below 2.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if probs.ndim != 2 or probs.shape[0] != len(target) or probs.shape[1] < 2:
+        raise ValueError(f"probs {probs.shape} must be (N, C), with N {len(target)} and C >= 2")
+    if not np.isfinite(probs).all():
+        raise ValueError("probs must be finite")
+    _check_indices(target, target, num_classes=probs.shape[1])
+    present = np.unique(target)
+    if len(present) < 2:
+        return RocAuc(None, "needs pictures of two classes")
+    if probs.shape[1] == 2:
+        return RocAuc(float(roc_auc_score(target, probs[:, 1])))
+    values = [roc_auc_score(target == index, probs[:, index]) for index in present]
+    num_absent = probs.shape[1] - len(present)
+    note = f"without the classes that have no picture ({num_absent})" if num_absent else ""
+    return RocAuc(float(np.mean(values)), note)
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return probabilities, (N, C), from logits, (N, C), in double precision."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)  # so that exp cannot overflow
+    weights = np.exp(shifted)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _ratio(part: np.int64, whole: np.int64) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def _check_indices(
+    preds: NDArray[np.int64], target: NDArray[np.int64], *, num_classes: int | None = None
+) -> None:
+    if preds.ndim != 1 or preds.shape != target.shape:
+        raise ValueError(f"preds {preds.shape} and target {target.shape} must both be (N,)")
+    indices = np.stack([preds, target])
+    if indices.dtype.kind not in "iu":
+        raise ValueError(f"class indices must be integers, got {indices.dtype}")
+    if num_classes is not None and indices.size:
+        low, high = indices.min(), indices.max()
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"class indices must lie in [0, {num_classes}), got {low} to {high}")

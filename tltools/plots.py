@@ -1,0 +1,191 @@
+"""Training curves, confusion matrices and contact sheets as PNG files."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tltools.atomic import atomic_path
+from tltools.card import Resize
+from tltools.data.images import load_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+_DPI = 120
+_MAX_NAME = 24
+"""Characters of a class name that a plot shows."""
+_MAX_ROWS = 50
+"""Classes on one contact sheet."""
+
+
+def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
+    """Draw loss and accuracy over the epochs.
+
+    Args:
+        history: Columns `epoch`, `train_loss`, `val_loss`, `train_accuracy`, `val_accuracy`
+            (in [0, 1]); one row per epoch.
+        path: PNG to write.
+        title: Above the panels.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    _literal(figure.suptitle(title))
+    loss, accuracy = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+        for split, style in (("train", "--"), ("val", "-")):
+            values = history[f"{split}_{quantity}"]
+            # A marker, because a run of one epoch has no line.
+            axes.plot(history["epoch"], values, style, marker="o", markersize=3, label=split)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    _save(figure, path)
+
+
+def plot_confusion(
+    matrix: NDArray[np.int64], classes: Sequence[str], path: Path, *, title: str
+) -> None:
+    """Draw a confusion matrix: counts, and each row's shares as percentages and as colour.
+
+    Args:
+        matrix: Counts, (C, C); row is the true class, column the predicted class.
+        classes: Names of the C classes.
+        path: PNG to write.
+        title: Above the matrix.
+
+    Raises:
+        ValueError: If the shape does not fit the classes.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    num_classes = len(classes)
+    if matrix.shape != (num_classes, num_classes):
+        raise ValueError(f"matrix {matrix.shape} does not fit {num_classes} classes")
+    support = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(support, 1)  # (C, C)
+    names = [_short(name) for name in classes]
+    font = max(6.0, 11 - 0.4 * num_classes)  # points
+    side = max(3.0, max(0.42, 1.1 - 0.05 * num_classes) * num_classes)  # inches
+    # The axes fill the figure, and saving makes room for the letters around them: the layout
+    # engines of matplotlib cut labels off where the axes keep their aspect.
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    bar = figure.colorbar(image, cax=figure.add_axes((1 + 0.2 / side, 0, 0.15 / side, 3 / side)))
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.set_label("share of the true class")
+    ticks = range(num_classes)
+    flat = num_classes <= 4 and max(map(len, names)) <= 14
+    axes.set_xticks(ticks, names, rotation=0 if flat else 90, fontsize=max(7.0, font))
+    axes.set_yticks(ticks, names, fontsize=max(7.0, font))
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        _literal(label)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    _literal(axes.set_title(title, pad=14))
+    decimals = 1 if num_classes <= 10 else 0
+    for row, column in np.ndindex(matrix.shape):
+        count, share = int(matrix[row, column]), shares[row, column]
+        if not count and num_classes > 10:
+            continue  # a large matrix is mostly zeros, which would hide the rest
+        axes.text(
+            column,
+            row,
+            f"{count:,}\n{share:.{decimals}%}",
+            ha="center",
+            va="center",
+            fontsize=font,
+            color="white" if share > 0.5 else "black",
+        )
+    _save(figure, path)
+
+
+def contact_sheet(
+    frame: "pd.DataFrame",
+    classes: Sequence[str],
+    path: Path,
+    *,
+    per_class: int = 6,
+    resize: Resize = "squash",
+) -> None:
+    """Show a few pictures of each class, evenly spaced through its rows.
+
+    Args:
+        frame: Columns `path` and `class`.
+        classes: In the order of the sheet's rows; beyond the first 50 they are only counted.
+        path: PNG to write.
+        per_class: Pictures in a row.
+        resize: The resize rule, so that the sheet shows what the model gets to see.
+
+    Raises:
+        DataError: If a picture cannot be read.
+    """
+    size, gap, caption = 128, 6, 24  # pixels
+    shown = list(classes)[:_MAX_ROWS]
+    pictures: dict[str, list[str]] = {name: [] for name in classes}
+    for picture, name in zip(frame["path"], frame["class"], strict=True):
+        pictures[name].append(picture)
+    row_height = caption + size + gap
+    footer = caption if len(shown) < len(classes) else 0
+    width = gap + max(per_class, 3) * (size + gap)
+    sheet = Image.new("RGB", (width, gap + len(shown) * row_height + footer), "white")
+    draw, font = ImageDraw.Draw(sheet), _font(15)
+    for row, name in enumerate(shown):
+        paths, top = pictures[name], gap + row * row_height
+        unit = "picture" if len(paths) == 1 else "pictures"
+        draw.text((gap, top), f"{_short(name)}: {len(paths):,} {unit}", "black", font)
+        chosen = np.linspace(0, len(paths) - 1, min(per_class, len(paths))).round().astype(int)
+        for column, index in enumerate(chosen):
+            image = Image.fromarray(load_image(Path(paths[index]), size=size, resize=resize))
+            sheet.paste(image, (gap + column * (size + gap), top + caption))
+    if footer:
+        rest = f"and {len(classes) - len(shown):,} more classes"
+        draw.text((gap, sheet.height - footer), rest, "black", font)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's own font, which knows more letters than Pillow's."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _short(name: str) -> str:
+    """Cut a long name in its middle: names that begin alike often differ at the end."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half + 1 :]}"
+
+
+def _literal(text: "Text") -> None:
+    """Show dollar signs as they are: a class or a folder may have them in its name."""
+    text.set_parse_math(False)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """Write a PNG that has the same bytes for the same picture, without the library's version."""
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; the reader can see that.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(
+            temporary,
+            format="png",
+            dpi=_DPI,
+            bbox_inches="tight",
+            pad_inches=0.1,
+            metadata={"Software": None},
+        )

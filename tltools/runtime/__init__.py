@@ -1,0 +1,31 @@
+"""Opened exports: uint8 pictures in, logits out, on a device that is known."""
+
+from tltools.runtime.device import (
+    Device,
+    DeviceChoice,
+    default_threads,
+    open_session,
+    placement,
+    torch_device,
+)
+from tltools.runtime.predictor import (
+    OnnxPredictor,
+    Predictor,
+    TorchScriptPredictor,
+    load_predictor,
+    read_card,
+)
+
+__all__ = [
+    "Device",
+    "DeviceChoice",
+    "OnnxPredictor",
+    "Predictor",
+    "TorchScriptPredictor",
+    "default_threads",
+    "load_predictor",
+    "open_session",
+    "placement",
+    "read_card",
+    "torch_device",
+]

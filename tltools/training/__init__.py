@@ -1,0 +1,23 @@
+"""The torch side: models, frozen features, the training loop, and run folders."""
+
+from tltools.training.config import TrainConfig, default_config
+from tltools.training.run import load_run, open_run
+from tltools.training.train import (
+    TrainedRun,
+    find_resumable,
+    resume_run,
+    train_model,
+    train_models,
+)
+
+__all__ = [
+    "TrainConfig",
+    "TrainedRun",
+    "default_config",
+    "find_resumable",
+    "load_run",
+    "open_run",
+    "resume_run",
+    "train_model",
+    "train_models",
+]

@@ -1,0 +1,223 @@
+"""The training loop: one epoch at a time, so that the caller prints, saves and stops."""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tltools.training.config import TrainConfig
+
+
+class Source(Protocol):
+    """Where the loop gets its batches; inputs are uint8 pictures or float32 features."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs (N, …) and targets, int64 (N,), for the samples in `order`, int64."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStats:
+    """One row of the history."""
+
+    epoch: int
+    """Counts from 1."""
+    train_loss: float
+    """Mean cross-entropy over the training samples, as seen while training."""
+    train_accuracy: float
+    """As seen while training (before each step), in [0, 1]."""
+    val_loss: float
+    """Mean cross-entropy over the validation samples, in eval mode."""
+    val_accuracy: float
+    """In eval mode, in [0, 1]."""
+    seconds: float
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    inputs: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take one optimizer step, all of it on the inputs' device.
+
+    Args:
+        model: In training mode.
+        optimizer: Of the model's trainable parameters.
+        scaler: Mixed precision is used where it is enabled (fp16, as in torch's AMP recipe).
+        inputs: (N, …).
+        target: Class indices, int64 (N,).
+        class_weights: Float32 (C,), or None.
+
+    Returns:
+        The summed loss and the number of correct predictions, scalars on the device: reading
+        them is left to the caller, since it makes a GPU wait.
+    """
+    amp = scaler.is_enabled()
+    with torch.autocast(inputs.device.type, torch.float16) if amp else nullcontext():
+        logits = model(inputs)  # (N, C)
+        loss = F.cross_entropy(logits, target, weight=class_weights)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    # A sum, so that a short last batch counts right.
+    return loss.detach() * len(target), (logits.detach().argmax(dim=1) == target).sum()
+
+
+@torch.inference_mode()
+def predict_source(model: nn.Module, source: Source, *, device: torch.device) -> tuple[Tensor, ...]:
+    """Run a model in eval mode over a source, in order.
+
+    Returns:
+        Logits, float32 (N, C), and targets, int64 (N,), on the CPU.
+    """
+    model.eval()
+    logits, targets = [], []
+    for inputs, target in source.batches(torch.arange(len(source))):
+        logits.append(model(inputs.to(device)).float().cpu())
+        targets.append(target)
+    return torch.cat(logits), torch.cat(targets)
+
+
+class Trainer:
+    """Training of one model, epoch by epoch; its state can be saved and loaded between epochs.
+
+    The order of the samples and the augmentation depend on the seed and the epoch alone, so
+    training that is resumed ends with the same weights as training that never stopped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        train: Source,
+        val: Source,
+        *,
+        device: torch.device,
+        num_classes: int,
+        train_targets: np.ndarray,
+    ) -> None:
+        """Make the optimizer.
+
+        Args:
+            model: On the device; parameters without gradient stay as they are.
+            config: Settings.
+            train: Training samples.
+            val: Validation samples.
+            device: Where the steps run.
+            num_classes: C.
+            train_targets: Class indices of the training samples, for class weights.
+        """
+        self.model, self.config, self.train, self.val = model, config, train, val
+        self.device = device
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_val_loss = float("inf")
+        self.best_state: dict[str, Tensor] = {}
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # The article's optimizer. Its L2 penalty served better than AdamW's (benchmarks/LOG.md).
+        self.optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay)
+        amp = config.precision == "amp" or (config.precision == "auto" and device.type != "cpu")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp)
+        self.class_weights: Tensor | None = None
+        if config.class_weights:
+            counts = np.bincount(train_targets, minlength=num_classes)
+            # scikit-learn's "balanced" rule: N / (C * count of the class).
+            balanced = len(train_targets) / (num_classes * np.maximum(counts, 1))
+            self.class_weights = torch.tensor(balanced, dtype=torch.float32, device=device)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or patience has run out."""
+        config = self.config
+        impatient = config.patience and self.epoch - self.best_epoch >= config.patience
+        return self.epoch >= config.epochs or bool(self.epoch and impatient)
+
+    def batches_per_epoch(self) -> int:
+        """Return the number of optimizer steps of an epoch."""
+        return max(1, round(len(self.train) / self.config.batch_size))
+
+    def run_epoch(self) -> Iterator[tuple[int, float]]:
+        """Train one epoch, yielding (samples done, mean loss so far) after each step.
+
+        The validation follows the last step; call `stats` then.
+        """
+        config = self.config
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        self.model.train()
+        loss_sum = torch.zeros((), device=self.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        num_seen = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed * 1_000_003 + self.epoch)
+            for inputs, target in self.train.batches(order, augment=config.augment):
+                loss, correct = train_step(
+                    self.model,
+                    self.optimizer,
+                    self.scaler,
+                    inputs.to(self.device),
+                    target.to(self.device),
+                    self.class_weights,
+                )
+                loss_sum += loss
+                num_correct += correct
+                num_seen += len(target)
+                yield len(target), loss_sum.item() / num_seen
+        logits, target = predict_source(self.model, self.val, device=self.device)
+        self.epoch += 1
+        self.stats = EpochStats(
+            epoch=self.epoch,
+            train_loss=loss_sum.item() / num_seen,
+            train_accuracy=num_correct.item() / num_seen,
+            val_loss=F.cross_entropy(logits, target).item(),
+            val_accuracy=(logits.argmax(dim=1) == target).float().mean().item(),
+            seconds=time.perf_counter() - start,
+        )
+        if self.stats.val_loss < self.best_val_loss:
+            self.best_val_loss, self.best_epoch = self.stats.val_loss, self.epoch
+            self.best_state = self._weights()
+
+    def chosen_state(self) -> dict[str, Tensor]:
+        """Return the weights that the run keeps, on the CPU: the best epoch's or the last's."""
+        # Without one finite validation loss there is no best epoch.
+        use_best = self.config.keep == "best" and self.best_state
+        return self.best_state if use_best else self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        state = self.model.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs besides its samples and settings."""
+        return {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_val_loss": self.best_val_loss,
+            "best_state": self.best_state,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]

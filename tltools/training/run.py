@@ -1,0 +1,258 @@
+"""A run folder: what one training writes, and how it is opened again."""
+
+import os
+import pickle
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tltools.atomic import atomic_path, write_text
+from tltools.card import Card, DataFacts, card_from_json
+from tltools.data.dataset import Dataset
+from tltools.errors import ArtifactError, DataError
+from tltools.runtime.device import Device, DeviceChoice, torch_device
+from tltools.training.config import TrainConfig
+from tltools.training.fit import EpochStats
+from tltools.training.models import Classifier, build_from_card
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CARD = "card.json"
+CHECKPOINT = "checkpoint.safetensors"
+PLAN = "plan.json"
+STATE = "state.pt"
+SPLIT = "split.csv"
+HISTORY = "history.csv"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training set out to do: written first, so that it can be resumed."""
+
+    config: dict[str, Any]
+    """`TrainConfig` as a dictionary."""
+    data: DataFacts
+    classes: tuple[str, ...]
+    weights: str | None
+    """What `--weights` said; None for the cnn."""
+    normalization: str
+
+    def train_config(self) -> TrainConfig:
+        """Return the settings."""
+        return TrainConfig(**self.config)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a run did all that it set out to do (an interrupted one has a card too)."""
+    if not (folder / CARD).is_file():
+        return False
+    return not load_card(folder).training.get("interrupted", False)
+
+
+def new_run_folder(run_dir: Path, model: str) -> Path:
+    """Make `run_dir`/`model`, or the first of `model`-2, `model`-3 … that is not taken."""
+    number = 1
+    while True:
+        folder = run_dir / (model if number == 1 else f"{model}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def write_plan(folder: Path, plan: Plan, dataset: Dataset) -> None:
+    """Write the plan and the split, before the first epoch."""
+    with atomic_path(folder / SPLIT) as temporary:
+        dataset.frame.to_csv(temporary, index=False)
+    write_text(folder / PLAN, msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read a run's plan.
+
+    Raises:
+        ArtifactError: If the folder has none, or it is damaged.
+    """
+    try:
+        return msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactError(f"{folder} is not a run that can be resumed: {error}") from error
+
+
+def read_split(folder: Path) -> "pd.DataFrame":
+    """Read a run's pictures: columns path, class, split, sha256, all text.
+
+    Raises:
+        ArtifactError: If the run has no split.csv.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
+    missing = {"path", "class", "split", "sha256"} - set(frame.columns)
+    if missing:
+        raise ArtifactError(f"{folder / SPLIT} lacks the columns {', '.join(sorted(missing))}")
+    return frame
+
+
+def run_dataset(folder: Path) -> Dataset:
+    """Return the data set that a run was planned with, from its own split.
+
+    Raises:
+        DataError: If a picture has gone.
+    """
+    plan = read_plan(folder)
+    frame = read_split(folder)
+    gone = [path for path in frame["path"] if not os.path.exists(path)]  # noqa: PTH110 (speed)
+    if gone:
+        raise DataError(
+            f"{len(gone)} pictures of run {folder.name} are no longer there, the first is "
+            f"{gone[0]}: put them back, or give the pictures with --data"
+        )
+    return Dataset(
+        name=plan.data.name,
+        frame=frame,
+        classes=plan.classes,
+        split_rule=plan.data.split,  # pyright: ignore[reportArgumentType]
+        findings=(),
+        fingerprint=plan.data.fingerprint,
+    )
+
+
+def append_history(folder: Path, history: list[EpochStats]) -> None:
+    """Write the history: one row per epoch."""
+    import pandas as pd
+
+    with atomic_path(folder / HISTORY) as temporary:
+        pd.DataFrame([asdict(stats) for stats in history]).to_csv(temporary, index=False)
+
+
+def save_state(folder: Path, state: dict[str, Any], history: list[EpochStats]) -> None:
+    """Save what `--resume` needs, after each epoch."""
+    with atomic_path(folder / STATE) as temporary:
+        torch.save({**state, "history": [asdict(stats) for stats in history]}, temporary)
+    append_history(folder, history)
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], list[EpochStats]]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+    """
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        return state, [EpochStats(**row) for row in state.pop("history")]
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ArtifactError(f"{folder / STATE} cannot be read: {error}") from error
+
+
+def save_run(folder: Path, model: Classifier, card: Card) -> None:
+    """Write the checkpoint, then the card: a folder with a card is a run that can be used."""
+    with atomic_path(folder / CHECKPOINT) as temporary:
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, temporary)
+    write_text(folder / CARD, card.to_json())
+
+
+def load_card(folder: Path) -> Card:
+    """Read a run's card.
+
+    Raises:
+        ArtifactError: If the folder is not a run, or its card is damaged.
+    """
+    path = folder / CARD
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} is not a finished run: it has no {CARD} (tltools train makes runs, "
+            "tltools train --resume finishes one)"
+        ) from error
+    return card_from_json(text, where=str(path))
+
+
+def load_run(folder: Path) -> tuple[Classifier, Card]:
+    """Open a run: its model in eval mode on the CPU, and its card.
+
+    Raises:
+        ArtifactError: If the folder is not a run, or its files do not fit each other.
+    """
+    card = load_card(folder)
+    try:
+        state = load_file(folder / CHECKPOINT)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder / CHECKPOINT} cannot be read: {error}") from error
+    return build_from_card(card, state), card
+
+
+@dataclass(kw_only=True)
+class EagerPredictor:
+    """A run's own PyTorch model as a predictor: what every export is compared with."""
+
+    model: Classifier
+    card: Card
+    choice: DeviceChoice
+    device: str
+    threads: int
+    provider: str = "torch"
+    placement: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+
+
+def open_run(
+    folder: Path, *, device: Device = "auto", threads: int | None = None
+) -> EagerPredictor:
+    """Open a run as a predictor.
+
+    Args:
+        folder: The run.
+        device: `auto`, `cpu` or `cuda`.
+        threads: Of torch's operators, process-wide; None leaves torch's own choice.
+
+    Raises:
+        ArtifactError: If the folder is not a run.
+        DeviceError: If the device is not usable here.
+    """
+    choice = torch_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    model, card = load_run(folder)
+    # The layout that convolutions run fastest in, on CPUs and on GPUs.
+    model = model.to(choice.device).to(memory_format=torch.channels_last)
+    return EagerPredictor(
+        model=model,
+        card=card,
+        choice=choice,
+        device=choice.device,
+        threads=torch.get_num_threads(),
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    names = ("tltools", "torch", "torchvision", "pillow")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+def now() -> str:
+    """Return the time for a card: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

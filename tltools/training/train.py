@@ -1,0 +1,479 @@
+"""One training from a data set to a run folder: start, resume, interrupt, finish."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from tltools.card import Card, DataFacts, Preprocessing, Score, Weights
+from tltools.data.dataset import Dataset
+from tltools.data.images import load_images
+from tltools.errors import ArtifactError, ConfigError
+from tltools.metrics import confusion_matrix, score
+from tltools.plots import plot_confusion, plot_history
+from tltools.progress import SILENT, Progress
+from tltools.runtime.device import Device, torch_device
+from tltools.training import run as runs
+from tltools.training.config import TrainConfig
+from tltools.training.features import FeatureCache, default_cache_dir, extract_features
+from tltools.training.fit import EpochStats, Source, Trainer, predict_source
+from tltools.training.models import Classifier, build_cnn, build_vgg16
+from tltools.training.weights import PretrainedWeights, load_weights
+
+_SMALLEST_STD = 0.01
+"""Of a feature that is scaled, as a share of the root mean square of all features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What one training made."""
+
+    folder: Path
+    card: Card
+    history: tuple[EpochStats, ...]
+    interrupted: bool
+    """Ended by Ctrl-C; the run is usable and `--resume` goes on with it."""
+
+
+@dataclass
+class ImageSource:
+    """Pictures, decoded as they are needed."""
+
+    paths: list[Path]
+    targets: Tensor
+    preprocessing: Preprocessing
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.paths)
+
+    def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images, uint8 (N, H, W, 3), and targets, int64 (N,)."""
+        images = load_images(
+            [self.paths[index] for index in order],
+            size=self.preprocessing.size,
+            resize=self.preprocessing.resize,
+            batch_size=self.batch_size,
+        )
+        for batch, indices in zip(images, order.split(self.batch_size), strict=True):
+            inputs = torch.from_numpy(batch)
+            yield (_augmented(inputs) if augment else inputs), self.targets[indices]
+
+
+def _augmented(images: Tensor) -> Tensor:
+    """Return each picture flipped, cropped and recoloured by chance, uint8 (N, H, W, 3)."""
+    size = images.shape[1]
+    change = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        ]
+    )
+    changed = [change(image) for image in images.permute(0, 3, 1, 2)]  # each by its own chance
+    return torch.stack(changed).permute(0, 2, 3, 1)
+
+
+@dataclass
+class FeatureSource:
+    """Features of the frozen backbone, in memory."""
+
+    features: Tensor
+    targets: Tensor
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.features)
+
+    def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+        """Yield features, float32 (N, F), and targets, int64 (N,)."""
+        for indices in order.split(self.batch_size):
+            yield self.features[indices], self.targets[indices]
+
+
+@dataclass
+class _Job:
+    """What a training works with: the same for a new one and for one that is resumed."""
+
+    config: TrainConfig
+    dataset: Dataset
+    model: Classifier
+    trained: nn.Module
+    """What the optimizer sees: the whole cnn, or vgg16's head."""
+    sources: dict[str, Source]
+    """By split."""
+    weights: Weights
+    preprocessing: Preprocessing
+    device: torch.device
+    scaling: tuple[Tensor, Tensor] | None = None
+    """Mean and standard deviation of the features, where the head is trained on scaled ones."""
+
+
+def train_model(
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    weights: str = "imagenet",
+    normalization: str = "auto",
+    device: Device = "auto",
+    run_dir: Path = Path("runs"),
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> TrainedRun:
+    """Train one model and write its run folder.
+
+    Ctrl-C during the epochs ends the training with what it has; before the first epoch is
+    done, nothing is left behind but cached features.
+
+    Args:
+        dataset: Labelled pictures with train and val.
+        config: Settings.
+        weights: VGG16's: `imagenet` or a file. The cnn has none.
+        normalization: See `load_weights`.
+        device: `auto`, `cpu` or `cuda`.
+        run_dir: Where the run folder is made.
+        cache_dir: Where features are kept; None for the user's cache folder.
+        progress: Shows epochs and losses.
+
+    Raises:
+        ConfigError, DataError, DeviceError, ModelError: See their documentation.
+    """
+    plan_weights = weights if config.model == "vgg16" else None
+    job = _prepare(dataset, config, plan_weights, normalization, device, cache_dir, progress)
+    plan = runs.Plan(
+        config=asdict(job.config),
+        data=DataFacts(
+            name=dataset.name,
+            fingerprint=dataset.fingerprint,
+            split=dataset.split_rule,
+            num_train=len(dataset.part("train")),
+            num_val=len(dataset.part("val")),
+        ),
+        classes=dataset.classes,
+        weights=_absolute(plan_weights),
+        normalization=normalization,
+    )
+    folder = runs.new_run_folder(run_dir, config.model)
+    try:
+        runs.write_plan(folder, plan, dataset)
+        return _fit(job, folder, plan, [], None, progress)
+    finally:
+        if not (folder / runs.STATE).exists():  # not one epoch: nothing that is worth keeping
+            shutil.rmtree(folder)
+
+
+def train_models(
+    dataset: Dataset,
+    configs: Sequence[TrainConfig],
+    **options: Any,
+) -> Iterator[TrainedRun]:
+    """Train several models on the same pictures, one after the other; Ctrl-C ends them all.
+
+    Args:
+        dataset: As in `train_model`.
+        configs: One for each model.
+        options: As in `train_model`.
+    """
+    for config in configs:
+        trained = train_model(dataset, config, **options)
+        yield trained
+        if trained.interrupted:
+            return
+
+
+def find_resumable(run_dir: Path, models: Sequence[str], *, epochs: int | None) -> Path:
+    """Return the newest run that has something left to do.
+
+    Args:
+        run_dir: Where runs are.
+        models: Which models count.
+        epochs: A new number of epochs, which gives finished runs something to do.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    states = sorted(run_dir.glob(f"*/{runs.STATE}"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(states):
+        folder = path.parent
+        config = runs.read_plan(folder).train_config()
+        more = epochs is not None and epochs > config.epochs
+        if config.model in models and (more or not runs.is_finished(folder)):
+            return folder
+    raise ArtifactError(
+        f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; a finished "
+        "one goes on with a larger --epochs"
+    )
+
+
+def resume_run(
+    folder: Path,
+    *,
+    epochs: int | None = None,
+    device: Device = "auto",
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> TrainedRun:
+    """Go on with a run where it stopped, on the same pictures with the same settings.
+
+    Args:
+        folder: The run.
+        epochs: A new number of epochs in all; None keeps the run's own.
+        device: As in `train_model`.
+        cache_dir: As in `train_model`.
+        progress: As in `train_model`.
+
+    Raises:
+        ArtifactError: If the folder is not a run that can be resumed.
+    """
+    plan = runs.read_plan(folder)
+    config = plan.train_config()
+    if epochs is not None:
+        config = replace(config, epochs=epochs)
+    state, history = runs.read_state(folder)
+    if state["epoch"] > config.epochs:
+        raise ConfigError(
+            f"run {folder.name} has done {state['epoch']} epochs already; --epochs must be more"
+        )
+    dataset = runs.run_dataset(folder)
+    job = _prepare(dataset, config, plan.weights, plan.normalization, device, cache_dir, progress)
+    return _fit(job, folder, plan, history, state, progress)
+
+
+def _absolute(weights: str | None) -> str | None:
+    """Return a weights file's absolute path, so that a run resumes from any folder."""
+    if weights is None or weights == "imagenet":
+        return weights
+    return str(Path(weights).absolute())
+
+
+def _prepare(
+    dataset: Dataset,
+    config: TrainConfig,
+    weights: str | None,
+    normalization: str,
+    device: Device,
+    cache_dir: Path | None,
+    progress: Progress,
+) -> _Job:
+    choice = torch_device(device)
+    progress.say(f"Device: {choice.device} ({choice.reason})")
+    if config.precision == "amp" and choice.device == "cpu":
+        raise ConfigError("--precision amp needs a GPU; use --precision fp32 on the CPU")
+    chosen = torch.device(choice.device)
+    if weights is None:
+        return _prepare_cnn(dataset, config, chosen)
+    pretrained = load_weights(weights, normalization=normalization)
+    return _prepare_vgg16(
+        dataset, config, pretrained, chosen, cache_dir or default_cache_dir(), progress
+    )
+
+
+def _prepare_cnn(dataset: Dataset, config: TrainConfig, device: torch.device) -> _Job:
+    preprocessing = Preprocessing(resize=config.resize)  # 0-1 pixels, as in the article
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_cnn(len(dataset.classes), preprocessing)
+    sources: dict[str, Source] = {
+        split: ImageSource(
+            [Path(path) for path in dataset.part(split)["path"]],
+            torch.from_numpy(dataset.targets(split)),
+            preprocessing,
+            config.batch_size,
+        )
+        for split in _splits(dataset)
+    }
+    facts = Weights(source="random")
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return _Job(config, dataset, model, model, sources, facts, preprocessing, device)
+
+
+def _prepare_vgg16(
+    dataset: Dataset,
+    config: TrainConfig,
+    pretrained: PretrainedWeights,
+    device: torch.device,
+    cache_dir: Path,
+    progress: Progress,
+) -> _Job:
+    head = config.head
+    if head == "auto":
+        head = "last-layer" if pretrained.has_classifier else "pooled"
+        config = replace(config, head=head)
+    preprocessing = Preprocessing(resize=config.resize, mean=pretrained.mean, std=pretrained.std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_vgg16(len(dataset.classes), preprocessing, head=head, state=pretrained.state)
+    progress.say(f"VGG16: weights {pretrained.facts.source}, head {head}")
+    cache = FeatureCache(
+        cache_dir,
+        weights_sha256=pretrained.facts.sha256,
+        head=head,
+        preprocessing=preprocessing,
+    )
+    rows = dataset.frame
+    features = torch.from_numpy(
+        extract_features(
+            model,
+            [Path(path) for path in rows["path"]],
+            list(rows["sha256"]),
+            preprocessing=preprocessing,
+            cache=cache,
+            device=device,
+            progress=progress,
+        )
+    )
+    splits = rows["split"].to_numpy()
+    scaling = None
+    if config.standardize:
+        trained_on = features[torch.from_numpy(splits == "train")]
+        # A feature that hardly varies in train would be noise, blown up, on a picture that differs.
+        floor = _SMALLEST_STD * trained_on.square().mean().sqrt().item()
+        std = trained_on.std(dim=0, correction=0).clamp(min=max(floor, 1e-12))
+        scaling = trained_on.mean(dim=0), std
+        features = (features - scaling[0]) / scaling[1]
+    sources: dict[str, Source] = {
+        split: FeatureSource(
+            features[torch.from_numpy(splits == split)],
+            torch.from_numpy(dataset.targets(split)),
+            config.batch_size,
+        )
+        for split in _splits(dataset)
+    }
+    trained = model.head.to(device)
+    return _Job(
+        config, dataset, model, trained, sources, pretrained.facts, preprocessing, device, scaling
+    )
+
+
+def _splits(dataset: Dataset) -> list[str]:
+    return [split for split in ("train", "val", "test") if len(dataset.part(split))]
+
+
+def _fit(
+    job: _Job,
+    folder: Path,
+    plan: runs.Plan,
+    history: list[EpochStats],
+    state: dict | None,
+    progress: Progress,
+) -> TrainedRun:
+    trainer = Trainer(
+        job.trained,
+        job.config,
+        job.sources["train"],
+        job.sources["val"],
+        device=job.device,
+        num_classes=len(job.dataset.classes),
+        train_targets=job.dataset.targets("train"),
+    )
+    if state is not None:
+        trainer.load_state_dict(state)
+    interrupted = False
+    try:
+        _run_epochs(trainer, folder, history, progress)
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        interrupted = True
+        progress.warn(f"Stopped by Ctrl-C after epoch {len(history)}: keeping what it has learnt")
+    return _finish(job, trainer, folder, plan, history, progress, interrupted=interrupted)
+
+
+def _run_epochs(
+    trainer: Trainer, folder: Path, history: list[EpochStats], progress: Progress
+) -> None:
+    config = trainer.config
+    left = (config.epochs - trainer.epoch) * len(trainer.train)
+    name = f"Training {config.model}"
+    with progress.bar(name, left) as bar:
+        while not trainer.finished:
+            for done, loss in trainer.run_epoch():
+                bar.advance(done, note=f"epoch {trainer.epoch + 1} loss {loss:.4f}")
+            stats = trainer.stats
+            history.append(stats)
+            runs.save_state(folder, trainer.state_dict(), history)
+            progress.say(
+                f"epoch {stats.epoch:3d}/{config.epochs}  "
+                f"train loss {stats.train_loss:.4f} acc {stats.train_accuracy:.4f}  "
+                f"val loss {stats.val_loss:.4f} acc {stats.val_accuracy:.4f}  "
+                f"{stats.seconds:.1f} s"
+            )
+        if trainer.epoch < config.epochs:
+            progress.say(f"No lower validation loss for {config.patience} epochs: stopped early")
+
+
+def _finish(
+    job: _Job,
+    trainer: Trainer,
+    folder: Path,
+    plan: runs.Plan,
+    history: list[EpochStats],
+    progress: Progress,
+    *,
+    interrupted: bool,
+) -> TrainedRun:
+    """Score the chosen epoch's weights, then write checkpoint, plots and, last, the card."""
+    job.trained.load_state_dict(trainer.chosen_state())
+    metrics: dict[str, Score] = {}
+    with progress.bar("Scoring", sum(map(len, job.sources.values()))) as bar:
+        for split, source in job.sources.items():
+            logits, target = predict_source(job.trained, source, device=job.device)
+            preds = logits.argmax(dim=1).numpy()
+            metrics[split] = score(preds, target.numpy())
+            bar.advance(len(source))
+            if split == "val":
+                matrix = confusion_matrix(
+                    preds, target.numpy(), num_classes=len(job.dataset.classes)
+                )
+                plot_confusion(
+                    matrix,
+                    job.dataset.classes,
+                    folder / "confusion_matrix.png",
+                    title=f"{folder.name}: validation",
+                )
+    if job.scaling is not None:
+        _fold_scaling(job.model.head, *job.scaling)
+    keep_best = job.config.keep == "best" and trainer.best_epoch
+    card = Card(
+        run=folder.name,
+        model=job.config.model,
+        head=job.config.head,
+        classes=job.dataset.classes,
+        preprocessing=job.preprocessing,
+        weights=job.weights,
+        data=plan.data,
+        metrics=metrics,
+        training={
+            **asdict(job.config),
+            "epochs_done": len(history),
+            "kept_epoch": trainer.best_epoch if keep_best else len(history),
+            "interrupted": interrupted,
+        },
+        versions=runs.tool_versions(),
+        created=runs.now(),
+    )
+    plot_history(_frame(history), folder / "curves.png", title=folder.name)
+    runs.save_run(folder, job.model.cpu(), card)
+    return TrainedRun(folder=folder, card=card, history=tuple(history), interrupted=interrupted)
+
+
+def _frame(history: list[EpochStats]):
+    import pandas as pd
+
+    return pd.DataFrame([asdict(stats) for stats in history])
+
+
+@torch.no_grad()
+def _fold_scaling(head: nn.Linear, mean: Tensor, std: Tensor) -> None:
+    """Let a head trained on scaled features take raw ones: W (x - mean) / std + b, in place."""
+    weight = head.weight.detach().double().cpu() / std.double()
+    bias = head.bias.detach().double().cpu() - weight @ mean.double()
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
