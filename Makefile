@@ -17,17 +17,17 @@ CLASSES := non-emergency,emergency
 .DELETE_ON_ERROR:
 
 # Remade when a dependency changes.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "tltools needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Each command as a user would type it, in the folder demo/.
 demo: $(VENV)/.installed
 	rm -rf demo && mkdir demo
 	cd demo && $(TLTOOLS) sample
-	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model cnn --epochs 40 --augment
+	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model cnn --batch-size 32
 	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model vgg16 --weights $(WEIGHTS_PATH) \
 	  || echo "VGG16 is left out: the demo goes on without it (make demo WEIGHTS=FILE brings it in)"
 	cd demo && $(TLTOOLS) export --format all

@@ -163,3 +163,15 @@ def test_the_article_recipe_has_the_articles_hyper_parameters():
     assert (cnn.epochs, cnn.batch_size, cnn.lr, cnn.weight_decay) == (15, 128, 1e-4, 0)
     assert (vgg16.epochs, vgg16.batch_size, vgg16.lr, vgg16.weight_decay) == (30, 128, 5e-4, 0)
     assert (cnn.keep, vgg16.keep, vgg16.standardize) == ("last", "last", False)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "lr", "weight_decay"])
+def test_the_help_shows_the_models_own_defaults(name):
+    from typing import get_args
+
+    from tltools.cli import train
+
+    option = get_args(train.__annotations__[name])[1]
+    cnn, vgg16 = (getattr(default_config(model), name) for model in ("cnn", "vgg16"))
+    expected = f"{cnn:g}" if cnn == vgg16 else f"{cnn:g} cnn, {vgg16:g} vgg16"
+    assert option.show_default == expected

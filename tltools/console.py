@@ -63,10 +63,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         box=box.SIMPLE_HEAD,
         padding=(0, GAP - 1, 0, 0),  # and one for the line that the box does not draw
         pad_edge=False,
-        title_justify="left",
-        title_style="bold",
     )
-    table.title = text(title)
+    console.print(text(title), style="bold")  # a title of the table's own wraps at its width
     cell_widths = [
         max((text(row[index]).cell_len for row in rows), default=0) for index in range(len(columns))
     ]

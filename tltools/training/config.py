@@ -84,7 +84,13 @@ _DEFAULTS: dict[tuple[str, str], TrainConfig] = {
     ("vgg16", "article"): TrainConfig(model="vgg16", head="auto", epochs=30, lr=5e-4, keep="last"),
     # Found by cross-validation on the training part: benchmarks/LOG.md.
     ("vgg16", "default"): TrainConfig(
-        model="vgg16", head="auto", epochs=80, lr=1e-3, weight_decay=0.1, standardize=True
+        model="vgg16",
+        head="auto",
+        epochs=80,
+        lr=1e-3,
+        weight_decay=0.1,
+        standardize=True,
+        resize="crop",
     ),
 }
 

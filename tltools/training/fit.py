@@ -1,5 +1,6 @@
 """The training loop: one epoch at a time, so that the caller prints, saves and stops."""
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -127,6 +128,7 @@ class Trainer:
         self.best_epoch = 0
         self.best_val_loss = float("inf")
         self.best_state: dict[str, Tensor] = {}
+        self._epoch_end: dict[str, Any] = {}
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The article's optimizer. Its L2 penalty served better than AdamW's (benchmarks/LOG.md).
         self.optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay)
@@ -191,6 +193,7 @@ class Trainer:
         if self.stats.val_loss < self.best_val_loss:
             self.best_val_loss, self.best_epoch = self.stats.val_loss, self.epoch
             self.best_state = self._weights()
+        self._epoch_end = copy.deepcopy(self._state())
 
     def chosen_state(self) -> dict[str, Tensor]:
         """Return the weights that the run keeps, on the CPU: the best epoch's or the last's."""
@@ -202,8 +205,18 @@ class Trainer:
         state = self.model.state_dict()
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
+    def rewind(self) -> None:
+        """Go back to the end of the last whole epoch, after an interrupt within one."""
+        self.load_state_dict(self._epoch_end)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs besides its samples and settings."""
+        """Return what a resumed training needs besides its samples and settings.
+
+        It is that of the end of the last whole epoch.
+        """
+        return self._epoch_end
+
+    def _state(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -221,3 +234,4 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]
+        self._epoch_end = copy.deepcopy(state)

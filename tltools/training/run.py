@@ -20,7 +20,7 @@ from tltools.atomic import atomic_path, write_text
 from tltools.card import Card, DataFacts, card_from_json
 from tltools.data.dataset import Dataset
 from tltools.errors import ArtifactError, DataError
-from tltools.runtime.device import Device, DeviceChoice, torch_device
+from tltools.runtime.device import Device, DeviceChoice, allow_tf32, torch_device
 from tltools.training.config import TrainConfig
 from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
@@ -233,6 +233,7 @@ def open_run(
         DeviceError: If the device is not usable here.
     """
     choice = torch_device(device)
+    allow_tf32(False)  # exports are compared with this model, in full fp32
     if threads:
         torch.set_num_threads(threads)
     model, card = load_run(folder)

@@ -1,6 +1,8 @@
 """One training from a data set to a run folder: start, resume, interrupt, finish."""
 
+import math
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +27,8 @@ from tltools.training.fit import EpochStats, Source, Trainer, predict_source
 from tltools.training.models import Classifier, build_cnn, build_vgg16
 from tltools.training.weights import PretrainedWeights, load_weights
 
+_SAVE_EVERY_S = 2.0
+"""How much of a training a power cut may cost: a head's epochs are shorter than saving one."""
 _SMALLEST_STD = 0.01
 """Of a feature that is scaled, as a share of the root mean square of all features."""
 
@@ -382,6 +386,8 @@ def _fit(
         if not history:
             raise
         interrupted = True
+        trainer.rewind()
+        runs.save_state(folder, trainer.state_dict(), history)
         progress.warn(f"Stopped by Ctrl-C after epoch {len(history)}: keeping what it has learnt")
     return _finish(job, trainer, folder, plan, history, progress, interrupted=interrupted)
 
@@ -392,13 +398,16 @@ def _run_epochs(
     config = trainer.config
     left = (config.epochs - trainer.epoch) * len(trainer.train)
     name = f"Training {config.model}"
+    saved = -math.inf
     with progress.bar(name, left) as bar:
         while not trainer.finished:
             for done, loss in trainer.run_epoch():
                 bar.advance(done, note=f"epoch {trainer.epoch + 1} loss {loss:.4f}")
             stats = trainer.stats
             history.append(stats)
-            runs.save_state(folder, trainer.state_dict(), history)
+            if trainer.finished or time.monotonic() - saved > _SAVE_EVERY_S:
+                runs.save_state(folder, trainer.state_dict(), history)
+                saved = time.monotonic()
             progress.say(
                 f"epoch {stats.epoch:3d}/{config.epochs}  "
                 f"train loss {stats.train_loss:.4f} acc {stats.train_accuracy:.4f}  "
