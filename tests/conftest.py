@@ -1,19 +1,28 @@
-"""Models, pictures and folders that the tests share; all made here, in milliseconds."""
+"""Models, pictures and folders that the tests share; all made here, most in milliseconds."""
 
+import contextlib
+import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tltools.card import CARD_KEY, Card, DataFacts, ExportFacts, Parity, Preprocessing, Weights
+from tltools.progress import Silent
+
+if TYPE_CHECKING:
+    from tltools.data.dataset import Dataset
+    from tltools.export import ExportResult
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = 32
 CLASSES = ("red", "green", "blue")
 GAIN = 8.0
+NUM_DRAWN = 16
 COLOURS = {"red": (250, 10, 20), "green": (5, 240, 15), "blue": (30, 25, 245)}
 
 
@@ -164,3 +173,90 @@ def save_picture(path: Path, colour: tuple[int, int, int], rng: np.random.Genera
     noise = rng.integers(-20, 21, size=(SIZE, SIZE, 3))
     pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+class Recorder(Silent):
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.bars: list[str] = []
+        self.said: list[str] = []
+
+    def bar(self, description: str, total: int | None, unit: str = "pictures"):
+        self.bars.append(description)
+        return super().bar(description, total, unit)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    warn = say
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of noisy pictures, `dark` and `bright`: what a network learns in one epoch."""
+    root = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    for index in range(NUM_DRAWN):
+        name, level = (("dark", 50), ("bright", 200))[index % 2]
+        (root / name).mkdir(exist_ok=True)
+        save_picture(root / name / f"{index}.png", (level, level, level), rng)
+    return root
+
+
+@pytest.fixture(scope="session")
+def drawn_dataset(drawn: Path) -> "Dataset":
+    from tltools.data.dataset import load_dataset
+
+    return load_dataset(drawn, val_fraction=0.375)
+
+
+@pytest.fixture(scope="session")
+def cnn_run(drawn_dataset: "Dataset", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real run of the CNN, in seconds; a test that changes it takes a copy."""
+    from tltools.training import default_config, train_model
+
+    config = default_config("cnn", epochs=1, batch_size=5, lr=1e-3)
+    run_dir = tmp_path_factory.mktemp("trained") / "runs"
+    return train_model(drawn_dataset, config, device="cpu", run_dir=run_dir).folder
+
+
+@pytest.fixture(scope="session")
+def cnn_exports(cnn_run: Path) -> "dict[str, ExportResult]":
+    """Both exports of `cnn_run`, by format, in `exports/` beside its `runs/`."""
+    from tltools.export import export_run
+
+    formats = ("torchscript", "onnx")
+    output = cnn_run.parents[1] / "exports"
+    results = export_run(cnn_run, formats, output, device="cpu")
+    return dict(zip(formats, results, strict=True))
+
+
+class Ran(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_tltools(*args: object, cwd: Path) -> Ran:
+    """Run a command in this process, as if it had been typed in `cwd`."""
+    from tltools.cli import main
+
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    err = io.StringIO()
+    code = 0
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "argv", ["tltools", *map(str, args)])
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    out.seek(0)
+    return Ran(code, out.read(), err.getvalue())

@@ -192,7 +192,7 @@ def test_pictures_are_consumed_only_a_little_ahead(predictor, pictures, plan):
     predictions = classify(predictor, endless(), plan=plan)
     for number in range(1, 201):
         assert next(predictions).name == str(number)
-        assert consumed - number <= 64
+        assert consumed - number <= 96
     predictions.close()
 
 

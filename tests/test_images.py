@@ -8,13 +8,16 @@ import time
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from tltools.data import images
 from tltools.data.images import (
     IMAGE_SUFFIXES,
+    find_folders,
     find_images,
     image_sha256,
+    in_order,
     load_image,
     load_images,
 )
@@ -126,9 +129,31 @@ def test_exif_orientation_is_honoured(tmp_path, name, orientation):
     assert_quadrants(load(path), atol=40)
 
 
-def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path):
-    quadrants().save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=b"Exif\0\0XX*\0\x08")
+NO_TIFF = b"Exif\0\0XX*\0\x08"
+ENDS_WITHIN_A_TAG = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("exif", [NO_TIFF, ENDS_WITHIN_A_TAG])
+def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path, exif):
+    quadrants().save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
     assert_quadrants(load(tmp_path / "a.jpg"))
+
+
+def test_damaged_exif_is_not_worth_a_warning(tmp_path):
+    path = tmp_path / "a.jpg"
+    quadrants().save(path, exif=ENDS_WITHIN_A_TAG)
+    pillow = f"from PIL import Image\nwith Image.open({str(path)!r}) as image: image.getexif()"
+    ours = (
+        "from tltools.data.images import load_image\n"
+        f"load_image({str(path)!r}, size=8, resize='crop')"
+    )
+    shown = []
+    for script in (pillow, ours):
+        command = [sys.executable, "-W", "default", "-c", script]
+        shown.append(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+    assert "UserWarning: Corrupt EXIF data" in shown[0]
+    assert shown[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -207,6 +232,152 @@ def test_cmyk_has_its_colours_and_not_their_negative(tmp_path, name):
     assert_quadrants(load(tmp_path / name), atol=40)
 
 
+# JPEGs, which are decoded past Pillow
+
+
+@pytest.fixture
+def decoders(monkeypatch):
+    """What has decoded something: `simplejpeg` or `Pillow`."""
+    used = []
+
+    def recording(name, function):
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if name not in used:  # Pillow calls its `load` again before each operation
+                used.append(name)
+            return result
+
+        return call
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", recording("simplejpeg", simplejpeg.decode_jpeg))
+    load = images.JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(images.JpegImagePlugin.JpegImageFile, "load", recording("Pillow", load))
+    return used
+
+
+def blotches(width, height):
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def by_pillow(path, *, scale=1):
+    """A JPEG as Pillow decodes and squashes it."""
+    with Image.open(path) as image:
+        width, height = image.size
+        if scale > 1:
+            image.draft(None, (width // scale, height // scale))
+        image.load()
+        box = (0, 0, width / scale, height / scale)
+        if image.size != (SIZE, SIZE):
+            image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box)
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (33, 47), (7, 5), (1, 1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="4:2:0"),
+        pytest.param({"subsampling": 1}, id="4:2:2"),
+        pytest.param({"subsampling": 0}, id="4:4:4"),
+        pytest.param({"progressive": True}, id="progressive"),
+        pytest.param({"progressive": True, "subsampling": 0, "quality": 20}, id="poor"),
+        pytest.param({"restart_marker_blocks": 2}, id="restart-markers"),
+        pytest.param({"optimize": True, "comment": b"\xff\xd8\xff\xda"}, id="comment"),
+        pytest.param({"icc_profile": b"\xff\xda" * 40_000}, id="icc-profile"),
+    ],
+)
+def test_plain_jpeg_has_pillows_pixels(tmp_path, decoders, mode, size, options):
+    path = tmp_path / "a.jpg"
+    blotches(*size).convert(mode).save(path, **options)
+    pixels = load(path)
+    assert decoders == ["simplejpeg"]
+    np.testing.assert_array_equal(pixels, by_pillow(path))
+
+
+@pytest.mark.parametrize("keep_rgb", [False, True], ids=["ycbcr", "rgb"])
+def test_plain_jpeg_goes_where_it_was_asked_to(tmp_path, decoders, keep_rgb):
+    path = tmp_path / "a.jpg"
+    blotches(SIZE, SIZE).save(path, keep_rgb=keep_rgb)
+    batch = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    load_image(path, size=SIZE, resize="squash", out=batch[1])
+    assert decoders == ["simplejpeg"]
+    np.testing.assert_array_equal(batch[1], by_pillow(path))
+    assert not batch[0].any()
+
+
+def test_jpeg_that_only_pillow_can_convert_is_left_to_it(tmp_path, decoders):
+    path = tmp_path / "a.jpg"
+    blotches(SIZE, SIZE).convert("CMYK").save(path)
+    pixels = load(path)
+    assert decoders == ["Pillow"]
+    np.testing.assert_array_equal(pixels, by_pillow(path))
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (50, 40)])
+def test_jpeg_with_a_forgivable_fault_is_left_to_pillow(tmp_path, decoders, size):
+    path = tmp_path / "a.jpg"
+    blotches(*size).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-40] + data[-20:])  # libjpeg fills in what is missing, and warns
+    with pytest.raises(ValueError, match="premature end of data segment"):
+        simplejpeg.decode_jpeg(path.read_bytes())
+    pixels = load(path)
+    assert decoders == ["Pillow"]
+    np.testing.assert_array_equal(pixels, by_pillow(path))
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (50, 40)])
+@pytest.mark.parametrize("orientation", [1, 2, 6])
+def test_jpeg_that_is_turned_has_pillows_pixels(tmp_path, decoders, size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    blotches(*size).save(path, exif=exif)
+    pixels = load(path)
+    assert decoders == ["simplejpeg"]
+    turn = {1: lambda square: square, 2: np.fliplr, 6: lambda square: np.rot90(square, -1)}
+    np.testing.assert_array_equal(pixels, turn[orientation](by_pillow(path)))
+
+
+def segment(marker, content):
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(b"", id="first"),
+        pytest.param(segment(0xE2, b"\xff\xda\0\x0c"), id="behind-what-looks-like-the-scan"),
+        pytest.param(b"\xff\xff\xff", id="behind-fill-bytes"),
+        pytest.param(segment(0xFE, b""), id="behind-an-empty-comment"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["exif", "xmp"])
+def test_orientation_is_found_wherever_it_stands(tmp_path, before, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = {
+        "exif": b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0"),
+        "xmp": b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="3"/>',
+    }
+    path = tmp_path / "a.jpg"
+    quadrants(40, 40).rotate(180).save(path, quality=95, subsampling=0)
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + before + segment(0xE1, content[kind]) + data[2:])
+    assert_quadrants(load(path), atol=40)
+
+
+def test_first_picture_of_a_multi_picture_jpeg_is_taken(tmp_path, decoders):
+    path = tmp_path / "a.jpg"
+    other = Image.new("RGB", (SIZE, SIZE), BLACK)
+    quadrants().save(path, "MPO", save_all=True, append_images=[other], quality=95, subsampling=0)
+    assert_quadrants(load(path))
+    assert decoders == ["simplejpeg"]
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tiff"])
 def test_first_frame_of_an_animation_is_taken(tmp_path, name):
     other = Image.new("RGB", (SIZE, SIZE), BLACK)
@@ -272,28 +443,37 @@ def smooth_photo(width, height):
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("width", [600, 603, 1201])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_jpeg_at_reduced_scale_is_close_to_one_decoded_in_full(
-    tmp_path, monkeypatch, resize, width, orientation
+    tmp_path, monkeypatch, resize, width, orientation, mode
 ):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "a.jpg"
-    smooth_photo(width, 450).save(path, quality=95, exif=exif)
+    smooth_photo(width, 450).convert(mode).save(path, quality=95, exif=exif)
     decoded = []
-    draft = images.JpegImagePlugin.JpegImageFile.draft
+    to_square = images._to_square
     monkeypatch.setattr(
-        images.JpegImagePlugin.JpegImageFile,
-        "draft",
-        lambda self, *args: (draft(self, *args), decoded.append(self.size))[0],
+        images, "_to_square", lambda *args: (decoded.append(args[0].size), to_square(*args))[1]
     )
     reduced = load(path, resize=resize).astype(int)
-    assert len(decoded) == 1
-    assert min(decoded[0]) >= SIZE * images.DRAFT_MARGIN
-    assert max(decoded[0]) < width
     monkeypatch.setattr(images, "DRAFT_MARGIN", 1e9)
     full = load(path, resize=resize).astype(int)
-    assert len(decoded) == 1
+    assert decoded[1] == (width, 450)
+    assert SIZE * 1.4 <= min(decoded[0]) <= 450 / 4
     assert np.abs(reduced - full).mean() < 1
+
+
+@pytest.mark.parametrize(("side", "scale"), [(89, 1), (90, 2), (179, 2), (180, 4), (361, 8)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True, "subsampling": 0}])
+def test_scale_is_the_smallest_that_leaves_the_margin(tmp_path, decoders, side, scale, options):
+    # 1.4 times 32 is 44.8, so at least 45 pixels of each side are needed.
+    path = tmp_path / "a.jpg"
+    blotches(side + 30, side).save(path, **options)
+    pixels = load(path)
+    assert decoders == ["simplejpeg"]
+    np.testing.assert_array_equal(pixels, by_pillow(path, scale=scale))
+    assert (pixels != by_pillow(path, scale=2 * scale)).any()
 
 
 # What cannot be read
@@ -382,6 +562,7 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, na
     monkeypatch.setattr(images, "_MAX_PIXELS", limit)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("the pixels were decoded"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: pytest.fail("they were decoded"))
     assert_unreadable(tmp_path / name, "pixels")
 
 
@@ -477,6 +658,44 @@ def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"cannot list the folder .*: permission denied"):
         list(find_images(tmp_path))
+
+
+def test_folder_that_cannot_be_listed_is_left_out_when_somebody_is_told(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/c/1.jpg", "d.jpg")
+    scandir = os.scandir
+
+    def refuse_b(path):
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_b)
+    told = []
+    found = list(find_folders(tmp_path, on_error=told.append))
+    assert found == [(tmp_path / "a", ["1.jpg"]), (tmp_path, ["d.jpg"])]
+    assert [type(error) for error in told] == [DataError]
+    assert f"cannot list the folder {tmp_path / 'b'}: permission denied" in str(told[0])
+
+
+def test_folders_come_in_parts_where_subfolders_sort_in_between(tmp_path):
+    touch(tmp_path, "a.jpg", "b.jpg", "c/1.jpg", "d.jpg", "e/1.jpg", "f/notes.txt")
+    parts = [(folder, sorted(names)) for folder, names in find_folders(tmp_path)]
+    assert parts == [
+        (tmp_path, ["a.jpg", "b.jpg"]),
+        (tmp_path / "c", ["1.jpg"]),
+        (tmp_path, ["d.jpg"]),
+        (tmp_path / "e", ["1.jpg"]),
+    ]
+
+
+def test_names_are_put_in_order_one_by_one():
+    names = [f"{number * 7919 % 1009}.jpg" for number in range(1009)]
+    expected = sorted(names)
+    ordered = in_order(names)
+    assert next(ordered) == expected[0]
+    assert len(names) == 1008
+    assert list(ordered) == expected[1:]
+    assert names == []
 
 
 # Batches and hashes

@@ -36,10 +36,10 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        """What tables call it: `RUN pytorch fp32`, `RUN onnx fp32` …."""
+        """What tables call it: `RUN eager fp32`, `RUN onnx fp32` …."""
         facts = self.card.export
         return f"{self.card.run} " + (
-            f"{facts.format} {facts.precision}" if facts else "pytorch fp32"
+            f"{facts.format} {facts.precision}" if facts else "eager fp32"
         )
 
 
@@ -49,11 +49,19 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactError: If it is neither.
     """
+    _check_exists(path)
     if path.is_dir():
         from tltools.training.run import load_card
 
         return Artifact(path, load_card(path))
     return Artifact(path, read_card(path))
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise ArtifactError(
+            f"{path} does not exist: name a run (runs/NAME) or an export (.onnx, .pt)"
+        )
 
 
 def is_artifact(path: Path) -> bool:
@@ -68,7 +76,7 @@ def find_runs(run_dir: Path = RUN_DIR) -> list[Artifact]:
         ArtifactError: If there is none.
     """
     newest: dict[str, Artifact] = {}
-    folders = [path.parent for path in run_dir.glob("*/card.json")]
+    folders = sorted(path.parent for path in run_dir.glob("*/card.json"))
     for artifact in sorted(map(read_artifact, folders), key=lambda one: one.card.created):
         newest[artifact.card.model] = artifact
     if not newest:
@@ -141,12 +149,14 @@ def bench_inputs(
 
     Raises:
         ArtifactError: If there is nothing to measure, or a model is damaged.
-        DataError: If the models' validation pictures are not the same, or have gone.
+        DataError: If the models cannot be told apart or do not go together, or the validation
+            pictures of their runs are not the same, or have gone.
     """
     from tltools.bench import Candidate
 
     artifacts = [read_artifact(path) for path in models] if models else find_exports(export_dir)
     artifacts = _with_runs(artifacts, run_dir)
+    _check_labels(artifacts)
     classes = artifacts[0].card.classes
     for artifact in artifacts:
         if artifact.card.classes != classes:
@@ -184,9 +194,20 @@ def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
         if not artifact.is_run and (folder / "card.json").is_file():
             run = read_artifact(folder)
             if run.card == msgspec.structs.replace(artifact.card, export=None):
-                found.setdefault(folder, run)
-        found.setdefault(artifact.path, artifact)
+                found.setdefault(folder.resolve(), run)
+        found.setdefault(artifact.path.resolve(), artifact)
     return list(found.values())
+
+
+def _check_labels(artifacts: Sequence[Artifact]) -> None:
+    known: dict[str, Path] = {}
+    for artifact in artifacts:
+        other = known.setdefault(artifact.label, artifact.path)
+        if other != artifact.path:
+            raise DataError(
+                f"{other} and {artifact.path} are both called {artifact.label!r}: measure them one "
+                "after the other"
+            )
 
 
 def _bench_pictures(artifacts: list[Artifact], dataset: "Dataset | None"):
@@ -230,6 +251,7 @@ def open_predictor(path: Path, device: Device = "auto", threads: int | None = No
         ArtifactError: If it is neither, or is damaged.
         DeviceError: If the device is not usable here.
     """
+    _check_exists(path)
     if path.is_dir():
         from tltools.training.run import open_run
 

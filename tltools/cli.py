@@ -1,6 +1,5 @@
 """The command line: parse, call the library, print."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,13 +36,15 @@ DeviceOption = Annotated[
 ]
 ImagesOption = Annotated[
     Path | None,
-    typer.Option("--images", help="Where a CSV's pictures lie [default: beside it, or images/]."),
+    typer.Option(
+        "--images", help="Where a CSV's pictures lie.", show_default="beside it, or images/"
+    ),
 ]
 ImageColumnOption = Annotated[
-    str | None, typer.Option(help="The CSV's column of pictures [default: the first].")
+    str | None, typer.Option(help="The CSV's column of pictures.", show_default="the first")
 ]
 LabelColumnOption = Annotated[
-    str | None, typer.Option(help="The CSV's column of labels [default: the second].")
+    str | None, typer.Option(help="The CSV's column of labels.", show_default="the second")
 ]
 ClassNamesOption = Annotated[
     str | None,
@@ -53,7 +54,7 @@ SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out missing and unreadable pictures.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Decoding threads [default: by the machine].")
+    int | None, typer.Option(min=1, help="Decoding threads.", show_default="by the machine")
 ]
 
 
@@ -73,8 +74,8 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="A CSV (picture, label), a folder of class folders, or one with train/ and val/ "
-            "[default: the drawn sample set, in sample/]."
+            help="A CSV (picture, label), a folder of class folders, or one with train/ and val/.",
+            show_default="the drawn sample set, in sample/",
         ),
     ] = None,
     *,
@@ -104,14 +105,16 @@ def train(
         typer.Option(help="VGG16's: classifier[6], or a pooled one; auto: what the weights allow."),
     ] = "auto",
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over train [default: by model].")
+        int | None, typer.Option(help="Passes over train.", show_default="15 cnn, 80 vgg16")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Pictures per step [default: by model].")
+        int | None, typer.Option(help="Pictures per step.", show_default="128")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [default: by model].")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate.", show_default="0.0001 cnn, 0.001 vgg16")
+    ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Adam's L2 penalty [default: by model].")
+        float | None, typer.Option(help="Adam's L2 penalty.", show_default="0 cnn, 0.1 vgg16")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and split.")] = 13,
     precision: Annotated[
@@ -129,9 +132,12 @@ def train(
         bool | None, typer.Option("--class-weights", help="Weigh rare classes up in the loss.")
     ] = None,
     resize: Annotated[
-        Literal["squash", "crop"],
-        typer.Option(help="Squash to a square, or resize and crop the centre."),
-    ] = "squash",
+        Literal["squash", "crop"] | None,
+        typer.Option(
+            help="Squash to a square, or resize and crop the centre.",
+            show_default="squash for the cnn, crop for vgg16",
+        ),
+    ] = None,
     split: Annotated[
         Literal["auto", "default", "article"],
         typer.Option(
@@ -148,10 +154,12 @@ def train(
     device: DeviceOption = "auto",
     run_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Where VGG16's features are kept [default: user cache].")
+        Path | None,
+        typer.Option(help="Where VGG16's features are kept.", show_default="user cache"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of each model.")
+        bool,
+        typer.Option("--resume", help="Go on with the newest unfinished run, as it was begun."),
     ] = False,
 ) -> None:
     """Train the models and compare them.
@@ -176,7 +184,7 @@ def train(
             class_weights=class_weights,
             resize=resize,
             augment=augment if name == "cnn" or model != "all" else None,
-            head=head if name == "vgg16" else None,
+            head=head if name == "vgg16" or (model != "all" and head != "auto") else None,
         )
         for name in models
     ]
@@ -237,7 +245,9 @@ def evaluate(
     *,
     split: Annotated[
         Literal["all", "train", "val", "test"] | None,
-        typer.Option(help="Part of data that brings a split [default: test, else val, else all]."),
+        typer.Option(
+            help="Part of data that brings a split.", show_default="test, else val, else all"
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
     images: ImagesOption = None,
@@ -304,7 +314,7 @@ def evaluate(
 def export(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders [default: the newest run of each model in runs/]."),
+        typer.Argument(help="Run folders.", show_default="the newest run of each model in runs/"),
     ] = None,
     *,
     format: Annotated[  # noqa: A002 - the option's name
@@ -314,7 +324,7 @@ def export(
     output: Annotated[Path, typer.Option(help="Exports go to OUTPUT/RUN/.")] = Path("exports"),
     pictures: Annotated[
         int | None,
-        typer.Option(min=1, help="Validation pictures to verify with [default: all]."),
+        typer.Option(min=1, help="Validation pictures to verify with.", show_default="all"),
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -362,7 +372,7 @@ def classify(
     *,
     model: Annotated[
         Path | None,
-        typer.Option(help="An export [default: the most accurate ONNX one in exports/]."),
+        typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; - is standard output.")
@@ -370,7 +380,8 @@ def classify(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     device: DeviceOption = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures per forward pass [default: by the model].")
+        int | None,
+        typer.Option(min=1, help="Pictures per forward pass.", show_default="by the model"),
     ] = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -405,12 +416,12 @@ def classify(
 def bench(
     models: Annotated[
         list[Path] | None,
-        typer.Argument(help="Runs and exports [default: those in exports/, and their runs]."),
+        typer.Argument(help="Runs and exports.", show_default="those in exports/, and their runs"),
     ] = None,
     *,
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled pictures [default: the runs' own validation pictures]."),
+        typer.Option(help="Labelled pictures.", show_default="the runs' own validation pictures"),
     ] = None,
     images: ImagesOption = None,
     class_names: ClassNamesOption = None,
@@ -420,7 +431,7 @@ def bench(
         int, typer.Option("--runs", min=1, help="Timed runs per round and batch size, at most.")
     ] = 50,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="For every candidate [default: all cores].")
+        int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
     ] = None,
     device: DeviceOption = "auto",
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
@@ -524,12 +535,12 @@ def sample(
 
     Example: tltools sample sample/
     """
-    from tltools.data.sample import draw_sample
+    from tltools.data.sample import SAMPLE_CLASSES, draw_sample
 
     progress = _progress()
     drawn = draw_sample(folder, num_images=num_images, seed=seed, progress=progress)
     progress.say(f"{num_images} drawn pictures and their labels are in {drawn}/")
-    progress.say(f"Next: tltools train {drawn}")
+    progress.say(f"Next: tltools train {drawn} --class-names {','.join(SAMPLE_CLASSES)}")
 
 
 @app.command()
@@ -740,10 +751,8 @@ def main(args: list[str] | None = None) -> None:
 
         typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
         raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output (head, for instance) has seen enough.
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    except SystemExit as leaving:
+        # typer turns Ctrl-C into this exit code and says nothing.
+        if leaving.code == INTERRUPTED:
+            typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
+        raise

@@ -4,21 +4,22 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from tltools.card import Card
-from tltools.classify.pictures import STDIN, list_pictures
+from tltools.classify.pictures import STDIN, Portion, list_portions
 from tltools.classify.pipeline import Plan, Prediction, classify, open_model
 from tltools.classify.writers import STDOUT, Output, check_output
+from tltools.errors import DataError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice
 
 COUNTING_S = 0.5
-"""Longest time spent on counting the pictures beforehand, for the progress bar's total."""
+"""Longest time spent on listing further folders beforehand, for the progress bar's total."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Summary:
     num_failed: int
     errors: dict[str, int]
     """Pictures that could not be read, by reason, the most frequent first; digits are `N`."""
+    unlisted: tuple[str, ...]
+    """Why a folder could not be listed, for each that was left out; its pictures have no rows."""
     seconds: float
     """From the first picture to the finished file; opening the model is not in it."""
     choice: DeviceChoice
@@ -63,6 +66,8 @@ def run_job(
 ) -> Summary:
     """Classify pictures and write one row for each.
 
+    A folder that cannot be listed is left out with a warning.
+
     Args:
         model: An export.
         inputs: Folders, pictures and lists, as `list_pictures` takes them.
@@ -82,9 +87,16 @@ def run_job(
             `<output>.part`, here and whenever the job is stopped.
     """
     check_output(output, overwrite=overwrite)
-    pictures = list_pictures(inputs)
-    pictures = chain([next(pictures)], pictures)  # nothing found: say so before anything is opened
-    total = _count(inputs)
+    unlisted: list[str] = []
+
+    def leave_out(error: DataError) -> None:
+        unlisted.append(str(error))
+        progress.warn(f"left out: {error}")
+
+    portions = list_portions(inputs, on_error=leave_out)
+    # The end of standard input may be a long way off.
+    total, portions = _count(portions, seconds=0.0 if STDIN in inputs else COUNTING_S)
+    pictures = chain.from_iterable(portion.pictures for portion in portions)
     predictor, plan = open_model(model, device=device, batch_size=batch_size, workers=workers)
     classes = predictor.card.classes
     counts = dict.fromkeys(classes, 0)
@@ -115,6 +127,7 @@ def run_job(
         counts=counts,
         num_failed=reasons.total(),
         errors=dict(reasons.most_common()),
+        unlisted=tuple(unlisted),
         seconds=time.perf_counter() - start,
         choice=predictor.choice,
         provider=predictor.provider,
@@ -130,14 +143,17 @@ def _kind_of_error(prediction: Prediction) -> str:
     return re.sub(r"\d[\d,.]*", "N", reason if found else message)
 
 
-def _count(inputs: Sequence[Path]) -> int | None:
-    """Count the pictures; None where that takes long, or would use up standard input."""
-    if STDIN in inputs:
-        return None
-    deadline = time.perf_counter() + COUNTING_S
-    total = 0
-    for _ in list_pictures(inputs):
-        total += 1
-        if time.perf_counter() > deadline:
-            return None
-    return total
+def _count(portions: Iterator[Portion], *, seconds: float) -> tuple[int | None, Iterator[Portion]]:
+    """Count the pictures by listing ahead, for so long; None where that is not enough.
+
+    The first portion is always read, so that finding nothing is an error at once. What is listed
+    is kept, as names only, and returned with the rest: a second time would take as long again.
+    """
+    ahead = [next(portions)]
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        portion = next(portions, None)
+        if portion is None:
+            return sum(portion.num_pictures for portion in ahead), iter(ahead)
+        ahead.append(portion)
+    return None, chain(ahead, portions)

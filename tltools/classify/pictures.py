@@ -2,16 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
-from tltools.data.images import IMAGE_SUFFIXES, find_images
+from tltools.data.images import IMAGE_SUFFIXES, find_folders, in_order
 from tltools.errors import DataError
 
 STDIN = Path("-")
 LIST_SUFFIX = ".txt"
+LINES_AT_ONCE = 1024
+"""Lines of a list that make a portion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,15 @@ class Picture:
     path: Path
     name: str
     """With `/` between folders. May hold surrogates, for bytes that are not UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some of the pictures, not yet read out; how many is known already."""
+
+    num_pictures: int
+    pictures: Iterator[Picture]
+    """To be consumed once."""
 
 
 def list_pictures(inputs: Sequence[Path]) -> Iterator[Picture]:
@@ -37,59 +48,95 @@ def list_pictures(inputs: Sequence[Path]) -> Iterator[Picture]:
 
     Returns:
         An iterator that reads folders and lists as it goes. It raises DataError if there was
-        not one picture.
+        not one picture, or if a folder or a list cannot be read.
 
     Raises:
         DataError: If an input does not exist.
+    """
+    return chain.from_iterable(portion.pictures for portion in list_portions(inputs))
+
+
+def list_portions(
+    inputs: Sequence[Path], *, on_error: Callable[[DataError], None] | None = None
+) -> Iterator[Portion]:
+    """List the same pictures as `list_pictures`, in portions.
+
+    Args:
+        inputs: See `list_pictures`.
+        on_error: Is told of each folder that cannot be listed, which is then left out; None to
+            raise the error.
+
+    Returns:
+        An iterator over folders, or their parts between subfolders, and parts of lists. Lines of
+        standard input come one by one, as soon as they are there.
+
+    Raises:
+        DataError: As `list_pictures`.
     """
     for source in inputs:
         if source != STDIN and not source.exists():
             raise DataError(f"{source} does not exist; give folders, pictures or .txt lists")
     return _refuse_nothing(
-        chain.from_iterable(_list_one(source, alone=len(inputs) == 1) for source in inputs),
+        chain.from_iterable(_list_one(source, len(inputs) == 1, on_error) for source in inputs),
         inputs,
     )
 
 
-def _list_one(source: Path, *, alone: bool) -> Iterator[Picture]:
+def _list_one(
+    source: Path, alone: bool, on_error: Callable[[DataError], None] | None
+) -> Iterator[Portion]:
     if source == STDIN:
-        return _list_lines(sys.stdin.buffer, Path())
+        return _list_lines(sys.stdin.buffer, Path(), at_once=1)
     if source.is_dir():
-        return _list_folder(source, alone=alone)
+        return _list_folder(source, alone, on_error)
     if source.suffix.lower() == LIST_SUFFIX:
         return _list_file(source)
-    return iter([Picture(source, source.as_posix())])
+    return iter([Portion(1, iter([Picture(source, source.as_posix())]))])
 
 
-def _list_folder(folder: Path, *, alone: bool) -> Iterator[Picture]:
+def _list_folder(
+    root: Path, alone: bool, on_error: Callable[[DataError], None] | None
+) -> Iterator[Portion]:
     # Slicing the text gives what `relative_to` gives, at a fraction of its cost.
-    start = len(os.path.join(folder, "")) if alone and folder != Path() else 0  # noqa: PTH118
-    for path in find_images(folder):
-        yield Picture(path, path.as_posix()[start:])
+    start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
+    for folder, names in find_folders(root, on_error=on_error):
+        prefix = (folder / "_").as_posix()[start:-1]
+        yield Portion(len(names), _pictures(folder, in_order(names), prefix))
 
 
-def _list_file(source: Path) -> Iterator[Picture]:
+def _pictures(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[Picture]:
+    for name in names:
+        yield Picture(folder / name, prefix + name)
+
+
+def _list_file(source: Path) -> Iterator[Portion]:
     try:
         with source.open("rb") as file:
-            yield from _list_lines(file, source.parent)
+            yield from _list_lines(file, source.parent, at_once=LINES_AT_ONCE)
     except OSError as error:
         raise DataError(f"cannot read the list {source}: {error.strerror}") from error
 
 
-def _list_lines(lines: Iterable[bytes], folder: Path) -> Iterator[Picture]:
-    """Yield the picture of each line that is not empty; bytes that are not UTF-8 survive."""
+def _list_lines(lines: Iterable[bytes], folder: Path, *, at_once: int) -> Iterator[Portion]:
+    names = _names(lines)
+    while some := list(islice(names, at_once)):
+        yield Portion(len(some), _pictures(folder, some))
+
+
+def _names(lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines that are not empty; bytes that are not UTF-8 survive."""
     for number, line in enumerate(lines):
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         name = os.fsdecode(content.rstrip(b"\r\n"))
         if name.strip():
-            yield Picture(folder / name, name)
+            yield name
 
 
-def _refuse_nothing(pictures: Iterator[Picture], inputs: Sequence[Path]) -> Iterator[Picture]:
+def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Path]) -> Iterator[Portion]:
     empty = True
-    for picture in pictures:
+    for portion in portions:
         empty = False
-        yield picture
+        yield portion
     if empty:
         names = ", ".join(str(source) for source in inputs) or "nothing"
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))

@@ -9,7 +9,7 @@ import numpy as np
 
 from tltools.atomic import atomic_path
 from tltools.card import Card, ExportFacts, Format, Parity
-from tltools.errors import DataError, ParityError
+from tltools.errors import ArtifactError, DataError, ParityError
 from tltools.evaluate import predict
 from tltools.export.formats import OPSET, SUFFIXES, set_card, write_onnx, write_torchscript
 from tltools.export.parity import compare
@@ -62,9 +62,11 @@ def export_run(
         progress: Shows the comparison.
 
     Raises:
-        ArtifactError: If the folder is not a run.
+        ArtifactError: If the folder is not a run, or an export is malformed.
         DataError: If the validation pictures have gone.
-        ParityError: If an export disagrees with the run; its file then does not exist.
+        ParityError: If an export disagrees with the run.
+
+        An export that fails leaves no file; an earlier one of its name stays as it was.
     """
     model, card = load_run(run)
     paths = _val_pictures(run, num_pictures)
@@ -72,20 +74,26 @@ def export_run(
     reference = predict(eager, paths, progress=progress)
     for format_ in formats:
         path = output / card.run / f"{card.run}.fp32{SUFFIXES[format_]}"
-        progress.say(f"Exporting {card.run} to {path}")
         replaced = path.exists()
-        with atomic_path(path) as temporary:
-            WRITERS[format_](model, card, temporary)
-            predictor = load_predictor(temporary, device=device, tf32=False)
-            parity = compare(reference, predictor, paths, progress=progress)
-            facts = ExportFacts(
-                format=format_,
-                precision="fp32",
-                opset=OPSET if format_ == "onnx" else None,
-                parity=parity,
-            )
-            exported = msgspec.structs.replace(card, export=facts)
-            _seal(temporary, exported, paths, device=device)
+        progress.say(f"Exporting {card.run} to {path}" + (", replacing it" if replaced else ""))
+        try:
+            with atomic_path(path) as temporary:
+                WRITERS[format_](model, card, temporary)
+                predictor = load_predictor(temporary, device=device, tf32=False)
+                parity = compare(reference, predictor, paths, progress=progress)
+                facts = ExportFacts(
+                    format=format_,
+                    precision="fp32",
+                    opset=OPSET if format_ == "onnx" else None,
+                    parity=parity,
+                )
+                exported = msgspec.structs.replace(card, export=facts)
+                _seal(temporary, exported, paths, device=device)
+        except (ArtifactError, ParityError) as error:
+            raise type(error)(
+                f"{path} is not made: {error}; try the other --format, or other versions of torch "
+                "and onnxruntime"
+            ) from error
         yield ExportResult(
             path=path, card=exported, size_bytes=path.stat().st_size, replaced=replaced
         )

@@ -1,0 +1,627 @@
+"""The command line as a user meets it: the whole walk, the errors, Ctrl-C, and the options.
+
+`python tests/test_cli.py` prints what belongs in `tests/golden/options.txt`.
+"""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from inspect import Parameter, signature
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Ran, run_tltools
+from typer.main import get_command
+
+from tltools import __version__, cli
+from tltools.artifacts import open_predictor
+from tltools.data.dataset import load_dataset
+from tltools.evaluate import evaluate
+from tltools.export import export as export_module
+from tltools.export.formats import write_torchscript
+from tltools.runtime.predictor import read_card
+from tltools.training import TrainConfig, default_config
+from tltools.training.run import load_card
+
+GOLDEN = Path(__file__).parent / "golden" / "options.txt"
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+CLASSES = "non-emergency,emergency"
+NUM = 20
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a command in an empty folder."""
+    return lambda *args: run_tltools(*args, cwd=tmp_path)
+
+
+# --------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_commands_help_has_an_example_that_the_command_line_takes(run, command):
+    result = run(command, "--help")
+    assert result.code == 0
+    example = re.search(rf"Example: tltools {command}( .*)?$", result.out, re.MULTILINE)
+    assert example, result.out
+    known = {part for names, *_ in options_of(command) for part in names.split(", ")}
+    assert set(re.findall(r"--[a-z-]+", example[0])) <= known
+
+
+def test_help_lists_the_commands(run):
+    for args in ([], ["-h"], ["--help"]):
+        result = run(*args)
+        assert all(re.search(rf"^\W*{name}\b", result.out, re.MULTILINE) for name in COMMANDS)
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version") == Ran(0, f"tltools {__version__}\n", "")
+
+
+# ----------------------------------------------------------------------------------- the walk
+
+
+class Walk(typing.NamedTuple):
+    folder: Path
+    ran: dict[str, Ran]
+
+    def predictions(self) -> dict[str, str]:
+        """Label by picture, as `classify` wrote them."""
+        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            return {row["path"]: row["label"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """Each command once, in one folder, each with what the one before has left."""
+    folder = tmp_path_factory.mktemp("walk")
+    names = ("--class-names", CLASSES)
+    model = "exports/cnn/cnn.fp32.onnx"
+    steps = {
+        "sample": ("sample", "--num-images", NUM),
+        "train": ("train", "sample", *names, "--model", "cnn", "--epochs", 1, "--batch-size", 6,
+                  "--val-fraction", 0.25, "--device", "cpu"),
+        "evaluate run": ("evaluate", "runs/cnn", "sample", *names, "--device", "cpu",
+                         "--output", "scores"),
+        "export": ("export", "--format", "all"),
+        "evaluate export": ("evaluate", model, "sample", *names, "--device", "cpu", "--json"),
+        "classify": ("classify", "sample/images", "--device", "cpu"),
+        "classify to stdout": ("classify", "sample/images", "--device", "cpu", "-o", "-"),
+        "bench": ("bench", model, "--rounds", 1, "--runs", 1, "--batch-sizes", "2",
+                  "--device", "cpu", "--output", "report"),
+        "inspect run": ("inspect", "runs/cnn"),
+        "inspect export": ("inspect", model),
+        "inspect data": ("inspect", "sample", "--sheet", "sheet.png"),
+        "doctor": ("doctor",),
+        "doctor json": ("doctor", "--json"),
+    }  # fmt: skip
+    ran: dict[str, Ran] = {}
+    for name, args in steps.items():
+        ran[name] = run_tltools(*args, cwd=folder)
+        assert ran[name].code == 0, (name, ran[name])
+    return Walk(folder, ran)
+
+
+def test_training_ends_with_its_table(walk):
+    out, err = walk.ran["train"].out, walk.ran["train"].err
+    score = load_card(walk.folder / "runs" / "cnn").metrics["val"]
+    assert "Top-1 accuracy with its 95 % interval" in out
+    assert f"{score.accuracy:.2%}" in out
+    assert "runs/cnn" in out
+    assert "epoch   1/1" in err
+    assert f"classes {CLASSES.replace(',', ', ')}" in err
+
+
+def test_progress_is_on_standard_error_and_results_on_standard_output(walk):
+    for name, ran in walk.ran.items():
+        assert not re.search(r"pictures/s|done in|Next:|Written:|warning:|Device:", ran.out), name
+        assert "Top-1" not in ran.err
+        assert "\x1b" not in ran.out + ran.err  # no colours or cursor movements into a file
+    for name in ("sample", "classify"):
+        assert walk.ran[name].out == ""
+    for name in ("train", "export", "bench"):
+        assert walk.ran[name].out.count("\n") >= 4
+    for name in ("inspect run", "inspect export", "doctor", "doctor json"):
+        assert walk.ran[name].err == ""
+
+
+def test_each_step_names_the_next(walk):
+    assert "Next: tltools train sample" in walk.ran["sample"].err
+    assert "Next: tltools export" in walk.ran["train"].err
+    assert "Next: tltools classify" in walk.ran["export"].err
+
+
+def test_both_formats_are_exported_with_their_figures(walk):
+    out = walk.ran["export"].out
+    for suffix in ("pt", "onnx"):
+        parity = read_card(walk.folder / f"exports/cnn/cnn.fp32.{suffix}").export.parity
+        assert f"exports/cnn/cnn.fp32.{suffix}" in out
+        assert f"{parity.max_abs_logit_diff:.1e}" in out
+    assert out.count("100.00%") == 2
+
+
+def test_a_run_and_its_export_get_the_same_score(walk):
+    by_run = json.loads((walk.folder / "scores" / "evaluation.json").read_text())
+    by_export = json.loads(walk.ran["evaluate export"].out)
+    for document in (by_run, by_export):
+        del document["seconds"]
+        roc_auc = document.pop("roc_auc")
+        assert 0 <= roc_auc["value"] <= 1
+    assert by_run == by_export
+    assert by_run["num_pictures"] == NUM
+    assert (walk.folder / "scores" / "confusion_matrix.png").stat().st_size > 1000
+    assert f"{by_run['accuracy']['correct']}/{NUM}" in walk.ran["evaluate run"].out
+
+
+def test_classify_labels_each_picture_as_evaluate_does(walk):
+    dataset = load_dataset(
+        walk.folder / "sample", class_names=CLASSES.split(","), purpose="evaluate"
+    )
+    predictor = open_predictor(walk.folder / "exports/cnn/cnn.fp32.onnx", "cpu")
+    result = evaluate(predictor, dataset, split="all")
+    assert walk.predictions() == {
+        Path(path).name: result.classes[index]
+        for path, index in zip(result.paths, result.preds, strict=True)
+    }
+    assert len(walk.predictions()) == NUM
+
+
+def test_classify_names_the_model_that_it_takes_and_what_it_did(walk):
+    err = walk.ran["classify"].err
+    assert err.startswith("Model: exports/cnn/cnn.fp32.onnx (the best here")
+    assert f"{NUM} rows (0 with an error)" in err
+    for name in CLASSES.split(","):
+        count = list(walk.predictions().values()).count(name)
+        assert re.search(rf"^ +{count} .* {name}$", err, re.MULTILINE)
+
+
+def test_classify_to_standard_output_writes_the_same_csv_and_nothing_else(walk):
+    assert walk.ran["classify to stdout"].out == (walk.folder / "predictions.csv").read_text()
+
+
+def test_bench_compares_the_export_with_its_run(walk):
+    out = walk.ran["bench"].out
+    assert re.search(r"^ +eager fp32 .*ok|eager fp32", out, re.MULTILINE)
+    assert re.search(r"onnx fp32.* 100\.0 ", out)
+    assert "failed" not in out
+    (report,) = (walk.folder / "report").glob("bench*.json")
+    assert len(json.loads(report.read_text())["rows"]) == 2
+    assert len(list((walk.folder / "report").glob("bench*.md"))) == 1
+
+
+def test_inspect_shows_a_card_as_json(walk):
+    run_card = json.loads(walk.ran["inspect run"].out)
+    export_card = json.loads(walk.ran["inspect export"].out)
+    assert run_card["classes"] == CLASSES.split(",")
+    assert export_card.pop("export")["format"] == "onnx"
+    assert run_card.pop("export") is None
+    assert run_card == export_card
+
+
+def test_inspect_audits_data(walk):
+    assert f"sample: {NUM} pictures" in walk.ran["inspect data"].out
+    assert (walk.folder / "sheet.png").stat().st_size > 1000
+
+
+def test_doctor_names_what_is_installed(walk):
+    checks = {check["name"]: check for check in json.loads(walk.ran["doctor json"].out)}
+    assert checks["tltools"]["detail"] == __version__
+    assert checks["onnx"]["detail"] == onnx.__version__
+    assert all(name in walk.ran["doctor"].out for name in ("torch", "onnxruntime on the CPU"))
+
+
+def test_an_existing_output_is_replaced_when_told_to(walk):
+    args = ("classify", "sample/images", "--device", "cpu", "-o", "again.csv")
+    again = walk.folder / "again.csv"
+    again.write_text("precious\n")
+    refused = run_tltools(*args, cwd=walk.folder)
+    assert refused.code == 2
+    assert last_line(refused.err) == (
+        "error: again.csv exists; replace it with --overwrite, or write elsewhere with --output"
+    )
+    assert again.read_text() == "precious\n"
+    assert run_tltools(*args, "--overwrite", cwd=walk.folder).code == 0
+    assert again.read_text() == (walk.folder / "predictions.csv").read_text()
+
+
+def test_train_without_data_draws_the_sample_and_says_so(walk, monkeypatch):
+    """With a sample that is there already and is taken for the one that would be drawn."""
+    monkeypatch.setattr("tltools.data.sample.draw_sample", lambda folder, progress: folder)
+    result = run_tltools("train", "--model", "cnn", "--epochs", 1, "--run-dir", "without",
+                         "--device", "cpu", cwd=walk.folder)  # fmt: skip
+    assert result.code == 0
+    assert re.search(r"^warning: no DATA given: .* drawn sample set in sample/", result.err, re.M)
+    assert load_card(walk.folder / "without" / "cnn").classes == tuple(CLASSES.split(","))
+
+
+def test_a_model_that_cannot_be_trained_leaves_those_before_it_and_their_table(walk):
+    result = run_tltools("train", "sample", "--model", "all", "--epochs", 1, "--weights",
+                         "nowhere.pth", "--run-dir", "both", "--device", "cpu",
+                         cwd=walk.folder)  # fmt: skip
+    assert result.code == 1
+    assert "both/cnn" in result.out
+    assert last_line(result.err).startswith("error: no weights at nowhere.pth; give VGG16's")
+    assert result.err.count("error:") == 1
+    assert [path.name for path in (walk.folder / "both").iterdir()] == ["cnn"]
+
+
+def test_resume_goes_on_with_more_epochs(walk):
+    shutil.copytree(walk.folder / "runs", walk.folder / "resumed")
+    args = ("train", "--resume", "--run-dir", "resumed", "--model", "cnn", "--device", "cpu")
+    result = run_tltools(*args, "--epochs", 2, cwd=walk.folder)
+    assert result.code == 0
+    assert "Going on with resumed/cnn" in result.err
+    assert "epoch   2/2" in result.err
+    nothing = run_tltools(*args, cwd=walk.folder)
+    assert nothing.code == 1
+    assert nothing.err.startswith("error: nothing to resume")
+
+
+def test_an_export_that_disagrees_ends_with_code_3(walk, monkeypatch):
+    def write_wrong(model, card, path):
+        model = type(model)(model.backbone, model.head, replace_std(card.preprocessing))
+        write_torchscript(model.eval(), card, path)
+
+    def replace_std(preprocessing):
+        import msgspec
+
+        return msgspec.structs.replace(preprocessing, std=(0.5, 0.5, 0.5))
+
+    monkeypatch.setitem(export_module.WRITERS, "torchscript", write_wrong)
+    result = run_tltools("export", "--format", "torchscript", "--output", "wrong", cwd=walk.folder)
+    assert (result.code, result.out) == (3, "")
+    assert last_line(result.err).startswith(
+        "error: wrong/cnn/cnn.fp32.pt is not made: the logits differ by"
+    )
+    assert list((walk.folder / "wrong" / "cnn").iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, onnx_path, cnn_run):
+    """A folder with a model, pictures, and things that are wrong."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "empty").mkdir()
+    (folder / "text.onnx").write_text("not a model")
+    (folder / "text.csv").write_text("not,a\ntable,")
+    shutil.copy(onnx_path, folder / "model.onnx")
+    shutil.copytree(cnn_run, folder / "broken")
+    (folder / "broken" / "card.json").write_text("{")
+    model = onnx.load(onnx_path)
+    del model.metadata_props[:]
+    onnx.save(model, folder / "plain.onnx")
+    (folder / "pictures").mkdir()
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(folder / "pictures" / "red.png")
+    (folder / "there.csv").write_text("mine")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        pytest.param(command, code, message, id=name)
+        for name, command, code, message in [
+            ("classify-missing-folder", "classify nowhere --model model.onnx", 1,
+             "nowhere does not exist; give folders, pictures or .txt lists"),
+            ("classify-empty-folder", "classify empty --model model.onnx", 1,
+             "no pictures in empty"),
+            ("classify-missing-model", "classify pictures --model nope.onnx", 1,
+             "nope.onnx does not exist; tltools export makes exports"),
+            ("classify-no-export", "classify pictures", 1,
+             "no exports in exports/: make them with tltools export"),
+            ("classify-text-as-model", "classify pictures --model text.onnx", 1,
+             "text.onnx"),
+            ("classify-model-without-card", "classify pictures --model plain.onnx", 1,
+             "plain.onnx has no tltools card"),
+            ("classify-existing-output", "classify pictures --model model.onnx -o there.csv", 2,
+             "there.csv exists; replace it with --overwrite"),
+            ("classify-unknown-suffix", "classify pictures --model model.onnx -o out.txt", 2,
+             "--output out.txt ends in '.txt'; choose .csv, .jsonl"),
+            ("classify-output-is-a-folder", "classify pictures --model model.onnx -o empty", 2,
+             "empty"),
+            ("train-missing", "train nowhere", 1, "nowhere does not exist: name a CSV"),
+            ("train-empty", "train empty", 1, "empty holds neither a CSV nor class folders"),
+            ("train-bad-table", "train text.csv", 1, "text.csv has no label in 1 of 1 rows"),
+            ("train-no-epochs", "train pictures --epochs 0", 2,
+             "--epochs must be 1 or more, got 0"),
+            ("train-bad-lr", "train pictures --lr -1", 2, "--lr must be positive, got -1.0"),
+            ("train-bad-batch", "train pictures --batch-size 0", 2,
+             "--batch-size must be 1 or more, got 0"),
+            ("train-augment-vgg16", "train pictures --model vgg16 --augment", 2,
+             "--augment works with --model cnn only"),
+            ("train-head-of-cnn", "train pictures --model cnn --head pooled", 2,
+             "--head pooled does not fit --model cnn"),
+            ("train-nothing-to-resume", "train --resume", 1, "nothing to resume"),
+            ("evaluate-corrupt-card", "evaluate broken pictures", 1,
+             "broken/card.json has no valid tltools card"),
+            ("evaluate-missing-model", "evaluate nowhere pictures", 1,
+             "nowhere does not exist: name a run (runs/NAME) or an export"),
+            ("evaluate-folder-as-model", "evaluate empty pictures", 1,
+             "empty is not a finished run"),
+            ("evaluate-missing-data", "evaluate model.onnx nowhere --device cpu", 1,
+             "nowhere does not exist: name a CSV"),
+            ("export-no-runs", "export", 1, "no runs in runs/: make one with tltools train"),
+            ("export-missing-run", "export nowhere", 1, "nowhere is not a finished run"),
+            ("export-corrupt-card", "export broken", 1,
+             "broken/card.json has no valid tltools card"),
+            ("bench-nothing", "bench", 1, "no exports in exports/"),
+            ("bench-missing", "bench nope.onnx", 1, "nope.onnx does not exist"),
+            ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist"),
+            ("inspect-missing-model", "inspect nope.onnx", 1, "nope.onnx does not exist"),
+            ("inspect-text-as-model", "inspect text.onnx", 1, "text.onnx is not a"),
+            ("sample-in-the-way", "sample pictures", 1, "name another folder"),
+        ]
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
+    before = snapshot(place)
+    result = run_tltools(*command.split(), cwd=place)
+    assert result.code == code
+    assert result.out == ""
+    *progress, line = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not [one for one in progress if "error" in one.lower() or "Traceback" in one]
+    assert snapshot(place) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("frobnicate", "No such command 'frobnicate'"),
+        ("train --model resnet", "'resnet' is not one of|Input should be 'cnn'"),
+        ("train --epochs many", "--epochs"),
+        ("train --no-such-option", "No such option"),
+        ("classify", "Missing argument"),
+        ("classify pictures --batch-size 0", "--batch-size"),
+        ("export --pictures 0", "--pictures"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_says_where(run, command, message):
+    result = run(*command.split())
+    assert (result.code, result.out) == (2, "")
+    assert re.search(message, result.err)
+    assert "Traceback" not in result.err
+
+
+def test_an_error_cannot_steer_the_terminal(place):
+    result = run_tltools("classify", "evil\x1b[31m\nname", "--model", "model.onnx", cwd=place)
+    assert result.err == (
+        "error: evil\\x1b[31m\\nname does not exist; give folders, pictures or .txt lists\n"
+    )
+
+
+def test_a_bug_keeps_its_traceback(place, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("tltools.classify.run_job", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run_tltools("classify", "pictures", "--model", "model.onnx", cwd=place)
+
+
+def snapshot(folder: Path) -> set[tuple[str, bytes]]:
+    return {(str(path), path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1]
+
+
+# ------------------------------------------------------------------- in a process of its own
+
+START = (
+    "import signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & has it ignored
+    "sys.argv[0] = 'tltools'\n"
+    "from tltools.cli import main\n"
+    "main()\n"
+)
+
+
+def start(*args: object, cwd: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", START, *map(str, args)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupt(process: "subprocess.Popen[str]") -> Ran:
+    import signal
+
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return Ran(process.returncode, out, err)
+
+
+def test_ctrl_c_ends_training_with_a_run_that_can_be_used(drawn, tmp_path):
+    process = start("train", drawn, "--model", "cnn", "--epochs", 100_000, "--device", "cpu",
+                    cwd=tmp_path)  # fmt: skip
+    assert process.stderr is not None
+    assert any(line.startswith("epoch   1/") for line in process.stderr)
+    result = interrupt(process)
+    assert result.code == 130
+    assert "Traceback" not in result.err
+    assert "Stopped by Ctrl-C after epoch" in result.err
+    assert "Go on with it: tltools train --resume" in result.err
+    assert "runs/cnn" in result.out
+    card = load_card(tmp_path / "runs" / "cnn")
+    assert card.training["interrupted"]
+    images = np.zeros((1, 224, 224, 3), dtype=np.uint8)
+    assert open_predictor(tmp_path / "runs" / "cnn", "cpu")(images).shape == (1, 2)
+
+
+def test_ctrl_c_ends_classify_and_keeps_the_rows_so_far(place, tmp_path):
+    (tmp_path / "many.txt").write_text(f"{place}/pictures/red.png\n" * 1_000_000)
+    process = start("classify", "many.txt", "--model", place / "model.onnx", "--device", "cpu",
+                    cwd=tmp_path)  # fmt: skip
+    part = tmp_path / "predictions.csv.part"
+    while process.poll() is None and (not part.exists() or part.stat().st_size < 1000):
+        pass
+    result = interrupt(process)
+    assert result.code == 130
+    assert result.out == ""
+    assert re.search(
+        r"^warning: stopped: \d+ complete rows are kept in \S+\.part$", result.err, re.M
+    )
+    assert last_line(result.err) == "stopped by Ctrl-C"
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "predictions.csv").exists()
+    rows = list(csv.DictReader(io.StringIO(part.read_text())))
+    assert len(rows) == int(re.search(r"(\d+) complete rows", result.err)[1])
+    assert {row["label"] for row in rows} == {"red"}
+    assert all(row["error"] == "" for row in rows)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="CUDA may well work here")
+@pytest.mark.parametrize(
+    ("command", "runtime", "others"),
+    [
+        ("train DRAWN --model cnn", "PyTorch", ("Checking pictures: ", "drawn")),
+        ("classify pictures --model model.onnx -o cuda.csv", "onnxruntime", ()),
+    ],
+)
+def test_cuda_that_does_not_work_is_one_line(place, drawn, command, runtime, others):
+    """Heard at the file descriptor, where the runtimes' own libraries write."""
+    args = [str(drawn) if arg == "DRAWN" else arg for arg in command.split()]
+    process = start(*args, "--device", "cuda", cwd=place)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    *progress, line = err.splitlines()
+    assert line.startswith(f"error: CUDA does not work in {runtime} here: ")
+    assert "--device cpu" in line
+    assert [one for one in progress if not one.startswith(others)] == []
+    assert not (place / "runs").exists()
+    assert not (place / "cuda.csv").exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(place):
+    """As in `tltools classify ... -o - | head -1`."""
+    lines = place / "lines.txt"
+    lines.write_text(f"{place}/pictures/red.png\n" * 20_000)
+    process = start("classify", lines, "--model", "model.onnx", "--device", "cpu", "-o", "-",
+                    cwd=place)  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("path,label")
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) in (0, 1)
+    assert "Traceback" not in err
+    assert "error" not in err.lower()
+    lines.unlink()
+
+
+# ------------------------------------------------------------------------------------ options
+
+
+def options_of(command: str) -> Iterator[tuple[str, str, str]]:
+    """Name, type and default of each of a command's arguments and options."""
+    function = getattr(cli, command)
+    hints = typing.get_type_hints(function)
+    parameters = signature(function).parameters
+    for option in get_command(cli.app).commands[command].params:
+        kind, default = hints[option.name], parameters[option.name].default
+        shown = kind.__name__ if isinstance(kind, type) else str(kind)
+        shown = re.sub(r"typing\.Optional\[(.*)\]", r"\1 | None", shown)
+        shown = re.sub(r"typing\.|pathlib\.(_local\.)?", "", shown)
+        names = ", ".join([*option.opts, *option.secondary_opts])
+        if not names.startswith("-"):
+            names = names.upper()
+        if default is Parameter.empty:
+            text = "required"
+        else:
+            text = repr(str(default) if isinstance(default, Path) else default)
+        yield names, shown, text
+
+
+def option_list() -> str:
+    lines = []
+    for command in COMMANDS:
+        lines.append(f"tltools {command}")
+        lines += [f"  {names}: {kind} = {default}" for names, kind, default in options_of(command)]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_options_are_those_that_were_agreed_on():
+    """A promise to scripts: whoever changes an option sees it in the diff of a file."""
+    assert option_list() == GOLDEN.read_text(encoding="utf-8"), (
+        "the options have changed; if that is meant: "
+        "python tests/test_cli.py > tests/golden/options.txt"
+    )
+
+
+NOT_OPTIONS = {"standardize", "keep"}
+"""Settings that come with the recipe."""
+
+
+def test_each_training_setting_has_an_option_of_its_name():
+    options = {names for names, *_ in options_of("train")}
+    for field in fields(TrainConfig):
+        if field.name not in NOT_OPTIONS:
+            assert "--" + field.name.replace("_", "-") in options, field.name
+
+
+CHANGES = {
+    "epochs": 3,
+    "batch_size": 7,
+    "lr": 0.125,
+    "weight_decay": 0.25,
+    "seed": 5,
+    "precision": "fp32",
+    "patience": 4,
+    "resize": "crop",
+    "augment": True,
+    "class_weights": True,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(TrainConfig)])
+def test_a_training_option_changes_its_setting_and_no_other(run, monkeypatch, field):
+    """Up to the library's door: what `train_models` is given."""
+    seen: list[TrainConfig] = []
+
+    def train_models(dataset, configs, **options):
+        seen.extend(configs)
+        raise cli.TltoolsError("seen enough")
+
+    monkeypatch.setattr("tltools.training.train_models", train_models)
+    monkeypatch.setattr(cli, "_training_data", lambda *args, **options: None)
+    model, head = "cnn", "linear"
+    args: list[object] = []
+    if field in CHANGES:
+        name, value = "--" + field.replace("_", "-"), CHANGES[field]
+        args = [name] if value is True else [name, value]
+        expected = replace(default_config("cnn"), **{field: value})
+    elif field == "head":
+        model, head, args = "vgg16", "pooled", ["--head", "pooled"]
+        expected = replace(default_config("vgg16"), head=head)
+    elif field == "model":
+        model, expected = "vgg16", default_config("vgg16")
+    else:
+        assert field in NOT_OPTIONS
+        args, expected = ["--recipe", "article"], default_config("cnn", "article")
+    result = run("train", "anything", "--model", model, *args)
+    assert last_line(result.err) == "error: seen enough"
+    assert seen == [expected]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(option_list())

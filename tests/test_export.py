@@ -1,0 +1,476 @@
+"""Exports of a real run: what is in them, that they agree, and that a wrong one is not made."""
+
+import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Recorder
+from safetensors.torch import load_file
+from torch import nn
+
+from tltools.card import CARD_KEY, card_from_json
+from tltools.data.images import load_image
+from tltools.errors import ArtifactError, DataError, ParityError
+from tltools.export import export as export_module
+from tltools.export import export_run
+from tltools.export.formats import check_onnx, set_card, write_onnx, write_torchscript
+from tltools.export.parity import compare
+from tltools.runtime.predictor import load_predictor, read_card
+from tltools.training import load_run, open_run
+
+FORMATS = ("torchscript", "onnx")
+NUM_VAL = 6
+
+
+@pytest.fixture(scope="module")
+def onnx_file(cnn_exports):
+    return cnn_exports["onnx"].path
+
+
+@pytest.fixture(scope="module")
+def torchscript_file(cnn_exports):
+    return cnn_exports["torchscript"].path
+
+
+@pytest.fixture(scope="module")
+def images(drawn):
+    """The drawn pictures as the models take them, uint8 (N, 224, 224, 3)."""
+    return np.stack(
+        [load_image(path, size=224, resize="squash") for path in sorted(drawn.rglob("*.png"))]
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(cnn_run, images):
+    """The logits by the network's definition, from the checkpoint's tensors, in float64."""
+    state = {
+        name: tensor.double()
+        for name, tensor in load_file(cnn_run / "checkpoint.safetensors").items()
+    }
+    maps = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+    for conv, norm in ((0, 1), (4, 5)):
+        maps = F.conv2d(
+            maps, state[f"backbone.{conv}.weight"], state[f"backbone.{conv}.bias"], padding=1
+        )
+        mean, var, weight, bias = (
+            state[f"backbone.{norm}.{name}"].view(-1, 1, 1)
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        maps = (maps - mean) / (var + 1e-5).sqrt() * weight + bias
+        maps = F.max_pool2d(maps.relu(), 2)
+    logits = maps.flatten(1) @ state["head.weight"].T + state["head.bias"]
+    return logits.numpy()
+
+
+# ------------------------------------------------------------------------------ what is in them
+
+
+@pytest.mark.parametrize(
+    ("format_", "suffix", "opset"), [("torchscript", ".pt", None), ("onnx", ".onnx", 20)]
+)
+def test_an_export_holds_its_runs_card_and_its_own_facts(
+    cnn_run, cnn_exports, format_, suffix, opset
+):
+    result = cnn_exports[format_]
+    assert result.path.name == f"cnn.fp32{suffix}"
+    assert result.size_bytes == result.path.stat().st_size
+    assert not result.replaced
+    card = read_card(result.path)
+    assert card == result.card
+    assert card.export is not None
+    assert (card.export.format, card.export.precision) == (format_, "fp32")
+    assert card.export.opset == opset
+    run_card = card_from_json((cnn_run / "card.json").read_bytes(), where="run")
+    assert all(
+        getattr(card, name) == getattr(run_card, name)
+        for name in run_card.__struct_fields__
+        if name != "export"
+    )
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_parity_figures_are_kept(cnn_exports, format_):
+    parity = cnn_exports[format_].parity
+    assert parity.num_pictures == NUM_VAL
+    assert parity.top1_agreement == 1.0
+    assert 0 <= parity.max_abs_logit_diff < parity.atol == 1e-4
+    assert parity.batch_sizes == (1, NUM_VAL)
+
+
+def test_nothing_but_the_exports_is_left_in_their_folder(cnn_exports):
+    folder = cnn_exports["onnx"].path.parent
+    assert {path.name for path in folder.iterdir()} == {"cnn.fp32.pt", "cnn.fp32.onnx"}
+
+
+def test_the_onnx_file_takes_pictures_of_any_number_and_gives_logits(onnx_file):
+    onnx.checker.check_model(str(onnx_file), full_check=True)
+    model = onnx.load(onnx_file, load_external_data=False)
+    (source,), (target,) = model.graph.input, model.graph.output
+    assert (source.name, target.name) == ("images", "logits")
+    assert source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    source_dims, target_dims = (value.type.tensor_type.shape.dim for value in (source, target))
+    assert [one.dim_value for one in source_dims[1:]] == [224, 224, 3]
+    assert [one.dim_value for one in target_dims[1:]] == [2]
+    assert source_dims[0].dim_param == target_dims[0].dim_param != ""
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 20)]
+    assert model.ir_version == 10
+    assert not [one.name for one in model.graph.initializer if one.external_data]
+    assert [one.key for one in model.metadata_props].count(CARD_KEY) == 1
+
+
+def test_onnxruntime_opens_the_file_without_a_warning(onnx_file):
+    """With its own settings, in a process without tltools, listening to the file descriptor."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys\n"
+            "os.environ['ORT_DISABLE_TELEMETRY'] = '1'\n"
+            "import onnxruntime\n"
+            "print('imported', file=sys.stderr, flush=True)\n"
+            "options = onnxruntime.SessionOptions()\n"
+            "options.log_severity_level = 2\n"
+            "onnxruntime.InferenceSession(\n"
+            "    sys.argv[1], options, providers=['CPUExecutionProvider'])\n",
+            str(onnx_file),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # What it says of the machine's devices as it is imported is not about the file.
+    assert done.stderr.partition("imported\n")[2] == ""
+    assert done.stdout == ""
+
+
+# ------------------------------------------------------------------------------ that they agree
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_all_formats_agree_with_the_definition(
+    cnn_run, onnx_file, torchscript_file, images, expected, batch_size
+):
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    answers = {
+        "eager": open_run(cnn_run, device="cpu")(images[:batch_size]),
+        "onnx": session.run(["logits"], {"images": images[:batch_size]})[0],
+        "torchscript": load_predictor(torchscript_file, device="cpu")(images[:batch_size]),
+    }
+    for name, logits in answers.items():
+        np.testing.assert_allclose(logits, expected[:batch_size], rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_the_networks_answers_differ_from_picture_to_picture(expected):
+    """Otherwise the agreement above would show little."""
+    assert np.ptp(expected, axis=0).min() > 0.01
+
+
+def test_torchscript_runs_without_tltools(torchscript_file, images, expected, tmp_path):
+    np.save(tmp_path / "images.npy", images[:3])
+    subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            "import sys\n"
+            "sys.modules['tltools'] = None\n"
+            "import numpy, torch\n"
+            "module = torch.jit.load(sys.argv[1])\n"
+            "logits = module(torch.from_numpy(numpy.load('images.npy')))\n"
+            "numpy.save('logits.npy', logits.detach().numpy())\n",
+            str(torchscript_file),
+        ],
+        cwd=tmp_path,
+        check=True,
+    )
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected[:3], rtol=0, atol=2e-5)
+
+
+# ------------------------------------------------------------------------- wrong ones, not made
+
+
+def other_bias(model):
+    model.head.bias.data += torch.tensor([0.0, 0.01])
+    return model
+
+
+def classes_swapped(model):
+    model.head.weight.data = model.head.weight.data.flip(0)
+    model.head.bias.data = model.head.bias.data.flip(0)
+    return model
+
+
+def rounded_weights(model):
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+def without_scaling(model):
+    model.scale = torch.ones_like(model.scale)
+    return model
+
+
+def not_a_number(model):
+    model.head.weight.data[0, 0] = float("nan")
+    return model
+
+
+def in_training_mode(model):
+    return model.train()  # batch norm by the batch
+
+
+class FirstPictureOnly(nn.Module):
+    """What a constant in place of the batch axis comes to."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images[:2])
+
+
+class OneMoreClass(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return F.pad(self.model(images), (0, 1))
+
+
+class DoublePrecision(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images).double()
+
+
+def writer_of(change, write):
+    """A writer that writes another model than it is given."""
+
+    def write_wrong(model, card, path):
+        write(change(copy.deepcopy(model)), card, path)
+
+    return write_wrong
+
+
+def with_frozen_batch(model, card, path):
+    write_onnx(model, card, path)
+    proto = onnx.load(path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize(
+    ("format_", "writer", "kind", "message"),
+    [
+        pytest.param(format_, writer_of(change, write), kind, message, id=f"{format_}-{name}")
+        for format_, write in (("torchscript", write_torchscript), ("onnx", write_onnx))
+        for name, change, kind, message in [
+            ("bias", other_bias, ParityError, r"logits differ by 1\.\d+e-02, more than 1e-04"),
+            ("swap", classes_swapped, ParityError, r"logits differ by .*, at worst on .*\.png"),
+        ]
+    ]
+    + [
+        pytest.param("torchscript", writer_of(change, write_torchscript), kind, message, id=name)
+        for name, change, kind, message in [
+            ("rounded", rounded_weights, ParityError, "logits differ by"),
+            ("unscaled", without_scaling, ParityError, "logits differ by"),
+            ("training", in_training_mode, ParityError, "logits differ by"),
+            ("nan", not_a_number, ArtifactError, "logits are not finite"),
+            ("frozen", FirstPictureOnly, ArtifactError, r"gives float32 \(2, 2\)"),
+            ("classes", OneMoreClass, ArtifactError, r"gives float32 \(6, 3\)"),
+            ("double", DoublePrecision, ArtifactError, "gives float64"),
+        ]
+    ]
+    + [
+        pytest.param("onnx", with_frozen_batch, ArtifactError, "fixed batch size", id="onnx-frozen")
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+def test_an_export_that_is_wrong_is_not_made(
+    cnn_run, monkeypatch, tmp_path, format_, writer, kind, message
+):
+    monkeypatch.setitem(export_module.WRITERS, format_, writer)
+    with pytest.raises(kind, match=message) as caught:
+        list(export_run(cnn_run, [format_], tmp_path, device="cpu"))
+    assert "\n" not in str(caught.value)
+    suffix = {"onnx": "onnx", "torchscript": "pt"}[format_]
+    assert str(caught.value).startswith(f"{tmp_path}/cnn/cnn.fp32.{suffix} is not made: ")
+    assert files_in(tmp_path) == []
+
+
+def test_an_earlier_export_stays_when_the_new_one_is_wrong(
+    cnn_run, torchscript_file, monkeypatch, tmp_path
+):
+    earlier = tmp_path / "cnn" / "cnn.fp32.pt"
+    earlier.parent.mkdir()
+    shutil.copy(torchscript_file, earlier)
+    monkeypatch.setitem(
+        export_module.WRITERS, "torchscript", writer_of(other_bias, write_torchscript)
+    )
+    with pytest.raises(ParityError, match="logits differ"):
+        list(export_run(cnn_run, ["torchscript"], tmp_path, device="cpu"))
+    assert files_in(tmp_path) == [earlier]
+    assert earlier.read_bytes() == torchscript_file.read_bytes()
+
+
+def test_a_good_export_stays_when_the_next_format_is_wrong(cnn_run, monkeypatch, tmp_path):
+    monkeypatch.setitem(export_module.WRITERS, "onnx", writer_of(other_bias, write_torchscript))
+    with pytest.raises(ArtifactError, match=r"not a|cannot open"):
+        list(export_run(cnn_run, FORMATS, tmp_path, device="cpu"))
+    assert [path.name for path in files_in(tmp_path)] == ["cnn.fp32.pt"]
+
+
+def test_a_file_that_its_card_changes_is_not_made(cnn_run, monkeypatch, tmp_path):
+    def set_card_and_more(path, card):
+        model, _ = load_run(cnn_run)
+        write_torchscript(other_bias(model), card, path)
+
+    monkeypatch.setattr(export_module, "set_card", set_card_and_more)
+    with pytest.raises(ParityError, match="changed its answers when its card was written"):
+        list(export_run(cnn_run, ["torchscript"], tmp_path, device="cpu"))
+    assert files_in(tmp_path) == []
+
+
+def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, pictures):
+    """A tie can change its label by a difference that is smaller than any tolerance."""
+    paths = sorted(pictures.rglob("*.png"))
+    predictor = load_predictor(onnx_path, device="cpu")
+    reference = predictor(np.stack([load_image(path, size=32, resize="squash") for path in paths]))
+    reference[7] = reference[7][[1, 2, 0]]
+    with pytest.raises(ParityError, match=r"96\.67% of 30 pictures .* first that differs is .*7"):
+        compare(reference, predictor, paths, atol=None)
+    assert compare(reference, predictor, paths, atol=None, min_top1_agreement=0.9).atol is None
+
+
+@pytest.mark.parametrize("axis", ["input", "output"])
+def test_the_check_of_an_onnx_file_sees_a_frozen_batch_axis(onnx_file, tmp_path, axis):
+    check_onnx(onnx_file)
+    proto = onnx.load(onnx_file)
+    getattr(proto.graph, axis)[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(proto, tmp_path / "frozen.onnx")
+    name = {"input": "images", "output": "logits"}[axis]
+    with pytest.raises(ArtifactError, match=f"froze the batch axis of '{name}'|invalid ONNX file"):
+        check_onnx(tmp_path / "frozen.onnx")
+
+
+def test_the_check_of_an_onnx_file_sees_a_graph_that_does_not_fit(onnx_file, tmp_path):
+    proto = onnx.load(onnx_file)
+    proto.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(proto, tmp_path / "invalid.onnx")
+    with pytest.raises(ArtifactError, match="wrote an invalid ONNX file"):
+        check_onnx(tmp_path / "invalid.onnx")
+
+
+def test_a_card_can_be_replaced_in_both_formats(cnn_exports, make_card, images, tmp_path):
+    for format_, result in cnn_exports.items():
+        path = tmp_path / result.path.name
+        shutil.copy(result.path, path)
+        before = load_predictor(path, device="cpu")(images[:2])
+        card = make_card(classes=result.card.classes, preprocessing=result.card.preprocessing)
+        set_card(path, card)
+        predictor = load_predictor(path, device="cpu")
+        assert predictor.card == card, format_
+        np.testing.assert_array_equal(predictor(images[:2]), before)
+
+
+# --------------------------------------------------------------- pictures, Ctrl-C, replacing
+
+
+@pytest.fixture
+def run_copy(cnn_run, tmp_path):
+    return shutil.copytree(cnn_run, tmp_path / "runs" / "cnn")
+
+
+def test_without_its_validation_pictures_a_run_is_not_exported(run_copy, tmp_path):
+    split = run_copy / "split.csv"
+    good = split.read_text()
+    split.write_text(good.replace("dark", "gone"))
+    with pytest.raises(DataError, match=r"gone/\d+\.png and 2 more have gone.* put them back"):
+        list(export_run(run_copy, ["torchscript"], tmp_path / "exports", device="cpu"))
+    split.write_text(good.replace(",val,", ",train,"))
+    with pytest.raises(DataError, match="it has none"):
+        list(export_run(run_copy, ["torchscript"], tmp_path / "exports", device="cpu"))
+    assert files_in(tmp_path / "exports") == []
+
+
+def test_a_damaged_run_is_not_exported(run_copy, tmp_path):
+    checkpoint = run_copy / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match=r"checkpoint\.safetensors cannot be read"):
+        list(export_run(run_copy, FORMATS, tmp_path / "exports", device="cpu"))
+    assert files_in(tmp_path / "exports") == []
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def write_half(model, card, path):
+    path.write_bytes(b"half a file")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["writing", "comparing", "sealing"])
+def test_ctrl_c_leaves_nothing(cnn_run, monkeypatch, tmp_path, stage):
+    if stage == "writing":
+        monkeypatch.setitem(export_module.WRITERS, "torchscript", write_half)
+    else:
+        name = {"comparing": "compare", "sealing": "set_card"}[stage]
+        monkeypatch.setattr(export_module, name, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(export_run(cnn_run, ["torchscript"], tmp_path, device="cpu"))
+    assert files_in(tmp_path) == []
+
+
+def test_exporting_again_replaces_and_says_so(cnn_run, tmp_path):
+    progress = Recorder()
+    (first,) = export_run(cnn_run, ["torchscript"], tmp_path, device="cpu", progress=progress)
+    assert progress.said == [f"Exporting cnn to {first.path}"]
+    first.path.write_bytes(b"damaged since")
+    (second,) = export_run(
+        cnn_run, ["torchscript"], tmp_path, num_pictures=3, device="cpu", progress=progress
+    )
+    assert progress.said[1:] == [f"Exporting cnn to {first.path}, replacing it"]
+    assert (first.replaced, second.replaced) == (False, True)
+    assert second.path == first.path
+    assert read_card(first.path) == second.card
+    assert second.parity.num_pictures == 3
+
+
+def test_the_exporter_is_not_heard(cnn_run, tmp_path):
+    """Neither its log nor PyTorch's warnings reach the terminal; only our own lines do."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tltools", "export", str(cnn_run), "--format", "all"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    beginnings = ("Evaluating: ", "Exporting cnn to ", "Next: ")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(beginnings)] == []
+    assert done.stdout.startswith("Exports, verified against PyTorch")
+    assert "torch." not in done.stdout
+    assert len(files_in(tmp_path)) == 2
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,170 @@
+"""The promises on real photographs and on VGG16 in its full size; minutes, and gigabytes."""
+
+import csv
+import math
+
+import onnx
+import pytest
+import torch
+from conftest import NUM_DRAWN, Recorder
+
+from tltools.artifacts import open_predictor
+from tltools.classify import run_job
+from tltools.data.dataset import Dataset, load_dataset
+from tltools.evaluate import evaluate, predict
+from tltools.export import export_run
+from tltools.training import default_config, train_model
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("non-emergency", "emergency")
+FORMATS = ("torchscript", "onnx")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """VGG16's features, computed once for all tests here."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def train_vgg16(shared, cache, tmp_path):
+    """Train the pooled head on the real weights; returns the run and what was said."""
+
+    def train(dataset: Dataset, **changes):
+        progress = Recorder()
+        run = train_model(
+            dataset,
+            default_config("vgg16", **changes),
+            weights=str(shared / "weights" / "vgg16_features.safetensors"),
+            device="cpu",
+            run_dir=tmp_path / "runs",
+            cache_dir=cache,
+            progress=progress,
+        )
+        assert run.card.head == "pooled"
+        return run, progress
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def emergency(shared):
+    return load_dataset(
+        shared / "data" / "emergency" / "emergency_train.csv", split="article", class_names=NAMES
+    )
+
+
+@pytest.fixture(scope="module")
+def small_cnn(shared, tmp_path_factory):
+    """The CNN after one epoch on a few dozen real pictures: it has seen enough to be exported."""
+    folder = tmp_path_factory.mktemp("small")
+    rows = (shared / "data" / "emergency" / "emergency_train.csv").read_text().splitlines()
+    (folder / "few.csv").write_text("\n".join(rows[:65]) + "\n")
+    dataset = load_dataset(
+        folder / "few.csv",
+        images=shared / "data" / "emergency" / "images",
+        class_names=NAMES,
+        val_fraction=0.25,
+    )
+    config = default_config("cnn", epochs=1, batch_size=16)
+    return train_model(dataset, config, device="cpu", run_dir=folder / "runs")
+
+
+def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, cache, tmp_path):
+    dataset = load_dataset(shared / "data" / "hymenoptera")
+    assert dataset.split_rule == "given"
+    run, _ = train_vgg16(dataset)
+    assert run.card.metrics["val"].total == len(dataset.part("val"))
+    assert run.card.metrics["val"].accuracy >= 0.92
+
+    again, progress = train_vgg16(dataset)
+    assert "Extracting features" not in progress.bars  # all from the cache
+    assert again.card.metrics == run.card.metrics
+
+    for result in export_run(run.folder, FORMATS, tmp_path / "exports"):
+        assert result.parity.num_pictures == len(dataset.part("val"))
+        assert result.parity.top1_agreement == 1.0
+        assert result.parity.max_abs_logit_diff < 1e-4
+
+
+def test_vgg16_beats_the_article_on_the_articles_own_terms(emergency, train_vgg16):
+    """The article has 83.47 % there; its split leaks 16 copies, as its warning says."""
+    assert len(emergency.part("train")) == 1481
+    assert len(emergency.part("val")) == 165
+    run, _ = train_vgg16(emergency, recipe="article")
+    assert run.card.data.split == "article"
+    assert run.card.metrics["val"].accuracy >= 0.925
+
+
+def test_classify_gives_one_row_for_each_real_picture_with_evaluates_label(
+    shared, emergency, small_cnn, tmp_path
+):
+    (export,) = export_run(small_cnn.folder, ["onnx"], tmp_path / "exports")
+    output = tmp_path / "predictions.csv"
+    summary = run_job(export.path, [shared / "data"], output, device="cpu")
+    with output.open(newline="", encoding="utf-8") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    paths = sorted(
+        path
+        for path in (shared / "data").rglob("*")
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".gif"}
+    )
+    assert len(paths) == 2329
+    assert summary.num_pictures == len(rows) == len(paths)
+    assert summary.num_failed == 0
+
+    predictor = open_predictor(export.path, device="cpu")
+    result = evaluate(predictor, emergency, split="all")
+    assert {str(path): index for path, index in zip(result.paths, result.preds, strict=True)} == {
+        str(shared / "data" / name): NAMES.index(row["label"])
+        for name, row in rows.items()
+        if name.startswith("emergency/")
+    }
+    others = [path for path in paths if "emergency" not in path.parts]
+    labels = [NAMES[index] for index in predict(predictor, others).argmax(axis=1)]
+    assert labels == [
+        rows[path.relative_to(shared / "data").as_posix()]["label"] for path in others
+    ]
+
+
+@pytest.fixture
+def complete_weights(tmp_path):
+    """All 138 million parameters under torchvision's names, with random values."""
+    from safetensors.torch import save_file
+    from torchvision.models import vgg16
+
+    torch.manual_seed(0)
+    state = vgg16(weights=None).state_dict()
+    for name, tensor in state.items():
+        if name.endswith("bias"):  # zeros, which the exporter would leave out
+            tensor.uniform_(-0.1, 0.1)
+    path = tmp_path / "complete.safetensors"
+    save_file(state, path)
+    assert path.stat().st_size > 138_000_000 * 4
+    return path
+
+
+def test_vgg16_in_full_size_trains_exports_to_one_file_and_classifies(
+    complete_weights, drawn, cache, tmp_path
+):
+    dataset = load_dataset(drawn, val_fraction=0.25)
+    run = train_model(
+        dataset,
+        default_config("vgg16", epochs=1),
+        weights=str(complete_weights),
+        device="cpu",
+        run_dir=tmp_path / "runs",
+        cache_dir=cache,
+    )
+    assert run.card.head == "last-layer"
+    (export,) = export_run(run.folder, ["onnx"], tmp_path / "exports")
+    assert list((tmp_path / "exports" / "vgg16").iterdir()) == [export.path]  # no .data beside it
+    # As in VGG16, with two classes in place of a thousand.
+    parameters = 138_357_544 - 998 * (4096 + 1)
+    initializers = onnx.load(export.path).graph.initializer
+    assert sum(math.prod(one.dims) for one in initializers) == pytest.approx(parameters, rel=1e-6)
+
+    summary = run_job(export.path, [drawn], tmp_path / "predictions.csv", device="cpu")
+    assert summary.num_pictures == NUM_DRAWN
+    assert summary.num_failed == 0

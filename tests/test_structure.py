@@ -1,0 +1,238 @@
+"""What the design promises of the code as a whole, checked by reading it or by starting it."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import save_picture
+from typer.main import get_command
+
+from tltools import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted((ROOT / "tltools").rglob("*.py"))
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+HEAVY = (
+    "torch", "torchvision", "pandas", "onnx", "onnxruntime", "sklearn", "matplotlib", "pyarrow",
+    "scipy",
+)  # fmt: skip
+DEVICE = "runtime/device.py"
+
+
+def name_of(module: Path) -> str:
+    return module.relative_to(ROOT / "tltools").as_posix()
+
+
+@cache
+def tree_of(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def python(code: str, *args: object, cwd: Path = ROOT) -> str:
+    """Run code in a new process and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ------------------------------------------------------------------------------------- imports
+
+
+def test_help_imports_nothing_heavy():
+    loaded = python(
+        "import sys\n"
+        "from tltools.cli import main\n"
+        "for command in ([], *([name] for name in sys.argv[1:])):\n"
+        "    try:\n"
+        "        main([*command, '--help'])\n"
+        "    except SystemExit as leaving:\n"
+        "        assert not leaving.code\n"
+        "print('LOADED', *sys.modules)\n",
+        *COMMANDS,
+    ).partition("LOADED")[2]
+    assert "tltools.cli" in loaded.split()
+    assert set(HEAVY) & set(loaded.split()) == set()
+
+
+@pytest.fixture
+def place(tmp_path, onnx_path):
+    import numpy as np
+
+    (tmp_path / "pictures").mkdir()
+    for name, colour in (("r", (250, 10, 20)), ("g", (5, 240, 15))):
+        save_picture(tmp_path / "pictures" / f"{name}.png", colour, np.random.default_rng(0))
+    (tmp_path / "model.onnx").write_bytes(onnx_path.read_bytes())
+    return tmp_path
+
+
+CLASSIFY = """
+import sys
+for name in sys.argv[1:]:
+    sys.modules[name] = None  # so that an import of it fails
+from tltools.cli import main
+try:
+    main(["classify", "pictures", "--model", "model.onnx", "--device", "cpu"])
+except SystemExit as leaving:
+    assert not leaving.code
+print(*(name for name, module in sys.modules.items() if module is not None))
+"""
+
+
+def test_classify_works_without_the_training_side(place):
+    absent = ("torch", "torchvision", "pandas", "sklearn", "matplotlib", "scipy", "onnx", "pyarrow")
+    python(CLASSIFY, *absent, cwd=place)
+    rows = (place / "predictions.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [["g.png", "green"], ["r.png", "red"]]
+
+
+def test_classify_imports_no_more_than_it_needs(place):
+    loaded = set(python(CLASSIFY, cwd=place).split())
+    assert "onnxruntime" in loaded
+    assert set(HEAVY) & loaded == {"onnxruntime"}
+
+
+IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}
+"""Of distributions that are imported under another name."""
+INDIRECT = {"onnxscript"}
+"""Needed by torch.onnx.export, which does not declare it."""
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+def imported(module: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            yield str(node.module).partition(".")[0]
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round():
+    found = {name for module in MODULES for name in imported(module)}
+    third_party = found - set(sys.stdlib_module_names) - {"tltools"}
+    assert third_party - declared() == set(), "imported and not declared"
+    assert declared() - third_party - INDIRECT == set(), "declared and not imported"
+
+
+# ---------------------------------------------------------------------------------------- code
+
+
+def test_only_the_command_line_prints():
+    """`print` nowhere; `echo` and writes to standard output in cli, console and `-o -` alone."""
+    printing = {
+        name_of(module)
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    }
+    assert printing == set()
+    streams = {
+        name_of(module)
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("stdout", "stderr")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "sys"
+    }
+    assert streams <= {"cli.py", "console.py", "classify/writers.py"}
+
+
+def gpu_names(module: Path) -> Iterator[int]:
+    """Lines that decide by a kind of GPU: a name of CUDA's as a value, or torch's part for it.
+
+    Types are left out (`Literal["auto", "cpu", "cuda"]` says what a user may ask for), and so are
+    sentences, which are longer than a name.
+    """
+    tree = tree_of(module)
+    types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "Literal"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in types:
+            if re.fullmatch(r"cuda(:\d+)?|CUDAExecutionProvider", node.value):
+                yield node.lineno
+        elif isinstance(node, ast.Attribute) and node.attr in ("cuda", "cudnn"):
+            yield node.lineno
+
+
+def test_one_module_decides_about_gpus():
+    found = {name_of(module): list(gpu_names(module)) for module in MODULES}
+    assert found.pop(DEVICE)
+    # doctor asks device.py for CUDA, once for each runtime, to report what it answers.
+    asked = [
+        node.args[0].lineno
+        for node in ast.walk(tree_of(ROOT / "tltools" / "doctor.py"))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("torch_device", "_run_small_model")
+        and isinstance(node.args[0], ast.Constant)
+        and node.args[0].value == "cuda"
+    ]
+    assert found.pop("doctor.py") == asked
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_every_module_and_public_function_says_what_it_is_for():
+    silent = [
+        f"{name_of(module)}: {getattr(node, 'name', 'the module')}"
+        for module in MODULES
+        for node in (tree_of(module), *tree_of(module).body)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and not getattr(node, "name", "").startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert silent == []
+
+
+# -------------------------------------------------------------------------------------- README
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def command_lines(readme: str) -> list[str]:
+    """Lines, in a listing or a table, that begin with one of our commands."""
+    return re.findall(r"^(?:\$ |\| `| *)(tltools [a-z]+\b.*)$", readme, re.MULTILINE)
+
+
+def test_the_readme_names_every_command_and_no_other(readme):
+    shown = re.findall(r"^tltools ([a-z]+)", "\n".join(command_lines(readme)), re.MULTILINE)
+    assert set(COMMANDS) - set(shown) == set()
+    assert set(shown) <= set(COMMANDS)
+
+
+def test_the_readme_names_both_ways_to_begin(readme):
+    for target in ("make demo", "make test"):
+        assert re.search(rf"^\s*(?:\$ )?{target}\b|`{target}`", readme, re.MULTILINE)
+
+
+def test_options_in_the_readme_exist(readme):
+    known = {"--help", "--version"}
+    for command in get_command(cli.app).commands.values():
+        known |= {name for option in command.params for name in option.opts}
+    assert {
+        option for line in command_lines(readme) for option in re.findall(r"--[a-z-]+", line)
+    } <= known
