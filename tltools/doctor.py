@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warn", "fail"]
 
-SERVING = ("tltools", "numpy", "pillow", "msgspec", "rich", "typer")
+SERVING = ("tltools", "numpy", "pillow", "simplejpeg", "msgspec", "rich", "typer")
 """Without one of these nothing works."""
 TRAINING = (
     "torch",
@@ -213,21 +213,30 @@ def _disk(folder: Path) -> Check:
 
 
 def _jpeg() -> Check:
+    """Look at what decodes ordinary JPEGs, and at Pillow, which has to know the others."""
     from PIL import features
 
     name = "JPEG decoder"
+    try:
+        import simplejpeg
+    except (ImportError, ValueError) as error:  # ValueError: built for another numpy
+        reason = f"simplejpeg cannot be imported: {error}"
+        remedy = "pip install --force-reinstall simplejpeg"
+        return Check(name=name, status="fail", detail=reason, remedy=remedy)
     if not features.check_codec("jpg"):
         remedy = "pip install --force-reinstall pillow"
         return Check(name=name, status="fail", detail="Pillow has none", remedy=remedy)
+    ours = f"simplejpeg {simplejpeg.__version__}"
     if not features.check_feature("libjpeg_turbo"):
         return Check(
             name=name,
             status="warn",
-            detail=f"libjpeg {features.version_codec('jpg')}, not libjpeg-turbo: slow",
+            detail=f"{ours}; Pillow has libjpeg {features.version_codec('jpg')} and not "
+            "libjpeg-turbo, so the JPEGs that it decodes may differ by a level",
             remedy="pip install --force-reinstall --only-binary :all: pillow",
         )
-    detail = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
-    return Check(name=name, status="ok", detail=detail)
+    theirs = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
+    return Check(name=name, status="ok", detail=f"{ours}; Pillow, for rare kinds: {theirs}")
 
 
 def _has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
