@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from tltools.classify import (
     softmax,
 )
 from tltools.classify import job as job_module
+from tltools.classify.pictures import list_portions
 from tltools.classify.pipeline import pad_batch
 from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
 from tltools.progress import Silent
@@ -127,6 +129,15 @@ def test_nothing_found_is_an_error(tmp_path):
         next(list_pictures([tmp_path]))
     with pytest.raises(DataError, match="no pictures in nothing"):
         next(list_pictures([]))
+
+
+def test_portions_know_their_number_before_they_are_read(pictures):
+    lines = pictures / "some.txt"
+    lines.write_text("".join(f"{number}.png\n" for number in range(2500)))
+    portions = list(list_portions([pictures, lines, pictures / "red/0.png"]))
+    assert [portion.num_pictures for portion in portions] == [10, 10, 10, 1024, 1024, 452, 1]
+    for portion in portions:
+        assert len(list(portion.pictures)) == portion.num_pictures
 
 
 # ---------------------------------------------------------------------------------- pipeline
@@ -350,8 +361,41 @@ def test_job_writes_every_row_and_sums_up(onnx_path, pictures, tmp_path):
     assert summary.seconds > 0
     assert summary.pictures_per_s == pytest.approx(30 / summary.seconds)
     assert (progress.total, progress.advanced, progress.warnings) == (30, 30, [])
+    assert summary.unlisted == ()
     assert len(output.read_text().splitlines()) == 31
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_folder_that_cannot_be_listed_is_left_out_and_named(
+    onnx_path, pictures, tmp_path, monkeypatch
+):
+    scandir = os.scandir
+
+    def refuse_green(path):
+        if path.name == "green":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_green)
+    progress = Recorded()
+    output = tmp_path / "predictions.csv"
+    summary = run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+    assert summary.counts == {"red": 10, "green": 0, "blue": 10}
+    assert (summary.num_pictures, summary.num_failed, progress.total) == (20, 0, 20)
+    (reason,) = summary.unlisted
+    assert f"cannot list the folder {pictures / 'green'}: permission denied" in reason
+    assert progress.warnings == [f"left out: {reason}"]
+
+
+def test_every_folder_is_listed_once(onnx_path, pictures, tmp_path, monkeypatch):
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), scandir(path))[1])
+    progress = Recorded()
+    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", progress=progress)
+    assert progress.total == 30
+    expected = [pictures, *(pictures / name for name in ("blue", "green", "red"))]
+    assert [path for path in listed if path in expected] == expected
 
 
 def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, pictures, tmp_path):
@@ -429,12 +473,60 @@ def test_total_is_unknown_where_counting_takes_long(onnx_path, pictures, tmp_pat
     assert (progress.total, progress.advanced) == (None, 30)
 
 
+def test_pictures_that_were_counted_are_classified(onnx_path, pictures, tmp_path, monkeypatch):
+    now = iter(range(1000))  # seconds: time for the first folder and one more
+    monkeypatch.setattr(job_module, "COUNTING_S", 1.5)
+    monkeypatch.setattr(job_module.time, "perf_counter", lambda: next(now))
+    progress = Recorded()
+    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", progress=progress)
+    assert (progress.total, progress.advanced) == (None, 30)
+    assert summary.counts == {"red": 10, "green": 10, "blue": 10}
+
+
 def test_list_on_standard_input_is_read_once(onnx_path, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures)
     lines = b"red/1.png\nmissing.png\nblue/2.png\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
     summary = run_job(onnx_path, [Path("-")], tmp_path / "out.csv", device="cpu")
     assert (summary.num_pictures, summary.num_failed) == (3, 1)
+
+
+def test_empty_standard_input_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
+    with pytest.raises(DataError, match="no pictures in -"):
+        run_job(tmp_path / "none.onnx", [Path("-")], tmp_path / "out/predictions.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_standard_input_is_not_read_ahead_to_be_counted(onnx_path, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    progress = Recorded()
+
+    def lines():
+        yield b"red/1.png\n"
+        assert progress.total is None  # the bar is there, so the job has begun
+        yield b"blue/2.png\n"
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
+    summary = run_job(onnx_path, [Path("-")], tmp_path / "o.csv", device="cpu", progress=progress)
+    assert summary.num_pictures == 2
+
+
+def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, pictures, monkeypatch):
+    buffers = []
+    load = pipeline.load_image
+
+    def recording(path, *, out, **options):
+        buffers.append((threading.get_ident(), out.base.ctypes.data))
+        return load(path, out=out, **options)
+
+    monkeypatch.setattr(pipeline, "load_image", recording)
+    listed = list(list_pictures([pictures])) * 10
+    predictions = list(classify(predictor, iter(listed), plan=Plan("fused", 3, 4)))
+    for picture, prediction in zip(listed, predictions, strict=True):
+        assert prediction.label == picture.path.parent.name
+    threads, addresses = zip(*set(buffers), strict=True)
+    assert len(set(threads)) == len(threads) == len(set(addresses))
 
 
 def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, pictures, tmp_path):

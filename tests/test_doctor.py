@@ -1,8 +1,10 @@
+import re
 import sys
 from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
+from PIL import features
 
 from tltools import doctor
 from tltools.doctor import diagnose, small_model
@@ -54,13 +56,32 @@ def pretend_installed(monkeypatch, **versions):
 def test_a_machine_that_runs_these_tests_has_no_failures(checks):
     assert {name for name, check in checks.items() if check.status == "fail"} == set()
     assert checks["numpy"].detail == np.__version__
-    assert checks["JPEG decoder"].detail.startswith("libjpeg")
+    assert re.fullmatch(r"simplejpeg \d.*libjpeg-turbo \d.*", checks["JPEG decoder"].detail)
     assert "3 on CPUExecutionProvider" in checks["onnxruntime on the CPU"].detail
     assert checks["onnxruntime's usage reports"].detail.startswith("off")
 
 
 def test_every_check_that_is_not_ok_says_what_to_do(checks):
     assert [check for check in checks.values() if check.status != "ok" and not check.remedy] == []
+
+
+def test_a_jpeg_decoder_that_cannot_be_imported_fails(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    check = doctor._jpeg()
+    assert (check.status, check.remedy) == ("fail", "pip install --force-reinstall simplejpeg")
+    assert "simplejpeg cannot be imported" in check.detail
+
+
+def test_a_pillow_with_another_libjpeg_is_a_warning(monkeypatch):
+    monkeypatch.setattr(features, "check_feature", lambda _name: False)
+    check = doctor._jpeg()
+    assert check.status == "warn"
+    assert "pillow" in check.remedy
+
+
+def test_a_pillow_without_jpeg_fails(monkeypatch):
+    monkeypatch.setattr(features, "check_codec", lambda _name: False)
+    assert doctor._jpeg().status == "fail"
 
 
 def test_weights_are_looked_for_in_torchs_cache(checks, monkeypatch, tmp_path):
