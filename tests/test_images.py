@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from PIL import Image, ImageOps
 from tltools.data import images
 from tltools.data.images import (
     IMAGE_SUFFIXES,
+    Names,
     find_folders,
     find_images,
     image_sha256,
-    in_order,
     load_image,
     load_images,
 )
@@ -671,7 +672,9 @@ def test_folder_that_cannot_be_listed_is_left_out_when_somebody_is_told(tmp_path
 
     monkeypatch.setattr(os, "scandir", refuse_b)
     told = []
-    found = list(find_folders(tmp_path, on_error=told.append))
+    found = [
+        (folder, list(names)) for folder, names in find_folders(tmp_path, on_error=told.append)
+    ]
     assert found == [(tmp_path / "a", ["1.jpg"]), (tmp_path, ["d.jpg"])]
     assert [type(error) for error in told] == [DataError]
     assert f"cannot list the folder {tmp_path / 'b'}: permission denied" in str(told[0])
@@ -679,23 +682,36 @@ def test_folder_that_cannot_be_listed_is_left_out_when_somebody_is_told(tmp_path
 
 def test_folders_come_in_parts_where_subfolders_sort_in_between(tmp_path):
     touch(tmp_path, "a.jpg", "b.jpg", "c/1.jpg", "d.jpg", "e/1.jpg", "f/notes.txt")
-    parts = [(folder, sorted(names)) for folder, names in find_folders(tmp_path)]
+    parts = [(folder, len(names), list(names)) for folder, names in find_folders(tmp_path)]
     assert parts == [
-        (tmp_path, ["a.jpg", "b.jpg"]),
-        (tmp_path / "c", ["1.jpg"]),
-        (tmp_path, ["d.jpg"]),
-        (tmp_path / "e", ["1.jpg"]),
+        (tmp_path, 2, ["a.jpg", "b.jpg"]),
+        (tmp_path / "c", 1, ["1.jpg"]),
+        (tmp_path, 1, ["d.jpg"]),
+        (tmp_path / "e", 1, ["1.jpg"]),
     ]
 
 
-def test_names_are_put_in_order_one_by_one():
-    names = [f"{number * 7919 % 1009}.jpg" for number in range(1009)]
-    expected = sorted(names)
-    ordered = in_order(names)
-    assert next(ordered) == expected[0]
-    assert len(names) == 1008
-    assert list(ordered) == expected[1:]
-    assert names == []
+@pytest.mark.parametrize("many", [0, 10**6], ids=["heap", "text"])
+def test_names_come_in_order(many, monkeypatch):
+    monkeypatch.setattr(images, "MANY_NAMES", many)
+    given = [f"é {number * 7919 % 1009}\n\udcff.jpg" for number in range(1009)]
+    expected = sorted(given)
+    names = Names(given)
+    assert len(names) == 1009
+    assert list(names) == expected
+    assert len(names) == 1009
+
+
+def test_names_in_one_text_take_little_memory():
+    def measure(make):
+        tracemalloc.start()
+        kept = make([f"picture_{number:06}.jpg" for number in range(10_000)])
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(kept) == 10_000
+        return size
+
+    assert measure(Names) < measure(list) / 3
 
 
 # Batches and hashes

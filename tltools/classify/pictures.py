@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from tltools.data.images import IMAGE_SUFFIXES, find_folders, in_order
+from tltools.data.images import IMAGE_SUFFIXES, find_folders
 from tltools.errors import DataError
 
 STDIN = Path("-")
@@ -101,7 +101,7 @@ def _list_folder(
     start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
     for folder, names in find_folders(root, on_error=on_error):
         prefix = (folder / "_").as_posix()[start:-1]
-        yield Portion(len(names), _pictures(folder, in_order(names), prefix))
+        yield Portion(len(names), _pictures(folder, names, prefix))
 
 
 def _pictures(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[Picture]:

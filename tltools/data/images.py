@@ -33,6 +33,9 @@ by its content."""
 
 _USUAL_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG")  # most names end here: found in one call
 
+MANY_NAMES = 200_000
+"""In one folder; sorting more takes longer than people like to wait for the first result."""
+
 DRAFT_MARGIN = 1.4
 """How much larger than needed, at least, a JPEG is still decoded.
 
@@ -113,12 +116,12 @@ def find_images(root: Path) -> Iterator[Path]:
         DataError: At the call, if `root` is missing or not a folder; while iterating, if a folder
             cannot be listed.
     """
-    return (folder / name for folder, names in find_folders(root) for name in in_order(names))
+    return (folder / name for folder, names in find_folders(root) for name in names)
 
 
 def find_folders(
     root: Path, *, on_error: Callable[[DataError], None] | None = None
-) -> Iterator[tuple[Path, list[str]]]:
+) -> "Iterator[tuple[Path, Names]]":
     """Find the same pictures as `find_images`, as folders and the names in them.
 
     Args:
@@ -127,8 +130,8 @@ def find_folders(
             raise the error.
 
     Returns:
-        An iterator over folders and names, never empty, to be read through `in_order`; what other
-        folders hold sorts before all of them or after all of them.
+        An iterator over folders, or their parts between subfolders, and the names in each, at
+        least one.
 
     Raises:
         DataError: As `find_images`.
@@ -140,15 +143,36 @@ def find_folders(
     return _walk(root, ancestors=frozenset(), on_error=on_error)
 
 
-def in_order(names: list[str]) -> Iterator[str]:
-    """Yield the names in sorted order while emptying the list.
+class Names:
+    """The names of a folder's pictures, in sorted order, to be iterated over once.
 
-    A heap has its first name ready ten times sooner than a sort, which takes half a second for a
-    million names.
+    They are kept as one string, which takes a fifth of the memory of a list. Sorting a million
+    takes half a second, though, so that many are kept as a heap, which has its first name ready
+    ten times sooner.
     """
-    heapify(names)
-    while names:
-        yield heappop(names)
+
+    def __init__(self, names: list[str]) -> None:
+        """Keep `names`, which are in any order and nobody else's."""
+        self._num_names = len(names)
+        self._heap: list[str] = []
+        self._text = ""
+        if len(names) > MANY_NAMES:
+            heapify(names)
+            self._heap = names
+        else:
+            names.sort()
+            self._text = "/".join(names)  # no name contains it
+
+    def __len__(self) -> int:
+        """Return how many there were at first."""
+        return self._num_names
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names; those of a heap leave the memory."""
+        for match in re.finditer("[^/]+", self._text):
+            yield match[0]
+        while self._heap:
+            yield heappop(self._heap)
 
 
 def _walk(
@@ -156,7 +180,7 @@ def _walk(
     *,
     ancestors: frozenset[tuple[int, int]],
     on_error: Callable[[DataError], None] | None,
-) -> Iterator[tuple[Path, list[str]]]:
+) -> Iterator[tuple[Path, Names]]:
     """Yield `folder` with its names, in parts where subfolders sort in between, and those."""
     try:
         info = folder.stat()
@@ -180,11 +204,13 @@ def _walk(
     for name in folders:
         stop = bisect(names, name, start)
         if start < stop:
-            yield folder, names[start:stop]
+            yield folder, Names(names[start:stop])
         yield from _walk(folder / name, ancestors=ancestors | {identity}, on_error=on_error)
         start = stop
     if start < len(names):
-        yield folder, names[start:] if start else names
+        rest = Names(names[start:] if start else names)
+        del names  # or they would wait here until the rest is done with
+        yield folder, rest
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
