@@ -13,22 +13,12 @@ import pytest
 from conftest import CLASSES, COLOURS, colour_logits, save_picture
 from PIL import Image
 
-from tltools.classify import (
-    Picture,
-    Plan,
-    classify,
-    list_pictures,
-    open_model,
-    pipeline,
-    run_job,
-    softmax,
-)
+from tltools.classify import Picture, Plan, classify, list_pictures, run_job
 from tltools.classify import job as job_module
 from tltools.classify.pictures import list_portions
-from tltools.classify.pipeline import pad_batch
-from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
+from tltools.errors import ConfigError, DataError, DeviceError
 from tltools.progress import Silent
-from tltools.runtime import default_threads, load_predictor
+from tltools.runtime import load_predictor, pipeline
 
 PLANS = [
     Plan(name, workers, batch_size)
@@ -183,7 +173,12 @@ def test_folder_of_unreadable_pictures_never_reaches_the_model(card, tmp_path, n
     def refuse(_images):
         pytest.fail("the model was called without a picture")
 
-    predictor = SimpleNamespace(card=card, device="cpu", __call__=refuse)
+    predictor = SimpleNamespace(
+        card=card,
+        device="cpu",
+        __call__=refuse,
+        new_batch=lambda num: np.empty(card.preprocessing.shape(num), np.uint8),
+    )
     (tmp_path / "a.png").touch()
     (tmp_path / "b.png").touch()
     predictions = list(classify(predictor, list_pictures([tmp_path]), plan=Plan(name, 1, 2)))
@@ -207,48 +202,6 @@ def test_pictures_are_consumed_only_a_little_ahead(predictor, pictures, plan):
     predictions.close()
 
 
-class FakeGpu:
-    """A predictor that says it is on a GPU, and keeps the shapes that it was called with."""
-
-    device = "gpu"
-
-    def __init__(self, predictor):
-        self.card = predictor.card
-        self.shapes = []
-        self._predictor = predictor
-
-    def __call__(self, images):
-        self.shapes.append(images.shape)
-        return self._predictor(images)
-
-
-def test_gpu_gets_batches_of_one_shape(predictor, pictures):
-    (pictures / "red/3.png").write_bytes(b"")  # 29 good ones remain: 4 batches of 8
-    gpu = FakeGpu(predictor)
-    listed = list(list_pictures([pictures]))
-    predictions = list(classify(gpu, iter(listed), plan=Plan("ahead", 2, 8)))
-    assert gpu.shapes == [(8, 32, 32, 3)] * 4
-    for picture, prediction in zip(listed, predictions, strict=True):
-        if prediction.error is None:
-            expected = expected_probabilities(picture.path)
-            np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
-
-
-def test_pad_batch_adds_black_pictures_after_the_real_ones():
-    images = np.full((3, 2, 2, 3), 7, dtype=np.uint8)
-    padded = pad_batch(images, 5)
-    assert (padded.shape, padded.dtype) == ((5, 2, 2, 3), np.uint8)
-    assert (padded[:3] == 7).all()
-    assert (padded[3:] == 0).all()
-    assert pad_batch(images, 3) is images
-
-
-def test_softmax_is_its_definition_and_does_not_overflow():
-    logits = np.array([[0.0, np.log(3.0)], [1000.0, 1000.0], [-2000.0, 0.0]], dtype=np.float32)
-    expected = [[0.25, 0.75], [0.5, 0.5], [0.0, 1.0]]
-    np.testing.assert_allclose(softmax(logits), expected, atol=1e-7)
-
-
 def test_failure_of_the_model_ends_the_job(card, pictures):
     class Failing:
         device = "cpu"
@@ -259,63 +212,12 @@ def test_failure_of_the_model_ends_the_job(card, pictures):
         def __call__(self, _images):
             raise DeviceError("out of memory")
 
+        def new_batch(self, num_images):
+            return np.empty(card.preprocessing.shape(num_images), np.uint8)
+
     for plan in (Plan("fused", 2, 2), Plan("ahead", 2, 4)):
         with pytest.raises(DeviceError, match="out of memory"):
             list(classify(Failing(), list_pictures([pictures]), plan=plan))
-
-
-# -------------------------------------------------------------------------------- open_model
-
-
-def test_cheap_model_runs_in_the_decoding_threads(onnx_path):
-    predictor, plan = open_model(onnx_path, device="cpu")
-    assert plan == Plan("fused", default_threads(), pipeline.FUSED_BATCH)
-    assert predictor.threads == 1
-
-
-def test_costly_model_gets_all_cores(onnx_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_forward_s", lambda _predictor: 0.5)
-    predictor, plan = open_model(onnx_path, device="cpu")
-    assert plan == Plan("ahead", default_threads(), pipeline.AHEAD_BATCH)
-    assert predictor.threads == default_threads()
-
-
-def test_large_model_is_opened_once(onnx_path, monkeypatch):
-    opened = []
-
-    def load(path, **options):
-        opened.append(options)
-        return load_predictor(path, **options)
-
-    monkeypatch.setattr(pipeline, "SMALL_BYTES", 10)
-    monkeypatch.setattr(pipeline, "load_predictor", load)
-    _, plan = open_model(onnx_path, device="cpu")
-    assert plan.name == "ahead"
-    assert [options["threads"] for options in opened] == [None]
-
-
-def test_gpu_works_behind_the_decoding_threads(onnx_path, predictor, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_predictor", lambda *_args, **_options: FakeGpu(predictor))
-    assert open_model(onnx_path)[1].name == "ahead"
-
-
-def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
-    _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
-    assert plan == Plan("fused", 3, 5)
-    monkeypatch.setattr(pipeline, "SMALL_BYTES", 0)
-    _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
-    assert plan == Plan("ahead", 3, 5)
-
-
-@pytest.mark.parametrize("flag", ["batch_size", "workers"])
-def test_numbers_below_one_are_refused(onnx_path, flag):
-    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be at least 1, got 0"):
-        open_model(onnx_path, **{flag: 0})
-
-
-def test_missing_model_is_an_artifact_error(tmp_path):
-    with pytest.raises(ArtifactError, match="does not exist"):
-        open_model(tmp_path / "none.onnx")
 
 
 # --------------------------------------------------------------------------------------- job

@@ -8,10 +8,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from conftest import colour_logits
 
 from tltools.errors import ArtifactError, DeviceError
-from tltools.runtime import device
-from tltools.runtime.device import CPU_PROVIDER, CUDA_PROVIDER, open_session, placement
+from tltools.runtime import DeviceChoice, OnnxPredictor, device
+from tltools.runtime.device import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    OPENVINO_PROVIDER,
+    TENSORRT_PROVIDER,
+    open_session,
+    placement,
+)
 
 DRIVER = "libcuda.so.1"
 
@@ -148,7 +156,8 @@ def test_onnxruntime_writes_no_device_id(onnx_path, tmp_path):
 def test_cuda_gets_the_providers_and_options_that_it_needs(recorded, onnx_path):
     _, choice = open_session(onnx_path, device="cuda")
     cuda, cpu = recorded.asked["providers"]
-    assert cuda == (CUDA_PROVIDER, {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
+    options = {"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    assert cuda == (CUDA_PROVIDER, options)
     assert cpu == CPU_PROVIDER
     assert recorded.asked["enable_fallback"] == 0
     assert choice.device == "cuda"
@@ -192,6 +201,7 @@ def test_failure_inside_cuda_is_a_device_error(recorded, onnx_path, monkeypatch)
         raise RuntimeError("CUDA failure 35: driver version is insufficient\nstack\ntrace")
 
     monkeypatch.setattr(recorded, "__init__", fail)
+    monkeypatch.setattr(device, "_missing_library", lambda *_args: None)  # they are all there
     with pytest.raises(DeviceError, match="driver version is insufficient; look at"):
         open_session(onnx_path, device="cuda")
 
@@ -280,3 +290,145 @@ def test_cuda_gives_the_same_logits_as_the_cpu(onnx_path):
     cpu, cuda = (session.run(None, {"images": images})[0] for session in sessions)
     assert sessions[1].get_providers()[0] == CUDA_PROVIDER
     np.testing.assert_allclose(cuda, cpu, atol=1e-4)
+
+
+# ------------------------------------------------------------------- other execution providers
+
+
+def test_tensorrt_comes_before_cuda_and_keeps_its_engines(recorded, onnx_path, monkeypatch):
+    monkeypatch.setattr(
+        recorded, "nodes", [(TENSORRT_PROVIDER, "TRTKernel"), (CUDA_PROVIDER, "Conv")]
+    )
+    _, choice = open_session(onnx_path, device="tensorrt", gpu=1)
+    tensorrt, cuda, cpu = recorded.asked["providers"]
+    assert tensorrt[0] == TENSORRT_PROVIDER
+    assert tensorrt[1]["device_id"] == cuda[1]["device_id"] == "1"
+    assert tensorrt[1]["trt_engine_cache_enable"] == "1"
+    assert Path(tensorrt[1]["trt_engine_cache_path"]).is_dir()
+    assert (cuda[0], cpu) == (CUDA_PROVIDER, CPU_PROVIDER)
+    assert choice == DeviceChoice("cuda", "onnxruntime placed 1 of 2 nodes on it")
+
+
+@needs_no_driver
+@pytest.mark.usefixtures("driver_says_yes")
+def test_real_fallback_from_tensorrt_is_caught(onnx_path):
+    with pytest.raises(
+        DeviceError, match=r"TensorRT does not work .* here: lib\S+: cannot .*pip install tensorrt,"
+    ):
+        open_session(onnx_path, device="tensorrt")
+
+
+@needs_no_driver
+def test_tensorrt_without_a_driver_fails_with_reason_and_remedy(onnx_path):
+    with pytest.raises(
+        DeviceError, match=r"TensorRT does not work .*driver is missing.*device cpu"
+    ):
+        open_session(onnx_path, device="tensorrt")
+
+
+def test_openvino_is_asked_for_its_cpu_with_the_given_threads(onnx_path, monkeypatch):
+    ort = device.import_onnxruntime()
+    monkeypatch.setattr(ort, "InferenceSession", RecordedSession)
+    monkeypatch.setattr(RecordedSession, "nodes", [(OPENVINO_PROVIDER, "Conv")] * 3)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [OPENVINO_PROVIDER, CPU_PROVIDER])
+    _, choice = open_session(onnx_path, device="openvino", threads=3)
+    assert RecordedSession.asked["providers"] == [
+        (OPENVINO_PROVIDER, {"device_type": "CPU", "num_of_threads": "3"}),
+        CPU_PROVIDER,
+    ]
+    assert choice == DeviceChoice("cpu", "onnxruntime placed 3 of 3 nodes on it")
+    monkeypatch.setattr(
+        RecordedSession, "nodes", [(OPENVINO_PROVIDER, "Conv"), (CPU_PROVIDER, "Gemm")]
+    )
+    with pytest.raises(DeviceError, match=r"OpenVINO cannot run all .*left on the CPU: 1 Gemm"):
+        open_session(onnx_path, device="openvino")
+
+
+def test_a_provider_that_is_not_installed_is_named_with_its_package(onnx_path, monkeypatch):
+    ort = device.import_onnxruntime()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU_PROVIDER])
+    for name, wheel in (("tensorrt", "onnxruntime-gpu"), ("openvino", "onnxruntime-openvino")):
+        with pytest.raises(
+            DeviceError, match=rf"built without (?i:{name}); .*pip install {wheel},"
+        ):
+            open_session(onnx_path, device=name)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "openvino"])
+def test_pytorch_runs_on_neither(name):
+    with pytest.raises(
+        DeviceError, match=rf"--device {name} runs ONNX exports only.*an .onnx file"
+    ):
+        device.torch_device(name)
+
+
+class Counted:
+    """Stands in for the driver's library with some GPUs."""
+
+    def __init__(self, count, status=0):
+        self.count, self.status = count, status
+
+    def cuInit(self, _flags):  # noqa: N802 - the driver's name
+        return self.status
+
+    def cuDeviceGetCount(self, pointer):  # noqa: N802
+        pointer._obj.value = self.count
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"), [(None, 0), (Counted(3), 3), (Counted(3, status=100), 0)]
+)
+def test_gpus_are_those_that_the_driver_counts(monkeypatch, driver, expected):
+    monkeypatch.setattr(device, "_driver", lambda: driver)
+    assert device.num_gpus() == expected
+
+
+class Bound:
+    """A session on a device with page-locked memory; computes on the CPU what it is bound to."""
+
+    def __init__(self, path):
+        self._session, _ = open_session(path, device="cpu")
+        self.bound = []
+        self.run = None  # must not be used
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def get_input_epdevices(self):
+        return [SimpleNamespace(memory_info=lambda kind: ("memory", kind))]
+
+    def run_with_iobinding(self, binding):
+        self.bound.append(binding)
+        self._session.run_with_iobinding(binding)
+
+
+def test_a_gpus_batches_are_bound_where_they_lie(onnx_path, monkeypatch):
+    ort = device.import_onnxruntime()
+    asked = []
+    make = ort.OrtValue.ortvalue_from_shape_and_type
+
+    def make_locked(shape, dtype, *, memory_info):
+        asked.append(memory_info)
+        return make(shape, dtype)
+
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", make_locked)
+    predictor = OnnxPredictor(onnx_path, device="cpu")
+    session = Bound(onnx_path)
+    predictor._session, predictor.device = session, "cuda"
+    images = predictor.new_batch(3)
+    assert asked == [("memory", ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)]
+    for value in (0, 200):  # the second time round the batch holds something else
+        images[:] = value
+        logits = predictor(images)
+        np.testing.assert_allclose(logits, colour_logits(images), atol=1e-4)
+    assert len(session.bound) == 2
+    del session.run  # other arrays, and parts of a batch, take the ordinary way
+    np.testing.assert_allclose(predictor(images[:2]), colour_logits(images[:2]), atol=1e-4)
+    np.testing.assert_allclose(predictor(images.copy()), colour_logits(images), atol=1e-4)
+    assert len(session.bound) == 2
+
+
+def test_the_cpu_has_no_page_locked_memory(onnx_path):
+    session, _ = open_session(onnx_path, device="cpu")
+    assert device.page_locked_array(session, (2, 4, 4, 3)) is None

@@ -31,6 +31,10 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Per channel (RGB), on the 0-1 scale."""
 
+    def shape(self, num_images: int) -> tuple[int, int, int, int]:
+        """Return the shape of a batch of the model's input, (N, size, size, 3)."""
+        return num_images, self.size, self.size, 3
+
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     """Top-1 accuracy with its 95 % interval and the counts behind it."""
@@ -80,6 +84,19 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The largest logit difference that would have passed; None where only labels count."""
     min_top1_agreement: float
     """The smallest agreement that would have passed."""
+    accuracy_drop: float | None = None
+    """PyTorch's top-1 accuracy less the export's on these pictures, in [-1, 1]."""
+    max_accuracy_drop: float | None = None
+    """The largest drop that would have passed; None where it was not a condition."""
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """How the activations' ranges of an int8 export were found."""
+
+    method: str
+    """`MinMax`: the smallest and the largest value on the calibration pictures."""
+    num_pictures: int
+    """Pictures of the run's training split."""
 
 
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +107,11 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     opset: int | None = None
     """ONNX opset; None for TorchScript."""
     parity: Parity
+    calibration: Calibration | None = None
+    """Only in int8 exports."""
+    float_layers: tuple[str, ...] = ()
+    """Nodes kept in fp32 so that the parity bar holds (int8), or since fp16 could not hold their
+    values."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):

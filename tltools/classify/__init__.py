@@ -2,8 +2,9 @@
 
 from tltools.classify.job import Summary, run_job
 from tltools.classify.pictures import Picture, list_pictures
-from tltools.classify.pipeline import Plan, Prediction, classify, open_model, softmax
+from tltools.classify.pipeline import Prediction, classify
 from tltools.classify.writers import Output, check_output
+from tltools.runtime import Plan, open_model
 
 __all__ = [
     "Output",
@@ -16,5 +17,4 @@ __all__ = [
     "list_pictures",
     "open_model",
     "run_job",
-    "softmax",
 ]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tltools.card import Card
 from tltools.classify.pictures import STDIN, Portion, list_portions
-from tltools.classify.pipeline import Plan, Prediction, classify, open_model
+from tltools.classify.pipeline import Prediction, classify
 from tltools.classify.writers import STDOUT, Output, check_output
 from tltools.errors import DataError
 from tltools.progress import SILENT, Progress
-from tltools.runtime import Device, DeviceChoice
+from tltools.runtime import Device, DeviceChoice, Plan, open_model
 
 COUNTING_S = 0.5
 """Longest time spent on listing further folders beforehand, for the progress bar's total."""

@@ -8,6 +8,7 @@ from tltools.runtime.device import (
     placement,
     torch_device,
 )
+from tltools.runtime.pipeline import Outputs, Plan, open_model, run_pictures
 from tltools.runtime.predictor import (
     OnnxPredictor,
     Predictor,
@@ -20,12 +21,16 @@ __all__ = [
     "Device",
     "DeviceChoice",
     "OnnxPredictor",
+    "Outputs",
+    "Plan",
     "Predictor",
     "TorchScriptPredictor",
     "default_threads",
     "load_predictor",
+    "open_model",
     "open_session",
     "placement",
     "read_card",
+    "run_pictures",
     "torch_device",
 ]

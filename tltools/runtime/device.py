@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from tltools.errors import ArtifactError, DeviceError
 from tltools.parallel import num_cores
 
@@ -22,15 +24,20 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import onnxruntime
+    from numpy.typing import NDArray
 
-Device = Literal["auto", "cpu", "cuda"]
-"""What a user may ask for; `auto` takes CUDA where it works and says what it chose."""
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+"""What a user may ask for. `auto` takes CUDA where it works and says what it chose; the last two
+are onnxruntime's execution providers of that name, for NVIDIA GPUs and for Intel's processors."""
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
 COMPUTE_OPS = ("Conv", "Gemm", "MatMul", "Pool")
 """A node whose operator's name contains one of these does arithmetic on pictures. onnxruntime
 rightly keeps others, those that compute shapes for instance, on the CPU beside a GPU."""
+DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 REMEDY_CPU = "or choose the CPU with --device cpu"
 FATAL = 4
 """onnxruntime's highest log severity. Its errors reach us as exceptions or are looked for here;
@@ -58,10 +65,16 @@ def torch_device(requested: Device) -> DeviceChoice:
     """Choose the device for PyTorch.
 
     Raises:
-        DeviceError: If CUDA is asked for and PyTorch cannot use it.
+        DeviceError: If CUDA is asked for and PyTorch cannot use it, or what is asked for runs
+            ONNX files only.
     """
     if requested == "cpu":
         return DeviceChoice("cpu", "as asked")
+    if requested in ("tensorrt", "openvino"):
+        raise DeviceError(
+            f"--device {requested} runs ONNX exports only, and this is PyTorch; "
+            "choose --device auto, cpu or cuda, or an .onnx file"
+        )
     problem, remedy = _torch_problem()
     if problem is None:
         import torch
@@ -145,6 +158,7 @@ def open_session(
     device: Device = "auto",
     threads: int | None = None,
     tf32: bool = False,
+    gpu: int = 0,
 ) -> "tuple[onnxruntime.InferenceSession, DeviceChoice]":
     """Open an ONNX model on the chosen device, and prove that it is there.
 
@@ -156,23 +170,32 @@ def open_session(
         device: `auto` takes CUDA if all compute nodes run there, else the CPU, with the reason.
         threads: Cores for one forward pass on the CPU; None for all of this process's.
         tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
+        gpu: Which of the GPUs, from 0.
 
     Raises:
         ArtifactError: If onnxruntime cannot read the model.
-        DeviceError: If CUDA is asked for and cannot run the model.
+        DeviceError: If a device is asked for that cannot run the model.
     """
     if device == "cpu":
         return _cpu_session(model, threads), DeviceChoice("cpu", "as asked")
+    if device == "openvino":
+        session = _openvino_session(model, threads=threads)
+        return session, DeviceChoice("cpu", _placed(session, OPENVINO_PROVIDER))
     try:
-        session = _cuda_session(model, threads=threads, tf32=tf32)
+        session = _gpu_session(
+            model, tensorrt=device == "tensorrt", threads=threads, tf32=tf32, gpu=gpu
+        )
     except DeviceError as error:
-        if device == "cuda":
+        if device != "auto":
             raise
         reason = str(error).partition(";")[0]
         return _cpu_session(model, threads), DeviceChoice("cpu", reason)
+    return session, DeviceChoice("cuda", _placed(session, session.get_providers()[0]))
+
+
+def _placed(session: "onnxruntime.InferenceSession", provider: str) -> str:
     nodes = placement(session)
-    on_gpu, total = nodes[CUDA_PROVIDER], sum(nodes.values())
-    return session, DeviceChoice("cuda", f"onnxruntime placed {on_gpu} of {total} nodes on it")
+    return f"onnxruntime placed {nodes.get(provider, 0)} of {sum(nodes.values())} nodes on it"
 
 
 def placement(session: "onnxruntime.InferenceSession") -> dict[str, int]:
@@ -193,57 +216,110 @@ def _cpu_session(model: Path | bytes, threads: int | None) -> "onnxruntime.Infer
     return _new_session(model, threads=threads, providers=[CPU_PROVIDER])
 
 
-def _cuda_session(
-    model: Path | bytes, *, threads: int | None, tf32: bool
+def _gpu_session(
+    model: Path | bytes, *, tensorrt: bool, threads: int | None, tf32: bool, gpu: int
 ) -> "onnxruntime.InferenceSession":
-    """Open a session whose compute nodes are all on CUDA.
+    """Open a session whose compute nodes are all on CUDA, or on TensorRT and CUDA.
 
     Raises:
         DeviceError: With the reason and the remedy; the reason ends at the first semicolon.
     """
     ort = import_onnxruntime()
-    if CUDA_PROVIDER not in ort.get_available_providers():
-        raise DeviceError(
-            f"onnxruntime {ort.__version__} is built without CUDA; "
-            f"pip uninstall onnxruntime && pip install onnxruntime-gpu, {REMEDY_CPU}"
-        )
-    problem, remedy = _driver_problem()
-    if problem is not None:
-        raise DeviceError(f"CUDA does not work in onnxruntime here: {problem}; {remedy}")
-    if hasattr(ort, "preload_dlls"):
-        with redirect_stdout(io.StringIO()):  # it prints what it misses; we look for that below
-            ort.preload_dlls()
-    options = {
+    cuda_options = {
+        "device_id": str(gpu),
         # Each new shape costs EXHAUSTIVE, the default, 0.3 to 1.3 s; DEFAULT picks slow kernels.
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": "1" if tf32 else "0",
     }
-    try:
-        session = _new_session(
-            model, threads=threads, providers=[(CUDA_PROVIDER, options), CPU_PROVIDER]
+    providers: list[Any] = [(CUDA_PROVIDER, cuda_options), CPU_PROVIDER]
+    name, wheel, libraries = "CUDA", "onnxruntime-gpu", '"onnxruntime-gpu[cuda,cudnn]"'
+    if tensorrt:
+        name, libraries = "TensorRT", "tensorrt"
+        providers.insert(0, (TENSORRT_PROVIDER, _tensorrt_options(gpu)))
+    _check_built(ort, providers[0][0], name, wheel)
+    problem, remedy = _driver_problem()
+    if problem is not None:
+        raise DeviceError(f"{name} does not work in onnxruntime here: {problem}; {remedy}")
+    if hasattr(ort, "preload_dlls"):
+        with redirect_stdout(io.StringIO()):  # it prints what it misses; we look for that below
+            ort.preload_dlls()
+    return _proven_session(model, threads, providers, name, libraries)
+
+
+def _openvino_session(
+    model: Path | bytes, *, threads: int | None
+) -> "onnxruntime.InferenceSession":
+    """Open a session whose compute nodes are all on OpenVINO's CPU device.
+
+    Raises:
+        DeviceError: With the reason and the remedy.
+    """
+    _check_built(import_onnxruntime(), OPENVINO_PROVIDER, "OpenVINO", "onnxruntime-openvino")
+    options = {"device_type": "CPU", "num_of_threads": str(threads or default_threads())}
+    providers = [(OPENVINO_PROVIDER, options), CPU_PROVIDER]
+    return _proven_session(model, threads, providers, "OpenVINO", "onnxruntime-openvino")
+
+
+def _check_built(ort: "ModuleType", provider: str, name: str, wheel: str) -> None:
+    if provider not in ort.get_available_providers():
+        raise DeviceError(
+            f"onnxruntime {ort.__version__} is built without {name}; "
+            f"pip uninstall onnxruntime onnxruntime-gpu && pip install {wheel}, {REMEDY_CPU}"
         )
+
+
+def _proven_session(
+    model: Path | bytes, threads: int | None, providers: list[Any], name: str, package: str
+) -> "onnxruntime.InferenceSession":
+    """Open a session, and see that the first provider is in it and no compute node on the CPU.
+
+    Raises:
+        DeviceError: With the reason and the remedy.
+    """
+    ort = import_onnxruntime()
+    provider = providers[0][0]
+    try:
+        session = _new_session(model, threads=threads, providers=providers)
     except onnxruntime_errors() as error:
+        missing = _missing_library(ort, provider)
+        remedy = f"pip install {package}" if missing else "look at `tltools doctor`"
         raise DeviceError(
-            f"CUDA does not work in onnxruntime here: {_first_line(error)}; "
-            f"look at `tltools doctor`, {REMEDY_CPU}"
+            f"{name} does not work in onnxruntime here: {missing or _first_line(error)}; "
+            f"{remedy}, {REMEDY_CPU}"
         ) from error
-    if CUDA_PROVIDER not in session.get_providers():
+    active = session.get_providers()
+    if provider not in active:
+        fallen_to = "the CPU" if active[0] == CPU_PROVIDER else active[0]
+        reason = _missing_library(ort, provider) or f"{provider} is not in the session"
         raise DeviceError(
-            f"onnxruntime fell back to the CPU: {_provider_problem(ort)}; install the libraries "
-            f'that it was built for with pip install "onnxruntime-gpu[cuda,cudnn]", {REMEDY_CPU}'
+            f"onnxruntime fell back to {fallen_to}: {reason}; install the libraries that it was "
+            f"built for with pip install {package}, {REMEDY_CPU}"
         )
     stranded = Counter(
         op
-        for provider, op in _assigned_nodes(session)
-        if provider != CUDA_PROVIDER and any(kind in op for kind in COMPUTE_OPS)
+        for placed_on, op in _assigned_nodes(session)
+        if placed_on == CPU_PROVIDER and any(kind in op for kind in COMPUTE_OPS)
     )
     if stranded:
         names = ", ".join(f"{count} {op}" for op, count in sorted(stranded.items()))
         raise DeviceError(
-            f"CUDA cannot run all of this model (left on the CPU: {names}); "
+            f"{name} cannot run all of this model (left on the CPU: {names}); "
             f"export it with another --precision, {REMEDY_CPU}"
         )
     return session
+
+
+def _tensorrt_options(gpu: int) -> dict[str, str]:
+    """Keep the engines that TensorRT builds: building one takes minutes."""
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("tltools", appauthor=False) / "tensorrt"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "device_id": str(gpu),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+    }
 
 
 def _new_session(
@@ -256,10 +332,7 @@ def _new_session(
         Exception: One of `onnxruntime_errors()` in other cases.
     """
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = FATAL
-    options.intra_op_num_threads = threads or default_threads()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options = _session_options(threads)
     try:
         # enable_fallback=0: no second try on the CPU after an exception, not in run() either.
         return ort.InferenceSession(
@@ -278,7 +351,49 @@ def _new_session(
         ) from error
 
 
+def _session_options(threads: int | None) -> "onnxruntime.SessionOptions":
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = FATAL
+    options.intra_op_num_threads = threads or default_threads()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def page_locked_array(
+    session: "onnxruntime.InferenceSession", shape: tuple[int, ...]
+) -> "tuple[NDArray[np.uint8], onnxruntime.OrtValue] | None":
+    """Allocate an input's memory where a GPU reads it by itself, without a copy on the way.
+
+    Returns:
+        An array, uint8, and the value that owns its memory and can be bound to the input; None
+        where the session's device has no such memory (the CPU).
+    """
+    ort = import_onnxruntime()
+    (device,) = session.get_input_epdevices() or (None,)
+    memory = device and device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+    if memory is None:
+        return None
+    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, memory_info=memory)
+    return value.numpy(), value
+
+
 # -------------------------------------------------------------------------------- the driver
+
+
+def num_gpus() -> int:
+    """Return how many GPUs the NVIDIA driver lets this process use."""
+    driver = _driver()
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return None
 
 
 def _driver_problem() -> tuple[str | None, str]:
@@ -287,35 +402,34 @@ def _driver_problem() -> tuple[str | None, str]:
     Returns:
         What is wrong (None: there is a GPU), and what would mend it.
     """
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(library)
-    except OSError:
+    driver = _driver()
+    if driver is None:
         return (
-            f"the NVIDIA driver is missing ({library} cannot be loaded)",
+            f"the NVIDIA driver is missing ({DRIVER_LIBRARY} cannot be loaded)",
             f"install the driver (in a container, start it with --gpus all), {REMEDY_CPU}",
         )
-    count = ctypes.c_int(0)
-    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status != 0 or count.value == 0:
+    if num_gpus() == 0:
         return (
-            f"the NVIDIA driver finds no GPU (status {status})",
+            f"the NVIDIA driver finds no GPU (status {driver.cuInit(0)})",
             f"look at nvidia-smi and CUDA_VISIBLE_DEVICES, {REMEDY_CPU}",
         )
     return None, f"look at `tltools doctor`, {REMEDY_CPU}"
 
 
-def _provider_problem(ort: "ModuleType") -> str:
-    """Return why onnxruntime's CUDA library does not load; it logs that and raises nothing."""
+def _missing_library(ort: "ModuleType", provider: str) -> str | None:
+    """Return which library a provider's own cannot load; onnxruntime logs that and raises nothing.
+
+    None where that is not the problem.
+    """
     folder = Path(str(ort.__file__)).parent / "capi"
     windows = sys.platform == "win32"
-    names = ["onnxruntime_providers_shared", "onnxruntime_providers_cuda"]
+    kind = provider.removesuffix("ExecutionProvider").lower()
     try:
-        for name in names:
+        for name in ("onnxruntime_providers_shared", f"onnxruntime_providers_{kind}"):
             ctypes.CDLL(str(folder / (f"{name}.dll" if windows else f"lib{name}.so")))
     except OSError as error:
         return _first_line(error)
-    return f"{CUDA_PROVIDER} was asked for and is not in the session"
+    return None
 
 
 def _first_line(error: object) -> str:

@@ -212,6 +212,10 @@ class EagerPredictor:
     provider: str = "torch"
     placement: dict[str, int] = field(default_factory=dict)
 
+    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
+        """Allocate images, (N, H, W, 3)."""
+        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
+
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         with torch.inference_mode():

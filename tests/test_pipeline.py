@@ -1,0 +1,185 @@
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SIZE, colour_logits
+
+from tltools.data.images import load_image
+from tltools.errors import ArtifactError, ConfigError, DeviceError
+from tltools.runtime import Plan, default_threads, load_predictor, open_model, pipeline
+from tltools.runtime.device import DeviceChoice
+from tltools.runtime.pipeline import PredictorPool, run_pictures
+
+
+@dataclass(frozen=True)
+class File:
+    path: Path
+
+
+class FakeGpu:
+    """A predictor that says it is on a GPU, and keeps the shapes that it was called with."""
+
+    device = "gpu"
+    provider = "FakeProvider"
+    threads = 1
+
+    def __init__(self, predictor, reason="fake"):
+        self.card = predictor.card
+        self.choice = DeviceChoice("cuda", reason)
+        self.placement = {"FakeProvider": 4}
+        self.shapes = []
+        self.batches = []
+        self._predictor = predictor
+
+    def __call__(self, images):
+        self.shapes.append(images.shape)
+        return self._predictor(images)
+
+    def new_batch(self, num_images):
+        self.batches.append(np.empty(self.card.preprocessing.shape(num_images), np.uint8))
+        return self.batches[-1]
+
+
+@pytest.fixture(scope="module")
+def predictor(onnx_path):
+    return load_predictor(onnx_path, device="cpu", threads=1)
+
+
+def run(model, files, plan):
+    """Return each picture's logits, or its error."""
+    outcomes = []
+    for outputs in run_pictures(
+        model,
+        iter(files),
+        preprocessing=model.card.preprocessing,
+        plan=plan,
+        finish=lambda outputs: outputs,
+    ):
+        values = iter(outputs.values)
+        outcomes += [error or next(values) for error in outputs.errors]
+        assert next(values, None) is None
+    return outcomes
+
+
+def logits_by_hand(path):
+    return colour_logits(load_image(path, size=SIZE, resize="squash")[None])[0]
+
+
+@pytest.mark.parametrize("sessions", [1, 3])
+@pytest.mark.parametrize("missing", [[], [0], [3, 4, 29], range(30)], ids=str)
+def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(
+    predictor, pictures, missing, sessions
+):
+    files = [File(path) for path in sorted(pictures.rglob("*.png"))]
+    for index in missing:
+        files[index].path.write_bytes(b"")
+    gpu = FakeGpu(predictor)
+    outcomes = run(gpu, files * 5, Plan("ahead", 2, 8, sessions))
+    assert set(gpu.shapes) <= {(8, SIZE, SIZE, 3)}
+    assert len(gpu.batches) <= sessions + 5  # of 19 batches
+    assert len(outcomes) == 150
+    for index, outcome in enumerate(outcomes):
+        if index % 30 in missing:
+            assert "it is empty" in str(outcome)
+        else:
+            np.testing.assert_allclose(outcome, logits_by_hand(files[index % 30].path), atol=1e-4)
+
+
+def test_a_pool_runs_on_all_its_gpus_at_once(predictor, pictures):
+    """Each waits for the others, so that one alone would never come back."""
+    together = threading.Barrier(3, timeout=10)
+
+    class Waiting(FakeGpu):
+        def __call__(self, images):
+            together.wait()
+            return super().__call__(images)
+
+    gpus = [Waiting(predictor, f"gpu {number}") for number in range(3)]
+    pool = PredictorPool(gpus)
+    files = [File(path) for path in sorted(pictures.rglob("*.png"))]
+    outcomes = run(pool, files[:24], Plan("ahead", 2, 8, sessions=3))
+    for file, outcome in zip(files, outcomes, strict=False):
+        np.testing.assert_allclose(outcome, logits_by_hand(file.path), atol=1e-4)
+    assert [len(gpu.shapes) for gpu in gpus] == [1, 1, 1]
+    assert pool.choice == DeviceChoice("cuda", "gpu 0, on each of 3 GPUs")
+
+
+def test_a_pool_goes_on_after_a_failure(predictor):
+    class Failing(FakeGpu):
+        def __call__(self, images):
+            raise DeviceError("out of memory")
+
+    pool = PredictorPool([Failing(predictor)])
+    images = pool.new_batch(2)
+    for _ in range(2):  # the second would wait for ever if the first had kept the GPU
+        with pytest.raises(DeviceError, match="out of memory"):
+            pool(images)
+
+
+# -------------------------------------------------------------------------------- open_model
+
+
+def test_cheap_model_runs_in_the_decoding_threads(onnx_path):
+    predictor, plan = open_model(onnx_path, device="cpu")
+    assert plan == Plan("fused", default_threads(), pipeline.FUSED_BATCH)
+    assert predictor.threads == 1
+
+
+def test_costly_model_gets_all_cores(onnx_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "forward_s", lambda _predictor: 0.5)
+    predictor, plan = open_model(onnx_path, device="cpu")
+    assert plan == Plan("ahead", default_threads(), pipeline.AHEAD_BATCH)
+    assert predictor.threads == default_threads()
+
+
+def test_large_model_is_opened_once(onnx_path, monkeypatch):
+    opened = []
+
+    def load(path, **options):
+        opened.append(options)
+        return load_predictor(path, **options)
+
+    monkeypatch.setattr(pipeline, "SMALL_BYTES", 10)
+    monkeypatch.setattr(pipeline, "load_predictor", load)
+    _, plan = open_model(onnx_path, device="cpu")
+    assert plan.name == "ahead"
+    assert [options["threads"] for options in opened] == [None]
+
+
+@pytest.mark.parametrize("num_gpus", [1, 4])
+def test_each_gpu_gets_a_session_that_is_warm(onnx_path, predictor, monkeypatch, num_gpus):
+    opened = {}
+
+    def load(_path, *, device, threads=None, gpu=0):
+        assert device == "auto"
+        opened[gpu] = FakeGpu(predictor)
+        return opened[gpu]
+
+    monkeypatch.setattr(pipeline, "load_predictor", load)
+    monkeypatch.setattr(pipeline, "num_gpus", lambda: num_gpus)
+    model, plan = open_model(onnx_path, batch_size=5)
+    assert plan == Plan("ahead", default_threads(), 5, sessions=num_gpus)
+    assert sorted(opened) == list(range(num_gpus))
+    assert all(gpu.shapes == [(5, SIZE, SIZE, 3)] for gpu in opened.values())
+    assert isinstance(model, PredictorPool if num_gpus > 1 else FakeGpu)
+
+
+def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
+    _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
+    assert plan == Plan("fused", 3, 5)
+    monkeypatch.setattr(pipeline, "SMALL_BYTES", 0)
+    _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
+    assert plan == Plan("ahead", 3, 5)
+
+
+@pytest.mark.parametrize("flag", ["batch_size", "workers"])
+def test_numbers_below_one_are_refused(onnx_path, flag):
+    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be at least 1, got 0"):
+        open_model(onnx_path, **{flag: 0})
+
+
+def test_missing_model_is_an_artifact_error(tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        open_model(tmp_path / "none.onnx")
