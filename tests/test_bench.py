@@ -13,11 +13,23 @@ from PIL import Image
 
 from tltools.bench import Candidate, run_bench, write_report
 from tltools.bench.machine import cpu_name, describe_machine, memory_bytes, peak_memory_bytes
-from tltools.bench.records import BatchTiming
+from tltools.bench.rows import BatchTiming, BenchRow, ClassifyRound, StageCosts
 from tltools.bench.run import batch_timing, command_line, doubts
-from tltools.card import Card, DataFacts, Preprocessing, Weights
+from tltools.bench.stages import measure_classify, seconds_per_picture
+from tltools.bench.verdict import (
+    choose,
+    classify_doubts,
+    find_bottleneck,
+    in_order,
+    recommend,
+    recommendation_lines,
+    sum_up,
+)
+from tltools.card import Card, DataFacts, Preprocessing, Score, Weights
+from tltools.classify import Plan, open_model
+from tltools.console import print_table
 from tltools.errors import ArtifactError, ConfigError, DataError
-from tltools.runtime import DeviceChoice
+from tltools.runtime import DeviceChoice, load_predictor
 
 CLASSES = ("dark", "light", "other")
 
@@ -59,6 +71,9 @@ class FakePredictor:
             logits[images.mean(axis=(1, 2, 3)) == 0, 2] = np.nan
         return logits[:, :2] if self.then == "narrow" else logits
 
+    def new_batch(self, num_images):
+        return np.empty((num_images, 8, 8, 3), dtype=np.uint8)
+
 
 def do(what, images=None):
     if what == "raise":
@@ -94,6 +109,17 @@ def open_fake(path: Path, device: str, threads: int | None):
         then=facts["at_call"],
         threads=threads,
     )
+
+
+def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None):
+    """Open what `fake` has written as `classify` would."""
+    assert (batch_size, workers) == (None, None)
+    facts = json.loads(path.read_text())
+    if facts["at_load"] == "refuse classify":
+        raise ArtifactError("not for classify")
+    predictor = open_fake(path, device, 1)
+    predictor.then = "" if facts["at_call"] == "look" else facts["at_call"]
+    return predictor, Plan("fused", 2, 1)
 
 
 @pytest.fixture
@@ -413,3 +439,532 @@ def test_peak_memory_is_read_from_the_system(tmp_path):
     assert peak_memory_bytes(status) == 53200 * 1024
     fallback = peak_memory_bytes(tmp_path / "missing")
     assert fallback == pytest.approx(peak_memory_bytes(), rel=0.5)
+
+
+# ------------------------------------------------------------------------------------- classify
+
+
+def test_a_stage_costs_the_mean_after_a_first_step():
+    now = 100.0
+    durations = iter([50.0, 1.0, 3.0, 2.0, 1000.0])
+
+    def step():
+        nonlocal now
+        now += next(durations)
+        return 4
+
+    # The first does not count; after 1 + 3 + 2 = 6 s the 5 s are over.
+    assert seconds_per_picture(step, seconds=5, min_steps=1, clock=lambda: now) == 6 / 12
+
+
+def test_a_slow_stage_gets_its_smallest_number_of_steps():
+    now = 0.0
+
+    def step():
+        nonlocal now
+        now += 100
+        return 1
+
+    assert seconds_per_picture(step, seconds=5, min_steps=2, clock=lambda: now) == 100
+    assert now == 300  # two, and the first that does not count
+
+
+class SlowPredictor(FakePredictor):
+    """Takes a tenth of a second for each picture by a clock that hardly moves by itself."""
+
+    def __init__(self):
+        super().__init__(threshold=128, classes=CLASSES, then="", threads=1)
+        self.now = 0.0
+        self.batches = []
+
+    def clock(self):
+        self.now += 1e-3
+        return self.now
+
+    def __call__(self, images):
+        self.now += 0.1 * len(images)
+        self.batches.append(len(images))
+        return super().__call__(images)
+
+
+def test_the_model_is_measured_as_the_plan_runs_it(pictures, tmp_path):
+    predictor = SlowPredictor()
+    entered = []
+    found = measure_classify(
+        lambda path, device: (predictor, Plan("ahead", 1, 4)),
+        tmp_path / "model",
+        pictures,
+        device="cpu",
+        seconds=2.0,
+        enter=entered.append,
+        clock=predictor.clock,
+    )
+    assert found.costs.infer_s == pytest.approx(0.1, rel=0.05)
+    assert found.pictures_per_s == pytest.approx(10, rel=0.05)
+    assert found.costs.read_s < 1e-3
+    assert found.costs.decode_s < 1e-3
+    assert found.costs.write_s < 1e-3
+    assert found.num_pictures >= 20  # in 2 s
+    assert found.num_pictures % 4 == 0
+    assert set(predictor.batches) == {4}
+    assert (found.plan, found.device) == (Plan("ahead", 1, 4), "cpu")
+    stages = ("opening", "reading", "decoding", "inference", "all stages", "writing")
+    assert entered == [f"classify: {stage}" for stage in stages]
+
+
+def test_exports_are_classified_with_and_runs_are_not(fake, pictures, tmp_path):
+    candidates = [fake("eager", kind="eager"), fake("onnx")]
+    report = bench(candidates, pictures, open_model=open_fake_model, classify_seconds=0.1, rounds=2)
+    eager, onnx = report.rows
+    assert eager.classify is None
+    assert len(onnx.classify.rounds) == 2
+    assert onnx.classify.pictures_per_s > 0
+    names = (tmp_path / "log").read_text().split()[::2]
+    assert names == ["eager", "onnx", "onnx", "eager", "onnx", "onnx"]
+    table = report.tables()[2]
+    assert table.title == "classify: pictures per second, and what each stage costs"
+    assert table.rows[1] == ("  eager fp32", *["-"] * 6)
+    assert re.fullmatch(r"(reading|decoding|inference|writing) \d+ %", table.rows[2][-1])
+    assert report.recommendation.choice.name == "onnx"
+
+
+def test_an_export_that_classify_cannot_use_has_failed(fake, pictures):
+    candidates = [fake("bad", at_load="refuse classify"), fake("good")]
+    report = bench(candidates, pictures, open_model=open_fake_model, classify_seconds=0.1)
+    bad, good = report.rows
+    assert bad.reason == "failed at classify: opening: not for classify (round 1)"
+    assert good.classify is not None
+    assert report.recommendation.choice.name == "good"
+    assert f"Not onnx fp32: {bad.reason}" in report.recommended()
+
+
+def test_without_classify_there_is_no_advice(fake, pictures):
+    report = bench([fake("a")], pictures)
+    assert report.recommendation is None
+    assert report.recommended() == report.bottlenecks() == []
+    assert len(report.tables()) == 2
+    assert "classify" not in report.to_markdown()
+
+
+def costs(*milliseconds):
+    read, decode, infer, write = (one / 1000 for one in milliseconds)
+    return StageCosts(read_s=read, decode_s=decode, infer_s=infer, write_s=write)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "device", "stage", "total_ms", "share"),
+    [
+        pytest.param((1, 2, 6, 1), "cpu", "inference", 10, 0.6, id="cpu: the model"),
+        pytest.param((1, 5, 3, 1), "cpu", "decoding", 10, 0.5, id="cpu: the pictures"),
+        pytest.param((7, 1, 1, 1), "cpu", "reading", 10, 0.7, id="cpu: the disk"),
+        pytest.param((1, 2, 3, 4), "cpu", "writing", 10, 0.4, id="cpu: the rows"),
+        pytest.param((1, 4, 5, 1), "cuda", "decoding", 6, 4 / 6, id="gpu waits, the largest cost"),
+        pytest.param((1, 4, 7, 1), "cuda", "inference", 7, 1.0, id="the cores wait for the gpu"),
+        pytest.param((3, 1, 4, 2), "cuda", "reading", 6, 0.5, id="gpu waits for the disk"),
+    ],
+)
+def test_the_bottleneck_is_the_stage_that_the_others_wait_for(
+    milliseconds, device, stage, total_ms, share
+):
+    found = find_bottleneck(costs(*milliseconds), device=device, pictures_per_s=90)
+    assert found.stage == stage
+    assert found.cost_s == pytest.approx(share * total_ms / 1000)
+    assert found.total_s == pytest.approx(total_ms / 1000)
+    assert found.share == pytest.approx(share)
+
+
+def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
+    cpu = find_bottleneck(costs(0.01, 0.5, 1.5, 0.0123), device="cpu", pictures_per_s=400)
+    assert cpu.sentence == (
+        "inference takes 1.50 of 2.02 ms per picture (74 % of the stages' sum on the cores; all at "
+        "once took 2.50 ms): try int8, a GPU, more cores or a smaller model"
+    )
+    waiting_gpu = find_bottleneck(costs(0.1, 0.5, 0.4, 0), device="cuda", pictures_per_s=1600)
+    assert waiting_gpu.sentence == (
+        "decoding takes 0.500 of 0.600 ms per picture (83 % of the cores' time, which the GPU "
+        "(0.400 ms) waits for; all at once took 0.625 ms): try smaller picture files or more cores"
+    )
+    busy_gpu = find_bottleneck(costs(0.1, 0.5, 0.8, 0), device="cuda", pictures_per_s=1000)
+    assert busy_gpu.sentence == (
+        "inference takes 0.800 of 0.800 ms per picture (100 % of the GPU's time, which the cores "
+        "(0.600 ms) wait for; all at once took 1.00 ms): try fp16 or a smaller model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "precisions", "remedy"),
+    [
+        ("cpu", {"fp32", "fp16"}, "try int8, a GPU, more cores or a smaller model"),
+        ("cpu", {"fp32", "int8"}, "try a GPU, more cores or a smaller model"),
+        ("cuda", {"fp32", "int8"}, "try fp16 or a smaller model"),
+        ("cuda", {"fp32", "fp16"}, "try a smaller model"),
+    ],
+)
+def test_a_precision_that_was_measured_is_no_remedy(device, precisions, remedy):
+    found = find_bottleneck(
+        costs(0, 0, 1, 0), device=device, pictures_per_s=1, precisions=precisions
+    )
+    assert found.sentence.endswith(f": {remedy}")
+
+
+def classify_round(rate, *milliseconds, device="cpu"):
+    return ClassifyRound(
+        plan=Plan("ahead", 2, 32),
+        device=device,
+        costs=costs(*milliseconds or (0, 0, 1, 0)),
+        pictures_per_s=rate,
+        num_pictures=96,
+    )
+
+
+def test_rounds_of_classify_are_summed_up_by_their_medians():
+    found = sum_up(
+        [
+            classify_round(10, 1, 2, 9, 4),
+            classify_round(40, 3, 8, 1, 6),
+            classify_round(20, 2, 7, 3, 5),
+        ]
+    )
+    assert found.pictures_per_s == 20
+    assert found.costs == costs(2, 7, 3, 5)
+    assert found.round_spread == 3.0  # 40 / 10 - 1
+    assert found.bottleneck.stage == "decoding"
+    assert found.bottleneck.share == pytest.approx(7 / 17)
+    (line,) = classify_doubts(found)
+    assert line.startswith("classify's fastest round had 4.00 times the rate of the slowest")
+    assert classify_doubts(sum_up([classify_round(100), classify_round(109)])) == []
+    assert classify_doubts(None) == []
+
+
+# ------------------------------------------------------------------------------- recommendation
+
+
+def row(kind, rate, *, correct=960, agreement=1.0, status="ok", run="a", **changes):
+    """Make a row of a bench on 1,000 pictures, where PyTorch has 960 right."""
+    format_, precision = kind.split()
+    eager = format_ == "eager"
+    suffix = {"eager": "", "onnx": ".onnx", "torchscript": ".pt"}[format_]
+    fields = {
+        "name": f"{run} {kind}",
+        "run": run,
+        "format": format_,
+        "precision": precision,
+        "path": f"exports/{run}/{run}.{precision}{suffix}",
+        "status": status,
+        "reason": "failed at load: it is damaged" if status == "failed" else "",
+        "warnings": (),
+        "score": Score(accuracy=correct / 1000, low=0.94, high=0.97, correct=correct, total=1000),
+        "accuracy_diff": None if eager else (correct - 960) / 1000,
+        "agreement": None if eager else agreement,
+        "max_abs_logit_diff": None if eager else 1e-6,
+        "load_s": (0.1,),
+        "latency": None,
+        "batches": (),
+        "classify": None if eager else sum_up([classify_round(rate)]),
+        "size_bytes": 1000,
+        "peak_memory_bytes": 1000,
+        "device": "cpu",
+        "device_reason": "as asked",
+        "provider": "CPUExecutionProvider",
+        "placement": {},
+        "threads": 2,
+    }
+    return BenchRow(**(fields | changes))
+
+
+EAGER = row("eager fp32", 0)
+
+
+def test_the_fastest_that_keeps_the_labels_is_recommended_with_its_figures():
+    found = recommend([EAGER, row("onnx fp32", 14), row("onnx fp16", 9), row("onnx int8", 52)])
+    assert found.choice.path == "exports/a/a.int8.onnx"
+    assert recommendation_lines(found) == [
+        # 52 / 14 = 3.71
+        "Recommended on this machine: exports/a/a.int8.onnx: 3.7 times as fast as onnx fp32 "
+        "(52.0 against 14.0 pictures per second) with 100.0 % of PyTorch's labels; accuracy "
+        "96.0 % (94.0 to 97.0)",
+        "Not onnx fp32: 14.0 pictures per second, slower",
+        "Not onnx fp16: 9.00 pictures per second, slower",
+    ]
+    assert found.command == "tltools classify FOLDER --model exports/a/a.int8.onnx"
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        pytest.param(
+            [row("onnx fp32", 100), row("onnx int8", 104)], "onnx fp32", id="4 % is noise: exact"
+        ),
+        pytest.param(
+            [row("onnx fp32", 100), row("onnx int8", 105)], "onnx int8", id="5 % is not noise"
+        ),
+        pytest.param(
+            [row("onnx int8", 104), row("onnx fp16", 102), row("onnx fp32", 90)],
+            "onnx fp16",
+            id="fp16 is more exact than int8",
+        ),
+        pytest.param(
+            [row("torchscript fp32", 104), row("onnx fp32", 100)], "onnx fp32", id="onnx in a tie"
+        ),
+        pytest.param(
+            [row("torchscript fp32", 120), row("onnx fp32", 100)],
+            "torchscript fp32",
+            id="torchscript when it is faster",
+        ),
+        pytest.param(
+            [row("torchscript fp32", 104), row("onnx fp16", 100)],
+            "torchscript fp32",
+            id="precision before format",
+        ),
+        pytest.param(
+            [row("onnx fp32", 10), row("onnx int8", 50, correct=955)],
+            "onnx int8",
+            id="half a point may be lost",
+        ),
+        pytest.param(
+            [row("onnx fp32", 10), row("onnx int8", 50, correct=954)],
+            "onnx fp32",
+            id="more than that may not",
+        ),
+        pytest.param(
+            [row("onnx fp32", 10), row("onnx int8", 50, agreement=0.99)],
+            "onnx int8",
+            id="99 % of the labels are enough",
+        ),
+        pytest.param(
+            [row("onnx fp32", 10), row("onnx int8", 50, agreement=0.989)],
+            "onnx fp32",
+            id="less are not, whatever the accuracy",
+        ),
+        pytest.param(
+            [row("onnx fp32", 10), row("onnx int8", 50, status="failed")],
+            "onnx fp32",
+            id="what failed is out",
+        ),
+        pytest.param(
+            [row("onnx fp32", 10), row("onnx int8", 50, classify=None)],
+            "onnx fp32",
+            id="what was not measured is out",
+        ),
+    ],
+)
+def test_the_choice_within_a_run(rows, chosen):
+    assert choose([EAGER, *rows]).name == f"a {chosen}"
+    assert choose([*rows[::-1], EAGER]).name == f"a {chosen}"
+
+
+def test_what_is_faster_and_not_chosen_is_explained():
+    rows = [
+        row("onnx fp32", 10),
+        row("torchscript fp32", 10.2),
+        row("onnx fp16", 40, correct=940),
+        row("onnx int8", 50, agreement=0.98996),
+    ]
+    assert choose([EAGER, *rows]).passed_over == (
+        "onnx int8: 50.0 pictures per second, but only 98.9 % of PyTorch's labels (99 % are "
+        "needed)",
+        "onnx fp16: 40.0 pictures per second, but 2.0 points less accurate than PyTorch (940 "
+        "instead of 960 of 1000; 0.5 points are allowed)",
+        "torchscript fp32: 10.2 pictures per second, which is the same within the noise (5 %)",
+    )
+
+
+def test_without_its_run_an_export_is_compared_with_fp32():
+    rows = [
+        row("torchscript fp32", 8, agreement=None),
+        row("onnx fp32", 10, agreement=None),
+        row("onnx int8", 50, correct=954, agreement=None),
+    ]
+    found = choose(rows)
+    assert found.name == "a onnx fp32"
+    assert "less accurate than onnx fp32" in found.passed_over[0]
+    assert "labels" not in found.reason
+
+
+def test_of_several_runs_the_most_accurate_is_recommended():
+    found = recommend(
+        [
+            row("eager fp32", 0, run="cnn", correct=775),
+            row("onnx fp32", 1000, run="cnn", correct=775),
+            row("eager fp32", 0, run="vgg16"),
+            row("onnx fp32", 14, run="vgg16"),
+            row("onnx int8", 50, run="vgg16", correct=957),
+        ]
+    )
+    assert found.choice.path == "exports/vgg16/vgg16.int8.onnx"
+    assert [choice.name for choice in found.choices] == ["cnn onnx fp32", "vgg16 onnx int8"]
+    # 1000 / 50 = 20; 95.7 - 77.5 = 18.2
+    assert found.alternative == (
+        "exports/cnn/cnn.fp32.onnx is 20.0 times as fast (1,000 pictures per second) and 18.2 "
+        "points less accurate: 77.5 % (94.0 to 97.0)"
+    )
+    assert recommendation_lines(found)[-1] == found.alternative
+
+
+def test_a_run_that_is_less_accurate_and_no_faster_is_not_offered():
+    found = recommend(
+        [row("onnx fp32", 10.4, run="cnn", correct=775), row("onnx fp32", 10, run="vgg16")]
+    )
+    assert found.choice.run == "vgg16"
+    assert found.alternative == ""
+
+
+def test_where_nothing_qualifies_the_reasons_are_given():
+    found = recommend(
+        [EAGER, row("onnx int8", 50, correct=900), row("onnx fp16", 9, status="failed")]
+    )
+    assert found.choice is None
+    assert found.command == ""
+    assert recommendation_lines(found) == [
+        "Recommended on this machine: none",
+        "nothing of a is recommended: onnx int8: 50.0 pictures per second, but 6.0 points less "
+        "accurate than PyTorch (900 instead of 960 of 1000; 0.5 points are allowed); onnx fp16: "
+        "failed at load: it is damaged",
+    ]
+
+
+def test_a_run_without_exports_says_so_beside_the_recommendation():
+    found = recommend([EAGER, row("onnx fp32", 10), row("eager fp32", 0, run="b")])
+    assert found.choice.run == "a"
+    assert recommendation_lines(found)[-1] == (
+        "nothing of b is recommended: there is no export of it; make one with tltools export"
+    )
+
+
+def test_unstable_timings_make_the_recommendation_doubtful():
+    stable = recommendation_lines(recommend([EAGER, row("onnx fp32", 10)]))
+    shaky = recommendation_lines(recommend([EAGER, row("onnx fp32", 10, status="unstable")]))
+    assert shaky[0] == stable[0]
+    assert not any("doubtful" in line for line in stable)
+    assert "so the figures are doubtful" in shaky[1]
+
+
+def test_a_path_with_a_space_is_quoted_in_the_command():
+    found = recommend([row("onnx fp32", 10, path="my exports/a.onnx")])
+    assert found.command == "tltools classify FOLDER --model 'my exports/a.onnx'"
+
+
+def test_rows_of_a_run_stand_in_the_order_of_formats_and_precisions():
+    kinds = ["onnx int8", "torchscript fp32", "onnx fp16", "eager fp32", "onnx fp32"]
+    rows = [
+        row("onnx int8", 1, run="b"),
+        *[row(kind, 1) for kind in kinds],
+        row("eager fp32", 0, run="b"),
+    ]
+    assert [one.name for one in in_order(rows)] == [
+        "b eager fp32",
+        "b onnx int8",
+        "a eager fp32",
+        "a torchscript fp32",
+        "a onnx fp32",
+        "a onnx fp16",
+        "a onnx int8",
+    ]
+
+
+def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, pictures):
+    report = bench([fake("a")], pictures)
+    on_gpu = row(
+        "onnx fp16",
+        1600,
+        provider="CUDAExecutionProvider",
+        placement={"CUDAExecutionProvider": 150, "CPUExecutionProvider": 2},
+        classify=sum_up([classify_round(1600, 0.1, 0.5, 0.4, 0, device="cuda")]),
+    )
+    rows = (EAGER, on_gpu, row("torchscript fp32", 900, provider="torch"))
+    report = replace(report, rows=rows, recommendation=recommend(rows))
+    cost, _speed, stages = report.tables()
+    assert [cells[-1] for cells in cost.rows] == ["", "CPU", "CUDA 150/152", "torch"]
+    assert stages.rows[2][1:] == ("1,600", "0.100", "0.500", "0.400", "0.000", "decoding 83 %")
+    assert "which the GPU (0.400 ms) waits for" in report.recommended()[-1]
+
+
+def test_the_tables_fit_a_terminal_of_80_columns(fake, pictures, capsys):
+    report = bench([fake("a")], pictures)
+    kinds = ["eager fp32", "torchscript fp32", "onnx fp32", "onnx fp16", "onnx int8"]
+    batches = tuple(
+        replace(timing(), batch_size=size, pictures_per_s=12_345.0) for size in (1, 8, 32)
+    )
+    rows = tuple(
+        row(
+            kind,
+            12_345,
+            status="unstable",
+            size_bytes=537_000_000,
+            peak_memory_bytes=2_345_000_000,
+            load_s=(12.3,),
+            latency=replace(report.rows[0].latency, p50_s=0.160, p95_s=1.234, p99_s=1.234),
+            batches=batches,
+            placement={"CPUExecutionProvider": 139},
+            classify=None
+            if kind == "eager fp32"
+            else sum_up([classify_round(12_345, 0.011, 12.3, 123, 0.005)]),
+        )
+        for kind in kinds
+    )
+    settings = replace(report.settings, batch_sizes=(1, 8, 32))
+    report = replace(report, rows=rows, settings=settings, recommendation=recommend(rows))
+    for table in report.tables():
+        print_table(table.title, table.columns, table.rows)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        for kind in kinds:  # on one line, whole
+            (line,) = [line for line in lines if line.strip().startswith(kind)]
+            assert line.split() == " ".join(table.rows[1 + kinds.index(kind)]).split()
+
+
+def open_export(path: Path, device: str, threads: int | None):
+    return load_predictor(path, device=device, threads=threads)
+
+
+def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp_path):
+    paths = []
+    for value in (10, 200):
+        paths.append(tmp_path / f"{value}.jpg")
+        Image.new("RGB", (60, 40), (value, 0, 100)).save(paths[-1])  # blue, red
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    candidates = [
+        Candidate(
+            name=f"tiny onnx {precision}",
+            run="tiny",
+            format="onnx",
+            precision=precision,
+            path=make_onnx(folder / f"tiny.{precision}.onnx", make_card().to_json()),
+        )
+        for precision in ("int8", "fp32")
+    ]
+    report = run_bench(
+        candidates,
+        open_predictor=open_export,
+        open_model=open_model,
+        pictures=paths,
+        targets=np.array([2, 0]),
+        device="cpu",
+        batch_sizes=(1,),
+        rounds=1,
+        runs=3,
+        classify_seconds=0.2,
+    )
+    assert [(one.name, one.reason) for one in report.rows] == [
+        ("tiny onnx fp32", ""),
+        ("tiny onnx int8", ""),
+    ]
+    for one in report.rows:
+        assert one.score.correct == 2
+        (round_,) = one.classify.rounds
+        assert round_.plan.name == "fused"
+        assert round_.num_pictures >= 16
+        stages = round_.costs.by_stage()
+        assert min(stages[stage] for stage in ("reading", "inference", "writing")) > 0
+        assert one.classify.bottleneck.cost_s == max(stages.values())
+        assert set(one.placement) == {"CPUExecutionProvider"}
+    cost, _speed, stages = report.tables()
+    assert all(re.fullmatch(r"CPU (\d+)/\1", cells[-1]) for cells in cost.rows[1:])
+    assert [cells[0] for cells in stages.rows] == ["tiny", "  onnx fp32", "  onnx int8"]
+    path = report.recommendation.choice.path
+    assert path in {str(candidate.path) for candidate in candidates}
+    text = report.to_markdown()
+    assert f"- Recommended on this machine: {path}: " in text
+    assert "## Bottlenecks" in text
+    assert json.loads(report.to_json())["rows"][0]["classify"]["rounds"][0]["plan"]["workers"] >= 1

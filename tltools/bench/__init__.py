@@ -1,7 +1,8 @@
-"""Measure models side by side: accuracy, latency, throughput, memory, size and loading."""
+"""Measure models side by side, and say which to take: accuracy, speed, memory, size, loading."""
 
 from tltools.bench.machine import Machine, describe_machine
-from tltools.bench.records import BatchTiming, BenchReport, BenchRow, Table, write_report
+from tltools.bench.records import BenchReport, Table, write_report
+from tltools.bench.rows import BatchTiming, BenchRow, Recommendation
 from tltools.bench.run import Candidate, run_bench
 from tltools.bench.timing import Latency, Timing, measure
 
@@ -12,6 +13,7 @@ __all__ = [
     "Candidate",
     "Latency",
     "Machine",
+    "Recommendation",
     "Table",
     "Timing",
     "describe_machine",

@@ -1,79 +1,25 @@
 """What a bench found: rows with every sample, tables for people, files for programs."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import msgspec
 
 from tltools.atomic import write_text
 from tltools.bench.machine import Machine
-from tltools.bench.timing import Latency
-from tltools.card import Precision, Score
+from tltools.bench.rows import BenchRow, Recommendation
+from tltools.bench.stages import MAX_PICTURES
+from tltools.bench.text import digits, milliseconds, percent_down
+from tltools.bench.verdict import MAX_ACCURACY_LOSS, MIN_AGREEMENT, NOISE, recommendation_lines
 
 SCOPE = (
     "Times are of the model alone: a batch of decoded pictures in memory in, logits in memory out. "
     "Reading and decoding files is not part of them."
 )
 NO_VALUE = "-"
-
-BenchFormat = Literal["eager", "torchscript", "onnx"]
-Status = Literal["ok", "unstable", "failed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchTiming:
-    """Forward passes with batches of one size."""
-
-    batch_size: int
-    rounds_s: tuple[tuple[float, ...], ...]
-    """Every sample of each round, in seconds for one batch."""
-    pictures_per_s: float
-    """Median over the rounds of `batch_size` by the round's median."""
-    round_spread: float
-    """By how much the slowest round's median exceeds the fastest's, as a share of it."""
-    num_outliers: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchRow:
-    """One candidate's results. Where it failed, what is unknown is None or empty."""
-
-    name: str
-    run: str
-    format: BenchFormat
-    precision: Precision
-    path: str
-    status: Status
-    reason: str
-    """Of a failure: the stage and the error, in one line. Else empty."""
-    warnings: tuple[str, ...]
-    """What makes the figures doubtful and what to do about it, a line each."""
-    score: Score | None
-    agreement: float | None
-    """Share of pictures with the label that the run's eager model gives, in [0, 1]; None for it."""
-    max_abs_logit_diff: float | None
-    """Largest difference from the run's eager model; None for itself."""
-    load_s: tuple[float, ...]
-    """Per round: opening the file in a new process, the import of its runtime included."""
-    latency: Latency | None
-    """Of single pictures, over the samples of all rounds."""
-    batches: tuple[BatchTiming, ...]
-    size_bytes: int
-    """Of the export; for eager, of the checkpoint."""
-    peak_memory_bytes: int | None
-    """Main memory of the process at most, its runtime included, before accuracy is measured."""
-    device: str
-    device_reason: str
-    provider: str
-    """What really runs it: onnxruntime's execution provider, or `torch`."""
-    placement: dict[str, int]
-    """Number of the graph's nodes by provider, as onnxruntime recorded it; else empty."""
-    threads: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +33,7 @@ class Settings:
     runs: int
     warmup: int
     max_seconds: float
+    classify_seconds: float
     num_pictures: int
 
 
@@ -113,6 +60,8 @@ class BenchReport:
     settings: Settings
     machine: Machine
     rows: tuple[BenchRow, ...]
+    recommendation: Recommendation | None
+    """None where `classify` was not measured."""
 
     def to_json(self) -> str:
         """Return everything, samples included; what is unknown is null."""
@@ -123,8 +72,14 @@ class BenchReport:
         parts = ["# Benchmark", f"{self.created}: `{self.command}`"]
         if not self.complete:
             parts.append("**Not complete: the bench was still running.**")
+        lines = self.recommended()
+        if lines:
+            parts += ["## Recommendation", "\n".join(f"- {line}" for line in lines)]
         for table in self.tables():
             parts += [f"## {table.title}", _markdown_table(table)]
+        lines = self.bottlenecks()
+        if lines:
+            parts += ["## Bottlenecks", "\n".join(f"- {line}" for line in lines)]
         notes = self.notes()
         if notes:
             parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
@@ -132,13 +87,24 @@ class BenchReport:
         parts += ["## Machine", "\n".join(f"- {line}" for line in self.describe_machine())]
         return "\n\n".join(parts) + "\n"
 
-    def tables(self) -> tuple[Table, Table]:
-        """Return what fits a terminal: what each candidate gives and costs, and its speed."""
+    def tables(self) -> tuple[Table, ...]:
+        """Return what fits a terminal: what each candidate gives and costs, and its speed.
+
+        The third, of `classify`, is there where that was measured.
+        """
         sizes = self.settings.batch_sizes
-        return (
+        tables = [
             Table(
                 title="Accuracy and cost",
-                columns=("", "accuracy % (95 %)", "agree %", "size MB", "peak MB", "load s"),
+                columns=(
+                    "",
+                    "accuracy % (95 %)",
+                    "agree %",
+                    "size MB",
+                    "peak MB",
+                    "load s",
+                    "nodes",
+                ),
                 rows=self._grouped([_cost_cells(row) for row in self.rows]),
             ),
             Table(
@@ -146,7 +112,44 @@ class BenchReport:
                 columns=("", "p50 ms", "p95 ms", "p99 ms", *[f"at {n}" for n in sizes], "status"),
                 rows=self._grouped([_speed_cells(row, sizes) for row in self.rows]),
             ),
-        )
+        ]
+        if self.recommendation is not None:
+            tables.append(
+                Table(
+                    title="classify: pictures per second, and what each stage costs",
+                    columns=(
+                        "",
+                        "per s",
+                        "read ms",
+                        "decode ms",
+                        "infer ms",
+                        "write ms",
+                        "bottleneck",
+                    ),
+                    rows=self._grouped([_classify_cells(row) for row in self.rows]),
+                )
+            )
+        return tuple(tables)
+
+    def recommended(self) -> list[str]:
+        """Return which export to take on this machine, why, and how, a line each."""
+        if self.recommendation is None:
+            return []
+        lines = recommendation_lines(self.recommendation)
+        best = self.recommendation.choice
+        if best is not None:
+            row = next(row for row in self.rows if row.name == best.name)
+            assert row.classify is not None
+            lines.append(f"The bottleneck of classify with it: {row.classify.bottleneck.sentence}")
+        return lines
+
+    def bottlenecks(self) -> list[str]:
+        """Return what holds `classify` up with each export, a line each."""
+        return [
+            f"{row.name}: {row.classify.bottleneck.sentence}"
+            for row in self.rows
+            if row.classify is not None
+        ]
 
     def notes(self) -> list[str]:
         """Return failures and warnings, a line each."""
@@ -175,6 +178,8 @@ class BenchReport:
             "Peak: the largest resident memory of the process, runtime included, over all batch "
             "sizes. Load: opening the file in a new process, the import of its runtime included. "
             "MB are 10^6 bytes.",
+            "nodes: how many of the graph's nodes the provider runs, by the session's own record.",
+            *(self._classify_method() if self.recommendation is not None else []),
         ]
 
     def describe_machine(self) -> list[str]:
@@ -187,6 +192,33 @@ class BenchReport:
             f"GPU: {'; '.join(machine.gpus) or 'none'}",
             f"System: {machine.os}",
             "Versions: " + ", ".join(f"{name} {v}" for name, v in machine.versions.items()),
+        ]
+
+    def _classify_method(self) -> list[str]:
+        settings = self.settings
+        plans = {
+            f"{row.format} {row.precision}: {plan.name}, {plan.workers} workers, batches of "
+            f"{plan.batch_size}"
+            for row in self.rows
+            if row.classify is not None
+            for plan in [row.classify.rounds[-1].plan]
+        }
+        return [
+            f"classify: files in, CSV rows out, for about {settings.classify_seconds:g} s a round "
+            "with the plan that it makes for itself, on up to "
+            f"{min(MAX_PICTURES, settings.num_pictures)} of the pictures, repeated; median of the "
+            "rounds. They have been read once before, so that reading is from the system's cache "
+            "and not from the disk.",
+            "Stages: milliseconds per picture with the machine to itself, in as many threads as "
+            "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
+            "up and the largest is the bottleneck; a GPU works beside the cores, so that the "
+            "longer of its time and the sum of the others counts.",
+            f"Plans: {'; '.join(sorted(plans)) or 'none'}.",
+            "Recommended: of each run's exports that lose no more than "
+            f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and give "
+            f"{100 * MIN_AGREEMENT:.0f} % of its labels, the one that classifies fastest; within "
+            f"{100 * NOISE:.0f} % the most exact, and ONNX before TorchScript. Of the runs, the "
+            "most accurate.",
         ]
 
     def _grouped(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
@@ -225,34 +257,47 @@ def _cost_cells(row: BenchRow) -> list[str]:
         NO_VALUE
         if score is None
         else f"{100 * score.accuracy:.1f} ({100 * score.low:.1f}-{100 * score.high:.1f})",
-        # Rounded down: 99.96 % must not read as full agreement.
-        NO_VALUE if row.agreement is None else f"{math.floor(1000 * row.agreement) / 10:.1f}",
-        _digits(row.size_bytes / 1e6),
+        NO_VALUE if row.agreement is None else percent_down(row.agreement),
+        digits(row.size_bytes / 1e6),
         NO_VALUE if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:,.0f}",
-        _digits(median(row.load_s)) if row.load_s else NO_VALUE,
+        digits(median(row.load_s)) if row.load_s else NO_VALUE,
+        _nodes(row) or NO_VALUE,
     ]
 
 
 def _speed_cells(row: BenchRow, batch_sizes: Sequence[int]) -> list[str]:
     times = [] if row.latency is None else [row.latency.p50_s, row.latency.p95_s, row.latency.p99_s]
-    rates = {timing.batch_size: _digits(timing.pictures_per_s) for timing in row.batches}
+    rates = {timing.batch_size: digits(timing.pictures_per_s) for timing in row.batches}
     return [
-        *([_digits(1000 * seconds) for seconds in times] or [NO_VALUE] * 3),
+        *([digits(1000 * seconds) for seconds in times] or [NO_VALUE] * 3),
         *[rates.get(size, NO_VALUE) for size in batch_sizes],
         row.status,
     ]
 
 
+def _classify_cells(row: BenchRow) -> list[str]:
+    figures = row.classify
+    if figures is None:
+        return [NO_VALUE] * 6
+    found = figures.bottleneck
+    return [
+        digits(figures.pictures_per_s),
+        *map(milliseconds, figures.costs.by_stage().values()),
+        f"{found.stage} {100 * found.share:.0f} %",
+    ]
+
+
+def _nodes(row: BenchRow) -> str:
+    """Return how many of the graph's nodes the provider runs: `CPU 39/39`, `CUDA 150/152`."""
+    name = row.provider.removesuffix("ExecutionProvider")
+    if not row.placement:
+        return name
+    return f"{name} {row.placement.get(row.provider, 0)}/{sum(row.placement.values())}"
+
+
 def _placement(row: BenchRow) -> str:
     threads = "" if row.threads is None else f", {row.threads} threads"
     return f"{row.format} on {row.provider}{threads} ({row.device}: {row.device_reason})"
-
-
-def _digits(value: float) -> str:
-    """Write a positive number with three digits, or with all before the point."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _markdown_table(table: Table) -> str:

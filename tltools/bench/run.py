@@ -7,27 +7,23 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.bench.machine import describe_machine
-from tltools.bench.records import (
-    BatchTiming,
-    BenchFormat,
-    BenchReport,
-    BenchRow,
-    Settings,
-    Status,
-)
+from tltools.bench.records import BenchReport, Settings
+from tltools.bench.rows import BatchTiming, BenchFormat, BenchRow, Status
+from tltools.bench.stages import OpenModel
 from tltools.bench.timing import MAX_ROUND_SPREAD, latency, num_outliers, round_spread
+from tltools.bench.verdict import classify_doubts, in_order, recommend, sum_up
 from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
 from tltools.card import Precision, Score
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import score
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
+from tltools.runtime import Device
 
 MAX_OUTLIERS = 0.01
 """A larger share of outliers among the samples makes a row unstable: it moves the percentiles."""
@@ -61,13 +57,15 @@ def run_bench(
     open_predictor: OpenPredictor,
     pictures: Sequence[Path],
     targets: NDArray[np.int64],
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     threads: int | None = None,
     batch_sizes: Sequence[int] = (1, 8, 32),
     rounds: int = 3,
     runs: int = 50,
     warmup: int = 5,
     max_seconds: float = 10.0,
+    open_model: OpenModel | None = None,
+    classify_seconds: float = 2.0,
     timeout_s: float = 300.0,
     command: str | None = None,
     save: Callable[[BenchReport], object] | None = None,
@@ -95,6 +93,9 @@ def run_bench(
         warmup: Untimed runs before them.
         max_seconds: Ends a measurement's timed runs early, though not before there are 10 of
             single pictures and 3 of batches.
+        open_model: Opens an export as `classify` does, in the new process like `open_predictor`;
+            None to leave out what `classify` costs, and the recommendation with it.
+        classify_seconds: For a measurement of the whole `classify`; see `measure_classify`.
         timeout_s: A process that stays silent for longer is ended, and its candidate has failed.
             It speaks before each batch size and after each batch of the accuracy's pictures.
         command: For the report; None for this process's command line.
@@ -114,6 +115,7 @@ def run_bench(
         runs=runs,
         warmup=warmup,
         max_seconds=max_seconds,
+        classify_seconds=classify_seconds,
         num_pictures=len(pictures),
     )
     _check(candidates, settings, pictures, targets)
@@ -123,13 +125,15 @@ def run_bench(
     found = {candidate.name: _Found() for candidate in candidates}
 
     def report(*, complete: bool) -> BenchReport:
+        rows = _rows(candidates, found, targets)
         return BenchReport(
             created=created,
             command=command,
             complete=complete,
             settings=settings,
             machine=machine,
-            rows=_rows(candidates, found, targets),
+            rows=rows,
+            recommendation=recommend(rows),
         )
 
     with progress.bar("Benchmark", rounds * len(candidates), unit="measurements") as bar:
@@ -147,10 +151,10 @@ def run_bench(
                             runs=runs,
                             warmup=warmup,
                             max_seconds=max_seconds,
-                            pictures=tuple(
-                                pictures if turn == 0 else pictures[: settings.batch_sizes[-1]]
-                            ),
+                            pictures=tuple(pictures),
                             with_logits=turn == 0,
+                            open_model=None if candidate.format == "eager" else open_model,
+                            classify_seconds=classify_seconds,
                         ),
                         timeout_s=timeout_s,
                         on_stage=lambda stage, name=candidate.name: bar.advance(
@@ -228,16 +232,24 @@ def _problem(
 def _rows(
     candidates: Sequence[Candidate], found: dict[str, _Found], targets: NDArray[np.int64]
 ) -> tuple[BenchRow, ...]:
-    """Return a row for each candidate that has been tried."""
+    """Return a row for each candidate that has been tried, those of a run together."""
     eager = {
         candidate.run: found[candidate.name].rounds[0].logits
         for candidate in candidates
         if candidate.format == "eager" and found[candidate.name].rounds
     }
     return tuple(
-        _row(candidate, state, targets, eager.get(candidate.run))
-        for candidate in candidates
-        if (state := found[candidate.name]).rounds or state.failure
+        in_order(
+            _row(
+                candidate,
+                state,
+                targets,
+                eager.get(candidate.run),
+                {one.precision for one in candidates if one.run == candidate.run},
+            )
+            for candidate in candidates
+            if (state := found[candidate.name]).rounds or state.failure
+        )
     )
 
 
@@ -246,6 +258,7 @@ def _row(
     found: _Found,
     targets: NDArray[np.int64],
     eager_logits: NDArray[np.float32] | None,
+    precisions: set[Precision],
 ) -> BenchRow:
     rounds = found.rounds
     last = rounds[-1] if rounds else None
@@ -254,8 +267,10 @@ def _row(
         batch_timing(size, [measured.timings[size].samples_s for measured in rounds])
         for size in sizes
     )
-    warnings = tuple(doubts(batches))
-    result, agreement, difference = _judge(
+    classified = [one.classify for one in rounds if one.classify is not None]
+    classify = sum_up(classified, precisions) if classified else None
+    warnings = (*doubts(batches), *classify_doubts(classify))
+    judged = _judge(
         rounds[0].logits if rounds else None,
         targets,
         None if candidate.format == "eager" else eager_logits,
@@ -271,14 +286,16 @@ def _row(
         status=status,
         reason=found.failure,
         warnings=warnings,
-        score=result,
-        agreement=agreement,
-        max_abs_logit_diff=difference,
+        score=judged.score,
+        accuracy_diff=judged.accuracy_diff,
+        agreement=judged.agreement,
+        max_abs_logit_diff=judged.max_abs_logit_diff,
         load_s=tuple(measured.load_s for measured in rounds),
         latency=latency([s for samples in batches[0].rounds_s for s in samples])
         if batches
         else None,
         batches=batches,
+        classify=classify,
         size_bytes=_size_bytes(candidate.path),
         peak_memory_bytes=max(peaks, default=None),
         device=last.device if last else "",
@@ -289,20 +306,35 @@ def _row(
     )
 
 
+@dataclass(frozen=True)
+class _Judgement:
+    """How good a candidate's labels are; the fields are those of `BenchRow`."""
+
+    score: Score | None = None
+    accuracy_diff: float | None = None
+    agreement: float | None = None
+    max_abs_logit_diff: float | None = None
+
+
 def _judge(
     logits: NDArray[np.float32] | None,
     targets: NDArray[np.int64],
     eager_logits: NDArray[np.float32] | None,
-) -> tuple[Score | None, float | None, float | None]:
-    """Return the accuracy, and agreement with and largest difference from the eager model."""
+) -> _Judgement:
+    """Count how many labels are right, and compare with the eager model's where there is one."""
     if logits is None:
-        return None, None, None
+        return _Judgement()
     preds = logits.argmax(axis=1)
     result = score(preds, targets)
     if eager_logits is None:
-        return result, None, None
-    agreement = float((preds == eager_logits.argmax(axis=1)).mean())
-    return result, agreement, float(np.abs(logits - eager_logits).max())
+        return _Judgement(result)
+    eager_preds = eager_logits.argmax(axis=1)
+    return _Judgement(
+        result,
+        accuracy_diff=(result.correct - score(eager_preds, targets).correct) / result.total,
+        agreement=float((preds == eager_preds).mean()),
+        max_abs_logit_diff=float(np.abs(logits - eager_logits).max()),
+    )
 
 
 def batch_timing(batch_size: int, rounds_s: Sequence[tuple[float, ...]]) -> BatchTiming:

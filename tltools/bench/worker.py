@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.bench.machine import peak_memory_bytes
+from tltools.bench.rows import ClassifyRound
+from tltools.bench.stages import OpenModel, measure_classify
 from tltools.bench.timing import Timing, measure
 from tltools.data.images import load_images
 from tltools.errors import TltoolsError
@@ -47,6 +49,9 @@ class Task:
     pictures: tuple[Path, ...]
     with_logits: bool
     """Whether to classify all pictures once timing is done; else some are timed and no more."""
+    open_model: OpenModel | None
+    """What `classify` opens it with; None where that is not to be measured."""
+    classify_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class Measured:
     peak_memory_bytes: int | None
     logits: NDArray[np.float32] | None
     """(N, C), in the order of the pictures."""
+    classify: ClassifyRound | None
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,21 @@ def _work(task: Task, sender: Connection, log: Path) -> None:
 
 
 def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
+    measured = _measure_model(task, enter)  # which is closed now: two of them may not fit in memory
+    if task.open_model is None:
+        return measured
+    found = measure_classify(
+        task.open_model,
+        task.path,
+        task.pictures,
+        device=task.device,
+        seconds=task.classify_seconds,
+        enter=enter,
+    )
+    return replace(measured, classify=found)
+
+
+def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
     enter("load")
     start = time.perf_counter()
     predictor = task.open_predictor(task.path, task.device, task.threads)
@@ -234,6 +255,7 @@ def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
         timings=timings,
         peak_memory_bytes=peak,
         logits=np.concatenate(logits) if logits else None,
+        classify=None,
     )
 
 

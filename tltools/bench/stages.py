@@ -1,0 +1,231 @@
+"""Measure what each stage of `classify` costs on this machine, and the whole of it."""
+
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import cycle, repeat
+from math import ceil
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.bench.rows import ClassifyRound, StageCosts
+from tltools.classify import Output, Picture, Plan, Prediction, classify
+from tltools.data.images import load_image
+from tltools.parallel import ordered_map
+from tltools.runtime import Device, Predictor
+
+MAX_PICTURES = 256
+"""Different pictures, evenly taken from all; they are repeated where more are needed."""
+CHUNK = 8
+"""Pictures that a thread is given at once."""
+MIN_CHUNKS = 3
+"""Timed chunks for each thread at least: the first ones were begun before the clock was."""
+MIN_BATCHES = 2
+"""Batches of the whole `classify` at least. A large model takes seconds for one."""
+MAX_ROWS = 4096
+"""Predictions that are kept to measure writing with."""
+
+
+class OpenModel(Protocol):
+    """How `classify` opens an export; at the top of a module, so that a new process finds it."""
+
+    def __call__(
+        self,
+        path: Path,
+        *,
+        device: Device = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> tuple[Predictor, Plan]:
+        """Return the opened export, and how decoding and the model are to share the cores."""
+        ...
+
+
+def measure_classify(
+    open_model: OpenModel,
+    path: Path,
+    pictures: Sequence[Path],
+    *,
+    device: Device,
+    seconds: float,
+    enter: Callable[[str], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> ClassifyRound:
+    """Measure the stages one after the other, then all of them at work.
+
+    All pictures are read once before, so that the figures are of files in the system's cache: a
+    disk's own speed would count in the first process that reads them and in no other.
+
+    Args:
+        open_model: Opens the export and makes the plan, as for the command without options.
+        path: The export.
+        pictures: Readable pictures, one or more.
+        device: Where to run.
+        seconds: For the whole of `classify`; each stage gets half of it. Slow models take longer,
+            since there are `MIN_CHUNKS` and `MIN_BATCHES`.
+        enter: Called with the name of each stage as it begins.
+        clock: Seconds from an arbitrary start. Tests pass a fake.
+
+    Raises:
+        DataError: If a picture cannot be read.
+        TltoolsError: If the export cannot be opened or run.
+    """
+    enter("classify: opening")
+    predictor, plan = open_model(path, device=device)
+    some = pictures[:: ceil(len(pictures) / MAX_PICTURES)]
+
+    def cost_s(step: Callable[[], int], min_steps: int = 1) -> float:
+        return seconds_per_picture(step, seconds=seconds / 2, min_steps=min_steps, clock=clock)
+
+    def cost_in_threads_s(work: Callable[[Path], object]) -> float:
+        with closing(_in_threads(work, some, plan.workers)) as chunks:
+            return cost_s(lambda: next(chunks), MIN_CHUNKS * plan.workers)
+
+    enter("classify: reading")
+    for picture in some:
+        picture.read_bytes()
+    read_s = cost_in_threads_s(Path.read_bytes)
+
+    enter("classify: decoding")
+    rules = predictor.card.preprocessing
+    load_s = cost_in_threads_s(partial(load_image, size=rules.size, resize=rules.resize))
+
+    enter("classify: inference")
+    callers = num_callers(plan)
+    with closing(_inference(predictor, some, plan)) as batches:
+        infer_s = cost_s(lambda: next(batches), 1 if callers == 1 else MIN_CHUNKS * callers)
+
+    with tempfile.TemporaryDirectory(prefix="tltools-bench-") as folder:
+        output = Path(folder) / "predictions.csv"
+        enter("classify: all stages")
+        start = clock()
+        source = _pictures_for(seconds, some, plan, clock)
+        num_pictures, predictions = _classify(predictor, source, plan, output)
+        pictures_per_s = num_pictures / (clock() - start)
+
+        enter("classify: writing")
+        with Output(output, predictor.card.classes, overwrite=True) as rows:
+            write_s = cost_s(partial(_write, rows, predictions))
+
+    return ClassifyRound(
+        plan=plan,
+        device=predictor.device,
+        costs=StageCosts(
+            read_s=read_s,
+            decode_s=max(load_s - read_s, 0.0),  # loading a picture reads it first
+            infer_s=infer_s,
+            write_s=write_s,
+        ),
+        pictures_per_s=pictures_per_s,
+        num_pictures=num_pictures,
+    )
+
+
+def seconds_per_picture(
+    step: Callable[[], int],
+    *,
+    seconds: float,
+    min_steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Repeat `step` for so long, after one that does not count, and return the mean.
+
+    The mean and not the median: pictures differ, and a stage's cost is what all of them take.
+
+    Args:
+        step: Does some pictures, and returns how many. It must not return before they are done.
+        seconds: No step begins later than this, once there have been `min_steps`.
+        min_steps: Timed steps at least, one or more.
+        clock: Seconds from an arbitrary start. Tests pass a fake.
+    """
+    step()
+    num_pictures = num_steps = 0
+    start = clock()
+    while num_steps < min_steps or clock() - start < seconds:
+        num_pictures += step()
+        num_steps += 1
+    return (clock() - start) / num_pictures
+
+
+def num_callers(plan: Plan) -> int:
+    """Return how many threads run the model at the same time."""
+    return plan.workers if plan.name == "fused" else plan.sessions
+
+
+def _in_threads(
+    work: Callable[[Path], object], pictures: Sequence[Path], workers: int
+) -> Generator[int, None, None]:
+    """Do `work` on pictures in all workers, for ever, a chunk of them an iteration."""
+
+    def work_on(chunk: Sequence[Path]) -> int:
+        for picture in chunk:
+            work(picture)
+        return len(chunk)
+
+    chunks = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
+    yield from ordered_map(work_on, cycle(chunks), workers=workers, ahead=2 * workers)
+
+
+def _inference(
+    predictor: Predictor, pictures: Sequence[Path], plan: Plan
+) -> Generator[int, None, None]:
+    """Run the model as the plan does, on pictures in memory, for ever."""
+    callers = num_callers(plan)
+    if callers == 1:  # one batch after the other
+        images = _images(predictor, pictures, plan.batch_size)
+        while True:
+            yield len(predictor(images))
+    number = max(CHUNK, plan.batch_size)
+    images = _images(predictor, pictures, number)
+    batches = [images[i : i + plan.batch_size] for i in range(0, number, plan.batch_size)]
+
+    def run(_turn: None) -> int:
+        return sum(len(predictor(batch)) for batch in batches)
+
+    yield from ordered_map(run, repeat(None), workers=callers, ahead=2 * callers)
+
+
+def _images(predictor: Predictor, pictures: Sequence[Path], number: int) -> NDArray[np.uint8]:
+    """Decode so many pictures, again from the start where there are fewer: (number, H, W, 3)."""
+    rules = predictor.card.preprocessing
+    images = predictor.new_batch(number)
+    for image, picture in zip(images, cycle(pictures), strict=False):  # the latter has no end
+        load_image(picture, size=rules.size, resize=rules.resize, out=image)
+    return images
+
+
+def _classify(
+    predictor: Predictor, source: Iterator[Picture], plan: Plan, output: Path
+) -> tuple[int, list[Prediction]]:
+    """Classify into a file; return the number of rows, and some of the predictions."""
+    some: list[Prediction] = []
+    with Output(output, predictor.card.classes) as rows:
+        for prediction in classify(predictor, source, plan=plan):
+            rows.write(prediction)
+            if len(some) < MAX_ROWS:
+                some.append(prediction)
+    return rows.num_rows, some
+
+
+def _write(rows: Output, predictions: Sequence[Prediction]) -> int:
+    for prediction in predictions:
+        rows.write(prediction)
+    return len(predictions)
+
+
+def _pictures_for(
+    seconds: float, paths: Sequence[Path], plan: Plan, clock: Callable[[], float]
+) -> Iterator[Picture]:
+    """Yield pictures, whole batches of them, until so much time has passed."""
+    start = clock()
+    batch = max(plan.batch_size, CHUNK)
+    source = cycle([Picture(path, path.as_posix()) for path in paths])
+    for number, picture in enumerate(source):
+        if number % batch == 0 and number >= MIN_BATCHES * batch and clock() - start >= seconds:
+            return
+        yield picture

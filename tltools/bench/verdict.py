@@ -1,0 +1,339 @@
+"""Say what the figures come to: the bottleneck of `classify`, and the export to take here."""
+
+import shlex
+from collections.abc import Collection, Iterable, Sequence
+from statistics import median
+
+from tltools.bench.rows import (
+    BenchRow,
+    Bottleneck,
+    Choice,
+    ClassifyFigures,
+    ClassifyRound,
+    Recommendation,
+    Stage,
+    StageCosts,
+)
+from tltools.bench.text import accuracy, digits, milliseconds, percent_down
+from tltools.bench.timing import MAX_ROUND_SPREAD
+from tltools.card import Precision
+
+MAX_ACCURACY_LOSS = 0.005
+"""The most accuracy that a recommended export may have lost, as a share of all pictures."""
+MIN_AGREEMENT = 0.99
+"""The share of PyTorch's labels that it must give."""
+NOISE = 0.05
+"""A rate that is higher by a smaller share is no reason to choose."""
+
+FORMAT_ORDER = ("eager", "torchscript", "onnx")
+"""In the tables."""
+PRECISION_ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+"""The most exact first."""
+ROUNDING = 1e-9
+"""Of differences between shares: 0.955 - 0.96 is a little less than -0.005."""
+
+REMEDIES: dict[Stage, str] = {
+    "reading": "try a faster disk or more --workers",
+    "decoding": "try smaller picture files or more cores",
+    "writing": "try another format of --output",
+}
+DOUBTFUL = (
+    "The timings behind this were unstable (see the notes), so the figures are doubtful: "
+    "run again on a quiet machine"
+)
+
+
+# --------------------------------------------------------------------------------- bottleneck
+
+
+def find_bottleneck(
+    costs: StageCosts,
+    *,
+    device: str,
+    pictures_per_s: float,
+    precisions: Collection[Precision] = (),
+) -> Bottleneck:
+    """Name the stage that holds `classify` up.
+
+    On the CPU the stages share the cores, so that their costs add up and the largest holds the
+    others up. A GPU works beside the cores: whichever takes longer for a picture holds up the
+    other.
+
+    Args:
+        costs: Seconds for one picture in each stage.
+        device: Where inference runs.
+        pictures_per_s: Of the whole, to compare with.
+        precisions: Those of the run's exports that are known; no remedy is one of them.
+    """
+    by_stage = costs.by_stage()
+    others_s = sum(by_stage.values()) - costs.infer_s
+    if device == "cpu":
+        stage = max(by_stage, key=by_stage.__getitem__)
+        total_s = others_s + costs.infer_s
+        where = "the stages' sum on the cores"
+    elif costs.infer_s >= others_s:
+        stage, total_s = "inference", costs.infer_s
+        where = f"the GPU's time, which the cores ({milliseconds(others_s)} ms) wait for"
+    else:
+        del by_stage["inference"]
+        stage, total_s = max(by_stage, key=by_stage.__getitem__), others_s
+        where = f"the cores' time, which the GPU ({milliseconds(costs.infer_s)} ms) waits for"
+    cost_s = costs.by_stage()[stage]
+    share = cost_s / total_s
+    remedy = _faster_model(device, precisions) if stage == "inference" else REMEDIES[stage]
+    return Bottleneck(
+        stage=stage,
+        cost_s=cost_s,
+        total_s=total_s,
+        share=share,
+        sentence=(
+            f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per picture "
+            f"({100 * share:.0f} % of {where}; all at once took "
+            f"{milliseconds(1 / pictures_per_s)} ms): {remedy}"
+        ),
+    )
+
+
+def _faster_model(device: str, precisions: Collection[Precision]) -> str:
+    if device != "cpu":
+        return "try a smaller model" if "fp16" in precisions else "try fp16 or a smaller model"
+    if "int8" in precisions:
+        return "try a GPU, more cores or a smaller model"
+    return "try int8, a GPU, more cores or a smaller model"
+
+
+def sum_up(
+    rounds: Sequence[ClassifyRound], precisions: Collection[Precision] = ()
+) -> ClassifyFigures:
+    """Sum up what the rounds found about one export; `precisions` as in `find_bottleneck`."""
+    rates = [one.pictures_per_s for one in rounds]
+    costs = StageCosts(
+        read_s=median(one.costs.read_s for one in rounds),
+        decode_s=median(one.costs.decode_s for one in rounds),
+        infer_s=median(one.costs.infer_s for one in rounds),
+        write_s=median(one.costs.write_s for one in rounds),
+    )
+    return ClassifyFigures(
+        pictures_per_s=median(rates),
+        round_spread=max(rates) / min(rates) - 1,
+        costs=costs,
+        bottleneck=find_bottleneck(
+            costs,
+            device=rounds[-1].device,
+            pictures_per_s=median(rates),
+            precisions=precisions,
+        ),
+        rounds=tuple(rounds),
+    )
+
+
+def classify_doubts(figures: ClassifyFigures | None) -> list[str]:
+    """Say what makes the figures doubtful, and what to do about it, a line each."""
+    if figures is None or figures.round_spread <= MAX_ROUND_SPREAD:
+        return []
+    return [
+        f"classify's fastest round had {1 + figures.round_spread:.2f} times the rate of the "
+        "slowest: the machine was busy or changed its clock; close other programs and run again, "
+        "or take more --rounds"
+    ]
+
+
+# ----------------------------------------------------------------------------- recommendation
+
+
+def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
+    """Choose the export to take on this machine; None where `classify` was not measured at all.
+
+    Of each run it is the fastest of those that are as accurate as its PyTorch model (see
+    `choose`); over all runs, that of the most accurate one.
+    """
+    if all(row.classify is None for row in rows):
+        return None
+    runs = dict.fromkeys(row.run for row in rows)
+    choices = tuple(choose([row for row in rows if row.run == run]) for run in runs)
+    usable = [choice for choice in choices if choice.path]
+    best = max(usable, key=_accuracy_then_rate, default=None)
+    return Recommendation(
+        choice=best,
+        alternative="" if best is None else _alternative(best, usable),
+        command="" if best is None else f"tltools classify FOLDER --model {shlex.quote(best.path)}",
+        choices=choices,
+    )
+
+
+def choose(rows: Sequence[BenchRow]) -> Choice:
+    """Choose among the exports of one run.
+
+    Those qualify that did not fail, whose accuracy is not lower than the run's PyTorch model's by
+    more than `MAX_ACCURACY_LOSS`, and which give `MIN_AGREEMENT` of its labels. Of these the one
+    with the highest rate of `classify`; of those whose rates differ by less than `NOISE` from it,
+    the most exact, and ONNX before TorchScript.
+    """
+    exports = [row for row in rows if row.format != "eager"]
+    reference = _reference(rows)
+    refused = {row.name: _why_refused(row, reference) for row in exports}
+    good = [row for row in exports if not refused[row.name]]
+    if not good:
+        return Choice(
+            run=rows[0].run,
+            name="",
+            path="",
+            pictures_per_s=None,
+            score=None,
+            reason=_why_none(rows[0].run, [(row, refused[row.name]) for row in exports]),
+            passed_over=(),
+            doubtful=False,
+        )
+    fastest = max(map(_rate, good))
+    close = [row for row in good if fastest < (1 + NOISE) * _rate(row)]
+    chosen = min(close, key=_exactness)
+    others = sorted((row for row in exports if row is not chosen), key=_rate, reverse=True)
+    return Choice(
+        run=chosen.run,
+        name=chosen.name,
+        path=chosen.path,
+        pictures_per_s=_rate(chosen),
+        score=chosen.score,
+        reason=_why_chosen(chosen, rows),
+        passed_over=tuple(
+            f"{_kind(row)}: {refused[row.name] or _why_slower(row, chosen)}" for row in others
+        ),
+        doubtful=chosen.status == "unstable",
+    )
+
+
+def _reference(rows: Sequence[BenchRow]) -> BenchRow | None:
+    """Return what the exports' accuracy is compared with: PyTorch, or else the fp32 export."""
+    known = [row for row in rows if row.score is not None and row.status != "failed"]
+    eager = [row for row in known if row.format == "eager"]
+    exact = [row for row in known if row.precision == "fp32"]
+    return next(iter(eager or sorted(exact, key=_exactness)), None)
+
+
+def _why_refused(row: BenchRow, reference: BenchRow | None) -> str:
+    """Return why an export does not qualify, or nothing."""
+    if row.status == "failed":
+        return row.reason
+    if row.classify is None or row.score is None:
+        return "classify was not measured with it"
+    rate = f"{digits(_rate(row))} pictures per second"
+    if reference is not None and reference.score is not None:
+        loss = reference.score.accuracy - row.score.accuracy
+        if loss > MAX_ACCURACY_LOSS + ROUNDING:
+            return (
+                f"{rate}, but {100 * loss:.1f} points less accurate than {_kind(reference)} "
+                f"({row.score.correct} instead of {reference.score.correct} of "
+                f"{row.score.total}; {100 * MAX_ACCURACY_LOSS:.1f} points are allowed)"
+            )
+    if row.agreement is not None and row.agreement < MIN_AGREEMENT:
+        return (
+            f"{rate}, but only {percent_down(row.agreement)} % of PyTorch's labels "
+            f"({100 * MIN_AGREEMENT:.0f} % are needed)"
+        )
+    return ""
+
+
+def _why_none(run: str, refused: Sequence[tuple[BenchRow, str]]) -> str:
+    if not refused:
+        why = "there is no export of it; make one with tltools export"
+    else:
+        why = "; ".join(f"{_kind(row)}: {why}" for row, why in refused)
+    return f"nothing of {run} is recommended: {why}"
+
+
+def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
+    """Say how fast and how good an export is, beside its run's fp32 export where there is one."""
+    assert row.score is not None
+    rate = f"{digits(_rate(row))} pictures per second"
+    exact = [
+        one
+        for one in rows
+        if one.precision == "fp32" and one.classify is not None and one.status != "failed"
+    ]
+    exact.sort(key=_exactness)
+    if exact and row.precision != "fp32":
+        times, other = _rate(row) / _rate(exact[0]), digits(_rate(exact[0]))
+        rate = (
+            f"{times:.1f} times as fast as {_kind(exact[0])} "
+            f"({digits(_rate(row))} against {other} pictures per second)"
+        )
+    labels = (
+        ""
+        if row.agreement is None
+        else f" with {percent_down(row.agreement)} % of PyTorch's labels"
+    )
+    return f"{rate}{labels}; accuracy {accuracy(row.score)}"
+
+
+def _why_slower(row: BenchRow, chosen: BenchRow) -> str:
+    rate = f"{digits(_rate(row))} pictures per second"
+    if max(_rate(row), _rate(chosen)) < (1 + NOISE) * min(_rate(row), _rate(chosen)):
+        return f"{rate}, which is the same within the noise ({100 * NOISE:.0f} %)"
+    return f"{rate}, slower"
+
+
+def _alternative(best: Choice, usable: Sequence[Choice]) -> str:
+    """Say what the fastest of the other runs' choices would gain and cost."""
+    other = max(usable, key=lambda choice: choice.pictures_per_s or 0.0)
+    assert best.pictures_per_s is not None
+    assert other.pictures_per_s is not None
+    if other.pictures_per_s < (1 + NOISE) * best.pictures_per_s:
+        return ""
+    assert best.score is not None
+    assert other.score is not None
+    points = 100 * (best.score.accuracy - other.score.accuracy)
+    return (
+        f"{other.path} is {other.pictures_per_s / best.pictures_per_s:.1f} times as fast "
+        f"({digits(other.pictures_per_s)} pictures per second) and {points:.1f} points less "
+        f"accurate: {accuracy(other.score)}"
+    )
+
+
+def _accuracy_then_rate(choice: Choice) -> tuple[float, float]:
+    assert choice.score is not None
+    assert choice.pictures_per_s is not None
+    return choice.score.accuracy, choice.pictures_per_s
+
+
+def _exactness(row: BenchRow) -> tuple[int, bool, float]:
+    """Return what sorts the most exact export first, then ONNX, then the fastest."""
+    return PRECISION_ORDER.index(row.precision), row.format != "onnx", -_rate(row)
+
+
+def _rate(row: BenchRow) -> float:
+    return row.classify.pictures_per_s if row.classify is not None else 0.0
+
+
+def _kind(row: BenchRow) -> str:
+    return "PyTorch" if row.format == "eager" else f"{row.format} {row.precision}"
+
+
+def recommendation_lines(found: Recommendation | None) -> list[str]:
+    """Return the recommendation for people: what, why, and why none of the others, a line each."""
+    if found is None:
+        return []
+    best = found.choice
+    if best is None:
+        return ["Recommended on this machine: none", *(one.reason for one in found.choices)]
+    lines = [f"Recommended on this machine: {best.path}: {best.reason}"]
+    if best.doubtful:
+        lines.append(DOUBTFUL)
+    lines += [f"Not {one}" for one in best.passed_over]
+    if found.alternative:
+        lines.append(found.alternative)
+    lines += [one.reason for one in found.choices if not one.path]
+    return lines
+
+
+def in_order(rows: Iterable[BenchRow]) -> list[BenchRow]:
+    """Sort rows by run, in the order of first appearance, then format, then precision."""
+    rows = list(rows)
+    runs = list(dict.fromkeys(row.run for row in rows))
+    return sorted(
+        rows,
+        key=lambda row: (
+            runs.index(row.run),
+            FORMAT_ORDER.index(row.format),
+            PRECISION_ORDER.index(row.precision),
+        ),
+    )
