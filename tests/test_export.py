@@ -18,13 +18,14 @@ from torch import nn
 
 from tltools.card import CARD_KEY, card_from_json
 from tltools.data.images import load_image
-from tltools.errors import ArtifactError, DataError, ParityError
+from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.export import export as export_module
 from tltools.export import export_run
 from tltools.export.formats import check_onnx, set_card, write_onnx, write_torchscript
-from tltools.export.parity import compare
+from tltools.export.parity import BARS, ParityBar, compare
 from tltools.runtime.predictor import load_predictor, read_card
 from tltools.training import load_run, open_run
+from tltools.training.run import read_split
 
 FORMATS = ("torchscript", "onnx")
 NUM_VAL = 6
@@ -357,8 +358,21 @@ def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, pictures
     reference = predictor(np.stack([load_image(path, size=32, resize="squash") for path in paths]))
     reference[7] = reference[7][[1, 2, 0]]
     with pytest.raises(ParityError, match=r"96\.67% of 30 pictures .* first that differs is .*7"):
-        compare(reference, predictor, paths, atol=None)
-    assert compare(reference, predictor, paths, atol=None, min_top1_agreement=0.9).atol is None
+        compare(reference, predictor, paths, bar=ParityBar(atol=None, min_top1_agreement=1.0))
+    lower = ParityBar(atol=None, min_top1_agreement=0.9)
+    parity = compare(reference, predictor, paths, bar=lower)
+    assert parity.atol is None
+    assert parity.accuracy_drop is None  # there are no targets
+    targets = reference.argmax(axis=1)
+    assert compare(reference, predictor, paths, targets, bar=lower).accuracy_drop == 1 / 30
+    strict = ParityBar(atol=None, min_top1_agreement=0.9, max_accuracy_drop=0.03)
+    with pytest.raises(ParityError, match=r"accuracy on 30 pictures drops by 3\.33%, more than 3"):
+        compare(reference, predictor, paths, targets, bar=strict)
+    # An export that is right more often than PyTorch has lost nothing.
+    better = predictor(np.stack([load_image(path, size=32, resize="squash") for path in paths]))
+    assert compare(
+        reference, predictor, paths, better.argmax(axis=1), bar=lower
+    ).accuracy_drop == pytest.approx(-1 / 30)
 
 
 @pytest.mark.parametrize("axis", ["input", "output"])
@@ -474,3 +488,130 @@ def test_the_exporter_is_not_heard(cnn_run, tmp_path):
 
 def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# ------------------------------------------------------------------------ reduced precisions
+
+
+@pytest.fixture(scope="module")
+def reduced(cnn_run, tmp_path_factory):
+    """The CNN's exports in all precisions, by precision, and what was said."""
+    progress = Recorder()
+    results = export_run(
+        cnn_run,
+        ["onnx"],
+        tmp_path_factory.mktemp("reduced"),
+        precisions=["fp32", "fp16", "int8"],
+        calibration_images=7,
+        progress=progress,
+    )
+    return {result.facts.precision: result for result in results}
+
+
+def test_every_precision_is_verified_against_its_own_bar(reduced):
+    assert list(reduced) == ["fp32", "fp16", "int8"]
+    for precision, result in reduced.items():
+        assert result.path.name == f"cnn.{precision}.onnx"
+        assert read_card(result.path) == result.card
+        parity, bar = result.parity, BARS[precision]
+        assert parity.top1_agreement >= parity.min_top1_agreement == bar.min_top1_agreement
+        assert parity.max_accuracy_drop == bar.max_accuracy_drop
+        assert parity.accuracy_drop == 0
+        assert parity.num_pictures == NUM_VAL
+    assert BARS["int8"].min_top1_agreement == 0.99
+    assert BARS["int8"].max_accuracy_drop == 0.005
+    assert BARS["fp16"].min_top1_agreement == 0.995
+    assert reduced["int8"].parity.max_abs_logit_diff > 1e-4  # else nothing was rounded
+    assert reduced["int8"].size_bytes < 0.35 * reduced["fp32"].size_bytes
+    assert reduced["fp16"].size_bytes < 0.6 * reduced["fp32"].size_bytes
+
+
+def test_an_int8_export_says_how_it_was_calibrated(reduced):
+    calibration = reduced["int8"].facts.calibration
+    assert (calibration.method, calibration.num_pictures) == ("MinMax", 7)
+    assert reduced["fp32"].facts.calibration is None
+    assert reduced["fp16"].facts.calibration is None
+
+
+def test_only_the_exports_are_left_in_their_folder(reduced):
+    names = sorted(path.name for path in reduced["int8"].path.parent.iterdir())
+    assert names == ["cnn.fp16.onnx", "cnn.fp32.onnx", "cnn.int8.onnx"]
+
+
+def test_calibration_takes_training_pictures_from_all_classes_alike(cnn_run, tmp_path, monkeypatch):
+    frame = read_split(cnn_run)
+    train = frame[frame["split"] == "train"].set_index("path")
+    taken = []
+
+    def record(source, target, calibration, check, *, progress):
+        taken.extend(calibration)
+        raise ParityError("seen enough")
+
+    monkeypatch.setattr(export_module, "quantize_until", record)
+    seen = []
+    load_images = export_module.load_images
+    monkeypatch.setattr(
+        export_module,
+        "load_images",
+        lambda paths, **rest: seen.extend(paths) or load_images(paths, **rest),
+    )
+    with pytest.raises(ParityError, match="seen enough"):
+        list(export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"], calibration_images=6))
+    assert sum(map(len, taken)) == len(set(seen)) == 6
+    assert sorted(train.loc[[str(path) for path in seen], "class"].value_counts()) == [3, 3]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_export_below_its_bar_is_not_made(cnn_run, tmp_path, monkeypatch, precision):
+    """The source is broken, so no choice of layers can help."""
+    monkeypatch.setitem(export_module.WRITERS, "onnx", writer_of(classes_swapped, write_onnx))
+    earlier = tmp_path / "cnn" / f"cnn.{precision}.onnx"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"earlier")
+    with pytest.raises(ParityError, match=r"is not made: .* of 6 pictures get the same label"):
+        list(export_run(cnn_run, ["onnx"], tmp_path, precisions=[precision]))
+    assert files_in(tmp_path) == [earlier]
+    assert earlier.read_bytes() == b"earlier"
+
+
+def test_layers_stay_float_until_the_bar_holds_and_the_card_names_them(
+    cnn_run, tmp_path, monkeypatch
+):
+    """The first two tries are read with a PyTorch side that disagrees."""
+    tries = []
+
+    def compare_strictly(*args, **rest):
+        tries.append(args)
+        if len(tries) < 3:
+            raise ParityError("too far")
+        return compare(*args, **rest)
+
+    monkeypatch.setattr(export_module, "compare", compare_strictly)
+    progress = Recorder()
+    (result,) = export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"], progress=progress)
+    assert len(result.facts.float_layers) == 2
+    kept = {node.name for node in onnx.load(result.path).graph.node}
+    assert kept.issuperset(result.facts.float_layers)
+    assert sum("int8: too far; trying with" in line for line in progress.said) == 2
+
+
+def test_torchscript_has_one_precision(cnn_run, tmp_path):
+    with pytest.raises(ConfigError, match="TorchScript exports are fp32 only; --precision int8"):
+        list(export_run(cnn_run, ["torchscript"], tmp_path, precisions=["int8"]))
+    results = list(
+        export_run(cnn_run, FORMATS, tmp_path, precisions=["fp32", "fp16"], num_pictures=2)
+    )
+    assert [result.path.name for result in results] == [
+        "cnn.fp32.pt",
+        "cnn.fp32.onnx",
+        "cnn.fp16.onnx",
+    ]
+
+
+def test_the_training_pictures_must_be_there_for_int8(cnn_run, tmp_path, monkeypatch):
+    frame = read_split(cnn_run)
+    frame.loc[frame["split"] == "train", "path"] = str(tmp_path / "gone.png")
+    monkeypatch.setattr(export_module, "read_split", lambda run: frame)
+    with pytest.raises(DataError, match=r"cannot be calibrated on its training pictures: .*gone"):
+        list(export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"]))
+    assert files_in(tmp_path) == []

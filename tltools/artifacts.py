@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import Card
+from tltools.card import Card, Precision
 from tltools.errors import ArtifactError, DataError
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import PREDICTORS, Predictor, load_predictor, read_card
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RUN_DIR = Path("runs")
 EXPORT_DIR = Path("exports")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+"""The most exact first."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
 
 
 def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
-    """Return the ONNX export with the highest validation accuracy.
+    """Return the ONNX export with the highest validation accuracy, of these the most exact one.
+
+    Which of its precisions is the fastest depends on the machine: `tltools bench` measures it.
 
     Raises:
         ArtifactError: If there is no ONNX export.
@@ -116,7 +120,13 @@ def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
             f"no ONNX export in {export_dir}/: make one with tltools export --format onnx, "
             "or name an export with --model"
         )
-    return max(found, key=lambda one: one.card.metrics["val"].accuracy)
+    return max(found, key=_quality)
+
+
+def _quality(export: Artifact) -> tuple[float, int]:
+    """Return what orders exports: their run's validation accuracy, then their precision."""
+    assert export.card.export is not None
+    return export.card.metrics["val"].accuracy, -PRECISIONS.index(export.card.export.precision)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,14 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", help="Where to run; auto takes CUDA where it works and says so."),
 ]
+InferenceDeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt", "openvino"],
+    typer.Option(
+        "--device",
+        help="Where to run; auto takes CUDA where it works and says so. tensorrt and openvino are "
+        "onnxruntime's execution providers, where they are installed.",
+    ),
+]
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
@@ -321,6 +329,19 @@ def export(
         Literal["onnx", "torchscript", "all"],
         typer.Option(help="File format; TorchScript is deprecated by PyTorch, though it works."),
     ] = "onnx",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "all"],
+        typer.Option(
+            help="Of ONNX: int8 is a quarter of the size and the fastest on most CPUs; fp16 is "
+            "half the size and meant for GPUs."
+        ),
+    ] = "fp32",
+    calibration_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Training pictures that int8's ranges are taken from.", show_default="128"
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Exports go to OUTPUT/RUN/.")] = Path("exports"),
     pictures: Annotated[
         int | None,
@@ -330,7 +351,9 @@ def export(
 ) -> None:
     """Export runs, each verified against PyTorch on real pictures or not made.
 
-    Example: tltools export runs/cnn --format all
+    An int8 export keeps as many layers in float as it takes to give the same labels.
+
+    Example: tltools export runs/cnn --precision all
     """
     from tltools.artifacts import find_runs
     from tltools.console import print_table
@@ -339,27 +362,47 @@ def export(
     progress = _progress()
     folders = runs or [artifact.path for artifact in find_runs()]
     formats = ("torchscript", "onnx") if format == "all" else (format,)
+    precisions = ("fp32", "fp16", "int8") if precision == "all" else (precision,)
     results = [
         result
         for folder in folders
         for result in export_run(
-            folder, formats, output, num_pictures=pictures, device=device, progress=progress
+            folder,
+            formats,
+            output,
+            precisions=precisions,
+            calibration_images=calibration_images,
+            num_pictures=pictures,
+            device=device,
+            progress=progress,
         )
     ]
     print_table(
         "Exports, verified against PyTorch on validation pictures",
-        ("export", "MB", "top-1 agreement", "largest logit difference", "pictures"),
+        (
+            "export",
+            "MB",
+            "top-1 agreement",
+            "accuracy change",
+            "largest logit difference",
+            "pictures",
+        ),
         [
             (
                 str(result.path),
                 f"{result.size_bytes / 1e6:.1f}",
                 f"{result.parity.top1_agreement:.2%}",
+                f"{0 - (result.parity.accuracy_drop or 0):+.2%}",
                 f"{result.parity.max_abs_logit_diff:.1e}",
                 str(result.parity.num_pictures),
             )
             for result in results
         ],
     )
+    for result in results:
+        if result.facts.float_layers:
+            layers = ", ".join(result.facts.float_layers)
+            progress.say(f"{result.path} keeps {len(result.facts.float_layers)} in fp32: {layers}")
     progress.say("Next: tltools classify FOLDER, and tltools bench")
 
 
@@ -378,7 +421,7 @@ def classify(
         Path, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; - is standard output.")
     ] = Path("predictions.csv"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    device: DeviceOption = "auto",
+    device: InferenceDeviceOption = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Pictures per forward pass.", show_default="by the model"),
@@ -433,16 +476,19 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
     ] = None,
-    device: DeviceOption = "auto",
+    device: InferenceDeviceOption = "auto",
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
 ) -> None:
-    """Measure accuracy, latency, throughput, size and memory of each format.
+    """Measure each export beside its run, and say which to take on this machine.
+
+    Accuracy, latency, throughput, memory, size; how fast `classify` is and what holds it up.
 
     Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
     """
     from tltools.artifacts import bench_inputs, open_predictor
     from tltools.bench import run_bench, write_report
-    from tltools.console import print_table
+    from tltools.classify import open_model
+    from tltools.console import print_table, printable
 
     progress = _progress()
     dataset = None
@@ -465,6 +511,7 @@ def bench(
     report = run_bench(
         inputs.candidates,
         open_predictor=open_predictor,
+        open_model=open_model,
         pictures=inputs.pictures,
         targets=inputs.targets,
         device=device,
@@ -477,10 +524,14 @@ def bench(
     )
     for table in report.tables():
         print_table(table.title, table.columns, table.rows)
+    for line in report.recommended():
+        typer.echo(printable(line))
     for note in report.notes():
         progress.warn(note)
     paths = write_report(report, output)
     progress.say("Written: " + ", ".join(str(path) for path in paths))
+    if report.recommendation is not None and report.recommendation.command:
+        progress.say(f"Next: {report.recommendation.command}")
 
 
 @app.command()
@@ -706,7 +757,10 @@ def _print_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> N
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Tell what a classification did, on standard error: standard output may be the result."""
     choice = summary.choice
-    progress.say(f"Device: {choice.device} ({choice.reason}), {summary.provider}")
+    placed, nodes = summary.placement.get(summary.provider, 0), sum(summary.placement.values())
+    where = f"{summary.provider} {placed}/{nodes} nodes" if nodes else summary.provider
+    progress.say(f"Device: {choice.device} ({choice.reason}), {where}")
+    progress.say(f"Plan: {summary.plan}")
     total = max(summary.num_pictures, 1)
     for name, count in summary.counts.items():
         progress.say(f"{count:8d}  {count / total:6.1%}  {name}")

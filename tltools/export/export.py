@@ -1,18 +1,25 @@
 """Export a run: write, load again with its own runtime, compare, and only then name the file."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from tltools.atomic import atomic_path
-from tltools.card import Card, ExportFacts, Format, Parity
-from tltools.errors import ArtifactError, DataError, ParityError
+from tltools.card import Calibration, Card, ExportFacts, Format, Parity, Precision
+from tltools.data.images import load_images
+from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.evaluate import predict
 from tltools.export.formats import OPSET, SUFFIXES, set_card, write_onnx, write_torchscript
-from tltools.export.parity import compare
+from tltools.export.parity import BARS, compare
+from tltools.export.precision import quantize_until, write_fp16
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import load_predictor
@@ -23,6 +30,9 @@ WRITERS: dict[str, Callable[[Classifier, Card, Path], None]] = {
     "torchscript": write_torchscript,
     "onnx": write_onnx,
 }
+CALIBRATION_IMAGES = 128
+"""Pictures that int8's ranges are taken from: more change little (benchmarks/LOG.md)."""
+CALIBRATION_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +46,15 @@ class ExportResult:
     """Whether an earlier export of the same run stood there."""
 
     @property
+    def facts(self) -> ExportFacts:
+        """What the export adds to the run's card."""
+        assert self.card.export is not None
+        return self.card.export
+
+    @property
     def parity(self) -> Parity:
         """How far the export is from PyTorch."""
-        assert self.card.export is not None
-        return self.card.export.parity
+        return self.facts.parity
 
 
 def export_run(
@@ -47,69 +62,200 @@ def export_run(
     formats: Sequence[Format],
     output: Path,
     *,
+    precisions: Sequence[Precision] = ("fp32",),
+    calibration_images: int | None = None,
     num_pictures: int | None = None,
     device: Device = "cpu",
     progress: Progress = SILENT,
 ) -> Iterator[ExportResult]:
-    """Export a run to `output`/RUN/RUN.PRECISION.SUFFIX, one file for each format.
+    """Export a run to `output`/RUN/RUN.PRECISION.SUFFIX, one file for each that is asked for.
 
     Args:
         run: The run folder.
         formats: `torchscript`, `onnx`.
         output: Where the exports go.
+        precisions: `fp32`, `fp16`, `int8`; TorchScript has fp32 only.
+        calibration_images: Pictures of the run's training split that int8's ranges are taken from
+            and that fp16's are checked with; None: `CALIBRATION_IMAGES`.
         num_pictures: How many pictures of the run's validation split are compared; None: all.
         device: Where both sides of the comparison run; TF32 is off.
         progress: Shows the comparison.
 
     Raises:
         ArtifactError: If the folder is not a run, or an export is malformed.
-        DataError: If the validation pictures have gone.
-        ParityError: If an export disagrees with the run.
+        ConfigError: If only TorchScript is asked for, and not in fp32.
+        DataError: If the pictures of the run have gone.
+        ParityError: If an export misses the bar of its precision.
 
         An export that fails leaves no file; an earlier one of its name stays as it was.
     """
-    model, card = load_run(run)
-    paths = _val_pictures(run, num_pictures)
-    eager = open_run(run, device=device)
-    reference = predict(eager, paths, progress=progress)
-    for format_ in formats:
-        path = output / card.run / f"{card.run}.fp32{SUFFIXES[format_]}"
+    wanted: list[tuple[Format, Precision]] = [
+        (format_, precision)
+        for format_ in formats
+        for precision in precisions
+        if precision == "fp32" or format_ == "onnx"
+    ]
+    if not wanted:
+        raise ConfigError(
+            f"TorchScript exports are fp32 only; --precision {precisions[0]} needs --format onnx"
+        )
+    with ExitStack() as stack:
+        exporter = _Exporter(
+            run,
+            output,
+            calibration_images or CALIBRATION_IMAGES,
+            num_pictures,
+            device,
+            progress,
+            stack=stack,
+        )
+        for format_, precision in wanted:
+            yield exporter.export(format_, precision)
+
+
+class _Exporter:
+    """One run on its way to several files; what they share is made once, when it is needed."""
+
+    def __init__(
+        self,
+        run: Path,
+        output: Path,
+        calibration_images: int,
+        num_pictures: int | None,
+        device: Device,
+        progress: Progress,
+        *,
+        stack: ExitStack,
+    ) -> None:
+        self.model, self.card = load_run(run)
+        self.folder = output / self.card.run
+        self.frame = read_split(run)
+        self.val = _part(self.frame, "val", run)[:num_pictures]
+        self.run = run
+        self.calibration_images = calibration_images
+        self.device: Device = device
+        self.progress = progress
+        self.stack = stack
+        self.paths = [Path(path) for path in self.val["path"]]
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Class index of each validation picture, (N,)."""
+        index = {name: number for number, name in enumerate(self.card.classes)}
+        return np.array([index[name] for name in self.val["class"]], dtype=np.int64)
+
+    @cached_property
+    def reference(self) -> NDArray[np.float32]:
+        """PyTorch's logits of the validation pictures, (N, C)."""
+        return predict(open_run(self.run, device=self.device), self.paths, progress=self.progress)
+
+    @cached_property
+    def source(self) -> Path:
+        """An fp32 ONNX file that the reduced precisions are made from; goes when all are done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(prefix=".source.", suffix=".tmp", dir=self.folder)
+        path = Path(self.stack.enter_context(temporary)) / "fp32.onnx"
+        WRITERS["onnx"](self.model, self.card, path)
+        return path
+
+    @cached_property
+    def calibration(self) -> list[Path]:
+        """Pictures of the training split, from all classes alike as far as they go."""
+        frame = _part(self.frame, "train", self.run)
+        shuffled = frame.sample(frac=1.0, random_state=0)
+        rank = shuffled.groupby("class").cumcount()
+        chosen = shuffled.loc[rank.sort_values(kind="stable").index[: self.calibration_images]]
+        return [Path(path) for path in chosen["path"]]
+
+    def export(self, format_: Format, precision: Precision) -> ExportResult:
+        """Write one file, verify it and give it its name."""
+        path = self.folder / f"{self.card.run}.{precision}{SUFFIXES[format_]}"
         replaced = path.exists()
-        progress.say(f"Exporting {card.run} to {path}" + (", replacing it" if replaced else ""))
+        self.progress.say(
+            f"Exporting {self.card.run} to {path}" + (", replacing it" if replaced else "")
+        )
         try:
             with atomic_path(path) as temporary:
-                WRITERS[format_](model, card, temporary)
-                predictor = load_predictor(temporary, device=device, tf32=False)
-                parity = compare(reference, predictor, paths, progress=progress)
-                facts = ExportFacts(
-                    format=format_,
-                    precision="fp32",
-                    opset=OPSET if format_ == "onnx" else None,
-                    parity=parity,
-                )
-                exported = msgspec.structs.replace(card, export=facts)
-                _seal(temporary, exported, paths, device=device)
+                facts = self._write(format_, precision, temporary)
+                exported = msgspec.structs.replace(self.card, export=facts)
+                _seal(temporary, exported, self.paths, device=self.device)
         except (ArtifactError, ParityError) as error:
+            other = "--format" if precision == "fp32" else "--precision"
             raise type(error)(
-                f"{path} is not made: {error}; try the other --format, or other versions of torch "
+                f"{path} is not made: {error}; try the other {other}, or other versions of torch "
                 "and onnxruntime"
             ) from error
-        yield ExportResult(
+        return ExportResult(
             path=path, card=exported, size_bytes=path.stat().st_size, replaced=replaced
         )
 
+    def _write(self, format_: Format, precision: Precision, path: Path) -> ExportFacts:
+        """Write and compare one file; its card is still the run's."""
+        calibration: Calibration | None = None
+        kept: list[str] = []
+        passed: list[Parity] = []
 
-def _val_pictures(run: Path, num_pictures: int | None) -> list[Path]:
-    frame = read_split(run)
-    paths = [Path(path) for path in frame.loc[frame["split"] == "val", "path"]][:num_pictures]
-    gone = [path for path in paths if not path.is_file()]
-    if gone or not paths:
-        what = f"{gone[0]} and {len(gone) - 1} more have gone" if gone else "it has none"
-        raise DataError(
-            f"run {run.name} cannot be verified on its validation pictures: {what}; an export "
-            "is verified on real pictures or not made: put them back"
+        def check(tried: Path) -> None:
+            passed.append(self._compare(tried, precision))
+
+        if precision == "int8":
+            calibration = Calibration(method="MinMax", num_pictures=len(self.calibration))
+            kept = quantize_until(
+                self.source, path, self._calibration_batches(), check, progress=self.progress
+            )
+        else:
+            if precision == "fp16":
+                kept = write_fp16(self.source, path, self._calibration_batches())
+            else:
+                WRITERS[format_](self.model, self.card, path)
+            check(path)
+        return ExportFacts(
+            format=format_,
+            precision=precision,
+            opset=OPSET if format_ == "onnx" else None,
+            parity=passed[-1],
+            calibration=calibration,
+            float_layers=tuple(kept),
         )
-    return paths
+
+    def _compare(self, path: Path, precision: Precision) -> Parity:
+        predictor = load_predictor(path, device=self.device, tf32=False)
+        return compare(
+            self.reference,
+            predictor,
+            self.paths,
+            self.targets,
+            bar=BARS[precision],
+            progress=self.progress,
+        )
+
+    def _calibration_batches(self) -> Iterator[NDArray[np.uint8]]:
+        rules = self.card.preprocessing
+        with self.progress.bar("Calibrating", len(self.calibration)) as bar:
+            for images in load_images(
+                self.calibration, size=rules.size, resize=rules.resize, batch_size=CALIBRATION_BATCH
+            ):
+                yield images
+                bar.advance(len(images))
+
+
+def _part(frame: pd.DataFrame, split: str, run: Path) -> pd.DataFrame:
+    """Return the rows of a split, whose pictures must all be there.
+
+    Raises:
+        DataError: If it has no picture, or some have gone.
+    """
+    part = frame.loc[frame["split"] == split]
+    gone = [path for path in part["path"] if not Path(path).is_file()]
+    if gone or not len(part):
+        name = {"val": "validation", "train": "training"}[split]
+        what = f"{gone[0]} and {len(gone) - 1} more have gone" if gone else "it has none"
+        need = "verified" if split == "val" else "calibrated"
+        raise DataError(
+            f"run {run.name} cannot be {need} on its {name} pictures: {what}; an export "
+            f"is {need} on real pictures or not made: put them back"
+        )
+    return part
 
 
 def _seal(path: Path, card: Card, paths: Sequence[Path], *, device: Device) -> None:

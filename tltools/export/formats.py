@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tltools.card import CARD_KEY, Card
 from tltools.errors import ArtifactError
+from tltools.export.folding import fold
 from tltools.training.models import Classifier
 
 OPSET = 20
@@ -30,7 +31,7 @@ def write_torchscript(model: Classifier, card: Card, path: Path) -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
-        module = torch.jit.trace(model, _example(card), check_trace=False)
+        module = torch.jit.trace(fold(model), _example(card), check_trace=False)
         torch.jit.save(module, path, _extra_files={CARD_KEY: card.to_json()})
 
 
@@ -42,7 +43,7 @@ def write_onnx(model: Classifier, card: Card, path: Path) -> None:
     """
     with _quiet_exporter():
         program = torch.onnx.export(
-            model,
+            fold(model),
             (_example(card),),
             input_names=["images"],
             output_names=["logits"],

@@ -1,19 +1,36 @@
 """Compare an export with its PyTorch model on real pictures, from bytes to label."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import Parity
+from tltools.card import Parity, Precision
 from tltools.errors import ParityError
 from tltools.evaluate import predict
 from tltools.progress import SILENT, Progress
 from tltools.runtime.predictor import Predictor
 
-ATOL_FP32 = 1e-4
-"""The largest logit difference of an fp32 export."""
+
+@dataclass(frozen=True, kw_only=True)
+class ParityBar:
+    """What an export of one precision must reach, or it is not made."""
+
+    atol: float | None
+    """The largest logit difference that passes; None: only labels and accuracy count."""
+    min_top1_agreement: float
+    """The smallest share of equal labels that passes."""
+    max_accuracy_drop: float | None = None
+    """The largest loss of top-1 accuracy that passes; None: it is not a condition."""
+
+
+BARS: dict[Precision, ParityBar] = {
+    "fp32": ParityBar(atol=1e-4, min_top1_agreement=1.0),
+    "fp16": ParityBar(atol=None, min_top1_agreement=0.995),
+    "int8": ParityBar(atol=None, min_top1_agreement=0.99, max_accuracy_drop=0.005),
+}
 BATCH_SIZE = 32
 SINGLE = 4
 """Pictures that are also run one by one, since a batch of one can take another path."""
@@ -23,9 +40,9 @@ def compare(
     reference: NDArray[np.float32],
     predictor: Predictor,
     paths: Sequence[Path],
+    targets: NDArray[np.int64] | None = None,
     *,
-    atol: float | None = ATOL_FP32,
-    min_top1_agreement: float = 1.0,
+    bar: ParityBar = BARS["fp32"],
     progress: Progress = SILENT,
 ) -> Parity:
     """Run an export on pictures and compare it with PyTorch's logits on the same ones.
@@ -34,8 +51,8 @@ def compare(
         reference: PyTorch's logits, (N, C).
         predictor: The export in its own runtime.
         paths: The N pictures; the export's side decodes them by its own card.
-        atol: The largest logit difference that passes; None: only labels count.
-        min_top1_agreement: The smallest share of equal labels that passes.
+        targets: Their true classes, (N,); None: accuracy is not compared.
+        bar: What the export must reach.
         progress: Told of each batch.
 
     Raises:
@@ -55,25 +72,51 @@ def compare(
     largest = float(max(difference.max(), single_difference.max()))
     same = logits.argmax(axis=1) == reference.argmax(axis=1)
     same_single = singles.argmax(axis=1) == reference[:SINGLE].argmax(axis=1)
-    agreement = float(same.mean())
-    worst = paths[int(difference.argmax())]
-    if atol is not None and largest > atol:
-        raise ParityError(
-            f"the logits differ by {largest:.2e}, more than {atol:.0e}, at worst on {worst}"
+    drop = None
+    if targets is not None:
+        before, after = (
+            int((values.argmax(axis=1) == targets).sum()) for values in (reference, logits)
         )
-    if agreement < min_top1_agreement:
-        different = paths[int(np.flatnonzero(~same)[0])]
-        raise ParityError(
-            f"{agreement:.2%} of {len(paths)} pictures get the same label, fewer than "
-            f"{min_top1_agreement:.2%}; the first that differs is {different}"
-        )
-    if min_top1_agreement == 1.0 and not same_single.all():
+        drop = (before - after) / len(paths)
+    _check_differences(paths, difference, same, drop, bar, largest=largest)
+    if bar.min_top1_agreement == 1.0 and not same_single.all():
         raise ParityError(f"a batch of one gets another label than a batch of {batch_size}")
     return Parity(
         max_abs_logit_diff=largest,
-        top1_agreement=agreement,
+        top1_agreement=float(same.mean()),
         num_pictures=len(paths),
         batch_sizes=tuple(sorted(sizes)),
-        atol=atol,
-        min_top1_agreement=min_top1_agreement,
+        atol=bar.atol,
+        min_top1_agreement=bar.min_top1_agreement,
+        accuracy_drop=drop,
+        max_accuracy_drop=bar.max_accuracy_drop,
     )
+
+
+def _check_differences(
+    paths: Sequence[Path],
+    difference: NDArray[np.float32],
+    same: NDArray[np.bool_],
+    drop: float | None,
+    bar: ParityBar,
+    *,
+    largest: float,
+) -> None:
+    """Raise ParityError if a figure is beyond the bar."""
+    if bar.atol is not None and largest > bar.atol:
+        raise ParityError(
+            f"the logits differ by {largest:.2e}, more than {bar.atol:.0e}, at worst on "
+            f"{paths[int(difference.argmax())]}"
+        )
+    agreement = float(same.mean())
+    if agreement < bar.min_top1_agreement:
+        raise ParityError(
+            f"{agreement:.2%} of {len(paths)} pictures get the same label, fewer than "
+            f"{bar.min_top1_agreement:.2%}; the first that differs is "
+            f"{paths[int(np.flatnonzero(~same)[0])]}"
+        )
+    if drop is not None and bar.max_accuracy_drop is not None and drop > bar.max_accuracy_drop:
+        raise ParityError(
+            f"the accuracy on {len(paths)} pictures drops by {drop:.2%}, more than "
+            f"{bar.max_accuracy_drop:.2%}"
+        )
