@@ -21,8 +21,9 @@ from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.export import export as export_module
 from tltools.export import export_run
-from tltools.export.formats import check_onnx, set_card, write_onnx, write_torchscript
+from tltools.export.formats import set_card, write_onnx, write_torchscript
 from tltools.export.parity import BARS, ParityBar, compare
+from tltools.graphs.onnx_file import check_onnx
 from tltools.runtime.predictor import load_predictor, read_card
 from tltools.training import load_run, open_run
 from tltools.training.run import read_split

@@ -17,8 +17,8 @@ from onnx.reference import ReferenceEvaluator
 
 from tltools.card import CARD_KEY, card_from_json
 from tltools.errors import ArtifactError, DataError, ParityError
-from tltools.export import precision
-from tltools.export.precision import (
+from tltools.graphs import precision
+from tltools.graphs.precision import (
     FP16_LIMIT,
     quantize_until,
     sensitive_layers,
@@ -493,7 +493,7 @@ def test_nothing_is_written_to_the_terminal(source, target, images, first):
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
         "from tltools.errors import ParityError\n"
-        "from tltools.export.precision import quantize_until, write_fp16\n"
+        "from tltools.graphs.precision import quantize_until, write_fp16\n"
         "source, target = map(Path, sys.argv[1:])\n"
         "images = np.load(source.parent / 'images.npy')\n"
         "seen = []\n"

@@ -17,9 +17,10 @@ from tltools.card import Calibration, Card, ExportFacts, Format, Parity, Precisi
 from tltools.data.images import load_images
 from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.evaluate import predict
-from tltools.export.formats import OPSET, SUFFIXES, set_card, write_onnx, write_torchscript
+from tltools.export.formats import SUFFIXES, set_card, write_onnx, write_torchscript
 from tltools.export.parity import BARS, compare
-from tltools.export.precision import quantize_until, write_fp16
+from tltools.graphs.onnx_file import OPSET
+from tltools.graphs.precision import quantize_until, write_fp16
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import load_predictor

@@ -32,7 +32,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from tltools.atomic import atomic_path
 from tltools.errors import DataError, ParityError
-from tltools.export.formats import check_onnx
+from tltools.graphs.onnx_file import check_onnx
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import import_onnxruntime, open_session
 
