@@ -1,22 +1,26 @@
 """Run folders: made, interrupted, resumed, opened again. Real networks, few drawn pictures."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import Recorder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tltools.card import Preprocessing
 from tltools.data.dataset import load_dataset
+from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, ModelError
 from tltools.evaluate import predict
 from tltools.progress import Silent
 from tltools.training import default_config, find_resumable, open_run, resume_run, train_model
-from tltools.training.features import FeatureCache, extract_features
+from tltools.training.features import FeatureCache, choose_calibration, extract_features
+from tltools.training.models import build_cnn
 from tltools.training.run import HISTORY, STATE, load_card, load_run
 from tltools.training.weights import load_weights
 
@@ -247,6 +251,7 @@ def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):
         raise AssertionError("a picture was decoded again")
 
     monkeypatch.setattr(features, "load_images", forbidden)
+    monkeypatch.setattr(features, "run_pictures", forbidden)
     assert_same_weights(first, train(dataset, tmp_path, "vgg16", weights=vgg16_file))
 
 
@@ -295,6 +300,101 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_the_head_learns_from_the_chosen_features_and_is_judged_by_fp32(
+    dataset, tmp_path, vgg16_file, monkeypatch, precision
+):
+    from tltools.training import train as train_module
+
+    seen = []
+    extract = train_module.extract_features
+
+    def record(model, paths, hashes, **options):
+        features = extract(model, paths, hashes, **options)
+        seen.append((set(paths), bool(options["calibration"]), features, model))
+        return features
+
+    monkeypatch.setattr(train_module, "extract_features", record)
+    train(dataset, tmp_path, "vgg16", weights=vgg16_file, feature_precision=precision)
+    parts = [{Path(path) for path in dataset.part(split)["path"]} for split in ("train", "val")]
+    assert [paths for paths, *_ in seen] == parts
+    assert [reduced for _, reduced, *_ in seen] == [precision != "fp32", False]
+    for (_, reduced, features, model), split in zip(seen, ("train", "val"), strict=True):
+        images = [
+            load_image(path, size=224, resize=default_config("vgg16").resize)
+            for path in dataset.part(split)["path"]
+        ]
+        with torch.inference_mode():
+            expected = model.eval().features(torch.from_numpy(np.stack(images))).numpy()
+        error = np.linalg.norm(features - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        if reduced:
+            assert 1e-4 < error.max() < 0.1
+        else:
+            assert error.max() < 1e-4
+
+
+@pytest.fixture
+def int8_features(dataset, tmp_path):
+    """Compute int8 features of a small network; each call may say something."""
+    preprocessing = Preprocessing(size=32)
+    torch.manual_seed(0)
+    model = build_cnn(2, preprocessing).eval()
+    paths, hashes = map(Path, dataset.frame["path"]), list(dataset.frame["sha256"])
+    calibration = choose_calibration(list(paths), hashes)
+    cache = FeatureCache(
+        tmp_path,
+        weights_sha256="0",
+        head="pooled",
+        preprocessing=preprocessing,
+        calibration=list(calibration),
+    )
+
+    def extract(progress):
+        return extract_features(
+            model,
+            [Path(path) for path in dataset.frame["path"]],
+            hashes,
+            preprocessing=preprocessing,
+            cache=cache,
+            device=torch.device("cpu"),
+            calibration=list(calibration.values()),
+            progress=progress,
+        )
+
+    return extract, cache
+
+
+def test_an_int8_backbone_is_made_once_and_kept_with_its_features(int8_features):
+    extract, cache = int8_features
+    first, second = Recorder(), Recorder()
+    features = extract(first)
+    assert first.bars == ["Calibrating int8 features", "Extracting features"]
+    for shard in cache.folder.glob("*.safetensors"):
+        shard.unlink()  # as if the extraction had been stopped before its first shard
+    np.testing.assert_array_equal(extract(second), features)
+    assert second.bars == ["Extracting features"]
+
+
+def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch):
+    from tltools.training import features
+
+    monkeypatch.setattr(features, "MAX_FEATURE_ERROR", 1e-6)
+    extract, _ = int8_features
+    progress = Recorder()
+    extract(progress)
+    tries = [line for line in progress.said if line.startswith("int8: int8 features are")]
+    assert re.search(r"% off, more than 0%; trying with (\d+) of \1 layers in float", tries[-1])
+
+
+def test_calibration_does_not_depend_on_names_or_order():
+    hashes = [f"{number:064x}" for number in range(200)]
+    paths = [Path(f"{number}.png") for number in range(200)]
+    chosen = choose_calibration(paths[::-1], hashes[::-1])
+    assert list(chosen) == hashes[:64]
+    assert list(chosen.values()) == paths[:64]
+    assert choose_calibration(paths[:3], hashes[:3]) == dict(zip(hashes[:3], paths, strict=False))
+
+
 def test_a_damaged_shard_is_computed_again(tmp_path):
     cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=Preprocessing())
     cache.add(["ab" * 32, "cd" * 32], np.ones((2, 3), np.float32))
@@ -312,10 +412,18 @@ def test_a_damaged_shard_is_computed_again(tmp_path):
         {"head": "last-layer"},
         {"preprocessing": Preprocessing(resize="crop")},
         {"preprocessing": Preprocessing(mean=(0.1, 0.0, 0.0))},
+        {"runtime": "torch"},
+        {"calibration": ["ab" * 32]},
+        {"calibration": ["ab" * 32, "cd" * 32]},
     ],
 )
 def test_features_are_never_shared_by_what_computes_them_differently(other, tmp_path):
-    same = {"weights_sha256": "0", "head": "pooled", "preprocessing": Preprocessing()}
+    same = {
+        "weights_sha256": "0",
+        "head": "pooled",
+        "preprocessing": Preprocessing(),
+        "calibration": ["cd" * 32],
+    }
     assert FeatureCache(tmp_path, **same).folder == FeatureCache(tmp_path, **same).folder
     assert FeatureCache(tmp_path, **same).folder != FeatureCache(tmp_path, **same | other).folder
 

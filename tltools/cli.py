@@ -129,6 +129,13 @@ def train(
         Literal["auto", "fp32", "amp"],
         typer.Option(help="amp: mixed precision, on a GPU; auto: amp there, else fp32."),
     ] = "auto",
+    feature_precision: Annotated[
+        Literal["auto", "fp32", "int8"],
+        typer.Option(
+            help="Of the features that VGG16's head learns from; it is judged by fp32 ones. "
+            "auto: int8 on the CPU."
+        ),
+    ] = "auto",
     patience: Annotated[
         int | None,
         typer.Option(help="Stop early after so many epochs without a lower validation loss."),
@@ -193,6 +200,7 @@ def train(
             resize=resize,
             augment=augment if name == "cnn" or model != "all" else None,
             head=head if name == "vgg16" or (model != "all" and head != "auto") else None,
+            feature_precision=feature_precision if name == "vgg16" or model != "all" else None,
         )
         for name in models
     ]
@@ -277,10 +285,13 @@ def evaluate(
     from tltools.artifacts import open_predictor
     from tltools.data.dataset import load_dataset
     from tltools.evaluate import evaluate as evaluate_predictor
+    from tltools.runtime.selftest import lacks_self_test
 
     progress = _progress()
     predictor = open_predictor(model, device)
     progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
+    if note := lacks_self_test(predictor.card):
+        progress.warn(note)
     names = _names(class_names)
     dataset = load_dataset(
         data,
@@ -313,7 +324,9 @@ def evaluate(
         )
         progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
     if as_json:
-        typer.echo(result.to_json())
+        from tltools.console import printable_json
+
+        typer.echo(printable_json(result.to_json()))
     else:
         _print_evaluation(result)
 
@@ -504,6 +517,8 @@ def bench(
         )
         _tell_findings(dataset, progress)
     inputs = bench_inputs(models, dataset)
+    for note in inputs.notes:
+        progress.warn(note)
     progress.say(
         f"Measuring {len(inputs.candidates)} candidates on {len(inputs.pictures)} pictures "
         f"of {inputs.name}, in turn"
@@ -553,10 +568,9 @@ def inspect(
     from tltools.artifacts import is_artifact, read_artifact
 
     if is_artifact(path):
-        from tltools.console import printable
+        from tltools.console import printable_json
 
-        text = read_artifact(path).card.to_json()
-        typer.echo("\n".join(printable(line) for line in text.splitlines()))
+        typer.echo(printable_json(read_artifact(path).card.to_text()))
         return
     from tltools.data.dataset import load_dataset
 
@@ -608,7 +622,9 @@ def doctor(
     if as_json:
         import msgspec
 
-        typer.echo(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode())
+        from tltools.console import printable_json
+
+        typer.echo(printable_json(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode()))
     else:
         from tltools.console import print_table
 
@@ -756,6 +772,10 @@ def _print_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> N
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Tell what a classification did, on standard error: standard output may be the result."""
+    from tltools.runtime.selftest import lacks_self_test
+
+    if note := lacks_self_test(summary.card):
+        progress.warn(note)
     choice = summary.choice
     placed, nodes = summary.placement.get(summary.provider, 0), sum(summary.placement.values())
     where = f"{summary.provider} {placed}/{nodes} nodes" if nodes else summary.provider

@@ -1,8 +1,16 @@
-"""The frozen backbone's features: computed once per picture, kept on disk."""
+"""The frozen backbone's features: computed once per picture, kept on disk.
+
+On the CPU they are computed by onnxruntime, like everything that is classified, for training
+pictures with an int8 copy of the backbone. What a head is judged by, its validation and test
+pictures, gets fp32 features, which are those of the exported model.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -14,12 +22,24 @@ from safetensors.numpy import load_file, save_file
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing
 from tltools.data.images import load_images
-from tltools.errors import DataError
-from tltools.progress import SILENT, Bar, Progress
+from tltools.errors import DataError, ParityError
+from tltools.graphs.onnx_file import write_module
+from tltools.graphs.precision import quantize_until
+from tltools.parallel import num_cores
+from tltools.progress import SILENT, Progress
+from tltools.runtime import Outputs, Plan, open_session, run_pictures
+from tltools.runtime.pipeline import Model
 from tltools.training.models import Classifier
 
 BATCH_SIZE = 16
 """Pictures per forward pass; larger ones are no faster on a CPU (benchmarks/LOG.md)."""
+CALIBRATION_IMAGES = 64
+"""Training pictures that int8's ranges are taken from (benchmarks/LOG.md)."""
+MAX_FEATURE_ERROR = 0.1
+"""Largest length of an int8 picture's difference as a share of its fp32 features' length.
+
+It is about 0.03 where processors add int8 products exactly; those that saturate are far off."""
+CHECK_IMAGES = 16
 SHARD_SIZE = 512
 """Pictures per file of the cache: what an interrupted extraction loses at most."""
 _DECODING = 1
@@ -39,7 +59,14 @@ class FeatureCache:
     """
 
     def __init__(
-        self, folder: Path, *, weights_sha256: str, head: str, preprocessing: Preprocessing
+        self,
+        folder: Path,
+        *,
+        weights_sha256: str,
+        head: str,
+        preprocessing: Preprocessing,
+        runtime: str = "onnxruntime",
+        calibration: Sequence[str] = (),
     ) -> None:
         """Open or make the cache.
 
@@ -48,10 +75,14 @@ class FeatureCache:
             weights_sha256: Of the backbone's weights file.
             head: `last-layer` or `pooled`: where the features are taken.
             preprocessing: What the pictures go through before the backbone.
+            runtime: What computes them.
+            calibration: SHA-256 of the pictures that an int8 backbone is calibrated on; none: fp32.
         """
-        parts = [weights_sha256, head, repr(preprocessing), str(_DECODING)]
+        parts = [weights_sha256, head, repr(preprocessing), str(_DECODING), runtime, *calibration]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         self.folder = folder / key[:16]
+        self.backbone = self.folder / "backbone.onnx"
+        """The int8 backbone, once it has been made."""
 
     def load(self) -> dict[str, NDArray[np.float32]]:
         """Return all features, float32 (F,), by hexadecimal SHA-256.
@@ -77,6 +108,24 @@ class FeatureCache:
             save_file({"sha256": digests.copy(), "features": features}, temporary)
 
 
+@dataclass(frozen=True)
+class _File:
+    """A picture to be decoded."""
+
+    path: Path
+    sha256: str
+
+
+def choose_calibration(paths: Sequence[Path], hashes: Sequence[str]) -> dict[str, Path]:
+    """Return the pictures that an int8 backbone is calibrated on, by their SHA-256.
+
+    Those with the smallest hashes: an order that has nothing to do with names and classes, and
+    that few pictures more or less hardly change.
+    """
+    by_hash = dict(zip(hashes, paths, strict=True))
+    return {sha: by_hash[sha] for sha in sorted(by_hash)[:CALIBRATION_IMAGES]}
+
+
 def extract_features(
     model: Classifier,
     paths: Sequence[Path],
@@ -85,6 +134,7 @@ def extract_features(
     preprocessing: Preprocessing,
     cache: FeatureCache,
     device: torch.device,
+    calibration: Sequence[Path] = (),
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
     """Return the backbone's features of all pictures, from the cache where it has them.
@@ -94,8 +144,10 @@ def extract_features(
         paths: The pictures.
         hashes: SHA-256 of each picture's bytes, hexadecimal.
         preprocessing: Size and resize rule.
-        cache: Where features come from and go to.
-        device: Where the backbone runs.
+        cache: Where features come from and go to; made for the same device and calibration.
+        device: Where the backbone runs: on the CPU in onnxruntime, on a GPU in PyTorch.
+        calibration: Pictures to make an int8 copy of the backbone with, which is faster on the
+            CPU; none: fp32.
         progress: Shows the extraction.
 
     Returns:
@@ -103,50 +155,158 @@ def extract_features(
 
     Raises:
         DataError: If a picture cannot be read.
+        ParityError: If int8 features are too far from fp32 ones on this processor.
     """
     known = cache.load()
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
         progress.say(f"Features of {reused} pictures come from the cache {cache.folder}")
     if missing:
-        model = model.to(device).to(memory_format=torch.channels_last).eval()
-        batches = load_images(
-            list(missing.values()),
-            size=preprocessing.size,
-            resize=preprocessing.resize,
-            batch_size=BATCH_SIZE,
-        )
-        with progress.bar("Extracting features", len(missing)) as bar:
-            for shard, features in _in_shards(model, batches, list(missing), device, bar):
-                cache.add(shard, features)
-                known.update(zip(shard, features, strict=True))
+        if device.type == "cpu":
+            backbone: Model = _open_backbone(model, preprocessing, cache, calibration, progress)
+        else:
+            backbone = _TorchBackbone(model, preprocessing, device)
+        files = [_File(path, sha) for sha, path in missing.items()]
+        for shard, features in _in_shards(backbone, files, preprocessing, progress):
+            cache.add(shard, features)
+            known.update(zip(shard, features, strict=True))
     return np.stack([known[sha] for sha in hashes])
 
 
-def _in_shards(
+class _OnnxBackbone:
+    """The backbone in onnxruntime, on all cores."""
+
+    device = "cpu"
+
+    def __init__(self, path: Path, preprocessing: Preprocessing) -> None:
+        self._session, _ = open_session(path, device="cpu")
+        self._preprocessing = preprocessing
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map images, (N, H, W, 3), to features, (N, F)."""
+        return np.asarray(self._session.run(None, {"images": images})[0])
+
+    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
+        """Allocate images, (N, H, W, 3)."""
+        return np.empty(self._preprocessing.shape(num_images), dtype=np.uint8)
+
+
+class _TorchBackbone:
+    """The backbone in PyTorch, on a GPU."""
+
+    def __init__(
+        self, model: Classifier, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
+        self._model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self._preprocessing = preprocessing
+        self.device = device.type
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map images, (N, H, W, 3), to features, (N, F)."""
+        with torch.inference_mode():
+            on_device = torch.from_numpy(images).to(self.device)
+            return self._model.features(on_device).float().cpu().numpy()
+
+    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
+        """Allocate images, (N, H, W, 3)."""
+        return np.empty(self._preprocessing.shape(num_images), dtype=np.uint8)
+
+
+class _Features(torch.nn.Module):
+    """A classifier without its head."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images, uint8 (N, H, W, 3), to features, float32 (N, F)."""
+        return self.model.features(images)
+
+
+def _open_backbone(
     model: Classifier,
-    batches: Iterator[NDArray[np.uint8]],
-    hashes: Sequence[str],
-    device: torch.device,
-    bar: Bar,
+    preprocessing: Preprocessing,
+    cache: FeatureCache,
+    calibration: Sequence[Path],
+    progress: Progress,
+) -> _OnnxBackbone:
+    """Open the backbone; int8 if there are pictures to calibrate it on, else fp32.
+
+    Raises:
+        ParityError: If int8 features are too far from fp32 ones.
+    """
+    if calibration and cache.backbone.is_file():
+        return _OnnxBackbone(cache.backbone, preprocessing)
+    with TemporaryDirectory(prefix="tltools-backbone-") as folder:
+        fp32 = Path(folder) / "fp32.onnx"
+        write_module(
+            _Features(model).eval(), fp32, size=preprocessing.size, output="features", metadata={}
+        )
+        if not calibration:
+            return _OnnxBackbone(fp32, preprocessing)
+
+        def batches() -> Iterator[NDArray[np.uint8]]:
+            with progress.bar("Calibrating int8 features", len(calibration)) as bar:
+                for images in load_images(
+                    calibration,
+                    size=preprocessing.size,
+                    resize=preprocessing.resize,
+                    batch_size=BATCH_SIZE,
+                ):
+                    yield images
+                    bar.advance(len(images))
+
+        few = next(
+            load_images(
+                calibration[:CHECK_IMAGES],
+                size=preprocessing.size,
+                resize=preprocessing.resize,
+                batch_size=CHECK_IMAGES,
+            )
+        )
+        reference = _OnnxBackbone(fp32, preprocessing)(few)
+
+        def check(path: Path) -> None:
+            features = _OnnxBackbone(path, preprocessing)(few)
+            lengths = np.linalg.norm(reference, axis=1)
+            error = float((np.linalg.norm(features - reference, axis=1) / lengths).max())
+            if not error <= MAX_FEATURE_ERROR:
+                raise ParityError(
+                    f"int8 features are {error:.1%} off, more than {MAX_FEATURE_ERROR:.0%}"
+                )
+
+        quantize_until(fp32, cache.backbone, batches(), check, progress=progress)
+    return _OnnxBackbone(cache.backbone, preprocessing)
+
+
+def _in_shards(
+    backbone: Model, files: Sequence[_File], preprocessing: Preprocessing, progress: Progress
 ) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
     """Yield hashes and features, a shard at a time; what is done when interrupted comes last."""
-    first, parts, interrupted = 0, [], None
-    while True:
-        try:
-            images = next(batches, None)
-            if images is not None:
-                with torch.inference_mode():
-                    features = model.features(torch.from_numpy(images).to(device))
-                parts.append(features.float().cpu().numpy())
-                bar.advance(len(images))
-        except (KeyboardInterrupt, DataError) as error:
-            images, interrupted = None, error
-        num = sum(map(len, parts))
-        if num and (images is None or num >= SHARD_SIZE):
-            yield hashes[first : first + num], np.concatenate(parts)
-            first, parts = first + num, []
-        if interrupted:
-            raise interrupted
-        if images is None:
-            return
+    plan = Plan("ahead", num_cores(), BATCH_SIZE)
+    hashes: list[str] = []
+    parts: list[NDArray[np.float32]] = []
+
+    def readable(outputs: Outputs[_File]) -> tuple[list[str], NDArray[np.float32]]:
+        for error in outputs.errors:
+            if error is not None:
+                raise error
+        return [file.sha256 for file in outputs.pictures], outputs.values
+
+    results = run_pictures(backbone, files, preprocessing=preprocessing, plan=plan, finish=readable)
+    try:
+        with closing(results), progress.bar("Extracting features", len(files)) as bar:
+            for some, features in results:
+                hashes += some
+                parts.append(features)
+                bar.advance(len(some))
+                if len(hashes) >= SHARD_SIZE:
+                    yield hashes, np.concatenate(parts)
+                    hashes, parts = [], []
+    except (KeyboardInterrupt, DataError):
+        if hashes:
+            yield hashes, np.concatenate(parts)
+        raise
+    if hashes:
+        yield hashes, np.concatenate(parts)

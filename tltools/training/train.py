@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -22,15 +23,33 @@ from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device, torch_device
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig
-from tltools.training.features import FeatureCache, default_cache_dir, extract_features
+from tltools.training.features import (
+    FeatureCache,
+    choose_calibration,
+    default_cache_dir,
+    extract_features,
+)
 from tltools.training.fit import EpochStats, Source, Trainer, predict_source
 from tltools.training.models import Classifier, build_cnn, build_vgg16
 from tltools.training.weights import PretrainedWeights, load_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SAVE_EVERY_S = 2.0
 """How much of a training a power cut may cost: a head's epochs are shorter than saving one."""
 _SMALLEST_STD = 0.01
 """Of a feature that is scaled, as a share of the root mean square of all features."""
+
+
+class Extract(Protocol):
+    """Computes features, or finds them in the cache."""
+
+    def __call__(
+        self, paths: Sequence[Path], hashes: Sequence[str], *, int8: bool
+    ) -> "NDArray[np.float32]":
+        """Return the features of pictures, float32 (N, F)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,25 +334,34 @@ def _prepare_vgg16(
         torch.manual_seed(config.seed)
         model = build_vgg16(len(dataset.classes), preprocessing, head=head, state=pretrained.state)
     progress.say(f"VGG16: weights {pretrained.facts.source}, head {head}")
-    cache = FeatureCache(
-        cache_dir,
-        weights_sha256=pretrained.facts.sha256,
-        head=head,
-        preprocessing=preprocessing,
-    )
-    rows = dataset.frame
-    features = torch.from_numpy(
-        extract_features(
+
+    def extract(
+        paths: Sequence[Path], hashes: Sequence[str], *, int8: bool
+    ) -> "NDArray[np.float32]":
+        calibration = choose_calibration(paths, hashes) if int8 else {}
+        cache = FeatureCache(
+            cache_dir,
+            weights_sha256=pretrained.facts.sha256,
+            head=head,
+            preprocessing=preprocessing,
+            runtime="onnxruntime" if device.type == "cpu" else "torch",
+            calibration=list(calibration),
+        )
+        return extract_features(
             model,
-            [Path(path) for path in rows["path"]],
-            list(rows["sha256"]),
+            paths,
+            hashes,
             preprocessing=preprocessing,
             cache=cache,
             device=device,
+            calibration=list(calibration.values()),
             progress=progress,
         )
-    )
-    splits = rows["split"].to_numpy()
+
+    by_device = "int8" if device.type == "cpu" else "fp32"
+    precision = by_device if config.feature_precision == "auto" else config.feature_precision
+    features = _features(dataset, extract, int8=precision == "int8")
+    splits = dataset.frame["split"].to_numpy()
     scaling = None
     if config.standardize:
         trained_on = features[torch.from_numpy(splits == "train")]
@@ -354,6 +382,25 @@ def _prepare_vgg16(
     return _Job(
         config, dataset, model, trained, sources, pretrained.facts, preprocessing, device, scaling
     )
+
+
+def _features(dataset: Dataset, extract: "Extract", *, int8: bool) -> Tensor:
+    """Return the frozen features of all pictures, float32 (N, F), in the frame's order.
+
+    Those of the training split may be int8's; what the head is judged by is always fp32.
+    """
+    rows = dataset.frame.reset_index(drop=True)
+    parts: list[NDArray[np.float32]] = []
+    order: list[int] = []
+    in_train = rows["split"] == "train"
+    for part, reduced in ((rows[in_train], int8), (rows[~in_train], False)):
+        if len(part):
+            paths = [Path(path) for path in part["path"]]
+            parts.append(extract(paths, list(part["sha256"]), int8=reduced))
+            order += list(part.index)
+    features = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
+    features[order] = np.concatenate(parts)
+    return torch.from_numpy(features)
 
 
 def _splits(dataset: Dataset) -> list[str]:
