@@ -174,7 +174,14 @@ def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
     assert plan == Plan("ahead", 3, 5)
 
 
-@pytest.mark.parametrize("flag", ["batch_size", "workers"])
+def test_the_threads_of_the_user_are_kept(onnx_path):
+    predictor, plan = open_model(onnx_path, device="cpu", threads=1)
+    assert (predictor.threads, plan.name) == (1, "fused")
+    predictor, plan = open_model(onnx_path, device="cpu", threads=3)
+    assert (predictor.threads, plan.name) == (3, "ahead")
+
+
+@pytest.mark.parametrize("flag", ["batch_size", "workers", "threads"])
 def test_numbers_below_one_are_refused(onnx_path, flag):
     with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be at least 1, got 0"):
         open_model(onnx_path, **{flag: 0})

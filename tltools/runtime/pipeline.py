@@ -109,6 +109,7 @@ def open_model(
     device: Device = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    threads: int | None = None,
 ) -> tuple[Predictor, Plan]:
     """Open an export in the way that is fastest on folders, which one forward pass tells.
 
@@ -119,25 +120,29 @@ def open_model(
         device: Where to run.
         batch_size: Pictures in one call of the model; None to choose.
         workers: Threads that decode; None for one per core.
+        threads: Cores of one forward pass on the CPU; None to choose. With more than one, workers
+            decode ahead of the model.
 
     Raises:
         ArtifactError: As `load_predictor`.
-        ConfigError: If `batch_size` or `workers` is not positive.
+        ConfigError: If `batch_size`, `workers` or `threads` is not positive.
         DeviceError: As `load_predictor`.
     """
-    for flag, value in (("--batch-size", batch_size), ("--workers", workers)):
+    given = {"--batch-size": batch_size, "--workers": workers, "--threads": threads}
+    for flag, value in given.items():
         if value is not None and value < 1:
             raise ConfigError(f"{flag} must be at least 1, got {value}")
     workers = workers or default_threads()
-    try_fused = path.is_file() and path.stat().st_size < SMALL_BYTES
-    predictor = load_predictor(path, device=device, threads=1 if try_fused else None)
+    ahead = Plan("ahead", workers, batch_size or AHEAD_BATCH)
+    try_fused = threads is None and path.is_file() and path.stat().st_size < SMALL_BYTES
+    predictor = load_predictor(path, device=device, threads=1 if try_fused else threads)
     if predictor.device != "cpu":
-        return _on_gpus(path, predictor, device, Plan("ahead", workers, batch_size or AHEAD_BATCH))
-    if try_fused and forward_s(predictor) < FUSED_FORWARD_S:
+        return _on_gpus(path, predictor, device, ahead)
+    if threads == 1 or (try_fused and forward_s(predictor) < FUSED_FORWARD_S):
         return predictor, Plan("fused", workers, batch_size or FUSED_BATCH)
-    if predictor.threads != default_threads():
+    if try_fused and default_threads() > 1:
         predictor = load_predictor(path, device=device)
-    return predictor, Plan("ahead", workers, batch_size or AHEAD_BATCH)
+    return predictor, ahead
 
 
 def _on_gpus(path: Path, first: Predictor, device: Device, plan: Plan) -> tuple[Predictor, Plan]:
