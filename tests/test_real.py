@@ -87,6 +87,13 @@ def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, c
         assert result.parity.top1_agreement == 1.0
         assert result.parity.max_abs_logit_diff < 1e-4
 
+    (int8,) = export_run(run.folder, ["onnx"], tmp_path / "exports", precisions=["int8"])
+    predictor = open_predictor(int8.path, device="cpu")
+    result = evaluate(predictor, dataset, split="val")
+    assert result.score.accuracy >= run.card.metrics["val"].accuracy - 0.005
+    assert int8.facts.float_layers == ()  # none of VGG16's needs it
+    assert int8.size_bytes < 15e6
+
 
 def test_vgg16_beats_the_article_on_the_articles_own_terms(emergency, train_vgg16):
     """The article has 83.47 % there; its split leaks 16 copies, as its warning says."""
