@@ -322,11 +322,14 @@ def test_interrupted_job_keeps_its_complete_rows(onnx_path, pictures, tmp_path):
     assert part.read_text() == "".join(whole[:13])
 
 
-def test_stale_part_is_replaced(onnx_path, pictures, tmp_path):
+def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, pictures, tmp_path):
     part = tmp_path / "predictions.csv.part"
     part.write_text("old\n" * 1000)
     output = tmp_path / "predictions.csv"
-    run_job(onnx_path, [pictures], output, device="cpu")
+    with pytest.raises(ConfigError, match=r"csv\.part exists .*no record of it.*--overwrite"):
+        run_job(onnx_path, [pictures], output, device="cpu")
+    assert part.read_text() == "old\n" * 1000
+    run_job(onnx_path, [pictures], output, device="cpu", overwrite=True)
     assert not part.exists()
     assert len(output.read_text().splitlines()) == 31
 

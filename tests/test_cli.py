@@ -649,6 +649,9 @@ def test_a_training_option_changes_its_setting_and_no_other(run, monkeypatch, fi
     elif field == "head":
         model, head, args = "vgg16", "pooled", ["--head", "pooled"]
         expected = replace(default_config("vgg16"), head=head)
+    elif field == "feature_precision":
+        model, args = "vgg16", ["--feature-precision", "fp32"]
+        expected = replace(default_config("vgg16"), feature_precision="fp32")
     elif field == "model":
         model, expected = "vgg16", default_config("vgg16")
     else:

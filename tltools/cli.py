@@ -1,5 +1,6 @@
 """The command line: parse, call the library, print."""
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,6 +30,11 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 SAMPLE = Path("sample")
+SYSTEM_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+    | {errno.ESTALE, errno.ENOTCONN, errno.ENAMETOOLONG}
+)
+"""A full or removed disk, and what the user may not do: no faults of tltools'."""
 
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -421,6 +427,7 @@ def export(
 
 @app.command()
 def classify(
+    context: typer.Context,
     inputs: Annotated[
         list[Path],
         typer.Argument(help="Folders (searched recursively), pictures, or .txt lists of paths."),
@@ -440,11 +447,41 @@ def classify(
         typer.Option(min=1, help="Pictures per forward pass.", show_default="by the model"),
     ] = None,
     workers: WorkersOption = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores of one forward pass.", show_default="by the model"),
+    ] = None,
+    picture_timeout: Annotated[
+        float,
+        typer.Option(min=0.1, help="Longest time for decoding one picture, in seconds."),
+    ] = 30.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if any picture could not be classified.")
+    ] = False,
+    errors_to: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of the pictures that could not be read, with the reasons."),
+    ] = None,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option(
+            "--spreadsheet",
+            help="CSV for spreadsheets: an apostrophe before what they take for a formula.",
+        ),
+    ] = False,
 ) -> None:
     """Classify pictures: one row for each, with its label, probabilities or error.
 
+    A job that was stopped goes on where it was when the same command is given again.
+
     Example: tltools classify photos/ --output labels.parquet
     """
+    from tltools.classify.supervisor import Watch, can_supervise, supervise_job
+
+    watch = None
+    if context.obj and can_supervise():
+        watch = Watch(picture_timeout)
+        supervise_job(watch, inputs, output, spreadsheet=spreadsheet, tell=_tell)
     from tltools.classify import run_job
 
     progress = _progress()
@@ -462,10 +499,17 @@ def classify(
         device=device,
         batch_size=batch_size,
         workers=workers,
-        overwrite=overwrite,
+        threads=threads,
+        overwrite=overwrite and not (watch is not None and watch.is_restarted),
+        spreadsheet=spreadsheet,
+        errors_to=errors_to,
         progress=progress,
+        watch=watch,
     )
     _print_job(summary, progress)
+    if strict and (summary.num_failed or summary.unlisted):
+        progress.warn("--strict: not every picture was classified")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -545,6 +589,8 @@ def bench(
         progress.warn(note)
     paths = write_report(report, output)
     progress.say("Written: " + ", ".join(str(path) for path in paths))
+    if all(row.status == "failed" for row in report.rows):
+        raise TltoolsError("none of the models could be measured: see above")
     if report.recommendation is not None and report.recommendation.command:
         progress.say(f"Next: {report.recommendation.command}")
 
@@ -624,7 +670,8 @@ def doctor(
 
         from tltools.console import printable_json
 
-        typer.echo(printable_json(msgspec.json.format(msgspec.json.encode(checks), indent=2).decode()))
+        text = msgspec.json.format(msgspec.json.encode(checks), indent=2).decode()
+        typer.echo(printable_json(text))
     else:
         from tltools.console import print_table
 
@@ -651,6 +698,12 @@ def _progress() -> "RichProgress":
     from tltools.console import RichProgress
 
     return RichProgress()
+
+
+def _tell(message: str) -> None:
+    from tltools.console import printable
+
+    typer.echo(printable(message), err=True)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -787,8 +840,9 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     for reason, count in summary.errors.items():
         progress.warn(f"{count} not classified: {reason}")
     where = summary.output or "standard output"
+    kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
     progress.say(
-        f"{summary.num_pictures} rows ({summary.num_failed} with an error) in "
+        f"{summary.num_pictures} rows{kept} ({summary.num_failed} with an error) in "
         f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures/s, written to {where}"
     )
 
@@ -817,14 +871,24 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line. A TltoolsError prints as one line; a bug keeps its traceback."""
+    """Run the command line. A TltoolsError or the system's prints as one line, a bug in full."""
     try:
-        app(args)
+        # Whether this process is ours: `classify` divides it.
+        app(args, obj=args is None)
     except TltoolsError as error:
         from tltools.console import printable
 
         typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
         raise SystemExit(error.exit_code) from error
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        from tltools.console import printable
+
+        where = f" {error.filename}" if error.filename else ""
+        message = printable(f"the system refuses{where}: {error.strerror}; mend that and run again")
+        typer.secho(f"error: {message}", fg="red", err=True)
+        raise SystemExit(1) from error
     except SystemExit as leaving:
         # typer turns Ctrl-C into this exit code and says nothing.
         if leaving.code == INTERRUPTED:

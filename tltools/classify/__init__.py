@@ -1,10 +1,14 @@
 """Pictures in, one row of predictions out for each: listing, the pipeline and the writers."""
 
-from tltools.classify.job import Summary, run_job
-from tltools.classify.pictures import Picture, list_pictures
-from tltools.classify.pipeline import Prediction, classify
-from tltools.classify.writers import Output, check_output
-from tltools.runtime import Plan, open_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tltools.classify.job import Summary, examine_pictures, run_job
+    from tltools.classify.pictures import Picture, list_pictures
+    from tltools.classify.pipeline import Prediction, classify
+    from tltools.classify.writers import Output, check_output
+    from tltools.runtime import Plan, open_model
 
 __all__ = [
     "Output",
@@ -14,7 +18,33 @@ __all__ = [
     "Summary",
     "check_output",
     "classify",
+    "examine_pictures",
     "list_pictures",
     "open_model",
     "run_job",
 ]
+
+_MODULES = {
+    "Output": "tltools.classify.writers",
+    "Picture": "tltools.classify.pictures",
+    "Plan": "tltools.runtime",
+    "Prediction": "tltools.classify.pipeline",
+    "Summary": "tltools.classify.job",
+    "check_output": "tltools.classify.writers",
+    "classify": "tltools.classify.pipeline",
+    "examine_pictures": "tltools.classify.job",
+    "list_pictures": "tltools.classify.pictures",
+    "open_model": "tltools.runtime",
+    "run_job": "tltools.classify.job",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and not before.
+
+    The supervisor has to divide the process before anything is imported that starts threads, as
+    numpy does.
+    """
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -2,24 +2,34 @@
 
 import os
 import re
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from tltools.card import Card
-from tltools.classify.pictures import STDIN, Portion, list_portions
+from tltools.classify.formats import CsvFormat
+from tltools.classify.pictures import STDIN, Picture, Portion, list_portions
 from tltools.classify.pipeline import Prediction, classify
-from tltools.classify.writers import STDOUT, Output, check_output
-from tltools.errors import DataError
+from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, read_record, refusal
+from tltools.classify.supervisor import Watch
+from tltools.classify.writers import STDOUT, Output, check_output, row_format
+from tltools.data.images import load_image
+from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
-from tltools.runtime import Device, DeviceChoice, Plan, open_model
+from tltools.runtime import Device, DeviceChoice, Plan, Predictor, load_predictor, open_model
+from tltools.runtime.pipeline import FUSED_TASK
 
 COUNTING_S = 0.5
 """Longest time spent on listing further folders beforehand, for the progress bar's total."""
+NO_PICTURE = Path(os.devnull)
+"""Takes the place of a picture that must not be decoded, so that its neighbours keep theirs."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,9 @@ class Summary:
     output: Path | None
     """None: standard output."""
     num_pictures: int
-    """Rows written: `sum(counts.values()) + num_failed`."""
+    """Rows of the output: `sum(counts.values()) + num_failed`."""
+    num_kept: int
+    """Those of them that an earlier job had left, which this one went on with."""
     counts: dict[str, int]
     """Pictures by label, in the order of the card's classes."""
     num_failed: int
@@ -50,7 +62,7 @@ class Summary:
     @property
     def pictures_per_s(self) -> float:
         """Pictures a second, from the first to the finished file."""
-        return self.num_pictures / self.seconds
+        return (self.num_pictures - self.num_kept) / self.seconds
 
 
 def run_job(
@@ -61,12 +73,17 @@ def run_job(
     device: Device = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    threads: int | None = None,
     overwrite: bool = False,
+    spreadsheet: bool = False,
+    errors_to: Path | None = None,
     progress: Progress = SILENT,
+    watch: Watch | None = None,
 ) -> Summary:
     """Classify pictures and write one row for each.
 
-    A folder that cannot be listed is left out with a warning.
+    A job that was stopped, in whatever way, is gone on with where its rows end, if it is the same
+    job. A folder that cannot be listed is left out with a warning.
 
     Args:
         model: An export.
@@ -75,18 +92,30 @@ def run_job(
         device: Where to run.
         batch_size: Pictures in one call of the model; None to choose.
         workers: Threads that decode; None for one per core.
-        overwrite: Replace an output that exists.
+        threads: Cores of one forward pass on the CPU; None to choose.
+        overwrite: Replace an output that exists, and what a job that was stopped left of it.
+        spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
+        errors_to: A CSV of the pictures that could not be read, with the reasons, written at the
+            end.
         progress: Where to report.
+        watch: What this process shares with the one that looks after it, if one does.
 
     Raises:
         ArtifactError: If `model` is not a usable export.
-        ConfigError: If `output` exists or has an unknown suffix, or a number is out of range.
+        ConfigError: If `output` exists or has an unknown suffix, a number is out of range, another
+            job writes the same output, or what is there of it is not of this job.
         DataError: If an input does not exist, or there is no picture.
         DeviceError: If `device` cannot run the model.
         TltoolsError: If the output cannot be written. The rows written so far stay in
             `<output>.part`, here and whenever the job is stopped.
     """
-    check_output(output, overwrite=overwrite)
+    part = None if output == STDOUT else Part(output)
+    # Who began a job with `overwrite` need not say it again, which would start it anew.
+    replaces = overwrite or (part is not None and part.may_replace())
+    check_output(output, overwrite=replaces, spreadsheet=spreadsheet)
+    if errors_to is not None:
+        goes_on = part is not None and part.exists()
+        _check_errors_to(errors_to, output, overwrite=replaces or goes_on)
     unlisted: list[str] = []
 
     def leave_out(error: DataError) -> None:
@@ -97,38 +126,37 @@ def run_job(
     # The end of standard input may be a long way off.
     total, portions = _count(portions, seconds=0.0 if STDIN in inputs else COUNTING_S)
     pictures = chain.from_iterable(portion.pictures for portion in portions)
-    predictor, plan = open_model(model, device=device, batch_size=batch_size, workers=workers)
-    classes = predictor.card.classes
-    counts = dict.fromkeys(classes, 0)
-    reasons: Counter[str] = Counter()
-    rows = Output(output, classes, overwrite=overwrite)
-    start = time.perf_counter()
-    try:
-        with (
-            rows,
-            progress.bar("classify", total) as bar,
-            closing(classify(predictor, pictures, plan=plan)) as predictions,
-        ):
-            for prediction in predictions:
-                rows.write(prediction)
-                if prediction.label is None:
-                    reasons[_kind_of_error(prediction)] += 1
-                else:
-                    counts[prediction.label] += 1
-                bar.advance()
-    finally:
-        if rows.num_rows and rows.part is not None and rows.part.exists():  # not renamed
-            progress.warn(f"stopped: {rows.num_rows} complete rows are kept in {rows.part}")
+    job = Job(model, inputs, batch_size=batch_size, spreadsheet=spreadsheet, overwrite=replaces)
+    tally = _Tally(errors_to, spreadsheet=spreadsheet)
+    with closing(tally), nullcontext() if part is None else closing(part):
+        start = _go_on(part, job, pictures, tally, anew=overwrite)
+        if start.kept is not None and start.num_rows:
+            progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
+        predictor, plan = _open(model, device, batch_size, workers, threads, start.kept)
+        if part is not None and start.kept is None:
+            _begin(part, job.record(predictor, plan))
+        rows = Output(
+            output,
+            predictor.card.classes,
+            overwrite=replaces,
+            spreadsheet=spreadsheet,
+            opened=part,
+            kept=start.kept,
+        )
+        predictions = _classify(predictor, pictures, plan, start, watch)
+        begun = time.perf_counter()
+        _write_rows(rows, part, predictions, tally, progress, total)
     return Summary(
         model=model,
         card=predictor.card,
         output=None if output == STDOUT else output,
         num_pictures=rows.num_rows,
-        counts=counts,
-        num_failed=reasons.total(),
-        errors=dict(reasons.most_common()),
+        num_kept=start.num_rows,
+        counts={name: tally.counts[name] for name in predictor.card.classes},
+        num_failed=tally.reasons.total(),
+        errors=dict(tally.reasons.most_common()),
         unlisted=tuple(unlisted),
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - begun,
         choice=predictor.choice,
         provider=predictor.provider,
         placement=predictor.placement,
@@ -136,11 +164,262 @@ def run_job(
     )
 
 
-def _kind_of_error(prediction: Prediction) -> str:
+def examine_pictures(
+    inputs: Sequence[Path], output: Path, *, spreadsheet: bool, watch: Watch, start: int
+) -> None:
+    """Decode the pictures that were in work when a job ended, for their own sake.
+
+    Args:
+        inputs: The job's.
+        output: The job's.
+        spreadsheet: The job's.
+        watch: Knows how far the job was, and is told of each picture before it is decoded.
+        start: Number of the first picture that may be decoded.
+    """
+    record = read_record(output)
+    if record is None:
+        return
+    portions = list_portions(inputs, on_error=lambda _error: None)
+    pictures = chain.from_iterable(portion.pictures for portion in portions)
+    rows = row_format(output, record.classes, spreadsheet=spreadsheet)
+    kept = Kept(Part(output), record, rows)
+    with suppress(FileNotFoundError):
+        for _ in kept.matched(pictures):
+            pass
+    watch.found_rows(kept.num_rows)
+    in_work = islice(pictures, max(watch.num_pulled - kept.num_rows, 0))
+    for number, picture in enumerate(in_work, kept.num_rows):
+        if number < start or number in watch.verdicts:
+            continue
+        watch.examine(number)
+        with suppress(DataError):
+            load_image(picture.path, size=record.size, resize=record.resize)
+        watch.examine(None)
+
+
+class _Tally:
+    """What became of a job's pictures, in numbers, and the errors for `errors_to`."""
+
+    def __init__(self, errors_to: Path | None, *, spreadsheet: bool) -> None:
+        """Count from nothing."""
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self._path = errors_to
+        self._format = CsvFormat((), spreadsheet=spreadsheet)
+        self._failed: BinaryIO | None = None if errors_to is None else _nameless_file(errors_to)
+        self._write("path", "error")
+
+    def add(self, name: str, label: str | None, error: str | None) -> None:
+        """Count a picture."""
+        if label is None:
+            self.reasons[_kind_of_error(name, error or "")] += 1
+            self._write(self._format.text(name), self._format.text(error or ""))
+        else:
+            self.counts[label] += 1
+
+    def save(self) -> None:
+        """Write the pictures that failed, completely or not at all.
+
+        Raises:
+            TltoolsError: If that cannot be done.
+        """
+        if self._path is None or self._failed is None:
+            return
+        from tltools.atomic import atomic_path
+
+        try:
+            self._failed.seek(0)
+            with atomic_path(self._path) as temporary, temporary.open("wb") as file:
+                shutil.copyfileobj(self._failed, file)
+        except OSError as error:
+            raise _cannot_write_errors(self._path, error) from error
+
+    def close(self) -> None:
+        """Let go of what was collected."""
+        if self._failed is not None:
+            with suppress(OSError):
+                self._failed.close()
+
+    def _write(self, *fields: str) -> None:
+        if self._path is None or self._failed is None:
+            return
+        try:
+            self._failed.write(self._format.line(fields))
+        except OSError as error:
+            raise _cannot_write_errors(self._path, error) from error
+
+
+def _nameless_file(errors_to: Path) -> BinaryIO:
+    """Open a file without a name beside `errors_to`, of which nothing is left in any case."""
+    import tempfile  # here, because most jobs do without it
+
+    try:
+        errors_to.parent.mkdir(parents=True, exist_ok=True)
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=errors_to.parent))
+    except OSError as error:
+        raise _cannot_write_errors(errors_to, error) from error
+
+
+def _cannot_write_errors(path: Path, error: OSError) -> TltoolsError:
+    return TltoolsError(
+        f"cannot write {path}: {error.strerror or error}; choose another place with --errors-to"
+    )
+
+
+def _check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
+    """Refuse a place for the errors that must not be written."""
+    if path.absolute() == output.absolute():
+        raise ConfigError(f"--errors-to and --output are both {path}; name another file for one")
+    if path.is_dir():
+        raise ConfigError(f"--errors-to {path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise ConfigError(
+            f"{path} exists; replace it with --overwrite, or write elsewhere with --errors-to"
+        )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a job begins in its listing."""
+
+    kept: Kept | None = None
+    """The rows of an earlier job to go on after."""
+    again: Sequence[Picture] = ()
+    """Pictures that have rows and go through the model once more, so that those after them are in
+    the same batch as without a stop."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are there."""
+        return 0 if self.kept is None else self.kept.num_rows
+
+
+def _go_on(
+    part: Part | None, job: Job, pictures: Iterator[Picture], tally: _Tally, *, anew: bool
+) -> _Start:
+    """Open the part that an earlier job left, if it did, and count its rows."""
+    if part is None or not part.exists():
+        return _Start()
+    part.open()
+    if anew:
+        part.empty()
+        return _Start()
+    kept = read_back(part, job, partial(row_format, part.output, spreadsheet=job.spreadsheet))
+    if kept is None:
+        return _Start()
+    group = kept.record.batch_size
+    if kept.record.plan == "fused":
+        group = max(FUSED_TASK, group)
+    again: list[Picture] = []
+    for row, picture in kept.matched(pictures):
+        tally.add(picture.name, row.label, row.error)
+        again.append(picture)
+        if len(again) == group:
+            again.clear()
+    return _Start(kept, again)
+
+
+def _begin(part: Part, record: JobRecord) -> None:
+    """Open the part of a job that begins, and write its record."""
+    if not part.is_open:
+        part.open()
+        if part.num_bytes:
+            raise refusal(part.path, "another job has made it in the meantime")
+    part.begin(record)
+
+
+def _open(
+    model: Path,
+    device: Device,
+    batch_size: int | None,
+    workers: int | None,
+    threads: int | None,
+    kept: Kept | None,
+) -> tuple[Predictor, Plan]:
+    """Open the model, in the same way as for the rows that are kept."""
+    if kept is None:
+        return open_model(
+            model, device=device, batch_size=batch_size, workers=workers, threads=threads
+        )
+    record = kept.record
+    predictor, plan = open_model(
+        model, device=device, batch_size=record.batch_size, workers=workers, threads=threads
+    )
+    if (predictor.device, predictor.provider) != (record.device, record.provider):
+        raise refusal(
+            kept.path,
+            f"it was begun on {record.device} ({record.provider}), and this is {predictor.device} "
+            f"({predictor.provider})",
+        )
+    if plan.name != record.plan:  # a measurement that comes out on the other side of its limit
+        fused = record.plan == "fused"
+        predictor = load_predictor(model, device=device, threads=1 if fused else None)
+        plan = replace(plan, name=record.plan)
+    return predictor, plan
+
+
+def _write_rows(
+    rows: Output,
+    part: Part | None,
+    predictions: Generator[Prediction, None, None],
+    tally: _Tally,
+    progress: Progress,
+    total: int | None,
+) -> None:
+    """Write the rows that are missing; say what there is if something stops that."""
+    try:
+        with rows:
+            num_missing = None if total is None else total - rows.num_rows
+            with progress.bar("classify", num_missing) as bar, closing(predictions):
+                for prediction in predictions:
+                    rows.write(prediction)
+                    tally.add(prediction.name, prediction.label, prediction.error)
+                    bar.advance()
+            tally.save()
+    finally:
+        if rows.num_rows and part is not None and part.exists():  # not renamed
+            progress.warn(f"stopped: {rows.num_rows} complete rows are kept in {part.path}")
+            progress.say("The same command, without --overwrite, goes on from there")
+
+
+def _classify(
+    predictor: Predictor,
+    pictures: Iterator[Picture],
+    plan: Plan,
+    start: _Start,
+    watch: Watch | None,
+) -> Generator[Prediction, None, None]:
+    """Classify the pictures that have no rows yet.
+
+    Those that `watch` knows to be dangerous get their errors without being decoded.
+    """
+    first = start.num_rows - len(start.again)
+    source = chain(start.again, pictures)
+    if watch is not None:
+        source = _told(source, first, watch)
+    with closing(classify(predictor, source, plan=plan)) as predictions:
+        numbered = enumerate(predictions, first)
+        for number, prediction in islice(numbered, len(start.again), None):
+            if watch is not None and number in watch.verdicts:
+                name = os.path.basename(prediction.name)  # noqa: PTH119
+                shown = name if name.isprintable() else ascii(name)
+                error = f"cannot read image {shown}: {watch.verdicts[number]}"
+                yield replace(prediction, error=error)
+            else:
+                yield prediction
+
+
+def _told(pictures: Iterator[Picture], first: int, watch: Watch) -> Iterator[Picture]:
+    """Yield pictures to be decoded, and tell `watch` how many have been."""
+    for number, picture in enumerate(pictures, first):
+        watch.pulled(number + 1)
+        yield Picture(NO_PICTURE, picture.name) if number in watch.verdicts else picture
+
+
+def _kind_of_error(name: str, error: str) -> str:
     """Return an error without the file's name and numbers, so that there are few of them."""
-    message = prediction.error or ""
-    _, found, reason = message.partition(f" {os.path.basename(prediction.name)}: ")  # noqa: PTH119
-    return re.sub(r"\d[\d,.]*", "N", reason if found else message)
+    _, found, reason = error.partition(f" {os.path.basename(name)}: ")  # noqa: PTH119
+    return re.sub(r"\d[\d,.]*", "N", reason if found else error)
 
 
 def _count(portions: Iterator[Portion], *, seconds: float) -> tuple[int | None, Iterator[Portion]]:

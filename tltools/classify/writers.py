@@ -1,174 +1,106 @@
 """Write predictions as they are made: CSV, JSON Lines or Parquet, complete or as a `.part`."""
 
-import csv
-import io
-import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import Self
 
-import msgspec
-
+from tltools.classify.formats import (
+    CsvFormat,
+    JsonLinesFormat,
+    JsonRow,
+    RowFormat,
+    column_names,
+)
 from tltools.classify.pipeline import Prediction
-from tltools.errors import ConfigError, TltoolsError
+from tltools.classify.resume import Kept, Part, cannot_write
+from tltools.errors import ConfigError
 
 STDOUT = Path("-")
-DECIMALS = 6
-"""Of probabilities in every format: more would be the rounding of the model's arithmetic."""
+PARQUET = ".parquet"
+SUFFIXES = (".csv", ".jsonl", ".ndjson", PARQUET)
 PARQUET_ROW_GROUP = 4096
 """Rows that are held in memory until they are written."""
-
-
-class Writer(Protocol):
-    """Writes rows in one format."""
-
-    def write(self, prediction: Prediction) -> None:
-        """Write one row."""
-        ...
-
-    def close(self) -> None:
-        """Write what is left and close the file."""
-        ...
-
-
-class CsvWriter:
-    """Comma-separated values: `path,label,confidence,prob_<class>...,error`, six decimals."""
-
-    def __init__(self, file: IO[str], classes: Sequence[str]) -> None:
-        """Write the header to `file`."""
-        self._file = file
-        self._nothing = [""] * (2 + len(classes))
-        self._plain = csv.writer(file, lineterminator="\n")
-        self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        self._write_row(column_names(classes))
-
-    def write(self, prediction: Prediction) -> None:
-        """Write one row; without a label its fields are empty."""
-        path, error = _text(prediction.name), _text(prediction.error or "")
-        if prediction.probabilities is None:
-            self._write_row([path, *self._nothing, error])
-            return
-        numbers = [prediction.confidence, *prediction.probabilities.tolist()]
-        texts = [f"{number:.{DECIMALS}f}" for number in numbers]
-        self._write_row([path, prediction.label or "", *texts, error])
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _write_row(self, row: Sequence[str]) -> None:
-        # Before Python 3.13 the csv module leaves a carriage return unquoted if it is not part of
-        # the line's end, and then reads it as one.
-        careful = any("\r" in field for field in row)
-        (self._quoted if careful else self._plain).writerow(row)
-
-
-class JsonLinesWriter:
-    """One JSON object a line, with the probabilities as an object by class."""
-
-    def __init__(self, file: IO[str], classes: Sequence[str]) -> None:
-        """Keep `file`; there is no header."""
-        self._file = file
-        self._classes = classes
-        self._encoder = msgspec.json.Encoder()
-
-    def write(self, prediction: Prediction) -> None:
-        """Write one row; without a label its values are null."""
-        row: dict[str, Any] = {
-            "path": _text(prediction.name),
-            "label": prediction.label,
-            "confidence": None,
-            "probabilities": None,
-            "error": None if prediction.error is None else _text(prediction.error),
-        }
-        if prediction.probabilities is not None:
-            row["confidence"] = round(float(prediction.confidence or 0), DECIMALS)
-            numbers = prediction.probabilities.round(DECIMALS).tolist()
-            row["probabilities"] = dict(zip(self._classes, numbers, strict=True))
-        self._file.write(self._encoder.encode(row).decode() + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class ParquetWriter:
-    """Parquet with the columns of the CSV: strings, and float64 for the numbers."""
-
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        """Create `path`. pyarrow is imported here, so that the other formats start without it."""
-        import pyarrow
-        import pyarrow.parquet
-
-        names = column_names(classes)
-        texts = {"path", "label", "error"}
-        self._schema = pyarrow.schema(
-            [(name, pyarrow.string() if name in texts else pyarrow.float64()) for name in names]
-        )
-        self._record_batch = pyarrow.RecordBatch.from_arrays
-        self._array = pyarrow.array
-        self._parquet = pyarrow.parquet.ParquetWriter(path, self._schema)
-        self._nothing = [None] * (2 + len(classes))
-        self._rows: list[list[Any]] = []
-
-    def write(self, prediction: Prediction) -> None:
-        """Take one row; a full row group goes to the file."""
-        row: list[Any] = [_text(prediction.name)]
-        if prediction.probabilities is None:
-            row += self._nothing
-        else:
-            row += [prediction.label, round(float(prediction.confidence or 0), DECIMALS)]
-            row += prediction.probabilities.round(DECIMALS).tolist()
-        row.append(None if prediction.error is None else _text(prediction.error))
-        self._rows.append(row)
-        if len(self._rows) >= PARQUET_ROW_GROUP:
-            self._write_rows()
-
-    def close(self) -> None:
-        """Write the last rows and the footer, without which nobody can read the file."""
-        if self._rows:
-            self._write_rows()
-        self._parquet.close()
-
-    def _write_rows(self) -> None:
-        columns = zip(*self._rows, strict=True)
-        arrays = [
-            self._array(column, type=field.type)
-            for column, field in zip(columns, self._schema, strict=True)
-        ]
-        self._parquet.write_batch(self._record_batch(arrays, schema=self._schema))
-        self._rows = []
+SYNC_EVERY_S = 5.0
+"""A loss of power costs no more rows than were made in that time."""
 
 
 class Output:
     """The rows of one job on their way to a file, or to standard output.
 
-    Rows go to `<output>.part` beside the output as they are made. At the end of the `with` block
-    the file is put on the disk and renamed; if something stops the block, an interrupt included,
-    it stays as a `.part` with its complete rows.
+    Rows go to `<output>.part` beside the output as they are made, each handed to the system when
+    it is complete, so that a killed job leaves its rows. For Parquet, whose files cannot be read
+    before they are complete, these are rows of JSON Lines. At the end of the `with` block the
+    file is put on the disk and renamed; if something stops the block, an interrupt included, it
+    stays as a `.part` with its complete rows.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        classes: Sequence[str],
+        *,
+        overwrite: bool = False,
+        spreadsheet: bool = False,
+        opened: Part | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         """Prepare to write; nothing is created before the `with` block.
+
+        Args:
+            path: `.csv`, `.jsonl` (`.ndjson`) or `.parquet`; `-` for CSV on standard output.
+            classes: The model's, in order.
+            overwrite: Replace an output that exists.
+            spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
+            opened: The output's part, which is open already; None to open it in the block.
+            kept: The rows in `opened` to go on after.
 
         Raises:
             ConfigError: As `check_output`.
         """
-        check_output(path, overwrite=overwrite)
+        check_output(path, overwrite=overwrite, spreadsheet=spreadsheet)
         self.path = path
-        self.part = None if path == STDOUT else path.with_name(path.name + ".part")
-        """Where the rows are until the job is complete; None on standard output."""
-        self.num_rows = 0
+        self._part = opened if opened is not None or path == STDOUT else Part(path)
+        self._kept = kept
         self._classes = classes
+        self._format = row_format(path, classes, spreadsheet=spreadsheet)
+        # One assignment changes both: whatever interrupts the program finds them in agreement.
+        self._num_rows_and_bytes = (0, 0)
+
+    @property
+    def part(self) -> Path | None:
+        """Where the rows are until the job is complete; None on standard output."""
+        return None if self._part is None else self._part.path
+
+    @property
+    def num_rows(self) -> int:
+        """Complete rows, those of an earlier job that is gone on with included."""
+        return self._num_rows_and_bytes[0]
 
     def __enter__(self) -> Self:
-        """Create the `.part`; one that an earlier job left is replaced."""
+        """Open the `.part`; one that an earlier job left is replaced, or gone on with if asked.
+
+        Raises:
+            ConfigError: If another job writes it.
+        """
+        self._next_sync = time.monotonic() + SYNC_EVERY_S
         try:
-            self._writer = self._open()
+            if self._part is not None:
+                if not self._part.is_open:
+                    self._part.open()
+                    self._part.forget()
+                if self._kept is not None:
+                    self._num_rows_and_bytes = (self._kept.num_rows, self._kept.num_bytes)
+                self._part.cut(self._num_rows_and_bytes[1])
+            if not self._num_rows_and_bytes[1]:
+                self._append(self._format.header)
+                self._num_rows_and_bytes = (0, len(self._format.header))
         except OSError as error:
-            raise self._failure(error) from error
+            self._stop()
+            raise cannot_write(self.part or "standard output", error) from error
         return self
 
     def write(self, prediction: Prediction) -> None:
@@ -177,92 +109,123 @@ class Output:
         Raises:
             TltoolsError: If the file cannot be written, for lack of space for instance.
         """
+        data = self._format.encode(prediction)
+        num_rows, num_bytes = self._num_rows_and_bytes
         try:
-            self._writer.write(prediction)
+            self._append(data)
+            self._num_rows_and_bytes = (num_rows + 1, num_bytes + len(data))
+            if self._part is not None and time.monotonic() > self._next_sync:
+                self._part.sync()
+                self._next_sync = time.monotonic() + SYNC_EVERY_S
         except BrokenPipeError:
             raise  # whoever reads standard output has seen enough: no error
         except OSError as error:
-            raise self._failure(error) from error
-        self.num_rows += 1
+            raise cannot_write(self.part or "standard output", error) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
         """Finish the file, or leave what there is of it."""
         if kind is not None:
-            with suppress(OSError):  # the first error is the one to hear of
-                self._writer.close()
+            self._stop()
+            return
+        if self._part is None:
             return
         try:
-            self._writer.close()
-            if self.part is not None:
-                with self.part.open("rb") as file:
-                    os.fsync(file.fileno())
-                self.part.replace(self.path)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _open(self) -> Writer:
-        if self.part is None:
-            return CsvWriter(_Stdout(), self._classes)
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.suffix.lower() == ".parquet":
-            return ParquetWriter(self.part, self._classes)
-        # Line buffering: each row is handed to the system when it is complete, so that even a
-        # killed job leaves its rows.
-        file = self.part.open("w", encoding="utf-8", newline="", buffering=1)
-        try:
-            return TEXT_WRITERS[self.path.suffix.lower()](file, self._classes)
-        except OSError:
-            with suppress(OSError):
-                file.close()
+            converted = self.path.suffix.lower() == PARQUET
+            if converted:
+                self._convert()
+            self._part.finish(rename=not converted)
+        except BaseException as error:
+            self._stop()
+            if isinstance(error, OSError):
+                raise cannot_write(self.part or "standard output", error) from error
             raise
 
-    def _failure(self, error: OSError) -> TltoolsError:
-        return TltoolsError(
-            f"cannot write {self.part or 'standard output'}: {error.strerror or error}; "
-            "choose another place with --output"
-        )
+    def _append(self, data: bytes) -> None:
+        if self._part is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            self._part.append(data)
+
+    def _stop(self) -> None:
+        """Leave the complete rows, and no file where there are none."""
+        if self._part is None:
+            return
+        num_rows, num_bytes = self._num_rows_and_bytes
+        with suppress(OSError):  # the first error is the one to hear of
+            self._part.cut(num_bytes if num_rows else 0)
+        with suppress(OSError):
+            self._part.close()
+
+    def _convert(self) -> None:
+        """Make the Parquet file of the rows in the part."""
+        from tltools.atomic import atomic_path
+
+        assert self._part is not None
+        with self._part.path.open("rb") as file, atomic_path(self.path) as temporary:
+            rows = JsonLinesFormat(self._classes).read_whole(file)
+            write_parquet(temporary, (row for row, _ in rows), self._classes)
 
 
-TEXT_WRITERS = {".csv": CsvWriter, ".jsonl": JsonLinesWriter, ".ndjson": JsonLinesWriter}
+def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -> None:
+    """Write rows as Parquet with the columns of the CSV: strings, and float64 for the numbers.
+
+    pyarrow is imported here, so that the other formats do without it.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = {"path", "label", "error"}
+    schema = pyarrow.schema(
+        [
+            (name, pyarrow.string() if name in texts else pyarrow.float64())
+            for name in column_names(classes)
+        ]
+    )
+
+    def values(row: JsonRow) -> Iterator[str | float | None]:
+        yield from (row.path, row.label, row.confidence)
+        numbers = row.probabilities or {}
+        yield from (numbers.get(name) for name in classes)
+        yield row.error
+
+    iterator = iter(rows)
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(iterator, PARQUET_ROW_GROUP)):
+            columns = zip(*map(values, group), strict=True)
+            arrays = [
+                pyarrow.array(column, type=field.type)
+                for column, field in zip(columns, schema, strict=True)
+            ]
+            writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=schema))
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def row_format(path: Path, classes: Sequence[str], *, spreadsheet: bool = False) -> RowFormat:
+    """Return the format of an output's rows, until it is complete, by its suffix."""
+    if path == STDOUT or path.suffix.lower() == ".csv":
+        return CsvFormat(classes, spreadsheet=spreadsheet)
+    return JsonLinesFormat(classes)
+
+
+def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> None:
     """Refuse an output that cannot or must not be written, before any work is done.
 
     Raises:
-        ConfigError: If the suffix is unknown, or the file exists and `overwrite` is not set.
+        ConfigError: If the suffix is unknown or not one for spreadsheets, or the file exists and
+            `overwrite` is not set.
     """
     if path == STDOUT:
         return
-    if path.suffix.lower() not in {*TEXT_WRITERS, ".parquet"}:
+    if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"--output {path} ends in {path.suffix or 'nothing'!r}; choose .csv, .jsonl "
             "(or .ndjson) or .parquet, or - for CSV on standard output"
         )
+    if spreadsheet and path.suffix.lower() != ".csv":
+        raise ConfigError(f"--spreadsheet is for CSV; --output {path} ends in {path.suffix}")
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise ConfigError(
             f"{path} exists; replace it with --overwrite, or write elsewhere with --output"
         )
-
-
-def column_names(classes: Sequence[str]) -> list[str]:
-    """Return the columns of CSV and Parquet, in order."""
-    return ["path", "label", "confidence", *(f"prob_{name}" for name in classes), "error"]
-
-
-class _Stdout(io.TextIOWrapper):
-    r"""Standard output in UTF-8 without newline translation; closing it leaves it open."""
-
-    def __init__(self) -> None:
-        sys.stdout.flush()
-        super().__init__(sys.stdout.buffer, encoding="utf-8", newline="", line_buffering=True)
-
-    def close(self) -> None:
-        self.detach()
-
-
-def _text(text: str) -> str:
-    r"""Return text that UTF-8 can hold: a byte of a name that is not UTF-8 becomes `\udcXX`."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -272,12 +272,27 @@ def load_image(
         out = np.empty((size, size, 3), np.uint8)
     try:
         with _open_file(path) as file:
-            data = file.read()
+            data = _read(file)
         if not (data.startswith(_JPEG) and _load_plain_jpeg(data, size, resize, out)):
             np.copyto(out, _load_any(data, size, resize))
     except _UNREADABLE as error:
         raise DataError(f"cannot read image {_printable(path)}: {_reason(error)}") from error
     return out
+
+
+def decode_image(data: bytes, *, size: int, resize: Resize) -> NDArray[np.uint8]:
+    """Decode one picture that is in memory; as `load_image`, but for JPEGs, which Pillow decodes.
+
+    Returns:
+        Array (size, size, 3), uint8, RGB, read-only.
+
+    Raises:
+        DataError: If it is not a picture, or is damaged.
+    """
+    try:
+        return _load_any(data, size, resize)
+    except _UNREADABLE as error:
+        raise DataError(f"cannot decode a picture: {_reason(error)}") from error
 
 
 def load_images(
@@ -359,6 +374,15 @@ def _open_file(path: str | Path) -> io.FileIO:
     if info.st_size > _MAX_FILE_BYTES:
         raise OSError(f"the file has {info.st_size:,} bytes, more than {_MAX_FILE_BYTES:,}")
     return io.FileIO(path)
+
+
+def _read(file: io.FileIO) -> bytes:
+    """Read a file as long as it is now: one that grows meanwhile might never end."""
+    size = os.fstat(file.fileno()).st_size
+    data = file.read(size) or b""
+    while len(data) < size and (more := file.read(size - len(data))):
+        data += more
+    return data
 
 
 def _load_plain_jpeg(data: bytes, size: int, resize: Resize, out: NDArray[np.uint8]) -> bool:

@@ -156,10 +156,11 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             f"{path} is not UTF-8 (byte {error.start:,} is 0x{error.object[error.start]:02x}): "
             "save it as 'CSV UTF-8', or convert it with iconv"
         ) from error
-    if not text.strip(f"{''.join(_DELIMITERS)} \r\n"):
-        raise DataError(
-            f"{path} is empty: it needs a header and one line per picture, such as image,label"
-        )
+    empty = DataError(
+        f"{path} is empty: it needs a header and one line per picture, such as image,label"
+    )
+    if not text.strip().strip("".join(_DELIMITERS)):
+        raise empty
     # The header decides: a label or a picture's name may well hold another delimiter.
     delimiter = max(_DELIMITERS, key=text.lstrip().splitlines()[0].count)
     reader = csv.reader(
@@ -167,10 +168,12 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     )
     filled = (cells for cells in reader if any(cell.strip() for cell in cells))
     try:
-        header = [cell.strip() for cell in next(filled)]
+        header = [cell.strip() for cell in next(filled, ())]
         records = [(reader.line_num, cells) for cells in filled]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    if not header:  # there are quotes, and nothing in them
+        raise empty
     if len(header) < 2:
         raise DataError(
             f"{path} has one column ({header[0]!r}): it needs a picture and a label in each line, "
