@@ -1,19 +1,22 @@
 # make demo   set everything up and run the main job on a drawn sample set
 # make test   set everything up, check the code and run the tests
-# make check  lint, format, import rules, types
+# make check  lint, format, import rules, types, known vulnerabilities
 # make test-gpu  the tests that need CUDA
+# make benchmark  compare with other tools and with the limits (30 minutes); BENCHMARK=... adds
+#                 options, such as BENCHMARK='--pictures FOLDER --only limits'
 # make clean  remove what these made, but the environment
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS := $(VENV)-peers
 TLTOOLS := $(abspath $(BIN)/tltools)
 # VGG16's weights for the demo: imagenet (torchvision's download), or a local file.
 WEIGHTS ?= imagenet
 WEIGHTS_PATH := $(if $(filter imagenet,$(WEIGHTS)),imagenet,$(abspath $(WEIGHTS)))
 CLASSES := non-emergency,emergency
 
-.PHONY: demo test check test-gpu clean
+.PHONY: demo test check test-gpu benchmark clean
 .DELETE_ON_ERROR:
 
 # Remade when a dependency changes.
@@ -47,12 +50,22 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tests/audit.py
 
 test: check
 	$(BIN)/python -m pytest
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
+
+# The peers have an environment of their own: the product's must not depend on what they bring.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@touch $@
+
+benchmark: $(VENV)/.installed $(PEERS)/.installed
+	$(PEERS)/bin/python benchmarks/run.py --python $(abspath $(BIN)/python) $(BENCHMARK)
 
 clean:
 	rm -rf demo runs sample build dist .pytest_cache .ruff_cache

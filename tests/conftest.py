@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,16 @@ CLASSES = ("red", "green", "blue")
 GAIN = 8.0
 NUM_DRAWN = 16
 COLOURS = {"red": (250, 10, 20), "green": (5, 240, 15), "blue": (30, 25, 245)}
+
+# The suite's examples are the same each time; `--hypothesis-profile long` looks for others.
+_ANY_TIME = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(hypothesis.HealthCheck),
+}
+hypothesis.settings.register_profile("suite", derandomize=True, max_examples=300, **_ANY_TIME)
+hypothesis.settings.register_profile("long", max_examples=20_000, print_blob=True, **_ANY_TIME)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

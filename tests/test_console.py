@@ -1,11 +1,19 @@
 import io
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 
-from tltools.console import RichProgress, duration, print_table, printable, rate
+from tltools.console import (
+    RichProgress,
+    duration,
+    print_table,
+    printable,
+    printable_json,
+    rate,
+)
 
 
 class Terminal(io.StringIO):
@@ -245,3 +253,17 @@ def test_importing_the_console_does_not_import_rich():
     script = "import sys, tltools.console; print('rich' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+def test_json_stays_the_same_document_and_cannot_steer_a_terminal():
+    document = {
+        "name": "a\x1b[31m\x9b\u202eb\x7f\U000e0001",
+        "plain": "é ü\u200d 日本",
+        "n": [1, 2],
+    }
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    shown = printable_json(text)
+    assert json.loads(shown) == document
+    assert "é ü\u200d 日本" in shown
+    for line in shown.split("\n"):
+        assert line == printable(line)

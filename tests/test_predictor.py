@@ -176,17 +176,18 @@ def test_models_without_a_card_are_refused(tmp_path, make_onnx, torchscript_path
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "input"}, r"its input .*\['input'\].*should be .*\['images'\]"),
-        ({"dtype": "float"}, r"its input .*tensor\(float\).*should be .*tensor\(uint8\)"),
-        ({"size": 16}, r"its input .*\[16, 16, 3\].*should be .*\[32, 32, 3\]"),
-        ({"num_classes": 2}, r"its output .*\[\[2\]\].*should be .*\[\[3\]\]"),
+        ({"name": "input"}, r"its input is uint8 input\[.*should be uint8 images\["),
+        ({"dtype": "float"}, r"its input is float images\[.*should be uint8 images\["),
+        ({"size": 16}, r"its input is .*\[\?, 16, 16, 3\].*should be .*\[\?, 32, 32, 3\]"),
+        ({"num_classes": 2}, r"its output is .*\[\?, 2\].*should be .*\[\?, 3\]"),
         ({"batch": "1"}, r"its input has a fixed batch size of 1"),
     ],
 )
 def test_onnx_that_contradicts_its_card_is_refused(tmp_path, make_onnx, card, wrong, message):
     path = make_onnx(tmp_path / "wrong.onnx", card.to_json(), **wrong)
-    with pytest.raises(ArtifactError, match=message):
-        load_predictor(path, device="cpu")
+    for opener in (load_predictor, read_card):
+        with pytest.raises(ArtifactError, match=message):
+            opener(path)
 
 
 def test_torchscript_that_contradicts_its_card_is_refused(tmp_path, torchscript_path, make_card):

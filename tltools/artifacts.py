@@ -13,6 +13,7 @@ from tltools.card import Card, Precision
 from tltools.errors import ArtifactError, DataError
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import PREDICTORS, Predictor, load_predictor, read_card
+from tltools.runtime.selftest import lacks_self_test
 
 if TYPE_CHECKING:
     from tltools.bench import Candidate
@@ -113,12 +114,14 @@ def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
         ArtifactError: If there is no ONNX export.
     """
     found = [
-        one for one in find_exports(export_dir) if one.card.export and one.path.suffix == ".onnx"
+        one
+        for one in find_exports(export_dir)
+        if one.path.suffix == ".onnx" and "val" in one.card.metrics
     ]
     if not found:
         raise ArtifactError(
-            f"no ONNX export in {export_dir}/: make one with tltools export --format onnx, "
-            "or name an export with --model"
+            f"no ONNX export with a validation accuracy in {export_dir}/: make one with tltools "
+            "export --format onnx, or name an export with --model"
         )
     return max(found, key=_quality)
 
@@ -139,6 +142,8 @@ class BenchInputs:
     """Class index of each picture, (N,)."""
     name: str
     """What the pictures are, for people."""
+    notes: tuple[str, ...]
+    """What there is to say of the models beforehand."""
 
 
 def bench_inputs(
@@ -193,7 +198,8 @@ def bench_inputs(
         for artifact in artifacts
     ]
     targets = np.array([index[one] for one in frame["class"]], dtype=np.int64)
-    return BenchInputs(candidates, [Path(path) for path in frame["path"]], targets, name)
+    notes = tuple(filter(None, (lacks_self_test(artifact.card) for artifact in artifacts)))
+    return BenchInputs(candidates, [Path(path) for path in frame["path"]], targets, name, notes)
 
 
 def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:

@@ -1,5 +1,10 @@
-"""The facts that travel with a run or an export, as one JSON text with a version."""
+"""The facts that travel with a run or an export, as one JSON text with a version.
 
+A card may come from a stranger. What is read of one is checked here, so that nobody else needs to:
+its size, its numbers, and the names that become parts of paths.
+"""
+
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -9,6 +14,18 @@ from tltools.errors import ArtifactError
 CARD_VERSION = 1
 CARD_KEY = "tltools.card"
 """Where an export keeps its card: a key of ONNX `metadata_props`, a TorchScript extra file."""
+
+MAX_CARD_BYTES = 2 * 2**20
+"""A card of 20,000 classes has about half of it."""
+MAX_SIZE = 2048
+"""Largest height and width of a model's input in pixels."""
+MAX_NAME = 100
+"""Characters of a run's name, which is part of the names of folders and files."""
+MAX_DEPTH = 20
+"""Of what is nested in `training`."""
+MAX_TEST_PICTURES = 16
+MAX_TEST_SIDE = 256
+"""Largest height and width of a self-test's picture in pixels."""
 
 Resize = Literal["squash", "crop"]
 Format = Literal["torchscript", "onnx"]
@@ -99,6 +116,17 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Pictures of the run's training split."""
 
 
+class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
+    """A few drawn pictures and PyTorch's answers, for whoever opens an export to compare with."""
+
+    pictures: tuple[bytes, ...]
+    """PNG files."""
+    logits: bytes
+    """PyTorch's, (N, C) for the N pictures, as little-endian float32."""
+    tolerance: float
+    """How far the export's logits may be from them on any machine."""
+
+
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an export adds to its run's card."""
 
@@ -112,6 +140,8 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     float_layers: tuple[str, ...] = ()
     """Nodes kept in fp32 so that the parity bar holds (int8), or since fp16 could not hold their
     values."""
+    self_test: SelfTest | None = None
+    """None in exports made before there was one."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +172,19 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> str:
         """Return the card as JSON, indented for people."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+        return _indented(self)
+
+    def to_text(self) -> str:
+        """Return the card as JSON to look at: the bytes of the self-test are only counted."""
+        document = msgspec.to_builtins(self)
+        test = self.export and self.export.self_test
+        if test:
+            num_bytes = sum(map(len, test.pictures))
+            document["export"]["self_test"] |= {
+                "pictures": f"{len(test.pictures)} drawn pictures, {num_bytes:,} bytes",
+                "logits": f"{len(test.pictures)} x {len(self.classes)}, float32",
+            }
+        return _indented(document)
 
 
 def card_from_json(text: str | bytes, *, where: str) -> Card:
@@ -153,17 +195,117 @@ def card_from_json(text: str | bytes, *, where: str) -> Card:
         where: Names the file in messages.
 
     Raises:
-        ArtifactError: If the text is not a card, or one of a later version.
+        ArtifactError: If the text is not a card, is one of a later version, or holds what no card
+            can: numbers out of their range, a run's name that is not one of a folder.
     """
-    try:
-        card = msgspec.json.decode(text, type=Card)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{where} has no valid tltools card: {error}") from error
-    if card.version > CARD_VERSION:
+    if len(text) > MAX_CARD_BYTES:
         raise ArtifactError(
-            f"{where} has a card of version {card.version}, this tltools reads up to "
+            f"{where} has a card of {len(text):,} bytes, more than {MAX_CARD_BYTES:,}: "
+            "tltools did not make it"
+        )
+    try:
+        _check_version(text, where)
+        card = msgspec.json.decode(text, type=Card)
+    except RecursionError as error:
+        raise ArtifactError(f"{where} has no valid tltools card: it is nested too deep") from error
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ArtifactError(f"{where} has no valid tltools card: {error}") from error
+    problem = _problem(card)
+    if problem:
+        raise ArtifactError(f"{where} has no valid tltools card: {problem}")
+    return card
+
+
+class _Versioned(msgspec.Struct):
+    version: int = CARD_VERSION
+
+
+def _check_version(text: str | bytes, where: str) -> None:
+    """Raise ArtifactError if the card is of a later version, whatever else may be new in it."""
+    version = msgspec.json.decode(text, type=_Versioned).version
+    if version > CARD_VERSION:
+        raise ArtifactError(
+            f"{where} has a card of version {version}, this tltools reads up to "
             f"{CARD_VERSION}: upgrade with pip install --upgrade tltools"
         )
-    if len(card.classes) < 2 or len(set(card.classes)) != len(card.classes):
-        raise ArtifactError(f"{where}: its card needs two or more different classes")
-    return card
+
+
+def _problem(card: Card) -> str | None:
+    """Return what is wrong with a card of the right types, None if nothing is."""
+    checks = (
+        (_is_file_name(card.run), f"run {card.run[:MAX_NAME]!r} is no name of a folder"),
+        (card.version >= 1, f"version {card.version} never was"),
+        (
+            len(card.classes) >= 2 and len(set(card.classes)) == len(card.classes),
+            "it needs two or more different classes",
+        ),
+        (
+            1 <= card.preprocessing.size <= MAX_SIZE,
+            f"pictures of {card.preprocessing.size} pixels are not between 1 and {MAX_SIZE}",
+        ),
+        (
+            all(value > 0 for value in card.preprocessing.std),
+            f"std must be positive, not {card.preprocessing.std}",
+        ),
+        (all(map(_is_score, card.metrics.values())), "an accuracy is not between 0 and 1"),
+        (_depth(card.training) <= MAX_DEPTH, "it is nested too deep"),
+    )
+    problem = next((message for holds, message in checks if not holds), None)
+    if problem or card.export is None or card.export.self_test is None:
+        return problem
+    return _self_test_problem(card.export.self_test, len(card.classes))
+
+
+def _is_file_name(name: str) -> bool:
+    """Tell whether a name is one part of a path on any system, and a visible one."""
+    return (
+        0 < len(name) <= MAX_NAME
+        and not name.startswith(".")
+        and name.isprintable()
+        and not set(name) & set('/\\:*?"<>|')
+        and name == name.strip()
+    )
+
+
+def _is_score(score: Score) -> bool:
+    shares = (score.accuracy, score.low, score.high)
+    return all(0 <= share <= 1 for share in shares) and 0 <= score.correct <= score.total < 2**53
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and dictionaries are nested, up to a little beyond `MAX_DEPTH`."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        containers = [
+            list(one.values()) if isinstance(one, dict) else one
+            for one in level
+            if isinstance(one, dict | list)
+        ]
+        level = [inner for container in containers for inner in container]
+        depth += 1
+    return depth
+
+
+def _self_test_problem(test: SelfTest, num_classes: int) -> str | None:
+    num = len(test.pictures)
+    if not 1 <= num <= MAX_TEST_PICTURES or not all(map(_is_small_png, test.pictures)):
+        return (
+            f"its self-test must have 1 to {MAX_TEST_PICTURES} PNG pictures of at most "
+            f"{MAX_TEST_SIDE} x {MAX_TEST_SIDE} pixels"
+        )
+    if len(test.logits) != 4 * num * num_classes:
+        return f"its self-test must have {num} x {num_classes} logits of 4 bytes"
+    if not (test.tolerance > 0 and math.isfinite(test.tolerance)):
+        return f"its self-test's tolerance must be positive, not {test.tolerance}"
+    return None
+
+
+def _is_small_png(data: bytes) -> bool:
+    """Tell whether data begins as a PNG of few pixels: decoding others could cost any amount."""
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    is_png = data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR"
+    return is_png and 0 < width <= MAX_TEST_SIDE and 0 < height <= MAX_TEST_SIDE
+
+
+def _indented(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -43,6 +43,19 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def printable_json(text: str) -> str:
+    """Return a JSON text with the same escaped in its strings; it stays the same document."""
+    import json
+
+    # All of what `printable` escapes but the line breaks between its lines is within strings.
+    return "".join(
+        char
+        if char == "\n" or unicodedata.category(char) not in _HIDDEN or char in _JOINERS
+        else json.dumps(char)[1:-1]
+        for char in text
+    )
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to standard output.
 

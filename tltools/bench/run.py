@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from tempfile import gettempdir
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools.atomic import remove_leftovers
 from tltools.bench.machine import describe_machine
 from tltools.bench.records import BenchReport, Settings
 from tltools.bench.rows import BatchTiming, BenchFormat, BenchRow, Status
-from tltools.bench.stages import OpenModel
+from tltools.bench.stages import TEMPORARY, OpenModel
 from tltools.bench.timing import MAX_ROUND_SPREAD, latency, num_outliers, round_spread
 from tltools.bench.verdict import classify_doubts, in_order, recommend, sum_up
 from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
@@ -119,6 +121,7 @@ def run_bench(
         num_pictures=len(pictures),
     )
     _check(candidates, settings, pictures, targets)
+    remove_leftovers(Path(gettempdir()), prefix=TEMPORARY)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
     command = command or command_line(sys.argv)

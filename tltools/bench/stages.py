@@ -19,6 +19,8 @@ from tltools.data.images import load_image
 from tltools.parallel import ordered_map
 from tltools.runtime import Device, Predictor
 
+TEMPORARY = "tltools-bench-"
+"""How the names of temporary folders begin."""
 MAX_PICTURES = 256
 """Different pictures, evenly taken from all; they are repeated where more are needed."""
 CHUNK = 8
@@ -100,7 +102,7 @@ def measure_classify(
     with closing(_inference(predictor, some, plan)) as batches:
         infer_s = cost_s(lambda: next(batches), 1 if callers == 1 else MIN_CHUNKS * callers)
 
-    with tempfile.TemporaryDirectory(prefix="tltools-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         output = Path(folder) / "predictions.csv"
         enter("classify: all stages")
         start = clock()

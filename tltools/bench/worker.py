@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tltools.bench.machine import peak_memory_bytes
 from tltools.bench.rows import ClassifyRound
-from tltools.bench.stages import OpenModel, measure_classify
+from tltools.bench.stages import TEMPORARY, OpenModel, measure_classify
 from tltools.bench.timing import Timing, measure
 from tltools.data.images import load_images
 from tltools.errors import TltoolsError
@@ -107,7 +107,7 @@ def measure_in_new_process(
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="tltools-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         log = Path(folder) / "log"
         log.touch()
         process = context.Process(target=_work, args=(task, sender, log))

@@ -19,11 +19,13 @@ from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.evaluate import predict
 from tltools.export.formats import SUFFIXES, set_card, write_onnx, write_torchscript
 from tltools.export.parity import BARS, compare
+from tltools.export.selftest import make_self_test
 from tltools.graphs.onnx_file import OPSET
 from tltools.graphs.precision import quantize_until, write_fp16
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device
-from tltools.runtime.predictor import load_predictor
+from tltools.runtime.predictor import Predictor, load_predictor
+from tltools.runtime.selftest import replay
 from tltools.training.models import Classifier
 from tltools.training.run import load_run, open_run, read_split
 
@@ -146,9 +148,14 @@ class _Exporter:
         return np.array([index[name] for name in self.val["class"]], dtype=np.int64)
 
     @cached_property
+    def trained(self) -> Predictor:
+        """The run's own PyTorch model."""
+        return open_run(self.run, device=self.device)
+
+    @cached_property
     def reference(self) -> NDArray[np.float32]:
         """PyTorch's logits of the validation pictures, (N, C)."""
-        return predict(open_run(self.run, device=self.device), self.paths, progress=self.progress)
+        return predict(self.trained, self.paths, progress=self.progress)
 
     @cached_property
     def source(self) -> Path:
@@ -210,6 +217,7 @@ class _Exporter:
             else:
                 WRITERS[format_](self.model, self.card, path)
             check(path)
+        exported = load_predictor(path, device=self.device, self_test=False)
         return ExportFacts(
             format=format_,
             precision=precision,
@@ -217,10 +225,16 @@ class _Exporter:
             parity=passed[-1],
             calibration=calibration,
             float_layers=tuple(kept),
+            self_test=make_self_test(
+                self.trained,
+                exported,
+                precision=precision,
+                num_parameters=sum(one.numel() for one in self.model.parameters()),
+            ),
         )
 
     def _compare(self, path: Path, precision: Precision) -> Parity:
-        predictor = load_predictor(path, device=self.device, tf32=False)
+        predictor = load_predictor(path, device=self.device, self_test=False)
         return compare(
             self.reference,
             predictor,
@@ -260,14 +274,15 @@ def _part(frame: pd.DataFrame, split: str, run: Path) -> pd.DataFrame:
 
 
 def _seal(path: Path, card: Card, paths: Sequence[Path], *, device: Device) -> None:
-    """Put the parity figures into the file and see that they are still true of it.
+    """Put the whole card into the file; see that its answers stay and that it passes its self-test.
 
     Raises:
         ParityError: If the file answers differently than before.
     """
     few = paths[:8]
-    before = predict(load_predictor(path, device=device), few)
+    before = predict(load_predictor(path, device=device, self_test=False), few)
     set_card(path, card)
-    sealed = load_predictor(path, device=device)
+    sealed = load_predictor(path, device=device, self_test=False)
     if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=1e-5):
         raise ParityError("the file changed its answers when its card was written")
+    replay(sealed, path)

@@ -25,7 +25,17 @@ def write_torchscript(model: Classifier, card: Card, path: Path) -> None:
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
         example = example_images(card.preprocessing.size)
         module = torch.jit.trace(fold(model), example, check_trace=False)
-        torch.jit.save(module, path, _extra_files={CARD_KEY: card.to_json()})
+        assert isinstance(module, torch.jit.ScriptModule)  # and not the graph of a function
+        _save(module, card, path)
+
+
+def _save(module: torch.jit.ScriptModule, card: Card, path: Path) -> None:
+    """Save TorchScript with its card.
+
+    Through memory: torch's own writer of files ends the process when the disk is full.
+    """
+    with path.open("wb") as file:
+        torch.jit.save(module, file, _extra_files={CARD_KEY: card.to_json()})
 
 
 def write_onnx(model: Classifier, card: Card, path: Path) -> None:
@@ -55,4 +65,4 @@ def set_card(path: Path, card: Card) -> None:
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
         module = torch.jit.load(path, map_location="cpu")
-        torch.jit.save(module, path, _extra_files={CARD_KEY: card.to_json()})
+        _save(module, card, path)

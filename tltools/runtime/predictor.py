@@ -1,14 +1,13 @@
 """Open an export: pictures in, logits out; the same call for each format."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import CARD_KEY, Card, card_from_json
+from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, card_from_json
 from tltools.errors import ArtifactError, DeviceError
 from tltools.runtime.device import (
     Device,
@@ -21,6 +20,14 @@ from tltools.runtime.device import (
     placement,
     torch_device,
 )
+from tltools.runtime.onnx_reader import (
+    OnnxFile,
+    TensorType,
+    UnsafeOnnxError,
+    read_onnx,
+    signature_problem,
+)
+from tltools.runtime.selftest import replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 INPUT = "images"
 OUTPUT = "logits"
+MAX_UNPACKED_BYTES = 64 * 2**20
+"""Of a TorchScript file; torch compresses the code alone, which is some kilobytes."""
 REMEDY = "make it again with tltools export"
 
 
@@ -79,21 +88,17 @@ class OnnxPredictor:
         gpu: int = 0,
     ) -> None:
         """Open `path`; the arguments and errors are those of `load_predictor`."""
-        _check_exists(path)
+        self.card = _onnx_card(path)  # before onnxruntime sees the file
         self._session, self.choice = open_session(
             path, device=device, threads=threads, tf32=tf32, gpu=gpu
         )
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        if CARD_KEY not in metadata:
-            raise _no_card(path)
-        self.card = card_from_json(metadata[CARD_KEY], where=str(path))
         self.device: str = self.choice.device
         self.provider: str = self._session.get_providers()[0]
         self.placement = placement(self._session)
         self.threads = threads or default_threads()
         self._errors = onnxruntime_errors()
         self._locked: dict[int, tuple[NDArray[np.uint8], OrtValue]] = {}
-        self._check_signature(path)
+        self._path = path
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, (N, H, W, 3), to logits, (N, C)."""
@@ -101,11 +106,13 @@ class OnnxPredictor:
         array, value = self._locked.get(images.ctypes.data, (None, None))
         try:
             if value is not None and array is not None and array.shape == images.shape:
-                return self._run_bound(value)
-            outputs = self._session.run([OUTPUT], {INPUT: images})
+                logits = self._run_bound(value)
+            else:
+                outputs = self._session.run([OUTPUT], {INPUT: images})
+                logits = cast("NDArray[np.float32]", outputs[0])
         except self._errors as error:
             raise _failed_run(len(images), error) from error
-        return cast("NDArray[np.float32]", outputs[0])
+        return _checked(logits, len(images), self.card, self._path)
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
         """Allocate images, (N, H, W, 3); for a GPU in page-locked memory."""
@@ -124,30 +131,6 @@ class OnnxPredictor:
         self._session.run_with_iobinding(binding)
         return cast("NDArray[np.float32]", binding.copy_outputs_to_cpu()[0])
 
-    def _check_signature(self, path: Path) -> None:
-        """Raise ArtifactError unless the graph's input and output are what the card says."""
-        size, num_classes = self.card.preprocessing.size, len(self.card.classes)
-        wanted_input = ([INPUT], ["tensor(uint8)"], [[size, size, 3]])
-        wanted_output = ([OUTPUT], ["tensor(float)"], [[num_classes]])
-        for kind, nodes, wanted in (
-            ("input", self._session.get_inputs(), wanted_input),
-            ("output", self._session.get_outputs(), wanted_output),
-        ):
-            found = (
-                [node.name for node in nodes],
-                [node.type for node in nodes],
-                [list(node.shape[1:]) for node in nodes],  # without the batch axis
-            )
-            if found != wanted:
-                raise ArtifactError(
-                    f"{path}: its {kind} (names, types, shapes after the batch axis) is {found}, "
-                    f"by its card it should be {wanted}; {REMEDY}"
-                )
-            if isinstance(nodes[0].shape[0], int):
-                raise ArtifactError(
-                    f"{path}: its {kind} has a fixed batch size of {nodes[0].shape[0]}; {REMEDY}"
-                )
-
 
 class TorchScriptPredictor:
     """A TorchScript export in PyTorch, which is imported here and not before."""
@@ -165,7 +148,7 @@ class TorchScriptPredictor:
 
         PyTorch's number of threads and its TF32 switch are settings of the whole process.
         """
-        self.card = read_card(path)
+        self.card = _torchscript_card(path)
         self.choice = torch_device(device)
         self.device: str = self.choice.device
         self.provider = "torch"
@@ -199,13 +182,7 @@ class TorchScriptPredictor:
                 logits = self._module(batch.to(self._device)).cpu().numpy()  # waits for the device
         except RuntimeError as error:
             raise _failed_run(len(images), error) from error
-        wanted = (len(images), len(self.card.classes))
-        if logits.dtype != np.float32 or logits.shape != wanted:
-            raise ArtifactError(
-                f"{self._path} gives {logits.dtype} {logits.shape}, by its card it should be "
-                f"float32 {wanted}; {REMEDY}"
-            )
-        return logits
+        return _checked(logits, len(images), self.card, self._path)
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
         """Allocate images, (N, H, W, 3)."""
@@ -219,8 +196,12 @@ def load_predictor(
     threads: int | None = None,
     tf32: bool = False,
     gpu: int = 0,
+    self_test: bool = True,
 ) -> Predictor:
     """Open an export by its suffix.
+
+    An ONNX file is looked into before onnxruntime opens it, and refused if it is not what tltools
+    writes. TorchScript is code: opening it runs what its maker put into it.
 
     Args:
         path: `.onnx` or `.pt`.
@@ -228,114 +209,91 @@ def load_predictor(
         threads: Cores for one forward pass on the CPU; None for all of this process's.
         tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
         gpu: Which of the GPUs, from 0.
+        self_test: Compare with the answers in the file that its maker got from PyTorch, where it
+            has some. Only who is making the file does without.
 
     Raises:
         ArtifactError: If the file is missing, is not an export, lacks its card or contradicts it.
         DeviceError: If a device is asked for that cannot run the model.
+        ParityError: If the model answers otherwise here than where it was made.
     """
     open_predictor: Callable[..., Predictor] = _by_suffix(path, PREDICTORS)
-    return open_predictor(path, device=device, threads=threads, tf32=tf32, gpu=gpu)
+    predictor = open_predictor(path, device=device, threads=threads, tf32=tf32, gpu=gpu)
+    if self_test:
+        _check_is_export(path, predictor.card)
+        replay(predictor, path, tf32=tf32)
+    return predictor
 
 
 def read_card(path: Path) -> Card:
-    """Read the card of an export without running, or even loading, the model.
+    """Read the card of an export, and see that the file is one, without running any of it.
 
     Raises:
-        ArtifactError: If the file is missing, is not an export or has no valid card.
+        ArtifactError: If the file is missing, is not an export, or has no valid card.
     """
-    read_text = _by_suffix(path, CARD_READERS)
-    _check_exists(path)
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    if text is None:
-        raise _no_card(path)
-    return card_from_json(text, where=str(path))
+    card = _by_suffix(path, CARD_READERS)(path)
+    _check_is_export(path, card)
+    return card
 
 
 # ------------------------------------------------------------------------------------- cards
 
 
-def _torchscript_card(path: Path) -> bytes | None:
-    """Return the card's JSON from the zip archive that a TorchScript file is."""
+def _torchscript_card(path: Path) -> Card:
+    """Read the card from the zip archive that a TorchScript file is; its code is not touched."""
     import zipfile  # here, because it takes a twentieth of the start-up time of the other format
 
+    _check_exists(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(f"/extra/{CARD_KEY}"):
-                    return archive.read(name)
-    except zipfile.BadZipFile as error:
+        file = path.open("rb")
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if not any("/code/" in member.filename for member in members):
+                raise _not_a(path, "TorchScript", "it has no code")
+            packed = (one.file_size for one in members if one.compress_type != zipfile.ZIP_STORED)
+            if sum(packed) > MAX_UNPACKED_BYTES:
+                raise _refused(path, f"its code unpacks to over {MAX_UNPACKED_BYTES:,} bytes")
+            cards = [one for one in members if one.filename.endswith(f"/extra/{CARD_KEY}")]
+            if not cards:
+                raise _no_card(path)
+            if len(cards) > 1 or cards[0].file_size > MAX_CARD_BYTES:
+                raise _refused(path, f"it has two cards, or one of over {MAX_CARD_BYTES:,} bytes")
+            text = archive.read(cards[0])
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, EOFError, RuntimeError) as error:
         raise _not_a(path, "TorchScript", error) from error
-    return None
+    return card_from_json(text, where=str(path))
 
 
-# Numbers of the fields in onnx.proto: ModelProto and StringStringEntryProto.
-GRAPH, METADATA_PROPS = 7, 14
-KEY, VALUE = 1, 2
-
-
-def _onnx_card(path: Path) -> bytes | None:
-    """Return the card's JSON from an ONNX file.
-
-    An ONNX file is one protobuf message, in which each field starts with its number and length.
-    Skipping the graph takes 1 ms and no memory; parsing it takes seconds for a large VGG16.
-    """
-    found: bytes | None = None
-    has_graph = False
+def _onnx_card(path: Path) -> Card:
+    """Read the card from an ONNX file, and see that it is safe to open and as the card says."""
+    _check_exists(path)
     try:
-        with path.open("rb") as file:
-            for number, length in _read_fields(file, path.stat().st_size):
-                has_graph |= number == GRAPH
-                if number == METADATA_PROPS:
-                    end = file.tell() + length
-                    entry = {key: file.read(size) for key, size in _read_fields(file, end)}
-                    if entry.get(KEY) == CARD_KEY.encode():
-                        found = entry.get(VALUE, b"")
+        found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except UnsafeOnnxError as error:
+        raise _refused(path, error) from error
     except ValueError as error:
         raise _not_a(path, "ONNX", error) from error
-    if not has_graph:
-        raise _not_a(path, "ONNX", "it has no graph")
-    return found
+    if found.entry is None:
+        raise _no_card(path)
+    card = card_from_json(found.entry, where=str(path))
+    problem = _signature_problem(found, card)
+    if problem:
+        raise ArtifactError(f"{path}: {problem}; {REMEDY}")
+    return card
 
 
-def _read_fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """Yield each protobuf field's number and length, with `file` where its bytes start.
-
-    Raises:
-        ValueError: If the bytes up to `end` are not protobuf.
-    """
-    while file.tell() < end:
-        tag = _read_varint(file)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            _read_varint(file)
-            length = 0
-        elif wire_type == 2:
-            length = _read_varint(file)
-        elif wire_type in (1, 5):
-            length = 8 if wire_type == 1 else 4
-        else:
-            raise ValueError(f"field {number} has the unknown wire type {wire_type}")
-        start = file.tell()
-        if number == 0 or start + length > end:
-            raise ValueError(f"field {number} goes beyond its end")
-        yield number, length
-        file.seek(start + length)
-
-
-def _read_varint(file: BinaryIO) -> int:
-    """Read an integer of seven bits a byte, the lowest first, until a byte below 128."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            raise ValueError("the file ends within a number")
-        value |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return value
-    raise ValueError("a number has more than ten bytes")
+def _signature_problem(found: OnnxFile, card: Card) -> str | None:
+    size = card.preprocessing.size
+    return signature_problem(
+        found,
+        wanted_input=TensorType(INPUT, "uint8", (None, size, size, 3)),
+        wanted_output=TensorType(OUTPUT, "float", (None, len(card.classes))),
+    )
 
 
 # ------------------------------------------------------------------------------------ checks
@@ -363,6 +321,24 @@ def _check_exists(path: Path) -> None:
         raise ArtifactError(f"{path} {what}; tltools export makes exports, --model names one")
 
 
+def _check_is_export(path: Path, card: Card) -> None:
+    if card.export is None:
+        raise ArtifactError(f"{path} has the card of a run, so it is no finished export; {REMEDY}")
+
+
+def _checked(
+    logits: NDArray[np.float32], num_images: int, card: Card, path: Path
+) -> NDArray[np.float32]:
+    """Return logits that are as the card says, whatever the file says of itself."""
+    wanted = (num_images, len(card.classes))
+    if logits.dtype != np.float32 or logits.shape != wanted:
+        raise ArtifactError(
+            f"{path} gives {logits.dtype} {logits.shape}, by its card it should be "
+            f"float32 {wanted}; {REMEDY}"
+        )
+    return logits
+
+
 def _check_images(images: NDArray[np.uint8], size: int) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(
@@ -378,7 +354,12 @@ def _no_card(path: Path) -> ArtifactError:
 
 def _not_a(path: Path, what: str, error: object) -> ArtifactError:
     reason = str(error).strip().partition("\n")[0]
-    return ArtifactError(f"{path} is not a {what} file ({reason}); {REMEDY}")
+    article = "an" if what == "ONNX" else "a"
+    return ArtifactError(f"{path} is not {article} {what} file ({reason}); {REMEDY}")
+
+
+def _refused(path: Path, reason: object) -> ArtifactError:
+    return ArtifactError(f"{path} is refused: {reason}; {REMEDY}")
 
 
 def _failed_run(num_images: int, error: Exception) -> DeviceError:

@@ -90,7 +90,7 @@ class FeatureCache:
         A shard that cannot be read is removed: its features are computed again.
         """
         found: dict[str, NDArray[np.float32]] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted(self.folder.glob("[!.]*.safetensors")):  # not those being written
             try:
                 shard = load_file(path)
                 hashes, features = shard["sha256"], shard["features"]

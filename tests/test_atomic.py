@@ -1,0 +1,303 @@
+"""A file or folder is written completely or not at all, on a full disk and by several processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_tltools
+
+from tltools.atomic import LEFTOVER_AGE_S, atomic_folder, atomic_path, remove_leftovers, write_text
+from tltools.card import Preprocessing
+from tltools.errors import TltoolsError
+from tltools.training.features import FeatureCache
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def make_old(path: Path) -> None:
+    then = time.time() - LEFTOVER_AGE_S - 60
+    os.utime(path, (then, then))
+
+
+# ------------------------------------------------------------------------------ one process
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_stops_a_writer_leaves_the_earlier_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "new" / "result.txt"
+    write_text(path, "earlier")
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            assert temporary.suffix == ".txt"
+            assert path.read_text() == "earlier"
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert files_in(tmp_path) == {"new/result.txt": b"earlier"}
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+
+    def write_half() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "one").write_text("1")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        write_half()
+    assert files_in(tmp_path) == {}
+    with atomic_folder(path) as temporary:
+        (temporary / "one").write_text("1")
+    assert files_in(tmp_path) == {"folder/one": b"1"}
+    with pytest.raises(FileExistsError), atomic_folder(path):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TltoolsError, match=r"cannot write .*file/x/result\.csv: .*choose another"):
+        write_text(tmp_path / "file" / "x" / "result.csv", "")
+
+
+def test_what_killed_processes_left_goes_after_a_day_and_not_before(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tltools.atomic import atomic_folder, atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as one, atomic_folder(Path(sys.argv[2])) as two:\n"
+        "    (two / 'inner').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    paths = [tmp_path / "cnn.fp32.onnx", tmp_path / "folder"]
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script, *map(str, paths)], check=False)
+    left = sorted(path for path in tmp_path.iterdir())
+    assert len(left) == 4
+    others = [tmp_path / name for name in (".bashrc", ".notes.tmp", "a.b.tmp.txt", "result.txt")]
+    for path in others:
+        path.write_text("mine")
+        make_old(path)
+    for path in left[::2]:
+        make_old(path)
+    write_text(tmp_path / "result.txt", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, *left[1::2]])
+
+
+def test_what_a_killed_bench_left_goes_too(tmp_path):
+    old, new = tmp_path / "tltools-bench-abcdefgh", tmp_path / "tltools-bench-12345678"
+    for folder in (old, new, tmp_path / "tltools-bench-mine"):
+        folder.mkdir()
+        (folder / "log").write_text("")
+    make_old(old)
+    make_old(tmp_path / "tltools-bench-mine")
+    remove_leftovers(tmp_path, prefix="tltools-bench-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "tltools-bench-mine"]
+
+
+# ----------------------------------------------------------------------------- a full disk
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+"""
+
+
+def run_limited(limit: int, script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a script in a process whose files cannot become larger than `limit` bytes."""
+    command = [sys.executable, "-c", LIMITED + script, str(limit), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+WRITERS = """
+import contextlib
+from pathlib import Path
+import numpy as np, onnx, pandas, torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import save_file
+from tltools.atomic import atomic_path
+from tltools.errors import TltoolsError
+from tltools.export.formats import _save
+
+class card:
+    to_json = lambda: "{}"
+
+big = torch.rand(100_000)
+noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+figure = Figure()
+figure.figimage(noise)
+tensor = onnx.numpy_helper.from_array(big.numpy(), "big")
+graph = onnx.helper.make_graph([], "graph", [], [], [tensor])
+module = torch.jit.trace(torch.nn.Linear(1000, 100), torch.zeros(1, 1000))
+writers = {
+    "state.pt": lambda path: torch.save({"big": big}, path),
+    "checkpoint.safetensors": lambda path: save_file({"big": big}, path),
+    "model.onnx": lambda path: onnx.save(onnx.helper.make_model(graph), path),
+    "module.pt": lambda path: _save(module, card, path),
+    "table.csv": lambda path: pandas.DataFrame({"big": big.numpy()}).to_csv(path),
+    "picture.png": lambda path: Image.fromarray(noise).save(path),
+    "figure.png": lambda path: figure.savefig(path),
+    "text.txt": lambda path: path.write_text("x" * 100_000),
+}
+for name, write in writers.items():
+    Path(name).write_text("earlier")
+    try:
+        with atomic_path(Path(name)) as temporary:
+            write(temporary)
+    except TltoolsError as error:
+        print(error)
+    else:
+        print("no error", name)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_full_disk_is_one_line_for_every_library_that_writes(tmp_path):
+    done = run_limited(20_000, WRITERS, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 8, done.stderr
+    for line in lines:
+        assert line.startswith("cannot write "), line
+        assert ": File too large; what was there before is unchanged: make room" in line
+    assert set(files_in(tmp_path).values()) == {b"earlier"}
+
+
+COMMAND = "\nfrom tltools.cli import main\nmain(sys.argv[2:])\n"
+
+
+@pytest.fixture
+def workplace(cnn_run, cnn_exports, tmp_path):
+    shutil.copytree(cnn_run, tmp_path / "runs" / "cnn")
+    shutil.copytree(cnn_run.parents[1] / "exports", tmp_path / "exports")
+    return tmp_path
+
+
+FULL = {
+    "train": (
+        ("train", "{drawn}", "--model", "cnn", "--epochs", "1", "--device", "cpu"),
+        100_000,
+        r"cannot write runs/cnn-2/state.pt: File too large",
+    ),
+    "export": (
+        ("export", "runs/cnn", "--format", "all", "--pictures", "2"),
+        100_000,
+        "cannot write exports/cnn/cnn.fp32.pt: File too large",
+    ),
+    "bench": (
+        ("bench", "exports/cnn/cnn.fp32.onnx", "--data", "{drawn}", "--rounds", "1", "--runs", "1",
+         "--batch-sizes", "1", "--device", "cpu"),
+        1_000,
+        r"cannot write exports/bench-",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_on_a_full_disk_a_command_says_so_and_works_once_there_is_room(workplace, drawn, name):
+    args, limit, message = FULL[name]
+    args = [arg.format(drawn=drawn) for arg in args]
+    earlier = files_in(workplace)
+    done = run_limited(limit, COMMAND, *args, cwd=workplace)
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith(f"error: {message}"), done.stderr
+    assert "Traceback" not in done.stderr
+    left = files_in(workplace)
+    assert {path: left[path] for path in earlier} == earlier
+    assert not [path for path in left if ".tmp" in path]
+    ran = run_tltools(*args, cwd=workplace)
+    assert ran.code == 0, ran
+    made = files_in(workplace)
+    assert set(made) > set(earlier) or name == "export"
+
+
+# ------------------------------------------------------------------- two processes, one cache
+
+SHARING = """
+import sys, time
+from pathlib import Path
+import numpy as np
+import tltools.training.features as features
+from tltools.card import Preprocessing
+
+folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+save_file = features.save_file
+
+def save_slowly(tensors, path):
+    whole = Path(str(path) + ".whole")
+    save_file(tensors, whole)
+    data = whole.read_bytes()
+    whole.unlink()
+    with open(path, "wb") as file:  # half of it is there for a while
+        file.write(data[: len(data) // 2])
+        file.flush()
+        time.sleep(0.002)
+        file.write(data[len(data) // 2 :])
+
+features.save_file = save_slowly
+cache = features.FeatureCache(folder, weights_sha256="w", head="h", preprocessing=Preprocessing())
+for number in range(60):
+    # Half of the pictures are those of the other process, in the same shards.
+    who = 0 if number % 2 else seed
+    sha = f"{number:032x}{who:032x}"
+    cache.add([sha], np.full((1, 4), number, dtype=np.float32))
+    for known, values in cache.load().items():
+        assert (values == int(known[:32], 16)).all()
+print(len(cache.load()))
+"""
+
+
+def test_two_trainings_share_a_cache_and_do_not_harm_each_other(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARING, str(tmp_path), str(seed)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (1, 2)
+    ]
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert int(out) >= 60
+    cache = FeatureCache(tmp_path, weights_sha256="w", head="h", preprocessing=Preprocessing())
+    assert len(cache.load()) == 90
+    assert all(".tmp" not in name for name in files_in(tmp_path))
+
+
+def test_a_half_written_shard_is_not_used_and_not_taken_from_its_writer(tmp_path):
+    cache = FeatureCache(tmp_path, weights_sha256="w", head="h", preprocessing=Preprocessing())
+    features = np.arange(4, dtype=np.float32).reshape(1, 4)
+    cache.add(["0" * 64], features)
+    (shard,) = cache.folder.iterdir()
+    writing = shard.with_name(".shard.abcdefgh.tmp.safetensors")
+    writing.write_bytes(shard.read_bytes()[:-3])
+    np.testing.assert_array_equal(cache.load()["0" * 64], features[0])
+    assert writing.exists()
+    shard.write_bytes(shard.read_bytes()[:-3])  # as power loss may leave it
+    assert cache.load() == {}
+    assert not shard.exists()

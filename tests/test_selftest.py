@@ -1,0 +1,268 @@
+"""Each export carries drawn pictures and PyTorch's answers, and is refused where it differs."""
+
+import io
+import json
+import shutil
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from conftest import run_tltools
+from onnx import numpy_helper
+from PIL import Image
+
+from tltools.card import SelfTest
+from tltools.data.images import load_image
+from tltools.errors import ArtifactError, ParityError
+from tltools.export import export_run
+from tltools.export.formats import set_card
+from tltools.export.selftest import SIDE, draw_pictures, make_self_test
+from tltools.runtime import load_predictor, read_card
+from tltools.runtime.selftest import expected_logits, lacks_self_test, replay
+from tltools.training.run import open_run
+
+
+@pytest.fixture(scope="module")
+def exports(cnn_run, cnn_exports, tmp_path_factory):
+    """The CNN's exports by name of the file."""
+    folder = tmp_path_factory.mktemp("selftest")
+    made = list(export_run(cnn_run, ["onnx"], folder, precisions=["fp16", "int8"]))
+    return {one.path.name: one.path for one in (*cnn_exports.values(), *made)}
+
+
+NAMES = ["cnn.fp32.onnx", "cnn.fp32.pt", "cnn.fp16.onnx", "cnn.int8.onnx"]
+
+
+def self_test_of(path) -> SelfTest:
+    return read_card(path).export.self_test
+
+
+def with_self_test(path, copy, **changes):
+    """Copy an export and change its self-test."""
+    shutil.copy(path, copy)
+    card = read_card(path)
+    test = msgspec.structs.replace(card.export.self_test, **changes)
+    facts = msgspec.structs.replace(card.export, self_test=test)
+    set_card(copy, msgspec.structs.replace(card, export=facts))
+    return copy
+
+
+def with_weights_changed(path, copy, factor: float):
+    """Copy an ONNX export and multiply what its last layer multiplies with."""
+    model = onnx.load(path)
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    for tensor in model.graph.initializer:
+        if tensor.name == gemm.input[1]:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
+            break
+    else:
+        raise AssertionError("the last layer's weights are not there as they are")
+    onnx.save(model, copy)
+    return copy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pytorchs_answers_travel_in_every_export_and_it_gives_them(
+    exports, cnn_run, name, tmp_path
+):
+    test = self_test_of(exports[name])
+    # Through files and the front door, as any picture goes.
+    images = []
+    for index, data in enumerate(test.pictures):
+        (tmp_path / f"{index}.png").write_bytes(data)
+        rules = read_card(exports[name]).preprocessing
+        images.append(load_image(tmp_path / f"{index}.png", size=rules.size, resize=rules.resize))
+    expected = open_run(cnn_run, device="cpu")(np.stack(images))
+    np.testing.assert_allclose(expected_logits(test), expected, rtol=0, atol=1e-6)
+    predictor = load_predictor(exports[name], device="cpu", self_test=False)
+    off = np.abs(predictor(np.stack(images)) - expected).max()
+    assert replay(predictor, exports[name]) == pytest.approx(off, abs=1e-6)
+    assert off < test.tolerance < 1
+
+
+def test_its_pictures_are_drawn_and_are_never_the_users(exports):
+    for path in exports.values():
+        assert self_test_of(path).pictures == draw_pictures(4)
+    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in draw_pictures(4)]
+    assert all(one.shape == (SIDE, SIDE, 3) for one in pixels)
+    for index, one in enumerate(pixels):
+        assert one.std() > 30
+        assert all(np.abs(one.astype(int) - other).mean() > 30 for other in pixels[:index])
+
+
+def test_pictures_that_look_different_get_answers_that_differ(exports):
+    """Else a model that ignores its input would pass."""
+    logits = expected_logits(self_test_of(exports["cnn.fp32.onnx"]))
+    test = self_test_of(exports["cnn.fp32.onnx"])
+    assert np.ptp(logits, axis=0).min() > 10 * test.tolerance
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("onnx")][:1])
+def test_changed_weights_are_noticed(exports, tmp_path, name):
+    changed = with_weights_changed(exports[name], tmp_path / name, 1.2)
+    with pytest.raises(
+        ParityError, match=r"fails its self-test with CPUEx.*: on picture [1-4] of 4 its logits are"
+    ):
+        load_predictor(changed, device="cpu")
+    same = with_weights_changed(exports[name], tmp_path / name, 1 + 1e-5)
+    assert load_predictor(same, device="cpu").card == read_card(exports[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_beyond_the_tolerance_is_refused_and_one_within_is_not(exports, tmp_path, name):
+    path = exports[name]
+    test = self_test_of(path)
+    logits = expected_logits(test).copy()
+    off = float(np.abs(logits - run(path, test)).max())
+    logits[2, 1] += 2.5 * test.tolerance
+    copy = with_self_test(path, tmp_path / name, logits=logits.tobytes())
+    with pytest.raises(
+        ParityError, match=r"on picture 3 of 4 its logits are .* \(at most"
+    ) as caught:
+        load_predictor(copy, device="cpu")
+    assert "\n" not in str(caught.value)
+    wide = with_self_test(
+        path, tmp_path / name, logits=logits.tobytes(), tolerance=3 * test.tolerance + off
+    )
+    load_predictor(wide, device="cpu")
+    load_predictor(copy, device="cpu", self_test=False)
+
+
+def run(path, test):
+    from tltools.runtime.selftest import decode_pictures
+
+    predictor = load_predictor(path, device="cpu", self_test=False)
+    return predictor(decode_pictures(test, predictor.card))
+
+
+def test_answers_that_are_not_finite_are_refused(exports, make_card):
+    class Broken:
+        card = read_card(exports["cnn.fp32.onnx"])
+        device, provider = "cpu", "made up"
+
+        def __call__(self, images):
+            return np.full((len(images), 2), np.nan, dtype=np.float32)
+
+    with pytest.raises(ParityError, match=r"with made up: on picture 1 of 4 its logits are nan"):
+        replay(Broken(), exports["cnn.fp32.onnx"])
+    with pytest.raises(ParityError, match="self-test's pictures are not finite"):
+        make_self_test(Broken(), Broken(), precision="fp32", num_parameters=1)
+
+
+def test_rounding_that_was_asked_for_is_no_fault(exports):
+    class Rounding:
+        """A GPU that rounds products to TF32."""
+
+        card = read_card(exports["cnn.fp32.onnx"])
+        device = "cuda"
+
+        def __init__(self, provider: str) -> None:
+            self.provider = provider
+            self.exact = load_predictor(exports["cnn.fp32.onnx"], device="cpu")
+
+        def __call__(self, images):
+            return self.exact(images) + np.float32(0.01)
+
+    path = exports["cnn.fp32.onnx"]
+    assert replay(Rounding("CUDAExecutionProvider"), path, tf32=True) == pytest.approx(
+        0.01, abs=1e-5
+    )
+    tensorrt = Rounding("TensorrtExecutionProvider")
+    assert replay(tensorrt, path) == pytest.approx(0.01, abs=1e-5)
+    with pytest.raises(ParityError, match="fails its self-test with CUDAExecutionProvider"):
+        replay(Rounding("CUDAExecutionProvider"), path)
+
+
+def test_a_picture_that_cannot_be_decoded_is_the_files_fault(exports, tmp_path):
+    test = self_test_of(exports["cnn.fp32.onnx"])
+    broken = (test.pictures[0][:40], *test.pictures[1:])
+    copy = with_self_test(exports["cnn.fp32.onnx"], tmp_path / "cnn.onnx", pictures=broken)
+    with pytest.raises(ArtifactError, match=r"cnn\.onnx has a damaged self-test: cannot decode"):
+        load_predictor(copy, device="cpu")
+
+
+def test_large_models_replay_fewer_pictures(exports, cnn_run):
+    trained = open_run(cnn_run, device="cpu")
+    few = make_self_test(trained, trained, precision="int8", num_parameters=14_000_000)
+    assert few.pictures == draw_pictures(1)
+    assert few.tolerance == pytest.approx(0.05 * max(1, np.ptp(expected_logits(few))))
+
+
+@pytest.fixture
+def bad(exports, tmp_path):
+    folder = tmp_path / "exports" / "cnn"
+    folder.mkdir(parents=True)
+    return with_weights_changed(exports["cnn.fp32.onnx"], folder / "cnn.fp32.onnx", 3.0)
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate"])
+def test_a_command_that_runs_models_refuses_with_one_line(bad, drawn, tmp_path, command):
+    args = {"classify": [drawn, "--model", bad], "evaluate": [bad, drawn]}[command]
+    ran = run_tltools(command, *args, "--device", "cpu", cwd=tmp_path)
+    assert ran.code == ParityError.exit_code
+    assert ran.err.startswith(
+        f"error: {bad} fails its self-test with CPUExecutionProvider: on pict"
+    )
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_bench_reports_a_model_that_fails_its_self_test_and_measures_the_others(
+    bad, exports, drawn, tmp_path
+):
+    good = shutil.copy(exports["cnn.int8.onnx"], bad.parent)
+    ran = run_tltools(
+        "bench", bad, good, "--data", drawn, "--rounds", 1, "--runs", 1, "--batch-sizes", 1,
+        "--device", "cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert f"failed at load: {bad} fails its self-test with CPUExecutionProvider" in ran.err
+    assert ran.code == 0
+    (report,) = (tmp_path / "exports").glob("bench-*.json")
+    rows = {row["precision"]: row["status"] for row in json.loads(report.read_text())["rows"]}
+    assert rows["fp32"] == "failed"
+    assert rows["int8"] in ("ok", "unstable")
+
+
+def test_bench_fails_where_no_model_passes_its_self_test(bad, drawn, tmp_path):
+    ran = run_tltools("bench", bad, "--data", drawn, "--device", "cpu", cwd=tmp_path)
+    assert ran.code == 1
+    assert ran.err.splitlines()[-1] == "error: none of the models could be measured: see above"
+
+
+def test_older_exports_still_open_and_it_is_said_once(exports, drawn, tmp_path):
+    old = shutil.copy(exports["cnn.fp32.onnx"], tmp_path / "old.onnx")
+    card = read_card(old)
+    facts = msgspec.structs.replace(card.export, self_test=None)
+    set_card(old, msgspec.structs.replace(card, export=facts))
+    document = json.loads(read_card(old).to_json())
+    del document["export"]["self_test"]  # a card of before the field
+    model = onnx.load(old)
+    onnx.helper.set_model_props(model, {"tltools.card": json.dumps(document)})
+    onnx.save(model, old)
+    assert lacks_self_test(read_card(old)) is not None
+    assert lacks_self_test(card) is None
+    for command in (
+        ("classify", drawn, "--model", old, "--device", "cpu"),
+        ("evaluate", old, drawn, "--device", "cpu"),
+        ("bench", old, "--data", drawn, "--rounds", 1, "--runs", 1, "--batch-sizes", 1,
+         "--device", "cpu"),
+    ):  # fmt: skip
+        ran = run_tltools(*command, cwd=tmp_path)
+        assert ran.code == 0, ran
+        assert ran.err.count("this export of cnn has no self-test") == 1
+
+
+def test_inspect_counts_the_bytes_and_does_not_print_them(exports, tmp_path):
+    path = exports["cnn.fp32.onnx"]
+    ran = run_tltools("inspect", path, cwd=tmp_path)
+    card = json.loads(read_card(path).to_json())
+    shown = json.loads(ran.out)
+    num_bytes = sum(map(len, draw_pictures(4)))
+    assert shown["export"]["self_test"] == card["export"]["self_test"] | {
+        "pictures": f"4 drawn pictures, {num_bytes:,} bytes",
+        "logits": "4 x 2, float32",
+    }
+    del card["export"]["self_test"], shown["export"]["self_test"]
+    assert shown == card

@@ -1,0 +1,87 @@
+"""Make the self-test that travels in an export: drawn pictures, and PyTorch's answers to them."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tltools.card import Precision, SelfTest
+from tltools.data.images import decode_image
+from tltools.errors import ParityError
+from tltools.runtime.predictor import Predictor
+
+SIDE = 32
+"""Height and width of a drawn picture in pixels."""
+NUM_PICTURES, NUM_FOR_LARGE = 4, 1
+LARGE_PARAMETERS = 5_000_000
+"""Models with more of them take so long for a picture that fewer are replayed."""
+
+# How far another processor or provider may be from PyTorch: so many times the difference that was
+# found here, and a share of the logits' spread, since its kernels add up in another order, or
+# round other activations up and down. fp32's share is ten times what parity demands.
+_TOLERANCES: dict[Precision, tuple[float, float]] = {
+    "fp32": (2.0, 1e-3),
+    "fp16": (2.0, 1e-2),
+    "int8": (2.0, 5e-2),
+}
+
+
+def draw_pictures(num: int) -> tuple[bytes, ...]:
+    """Draw up to four small pictures, always the same ones; PNG files.
+
+    Not the user's own: an export may go to somebody who must not see those.
+    """
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
+    radius = np.hypot(x - 0.5, y - 0.5)
+    coarse = np.random.default_rng(0).uniform(size=(8, 8, 3))
+    drawings = [
+        np.stack([x, y, radius < 0.3], axis=2),  # a disc on a slope of colours
+        coarse.repeat(SIDE // 8, axis=0).repeat(SIDE // 8, axis=1),  # a quilt
+        np.stack([np.cos(40 * radius) / 2 + 0.5, 1 - y, x * y], axis=2),  # rings
+        np.stack([(x * 4 % 1 < 0.5) ^ (y * 4 % 1 < 0.5)] * 3, axis=2),  # a chessboard
+    ]
+    return tuple(map(_png, drawings[:num]))
+
+
+def _png(picture: NDArray[np.floating | np.bool_]) -> bytes:
+    """Encode a picture, (H, W, 3), whose values are between 0 and 1."""
+    file = io.BytesIO()
+    Image.fromarray(np.rint(picture * 255.0).astype(np.uint8)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def make_self_test(
+    trained: Predictor, exported: Predictor, *, precision: Precision, num_parameters: int
+) -> SelfTest:
+    """Draw pictures, take PyTorch's answers, and say how near an export must come to them.
+
+    Args:
+        trained: The run's own PyTorch model.
+        exported: The export, opened by its own runtime.
+        precision: Of the export.
+        num_parameters: Of the model.
+
+    Raises:
+        ParityError: If an answer of either is not finite.
+    """
+    num = NUM_FOR_LARGE if num_parameters > LARGE_PARAMETERS else NUM_PICTURES
+    pictures = draw_pictures(num)
+    rules = trained.card.preprocessing
+    images = np.stack(
+        [decode_image(data, size=rules.size, resize=rules.resize) for data in pictures]
+    )
+    logits, answers = (
+        np.concatenate([predictor(image[np.newaxis]) for image in images])
+        for predictor in (trained, exported)
+    )
+    difference = float(np.abs(answers - logits).max())
+    spread = float(np.ptp(logits))
+    if not np.isfinite([difference, spread]).all():
+        raise ParityError("the logits of the self-test's pictures are not finite")
+    times, share = _TOLERANCES[precision]
+    return SelfTest(
+        pictures=pictures,
+        logits=logits.astype("<f4").tobytes(),
+        tolerance=times * difference + share * max(1.0, spread),
+    )
