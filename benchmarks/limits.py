@@ -1,0 +1,152 @@
+"""What tltools cannot be faster than, and what large pictures cost: work without the rest of it.
+
+Each is a system as in `systems`, so that all are measured in one rotation.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from systems import SUFFIX, Job, Work
+
+from tltools.data.images import CROP_RATIO, load_image, load_images
+from tltools.parallel import num_cores
+from tltools.runtime import read_card
+
+CHUNK = 16
+"""Pictures that a thread takes at once."""
+
+
+def combined(decode_s: float, infer_s: float) -> float:
+    """Return the least time for two kinds of work that both want all cores, in seconds.
+
+    As rates it is 1 / (1 / decode + 1 / infer).
+    """
+    return decode_s + infer_s
+
+
+def open_decoding(job: Job) -> Work:
+    """Prepare decoding alone: `load_image` in a thread per core, into memory that is used again."""
+    preprocessing = read_card(Path(job.export)).preprocessing
+    size, resize = preprocessing.size, preprocessing.resize
+
+    def load(paths: Sequence[Path]) -> None:
+        out = np.empty((size, size, 3), np.uint8)
+        for path in paths:
+            load_image(path, size=size, resize=resize, out=out)
+
+    return lambda folder, _output: _in_threads(load, _pictures(folder), CHUNK)
+
+
+def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
+    """Prepare the bare onnxruntime session on pictures in memory; the clock starts once they are.
+
+    Args:
+        job: Names the export.
+        callers: Threads that call the session at the same time, each on batches of its own.
+        threads: onnxruntime's own for one call.
+        batch_size: Pictures in a call.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(job.export, options, providers=["CPUExecutionProvider"])
+    preprocessing = read_card(Path(job.export)).preprocessing
+
+    def work(folder: Path, _output: Path) -> float:
+        paths = _pictures(folder)
+        size, resize = preprocessing.size, preprocessing.resize
+        images = np.empty((len(paths), size, size, 3), np.uint8)
+        start = 0
+        for batch in load_images(paths, size=size, resize=resize, batch_size=64):
+            images[start : start + len(batch)] = batch
+            start += len(batch)
+        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+
+        def call(caller: int) -> None:
+            for batch in islice(batches, caller, None, callers):
+                session.run(None, {"images": batch})
+
+        with ThreadPoolExecutor(callers) as pool:
+            ready = time.perf_counter()
+            list(pool.map(call, range(callers)))
+        return ready
+
+    return work
+
+
+def open_loader(job: Job, *, load: Callable[..., object], resize: str) -> Work:
+    """Prepare one way to bring pictures to the model's size, in a thread per core."""
+    size = read_card(Path(job.export)).preprocessing.size
+
+    def load_all(paths: Sequence[Path]) -> None:
+        for path in paths:
+            load(path, size=size, resize=resize)
+
+    return lambda folder, _output: _in_threads(load_all, _pictures(folder), 1)
+
+
+def load_in_full(path: Path, *, size: int, resize: str) -> NDArray[np.uint8]:
+    """Decode with Pillow at full resolution and resize, as torchvision's transforms do."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    if resize == "squash":
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    scale = round(size * CROP_RATIO) / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def session_name(callers: int, threads: int, batch_size: int) -> str:
+    """Name a bare session by its settings."""
+    caller, thread = "s" * (callers > 1), "s" * (threads > 1)
+    return f"session: {callers} caller{caller}, {threads} thread{thread}, batch {batch_size}"
+
+
+def sessions(settings: Iterable[tuple[int, int, int]]) -> dict[str, Callable[[Job], Work]]:
+    """Return bare sessions by name; each setting is callers, threads and batch size."""
+    return {
+        session_name(callers, threads, batch_size): partial(
+            open_session, callers=callers, threads=threads, batch_size=batch_size
+        )
+        for callers, threads, batch_size in settings
+    }
+
+
+DECODING = "decoding alone"
+CORES = num_cores()
+SMALL_SESSIONS = sessions([(CORES, 1, 1), (CORES, 1, 4), (1, CORES, 8), (1, CORES, 32)])
+LARGE_SESSIONS = sessions([(CORES, 1, 1), (1, CORES, 1), (1, CORES, 8)])
+LIMITS: dict[str, Callable[[Job], Work]] = {
+    DECODING: open_decoding,
+    **SMALL_SESSIONS,
+    **LARGE_SESSIONS,
+}
+LOADERS: dict[str, Callable[[Job], Work]] = {
+    f"{name}, {resize}": partial(open_loader, load=load, resize=resize)
+    for resize in ("squash", "crop")
+    for name, load in (("Pillow in full", load_in_full), ("load_image", load_image))
+}
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def _in_threads(
+    function: Callable[[Sequence[Path]], Any], paths: Sequence[Path], chunk: int
+) -> None:
+    with ThreadPoolExecutor(num_cores()) as pool:
+        list(pool.map(function, [paths[i : i + chunk] for i in range(0, len(paths), chunk)]))

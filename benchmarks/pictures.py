@@ -1,0 +1,82 @@
+"""The pictures that are classified: copies, links, large ones and a damaged one."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from systems import SUFFIX
+
+LARGE_SIZE = (4000, 3000)
+NUM_LARGE = 16
+GRAIN = 5.0
+"""Standard deviation of the noise on a large picture, in levels of 255: as a phone's at dusk."""
+
+
+def find_jpegs(folder: Path) -> list[Path]:
+    """Return the JPEGs directly in a folder, in order.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
+    if not found:
+        raise FileNotFoundError(f"no JPEGs in {folder}")
+    return found
+
+
+def copies(sources: Sequence[Path], folder: Path, count: int) -> Path:
+    """Fill a new folder with files of their own, repeating the pictures as often as it takes."""
+    return _fill(sources, folder, count, shutil.copyfile)
+
+
+def links(sources: Sequence[Path], folder: Path, count: int) -> Path:
+    """Fill a new folder with hard links to the pictures, which must be on the same file system."""
+    return _fill(sources, folder, count, os.link)
+
+
+def link_tree(sources: Sequence[Path], folder: Path, count: int, *, folders: int) -> Path:
+    """Spread hard links over so many folders, or put all into one if `folders` is 0."""
+    if not folders:
+        return links(sources, folder, count)
+    for number in range(folders):
+        share = count // folders + (number < count % folders)
+        links(sources, folder / f"{number:04}", share)
+    return folder
+
+
+def large(sources: Sequence[Path], folder: Path, count: int) -> Path:
+    """Scale pictures up to 12 megapixels and add grain, so that they weigh what photographs do.
+
+    Only `NUM_LARGE` are made, which takes a second each; the others are copies.
+    """
+    made = folder.with_name(folder.name + "-made")
+    made.mkdir(parents=True)
+    for number, source in enumerate(islice(cycle(sources), min(count, NUM_LARGE))):
+        with Image.open(source) as image:
+            pixels = image.convert("RGB").resize(LARGE_SIZE, Image.Resampling.BICUBIC)
+        rng = np.random.default_rng(number)
+        grain = rng.standard_normal((LARGE_SIZE[1], LARGE_SIZE[0], 1), np.float32) * GRAIN
+        noisy = np.clip(np.asarray(pixels) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(made / f"{number:03}{SUFFIX}", quality=92)
+    return copies(find_jpegs(made), folder, count)
+
+
+def with_broken(sources: Sequence[Path], folder: Path, count: int) -> tuple[Path, str]:
+    """Copy pictures, and cut the one in the middle off at half its length; return its name."""
+    copies(sources, folder, count)
+    broken = folder / f"{count // 2:07}{SUFFIX}"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    return folder, broken.name
+
+
+def _fill(
+    sources: Sequence[Path], folder: Path, count: int, put: Callable[[Path, Path], object]
+) -> Path:
+    folder.mkdir(parents=True)
+    for number, source in enumerate(islice(cycle(sources), count)):
+        put(source, folder / f"{number:07}{SUFFIX}")
+    return folder

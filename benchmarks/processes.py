@@ -1,0 +1,107 @@
+"""Whole processes of the command line: memory, the first row of a long list, starting up.
+
+And the question whether settings change results, which is no measurement of time.
+"""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tltools.bench.machine import peak_memory_bytes
+from tltools.classify import classify, list_pictures, open_model
+
+SETTINGS = ((1, 1), (1, 8), (2, 1), (2, 32), (3, 7), (4, 64))
+"""Workers and batch sizes whose results are compared; the first are compared with."""
+
+
+def peak_memory(*, export: str, folder: str, output: str) -> dict[str, int | None]:
+    """Run `tltools classify` in this very process and return the most memory it took."""
+    from tltools.cli import main
+
+    try:
+        main(["classify", folder, "--model", export, "--output", output, "--overwrite"])
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"tltools classify ended with {end.code}") from end
+    return {"peak_bytes": peak_memory_bytes()}
+
+
+def first_row(*, export: str, folder: str) -> dict[str, float | int | None]:
+    """Time `tltools classify FOLDER --output -` from its start to the first row, and end it."""
+    command = [*tltools(), "classify", folder, "--model", export, "--output", "-"]
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        header, row = process.stdout.readline(), process.stdout.readline()
+        seconds = time.perf_counter() - start
+        peak = peak_memory_bytes(Path(f"/proc/{process.pid}/status"))
+        process.kill()
+    if not row:
+        raise RuntimeError(f"no row, only {header!r}")
+    return {"seconds": seconds, "peak_bytes": peak}
+
+
+def start_up(*, export: str, picture: str, runs: int) -> dict[str, Any]:
+    """Time whole processes that classify one picture, after one that is not timed.
+
+    Returns:
+        `seconds`, and `imports`: seconds by package, of the modules' own time, the largest first.
+    """
+    command = [*tltools(), "classify", picture, "--model", export, "--output", "-"]
+    seconds: list[float] = []
+    printed = ""
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - start)
+    rows = list(csv.DictReader(printed.splitlines()))
+    if len(rows) != 1 or not rows[0]["label"]:
+        raise RuntimeError(f"no label in {printed!r}")
+    traced = [sys.executable, "-X", "importtime", "-m", "tltools", *command[len(tltools()) :]]
+    lines = subprocess.run(traced, capture_output=True, text=True, check=True).stderr
+    return {"seconds": seconds[1:], "imports": import_times(lines)}
+
+
+def import_times(lines: str) -> list[tuple[str, float]]:
+    """Sum what `python -X importtime` prints by package, in seconds, the largest first."""
+    totals: Counter[str] = Counter()
+    for own_us, name in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", lines, re.M):
+        package = name.partition(".")[0]
+        totals["Python's own" if package in sys.stdlib_module_names else package] += int(own_us)
+    return [(name, total / 1e6) for name, total in totals.most_common()]
+
+
+def stability(*, export: str, folder: str) -> dict[str, Any]:
+    """Classify a folder with several settings, and compare labels and probabilities.
+
+    The plans are those that `open_model` makes with these settings.
+    """
+    found: list[tuple[list[str | None], Any]] = []
+    for workers, batch_size in SETTINGS:
+        predictor, plan = open_model(Path(export), workers=workers, batch_size=batch_size)
+        predictions = list(classify(predictor, list_pictures([Path(folder)]), plan=plan))
+        labels = [prediction.label for prediction in predictions]
+        found.append((labels, np.array([prediction.probabilities for prediction in predictions])))
+    labels, probs = found[0]
+    return {
+        "num_pictures": len(labels),
+        "num_settings": len(found),
+        "same_labels": all(other == labels for other, _ in found),
+        "max_diff": max(float(np.abs(other - probs).max()) for _, other in found),
+    }
+
+
+def tltools() -> list[str]:
+    """Return the command that starts tltools in this environment."""
+    script = Path(sys.executable).with_name("tltools")
+    return [os.fspath(script)] if script.exists() else [sys.executable, "-m", "tltools"]

@@ -1,0 +1,421 @@
+"""Measure tltools beside what people use today and beside its limits: one command for all.
+
+    python benchmarks/run.py --pictures FOLDER --cnn EXPORT.onnx --vgg16 EXPORT.onnx
+
+Writes results.json (every sample), results.md and results.png into the output folder, after each
+part. Without pictures it draws tltools' sample set, without an export it trains a small CNN on it.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pictures
+import report
+from limits import DECODING, LARGE_SESSIONS, LOADERS, SMALL_SESSIONS
+from systems import PACKAGES, PEERS, SUFFIX, Job
+
+from tltools.bench.machine import describe_machine, installed_versions
+
+HERE = Path(__file__).resolve().parent
+TIMEOUT_S = 3600
+MARKS = ("<!-- results -->", "<!-- end of results -->")
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "YOLO_OFFLINE": "true",
+    "YOLO_AUTOINSTALL": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+"""Nothing is downloaded, installed or reported while measuring."""
+
+
+class MeasurementError(Exception):
+    """A measurement did not come about; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a comparison."""
+
+    name: str
+    system: str
+    job: Job
+
+
+class Bench:
+    """One run of this program: its settings, its pictures and its results so far."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        """Make the pictures and the exports that are not given, in `work`."""
+        self.options = options
+        self.work = work
+        self.under: list[str] = shlex.split(options.under)
+        self.environment = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(work / "yolo")}
+        self.environment["HF_HOME"] = str(work / "huggingface")
+        inputs = self._find_inputs()
+        self.results: dict[str, Any] = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": options.command,
+            "machine": msgspec.to_builtins(describe_machine()),
+            "packages": installed_versions(PACKAGES),
+            "inputs": inputs,
+            "runs": options.runs,
+            "comparisons": {},
+            "skipped": {},
+        }
+
+    def _find_inputs(self) -> list[str]:
+        options = self.options
+        sources = options.pictures
+        if sources is None or options.cnn is None:
+            sample = self.work / "sample"
+            self._tltools("sample", sample)
+            sources = sources or sample / "images"
+        self.sources = pictures.find_jpegs(sources)
+        cnn, cnn_run = options.cnn, options.cnn_run
+        if cnn is None:
+            train = ("train", self.work / "sample", "--model", "cnn", "--epochs", "2")
+            self._tltools(*train, "--run-dir", self.work / "runs")
+            cnn_run = self.work / "runs" / "cnn"
+            self._tltools("export", cnn_run, "--format", "onnx", "--output", self.work / "exports")
+            cnn = self.work / "exports" / "cnn" / "cnn.fp32.onnx"
+        if cnn_run is None:  # tltools' own layout: runs/NAME beside exports/NAME
+            beside = cnn.resolve().parents[2] / "runs" / cnn.resolve().parent.name
+            cnn_run = beside if beside.is_dir() else None
+        self.cnn = self._job(cnn, cnn_run)
+        number = options.num_pictures
+        self.pictures = pictures.copies(self.sources, self.work / "pictures", number)
+        self.copied = pictures.find_jpegs(self.pictures)
+        self.warmup = pictures.links(self.copied, self.work / "warmup", min(128, number))
+        drawn = "drawn by tltools sample" if options.pictures is None else "given"
+        trained = "trained here for two epochs" if options.cnn is None else "given"
+        return [
+            f"pictures: {number:,} files, copies of {min(number, len(self.sources)):,} JPEGs "
+            f"({drawn})",
+            f"CNN: {Path(cnn).name}, {trained}",
+        ]
+
+    def _tltools(self, *words: str | Path) -> None:
+        command = [sys.executable, "-m", "tltools", *map(str, words)]
+        subprocess.run(command, check=True, env=self.environment, stdout=subprocess.DEVNULL)
+
+    def _job(self, export: Path, run: Path | None = None) -> Job:
+        scratch = self.work / "scratch"
+        scratch.mkdir(exist_ok=True)
+        return Job(str(Path(export).resolve()), str(run.resolve()) if run else "", str(scratch))
+
+    def ask(self, task: str, **request: Any) -> Any:
+        """Run one task of worker.py in a new process.
+
+        Raises:
+            MeasurementError: If it fails, with its own reason, or ends without one.
+        """
+        answer_file = self.work / "answer.json"
+        answer_file.unlink(missing_ok=True)
+        log = self.work / "worker.log"
+        request_text = json.dumps({"task": task} | request)
+        python = sys.executable if task == "run_system" else self.options.python
+        worker = [python, HERE / "worker.py", request_text, answer_file]
+        with log.open("w", encoding="utf-8") as file:
+            result = subprocess.run(
+                [*self.under, *map(str, worker)],
+                env=self.environment,
+                cwd=self.work,
+                stdout=file,
+                stderr=file,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        if not answer_file.exists():
+            raise MeasurementError(f"its process ended with {result.returncode}; see {log}")
+        answer = json.loads(answer_file.read_text(encoding="utf-8"))
+        if "failure" in answer:
+            raise MeasurementError(answer["failure"])
+        return answer["result"]
+
+    def ask_for(self, entry: Entry, folder: Path, warmup: Path | None, output: Path) -> Any:
+        """Let a system do the job in a new process; return its start-up and its seconds."""
+        return self.ask(
+            "run_system",
+            system=entry.system,
+            job=asdict(entry.job),
+            folder=str(folder),
+            warmup=str(warmup) if warmup else "",
+            output=str(output),
+        )
+
+    def compare(
+        self, name: str, title: str, entries: Sequence[Entry], folder: Path, warmup: Path
+    ) -> None:
+        """Measure all entries in turn, for several turns; keep times, and labels' agreement."""
+        number = len(list(folder.glob(f"*{SUFFIX}")))
+        rows: dict[str, dict[str, Any]] = {
+            entry.name: {"name": entry.name, "seconds": [], "start_up_s": [], "failure": ""}
+            for entry in entries
+        }
+        self.results["comparisons"][name] = {
+            "title": f"{title}, {number:,} pictures",
+            "num_pictures": number,
+            "rows": list(rows.values()),
+        }
+        expected: dict[str, str] = {}
+        for turn in range(self.options.runs):
+            for entry in entries:
+                row = rows[entry.name]
+                if row["failure"]:
+                    continue
+                output = self.work / "output.csv"
+                output.unlink(missing_ok=True)
+                try:
+                    answer = self.ask_for(entry, folder, warmup, output)
+                except MeasurementError as error:
+                    row["failure"] = str(error)
+                    say(f"{name}, turn {turn + 1}: {entry.name}: failed: {error}")
+                    continue
+                row["seconds"].append(answer["seconds"])
+                row["start_up_s"].append(answer["start_up_s"])
+                say(f"{name}, turn {turn + 1}: {entry.name}: {number / answer['seconds']:,.1f}/s")
+                if output.exists():
+                    labels = {name: row["label"] for name, row in read_rows(output).items()}
+                    expected = expected or labels
+                    same = sum(labels.get(name) == label for name, label in expected.items())
+                    row["same_labels"] = same / len(expected)
+        self.save()
+
+    def save(self) -> None:
+        """Write everything known so far."""
+        folder = self.options.output
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.results, indent=1)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "results.md").write_text(report.to_markdown(self.results), encoding="utf-8")
+        if any(row["seconds"] for c in self.results["comparisons"].values() for row in c["rows"]):
+            report.draw(self.results, folder / "results.png")
+
+    # ---------------------------------------------------------------------- parts, by name
+
+    def peers(self) -> None:
+        """Compare with the peers, on the CNN."""
+        entries = [Entry(name, name, self.cnn) for name in ("tltools", *PEERS)]
+        self.compare("peers", "CNN beside its peers", entries, self.pictures, self.warmup)
+
+    def limits(self) -> None:
+        """Compare with the limits, on the CNN."""
+        names = ("tltools", DECODING, *SMALL_SESSIONS)
+        entries = [Entry(name, name, self.cnn) for name in names]
+        self.compare("limits", "CNN beside its limits", entries, self.pictures, self.warmup)
+
+    def vgg16(self) -> None:
+        """Compare VGG16 in fp32 with the bare session and with int8."""
+        fp32 = self.options.vgg16
+        if fp32 is None:
+            raise MeasurementError("no --vgg16 given")
+        entries = [Entry("tltools, fp32", "tltools", self._job(fp32))]
+        entries += [Entry(name, name, self._job(fp32)) for name in LARGE_SESSIONS]
+        int8 = fp32.with_name(fp32.name.replace(".fp32.", ".int8."))
+        if int8.is_file() and int8 != fp32:
+            entries.append(Entry("tltools, int8", "tltools", self._job(int8)))
+        else:
+            self.results["skipped"]["VGG16 in int8"] = f"there is no {int8.name} beside the export"
+        number = min(self.options.num_vgg16, len(self.copied))
+        folder = pictures.links(self.copied, self.work / "vgg16", number)
+        warmup = pictures.links(self.copied, self.work / "vgg16-warmup", min(8, number))
+        self.compare("vgg16", "VGG16", entries, folder, warmup)
+
+    def large(self) -> None:
+        """Compare ways to bring 12 megapixels to the model's size."""
+        folder = pictures.large(self.sources, self.work / "large", self.options.num_large)
+        sizes = [path.stat().st_size for path in folder.iterdir()]
+        mean = sum(sizes) / len(sizes) / 1e6
+        title = f"JPEGs of 4,000x3,000 ({mean:.1f} MB on average)"
+        names = (*LOADERS, "tltools")
+        entries = [Entry(name, name, self.cnn) for name in names]
+        self.compare("large", title, entries, folder, self.warmup)
+
+    def broken(self) -> None:
+        """See what each system does with a truncated JPEG."""
+        folder, broken = pictures.with_broken(self.sources, self.work / "broken", 12)
+        rows = self.results["broken"] = []
+        for name in ("tltools", *PEERS):
+            output = self.work / "output.csv"
+            output.unlink(missing_ok=True)
+            try:
+                self.ask_for(Entry(name, name, self.cnn), folder, None, output)
+                outcome = what_became(output, broken, 12)
+            except MeasurementError as error:
+                kept = len(read_rows(output)) if output.exists() else 0
+                outcome = f"the job died with {kept} of 12 rows: {error}"
+            rows.append({"name": name, "outcome": outcome})
+            say(f"broken: {name}: {outcome}")
+
+    def memory(self) -> None:
+        """Compare the peak memory of a short job with that of a long one."""
+        peaks: dict[int, list[int]] = {number: [] for number in self.options.memory}
+        folders = {
+            number: pictures.links(self.copied, self.work / f"links-{number}", number)
+            for number in peaks
+        }
+        for _ in range(self.options.memory_runs):
+            for number, folder in folders.items():
+                request = {"folder": str(folder), "output": str(self.work / "memory.csv")}
+                answer = self.ask("peak_memory", export=self.cnn.export, **request)
+                peaks[number].append(answer["peak_bytes"])
+                say(f"memory: {number:,} pictures: {answer['peak_bytes'] / 1e6:.0f} MB")
+        self.results["memory"] = [
+            {"num_pictures": number, "peak_bytes": values} for number, values in peaks.items()
+        ]
+        for folder in folders.values():
+            shutil.rmtree(folder)
+
+    def listing(self) -> None:
+        """Time the first row of a long list, flat and nested."""
+        rows = self.results["listing"] = []
+        number = self.options.names
+        for layout, folders in (("one folder", 0), ("1,000 folders", 1000)):
+            folder = self.work / "names"
+            pictures.link_tree(self.copied, folder, number, folders=folders)
+            request = {"export": self.cnn.export, "folder": str(folder)}
+            answers = [self.ask("first_row", **request) for _ in range(self.options.runs)]
+            row: dict[str, Any] = {"layout": layout, "num_names": number}
+            row |= {key: [answer[key] for answer in answers] for key in ("seconds", "peak_bytes")}
+            rows.append(row)
+            say(f"listing: {layout}: {[round(value, 2) for value in row['seconds']]} s")
+            shutil.rmtree(folder)
+
+    def startup(self) -> None:
+        """Time whole processes that classify one picture."""
+        runs = max(11, self.options.runs)
+        request = {"export": self.cnn.export, "picture": str(self.copied[0]), "runs": runs}
+        self.results["startup"] = self.ask("start_up", **request)
+        say(f"startup: {[round(value, 2) for value in self.results['startup']['seconds']]} s")
+
+    def stability(self) -> None:
+        """Compare the results of several settings."""
+        rows = self.results["stability"] = []
+        for model, export, number in (
+            ("CNN", Path(self.cnn.export), 500),
+            ("VGG16 fp32", self.options.vgg16, 48),
+        ):
+            if export is not None:
+                number = min(number, len(self.copied))
+                folder = pictures.links(self.copied, self.work / f"stability-{model}", number)
+                answer = self.ask("stability", export=str(export.resolve()), folder=str(folder))
+                rows.append({"model": model} | answer)
+                say(f"stability: {rows[-1]}")
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "peers": Bench.peers,
+    "limits": Bench.limits,
+    "vgg16": Bench.vgg16,
+    "large": Bench.large,
+    "broken": Bench.broken,
+    "memory": Bench.memory,
+    "listing": Bench.listing,
+    "startup": Bench.startup,
+    "stability": Bench.stability,
+}
+
+
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """Return each picture's row of a CSV of predictions, by file name."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {Path(row["path"]).name: row for row in csv.DictReader(file)}
+
+
+def what_became(output: Path, broken: str, total: int) -> str:
+    """Say in words what a CSV of predictions holds for a damaged picture among `total`."""
+    rows = read_rows(output)
+    count = f"{len(rows)} of {total} rows"
+    if broken not in rows:
+        return f"{count}, none for it, and nothing in the results says so"
+    row = rows.pop(broken)
+    if row.get("error"):
+        return f"{count}; its row has the error: {row['error']}"
+    twins = [name for name in rows if rows[name]["confidence"] == row["confidence"]]
+    origin = f", which is that of {twins[0]}" if twins else ""
+    return f"{count}; its row has the label {row['label']!r}{origin}, and no error"
+
+
+def with_results(readme: str, results: str) -> str:
+    """Replace the results in the text of README.md, which stand between its two marks."""
+    before, start, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"README.md lacks its marks {' and '.join(MARKS)}")
+    return f"{before}{start}\n\n{results}\n{end}{after}"
+
+
+def say(line: str) -> None:
+    """Tell the person who waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="Measure tltools.", formatter_class=formatter)
+    add = parser.add_argument
+    add("--pictures", type=Path, help="a folder of JPEGs; without it the sample set is drawn")
+    add("--cnn", type=Path, help="an ONNX export; without it a CNN is trained")
+    add("--cnn-run", type=Path, help="its run, for the peers; found beside exports/ in runs/")
+    add("--vgg16", type=Path, help="an fp32 ONNX export; that in int8 is looked for beside it")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    add("--runs", type=int, default=5, help="turns of each comparison")
+    add("--output", type=Path, default=HERE / "results", help="folder for the results")
+    add("--num-pictures", type=int, default=4500, help="pictures for the CNN")
+    add("--num-vgg16", type=int, default=150, help="pictures for VGG16")
+    add("--num-large", type=int, default=64, help="pictures of 12 megapixels")
+    add("--memory", type=int, nargs=2, default=[5_000, 100_000], help="pictures of the two jobs")
+    add("--memory-runs", type=int, default=3, help="turns of the two jobs")
+    add("--names", type=int, default=1_000_000, help="names in the long list")
+    add("--readme", action="store_true", help="put the results into README.md as well")
+    add(
+        "--python",
+        default=sys.executable,
+        help="an interpreter without the peers, whose tltools "
+        "is measured where whole processes are: some of its libraries import some of theirs",
+    )
+    add("--work", type=Path, help="parent of the folder for pictures; must allow hard links")
+    add("--under", default="", help="command to start each measuring process with: 'taskset -c 0'")
+    options = parser.parse_args(arguments)
+    options.command = shlex.join(["benchmarks/run.py", *arguments])
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what was asked for; a part that fails is noted, and the others go on."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    with tempfile.TemporaryDirectory(dir=options.work, prefix="tltools-bench-") as name:
+        bench = Bench(options, Path(name))
+        for part in options.only:
+            try:
+                PARTS[part](bench)
+            except (MeasurementError, OSError) as error:
+                bench.results["skipped"][part] = str(error)
+                say(f"{part}: not measured: {error}")
+            bench.save()
+    say(f"Written: {options.output}/results.json, .md and .png")
+    if options.readme:
+        shutil.copyfile(options.output / "results.png", HERE / "results.png")
+        path = HERE / "README.md"
+        text = (options.output / "results.md").read_text(encoding="utf-8")
+        path.write_text(with_results(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

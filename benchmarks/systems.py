@@ -1,0 +1,327 @@
+"""What is compared: tltools and its peers, each doing the same job in a process of its own.
+
+The job: a folder of pictures becomes a CSV with a label and its probability for each. A system is
+a function that imports and loads what it needs and returns another that does the job; the packages
+of a system are imported inside it, so that a missing one costs its own row only.
+
+All have the same weights: those of the run that the export was made from. How each is set up was
+chosen by trying; README.md says what was tried.
+"""
+
+import csv
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUFFIX = ".jpg"
+
+Row = tuple[str, str, float]
+"""Name, label and the label's probability."""
+Work = Callable[[Path, Path], float | None]
+"""Does the job: a folder, and the CSV to write. Where something had to be made ready first, the
+reading of `time.perf_counter` (which all processes share) at the end of that."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a system is given."""
+
+    export: str
+    """Path of an ONNX export."""
+    run: str
+    """Path of the run that it was made from; empty if it is not there."""
+    scratch: str
+    """A folder for files of a system's own."""
+
+
+def open_tltools(job: Job) -> Work:
+    """Prepare `tltools classify`, with the settings that it chooses itself."""
+    from tltools.classify import Output, classify, list_pictures, open_model
+
+    predictor, plan = open_model(Path(job.export))
+
+    def work(folder: Path, output: Path) -> None:
+        with Output(output, predictor.card.classes, overwrite=True) as rows:
+            for prediction in classify(predictor, list_pictures([folder]), plan=plan):
+                rows.write(prediction)
+
+    return work
+
+
+def open_dataloader(job: Job, *, workers: int) -> Work:
+    """Prepare the loop that most people write: Pillow in a `DataLoader`, the model on batches.
+
+    Pictures stay bytes until they are in the model, whose own scaling is the cheapest way.
+    """
+    batch_size = 64
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    from tltools.training import load_run
+
+    model, card = load_run(_run(job))
+    model = model.to(memory_format=torch.channels_last)
+    size = card.preprocessing.size
+
+    class Pictures(Dataset[tuple[torch.Tensor, str]]):
+        def __init__(self, folder: Path) -> None:
+            self.paths = sorted(folder.glob(f"*{SUFFIX}"))
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+            with Image.open(self.paths[index]) as image:
+                pixels = image.convert("RGB")
+            if pixels.size != (size, size):
+                pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+            return torch.from_numpy(np.array(pixels)), self.paths[index].name
+
+    def rows(folder: Path) -> Iterator[Row]:
+        loader = DataLoader(Pictures(folder), batch_size=batch_size, num_workers=workers)
+        with torch.inference_mode():
+            for images, names in loader:
+                yield from _top(names, model(images).softmax(dim=1), card.classes)
+
+    return lambda folder, output: _write(output, rows(folder))
+
+
+def open_timm(job: Job) -> Work:
+    """Prepare the path of timm's inference.py: its dataset, its loader, its way to keep results."""
+    import timm.data
+    import torch
+
+    from tltools.training import load_run
+
+    model, card = load_run(_run(job))
+    model = _on_floats(model)
+    size = card.preprocessing.size
+
+    def rows(folder: Path) -> Iterator[Row]:
+        dataset = timm.data.create_dataset("", root=str(folder))
+        loader = timm.data.create_loader(
+            dataset,
+            input_size=(3, size, size),
+            batch_size=16,
+            num_workers=2,  # inference.py's default
+            interpolation="bilinear",
+            mean=(0, 0, 0),
+            std=(1, 1, 1),
+            crop_pct=1.0,
+            crop_mode="squash",
+            device=torch.device("cpu"),
+        )
+        with torch.inference_mode():
+            found = [model(images).softmax(dim=1) for images, _ in loader]
+        yield from _top(dataset.filenames(basename=True), torch.cat(found), card.classes)
+
+    return lambda folder, output: _write(output, rows(folder))
+
+
+def open_ultralytics(job: Job) -> Work:
+    """Prepare Ultralytics' predict on an ONNX model of the layout that its own exports have."""
+    import onnx
+    import torch
+    from ultralytics import YOLO
+
+    from tltools.training import load_run
+
+    model, card = load_run(_run(job))
+    size = card.preprocessing.size
+    network = torch.nn.Sequential(_on_floats(model), torch.nn.Softmax(dim=1)).eval()
+    program = torch.onnx.export(
+        network,
+        (torch.zeros(2, 3, size, size),),
+        input_names=["images"],
+        output_names=["output0"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    path = Path(job.scratch) / "ultralytics.onnx"
+    proto = program.model_proto
+    names = dict(enumerate(card.classes))
+    facts: dict[str, Any] = {"task": "classify", "stride": 1, "batch": 1, "channels": 3}
+    facts |= {"imgsz": [size, size], "names": names, "args": {"dynamic": True}}
+    onnx.helper.set_model_props(proto, {key: str(value) for key, value in facts.items()})
+    onnx.save(proto, path)
+    yolo = YOLO(path, task="classify")
+
+    def rows(folder: Path) -> Iterator[Row]:
+        results = yolo.predict(
+            folder, stream=True, batch=1, imgsz=size, device="cpu", verbose=False, save=False
+        )
+        for result in results:
+            yield Path(result.path).name, names[result.probs.top1], float(result.probs.top1conf)
+
+    return lambda folder, output: _write(output, rows(folder))
+
+
+def open_transformers(job: Job) -> Work:
+    """Prepare the image-classification pipeline of transformers around the same network."""
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessor, pipeline
+    from transformers.modeling_outputs import ImageClassifierOutput
+
+    from tltools.training import load_run
+
+    model, card = load_run(_run(job))
+    size = card.preprocessing.size
+
+    class Network(PreTrainedModel):
+        config_class = PreTrainedConfig
+        main_input_name = "pixel_values"
+
+        def __init__(self, config: PreTrainedConfig) -> None:
+            super().__init__(config)
+            self.network = _on_floats(model)
+            self.post_init()
+
+        def _init_weights(self, module: "nn.Module") -> None:
+            """Keep the weights."""
+
+        def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+            return ImageClassifierOutput(logits=self.network(pixel_values))
+
+    names = dict(enumerate(card.classes))
+    config = PreTrainedConfig(id2label=names, label2id={name: i for i, name in names.items()})
+    processor = ViTImageProcessor(
+        size={"height": size, "width": size}, rescale_factor=1 / 255, do_normalize=False
+    )
+    pipe = pipeline(
+        "image-classification",
+        model=Network(config).eval(),
+        image_processor=processor,
+        device="cpu",
+    )
+
+    def rows(folder: Path) -> Iterator[Row]:
+        paths = [str(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+        for path, found in zip(paths, pipe(paths, batch_size=8, top_k=1), strict=True):
+            yield Path(path).name, found[0]["label"], found[0]["score"]
+
+    return lambda folder, output: _write(output, rows(folder))
+
+
+def open_ray(job: Job) -> Work:
+    """Prepare Ray Data as its guide to batch inference has it: read_images, then actors.
+
+    Each job starts new actors. The clock starts when the first of them has its model, which is in
+    Ray's favour: reading has begun by then.
+    """
+    import ray
+
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(Path(job.scratch).resolve() / "ray"),
+    )
+    from ray.data import ActorPoolStrategy, DataContext
+
+    from tltools.training.run import load_card
+
+    DataContext.get_current().enable_progress_bars = False
+    size = load_card(_run(job)).preprocessing.size
+
+    class Actor:
+        def __init__(self) -> None:
+            import time
+
+            import torch
+
+            from tltools.training import load_run
+
+            model, self.card = load_run(_run(job))
+            self.model = model.to(memory_format=torch.channels_last)
+            self.ready = time.perf_counter()
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            import torch
+
+            with torch.inference_mode():
+                probs = self.model(torch.from_numpy(batch["image"])).softmax(dim=1)
+            rows = list(_top(batch["path"], probs, self.card.classes))
+            return {
+                "path": [Path(row[0]).name for row in rows],
+                "label": [row[1] for row in rows],
+                "prob": [row[2] for row in rows],
+                "ready": [self.ready] * len(rows),
+            }
+
+    def work(folder: Path, output: Path) -> float:
+        pictures = ray.data.read_images(
+            str(folder), size=(size, size), mode="RGB", include_paths=True
+        )
+        results = pictures.map_batches(
+            Actor, compute=ActorPoolStrategy(size=1), batch_size=16, num_cpus=0.5
+        )
+        ready: list[float] = []
+
+        def rows() -> Iterator[Row]:
+            for batch in results.iter_batches(batch_size=None):
+                ready.append(min(batch["ready"]))
+                yield from zip(batch["path"], batch["label"], batch["prob"], strict=True)
+
+        _write(output, rows())
+        return min(ready)
+
+    return work
+
+
+PEERS: dict[str, Callable[[Job], Work]] = {
+    "DataLoader, 0 workers": partial(open_dataloader, workers=0),
+    "DataLoader, 1 worker": partial(open_dataloader, workers=1),
+    "DataLoader, 2 workers": partial(open_dataloader, workers=2),
+    "timm": open_timm,
+    "Ultralytics": open_ultralytics,
+    "transformers": open_transformers,
+    "Ray Data": open_ray,
+}
+PACKAGES = ("timm", "ultralytics", "transformers", "ray", "opencv-python", "simplejpeg")
+"""Whose versions belong to the results, beside those that tltools names itself."""
+
+
+def _run(job: Job) -> Path:
+    if not job.run:
+        raise FileNotFoundError("needs the run that the export was made from: --cnn-run")
+    return Path(job.run)
+
+
+def _on_floats(model: Any) -> "nn.Module":
+    """Return the same network for what peers feed it: floats in [0, 1], (N, 3, H, W)."""
+    import torch
+    from torch import nn
+
+    class OnFloats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, pixels: Any) -> Any:
+            pixels = pixels * (self.inner.scale * 255) + self.inner.shift
+            return self.inner.head(self.inner.backbone(pixels))
+
+    return OnFloats().eval().to(memory_format=torch.channels_last)
+
+
+def _top(names: Iterable[str], probs: Any, classes: tuple[str, ...]) -> Iterator[Row]:
+    """Yield a row for each picture from a tensor of probabilities, (N, C)."""
+    best, indices = probs.max(dim=1)
+    for name, prob, index in zip(names, best.tolist(), indices.tolist(), strict=True):
+        yield name, classes[index], prob
+
+
+def _write(output: Path, rows: Iterable[Row]) -> None:
+    with output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "confidence"))
+        writer.writerows(rows)
