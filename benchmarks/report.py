@@ -134,12 +134,6 @@ def to_markdown(results: Results) -> str:
         for row in results.get("memory", ())
     ]
     parts += _section("Peak memory of tltools classify", ["pictures", "MB, each run"], rows)
-    rows = [
-        [row["layout"], f"{row['num_names']:,}", _spread_s(row["seconds"]), _mb(row["peak_bytes"])]
-        for row in results.get("listing", ())
-    ]
-    columns = ["names in", "names", "start to first row", "MB until then"]
-    parts += _section("A long list", columns, rows)
     if "startup" in results:
         imports = results["startup"]["imports"]
         rows = [[name, f"{value * 1e3:.0f} ms"] for name, value in imports[:8]]
@@ -254,8 +248,3 @@ def _rate(value: float) -> str:
 
 def _spread_s(values: Sequence[float]) -> str:
     return f"{median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
-
-
-def _mb(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{median(known) / 1e6:.0f}" if known else ""

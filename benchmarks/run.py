@@ -290,10 +290,9 @@ class Bench:
             pictures.link_tree(self.copied, folder, number, folders=folders)
             request = {"export": self.cnn.export, "folder": str(folder)}
             answers = [self.ask("first_row", **request) for _ in range(self.options.runs)]
-            row: dict[str, Any] = {"layout": layout, "num_names": number}
-            row |= {key: [answer[key] for answer in answers] for key in ("seconds", "peak_bytes")}
-            rows.append(row)
-            say(f"listing: {layout}: {[round(value, 2) for value in row['seconds']]} s")
+            times = [answer["seconds"] for answer in answers]
+            rows.append({"layout": layout, "num_names": number, "seconds": times})
+            say(f"listing: {layout}: {[round(value, 2) for value in times]} s")
             shutil.rmtree(folder)
 
     def startup(self) -> None:
