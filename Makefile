@@ -33,7 +33,7 @@ demo: $(VENV)/.installed
 	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model cnn --batch-size 32
 	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model vgg16 --weights $(WEIGHTS_PATH) \
 	  || echo "VGG16 is left out: the demo goes on without it (make demo WEIGHTS=FILE brings it in)"
-	cd demo && $(TLTOOLS) export --format all
+	cd demo && $(TLTOOLS) export --format all --precision all
 	cd demo && $(TLTOOLS) classify sample/images
 	cd demo && $(TLTOOLS) bench
 	@echo
