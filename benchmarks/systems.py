@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tltools.parallel import num_cores
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -69,7 +67,6 @@ def open_dataloader(job: Job, *, workers: int) -> Work:
 
     from tltools.training import load_run
 
-    torch.set_num_threads(max(1, num_cores() - workers))
     model, card = load_run(_run(job))
     model = model.to(memory_format=torch.channels_last)
     size = card.preprocessing.size
@@ -104,8 +101,6 @@ def open_timm(job: Job) -> Work:
 
     from tltools.training import load_run
 
-    workers = 2  # inference.py's default
-    torch.set_num_threads(max(1, num_cores() - workers))
     model, card = load_run(_run(job))
     model = _on_floats(model)
     size = card.preprocessing.size
@@ -116,7 +111,7 @@ def open_timm(job: Job) -> Work:
             dataset,
             input_size=(3, size, size),
             batch_size=16,
-            num_workers=workers,
+            num_workers=2,  # inference.py's default
             interpolation="bilinear",
             mean=(0, 0, 0),
             std=(1, 1, 1),
