@@ -1,4 +1,5 @@
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,43 @@ def test_a_pool_goes_on_after_a_failure(predictor):
     for _ in range(2):  # the second would wait for ever if the first had kept the GPU
         with pytest.raises(DeviceError, match="out of memory"):
             pool(images)
+
+
+@pytest.mark.parametrize(
+    ("task_s", "picture_s", "sizes"),
+    [(10.0, 0.0, {1, 16}), (0.03, 0.02, {1})],
+    ids=["quick", "slow"],
+)
+def test_a_thread_gets_fewer_pictures_at_once_where_each_takes_long(
+    predictor, pictures, monkeypatch, task_s, picture_s, sizes
+):
+    def slow(*args, **options):
+        time.sleep(picture_s)
+        return load_image(*args, **options)
+
+    monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
+    monkeypatch.setattr(pipeline, "load_image", slow)
+    files = [File(path) for path in sorted(pictures.rglob("*.png"))] * 3
+    tasks = run_pictures(
+        predictor,
+        iter(files[:84]),
+        preprocessing=predictor.card.preprocessing,
+        plan=Plan("fused", 2, 1),
+        finish=lambda outputs: len(outputs.pictures),
+    )
+    assert set(tasks) == sizes
+
+
+@pytest.mark.parametrize("task_s", [0.0, 10.0])
+def test_batches_do_not_depend_on_the_pace(predictor, pictures, monkeypatch, task_s):
+    """A resumed job, whose pace is another, has the same pictures in a batch."""
+    files = [File(path) for path in sorted(pictures.rglob("*.png"))]
+    for index in (0, 5, 6):
+        files[index].path.write_bytes(b"")
+    monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
+    model = FakeGpu(predictor)
+    run(model, files, Plan("fused", 1, 4))
+    assert [shape[0] for shape in model.shapes] == [3, 2, 4, 4, 4, 4, 4, 2]
 
 
 # -------------------------------------------------------------------------------- open_model

@@ -24,7 +24,6 @@ from tltools.data.images import load_image
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, Predictor, load_predictor, open_model
-from tltools.runtime.pipeline import FUSED_TASK
 
 COUNTING_S = 0.5
 """Longest time spent on listing further folders beforehand, for the progress bar's total."""
@@ -307,14 +306,11 @@ def _go_on(
     kept = read_back(part, job, partial(row_format, part.output, spreadsheet=job.spreadsheet))
     if kept is None:
         return _Start()
-    group = kept.record.batch_size
-    if kept.record.plan == "fused":
-        group = max(FUSED_TASK, group)
     again: list[Picture] = []
     for row, picture in kept.matched(pictures):
         tally.add(picture.name, row.label, row.error)
         again.append(picture)
-        if len(again) == group:
+        if len(again) == kept.record.batch_size:
             again.clear()
     return _Start(kept, again)
 

@@ -23,7 +23,10 @@ from tltools.runtime.predictor import Predictor, load_predictor
 
 FUSED_BATCH = 1
 FUSED_TASK = 16
-"""Pictures that a thread is given at once in a `fused` plan."""
+"""Most pictures that a thread is given at once in a `fused` plan."""
+FUSED_TASK_S = 0.050
+"""How long what a thread is given at once may take: of large pictures it gets fewer, or one thread
+would still have many when the others have none left."""
 AHEAD_BATCH = 32
 AHEAD_TASK = 8
 """Pictures that a thread decodes at once in an `ahead` plan."""
@@ -212,15 +215,17 @@ def run_pictures(
         The results, which are those of all pictures in their order. Nothing accumulates.
     """
     if plan.name == "fused":
-        tasks = batched(pictures, max(FUSED_TASK, plan.batch_size))
+        pace = _Pace(max(1, FUSED_TASK // plan.batch_size))
         work = partial(
             _run_fused,
             model,
             preprocessing=preprocessing,
             batch_size=plan.batch_size,
             finish=finish,
+            pace=pace,
             own=threading.local(),
         )
+        tasks = _tasks(pictures, plan.batch_size, pace)
         yield from ordered_map(work, tasks, workers=plan.workers, ahead=2 * plan.workers)
     else:
         yield from _run_ahead(model, pictures, preprocessing, plan, finish)
@@ -254,6 +259,27 @@ def _load(picture: Picture, preprocessing: Preprocessing, out: Image) -> DataErr
     return None
 
 
+class _Pace:
+    """How many batches a thread is given at once, from how long the last ones took."""
+
+    def __init__(self, most: int) -> None:
+        """Begin with one batch."""
+        self.num_batches = 1
+        self.most = most
+
+    def took(self, seconds: float, num_batches: int) -> None:
+        """Learn from a task that is done."""
+        fitting = int(FUSED_TASK_S * num_batches / max(seconds, 1e-9))
+        self.num_batches = min(max(1, fitting), self.most)
+
+
+def _tasks(pictures: Iterable[Source], batch_size: int, pace: _Pace) -> Iterator[list[Source]]:
+    """Yield whole batches, as many at once as `pace` says by then; the last may be shorter."""
+    source = iter(pictures)
+    while task := list(islice(source, batch_size * pace.num_batches)):
+        yield task
+
+
 def _run_fused(
     model: Model,
     pictures: Sequence[Source],
@@ -261,6 +287,7 @@ def _run_fused(
     preprocessing: Preprocessing,
     batch_size: int,
     finish: Callable[[Outputs[Source]], Result],
+    pace: _Pace,
     own: threading.local,
 ) -> Result:
     """Decode pictures, then run the model on them, `batch_size` at a time, in this thread.
@@ -269,18 +296,21 @@ def _run_fused(
     data out of the core's caches, which has been seen to cost a fifth of the speed. `own` keeps
     the thread's buffer from one call to the next: memory that is new costs a fault for each page.
     """
+    begun = time.perf_counter()
     buffer: Image | None = getattr(own, "buffer", None)
-    if buffer is None or len(buffer) < len(pictures):
-        own.buffer = buffer = model.new_batch(len(pictures))
+    if buffer is None:
+        own.buffer = buffer = model.new_batch(batch_size * pace.most)
     errors: list[DataError | None] = []
+    batches: list[Image] = []
     num_good = 0
-    for picture in pictures:
-        errors.append(_load(picture, preprocessing, buffer[num_good]))
-        num_good += errors[-1] is None
-    values = [
-        model(buffer[start : min(start + batch_size, num_good)])
-        for start in range(0, num_good, batch_size)
-    ]
+    for some in batched(pictures, batch_size):
+        start = num_good
+        for picture in some:
+            errors.append(_load(picture, preprocessing, buffer[num_good]))
+            num_good += errors[-1] is None
+        batches.append(buffer[start:num_good])
+    values = [model(batch) for batch in batches if len(batch)]
+    pace.took(time.perf_counter() - begun, len(batches))
     return finish(Outputs(pictures, errors, np.concatenate(values) if values else _nothing()))
 
 
