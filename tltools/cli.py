@@ -469,6 +469,18 @@ def classify(
             help="CSV for spreadsheets: an apostrophe before what they take for a formula.",
         ),
     ] = False,
+    changed_only: Annotated[
+        bool,
+        typer.Option(
+            "--changed-only",
+            help="Skip pictures whose bytes this model has classified before with this option: "
+            "their rows come from a ledger.",
+        ),
+    ] = False,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where ledgers are kept.", show_default="user cache"),
+    ] = None,
 ) -> None:
     """Classify pictures: one row for each, with its label, probabilities or error.
 
@@ -503,6 +515,7 @@ def classify(
         overwrite=overwrite and not (watch is not None and watch.is_restarted),
         spreadsheet=spreadsheet,
         errors_to=errors_to,
+        ledger_dir=_ledger_dir(cache_dir, changed_only=changed_only),
         progress=progress,
         watch=watch,
     )
@@ -706,6 +719,18 @@ def _tell(message: str) -> None:
     typer.echo(printable(message), err=True)
 
 
+def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
+    if not changed_only:
+        if cache_dir is not None:
+            from tltools.errors import ConfigError
+
+            raise ConfigError("--cache-dir is where --changed-only keeps its ledger; add that")
+        return None
+    from platformdirs import user_cache_path
+
+    return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
+
+
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
@@ -841,6 +866,8 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         progress.warn(f"{count} not classified: {reason}")
     where = summary.output or "standard output"
     kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
+    if summary.num_known is not None:
+        progress.say(f"{summary.num_known} pictures skipped: this model has classified their bytes")
     progress.say(
         f"{summary.num_pictures} rows{kept} ({summary.num_failed} with an error) in "
         f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures/s, written to {where}"

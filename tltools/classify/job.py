@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
@@ -24,6 +24,9 @@ from tltools.data.images import load_image
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, Predictor, load_predictor, open_model
+
+if TYPE_CHECKING:
+    from tltools.classify.ledger import Ledger
 
 COUNTING_S = 0.5
 """Longest time spent on listing further folders beforehand, for the progress bar's total."""
@@ -43,6 +46,9 @@ class Summary:
     """Rows of the output: `sum(counts.values()) + num_failed`."""
     num_kept: int
     """Those of them that an earlier job had left, which this one went on with."""
+    num_known: int | None
+    """Pictures whose bytes the ledger knew; None without one. Up to a batch of `num_kept` may be
+    among them."""
     counts: dict[str, int]
     """Pictures by label, in the order of the card's classes."""
     num_failed: int
@@ -76,6 +82,7 @@ def run_job(
     overwrite: bool = False,
     spreadsheet: bool = False,
     errors_to: Path | None = None,
+    ledger_dir: Path | None = None,
     progress: Progress = SILENT,
     watch: Watch | None = None,
 ) -> Summary:
@@ -96,6 +103,9 @@ def run_job(
         spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
         errors_to: A CSV of the pictures that could not be read, with the reasons, written at the
             end.
+        ledger_dir: Where the model's ledger is: pictures whose bytes it has classified already are
+            neither decoded nor run, and their rows are made of what it gave then; what is new is
+            added to it. None: all pictures are classified.
         progress: Where to report.
         watch: What this process shares with the one that looks after it, if one does.
 
@@ -105,7 +115,7 @@ def run_job(
             job writes the same output, or what is there of it is not of this job.
         DataError: If an input does not exist, or there is no picture.
         DeviceError: If `device` cannot run the model.
-        TltoolsError: If the output cannot be written. The rows written so far stay in
+        TltoolsError: If the output or the ledger cannot be written. The rows written so far stay in
             `<output>.part`, here and whenever the job is stopped.
     """
     part = None if output == STDOUT else Part(output)
@@ -142,15 +152,18 @@ def run_job(
             opened=part,
             kept=start.kept,
         )
-        predictions = _classify(predictor, pictures, plan, start, watch)
-        begun = time.perf_counter()
-        _write_rows(rows, part, predictions, tally, progress, total)
+        known = nullcontext() if ledger_dir is None else _open_ledger(ledger_dir, job, predictor)
+        with known as ledger:
+            predictions = _classify(predictor, pictures, plan, start, ledger, watch)
+            begun = time.perf_counter()
+            _write_rows(rows, part, predictions, tally, progress, total)
     return Summary(
         model=model,
         card=predictor.card,
         output=None if output == STDOUT else output,
         num_pictures=rows.num_rows,
         num_kept=start.num_rows,
+        num_known=None if ledger is None else ledger.num_known,
         counts={name: tally.counts[name] for name in predictor.card.classes},
         num_failed=tally.reasons.total(),
         errors=dict(tally.reasons.most_common()),
@@ -354,6 +367,13 @@ def _open(
     return predictor, plan
 
 
+def _open_ledger(folder: Path, job: Job, predictor: Predictor) -> "Ledger":
+    from tltools.classify.ledger import Ledger  # here, because most jobs do without it
+
+    classes = predictor.card.classes
+    return Ledger(folder, model_sha256=job.model_sha256, num_classes=len(classes))
+
+
 def _write_rows(
     rows: Output,
     part: Part | None,
@@ -383,6 +403,7 @@ def _classify(
     pictures: Iterator[Picture],
     plan: Plan,
     start: _Start,
+    ledger: "Ledger | None",
     watch: Watch | None,
 ) -> Generator[Prediction, None, None]:
     """Classify the pictures that have no rows yet.
@@ -393,7 +414,7 @@ def _classify(
     source = chain(start.again, pictures)
     if watch is not None:
         source = _told(source, first, watch)
-    with closing(classify(predictor, source, plan=plan)) as predictions:
+    with closing(classify(predictor, source, plan=plan, memory=ledger)) as predictions:
         numbered = enumerate(predictions, first)
         for number, prediction in islice(numbered, len(start.again), None):
             if watch is not None and number in watch.verdicts:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tltools.runtime.pipeline import Memory
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -27,7 +29,11 @@ class Prediction:
 
 
 def classify(
-    predictor: Predictor, pictures: Iterable[Picture], *, plan: Plan
+    predictor: Predictor,
+    pictures: Iterable[Picture],
+    *,
+    plan: Plan,
+    memory: "Memory | None" = None,
 ) -> Generator[Prediction, None, None]:
     """Classify pictures.
 
@@ -39,6 +45,7 @@ def classify(
         pictures: Consumed lazily, a few batches ahead.
         plan: From `open_model`. It changes the speed, and the results only within the rounding
             of the model's own arithmetic.
+        memory: Knows the logits of earlier pictures, which are then not decoded.
 
     Yields:
         One prediction for each picture, in order. Nothing accumulates.
@@ -54,6 +61,7 @@ def classify(
         preprocessing=predictor.card.preprocessing,
         plan=plan,
         finish=predictions,
+        memory=memory,
     ):
         yield from some
 

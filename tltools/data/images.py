@@ -242,7 +242,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def load_image(
-    path: str | Path, *, size: int, resize: Resize, out: NDArray[np.uint8] | None = None
+    path: str | Path,
+    *,
+    size: int,
+    resize: Resize,
+    out: NDArray[np.uint8] | None = None,
+    skip: Callable[[bytes], bool] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one picture to a square of RGB bytes.
 
@@ -260,9 +265,11 @@ def load_image(
             which is torchvision's "resize 256, centre crop 224" in one step. Either way bilinear
             with antialiasing, and a picture that is `size` x `size` already is left as it is.
         out: Where to put the result instead of in a new array, (size, size, 3).
+        skip: Is shown the file's bytes; where it returns True, nothing is decoded.
 
     Returns:
-        Array (size, size, 3), uint8, RGB, contiguous and writable; `out` where it was given.
+        Array (size, size, 3), uint8, RGB, contiguous and writable; `out` where it was given. It is
+        undefined where the picture was skipped.
 
     Raises:
         DataError: If the file is missing, not a regular file, not a picture, truncated, damaged,
@@ -273,6 +280,8 @@ def load_image(
     try:
         with _open_file(path) as file:
             data = _read(file)
+        if skip is not None and skip(data):
+            return out
         if not (data.startswith(_JPEG) and _load_plain_jpeg(data, size, resize, out)):
             np.copyto(out, _load_any(data, size, resize))
     except _UNREADABLE as error:

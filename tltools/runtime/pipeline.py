@@ -69,6 +69,18 @@ class Model(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """Outputs of earlier pictures, by the bytes of their files; called from several threads."""
+
+    def recall(self, data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
+        """Return a file's key and, where it is known, the model's outputs for it, (F,)."""
+        ...
+
+    def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
+        """Keep the model's outputs, (F,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How decoding and the model share the cores."""
@@ -197,11 +209,12 @@ def run_pictures(
     preprocessing: Preprocessing,
     plan: Plan,
     finish: Callable[[Outputs[Source]], Result],
+    memory: Memory | None = None,
 ) -> Generator[Result, None, None]:
     """Decode pictures and run the model on them.
 
-    A picture that cannot be read keeps its place with its error; the others of its batch go
-    through the model without it.
+    A picture that cannot be read keeps its place with its error, and one that `memory` knows keeps
+    it with the outputs from there; the others of its batch go through the model without it.
 
     Args:
         model: For a `fused` plan, one that uses one thread.
@@ -210,6 +223,8 @@ def run_pictures(
         plan: From `open_model`. It changes the speed, and the outputs only within the rounding
             of the model's own arithmetic.
         finish: Turns the outputs of some pictures into a result, in the thread that made them.
+        memory: Knows the outputs of pictures, which are then neither decoded nor run; it is told
+            of the others.
 
     Yields:
         The results, which are those of all pictures in their order. Nothing accumulates.
@@ -222,13 +237,14 @@ def run_pictures(
             preprocessing=preprocessing,
             batch_size=plan.batch_size,
             finish=finish,
+            memory=memory,
             pace=pace,
             own=threading.local(),
         )
         tasks = _tasks(pictures, plan.batch_size, pace)
         yield from ordered_map(work, tasks, workers=plan.workers, ahead=2 * plan.workers)
     else:
-        yield from _run_ahead(model, pictures, preprocessing, plan, finish)
+        yield from _run_ahead(model, pictures, preprocessing, plan, finish, memory)
 
 
 def forward_s(predictor: Predictor) -> float:
@@ -250,13 +266,74 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _load(picture: Picture, preprocessing: Preprocessing, out: Image) -> DataError | None:
-    """Decode a picture into `out`, (size, size, 3), or return why that cannot be done."""
+@dataclass(frozen=True, slots=True)
+class _Recalled:
+    """A readable picture of which `memory` was asked."""
+
+    key: bytes
+    values: NDArray[np.float32] | None
+    """None where it was not known, and was decoded."""
+
+
+_Loaded = DataError | _Recalled | None
+"""Why a picture was not decoded, or what `memory` says; None: it was decoded."""
+
+
+def _load(
+    picture: Picture, preprocessing: Preprocessing, out: Image, memory: Memory | None
+) -> _Loaded:
+    """Decode a picture into `out`, (size, size, 3), unless that cannot be or need not be done."""
+    recalled: _Recalled | None = None
+
+    def is_known(data: bytes) -> bool:
+        nonlocal recalled
+        assert memory is not None
+        recalled = _Recalled(*memory.recall(data))
+        return recalled.values is not None
+
     try:
-        load_image(picture.path, size=preprocessing.size, resize=preprocessing.resize, out=out)
+        load_image(
+            picture.path,
+            size=preprocessing.size,
+            resize=preprocessing.resize,
+            out=out,
+            skip=None if memory is None else is_known,
+        )
     except DataError as error:
         return error
-    return None
+    return recalled
+
+
+def _is_decoded(loaded: _Loaded) -> bool:
+    return loaded is None or (isinstance(loaded, _Recalled) and loaded.values is None)
+
+
+def _outputs(
+    pictures: Sequence[Source],
+    loaded: Sequence[_Loaded],
+    values: Sequence[NDArray[np.float32]],
+    memory: Memory | None,
+) -> Outputs[Source]:
+    """Put together what the model and the memory say.
+
+    Args:
+        pictures: All.
+        loaded: What became of each.
+        values: The model's outputs for those that were decoded, in order.
+        memory: Is told of them.
+    """
+    whole = np.concatenate(values) if values else np.empty((0, 0), dtype=np.float32)
+    if memory is not None:
+        new = iter(whole)
+        rows: list[NDArray[np.float32]] = []
+        for one in loaded:
+            if isinstance(one, _Recalled):
+                rows.append(next(new) if one.values is None else one.values)
+                if one.values is None:
+                    memory.remember(one.key, rows[-1])
+        whole = np.stack(rows) if rows else whole
+    errors = [one if isinstance(one, DataError) else None for one in loaded]
+    return Outputs(pictures, errors, whole)
 
 
 class _Pace:
@@ -287,6 +364,7 @@ def _run_fused(
     preprocessing: Preprocessing,
     batch_size: int,
     finish: Callable[[Outputs[Source]], Result],
+    memory: Memory | None,
     pace: _Pace,
     own: threading.local,
 ) -> Result:
@@ -300,22 +378,18 @@ def _run_fused(
     buffer: Image | None = getattr(own, "buffer", None)
     if buffer is None:
         own.buffer = buffer = model.new_batch(batch_size * pace.most)
-    errors: list[DataError | None] = []
+    loaded: list[_Loaded] = []
     batches: list[Image] = []
-    num_good = 0
+    num_decoded = 0
     for some in batched(pictures, batch_size):
-        start = num_good
+        start = num_decoded
         for picture in some:
-            errors.append(_load(picture, preprocessing, buffer[num_good]))
-            num_good += errors[-1] is None
-        batches.append(buffer[start:num_good])
+            loaded.append(_load(picture, preprocessing, buffer[num_decoded], memory))
+            num_decoded += _is_decoded(loaded[-1])
+        batches.append(buffer[start:num_decoded])
     values = [model(batch) for batch in batches if len(batch)]
     pace.took(time.perf_counter() - begun, len(batches))
-    return finish(Outputs(pictures, errors, np.concatenate(values) if values else _nothing()))
-
-
-def _nothing() -> NDArray[np.float32]:
-    return np.empty((0, 0), dtype=np.float32)
+    return finish(_outputs(pictures, loaded, values, memory))
 
 
 @dataclass(slots=True)
@@ -325,7 +399,7 @@ class _Batch(Generic[Source]):
     pictures: list[Source]
     images: Image
     """Of the plan's batch size, whatever the number of pictures."""
-    errors: list[DataError | None]
+    loaded: list[_Loaded]
 
 
 def _run_ahead(
@@ -334,6 +408,7 @@ def _run_ahead(
     preprocessing: Preprocessing,
     plan: Plan,
     finish: Callable[[Outputs[Source]], Result],
+    memory: Memory | None,
 ) -> Iterator[Result]:
     """Three stages: threads decode, one thread for each session runs the model, the caller writes.
 
@@ -352,21 +427,23 @@ def _run_ahead(
         batch, start = task
         stop = min(start + AHEAD_TASK, len(batch.pictures))
         for index in range(start, stop):
-            batch.errors[index] = _load(batch.pictures[index], preprocessing, batch.images[index])
+            batch.loaded[index] = _load(
+                batch.pictures[index], preprocessing, batch.images[index], memory
+            )
         return batch if stop == len(batch.pictures) else None
 
     def run(batch: _Batch[Source]) -> Result:
-        good = [index for index, error in enumerate(batch.errors) if error is None]
-        if good and len(good) < len(batch.errors):
+        good = [index for index, loaded in enumerate(batch.loaded) if _is_decoded(loaded)]
+        if good and len(good) < len(batch.loaded):
             batch.images[: len(good)] = batch.images[good]
-        values = _nothing()
+        values: list[NDArray[np.float32]] = []
         if good:
             # A GPU's libraries search for the best kernels once for each shape: it gets one shape,
             # whose rest holds pictures of before.
             whole = model.device != "cpu"
-            values = model(batch.images if whole else batch.images[: len(good)])[: len(good)]
+            values.append(model(batch.images if whole else batch.images[: len(good)])[: len(good)])
         idle.append(batch.images)
-        return finish(Outputs(batch.pictures, batch.errors, values))
+        return finish(_outputs(batch.pictures, batch.loaded, values, memory))
 
     ahead = -(-plan.batch_size // AHEAD_TASK) + plan.workers
     decoded = ordered_map(decode, tasks(), workers=plan.workers, ahead=ahead)

@@ -1,0 +1,161 @@
+"""`classify --changed-only`: bytes that a model has classified are not classified again."""
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import COLOURS, run_tltools, save_picture
+
+from tltools.classify import run_job, writers
+from tltools.classify.ledger import Ledger
+from tltools.data import images
+from tltools.errors import TltoolsError
+
+SHA256 = "ab" * 32
+
+
+@pytest.fixture
+def classify(onnx_path, tmp_path, monkeypatch):
+    """Run a job with a ledger, or without; return its summary, its bytes and what was decoded."""
+
+    def run(folder, output, *, model=onnx_path, ledger=True, **options):
+        decoded = []
+        with monkeypatch.context() as patch:
+            decode = images._load_any
+            patch.setattr(
+                images,
+                "_load_any",
+                lambda data, *a, **o: decoded.append(data) or decode(data, *a, **o),
+            )
+            summary = run_job(
+                model,
+                [folder],
+                tmp_path / output,
+                device="cpu",
+                ledger_dir=tmp_path / "ledgers" if ledger else None,
+                **options,
+            )
+        return summary, (tmp_path / output).read_bytes(), decoded
+
+    return run
+
+
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2, "batch_size": 4}], ids=str)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_is_known_is_not_decoded_and_gives_the_same_rows(classify, pictures, suffix, options):
+    (pictures / "red" / "bad.png").write_bytes(b"no picture")
+    _, expected, _ = classify(pictures, f"plain{suffix}", ledger=False, **options)
+    first, rows, decoded = classify(pictures, f"first{suffix}", **options)
+    assert (rows, first.num_known, len(decoded)) == (expected, 0, 31)
+    second, rows, decoded = classify(pictures, f"second{suffix}", **options)
+    assert (rows, second.num_known) == (expected, 30)
+    assert decoded == [b"no picture"]  # an error is not remembered: the file may be mended
+
+
+def test_only_new_bytes_are_decoded_wherever_they_are(classify, pictures):
+    classify(pictures, "first.csv")
+    (pictures / "red" / "0.png").rename(pictures / "elsewhere.png")
+    save_picture(pictures / "red" / "1.png", COLOURS["blue"], np.random.default_rng(99))
+    save_picture(pictures / "new.png", COLOURS["blue"], np.random.default_rng(100))
+    summary, rows, decoded = classify(pictures, "second.csv")
+    changed = {(pictures / name).read_bytes() for name in ("red/1.png", "new.png")}
+    assert (set(decoded), len(decoded), summary.num_known) == (changed, 2, 29)
+    assert rows == classify(pictures, "plain.csv", ledger=False)[1]
+
+
+def test_another_model_has_a_ledger_of_its_own(classify, pictures, tmp_path, make_onnx, make_card):
+    classify(pictures, "first.csv")
+    other = make_onnx(tmp_path / "other.onnx", make_card(run="another").to_json())
+    summary, _, decoded = classify(pictures, "second.csv", model=other)
+    assert (summary.num_known, len(decoded)) == (0, 30)
+    assert classify(pictures, "third.csv", model=other)[0].num_known == 30
+
+
+def test_a_job_that_is_stopped_leaves_what_it_knows(classify, pictures, monkeypatch):
+    written = []
+    encode = writers.CsvFormat.encode
+
+    def stop(self, prediction):
+        written.append(prediction)
+        if len(written) == 25:
+            raise KeyboardInterrupt
+        return encode(self, prediction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.CsvFormat, "encode", stop)
+        with pytest.raises(KeyboardInterrupt):
+            classify(pictures, "out.csv")
+    _, rows, decoded = classify(pictures, "out.csv", overwrite=True)
+    assert len(decoded) <= 6
+    assert rows == classify(pictures, "plain.csv", ledger=False)[1]
+
+
+def test_two_jobs_at_once_share_a_ledger(tmp_path):
+    one = Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
+    two = Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
+    with one, two:
+        for number in range(100):
+            ledger = (one, two)[number % 2]
+            key, values = ledger.recall(str(number).encode())
+            assert values is None
+            ledger.remember(key, np.full(3, number, np.float32))
+    with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
+        for number in range(100):
+            _, values = ledger.recall(str(number).encode())
+            assert values.dtype == np.float32
+            assert values.tolist() == [number] * 3
+    assert ledger.num_known == 100
+
+
+def test_logits_of_another_number_of_classes_are_not_taken(tmp_path):
+    """A damaged row is one that is not known."""
+    with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
+        key, _ = ledger.recall(b"picture")
+        ledger.remember(key, np.zeros(2, np.float32))
+    with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
+        assert ledger.recall(b"picture")[1] is None
+
+
+def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path):
+    with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
+        pass
+    ledger.path.write_bytes(b"no database" * 1000)
+    with pytest.raises(TltoolsError, match=r"cannot use the ledger .*; delete it.*--cache-dir"):
+        Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
+
+
+def test_a_ledger_that_another_program_keeps_to_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("tltools.classify.ledger.LOCK_WAIT_S", 0.1)
+    ledger = Ledger(tmp_path, model_sha256=SHA256, num_classes=1)
+    other = sqlite3.connect(ledger.path)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(TltoolsError, match="locked"), ledger:
+        ledger.remember(b"key", np.zeros(1, np.float32))
+    other.close()
+
+
+def test_the_error_that_ended_a_job_is_the_one_to_hear_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("tltools.classify.ledger.LOCK_WAIT_S", 0.1)
+    ledger = Ledger(tmp_path, model_sha256=SHA256, num_classes=1)
+    other = sqlite3.connect(ledger.path)
+    other.execute("BEGIN EXCLUSIVE")
+    ledger.remember(b"key", np.zeros(1, np.float32))
+    with pytest.raises(KeyboardInterrupt), ledger:
+        raise KeyboardInterrupt
+    other.close()
+
+
+def test_changed_only_on_the_command_line(pictures, onnx_path, tmp_path):
+    command = ("classify", pictures, "--model", onnx_path, "--device", "cpu")
+    cache = ("--changed-only", "--cache-dir", tmp_path / "cache")
+    first = run_tltools(*command, *cache, "-o", "first.csv", cwd=tmp_path)
+    again = run_tltools(*command, *cache, "-o", "again.csv", cwd=tmp_path)
+    assert "0 pictures skipped" in first.err
+    assert "30 pictures skipped: this model has classified their bytes" in again.err
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "first.csv").read_text()
+    assert len(list((tmp_path / "cache" / "classified").glob("*.sqlite"))) == 1
+    alone = run_tltools(*command, *cache[1:], "-o", "no.csv", cwd=tmp_path)
+    assert alone.code == 2
+    assert "--changed-only" in alone.err
+    assert not Path(tmp_path / "no.csv").exists()

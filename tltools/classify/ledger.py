@@ -1,0 +1,136 @@
+"""What a model gave for pictures, by the bytes of their files: they need not be classified twice.
+
+A SQLite file for each model in the user's cache folder. SQLite is what keeps it whole when the
+machine stops, and lets several jobs use one ledger.
+"""
+
+import hashlib
+import sqlite3
+import time
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools import __version__
+from tltools.errors import TltoolsError
+
+SAVE_EVERY_S = 1.0
+"""Longest time that logits wait to be written: what a job that is killed computes again."""
+LOCK_WAIT_S = 30.0
+"""How long another job may take to write what it has."""
+
+
+class Ledger:
+    """Logits by the SHA-256 of a file's bytes, of one model."""
+
+    def __init__(self, folder: Path, *, model_sha256: str, num_classes: int) -> None:
+        """Open the model's ledger, which is made where it is missing.
+
+        Args:
+            folder: Where ledgers are kept.
+            model_sha256: Of the export's file. This and the version of tltools, which decodes the
+                pictures, are what logits depend on; a ledger is of both.
+            num_classes: Logits for each picture.
+
+        Raises:
+            TltoolsError: If it cannot be opened, or is damaged.
+        """
+        self.path = folder / f"{model_sha256[:32]}-{__version__}.sqlite"
+        self._num_bytes = num_classes * np.dtype("<f4").itemsize
+        self._lock = Lock()
+        self._new: dict[bytes, bytes] = {}
+        self._next_save = time.monotonic() + SAVE_EVERY_S
+        self.num_known = 0
+        """Pictures that were found."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # One connection for all threads, of which the lock admits one at a time.
+            self._connection = sqlite3.connect(
+                self.path, timeout=LOCK_WAIT_S, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+        try:
+            with self._connection:
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS classified"
+                    " (sha256 BLOB PRIMARY KEY, logits BLOB NOT NULL) WITHOUT ROWID"
+                )
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise self._unusable(error) from error
+
+    def __enter__(self) -> Self:
+        """Return the ledger itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Write what is new, whatever ended the block, and close the file.
+
+        Raises:
+            TltoolsError: If that cannot be done and there is no other error to hear of.
+        """
+        try:
+            with self._lock:
+                self._save()
+        except TltoolsError:
+            if kind is None:
+                raise
+        finally:
+            self._connection.close()
+
+    def recall(self, data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
+        """Return the SHA-256 of a file's bytes, and its logits, float32 (C,), or None.
+
+        Raises:
+            TltoolsError: If the ledger cannot be read.
+        """
+        key = hashlib.sha256(data).digest()
+        try:
+            with self._lock:
+                found = self._connection.execute(
+                    "SELECT logits FROM classified WHERE sha256 = ?", (key,)
+                ).fetchone()
+                if found is None or len(found[0]) != self._num_bytes:
+                    return key, None
+                self.num_known += 1
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return key, np.frombuffer(found[0], "<f4").astype(np.float32, copy=False)
+
+    def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
+        """Keep the logits, float32 (C,), of the bytes with this SHA-256.
+
+        Raises:
+            TltoolsError: If the ledger cannot be written.
+        """
+        with self._lock:
+            self._new[key] = values.astype("<f4").tobytes()
+            if time.monotonic() > self._next_save:
+                self._save()
+                self._next_save = time.monotonic() + SAVE_EVERY_S
+
+    def _save(self) -> None:
+        try:
+            with self._connection:
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO classified VALUES (?, ?)", self._new.items()
+                )
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        self._new.clear()
+
+    def _unusable(self, error: Exception) -> TltoolsError:
+        return TltoolsError(
+            f"cannot use the ledger {self.path}: {error}; delete it, or keep another with "
+            "--cache-dir, or do without --changed-only"
+        )
