@@ -201,6 +201,7 @@ class Recorder(Silent):
         self.said.append(message)
 
     warn = say
+    detail = say
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from typer.main import get_command
 from tltools import __version__, cli
 from tltools.artifacts import open_predictor
 from tltools.data.dataset import load_dataset
+from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
 from tltools.export import export as export_module
 from tltools.export.formats import write_torchscript
@@ -33,7 +34,8 @@ from tltools.training import TrainConfig, default_config
 from tltools.training.run import load_card
 
 GOLDEN = Path(__file__).parent / "golden" / "options.txt"
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+FUNCTIONS = {command.callback.__name__: command.callback for command in cli.app.registered_commands}
+COMMANDS = list(FUNCTIONS)
 CLASSES = "non-emergency,emergency"
 NUM = 20
 
@@ -570,7 +572,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(place):
 
 def options_of(command: str) -> Iterator[tuple[str, str, str]]:
     """Name, type and default of each of a command's arguments and options."""
-    function = getattr(cli, command)
+    function = FUNCTIONS[command]
     hints = typing.get_type_hints(function)
     parameters = signature(function).parameters
     for option in get_command(cli.app).commands[command].params:
@@ -636,10 +638,10 @@ def test_a_training_option_changes_its_setting_and_no_other(run, monkeypatch, fi
 
     def train_models(dataset, configs, **options):
         seen.extend(configs)
-        raise cli.TltoolsError("seen enough")
+        raise TltoolsError("seen enough")
 
     monkeypatch.setattr("tltools.training.train_models", train_models)
-    monkeypatch.setattr(cli, "_training_data", lambda *args, **options: None)
+    monkeypatch.setattr("tltools.cli.train._training_data", lambda *args, **options: None)
     model, head = "cnn", "linear"
     args: list[object] = []
     if field in CHANGES:

@@ -169,7 +169,7 @@ def test_the_article_recipe_has_the_articles_hyper_parameters():
 def test_the_help_shows_the_models_own_defaults(name):
     from typing import get_args
 
-    from tltools.cli import train
+    from tltools.cli.train import train
 
     option = get_args(train.__annotations__[name])[1]
     cnn, vgg16 = (getattr(default_config(model), name) for model in ("cnn", "vgg16"))

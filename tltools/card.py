@@ -107,6 +107,24 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The largest drop that would have passed; None where it was not a condition."""
 
 
+class Confidence(msgspec.Struct, frozen=True, kw_only=True):
+    """How the model's probabilities are calibrated: softmax(logits / temperature)."""
+
+    temperature: float = 1.0
+    num_pictures: int = 0
+    """Validation pictures that it was fitted on."""
+    ece_before: float | None = None
+    """Expected calibration error of softmax(logits) on them, in [0, 1]; None without a picture."""
+    ece_after: float | None = None
+    """The same with a temperature, each picture with one that was fitted without it."""
+    nll_before: float | None = None
+    """Mean negative log likelihood in nats, as for `ece_before`."""
+    nll_after: float | None = None
+    """As for `ece_after`."""
+    note: str = ""
+    """Why the temperature stayed 1, if it did."""
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the activations' ranges of an int8 export were found."""
 
@@ -161,6 +179,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     data: DataFacts
     metrics: dict[str, Score]
     """Accuracy by split: `train`, `val` and, where the data has one, `test`."""
+    confidence: Confidence | None = None
+    """None in runs and exports made before there was one; the temperature is 1 then."""
     training: dict[str, Any]
     """The training configuration, as in the run."""
     versions: dict[str, str]
@@ -169,6 +189,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """UTC, ISO 8601."""
     export: ExportFacts | None = None
     """Only in exports."""
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return 1.0 if self.confidence is None else self.confidence.temperature
 
     def to_json(self) -> str:
         """Return the card as JSON, indented for people."""
@@ -248,6 +273,10 @@ def _problem(card: Card) -> str | None:
             f"std must be positive, not {card.preprocessing.std}",
         ),
         (all(map(_is_score, card.metrics.values())), "an accuracy is not between 0 and 1"),
+        (
+            1e-3 <= card.temperature <= 1e3,
+            f"a temperature of {card.temperature} is none that tltools fits",
+        ),
         (_depth(card.training) <= MAX_DEPTH, "it is nested too deep"),
     )
     problem = next((message for holds, message in checks if not holds), None)

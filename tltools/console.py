@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
 
+from tltools.progress import SILENT
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichBars
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 80
 GAP = 2
 """Between the columns of a table."""
+MAX_NUMBER_WORDS = 6
+"""Of a cell that counts as a number: `95.68% (91.4% to 97.9%), 155/162` has five."""
 LINE_EVERY_S = 10.0
 """Where there is no terminal, a bar is a line at most this often."""
 
@@ -115,8 +119,14 @@ def _column_widths(
 
 
 def _is_number(cell: str) -> bool:
-    """Tell whether a cell reads as a number, has none ("-"), or is empty."""
-    return cell in ("", "-") or cell.lstrip("-<").replace(".", "", 1)[:1].isdigit()
+    """Tell whether a cell reads as a number, has none ("-"), or is empty.
+
+    A unit or an interval may follow, and no sentence.
+    """
+    if cell in ("", "-"):
+        return True
+    starts = cell.lstrip("-<").replace(".", "", 1)[:1].isdigit()
+    return starts and len(cell.split()) <= MAX_NUMBER_WORDS
 
 
 def _encoding(stream: TextIO) -> str:
@@ -131,33 +141,50 @@ class RichProgress:
     """
 
     def __init__(
-        self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None = None,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write to `stream`, or to standard error as it is now.
 
         Args:
             stream: Where to write.
+            quiet: Show warnings only.
+            verbose: Show details too.
             clock: Seconds from an arbitrary start; for the plain lines. Tests pass a fake.
         """
         self._stream = stream or sys.stderr
         self._clock = clock
+        self._quiet = quiet
+        self._verbose = verbose
         self._console = _terminal(self._stream)
         self._bars: RichBars | None = None
         self._num_open = 0
 
     def bar(self, description: str, total: int | None, unit: str = "pictures") -> "BarContext":
         """Open a bar over `total` units (None: unknown), for use in a `with` statement."""
+        if self._quiet:
+            return SILENT.bar(description, total, unit)
         if self._console is None:
             return _PlainBar(self._write, self._clock, description, total, unit)
         return _RichBar(self, description, total, unit)
 
     def say(self, message: str) -> None:
         """Write one line."""
-        self._line("", message)
+        if not self._quiet:
+            self._line("", message)
 
     def warn(self, message: str) -> None:
         """Write one line that starts with a yellow `warning:`."""
         self._line("warning: ", message)
+
+    def detail(self, message: str) -> None:
+        """Write one line where everything is wanted."""
+        if self._verbose:
+            self._line("", message)
 
     def _line(self, prefix: str, message: str) -> None:
         if self._console is None:

@@ -15,9 +15,11 @@ from tltools.data.images import load_images
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
+    Reliability,
     RocAuc,
     classification_report,
     confusion_matrix,
+    reliability,
     roc_auc,
     score,
     softmax,
@@ -46,6 +48,12 @@ class Evaluation:
     confusion: NDArray[np.int64]
     """Counts, (C, C); row is the true class, column the predicted class."""
     roc_auc: RocAuc
+    temperature: float
+    """Of the model's card."""
+    reliability: Reliability
+    """Of the calibrated probabilities."""
+    ece_uncalibrated: float
+    """Expected calibration error of softmax(logits)."""
     seconds: float
     """Decoding and inference together."""
     paths: tuple[str, ...]
@@ -71,6 +79,11 @@ class Evaluation:
                 "total": self.score.total,
             },
             "roc_auc": asdict(self.roc_auc),
+            "calibration": {
+                "temperature": self.temperature,
+                "ece": self.reliability.ece,
+                "ece_uncalibrated": self.ece_uncalibrated,
+            },
             "classes": list(self.classes),
             "per_class": [asdict(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),
@@ -122,6 +135,7 @@ def evaluate(
     start = time.perf_counter()
     logits = predict(predictor, paths, batch_size=batch_size, progress=progress)
     seconds = time.perf_counter() - start
+    probs = softmax(logits, temperature=card.temperature)
     preds = logits.argmax(axis=1).astype(np.int64)
     return Evaluation(
         data=dataset.name,
@@ -131,7 +145,10 @@ def evaluate(
         score=score(preds, targets),
         per_class=classification_report(preds, targets, classes=card.classes),
         confusion=confusion_matrix(preds, targets, num_classes=len(card.classes)),
-        roc_auc=roc_auc(softmax(logits), targets),
+        roc_auc=roc_auc(probs, targets),
+        temperature=card.temperature,
+        reliability=reliability(probs, targets),
+        ece_uncalibrated=reliability(softmax(logits), targets).ece,
         seconds=seconds,
         paths=tuple(map(str, paths)),
         logits=logits,

@@ -10,6 +10,9 @@ from tltools.card import Score
 
 CONFIDENCE_LEVEL = 0.95
 """Of the interval around an accuracy."""
+NUM_BINS = 15
+"""Of confidences in a reliability diagram, as in Guo et al., On Calibration of Modern Neural
+Networks (2017)."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,58 @@ def roc_auc(probs: NDArray[np.float64], target: NDArray[np.int64]) -> RocAuc:
     return RocAuc(float(np.mean(values)), note)
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return probabilities, (N, C), from logits, (N, C), in double precision."""
-    shifted = np.asarray(logits, dtype=np.float64)
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often a model is right at each confidence; a diagram's bins, and one figure."""
+
+    edges: NDArray[np.float64]
+    """Of the B bins, (B + 1,), from 0 to 1. A bin holds its upper edge."""
+    counts: NDArray[np.int64]
+    """Pictures by bin, (B,)."""
+    confidence: NDArray[np.float64]
+    """Mean confidence by bin, (B,); NaN where there is no picture."""
+    accuracy: NDArray[np.float64]
+    """Share of right labels by bin, (B,); NaN where there is no picture."""
+    ece: float
+    """Expected calibration error: the mean distance of the two over all pictures, in [0, 1]."""
+
+
+def reliability(
+    probs: NDArray[np.float64], target: NDArray[np.int64], *, num_bins: int = NUM_BINS
+) -> Reliability:
+    """Compare confidence, the largest probability, with accuracy, in bins of equal width.
+
+    After Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (2015).
+
+    Args:
+        probs: Probabilities, (N, C).
+        target: True class indices, (N,).
+        num_bins: Number of bins B.
+
+    Raises:
+        ValueError: If the shapes do not fit or N is 0.
+    """
+    if probs.ndim != 2 or len(probs) != len(target) or not len(target):
+        raise ValueError(f"probs {probs.shape} must be (N, C), with N {len(target)} and not 0")
+    confidences = probs.max(axis=1)
+    right = probs.argmax(axis=1) == target
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(bins, confidences, num_bins) / counts
+        accuracy = np.bincount(bins, right, num_bins) / counts
+    gaps = np.nan_to_num(np.abs(confidence - accuracy))
+    ece = float((gaps * counts).sum() / counts.sum())
+    return Reliability(edges, counts.astype(np.int64), confidence, accuracy, ece)
+
+
+def softmax(logits: NDArray[np.floating], *, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return probabilities, (N, C), from logits, (N, C), in double precision.
+
+    Logits are divided by the temperature first: above 1 it makes a model less sure, below 1 surer.
+    """
+    shifted = np.asarray(logits, dtype=np.float64) / temperature
     shifted = shifted - shifted.max(axis=-1, keepdims=True)  # so that exp cannot overflow
     weights = np.exp(shifted)
     return weights / weights.sum(axis=-1, keepdims=True)

@@ -29,6 +29,10 @@ class Progress(Protocol):
         """Tell the user one line that they should not miss."""
         ...
 
+    def detail(self, message: str) -> None:
+        """Tell who wants to know everything one line more."""
+        ...
+
 
 class BarContext(Protocol):
     """What `Progress.bar` returns: a context manager that yields a bar."""
@@ -70,6 +74,9 @@ class Silent:
         """Say nothing."""
 
     def warn(self, message: str) -> None:
+        """Say nothing."""
+
+    def detail(self, message: str) -> None:
         """Say nothing."""
 
 

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
-from tltools.classify.pipeline import Prediction
+from tltools.classify.pipeline import UNCERTAIN, Prediction
 
 DECIMALS = 6
 """Of probabilities in every format: more would be the rounding of the model's arithmetic."""
@@ -20,7 +20,7 @@ class Row(NamedTuple):
     path: str
     """As it stands in the file."""
     label: str | None
-    """A class of the model; None where the picture could not be read."""
+    """A class of the model, or `UNCERTAIN`; None where the picture could not be read."""
     error: str | None
 
 
@@ -55,7 +55,7 @@ class CsvFormat:
         self._plain = csv.writer(_Echo(), lineterminator="\n")
         self._quoted = csv.writer(_Echo(), lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._num_fields = len(column_names(classes))
-        self._labels = {self.text(name): name for name in classes}
+        self._labels = {self.text(name): name for name in (*classes, UNCERTAIN)}
         self._texts = {name: text for text, name in self._labels.items()}
         self.header = self.line([self.text(name) for name in column_names(classes)])
         self._nothing = [""] * (self._num_fields - 2)
@@ -147,7 +147,7 @@ class JsonLinesFormat:
                 row = self._decoder.decode(line)
             except msgspec.DecodeError:
                 return
-            if row.label is not None and row.label not in self._classes:
+            if row.label not in (None, UNCERTAIN, *self._classes):
                 return
             yield row, len(line)
 

@@ -5,18 +5,18 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
 from tltools.classify.pictures import STDIN, Picture, Portion, list_portions
-from tltools.classify.pipeline import Prediction, classify
+from tltools.classify.pipeline import UNCERTAIN, Prediction, classify
 from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, read_record, refusal
 from tltools.classify.supervisor import Watch
 from tltools.classify.writers import STDOUT, Output, check_output, row_format
@@ -43,7 +43,7 @@ class Summary:
     output: Path | None
     """None: standard output."""
     num_pictures: int
-    """Rows of the output: `sum(counts.values()) + num_failed`."""
+    """Rows of the output: `sum(counts.values()) + num_uncertain + num_failed`."""
     num_kept: int
     """Those of them that an earlier job had left, which this one went on with."""
     num_known: int | None
@@ -51,6 +51,8 @@ class Summary:
     among them."""
     counts: dict[str, int]
     """Pictures by label, in the order of the card's classes."""
+    num_uncertain: int
+    """Pictures labelled `UNCERTAIN`."""
     num_failed: int
     errors: dict[str, int]
     """Pictures that could not be read, by reason, the most frequent first; digits are `N`."""
@@ -69,6 +71,27 @@ class Summary:
         """Pictures a second, from the first to the finished file."""
         return (self.num_pictures - self.num_kept) / self.seconds
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a program wants to know, for JSON."""
+        return {
+            "model": str(self.model),
+            "output": None if self.output is None else str(self.output),
+            "num_pictures": self.num_pictures,
+            "num_kept": self.num_kept,
+            "num_known": self.num_known,
+            "counts": self.counts,
+            "num_uncertain": self.num_uncertain,
+            "num_failed": self.num_failed,
+            "errors": self.errors,
+            "unlisted": self.unlisted,
+            "seconds": self.seconds,
+            "pictures_per_s": self.pictures_per_s,
+            "device": self.choice.device,
+            "provider": self.provider,
+            "nodes": self.placement,
+            "plan": self.plan,
+        }
+
 
 def run_job(
     model: Path,
@@ -82,6 +105,7 @@ def run_job(
     overwrite: bool = False,
     spreadsheet: bool = False,
     errors_to: Path | None = None,
+    min_confidence: float | None = None,
     ledger_dir: Path | None = None,
     progress: Progress = SILENT,
     watch: Watch | None = None,
@@ -103,6 +127,8 @@ def run_job(
         spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
         errors_to: A CSV of the pictures that could not be read, with the reasons, written at the
             end.
+        min_confidence: Pictures whose largest probability is less are labelled `UNCERTAIN`; None:
+            none is.
         ledger_dir: Where the model's ledger is: pictures whose bytes it has classified already are
             neither decoded nor run, and their rows are made of what it gave then; what is new is
             added to it. None: all pictures are classified.
@@ -122,6 +148,8 @@ def run_job(
     # Who began a job with `overwrite` need not say it again, which would start it anew.
     replaces = overwrite or (part is not None and part.may_replace())
     check_output(output, overwrite=replaces, spreadsheet=spreadsheet)
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
     if errors_to is not None:
         goes_on = part is not None and part.exists()
         _check_errors_to(errors_to, output, overwrite=replaces or goes_on)
@@ -135,13 +163,25 @@ def run_job(
     # The end of standard input may be a long way off.
     total, portions = _count(portions, seconds=0.0 if STDIN in inputs else COUNTING_S)
     pictures = chain.from_iterable(portion.pictures for portion in portions)
-    job = Job(model, inputs, batch_size=batch_size, spreadsheet=spreadsheet, overwrite=replaces)
+    job = Job(
+        model,
+        inputs,
+        batch_size=batch_size,
+        spreadsheet=spreadsheet,
+        min_confidence=min_confidence,
+        overwrite=replaces,
+    )
     tally = _Tally(errors_to, spreadsheet=spreadsheet)
     with closing(tally), nullcontext() if part is None else closing(part):
         start = _go_on(part, job, pictures, tally, anew=overwrite)
         if start.kept is not None and start.num_rows:
             progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
         predictor, plan = _open(model, device, batch_size, workers, threads, start.kept)
+        if min_confidence is not None and UNCERTAIN in predictor.card.classes:
+            raise ConfigError(
+                f"the model has a class {UNCERTAIN!r}, which --min-confidence would be mistaken "
+                "for; do without that option"
+            )
         if part is not None and start.kept is None:
             _begin(part, job.record(predictor, plan))
         rows = Output(
@@ -154,7 +194,10 @@ def run_job(
         )
         known = nullcontext() if ledger_dir is None else _open_ledger(ledger_dir, job, predictor)
         with known as ledger:
-            predictions = _classify(predictor, pictures, plan, start, ledger, watch)
+            run = partial(
+                classify, predictor, plan=plan, min_confidence=min_confidence, memory=ledger
+            )
+            predictions = _classify(run, pictures, start, watch)
             begun = time.perf_counter()
             _write_rows(rows, part, predictions, tally, progress, total)
     return Summary(
@@ -165,6 +208,7 @@ def run_job(
         num_kept=start.num_rows,
         num_known=None if ledger is None else ledger.num_known,
         counts={name: tally.counts[name] for name in predictor.card.classes},
+        num_uncertain=0 if min_confidence is None else tally.counts[UNCERTAIN],
         num_failed=tally.reasons.total(),
         errors=dict(tally.reasons.most_common()),
         unlisted=tuple(unlisted),
@@ -399,11 +443,9 @@ def _write_rows(
 
 
 def _classify(
-    predictor: Predictor,
+    run: Callable[[Iterator[Picture]], Generator[Prediction, None, None]],
     pictures: Iterator[Picture],
-    plan: Plan,
     start: _Start,
-    ledger: "Ledger | None",
     watch: Watch | None,
 ) -> Generator[Prediction, None, None]:
     """Classify the pictures that have no rows yet.
@@ -414,7 +456,7 @@ def _classify(
     source = chain(start.again, pictures)
     if watch is not None:
         source = _told(source, first, watch)
-    with closing(classify(predictor, source, plan=plan, memory=ledger)) as predictions:
+    with closing(run(source)) as predictions:
         numbered = enumerate(predictions, first)
         for number, prediction in islice(numbered, len(start.again), None):
             if watch is not None and number in watch.verdicts:

@@ -1,6 +1,6 @@
 """Turn pictures into predictions."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tltools.card import Card
     from tltools.runtime.pipeline import Memory
+
+
+UNCERTAIN = "uncertain"
+"""The label of a picture whose most probable class is not probable enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +26,9 @@ class Prediction:
 
     name: str
     label: str | None
+    """A class, or `UNCERTAIN`; None where there is an error."""
     confidence: float | None
-    """The label's probability, in [0, 1]."""
+    """The largest probability, in [0, 1]."""
     probabilities: "NDArray[np.float64] | None"
     """(C,), in the order of the card's classes."""
     error: str | None
@@ -33,6 +39,7 @@ def classify(
     pictures: Iterable[Picture],
     *,
     plan: Plan,
+    min_confidence: float | None = None,
     memory: "Memory | None" = None,
 ) -> Generator[Prediction, None, None]:
     """Classify pictures.
@@ -45,20 +52,22 @@ def classify(
         pictures: Consumed lazily, a few batches ahead.
         plan: From `open_model`. It changes the speed, and the results only within the rounding
             of the model's own arithmetic.
+        min_confidence: What is less likely than that is labelled `UNCERTAIN`; None: nothing is.
         memory: Knows the logits of earlier pictures, which are then not decoded.
 
     Yields:
         One prediction for each picture, in order. Nothing accumulates.
     """
-    classes = predictor.card.classes
+    card = predictor.card
+    threshold = 0.0 if min_confidence is None else min_confidence
 
     def predictions(outputs: Outputs[Picture]) -> list[Prediction]:
-        return _predictions(classes, outputs)
+        return _predictions(card, outputs, threshold)
 
     for some in run_pictures(
         predictor,
         pictures,
-        preprocessing=predictor.card.preprocessing,
+        preprocessing=card.preprocessing,
         plan=plan,
         finish=predictions,
         memory=memory,
@@ -66,8 +75,9 @@ def classify(
         yield from some
 
 
-def _predictions(classes: Sequence[str], outputs: Outputs[Picture]) -> list[Prediction]:
-    rows = iter(softmax(outputs.values) if len(outputs.values) else ())
+def _predictions(card: "Card", outputs: Outputs[Picture], threshold: float) -> list[Prediction]:
+    values = outputs.values
+    rows = iter(softmax(values, temperature=card.temperature) if len(values) else ())
     made: list[Prediction] = []
     for picture, error in zip(outputs.pictures, outputs.errors, strict=True):
         if error is not None:
@@ -75,5 +85,6 @@ def _predictions(classes: Sequence[str], outputs: Outputs[Picture]) -> list[Pred
             continue
         row = next(rows)
         index = int(row.argmax())
-        made.append(Prediction(picture.name, classes[index], float(row[index]), row, None))
+        label = card.classes[index] if row[index] >= threshold else UNCERTAIN
+        made.append(Prediction(picture.name, label, float(row[index]), row, None))
     return made

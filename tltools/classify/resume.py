@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from importlib import import_module
 from io import FileIO
 from pathlib import Path
 from threading import Thread
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,6 +28,8 @@ if sys.platform != "win32":
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 LOCK_WAIT_S = 1.0
 """How long a job that was just killed may take to be gone."""
+SMALL_MODEL = 8 * 2**20
+"""Bytes of a model whose digest is worth no library of its own."""
 REMEDY = "start anew with --overwrite, or write elsewhere with --output"
 
 
@@ -47,6 +50,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     plan: Literal["fused", "ahead"]
     batch_size: int
     spreadsheet: bool
+    min_confidence: float | None
     overwrite: bool
     """Whether the complete output may replace one that exists."""
 
@@ -61,6 +65,7 @@ class Job:
         *,
         batch_size: int | None,
         spreadsheet: bool,
+        min_confidence: float | None,
         overwrite: bool,
     ) -> None:
         """Keep the job's settings; a thread reads the model's file while there is other work."""
@@ -71,6 +76,7 @@ class Job:
         )
         self._batch_size = batch_size
         self.spreadsheet = spreadsheet
+        self._min_confidence = min_confidence
         self._overwrite = overwrite
         self._sha256: Future[str] = Future()
         Thread(target=_hash, args=(model, self._sha256), daemon=True).start()
@@ -95,6 +101,13 @@ class Job:
             yield f"it was begun with other inputs ({', '.join(record.inputs)})"
         if record.spreadsheet != self.spreadsheet:
             yield f"it was begun {'with' if record.spreadsheet else 'without'} --spreadsheet"
+        if record.min_confidence != self._min_confidence:
+            given = record.min_confidence
+            yield (
+                "it was begun without --min-confidence"
+                if given is None
+                else f"it was begun with --min-confidence {given:g}"
+            )
         if self._batch_size not in (None, record.batch_size):
             yield f"it was begun with --batch-size {record.batch_size}"
         if record.tltools != __version__:
@@ -115,6 +128,7 @@ class Job:
             plan=plan.name,
             batch_size=plan.batch_size,
             spreadsheet=self.spreadsheet,
+            min_confidence=self._min_confidence,
             overwrite=self._overwrite,
         )
 
@@ -434,13 +448,29 @@ def sync_folder(folder: Path) -> None:
 
 
 def _hash(path: Path, found: "Future[str]") -> None:
-    import hashlib  # here, so that it is imported while there is other work
-
     try:
+        if path.stat().st_size < SMALL_MODEL:
+            found.set_result(_small_sha256()(path.read_bytes()).hexdigest())
+            return
+        import hashlib
+
         with path.open("rb") as file:
             found.set_result(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         found.set_exception(error)
+
+
+def _small_sha256() -> Callable[[bytes], Any]:
+    """Return Python's own SHA-256, which needs no OpenSSL: that takes 3.5 MB and 10 ms to load.
+
+    As in the standard library's random.py. It is four times as slow, which counts for large files.
+    """
+    for module in ("_sha2", "_sha256"):  # since Python 3.12; before
+        with suppress(ImportError):
+            return import_module(module).sha256
+    import hashlib
+
+    return hashlib.sha256
 
 
 def _sync_file(path: Path) -> None:

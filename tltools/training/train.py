@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from tltools.card import Card, DataFacts, Preprocessing, Score, Weights
+from tltools.calibration import fit_temperature
+from tltools.card import Card, Confidence, DataFacts, Preprocessing, Score, Weights
 from tltools.data.dataset import Dataset
 from tltools.data.images import load_images
 from tltools.errors import ArtifactError, ConfigError
@@ -478,6 +479,7 @@ def _finish(
     """Score the chosen epoch's weights, then write checkpoint, plots and, last, the card."""
     job.trained.load_state_dict(trainer.chosen_state())
     metrics: dict[str, Score] = {}
+    confidence: Confidence | None = None
     with progress.bar("Scoring", sum(map(len, job.sources.values()))) as bar:
         for split, source in job.sources.items():
             logits, target = predict_source(job.trained, source, device=job.device)
@@ -485,6 +487,8 @@ def _finish(
             metrics[split] = score(preds, target.numpy())
             bar.advance(len(source))
             if split == "val":
+                confidence = fit_temperature(logits.numpy(), target.numpy())
+                progress.say(_of_confidence(confidence))
                 matrix = confusion_matrix(
                     preds, target.numpy(), num_classes=len(job.dataset.classes)
                 )
@@ -506,6 +510,7 @@ def _finish(
         weights=job.weights,
         data=plan.data,
         metrics=metrics,
+        confidence=confidence,
         training={
             **asdict(job.config),
             "epochs_done": len(history),
@@ -518,6 +523,17 @@ def _finish(
     plot_history(_frame(history), folder / "curves.png", title=folder.name)
     runs.save_run(folder, job.model.cpu(), card)
     return TrainedRun(folder=folder, card=card, history=tuple(history), interrupted=interrupted)
+
+
+def _of_confidence(confidence: Confidence) -> str:
+    """Say what the calibration came to."""
+    before, after = confidence.ece_before, confidence.ece_after
+    if confidence.note or before is None or after is None:
+        return f"Temperature 1: {confidence.note}"
+    return (
+        f"Temperature {confidence.temperature:.2f}: expected calibration error {before:.4f} "
+        f"before, {after:.4f} after (held out)"
+    )
 
 
 def _frame(history: list[EpochStats]):

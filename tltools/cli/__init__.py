@@ -1,0 +1,86 @@
+"""The command line: parse, call the library, print. One module for each command.
+
+Nothing heavy is imported before a command runs, so that `--help` is quick.
+"""
+
+import errno
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from tltools.cli.common import INTERRUPTED, Out, app
+from tltools.errors import TltoolsError
+
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = (
+    "train",
+    "evaluate",
+    "export",
+    "classify",
+    "bench",
+    "inspect",
+    "sample",
+    "doctor",
+)
+"""In the order of the help."""
+for _name in COMMANDS:
+    import_module(f"tltools.cli.{_name}")
+
+SYSTEM_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+    | {errno.ESTALE, errno.ENOTCONN, errno.ENAMETOOLONG}
+)
+"""A full or removed disk, and what the user may not do: no faults of tltools'."""
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        from tltools import __version__
+
+        typer.echo(f"tltools {__version__}")
+        raise typer.Exit
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line. A TltoolsError or the system's prints as one line, a bug in full."""
+    Out.is_verbose = False
+    try:
+        # Whether this process is ours: `classify` divides it.
+        app(args, obj=args is None)
+    except TltoolsError as error:
+        _trace()
+        from tltools.console import printable
+
+        typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
+        raise SystemExit(error.exit_code) from error
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        _trace()
+        from tltools.console import printable
+
+        where = f" {error.filename}" if error.filename else ""
+        message = printable(f"the system refuses{where}: {error.strerror}; mend that and run again")
+        typer.secho(f"error: {message}", fg="red", err=True)
+        raise SystemExit(1) from error
+    except SystemExit as leaving:
+        # typer turns Ctrl-C into this exit code and says nothing.
+        if leaving.code == INTERRUPTED:
+            typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
+        raise
+
+
+def _trace() -> None:
+    """Show where an error came from to who asked for everything."""
+    if Out.is_verbose:
+        import traceback
+
+        from tltools.console import printable
+
+        for line in traceback.format_exc().splitlines():
+            typer.echo(printable(line), err=True)

@@ -1,0 +1,105 @@
+"""`tltools bench`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tltools.cli.common import (
+    ClassNamesOption,
+    ImagesOption,
+    InferenceDeviceOption,
+    Out,
+    command,
+    split_names,
+    split_numbers,
+)
+from tltools.cli.show import tell_findings
+from tltools.errors import TltoolsError
+
+
+@command
+def bench(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs and exports.", show_default="those in exports/, and their runs"),
+    ] = None,
+    *,
+    out: Out,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled pictures.", show_default="the runs' own validation pictures"),
+    ] = None,
+    images: ImagesOption = None,
+    class_names: ClassNamesOption = None,
+    batch_sizes: Annotated[str, typer.Option(help="For throughput, with commas.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in rotation.")] = 3,
+    num_runs: Annotated[
+        int, typer.Option("--runs", min=1, help="Timed runs per round and batch size, at most.")
+    ] = 50,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
+    ] = None,
+    device: InferenceDeviceOption = "auto",
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
+) -> None:
+    """Measure each export beside its run, and say which to take on this machine.
+
+    Accuracy, latency, throughput, memory, size; how fast `classify` is and what holds it up.
+
+    Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
+    """
+    from tltools.artifacts import bench_inputs, open_predictor
+    from tltools.bench import run_bench, write_report
+    from tltools.classify import open_model
+    from tltools.console import print_table, printable
+
+    progress = out.progress
+    dataset = None
+    if data is not None:
+        from tltools.data.dataset import load_dataset
+
+        dataset = load_dataset(
+            data,
+            images=images,
+            class_names=split_names(class_names),
+            purpose="evaluate",
+            progress=progress,
+        )
+        tell_findings(dataset, progress)
+    inputs = bench_inputs(models, dataset)
+    for note in inputs.notes:
+        progress.warn(note)
+    progress.say(
+        f"Measuring {len(inputs.candidates)} candidates on {len(inputs.pictures)} pictures "
+        f"of {inputs.name}, in turn"
+    )
+    report = run_bench(
+        inputs.candidates,
+        open_predictor=open_predictor,
+        open_model=open_model,
+        pictures=inputs.pictures,
+        targets=inputs.targets,
+        device=device,
+        threads=threads,
+        batch_sizes=split_numbers(batch_sizes, "--batch-sizes"),
+        rounds=rounds,
+        runs=num_runs,
+        save=lambda report: write_report(report, output),
+        progress=progress,
+    )
+    if out.as_json:
+        out.json(report.to_json())
+    else:
+        for table in report.tables():
+            print_table(table.title, table.columns, table.rows)
+        for line in report.recommended():
+            typer.echo(printable(line))
+    for note in report.notes():
+        progress.warn(note)
+    paths = write_report(report, output)
+    progress.say("Written: " + ", ".join(str(path) for path in paths))
+    if all(row.status == "failed" for row in report.rows):
+        raise TltoolsError("none of the models could be measured: see above")
+    if report.recommendation is not None and report.recommendation.command:
+        progress.say(f"Next: {report.recommendation.command}")

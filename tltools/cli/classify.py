@@ -1,0 +1,167 @@
+"""`tltools classify`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tltools.cli.common import InferenceDeviceOption, Out, WorkersOption, command, tell
+from tltools.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tltools.classify import Summary
+    from tltools.console import RichProgress
+
+
+@command
+def classify(
+    context: typer.Context,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders (searched recursively), pictures, or .txt lists of paths."),
+    ],
+    *,
+    out: Out,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; - is standard output.")
+    ] = Path("predictions.csv"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    device: InferenceDeviceOption = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures per forward pass.", show_default="by the model"),
+    ] = None,
+    workers: WorkersOption = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores of one forward pass.", show_default="by the model"),
+    ] = None,
+    picture_timeout: Annotated[
+        float,
+        typer.Option(min=0.1, help="Longest time for decoding one picture, in seconds."),
+    ] = 30.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if any picture could not be classified.")
+    ] = False,
+    errors_to: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of the pictures that could not be read, with the reasons."),
+    ] = None,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option(
+            "--spreadsheet",
+            help="CSV for spreadsheets: an apostrophe before what they take for a formula.",
+        ),
+    ] = False,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Label what is less likely as 'uncertain'; probabilities are calibrated.",
+            show_default="every picture gets a class",
+        ),
+    ] = None,
+    changed_only: Annotated[
+        bool,
+        typer.Option(
+            "--changed-only",
+            help="Skip pictures whose bytes this model has classified before with this option: "
+            "their rows come from a ledger.",
+        ),
+    ] = False,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where ledgers are kept.", show_default="user cache"),
+    ] = None,
+) -> None:
+    """Classify pictures: one row for each, with its label, probabilities or error.
+
+    A job that was stopped goes on where it was when the same command is given again.
+
+    Example: tltools classify photos/ --output labels.parquet
+    """
+    from tltools.classify.supervisor import Watch, can_supervise, supervise_job
+
+    if out.as_json and output.as_posix() == "-":
+        raise ConfigError("--json and --output - would both be standard output; name a file")
+    watch = None
+    if context.obj and can_supervise():
+        watch = Watch(picture_timeout)
+        supervise_job(watch, inputs, output, spreadsheet=spreadsheet, tell=tell)
+    from tltools.classify import run_job
+
+    progress = out.progress
+    if model is None:
+        from tltools.artifacts import best_export
+
+        best = best_export()
+        model = best.path
+        accuracy = best.card.metrics["val"].accuracy
+        progress.say(f"Model: {model} (the best here, {accuracy:.1%} in validation)")
+    summary = run_job(
+        model,
+        inputs,
+        output,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+        overwrite=overwrite and not (watch is not None and watch.is_restarted),
+        spreadsheet=spreadsheet,
+        errors_to=errors_to,
+        min_confidence=min_confidence,
+        ledger_dir=_ledger_dir(cache_dir, changed_only=changed_only),
+        progress=progress,
+        watch=watch,
+    )
+    if out.as_json:
+        out.result(summary.as_dict(), lambda: None)
+    else:
+        _print_job(summary, progress)
+    if strict and (summary.num_failed or summary.unlisted):
+        progress.warn("--strict: not every picture was classified")
+        raise typer.Exit(1)
+
+
+def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
+    if not changed_only:
+        if cache_dir is not None:
+            raise ConfigError("--cache-dir is where --changed-only keeps its ledger; add that")
+        return None
+    from platformdirs import user_cache_path
+
+    return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
+
+
+def _print_job(summary: "Summary", progress: "RichProgress") -> None:
+    """Tell what a classification did, on standard error: standard output may be the result."""
+    from tltools.runtime.selftest import lacks_self_test
+
+    if note := lacks_self_test(summary.card):
+        progress.warn(note)
+    choice = summary.choice
+    placed, nodes = summary.placement.get(summary.provider, 0), sum(summary.placement.values())
+    where = f"{summary.provider} {placed}/{nodes} nodes" if nodes else summary.provider
+    progress.say(f"Device: {choice.device} ({choice.reason}), {where}")
+    progress.say(f"Plan: {summary.plan}")
+    total = max(summary.num_pictures, 1)
+    for name, count in summary.counts.items():
+        progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
+    if summary.num_uncertain:
+        progress.say(f"{summary.num_uncertain:8d}  {summary.num_uncertain / total:6.1%}  uncertain")
+    for reason, count in summary.errors.items():
+        progress.warn(f"{count} not classified: {reason}")
+    where = summary.output or "standard output"
+    kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
+    if summary.num_known is not None:
+        progress.say(f"{summary.num_known} pictures skipped: this model has classified their bytes")
+    progress.say(
+        f"{summary.num_pictures} rows{kept} ({summary.num_failed} with an error) in "
+        f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures/s, written to {where}"
+    )

@@ -1,0 +1,144 @@
+"""`tltools evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tltools.cli.common import (
+    ClassNamesOption,
+    DeviceOption,
+    ImageColumnOption,
+    ImagesOption,
+    LabelColumnOption,
+    Out,
+    SkipBadOption,
+    command,
+    split_names,
+)
+from tltools.cli.show import score_text, tell_findings
+
+if TYPE_CHECKING:
+    from tltools.evaluate import Evaluation
+
+
+@command
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder, or an export (.onnx, .pt).")],
+    data: Annotated[Path, typer.Argument(help="Labelled pictures, as for train.")],
+    *,
+    out: Out,
+    split: Annotated[
+        Literal["all", "train", "val", "test"] | None,
+        typer.Option(
+            help="Part of data that brings a split.", show_default="test, else val, else all"
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
+    images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    class_names: ClassNamesOption = None,
+    skip_bad: SkipBadOption = False,
+    device: DeviceOption = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for evaluation.json and confusion_matrix.png."),
+    ] = None,
+) -> None:
+    """Score a run or an export on labelled pictures.
+
+    Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
+    """
+    from tltools.artifacts import open_predictor
+    from tltools.data.dataset import load_dataset
+    from tltools.evaluate import evaluate as evaluate_predictor
+    from tltools.runtime.selftest import lacks_self_test
+
+    progress = out.progress
+    predictor = open_predictor(model, device)
+    progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
+    if note := lacks_self_test(predictor.card):
+        progress.warn(note)
+    names = split_names(class_names)
+    dataset = load_dataset(
+        data,
+        images=images,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=names,
+        skip_bad=skip_bad,
+        purpose="evaluate",
+        progress=progress,
+    )
+    tell_findings(dataset, progress)
+    result = evaluate_predictor(
+        predictor,
+        dataset,
+        split=split,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    if output is not None:
+        from tltools.atomic import write_text
+        from tltools.plots import plot_confusion
+
+        write_text(output / "evaluation.json", result.to_json() + "\n")
+        plot_confusion(
+            result.confusion,
+            result.classes,
+            output / "confusion_matrix.png",
+            title=f"{predictor.card.run} on {dataset.name}",
+        )
+        progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
+    if out.as_json:
+        out.json(result.to_json())
+    else:
+        _print_evaluation(result)
+
+
+def _print_evaluation(result: "Evaluation") -> None:
+    from tltools.console import print_table
+
+    auc = result.roc_auc.value
+    print_table(
+        f"{result.data}, {result.split}: {result.num_pictures} pictures",
+        ("metric", "value"),
+        [
+            ("top-1 accuracy (95 %)", score_text(result.score)),
+            ("ROC AUC", f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})"),
+            ("expected calibration error", _calibration_text(result)),
+            ("pictures per second", f"{result.num_pictures / result.seconds:.0f}"),
+        ],
+    )
+    print_table(
+        "By class",
+        ("class", "precision", "recall", "F1", "pictures"),
+        [
+            (
+                row.name,
+                *map(_share, (row.precision, row.recall, row.f1)),
+                str(row.support),
+            )
+            for row in result.per_class
+        ],
+    )
+    print_table(
+        "Confusion matrix: true classes down, predicted across",
+        ("", *result.classes),
+        [
+            (name, *map(str, row))
+            for name, row in zip(result.classes, result.confusion, strict=True)
+        ],
+    )
+
+
+def _calibration_text(result: "Evaluation") -> str:
+    ece = f"{result.reliability.ece:.4f}"
+    if result.temperature == 1:
+        return ece
+    return f"{ece} ({result.ece_uncalibrated:.4f} without the temperature {result.temperature:.2f})"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,107 @@
+"""`tltools inspect`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tltools.cli.common import (
+    ClassNamesOption,
+    ImageColumnOption,
+    ImagesOption,
+    LabelColumnOption,
+    Out,
+    command,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from tltools.data.dataset import Dataset
+
+
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, an export, or labelled pictures.")],
+    *,
+    out: Out,
+    images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    class_names: ClassNamesOption = None,
+    sheet: Annotated[
+        Path, typer.Option(help="Where a few pictures of each class are drawn, as a PNG.")
+    ] = Path("inspect.png"),
+) -> None:
+    """Show a model's card, or audit labelled pictures; runs no model.
+
+    Example: tltools inspect photos/labels.csv
+    """
+    from tltools.artifacts import is_artifact, read_artifact
+
+    if is_artifact(path):
+        out.json(read_artifact(path).card.to_text())
+        return
+    from tltools.data.dataset import load_dataset
+
+    progress = out.progress
+    dataset = load_dataset(
+        path,
+        images=images,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=split_names(class_names),
+        purpose="inspect",
+        progress=progress,
+    )
+    if out.as_json:
+        out.result(_audit(dataset), lambda: None)
+    else:
+        _print_audit(dataset)
+        if len(dataset.frame):
+            from tltools.plots import contact_sheet
+
+            contact_sheet(dataset.frame, dataset.classes, sheet)
+            progress.say(f"A few pictures of each class: {sheet}")
+    if any(finding.severity == "error" for finding in dataset.findings):
+        raise typer.Exit(1)
+
+
+def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
+    """Return the number of pictures by class and split, `all` included."""
+    frame = dataset.frame
+    splits = [split for split in ("train", "val", "test") if split in set(frame["split"])]
+    counts = Counter(zip(frame["class"], frame["split"], strict=True))
+    return {
+        name: {split: counts[name, split] for split in splits}
+        | {"all": sum(counts[name, split] for split in splits)}
+        for name in dataset.classes
+    }
+
+
+def _audit(dataset: "Dataset") -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "num_pictures": len(dataset.frame),
+        "split": dataset.split_rule,
+        "pictures": _counts(dataset),
+        "findings": dataset.findings,
+    }
+
+
+def _print_audit(dataset: "Dataset") -> None:
+    from tltools.console import print_table
+
+    counts = _counts(dataset)
+    columns = next(iter(counts.values()), {"all": 0})
+    print_table(
+        f"{dataset.name}: {len(dataset.frame)} pictures, split: {dataset.split_rule}",
+        ("class", *columns),
+        [(name, *map(str, row.values())) for name, row in counts.items()],
+    )
+    print_table(
+        "Findings",
+        ("", "finding"),
+        [(finding.severity, finding.message) for finding in dataset.findings]
+        or [("ok", "nothing to complain about")],
+    )

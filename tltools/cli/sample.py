@@ -1,0 +1,30 @@
+"""`tltools sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tltools.cli.common import Out, command
+
+
+@command
+def sample(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")] = Path("sample"),
+    *,
+    out: Out,
+    num_images: Annotated[int, typer.Option(help="Pictures to draw.")] = 300,
+    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 13,
+) -> None:
+    """Draw the sample set: emergency and other vehicles, with their labels.
+
+    Example: tltools sample sample/
+    """
+    from tltools.data.sample import SAMPLE_CLASSES, draw_sample
+
+    progress = out.progress
+    drawn = draw_sample(folder, num_images=num_images, seed=seed, progress=progress)
+    progress.say(f"{num_images} drawn pictures and their labels are in {drawn}/")
+    if out.as_json:
+        out.result({"folder": str(drawn), "num_images": num_images, "seed": seed}, lambda: None)
+    progress.say(f"Next: tltools train {drawn} --class-names {','.join(SAMPLE_CLASSES)}")

@@ -1,0 +1,260 @@
+"""`tltools train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tltools.cli.common import (
+    INTERRUPTED,
+    ClassNamesOption,
+    DeviceOption,
+    ImageColumnOption,
+    ImagesOption,
+    LabelColumnOption,
+    Out,
+    SkipBadOption,
+    command,
+    split_names,
+)
+from tltools.cli.show import score_text, tell_findings
+from tltools.errors import TltoolsError
+
+if TYPE_CHECKING:
+    from tltools.console import RichProgress
+    from tltools.data.dataset import Dataset
+    from tltools.training import TrainedRun
+
+SAMPLE = Path("sample")
+
+
+@command
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A CSV (picture, label), a folder of class folders, or one with train/ and val/.",
+            show_default="the drawn sample set, in sample/",
+        ),
+    ] = None,
+    *,
+    out: Out,
+    model: Annotated[
+        Literal["cnn", "vgg16", "all"],
+        typer.Option(help="A small CNN, frozen VGG16 with a new head, or both."),
+    ] = "all",
+    recipe: Annotated[
+        Literal["default", "article"],
+        typer.Option(
+            help="Hyper-parameters: tuned, or the article's (which ends at the last epoch)."
+        ),
+    ] = "default",
+    weights: Annotated[
+        str,
+        typer.Option(help="VGG16's: imagenet (downloaded once), or a .safetensors or .pth file."),
+    ] = "imagenet",
+    normalization: Annotated[
+        Literal["auto", "torchvision", "original"],
+        typer.Option(
+            help="What the weights were trained with: torchvision's mean and std, or the original "
+            "mean only; auto: original for features-only weights."
+        ),
+    ] = "auto",
+    head: Annotated[
+        Literal["auto", "last-layer", "pooled"],
+        typer.Option(help="VGG16's: classifier[6], or a pooled one; auto: what the weights allow."),
+    ] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over train.", show_default="15 cnn, 80 vgg16")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures per step.", show_default="128")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate.", show_default="0.0001 cnn, 0.001 vgg16")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Adam's L2 penalty.", show_default="0 cnn, 0.1 vgg16")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and split.")] = 13,
+    precision: Annotated[
+        Literal["auto", "fp32", "amp"],
+        typer.Option(help="amp: mixed precision, on a GPU; auto: amp there, else fp32."),
+    ] = "auto",
+    feature_precision: Annotated[
+        Literal["auto", "fp32", "int8"],
+        typer.Option(
+            help="Of the features that VGG16's head learns from; it is judged by fp32 ones. "
+            "auto: int8 on the CPU."
+        ),
+    ] = "auto",
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop early after so many epochs without a lower validation loss."),
+    ] = None,
+    augment: Annotated[
+        bool | None, typer.Option("--augment", help="Augment the CNN's training pictures.")
+    ] = None,
+    class_weights: Annotated[
+        bool | None, typer.Option("--class-weights", help="Weigh rare classes up in the loss.")
+    ] = None,
+    resize: Annotated[
+        Literal["squash", "crop"] | None,
+        typer.Option(
+            help="Squash to a square, or resize and crop the centre.",
+            show_default="squash for the cnn, crop for vgg16",
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["auto", "default", "article"],
+        typer.Option(
+            help="default keeps identical copies on one side; article is the article's exact one; "
+            "auto keeps the data's own split, else default."
+        ),
+    ] = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Share of pictures for validation.")] = 0.1,
+    images: ImagesOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    class_names: ClassNamesOption = None,
+    skip_bad: SkipBadOption = False,
+    device: DeviceOption = "auto",
+    run_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where VGG16's features are kept.", show_default="user cache"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the newest unfinished run, as it was begun."),
+    ] = False,
+) -> None:
+    """Train the models and compare them.
+
+    Example: tltools train photos/labels.csv --weights vgg16.pth
+    """
+    from tltools.training import default_config
+
+    models = ("cnn", "vgg16") if model == "all" else (model,)
+    progress = out.progress
+    configs = [
+        default_config(
+            name,
+            recipe,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            seed=seed,
+            precision=precision,
+            patience=patience,
+            class_weights=class_weights,
+            resize=resize,
+            augment=augment if name == "cnn" or model != "all" else None,
+            head=head if name == "vgg16" or (model != "all" and head != "auto") else None,
+            feature_precision=feature_precision if name == "vgg16" or model != "all" else None,
+        )
+        for name in models
+    ]
+    trained: list[TrainedRun] = []
+    failure: TltoolsError | None = None
+    if resume:
+        from tltools.training import find_resumable, resume_run
+
+        folder = find_resumable(run_dir, models, epochs=epochs)
+        progress.say(f"Going on with {folder}")
+        trained.append(
+            resume_run(folder, epochs=epochs, device=device, cache_dir=cache_dir, progress=progress)
+        )
+    else:
+        from tltools.training import train_models
+
+        dataset = _training_data(
+            data,
+            progress,
+            images=images,
+            image_column=image_column,
+            label_column=label_column,
+            class_names=split_names(class_names),
+            split="article" if recipe == "article" and split == "auto" else split,
+            val_fraction=val_fraction,
+            seed=seed,
+            skip_bad=skip_bad,
+        )
+        try:
+            for run in train_models(
+                dataset,
+                configs,
+                weights=weights,
+                normalization=normalization,
+                device=device,
+                run_dir=run_dir,
+                cache_dir=cache_dir,
+                progress=progress,
+            ):
+                trained.append(run)  # noqa: PERF402 - those before a failure count
+        except TltoolsError as error:
+            if not trained:
+                raise
+            failure = error
+    out.result([_facts(run) for run in trained], lambda: _print_summary(trained))
+    if failure is not None:
+        raise failure
+    if trained[-1].interrupted:
+        progress.say("Go on with it: tltools train --resume")
+        raise typer.Exit(INTERRUPTED)
+    progress.say("Next: tltools export --format onnx")
+
+
+def _training_data(data: Path | None, progress: "RichProgress", **options) -> "Dataset":
+    from tltools.data.dataset import load_dataset
+
+    if data is None:
+        from tltools.data.sample import SAMPLE_CLASSES, draw_sample
+
+        data = draw_sample(SAMPLE, progress=progress)
+        options["class_names"] = options["class_names"] or SAMPLE_CLASSES
+        progress.warn(
+            f"no DATA given: training on the drawn sample set in {data}/, which shows how tltools "
+            "works and knows nothing of real pictures"
+        )
+    dataset = load_dataset(data, progress=progress, **options)
+    tell_findings(dataset, progress)
+    progress.say(
+        f"{dataset.name}: {len(dataset.part('train'))} pictures to train on, "
+        f"{len(dataset.part('val'))} for validation; classes {', '.join(dataset.classes)}"
+    )
+    return dataset
+
+
+def _facts(run: "TrainedRun") -> dict[str, Any]:
+    return {
+        "run": str(run.folder),
+        "model": run.card.model,
+        "head": run.card.head,
+        "interrupted": run.interrupted,
+        "metrics": run.card.metrics,
+    }
+
+
+def _print_summary(trained: "list[TrainedRun]") -> None:
+    from tltools.console import print_table
+
+    splits = [
+        split
+        for split in ("train", "val", "test")
+        if any(split in run.card.metrics for run in trained)
+    ]
+    titles = {"train": "training accuracy", "val": "validation accuracy", "test": "test accuracy"}
+    print_table(
+        "Top-1 accuracy with its 95 % interval",
+        ("model", *(titles[split] for split in splits), "run"),
+        [
+            (
+                f"{run.card.model} {run.card.head}",
+                *(score_text(run.card.metrics.get(split)) for split in splits),
+                str(run.folder),
+            )
+            for run in trained
+        ],
+    )
