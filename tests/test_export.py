@@ -13,20 +13,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Recorder
+from msgspec.structs import replace
 from safetensors.torch import load_file
 from torch import nn
 
-from tltools.card import CARD_KEY, card_from_json
+from tltools.card import CARD_KEY, Confidence, card_from_json
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.export import export as export_module
 from tltools.export import export_run
-from tltools.export.formats import set_card, write_onnx, write_torchscript
+from tltools.export.formats import add_probabilities, set_card, write_onnx, write_torchscript
 from tltools.export.parity import BARS, ParityBar, compare
 from tltools.graphs.onnx_file import check_onnx
 from tltools.runtime.predictor import load_predictor, read_card
 from tltools.training import load_run, open_run
-from tltools.training.run import read_split
+from tltools.training.run import load_card, read_split
 
 FORMATS = ("torchscript", "onnx")
 NUM_VAL = 6
@@ -115,8 +116,13 @@ def test_nothing_but_the_exports_is_left_in_their_folder(cnn_exports):
 def test_the_onnx_file_takes_pictures_of_any_number_and_gives_logits(onnx_file):
     onnx.checker.check_model(str(onnx_file), full_check=True)
     model = onnx.load(onnx_file, load_external_data=False)
-    (source,), (target,) = model.graph.input, model.graph.output
-    assert (source.name, target.name) == ("images", "logits")
+    (source,), (target, probabilities) = model.graph.input, model.graph.output
+    assert [one.name for one in (source, target, probabilities)] == [
+        "images",
+        "logits",
+        "probabilities",
+    ]
+    assert probabilities.type == target.type
     assert source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     source_dims, target_dims = (value.type.tensor_type.shape.dim for value in (source, target))
@@ -171,6 +177,51 @@ def test_all_formats_agree_with_the_definition(
         np.testing.assert_allclose(logits, expected[:batch_size], rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_probabilities_are_calibrated_and_logits_stay(
+    cnn_run, images, expected, monkeypatch, tmp_path, temperature
+):
+    card = replace(load_card(cnn_run), confidence=Confidence(temperature=temperature))
+    model, _ = load_run(cnn_run)
+    monkeypatch.setattr(export_module, "load_run", lambda _run: (model, card))
+    precisions = ("fp32", "fp16", "int8")
+    for result in export_run(cnn_run, FORMATS, tmp_path, precisions=precisions, device="cpu"):
+        predictor = load_predictor(result.path, device="cpu")
+        logits = predictor(images[:5])
+        scaled = np.exp(logits / temperature)
+        by_hand = scaled / scaled.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(predictor.probabilities(images[:5]), by_hand, atol=1e-6)
+        assert (by_hand.argmax(axis=1) == logits.argmax(axis=1)).all()
+        if result.facts.precision == "fp32":
+            np.testing.assert_allclose(logits, expected[:5], rtol=0, atol=2e-5)
+        assert result.card.temperature == temperature
+
+
+def test_a_run_from_before_calibration_is_calibrated_when_it_is_exported(
+    cnn_run, monkeypatch, tmp_path
+):
+    card = replace(load_card(cnn_run), confidence=None)
+    model, _ = load_run(cnn_run)
+    monkeypatch.setattr(export_module, "load_run", lambda _run: (model, card))
+    (result,) = export_run(cnn_run, ["onnx"], tmp_path, device="cpu")
+    assert result.card.confidence is not None
+    assert result.card.confidence.num_pictures == NUM_VAL
+
+
+def wrong_temperature(path, temperature):
+    add_probabilities(path, temperature + 1)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_an_export_whose_probabilities_are_wrong_is_not_made(
+    cnn_run, monkeypatch, tmp_path, format_
+):
+    monkeypatch.setattr(export_module, "add_probabilities", wrong_temperature)
+    with pytest.raises(ParityError, match=r"its probabilities differ from softmax\(logits / 1\)"):
+        list(export_run(cnn_run, [format_], tmp_path, device="cpu"))
+    assert files_in(tmp_path) == []
+
+
 def test_the_networks_answers_differ_from_picture_to_picture(expected):
     """Otherwise the agreement above would show little."""
     assert np.ptp(expected, axis=0).min() > 0.01
@@ -188,7 +239,7 @@ def test_torchscript_runs_without_tltools(torchscript_file, images, expected, tm
             "sys.modules['tltools'] = None\n"
             "import numpy, torch\n"
             "module = torch.jit.load(sys.argv[1])\n"
-            "logits = module(torch.from_numpy(numpy.load('images.npy')))\n"
+            "logits, probabilities = module(torch.from_numpy(numpy.load('images.npy')))\n"
             "numpy.save('logits.npy', logits.detach().numpy())\n",
             str(torchscript_file),
         ],

@@ -202,6 +202,14 @@ def second_output(kit: Kit) -> Path:
     return kit.save(model)
 
 
+def third_output(kit: Kit) -> Path:
+    model = kit.model()
+    for name in ("probabilities", "more"):
+        model.graph.node.append(helper.make_node("Softmax", ["logits"], [name]))
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 3]))
+    return kit.save(model)
+
+
 def float_input(kit: Kit) -> Path:
     model = kit.model()
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
@@ -360,6 +368,7 @@ CASES = {
     "a negative size": (negative_size, "tensor 'less' has a negative size"),
     "memory from nothing": (memory_from_nothing, "a node ConstantOfShape, which can ask for any"),
     "a second input": (second_input, "its input is uint8 images[?, 32, 32, 3], float more[1], by"),
+    "a third output": (third_output, "float probabilities[?, 3], float more[?, 3], by"),
     "a second output": (second_output, "its output is float logits[?, 3], float means[?, 3], by"),
     "a float input": (float_input, "its input is float images[?, 32, 32, 3], by its card"),
     "a fixed batch": (fixed_batch, "its input has a fixed batch size of 1"),

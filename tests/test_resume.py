@@ -372,6 +372,7 @@ def test_going_on_with_another_option_is_refused(stopped, onnx_path, pictures):
     args = (onnx_path, [pictures], stopped)
     assert_refused("it was begun without --spreadsheet", *args, spreadsheet=True)
     assert_refused("it was begun with --batch-size 1", *args, batch_size=2)
+    assert_refused("it was begun without --min-confidence", *args, min_confidence=0.5)
 
 
 def test_going_on_with_another_version_is_refused(stopped, onnx_path, pictures, tmp_path):

@@ -13,18 +13,31 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tltools.atomic import atomic_path
-from tltools.card import Calibration, Card, ExportFacts, Format, Parity, Precision
+from tltools.calibration import fit_temperature
+from tltools.card import Calibration, Card, Confidence, ExportFacts, Format, Parity, Precision
 from tltools.data.images import load_images
 from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.evaluate import predict
-from tltools.export.formats import SUFFIXES, set_card, write_onnx, write_torchscript
+from tltools.export.formats import (
+    SUFFIXES,
+    add_probabilities,
+    set_card,
+    write_onnx,
+    write_torchscript,
+)
 from tltools.export.parity import BARS, compare
 from tltools.export.selftest import make_self_test
 from tltools.graphs.onnx_file import OPSET
 from tltools.graphs.precision import quantize_until, write_fp16
+from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device
-from tltools.runtime.predictor import Predictor, load_predictor
+from tltools.runtime.predictor import (
+    OnnxPredictor,
+    Predictor,
+    TorchScriptPredictor,
+    load_predictor,
+)
 from tltools.runtime.selftest import replay
 from tltools.training.models import Classifier
 from tltools.training.run import load_run, open_run, read_split
@@ -36,6 +49,8 @@ WRITERS: dict[str, Callable[[Classifier, Card, Path], None]] = {
 CALIBRATION_IMAGES = 128
 """Pictures that int8's ranges are taken from: more change little (benchmarks/LOG.md)."""
 CALIBRATION_BATCH = 16
+PROBABILITY_ATOL = 1e-5
+"""How far a graph's probabilities may be from what its own logits give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +173,11 @@ class _Exporter:
         return predict(self.trained, self.paths, progress=self.progress)
 
     @cached_property
+    def confidence(self) -> Confidence:
+        """The run's calibration; one that was trained before there was any gets it here."""
+        return self.card.confidence or fit_temperature(self.reference, self.targets)
+
+    @cached_property
     def source(self) -> Path:
         """An fp32 ONNX file that the reduced precisions are made from; goes when all are done."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +205,9 @@ class _Exporter:
         try:
             with atomic_path(path) as temporary:
                 facts = self._write(format_, precision, temporary)
-                exported = msgspec.structs.replace(self.card, export=facts)
+                exported = msgspec.structs.replace(
+                    self.card, confidence=self.confidence, export=facts
+                )
                 _seal(temporary, exported, self.paths, device=self.device)
         except (ArtifactError, ParityError) as error:
             other = "--format" if precision == "fp32" else "--precision"
@@ -274,15 +296,31 @@ def _part(frame: pd.DataFrame, split: str, run: Path) -> pd.DataFrame:
 
 
 def _seal(path: Path, card: Card, paths: Sequence[Path], *, device: Device) -> None:
-    """Put the whole card into the file; see that its answers stay and that it passes its self-test.
+    """Put probabilities and the whole card into the file; see that it is what it was, and right.
 
     Raises:
-        ParityError: If the file answers differently than before.
+        ParityError: If the file answers differently than before, fails its self-test, or gives
+            probabilities that are not softmax(logits / temperature).
     """
     few = paths[:8]
     before = predict(load_predictor(path, device=device, self_test=False), few)
+    add_probabilities(path, card.temperature)
     set_card(path, card)
     sealed = load_predictor(path, device=device, self_test=False)
     if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=1e-5):
         raise ParityError("the file changed its answers when its card was written")
+    _check_probabilities(sealed, card, few)
     replay(sealed, path)
+
+
+def _check_probabilities(sealed: Predictor, card: Card, paths: Sequence[Path]) -> None:
+    assert isinstance(sealed, OnnxPredictor | TorchScriptPredictor)
+    rules = card.preprocessing
+    (images,) = load_images(paths, size=rules.size, resize=rules.resize, batch_size=len(paths))
+    expected = softmax(sealed(images), temperature=card.temperature)
+    difference = float(np.abs(sealed.probabilities(images) - expected).max())
+    if not difference <= PROBABILITY_ATOL:
+        raise ParityError(
+            f"its probabilities differ from softmax(logits / {card.temperature:g}) by "
+            f"{difference:.1e}, more than {PROBABILITY_ATOL:g}"
+        )

@@ -1,28 +1,27 @@
 """Write a model as TorchScript or ONNX, with its card inside; nothing is verified here."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from torch import Tensor, nn
 
 from tltools.card import CARD_KEY, Card
 from tltools.export.folding import fold
-from tltools.graphs.onnx_file import example_images, write_module
+from tltools.graphs.onnx_file import check_onnx, example_images, write_module
+from tltools.runtime.predictor import PROBABILITIES
 from tltools.training.models import Classifier
 
 SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx"}
 
 
 def write_torchscript(model: Classifier, card: Card, path: Path) -> None:
-    """Trace `model` and save it with its card as an extra file.
-
-    PyTorch has deprecated TorchScript in favour of torch.export and says so in a warning, which
-    is a fact for the documents and kept from the terminal here.
-    """
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+    """Trace `model` and save it with its card as an extra file."""
+    with _deprecation_untold(), torch.inference_mode():
         example = example_images(card.preprocessing.size)
         module = torch.jit.trace(fold(model), example, check_trace=False)
         assert isinstance(module, torch.jit.ScriptModule)  # and not the graph of a function
@@ -53,6 +52,54 @@ def write_onnx(model: Classifier, card: Card, path: Path) -> None:
     )
 
 
+def add_probabilities(path: Path, temperature: float) -> None:
+    """Give an export of either format its second output in place.
+
+    `probabilities`, float32 (N, C), are softmax(logits / temperature); `logits` stay as they are.
+
+    Raises:
+        ArtifactError: If the file is malformed with it.
+    """
+    if path.suffix == ".onnx":
+        model = onnx.load(path)
+        (logits,) = model.graph.output
+        name = "temperature"
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(temperature, np.float32), name)
+        )
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Div", [logits.name, name], ["scaled_logits"], name),
+                onnx.helper.make_node(
+                    "Softmax", ["scaled_logits"], [PROBABILITIES], PROBABILITIES, axis=1
+                ),
+            ]
+        )
+        probabilities = model.graph.output.add()
+        probabilities.CopyFrom(logits)
+        probabilities.name = PROBABILITIES
+        onnx.save(model, path)
+        check_onnx(path)
+        return
+    with _deprecation_untold():
+        module = torch.jit.script(_WithProbabilities(_load(path), temperature))
+        assert isinstance(module, torch.jit.ScriptModule)
+        with path.open("wb") as file:  # see _save
+            torch.jit.save(module, file)
+
+
+class _WithProbabilities(nn.Module):
+    def __init__(self, module: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.module = module
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images, uint8 (N, H, W, 3), to logits and probabilities, both float32 (N, C)."""
+        logits = self.module(images)
+        return logits, torch.softmax(logits / self.temperature, dim=1)
+
+
 def set_card(path: Path, card: Card) -> None:
     """Replace the card of an export of either format in place."""
     if path.suffix == ".onnx":
@@ -61,8 +108,20 @@ def set_card(path: Path, card: Card) -> None:
         onnx.helper.set_model_props(model, kept | {CARD_KEY: card.to_json()})
         onnx.save(model, path)
         return
+    with _deprecation_untold():
+        _save(_load(path), card, path)
+
+
+def _load(path: Path) -> torch.jit.ScriptModule:
+    module = torch.jit.load(path, map_location="cpu")
+    assert isinstance(module, torch.jit.ScriptModule)
+    return module
+
+
+@contextmanager
+def _deprecation_untold() -> Iterator[None]:
+    """Keep from the terminal that PyTorch has deprecated TorchScript: a fact for the documents."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
-        module = torch.jit.load(path, map_location="cpu")
-        _save(module, card, path)
+        yield

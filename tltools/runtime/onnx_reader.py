@@ -374,12 +374,26 @@ def _check_size(name: str, dims: list[int], kind: int, num_raw: int | None, num_
 
 
 def signature_problem(
-    found: OnnxFile, *, wanted_input: TensorType, wanted_output: TensorType
+    found: OnnxFile,
+    *,
+    wanted_input: TensorType,
+    wanted_output: TensorType,
+    allowed_output: TensorType,
 ) -> str | None:
-    """Return how a graph's inputs and outputs differ from those wanted, None if they do not."""
+    """Return how a graph's inputs and outputs differ from those wanted, None if they do not.
+
+    Args:
+        found: What the file says.
+        wanted_input: The only input.
+        wanted_output: The first output.
+        allowed_output: What may come after it.
+    """
+    outputs = found.outputs
+    if len(outputs) > 1 and outputs[1:] == (allowed_output,):
+        outputs = outputs[:1]
     for kind, values, wanted in (
         ("input", found.inputs, wanted_input),
-        ("output", found.outputs, wanted_output),
+        ("output", outputs, wanted_output),
     ):
         fixed = values[0].shape[:1] if len(values) == 1 else ()
         if fixed and fixed[0] is not None and values[0].shape[1:] == wanted.shape[1:]:

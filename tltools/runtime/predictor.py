@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 INPUT = "images"
 OUTPUT = "logits"
+PROBABILITIES = "probabilities"
+"""The second output, softmax(logits / temperature), for those who run a file by other means."""
 MAX_UNPACKED_BYTES = 64 * 2**20
 """Of a TorchScript file; torch compresses the code alone, which is some kilobytes."""
 REMEDY = "make it again with tltools export"
@@ -114,6 +116,17 @@ class OnnxPredictor:
             raise _failed_run(len(images), error) from error
         return _checked(logits, len(images), self.card, self._path)
 
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
+
+        Raises:
+            ArtifactError: If it has none, as exports made before there were any.
+        """
+        if PROBABILITIES not in [value.name for value in self._session.get_outputs()]:
+            raise _no_probabilities(self._path)
+        outputs = self._session.run([PROBABILITIES], {INPUT: images})
+        return _checked(cast("NDArray[np.float32]", outputs[0]), len(images), self.card, self._path)
+
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
         """Allocate images, (N, H, W, 3); for a GPU in page-locked memory."""
         shape = self.card.preprocessing.shape(num_images)
@@ -173,16 +186,32 @@ class TorchScriptPredictor:
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, (N, H, W, 3), to logits, (N, C)."""
+        return self._run(images)[0]
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
+
+        Raises:
+            ArtifactError: If it has none, as exports made before there were any.
+        """
+        outputs = self._run(images)
+        if len(outputs) < 2:
+            raise _no_probabilities(self._path)
+        return outputs[1]
+
+    def _run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         _check_images(images, self.card.preprocessing.size)
         torch = self._torch
         # "W": torch warns about arrays that it must not write to; C order spares it a copy.
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         try:
             with torch.inference_mode():
-                logits = self._module(batch.to(self._device)).cpu().numpy()  # waits for the device
+                outputs = self._module(batch.to(self._device))
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                arrays = [output.cpu().numpy() for output in outputs]  # waits for the device
         except RuntimeError as error:
             raise _failed_run(len(images), error) from error
-        return _checked(logits, len(images), self.card, self._path)
+        return [_checked(array, len(images), self.card, self._path) for array in arrays]
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
         """Allocate images, (N, H, W, 3)."""
@@ -288,11 +317,12 @@ def _onnx_card(path: Path) -> Card:
 
 
 def _signature_problem(found: OnnxFile, card: Card) -> str | None:
-    size = card.preprocessing.size
+    size, num_classes = card.preprocessing.size, len(card.classes)
     return signature_problem(
         found,
         wanted_input=TensorType(INPUT, "uint8", (None, size, size, 3)),
-        wanted_output=TensorType(OUTPUT, "float", (None, len(card.classes))),
+        wanted_output=TensorType(OUTPUT, "float", (None, num_classes)),
+        allowed_output=TensorType(PROBABILITIES, "float", (None, num_classes)),
     )
 
 
@@ -346,6 +376,10 @@ def _check_images(images: NDArray[np.uint8], size: int) -> None:
         )
     if len(images) == 0:
         raise ValueError("images must hold at least one picture")
+
+
+def _no_probabilities(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path} has no output {PROBABILITIES!r}; {REMEDY}")
 
 
 def _no_card(path: Path) -> ArtifactError:
