@@ -11,7 +11,7 @@ What a graph of ordinary operators costs to compute is not bounded by this: a fe
 for more memory than any machine has.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -388,8 +388,8 @@ def signature_problem(
         wanted_output: The first output.
         allowed_output: What may come after it.
     """
-    outputs = found.outputs
-    if len(outputs) > 1 and outputs[1:] == (allowed_output,):
+    outputs: Sequence[TensorType] = found.outputs
+    if tuple(outputs[1:]) == (allowed_output,):
         outputs = outputs[:1]
     for kind, values, wanted in (
         ("input", found.inputs, wanted_input),
@@ -398,7 +398,7 @@ def signature_problem(
         fixed = values[0].shape[:1] if len(values) == 1 else ()
         if fixed and fixed[0] is not None and values[0].shape[1:] == wanted.shape[1:]:
             return f"its {kind} has a fixed batch size of {fixed[0]}"
-        if values != (wanted,):
+        if tuple(values) != (wanted,):
             names = ", ".join(map(str, values)) or "none"
             return f"its {kind} is {names}, by its card it should be {wanted}"
     return None
