@@ -11,6 +11,9 @@ from PIL import Image
 from systems import SUFFIX
 
 LARGE_SIZE = (4000, 3000)
+LARGE_QUALITIES = (92, 85)
+"""Of JPEG, which make 3.5 and 2.1 MB of 12 megapixels with grain: a camera's, and that of a photo
+that was edited and saved."""
 NUM_LARGE = 16
 GRAIN = 5.0
 """Standard deviation of the noise on a large picture, in levels of 255: as a phone's at dusk."""
@@ -48,7 +51,7 @@ def link_tree(sources: Sequence[Path], folder: Path, count: int, *, folders: int
     return folder
 
 
-def large(sources: Sequence[Path], folder: Path, count: int) -> Path:
+def large(sources: Sequence[Path], folder: Path, count: int, *, quality: int) -> Path:
     """Scale pictures up to 12 megapixels and add grain, so that they weigh what photographs do.
 
     Only `NUM_LARGE` are made, which takes a second each; the others are copies.
@@ -61,7 +64,7 @@ def large(sources: Sequence[Path], folder: Path, count: int) -> Path:
         rng = np.random.default_rng(number)
         grain = rng.standard_normal((LARGE_SIZE[1], LARGE_SIZE[0], 1), np.float32) * GRAIN
         noisy = np.clip(np.asarray(pixels) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(made / f"{number:03}{SUFFIX}", quality=92)
+        Image.fromarray(noisy).save(made / f"{number:03}{SUFFIX}", quality=quality)
     return copies(find_jpegs(made), folder, count)
 
 

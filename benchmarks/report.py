@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from limits import DECODING, LARGE_SESSIONS, SMALL_SESSIONS, combined
+from pictures import LARGE_QUALITIES
 
 Results = Mapping[str, Any]
 """What run.py keeps: `comparisons` by name, each with `rows` of measured systems, and the rest."""
@@ -72,20 +73,21 @@ def _speed_figures(results: Results) -> list[Figure]:
     loop = best(results, "peers", "DataLoader") or ("", None)
     session = best(results, "vgg16", "session") or ("", None)
     fp32 = seconds(results, "vgg16", "tltools, fp32")
-    classified = seconds(results, "large", "tltools")
     pairs = [
         (f"CNN: tltools to the best loop ({loop[0]})", "peers", loop[1], "tltools", 4.0),
         ("CNN: tltools to the combined limit", "limits", combined_limit(results), "tltools", 0.90),
         (f"VGG16 fp32: tltools to the bare {session[0]}", "vgg16", session[1], fp32, 0.97),
         ("VGG16, end to end: int8 to fp32", "vgg16", fp32, "tltools, int8", 3.4),
     ]
-    for rule in ("squash", "crop"):
-        full = seconds(results, "large", f"Pillow in full, {rule}")
-        name = f"12 megapixels, {rule}: load_image to Pillow in full"
-        pairs.append((name, "large", full, f"load_image, {rule}", 4.0))
-    full = seconds(results, "large", "Pillow in full, squash")
-    name = "12 megapixels: classify (CNN) to Pillow in full, squash"
-    pairs.append((name, "large", full, classified, 4.0))
+    for quality in LARGE_QUALITIES:
+        large, what = f"large-{quality}", f"12 megapixels, quality {quality}"
+        for rule in ("squash", "crop"):
+            full = seconds(results, large, f"Pillow in full, {rule}")
+            name = f"{what}, {rule}: load_image to Pillow in full"
+            pairs.append((name, large, full, f"load_image, {rule}", 4.0))
+        full = seconds(results, large, "Pillow in full, squash")
+        name = f"{what}: classify (CNN) to Pillow in full, squash"
+        pairs.append((name, large, full, "tltools", 4.0))
     found: list[Figure] = []
     for name, comparison, slow, fast, target in pairs:
         times = seconds(results, comparison, fast) if isinstance(fast, str) else fast

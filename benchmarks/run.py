@@ -238,13 +238,16 @@ class Bench:
 
     def large(self) -> None:
         """Compare ways to bring 12 megapixels to the model's size."""
-        folder = pictures.large(self.sources, self.work / "large", self.options.num_large)
-        sizes = [path.stat().st_size for path in folder.iterdir()]
-        mean = sum(sizes) / len(sizes) / 1e6
-        title = f"JPEGs of 4,000x3,000 ({mean:.1f} MB on average)"
-        names = (*LOADERS, "tltools")
-        entries = [Entry(name, name, self.cnn) for name in names]
-        self.compare("large", title, entries, folder, self.warmup)
+        entries = [Entry(name, name, self.cnn) for name in (*LOADERS, "tltools")]
+        for quality in pictures.LARGE_QUALITIES:
+            name = f"large-{quality}"
+            folder = pictures.large(
+                self.sources, self.work / name, self.options.num_large, quality=quality
+            )
+            sizes = [path.stat().st_size for path in folder.iterdir()]
+            mean = sum(sizes) / len(sizes) / 1e6
+            title = f"JPEGs of 4,000x3,000, quality {quality} ({mean:.1f} MB on average)"
+            self.compare(name, title, entries, folder, self.warmup)
 
     def broken(self) -> None:
         """See what each system does with a truncated JPEG."""
@@ -378,7 +381,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, default=HERE / "results", help="folder for the results")
     add("--num-pictures", type=int, default=4500, help="pictures for the CNN")
     add("--num-vgg16", type=int, default=150, help="pictures for VGG16")
-    add("--num-large", type=int, default=64, help="pictures of 12 megapixels")
+    add("--num-large", type=int, default=48, help="pictures of 12 megapixels")
     add("--memory", type=int, nargs=2, default=[5_000, 100_000], help="pictures of the two jobs")
     add("--memory-runs", type=int, default=3, help="turns of the two jobs")
     add("--names", type=int, default=1_000_000, help="names in the long list")

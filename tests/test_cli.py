@@ -245,6 +245,91 @@ def test_train_without_data_draws_the_sample_and_says_so(walk, monkeypatch):
     assert load_card(walk.folder / "without" / "cnn").classes == tuple(CLASSES.split(","))
 
 
+# --------------------------------------------------------------------- --quiet, --verbose, --json
+
+
+@pytest.fixture(scope="module")
+def quiet_walk(walk, tmp_path_factory):
+    """Each command with --json and --quiet, on what the walk has made; its documents by command."""
+    folder = tmp_path_factory.mktemp("quiet")
+    for name in ("sample", "runs", "exports"):
+        shutil.copytree(walk.folder / name, folder / name)
+    names = ("--class-names", CLASSES)
+    model = "exports/cnn/cnn.fp32.onnx"
+    steps = {
+        "sample": ("sample", "drawn", "--num-images", 4),
+        "train": ("train", "sample", *names, "--model", "cnn", "--epochs", 1, "--batch-size", 6,
+                  "--val-fraction", 0.25, "--device", "cpu"),
+        "evaluate": ("evaluate", model, "sample", *names, "--device", "cpu"),
+        "export": ("export", "runs/cnn"),
+        "classify": ("classify", "sample/images", "--device", "cpu"),
+        "bench": ("bench", model, "--rounds", 1, "--runs", 1, "--batch-sizes", "2",
+                  "--device", "cpu", "--output", "report"),
+        "inspect": ("inspect", "sample", *names),
+        "doctor": ("doctor",),
+    }  # fmt: skip
+    assert set(steps) == set(COMMANDS) - ELSEWHERE
+    ran = {
+        name: run_tltools(*args, "--json", "--quiet", cwd=folder) for name, args in steps.items()
+    }
+    for name, result in ran.items():
+        assert result.code == 0, (name, result)
+    return ran
+
+
+ELSEWHERE: set[str] = set()
+"""Commands whose options are tested with their own tests."""
+
+
+def test_quiet_commands_say_nothing_but_warnings_on_standard_error(quiet_walk):
+    for name, ran in quiet_walk.items():
+        assert all(line.startswith("warning: ") for line in ran.err.splitlines()), (name, ran.err)
+
+
+def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
+    found = {name: json.loads(ran.out) for name, ran in quiet_walk.items()}
+    assert found["sample"] == {"folder": "drawn", "num_images": 4, "seed": 13}
+    (run,) = found["train"]
+    assert run["run"] == "runs/cnn-2"
+    assert set(run["metrics"]) == {"train", "val"}
+    assert found["evaluate"]["num_pictures"] == NUM
+    (exported,) = found["export"]
+    assert exported["path"] == "exports/cnn/cnn.fp32.onnx"
+    assert exported["parity"]["top1_agreement"] == 1
+    assert found["classify"]["num_pictures"] == sum(found["classify"]["counts"].values()) == NUM
+    assert [row["status"] for row in found["bench"]["rows"]] == ["ok", "ok"]
+    assert {
+        name: row["all"] for name, row in found["inspect"]["pictures"].items()
+    } == dict.fromkeys(CLASSES.split(","), NUM // 2)
+    assert {check["name"] for check in found["doctor"]} >= {"tltools", "onnx"}
+
+
+def test_verbose_says_what_a_report_of_a_fault_needs(walk):
+    result = run_tltools("inspect", "runs/cnn", "--verbose", cwd=walk.folder)
+    assert f"tltools {__version__}, Python" in result.err
+    assert "path = 'runs/cnn'" in result.err
+    assert "images = None" in result.err
+    assert re.search(r"^took \d+\.\d s$", result.err, re.MULTILINE)
+    assert json.loads(result.out)
+
+
+def test_verbose_shows_where_an_error_came_from(walk):
+    for options, shown in (((), False), (("-v",), True)):
+        result = run_tltools("inspect", "nowhere", *options, cwd=walk.folder)
+        assert result.code == 1
+        assert ("Traceback" in result.err) == shown
+        assert last_line(result.err).startswith("error: ")
+
+
+def test_contradicting_options_are_refused(walk):
+    both = run_tltools("doctor", "-q", "-v", cwd=walk.folder)
+    assert both.code == 2
+    assert "--quiet and --verbose contradict each other" in both.err
+    stdout = run_tltools("classify", "sample/images", "-o", "-", "--json", cwd=walk.folder)
+    assert stdout.code == 2
+    assert "--json and --output -" in stdout.err
+
+
 def test_a_model_that_cannot_be_trained_leaves_those_before_it_and_their_table(walk):
     result = run_tltools("train", "sample", "--model", "all", "--epochs", 1, "--weights",
                          "nowhere.pth", "--run-dir", "both", "--device", "cpu",
