@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tltools.cli.common import InferenceDeviceOption, Out, WorkersOption, command, tell
+from tltools.cli.common import (
+    SPEED,
+    InferenceDeviceOption,
+    Out,
+    WorkersOption,
+    command,
+    tell,
+)
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.classify import Summary
     from tltools.console import RichProgress
+
+FAILURES = "Pictures that fail"
+"""Title of a part of the help."""
 
 
 @command
@@ -33,23 +43,45 @@ def classify(
     device: InferenceDeviceOption = "auto",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures per forward pass.", show_default="by the model"),
+        typer.Option(
+            min=1,
+            help="Pictures per forward pass.",
+            show_default="by the model",
+            rich_help_panel=SPEED,
+        ),
     ] = None,
     workers: WorkersOption = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Cores of one forward pass.", show_default="by the model"),
+        typer.Option(
+            min=1,
+            help="Cores of one forward pass.",
+            show_default="by the model",
+            rich_help_panel=SPEED,
+        ),
     ] = None,
     picture_timeout: Annotated[
         float,
-        typer.Option(min=0.1, help="Longest time for decoding one picture, in seconds."),
+        typer.Option(
+            min=0.1,
+            help="Longest time for decoding one picture, in seconds.",
+            rich_help_panel=FAILURES,
+        ),
     ] = 30.0,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if any picture could not be classified.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 1 if any picture could not be classified.",
+            rich_help_panel=FAILURES,
+        ),
     ] = False,
     errors_to: Annotated[
         Path | None,
-        typer.Option(help="A CSV of the pictures that could not be read, with the reasons."),
+        typer.Option(
+            help="A CSV of the pictures that could not be read, with the reasons.",
+            rich_help_panel=FAILURES,
+        ),
     ] = None,
     spreadsheet: Annotated[
         bool,

@@ -29,6 +29,9 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
+# Titles of the parts of a help with many options.
+DATA, SPEED, TERMINAL = "Data", "Speed", "Terminal"
+
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", help="Where to run; auto takes CUDA where it works and says so."),
@@ -44,32 +47,61 @@ InferenceDeviceOption = Annotated[
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        "--images", help="Where a CSV's pictures lie.", show_default="beside it, or images/"
+        "--images",
+        help="Where a CSV's pictures lie.",
+        show_default="beside it, or images/",
+        rich_help_panel=DATA,
     ),
 ]
 ImageColumnOption = Annotated[
-    str | None, typer.Option(help="The CSV's column of pictures.", show_default="the first")
+    str | None,
+    typer.Option(
+        help="The CSV's column of pictures.", show_default="the first", rich_help_panel=DATA
+    ),
 ]
 LabelColumnOption = Annotated[
-    str | None, typer.Option(help="The CSV's column of labels.", show_default="the second")
+    str | None,
+    typer.Option(
+        help="The CSV's column of labels.", show_default="the second", rich_help_panel=DATA
+    ),
 ]
 ClassNamesOption = Annotated[
     str | None,
-    typer.Option(help="Names for the labels in sorted order, with commas: non-emergency,emergency"),
+    typer.Option(
+        help="Names for the labels in sorted order, with commas: non-emergency,emergency",
+        rich_help_panel=DATA,
+    ),
 ]
 SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out missing and unreadable pictures.")
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out missing and unreadable pictures.", rich_help_panel=DATA
+    ),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Decoding threads.", show_default="by the machine")
+    int | None,
+    typer.Option(
+        min=1, help="Decoding threads.", show_default="by the machine", rich_help_panel=SPEED
+    ),
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Only results, warnings and errors.", rich_help_panel=TERMINAL
+    ),
 ]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also settings, versions, times; errors in full.")
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Also settings, versions, times; errors in full.",
+        rich_help_panel=TERMINAL,
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=TERMINAL)
+]
 
 
 class Out:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tltools.cli.common import (
+    DATA,
     INTERRUPTED,
     ClassNamesOption,
     DeviceOption,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from tltools.training import TrainedRun
 
 SAMPLE = Path("sample")
+TRAINING, VGG16 = "Training", "VGG16"
+"""Titles of parts of the help."""
 
 
 @command
@@ -46,73 +49,111 @@ def train(
     recipe: Annotated[
         Literal["default", "article"],
         typer.Option(
-            help="Hyper-parameters: tuned, or the article's (which ends at the last epoch)."
+            help="Hyper-parameters: tuned, or the article's (which ends at the last epoch).",
+            rich_help_panel=TRAINING,
         ),
     ] = "default",
     weights: Annotated[
         str,
-        typer.Option(help="VGG16's: imagenet (downloaded once), or a .safetensors or .pth file."),
+        typer.Option(
+            help="VGG16's: imagenet (downloaded once), or a .safetensors or .pth file.",
+            rich_help_panel=VGG16,
+        ),
     ] = "imagenet",
     normalization: Annotated[
         Literal["auto", "torchvision", "original"],
         typer.Option(
             help="What the weights were trained with: torchvision's mean and std, or the original "
-            "mean only; auto: original for features-only weights."
+            "mean only; auto: original for features-only weights.",
+            rich_help_panel=VGG16,
         ),
     ] = "auto",
     head: Annotated[
         Literal["auto", "last-layer", "pooled"],
-        typer.Option(help="VGG16's: classifier[6], or a pooled one; auto: what the weights allow."),
+        typer.Option(
+            help="VGG16's: classifier[6], or a pooled one; auto: what the weights allow.",
+            rich_help_panel=VGG16,
+        ),
     ] = "auto",
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over train.", show_default="15 cnn, 80 vgg16")
+        int | None,
+        typer.Option(
+            help="Passes over train.", show_default="15 cnn, 80 vgg16", rich_help_panel=TRAINING
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Pictures per step.", show_default="128")
+        int | None,
+        typer.Option(help="Pictures per step.", show_default="128", rich_help_panel=TRAINING),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate.", show_default="0.0001 cnn, 0.001 vgg16")
+        float | None,
+        typer.Option(
+            help="Learning rate.", show_default="0.0001 cnn, 0.001 vgg16", rich_help_panel=TRAINING
+        ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Adam's L2 penalty.", show_default="0 cnn, 0.1 vgg16")
+        float | None,
+        typer.Option(
+            help="Adam's L2 penalty.", show_default="0 cnn, 0.1 vgg16", rich_help_panel=TRAINING
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and split.")] = 13,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of weights, order, augmentation and split.", rich_help_panel=TRAINING),
+    ] = 13,
     precision: Annotated[
         Literal["auto", "fp32", "amp"],
-        typer.Option(help="amp: mixed precision, on a GPU; auto: amp there, else fp32."),
+        typer.Option(
+            help="amp: mixed precision, on a GPU; auto: amp there, else fp32.",
+            rich_help_panel=TRAINING,
+        ),
     ] = "auto",
     feature_precision: Annotated[
         Literal["auto", "fp32", "int8"],
         typer.Option(
             help="Of the features that VGG16's head learns from; it is judged by fp32 ones. "
-            "auto: int8 on the CPU."
+            "auto: int8 on the CPU.",
+            rich_help_panel=VGG16,
         ),
     ] = "auto",
     patience: Annotated[
         int | None,
-        typer.Option(help="Stop early after so many epochs without a lower validation loss."),
+        typer.Option(
+            help="Stop early after so many epochs without a lower validation loss.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     augment: Annotated[
-        bool | None, typer.Option("--augment", help="Augment the CNN's training pictures.")
+        bool | None,
+        typer.Option(
+            "--augment", help="Augment the CNN's training pictures.", rich_help_panel=TRAINING
+        ),
     ] = None,
     class_weights: Annotated[
-        bool | None, typer.Option("--class-weights", help="Weigh rare classes up in the loss.")
+        bool | None,
+        typer.Option(
+            "--class-weights", help="Weigh rare classes up in the loss.", rich_help_panel=TRAINING
+        ),
     ] = None,
     resize: Annotated[
         Literal["squash", "crop"] | None,
         typer.Option(
             help="Squash to a square, or resize and crop the centre.",
             show_default="squash for the cnn, crop for vgg16",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     split: Annotated[
         Literal["auto", "default", "article"],
         typer.Option(
             help="default keeps identical copies on one side; article is the article's exact one; "
-            "auto keeps the data's own split, else default."
+            "auto keeps the data's own split, else default.",
+            rich_help_panel=DATA,
         ),
     ] = "auto",
-    val_fraction: Annotated[float, typer.Option(help="Share of pictures for validation.")] = 0.1,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of pictures for validation.", rich_help_panel=DATA)
+    ] = 0.1,
     images: ImagesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
@@ -122,7 +163,11 @@ def train(
     run_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
     cache_dir: Annotated[
         Path | None,
-        typer.Option(help="Where VGG16's features are kept.", show_default="user cache"),
+        typer.Option(
+            help="Where VGG16's features are kept.",
+            show_default="user cache",
+            rich_help_panel=VGG16,
+        ),
     ] = None,
     resume: Annotated[
         bool,
