@@ -15,6 +15,7 @@ from tltools.data.images import load_image
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
@@ -23,6 +24,8 @@ _MAX_NAME = 24
 """Characters of a class name that a plot shows."""
 _MAX_ROWS = 50
 """Classes on one contact sheet."""
+STRONG = 0.7
+"""Share from which a cell's colour is so strong that letters on it are light."""
 
 
 def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
@@ -35,11 +38,18 @@ def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
         title: Above the panels.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    _literal(figure.suptitle(title))
+    literal(figure.suptitle(title))
     loss, accuracy = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
+    draw_history(loss, accuracy, history)
+    _save(figure, path)
+
+
+def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> None:
+    """Draw loss and accuracy over the epochs, a panel each; columns as in `plot_history`."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for split, style in (("train", "--"), ("val", "-")):
             values = history[f"{split}_{quantity}"]
@@ -48,10 +58,9 @@ def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        axes.grid(linewidth=0.5)
         axes.legend()
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    _save(figure, path)
 
 
 def plot_confusion(
@@ -69,48 +78,90 @@ def plot_confusion(
         ValueError: If the shape does not fit the classes.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     num_classes = len(classes)
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(f"matrix {matrix.shape} does not fit {num_classes} classes")
-    support = matrix.sum(axis=1, keepdims=True)
-    shares = matrix / np.maximum(support, 1)  # (C, C)
-    names = [_short(name) for name in classes]
-    font = max(6.0, 11 - 0.4 * num_classes)  # points
+    names = [short_name(name) for name in classes]
     side = max(3.0, max(0.42, 1.1 - 0.05 * num_classes) * num_classes)  # inches
     # The axes fill the figure, and saving makes room for the letters around them: the layout
     # engines of matplotlib cut labels off where the axes keep their aspect.
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    bar = figure.colorbar(image, cax=figure.add_axes((1 + 0.2 / side, 0, 0.15 / side, 3 / side)))
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    bar.set_label("share of the true class")
-    ticks = range(num_classes)
-    flat = num_classes <= 4 and max(map(len, names)) <= 14
-    axes.set_xticks(ticks, names, rotation=0 if flat else 90, fontsize=max(7.0, font))
-    axes.set_yticks(ticks, names, fontsize=max(7.0, font))
+    draw_confusion(
+        axes,
+        matrix,
+        names,
+        support=matrix.sum(axis=1),
+        font=max(6.0, 11 - 0.4 * num_classes),
+        flat=num_classes <= 4 and max(map(len, names)) <= 14,
+    )
+    literal(axes.set_title(title, pad=14))
+    _save(figure, path)
+
+
+def draw_confusion(
+    axes: "Axes",
+    matrix: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    support: NDArray[np.int64],
+    font: float,
+    flat: bool,
+    on_strong: str = "white",
+    shares: bool = True,
+    numbers: bool = True,
+) -> None:
+    """Draw a confusion matrix; the strength of the first colour is the share of the true class.
+
+    Args:
+        axes: To draw into.
+        matrix: Counts, (C, C); row is the true class, column the predicted class.
+        names: Of the C classes, short enough to show.
+        support: Pictures of each true class, (C,).
+        font: Points.
+        flat: Whether the names of the columns stand upright beside each other.
+        on_strong: Colour of letters on a cell of a strong colour.
+        shares: Whether cells show their share below their count.
+        numbers: Whether cells show anything but their colour.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    num_classes = len(names)
+    by_row = matrix / np.maximum(support[:, None], 1)  # (C, C)
+    filled = np.argwhere(matrix > 0)
+    cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in filled]
+    alpha = by_row[matrix > 0]
+    axes.add_collection(PatchCollection(cells, facecolor="C0", edgecolor="none", alpha=alpha))
+    axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
+    axes.spines[:].set_visible(True)
+    turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
+    ticks, size = range(num_classes), max(7.0, font)
+    axes.set_xticks(ticks, names, fontsize=size, **({} if flat else turned))
+    axes.set_yticks(ticks, names, fontsize=size)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        _literal(label)
+        literal(label)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    _literal(axes.set_title(title, pad=14))
+    if not numbers:
+        return
     decimals = 1 if num_classes <= 10 else 0
     for row, column in np.ndindex(matrix.shape):
-        count, share = int(matrix[row, column]), shares[row, column]
+        count, share = int(matrix[row, column]), by_row[row, column]
         if not count and num_classes > 10:
             continue  # a large matrix is mostly zeros, which would hide the rest
-        axes.text(
-            column,
-            row,
-            f"{count:,}\n{share:.{decimals}%}",
-            ha="center",
-            va="center",
-            fontsize=font,
-            color="white" if share > 0.5 else "black",
-        )
-    _save(figure, path)
+        lines = (f"{count:,}", f"{share:.{decimals}%}")[: 2 if shares else 1]
+        for line, align in zip(lines, ("bottom", "top") if shares else ("center",), strict=True):
+            axes.text(
+                column,
+                row,
+                line,
+                ha="center",
+                va=align,
+                fontsize=font,
+                **({"color": on_strong} if share > STRONG else {}),
+            )
 
 
 def contact_sheet(
@@ -146,7 +197,7 @@ def contact_sheet(
     for row, name in enumerate(shown):
         paths, top = pictures[name], gap + row * row_height
         unit = "picture" if len(paths) == 1 else "pictures"
-        draw.text((gap, top), f"{_short(name)}: {len(paths):,} {unit}", "black", font)
+        draw.text((gap, top), f"{short_name(name)}: {len(paths):,} {unit}", "black", font)
         chosen = np.linspace(0, len(paths) - 1, min(per_class, len(paths))).round().astype(int)
         for column, index in enumerate(chosen):
             image = Image.fromarray(load_image(Path(paths[index]), size=size, resize=resize))
@@ -165,13 +216,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Cut a long name in its middle: names that begin alike often differ at the end."""
     half = _MAX_NAME // 2
     return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half + 1 :]}"
 
 
-def _literal(text: "Text") -> None:
+def literal(text: "Text") -> None:
     """Show dollar signs as they are: a class or a folder may have them in its name."""
     text.set_parse_math(False)
 
