@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 _DPI = 120
 _MAX_NAME = 24
 """Characters of a class name that a plot shows."""
+_MIN_STRENGTH = 0.15
 _MAX_ROWS = 50
 """Classes on one contact sheet."""
-STRONG = 0.7
-"""Share from which a cell's colour is so strong that letters on it are light."""
+_MAX_STRENGTH = 0.55
+"""Of a cell's colour, so that its letters have the contrast of 4.5 that WCAG 2.2 asks for."""
 
 
 def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
@@ -50,17 +52,18 @@ def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> Non
     """Draw loss and accuracy over the epochs, a panel each; columns as in `plot_history`."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+    splits = (("train", "training", "--s"), ("val", "validation", "-o"))
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, style in (("train", "--"), ("val", "-")):
+        for split, label, style in splits:
             values = history[f"{split}_{quantity}"]
             # A marker, because a run of one epoch has no line.
-            axes.plot(history["epoch"], values, style, marker="o", markersize=3, label=split)
+            axes.plot(history["epoch"], values, style, markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(linewidth=0.5)
         axes.legend()
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
 
 
 def plot_confusion(
@@ -83,6 +86,7 @@ def plot_confusion(
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(f"matrix {matrix.shape} does not fit {num_classes} classes")
     names = [short_name(name) for name in classes]
+    font = max(6.0, 11 - 0.4 * num_classes)  # points
     side = max(3.0, max(0.42, 1.1 - 0.05 * num_classes) * num_classes)  # inches
     # The axes fill the figure, and saving makes room for the letters around them: the layout
     # engines of matplotlib cut labels off where the axes keep their aspect.
@@ -93,7 +97,8 @@ def plot_confusion(
         matrix,
         names,
         support=matrix.sum(axis=1),
-        font=max(6.0, 11 - 0.4 * num_classes),
+        font=font,
+        name_font=max(7.0, font),
         flat=num_classes <= 4 and max(map(len, names)) <= 14,
     )
     literal(axes.set_title(title, pad=14))
@@ -107,8 +112,8 @@ def draw_confusion(
     *,
     support: NDArray[np.int64],
     font: float,
+    name_font: float,
     flat: bool,
-    on_strong: str = "white",
     shares: bool = True,
     numbers: bool = True,
 ) -> None:
@@ -119,9 +124,9 @@ def draw_confusion(
         matrix: Counts, (C, C); row is the true class, column the predicted class.
         names: Of the C classes, short enough to show.
         support: Pictures of each true class, (C,).
-        font: Points.
+        font: Of the letters in the cells, in points.
+        name_font: Of the names.
         flat: Whether the names of the columns stand upright beside each other.
-        on_strong: Colour of letters on a cell of a strong colour.
         shares: Whether cells show their share below their count.
         numbers: Whether cells show anything but their colour.
     """
@@ -133,13 +138,15 @@ def draw_confusion(
     filled = np.argwhere(matrix > 0)
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in filled]
     alpha = by_row[matrix > 0]
+    # Without numbers the colour has to show that there is anything at all.
+    alpha = _MAX_STRENGTH * alpha if numbers else _MIN_STRENGTH + (1 - _MIN_STRENGTH) * alpha
     axes.add_collection(PatchCollection(cells, facecolor="C0", edgecolor="none", alpha=alpha))
     axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
     axes.spines[:].set_visible(True)
     turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
-    ticks, size = range(num_classes), max(7.0, font)
-    axes.set_xticks(ticks, names, fontsize=size, **({} if flat else turned))
-    axes.set_yticks(ticks, names, fontsize=size)
+    ticks = range(num_classes)
+    axes.set_xticks(ticks, names, fontsize=name_font, **({} if flat else turned))
+    axes.set_yticks(ticks, names, fontsize=name_font)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         literal(label)
     axes.set_xlabel("predicted class")
@@ -151,7 +158,7 @@ def draw_confusion(
         count, share = int(matrix[row, column]), by_row[row, column]
         if not count and num_classes > 10:
             continue  # a large matrix is mostly zeros, which would hide the rest
-        lines = (f"{count:,}", f"{share:.{decimals}%}")[: 2 if shares else 1]
+        lines = (f"{count:,}", f"{100 * share:.{decimals}f} %")[: 2 if shares else 1]
         for line, align in zip(lines, ("bottom", "top") if shares else ("center",), strict=True):
             axes.text(
                 column,
@@ -160,7 +167,6 @@ def draw_confusion(
                 ha="center",
                 va=align,
                 fontsize=font,
-                **({"color": on_strong} if share > STRONG else {}),
             )
 
 
@@ -217,9 +223,25 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def short_name(name: str) -> str:
-    """Cut a long name in its middle: names that begin alike often differ at the end."""
-    half = _MAX_NAME // 2
-    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half + 1 :]}"
+    """Cut a long name in its middle: names that begin alike often differ at the end.
+
+    Letters as wide as they are high, such as those of Korean, count as two. What has no shape
+    is shown as a replacement character.
+    """
+    name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+    if num_columns(name) <= _MAX_NAME:
+        return name
+    head, tail, half = name, name, _MAX_NAME // 2
+    while num_columns(head) > half:
+        head = head[:-1]
+    while num_columns(tail) > half - 1:
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def num_columns(name: str) -> int:
+    """Return how many narrow letters are as wide as a name."""
+    return sum(2 if east_asian_width(char) in "WF" else 1 for char in name)
 
 
 def literal(text: "Text") -> None:

@@ -1,22 +1,15 @@
 """Charts of the HTML reports: inline SVG that follows the page's fonts and colours.
 
-matplotlib draws with stand-in colours, each of which becomes a CSS variable of `CHART_CSS`. A page
-needs that style sheet once, and each chart in an element of the class `chart`, which scrolls
-where a large matrix is wider than the window.
+A page needs `CHART_CSS` once, and each chart in an element of the class `chart`, which scrolls where
+a large matrix is wider than the window. Titles are given by the caller where a page has several
+charts of a kind, so that a screen reader tells them apart.
 """
 
-import hashlib
 import math
-import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from statistics import median
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,76 +18,59 @@ from tltools.bench import BenchReport, BenchRow
 from tltools.bench.text import digits, milliseconds
 from tltools.bench.verdict import in_order
 from tltools.metrics import Reliability
-from tltools.plots import draw_confusion, draw_history, literal, short_name
+from tltools.plots import draw_confusion, draw_history, literal, num_columns, short_name
+from tltools.report.svg import (
+    BG,
+    CHART_CSS,
+    FG,
+    LETTER,
+    SERIES,
+    WIDTH,
+    Chart,
+    as_chart,
+    new_figure,
+    theme,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CHART_CSS = """\
-:root {
-  --chart-fg: #1f2328; --chart-grid: #c9d1d9; --chart-bg: #ffffff;
-  --series-1: #0b62a4; --series-2: #c2410c; --series-3: #00806a; --series-4: #a3247f;
-  --series-5: #8a6d00; --series-6: #5b45b0; --series-7: #4d5761; --series-8: #1590c2;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --chart-fg: #e6edf3; --chart-grid: #3d444d; --chart-bg: #0d1117;
-    --series-1: #6cb6ff; --series-2: #ff9466; --series-3: #3ccfb0; --series-4: #f08bd0;
-    --series-5: #e3c341; --series-6: #b39dff; --series-7: #b1bac4; --series-8: #2f9ed6;
-  }
-}
-.chart { overflow-x: auto; }
-.chart > svg { display: block; width: 100%; height: auto; }
-"""
-"""The variables that the charts use, for light and dark. Paper is light."""
+__all__ = [
+    "CHART_CSS",
+    "Chart",
+    "accuracy_latency_chart",
+    "class_counts_chart",
+    "confidence_histogram",
+    "confusion_chart",
+    "history_chart",
+    "latency_chart",
+    "reliability_chart",
+    "size_chart",
+    "throughput_chart",
+]
 
 MAX_MATRIX = 50
 """Classes in a confusion matrix; of more, those with the most mistakes are shown."""
 MAX_ROWS = 30
 """Classes in a chart of counts."""
-MAX_HISTOGRAMS = 12
-"""Classes in a chart of confidences."""
-_NUM_BINS = 20
-"""Of confidences."""
-_NUMBERS = 30
+MAX_HISTOGRAMS = 8
+"""Labels in a chart of confidences."""
+_EDGE = 1e-9
+"""Of bins: 18 twentieths are a little more than 0.9."""
+_SOFT = 0.7
+"""Opacity of areas that lines cross."""
+_NUMBERS = 20
 """Classes of a matrix up to which its cells show their counts."""
 _LOG_FROM = 8
 """The largest of some values by the smallest from which on their axis is logarithmic."""
 
-_WIDTH = 440
-"""Of most charts, in the SVG's units; letters are 11 high, so that a phone shows them with 9."""
-_UNITS = 72
-"""Of the SVG in matplotlib's inch."""
-_ROW = 32
+_ROW = 34
 """Height of a row that has its name above its bar, in the SVG's units."""
-_LETTER = 11
-
-# No other colour is like these, and `_themed` refuses any other.
-_FG, _GRID, _BG = "#010101", "#020202", "#030303"
-_SERIES = tuple(f"#0404{number:02x}" for number in range(1, 9))
-_VARIABLES = {
-    _FG: "var(--chart-fg)",
-    _GRID: "var(--chart-grid)",
-    _BG: "var(--chart-bg)",
-    **{color: f"var(--series-{number})" for number, color in enumerate(_SERIES, start=1)},
-}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", ":", "-.")
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture for a page, and the same in words."""
-
-    svg: str
-    """One `svg` element without fixed size or colours. Its ids are its own, unless two charts of
-    the page have the same title and the same content."""
-    title: str
-    """A few words, not drawn in the picture; plain text, not escaped."""
-    description: str
-    """What it shows, with its key figures, and what it leaves out; plain text, not escaped."""
 
 
 # --------------------------------------------------------------------------------------- models
@@ -109,12 +85,13 @@ def history_chart(history: "pd.DataFrame", *, title: str = "Loss and accuracy by
     """
     if history.empty:
         return _nothing(title, "The training has no epoch yet.")
-    with _theme():
-        figure = _figure(400)
+    with theme():
+        figure = new_figure(400)
         loss, accuracy = figure.subplots(2, 1, sharex=True)
         draw_history(loss, accuracy, history)
         loss.set_xlabel("")
-        return _chart(figure, title, _describe_history(history))
+        figure.align_ylabels()
+        return as_chart(figure, title, _describe_history(history))
 
 
 def confusion_chart(
@@ -132,45 +109,47 @@ def confusion_chart(
     """
     if matrix.shape != (len(classes), len(classes)):
         raise ValueError(f"matrix {matrix.shape} does not fit {len(classes)} classes")
-    description = _describe_confusion(matrix, classes)
+    description, support = _describe_confusion(matrix, classes), matrix.sum(axis=1)
     if len(classes) > MAX_MATRIX:
-        mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+        mistakes = matrix.sum(axis=0) + support - 2 * matrix.diagonal()
         worst = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_MATRIX])
+        matrix, support = matrix[np.ix_(worst, worst)], support[worst]
         description += (
             f" Shown are the {MAX_MATRIX} of {len(classes):,} classes with the most mistakes."
         )
-        # Shares are of all pictures of a class, not of those in the part that is shown.
-        support = matrix.sum(axis=1)[worst]
-        matrix, classes = matrix[np.ix_(worst, worst)], [classes[index] for index in worst]
-    else:
-        support = matrix.sum(axis=1)
+        classes = [classes[index] for index in worst.tolist()]
     num_classes = len(classes)
     numbers = num_classes <= _NUMBERS
     names = [short_name(name) for name in classes]
-    cell = 90 if num_classes == 2 else max(24 if numbers else 13, 66 - 5 * num_classes)
-    letter = _LETTER if num_classes <= 10 else 8
-    room = letter * max(map(_letters, names)) + 12
-    flat = letter * max(map(_letters, names)) < cell
-    side = cell * num_classes
-    left, bottom = room + 20, (20 if flat else room) + 24
-    width, height = left + side + 8, bottom + side + 8
-    with _theme():
-        figure = _figure(height, width, layout="none")
+    letter = LETTER if num_classes <= 6 else 9
+    cell = {1: 90, 2: 90, 3: 70, 4: 56, 5: 50}.get(num_classes, (34 if num_classes <= 6 else 26))
+    if not numbers:
+        cell = 12
+    longest = max(map(_width, names))  # in letters
+    flat = letter * longest < cell
+    left = letter * longest + 30
+    bottom = (letter if flat else letter * longest) + 32
+    side, top, right = cell * num_classes, 6, 8
+    width, height = max(left + side + right, WIDTH), bottom + side + top
+    left = (width + left - side - right) / 2  # a small matrix stands in the middle
+    most = max(2, max(len(f"{count:,}") for count in matrix.flat))
+    with theme():
+        figure = new_figure(height, width, layout="none")
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         draw_confusion(
             axes,
             matrix,
             names,
             support=support,
-            font=letter,
+            font=min(letter, cell / (0.64 * most)),
+            name_font=letter,
             flat=flat,
-            on_strong=_BG,
-            shares=num_classes <= 6,
+            shares=num_classes <= 5,
             numbers=numbers,
         )
-        axes.xaxis.set_label_coords(0.5, (8 - bottom) / side)
-        axes.yaxis.set_label_coords((16 - left) / side, 0.5)
-        return _chart(figure, title, description)
+        axes.xaxis.set_label_coords(0.5, (18 - bottom) / side)
+        axes.yaxis.set_label_coords(-(letter * longest + 14) / side, 0.5)
+        return as_chart(figure, title, description)
 
 
 def reliability_chart(
@@ -188,29 +167,32 @@ def reliability_chart(
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with _theme():
-        figure = _figure(430)
+    with theme():
+        figure = new_figure(430)
         accuracy, counts = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
         widths = np.diff(calibrated.edges)
         known = calibrated.counts > 0
-        (diagonal,) = accuracy.plot((0, 1), (0, 1), ":", color=_FG, linewidth=1)
+        (diagonal,) = accuracy.plot((0, 1), (0, 1), ":", color=FG, linewidth=1.2)
         bars = accuracy.bar(
             calibrated.edges[:-1][known],
             calibrated.accuracy[known],
             widths[known],
             align="edge",
-            color=_SERIES[0],
-            edgecolor=_BG,
+            color=SERIES[0],
+            edgecolor=BG,
+            alpha=_SOFT,
         )
-        after = "" if uncalibrated is None else "calibrated: "
-        handles, names = [bars, diagonal], [f"{after}ECE {calibrated.ece:.1%}", "ideal"]
+        handles: list[Artist] = [bars, diagonal]
+        kind = "accuracy" if uncalibrated is None else "calibrated"
+        names = [f"{kind} (ECE {_percent(calibrated.ece)})", "ideal"]
         counts.bar(
             calibrated.edges[:-1],
             calibrated.counts,
             widths,
             align="edge",
-            color=_SERIES[0],
-            edgecolor=_BG,
+            color=SERIES[0],
+            edgecolor=BG,
+            alpha=_SOFT,
         )
         if uncalibrated is not None:
             some = uncalibrated.counts > 0
@@ -218,21 +200,22 @@ def reliability_chart(
                 uncalibrated.confidence[some],
                 uncalibrated.accuracy[some],
                 "--s",
-                color=_SERIES[1],
-                markerfacecolor=_BG,
+                color=SERIES[1],
+                markerfacecolor=BG,
             )
-            counts.stairs(uncalibrated.counts, uncalibrated.edges, color=_SERIES[1], ls="--")
+            counts.stairs(uncalibrated.counts, uncalibrated.edges, color=SERIES[1], ls="--")
             handles.insert(1, line)
-            names.insert(1, f"uncalibrated: ECE {uncalibrated.ece:.1%}")
+            names.insert(1, f"uncalibrated (ECE {_percent(uncalibrated.ece)})")
         for axis in (accuracy.yaxis, counts.xaxis):
-            axis.set_major_formatter(PercentFormatter(xmax=1))
+            axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
         accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
         counts.set(xlabel="confidence", ylabel="pictures")
         counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         for axes in (accuracy, counts):
             axes.grid(visible=True)
+        figure.align_ylabels()
         _legend(figure, handles, names)
-        return _chart(figure, title, _describe_reliability(calibrated, uncalibrated))
+        return as_chart(figure, title, _describe_reliability(calibrated, uncalibrated))
 
 
 # ------------------------------------------------------------------------------------- pictures
@@ -243,68 +226,74 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Pictures by c
     total = sum(counts.values())
     if not total:
         return _nothing(title, "There is no picture.")
-    shown = dict(sorted(counts.items(), key=lambda item: -item[1])[:MAX_ROWS])
-    shown = {name: count for name, count in counts.items() if name in shown}
+    largest = set(sorted(counts, key=lambda name: -counts[name])[:MAX_ROWS])
+    shown = [(short_name(name), count) for name, count in counts.items() if name in largest]
+    others = [count for name, count in counts.items() if name not in largest]
     most = max(counts, key=counts.__getitem__)
     least = min(counts, key=counts.__getitem__)
     description = (
-        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in {_plain(most)} "
-        f"({counts[most]:,}), fewest in {_plain(least)} ({counts[least]:,})."
+        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in {most} "
+        f"({counts[most]:,}), fewest in {least} ({counts[least]:,})."
     )
-    if len(shown) < len(counts):
-        description += f" Shown are the {len(shown)} largest classes."
-    with _theme():
-        lines = [
-            _Line(short_name(name), f"{count:,} ({count / total:.1%})")
-            for name, count in shown.items()
-        ]
+    with theme():
+        lines = [_Line(name, f"{count:,} ({_percent(count / total)})") for name, count in shown]
+        if others:  # without a bar, beside which those of the classes would be short
+            name = _number(len(others), "other class", "other classes")
+            lines.append(_Line(name, f"{sum(others):,} ({_percent(sum(others) / total)})"))
         figure, axes = _rows(lines)
-        _bars(axes, list(enumerate(shown.values())))
-        return _chart(figure, title, description)
+        _bars(axes, [(place, count) for place, (_, count) in enumerate(shown)])
+        return as_chart(figure, title, description)
 
 
 def confidence_histogram(
-    confidences: NDArray[np.floating],
+    edges: NDArray[np.float64],
+    counts: Mapping[str, NDArray[np.int64]],
     *,
-    by_class: Mapping[str, NDArray[np.floating]] | None = None,
     title: str = "Confidence",
 ) -> Chart:
-    """Draw how many predictions have which confidence, over all and by predicted class.
+    """Draw how many predictions have which confidence, over all and by label.
 
     Args:
-        confidences: In [0, 1], (N,). Those that are not finite are left out.
-        by_class: The same by class, each (N_c,).
+        edges: Of the B bins, (B + 1,), from 0 to 1. A bin holds its lower edge, the last one both,
+            as those of `numpy.histogram`.
+        counts: Predictions of each label by bin, (B,) each.
         title: Of the chart.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    values = np.asarray(confidences, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    if not len(finite):
+    totals = {label: int(part.sum()) for label, part in counts.items()}
+    if not sum(totals.values()):
         return _nothing(title, "There is no prediction.")
-    parts = {name: np.asarray(part, np.float64) for name, part in (by_class or {}).items()}
-    largest = sorted(parts, key=lambda name: -len(parts[name]))[:MAX_HISTOGRAMS]
-    named = [(name, parts[name]) for name in parts if name in set(largest)]
-    panels = [("all", finite), *(named if len(parts) > 1 else [])]
-    edges = np.linspace(0, 1, _NUM_BINS + 1)
-    with _theme():
-        figure = _figure(40 + 130 + 62 * (len(panels) - 1))
-        grid = {"height_ratios": [2.2, *[1] * (len(panels) - 1)]}
+    everything = np.sum(list(counts.values()), axis=0)
+    largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
+    panels = [(short_name(label), part) for label, part in counts.items() if label in largest]
+    others = [part for label, part in counts.items() if label not in largest]
+    if others:
+        name = _number(len(others), "other label", "other labels")
+        panels.append((name, np.sum(others, axis=0)))
+    panels = [("all", everything), *(panels if len(panels) > 1 else [])]
+    with theme():
+        figure = new_figure(40 + 130 + 62 * (len(panels) - 1))
+        grid = {"height_ratios": [2, *[1] * (len(panels) - 1)]}
         subplots = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw=grid)
-        for axes, (name, part), color in zip(
-            subplots[:, 0], panels, [_SERIES[0], *[_SERIES[2]] * len(panels)], strict=False
-        ):
-            part = part[np.isfinite(part)]
-            axes.hist(part, edges, color=color, edgecolor=_BG)
-            axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        for axes, (name, part) in zip(subplots[:, 0], panels, strict=True):
+            axes.bar(edges[:-1], part, np.diff(edges), align="edge", color=SERIES[0], edgecolor=BG)
+            axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+            axes.yaxis.set_major_formatter("{x:,.0f}")
             axes.grid(visible=True, axis="y")
             if len(panels) > 1:
-                label = f"{short_name(name)}: {_pictures(len(part))}"
-                literal(axes.set_title(label, loc="left", fontsize=_LETTER))
+                label = f"{name}: {_number(int(part.sum()), 'prediction', 'predictions')}"
+                literal(axes.set_title(label, loc="left", fontsize=LETTER))
         subplots[-1, 0].set(xlabel="confidence", xlim=(0, 1))
-        subplots[-1, 0].xaxis.set_major_formatter(PercentFormatter(xmax=1))
-        subplots[0, 0].set_ylabel("pictures")
-        return _chart(figure, title, _describe_confidences(values, finite, parts, len(panels) - 1))
+        subplots[-1, 0].xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+        subplots[0, 0].set_ylabel("predictions")
+        low = everything[edges[1:] <= 0.5 + _EDGE].sum() / everything.sum()
+        high = everything[edges[:-1] >= 0.9 - _EDGE].sum() / everything.sum()
+        description = (
+            f"Confidence of {_number(int(everything.sum()), 'prediction', 'predictions')}: "
+            f"{_percent(low)} lie below 50 %, {_percent(high)} at 90 % or above."
+        )
+        return as_chart(figure, title, description)
 
 
 # ---------------------------------------------------------------------------------------- bench
@@ -318,43 +307,44 @@ def latency_chart(report: BenchReport, *, title: str = "Latency of one picture")
         for timing in row.batches
         if timing.batch_size == 1 and any(timing.rounds_s) and row.latency is not None
     }
-    timed = [row for row in in_order(report.rows) if row.name in samples]
+    timed = [row for row in _good(report) if row.name in samples]
     if not timed:
         return _nothing(title, f"No latency was measured.{_left_out(report, timed)}")
     texts = {
         row.name: f"p50 {milliseconds(row.latency.p50_s)}, p95 {milliseconds(row.latency.p95_s)} ms"
+        + ("" if row.status == "ok" else f", {row.status}")
         for row in timed
         if row.latency is not None
     }
-    with _theme():
+    with theme():
         lines = _grouped(timed, texts)
         figure, axes = _rows(lines, axis="milliseconds")
         places = {line.row.name: place for place, line in enumerate(lines) if line.row is not None}
         axes.boxplot(
             [samples[name] for name in places],
-            positions=[place + 0.2 for place in places.values()],
-            widths=0.34,
+            positions=[place + 0.12 for place in places.values()],
+            widths=0.3,
             whis=(5, 95),
             orientation="horizontal",
             manage_ticks=False,
             patch_artist=True,
-            boxprops={"facecolor": _SERIES[0], "edgecolor": _FG, "alpha": 0.7},
-            medianprops={"color": _FG, "linewidth": 2},
-            flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": _FG},
+            boxprops={"facecolor": SERIES[0], "edgecolor": FG, "alpha": _SOFT},
+            medianprops={"color": FG, "linewidth": 2},
+            flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": FG},
         )
         _scale(axes, "x", np.concatenate(list(samples.values())))
         fastest = min(timed, key=lambda row: row.latency.p50_s if row.latency else math.inf)
         description = (
             f"Milliseconds for one picture. Boxes span the middle half of the samples, the bar in "
             f"them is the median (p50), whiskers reach from the 5th to the 95th percentile, dots "
-            f"lie beyond. The fastest is {_plain(fastest.name)}: {texts[fastest.name]}."
+            f"lie beyond. The fastest is {fastest.name}: {texts[fastest.name]}."
         )
-        return _chart(figure, title, description + _left_out(report, timed))
+        return as_chart(figure, title, description + _left_out(report, timed))
 
 
 def throughput_chart(report: BenchReport, *, title: str = "Pictures per second") -> Chart:
     """Draw the pictures per second against the batch size, a line for each candidate."""
-    timed = [row for row in in_order(report.rows) if row.batches]
+    timed = [row for row in _good(report) if row.batches]
     if not timed:
         return _nothing(title, f"No throughput was measured.{_left_out(report, timed)}")
     rates = {
@@ -362,8 +352,8 @@ def throughput_chart(report: BenchReport, *, title: str = "Pictures per second")
         for row in timed
     }
     sizes = sorted({size for rate in rates.values() for size in rate})
-    with _theme():
-        figure = _figure(_height_with_legend(timed))
+    with theme():
+        figure = new_figure(_height(_labels(timed)))
         axes = figure.subplots()
         handles = []
         for row, style in zip(timed, _styles(timed), strict=True):
@@ -383,9 +373,9 @@ def throughput_chart(report: BenchReport, *, title: str = "Pictures per second")
         )
         description = (
             f"Pictures per second of the model alone by batch size. The highest rate is "
-            f"{digits(rates[name][size])}, of {_plain(name)} with batches of {size}."
+            f"{digits(rates[name][size])}, of {name} with batches of {size}."
         )
-        return _chart(figure, title, description + _left_out(report, timed))
+        return as_chart(figure, title, description + _left_out(report, timed))
 
 
 def accuracy_latency_chart(
@@ -394,18 +384,17 @@ def accuracy_latency_chart(
     """Draw a point for each candidate, with its accuracy's interval; the recommended is ringed."""
     from matplotlib.ticker import PercentFormatter
 
-    timed = [
-        row for row in in_order(report.rows) if row.latency is not None and row.score is not None
-    ]
+    timed = [row for row in _good(report) if row.latency is not None and row.score is not None]
     if not timed:
         return _nothing(
             title, f"No candidate has both accuracy and latency.{_left_out(report, timed)}"
         )
     best = report.recommendation.choice if report.recommendation is not None else None
-    with _theme():
-        figure = _figure(_height_with_legend(timed))
+    with theme():
+        figure = new_figure(_height(_labels(timed)))
         axes = figure.subplots()
-        handles, names, times = [], _labels(timed), []
+        handles: list[Artist] = []
+        names, times, rings = _labels(timed), [], []
         sentence = " None of them is recommended."
         for row, style in zip(timed, _styles(timed), strict=True):
             assert row.latency is not None
@@ -416,38 +405,38 @@ def accuracy_latency_chart(
             handles += axes.plot(time, accuracy, **{**style, "linestyle": "none"})
             if best is not None and row.name == best.name:
                 rings = axes.plot(
-                    time, accuracy, "o", markersize=17, markerfacecolor="none", color=_FG
+                    time, accuracy, "o", markersize=17, markerfacecolor="none", color=FG
                 )
                 sentence = (
-                    f" Recommended on this machine: {_plain(row.name)}, with {accuracy:.1%} and "
+                    f" Recommended on this machine: {row.name}, with {_percent(accuracy)} and "
                     f"{milliseconds(row.latency.p50_s)} ms."
                 )
-        if best is not None and any(row.name == best.name for row in timed):
-            handles += rings
-            names.append("recommended here")
+        handles += rings
+        names += ["recommended here"] * len(rings)
         axes.set(xlabel="median latency of one picture, milliseconds", ylabel="accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
         _scale(axes, "x", np.array(times))
         axes.grid(visible=True)
         _legend(figure, handles, names)
         accuracies = [row.score.accuracy for row in timed if row.score is not None]
         description = (
             f"Accuracy with its 95 % interval against the median latency of one picture, "
-            f"{_number(len(timed), 'candidate', 'candidates')}: {_span(accuracies, '{:.1%}')} and "
-            f"{_span(times, '{:.3g}')} ms.{sentence}"
+            f"{_number(len(timed), 'candidate', 'candidates')}: "
+            f"{_span(list(map(_percent, sorted(accuracies))))} and "
+            f"{_span([milliseconds(time / 1000) for time in sorted(times)])} ms.{sentence}"
         )
-        return _chart(figure, title, description + _left_out(report, timed))
+        return as_chart(figure, title, description + _left_out(report, timed))
 
 
 def size_chart(report: BenchReport, *, title: str = "File sizes") -> Chart:
     """Draw the size of each candidate's file."""
-    sized = [row for row in in_order(report.rows) if row.size_bytes]
+    sized = [row for row in _good(report) if row.size_bytes]
     if not sized:
-        return _nothing(title, "No file size is known.")
+        return _nothing(title, f"No file size is known.{_left_out(report, sized)}")
     texts = {row.name: f"{digits(row.size_bytes / 1e6)} MB" for row in sized}
     least = min(sized, key=lambda row: row.size_bytes)
     most = max(sized, key=lambda row: row.size_bytes)
-    with _theme():
+    with theme():
         lines = _grouped(sized, texts)
         figure, axes = _rows(lines)
         _bars(
@@ -456,37 +445,36 @@ def size_chart(report: BenchReport, *, title: str = "File sizes") -> Chart:
         )
         description = (
             f"Megabytes (10^6 bytes) of each file; for eager, of the checkpoint. The smallest is "
-            f"{_plain(least.name)} with {texts[least.name]}, the largest {_plain(most.name)} with "
+            f"{least.name} with {texts[least.name]}, the largest {most.name} with "
             f"{texts[most.name]}."
         )
-        return _chart(figure, title, description)
+        return as_chart(figure, title, description + _left_out(report, sized))
 
 
 # ---------------------------------------------------------------------------------- description
 
 
 def _describe_history(history: "pd.DataFrame") -> str:
-    epochs = len(history)
-    text = f"Loss and accuracy on the training and validation pictures over {epochs:,} epoch"
-    text += "s" if epochs > 1 else ""
+    epochs = history["epoch"].to_numpy()
     parts = []
-    for column, name, best, written in (
-        ("val_accuracy", "validation accuracy", "max", "{:.1%}"),
-        ("val_loss", "validation loss", "min", "{:.3f}"),
+    for column, name, best, word, written in (
+        ("val_accuracy", "validation accuracy", np.nanargmax, "at best", _percent),
+        ("val_loss", "validation loss", np.nanargmin, "at least", "{:.3f}".format),
     ):
-        values = history[column].replace([np.inf, -np.inf], np.nan)
-        if values.notna().any():
-            at = values.idxmax() if best == "max" else values.idxmin()
-            word = "at best" if best == "max" else "at least"
-            last = values.iloc[-1]
-            end = written.format(last) if np.isfinite(last) else "no finite number"
-            parts.append(
-                f"{name} ends at {end}, {word} {written.format(values[at])} in epoch "
-                f"{int(history['epoch'][at])}"
-            )
-        else:
-            parts.append(f"{name} has no finite value")
-    return f"{text}: {'; '.join(parts)}."
+        values = history[column].to_numpy(dtype=np.float64)
+        values = np.where(np.isfinite(values), values, np.nan)
+        if np.isnan(values).all():
+            parts.append(f"{name} is never finite")
+            continue
+        end = "no finite number" if np.isnan(values[-1]) else written(float(values[-1]))
+        at = int(best(values))
+        parts.append(
+            f"{name} ends at {end}, {word} {written(float(values[at]))} in epoch {epochs[at]}"
+        )
+    return (
+        f"Loss and accuracy on the training and validation pictures over "
+        f"{_number(len(epochs), 'epoch', 'epochs')}: {'; '.join(parts)}."
+    )
 
 
 def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
@@ -495,50 +483,40 @@ def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> st
         return f"Confusion matrix of {len(classes)} classes without a picture."
     text = f"{right:,} of {_pictures(total)} in {len(classes)} classes are labelled right."
     wrong = matrix - np.diag(matrix.diagonal())
-    row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    row, column = divmod(int(wrong.argmax()), len(classes))
     if wrong[row, column]:
         text += (
-            f" The most frequent mistake: {int(wrong[row, column]):,} of {_plain(classes[row])} "
-            f"labelled {_plain(classes[column])}."
+            f" The most frequent mistake: {int(wrong[row, column]):,} of {classes[row]} "
+            f"labelled {classes[column]}."
         )
-    return text + " Colour is the share of the true class."
+    return text + " The stronger a colour, the larger the share of its true class."
 
 
 def _describe_reliability(calibrated: Reliability, uncalibrated: Reliability | None) -> str:
     text = (
         f"Share of right labels by confidence, {_pictures(int(calibrated.counts.sum()))}. On the "
-        f"diagonal confidence is accuracy. The expected calibration error is {calibrated.ece:.1%}"
+        f"diagonal confidence is accuracy. The expected calibration error is "
+        f"{_percent(calibrated.ece)}"
     )
-    return f"{text}{'' if uncalibrated is None else f', uncalibrated {uncalibrated.ece:.1%}'}."
+    return (
+        f"{text}{'' if uncalibrated is None else f', uncalibrated {_percent(uncalibrated.ece)}'}."
+    )
 
 
-def _describe_confidences(
-    values: NDArray[np.float64],
-    finite: NDArray[np.float64],
-    parts: Mapping[str, NDArray[np.float64]],
-    num_shown: int,
-) -> str:
-    text = (
-        f"Confidence of {_number(len(finite), 'prediction', 'predictions')}: the median is "
-        f"{median(finite):.1%}, {np.mean(finite < 0.5):.1%} lie below 50 %, "
-        f"{np.mean(finite >= 0.9):.1%} at 90 % or above."
-    )
-    if 0 < num_shown < len(parts):
-        text += f" Of the {len(parts):,} classes the {num_shown} largest are shown."
-    if len(finite) < len(values):
-        text += f" Without a number: {len(values) - len(finite):,}."
-    return text
+def _good(report: BenchReport) -> list[BenchRow]:
+    """Return the candidates that did not fail: whatever was measured before says nothing."""
+    return [row for row in in_order(report.rows) if row.status != "failed"]
 
 
 def _left_out(report: BenchReport, shown: Sequence[BenchRow]) -> str:
     """Name the candidates that a chart lacks, as a further sentence, and those in doubt."""
     names = {row.name for row in shown}
     missing = [
-        f"{_plain(row.name)} ({'failed' if row.status == 'failed' else 'not measured'})"
+        f"{row.name} ({'failed' if row.status == 'failed' else 'not measured'})"
         for row in report.rows
         if row.name not in names
     ]
-    unstable = [_plain(row.name) for row in shown if row.status == "unstable"]
+    unstable = [row.name for row in shown if row.status == "unstable"]
     text = f" Left out: {', '.join(missing)}." if missing else ""
     return text + (f" Unstable timings: {', '.join(unstable)}." if unstable else "")
 
@@ -551,14 +529,13 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def _span(values: Sequence[float], written: str) -> str:
-    low, high = written.format(min(values)), written.format(max(values))
-    return low if low == high else f"{low} to {high}"
+def _span(values: Sequence[str]) -> str:
+    """Return the first and the last, or the one."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
-def _plain(name: str) -> str:
-    """Return a name in which nothing is invisible; XML has no place for control characters."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 # -------------------------------------------------------------------------------------- drawing
@@ -578,8 +555,8 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
     """Return axes with a row from y = n - 0.5 to n + 0.5 for the n-th line, names written."""
     bottom, top = (40 if axis else 6), 4
     height = _ROW * len(lines) + bottom + top
-    figure = _figure(height, layout="none")
-    rect = (8 / _WIDTH, bottom / height, 1 - 16 / _WIDTH, 1 - (bottom + top) / height)
+    figure = new_figure(height, layout="none")
+    rect = (8 / WIDTH, bottom / height, 1 - 16 / WIDTH, 1 - (bottom + top) / height)
     axes = figure.add_axes(rect)
     axes.set(ylim=(len(lines) - 0.5, -0.5), yticks=[], xlabel=axis)
     axes.spines[:].set_visible(False)
@@ -590,7 +567,7 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
     for place, line in enumerate(lines):
         where = {"va": "center", "transform": axes.get_yaxis_transform(), "parse_math": False}
         weight = "bold" if line.is_head else "normal"
-        height = place + (0.1 if line.is_head else -0.25)
+        height = place + (0.1 if line.is_head else -0.26)
         axes.text(0, height, line.name, ha="left", weight=weight, **where)
         axes.text(1, height, line.value, ha="right", **where)
     return figure, axes
@@ -598,8 +575,8 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
 
 def _bars(axes: "Axes", values: Sequence[tuple[int, float]]) -> None:
     """Draw bars, of a place and a length each, into the axes of `_rows`."""
-    places, lengths = [place + 0.17 for place, _ in values], [length for _, length in values]
-    axes.barh(places, lengths, 0.28, color=_SERIES[0])
+    places, lengths = [place + 0.12 for place, _ in values], [length for _, length in values]
+    axes.barh(places, lengths, 0.28, color=SERIES[0])
     axes.set_xlim(0, max(lengths))
 
 
@@ -623,26 +600,28 @@ def _kind(row: BenchRow, rows: Sequence[BenchRow]) -> str:
 def _labels(rows: Sequence[BenchRow]) -> list[str]:
     """Return the candidates' names for a legend."""
     several = len({row.run for row in rows}) > 1
-    return [
-        f"{short_name(row.run)} {_kind(row, rows)}" if several else _kind(row, rows) for row in rows
-    ]
+    return [(f"{short_name(row.run)} " if several else "") + _kind(row, rows) for row in rows]
 
 
-def _styles(rows: Sequence[BenchRow]) -> list[dict[str, str]]:
-    """Return the look of each candidate: colour and marker by its place in the run, line by run."""
+def _styles(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
+    """Return each candidate's look: colour and marker by format and precision, line by run."""
     runs = list(dict.fromkeys(row.run for row in rows))
-    styles: list[dict[str, str]] = []
-    for number, run in enumerate(runs):
-        for place, _ in enumerate(row for row in rows if row.run == run):
-            color = _SERIES[place % len(_SERIES)]
-            styles.append(
-                {
-                    "color": color,
-                    "marker": _MARKERS[place % len(_MARKERS)],
-                    "linestyle": _LINES[number % len(_LINES)],
-                    "markerfacecolor": _BG if number % 2 else color,
-                }
-            )
+    seen: Counter[tuple[str, str, str]] = Counter()
+    kinds: dict[tuple[str, str, int], int] = {}
+    styles: list[dict[str, Any]] = []
+    for row in rows:
+        again = seen[row.run, row.format, row.precision]
+        seen[row.run, row.format, row.precision] += 1
+        kind = kinds.setdefault((row.format, row.precision, again), len(kinds))
+        number, color = runs.index(row.run), SERIES[kind % len(SERIES)]
+        styles.append(
+            {
+                "color": color,
+                "marker": _MARKERS[kind % len(_MARKERS)],
+                "linestyle": _LINES[number % len(_LINES)],
+                "markerfacecolor": BG if number % 2 else color,
+            }
+        )
     return styles
 
 
@@ -662,141 +641,34 @@ def _scale(axes: "Axes", axis: str, values: NDArray[np.float64]) -> None:
     one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def _height_with_legend(rows: Sequence[BenchRow]) -> int:
-    return 300 + 18 * math.ceil(len(rows) / 2)
+def _height(names: Sequence[str]) -> int:
+    """Return the height of a chart with a legend of these names."""
+    return 290 + 17 * math.ceil(len(names) / _columns(names))
 
 
-def _legend(figure: "Figure", handles: Sequence[object], names: Sequence[str]) -> None:
+def _columns(names: Sequence[str]) -> int:
+    return 2 if max(map(_width, names)) * LETTER < WIDTH / 2 - 44 else 1
+
+
+def _legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str]) -> None:
     """Put a legend below the axes, in two columns where the names leave room for them."""
-    columns = 2 if max(map(_letters, names)) * _LETTER < _WIDTH / 2 - 40 else 1
     # matplotlib leaves out names that begin with an underscore, so that they come later.
-    legend = figure.legend(handles, ["x"] * len(names), loc="outside lower center", ncols=columns)
+    legend = figure.legend(
+        handles, ["x"] * len(names), loc="outside lower center", ncols=_columns(names)
+    )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
         literal(text)
 
 
-def _letters(name: str) -> float:
-    """Return about how wide a name is, in heights of a letter."""
-    return sum(1.05 if ord(char) > 0x1100 else 0.6 for char in name)
-
-
-@contextmanager
-def _theme() -> Iterator[None]:
-    """Draw with the stand-in colours, whatever the user's own matplotlibrc says."""
-    import matplotlib
-    from cycler import cycler
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # The page's font has letters that matplotlib's lacks.
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "axes.axisbelow": True,
-                "axes.edgecolor": _GRID,
-                "axes.labelcolor": _FG,
-                "axes.prop_cycle": cycler(color=_SERIES),
-                "axes.spines.right": False,
-                "axes.spines.top": False,
-                "axes.titlecolor": _FG,
-                "boxplot.capprops.color": _FG,
-                "boxplot.whiskerprops.color": _FG,
-                "font.size": _LETTER,
-                "grid.color": _GRID,
-                "legend.fontsize": _LETTER,
-                "legend.frameon": False,
-                "svg.fonttype": "none",
-                "svg.hashsalt": "tltools",
-                "text.color": _FG,
-                "xtick.color": _GRID,
-                "xtick.labelcolor": _FG,
-                "ytick.color": _GRID,
-                "ytick.labelcolor": _FG,
-            }
-        )
-        yield
-
-
-def _figure(height: float, width: float = _WIDTH, *, layout: str = "constrained") -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / _UNITS, height / _UNITS), layout=layout)  # pyright: ignore[reportArgumentType]
+def _width(name: str) -> float:
+    """Return about how wide a name is, in heights of its letters."""
+    return 0.56 * num_columns(name)
 
 
 def _nothing(title: str, why: str) -> Chart:
     """Return a chart that says why there is none."""
-    with _theme():
-        figure = _figure(40)
+    with theme():
+        figure = new_figure(40)
         figure.text(0.5, 0.5, "no data", ha="center", va="center")
-        return _chart(figure, title, why)
-
-
-# ------------------------------------------------------------------------------------------ SVG
-
-
-def _chart(figure: "Figure", title: str, description: str) -> Chart:
-    """Return the figure as a chart; to be called under `_theme`."""
-    file = BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(file.getvalue())  # noqa: S314: matplotlib has just written it
-    title, description = _plain(title), _plain(description)
-    return Chart(_themed(root, title, description), title, description)
-
-
-def _themed(root: ElementTree.Element, title: str, description: str) -> str:
-    """Return matplotlib's SVG as an element for a page."""
-    for parent in root.iter():
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        # In HTML the parser knows the namespaces.
-        element.tag = element.tag.rpartition("}")[2]
-        for name in [name for name in element.attrib if name.startswith("{")]:
-            element.set(name.rpartition("}")[2], element.attrib.pop(name))
-        if "style" in element.attrib:
-            element.set("style", _restyled(element.attrib["style"]))
-    body = ElementTree.tostring(root, encoding="unicode")
-    key = hashlib.sha256(f"{title}\0{description}\0{body}".encode()).hexdigest()[:10]
-    _rename_ids(root, key)
-    for name, text in (("desc", description), ("title", title)):
-        element = ElementTree.Element(name, id=f"{key}-{name}")
-        element.text = text
-        root.insert(0, element)
-    width = float(root.attrib["viewBox"].split()[2])
-    shrinks_to = f"min-width: {0.75 * width:.0f}px; " if width > _WIDTH else ""
-    root.attrib = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": f"{key}-title {key}-desc",
-        "style": f"{shrinks_to}max-width: {1.25 * width:.0f}px; stroke-linejoin: round",
-    }
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _restyled(style: str) -> str:
-    """Return a style with the page's font and variables for colours."""
-    style = re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES[match[0]], style)
-    return re.sub(r"font: ([^;']*?)([\d.]+px)[^;]*", _font, style)
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = "; font-weight: bold" if re.search(r"bold|700", match[1]) else ""
-    return f"font-size: {match[2]}{weight}"
-
-
-def _rename_ids(root: ElementTree.Element, key: str) -> None:
-    """Keep those ids alone that something refers to, and put a key before them."""
-    pattern = re.compile(r"#([\w-]+)")
-    used: set[str] = set()
-    for element in root.iter():
-        for name, value in element.attrib.items():
-            if name in ("href", "clip-path") or "url(" in value:
-                used.update(pattern.findall(value))
-                element.set(name, pattern.sub(rf"#{key}-\1", value))
-    for element in root.iter():
-        if name := element.attrib.pop("id", ""):
-            if name in used:
-                element.set("id", f"{key}-{name}")
+        return as_chart(figure, title, why)
