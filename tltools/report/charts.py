@@ -1,8 +1,8 @@
 """Charts of the HTML reports: inline SVG that follows the page's fonts and colours.
 
-A page needs `CHART_CSS` once, and each chart in an element of the class `chart`, which scrolls where
-a large matrix is wider than the window. Titles are given by the caller where a page has several
-charts of a kind, so that a screen reader tells them apart.
+A page needs `CHART_CSS` once, and each chart in an element of the class `chart`, which scrolls
+where a large matrix is wider than the window. Where a page has several charts of a kind, it should
+give them titles, so that a screen reader tells them apart.
 """
 
 import math
@@ -64,10 +64,12 @@ _SOFT = 0.7
 """Opacity of areas that lines cross."""
 _NUMBERS = 20
 """Classes of a matrix up to which its cells show their counts."""
+_CELLS = {1: 90, 2: 90, 3: 70, 4: 56, 5: 50, 6: 34}
+"""Sides of a matrix's cells by its number of classes, in the SVG's units."""
 _LOG_FROM = 8
 """The largest of some values by the smallest from which on their axis is logarithmic."""
 
-_ROW = 34
+_ROW = 36
 """Height of a row that has its name above its bar, in the SVG's units."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", ":", "-.")
@@ -109,22 +111,22 @@ def confusion_chart(
     """
     if matrix.shape != (len(classes), len(classes)):
         raise ValueError(f"matrix {matrix.shape} does not fit {len(classes)} classes")
+    if not matrix.sum():
+        return _nothing(title, "There is no picture.")
     description, support = _describe_confusion(matrix, classes), matrix.sum(axis=1)
-    if len(classes) > MAX_MATRIX:
+    names = [short_name(name) for name in classes]
+    if len(names) > MAX_MATRIX:
         mistakes = matrix.sum(axis=0) + support - 2 * matrix.diagonal()
         worst = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_MATRIX])
         matrix, support = matrix[np.ix_(worst, worst)], support[worst]
+        names = [names[index] for index in worst]
         description += (
             f" Shown are the {MAX_MATRIX} of {len(classes):,} classes with the most mistakes."
         )
-        classes = [classes[index] for index in worst.tolist()]
-    num_classes = len(classes)
+    num_classes = len(names)
     numbers = num_classes <= _NUMBERS
-    names = [short_name(name) for name in classes]
     letter = LETTER if num_classes <= 6 else 9
-    cell = {1: 90, 2: 90, 3: 70, 4: 56, 5: 50}.get(num_classes, (34 if num_classes <= 6 else 26))
-    if not numbers:
-        cell = 12
+    cell = _CELLS.get(num_classes, 26 if numbers else 12)
     longest = max(map(_width, names))  # in letters
     flat = letter * longest < cell
     left = letter * longest + 30
@@ -134,7 +136,7 @@ def confusion_chart(
     left = (width + left - side - right) / 2  # a small matrix stands in the middle
     most = max(2, max(len(f"{count:,}") for count in matrix.flat))
     with theme():
-        figure = new_figure(height, width, layout="none")
+        figure = new_figure(height, width, layout=None)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         draw_confusion(
             axes,
@@ -167,6 +169,8 @@ def reliability_chart(
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+    if not calibrated.counts.any():
+        return _nothing(title, "There is no picture.")
     with theme():
         figure = new_figure(430)
         accuracy, counts = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
@@ -232,8 +236,8 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Pictures by c
     most = max(counts, key=counts.__getitem__)
     least = min(counts, key=counts.__getitem__)
     description = (
-        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in {most} "
-        f"({counts[most]:,}), fewest in {least} ({counts[least]:,})."
+        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in {short_name(most)} "
+        f"({counts[most]:,}), fewest in {short_name(least)} ({counts[least]:,})."
     )
     with theme():
         lines = [_Line(name, f"{count:,} ({_percent(count / total)})") for name, count in shown]
@@ -322,7 +326,7 @@ def latency_chart(report: BenchReport, *, title: str = "Latency of one picture")
         places = {line.row.name: place for place, line in enumerate(lines) if line.row is not None}
         axes.boxplot(
             [samples[name] for name in places],
-            positions=[place + 0.12 for place in places.values()],
+            positions=[place + 0.16 for place in places.values()],
             widths=0.3,
             whis=(5, 95),
             orientation="horizontal",
@@ -395,7 +399,7 @@ def accuracy_latency_chart(
         axes = figure.subplots()
         handles: list[Artist] = []
         names, times, rings = _labels(timed), [], []
-        sentence = " None of them is recommended."
+        sentence = "" if report.recommendation is None else " None of them is recommended."
         for row, style in zip(timed, _styles(timed), strict=True):
             assert row.latency is not None
             assert row.score is not None
@@ -430,9 +434,9 @@ def accuracy_latency_chart(
 
 def size_chart(report: BenchReport, *, title: str = "File sizes") -> Chart:
     """Draw the size of each candidate's file."""
-    sized = [row for row in _good(report) if row.size_bytes]
+    sized = [row for row in in_order(report.rows) if row.size_bytes]
     if not sized:
-        return _nothing(title, f"No file size is known.{_left_out(report, sized)}")
+        return _nothing(title, "No file size is known.")
     texts = {row.name: f"{digits(row.size_bytes / 1e6)} MB" for row in sized}
     least = min(sized, key=lambda row: row.size_bytes)
     most = max(sized, key=lambda row: row.size_bytes)
@@ -448,7 +452,7 @@ def size_chart(report: BenchReport, *, title: str = "File sizes") -> Chart:
             f"{least.name} with {texts[least.name]}, the largest {most.name} with "
             f"{texts[most.name]}."
         )
-        return as_chart(figure, title, description + _left_out(report, sized))
+        return as_chart(figure, title, description)
 
 
 # ---------------------------------------------------------------------------------- description
@@ -479,15 +483,13 @@ def _describe_history(history: "pd.DataFrame") -> str:
 
 def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     total, right = int(matrix.sum()), int(matrix.trace())
-    if not total:
-        return f"Confusion matrix of {len(classes)} classes without a picture."
     text = f"{right:,} of {_pictures(total)} in {len(classes)} classes are labelled right."
     wrong = matrix - np.diag(matrix.diagonal())
     row, column = divmod(int(wrong.argmax()), len(classes))
     if wrong[row, column]:
         text += (
-            f" The most frequent mistake: {int(wrong[row, column]):,} of {classes[row]} "
-            f"labelled {classes[column]}."
+            f" The most frequent mistake: {int(wrong[row, column]):,} of {short_name(classes[row])} "
+            f"labelled {short_name(classes[column])}."
         )
     return text + " The stronger a colour, the larger the share of its true class."
 
@@ -495,12 +497,12 @@ def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> st
 def _describe_reliability(calibrated: Reliability, uncalibrated: Reliability | None) -> str:
     text = (
         f"Share of right labels by confidence, {_pictures(int(calibrated.counts.sum()))}. On the "
-        f"diagonal confidence is accuracy. The expected calibration error is "
+        f"diagonal confidence is accuracy. The expected calibration error (ECE) is "
         f"{_percent(calibrated.ece)}"
     )
-    return (
-        f"{text}{'' if uncalibrated is None else f', uncalibrated {_percent(uncalibrated.ece)}'}."
-    )
+    if uncalibrated is not None:
+        text += f", uncalibrated {_percent(uncalibrated.ece)}"
+    return f"{text}."
 
 
 def _good(report: BenchReport) -> list[BenchRow]:
@@ -555,7 +557,7 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
     """Return axes with a row from y = n - 0.5 to n + 0.5 for the n-th line, names written."""
     bottom, top = (40 if axis else 6), 4
     height = _ROW * len(lines) + bottom + top
-    figure = new_figure(height, layout="none")
+    figure = new_figure(height, layout=None)
     rect = (8 / WIDTH, bottom / height, 1 - 16 / WIDTH, 1 - (bottom + top) / height)
     axes = figure.add_axes(rect)
     axes.set(ylim=(len(lines) - 0.5, -0.5), yticks=[], xlabel=axis)
@@ -564,18 +566,20 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
         axes.grid(visible=True, axis="x")
     else:
         axes.set_xticks([])
+    where: dict[str, Any] = {"va": "center", "transform": axes.get_yaxis_transform()}
+    where |= {"parse_math": False, "bbox": {"color": BG, "pad": 1}}  # the grid ends at the letters
     for place, line in enumerate(lines):
-        where = {"va": "center", "transform": axes.get_yaxis_transform(), "parse_math": False}
         weight = "bold" if line.is_head else "normal"
         height = place + (0.1 if line.is_head else -0.26)
         axes.text(0, height, line.name, ha="left", weight=weight, **where)
-        axes.text(1, height, line.value, ha="right", **where)
+        if line.value:
+            axes.text(1, height, line.value, ha="right", **where)
     return figure, axes
 
 
 def _bars(axes: "Axes", values: Sequence[tuple[int, float]]) -> None:
     """Draw bars, of a place and a length each, into the axes of `_rows`."""
-    places, lengths = [place + 0.12 for place, _ in values], [length for _, length in values]
+    places, lengths = [place + 0.16 for place, _ in values], [length for _, length in values]
     axes.barh(places, lengths, 0.28, color=SERIES[0])
     axes.set_xlim(0, max(lengths))
 

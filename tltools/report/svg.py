@@ -22,8 +22,8 @@ CHART_CSS = """\
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --chart-fg: #e6edf3; --chart-grid: #3d444d; --chart-bg: #0d1117;
-    --series-1: #6cb6ff; --series-2: #ff9326; --series-3: #7f7f7f; --series-4: #ae26ff;
-    --series-5: #bf311d; --series-6: #d9d9d9; --series-7: #b31ba0; --series-8: #d9af86;
+    --series-1: #6cb6ff; --series-2: #ff9326; --series-3: #ae26ff; --series-4: #d9d9d9;
+    --series-5: #bf311d; --series-6: #d9af86; --series-7: #b31ba0; --series-8: #7f7f7f;
   }
 }
 .chart { overflow-x: auto; }
@@ -104,7 +104,7 @@ def theme() -> Iterator[None]:
 
 
 def new_figure(
-    height: float, width: float = WIDTH, *, layout: Literal["constrained", "none"] = "constrained"
+    height: float, width: float = WIDTH, *, layout: Literal["constrained"] | None = "constrained"
 ) -> "Figure":
     """Return a figure of a size in the SVG's units."""
     from matplotlib.figure import Figure
