@@ -236,8 +236,8 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Pictures by c
     most = max(counts, key=counts.__getitem__)
     least = min(counts, key=counts.__getitem__)
     description = (
-        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in {short_name(most)} "
-        f"({counts[most]:,}), fewest in {short_name(least)} ({counts[least]:,})."
+        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in "
+        f"{short_name(most)} ({counts[most]:,}), fewest in {short_name(least)} ({counts[least]:,})."
     )
     with theme():
         lines = [_Line(name, f"{count:,} ({_percent(count / total)})") for name, count in shown]
@@ -323,19 +323,18 @@ def latency_chart(report: BenchReport, *, title: str = "Latency of one picture")
     with theme():
         lines = _grouped(timed, texts)
         figure, axes = _rows(lines, axis="milliseconds")
-        places = {line.row.name: place for place, line in enumerate(lines) if line.row is not None}
-        axes.boxplot(
-            [samples[name] for name in places],
-            positions=[place + 0.16 for place in places.values()],
-            widths=0.3,
-            whis=(5, 95),
-            orientation="horizontal",
-            manage_ticks=False,
-            patch_artist=True,
-            boxprops={"facecolor": SERIES[0], "edgecolor": FG, "alpha": _SOFT},
-            medianprops={"color": FG, "linewidth": 2},
-            flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": FG},
-        )
+        # Not Axes.boxplot, which reads the name of the screen's backend and so loads pyplot.
+        for place, line in enumerate(lines):
+            if line.row is None:
+                continue
+            times, y = samples[line.row.name], place + 0.16
+            p5, p25, p50, p75, p95 = np.percentile(times, [5, 25, 50, 75, 95])
+            axes.hlines(y, p5, p95, color=FG, linewidth=1)
+            axes.vlines([p5, p95], y - 0.08, y + 0.08, color=FG, linewidth=1)
+            axes.barh(y, p75 - p25, 0.3, left=p25, color=SERIES[0], edgecolor=FG, linewidth=0.8)
+            axes.vlines(p50, y - 0.15, y + 0.15, color=FG, linewidth=2)
+            beyond = times[(times < p5) | (times > p95)]
+            axes.plot(beyond, np.full(len(beyond), y), "o", color=FG, markersize=2)
         _scale(axes, "x", np.concatenate(list(samples.values())))
         fastest = min(timed, key=lambda row: row.latency.p50_s if row.latency else math.inf)
         description = (
@@ -488,8 +487,8 @@ def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> st
     row, column = divmod(int(wrong.argmax()), len(classes))
     if wrong[row, column]:
         text += (
-            f" The most frequent mistake: {int(wrong[row, column]):,} of {short_name(classes[row])} "
-            f"labelled {short_name(classes[column])}."
+            f" The most frequent mistake: {int(wrong[row, column]):,} of "
+            f"{short_name(classes[row])} labelled {short_name(classes[column])}."
         )
     return text + " The stronger a colour, the larger the share of its true class."
 

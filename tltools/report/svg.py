@@ -159,14 +159,18 @@ def _themed(root: ElementTree.Element, title: str, description: str) -> str:
 
 
 def _restyled(style: str) -> str:
-    """Return a style with the page's font and variables for colours."""
+    """Return a style with variables for colours, and without the font, which the page gives."""
     style = re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES[match[0]], style)
-    return re.sub(r"font: ([^;']*?)([\d.]+px)[^;]*", _font, style)
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = "; font-weight: bold" if re.search(r"bold|700", match[1]) else ""
-    return f"font-size: {match[2]}{weight}"
+    parts = []
+    for part in style.split("; "):
+        name, _, value = part.partition(": ")
+        if name == "font":  # all in one, as matplotlib 3.9 writes it
+            weight = re.match(r"(?:\w+ )*?(bold|[1-9]00)\b", value)
+            parts += [f"font-weight: {weight[1]}"] if weight else []
+            parts += [f"font-size: {size}" for size in re.findall(r"[\d.]+px", value)[:1]]
+        elif name != "font-family":
+            parts.append(part)
+    return "; ".join(parts)
 
 
 def _rename_ids(root: ElementTree.Element, key: str) -> None:
