@@ -29,6 +29,7 @@ from tltools.report.charts import (
     MAX_HISTOGRAMS,
     MAX_MATRIX,
     MAX_ROWS,
+    _looks,
     accuracy_latency_chart,
     class_counts_chart,
     confidence_histogram,
@@ -550,15 +551,30 @@ def test_one_candidate_and_one_batch_size(draw):
     assert "onnx fp32" in texts(draw(bench(row(sizes=(1,)))))
 
 
-def test_no_look_is_used_twice_in_two_runs_of_all_kinds():
+@pytest.mark.parametrize("runs", [["cnn"], ["cnn", "vgg16"], [f"run{n}" for n in range(9)]])
+def test_no_look_is_used_twice(runs):
     kinds = ("eager fp32", "torchscript fp32", "onnx fp32", "onnx fp16", "onnx int8")
-    chart = accuracy_latency_chart(
-        bench(*(row(kind, run=run) for run in ("cnn", "vgg16") for kind in kinds))
-    )
-    legend = [f"{run} {kind}" for run in ("cnn", "vgg16") for kind in kinds]
+    rows = [row(kind, run=run) for run in runs for kind in kinds]
+    chart = accuracy_latency_chart(bench(*rows))
+    legend = [f"{run} {kind}" if len(runs) > 1 else kind for run in runs for kind in kinds]
     assert [text for text in texts(chart) if text in legend] == legend
     looks = re.findall(r'style="([^"]*series[^"]*)" href="#([\w-]+)"', chart.svg)
     assert len(set(looks)) == len(legend)
+
+
+def test_kinds_look_the_same_in_two_runs():
+    names = ("eager fp32", "onnx int8")
+    rows = [row(names[0], run="a"), row(names[1], run="a"), row(names[1], run="b")]
+    first, second, third = _looks(rows)
+    assert third["color"] == second["color"] != first["color"]
+    assert third["marker"] == second["marker"] != first["marker"]
+    assert third["linestyle"] != second["linestyle"]
+
+
+def test_names_in_a_legend_do_not_repeat_their_run():
+    rows = [row(run="a"), row(run="a", name="a onnx fp32 (2)"), row(run="b")]
+    shown = texts(throughput_chart(bench(*rows)))
+    assert shown[-3:] == ["a onnx fp32", "a onnx fp32 (2)", "b onnx fp32"]
 
 
 @pytest.mark.parametrize(("slowest", "is_log"), [(10.0, False), (100.0, True)])

@@ -359,9 +359,9 @@ def throughput_chart(report: BenchReport, *, title: str = "Pictures per second")
         figure = new_figure(_height(_labels(timed)))
         axes = figure.subplots()
         handles = []
-        for row, style in zip(timed, _styles(timed), strict=True):
+        for row, look in zip(timed, _looks(timed), strict=True):
             rate = dict(sorted(rates[row.name].items()))
-            handles += axes.plot(list(rate), list(rate.values()), **style)
+            handles += axes.plot(list(rate), list(rate.values()), **look)
         if len(sizes) > 1:
             axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, map(str, sizes))
@@ -399,13 +399,13 @@ def accuracy_latency_chart(
         handles: list[Artist] = []
         names, times, rings = _labels(timed), [], []
         sentence = "" if report.recommendation is None else " None of them is recommended."
-        for row, style in zip(timed, _styles(timed), strict=True):
+        for row, look in zip(timed, _looks(timed), strict=True):
             assert row.latency is not None
             assert row.score is not None
             time, accuracy = 1000 * row.latency.p50_s, row.score.accuracy
             times.append(time)
-            axes.vlines(time, row.score.low, row.score.high, color=style["color"], linewidth=1)
-            handles += axes.plot(time, accuracy, **{**style, "linestyle": "none"})
+            axes.vlines(time, row.score.low, row.score.high, color=look["color"], linewidth=1)
+            handles += axes.plot(time, accuracy, **{**look, "linestyle": "none"})
             if best is not None and row.name == best.name:
                 rings = axes.plot(
                     time, accuracy, "o", markersize=17, markerfacecolor="none", color=FG
@@ -595,6 +595,7 @@ def _grouped(rows: Sequence[BenchRow], texts: Mapping[str, str]) -> list[_Line]:
 
 
 def _kind(row: BenchRow, rows: Sequence[BenchRow]) -> str:
+    """Return what a candidate is called among those of its run."""
     counts = Counter((one.run, one.format, one.precision) for one in rows)
     only = counts[row.run, row.format, row.precision] == 1
     return f"{row.format} {row.precision}" if only else short_name(row.name)
@@ -603,29 +604,39 @@ def _kind(row: BenchRow, rows: Sequence[BenchRow]) -> str:
 def _labels(rows: Sequence[BenchRow]) -> list[str]:
     """Return the candidates' names for a legend."""
     several = len({row.run for row in rows}) > 1
-    return [(f"{short_name(row.run)} " if several else "") + _kind(row, rows) for row in rows]
+    kinds = [_kind(row, rows) for row in rows]
+    return [
+        f"{short_name(row.run)} {kind}" if several and kind != short_name(row.name) else kind
+        for row, kind in zip(rows, kinds, strict=True)
+    ]
 
 
-def _styles(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
-    """Return each candidate's look: colour and marker by format and precision, line by run."""
+def _looks(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
+    """Return the look of each candidate.
+
+    Colour and marker stand for format and precision, and the line and the marker's inside for the
+    run, where there are no more than two runs. Where there are more, each candidate has its own
+    pair of colour and marker.
+    """
     runs = list(dict.fromkeys(row.run for row in rows))
     seen: Counter[tuple[str, str, str]] = Counter()
     kinds: dict[tuple[str, str, int], int] = {}
-    styles: list[dict[str, Any]] = []
-    for row in rows:
+    looks: list[dict[str, Any]] = []
+    for place, row in enumerate(rows):
         again = seen[row.run, row.format, row.precision]
         seen[row.run, row.format, row.precision] += 1
         kind = kinds.setdefault((row.format, row.precision, again), len(kinds))
-        number, color = runs.index(row.run), SERIES[kind % len(SERIES)]
-        styles.append(
+        number, run = (kind if len(runs) <= 2 else place), runs.index(row.run)
+        color = SERIES[number % len(SERIES)]
+        looks.append(
             {
                 "color": color,
-                "marker": _MARKERS[kind % len(_MARKERS)],
-                "linestyle": _LINES[number % len(_LINES)],
-                "markerfacecolor": BG if number % 2 else color,
+                "marker": _MARKERS[(number + number // len(SERIES)) % len(_MARKERS)],
+                "linestyle": _LINES[run % len(_LINES)],
+                "markerfacecolor": BG if run % 2 else color,
             }
         )
-    return styles
+    return looks
 
 
 def _scale(axes: "Axes", axis: str, values: NDArray[np.float64]) -> None:

@@ -70,7 +70,7 @@ class Chart:
 def theme() -> Iterator[None]:
     """Draw with the stand-in colours, whatever the user's own matplotlibrc says."""
     import matplotlib
-    from cycler import cycler
+    from matplotlib.rcsetup import cycler
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         # The page's font has letters that matplotlib's lacks.
@@ -85,8 +85,6 @@ def theme() -> Iterator[None]:
                 "axes.spines.right": False,
                 "axes.spines.top": False,
                 "axes.titlecolor": FG,
-                "boxplot.capprops.color": FG,
-                "boxplot.whiskerprops.color": FG,
                 "font.size": LETTER,
                 "grid.color": GRID,
                 "legend.fontsize": LETTER,
