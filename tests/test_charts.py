@@ -47,7 +47,7 @@ EDGES = np.linspace(0, 1, 21)
 HOSTILE = [
     "<script>alert(1)</script>",
     "a & b ]]> \"'",
-    "$x_$ costs $5",
+    "$x^2$ costs $5$",
     "구급차",
     "_hidden",
     "#010101",
@@ -284,7 +284,7 @@ def test_every_variable_has_a_value_for_light_and_for_dark(chart):
 
 
 def test_charts_are_the_same_twice_whatever_the_user_set(monkeypatch):
-    with mpl.rc_context({"axes.edgecolor": "red", "font.size": 30, "svg.fonttype": "path"}):
+    with mpl.rc_context({"axes.edgecolor": "red", "lines.linewidth": 9}):
         again = every_chart()
         assert mpl.rcParams["axes.edgecolor"] == "red"
     assert again == CHARTS
@@ -338,7 +338,7 @@ def test_names_of_strangers_are_text(kind):
     assert parse(chart) is not None
     shown = " | ".join(texts(chart))
     if kind not in ("history", "reliability", "reliability, one", "nothing"):
-        for name in ("<script>aler…1)</script>", "$x_$ costs $5", "_hidden", "#010101"):
+        for name in ("<script>aler…1)</script>", "$x^2$ costs $5$", "_hidden", "#010101"):
             assert name in shown
         assert "line\N{REPLACEMENT CHARACTER}break" in shown
         assert HOSTILE[-1] not in shown

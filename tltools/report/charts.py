@@ -666,7 +666,7 @@ def _columns(names: Sequence[str]) -> int:
 
 def _legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str]) -> None:
     """Put a legend below the axes, in two columns where the names leave room for them."""
-    # matplotlib leaves out names that begin with an underscore, so that they come later.
+    # matplotlib 3.9 leaves out names that begin with an underscore, so that they come later.
     legend = figure.legend(
         handles, ["x"] * len(names), loc="outside lower center", ncols=_columns(names)
     )
