@@ -8,9 +8,11 @@ import pytest
 
 from tltools.metrics import (
     ClassScore,
+    McNemar,
     RocAuc,
     classification_report,
     confusion_matrix,
+    mcnemar,
     roc_auc,
     score,
     softmax,
@@ -178,3 +180,24 @@ def test_importing_loads_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p_value"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (0, 6, 2 / 2**6),
+        (5, 1, 2 * (1 + 6) / 2**6),
+    ],
+)
+def test_mcnemar_is_the_exact_binomial_tail(only_first, only_second, p_value):
+    agreed = [True] * 7 + [False] * 2
+    first = np.array([True] * only_first + [False] * only_second + agreed)
+    second = np.array([False] * only_first + [True] * only_second + agreed)
+    assert mcnemar(first, second) == McNemar(only_first, only_second, pytest.approx(p_value))
+
+
+def test_mcnemar_compares_the_same_pictures():
+    with pytest.raises(ValueError, match=r"must both be \(N,\)"):
+        mcnemar(np.array([True]), np.array([True, False]))

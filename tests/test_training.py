@@ -17,11 +17,13 @@ from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, ModelError
 from tltools.evaluate import predict
+from tltools.metrics import softmax
 from tltools.progress import Silent
+from tltools.run_folder import HISTORY, read_predictions
 from tltools.training import default_config, find_resumable, open_run, resume_run, train_model
 from tltools.training.features import FeatureCache, choose_calibration, extract_features
 from tltools.training.models import build_cnn
-from tltools.training.run import HISTORY, STATE, load_card, load_run
+from tltools.training.run import STATE, load_card, load_run
 from tltools.training.weights import load_weights
 
 NUM = 24
@@ -112,6 +114,7 @@ def test_a_run_folder_holds_all_that_it_promises(dataset, tmp_path):
         "curves.png",
         "history.csv",
         "plan.json",
+        "predictions.csv",
         "split.csv",
         "state.pt",
     }
@@ -132,6 +135,28 @@ def test_the_cards_accuracy_is_what_the_saved_run_reaches(dataset, tmp_path):
         right = predict(predictor, paths).argmax(axis=1) == dataset.targets(split)
         assert run.card.metrics[split].accuracy == pytest.approx(right.mean())
         assert run.card.metrics[split].total == len(paths)
+
+
+def test_a_run_keeps_its_predictions_on_what_it_was_not_trained_on(dataset, tmp_path):
+    run = train(dataset, tmp_path)
+    found = read_predictions(run.folder, run.card.classes)
+    assert list(found) == ["val"]
+    assert found["val"].paths == tuple(dataset.part("val")["path"])
+    np.testing.assert_array_equal(found["val"].targets, dataset.targets("val"))
+    paths = [Path(path) for path in found["val"].paths]
+    logits = predict(open_run(run.folder, device="cpu"), paths)
+    expected = softmax(logits, temperature=run.card.temperature)
+    np.testing.assert_allclose(found["val"].probs, expected, atol=1e-5)
+
+
+def test_predictions_that_do_not_fit_the_run_are_refused(dataset, tmp_path):
+    run = train(dataset, tmp_path)
+    path = run.folder / "predictions.csv"
+    path.write_text(path.read_text().replace(",val,", ",val,no-such-"))
+    with pytest.raises(ArtifactError, match=r"predictions\.csv cannot be read: .*train again"):
+        read_predictions(run.folder, run.card.classes)
+    path.unlink()
+    assert read_predictions(run.folder, run.card.classes) == {}
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, tmp_path):

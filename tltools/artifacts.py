@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tltools.card import Card, Precision
 from tltools.errors import ArtifactError, DataError
+from tltools.run_folder import load_card, read_split
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import PREDICTORS, Predictor, load_predictor, read_card
 from tltools.runtime.selftest import lacks_self_test
@@ -54,8 +55,6 @@ def read_artifact(path: Path) -> Artifact:
     """
     _check_exists(path)
     if path.is_dir():
-        from tltools.training.run import load_card
-
         return Artifact(path, load_card(path))
     return Artifact(path, read_card(path))
 
@@ -230,8 +229,6 @@ def _bench_pictures(artifacts: list[Artifact], dataset: "Dataset | None"):
     """Return a frame with path and class, and its name."""
     if dataset is not None:
         return dataset.frame, dataset.name
-    from tltools.training.run import read_split
-
     runs = [artifact for artifact in artifacts if artifact.is_run]
     fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
     if not runs:

@@ -66,6 +66,43 @@ def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
     )
 
 
+@dataclass(frozen=True)
+class McNemar:
+    """Whether two models differ by more than chance on the same pictures."""
+
+    only_first: int
+    """Pictures that the first labels rightly and the second does not."""
+    only_second: int
+    """The other way round."""
+    p_value: float
+    """Two-sided: how often chance alone gives so uneven a division, or a more uneven one, if the
+    models are equally good; 1 where they are right on the same pictures."""
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
+    """Test whether one of two models is better, by the pictures on which only one is right.
+
+    McNemar's test, Note on the sampling error of the difference between correlated proportions or
+    percentages (1947), in its exact form: of equally good models each is the right one on half of
+    these pictures, which a binomial test decides.
+
+    Args:
+        first: Whether the first model is right, by picture, (N,).
+        second: As for the first, of the same pictures in the same order, (N,).
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    from scipy.stats import binomtest
+
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"first {first.shape} and second {second.shape} must both be (N,)")
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    total = only_first + only_second
+    p_value = float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
+    return McNemar(only_first, only_second, p_value)
+
+
 def confusion_matrix(
     preds: NDArray[np.int64], target: NDArray[np.int64], *, num_classes: int
 ) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ from tltools.graphs.onnx_file import OPSET
 from tltools.graphs.precision import quantize_until, write_fp16
 from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
+from tltools.run_folder import read_split
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import (
     OnnxPredictor,
@@ -40,7 +41,7 @@ from tltools.runtime.predictor import (
 )
 from tltools.runtime.selftest import replay
 from tltools.training.models import Classifier
-from tltools.training.run import load_run, open_run, read_split
+from tltools.training.run import load_run, open_run
 
 WRITERS: dict[str, Callable[[Classifier, Card, Path], None]] = {
     "torchscript": write_torchscript,

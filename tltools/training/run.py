@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,23 +17,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tltools.atomic import atomic_path, write_text
-from tltools.card import Card, DataFacts, card_from_json
+from tltools.card import Card, DataFacts
 from tltools.data.dataset import Dataset
 from tltools.errors import ArtifactError, DataError
+from tltools.run_folder import CARD, SPLIT, load_card, read_split, write_history
 from tltools.runtime.device import Device, DeviceChoice, allow_tf32, torch_device
 from tltools.training.config import TrainConfig
 from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-CARD = "card.json"
 CHECKPOINT = "checkpoint.safetensors"
 PLAN = "plan.json"
 STATE = "state.pt"
-SPLIT = "split.csv"
-HISTORY = "history.csv"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,24 +86,6 @@ def read_plan(folder: Path) -> Plan:
         raise ArtifactError(f"{folder} is not a run that can be resumed: {error}") from error
 
 
-def read_split(folder: Path) -> "pd.DataFrame":
-    """Read a run's pictures: columns path, class, split, sha256, all text.
-
-    Raises:
-        ArtifactError: If the run has no split.csv.
-    """
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
-    missing = {"path", "class", "split", "sha256"} - set(frame.columns)
-    if missing:
-        raise ArtifactError(f"{folder / SPLIT} lacks the columns {', '.join(sorted(missing))}")
-    return frame
-
-
 def run_dataset(folder: Path) -> Dataset:
     """Return the data set that a run was planned with, from its own split.
 
@@ -133,19 +110,11 @@ def run_dataset(folder: Path) -> Dataset:
     )
 
 
-def append_history(folder: Path, history: list[EpochStats]) -> None:
-    """Write the history: one row per epoch."""
-    import pandas as pd
-
-    with atomic_path(folder / HISTORY) as temporary:
-        pd.DataFrame([asdict(stats) for stats in history]).to_csv(temporary, index=False)
-
-
 def save_state(folder: Path, state: dict[str, Any], history: list[EpochStats]) -> None:
     """Save what `--resume` needs, after each epoch."""
     with atomic_path(folder / STATE) as temporary:
         torch.save({**state, "history": [asdict(stats) for stats in history]}, temporary)
-    append_history(folder, history)
+    write_history(folder, [asdict(stats) for stats in history])
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], list[EpochStats]]:
@@ -167,23 +136,6 @@ def save_run(folder: Path, model: Classifier, card: Card) -> None:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary)
     write_text(folder / CARD, card.to_json())
-
-
-def load_card(folder: Path) -> Card:
-    """Read a run's card.
-
-    Raises:
-        ArtifactError: If the folder is not a run, or its card is damaged.
-    """
-    path = folder / CARD
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(
-            f"{folder} is not a finished run: it has no {CARD} (tltools train makes runs, "
-            "tltools train --resume finishes one)"
-        ) from error
-    return card_from_json(text, where=str(path))
 
 
 def load_run(folder: Path) -> tuple[Classifier, Card]:

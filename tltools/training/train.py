@@ -18,9 +18,10 @@ from tltools.card import Card, Confidence, DataFacts, Preprocessing, Score, Weig
 from tltools.data.dataset import Dataset
 from tltools.data.images import load_images
 from tltools.errors import ArtifactError, ConfigError
-from tltools.metrics import confusion_matrix, score
+from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
+from tltools.run_folder import RunPredictions, write_predictions
 from tltools.runtime.device import Device, torch_device
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig
@@ -480,12 +481,15 @@ def _finish(
     job.trained.load_state_dict(trainer.chosen_state())
     metrics: dict[str, Score] = {}
     confidence: Confidence | None = None
+    outputs: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     with progress.bar("Scoring", sum(map(len, job.sources.values()))) as bar:
         for split, source in job.sources.items():
             logits, target = predict_source(job.trained, source, device=job.device)
             preds = logits.argmax(dim=1).numpy()
             metrics[split] = score(preds, target.numpy())
             bar.advance(len(source))
+            if split != "train":
+                outputs[split] = logits.numpy(), target.numpy()
             if split == "val":
                 confidence = fit_temperature(logits.numpy(), target.numpy())
                 progress.say(_of_confidence(confidence))
@@ -521,6 +525,18 @@ def _finish(
         created=runs.now(),
     )
     plot_history(_frame(history), folder / "curves.png", title=folder.name)
+    write_predictions(
+        folder,
+        job.dataset.classes,
+        {
+            split: RunPredictions(
+                paths=tuple(job.dataset.part(split)["path"]),
+                targets=targets,
+                probs=softmax(logits, temperature=card.temperature),
+            )
+            for split, (logits, targets) in outputs.items()
+        },
+    )
     runs.save_run(folder, job.model.cpu(), card)
     return TrainedRun(folder=folder, card=card, history=tuple(history), interrupted=interrupted)
 

@@ -1,0 +1,155 @@
+"""The files of a run folder that need no torch: what tables, reports and exports read of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.atomic import atomic_path
+from tltools.card import Card, card_from_json
+from tltools.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CARD = "card.json"
+SPLIT = "split.csv"
+HISTORY = "history.csv"
+PREDICTIONS = "predictions.csv"
+_PROB = "prob_"
+
+
+def load_card(folder: Path) -> Card:
+    """Read a run's card.
+
+    Raises:
+        ArtifactError: If the folder is not a run, or its card is damaged.
+    """
+    path = folder / CARD
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} is not a finished run: it has no {CARD} (tltools train makes runs, "
+            "tltools train --resume finishes one)"
+        ) from error
+    return card_from_json(text, where=str(path))
+
+
+def read_split(folder: Path) -> "pd.DataFrame":
+    """Read a run's pictures: columns path, class, split, sha256, all text.
+
+    Raises:
+        ArtifactError: If the run has no split.csv.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
+    missing = {"path", "class", "split", "sha256"} - set(frame.columns)
+    if missing:
+        raise ArtifactError(f"{folder / SPLIT} lacks the columns {', '.join(sorted(missing))}")
+    return frame
+
+
+def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write the history: one row per epoch."""
+    import pandas as pd
+
+    with atomic_path(folder / HISTORY) as temporary:
+        pd.DataFrame(list(history)).to_csv(temporary, index=False)
+
+
+def read_history(folder: Path) -> "pd.DataFrame":
+    """Read a run's history: columns `epoch`, `train_loss`, `val_loss`, …, one row per epoch.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+    """
+    import pandas as pd
+
+    wanted = ["epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"]
+    try:
+        frame = pd.read_csv(folder / HISTORY)
+        return frame.astype(dict.fromkeys(wanted, float))
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{folder / HISTORY} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class RunPredictions:
+    """What a run's model says of the labelled pictures of one split."""
+
+    paths: tuple[str, ...]
+    """The N pictures."""
+    targets: NDArray[np.int64]
+    """True class indices, (N,)."""
+    probs: NDArray[np.float64]
+    """Calibrated probabilities, (N, C)."""
+
+
+def write_predictions(
+    folder: Path, classes: Sequence[str], predictions: Mapping[str, RunPredictions]
+) -> None:
+    """Write `predictions.csv`: `path,split,class,prob_<class>...`, one row for each picture.
+
+    Probabilities keep all their digits, so that logits can be had from them again.
+
+    Args:
+        folder: The run.
+        classes: In the order of the logits.
+        predictions: By split.
+
+    Raises:
+        TltoolsError: If the file cannot be written.
+    """
+    import pandas as pd
+
+    frames = [
+        pd.DataFrame(
+            {"path": part.paths, "split": split, "class": [classes[i] for i in part.targets]}
+            | {f"{_PROB}{name}": part.probs[:, i] for i, name in enumerate(classes)}
+        )
+        for split, part in predictions.items()
+    ]
+    with atomic_path(folder / PREDICTIONS) as temporary:
+        pd.concat(frames).to_csv(temporary, index=False, errors="surrogateescape")
+
+
+def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredictions]:
+    """Read what `write_predictions` wrote, by split; empty if the run is older than that file.
+
+    Raises:
+        ArtifactError: If it cannot be read, or does not fit the classes.
+    """
+    import pandas as pd
+
+    path = folder / PREDICTIONS
+    columns = [f"{_PROB}{name}" for name in classes]
+    try:
+        if not path.exists():
+            return {}
+        frame = pd.read_csv(
+            path,
+            dtype={"path": str, "split": str, "class": str} | dict.fromkeys(columns, np.float64),
+            keep_default_na=False,
+            encoding_errors="surrogateescape",
+        )
+        index = {name: i for i, name in enumerate(classes)}
+        targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
+        probs = frame[columns].to_numpy(dtype=np.float64)
+        splits = frame["split"].to_numpy()
+        paths = frame["path"].to_numpy()
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; train again to make it") from error
+    return {
+        str(split): RunPredictions(
+            tuple(paths[splits == split]), targets[splits == split], probs[splits == split]
+        )
+        for split in dict.fromkeys(splits)
+    }
