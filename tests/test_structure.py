@@ -99,6 +99,30 @@ def test_classify_imports_no_more_than_it_needs(place):
     assert set(HEAVY) & loaded == {"onnxruntime"}
 
 
+REPORT = """
+import sys
+for name in sys.argv[1:]:
+    sys.modules[name] = None  # so that an import of it fails
+from tltools.cli import main
+for command in (
+    ["classify", "pictures", "--model", "model.onnx", "--device", "cpu", "--report", "job.html"],
+    ["report", "predictions.csv", "--pictures", "pictures"],
+):
+    try:
+        main(command)
+    except SystemExit as leaving:
+        assert not leaving.code
+"""
+
+
+def test_reports_of_jobs_work_without_the_training_side(place):
+    absent = ("torch", "torchvision", "pandas", "sklearn", "scipy", "onnx", "pyarrow")
+    python(REPORT, *absent, cwd=place)
+    for name in ("job.html", "report.html"):
+        page = (place / name).read_text(encoding="utf-8")
+        assert page.count("data:image/webp") == 2
+
+
 IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}
 """Of distributions that are imported under another name."""
 INDIRECT = {"onnxscript"}

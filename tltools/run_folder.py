@@ -135,14 +135,11 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredi
         if not path.exists():
             return {}
         frame = pd.read_csv(
-            path,
-            dtype={"path": str, "split": str, "class": str} | dict.fromkeys(columns, np.float64),
-            keep_default_na=False,
-            encoding_errors="surrogateescape",
+            path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
         )
         index = {name: i for i, name in enumerate(classes)}
         targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
-        probs = frame[columns].to_numpy(dtype=np.float64)
+        probs = frame[columns].astype(np.float64).to_numpy()
         splits = frame["split"].to_numpy()
         paths = frame["path"].to_numpy()
     except (OSError, ValueError, KeyError) as error:

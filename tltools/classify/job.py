@@ -268,7 +268,7 @@ class _Tally:
     def add(self, name: str, label: str | None, error: str | None) -> None:
         """Count a picture."""
         if label is None:
-            self.reasons[_kind_of_error(name, error or "")] += 1
+            self.reasons[kind_of_error(name, error or "")] += 1
             self._write(self._format.text(name), self._format.text(error or ""))
         else:
             self.counts[label] += 1
@@ -475,7 +475,7 @@ def _told(pictures: Iterator[Picture], first: int, watch: Watch) -> Iterator[Pic
         yield Picture(NO_PICTURE, picture.name) if number in watch.verdicts else picture
 
 
-def _kind_of_error(name: str, error: str) -> str:
+def kind_of_error(name: str, error: str) -> str:
     """Return an error without the file's name and numbers, so that there are few of them."""
     _, found, reason = error.partition(f" {os.path.basename(name)}: ")  # noqa: PTH119
     return re.sub(r"\d[\d,.]*", "N", reason if found else error)

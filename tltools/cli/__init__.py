@@ -20,6 +20,7 @@ COMMANDS = (
     "export",
     "classify",
     "bench",
+    "report",
     "inspect",
     "sample",
     "doctor",

@@ -10,11 +10,13 @@ from tltools.cli.common import (
     ImagesOption,
     InferenceDeviceOption,
     Out,
+    ReportOption,
+    check_report,
     command,
     split_names,
     split_numbers,
 )
-from tltools.cli.show import tell_findings
+from tltools.cli.show import tell_findings, write_report
 from tltools.errors import TltoolsError
 
 
@@ -42,6 +44,7 @@ def bench(
     ] = None,
     device: InferenceDeviceOption = "auto",
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
+    report: ReportOption = None,
 ) -> None:
     """Measure each export beside its run, and say which to take on this machine.
 
@@ -49,8 +52,10 @@ def bench(
 
     Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
     """
+    check_report(report)
     from tltools.artifacts import bench_inputs, open_predictor
-    from tltools.bench import run_bench, write_report
+    from tltools.bench import run_bench
+    from tltools.bench import write_report as write_files
     from tltools.classify import open_model
     from tltools.console import print_table, printable
 
@@ -74,7 +79,7 @@ def bench(
         f"Measuring {len(inputs.candidates)} candidates on {len(inputs.pictures)} pictures "
         f"of {inputs.name}, in turn"
     )
-    report = run_bench(
+    found = run_bench(
         inputs.candidates,
         open_predictor=open_predictor,
         open_model=open_model,
@@ -85,21 +90,25 @@ def bench(
         batch_sizes=split_numbers(batch_sizes, "--batch-sizes"),
         rounds=rounds,
         runs=num_runs,
-        save=lambda report: write_report(report, output),
+        save=lambda partial: write_files(partial, output),
         progress=progress,
     )
     if out.as_json:
-        out.json(report.to_json())
+        out.json(found.to_json())
     else:
-        for table in report.tables():
+        for table in found.tables():
             print_table(table.title, table.columns, table.rows)
-        for line in report.recommended():
+        for line in found.recommended():
             typer.echo(printable(line))
-    for note in report.notes():
+    for note in found.notes():
         progress.warn(note)
-    paths = write_report(report, output)
+    paths = write_files(found, output)
     progress.say("Written: " + ", ".join(str(path) for path in paths))
-    if all(row.status == "failed" for row in report.rows):
+    if report is not None:
+        from tltools.report.benches import bench_section
+
+        write_report(report, bench_section(found), progress)
+    if all(row.status == "failed" for row in found.rows):
         raise TltoolsError("none of the models could be measured: see above")
-    if report.recommendation is not None and report.recommendation.command:
-        progress.say(f"Next: {report.recommendation.command}")
+    if found.recommendation is not None and found.recommendation.command:
+        progress.say(f"Next: {found.recommendation.command}")

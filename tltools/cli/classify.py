@@ -9,7 +9,9 @@ from tltools.cli.common import (
     SPEED,
     InferenceDeviceOption,
     Out,
+    ReportOption,
     WorkersOption,
+    check_report,
     command,
     tell,
 )
@@ -111,6 +113,7 @@ def classify(
         Path | None,
         typer.Option(help="Where ledgers are kept.", show_default="user cache"),
     ] = None,
+    report: ReportOption = None,
 ) -> None:
     """Classify pictures: one row for each, with its label, probabilities or error.
 
@@ -122,6 +125,9 @@ def classify(
 
     if out.as_json and output.as_posix() == "-":
         raise ConfigError("--json and --output - would both be standard output; name a file")
+    check_report(report)
+    if report is not None and output.as_posix() == "-":
+        raise ConfigError("--report reads the output again, so --output must be a file; name one")
     watch = None
     if context.obj and can_supervise():
         watch = Watch(picture_timeout)
@@ -156,6 +162,8 @@ def classify(
         out.result(summary.as_dict(), lambda: None)
     else:
         _print_job(summary, progress)
+    if report is not None:
+        _write_report(report, summary, inputs, progress)
     if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
@@ -169,6 +177,26 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
     from platformdirs import user_cache_path
 
     return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
+
+
+def _write_report(
+    path: Path, summary: "Summary", inputs: list[Path], progress: "RichProgress"
+) -> None:
+    from tltools.cli.show import write_report
+    from tltools.report.jobs import job_section, locate_inputs
+
+    assert summary.output is not None
+    facts = (
+        f"Model {summary.model}, on {summary.choice.device}",
+        f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures per second",
+    )
+    section = job_section(
+        summary.output,
+        locate=locate_inputs(inputs),
+        resize=summary.card.preprocessing.resize,
+        facts=facts,
+    )
+    write_report(path, section, progress)
 
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:

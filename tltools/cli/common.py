@@ -84,6 +84,10 @@ WorkersOption = Annotated[
         min=1, help="Decoding threads.", show_default="by the machine", rich_help_panel=SPEED
     ),
 ]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", help="Write an HTML page too; an earlier one is replaced."),
+]
 QuietOption = Annotated[
     bool,
     typer.Option(
@@ -203,6 +207,18 @@ def _tell_settings(out: Out, settings: dict[str, Any]) -> None:
         if name not in ("out", "context"):
             shown = str(value) if isinstance(value, Path) else value
             out.progress.detail(f"{name.replace('_', '-')} = {shown!r}")
+
+
+def check_report(report: Path | None) -> None:
+    """Refuse a place that no page can have, before the work.
+
+    Raises:
+        ConfigError: See `check_place`.
+    """
+    if report is not None:
+        from tltools.report import check_place
+
+        check_place(report)
 
 
 def tell(message: str) -> None:

@@ -12,11 +12,13 @@ from tltools.cli.common import (
     ImagesOption,
     LabelColumnOption,
     Out,
+    ReportOption,
     SkipBadOption,
+    check_report,
     command,
     split_names,
 )
-from tltools.cli.show import score_text, tell_findings
+from tltools.cli.show import score_text, tell_findings, write_report
 
 if TYPE_CHECKING:
     from tltools.evaluate import Evaluation
@@ -45,11 +47,13 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for evaluation.json and confusion_matrix.png."),
     ] = None,
+    report: ReportOption = None,
 ) -> None:
     """Score a run or an export on labelled pictures.
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
+    check_report(report)
     from tltools.artifacts import open_predictor
     from tltools.data.dataset import load_dataset
     from tltools.evaluate import evaluate as evaluate_predictor
@@ -91,6 +95,16 @@ def evaluate(
             title=f"{predictor.card.run} on {dataset.name}",
         )
         progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
+    if report is not None:
+        from tltools.report.models import evaluation_section, read_evaluation
+
+        section = evaluation_section(
+            read_evaluation(result.to_json().encode(), where=model),
+            name=str(model),
+            result=result,
+            resize=predictor.card.preprocessing.resize,
+        )
+        write_report(report, section, progress)
     if out.as_json:
         out.json(result.to_json())
     else:

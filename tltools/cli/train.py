@@ -14,11 +14,13 @@ from tltools.cli.common import (
     ImagesOption,
     LabelColumnOption,
     Out,
+    ReportOption,
     SkipBadOption,
+    check_report,
     command,
     split_names,
 )
-from tltools.cli.show import score_text, tell_findings
+from tltools.cli.show import score_text, tell_findings, write_report
 from tltools.errors import TltoolsError
 
 if TYPE_CHECKING:
@@ -173,11 +175,13 @@ def train(
         bool,
         typer.Option("--resume", help="Go on with the newest unfinished run, as it was begun."),
     ] = False,
+    report: ReportOption = None,
 ) -> None:
     """Train the models and compare them.
 
     Example: tltools train photos/labels.csv --weights vgg16.pth
     """
+    check_report(report)
     from tltools.training import default_config
 
     models = ("cnn", "vgg16") if model == "all" else (model,)
@@ -243,6 +247,12 @@ def train(
                 raise
             failure = error
     out.result([_facts(run) for run in trained], lambda: _print_summary(trained))
+    if report is not None:
+        from tltools.artifacts import Artifact
+        from tltools.report.models import training_section
+
+        runs = [Artifact(run.folder, run.card) for run in trained]
+        write_report(report, training_section(runs), progress)
     if failure is not None:
         raise failure
     if trained[-1].interrupted:

@@ -1,0 +1,747 @@
+"""The report pages: what they say, that nothing in them is live but their own, and in a browser."""
+
+import csv
+import itertools
+import json
+import re
+import shutil
+import tracemalloc
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from conftest import COLOURS, Recorder, run_tltools, save_picture
+from PIL import Image
+
+from tltools.artifacts import read_artifact
+from tltools.classify.formats import CsvFormat, JsonLinesFormat, JsonRow
+from tltools.classify.pipeline import Prediction
+from tltools.classify.writers import write_parquet
+from tltools.errors import ConfigError, DataError
+from tltools.report import check_place
+from tltools.report.blocks import Gallery, Section, Table, Text, Tile
+from tltools.report.jobs import (
+    MAX_FAILED,
+    MAX_REASONS,
+    MAX_TILES,
+    OTHER_REASONS,
+    job_section,
+    locate_in,
+    locate_inputs,
+    read_job,
+)
+from tltools.report.models import training_section
+from tltools.report.page import make_thumbnails, render, write_page
+from tltools.run_folder import RunPredictions, read_predictions, write_predictions
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
+CLASSES = ("red", "green")
+
+
+class Reader(HTMLParser):
+    """The text, the tags and the addresses of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def read_page(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+def page_of(*sections: Section) -> Reader:
+    return read_page(render(sections, title="a report", thumbnails={}))
+
+
+def prediction(name: str, probability: float | None, error: str = "it is empty") -> Prediction:
+    """Two classes; `red` has the given probability."""
+    if probability is None:
+        return Prediction(name, None, None, None, f"cannot read image {name}: {error}")
+    probs = np.array([probability, 1 - probability])
+    label = CLASSES[int(probs.argmax())]
+    return Prediction(name, label, float(probs.max()), probs, None)
+
+
+def write_csv(path: Path, rows: Iterator[Prediction] | list[Prediction]) -> Path:
+    layout = CsvFormat(CLASSES)
+    with path.open("wb") as file:
+        file.write(layout.header)
+        file.writelines(map(layout.encode, rows))
+    return path
+
+
+# ------------------------------------------------------------------------------------ the page
+
+
+def test_a_page_is_one_file_that_asks_for_nothing(tmp_path, pictures):
+    tile = Tile(name="0.png", path=pictures / "red" / "0.png", predicted="red", confidence=0.75)
+    path = tmp_path / "new" / "report.html"
+    size = write_page(path, [Section("One", [Gallery("Pictures", (tile,))])], title="Title")
+    page = read_page(path.read_text(encoding="utf-8"))
+    assert size == path.stat().st_size
+    addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset")]
+    assert any(one.startswith("data:image/webp;base64,") for one in addresses)
+    assert all(one.startswith(("data:", "#")) for one in addresses)
+    assert page.tags.count("script") == 1
+    (policy,) = (value for name, value in page.attributes if value.startswith("default-src"))
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "@import" not in path.read_text()
+    assert not re.search(r"url\(\s*['\"]?(?!#)", path.read_text())
+
+
+def test_names_with_html_show_as_text():
+    tile = Tile(name=f"{EVIL}/{EVIL}.jpg", path=None, true=EVIL, predicted=EVIL + "2")
+    page = page_of(
+        Section(
+            EVIL,
+            [
+                Text((EVIL, EVIL), title=EVIL),
+                Table(EVIL, (EVIL, EVIL), ((EVIL, EVIL),)),
+                Gallery(EVIL, (tile,), EVIL),
+                Section(EVIL, [Text((EVIL,))]),
+            ],
+        )
+    )
+    harmless = read_page(
+        render(
+            [
+                Section(
+                    "a",
+                    [
+                        Text(("a", "a"), title="a"),
+                        Table("a", ("a", "a"), (("a", "a"),)),
+                        Gallery("a", (Tile(name="a", path=None, true="a", predicted="b"),), "a"),
+                        Section("a", [Text(("a",))]),
+                    ],
+                )
+            ],
+            title="a",
+            thumbnails={},
+        )
+    )
+    assert page.tags == harmless.tags
+    assert {name for name, _ in page.attributes} == {name for name, _ in harmless.attributes}
+    assert page.text.count(EVIL) >= 12
+
+
+def test_hidden_characters_of_names_are_shown():
+    page = page_of(Section("\u202egnp.exe\udcff\x1b", [Text(("a\x00b",))]))
+    assert r"\u202egnp.exe\udcff\x1b" in page.text
+    assert r"a\x00b" in page.text
+
+
+def test_a_picture_that_cannot_be_shown_says_why(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    tiles = (
+        Tile(name="empty.jpg", path=tmp_path / "empty.jpg", true="red"),
+        Tile(name="gone.jpg", path=tmp_path / "gone.jpg", true="red"),
+        Tile(name="unknown.jpg", path=None, true="red"),
+    )
+    made = make_thumbnails(tiles)
+    page = read_page(render([Section("a", [Gallery("b", tiles)])], title="c", thumbnails=made))
+    assert "cannot read image empty.jpg: it is empty" in page.text
+    assert "cannot read image gone.jpg: no such file" in page.text
+    assert "No picture: not found" in page.text
+
+
+def test_a_picture_is_decoded_once_and_told_of(pictures):
+    path = pictures / "red" / "0.png"
+    recorder = Recorder()
+    made = make_thumbnails([Tile(name=name, path=path) for name in "ab"], progress=recorder)
+    assert list(made) == [(path, "squash")]
+    assert recorder.bars == ["Making thumbnails"]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100.0 %"), (0.99951, "> 99.9 %"), (0.5, "50.0 %")]
+)
+def test_a_confidence_below_one_is_not_certainty(share, text):
+    tile = Tile(name="a", path=None, predicted="red", confidence=share)
+    page = page_of(Section("a", [Gallery("b", (tile,))]))
+    assert f"red , {text}" in page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\xa0", " ")
+
+
+@pytest.mark.parametrize("name", ["report", "report.csv", "folder.html"])
+def test_a_place_that_is_no_page_is_refused(tmp_path, name):
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(ConfigError, match=rf"--report .*{name} is"):
+        check_place(tmp_path / name)
+    check_place(tmp_path / "report.HTML")
+
+
+# ----------------------------------------------------------------------------------- the jobs
+
+
+ROWS = [
+    prediction("a/1.jpg", 0.9),
+    prediction("a/2.jpg", 0.6),
+    prediction('b, with\n"quotes".jpg', 0.2),
+    prediction("bad.jpg", None),
+    Prediction("c.jpg", "uncertain", 0.51, np.array([0.51, 0.49]), None),
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".ndjson", ".parquet"])
+def test_a_job_is_read_from_each_format(tmp_path, suffix):
+    path = tmp_path / f"predictions{suffix}"
+    lines = [JsonLinesFormat(CLASSES).encode(row) for row in ROWS]
+    if suffix == ".csv":
+        write_csv(path, ROWS)
+    elif suffix == ".parquet":
+        rows = (msgspec.json.decode(line, type=JsonRow) for line in lines)
+        write_parquet(path, rows, CLASSES)
+    else:
+        path.write_bytes(b"".join(lines))
+    job = read_job(path)
+    assert job.counts == {"red": 2, "green": 1, "uncertain": 1}
+    assert (job.num_rows, job.num_failed) == (5, 1)
+    assert job.failed == [("bad.jpg", "cannot read image bad.jpg: it is empty")]
+    assert job.reasons == {"it is empty": 1}
+    assert [one.path for one in job.chosen["red"]] == ["a/1.jpg", "a/2.jpg"]
+    assert job.chosen["green"][0].path == 'b, with\n"quotes".jpg'
+    assert job.bins["red"].sum() == 2
+    assert job.bins["red"][18] == job.bins["red"][12] == 1
+
+
+def test_a_row_of_a_million_costs_no_memory(tmp_path):
+    def peak(num_rows: int) -> int:
+        rows = (
+            prediction(f"{i}.jpg", None if i % 3 == 0 else (i % 1000) / 1000, f"reason {chr(i)}")
+            for i in range(num_rows)
+        )
+        path = write_csv(tmp_path / "rows.csv", rows)
+        tracemalloc.start()
+        try:
+            read_job(path)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    first = peak(5_000)
+    assert peak(50_000) < 1.2 * first + 100_000
+
+
+def test_what_is_shown_of_a_job_is_bounded(tmp_path):
+    kinds = itertools.cycle("abcdefghijklmnopqrstuvwxyz")
+    rows = [prediction(f"{i}.jpg", i / 3000) for i in range(3000)]
+    rows += [
+        prediction(f"bad{i}.jpg", None, next(kinds) * (1 + i // 26)) for i in range(MAX_REASONS + 9)
+    ]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    job = read_job(path)
+    assert job.num_failed == MAX_REASONS + 9
+    assert job.reasons[OTHER_REASONS] == 9
+    assert len(job.failed) == MAX_FAILED
+    assert [len(some) <= 36 for some in job.chosen.values()] == [True, True]
+    assert job.chosen["red"][0].path == "2999.jpg"
+    assert job.chosen["green"][0].path == "0.jpg"
+    assert job.chosen["red"][-1].path == "1500.jpg"
+    page = page_of(job_section(path, locate=locate_in(tmp_path)))
+    assert f"{MAX_REASONS + 9:,} files not classified" in page.text
+    assert f"The first {MAX_FAILED} of them" in page.text
+    assert page.tags.count("li") < MAX_TILES
+
+
+def test_many_classes_share_the_pictures(tmp_path):
+    classes = [f"class {i}" for i in range(500)]
+    layout = CsvFormat(classes)
+    path = tmp_path / "rows.csv"
+    with path.open("wb") as file:
+        file.write(layout.header)
+        for i in range(2000):
+            probs = np.full(500, 0.001)
+            probs[i % 500] = 0.501
+            file.write(layout.encode(Prediction(f"{i}", classes[i % 500], 0.501, probs, None)))
+    section = job_section(path, locate=locate_in(tmp_path))
+    assert 0 < len(list(section.tiles())) <= MAX_TILES
+    assert "of 500 labels" in page_of(section).text
+
+
+def test_a_job_without_a_picture_that_could_be_read(tmp_path):
+    for name in ("rows.csv", "rows.jsonl"):
+        path = tmp_path / name
+        write_csv(path, [prediction("bad.jpg", None)])
+        if name.endswith("jsonl"):
+            path.write_bytes(JsonLinesFormat(CLASSES).encode(prediction("bad.jpg", None)))
+        page = page_of(job_section(path, locate=None))
+        assert "1 file not classified" in page.text
+        assert "cannot read image bad.jpg: it is empty" in page.text
+    assert (
+        "0 pictures"
+        in page_of(job_section(write_csv(path.with_suffix(".csv"), []), locate=None)).text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"is not what tltools classify writes: its columns are a, b"),
+        ("", "its columns are none"),
+        ("path,label,confidence,prob_a,error\nx\n", "row 1 is damaged"),
+        ("path,label,confidence,prob_a,error\nx,a,high,1,\n", "row 1 is damaged"),
+        ("path,label,confidence,prob_a,error\nx,b,0.5,1,\n", r"row 1: 'b' .* is nothing that"),
+        ("path,label,confidence,prob_a,error\nx,a,nan,1,\n", r"row 1: 'a' .* is nothing that"),
+        ("path,label,confidence,prob_a,error\nx,a,,1,\n", r"row 1: 'a' .* is nothing that"),
+        ('path,label,confidence,prob_a,error\n"x', "cannot be read as CSV"),
+    ],
+)
+def test_what_is_no_output_of_classify_is_refused(tmp_path, text, message):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_job(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_garbage_is_refused(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(b"\xff\xfe\x00garbage\n")
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        read_job(path)
+
+
+def test_fields_for_spreadsheets_are_understood(tmp_path):
+    layout = CsvFormat(("=a", "b"), spreadsheet=True)
+    path = tmp_path / "rows.csv"
+    row = Prediction("=1.png", "=a", 0.75, np.array([0.75, 0.25]), None)
+    path.write_bytes(layout.header + layout.encode(row))
+    (tmp_path / "=1.png").touch()
+    job = read_job(path)
+    assert job.counts == {"=a": 1, "b": 0}
+    assert locate_in(tmp_path)(job.chosen["=a"][0].path) == tmp_path / "=1.png"
+
+
+def test_pictures_are_found_in_the_folder_and_never_outside(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.png").touch()
+    (tmp_path / "secret.png").touch()
+    locate = locate_in(folder)
+    assert locate("sub/a.png") == folder / "sub" / "a.png"
+    assert locate(str(folder / "sub" / "a.png")) == folder / "sub" / "a.png"
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "gone.png", "a\0b"):
+        assert locate(name) is None
+
+
+def test_pictures_of_a_job_are_found_by_its_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/a.png", "two/b.png", "lists/c.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("lists/list.txt").write_text("c.png\n")
+    inputs = [Path("one"), Path("two/b.png"), Path("lists/list.txt")]
+    locate = locate_inputs(inputs)
+    assert locate("one/a.png") == Path("one/a.png")
+    assert locate("two/b.png") == Path("two/b.png")
+    assert locate("c.png") == Path("lists/c.png")
+    assert locate("gone.png") is None
+    assert locate_inputs([Path("one")])("a.png") == tmp_path / "one" / "a.png"
+
+
+# ----------------------------------------------------------------------------------- the runs
+
+
+@pytest.fixture
+def two_runs(cnn_run, tmp_path) -> list[Path]:
+    """Two runs on the same pictures: the second is wrong on all but one."""
+    folders = [tmp_path / "runs" / name for name in ("first", "second")]
+    for folder in folders:
+        shutil.copytree(cnn_run, folder)
+    paths = tuple(f"{i}.png" for i in range(8))
+    targets = np.array([0, 1] * 4)
+    for folder, right in zip(folders, (np.ones(8, bool), np.arange(8) == 0), strict=True):
+        sure = np.linspace(0.6, 0.95, 8)
+        probs = np.empty((8, 2))
+        probs[np.arange(8), np.where(right, targets, 1 - targets)] = sure
+        probs[np.arange(8), np.where(right, 1 - targets, targets)] = 1 - sure
+        write_predictions(
+            folder, ("bright", "dark"), {"val": RunPredictions(paths, targets, probs)}
+        )
+    return folders
+
+
+def test_runs_are_compared_on_the_same_pictures(two_runs):
+    section = training_section([read_artifact(folder) for folder in two_runs])
+    page = page_of(section)
+    assert (
+        "first and second: first is better by more than chance (p = 0.016, McNemar's exact test). "
+        "Of the same 8 validation pictures, 7 are right with first alone and 0 with second alone."
+    ) in page.text
+    score = read_artifact(two_runs[0]).card.metrics["val"]
+    assert f"{score.correct}/{score.total}" in page.text
+    for words in ("Run first", "Run second", "Confusion matrix of second", "Data drawn"):
+        assert words in page.text
+
+
+def test_the_most_confident_mistakes_come_first_then_the_least_confident_hits(two_runs):
+    section = training_section([read_artifact(two_runs[1])])
+    (run,) = (block for block in section.blocks if getattr(block, "title", "") == "Run second")
+    (gallery,) = (block for block in run.blocks if isinstance(block, Gallery))
+    shown = [(tile.name, tile.is_wrong) for tile in gallery.tiles]
+    assert shown == [*((f"{i}.png", True) for i in (7, 6, 5, 4, 3, 2, 1)), ("0.png", False)]
+    assert gallery.note.startswith("7 of 7 mistakes, 1 of 1 hit;")
+    page = page_of(section)
+    values = [value for name, value in page.attributes if name == "data-wrong"]
+    assert values == ["1"] * 7 + ["0"]
+
+
+def test_a_run_without_predictions_says_so_and_the_rest_is_there(two_runs):
+    (two_runs[1] / "predictions.csv").unlink()
+    page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
+    assert "This run keeps no predictions" in page.text
+    assert "first and second cannot be compared picture by picture: second keeps no" in page.text
+    assert "Loss and accuracy of second" in page.text
+    assert "Confusion matrix of first" in page.text
+    assert "Confusion matrix of second" not in page.text
+
+
+def test_a_run_without_history_says_so_and_the_rest_is_there(two_runs):
+    (two_runs[0] / "history.csv").unlink()
+    page = page_of(training_section([read_artifact(two_runs[0])]))
+    assert "history.csv cannot be read" in page.text
+    assert "Confusion matrix of first" in page.text
+
+
+def test_runs_on_different_pictures_are_not_compared(two_runs):
+    found = read_predictions(two_runs[1], ("bright", "dark"))["val"]
+    other = RunPredictions(("other.png", *found.paths[1:]), found.targets, found.probs)
+    write_predictions(two_runs[1], ("bright", "dark"), {"val": other})
+    page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
+    assert "cannot be compared: they have different validation pictures" in page.text
+
+
+def test_classes_with_html_in_a_run_show_as_text(two_runs):
+    folder = two_runs[0]
+    for name in ("card.json", "split.csv", "predictions.csv"):
+        path = folder / name
+        if name == "card.json":
+            document = json.loads(path.read_text())
+            document["classes"] = [EVIL, "dark"]
+            path.write_text(json.dumps(document))
+        else:
+            with path.open(newline="") as file:
+                rows = [[one.replace("bright", EVIL) for one in row] for row in csv.reader(file)]
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows(rows)
+    page = page_of(training_section([read_artifact(folder)]))
+    assert page.tags.count("script") == 1
+    assert page.tags.count("img") == 1  # the viewer's
+    assert page.text.count(EVIL) > 5
+
+
+# --------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def place(cnn_exports, tmp_path_factory) -> Path:
+    """A folder with runs, exports, a bench, an evaluation and a job, as the commands left them."""
+    source = cnn_exports["onnx"].path.parents[2]
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("runs", "exports"):
+        shutil.copytree(source / name, folder / name)
+    rng = np.random.default_rng(0)
+    (folder / "photos" / "sub").mkdir(parents=True)
+    for index, colour in enumerate((*COLOURS.values(),) * 2):
+        save_picture(folder / "photos" / "sub" / f"{index}.png", colour, rng)
+    (folder / "photos" / f"{EVIL.replace('/', '')}.jpg").touch()
+    steps = (
+        ("classify", "photos", "--device", "cpu", "--report", "job.html"),
+        ("evaluate", "exports/cnn/cnn.fp32.onnx", source.parent / "data", "--device", "cpu",
+         "--output", "scores", "--report", "evaluation.html"),
+        ("bench", "exports/cnn/cnn.fp32.onnx", "--rounds", 1, "--runs", 2, "--batch-sizes", "1,2",
+         "--device", "cpu", "--report", "bench.html"),
+        ("train", source.parent / "data", "--model", "cnn", "--epochs", 1, "--val-fraction", 0.34,
+         "--device", "cpu", "--run-dir", "other", "--report", "train.html"),
+    )  # fmt: skip
+    data = source.parent / "data"
+    data.mkdir(exist_ok=True)
+    for name, level in (("bright", 200), ("dark", 50)):
+        (data / name).mkdir(exist_ok=True)
+        for index in range(3):
+            save_picture(data / name / f"{index}.png", (level, level, level), rng)
+    for step in steps:
+        ran = run_tltools(*step, cwd=folder)
+        assert ran.code == 0, ran
+        assert "for any browser" in ran.err
+    return folder
+
+
+def test_each_command_writes_its_page(place):
+    job = read_page((place / "job.html").read_text())
+    assert "7 pictures in predictions.csv" in job.text
+    assert EVIL.replace("/", "") in job.text
+    assert job.tags.count("img") == 1 + 6
+    evaluation = read_page((place / "evaluation.html").read_text())
+    assert "Confusion matrix of exports/cnn/cnn.fp32.onnx" in evaluation.text
+    assert evaluation.tags.count("img") == 1 + 6
+    trained = read_page((place / "train.html").read_text())
+    assert "Confusion matrix of cnn, validation pictures" in trained.text
+    assert "6 of 6 pictures, evenly through the data" in trained.text
+    bench = read_page((place / "bench.html").read_text())
+    for words in ("Accuracy against latency", "Recommended on this machine", "Machine", "CPU:"):
+        assert words in bench.text
+
+
+def test_report_finds_what_the_commands_left(place):
+    ran = run_tltools("report", cwd=place)
+    assert ran.code == 0, ran
+    page = read_page((place / "report.html").read_text())
+    for words in (
+        "Training",
+        "Run cnn",
+        "Classified: predictions.csv",
+        "Benchmark",
+        "Exports, verified against PyTorch",
+        "say where they are: tltools report --pictures FOLDER",
+    ):
+        assert words in page.text
+    assert "Runs: runs/cnn" in ran.err
+    assert ran.out == ""
+
+
+def test_report_takes_what_it_is_told(place):
+    (bench,) = (place / "exports").glob("bench-*.json")
+    ran = run_tltools(
+        "report", "predictions.csv", "scores/evaluation.json", bench, "exports", "runs",
+        "--pictures", "photos", "-o", "told.html", "--json", cwd=place,
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    document = json.loads(ran.out)
+    assert document["report"] == "told.html"
+    assert document["num_bytes"] == (place / "told.html").stat().st_size
+    assert document["runs"] == ["runs/cnn"]
+    assert document["exports"] == ["exports/cnn/cnn.fp32.onnx", "exports/cnn/cnn.fp32.pt"]
+    page = read_page((place / "told.html").read_text())
+    assert "Evaluation of scores/evaluation.json" in page.text
+    assert "The file keeps figures and no pictures" in page.text
+    assert page.tags.count("img") > 6
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), r"nothing to report here: .*tltools train"),
+        (("gone.csv",), "gone.csv does not exist"),
+        (("notes.txt",), "notes.txt is nothing that can be reported"),
+        (("empty",), "empty holds neither runs nor exports"),
+        (("some.json",), "some.json is neither of tltools bench nor of"),
+        (("list.json",), "list.json is no JSON file of tltools"),
+        (("rows.json",), "rows.json is not a report of this version's tltools bench"),
+        (("-o", "report.csv"), "--output report.csv is no name of a page"),
+        (("--pictures", "gone"), "--pictures gone is no folder"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(tmp_path, args, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    for name, text in (("some", "{}"), ("list", "[]"), ("rows", '{"rows": 1}')):
+        (tmp_path / f"{name}.json").write_text(text)
+    ran = run_tltools("report", *args, cwd=tmp_path)
+    assert ran.code in (1, 2)
+    assert re.search(message, ran.err)
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_needs_a_file_to_read_again(tmp_path):
+    ran = run_tltools("classify", ".", "-o", "-", "--report", "a.html", cwd=tmp_path)
+    assert ran.code == 2
+    assert "--output must be a file" in ran.err
+
+
+# ---------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=flags)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a page of a width; at the end it must have said and asked nothing."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts = []
+
+    def open_one(path: Path, *, width: int = 1400, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [one for one in asked if not one.startswith(("data:", "file:"))] == []
+    assert sum(one.startswith("file:") for one in asked) == len(contexts)
+
+
+@pytest.fixture(scope="module")
+def gallery_page(tmp_path_factory) -> Path:
+    """A page with seven pictures: two classes, mistakes and hits, sure and unsure."""
+    folder = tmp_path_factory.mktemp("gallery")
+    rng = np.random.default_rng(0)
+    tiles = []
+    for index in range(7):
+        path = folder / f"{index}.png"
+        save_picture(path, (30 * index, 90, 90), rng)
+        tiles.append(
+            Tile(
+                name=EVIL.replace("/", "") + str(index),
+                path=None if index == 6 else path,
+                true=("red", "green")[index % 2],
+                predicted="red",
+                confidence=0.65 + 0.05 * index,
+            )
+        )
+    write_page(
+        folder / "a.html",
+        [
+            Section("One", [Gallery("First", tuple(tiles))]),
+            Section("Two", [Gallery("Second", tuple(tiles[:1]))]),
+        ],
+        title="Gallery",
+    )
+    return folder / "a.html"
+
+
+def test_filters_work(open_page, gallery_page):
+    page = open_page(gallery_page)
+    gallery = page.locator(".gallery").first
+
+    def visible() -> list[int]:
+        return [i for i, one in enumerate(gallery.locator("li").all()) if one.is_visible()]
+
+    assert visible() == list(range(7))
+    gallery.get_by_label("Show").select_option("mistakes")
+    assert visible() == [1, 3, 5]
+    assert gallery.locator("output").inner_text() == "3 of 7 shown"
+    gallery.get_by_label("Confidence").select_option("90 % and more")
+    assert visible() == [5]
+    gallery.get_by_label("Show").select_option("mistakes and hits")
+    assert visible() == [5, 6]
+    gallery.get_by_label("Confidence").select_option("any")
+    gallery.get_by_label("Class").select_option("green")
+    assert visible() == [1, 3, 5]
+    assert page.locator(".gallery").nth(1).locator("li").is_visible()
+
+
+def test_a_picture_is_enlarged_by_keyboard(open_page, gallery_page):
+    page = open_page(gallery_page)
+    dialog = page.get_by_role("dialog")
+    tiles = page.locator(".gallery").first.get_by_role("button")
+    tiles.nth(1).focus()
+    page.keyboard.press("Enter")
+    assert dialog.is_visible()
+    assert dialog.locator("img").evaluate("picture => picture.naturalWidth") == 224
+    assert EVIL.replace("/", "") + "1" in dialog.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert EVIL.replace("/", "") + "2" in dialog.inner_text()
+    for _ in range(9):
+        page.keyboard.press("ArrowRight")
+    assert "No picture: not found" in dialog.inner_text()
+    assert dialog.get_by_role("button", name="Next").is_disabled()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert page.evaluate("document.activeElement.textContent").find(EVIL.replace("/", "") + "5") > 0
+
+
+def test_arrows_leave_out_what_is_filtered(open_page, gallery_page):
+    page = open_page(gallery_page)
+    gallery = page.locator(".gallery").first
+    gallery.get_by_label("Show").select_option("mistakes")
+    gallery.get_by_role("button").nth(0).click()
+    page.get_by_role("button", name="Next").click()
+    assert EVIL.replace("/", "") + "3" in page.get_by_role("dialog").inner_text()
+    page.get_by_role("button", name="Close").click()
+    assert not page.get_by_role("dialog").is_visible()
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_whole_report_fits_and_is_silent(open_page, place, width, scheme):
+    ran = run_tltools("report", "--pictures", "photos", "-o", "whole.html", cwd=place)
+    assert ran.code == 0, ran
+    page = open_page(place / "whole.html", width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    unnamed = page.eval_on_selector_all(
+        "svg",
+        "all => all.filter(one => one.getAttribute('role') !== 'img' || "
+        "!(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby'))).length",
+    )
+    assert unnamed == 0
+    assert page.locator("svg").count() >= 8
+    doubled = page.evaluate(
+        "(() => { const ids = [...document.querySelectorAll('[id]')].map(one => one.id);"
+        " return ids.length - new Set(ids).size; })()"
+    )
+    assert doubled == 0
+
+
+def test_twenty_thousand_predictions_open_at_once(open_page, tmp_path):
+    """As many pictures as a page ever shows of a job, of noise, which nothing makes small."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(400):
+        noise = rng.integers(0, 256, size=(112, 112, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{index}.png")
+    classes = [f"class {index}" for index in range(9)]
+    layout = CsvFormat(classes)
+    path = tmp_path / "rows.csv"
+    with path.open("wb") as file:
+        file.write(layout.header)
+        for index in range(20_000):
+            name, error = f"{index % 400}.png", f"cannot read image: reason {index}"
+            probs = rng.dirichlet(np.full(9, 0.2))
+            row = Prediction(name, classes[int(probs.argmax())], float(probs.max()), probs, None)
+            if index % 20 == 0:
+                row = Prediction(name, None, None, None, error)
+            file.write(layout.encode(row))
+    page_path = tmp_path / "a.html"
+    section = job_section(path, locate=locate_in(folder))
+    assert len(list(section.tiles())) > 300
+    size = write_page(page_path, [section])
+    assert size < 25e6
+    page = open_page(page_path)
+    seconds = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd / 1000")
+    assert 0 < seconds < 3
+    print(f"{size / 1e6:.1f} MB, {seconds:.2f} s")

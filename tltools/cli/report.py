@@ -1,0 +1,54 @@
+"""`tltools report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tltools.cli.common import Out, command
+
+
+@command
+def report(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Runs, exports, bench-*.json, evaluation.json, or predictions of classify.",
+            show_default="the newest of each in this folder",
+        ),
+    ] = None,
+    *,
+    out: Out,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The page; an earlier one is replaced."),
+    ] = Path("report.html"),
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that was classified, to show its pictures.", show_default="none"
+        ),
+    ] = None,
+) -> None:
+    """Show results on one HTML page: curves, mistakes, charts. It opens offline and prints.
+
+    Example: tltools report runs/cnn predictions.csv --pictures photos/
+    """
+    from tltools.errors import ConfigError
+    from tltools.report import check_place
+
+    check_place(output, "--output")
+    if pictures is not None and not pictures.is_dir():
+        raise ConfigError(f"--pictures {pictures} is no folder; name the one that was classified")
+    from tltools.report.page import write_page
+    from tltools.report.sources import find_sources
+
+    progress = out.progress
+    sources = find_sources(paths or [])
+    for kind, found in sources.paths().items():
+        progress.say(f"{kind.capitalize()}: {', '.join(found)}")
+    num_bytes = write_page(output, sources.sections(pictures), progress=progress)
+    if out.as_json:
+        document = {"report": str(output), "num_bytes": num_bytes, **sources.paths()}
+        out.result(document, lambda: None)
+    progress.say(f"Written: {output} ({num_bytes / 1e6:.1f} MB), for any browser")

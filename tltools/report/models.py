@@ -1,0 +1,510 @@
+"""What a report says of runs, evaluations and exports."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.artifacts import Artifact
+from tltools.bench.text import digits, percent_down
+from tltools.card import Card, Confidence, Resize, Score
+from tltools.errors import ArtifactError, DataError
+from tltools.metrics import (
+    ClassScore,
+    RocAuc,
+    confusion_matrix,
+    mcnemar,
+    reliability,
+    softmax,
+)
+from tltools.report.blocks import (
+    Block,
+    Charts,
+    Gallery,
+    Section,
+    Table,
+    Text,
+    Tile,
+    counted,
+    score_cell,
+)
+from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
+from tltools.run_folder import (
+    RunPredictions,
+    read_history,
+    read_predictions,
+    read_split,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tltools.evaluate import Evaluation
+
+MAX_MISTAKES = 48
+MAX_HITS = 24
+"""Of a gallery of mistakes and hits."""
+MAX_SAMPLES = 6
+"""Of each class and split in the sample of the data."""
+MAX_SAMPLE = 240
+"""In all of it."""
+SIGNIFICANCE = 0.05
+"""The usual level of a test: one of twenty pairs of equally good models would fail it."""
+SPLITS = ("train", "val", "test")
+
+Read = TypeVar("Read")
+
+
+# --------------------------------------------------------------------------------------- runs
+
+
+def training_section(runs: Sequence[Artifact]) -> Section:
+    """Say what runs came to: their accuracy, the difference between them, each in detail.
+
+    Raises:
+        ArtifactError: If a run's predictions are damaged.
+    """
+    predictions = {run.path: read_predictions(run.path, run.card.classes) for run in runs}
+    blocks: list[Block] = [_accuracy_table(runs)]
+    if len(runs) > 1:
+        lines = tuple(
+            _comparison(*pair, predictions[pair[0].path], predictions[pair[1].path])
+            for pair in combinations(runs, 2)
+        )
+        blocks.append(Text(lines, title="More than chance?"))
+    blocks += [_run_section(run, predictions[run.path]) for run in runs]
+    by_data = {run.card.data.fingerprint: run for run in reversed(runs)}
+    blocks += [_data_section(run) for run in reversed(by_data.values())]
+    return Section("Training", blocks)
+
+
+def _accuracy_table(runs: Sequence[Artifact]) -> Table:
+    splits = [name for name in SPLITS if any(name in run.card.metrics for run in runs)]
+    names = {"train": "training pictures", "val": "validation pictures", "test": "test pictures"}
+    return Table(
+        "Accuracy with its 95 % interval",
+        ("run", "model", *(names[split] for split in splits)),
+        tuple(
+            (
+                run.path.name,
+                f"{run.card.model}, {run.card.head}",
+                *(score_cell(run.card.metrics.get(split)) for split in splits),
+            )
+            for run in runs
+        ),
+        numbers_from=2,
+    )
+
+
+def _comparison(
+    first: Artifact,
+    second: Artifact,
+    first_said: Mapping[str, RunPredictions],
+    second_said: Mapping[str, RunPredictions],
+) -> str:
+    """Say whether two runs differ on their validation pictures by more than chance."""
+    names = first.path.name, second.path.name
+    pair = f"{names[0]} and {names[1]}"
+    for run, said in ((first, first_said), (second, second_said)):
+        if "val" not in said:
+            return (
+                f"{pair} cannot be compared picture by picture: {run.path.name} keeps no "
+                "predictions (an earlier tltools made it; train again)."
+            )
+    right = _right(first, first_said["val"]), _right(second, second_said["val"])
+    same = right[0].keys() == right[1].keys() and all(
+        right[0][path][0] == right[1][path][0] for path in right[0]
+    )
+    if not same:
+        return f"{pair} cannot be compared: they have different validation pictures."
+    hits = [np.array([one[path][1] for path in right[0]], dtype=np.bool_) for one in right]
+    found = mcnemar(hits[0], hits[1])
+    if not found.only_first + found.only_second:
+        return f"{pair} are right on the same {counted(len(hits[0]), 'picture', 'pictures')}."
+    better = names[0] if found.only_first > found.only_second else names[1]
+    verdict = (
+        f"{better} is better by more than chance"
+        if found.p_value < SIGNIFICANCE
+        else "the difference may be chance"
+    )
+    return (
+        f"{pair}: {verdict} ({_p_text(found.p_value)}, McNemar's exact test). Of the same "
+        f"{len(hits[0]):,} validation pictures, {found.only_first:,} are right with {names[0]} "
+        f"alone and {found.only_second:,} with {names[1]} alone."
+    )
+
+
+def _p_text(value: float) -> str:
+    return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
+
+
+def _right(run: Artifact, said: RunPredictions) -> dict[str, tuple[str, bool]]:
+    """Return the class of each picture, and whether the run gives it."""
+    preds = said.probs.argmax(axis=1)
+    return {
+        path: (run.card.classes[target], bool(pred == target))
+        for path, target, pred in zip(said.paths, said.targets, preds, strict=True)
+    }
+
+
+def _run_section(run: Artifact, said: Mapping[str, RunPredictions]) -> Section:
+    card, name = run.card, run.path.name
+    blocks: list[Block] = [Text(tuple(_run_facts(card)), tone="quiet")]
+    charts: list[Chart] = []
+    history = _or_problem(read_history, run.path)
+    if isinstance(history, Text):
+        blocks.append(history)
+    else:
+        charts.append(history_chart(history, title=f"Loss and accuracy of {name}"))
+    for split in (split for split in ("val", "test") if split in said):
+        words = "validation" if split == "val" else "test"
+        matrix = _matrix(said[split], len(card.classes))
+        charts.append(
+            confusion_chart(
+                matrix, card.classes, title=f"Confusion matrix of {name}, {words} pictures"
+            )
+        )
+    if "val" in said:
+        charts.append(
+            _reliability(
+                said["val"].probs,
+                said["val"].targets,
+                card.temperature,
+                title=f"Accuracy by confidence of {name}, validation pictures",
+            )
+        )
+    blocks += [Charts(tuple(charts)), Text((_calibration_text(card.confidence),))]
+    if said:
+        blocks.append(
+            _mistakes(
+                tile
+                for split, part in said.items()
+                for tile in _tiles(part, card.classes, card.preprocessing.resize, split)
+            )
+        )
+    else:
+        blocks.append(
+            Text(
+                (
+                    "This run keeps no predictions (an earlier tltools made it), so there is no "
+                    "confusion matrix and there are no mistakes to look at. Train again for them.",
+                ),
+                tone="warning",
+            )
+        )
+    return Section(f"Run {name}", blocks)
+
+
+def _run_facts(card: Card) -> Iterator[str]:
+    done, kept = card.training.get("epochs_done"), card.training.get("kept_epoch")
+    yield f"{card.model}, head {card.head}, weights {card.weights.source}"
+    if isinstance(done, int) and isinstance(kept, int):
+        stopped = ", stopped by Ctrl-C" if card.training.get("interrupted") else ""
+        yield f"{counted(done, 'epoch', 'epochs')}, weights of epoch {kept}{stopped}"
+    yield (
+        f"Data {card.data.name}: {card.data.num_train:,} pictures to train on, "
+        f"{card.data.num_val:,} for validation, split {card.data.split}"
+    )
+    yield f"Made {card.created} with tltools {card.versions.get('tltools', '?')}"
+
+
+def _calibration_text(confidence: Confidence | None) -> str:
+    if confidence is None:
+        return "Confidence is not calibrated: an earlier tltools made this model."
+    before, after = confidence.ece_before, confidence.ece_after
+    if confidence.note or before is None or after is None:
+        error = "" if before is None else f" Expected calibration error {_share(before)}."
+        return f"Confidence is not changed (temperature 1): {confidence.note}.{error}"
+    return (
+        f"Confidence is calibrated with the temperature {confidence.temperature:.2f}. Expected "
+        f"calibration error {_share(before)} before and {_share(after)} after, on pictures "
+        f"held out from {confidence.num_pictures:,}; the diagram shows all of them."
+    )
+
+
+def _reliability(
+    probs: NDArray[np.float64], targets: NDArray[np.int64], temperature: float, *, title: str
+) -> Chart:
+    """Draw the reliability of calibrated probabilities, beside that without the temperature."""
+    plain = None
+    if temperature != 1:
+        # log(p) are the divided logits, up to a number for each picture, which softmax ignores.
+        plain = reliability(softmax(np.log(np.maximum(probs, 1e-300)) * temperature), targets)
+    return reliability_chart(reliability(probs, targets), plain, title=title)
+
+
+def _matrix(said: RunPredictions, num_classes: int) -> NDArray[np.int64]:
+    preds = said.probs.argmax(axis=1).astype(np.int64)
+    return confusion_matrix(preds, said.targets, num_classes=num_classes)
+
+
+def _tiles(
+    said: RunPredictions, classes: Sequence[str], resize: Resize, split: str = ""
+) -> Iterator[Tile]:
+    names = list(classes)
+    for path, target, row in zip(said.paths, said.targets.tolist(), said.probs, strict=True):
+        pred = int(row.argmax())
+        yield Tile(
+            name=path,
+            path=Path(path),
+            resize=resize,
+            true=names[target],
+            predicted=names[pred],
+            confidence=float(row[pred]),
+            split=split,
+        )
+
+
+def _mistakes(tiles: Iterator[Tile]) -> Gallery:
+    """Choose the most confident mistakes, and the least confident hits."""
+    mistakes: list[Tile] = []
+    hits: list[Tile] = []
+    for tile in tiles:
+        (mistakes if tile.is_wrong else hits).append(tile)
+    mistakes.sort(key=_confidence, reverse=True)
+    hits.sort(key=_confidence)
+    chosen = (*mistakes[:MAX_MISTAKES], *hits[:MAX_HITS])
+    shown = min(len(mistakes), MAX_MISTAKES), min(len(hits), MAX_HITS)
+    return Gallery(
+        "The most confident mistakes and the least confident hits",
+        chosen,
+        f"{shown[0]:,} of {counted(len(mistakes), 'mistake', 'mistakes')}, "
+        f"{shown[1]:,} of {counted(len(hits), 'hit', 'hits')}; cut and scaled as the model "
+        "gets them.",
+    )
+
+
+def _confidence(tile: Tile) -> float:
+    return tile.confidence or 0.0
+
+
+def _data_section(run: Artifact) -> Section:
+    """Show how many pictures each class and split has, and some of them."""
+    title = f"Data {run.card.data.name}"
+    frame = _or_problem(read_split, run.path)
+    if isinstance(frame, Text):
+        return Section(title, [frame])
+    counts = Counter(zip(frame["class"], frame["split"], strict=True))
+    splits = [split for split in SPLITS if split in set(frame["split"])]
+    classes = run.card.classes
+    table = Table(
+        "Pictures by class and split",
+        ("class", *splits, "all"),
+        tuple(
+            (
+                name,
+                *(f"{counts[name, split]:,}" for split in splits),
+                f"{sum(counts[name, split] for split in splits):,}",
+            )
+            for name in classes
+        ),
+    )
+    tiles = tuple(_sample(frame, classes, splits, run.card.preprocessing.resize))
+    note = (
+        f"{len(tiles):,} of {counted(len(frame), 'picture', 'pictures')}, evenly through the data"
+    )
+    return Section(title, [table, Gallery("A sample of each class and split", tiles, note)])
+
+
+def _sample(
+    frame: "pd.DataFrame", classes: Sequence[str], splits: Sequence[str], resize: Resize
+) -> Iterator[Tile]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for path, name, split in zip(frame["path"], frame["class"], frame["split"], strict=True):
+        groups.setdefault((name, split), []).append(path)
+    keys = [(name, split) for name in classes for split in splits if (name, split) in groups]
+    each = max(1, min(MAX_SAMPLES, MAX_SAMPLE // max(len(keys), 1)))
+    for name, split in keys[:MAX_SAMPLE]:
+        paths = groups[name, split]
+        places = np.linspace(0, len(paths) - 1, min(each, len(paths))).round().astype(int)
+        for place in places:
+            path = paths[place]
+            yield Tile(name=path, path=Path(path), resize=resize, true=name, split=split)
+
+
+def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:
+    """Read a file of a run, or return what to say in its place: the rest is worth showing."""
+    try:
+        return read(folder)
+    except ArtifactError as error:
+        return Text((str(error),), tone="warning")
+
+
+# -------------------------------------------------------------------------------- evaluations
+
+
+class _Accuracy(msgspec.Struct, frozen=True):
+    value: float
+    low: float
+    high: float
+    correct: int
+    total: int
+
+
+class _Calibration(msgspec.Struct, frozen=True):
+    temperature: float
+    ece: float
+    ece_uncalibrated: float
+
+
+class EvaluationFacts(msgspec.Struct, frozen=True):
+    """What `evaluation.json` holds."""
+
+    data: str
+    split: str
+    num_pictures: int
+    accuracy: _Accuracy
+    roc_auc: RocAuc
+    calibration: _Calibration
+    classes: tuple[str, ...]
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def read_evaluation(data: bytes, *, where: Path) -> EvaluationFacts:
+    """Read the text of an `evaluation.json`.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        facts = msgspec.json.decode(data, type=EvaluationFacts)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise DataError(
+            f"{where} is neither of tltools bench nor of tltools evaluate --output, or of another "
+            f"version: {error}; make it again"
+        ) from error
+    size = len(facts.classes)
+    if len(facts.confusion) != size or any(len(row) != size for row in facts.confusion):
+        raise DataError(f"{where} has a confusion matrix that does not fit its classes")
+    return facts
+
+
+def evaluation_section(
+    facts: EvaluationFacts,
+    *,
+    name: str,
+    result: "Evaluation | None" = None,
+    resize: Resize = "squash",
+) -> Section:
+    """Say what an evaluation found.
+
+    Args:
+        facts: What is in its file.
+        name: Of the model or the file.
+        result: With the pictures; None where only the file is left.
+        resize: The model's rule, for the pictures.
+    """
+    one = facts.accuracy
+    score = Score(
+        accuracy=one.value, low=one.low, high=one.high, correct=one.correct, total=one.total
+    )
+    auc, calibration = facts.roc_auc, facts.calibration
+    error = _share(calibration.ece)
+    if calibration.temperature != 1:
+        error += (
+            f" ({_share(calibration.ece_uncalibrated)} without the temperature "
+            f"{calibration.temperature:.2f})"
+        )
+    blocks: list[Block] = [
+        Table(
+            f"{facts.data}, {facts.split}: " + counted(facts.num_pictures, "picture", "pictures"),
+            ("figure", "value"),
+            (
+                ("accuracy with its 95 % interval", score_cell(score)),
+                ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
+                ("expected calibration error", error),
+            ),
+        ),
+        Table(
+            "By class",
+            ("class", "precision", "recall", "F1", "pictures"),
+            tuple(
+                (
+                    row.name,
+                    *map(_share, (row.precision, row.recall, row.f1)),
+                    f"{row.support:,}",
+                )
+                for row in facts.per_class
+            ),
+        ),
+    ]
+    matrix = np.array(facts.confusion, dtype=np.int64)
+    charts = [confusion_chart(matrix, facts.classes, title=f"Confusion matrix of {name}")]
+    gallery: Block = Text(
+        ("The file keeps figures and no pictures: tltools evaluate --report shows the mistakes.",),
+        tone="quiet",
+    )
+    if result is not None:
+        said = _said(result)
+        title = f"Accuracy by confidence of {name}"
+        charts.append(_reliability(said.probs, said.targets, result.temperature, title=title))
+        gallery = _mistakes(_tiles(said, result.classes, resize))
+    return Section(f"Evaluation of {name}", [*blocks, Charts(tuple(charts)), gallery])
+
+
+def _said(result: "Evaluation") -> RunPredictions:
+    probs = softmax(result.logits, temperature=result.temperature)
+    return RunPredictions(result.paths, result.targets, probs)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+# ------------------------------------------------------------------------------------ exports
+
+
+def exports_section(exports: Sequence[Artifact]) -> Section:
+    """Show exports with what their verification found."""
+    return Section(
+        "Exports",
+        [
+            Table(
+                "Exports, verified against PyTorch",
+                (
+                    "export",
+                    "format",
+                    "precision",
+                    "MB",
+                    "same label",
+                    "accuracy change",
+                    "largest logit difference",
+                    "pictures",
+                    "layers in float",
+                ),
+                tuple(_export_cells(one) for one in exports),
+                numbers_from=3,
+            ),
+            Text(
+                (
+                    "Same label: the share of the pictures that get PyTorch's label, rounded down. "
+                    "MB are 10^6 bytes.",
+                ),
+                tone="quiet",
+            ),
+        ],
+    )
+
+
+def _export_cells(export: Artifact) -> tuple[str, ...]:
+    facts = export.card.export
+    assert facts is not None
+    parity = facts.parity
+    drop = parity.accuracy_drop
+    return (
+        str(export.path),
+        facts.format,
+        facts.precision,
+        digits(export.path.stat().st_size / 1e6),
+        f"{percent_down(parity.top1_agreement)} %",
+        "-" if drop is None else f"{0 - 100 * drop:+.1f} points",
+        f"{parity.max_abs_logit_diff:.1e}",
+        f"{parity.num_pictures:,}",
+        f"{len(facts.float_layers):,}" if facts.precision != "fp32" else "-",
+    )

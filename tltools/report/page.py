@@ -1,0 +1,164 @@
+"""Make the page: pictures as data, everything in one file, nothing fetched."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image
+
+from tltools import __version__
+from tltools.atomic import write_text
+from tltools.card import Resize
+from tltools.console import printable
+from tltools.data.images import load_image
+from tltools.errors import DataError
+from tltools.parallel import num_cores, ordered_map
+from tltools.progress import SILENT, Progress
+from tltools.report.blocks import Section, Tile
+from tltools.report.charts import CHART_CSS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TITLE = "tltools report"
+SIDE = 224
+"""Pixels of a picture's height and width, as large as models see it."""
+QUALITY = 75
+"""Of WebP: about 8 kB for a photograph."""
+
+
+class Thumbnail(NamedTuple):
+    """A picture on the page, or why there is none."""
+
+    uri: str
+    problem: str
+
+
+_SPACE = "\N{NO-BREAK SPACE}"
+_UNKNOWN = Thumbnail("", "not found")
+
+
+def write_page(
+    path: Path, sections: Sequence[Section], *, title: str = TITLE, progress: Progress = SILENT
+) -> int:
+    """Write a report as one HTML file, completely or not at all; an earlier one is replaced.
+
+    Args:
+        path: Where.
+        sections: What it says, in order.
+        title: Of the page.
+        progress: Told of each picture.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        TltoolsError: If it cannot be written.
+    """
+    tiles = [tile for section in sections for tile in section.tiles()]
+    html = render(sections, title=title, thumbnails=make_thumbnails(tiles, progress=progress))
+    write_text(path, html)
+    return path.stat().st_size
+
+
+def make_thumbnails(
+    tiles: Sequence[Tile], *, progress: Progress = SILENT
+) -> dict[tuple[Path, Resize], Thumbnail]:
+    """Decode pictures and make them small, each once, by path and rule."""
+    wanted: dict[tuple[Path, Resize], None] = {
+        (one.path, one.resize): None for one in tiles if one.path is not None
+    }
+    if not wanted:
+        return {}
+    workers = num_cores()
+    with progress.bar("Making thumbnails", len(wanted)) as bar:
+        made: dict[tuple[Path, Resize], Thumbnail] = {}
+        results = ordered_map(_thumbnail, wanted, workers=workers, ahead=8 * workers)
+        for key, result in zip(wanted, results, strict=True):
+            made[key] = result
+            bar.advance()
+    return made
+
+
+def _thumbnail(wanted: tuple[Path, Resize]) -> Thumbnail:
+    path, resize = wanted
+    try:
+        pixels = load_image(path, size=SIDE, resize=resize)
+    except DataError as error:
+        return Thumbnail("", str(error))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=QUALITY)
+    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", "")
+
+
+def render(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    thumbnails: Mapping[tuple[Path, Resize], Thumbnail],
+) -> str:
+    """Return a report as HTML.
+
+    All texts are escaped, and the page's own policy allows no script but its own and no request.
+
+    Args:
+        sections: What it says, in order.
+        title: Of the page.
+        thumbnails: Pictures by path and rule; those that are missing are named only.
+    """
+    from markupsafe import Markup
+
+    environment = _environment()
+    loader = environment.loader
+    assert loader is not None
+    style, _, _ = loader.get_source(environment, "report.css")
+    script, _, _ = loader.get_source(environment, "report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+    def picture(tile: Tile) -> Thumbnail:
+        if tile.path is None:
+            return _UNKNOWN
+        return thumbnails.get((tile.path, tile.resize), _UNKNOWN)
+
+    return environment.get_template("page.html").render(
+        title=title,
+        sections=sections,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        # These three are the package's own; all else is escaped.
+        style=Markup(CHART_CSS + style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_digest=digest,
+        svg=Markup,
+        picture=picture,
+        percent=_percent,
+    )
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("tltools.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_plain,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _plain(value: object) -> object:
+    """Show what is invisible or could turn the direction of a text; leave markup as it is."""
+    return printable(value) if type(value) is str else value
+
+
+def _percent(share: float) -> str:
+    """Write a confidence; one below 1 must not read as certainty."""
+    if 0.999 < share < 1:
+        return f">{_SPACE}99.9{_SPACE}%"
+    return f"{100 * share:.1f}{_SPACE}%"

@@ -1,0 +1,167 @@
+"""Find what a report is to show: runs, exports, benches, evaluations and classification jobs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
+from tltools.bench import BenchReport
+from tltools.classify.writers import SUFFIXES
+from tltools.errors import ArtifactError, ConfigError, DataError
+from tltools.report.benches import bench_section, read_bench
+from tltools.report.blocks import Section
+from tltools.report.jobs import job_section, locate_in
+from tltools.report.models import (
+    EvaluationFacts,
+    evaluation_section,
+    exports_section,
+    read_evaluation,
+    training_section,
+)
+from tltools.run_folder import CARD, SPLIT
+from tltools.runtime.predictor import PREDICTORS
+
+
+@dataclass
+class Sources:
+    """What there is to report, by kind."""
+
+    runs: list[Artifact] = field(default_factory=list)
+    exports: list[Artifact] = field(default_factory=list)
+    benches: list[tuple[Path, BenchReport]] = field(default_factory=list)
+    evaluations: list[tuple[Path, EvaluationFacts]] = field(default_factory=list)
+    jobs: list[Path] = field(default_factory=list)
+
+    def paths(self) -> dict[str, list[str]]:
+        """Return where everything comes from, by kind; only kinds that there are."""
+        found = {
+            "runs": [one.path for one in self.runs],
+            "evaluations": [path for path, _ in self.evaluations],
+            "jobs": self.jobs,
+            "benches": [path for path, _ in self.benches],
+            "exports": [one.path for one in self.exports],
+        }
+        return {kind: [str(path) for path in paths] for kind, paths in found.items() if paths}
+
+    def sections(self, pictures: Path | None) -> list[Section]:
+        """Return what there is to say.
+
+        Args:
+            pictures: The folder that was classified; None where that is not known.
+
+        Raises:
+            ArtifactError, DataError: If something is damaged.
+        """
+        locate = None if pictures is None else locate_in(pictures)
+        return [
+            *([training_section(self.runs)] if self.runs else []),
+            *(evaluation_section(facts, name=str(path)) for path, facts in self.evaluations),
+            *(job_section(path, locate=locate) for path in self.jobs),
+            *(bench_section(report) for _, report in self.benches),
+            *([exports_section(self.exports)] if self.exports else []),
+        ]
+
+
+def find_sources(paths: Sequence[Path]) -> Sources:
+    """Sort what the user named by kind.
+
+    Args:
+        paths: Runs, exports, folders of them, reports of a bench, evaluations, and files of
+            predictions; empty for the newest of each that the commands left in this folder.
+
+    Raises:
+        ConfigError: If a path is nothing that can be reported, or there is nothing at all.
+        ArtifactError, DataError: If something is damaged.
+    """
+    sources = Sources()
+    if paths:
+        for path in dict.fromkeys(paths):
+            _add(sources, path)
+    else:
+        _add_newest(sources)
+    if not sources.paths():
+        raise ConfigError(
+            "nothing to report here: no run in runs/, no export or bench-*.json in exports/, no "
+            "predictions.csv; make a run with tltools train, or name what to report"
+        )
+    return sources
+
+
+def _add(sources: Sources, path: Path) -> None:
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: name runs, exports, or files that tltools wrote")
+    if path.is_dir():
+        _add_folder(sources, path)
+    elif suffix in PREDICTORS:
+        sources.exports.append(read_artifact(path))
+    elif suffix == ".json":
+        _add_json(sources, path)
+    elif suffix in SUFFIXES:
+        sources.jobs.append(path)
+    else:
+        raise ConfigError(
+            f"{path} is nothing that can be reported: name a run's folder, an export (.onnx, .pt), "
+            "a bench-*.json, an evaluation.json, or predictions (.csv, .jsonl, .parquet)"
+        )
+
+
+def _add_folder(sources: Sources, folder: Path) -> None:
+    if (folder / CARD).is_file():
+        sources.runs.append(read_artifact(folder))
+        return
+    runs = sorted(path.parent for path in folder.glob(f"*/{CARD}"))
+    exports = sorted(
+        path
+        for pattern in ("*", "*/*")
+        for path in folder.glob(pattern)
+        # A run has a .pt too, its state; split.csv is the first file of each.
+        if _may_be_export(path) and not (path.parent / SPLIT).exists()
+    )
+    if not runs and not exports:
+        raise ConfigError(
+            f"{folder} holds neither runs nor exports: name a run's folder, or files that tltools "
+            "wrote"
+        )
+    sources.runs += map(read_artifact, runs)
+    sources.exports += map(read_artifact, exports)
+
+
+def _add_json(sources: Sources, path: Path) -> None:
+    try:
+        data = path.read_bytes()
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON file of tltools: {error}") from error
+    if "rows" in keys:
+        sources.benches.append((path, read_bench(data, where=path)))
+    else:
+        sources.evaluations.append((path, read_evaluation(data, where=path)))
+
+
+def _add_newest(sources: Sources) -> None:
+    """Add the newest of what the commands leave in the current folder."""
+    if any(RUN_DIR.glob(f"*/{CARD}")):
+        sources.runs += find_runs()
+    try:
+        sources.exports += find_exports()
+    except ArtifactError:
+        # Nothing there is no error here; a damaged one is.
+        if any(map(_may_be_export, EXPORT_DIR.glob("*/*"))):
+            raise
+    benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]
+    if benches:
+        _add_json(sources, max(benches, key=lambda path: path.name))
+    sources.jobs += [path for path in map(_predictions, SUFFIXES) if path.is_file()]
+
+
+def _may_be_export(path: Path) -> bool:
+    return path.suffix in PREDICTORS and not path.name.startswith(".")
+
+
+def _predictions(suffix: str) -> Path:
+    return Path("predictions").with_suffix(suffix)
