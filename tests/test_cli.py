@@ -268,6 +268,7 @@ def quiet_walk(walk, tmp_path_factory):
         "classify": ("classify", "sample/images", "--device", "cpu"),
         "bench": ("bench", model, "--rounds", 1, "--runs", 1, "--batch-sizes", "2",
                   "--device", "cpu", "--output", "report"),
+        "report": ("report", "runs/cnn", "predictions.csv", "--pictures", "sample/images"),
         "inspect": ("inspect", "sample", *names),
         "doctor": ("doctor",),
     }  # fmt: skip
@@ -301,6 +302,8 @@ def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
     assert exported["parity"]["top1_agreement"] == 1
     assert found["classify"]["num_pictures"] == sum(found["classify"]["counts"].values()) == NUM
     assert [row["status"] for row in found["bench"]["rows"]] == ["ok", "ok"]
+    assert found["report"]["report"] == "report.html"
+    assert found["report"]["jobs"] == ["predictions.csv"]
     counts = found["inspect"]["pictures"]
     assert list(counts) == CLASSES.split(",")
     assert sum(row["all"] for row in counts.values()) == found["inspect"]["num_pictures"] == NUM

@@ -33,7 +33,9 @@ def bench_section(report: BenchReport) -> Section:
     """Say what a bench found: what to take, the charts, the tables, how and where."""
     blocks: list[Block] = [Text((f"{report.created}: {report.command}",), tone="quiet")]
     if not report.complete:
-        blocks.append(Text(("Not complete: the bench was still running.",), tone="warning"))
+        blocks.append(
+            Text(("Not complete: the bench was still running, or was stopped.",), tone="warning")
+        )
     if lines := report.recommended():
         blocks.append(Text(tuple(lines), title="Recommendation"))
     blocks.append(
