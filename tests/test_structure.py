@@ -20,7 +20,7 @@ MODULES = sorted((ROOT / "tltools").rglob("*.py"))
 COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
 HEAVY = (
     "torch", "torchvision", "pandas", "onnx", "onnxruntime", "sklearn", "matplotlib", "pyarrow",
-    "scipy",
+    "scipy", "captum",
 )  # fmt: skip
 DEVICE = "runtime/device.py"
 
