@@ -85,15 +85,18 @@ def _print_explanations(explanations: "list[Explanation]") -> None:
 
     print_table(
         "What the model says, and where the heat maps are",
-        ("image", "label", "confidence", "explained", "heat map"),
+        ("image", "label", "confidence", "heat map"),
         [
-            (
-                one.path.name,
-                one.label,
-                f"{one.confidence:.1%}",
-                one.explained if one.heat.any() else f"{one.explained} (nothing speaks for it)",
-                str(one.output),
-            )
+            (one.path.name, one.label, f"{one.confidence:.1%}", str(one.output) + _remark(one))
             for one in explanations
         ],
     )
+
+
+def _remark(found: "Explanation") -> str:
+    """Say what a heat map is for where that is not its label, and whether it is empty."""
+    if not found.heat.any():
+        return f" (empty: nothing speaks for {found.explained})"
+    if found.explained != found.label:
+        return f" (for {found.explained}, {found.probability:.1%})"
+    return ""
