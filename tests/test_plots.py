@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -161,5 +162,19 @@ def test_a_picture_that_is_gone_leaves_no_sheet(tmp_path, frame):
 
 
 def test_plots_have_no_global_state(tmp_path):
-    plot_history(history(2), tmp_path / "plot.png", title="run")
-    assert "matplotlib.pyplot" not in sys.modules
+    """In a process of its own: captum, which other tests import, loads pyplot."""
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from test_plots import history, plot_history\n"
+            "plot_history(history(2), Path(sys.argv[1]), title='run')\n"
+            "sys.exit('matplotlib.pyplot' in sys.modules)\n",
+            tmp_path / "plot.png",
+        ],
+        cwd=Path(__file__).parent,
+        check=True,
+    )
+    assert is_drawn(read_png(tmp_path / "plot.png"))

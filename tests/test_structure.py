@@ -20,7 +20,7 @@ MODULES = sorted((ROOT / "tltools").rglob("*.py"))
 COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
 HEAVY = (
     "torch", "torchvision", "pandas", "onnx", "onnxruntime", "sklearn", "matplotlib", "pyarrow",
-    "scipy",
+    "scipy", "captum", "mlflow", "tensorboard",
 )  # fmt: skip
 DEVICE = "runtime/device.py"
 
@@ -123,15 +123,21 @@ def test_reports_of_jobs_work_without_the_training_side(place):
         assert page.count("data:image/webp") == 2
 
 
-IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}
+IMPORT_NAMES = {
+    "pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime",
+    "mlflow-skinny": "mlflow",
+}  # fmt: skip
 """Of distributions that are imported under another name."""
-INDIRECT = {"onnxscript"}
-"""Needed by torch.onnx.export, which does not declare it."""
+INDIRECT = {"onnxscript", "alembic", "sqlalchemy"}
+"""Needed by torch.onnx.export and by mlflow-skinny's SQLite store, which do not declare them."""
+EXTRAS = ("mlflow", "tensorboard")
+"""What the product imports only where it is asked for."""
 
 
 def declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    lines = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    names = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"] + lines}
     return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
 
 

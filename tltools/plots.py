@@ -170,6 +170,45 @@ def draw_confusion(
             )
 
 
+def plot_heat(
+    image: NDArray[np.uint8],
+    heat: NDArray[np.float32],
+    path: Path,
+    *,
+    title: str,
+    picture_title: str,
+    heat_title: str,
+) -> None:
+    """Draw a picture, and beside it a heat map over the same picture in grey.
+
+    Args:
+        image: Square, RGB, (H, H, 3).
+        heat: In [0, 1], (S, S); of the same view, at any resolution.
+        path: PNG to write.
+        title: Above both.
+        picture_title: Above the picture.
+        heat_title: Above the heat map.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(9.6, 5), layout="constrained")
+    literal(figure.suptitle(short_name(title, 60)))
+    left, right = figure.subplots(1, 2)
+    frame = (0, 1, 1, 0)  # left, right, bottom, top: both resolutions over each other
+    left.imshow(image, extent=frame)
+    grey = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
+    right.imshow(grey, extent=frame, cmap="gray", vmin=0, vmax=255)
+    shown = right.imshow(heat, extent=frame, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+    bar = figure.colorbar(shown, ax=right, fraction=0.046, pad=0.03)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.set_label("share of the largest value")
+    for axes, text in ((left, picture_title), (right, heat_title)):
+        axes.set_axis_off()
+        literal(axes.set_title(short_name(text, 48), fontsize=11))
+    _save(figure, path)
+
+
 def contact_sheet(
     frame: "pd.DataFrame",
     classes: Sequence[str],
@@ -222,16 +261,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def short_name(name: str) -> str:
+def short_name(name: str, longest: int = _MAX_NAME) -> str:
     """Cut a long name in its middle: names that begin alike often differ at the end.
 
     Letters as wide as they are high, such as those of Korean, count as two. What has no shape
     is shown as a replacement character.
     """
     name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
-    if num_columns(name) <= _MAX_NAME:
+    if num_columns(name) <= longest:
         return name
-    head, tail, half = name, name, _MAX_NAME // 2
+    head, tail, half = name, name, longest // 2
     while num_columns(head) > half:
         head = head[:-1]
     while num_columns(tail) > half - 1:

@@ -21,6 +21,7 @@ COMMANDS = (
     "classify",
     "bench",
     "report",
+    "explain",
     "inspect",
     "sample",
     "doctor",

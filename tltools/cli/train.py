@@ -1,5 +1,6 @@
 """`tltools train`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 SAMPLE = Path("sample")
 TRAINING, VGG16 = "Training", "VGG16"
 """Titles of parts of the help."""
+
+
+class LogChoice(StrEnum):
+    """`--log`; typer takes no list of a Literal."""
+
+    TENSORBOARD = "tensorboard"
+    MLFLOW = "mlflow"
 
 
 @command
@@ -171,6 +179,13 @@ def train(
             rich_help_panel=VGG16,
         ),
     ] = None,
+    log: Annotated[
+        list[LogChoice] | None,
+        typer.Option(
+            help="Also keep an experiment log, in local files; may be given twice.",
+            show_default="none",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the newest unfinished run, as it was begun."),
@@ -205,6 +220,11 @@ def train(
         )
         for name in models
     ]
+    logs = [one.value for one in log or ()]
+    if logs:
+        from tltools.training.logs import check_logs
+
+        check_logs(logs)
     trained: list[TrainedRun] = []
     failure: TltoolsError | None = None
     if resume:
@@ -213,7 +233,14 @@ def train(
         folder = find_resumable(run_dir, models, epochs=epochs)
         progress.say(f"Going on with {folder}")
         trained.append(
-            resume_run(folder, epochs=epochs, device=device, cache_dir=cache_dir, progress=progress)
+            resume_run(
+                folder,
+                epochs=epochs,
+                device=device,
+                cache_dir=cache_dir,
+                logs=logs,
+                progress=progress,
+            )
         )
     else:
         from tltools.training import train_models
@@ -239,6 +266,7 @@ def train(
                 device=device,
                 run_dir=run_dir,
                 cache_dir=cache_dir,
+                logs=logs,
                 progress=progress,
             ):
                 trained.append(run)  # noqa: PERF402 - those before a failure count

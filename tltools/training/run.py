@@ -41,6 +41,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None
     """What `--weights` said; None for the cnn."""
     normalization: str
+    logs: tuple[str, ...] = ()
+    """Experiment logs that were asked for: see `tltools.training.logs`."""
 
     def train_config(self) -> TrainConfig:
         """Return the settings."""
@@ -71,6 +73,11 @@ def write_plan(folder: Path, plan: Plan, dataset: Dataset) -> None:
     """Write the plan and the split, before the first epoch."""
     with atomic_path(folder / SPLIT) as temporary:
         dataset.frame.to_csv(temporary, index=False)
+    save_plan(folder, plan)
+
+
+def save_plan(folder: Path, plan: Plan) -> None:
+    """Write the plan."""
     write_text(folder / PLAN, msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from tltools.training.features import (
     extract_features,
 )
 from tltools.training.fit import EpochStats, Source, Trainer, predict_source
+from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.models import Classifier, build_cnn, build_vgg16
 from tltools.training.weights import PretrainedWeights, load_weights
 
@@ -150,6 +152,7 @@ def train_model(
     device: Device = "auto",
     run_dir: Path = Path("runs"),
     cache_dir: Path | None = None,
+    logs: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Train one model and write its run folder.
@@ -165,11 +168,13 @@ def train_model(
         device: `auto`, `cpu` or `cuda`.
         run_dir: Where the run folder is made.
         cache_dir: Where features are kept; None for the user's cache folder.
+        logs: Experiment logs to write: `tensorboard`, `mlflow`.
         progress: Shows epochs and losses.
 
     Raises:
         ConfigError, DataError, DeviceError, ModelError: See their documentation.
     """
+    check_logs(logs)
     plan_weights = weights if config.model == "vgg16" else None
     job = _prepare(dataset, config, plan_weights, normalization, device, cache_dir, progress)
     plan = runs.Plan(
@@ -184,6 +189,7 @@ def train_model(
         classes=dataset.classes,
         weights=_absolute(plan_weights),
         normalization=normalization,
+        logs=tuple(dict.fromkeys(logs)),
     )
     folder = runs.new_run_folder(run_dir, config.model)
     try:
@@ -243,6 +249,7 @@ def resume_run(
     epochs: int | None = None,
     device: Device = "auto",
     cache_dir: Path | None = None,
+    logs: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Go on with a run where it stopped, on the same pictures with the same settings.
@@ -252,12 +259,15 @@ def resume_run(
         epochs: A new number of epochs in all; None keeps the run's own.
         device: As in `train_model`.
         cache_dir: As in `train_model`.
+        logs: Experiment logs besides those that the run has; they get all of its epochs.
         progress: As in `train_model`.
 
     Raises:
         ArtifactError: If the folder is not a run that can be resumed.
     """
+    check_logs(logs)
     plan = runs.read_plan(folder)
+    plan = msgspec.structs.replace(plan, logs=tuple(dict.fromkeys((*plan.logs, *logs))))
     config = plan.train_config()
     if epochs is not None:
         config = replace(config, epochs=epochs)
@@ -268,6 +278,7 @@ def resume_run(
         )
     dataset = runs.run_dataset(folder)
     job = _prepare(dataset, config, plan.weights, plan.normalization, device, cache_dir, progress)
+    runs.save_plan(folder, plan)
     return _fit(job, folder, plan, history, state, progress)
 
 
@@ -429,20 +440,26 @@ def _fit(
     if state is not None:
         trainer.load_state_dict(state)
     interrupted = False
-    try:
-        _run_epochs(trainer, folder, history, progress)
-    except KeyboardInterrupt:
-        if not history:
-            raise
-        interrupted = True
-        trainer.rewind()
-        runs.save_state(folder, trainer.state_dict(), history)
-        progress.warn(f"Stopped by Ctrl-C after epoch {len(history)}: keeping what it has learnt")
-    return _finish(job, trainer, folder, plan, history, progress, interrupted=interrupted)
+    with open_logs(plan.logs, folder, progress, resumed=state is not None) as logs:
+        try:
+            _run_epochs(trainer, folder, history, logs, progress)
+        except KeyboardInterrupt:
+            if not history:
+                raise
+            interrupted = True
+            trainer.rewind()
+            runs.save_state(folder, trainer.state_dict(), history)
+            progress.warn(
+                f"Stopped by Ctrl-C after epoch {len(history)}: keeping what it has learnt"
+            )
+        logs.follow(history)
+        run = _finish(job, trainer, folder, plan, history, progress, interrupted=interrupted)
+        logs.finish(run.card, interrupted=interrupted)
+    return run
 
 
 def _run_epochs(
-    trainer: Trainer, folder: Path, history: list[EpochStats], progress: Progress
+    trainer: Trainer, folder: Path, history: list[EpochStats], logs: Logs, progress: Progress
 ) -> None:
     config = trainer.config
     left = (config.epochs - trainer.epoch) * len(trainer.train)
@@ -456,6 +473,7 @@ def _run_epochs(
             history.append(stats)
             if trainer.finished or time.monotonic() - saved > _SAVE_EVERY_S:
                 runs.save_state(folder, trainer.state_dict(), history)
+                logs.follow(history)
                 saved = time.monotonic()
             progress.say(
                 f"epoch {stats.epoch:3d}/{config.epochs}  "

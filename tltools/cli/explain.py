@@ -1,0 +1,102 @@
+"""`tltools explain`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tltools.cli.common import DeviceOption, Out, command
+from tltools.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tltools.artifacts import Artifact
+    from tltools.explain import Explanation
+
+EXPLAINED = Path("explained")
+
+
+@command
+def explain(
+    model: Annotated[Path, typer.Argument(help="A run folder (runs/NAME).")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures.", metavar="IMAGE...")],
+    *,
+    out: Out,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="What to look for.", show_default="the predicted class"),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="A folder, or a .png for a single picture."),
+    ] = EXPLAINED,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw where in a picture the model finds what speaks for a class, as a heat map.
+
+    Example: tltools explain runs/vgg16 photo.jpg
+    """
+    from tltools.artifacts import read_artifact
+    from tltools.explain import explain_pictures
+
+    artifact = read_artifact(model)
+    if not artifact.is_run:
+        raise ConfigError(_use_run(artifact))
+    found = list(
+        explain_pictures(
+            model,
+            images,
+            output,
+            class_name=class_name,
+            device=device,
+            progress=out.progress,
+        )
+    )
+    out.result([_facts(one) for one in found], lambda: _print_explanations(found))
+
+
+def _use_run(export: "Artifact") -> str:
+    """Say which run to name instead of an export."""
+    from tltools.artifacts import RUN_DIR
+
+    run = RUN_DIR / export.card.run
+    known = (run / "card.json").is_file()
+    return (
+        f"{export.path} is an export, and a heat map needs gradients, which only its run has: "
+        + (f"name {run}" if known else f"name the folder of run {export.card.run}")
+    )
+
+
+def _facts(found: "Explanation") -> dict[str, Any]:
+    from tltools.console import printable
+
+    return {
+        "image": printable(str(found.path)),
+        "label": found.label,
+        "confidence": found.confidence,
+        "explained": found.explained,
+        "probability": found.probability,
+        "empty": not found.heat.any(),
+        "output": printable(str(found.output)),
+    }
+
+
+def _print_explanations(explanations: "list[Explanation]") -> None:
+    from tltools.console import print_table
+
+    print_table(
+        "What the model says, and where the heat maps are",
+        ("image", "label", "confidence", "heat map"),
+        [
+            (one.path.name, one.label, f"{one.confidence:.1%}", str(one.output) + _remark(one))
+            for one in explanations
+        ],
+    )
+
+
+def _remark(found: "Explanation") -> str:
+    """Say what a heat map is for where that is not its label, and whether it is empty."""
+    if not found.heat.any():
+        return f" (empty: nothing speaks for {found.explained})"
+    if found.explained != found.label:
+        return f" (for {found.explained}, {found.probability:.1%})"
+    return ""
