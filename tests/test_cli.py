@@ -280,7 +280,7 @@ def quiet_walk(walk, tmp_path_factory):
     return ran
 
 
-ELSEWHERE: set[str] = set()
+ELSEWHERE = {"merge"}
 """Commands whose options are tested with their own tests."""
 
 
