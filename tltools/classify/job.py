@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
-from tltools.classify.pictures import STDIN, Picture, Portion, list_portions
+from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
 from tltools.classify.pipeline import UNCERTAIN, Prediction, classify
 from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, read_record, refusal
 from tltools.classify.shards import Listing, Shard
@@ -58,7 +58,8 @@ class Summary:
     errors: dict[str, int]
     """Pictures that could not be read, by reason, the most frequent first; digits are `N`."""
     unlisted: tuple[str, ...]
-    """Why a folder could not be listed, for each that was left out; its pictures have no rows."""
+    """Why a folder could not be listed, or the rest of an archive, for each that was left out; its
+    pictures have no rows."""
     seconds: float
     """From the first picture to the finished file; opening the model is not in it."""
     choice: DeviceChoice
@@ -167,8 +168,7 @@ def run_job(
         progress.warn(f"left out: {error}")
 
     portions = list_portions(inputs, on_error=leave_out)
-    # The end of standard input may be a long way off.
-    total, portions = _count(portions, seconds=0.0 if STDIN in inputs else COUNTING_S)
+    total, portions = _count(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
     pictures = chain.from_iterable(portion.pictures for portion in portions)
     listing = None if shard is None else Listing(pictures, shard)
     if listing is not None:
@@ -496,8 +496,7 @@ def _classify(
         numbered = enumerate(predictions, first)
         for number, prediction in islice(numbered, len(start.again), None):
             if watch is not None and number in watch.verdicts:
-                name = os.path.basename(prediction.name)  # noqa: PTH119
-                shown = name if name.isprintable() else ascii(name)
+                shown = _last_name(prediction.name)
                 error = f"cannot read image {shown}: {watch.verdicts[number]}"
                 yield replace(prediction, error=error)
             else:
@@ -513,8 +512,14 @@ def _told(pictures: Iterator[Picture], first: int, watch: Watch) -> Iterator[Pic
 
 def kind_of_error(name: str, error: str) -> str:
     """Return an error without the file's name and numbers, so that there are few of them."""
-    _, found, reason = error.partition(f" {os.path.basename(name)}: ")  # noqa: PTH119
+    _, found, reason = error.partition(f" {_last_name(name)}: ")
     return re.sub(r"\d[\d,.]*", "N", reason if found else error)
+
+
+def _last_name(name: str) -> str:
+    """Return a picture's name without its folders, as errors show it."""
+    last = os.path.basename(name)  # noqa: PTH119 - of a million pictures, perhaps
+    return last if last.isprintable() else ascii(last)
 
 
 def _count(portions: Iterator[Portion], *, seconds: float) -> tuple[int | None, Iterator[Portion]]:

@@ -30,7 +30,10 @@ def classify(
     context: typer.Context,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Folders (searched recursively), pictures, or .txt lists of paths."),
+        typer.Argument(
+            help="Folders (searched recursively), archives (tar, zip), pictures, or .txt lists of "
+            "paths."
+        ),
     ],
     *,
     out: Out,
