@@ -281,7 +281,7 @@ def quiet_walk(walk, tmp_path_factory):
     return ran
 
 
-ELSEWHERE: set[str] = set()
+ELSEWHERE = {"merge"}
 """Commands whose options are tested with their own tests."""
 
 
@@ -408,7 +408,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
         pytest.param(command, code, message, id=name)
         for name, command, code, message in [
             ("classify-missing-folder", "classify nowhere --model model.onnx", 1,
-             "nowhere does not exist; give folders, pictures or .txt lists"),
+             "nowhere does not exist; give folders, pictures, archives or .txt lists"),
             ("classify-empty-folder", "classify empty --model model.onnx", 1,
              "no pictures in empty"),
             ("classify-missing-model", "classify pictures --model nope.onnx", 1,
@@ -493,7 +493,8 @@ def test_a_command_line_that_cannot_be_read_says_where(run, command, message):
 def test_an_error_cannot_steer_the_terminal(place):
     result = run_tltools("classify", "evil\x1b[31m\nname", "--model", "model.onnx", cwd=place)
     assert result.err == (
-        "error: evil\\x1b[31m\\nname does not exist; give folders, pictures or .txt lists\n"
+        "error: evil\\x1b[31m\\nname does not exist; give folders, pictures, archives or .txt "
+        "lists\n"
     )
 
 

@@ -5,35 +5,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tltools.classify.job import Summary, examine_pictures, run_job
+    from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.pictures import Picture, list_pictures
     from tltools.classify.pipeline import Prediction, classify
+    from tltools.classify.shards import Shard
     from tltools.classify.writers import Output, check_output
     from tltools.runtime import Plan, open_model
 
 __all__ = [
+    "Merged",
     "Output",
     "Picture",
     "Plan",
     "Prediction",
+    "Shard",
     "Summary",
     "check_output",
     "classify",
     "examine_pictures",
     "list_pictures",
+    "merge_shards",
     "open_model",
     "run_job",
 ]
 
 _MODULES = {
+    "Merged": "tltools.classify.merge",
     "Output": "tltools.classify.writers",
     "Picture": "tltools.classify.pictures",
     "Plan": "tltools.runtime",
     "Prediction": "tltools.classify.pipeline",
+    "Shard": "tltools.classify.shards",
     "Summary": "tltools.classify.job",
     "check_output": "tltools.classify.writers",
     "classify": "tltools.classify.pipeline",
     "examine_pictures": "tltools.classify.job",
     "list_pictures": "tltools.classify.pictures",
+    "merge_shards": "tltools.classify.merge",
     "open_model": "tltools.runtime",
     "run_job": "tltools.classify.job",
 }

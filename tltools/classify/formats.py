@@ -41,6 +41,10 @@ class RowFormat(Protocol):
         """
         ...
 
+    def records(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield rows as they stand in a file, from where it is; the last one may be torn."""
+        ...
+
     def text(self, text: str) -> str:
         """Return a name, or another text, as a row holds it."""
         ...
@@ -78,16 +82,21 @@ class CsvFormat:
         return text.encode()
 
     def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
-        """Yield the complete rows behind the header. A name may contain line ends."""
+        """Yield the complete rows behind the header."""
+        for record in self.records(file):
+            row = self._row(record)
+            if row is None:
+                return
+            yield row, len(record)
+
+    def records(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield rows as they stand in the file. A name may contain line ends."""
         record = b""
         for line in file:
             record += line
             if record.count(b'"') % 2:  # within a quoted field, since quotes in it are doubled
                 continue
-            row = self._row(record)
-            if row is None:
-                return
-            yield row, len(record)
+            yield record
             record = b""
 
     def _row(self, record: bytes) -> Row | None:
@@ -132,6 +141,10 @@ class JsonLinesFormat:
     def text(self, text: str) -> str:
         """Return a text as a row holds it."""
         return utf8_text(text)
+
+    def records(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield rows as they stand in the file: its lines."""
+        return iter(file)
 
     def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
         """Yield the complete rows."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
-from tltools.classify.pictures import STDIN, Picture, Portion, list_portions
+from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
 from tltools.classify.pipeline import UNCERTAIN, Prediction, classify
 from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, read_record, refusal
+from tltools.classify.shards import Listing, Shard
 from tltools.classify.supervisor import Watch
 from tltools.classify.writers import STDOUT, Output, check_output, row_format
 from tltools.data.images import load_image
@@ -57,7 +58,8 @@ class Summary:
     errors: dict[str, int]
     """Pictures that could not be read, by reason, the most frequent first; digits are `N`."""
     unlisted: tuple[str, ...]
-    """Why a folder could not be listed, for each that was left out; its pictures have no rows."""
+    """Why a folder could not be listed, or the rest of an archive, for each that was left out; its
+    pictures have no rows."""
     seconds: float
     """From the first picture to the finished file; opening the model is not in it."""
     choice: DeviceChoice
@@ -107,6 +109,7 @@ def run_job(
     errors_to: Path | None = None,
     min_confidence: float | None = None,
     ledger_dir: Path | None = None,
+    shard: Shard | None = None,
     progress: Progress = SILENT,
     watch: Watch | None = None,
 ) -> Summary:
@@ -132,13 +135,16 @@ def run_job(
         ledger_dir: Where the model's ledger is: pictures whose bytes it has classified already are
             neither decoded nor run, and their rows are made of what it gave then; what is new is
             added to it. None: all pictures are classified.
+        shard: The part of the listing to classify; a record of it is kept beside the complete
+            output, for `merge_shards`. None: all of it.
         progress: Where to report.
         watch: What this process shares with the one that looks after it, if one does.
 
     Raises:
         ArtifactError: If `model` is not a usable export.
-        ConfigError: If `output` exists or has an unknown suffix, a number is out of range, another
-            job writes the same output, or what is there of it is not of this job.
+        ConfigError: If `output` exists or has an unknown suffix, or is standard output for a
+            shard, a number is out of range, another job writes the same output, or what is there
+            of it is not of this job.
         DataError: If an input does not exist, or there is no picture.
         DeviceError: If `device` cannot run the model.
         TltoolsError: If the output or the ledger cannot be written. The rows written so far stay in
@@ -148,6 +154,8 @@ def run_job(
     # Who began a job with `overwrite` need not say it again, which would start it anew.
     replaces = overwrite or (part is not None and part.may_replace())
     check_output(output, overwrite=replaces, spreadsheet=spreadsheet)
+    if shard is not None and output == STDOUT:
+        raise ConfigError("--shard keeps a record beside its output; name a file with --output")
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
     if errors_to is not None:
@@ -160,9 +168,12 @@ def run_job(
         progress.warn(f"left out: {error}")
 
     portions = list_portions(inputs, on_error=leave_out)
-    # The end of standard input may be a long way off.
-    total, portions = _count(portions, seconds=0.0 if STDIN in inputs else COUNTING_S)
+    total, portions = _count(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
     pictures = chain.from_iterable(portion.pictures for portion in portions)
+    listing = None if shard is None else Listing(pictures, shard)
+    if listing is not None:
+        pictures = iter(listing)
+        total = None if total is None else listing.shard.size(total)
     job = Job(
         model,
         inputs,
@@ -170,6 +181,7 @@ def run_job(
         spreadsheet=spreadsheet,
         min_confidence=min_confidence,
         overwrite=replaces,
+        shard=shard,
     )
     tally = _Tally(errors_to, spreadsheet=spreadsheet)
     with closing(tally), nullcontext() if part is None else closing(part):
@@ -182,8 +194,10 @@ def run_job(
                 f"the model has a class {UNCERTAIN!r}, which --min-confidence would be mistaken "
                 "for; do without that option"
             )
-        if part is not None and start.kept is None:
-            _begin(part, job.record(predictor, plan))
+        on_complete = None
+        if part is not None:
+            record = _begin(part, start.kept, partial(job.record, predictor, plan))
+            on_complete = _when_complete(output, record, listing)
         rows = Output(
             output,
             predictor.card.classes,
@@ -191,6 +205,7 @@ def run_job(
             spreadsheet=spreadsheet,
             opened=part,
             kept=start.kept,
+            on_complete=on_complete,
         )
         known = nullcontext() if ledger_dir is None else _open_ledger(ledger_dir, job, predictor)
         with known as ledger:
@@ -237,6 +252,8 @@ def examine_pictures(
         return
     portions = list_portions(inputs, on_error=lambda _error: None)
     pictures = chain.from_iterable(portion.pictures for portion in portions)
+    if record.shard is not None:
+        pictures = iter(Listing(pictures, record.shard))
     rows = row_format(output, record.classes, spreadsheet=spreadsheet)
     kept = Kept(Part(output), record, rows)
     with suppress(FileNotFoundError):
@@ -372,13 +389,32 @@ def _go_on(
     return _Start(kept, again)
 
 
-def _begin(part: Part, record: JobRecord) -> None:
-    """Open the part of a job that begins, and write its record."""
+def _begin(part: Part, kept: Kept | None, make_record: Callable[[], JobRecord]) -> JobRecord:
+    """Open the part of a job that begins, and write its record; return the record."""
+    if kept is not None:
+        return kept.record
+    record = make_record()
     if not part.is_open:
         part.open()
         if part.num_bytes:
             raise refusal(part.path, "another job has made it in the meantime")
     part.begin(record)
+    return record
+
+
+def _when_complete(
+    output: Path, record: JobRecord, listing: Listing | None
+) -> Callable[[Path, int], None] | None:
+    """Return what is to be done with the complete file of a shard before it gets its name."""
+    if listing is None:
+        return None
+
+    def keep_record(complete: Path, num_rows: int) -> None:
+        from tltools.classify.merge import write_shard_record  # here, because most jobs are whole
+
+        write_shard_record(output, complete, job=record, listing=listing, num_rows=num_rows)
+
+    return keep_record
 
 
 def _open(
@@ -460,8 +496,7 @@ def _classify(
         numbered = enumerate(predictions, first)
         for number, prediction in islice(numbered, len(start.again), None):
             if watch is not None and number in watch.verdicts:
-                name = os.path.basename(prediction.name)  # noqa: PTH119
-                shown = name if name.isprintable() else ascii(name)
+                shown = _last_name(prediction.name)
                 error = f"cannot read image {shown}: {watch.verdicts[number]}"
                 yield replace(prediction, error=error)
             else:
@@ -477,8 +512,14 @@ def _told(pictures: Iterator[Picture], first: int, watch: Watch) -> Iterator[Pic
 
 def kind_of_error(name: str, error: str) -> str:
     """Return an error without the file's name and numbers, so that there are few of them."""
-    _, found, reason = error.partition(f" {os.path.basename(name)}: ")  # noqa: PTH119
+    _, found, reason = error.partition(f" {_last_name(name)}: ")
     return re.sub(r"\d[\d,.]*", "N", reason if found else error)
+
+
+def _last_name(name: str) -> str:
+    """Return a picture's name without its folders, as errors show it."""
+    last = os.path.basename(name)  # noqa: PTH119 - of a million pictures, perhaps
+    return last if last.isprintable() else ascii(last)
 
 
 def _count(portions: Iterator[Portion], *, seconds: float) -> tuple[int | None, Iterator[Portion]]:

@@ -1,4 +1,4 @@
-"""List the pictures of folders, files and lists, lazily and in a fixed order."""
+"""List the pictures of folders, archives, files and lists, lazily and in a fixed order."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from tltools.data.images import IMAGE_SUFFIXES, find_folders
+from tltools.data.images import IMAGE_SUFFIXES, Source, find_folders, is_archive_name
 from tltools.errors import DataError
 
 STDIN = Path("-")
@@ -18,9 +18,9 @@ LINES_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A file to classify, and what the results call it."""
+    """A file to classify, or a member of an archive, and what the results call it."""
 
-    path: Path
+    path: Path | Source
     name: str
     """With `/` between folders. May hold surrogates, for bytes that are not UTF-8."""
 
@@ -43,12 +43,14 @@ def list_pictures(inputs: Sequence[Path]) -> Iterator[Picture]:
             folder, or start with it where there are several inputs;
             a `.txt` file: a list, one path a line, relative to the list's own folder; the name is
             the line. Files that turn out to be missing get a row with their error;
+            an archive, by its suffix (see `list_archive`): all pictures in it, in its own order,
+            named as those of a folder are;
             `-`: such a list from standard input, relative to the working folder;
             any other file: a picture, whatever its suffix; the name is the path as given.
 
     Returns:
         An iterator that reads folders and lists as it goes. It raises DataError if there was
-        not one picture, or if a folder or a list cannot be read.
+        not one picture, or if a folder, an archive or a list cannot be read.
 
     Raises:
         DataError: If an input does not exist.
@@ -63,23 +65,38 @@ def list_portions(
 
     Args:
         inputs: See `list_pictures`.
-        on_error: Is told of each folder that cannot be listed, which is then left out; None to
-            raise the error.
+        on_error: Is told of each folder that cannot be listed, and of each archive that cannot be
+            read to its end, which are then left out; None to raise the error.
 
     Returns:
-        An iterator over folders, or their parts between subfolders, and parts of lists. Lines of
-        standard input come one by one, as soon as they are there.
+        An iterator over folders, or their parts between subfolders, and parts of archives and
+        lists. Lines of standard input come one by one, as soon as they are there, and so do the
+        pictures of a compressed tar, which hold their bytes.
 
     Raises:
         DataError: As `list_pictures`.
     """
     for source in inputs:
         if source != STDIN and not source.exists():
-            raise DataError(f"{source} does not exist; give folders, pictures or .txt lists")
+            raise DataError(
+                f"{source} does not exist; give folders, pictures, archives or .txt lists"
+            )
     return _refuse_nothing(
         chain.from_iterable(_list_one(source, len(inputs) == 1, on_error) for source in inputs),
         inputs,
     )
+
+
+def is_slow(inputs: Sequence[Path]) -> bool:
+    """Tell whether listing ahead takes long, or much memory."""
+    if STDIN in inputs:  # its end may be a long way off
+        return True
+    archives = [source for source in inputs if is_archive_name(source.name)]
+    if not archives:
+        return False
+    from tltools.data.archives import is_sequential
+
+    return any(map(is_sequential, archives))
 
 
 def _list_one(
@@ -89,6 +106,8 @@ def _list_one(
         return _list_lines(sys.stdin.buffer, Path(), at_once=1)
     if source.is_dir():
         return _list_folder(source, alone, on_error)
+    if is_archive_name(source.name):
+        return _list_archive(source, alone, on_error)
     if source.suffix.lower() == LIST_SUFFIX:
         return _list_file(source)
     return iter([Portion(1, iter([Picture(source, source.as_posix())]))])
@@ -107,6 +126,17 @@ def _list_folder(
 def _pictures(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[Picture]:
     for name in names:
         yield Picture(folder / name, prefix + name)
+
+
+def _list_archive(
+    source: Path, alone: bool, on_error: Callable[[DataError], None] | None
+) -> Iterator[Portion]:
+    from tltools.data.archives import list_archive  # here, because most jobs do without it
+
+    prefix = "" if alone else source.as_posix() + "/"
+    for members in list_archive(source, on_error=on_error):
+        pictures = (Picture(member, prefix + member.name) for member in members)
+        yield Portion(len(members), pictures)
 
 
 def _list_file(source: Path) -> Iterator[Portion]:
@@ -140,4 +170,6 @@ def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Path]) -> Iter
     if empty:
         names = ", ".join(str(source) for source in inputs) or "nothing"
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"no pictures in {names} (folders are searched for {suffixes})")
+        raise DataError(
+            f"no pictures in {names} (folders and archives are searched for {suffixes})"
+        )

@@ -19,6 +19,7 @@ from tltools import __version__
 from tltools.card import Resize
 from tltools.classify.formats import Row, RowFormat
 from tltools.classify.pictures import STDIN, Picture
+from tltools.classify.shards import Shard
 from tltools.errors import ArtifactError, ConfigError, TltoolsError
 from tltools.runtime import Plan, Predictor
 
@@ -53,6 +54,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     min_confidence: float | None
     overwrite: bool
     """Whether the complete output may replace one that exists."""
+    shard: Shard | None = None
+    """The part of the listing that has rows here; None: all of it."""
 
 
 class Job:
@@ -67,6 +70,7 @@ class Job:
         spreadsheet: bool,
         min_confidence: float | None,
         overwrite: bool,
+        shard: Shard | None = None,
     ) -> None:
         """Keep the job's settings; a thread reads the model's file while there is other work."""
         self._model = model
@@ -78,6 +82,7 @@ class Job:
         self.spreadsheet = spreadsheet
         self._min_confidence = min_confidence
         self._overwrite = overwrite
+        self._shard = shard
         self._sha256: Future[str] = Future()
         Thread(target=_hash, args=(model, self._sha256), daemon=True).start()
 
@@ -108,6 +113,9 @@ class Job:
                 if given is None
                 else f"it was begun with --min-confidence {given:g}"
             )
+        if record.shard != self._shard:
+            shard = record.shard
+            yield f"it was begun {'without --shard' if shard is None else f'with --shard {shard}'}"
         if self._batch_size not in (None, record.batch_size):
             yield f"it was begun with --batch-size {record.batch_size}"
         if record.tltools != __version__:
@@ -130,6 +138,7 @@ class Job:
             spreadsheet=self.spreadsheet,
             min_confidence=self._min_confidence,
             overwrite=self._overwrite,
+            shard=self._shard,
         )
 
 

@@ -2,11 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tltools.classify.formats import (
     CsvFormat,
@@ -18,6 +18,9 @@ from tltools.classify.formats import (
 from tltools.classify.pipeline import Prediction
 from tltools.classify.resume import Kept, Part, cannot_write
 from tltools.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 STDOUT = Path("-")
 PARQUET = ".parquet"
@@ -47,6 +50,7 @@ class Output:
         spreadsheet: bool = False,
         opened: Part | None = None,
         kept: Kept | None = None,
+        on_complete: Callable[[Path, int], None] | None = None,
     ) -> None:
         """Prepare to write; nothing is created before the `with` block.
 
@@ -57,6 +61,8 @@ class Output:
             spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
             opened: The output's part, which is open already; None to open it in the block.
             kept: The rows in `opened` to go on after.
+            on_complete: Is told where the complete file is, and how many rows it has, just before
+                it gets its name.
 
         Raises:
             ConfigError: As `check_output`.
@@ -65,6 +71,7 @@ class Output:
         self.path = path
         self._part = opened if opened is not None or path == STDOUT else Part(path)
         self._kept = kept
+        self._on_complete = on_complete
         self._classes = classes
         self._format = row_format(path, classes, spreadsheet=spreadsheet)
         # One assignment changes both: whatever interrupts the program finds them in agreement.
@@ -133,6 +140,8 @@ class Output:
             converted = self.path.suffix.lower() == PARQUET
             if converted:
                 self._convert()
+            elif self._on_complete is not None:
+                self._on_complete(self._part.path, self.num_rows)
             self._part.finish(rename=not converted)
         except BaseException as error:
             self._stop()
@@ -165,23 +174,32 @@ class Output:
         with self._part.path.open("rb") as file, atomic_path(self.path) as temporary:
             rows = JsonLinesFormat(self._classes).read_whole(file)
             write_parquet(temporary, (row for row, _ in rows), self._classes)
+            if self._on_complete is not None:
+                self._on_complete(temporary, self.num_rows)
+
+
+def parquet_schema(classes: Sequence[str]) -> "pyarrow.Schema":
+    """Return the columns of Parquet: strings, and float64 for the numbers."""
+    import pyarrow
+
+    texts = {"path", "label", "error"}
+    return pyarrow.schema(
+        [
+            (name, pyarrow.string() if name in texts else pyarrow.float64())
+            for name in column_names(classes)
+        ]
+    )
 
 
 def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -> None:
-    """Write rows as Parquet with the columns of the CSV: strings, and float64 for the numbers.
+    """Write rows as Parquet with the columns of the CSV.
 
     pyarrow is imported here, so that the other formats do without it.
     """
     import pyarrow
     import pyarrow.parquet
 
-    texts = {"path", "label", "error"}
-    schema = pyarrow.schema(
-        [
-            (name, pyarrow.string() if name in texts else pyarrow.float64())
-            for name in column_names(classes)
-        ]
-    )
+    schema = parquet_schema(classes)
 
     def values(row: JsonRow) -> Iterator[str | float | None]:
         yield from (row.path, row.label, row.confidence)

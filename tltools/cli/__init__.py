@@ -19,6 +19,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "classify",
+    "merge",
     "bench",
     "report",
     "explain",

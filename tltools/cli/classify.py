@@ -18,7 +18,7 @@ from tltools.cli.common import (
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tltools.classify import Summary
+    from tltools.classify import Shard, Summary
     from tltools.console import RichProgress
 
 FAILURES = "Pictures that fail"
@@ -30,7 +30,10 @@ def classify(
     context: typer.Context,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Folders (searched recursively), pictures, or .txt lists of paths."),
+        typer.Argument(
+            help="Folders (searched recursively), archives (tar, zip), pictures, or .txt lists of "
+            "paths."
+        ),
     ],
     *,
     out: Out,
@@ -39,8 +42,14 @@ def classify(
         typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet; - is standard output.")
-    ] = Path("predictions.csv"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help=".csv, .jsonl or .parquet; - is standard output.",
+            show_default="predictions.csv",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     device: InferenceDeviceOption = "auto",
     batch_size: Annotated[
@@ -114,6 +123,15 @@ def classify(
         typer.Option(help="Where ledgers are kept.", show_default="user cache"),
     ] = None,
     report: ReportOption = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Only the K-th of N parts, into predictions-K-of-N.csv; tltools merge puts all "
+            "together.",
+            show_default="all pictures",
+        ),
+    ] = None,
 ) -> None:
     """Classify pictures: one row for each, with its label, probabilities or error.
 
@@ -123,6 +141,7 @@ def classify(
     """
     from tltools.classify.supervisor import Watch, can_supervise, supervise_job
 
+    output, part = _place(output, shard)
     if out.as_json and output.as_posix() == "-":
         raise ConfigError("--json and --output - would both be standard output; name a file")
     check_report(report)
@@ -155,6 +174,7 @@ def classify(
         errors_to=errors_to,
         min_confidence=min_confidence,
         ledger_dir=_ledger_dir(cache_dir, changed_only=changed_only),
+        shard=part,
         progress=progress,
         watch=watch,
     )
@@ -167,6 +187,16 @@ def classify(
     if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
+
+
+def _place(output: Path | None, shard: str | None) -> "tuple[Path, Shard | None]":
+    default = Path("predictions.csv")
+    if shard is None:
+        return output or default, None
+    from tltools.classify.shards import Shard
+
+    part = Shard.parse(shard)
+    return output or part.name(default), part
 
 
 def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:

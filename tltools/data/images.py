@@ -10,6 +10,7 @@ import warnings
 import zlib
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,12 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
 )
 """Lower-case suffixes of the files that `find_images` yields. What a file is decoded as is decided
 by its content."""
+
+ARCHIVE_SUFFIXES = (*(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip"),)
+"""Lower-case endings of the files that are taken for archives; what kind, their content decides."""
+
+MAX_FILE_BYTES = 2**31
+"""Of a picture's file; it is read as a whole."""
 
 _USUAL_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG")  # most names end here: found in one call
 
@@ -53,7 +60,6 @@ CROP_RATIO = 256 / 224
 _JPEG = b"\xff\xd8\xff"
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _PLAIN_COLORS = frozenset({"YCbCr", "RGB", "Gray"})
-_MAX_FILE_BYTES = 2**31
 _MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
 _CHUNK = 8  # pictures that a thread decodes per task
 
@@ -103,6 +109,16 @@ _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 # kind, in the middle of a progress bar, and without the picture's name. The filters belong to the
 # whole process and must not be changed while threads run, so this is done here and once.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+@dataclass(slots=True)
+class Source:
+    """A picture that is not a file of its own: a member of an archive, for instance."""
+
+    name: str
+    read: Callable[[], bytes]
+    """Returns its bytes; raises OSError, with a reason, where that cannot be done. Called in
+    `load_image`, from any thread."""
 
 
 def find_images(root: Path) -> Iterator[Path]:
@@ -224,9 +240,19 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
                 continue
             if _is_folder(entry):
                 folders.append(name)
-            elif name.endswith(_USUAL_SUFFIXES) or _suffix(name) in IMAGE_SUFFIXES:
+            elif is_image_name(name):
                 names.append(name)
     return names, folders
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file's name ends as a picture's does."""
+    return name.endswith(_USUAL_SUFFIXES) or _suffix(name) in IMAGE_SUFFIXES
+
+
+def is_archive_name(name: str) -> bool:
+    """Tell whether a file's name ends as an archive's does."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def _suffix(name: str) -> str:
@@ -242,7 +268,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def load_image(
-    path: str | Path,
+    path: str | Path | Source,
     *,
     size: int,
     resize: Resize,
@@ -258,7 +284,8 @@ def load_image(
     JPEGs that are much larger than needed are decoded at reduced scale (see `DRAFT_MARGIN`).
 
     Args:
-        path: A regular file; its content and not its suffix decides how it is decoded.
+        path: A regular file, or what stands for one; its content and not its suffix decides how
+            it is decoded.
         size: Height and width of the result in pixels.
         resize: `squash` scales both sides to `size`. `crop` takes the central square whose side
             is `size / round(size * CROP_RATIO)` of the short side and scales that to `size`,
@@ -278,8 +305,11 @@ def load_image(
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
     try:
-        with _open_file(path) as file:
-            data = _read(file)
+        if isinstance(path, Source):
+            data = path.read()
+        else:
+            with _open_file(path) as file:
+                data = _read(file)
         if skip is not None and skip(data):
             return out
         if not (data.startswith(_JPEG) and _load_plain_jpeg(data, size, resize, out)):
@@ -380,8 +410,8 @@ def _open_file(path: str | Path) -> io.FileIO:
     info = os.stat(path)  # noqa: PTH116 - called for each picture, and Path.stat costs more
     if not stat.S_ISREG(info.st_mode):
         raise OSError("it is a folder" if stat.S_ISDIR(info.st_mode) else "it is not a file")
-    if info.st_size > _MAX_FILE_BYTES:
-        raise OSError(f"the file has {info.st_size:,} bytes, more than {_MAX_FILE_BYTES:,}")
+    if info.st_size > MAX_FILE_BYTES:
+        raise OSError(f"the file has {info.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
     return io.FileIO(path)
 
 
@@ -568,7 +598,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _printable(path: str | Path) -> str:
+def _printable(path: str | Path | Source) -> str:
     """Return a file's name as it can be printed on one line in any terminal."""
-    name = os.path.basename(path)  # noqa: PTH119 - accepts str as well
+    name = os.path.basename(path.name if isinstance(path, Source) else path)  # noqa: PTH119 - accepts str as well
     return name if name.isprintable() else ascii(name)

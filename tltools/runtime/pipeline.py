@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, Preprocessing
+from tltools.data.images import Source as ImageSource
 from tltools.data.images import load_image
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import ordered_map
@@ -41,10 +42,10 @@ Item = TypeVar("Item")
 
 
 class Picture(Protocol):
-    """A file to be decoded."""
+    """A file to be decoded, or what stands for one."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | ImageSource:
         """Where it is."""
         ...
 

@@ -1,0 +1,787 @@
+"""Pictures in tar and zip archives: the rows of a folder, and nothing that an archive can do."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from conftest import COLOURS, Recorder, run_tltools
+
+from tltools.classify import Shard, list_pictures, merge_shards, run_job
+from tltools.classify.pictures import list_portions
+from tltools.data import archives
+from tltools.data.archives import list_archive
+from tltools.data.images import load_image
+from tltools.errors import DataError
+
+KINDS = ("tar", "tar.gz", "tgz", "tar.bz2", "tar.xz", "zip")
+COMPRESSORS = {
+    "tar": bytes,
+    "tar.gz": gzip.compress,
+    "tgz": gzip.compress,
+    "tar.bz2": bz2.compress,
+    "tar.xz": lzma.compress,
+}
+
+
+def picture(colour: str = "red", seed: int = 0) -> bytes:
+    path = io.BytesIO()
+    save_picture_to(path, colour, seed)
+    return path.getvalue()
+
+
+def save_picture_to(file: io.BytesIO, colour: str, seed: int) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(seed).integers(-20, 21, size=(32, 32, 3))
+    pixels = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+
+
+RED = picture()
+
+
+def tar_of(*members: "tuple[str, bytes] | tarfile.TarInfo", **options) -> bytes:
+    """Return a tar of files, or of headers alone."""
+    file = io.BytesIO()
+    options = {"errors": "surrogateescape"} | options
+    with tarfile.open(fileobj=file, mode="w", **options) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return file.getvalue()
+
+
+def zip_of(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as content:
+        for name, data in members:
+            content.writestr(name, data)
+    return file.getvalue()
+
+
+def files_of(folder: Path) -> list[tuple[str, bytes]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths]
+
+
+def pack(folder: Path, kind: str, target: Path) -> Path:
+    """Pack a folder in the order in which folders are listed."""
+    path = target / f"photos.{kind}"
+    members = files_of(folder)
+    path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
+    return path
+
+
+def listed(data: bytes, path: Path) -> tuple[dict[str, bytes | str], list[str]]:
+    """Members that are pictures, with their bytes or their errors, and what the archive has."""
+    path.write_bytes(data)
+    errors: list[DataError] = []
+    found: dict[str, bytes | str] = {}
+    for group in list_archive(path, on_error=errors.append):
+        assert group
+        for source in group:
+            try:
+                found[source.name] = source.read()
+            except OSError as error:
+                found[source.name] = str(error)
+    return found, [str(error) for error in errors]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------------- the rows of a folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_has_the_rows_of_its_folder(kind, pictures, onnx_path, tmp_path):
+    (pictures / "green" / "broken.png").write_bytes(b"no picture")
+    (pictures / "notes.txt").write_text("no picture either")
+    archive = pack(pictures, kind, tmp_path)
+    run_job(onnx_path, [pictures], tmp_path / "folder.csv", device="cpu")
+    before = set(tmp_path.rglob("*"))
+    run_job(onnx_path, [archive], tmp_path / "archive.csv", device="cpu")
+    assert set(tmp_path.rglob("*")) == before | {tmp_path / "archive.csv"}
+    assert (tmp_path / "archive.csv").read_bytes() == (tmp_path / "folder.csv").read_bytes()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_each_compression_of_a_zip_can_be_read(compression, tmp_path):
+    members = [(f"{number}.png", picture(seed=number)) for number in range(3)]
+    data = zip_of(*members, compression=compression)
+    assert listed(data, tmp_path / "a.zip") == (dict(members), [])
+
+
+@pytest.mark.parametrize("plan", [{"threads": 1}, {"threads": 2}, {"workers": 3}])
+@pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
+def test_every_plan_reads_archives(kind, plan, pictures, onnx_path, tmp_path):
+    archive = pack(pictures, kind, tmp_path)
+    run_job(onnx_path, [archive], tmp_path / "out.csv", device="cpu", **plan)
+    assert [row["path"] for row in rows_of(tmp_path / "out.csv")] == [
+        name for name, _ in files_of(pictures)
+    ]
+    assert all(row["label"] == row["path"].split("/")[0] for row in rows_of(tmp_path / "out.csv"))
+
+
+def test_several_inputs_put_the_archives_name_before_the_members(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tar = pack(pictures, "tar", tmp_path).relative_to(tmp_path)
+    (tmp_path / "two.zip").write_bytes(zip_of(("b/c.png", RED)))
+    alone = [one.name for one in list_pictures([tar])]
+    both = [one.name for one in list_pictures([tar, Path("two.zip"), Path("pictures/red/0.png")])]
+    assert both == [*(f"photos.tar/{name}" for name in alone), "two.zip/b/c.png",
+                    "pictures/red/0.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "A.TGZ"])
+def test_the_content_and_not_the_suffix_decides_the_kind(name, tmp_path):
+    tar = tar_of(("a.png", RED))
+    for data in (tar, gzip.compress(tar), bz2.compress(tar), zip_of(("a.png", RED))):
+        assert listed(data, tmp_path / name) == ({"a.png": RED}, [])
+
+
+def test_a_webdataset_shard_gives_its_pictures_in_its_own_order(tmp_path):
+    members = [("b.cls", b"1"), ("b.jpg", RED), ("b.json", b"{}"), ("a.cls", b"0"), ("a.jpg", RED)]
+    found, errors = listed(tar_of(*members), tmp_path / "train-0000.tar")
+    assert (list(found), errors) == (["b.jpg", "a.jpg"], [])
+
+
+def test_names_are_those_in_the_archive(tmp_path):
+    names = {
+        "./a.png": "a.png",
+        "./b/./c.png": "b/c.png",
+        "/etc/d.png": "etc/d.png",
+        "../../e.png": "../../e.png",
+        "f/../g.png": "f/../g.png",
+        "new\nline.png": "new\nline.png",
+        "not-utf8-\udcff.png": "not-utf8-\udcff.png",
+        "é/ü.PNG": "é/ü.PNG",
+    }
+    hidden = [".h.png", "x/.y/i.png", "__MACOSX/._a.png", "j.txt", "png"]
+    tar = tar_of(*((name, RED) for name in (*names, *hidden)))
+    assert listed(tar, tmp_path / "a.tar") == (dict.fromkeys(names.values(), RED), [])
+    del names["not-utf8-\udcff.png"]
+    data = zip_of(*((name, RED) for name in (*names, *hidden)))
+    assert listed(data, tmp_path / "a.zip") == (dict.fromkeys(names.values(), RED), [])
+
+
+def test_doubled_names_get_a_row_each(onnx_path, tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_of(("a.png", picture("red")), ("a.png", picture("blue"))))
+    run_job(onnx_path, [path], tmp_path / "out.csv", device="cpu")
+    rows = rows_of(tmp_path / "out.csv")
+    assert [(row["path"], row["label"]) for row in rows] == [("a.png", "red"), ("a.png", "blue")]
+
+
+# --------------------------------------------------------------------- headers, against `tarfile`
+
+LONG = ["x" * 94 + ".png", "y" * 150 + "/" + "z" * 90 + ".png", "d/" * 200 + "w" * 200 + ".png"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_tarfile_finds(kind, tmp_path):
+    path = tmp_path / "a.tar"
+    usual = ["a.png", "b/c.png", "bytes-\udcff.png", "e\nf.png", *LONG[:2]]
+    with tarfile.open(path, "w", format=kind, errors="surrogateescape") as tar:
+        for number, name in enumerate(usual + LONG[2:] * (kind != tarfile.USTAR_FORMAT)):
+            info = tarfile.TarInfo(name)
+            info.mtime = 1.5 if number % 2 else 1  # pax writes an extended header for the first
+            info.size = len(RED) + number
+            info.uname = "somebody"
+            if kind == tarfile.PAX_FORMAT and number % 3 == 2:
+                info.pax_headers = {"comment": "path=elsewhere.png"}
+            tar.addfile(info, io.BytesIO(RED + b"\0" * number))
+            tar.addfile(tarfile.TarInfo(f"folder-{number}"))
+    with tarfile.open(path, errors="surrogateescape") as tar:
+        expected = {
+            info.name: tar.extractfile(info).read()
+            for info in tar.getmembers()
+            if info.name.endswith(".png")
+        }
+    assert len(expected) >= 6
+    assert listed(path.read_bytes(), path) == (expected, [])
+
+
+def test_a_header_for_all_members_is_heeded(tmp_path):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", pax_headers={"comment": "git"}) as tar:
+        for name in ("a.png", "b.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(RED)
+            tar.addfile(info, io.BytesIO(RED))
+    assert listed(file.getvalue(), tmp_path / "a.tar") == ({"a.png": RED, "b.png": RED}, [])
+
+
+def test_a_size_in_an_extended_header_counts(tmp_path):
+    """As for members of more than 8 GB, but small."""
+    record = b"%d size=%d\n" % (len("13 size=....\n"), 1000 + len(RED) % 9000)
+    size = 1000 + len(RED) % 9000
+    info = tarfile.TarInfo("pax")
+    info.type = tarfile.XHDTYPE
+    info.size = len(record)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+    member = tarfile.TarInfo("a.png")
+    content = RED.ljust(size, b"\0")
+    data += member.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-size // 512) * 512, b"\0")
+    data += tar_of(("b.png", RED))
+    assert listed(data, tmp_path / "a.tar") == ({"a.png": content, "b.png": RED}, [])
+
+
+def test_the_headers_of_real_tools_are_read(pictures, tmp_path):
+    """GNU tar's, in each of its formats."""
+    expected = dict(files_of(pictures))
+    for kind in ("gnu", "oldgnu", "pax", "posix", "ustar", "v7"):
+        path = tmp_path / f"{kind}.tar"
+        command = ["tar", f"--format={kind}", "-cf", path, "-C", pictures, "."]
+        subprocess.run(command, check=True)
+        assert listed(path.read_bytes(), path) == (expected, [])
+
+
+# ----------------------------------------------------------------------------------- hostile tars
+
+
+def header(name: str, kind: bytes, **fields) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+def test_members_that_are_no_files_get_errors(compress, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(RED)
+    tar = tar_of(
+        ("good.png", RED),
+        header("link.png", tarfile.SYMTYPE, linkname=str(secret)),
+        header("up.png", tarfile.SYMTYPE, linkname="../secret.png"),
+        header("hard.png", tarfile.LNKTYPE, linkname="good.png"),
+        header("device.png", tarfile.CHRTYPE, devmajor=1, devminor=5),
+        header("block.png", tarfile.BLKTYPE),
+        header("fifo.png", tarfile.FIFOTYPE),
+        header("folder.png", tarfile.DIRTYPE),
+        ("last.png", RED),
+    )
+    found, errors = listed(compress(tar), tmp_path / "a.tar")
+    link = "it is a link in the archive; pack with --dereference --hard-dereference"
+    assert found == {
+        "good.png": RED, "link.png": link, "up.png": link, "hard.png": link,
+        "device.png": "it is not a file", "block.png": "it is not a file",
+        "fifo.png": "it is not a file", "last.png": RED,
+    }  # fmt: skip
+    assert errors == []
+
+
+def test_sparse_members_get_errors(tmp_path):
+    path = tmp_path / "sparse.png"
+    with path.open("wb") as file:
+        file.truncate(10**9)
+        file.write(RED)
+    (tmp_path / "good.png").write_bytes(RED)
+    for kind in ("gnu", "posix"):
+        command = ["tar", "--sparse", f"--format={kind}", "-cf", tmp_path / "a.tar"]
+        subprocess.run([*command, "sparse.png", "good.png"], check=True, cwd=tmp_path)
+        data = (tmp_path / "a.tar").read_bytes()
+        assert len(data) < 10**6
+        assert listed(data, tmp_path / "a.tar") == (
+            {
+                "sparse.png": "it is a sparse file in the archive; pack without --sparse",
+                "good.png": RED,
+            },
+            [],
+        )
+
+
+def test_a_size_far_larger_than_the_archive_is_an_error(tmp_path):
+    info = tarfile.TarInfo("large.png")
+    data = tar_of(("good.png", RED)).rstrip(b"\0")
+    data += b"\0" * (-len(data) % 512)
+    for size in (10**6, 8**11 - 1, 2**60, 2**87):
+        info.size = size
+        found, errors = listed(data + info.tobuf(tarfile.GNU_FORMAT) + RED, tmp_path / "a.tar")
+        assert found["good.png"] == RED
+        assert found.get("large.png", "the archive ends before it does") == (
+            "the archive ends before it does"
+        )
+        assert len(errors) == 1
+        assert errors[0].startswith(f"cannot read all of the archive {tmp_path / 'a.tar'}: ")
+
+
+def negative_size(size: int) -> bytes:
+    """A header whose size is negative, in base 256: it leads back to before itself."""
+    info = bytearray(tarfile.TarInfo("back.png").tobuf(tarfile.GNU_FORMAT))
+    info[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")
+    info[148:156] = b" " * 8
+    info[148:156] = b"%06o\0 " % sum(info)
+    return bytes(info)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("size", [-512, -1024, -10_000, -1])
+def test_a_negative_size_does_not_lead_in_circles(size, compress, tmp_path):
+    data = tar_of(("good.png", RED)).rstrip(b"\0")
+    data += b"\0" * (-len(data) % 512)
+    found, errors = listed(compress(data + negative_size(size) * 2), tmp_path / "a.tar")
+    assert found["good.png"] == RED
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_descriptions_of_any_size_and_number_are_refused(kind, compress, tmp_path):
+    good = tar_of(("good.png", RED)).rstrip(b"\0")
+    good += b"\0" * (-len(good) % 512)
+    large = header("x", kind, size=64 * 2**20).tobuf(tarfile.GNU_FORMAT) + b"a" * (64 * 2**20)
+    many = (header("x", kind, size=1).tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 3000
+    for data in (large, many):
+        tracemalloc.start()
+        found, errors = listed(compress(good + data), tmp_path / "a.tar")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found == {"good.png": RED}
+        assert len(errors) == 1
+        if data is large and compress is bytes:
+            assert peak < 2 * len(large)  # the test's own, to write it
+
+
+def test_a_damaged_header_ends_the_archive_with_an_error(tmp_path):
+    tar = bytearray(tar_of(("a.png", RED), ("b.png", RED), ("c.png", RED)))
+    start = tar.index(b"b.png")
+    tar[start] = ord("x")  # its checksum does not hold any more
+    found, (error,) = listed(bytes(tar), tmp_path / "a.tar")
+    assert found == {"a.png": RED}
+    assert error == (
+        f"cannot read all of the archive {tmp_path / 'a.tar'}: it is damaged at byte {start:,}; "
+        "make it again, or unpack what there is of it"
+    )
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "zip"])
+def test_each_way_to_cut_a_tar_off_keeps_the_members_before(kind, tmp_path):
+    members = [(f"{number}.png", picture(seed=number)) for number in range(4)]
+    data = COMPRESSORS[kind](tar_of(*members))
+    counts = set()
+    for length in np.linspace(1, len(data) - 1, 25, dtype=int):
+        found, errors = listed(data[:length], tmp_path / "a.tar")
+        good = [name for name, content in found.items() if isinstance(content, bytes)]
+        assert good == [name for name, _ in members][: len(good)]
+        assert all(found[name] == dict(members)[name] for name in good)
+        assert len(found) <= len(good) + 1
+        whole = kind == "tar" and length >= len(tar_of(*members).rstrip(b"\0")) + 1024
+        assert len(errors) == (0 if whole else 1), length
+        counts.add(len(good))
+    assert {0, 4} <= counts or kind == "tar.bz2"  # of which little can be read if not all
+
+
+def test_a_tar_without_its_end_mark_is_read_with_a_warning(tmp_path):
+    tar = tar_of(("a.png", RED)).rstrip(b"\0")
+    tar += b"\0" * (-len(tar) % 512)
+    found, (error,) = listed(tar, tmp_path / "a.tar")
+    assert found == {"a.png": RED}
+    assert f"it was cut off, with more to come at byte {len(tar):,};" in error
+
+
+def test_archives_in_an_archive_are_told_of_and_not_opened(tmp_path):
+    inner = tar_of(("b.png", RED))
+    for data in (
+        tar_of(("a.png", RED), ("x.tar", inner), ("y.ZIP", zip_of(("c.png", RED)))),
+        zip_of(("a.png", RED), ("x.tar", inner), ("y.ZIP", zip_of(("c.png", RED)))),
+    ):
+        found, errors = listed(data, tmp_path / "a.tar")
+        assert found == {"a.png": RED}
+        assert errors == [
+            f"{tmp_path / 'a.tar'} holds archives (x.tar and 1 more), which are not looked into; "
+            "unpack it and name these"
+        ]
+
+
+# ---------------------------------------------------------------------------------- compression
+
+
+def test_what_waits_of_a_compressed_tar_is_packed_again_where_it_is_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_HELD", 2**20)
+    zeros = bytes(2**20)
+    members = [(f"{number}.png", RED + zeros) for number in range(50)]
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress(tar_of(*members)))
+    tracemalloc.start()
+    sources = [source for group in list_archive(path) for source in group]
+    held = tracemalloc.get_traced_memory()[0]
+    assert len(sources) == 50
+    assert held < 5 * 2**20
+    assert all(source.read() == RED + zeros for source in sources)
+    tracemalloc.stop()
+
+
+def test_bytes_that_are_done_with_make_room(tmp_path, monkeypatch):
+    """What waits at any one time counts, and not what has gone through."""
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress(tar_of(*((f"{number}.png", RED) for number in range(50)))))
+    monkeypatch.setattr(archives, "MAX_HELD", 3 * len(RED))
+    monkeypatch.setattr(archives.zlib, "compress", lambda *args, **options: pytest.fail("packed"))
+    assert sum(len(group) for group in list_archive(path)) == 50
+
+
+def test_members_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 2**20)
+    members = [("a.png", RED), ("bomb.png", bytes(2**20 + 1)), ("c.png", RED)]
+    reason = (
+        "it has 1,048,577 bytes, more than the 1,048,576 that are unpacked in memory; unpack the "
+        "archive"
+    )
+    for data in (gzip.compress(tar_of(*members)), zip_of(*members)):
+        found, errors = listed(data, tmp_path / "a.zip")
+        assert found == {"a.png": RED, "bomb.png": reason, "c.png": RED}
+        assert errors == []
+
+
+def test_a_tar_that_unpacks_to_far_more_than_itself_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_RATIO", 5)
+    unlimited = archives._Reader
+
+    def limited(file, max_bytes=None):
+        return unlimited(file, None if max_bytes is None else max_bytes - 2**30)
+
+    monkeypatch.setattr(archives, "_Reader", limited)
+    data = gzip.compress(tar_of(("a.png", RED), ("zeros.bin", bytes(10**7)), ("b.png", RED)))
+    found, (error,) = listed(data, tmp_path / "a.tgz")
+    assert found == {"a.png": RED}
+    assert "bytes (an archive bomb?)" in error
+
+
+# ----------------------------------------------------------------------------------- hostile zips
+
+
+def test_encrypted_members_and_links_of_a_zip_get_errors(tmp_path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as content:
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        content.writestr(link, "/etc/passwd")
+        content.writestr("good.png", RED)
+        content.writestr("secret.png", RED)
+    data = bytearray(file.getvalue())
+    central = data.index(b"PK\1\2", data.index(b"secret.png", data.index(b"PK\1\2")) - 46)
+    data[central + 8] |= 1
+    found, errors = listed(bytes(data), tmp_path / "a.zip")
+    assert found == {
+        "link.png": "it is a link in the archive",
+        "good.png": RED,
+        "secret.png": "it is encrypted; unpack the archive with its password",
+    }
+    assert errors == []
+
+
+def change_zip(data: bytes, offset: int, kind: str, value: int) -> bytes:
+    """Change a field of the first member's entry in the directory."""
+    changed = bytearray(data)
+    struct.pack_into(kind, changed, data.index(b"PK\1\2") + offset, value)
+    return bytes(changed)
+
+
+SIZE, PACKED, CRC, METHOD, PLACE = (24, "<I"), (20, "<I"), (16, "<I"), (10, "<H"), (42, "<I")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (SIZE, 10, "damaged in the archive"),
+        (SIZE, 10**6, "damaged in the archive"),
+        (SIZE, 2**31, "more than the 268,435,456 that are unpacked in memory"),
+        (PACKED, 10, "damaged in the archive"),
+        (PACKED, 2**31 - 1, "the archive ends before it does"),
+        (CRC, 1, "damaged in the archive: Bad CRC-32"),
+        (METHOD, 99, "damaged in the archive: "),
+        (PLACE, 7, "the archive is damaged where it begins"),
+        (PLACE, 2**30, "the archive ends before it does"),
+    ],
+)
+def test_a_zip_that_lies_about_a_member_costs_that_members_row(field, value, reason, tmp_path):
+    offset, kind = field
+    content = b"\0" * 1000 + RED
+    data = zip_of(("a.png", content), ("b.png", RED))
+    found, errors = listed(change_zip(data, offset, kind, value), tmp_path / "a.zip")
+    assert errors == []
+    assert found["b.png"] == RED
+    assert isinstance(found["a.png"], str)
+    assert reason in found["a.png"]
+
+
+def test_zips_that_cannot_be_listed_are_left_out_with_one_error(tmp_path):
+    good = zip_of(("aaaa.png", RED), ("b.png", RED))
+    not_utf8 = bytearray(good)
+    place = good.index(b"PK\1\2")
+    not_utf8[place + 9] |= 8  # says that the name is UTF-8
+    not_utf8[place + 46 : place + 50] = b"\xff\xfe\xff\xfe"
+    for data in (good[:100], good[:-30], good[: good.index(b"PK\1\2")], bytes(not_utf8)):
+        found, errors = listed(data, tmp_path / "a.zip")
+        assert found == {}
+        assert len(errors) == 1
+        assert errors[0].startswith(f"cannot read all of the archive {tmp_path / 'a.zip'}: ")
+        with pytest.raises(DataError, match="cannot read all of the archive"):
+            list(list_archive(tmp_path / "a.zip"))
+
+
+# -------------------------------------------------------------------------------- anything at all
+
+SMALL = (("a.png", b"a" * 700), ("b/c.png", b"b" * 3), ("x" * 120 + ".png", b"c"))
+SEEDS = (
+    tar_of(*SMALL, format=tarfile.GNU_FORMAT),
+    tar_of(*SMALL, format=tarfile.PAX_FORMAT),
+    gzip.compress(tar_of(*SMALL)),
+    zip_of(*SMALL),
+    zip_of(*SMALL, compression=zipfile.ZIP_LZMA),
+)
+
+
+@hypothesis.given(
+    seed=st.sampled_from(SEEDS),
+    changes=st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), max_size=8),
+    cut=st.one_of(st.none(), st.integers(0, 6000)),
+)
+def test_whatever_is_damaged_there_are_rows_and_known_errors(seed, changes, cut, tmp_path_factory):
+    data = bytearray(seed)
+    for position, value in changes:
+        data[position % len(data)] = value
+    path = tmp_path_factory.getbasetemp() / "fuzz.tar"
+    found, errors = listed(bytes(data[:cut]), path)  # other exceptions fail the test
+    assert len(errors) <= 2
+    assert all("\n" not in error for error in errors)
+    assert len(found) <= 100
+
+
+# --------------------------------------------------------------------- files that are no archives
+
+
+def test_files_that_are_no_archives_are_errors(tmp_path, onnx_path):
+    (tmp_path / "text.tar").write_text("This is no archive.\n" * 100)
+    (tmp_path / "empty.zip").write_bytes(b"")
+    (tmp_path / "nothing.tar").write_bytes(tar_of())
+    os.mkfifo(tmp_path / "fifo.tar")
+    for name in ("text.tar", "empty.zip", "nothing.tar", "fifo.tar"):
+        with pytest.raises(DataError, match=r"no pictures in|cannot read all") as caught:
+            run_job(onnx_path, [tmp_path / name], tmp_path / "out.csv", device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_an_archives_name_is_a_folder(pictures, tmp_path):
+    folder = pictures.rename(tmp_path / "photos.tar")
+    assert len(list(list_pictures([folder]))) == 30
+
+
+# ------------------------------------------------------------------------------- reading, opening
+
+
+def num_open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_path):
+    before = num_open_files()
+    paths = [tmp_path / f"{number}.{kind}" for number in range(20)]
+    for number, path in enumerate(paths):
+        members = (("a.png", picture(seed=number)), ("b.png", RED))
+        path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
+    portions = list_portions(paths)
+    if kind in ("tar", "zip"):  # listed ahead, as for the progress bar
+        ahead = list(portions)
+        assert num_open_files() == before
+        portions = (ahead.pop(0) for _ in paths)
+    most = 0
+    for portion in portions:
+        for one in portion.pictures:
+            load_image(one.path, size=32, resize="squash")
+            most = max(most, num_open_files())
+    del portion, one
+    assert most <= before + 2
+    assert num_open_files() == before
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_that_changes_after_it_was_listed_gives_errors(kind, pictures, tmp_path):
+    path = pack(pictures, kind, tmp_path)
+    for change in (lambda: os.utime(path, (1, 1)), path.unlink):
+        sources = [source for group in list_archive(path) for source in group]
+        change()
+        with pytest.raises(DataError, match=r"cannot read image 0.png: (the archive has|no such)"):
+            load_image(sources[0], size=32, resize="squash")
+
+
+@pytest.mark.parametrize("kind", ["tar", "tgz"])
+def test_memory_does_not_grow_with_the_archive(kind, tmp_path):
+    def peak(num_members: int) -> int:
+        members = ((f"{number:06}.png", RED) for number in range(num_members))
+        path = tmp_path / f"{num_members}.{kind}"
+        path.write_bytes(COMPRESSORS[kind](tar_of(*members)))
+        tracemalloc.start()
+        for one in list_pictures([path]):
+            assert one.path.read() == RED
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(12_000) < 1.2 * peak(3000)
+
+
+def test_listing_does_not_wait_for_the_end(tmp_path, monkeypatch):
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress(tar_of(*((f"{number}.png", RED) for number in range(100)))))
+    next(list_archive(path))
+    reads: list[int] = []
+    read = archives._Reader._read
+
+    def counted(self, size):
+        reads.append(size)
+        return read(self, size)
+
+    monkeypatch.setattr(archives._Reader, "_read", counted)
+    assert [source.name for source in next(list_archive(path))] == ["0.png"]
+    assert len(reads) == 2
+
+
+# ------------------------------------------------------------------------------ the rest of the job
+
+
+class Stopping(Recorder):
+    """Stops the job after so many rows."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self._left = after
+
+    @contextmanager
+    def bar(self, description, total, unit="pictures"):
+        yield self
+
+    def advance(self, amount=1, note=""):
+        self._left -= amount
+        if not self._left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 17, 29])
+@pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
+def test_a_job_over_an_archive_goes_on(kind, after, pictures, onnx_path, tmp_path):
+    archive = pack(pictures, kind, tmp_path)
+    run_job(onnx_path, [archive], tmp_path / "whole.csv", device="cpu", threads=2, batch_size=4)
+    options = {"device": "cpu", "threads": 2, "batch_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        run_job(onnx_path, [archive], tmp_path / "o.csv", progress=Stopping(after), **options)
+    summary = run_job(onnx_path, [archive], tmp_path / "o.csv", **options)
+    assert summary.num_kept == after
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+DANGEROUS = """
+import os, signal, sys, time
+pread = os.pread
+def dangerous(handle, size, start):
+    data = pread(handle, size, start)
+    if b"CRASHES" in data:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if b"HANGS" in data:
+        time.sleep(1000)
+    return data
+os.pread = dangerous
+from tltools.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_members_that_crash_or_hang_their_decoder_cost_their_own_rows(
+    kind, pictures, onnx_path, tmp_path
+):
+    members = files_of(pictures)
+    members[5:5] = [("c.png", b"CRASHES"), ("green/h.png", b"HANGS")]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(tar_of(*members) if kind == "tar" else zip_of(*members, compression=0))
+    args = ["classify", path, "--model", onnx_path, "--device", "cpu", "-o", tmp_path / "o.csv"]
+    command = [sys.executable, "-c", DANGEROUS, *map(str, args), "--picture-timeout", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "o.csv")
+    assert [row["path"] for row in rows] == [name for name, _ in members]
+    assert {row["path"]: row["error"] for row in rows if row["error"]} == {
+        "c.png": "cannot read image c.png: the decoder crashed (SIGSEGV)",
+        "green/h.png": "cannot read image h.png: the decoder took longer than 1 s for a picture",
+    }
+
+
+def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(pictures, onnx_path, tmp_path):
+    run_job(onnx_path, [pictures], tmp_path / "a.csv", device="cpu", ledger_dir=tmp_path / "known")
+    for kind in ("tar", "tgz", "zip"):
+        summary = run_job(
+            onnx_path,
+            [pack(pictures, kind, tmp_path)],
+            tmp_path / f"{kind}.csv",
+            device="cpu",
+            ledger_dir=tmp_path / "known",
+        )
+        assert summary.num_known == 30
+        assert (tmp_path / f"{kind}.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
+def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
+    members = [
+        (f"{number}.png", picture(list(COLOURS)[number % 3], number)) for number in range(70)
+    ]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
+    run_job(onnx_path, [path], tmp_path / "whole.csv", device="cpu")
+    outputs = [tmp_path / f"{index}.csv" for index in (1, 2)]
+    for index, output in enumerate(outputs, 1):
+        run_job(onnx_path, [path], output, device="cpu", shard=Shard(index, 2))
+    merge_shards(outputs, tmp_path / "merged.csv")
+    assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_the_command_says_what_is_wrong_with_an_archive(pictures, onnx_path, tmp_path):
+    members = files_of(pictures)
+    members[3] = ("odd\x1b.png", b"no picture")
+    good = tar_of(*members)
+    (tmp_path / "photos.tar").write_bytes(good[:5000])
+    args = ("classify", "photos.tar", "--model", onnx_path, "--device", "cpu", "-o", "out.csv",
+            "--errors-to", "errors.csv")  # fmt: skip
+    result = run_tltools(*args, "--strict", cwd=tmp_path)
+    assert result.code == 1
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: left out")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "warning: left out: cannot read all of the archive photos.tar: it was cut off, with more"
+    )
+    (tmp_path / "photos.tar").write_bytes(good)
+    result = run_tltools(*args, "--overwrite", "--json", cwd=tmp_path)
+    assert result.code == 0
+    document = json.loads(result.out)
+    assert (document["num_pictures"], document["num_failed"], document["unlisted"]) == (30, 1, [])
+    assert document["errors"] == {"it is not a picture of a known format": 1}
+    assert rows_of(tmp_path / "errors.csv") == [
+        {"path": "odd\x1b.png", "error": "cannot read image 'odd\\x1b.png': it is not a picture of "
+         "a known format"}
+    ]  # fmt: skip

@@ -1,0 +1,511 @@
+"""Jobs on parts of a listing, and putting their outputs together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from conftest import COLOURS, Recorder, run_tltools, save_picture
+
+from tltools.classify import Picture, Shard, merge_shards, run_job
+from tltools.classify.merge import ShardRecord, shard_record_path
+from tltools.classify.resume import Part
+from tltools.classify.shards import SHARD_BLOCK, Listing
+from tltools.errors import ConfigError, DataError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+NUM_PICTURES = 10 * SHARD_BLOCK + 5
+ODD_NAMES = ("a,b.png", 'c"d.png', "e\nf.png", '"\n",,.png', "g\r\nh.png", "=1+1.png", "é ü.png")
+COMMAND = (sys.executable, "-c", "from tltools.cli import main; main()")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder of pictures, some of them broken or with odd names."""
+    root = tmp_path_factory.mktemp("many") / "pictures"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    sources = [root / f"{number}.png" for number in range(30)]
+    for number, source in enumerate(sources):
+        save_picture(source, list(COLOURS.values())[number % 3], rng)
+    sources[7].write_bytes(b"no picture")
+    for number in range(30, NUM_PICTURES):
+        odd = ODD_NAMES[number % len(ODD_NAMES)] if number % 20 == 0 else "x.png"
+        os.link(sources[number % 30], root / f"{number:05}{odd}")
+    return root
+
+
+def make(model, inputs, folder: Path, suffix: str, count: int, **options) -> list[Path]:
+    """Run all shards of a job."""
+    outputs = [folder / f"out-{index}-of-{count}{suffix}" for index in range(1, count + 1)]
+    for index, output in enumerate(outputs, 1):
+        shard = Shard(index, count)
+        run_job(model, inputs, output, device="cpu", shard=shard, **options)
+    return outputs
+
+
+# -------------------------------------------------------------------------------- the parts
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("num_pictures", [0, 1, 31, 32, 33, 64, 500, 1000])
+def test_each_picture_is_in_one_shard_and_the_sizes_say_so(num_pictures, count):
+    names = [f"{number}.png" for number in range(num_pictures)]
+    pictures = [Picture(Path(name), name) for name in names]
+    listings = [Listing(pictures, Shard(index, count)) for index in range(1, count + 1)]
+    found = [list(listing) for listing in listings]
+    assert sorted(chain.from_iterable(found), key=pictures.index) == pictures
+    sizes = [len(part) for part in found]
+    assert sizes == [listing.shard.size(num_pictures) for listing in listings]
+    assert max(sizes) - min(sizes) <= SHARD_BLOCK
+    assert {listing.num_listed for listing in listings} == {num_pictures}
+    assert len({listing.sha256 for listing in listings}) == 1
+
+
+def test_the_listings_digest_knows_names_and_their_order():
+    def digest(*names: str) -> str:
+        listing = Listing([Picture(Path(name), name) for name in names], Shard(2, 2))
+        list(listing)
+        return listing.sha256
+
+    digests = {
+        digest("a", "b"), digest("b", "a"), digest("ab"), digest("a"), digest(), digest("\udcff")
+    }  # fmt: skip
+    assert len(digests) == 6
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/0", "-1/4", "a/b", "1/4/2", "", "٢/٤"])
+def test_a_shard_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="--shard takes K/N"):
+        Shard.parse(text)
+
+
+def test_a_shard_is_read_from_text_and_names_its_output():
+    assert Shard.parse(" 2/16 ") == Shard(2, 16)
+    assert str(Shard(2, 16)) == "2/16"
+    assert Shard(2, 4).name(Path("a/predictions.csv")) == Path("a/predictions-2-of-4.csv")
+
+
+# ------------------------------------------------------------------------- merged equal to one run
+
+
+@pytest.mark.parametrize("count", [1, 3, 13])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_merged_shards_are_what_one_run_writes(suffix, count, folder, onnx_path, tmp_path):
+    whole, merged = tmp_path / f"whole{suffix}", tmp_path / f"merged{suffix}"
+    run_job(onnx_path, [folder], whole, device="cpu")
+    outputs = make(onnx_path, [folder], tmp_path, suffix, count)
+    progress = Recorder()
+    result = merge_shards(outputs[::-1], merged, progress=progress)
+    assert (result.num_shards, result.num_rows) == (count, NUM_PICTURES)
+    assert progress.bars == ["merge"]
+    assert merged.read_bytes() == whole.read_bytes()
+    sizes = [
+        msgspec.json.decode(shard_record_path(path).read_bytes(), type=ShardRecord).num_rows
+        for path in outputs
+    ]
+    assert sum(sizes) == NUM_PICTURES
+    assert (0 in sizes) == (count == 13)  # more shards than blocks: some are empty, and good
+    left = {path.name for path in tmp_path.iterdir()}
+    records = {shard_record_path(path).name for path in outputs}
+    assert left == {whole.name, merged.name, *records, *(path.name for path in outputs)}
+
+
+def test_spreadsheets_uncertain_labels_and_larger_row_groups_merge(folder, onnx_path, tmp_path):
+    options = {"spreadsheet": True, "min_confidence": 0.9}
+    run_job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", **options)
+    outputs = make(onnx_path, [folder], tmp_path, ".csv", 2, **options)
+    merge_shards(outputs, tmp_path / "merged.csv")
+    assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_parquet_of_many_row_groups_merges_row_for_row(folder, onnx_path, tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    monkeypatch.setattr("tltools.classify.writers.PARQUET_ROW_GROUP", 50)
+    monkeypatch.setattr("tltools.classify.merge.PARQUET_ROW_GROUP", 64)
+    run_job(onnx_path, [folder], tmp_path / "whole.parquet", device="cpu")
+    outputs = make(onnx_path, [folder], tmp_path, ".parquet", 2)
+    assert pyarrow.parquet.ParquetFile(outputs[0]).num_row_groups == 4
+    merge_shards(outputs, tmp_path / "merged.parquet")
+    merged = pyarrow.parquet.read_table(tmp_path / "merged.parquet")
+    assert merged.equals(pyarrow.parquet.read_table(tmp_path / "whole.parquet"))
+
+
+def test_the_model_gets_the_same_batches_as_in_one_run(folder, onnx_path, tmp_path, monkeypatch):
+    from tltools.runtime.predictor import OnnxPredictor
+
+    call = OnnxPredictor.__call__
+    batches: list[bytes] = []
+
+    def recorded(self, images):
+        if len(images) > 1:  # not the ones that open the model
+            batches.append(images.tobytes())
+        return call(self, images)
+
+    monkeypatch.setattr(OnnxPredictor, "__call__", recorded)
+    run_job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", threads=2)
+    whole, batches = batches, []
+    make(onnx_path, [folder], tmp_path, ".csv", 3, threads=2)
+    assert len(whole) == 11
+    assert sorted(batches) == sorted(whole)
+
+
+# ----------------------------------------------------------------------------------- refused
+
+
+@pytest.fixture(scope="module")
+def shards(folder, onnx_path, tmp_path_factory):
+    """Three shards of one job, for tests that copy and spoil them."""
+    return make(onnx_path, [folder], tmp_path_factory.mktemp("shards"), ".csv", 3)
+
+
+@pytest.fixture
+def copies(shards, tmp_path) -> list[Path]:
+    for path in shards:
+        for source in (path, shard_record_path(path)):
+            (tmp_path / source.name).write_bytes(source.read_bytes())
+    return [tmp_path / path.name for path in shards]
+
+
+def refused(paths, output: Path, **options) -> str:
+    """The error of a merge, which leaves nothing behind."""
+    before = {path: path.read_bytes() for path in output.parent.iterdir()}
+    with pytest.raises((DataError, ConfigError)) as caught:
+        merge_shards(paths, output, **options)
+    assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_missing_shard_is_refused(copies, tmp_path):
+    message = refused([copies[0], copies[2]], tmp_path / "m.csv")
+    assert message == (
+        f"shard 2/3 is missing beside {copies[0]}; name it too, or make it with --shard 2/3"
+    )
+    assert "shard 1/3 (and 1 more) is missing" in refused([copies[2]], tmp_path / "m.csv")
+
+
+def test_a_doubled_shard_is_refused(copies, tmp_path):
+    message = refused([*copies, copies[1]], tmp_path / "m.csv")
+    assert message == f"{copies[1]} and {copies[1]} are both shard 2/3; leave one of them out"
+
+
+def test_shards_of_another_number_are_refused(copies, folder, onnx_path, tmp_path):
+    other = tmp_path / "other.csv"
+    run_job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 4))
+    message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
+    assert message.startswith(f"{other} is shard 2/4, and {copies[0]} is shard 1/3; make all")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"spreadsheet": True}, "has --spreadsheet unlike"),
+        ({"min_confidence": 0.5}, "has another --min-confidence than"),
+        ({"batch_size": 2}, "has another --batch-size than"),
+        ({"threads": 2}, "ran with another plan (--threads 1 chooses one for all) than"),
+    ],
+    ids=["spreadsheet", "min-confidence", "batch-size", "plan"],
+)
+def test_shards_with_other_options_are_refused(
+    options, reason, copies, folder, onnx_path, tmp_path
+):
+    run_job(
+        onnx_path, [folder], copies[1], device="cpu", shard=Shard(2, 3), overwrite=True, **options
+    )
+    message = refused(copies, tmp_path / "m.csv")
+    assert message == (
+        f"{copies[1]} {reason} {copies[0]}; make all shards with the same command, but for K"
+    )
+
+
+def test_shards_of_another_model_or_inputs_are_refused(
+    copies, folder, make_card, make_onnx, onnx_path, tmp_path
+):
+    other = make_onnx(tmp_path / "other.onnx", make_card(run="other").to_json())
+    options = {"device": "cpu", "shard": Shard(2, 3), "overwrite": True}
+    run_job(other, [folder], copies[1], **options)
+    assert f"{copies[1]} was made with another model" in refused(copies, tmp_path / "m.csv")
+    run_job(onnx_path, [folder / "0.png"], copies[1], **options)
+    assert f"{copies[1]} has other inputs" in refused(copies, tmp_path / "m.csv")
+
+
+def test_shards_that_saw_other_pictures_are_refused(copies, folder, onnx_path, tmp_path):
+    extra = folder / "zzz.png"
+    os.link(folder / "0.png", extra)
+    try:
+        run_job(onnx_path, [folder], copies[1], device="cpu", shard=Shard(2, 3), overwrite=True)
+    finally:
+        extra.unlink()
+    message = refused(copies, tmp_path / "m.csv")
+    assert message.startswith(f"{copies[1]} saw other pictures than {copies[0]} (326 and 325)")
+
+
+def change_record(path: Path, **changes) -> None:
+    record = shard_record_path(path)
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+
+
+def test_a_shard_that_was_changed_is_refused(copies, tmp_path):
+    content = copies[1].read_bytes()
+    message = (
+        f"{copies[1]} has changed since its shard was complete; make it again with --shard 2/3 "
+        "--overwrite"
+    )
+    for spoiled in (content[:-1], content + b"\n", content.replace(b"red", b"der", 1), b""):
+        copies[1].write_bytes(spoiled)
+        assert refused(copies, tmp_path / "m.csv") == message
+
+
+def test_rows_that_do_not_fit_the_record_are_refused(copies, tmp_path):
+    change_record(copies[1], num_rows=95)
+    assert "has 95 rows by its record, where shard 2/3 of 325" in refused(
+        copies, tmp_path / "m.csv"
+    )
+
+
+def test_a_record_that_was_made_to_fit_other_rows_is_refused(copies, tmp_path):
+    """Rows gone with the bytes' size and digest made right: the count does not come out."""
+    import hashlib
+
+    for content in (
+        b"".join(copies[1].read_bytes().splitlines(keepends=True)[:-1]),
+        copies[1].read_bytes() + b"more.png,red,1.0,1.0,0.0,0.0,\n",
+    ):
+        copies[1].write_bytes(content)
+        change_record(copies[1], num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        assert "has changed since" in refused(copies, tmp_path / "m.csv")
+
+
+def test_a_shard_that_changes_while_it_is_merged_is_refused(copies, tmp_path, monkeypatch):
+    from tltools.classify import merge
+
+    lines = merge._merge_lines
+
+    def changing(parts, output):
+        yield from lines(parts, output)
+        os.utime(copies[2], (1, 1))
+
+    monkeypatch.setattr(merge, "_merge_lines", changing)
+    assert f"{copies[2]} has changed" in refused(copies, tmp_path / "m.csv")
+
+
+def test_a_shard_without_a_good_record_is_refused(copies, onnx_path, folder, tmp_path):
+    record = shard_record_path(copies[1])
+    for content in (b"", b"{}", b"no json", record.read_bytes()[:100]):
+        record.write_bytes(content)
+        assert refused(copies, tmp_path / "m.csv").startswith(f"{record} is not the record of a")
+    record.unlink()
+    assert "has no record (out-2-of-3.csv.shard.json) beside it" in refused(
+        copies, tmp_path / "m.csv"
+    )
+    copies[1].unlink()
+    assert refused(copies, tmp_path / "m.csv") == (
+        f"{copies[1]} does not exist; name the outputs of all shards"
+    )
+    Path(f"{copies[1]}.part").write_text("")
+    assert refused(copies, tmp_path / "m.csv") == (
+        f"{copies[1]} is not complete; give its command again"
+    )
+
+
+def test_a_record_alone_is_refused(copies, tmp_path):
+    copies[1].unlink()
+    assert "is missing, only its record is there; give its command again" in refused(
+        copies, tmp_path / "m.csv"
+    )
+    assert "is the record of a shard; name the shard itself" in refused(
+        [shard_record_path(copies[0]), *copies], tmp_path / "m.csv"
+    )
+
+
+def test_outputs_that_cannot_be_are_refused(copies, tmp_path):
+    assert "one of the shards" in refused(copies, copies[0], overwrite=True)
+    assert "not of the shards' format (.csv)" in refused(copies, tmp_path / "m.jsonl")
+    assert "ends in '.txt'; choose" in refused(copies, tmp_path / "m.txt")
+    with pytest.raises(ConfigError, match="writes a file or nothing"):
+        merge_shards(copies, Path("-"))
+    (tmp_path / "m.csv").write_text("precious")
+    assert "exists; replace it with --overwrite" in refused(copies, tmp_path / "m.csv")
+    merge_shards(copies, tmp_path / "m.csv", overwrite=True)
+    assert (tmp_path / "m.csv").read_text() != "precious"
+
+
+def test_shards_of_different_formats_are_refused(copies, folder, onnx_path, tmp_path):
+    other = tmp_path / "other.jsonl"
+    run_job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 3))
+    message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
+    assert message.startswith(f"{other} is of another format than {copies[0]}")
+
+
+def test_a_merge_that_is_interrupted_leaves_nothing(copies, tmp_path):
+    class Interrupting(Recorder):
+        def bar(self, description, total, unit="pictures"):
+            raise KeyboardInterrupt
+
+    before = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        merge_shards(copies, tmp_path / "m.csv", progress=Interrupting())
+    assert set(tmp_path.iterdir()) == before
+
+
+# --------------------------------------------------------------------------- stopped, gone on with
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_shard_that_is_killed_goes_on(suffix, folder, onnx_path, tmp_path):
+    """Of a list with each picture many times, so that there is a while to kill it in."""
+    names = [path.name for path in sorted(folder.iterdir()) if path.name.isprintable()]
+    listing = folder.parent / "list.txt"
+    listing.write_text("".join(f"pictures/{name}\n" for name in names * 20))
+    run_job(onnx_path, [listing], tmp_path / f"whole{suffix}", device="cpu")
+    outputs = [tmp_path / f"out-{index}{suffix}" for index in (1, 2)]
+    num_kept = 0
+    for index, output in enumerate(outputs, 1):
+        args = ["classify", listing, "--model", onnx_path, "--device", "cpu", "-o", output]
+        command = [*COMMAND, *map(str, args), "--shard", f"{index}/2"]
+        part = Path(f"{output}.part")
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+        while process.poll() is None and (not part.exists() or part.stat().st_size < 20_000):
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not output.exists()
+        assert not shard_record_path(output).exists()
+        if index == 1:
+            other = [*command[:-1], "2/2"]
+            result = subprocess.run(other, capture_output=True, text=True)
+            assert result.returncode == 2
+            assert f"cannot go on with {part}: it was begun with --shard 1/2; st" in result.stderr
+            result = subprocess.run(command[:-2], capture_output=True, text=True)
+            assert result.returncode == 2
+            assert "it was begun with --shard 1/2" in result.stderr
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        num_kept += "Going on after" in result.stderr
+    assert num_kept == 2
+    merge_shards(outputs, tmp_path / f"merged{suffix}")
+    merged, whole = tmp_path / f"merged{suffix}", tmp_path / f"whole{suffix}"
+    assert merged.read_bytes() == whole.read_bytes()
+
+
+def test_killed_between_the_record_and_the_name_a_shard_goes_on(
+    folder, onnx_path, tmp_path, monkeypatch
+):
+    outputs = make(onnx_path, [folder], tmp_path, ".csv", 2)
+    first = outputs[0].read_bytes()
+    outputs[0].unlink()
+    shard_record_path(outputs[0]).unlink()
+
+    def killed(self, *, rename=True):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Part, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2))
+    assert shard_record_path(outputs[0]).exists()
+    with pytest.raises(DataError, match="is not complete; give its command again"):
+        merge_shards(outputs, tmp_path / "merged.csv")
+    run_job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2))
+    assert outputs[0].read_bytes() == first
+    assert merge_shards(outputs, tmp_path / "merged.csv").num_rows == NUM_PICTURES
+
+
+def test_a_job_on_everything_is_not_gone_on_with_as_a_shard(folder, onnx_path, tmp_path):
+    class Stopping(Recorder):
+        def say(self, message):
+            raise KeyboardInterrupt
+
+    output = tmp_path / "out.csv"
+    part = Part(output)
+    run_job(onnx_path, [folder], output, device="cpu")
+    output.rename(part.path)
+    record = json.loads(
+        shard_record_path(make(onnx_path, [folder], tmp_path, ".csv", 1)[0]).read_text()
+    )["job"]
+    Path(f"{part.path}.json").write_text(json.dumps(record | {"shard": None}))
+    with pytest.raises(ConfigError, match="it was begun without --shard"):
+        run_job(onnx_path, [folder], output, device="cpu", shard=Shard(1, 2))
+
+
+DANGEROUS = """
+import os, signal, sys
+name, stat = sys.argv.pop(1), os.stat
+def dangerous(path, *args, **options):  # the first thing that is done with a picture
+    if isinstance(path, (str, os.PathLike)) and os.path.basename(path) == name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return stat(path, *args, **options)
+os.stat = dangerous
+from tltools.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_a_picture_that_crashes_its_decoder_costs_its_own_row_of_its_shard(
+    index, folder, onnx_path, tmp_path
+):
+    names = sorted(path.name for path in folder.iterdir())
+    name = names[SHARD_BLOCK + 9]  # of the second shard
+    args = ["classify", folder, "--model", onnx_path, "--device", "cpu", "-o", tmp_path / "o.jsonl"]
+    args += ["--shard", f"{index}/2"]
+    command = [sys.executable, "-c", DANGEROUS, name, *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    errors = [
+        row["path"]
+        for row in map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+        if "crashed" in (row["error"] or "")
+    ]
+    assert errors == ([name] if index == 2 else [])
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+def test_the_commands_make_shards_and_merge_them(folder, onnx_path, tmp_path):
+    args = ("classify", folder, "--model", onnx_path, "--device", "cpu")
+    for index in (1, 2):
+        result = run_tltools(*args, "--shard", f"{index}/2", cwd=tmp_path)
+        assert result.code == 0, result.err
+        assert f"written to predictions-{index}-of-2.csv" in result.err
+    names = ("predictions-2-of-2.csv", "predictions-1-of-2.csv")
+    result = run_tltools("merge", *names, cwd=tmp_path)
+    assert (result.code, result.out) == (0, "")
+    assert f"{NUM_PICTURES} rows of 2 shards, written to predictions.csv" in result.err
+    assert run_tltools(*args, "-o", "whole.csv", cwd=tmp_path).code == 0
+    assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    result = run_tltools("merge", *names, cwd=tmp_path)
+    assert result.code == 2
+    assert "predictions.csv exists; replace it with --overwrite" in result.err
+    result = run_tltools("merge", *names, "--overwrite", "--json", "--quiet", cwd=tmp_path)
+    assert json.loads(result.out) == {
+        "output": "predictions.csv", "num_shards": 2, "num_rows": NUM_PICTURES
+    }  # fmt: skip
+    assert result.err == ""
+    result = run_tltools("merge", names[0], "-o", "m.csv", cwd=tmp_path)
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == (
+        "error: shard 1/2 is missing beside predictions-2-of-2.csv; name it too, or make it with "
+        "--shard 1/2"
+    )
+
+
+def test_a_shard_needs_a_file_and_its_summary_says_which_it_was(folder, onnx_path, tmp_path):
+    args = ("classify", folder, "--model", onnx_path, "--device", "cpu", "--shard", "2/2")
+    result = run_tltools(*args, "-o", "-", cwd=tmp_path)
+    assert result.code == 2
+    assert "--shard keeps a record beside its output; name a file" in result.err
+    result = run_tltools(*args, "--json", "--quiet", cwd=tmp_path)
+    assert json.loads(result.out)["num_pictures"] == Shard(2, 2).size(NUM_PICTURES)
+    assert json.loads(result.out)["output"] == "predictions-2-of-2.csv"
