@@ -177,6 +177,14 @@ def test_a_runtime_that_is_missing_fails(monkeypatch):
     assert check.remedy == "pip install --force-reinstall onnxruntime-gpu"
 
 
+def test_a_slim_installation_without_onnx_is_no_failure(monkeypatch):
+    pretend_installed(monkeypatch, onnxruntime="1.31")
+    monkeypatch.setitem(sys.modules, "onnx", None)  # so that an import of it fails
+    (check,) = doctor._onnxruntime()
+    assert (check.status, check.remedy) == ("warn", "pip install onnx")
+    assert check.detail == "not tried: that takes onnx, which is not installed"
+
+
 @pytest.mark.parametrize(
     ("vendor", "kind", "found"),
     [

@@ -18,6 +18,7 @@ from tltools.data.images import (
     Names,
     find_folders,
     find_images,
+    fit_image,
     image_sha256,
     load_image,
     load_images,
@@ -106,6 +107,18 @@ def test_result_goes_where_it_was_asked_to(tmp_path):
     assert result.base is batch
     assert_quadrants(batch[1])
     assert not batch[0].any()
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "LA"])
+def test_a_decoded_picture_goes_the_way_of_its_file(tmp_path, resize, mode):
+    path = tmp_path / "a.png"
+    quadrants(48, 64).convert(mode).save(path)
+    expected = load_image(path, size=SIZE, resize=resize)
+    np.testing.assert_array_equal(fit_image(Image.open(path), size=SIZE, resize=resize), expected)
+    if mode == "RGB":
+        pixels = np.asarray(Image.open(path))
+        np.testing.assert_array_equal(fit_image(pixels, size=SIZE, resize=resize), expected)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff", "a.avif"])

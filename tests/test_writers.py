@@ -192,6 +192,13 @@ def test_folder_as_output_is_refused(tmp_path):
         Output(folder, CLASSES, overwrite=True)
 
 
+def test_parquet_without_pyarrow_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # so that an import of it fails
+    with pytest.raises(ConfigError, match=r"out\.parquet needs pyarrow.*pip install pyarrow"):
+        Output(tmp_path / "out.parquet", CLASSES)
+    Output(tmp_path / "out.csv", CLASSES)
+
+
 def test_standard_output_gets_csv_and_stays_open(tmp_path, capfdbinary, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_all(writers_module.STDOUT, predictions())

@@ -272,6 +272,9 @@ def _onnxruntime() -> list[Check]:
     try:
         detail = _run_small_model("cpu")
     except ImportError as error:
+        if error.name == "onnx" and not installed_versions(["onnx"]):
+            reason = "not tried: that takes onnx, which is not installed"
+            return [Check(name=name, status="warn", detail=reason, remedy="pip install onnx")]
         reason = f"cannot be tried: {error}"
         return [Check(name=name, status="fail", detail=reason, remedy=_install_again(error))]
     except TltoolsError as error:

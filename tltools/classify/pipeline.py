@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tltools.classify.pictures import Picture
@@ -59,23 +60,28 @@ def classify(
         One prediction for each picture, in order. Nothing accumulates.
     """
     card = predictor.card
-    threshold = 0.0 if min_confidence is None else min_confidence
-
-    def predictions(outputs: Outputs[Picture]) -> list[Prediction]:
-        return _predictions(card, outputs, threshold)
-
     for some in run_pictures(
         predictor,
         pictures,
         preprocessing=card.preprocessing,
         plan=plan,
-        finish=predictions,
+        finish=partial(predictions, card, min_confidence=min_confidence),
         memory=memory,
     ):
         yield from some
 
 
-def _predictions(card: "Card", outputs: Outputs[Picture], threshold: float) -> list[Prediction]:
+def predictions(
+    card: "Card", outputs: Outputs[Picture], min_confidence: float | None
+) -> list[Prediction]:
+    """Return the predictions of pictures that went through the model together.
+
+    Args:
+        card: The model's.
+        outputs: The logits of those that could be read, and the errors of the others.
+        min_confidence: As for `classify`.
+    """
+    threshold = 0.0 if min_confidence is None else min_confidence
     values = outputs.values
     rows = iter(softmax(values, temperature=card.temperature) if len(values) else ())
     made: list[Prediction] = []

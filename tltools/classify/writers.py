@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -229,8 +230,8 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
     """Refuse an output that cannot or must not be written, before any work is done.
 
     Raises:
-        ConfigError: If the suffix is unknown or not one for spreadsheets, or the file exists and
-            `overwrite` is not set.
+        ConfigError: If the suffix is unknown or not one for spreadsheets, pyarrow is not installed
+            for Parquet, or the file exists and `overwrite` is not set.
     """
     if path == STDOUT:
         return
@@ -241,6 +242,11 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
         )
     if spreadsheet and path.suffix.lower() != ".csv":
         raise ConfigError(f"--spreadsheet is for CSV; --output {path} ends in {path.suffix}")
+    if path.suffix.lower() == PARQUET and find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"--output {path} needs pyarrow, which is not installed: pip install pyarrow, or "
+            "choose .csv or .jsonl"
+        )
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; name a file in it")
     if path.exists() and not overwrite:

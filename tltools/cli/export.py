@@ -6,16 +6,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tltools.cli.common import DeviceOption, Out, command
+from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tltools.export import ExportResult
+    from tltools.artifacts import Artifact
+    from tltools.card import ExportFacts
+    from tltools.layouts import Laid
+
+_NEXT = {
+    "files": "Next: tltools classify FOLDER, and tltools bench",
+    "triton": "Next: tritonserver --model-repository={folder}",
+    "docker": "Next: docker build, in such a folder; its README.md says how to run it",
+}
 
 
 @command
 def export(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders.", show_default="the newest run of each model in runs/"),
+        typer.Argument(
+            help="Run folders; with --layout also ONNX exports, which are taken as they are.",
+            show_default="the newest run of each model in runs/",
+        ),
     ] = None,
     *,
     out: Out,
@@ -36,6 +48,13 @@ def export(
             min=1, help="Training pictures that int8's ranges are taken from.", show_default="128"
         ),
     ] = None,
+    layout: Annotated[
+        Literal["files", "triton", "docker"],
+        typer.Option(
+            help="triton: also a model repository for NVIDIA's Triton server, OUTPUT/triton/. "
+            "docker: also what a slim image that classifies is built from, in OUTPUT/docker/."
+        ),
+    ] = "files",
     output: Annotated[Path, typer.Option(help="Exports go to OUTPUT/RUN/.")] = Path("exports"),
     pictures: Annotated[
         int | None,
@@ -49,47 +68,74 @@ def export(
 
     Example: tltools export runs/cnn --precision all
     """
-    from tltools.artifacts import find_runs
-    from tltools.export import export_run
+    from tltools.artifacts import Artifact, find_runs, read_artifact
+    from tltools.runtime.predictor import PREDICTORS
 
+    if layout != "files" and format == "torchscript":
+        raise ConfigError(f"--layout {layout} takes ONNX exports; leave out --format torchscript")
     progress = out.progress
-    folders = runs or [artifact.path for artifact in find_runs()]
+    given = runs or [artifact.path for artifact in find_runs()]
+    # An export as an argument is for those who have it already; without a layout it is no run.
+    done = [one for one in given if layout != "files" and one.suffix.lower() in PREDICTORS]
+    folders = [path for path in given if path not in done]
     formats = ("torchscript", "onnx") if format == "all" else (format,)
     precisions = ("fp32", "fp16", "int8") if precision == "all" else (precision,)
-    results = [
-        result
-        for folder in folders
-        for result in export_run(
-            folder,
-            formats,
-            output,
-            precisions=precisions,
-            calibration_images=calibration_images,
-            num_pictures=pictures,
-            device=device,
-            progress=progress,
-        )
-    ]
-    out.result([_facts(result) for result in results], lambda: _print_exports(results))
-    for result in results:
-        if result.facts.float_layers:
-            layers = ", ".join(result.facts.float_layers)
-            progress.say(f"{result.path} keeps {len(result.facts.float_layers)} in fp32: {layers}")
-    progress.say("Next: tltools classify FOLDER, and tltools bench")
+    exports = [read_artifact(path) for path in done]
+    if folders:
+        from tltools.export import export_run
+
+        exports += [
+            Artifact(result.path, result.card)
+            for folder in folders
+            for result in export_run(
+                folder,
+                formats,
+                output,
+                precisions=precisions,
+                calibration_images=calibration_images,
+                num_pictures=pictures,
+                device=device,
+                progress=progress,
+            )
+        ]
+    laid: dict[Path, Laid] = {}
+    if layout != "files":
+        from tltools.layouts import lay_out
+
+        made = {one.path for one in exports if one.path in done or one.path.suffix == ".onnx"}
+        laid = {path: lay_out(layout, path, output) for path in sorted(made)}
+    out.result(
+        [_facts(export, laid.get(export.path)) for export in exports],
+        lambda: _print_exports(exports),
+    )
+    for export in exports:
+        layers = _added(export).float_layers
+        if layers:
+            progress.say(f"{export.path} keeps {len(layers)} in fp32: {', '.join(layers)}")
+    for one in laid.values():
+        progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
+    progress.say(_NEXT[layout].format(folder=(output / layout).resolve()))
 
 
-def _facts(result: "ExportResult") -> dict[str, Any]:
+def _added(export: "Artifact") -> "ExportFacts":
+    assert export.card.export is not None
+    return export.card.export
+
+
+def _facts(export: "Artifact", laid: "Laid | None") -> dict[str, Any]:
+    facts = _added(export)
     return {
-        "path": str(result.path),
-        "format": result.facts.format,
-        "precision": result.facts.precision,
-        "size_bytes": result.size_bytes,
-        "parity": result.parity,
-        "float_layers": result.facts.float_layers,
+        "path": str(export.path),
+        "format": facts.format,
+        "precision": facts.precision,
+        "size_bytes": export.path.stat().st_size,
+        "parity": facts.parity,
+        "float_layers": facts.float_layers,
+        "layout": None if laid is None else str(laid.folder),
     }
 
 
-def _print_exports(results: "list[ExportResult]") -> None:
+def _print_exports(exports: "list[Artifact]") -> None:
     from tltools.console import print_table
 
     print_table(
@@ -104,13 +150,14 @@ def _print_exports(results: "list[ExportResult]") -> None:
         ),
         [
             (
-                str(result.path),
-                f"{result.size_bytes / 1e6:.1f}",
-                f"{result.parity.top1_agreement:.2%}",
-                f"{0 - (result.parity.accuracy_drop or 0):+.2%}",
-                f"{result.parity.max_abs_logit_diff:.1e}",
-                str(result.parity.num_pictures),
+                str(export.path),
+                f"{export.path.stat().st_size / 1e6:.1f}",
+                f"{parity.top1_agreement:.2%}",
+                f"{0 - (parity.accuracy_drop or 0):+.2%}",
+                f"{parity.max_abs_logit_diff:.1e}",
+                str(parity.num_pictures),
             )
-            for result in results
+            for export in exports
+            for parity in [_added(export).parity]
         ],
     )

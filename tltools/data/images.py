@@ -334,6 +334,44 @@ def decode_image(data: bytes, *, size: int, resize: Resize) -> NDArray[np.uint8]
         raise DataError(f"cannot decode a picture: {_reason(error)}") from error
 
 
+def fit_image(
+    image: Image.Image | NDArray[np.uint8], *, size: int, resize: Resize
+) -> NDArray[np.uint8]:
+    """Bring a decoded picture to the model's input by the same rules as `load_image`.
+
+    Args:
+        image: A Pillow image of any mode, turned upright by its EXIF data if it still has some; or
+            an array (H, W, 3), uint8, RGB.
+        size: Height and width of the result in pixels.
+        resize: `squash` or `crop`.
+
+    Returns:
+        Array (size, size, 3), uint8, RGB; it may be a view of `image`.
+
+    Raises:
+        DataError: If the image's file turns out to be damaged, which Pillow reads late.
+        TypeError: If it is neither.
+        ValueError: If the array is not of that type and shape, or without a pixel.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"a picture must be uint8 (H, W, 3), RGB, got {image.dtype} {image.shape}"
+            )
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
+        raise TypeError(
+            "a picture must be a path, the bytes of a file, a Pillow image or an array, got "
+            f"{type(image).__name__}"
+        )
+    try:
+        image.load()
+        box = (0.0, 0.0, *image.size)
+        return np.asarray(_to_square(image, box, _orientation(image), size, resize))
+    except _UNREADABLE as error:
+        raise DataError(f"cannot read a picture: {_reason(error)}") from error
+
+
 def load_images(
     paths: Sequence[Path],
     *,
@@ -558,7 +596,7 @@ def _central_square(
     return left, top, left + side, top + side
 
 
-def _orientation(image: ImageFile) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> Image.Transpose | None:
     """Return what turns a decoded picture upright, None where it is upright or does not say."""
     if _ORIENTATION_KEYS.isdisjoint(image.info):
         return None

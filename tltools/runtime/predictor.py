@@ -1,6 +1,7 @@
 """Open an export: pictures in, logits out; the same call for each format."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
@@ -263,6 +264,12 @@ def read_card(path: Path) -> Card:
     card = _by_suffix(path, CARD_READERS)(path)
     _check_is_export(path, card)
     return card
+
+
+def read_signature(path: Path) -> tuple[Sequence[TensorType], Sequence[TensorType]]:
+    """Return the inputs and the outputs of an ONNX export, which `read_card` has passed."""
+    found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
+    return found.inputs, found.outputs
 
 
 # ------------------------------------------------------------------------------------- cards
