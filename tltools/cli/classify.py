@@ -1,5 +1,6 @@
 """`tltools classify`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -184,6 +185,8 @@ def classify(
         _print_job(summary, progress)
     if report is not None:
         _write_report(report, summary, inputs, progress)
+    elif summary.output is not None and part is None:
+        progress.say(f"Next: {_report_command(summary.output, inputs)}")
     if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
@@ -207,6 +210,13 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
     from platformdirs import user_cache_path
 
     return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
+
+
+def _report_command(output: Path, inputs: list[Path]) -> str:
+    words = ["tltools", "report", str(output)]
+    if len(inputs) == 1 and inputs[0].is_dir():
+        words += ["--pictures", str(inputs[0])]
+    return shlex.join(words)
 
 
 def _write_report(

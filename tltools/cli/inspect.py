@@ -1,5 +1,6 @@
 """`tltools inspect`."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +66,8 @@ def inspect(
             progress.say(f"A few pictures of each class: {sheet}")
     if any(finding.severity == "error" for finding in dataset.findings):
         raise typer.Exit(1)
+    names = ["--class-names", class_names] if class_names else []
+    progress.say(f"Next: {shlex.join(['tltools', 'train', str(path), *names])}")
 
 
 def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:

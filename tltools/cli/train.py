@@ -286,7 +286,7 @@ def train(
     if trained[-1].interrupted:
         progress.say("Go on with it: tltools train --resume")
         raise typer.Exit(INTERRUPTED)
-    progress.say("Next: tltools export --format onnx")
+    progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
 
 
 def _training_data(data: Path | None, progress: "RichProgress", **options) -> "Dataset":
@@ -317,6 +317,7 @@ def _facts(run: "TrainedRun") -> dict[str, Any]:
         "head": run.card.head,
         "interrupted": run.interrupted,
         "metrics": run.card.metrics,
+        "confidence": run.card.confidence,
     }
 
 
