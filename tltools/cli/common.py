@@ -19,7 +19,8 @@ app = typer.Typer(
     name="tltools",
     help="Train image classifiers, export them verified, classify folders, measure it all.\n\n"
     "A first walk: [bold]tltools train[/bold], [bold]tltools export --format onnx[/bold], "
-    "[bold]tltools classify FOLDER[/bold], [bold]tltools bench[/bold], [bold]tltools report[/bold].",
+    "[bold]tltools classify FOLDER[/bold], [bold]tltools bench[/bold], "
+    "[bold]tltools report[/bold].",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
