@@ -281,7 +281,7 @@ def quiet_walk(walk, tmp_path_factory):
     return ran
 
 
-ELSEWHERE = {"merge"}
+ELSEWHERE = {"explain", "merge"}
 """Commands whose options are tested with their own tests."""
 
 
