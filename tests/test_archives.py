@@ -746,6 +746,17 @@ def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(pictures, onn
         assert (tmp_path / f"{kind}.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
+def test_a_report_does_not_take_other_files_for_members(pictures, tmp_path, monkeypatch):
+    from tltools.report.jobs import locate_inputs
+
+    monkeypatch.chdir(pictures)
+    for name in ("a.tar", "b.zip"):
+        Path(name).write_bytes(tar_of(("red/0.png", RED)))
+    assert Path("red/0.png").exists()
+    assert locate_inputs([Path("a.tar")])("red/0.png") is None
+    assert locate_inputs([Path("a.tar"), Path("b.zip")])("a.tar/../red/0.png") is None
+
+
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
 def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
     members = [

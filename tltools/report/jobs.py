@@ -23,6 +23,7 @@ from tltools.classify.job import kind_of_error
 from tltools.classify.pictures import LIST_SUFFIX
 from tltools.classify.pipeline import UNCERTAIN
 from tltools.classify.writers import PARQUET, PARQUET_ROW_GROUP
+from tltools.data.images import is_archive_name
 from tltools.errors import DataError
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, counted
 from tltools.report.charts import class_counts_chart, confidence_histogram
@@ -293,6 +294,8 @@ def locate_inputs(inputs: Sequence[Path]) -> Locate:
     """Find the pictures of a job that was just done, by what `classify` was given."""
     if len(inputs) == 1 and inputs[0].is_dir():
         return locate_in(inputs[0])
+    if len(inputs) == 1 and is_archive_name(inputs[0].name):
+        return lambda _name: None  # its members are no files, and must not be taken for some
     lists = [source.parent for source in inputs if source.suffix.lower() == LIST_SUFFIX]
     places = (Path(), *lists)
 
