@@ -434,11 +434,19 @@ def test_the_images_steps_make_one_that_classifies_without_torch(image, pictures
     assert here.code == 0, here.err
     assert (tmp_path / "predictions.csv").read_bytes() == made
     assert len(made.splitlines()) == 1 + 31
-    done = subprocess.run(
-        [*command, "-o", "a.parquet"], cwd=pictures, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --output a.parquet needs pyarrow")
+    for options, message in (
+        (("-o", "a.parquet"), "error: --output a.parquet needs pyarrow"),
+        (
+            ("-o", "a.csv", "--report", "a.html"),
+            "error: --report needs jinja2 and matplotlib, which",
+        ),
+    ):
+        done = subprocess.run(
+            [*command, *options], cwd=pictures, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(message)
+    assert not (pictures / "a.csv").exists()
 
 
 # ------------------------------------------------------------------------------------ command

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +30,8 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+REPORT_PACKAGES = ("jinja2", "matplotlib")
+"""What every page of `--report` is made with; an installation for classifying alone has neither."""
 
 # Titles of the parts of a help with many options.
 DATA, SPEED, TERMINAL = "Data", "Speed", "Terminal"
@@ -211,12 +214,19 @@ def _tell_settings(out: Out, settings: dict[str, Any]) -> None:
 
 
 def check_report(report: Path | None) -> None:
-    """Refuse a place that no page can have, before the work.
+    """Refuse a page that cannot be made or a place that none can have, before the work.
 
     Raises:
-        ConfigError: See `check_place`.
+        ConfigError: If a package that pages are made with is missing, as where tltools only
+            classifies; and see `check_place`.
     """
     if report is not None:
+        missing = [name for name in REPORT_PACKAGES if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"--report needs {' and '.join(missing)}, which is not installed: pip install "
+                f"{' '.join(missing)}, or leave --report out"
+            )
         from tltools.report import check_place
 
         check_place(report)
