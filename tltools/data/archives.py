@@ -79,7 +79,8 @@ def list_archive(
 
     They are the members with a picture's name, hidden ones (`.name`) left out. A member that is a
     link, a device, encrypted, or not there as a whole is one that cannot be read. Their names are
-    those in the archive, without a `/` or `./` at the beginning.
+    those in the archive, without a `/` or `./` at the beginning. A zip's directory is read as a
+    whole, which takes 0.6 KB of memory for each member.
 
     Args:
         path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides.
@@ -157,10 +158,10 @@ class _Shared:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         """Take an archive that is being listed."""
+        self._handle: int | None = None
         self._path = os.path.abspath(path)  # noqa: PTH100 - links stay
         self._identity = _identity(file.fileno())
         self.size = _size(file)
-        self._handle: int | None = None
         self._lock = Lock()
 
     def read(self, start: int, size: int) -> bytes:
