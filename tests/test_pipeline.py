@@ -120,12 +120,10 @@ def test_a_pool_goes_on_after_a_failure(predictor):
 
 
 @pytest.mark.parametrize(
-    ("task_s", "picture_s", "sizes"),
-    [(10.0, 0.0, {1, 16}), (0.03, 0.02, {1})],
-    ids=["quick", "slow"],
+    ("task_s", "picture_s", "largest"), [(10.0, 0.0, 16), (0.03, 0.02, 1)], ids=["quick", "slow"]
 )
 def test_a_thread_gets_fewer_pictures_at_once_where_each_takes_long(
-    predictor, pictures, monkeypatch, task_s, picture_s, sizes
+    predictor, pictures, monkeypatch, task_s, picture_s, largest
 ):
     def slow(*args, **options):
         time.sleep(picture_s)
@@ -141,7 +139,7 @@ def test_a_thread_gets_fewer_pictures_at_once_where_each_takes_long(
         plan=Plan("fused", 2, 1),
         finish=lambda outputs: len(outputs.pictures),
     )
-    assert set(tasks) == sizes
+    assert max(tasks) == largest
 
 
 @pytest.mark.parametrize("task_s", [0.0, 10.0])
