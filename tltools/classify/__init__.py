@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.pictures import Picture, list_pictures
     from tltools.classify.pipeline import Prediction, classify
+    from tltools.classify.ray_engine import run_ray_job
     from tltools.classify.shards import Shard
     from tltools.classify.writers import Output, check_output
     from tltools.runtime import Plan, open_model
@@ -27,6 +28,7 @@ __all__ = [
     "merge_shards",
     "open_model",
     "run_job",
+    "run_ray_job",
 ]
 
 _MODULES = {
@@ -44,6 +46,7 @@ _MODULES = {
     "merge_shards": "tltools.classify.merge",
     "open_model": "tltools.runtime",
     "run_job": "tltools.classify.job",
+    "run_ray_job": "tltools.classify.ray_engine",
 }
 
 

@@ -125,18 +125,7 @@ class JsonLinesFormat:
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the row of a prediction; without a label its values are null."""
-        row: dict[str, Any] = {
-            "path": utf8_text(prediction.name),
-            "label": prediction.label,
-            "confidence": None,
-            "probabilities": None,
-            "error": None if prediction.error is None else utf8_text(prediction.error),
-        }
-        if prediction.probabilities is not None:
-            row["confidence"] = round(float(prediction.confidence or 0), DECIMALS)
-            numbers = prediction.probabilities.round(DECIMALS).tolist()
-            row["probabilities"] = dict(zip(self._classes, numbers, strict=True))
-        return self._encoder.encode(row) + b"\n"
+        return self._encoder.encode(json_row(prediction, self._classes)) + b"\n"
 
     def text(self, text: str) -> str:
         """Return a text as a row holds it."""
@@ -173,6 +162,18 @@ class JsonRow(msgspec.Struct, frozen=True):
     confidence: float | None
     probabilities: dict[str, float] | None
     error: str | None
+
+
+def json_row(prediction: Prediction, classes: Sequence[str]) -> JsonRow:
+    """Return the row of a prediction with its numbers rounded, by class."""
+    name = utf8_text(prediction.name)
+    if prediction.probabilities is None:
+        error = None if prediction.error is None else utf8_text(prediction.error)
+        return JsonRow(name, prediction.label, None, None, error)
+    confidence = round(float(prediction.confidence or 0), DECIMALS)
+    numbers = prediction.probabilities.round(DECIMALS).tolist()
+    probabilities = dict(zip(classes, numbers, strict=True))
+    return JsonRow(name, prediction.label, confidence, probabilities, None)
 
 
 class _Echo:

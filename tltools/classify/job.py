@@ -160,7 +160,7 @@ def run_job(
         raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
     if errors_to is not None:
         goes_on = part is not None and part.exists()
-        _check_errors_to(errors_to, output, overwrite=replaces or goes_on)
+        check_errors_to(errors_to, output, overwrite=replaces or goes_on)
     unlisted: list[str] = []
 
     def leave_out(error: DataError) -> None:
@@ -168,7 +168,7 @@ def run_job(
         progress.warn(f"left out: {error}")
 
     portions = list_portions(inputs, on_error=leave_out)
-    total, portions = _count(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
+    total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
     pictures = chain.from_iterable(portion.pictures for portion in portions)
     listing = None if shard is None else Listing(pictures, shard)
     if listing is not None:
@@ -183,7 +183,7 @@ def run_job(
         overwrite=replaces,
         shard=shard,
     )
-    tally = _Tally(errors_to, spreadsheet=spreadsheet)
+    tally = Tally(errors_to, spreadsheet=spreadsheet)
     with closing(tally), nullcontext() if part is None else closing(part):
         start = _go_on(part, job, pictures, tally, anew=overwrite)
         if start.kept is not None and start.num_rows:
@@ -212,7 +212,7 @@ def run_job(
             run = partial(
                 classify, predictor, plan=plan, min_confidence=min_confidence, memory=ledger
             )
-            predictions = _classify(run, pictures, start, watch)
+            predictions = classify_missing(run, pictures, start, watch)
             begun = time.perf_counter()
             _write_rows(rows, part, predictions, tally, progress, total)
     return Summary(
@@ -270,7 +270,7 @@ def examine_pictures(
         watch.examine(None)
 
 
-class _Tally:
+class Tally:
     """What became of a job's pictures, in numbers, and the errors for `errors_to`."""
 
     def __init__(self, errors_to: Path | None, *, spreadsheet: bool) -> None:
@@ -339,7 +339,7 @@ def _cannot_write_errors(path: Path, error: OSError) -> TltoolsError:
     )
 
 
-def _check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
+def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
     """Refuse a place for the errors that must not be written."""
     if path.absolute() == output.absolute():
         raise ConfigError(f"--errors-to and --output are both {path}; name another file for one")
@@ -352,7 +352,7 @@ def _check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """Where a job begins in its listing."""
 
     kept: Kept | None = None
@@ -368,25 +368,25 @@ class _Start:
 
 
 def _go_on(
-    part: Part | None, job: Job, pictures: Iterator[Picture], tally: _Tally, *, anew: bool
-) -> _Start:
+    part: Part | None, job: Job, pictures: Iterator[Picture], tally: Tally, *, anew: bool
+) -> Start:
     """Open the part that an earlier job left, if it did, and count its rows."""
     if part is None or not part.exists():
-        return _Start()
+        return Start()
     part.open()
     if anew:
         part.empty()
-        return _Start()
+        return Start()
     kept = read_back(part, job, partial(row_format, part.output, spreadsheet=job.spreadsheet))
     if kept is None:
-        return _Start()
+        return Start()
     again: list[Picture] = []
     for row, picture in kept.matched(pictures):
         tally.add(picture.name, row.label, row.error)
         again.append(picture)
         if len(again) == kept.record.batch_size:
             again.clear()
-    return _Start(kept, again)
+    return Start(kept, again)
 
 
 def _begin(part: Part, kept: Kept | None, make_record: Callable[[], JobRecord]) -> JobRecord:
@@ -458,7 +458,7 @@ def _write_rows(
     rows: Output,
     part: Part | None,
     predictions: Generator[Prediction, None, None],
-    tally: _Tally,
+    tally: Tally,
     progress: Progress,
     total: int | None,
 ) -> None:
@@ -478,10 +478,10 @@ def _write_rows(
             progress.say("The same command, without --overwrite, goes on from there")
 
 
-def _classify(
+def classify_missing(
     run: Callable[[Iterator[Picture]], Generator[Prediction, None, None]],
     pictures: Iterator[Picture],
-    start: _Start,
+    start: Start,
     watch: Watch | None,
 ) -> Generator[Prediction, None, None]:
     """Classify the pictures that have no rows yet.
@@ -522,7 +522,9 @@ def _last_name(name: str) -> str:
     return last if last.isprintable() else ascii(last)
 
 
-def _count(portions: Iterator[Portion], *, seconds: float) -> tuple[int | None, Iterator[Portion]]:
+def count_ahead(
+    portions: Iterator[Portion], *, seconds: float
+) -> tuple[int | None, Iterator[Portion]]:
     """Count the pictures by listing ahead, for so long; None where that is not enough.
 
     The first portion is always read, so that finding nothing is an error at once. What is listed

@@ -11,17 +11,17 @@ from importlib import import_module
 from io import FileIO
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from tltools import __version__
-from tltools.card import Resize
+from tltools.card import Card, Resize
 from tltools.classify.formats import Row, RowFormat
 from tltools.classify.pictures import STDIN, Picture
 from tltools.classify.shards import Shard
 from tltools.errors import ArtifactError, ConfigError, TltoolsError
-from tltools.runtime import Plan, Predictor
+from tltools.runtime import Plan
 
 if sys.platform != "win32":
     import fcntl
@@ -32,6 +32,14 @@ LOCK_WAIT_S = 1.0
 SMALL_MODEL = 8 * 2**20
 """Bytes of a model whose digest is worth no library of its own."""
 REMEDY = "start anew with --overwrite, or write elsewhere with --output"
+
+
+class Opened(Protocol):
+    """What a record says of an opened model."""
+
+    card: Card
+    device: str
+    provider: str
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +129,7 @@ class Job:
         if record.tltools != __version__:
             yield f"it was begun by tltools {record.tltools}"
 
-    def record(self, predictor: Predictor, plan: Plan) -> JobRecord:
+    def record(self, predictor: Opened, plan: Plan) -> JobRecord:
         """Return the record of this job, which is about to begin."""
         card = predictor.card
         return JobRecord(

@@ -181,7 +181,7 @@ class _Supervisor:
         os.close(parent_end)
         os.close(self._child_lives)  # `child_end` stays open for as long as this process lives
         threading.Thread(target=_end_with, args=(parent_lives,), daemon=True).start()
-        threading.Thread(target=_watch_decoders, args=(self._watch,), daemon=True).start()
+        threading.Thread(target=watch_decoders, args=(self._watch,), daemon=True).start()
         return True
 
     def _wait(self, is_stuck: Callable[[], bool]) -> int:
@@ -273,8 +273,8 @@ class _Supervisor:
 
     def _reason(self, status: int, subject: str) -> str:
         if self._cells[_OVERDUE]:
-            return f"{subject} took longer than {self._watch.timeout_s:g} s for a picture"
-        return f"{subject} crashed ({_name(-status)})"
+            return timeout_reason(subject, self._watch.timeout_s)
+        return crash_reason(subject, -status)
 
     def _place(self) -> str:
         if not self._watch.num_pulled:
@@ -301,6 +301,16 @@ class _Supervisor:
             os.kill(self._child, signal.SIGKILL if again else number)
 
 
+def timeout_reason(subject: str, timeout_s: float) -> str:
+    """Say that a process was ended because a picture took it too long."""
+    return f"{subject} took longer than {timeout_s:g} s for a picture"
+
+
+def crash_reason(subject: str, number: int) -> str:
+    """Say that a process was ended by a signal, through its own fault."""
+    return f"{subject} crashed ({_name(number)})"
+
+
 def _stop_once(handlers: Iterable[signal.Signals]) -> None:
     """Make the first signal end the job in order, and further ones wait for that.
 
@@ -324,7 +334,7 @@ def _end_with(parent_lives: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _watch_decoders(watch: Watch) -> None:
+def watch_decoders(watch: Watch) -> None:
     """End this process when a thread is in one call of `load_image` for too long.
 
     Looking at what the threads do, now and then, costs the decoders nothing.

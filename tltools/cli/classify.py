@@ -1,8 +1,9 @@
 """`tltools classify`."""
 
 import shlex
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from tltools.console import RichProgress
 
 FAILURES = "Pictures that fail"
-"""Title of a part of the help."""
+CLUSTER = "Cluster"
+"""Titles of parts of the help."""
 
 
 @command
@@ -47,8 +49,8 @@ def classify(
         typer.Option(
             "--output",
             "-o",
-            help=".csv, .jsonl or .parquet; - is standard output.",
-            show_default="predictions.csv",
+            help=".csv, .jsonl or .parquet; - is standard output. A folder with --engine ray.",
+            show_default="predictions.csv, or predictions",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
@@ -133,6 +135,34 @@ def classify(
             show_default="all pictures",
         ),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="ray: a Ray cluster writes a folder of parts; pip install 'tltools[ray]'.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster's address, or auto.",
+            show_default="RAY_ADDRESS, or a cluster of this machine",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    part_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pictures of a part.",
+            show_default="by the model",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    part_format: Annotated[
+        Literal["parquet", "csv"] | None,
+        typer.Option(help="Of the parts.", show_default="parquet", rich_help_panel=CLUSTER),
+    ] = None,
 ) -> None:
     """Classify pictures: one row for each, with its label, probabilities or error.
 
@@ -142,17 +172,28 @@ def classify(
     """
     from tltools.classify.supervisor import Watch, can_supervise, supervise_job
 
-    output, part = _place(output, shard)
+    output, part = _place(output, shard, engine)
     if out.as_json and output.as_posix() == "-":
         raise ConfigError("--json and --output - would both be standard output; name a file")
     check_report(report)
     if report is not None and output.as_posix() == "-":
         raise ConfigError("--report reads the output again, so --output must be a file; name one")
     watch = None
-    if context.obj and can_supervise():
+    if engine == "ray":
+        refused = {
+            "--threads": threads,
+            "--changed-only": changed_only or None,
+            "--cache-dir": cache_dir,
+            "--shard": shard,
+            "--report": report,
+        }
+        _check_ray(refused)
+    else:
+        _check_local(ray_address, part_size, part_format)
+    if engine == "local" and context.obj and can_supervise():
         watch = Watch(picture_timeout)
         supervise_job(watch, inputs, output, spreadsheet=spreadsheet, tell=tell)
-    from tltools.classify import run_job
+    from tltools.classify import run_job, run_ray_job
 
     progress = out.progress
     if model is None:
@@ -162,22 +203,29 @@ def classify(
         model = best.path
         accuracy = best.card.metrics["val"].accuracy
         progress.say(f"Model: {model} (the best here, {accuracy:.1%} in validation)")
-    summary = run_job(
+    if engine == "ray":
+        run = partial(
+            run_ray_job,
+            address=ray_address,
+            part_size=part_size,
+            part_format=part_format,
+            picture_timeout_s=picture_timeout,
+        )
+    else:
+        ledger_dir = _ledger_dir(cache_dir, changed_only=changed_only)
+        run = partial(run_job, threads=threads, ledger_dir=ledger_dir, shard=part, watch=watch)
+    summary = run(
         model,
         inputs,
         output,
         device=device,
         batch_size=batch_size,
         workers=workers,
-        threads=threads,
         overwrite=overwrite and not (watch is not None and watch.is_restarted),
         spreadsheet=spreadsheet,
         errors_to=errors_to,
         min_confidence=min_confidence,
-        ledger_dir=_ledger_dir(cache_dir, changed_only=changed_only),
-        shard=part,
         progress=progress,
-        watch=watch,
     )
     if out.as_json:
         out.result(summary.as_dict(), lambda: None)
@@ -185,21 +233,46 @@ def classify(
         _print_job(summary, progress)
     if report is not None:
         _write_report(report, summary, inputs, progress)
-    elif summary.output is not None and part is None:
+    elif summary.output is not None and part is None and engine == "local":
         progress.say(f"Next: {_report_command(summary.output, inputs)}")
     if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
 
 
-def _place(output: Path | None, shard: str | None) -> "tuple[Path, Shard | None]":
-    default = Path("predictions.csv")
+def _place(output: Path | None, shard: str | None, engine: str) -> "tuple[Path, Shard | None]":
+    default = Path("predictions" if engine == "ray" else "predictions.csv")
     if shard is None:
         return output or default, None
     from tltools.classify.shards import Shard
 
     part = Shard.parse(shard)
     return output or part.name(default), part
+
+
+REASONS = {
+    "--threads": "an actor's model uses the actor's cores, which are --workers",
+    "--changed-only": "its ledger is on one machine",
+    "--cache-dir": "its ledger is on one machine",
+    "--shard": "a cluster shares the pictures out by itself",
+    "--report": "a report is made of one file, and not of parts",
+}
+"""Why options are for the local engine."""
+
+
+def _check_ray(given: dict[str, object]) -> None:
+    """Refuse what the cluster's engine does not take; the values are None where it is not given."""
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} is for --engine local: {REASONS[option]}; leave it out")
+
+
+def _check_local(address: str | None, part_size: int | None, part_format: str | None) -> None:
+    """Refuse what only the cluster's engine takes."""
+    given = {"--ray-address": address, "--part-size": part_size, "--part-format": part_format}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} is for --engine ray; add that")
 
 
 def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:

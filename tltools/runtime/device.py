@@ -58,6 +58,29 @@ def default_threads() -> int:
     return num_cores()
 
 
+def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoice]:
+    """Choose the device of the workers of a cluster, which are other machines than this one.
+
+    Args:
+        requested: What was asked for.
+        num_gpus: GPUs of the cluster.
+
+    Returns:
+        What each worker opens the model with, never `auto`; and the choice.
+
+    Raises:
+        DeviceError: If a GPU is asked for and there is none.
+    """
+    if requested in ("cpu", "openvino"):
+        return requested, DeviceChoice("cpu", "as asked")
+    if num_gpus:
+        device = "cuda" if requested == "auto" else requested
+        return device, DeviceChoice("cuda", f"GPUs of the cluster: {num_gpus}")
+    if requested == "auto":
+        return "cpu", DeviceChoice("cpu", "the cluster has no GPU")
+    raise DeviceError(f"--device {requested}: the cluster has no GPU; add one, {REMEDY_CPU}")
+
+
 # ------------------------------------------------------------------------------------- torch
 
 
