@@ -75,6 +75,8 @@ MARK = "_SUCCESS"
 """The file that says that a data set is complete, and what it was made of."""
 ATTEMPTS = ".attempts"
 """A folder in an unfinished data set: how often each part in work was begun, as a file's size."""
+CONNECT_S = 10.0
+"""Longest time until a cluster answers."""
 STORE_BYTES = 2**28
 """Of shared memory for a cluster of this machine's own: only names of pictures go through it."""
 _PART_NAME = re.compile(r"part-(\d{6,})\.(parquet|csv)")
@@ -702,6 +704,8 @@ def _cluster(address: str | None, progress: Progress) -> Iterator[Any]:
             f"--ray-address {address} is one of Ray Client, which has no machine of its own in the "
             "cluster; run the command on a machine of the cluster, with --ray-address auto"
         )
+    if address is not None:
+        _check_reachable(address)
     progress.say("Ray: starting on this machine" if address is None else f"Ray: joining {address}")
     own: dict[str, Any] = (
         {"include_dashboard": False, "num_cpus": num_cores(), "object_store_memory": STORE_BYTES}
@@ -718,15 +722,59 @@ def _cluster(address: str | None, progress: Progress) -> Iterator[Any]:
                 **own,
             )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        shown = "a cluster on this machine" if address is None else f"the cluster at {address}"
-        raise TltoolsError(
-            f"cannot reach {shown}: {_first_line(error)}; start one with `ray start --head`, and "
-            "name its address with --ray-address"
-        ) from error
+        raise _unreachable(address, error) from error
     try:
-        yield ray
+        with _told(progress):
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at the cluster's door: Ray waits for minutes before it says that nobody is there.
+
+    Raises:
+        TltoolsError: If nobody is there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # `auto`, or what Ray has to make sense of
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> TltoolsError:
+    if address is None:
+        return TltoolsError(f"cannot start Ray on this machine: {_first_line(error)}")
+    return TltoolsError(
+        f"cannot reach the Ray cluster at {address}: {_first_line(error)}; start it with "
+        "`ray start --head`, and name the address that it shows with --ray-address"
+    )
+
+
+@contextmanager
+def _told(progress: Progress) -> Iterator[None]:
+    """Show what Ray says of lost workers to who wants to know everything.
+
+    It is written to standard output, which may be the result, and no setting stops that; it is
+    about what this engine looks after. Where a later Ray does it in another way, so be it.
+    """
+    module: Any = import_module("ray._private.worker")
+    show = getattr(module, "print_to_stdstream", None)
+
+    def tell(data: dict[str, Any], **_options: object) -> None:
+        for line in data.get("lines", ()):
+            progress.detail(f"Ray: {_first_line(line)}")
+
+    if show is not None:
+        module.print_to_stdstream = tell
+    try:
+        yield
+    finally:
+        if show is not None:
+            module.print_to_stdstream = show
 
 
 @contextmanager
@@ -1090,6 +1138,6 @@ def _table(name: str, value: bytes) -> "pyarrow.Table":
     return pyarrow.table({name: pyarrow.array([value], pyarrow.binary())})
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _first_line(said: object) -> str:
+    lines = str(said).strip().splitlines()
+    return lines[0] if lines else type(said).__name__

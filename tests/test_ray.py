@@ -1,0 +1,371 @@
+"""The engine on Ray Data, on two nodes on this machine; those tests are skipped without Ray."""
+
+import hashlib
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet
+import pytest
+from conftest import COLOURS, Recorder, run_tltools, save_picture
+from test_examine import SITE
+
+from tltools.classify import ray_engine, run_job, run_ray_job
+from tltools.classify.job import Tally
+from tltools.classify.ray_engine import MARK, Manifest, PartsRecord, Report, Settings, Task
+from tltools.errors import ConfigError, DataError, DeviceError, TltoolsError
+from tltools.progress import SILENT
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
+SIZE = 8
+"""Of the tests' parts."""
+
+
+# -------------------------------------------------------------------------- without a cluster
+
+
+def report(number, before, after, **fields):
+    return Report(number, is_done=True, before=before, after=after, counts={"red": 2}, **fields)
+
+
+@pytest.fixture
+def result():
+    return ray_engine._Result(Tally(None, spreadsheet=False), SILENT)
+
+
+START = ray_engine._Digest().add(())[0]
+
+
+def test_parts_in_any_order_make_a_whole(result):
+    result.add(report(1, b"1", b"2"))
+    result.add(Report(2, is_end=True, before=b"2", after=b"2"))
+    result.add(report(0, START, b"1", failures=(("a.png", "cannot read image a.png: no"),)))
+    result.add(report(1, b"1", b"2"))  # a part that was done twice, as when a worker was lost late
+    result.check_whole()
+    assert (result.num_rows, result.tally.counts["red"]) == (5, 4)
+    assert result.tally.reasons == {"no": 1}
+
+
+def test_parts_of_two_listings_are_refused(result):
+    result.add(report(0, START, b"1"))
+    with pytest.raises(TltoolsError, match="part 1 is not of the same listing"):
+        result.add(report(1, b"other", b"2"))
+
+
+@pytest.mark.parametrize("end", [None, (1, b"1"), (2, b"1"), (1, START)])
+def test_a_lost_part_is_noticed(result, end):
+    result.add(report(0, START, b"1"))
+    if end is not None:
+        result.add(Report(end[0], is_end=True, before=end[1], after=end[1]))
+    if end == (1, b"1"):
+        result.check_whole()
+        return
+    with pytest.raises(TltoolsError, match="Ray has lost some parts"):
+        result.check_whole()
+
+
+def test_the_listing_is_the_same_with_and_without_parts_that_are_done(pictures):
+    every = list(ray_engine._tasks([pictures], SIZE, frozenset()))
+    assert [len(task.pictures) for task in every] == [8, 8, 8, 6, 0]
+    assert [task.before for task in every[1:]] == [task.after for task in every[:-1]]
+    some = list(ray_engine._tasks([pictures], SIZE, frozenset({0, 2})))
+    assert some == [every[1], every[3], every[4]]
+    names = [os.fsdecode(name) for task in every for _, name in task.pictures]
+    assert names == sorted(
+        path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png")
+    )
+
+
+def test_an_error_of_the_listing_is_handed_on(tmp_path):
+    task = next(ray_engine._tasks([tmp_path], SIZE, frozenset()))
+    assert isinstance(task, Task)
+    assert task.failure is not None
+    assert task.failure[0] == "DataError"
+    assert "no pictures" in task.failure[1]
+
+
+@pytest.fixture
+def actor(onnx_path, card, pictures, tmp_path, monkeypatch):
+    """An actor in this process."""
+    (tmp_path / "out").mkdir()
+    record = PartsRecord(
+        model=str(onnx_path),
+        model_sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+        inputs=(str(pictures),),
+        classes=tuple(card.classes),
+        size=card.preprocessing.size,
+        resize=card.preprocessing.resize,
+        device="cpu",
+        provider="CPUExecutionProvider",
+        plan="fused",
+        batch_size=1,
+        spreadsheet=False,
+        min_confidence=None,
+        overwrite=False,
+        part_size=SIZE,
+        part_format="csv",
+    )
+    settings = Settings(str(onnx_path), str(tmp_path / "out"), "cpu", 1, 30.0, record)
+    monkeypatch.setattr(ray_engine, "_watch_over_this_process", lambda _watch: None)
+    return ray_engine.Classifier(msgspec.msgpack.encode(settings))
+
+
+def test_a_part_is_not_tried_for_ever(actor, pictures, tmp_path):
+    task = next(ray_engine._tasks([pictures], SIZE, frozenset()))
+    part, attempts = tmp_path / "out" / "part-000000.csv", tmp_path / "out" / ".attempts"
+    attempts.mkdir()
+    for num_lost in range(ray_engine.MAX_DEATHS + 2):
+        part.unlink(missing_ok=True)
+        (attempts / "000000").write_bytes(b"x" * num_lost)
+        told = list(actor._run(task))
+        assert len(told) == ray_engine.REPORTS + 1  # Ray takes the reports of all attempts for one
+        assert part.exists() == (num_lost <= ray_engine.MAX_DEATHS)
+        assert told[-1].is_done == part.exists()
+    kind, message = told[-1].failure
+    assert kind == "TltoolsError"
+    assert f"part 0 has ended {ray_engine.MAX_DEATHS + 1} workers, and no picture" in message
+
+
+def test_a_part_that_cannot_be_written_ends_the_job(actor, pictures, tmp_path):
+    task = next(ray_engine._tasks([pictures], SIZE, frozenset()))
+    (tmp_path / "out" / "part-000000.csv").mkdir()
+    told = list(actor._run(task))
+    assert len(told) == ray_engine.REPORTS + 1
+    assert "cannot write" in told[-1].failure[1]
+
+
+def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tltools\[ray\]'"):
+        run_ray_job(onnx_path, [pictures], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(["-o", "-"], "writes a folder of parts, and not standard output", id="stdout"),
+        pytest.param(["-o", "out.csv"], "named as a file; choose --output out", id="suffix"),
+        pytest.param(
+            ["-o", "out", "--threads", "2"], "--threads is for --engine local", id="cores"
+        ),
+        pytest.param(
+            ["-o", "out", "--changed-only"], "keeps its ledger on one machine", id="ledger"
+        ),
+    ],
+)
+def test_options_that_the_engine_does_not_take(args, message, onnx_path, pictures, tmp_path):
+    given = (pictures, "--model", onnx_path, "--engine", "ray", *args)
+    code, _, err = run_tltools("classify", *given, cwd=tmp_path)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--ray-address", "--part-size", "--part-format"])
+def test_options_that_only_this_engine_takes(option, onnx_path, pictures, tmp_path):
+    value = "csv" if option == "--part-format" else "8"
+    given = (pictures, "--model", onnx_path, option, value)
+    code, _, err = run_tltools("classify", *given, cwd=tmp_path)
+    assert code == 2
+    assert f"{option} is for --engine ray" in err
+
+
+# ------------------------------------------------------------------------------ with a cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, onnx_path):
+    """A cluster of two nodes with a core each; `crash.png` kills the worker that decodes it."""
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'tltools[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(SITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, sys.path)]))
+        node = {"num_cpus": 1, "object_store_memory": 2**27}
+        made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        made.node = node
+        made.second = made.add_node(**node)
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory):
+    """Forty pictures in three folders; some cannot be read, one kills its decoder."""
+    root = tmp_path_factory.mktemp("wild")
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for number in range(12):
+            save_picture(root / name / f"{number:02}.png", colour, rng)
+    (root / "blue" / "bad.png").write_bytes(b"no picture")
+    shutil.copy(root / "red" / "00.png", root / "red" / os.fsdecode(b"\xff=.png"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(wild, onnx_path, tmp_path_factory):
+    """The local engine's rows."""
+    path = tmp_path_factory.mktemp("reference") / "out.parquet"
+    run_job(onnx_path, [wild], path, device="cpu")
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def rows_of(folder):
+    paths = sorted(folder.glob("part-*.parquet"))
+    return [row for path in paths for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()]
+
+
+@contextmanager
+def stopping_after(num_parts, monkeypatch, stop):
+    """Call `stop` when so many parts are known."""
+    add = ray_engine._Result.add
+
+    def counted(self, told):
+        add(self, told)
+        if len(self.parts) == num_parts and told.is_done:
+            stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine._Result, "add", counted)
+        yield
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, reference, tmp_path):
+    output, errors = tmp_path / "out", tmp_path / "errors.csv"
+    recorder = Recorder()
+    summary = run_ray_job(
+        onnx_path, [wild], output, part_size=SIZE, errors_to=errors, progress=recorder
+    )
+    assert rows_of(output) == reference
+    assert recorder.bars == ["classify"]
+    assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
+    assert (summary.num_pictures, summary.num_failed) == (len(reference), 1)
+    assert sum(summary.counts.values()) == len(reference) - 1
+    manifest = msgspec.json.decode((output / MARK).read_bytes(), type=Manifest)
+    assert (manifest.num_rows, manifest.num_failed) == (len(reference), 1)
+    assert sorted(path.name for path in output.iterdir()) == [
+        MARK,
+        *(f"part-{number:06d}.parquet" for number in range(manifest.num_parts)),
+    ]
+    assert errors.read_text().splitlines()[1].startswith("blue/bad.png,cannot read image bad.png")
+    # Other readers take the folder for one table, which the mark does not disturb.
+    assert pyarrow.dataset.dataset(output).count_rows() == len(reference)
+    with pytest.raises(ConfigError, match="exists and is complete; replace it with --overwrite"):
+        run_ray_job(onnx_path, [wild], output)
+
+
+def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
+    cluster, onnx_path, wild, reference, tmp_path, monkeypatch
+):
+    output = tmp_path / "out"
+    options = {"part_size": SIZE, "part_format": "csv", "spreadsheet": True}
+    with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
+        run_ray_job(onnx_path, [wild], output, **options)
+    kept = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert kept
+    assert not (output / MARK).exists()
+    for changes, message in (
+        ({"part_size": 16}, "begun with --part-size 8"),
+        ({"part_format": "parquet", "spreadsheet": False}, "--part-format csv"),
+        ({"min_confidence": 0.5}, "begun without --min-confidence"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_ray_job(onnx_path, [wild], output, **(options | changes))
+    summary = run_ray_job(onnx_path, [wild], output, spreadsheet=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert summary.num_kept >= SIZE
+    local = tmp_path / "local.csv"
+    run_job(onnx_path, [wild], local, device="cpu", spreadsheet=True)
+    lines = [
+        line for path in sorted(output.glob("part-*")) for line in path.read_text().splitlines()[1:]
+    ]
+    assert lines == local.read_text().splitlines()[1:]
+
+
+def test_pictures_that_have_come_or_gone_are_noticed(
+    cluster, onnx_path, wild, tmp_path, monkeypatch
+):
+    output, folder = tmp_path / "out", tmp_path / "wild"
+    shutil.copytree(wild, folder)
+    with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
+        run_ray_job(onnx_path, [folder], output, part_size=SIZE)
+    (folder / "blue" / "00.png").unlink()
+    with pytest.raises(ConfigError, match="pictures have come or gone"):
+        run_ray_job(onnx_path, [folder], output)
+    assert run_ray_job(onnx_path, [folder], output, overwrite=True).num_kept == 0
+
+
+def test_a_lost_node_and_a_deadly_picture_cost_no_other_row(
+    cluster, onnx_path, wild, reference, tmp_path, monkeypatch
+):
+    output, folder = tmp_path / "out", tmp_path / "wild"
+    shutil.copytree(wild, folder)
+    shutil.copy(folder / "red" / "00.png", folder / "blue" / "crash.png")
+    with stopping_after(1, monkeypatch, lambda: cluster.remove_node(cluster.second)):
+        summary = run_ray_job(onnx_path, [folder], output, part_size=SIZE)
+    rows = rows_of(output)
+    assert [row for row in rows if row["path"] != "blue/crash.png"] == reference
+    assert summary.num_failed == 2
+    (row,) = (row for row in rows if row["path"] == "blue/crash.png")
+    assert row["error"] == "cannot read image crash.png: the decoder crashed (SIGSEGV)"
+
+
+def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
+    with pytest.raises(DeviceError, match="--device cuda: the cluster has no GPU"):
+        run_ray_job(onnx_path, [wild], tmp_path / "out", device="cuda")
+    with pytest.raises(ConfigError, match="no machine of the cluster has the 64 cores"):
+        run_ray_job(onnx_path, [wild], tmp_path / "out", workers=64)
+    with pytest.raises(ConfigError, match=r"not a multiple of the batch of 3 .* --part-size 9$"):
+        run_ray_job(onnx_path, [wild], tmp_path / "out", part_size=8, batch_size=3)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds other files \('mine.txt'\)"):
+        run_ray_job(onnx_path, [wild], tmp_path / "full", overwrite=True)
+
+
+def test_an_actor_that_cannot_work_ends_the_job(cluster, onnx_path, wild, tmp_path, monkeypatch):
+    model = tmp_path / "model.onnx"
+    shutil.copy(onnx_path, model)
+    opened = ray_engine._open
+
+    def open_and_remove(path: Path, *args):
+        found = opened(path, *args)
+        path.unlink()  # so that no other process sees it
+        return found
+
+    monkeypatch.setattr(ray_engine, "_open", open_and_remove)
+    with pytest.raises(TltoolsError, match="all machines of the cluster have to see the model"):
+        run_ray_job(model, [wild], tmp_path / "out", part_size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_is_not_there(onnx_path, wild, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tltools[ray]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address, message in (
+        ("127.0.0.1:9", "cannot reach the Ray cluster at 127.0.0.1:9: "),
+        ("ray://127.0.0.1:9", "is one of Ray Client"),
+    ):
+        with pytest.raises(TltoolsError, match=message):
+            run_ray_job(onnx_path, [wild], tmp_path / "out", address=address)
+    with pytest.raises(DataError, match="does not exist"):
+        run_ray_job(onnx_path, [tmp_path / "nothing"], tmp_path / "out")
