@@ -151,13 +151,13 @@ def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypa
     ("args", "message"),
     [
         pytest.param(["-o", "-"], "writes a folder of parts, and not standard output", id="stdout"),
+        pytest.param(["-o", "out", "--shard", "1/2"], "shares the pictures out", id="shard"),
+        pytest.param(["-o", "out", "--report", "a.html"], "made of one file", id="report"),
         pytest.param(["-o", "out.csv"], "named as a file; choose --output out", id="suffix"),
         pytest.param(
             ["-o", "out", "--threads", "2"], "--threads is for --engine local", id="cores"
         ),
-        pytest.param(
-            ["-o", "out", "--changed-only"], "keeps its ledger on one machine", id="ledger"
-        ),
+        pytest.param(["-o", "out", "--changed-only"], "its ledger is on one machine", id="ledger"),
     ],
 )
 def test_options_that_the_engine_does_not_take(args, message, onnx_path, pictures, tmp_path):
@@ -166,6 +166,12 @@ def test_options_that_the_engine_does_not_take(args, message, onnx_path, picture
     assert code == 2
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_archives_are_refused_with_the_remedy(onnx_path, tmp_path):
+    (tmp_path / "pictures.tar").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"pictures.tar is one; unpack it, or use --engine local"):
+        run_ray_job(onnx_path, [tmp_path / "pictures.tar"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("option", ["--ray-address", "--part-size", "--part-format"])

@@ -963,6 +963,7 @@ def _tasks(inputs: Sequence[Path], part_size: int, done: frozenset[int]) -> Iter
                 paths = (
                     (os.fsencode(os.path.abspath(one.path)), os.fsencode(one.name))  # noqa: PTH100
                     for one in some
+                    if isinstance(one.path, Path)  # and no member of an archive: refused before
                 )
                 yield Task(number, tuple(paths), before, after, tuple(unlisted))
                 unlisted.clear()
@@ -1047,11 +1048,11 @@ class Classifier:
 
     def _classify(self, task: Task) -> Iterator[Report]:
         """Classify a part; yield a report `REPORTS` times on the way and one at the end."""
-        pictures = [
-            Picture(Path(os.fsdecode(path)), os.fsdecode(name)) for path, name in task.pictures
-        ]
+        paths = [Path(os.fsdecode(path)) for path, _ in task.pictures]
+        names = [os.fsdecode(name) for _, name in task.pictures]
+        pictures = list(map(Picture, paths, names))
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"
-        self._watch.verdicts = self._examine(task.number, pictures, attempts)
+        self._watch.verdicts = self._examine(task.number, paths, attempts)
         run = partial(
             classify,
             self._predictor,
@@ -1084,7 +1085,7 @@ class Classifier:
             unlisted=task.unlisted,
         )
 
-    def _examine(self, number: int, pictures: Sequence[Picture], attempts: Path) -> dict[int, str]:
+    def _examine(self, number: int, paths: Sequence[Path], attempts: Path) -> dict[int, str]:
         """Count this attempt; after a lost one, find the pictures that must not be decoded."""
         try:
             attempts.parent.mkdir(exist_ok=True)
@@ -1099,7 +1100,7 @@ class Classifier:
 
         preprocessing = self._predictor.card.preprocessing
         found = find_culprits(
-            [picture.path for picture in pictures],
+            paths,
             size=preprocessing.size,
             resize=preprocessing.resize,
             timeout_s=self._settings.picture_timeout_s,

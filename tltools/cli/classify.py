@@ -179,17 +179,17 @@ def classify(
     if report is not None and output.as_posix() == "-":
         raise ConfigError("--report reads the output again, so --output must be a file; name one")
     watch = None
-    if engine == "ray":
-        refused = {
+    _check_engine(
+        engine,
+        local={
             "--threads": threads,
             "--changed-only": changed_only or None,
             "--cache-dir": cache_dir,
             "--shard": shard,
             "--report": report,
-        }
-        _check_ray(refused)
-    else:
-        _check_local(ray_address, part_size, part_format)
+        },
+        ray={"--ray-address": ray_address, "--part-size": part_size, "--part-format": part_format},
+    )
     if engine == "local" and context.obj and can_supervise():
         watch = Watch(picture_timeout)
         supervise_job(watch, inputs, output, spreadsheet=spreadsheet, tell=tell)
@@ -260,19 +260,14 @@ REASONS = {
 """Why options are for the local engine."""
 
 
-def _check_ray(given: dict[str, object]) -> None:
-    """Refuse what the cluster's engine does not take; the values are None where it is not given."""
-    for option, value in given.items():
-        if value is not None:
+def _check_engine(engine: str, *, local: dict[str, object], ray: dict[str, object]) -> None:
+    """Refuse options that only the other engine takes; those that are not given are None."""
+    for option, value in (local if engine == "ray" else ray).items():
+        if value is None:
+            continue
+        if engine == "ray":
             raise ConfigError(f"{option} is for --engine local: {REASONS[option]}; leave it out")
-
-
-def _check_local(address: str | None, part_size: int | None, part_format: str | None) -> None:
-    """Refuse what only the cluster's engine takes."""
-    given = {"--ray-address": address, "--part-size": part_size, "--part-format": part_format}
-    for option, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{option} is for --engine ray; add that")
+        raise ConfigError(f"{option} is for --engine ray; add that")
 
 
 def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
