@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from tltools import errors
+from tltools import __version__, errors
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat, Row, column_names, json_row, utf8_text
 from tltools.classify.job import (
@@ -459,6 +459,8 @@ class _Parts:
         )
         shutil.rmtree(self._folder / ATTEMPTS, ignore_errors=True)
         try:
+            for leftover in self._folder.glob(".part-*.tmp*"):  # of workers that were lost
+                leftover.unlink(missing_ok=True)
             self._mark.cut(0)
             self._mark.append(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
             self._mark.finish()
@@ -850,6 +852,7 @@ def _reports(
     import logging
 
     strategies = import_module("ray.util.scheduling_strategies")
+    faults = import_module("ray.data.exceptions")
     here = strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
@@ -877,16 +880,18 @@ def _reports(
                 batch_format="pyarrow",
                 num_cpus=pool.num_cpus,
                 num_gpus=pool.num_gpus or None,
-                # One at least: what a lost machine had in work goes to another when that is done
-                # with the rest.
-                compute=data.ActorPoolStrategy(min_size=1, max_size=pool.max_size),
+                # Down to one: at the end idle actors make room for those of a lost machine, and
+                # for the parts that it had in work.
+                compute=data.ActorPoolStrategy(
+                    min_size=1, max_size=pool.max_size, initial_size=pool.max_size
+                ),
             )
         )
         try:
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for value in table.column("report").to_pylist():
                     yield msgspec.msgpack.decode(value, type=Report)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, faults.SystemException) as error:
             raise TltoolsError(
                 f"Ray ended the job: {_first_line(error)}; the same command goes on from there. "
                 "Every machine needs the same tltools and Ray: see Ray's logs in /tmp/ray"
@@ -990,6 +995,11 @@ class Classifier:
 
     def _open(self) -> None:
         settings, record = self._settings, self._settings.record
+        if __version__ != record.tltools:
+            raise ConfigError(
+                f"this machine has tltools {__version__}, and the command's {record.tltools}; "
+                "install the same"
+            )
         model = Path(settings.model)
         for path in (model, *map(Path, record.inputs), Path(settings.output)):
             if not path.exists():
