@@ -1,9 +1,11 @@
 """What Ray costs: the two engines of `tltools classify` in turns, on a cluster of this machine.
 
-    python benchmarks/engines.py FOLDER MODEL [--rounds 3] [--part-size N]
+    python benchmarks/engines.py FOLDER MODEL [--rounds 3] [--part-size 64]
 
-One line of JSON for each run, on standard output. Ray's workers get the priority that the rest has:
-Ray gives them the lowest one, which on a busy machine would measure the other users.
+One line of JSON for each run, on standard output: seconds in whole; seconds until the first part is
+done; and the rate from then on, by the times of the parts' files, since what Ray tells comes late.
+Ray's workers get the priority that the rest has: Ray gives them the lowest one, which on a busy
+machine would measure the other users.
 """
 
 import argparse
@@ -14,54 +16,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 from tltools.classify import Summary, run_job, run_ray_job
 from tltools.progress import Bar, Silent
 
-TOGETHER_S = 0.01
-"""Rows that come within that time are of one batch."""
-
 
 class Clock(Silent):
-    """Progress that keeps when pictures were done."""
+    """Progress that keeps when every so many pictures were done, as seconds since the epoch."""
 
-    def __init__(self) -> None:
-        """Start the clock."""
-        self._begun = time.perf_counter()
-        self._done: list[tuple[float, int]] = []
+    def __init__(self, part_size: int) -> None:
+        """Count from nothing."""
+        self.times: list[float] = []
+        self._part_size = part_size
+        self._num_done = 0
 
     @contextmanager
     def bar(self, description: str, total: int | None, unit: str = "pictures") -> Iterator[Bar]:
-        """Keep what is reported, in batches."""
+        """Count what is reported."""
         del description, total, unit
-        done = self._done
+        clock = self
 
-        class Kept:
+        class Counter:
             def advance(self, amount: int = 1, note: str = "") -> None:
                 del note
-                now = time.perf_counter()
-                if done and now - done[-1][0] < TOGETHER_S:
-                    amount += done.pop()[1]
-                if amount:
-                    done.append((now, amount))
+                clock._num_done += amount
+                if clock._num_done >= clock._part_size * (len(clock.times) + 1):
+                    clock.times.append(time.time())
 
-        yield Kept()
-
-    def result(self) -> dict[str, float]:
-        """Return seconds in whole and until the first pictures, and the rate of the second half.
-
-        By then both engines run; and what lies between doing and telling cancels out.
-        """
-        times = [when for when, _ in self._done]
-        counts = list(accumulate(amount for _, amount in self._done))
-        half = next(index for index, count in enumerate(counts) if 2 * count >= counts[-1])
-        return {
-            "seconds": round(time.perf_counter() - self._begun, 2),
-            "first_s": round(times[0] - self._begun, 2),
-            "pictures_per_s": round((counts[-1] - counts[half]) / (times[-1] - times[half]), 2),
-        }
+        yield Counter()
 
 
 def main() -> None:
@@ -70,8 +53,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part-size", type=int)
+    parser.add_argument("--part-size", type=int, default=64)
     options = parser.parse_args()
+    size: int = options.part_size
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
     begun = time.perf_counter()
     import ray
@@ -80,18 +64,25 @@ def main() -> None:
     imported = time.perf_counter()
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     started = time.perf_counter()
-    print(json.dumps({"import_s": imported - begun, "start_s": started - imported}))
+    print(json.dumps({"import_s": imported - begun, "start_s": started - imported}), flush=True)
     engines: dict[str, Callable[..., Summary]] = {
         "local": partial(run_job, options.model, [options.folder]),
-        "ray": partial(run_ray_job, options.model, [options.folder], part_size=options.part_size),
+        "ray": partial(run_ray_job, options.model, [options.folder], part_size=size),
     }
     for _ in range(options.rounds):
         for name, run in engines.items():
             with tempfile.TemporaryDirectory() as folder:
-                clock = Clock()
+                clock, begun = Clock(size), time.time()
                 output = Path(folder) / ("out.parquet" if name == "local" else "out")
                 run(output, device="cpu", progress=clock)
-                print(json.dumps({"engine": name, **clock.result()}), flush=True)
+                row = {"engine": name, "seconds": round(time.time() - begun, 2)}
+                times = clock.times
+                if output.is_dir():
+                    parts = sorted(output.glob("part-*"))
+                    times = sorted(part.stat().st_mtime for part in parts)[: len(times)]
+            row["first_s"] = round(times[0] - begun, 2)
+            row["pictures_per_s"] = round(size * (len(times) - 1) / (times[-1] - times[0]), 2)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

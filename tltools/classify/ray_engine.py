@@ -63,8 +63,9 @@ if TYPE_CHECKING:
 
 PartFormat = Literal["parquet", "csv"]
 
-FAST_PART = 1024
-"""Pictures of a part where the model is fast, or there is a GPU."""
+FAST_PART = 4096
+"""Pictures of a part where the model is fast, or there is a GPU: seconds of work, beside which the
+tenths of a second that Ray takes for each part are little."""
 SLOW_PART = 256
 """Pictures of a part where it is slow: about half a minute's work for a few cores."""
 REPORTS = 4
