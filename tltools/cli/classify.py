@@ -193,8 +193,6 @@ def classify(
     if engine == "local" and context.obj and can_supervise():
         watch = Watch(picture_timeout)
         supervise_job(watch, inputs, output, spreadsheet=spreadsheet, tell=tell)
-    from tltools.classify import run_job, run_ray_job
-
     progress = out.progress
     if model is None:
         from tltools.artifacts import best_export
@@ -204,6 +202,8 @@ def classify(
         accuracy = best.card.metrics["val"].accuracy
         progress.say(f"Model: {model} (the best here, {accuracy:.1%} in validation)")
     if engine == "ray":
+        from tltools.classify import run_ray_job
+
         run = partial(
             run_ray_job,
             address=ray_address,
@@ -212,6 +212,8 @@ def classify(
             picture_timeout_s=picture_timeout,
         )
     else:
+        from tltools.classify import run_job
+
         ledger_dir = _ledger_dir(cache_dir, changed_only=changed_only)
         run = partial(run_job, threads=threads, ledger_dir=ledger_dir, shard=part, watch=watch)
     summary = run(
