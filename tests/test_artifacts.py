@@ -210,6 +210,14 @@ def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):
         inputs(workplace)
 
 
+def test_a_run_from_before_calibration_is_that_of_its_exports(workplace):
+    path = workplace / "runs" / "cnn" / "card.json"
+    card = load_card(path.parent)
+    assert card.confidence is not None
+    path.write_text(msgspec.structs.replace(card, confidence=None).to_json())
+    assert next(one.format for one in inputs(workplace).candidates) == "eager"
+
+
 def test_a_model_is_measured_once_however_often_it_is_named(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     run, export = Path("runs/cnn"), Path("exports/cnn/cnn.fp32.onnx")

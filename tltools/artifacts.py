@@ -208,10 +208,16 @@ def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
         folder = run_dir / artifact.card.run
         if not artifact.is_run and (folder / "card.json").is_file():
             run = read_artifact(folder)
-            if run.card == msgspec.structs.replace(artifact.card, export=None):
+            if _came_from(artifact.card, run.card):
                 found.setdefault(folder.resolve(), run)
         found.setdefault(artifact.path.resolve(), artifact)
     return list(found.values())
+
+
+def _came_from(export: Card, run: Card) -> bool:
+    """Tell whether an export was made of a run; one without calibration got it then."""
+    changes = {"confidence": None} if run.confidence is None else {}
+    return run == msgspec.structs.replace(export, export=None, **changes)
 
 
 def _check_labels(artifacts: Sequence[Artifact]) -> None:
