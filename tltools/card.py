@@ -21,6 +21,8 @@ MAX_SIZE = 2048
 """Largest height and width of a model's input in pixels."""
 MAX_NAME = 100
 """Characters of a run's name, which is part of the names of folders and files."""
+FORBIDDEN = frozenset('/\\:*?"<>|')
+"""Characters that some system forbids in the name of a file."""
 MAX_DEPTH = 20
 """Of what is nested in `training`."""
 MAX_TEST_PICTURES = 16
@@ -291,7 +293,7 @@ def _is_file_name(name: str) -> bool:
         0 < len(name) <= MAX_NAME
         and not name.startswith(".")
         and name.isprintable()
-        and not set(name) & set('/\\:*?"<>|')
+        and FORBIDDEN.isdisjoint(name)
         and name == name.strip()
     )
 

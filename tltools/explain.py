@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import Card
+from tltools.card import FORBIDDEN, Card
 from tltools.data.images import IMAGE_SUFFIXES, load_image
 from tltools.errors import ConfigError
 from tltools.metrics import softmax
@@ -28,7 +28,6 @@ _VIEW = 2
 """How much larger than the model's input a picture is drawn, along each side."""
 _MAX_NAME_BYTES = 80
 """Of each part of a file's name: with the others it stays below the 255 bytes of most systems."""
-_FORBIDDEN = '/\\:*?"<>|'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +252,7 @@ def output_paths(
 def _part(name: str) -> str:
     """Return a name as a part of a file's name: visible letters that no system forbids."""
     kept = "".join(
-        char if char.isprintable() and char not in _FORBIDDEN else "_" for char in name
+        char if char.isprintable() and char not in FORBIDDEN else "_" for char in name
     ).strip(" .")
     return kept.encode()[:_MAX_NAME_BYTES].decode(errors="ignore") or "_"
 

@@ -120,6 +120,7 @@ class JsonLinesFormat:
     def __init__(self, classes: Sequence[str]) -> None:
         """Keep the classes."""
         self._classes = classes
+        self._labels = frozenset((None, UNCERTAIN, *classes))
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(JsonRow)
 
@@ -149,7 +150,7 @@ class JsonLinesFormat:
                 row = self._decoder.decode(line)
             except msgspec.DecodeError:
                 return
-            if row.label not in (None, UNCERTAIN, *self._classes):
+            if row.label not in self._labels:
                 return
             yield row, len(line)
 

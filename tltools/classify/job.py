@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
 from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
-from tltools.classify.pipeline import UNCERTAIN, Prediction, classify
+from tltools.classify.pipeline import UNCERTAIN, Prediction, check_min_confidence, classify
 from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, read_record, refusal
 from tltools.classify.shards import Listing, Shard
 from tltools.classify.supervisor import Watch
@@ -156,8 +156,7 @@ def run_job(
     check_output(output, overwrite=replaces, spreadsheet=spreadsheet)
     if shard is not None and output == STDOUT:
         raise ConfigError("--shard keeps a record beside its output; name a file with --output")
-    if min_confidence is not None and not 0 <= min_confidence <= 1:
-        raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
+    check_min_confidence(min_confidence)  # once more when the classes are known
     if errors_to is not None:
         goes_on = part is not None and part.exists()
         check_errors_to(errors_to, output, overwrite=replaces or goes_on)
@@ -189,11 +188,7 @@ def run_job(
         if start.kept is not None and start.num_rows:
             progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
         predictor, plan = _open(model, device, batch_size, workers, threads, start.kept)
-        if min_confidence is not None and UNCERTAIN in predictor.card.classes:
-            raise ConfigError(
-                f"the model has a class {UNCERTAIN!r}, which --min-confidence would be mistaken "
-                "for; do without that option"
-            )
+        check_min_confidence(min_confidence, predictor.card.classes)
         on_complete = None
         if part is not None:
             record = _begin(part, start.kept, partial(job.record, predictor, plan))

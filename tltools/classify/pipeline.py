@@ -1,11 +1,12 @@
 """Turn pictures into predictions."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tltools.classify.pictures import Picture
+from tltools.errors import ConfigError
 from tltools.metrics import softmax
 from tltools.runtime import Outputs, Plan, Predictor, run_pictures
 
@@ -33,6 +34,23 @@ class Prediction:
     probabilities: "NDArray[np.float64] | None"
     """(C,), in the order of the card's classes."""
     error: str | None
+
+
+def check_min_confidence(min_confidence: float | None, classes: Sequence[str] = ()) -> None:
+    """Refuse a threshold that is no probability, or whose label a class could be mistaken for.
+
+    Raises:
+        ConfigError: If it is so.
+    """
+    if min_confidence is None:
+        return
+    if not 0 <= min_confidence <= 1:
+        raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
+    if UNCERTAIN in classes:
+        raise ConfigError(
+            f"the model has a class {UNCERTAIN!r}, which --min-confidence would be mistaken for; "
+            "do without that option"
+        )
 
 
 def classify(

@@ -38,7 +38,7 @@ from tltools.classify.job import (
     count_ahead,
 )
 from tltools.classify.pictures import STDIN, Picture, list_portions
-from tltools.classify.pipeline import UNCERTAIN, Prediction, classify
+from tltools.classify.pipeline import UNCERTAIN, Prediction, check_min_confidence, classify
 from tltools.classify.resume import (
     REMEDY,
     Job,
@@ -56,7 +56,7 @@ from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, load_predictor, open_model, read_card
 from tltools.runtime.device import cluster_device
-from tltools.runtime.pipeline import AHEAD_BATCH
+from tltools.runtime.pipeline import AHEAD_BATCH, check_positive
 
 if TYPE_CHECKING:
     import pyarrow
@@ -205,7 +205,8 @@ def run_ray_job(
     """
     _check_inputs(inputs, output)
     card = read_card(model)
-    _check_numbers(batch_size, part_size, min_confidence, card)
+    check_positive({"--batch-size": batch_size, "--part-size": part_size})
+    check_min_confidence(min_confidence, card.classes)
     ray_data = _import_ray()
     job = Job(
         model,
@@ -278,24 +279,6 @@ def run_ray_job(
         placement=opened.placement,
         plan=plan,
     )
-
-
-def _check_numbers(
-    batch_size: int | None, part_size: int | None, min_confidence: float | None, card: Card
-) -> None:
-    """Refuse numbers that are not possible, before anything is done."""
-    for flag, value in {"--batch-size": batch_size, "--part-size": part_size}.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{flag} must be at least 1, got {value}")
-    if min_confidence is None:
-        return
-    if not 0 <= min_confidence <= 1:
-        raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
-    if UNCERTAIN in card.classes:
-        raise ConfigError(
-            f"the model has a class {UNCERTAIN!r}, which --min-confidence would be mistaken for; "
-            "do without that option"
-        )
 
 
 def _check_inputs(inputs: Sequence[Path], output: Path) -> None:

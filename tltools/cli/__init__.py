@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tltools.cli.common import INTERRUPTED, Out, app
+from tltools.cli.command import INTERRUPTED, Out, app
 from tltools.errors import TltoolsError
 
 __all__ = ["COMMANDS", "app", "main"]

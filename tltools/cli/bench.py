@@ -5,18 +5,16 @@ from typing import Annotated
 
 import typer
 
-from tltools.cli.common import (
+from tltools.cli.command import Out, command
+from tltools.cli.options import (
     ClassNamesOption,
     ImagesOption,
     InferenceDeviceOption,
-    Out,
     ReportOption,
-    check_report,
-    command,
     split_names,
     split_numbers,
 )
-from tltools.cli.show import tell_findings, write_report
+from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import TltoolsError
 
 
@@ -107,7 +105,7 @@ def bench(
     if report is not None:
         from tltools.report.benches import bench_section
 
-        write_report(report, bench_section(found), progress)
+        write_report(report, [bench_section(found)], progress)
     if all(row.status == "failed" for row in found.rows):
         raise TltoolsError("none of the models could be measured: see above")
     if found.recommendation is not None and found.recommendation.command:

@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tltools.cli.common import (
-    SPEED,
-    InferenceDeviceOption,
-    Out,
-    ReportOption,
-    WorkersOption,
-    check_report,
-    command,
-    tell,
-)
+from tltools.cli.command import Out, command, tell
+from tltools.cli.options import SPEED, InferenceDeviceOption, ReportOption, WorkersOption
+from tltools.cli.show import check_report, write_report
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -229,10 +222,7 @@ def classify(
         min_confidence=min_confidence,
         progress=progress,
     )
-    if out.as_json:
-        out.result(summary.as_dict(), lambda: None)
-    else:
-        _print_job(summary, progress)
+    out.result(summary.as_dict(), lambda: _print_job(summary, progress))
     if report is not None:
         _write_report(report, summary, inputs, progress)
     elif summary.output is not None and part is None and engine == "local":
@@ -292,7 +282,6 @@ def _report_command(output: Path, inputs: list[Path]) -> str:
 def _write_report(
     path: Path, summary: "Summary", inputs: list[Path], progress: "RichProgress"
 ) -> None:
-    from tltools.cli.show import write_report
     from tltools.report.jobs import job_section, locate_inputs
 
     assert summary.output is not None
@@ -306,7 +295,7 @@ def _write_report(
         resize=summary.card.preprocessing.resize,
         facts=facts,
     )
-    write_report(path, section, progress)
+    write_report(path, [section], progress)
 
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:

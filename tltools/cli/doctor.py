@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tltools.cli.common import Out, command
+from tltools.cli.command import Out, command
 
 if TYPE_CHECKING:
     from tltools.doctor import Check

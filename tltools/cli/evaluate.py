@@ -5,20 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tltools.cli.common import (
+from tltools.cli.command import Out, command
+from tltools.cli.options import (
     ClassNamesOption,
     DeviceOption,
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
-    Out,
     ReportOption,
     SkipBadOption,
-    check_report,
-    command,
     split_names,
 )
-from tltools.cli.show import score_text, tell_findings, write_report
+from tltools.cli.show import check_report, score_text, tell_findings, write_report
 
 if TYPE_CHECKING:
     from tltools.evaluate import Evaluation
@@ -104,7 +102,7 @@ def evaluate(
             result=result,
             resize=predictor.card.preprocessing.resize,
         )
-        write_report(report, section, progress)
+        write_report(report, [section], progress)
     if out.as_json:
         out.json(result.to_json())
     else:

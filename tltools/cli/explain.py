@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tltools.cli.common import DeviceOption, Out, command
+from tltools.cli.command import Out, command
+from tltools.cli.options import DeviceOption
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tltools.cli.common import (
+from tltools.cli.command import Out, command
+from tltools.cli.options import (
     ClassNamesOption,
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
-    Out,
-    command,
     split_names,
 )
 
 if TYPE_CHECKING:
+    from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
 
 
@@ -55,15 +55,7 @@ def inspect(
         purpose="inspect",
         progress=progress,
     )
-    if out.as_json:
-        out.result(_audit(dataset), lambda: None)
-    else:
-        _print_audit(dataset)
-        if len(dataset.frame):
-            from tltools.plots import contact_sheet
-
-            contact_sheet(dataset.frame, dataset.classes, sheet)
-            progress.say(f"A few pictures of each class: {sheet}")
+    out.result(_audit(dataset), lambda: _show_audit(dataset, sheet, progress))
     if any(finding.severity == "error" for finding in dataset.findings):
         raise typer.Exit(1)
     names = ["--class-names", class_names] if class_names else []
@@ -90,6 +82,15 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
         "pictures": _counts(dataset),
         "findings": dataset.findings,
     }
+
+
+def _show_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> None:
+    _print_audit(dataset)
+    if len(dataset.frame):
+        from tltools.plots import contact_sheet
+
+        contact_sheet(dataset.frame, dataset.classes, sheet)
+        progress.say(f"A few pictures of each class: {sheet}")
 
 
 def _print_audit(dataset: "Dataset") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tltools.cli.common import Out, command
+from tltools.cli.command import Out, command
 
 
 @command
@@ -31,14 +31,12 @@ def merge(
 
     progress = out.progress
     merged = merge_shards(shards, output, overwrite=overwrite, progress=progress)
-    if out.as_json:
-        out.result(
-            {
-                "output": str(merged.output),
-                "num_shards": merged.num_shards,
-                "num_rows": merged.num_rows,
-            },
-            lambda: None,
-        )
-        return
-    progress.say(f"{merged.num_rows} rows of {merged.num_shards} shards, written to {output}")
+    said = f"{merged.num_rows} rows of {merged.num_shards} shards, written to {output}"
+    out.result(
+        {
+            "output": str(merged.output),
+            "num_shards": merged.num_shards,
+            "num_rows": merged.num_rows,
+        },
+        lambda: progress.say(said),
+    )

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tltools.cli.common import Out, command
+from tltools.cli.command import Out, command
+from tltools.cli.show import write_report
 
 
 @command
@@ -40,15 +41,11 @@ def report(
     check_place(output, "--output")
     if pictures is not None and not pictures.is_dir():
         raise ConfigError(f"--pictures {pictures} is no folder; name the one that was classified")
-    from tltools.report.page import write_page
     from tltools.report.sources import find_sources
 
     progress = out.progress
     sources = find_sources(paths or [])
     for kind, found in sources.paths().items():
         progress.say(f"{kind.capitalize()}: {', '.join(found)}")
-    num_bytes = write_page(output, sources.sections(pictures), progress=progress)
-    if out.as_json:
-        document = {"report": str(output), "num_bytes": num_bytes, **sources.paths()}
-        out.result(document, lambda: None)
-    progress.say(f"Written: {output} ({num_bytes / 1e6:.1f} MB), for any browser")
+    num_bytes = write_report(output, sources.sections(pictures), progress)
+    out.result({"report": str(output), "num_bytes": num_bytes, **sources.paths()})

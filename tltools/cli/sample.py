@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tltools.cli.common import Out, command
+from tltools.cli.command import Out, command
 
 
 @command
@@ -25,6 +25,5 @@ def sample(
     progress = out.progress
     drawn = draw_sample(folder, num_images=num_images, seed=seed, progress=progress)
     progress.say(f"{num_images} drawn pictures and their labels are in {drawn}/")
-    if out.as_json:
-        out.result({"folder": str(drawn), "num_images": num_images, "seed": seed}, lambda: None)
+    out.result({"folder": str(drawn), "num_images": num_images, "seed": seed})
     progress.say(f"Next: tltools train {drawn} --class-names {','.join(SAMPLE_CLASSES)}")

@@ -1,13 +1,22 @@
-"""What several commands show."""
+"""What several commands show, on the terminal and on a page."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tltools.errors import ConfigError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tltools.card import Score
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
     from tltools.report.blocks import Section
+
+
+REPORT_PACKAGES = ("jinja2", "matplotlib")
+"""What every page of `--report` is made with; an installation for classifying alone has neither."""
 
 
 def tell_findings(dataset: "Dataset", progress: "RichProgress") -> None:
@@ -17,12 +26,32 @@ def tell_findings(dataset: "Dataset", progress: "RichProgress") -> None:
         tell(finding.message)
 
 
-def write_report(path: Path, section: "Section", progress: "RichProgress") -> None:
-    """Write a page with one section."""
+def check_report(report: Path | None) -> None:
+    """Refuse a page that cannot be made or a place that none can have, before the work.
+
+    Raises:
+        ConfigError: If a package that pages are made with is missing, as where tltools only
+            classifies; and see `check_place`.
+    """
+    if report is not None:
+        missing = [name for name in REPORT_PACKAGES if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"--report needs {' and '.join(missing)}, which is not installed: pip install "
+                f"{' '.join(missing)}, or leave --report out"
+            )
+        from tltools.report import check_place
+
+        check_place(report)
+
+
+def write_report(path: Path, sections: "Sequence[Section]", progress: "RichProgress") -> int:
+    """Write a page, say so, and return its size in bytes."""
     from tltools.report.page import write_page
 
-    num_bytes = write_page(path, [section], progress=progress)
+    num_bytes = write_page(path, sections, progress=progress)
     progress.say(f"Written: {path} ({num_bytes / 1e6:.1f} MB), for any browser")
+    return num_bytes
 
 
 def score_text(score: "Score | None") -> str:

@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tltools.cli.common import (
+from tltools.cli.command import INTERRUPTED, Out, command
+from tltools.cli.options import (
     DATA,
-    INTERRUPTED,
     ClassNamesOption,
     DeviceOption,
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
-    Out,
     ReportOption,
     SkipBadOption,
-    check_report,
-    command,
     split_names,
 )
-from tltools.cli.show import score_text, tell_findings, write_report
+from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import TltoolsError
 
 if TYPE_CHECKING:
@@ -280,7 +277,7 @@ def train(
         from tltools.report.models import training_section
 
         runs = [Artifact(run.folder, run.card) for run in trained]
-        write_report(report, training_section(runs), progress)
+        write_report(report, [training_section(runs)], progress)
     if failure is not None:
         raise failure
     if trained[-1].interrupted:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -144,10 +144,7 @@ def open_model(
         ConfigError: If `batch_size`, `workers` or `threads` is not positive.
         DeviceError: As `load_predictor`.
     """
-    given = {"--batch-size": batch_size, "--workers": workers, "--threads": threads}
-    for flag, value in given.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{flag} must be at least 1, got {value}")
+    check_positive({"--batch-size": batch_size, "--workers": workers, "--threads": threads})
     workers = workers or default_threads()
     ahead = Plan("ahead", workers, batch_size or AHEAD_BATCH)
     try_fused = threads is None and path.is_file() and path.stat().st_size < SMALL_BYTES
@@ -159,6 +156,17 @@ def open_model(
     if try_fused and default_threads() > 1:
         predictor = load_predictor(path, device=device)
     return predictor, ahead
+
+
+def check_positive(given: Mapping[str, int | None]) -> None:
+    """Refuse numbers below 1, by the options that they were given with; None was not given.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    for flag, value in given.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} must be at least 1, got {value}")
 
 
 def _on_gpus(path: Path, first: Predictor, device: Device, plan: Plan) -> tuple[Predictor, Plan]:
@@ -267,13 +275,20 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-@dataclass(frozen=True, slots=True)
 class _Recalled:
-    """A readable picture of which `memory` was asked."""
+    """What a memory says of a picture, once it has been called with the bytes of its file."""
 
-    key: bytes
-    values: NDArray[np.float32] | None
-    """None where it was not known, and was decoded."""
+    __slots__ = ("_memory", "key", "values")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.key = b""
+        self.values: NDArray[np.float32] | None = None
+
+    def __call__(self, data: bytes) -> bool:
+        """Ask the memory; return whether it knows the picture, which need not be decoded then."""
+        self.key, self.values = self._memory.recall(data)
+        return self.values is not None
 
 
 _Loaded = DataError | _Recalled | None
@@ -284,21 +299,14 @@ def _load(
     picture: Picture, preprocessing: Preprocessing, out: Image, memory: Memory | None
 ) -> _Loaded:
     """Decode a picture into `out`, (size, size, 3), unless that cannot be or need not be done."""
-    recalled: _Recalled | None = None
-
-    def is_known(data: bytes) -> bool:
-        nonlocal recalled
-        assert memory is not None
-        recalled = _Recalled(*memory.recall(data))
-        return recalled.values is not None
-
+    recalled = None if memory is None else _Recalled(memory)
     try:
         load_image(
             picture.path,
             size=preprocessing.size,
             resize=preprocessing.resize,
             out=out,
-            skip=None if memory is None else is_known,
+            skip=recalled,
         )
     except DataError as error:
         return error

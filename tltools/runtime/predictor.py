@@ -187,7 +187,7 @@ class TorchScriptPredictor:
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, (N, H, W, 3), to logits, (N, C)."""
-        return self._run(images)[0]
+        return self._run(images, 0)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
@@ -195,12 +195,9 @@ class TorchScriptPredictor:
         Raises:
             ArtifactError: If it has none, as exports made before there were any.
         """
-        outputs = self._run(images)
-        if len(outputs) < 2:
-            raise _no_probabilities(self._path)
-        return outputs[1]
+        return self._run(images, 1)
 
-    def _run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def _run(self, images: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
         _check_images(images, self.card.preprocessing.size)
         torch = self._torch
         # "W": torch warns about arrays that it must not write to; C order spares it a copy.
@@ -209,10 +206,12 @@ class TorchScriptPredictor:
             with torch.inference_mode():
                 outputs = self._module(batch.to(self._device))
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                arrays = [output.cpu().numpy() for output in outputs]  # waits for the device
+                if index >= len(outputs):
+                    raise _no_probabilities(self._path)
+                array = outputs[index].cpu().numpy()  # waits for the device
         except RuntimeError as error:
             raise _failed_run(len(images), error) from error
-        return [_checked(array, len(images), self.card, self._path) for array in arrays]
+        return _checked(array, len(images), self.card, self._path)
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
         """Allocate images, (N, H, W, 3)."""

@@ -1,16 +1,16 @@
-"""What the commands share: the Typer app, options, and where results and progress go."""
+"""Make a function a command: the Typer app, and where its results and its progress go."""
 
 import inspect
 import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tltools.cli.options import JsonOption, QuietOption, VerboseOption
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,86 +30,6 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
-REPORT_PACKAGES = ("jinja2", "matplotlib")
-"""What every page of `--report` is made with; an installation for classifying alone has neither."""
-
-# Titles of the parts of a help with many options.
-DATA, SPEED, TERMINAL = "Data", "Speed", "Terminal"
-
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option("--device", help="Where to run; auto takes CUDA where it works and says so."),
-]
-InferenceDeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda", "tensorrt", "openvino"],
-    typer.Option(
-        "--device",
-        help="Where to run; auto takes CUDA where it works and says so. tensorrt and openvino are "
-        "onnxruntime's execution providers, where they are installed.",
-    ),
-]
-ImagesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--images",
-        help="Where a CSV's pictures lie.",
-        show_default="beside it, or images/",
-        rich_help_panel=DATA,
-    ),
-]
-ImageColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The CSV's column of pictures.", show_default="the first", rich_help_panel=DATA
-    ),
-]
-LabelColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The CSV's column of labels.", show_default="the second", rich_help_panel=DATA
-    ),
-]
-ClassNamesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Names for the labels in sorted order, with commas: non-emergency,emergency",
-        rich_help_panel=DATA,
-    ),
-]
-SkipBadOption = Annotated[
-    bool,
-    typer.Option(
-        "--skip-bad", help="Leave out missing and unreadable pictures.", rich_help_panel=DATA
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Decoding threads.", show_default="by the machine", rich_help_panel=SPEED
-    ),
-]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option("--report", help="Write an HTML page too; an earlier one is replaced."),
-]
-QuietOption = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", "-q", help="Only results, warnings and errors.", rich_help_panel=TERMINAL
-    ),
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        help="Also settings, versions, times; errors in full.",
-        rich_help_panel=TERMINAL,
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=TERMINAL)
-]
 
 
 class Out:
@@ -141,15 +61,16 @@ class Out:
             self._progress = RichProgress(quiet=self._quiet, verbose=self._verbose)
         return self._progress
 
-    def result(self, document: object, show: Callable[[], None]) -> None:
+    def result(self, document: object, show: Callable[[], None] | None = None) -> None:
         """Print the result on standard output.
 
         Args:
             document: What msgspec can write as JSON; printed with `--json`.
-            show: Prints it for people; called without.
+            show: Prints it for people; called without. None: they have been told already.
         """
         if not self.as_json:
-            show()
+            if show is not None:
+                show()
             return
         import msgspec
 
@@ -213,44 +134,8 @@ def _tell_settings(out: Out, settings: dict[str, Any]) -> None:
             out.progress.detail(f"{name.replace('_', '-')} = {shown!r}")
 
 
-def check_report(report: Path | None) -> None:
-    """Refuse a page that cannot be made or a place that none can have, before the work.
-
-    Raises:
-        ConfigError: If a package that pages are made with is missing, as where tltools only
-            classifies; and see `check_place`.
-    """
-    if report is not None:
-        missing = [name for name in REPORT_PACKAGES if find_spec(name) is None]
-        if missing:
-            raise ConfigError(
-                f"--report needs {' and '.join(missing)}, which is not installed: pip install "
-                f"{' '.join(missing)}, or leave --report out"
-            )
-        from tltools.report import check_place
-
-        check_place(report)
-
-
 def tell(message: str) -> None:
     """Write one line to standard error, without a progress to write it."""
     from tltools.console import printable
 
     typer.echo(printable(message), err=True)
-
-
-def split_names(text: str | None) -> tuple[str, ...]:
-    """Return names that stand with commas between them."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
-
-
-def split_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Return whole numbers that stand with commas between them.
-
-    Raises:
-        ConfigError: If they are not; names `option`.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{option} takes numbers with commas, got {text!r}") from None

@@ -1,0 +1,103 @@
+"""Options that several commands have, and how lists in them are read."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tltools.errors import ConfigError
+
+# Titles of the parts of a help with many options.
+DATA, SPEED, TERMINAL = "Data", "Speed", "Terminal"
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="Where to run; auto takes CUDA where it works and says so."),
+]
+InferenceDeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt", "openvino"],
+    typer.Option(
+        "--device",
+        help="Where to run; auto takes CUDA where it works and says so. tensorrt and openvino are "
+        "onnxruntime's execution providers, where they are installed.",
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        help="Where a CSV's pictures lie.",
+        show_default="beside it, or images/",
+        rich_help_panel=DATA,
+    ),
+]
+ImageColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The CSV's column of pictures.", show_default="the first", rich_help_panel=DATA
+    ),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The CSV's column of labels.", show_default="the second", rich_help_panel=DATA
+    ),
+]
+ClassNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Names for the labels in sorted order, with commas: non-emergency,emergency",
+        rich_help_panel=DATA,
+    ),
+]
+SkipBadOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out missing and unreadable pictures.", rich_help_panel=DATA
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Decoding threads.", show_default="by the machine", rich_help_panel=SPEED
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", help="Write an HTML page too; an earlier one is replaced."),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Only results, warnings and errors.", rich_help_panel=TERMINAL
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Also settings, versions, times; errors in full.",
+        rich_help_panel=TERMINAL,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=TERMINAL)
+]
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Return names that stand with commas between them."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def split_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Return whole numbers that stand with commas between them.
+
+    Raises:
+        ConfigError: If they are not; names `option`.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers with commas, got {text!r}") from None
