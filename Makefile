@@ -35,13 +35,15 @@ demo: $(VENV)/.installed
 	  || echo "VGG16 is left out: the demo goes on without it (make demo WEIGHTS=FILE brings it in)"
 	cd demo && $(TLTOOLS) export --format all --precision all
 	cd demo && $(TLTOOLS) classify sample/images
-	cd demo && $(TLTOOLS) bench
+	cd demo && $(TLTOOLS) bench --rounds 1 --runs 10 --batch-sizes 1,8
+	cd demo && $(TLTOOLS) report --pictures sample/images
 	@echo
 	@echo "Made, in demo/:"
 	@echo "  sample/          300 drawn vehicles and their labels"
 	@echo "  runs/            the trained models: checkpoint, card, history, curves, confusion matrix"
 	@echo "  exports/         TorchScript and ONNX, verified, and the bench report (bench-*.md)"
 	@echo "  predictions.csv  a row for each picture"
+	@echo "  report.html      all of it on one page, for any browser"
 	@echo "Try next, with your own pictures (a CSV, or a folder of class folders):"
 	@echo "  . $(VENV)/bin/activate && tltools inspect DATA && tltools train DATA"
 
