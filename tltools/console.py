@@ -365,3 +365,13 @@ def _new_bars(console: "Console") -> "RichBars":
         # Long enough for the rate of slow steps to be known between two of them.
         speed_estimate_period=120.0,
     )
+
+
+def flush() -> bool:
+    """Write out what was printed; return False if nobody takes it any more."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return False
+    return True

@@ -22,12 +22,14 @@ from tltools.classify.shards import Listing, Shard
 from tltools.classify.supervisor import Watch
 from tltools.classify.writers import STDOUT, Output, check_output, row_format
 from tltools.data.images import load_image
+from tltools.data.remote import Location, Url
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, Predictor, load_predictor, open_model
 
 if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
+    from tltools.classify.uploads import Destination
 
 COUNTING_S = 0.5
 """Longest time spent on listing further folders beforehand, for the progress bar's total."""
@@ -41,7 +43,7 @@ class Summary:
 
     model: Path
     card: Card
-    output: Path | None
+    output: Location | None
     """None: standard output."""
     num_pictures: int
     """Rows of the output: `sum(counts.values()) + num_uncertain + num_failed`."""
@@ -97,8 +99,8 @@ class Summary:
 
 def run_job(
     model: Path,
-    inputs: Sequence[Path],
-    output: Path,
+    inputs: Sequence[Location],
+    output: Location,
     *,
     device: Device = "auto",
     batch_size: int | None = None,
@@ -121,7 +123,8 @@ def run_job(
     Args:
         model: An export.
         inputs: Folders, pictures and lists, as `list_pictures` takes them.
-        output: `.csv`, `.jsonl` (`.ndjson`) or `.parquet`; `-` for CSV on standard output.
+        output: `.csv`, `.jsonl` (`.ndjson`) or `.parquet`; `-` for CSV on standard output. For a
+            URL, the rows are made in the user's cache folder and sent when they are complete.
         device: Where to run.
         batch_size: Pictures in one call of the model; None to choose.
         workers: Threads that decode; None for one per core.
@@ -147,13 +150,22 @@ def run_job(
             of it is not of this job.
         DataError: If an input does not exist, or there is no picture.
         DeviceError: If `device` cannot run the model.
-        TltoolsError: If the output or the ledger cannot be written. The rows written so far stay in
-            `<output>.part`, here and whenever the job is stopped.
+        TltoolsError: If the output or the ledger cannot be written, or a server cannot be asked.
+            The rows written so far stay in `<output>.part`, here and whenever the job is stopped.
     """
+    destination = None
+    if isinstance(output, Url):
+        from tltools.classify.uploads import Destination  # here, because most jobs do without it
+
+        destination = Destination(output)
+        output = destination.staged
+        destination.discard_sent()
     part = None if output == STDOUT else Part(output)
     # Who began a job with `overwrite` need not say it again, which would start it anew.
     replaces = overwrite or (part is not None and part.may_replace())
     check_output(output, overwrite=replaces, spreadsheet=spreadsheet)
+    if destination is not None and not replaces:
+        destination.check_free()
     if shard is not None and output == STDOUT:
         raise ConfigError("--shard keeps a record beside its output; name a file with --output")
     check_min_confidence(min_confidence)  # once more when the classes are known
@@ -192,7 +204,7 @@ def run_job(
         on_complete = None
         if part is not None:
             record = _begin(part, start.kept, partial(job.record, predictor, plan))
-            on_complete = _when_complete(output, record, listing)
+            on_complete = _when_complete(output, record, listing, destination, progress)
         rows = Output(
             output,
             predictor.card.classes,
@@ -210,6 +222,9 @@ def run_job(
             predictions = classify_missing(run, pictures, start, watch)
             begun = time.perf_counter()
             _write_rows(rows, part, predictions, tally, progress, total)
+    if destination is not None:
+        destination.discard_sent()
+        output = destination.url
     return Summary(
         model=model,
         card=predictor.card,
@@ -231,7 +246,7 @@ def run_job(
 
 
 def examine_pictures(
-    inputs: Sequence[Path], output: Path, *, spreadsheet: bool, watch: Watch, start: int
+    inputs: Sequence[Location], output: Location, *, spreadsheet: bool, watch: Watch, start: int
 ) -> None:
     """Decode the pictures that were in work when a job ended, for their own sake.
 
@@ -242,6 +257,10 @@ def examine_pictures(
         watch: Knows how far the job was, and is told of each picture before it is decoded.
         start: Number of the first picture that may be decoded.
     """
+    if isinstance(output, Url):
+        from tltools.classify.uploads import staged
+
+        output = staged(output)
     record = read_record(output)
     if record is None:
         return
@@ -398,18 +417,25 @@ def _begin(part: Part, kept: Kept | None, make_record: Callable[[], JobRecord]) 
 
 
 def _when_complete(
-    output: Path, record: JobRecord, listing: Listing | None
+    output: Path,
+    record: JobRecord,
+    listing: Listing | None,
+    destination: "Destination | None",
+    progress: Progress,
 ) -> Callable[[Path, int], None] | None:
-    """Return what is to be done with the complete file of a shard before it gets its name."""
-    if listing is None:
+    """Return what is to be done with the complete file before it gets its name, if anything is."""
+    if listing is None and destination is None:
         return None
 
-    def keep_record(complete: Path, num_rows: int) -> None:
-        from tltools.classify.merge import write_shard_record  # here, because most jobs are whole
+    def finish(complete: Path, num_rows: int) -> None:
+        if listing is not None:
+            from tltools.classify.merge import write_shard_record  # most jobs are whole
 
-        write_shard_record(output, complete, job=record, listing=listing, num_rows=num_rows)
+            write_shard_record(output, complete, job=record, listing=listing, num_rows=num_rows)
+        if destination is not None:
+            destination.send(complete, progress)
 
-    return keep_record
+    return finish
 
 
 def _open(

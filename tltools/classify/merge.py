@@ -3,10 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +24,7 @@ from tltools.classify.writers import (
     parquet_schema,
     row_format,
 )
+from tltools.data.remote import Location
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Progress
 
@@ -64,7 +66,7 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Merged:
     """What a merge made."""
 
-    output: Path
+    output: Location
     num_shards: int
     num_rows: int
 
@@ -106,12 +108,17 @@ def write_shard_record(
 
 
 def merge_shards(
-    shards: Sequence[Path], output: Path, *, overwrite: bool = False, progress: Progress = SILENT
+    shards: Sequence[Location],
+    output: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
 ) -> Merged:
     """Put all shards of a job together, in the order of the listing, as one job would have written.
 
     Args:
-        shards: The complete outputs of all shards, in any order, each with its record beside it.
+        shards: The complete outputs of all shards, in any order, each with its record beside it;
+            those at URLs are fetched.
         output: Of the same format as they.
         overwrite: Replace an output that exists.
         progress: Where to report.
@@ -119,8 +126,29 @@ def merge_shards(
     Raises:
         ConfigError: If `output` exists, cannot be one, or is one of the shards.
         DataError: If a shard is missing, double, incomplete, changed, or of another job.
-        TltoolsError: If the output cannot be written.
+        TltoolsError: If the output cannot be written, or a server cannot be asked.
     """
+    here = [shard for shard in shards if isinstance(shard, Path)]
+    if len(here) == len(shards) and isinstance(output, Path):
+        return _merge(here, output, overwrite=overwrite, progress=progress)
+    from tltools.classify.uploads import Destination, fetch_shard  # here, because few need it
+
+    destination = None if isinstance(output, Path) else Destination(output)
+    if destination is not None and not overwrite:
+        destination.check_free()
+    with TemporaryDirectory(prefix="tltools-merge-") as folder:
+        local = [
+            shard if isinstance(shard, Path) else fetch_shard(shard, Path(folder) / str(index))
+            for index, shard in enumerate(shards)
+        ]
+        place = output if isinstance(output, Path) else Path(folder) / output.name
+        merged = _merge(local, place, overwrite=overwrite, progress=progress)
+        if destination is not None:
+            destination.send(place, progress)
+    return replace(merged, output=output)
+
+
+def _merge(shards: Sequence[Path], output: Path, *, overwrite: bool, progress: Progress) -> Merged:
     if output == STDOUT:
         raise ConfigError("tltools merge writes a file or nothing; name one with --output")
     check_output(output, overwrite=overwrite)

@@ -8,6 +8,15 @@ from itertools import chain, islice
 from pathlib import Path
 
 from tltools.data.images import IMAGE_SUFFIXES, Source, find_folders, is_archive_name
+from tltools.data.remote import (
+    Location,
+    Remotes,
+    Url,
+    is_url,
+    list_remote,
+    location,
+    read_text_lines,
+)
 from tltools.errors import DataError
 
 STDIN = Path("-")
@@ -34,7 +43,7 @@ class Portion:
     """To be consumed once."""
 
 
-def list_pictures(inputs: Sequence[Path]) -> Iterator[Picture]:
+def list_pictures(inputs: Sequence[Location]) -> Iterator[Picture]:
     """List the pictures of `inputs`, in the order given.
 
     Args:
@@ -46,11 +55,13 @@ def list_pictures(inputs: Sequence[Path]) -> Iterator[Picture]:
             an archive, by its suffix (see `list_archive`): all pictures in it, in its own order,
             named as those of a folder are;
             `-`: such a list from standard input, relative to the working folder;
-            any other file: a picture, whatever its suffix; the name is the path as given.
+            any other file: a picture, whatever its suffix; the name is the path as given;
+            a URL of any of these (see `tltools.data.remote`); lists may hold URLs as well.
 
     Returns:
         An iterator that reads folders and lists as it goes. It raises DataError if there was
-        not one picture, or if a folder, an archive or a list cannot be read.
+        not one picture, or if a folder, an archive or a list cannot be read, and
+        UnreachableError if the server of a URL cannot be asked.
 
     Raises:
         DataError: If an input does not exist.
@@ -59,7 +70,7 @@ def list_pictures(inputs: Sequence[Path]) -> Iterator[Picture]:
 
 
 def list_portions(
-    inputs: Sequence[Path], *, on_error: Callable[[DataError], None] | None = None
+    inputs: Sequence[Location], *, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[Portion]:
     """List the same pictures as `list_pictures`, in portions.
 
@@ -77,7 +88,7 @@ def list_portions(
         DataError: As `list_pictures`.
     """
     for source in inputs:
-        if source != STDIN and not source.exists():
+        if isinstance(source, Path) and source != STDIN and not source.exists():
             raise DataError(
                 f"{source} does not exist; give folders, pictures, archives or .txt lists"
             )
@@ -87,11 +98,11 @@ def list_portions(
     )
 
 
-def is_slow(inputs: Sequence[Path]) -> bool:
+def is_slow(inputs: Sequence[Location]) -> bool:
     """Tell whether listing ahead takes long, or much memory."""
-    if STDIN in inputs:  # its end may be a long way off
-        return True
-    archives = [source for source in inputs if is_archive_name(source.name)]
+    if STDIN in inputs or any(isinstance(source, Url) for source in inputs):
+        return True  # the end may be a long way off
+    archives = [Path(str(source)) for source in inputs if is_archive_name(source.name)]
     if not archives:
         return False
     from tltools.data.archives import is_sequential
@@ -100,8 +111,10 @@ def is_slow(inputs: Sequence[Path]) -> bool:
 
 
 def _list_one(
-    source: Path, alone: bool, on_error: Callable[[DataError], None] | None
+    source: Location, alone: bool, on_error: Callable[[DataError], None] | None
 ) -> Iterator[Portion]:
+    if isinstance(source, Url):
+        return _list_url(source, alone, on_error)
     if source == STDIN:
         return _list_lines(sys.stdin.buffer, Path(), at_once=1)
     if source.is_dir():
@@ -139,6 +152,18 @@ def _list_archive(
         yield Portion(len(members), pictures)
 
 
+def _list_url(
+    url: Url, alone: bool, on_error: Callable[[DataError], None] | None
+) -> Iterator[Portion]:
+    if url.suffix.lower() == LIST_SUFFIX:
+        yield from _list_lines(read_text_lines(url), url.parent, at_once=LINES_AT_ONCE)
+        return
+    for sources in list_remote(url, on_error=on_error):
+        prefix = "" if alone or sources[0].name == url.plain else url.plain + "/"
+        pictures = (Picture(source, prefix + source.name) for source in sources)
+        yield Portion(len(sources), pictures)
+
+
 def _list_file(source: Path) -> Iterator[Portion]:
     try:
         with source.open("rb") as file:
@@ -147,10 +172,22 @@ def _list_file(source: Path) -> Iterator[Portion]:
         raise DataError(f"cannot read the list {source}: {error.strerror}") from error
 
 
-def _list_lines(lines: Iterable[bytes], folder: Path, *, at_once: int) -> Iterator[Portion]:
+def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> Iterator[Portion]:
     names = _names(lines)
+    remotes = Remotes()
     while some := list(islice(names, at_once)):
-        yield Portion(len(some), _pictures(folder, some))
+        yield Portion(len(some), (_named(name, folder, remotes) for name in some))
+
+
+def _named(name: str, folder: Location, remotes: Remotes) -> Picture:
+    """Return the picture that a line of a list in `folder` names."""
+    if is_url(name):
+        url = location(name)
+        assert isinstance(url, Url)
+        return Picture(remotes.picture(url, url.plain), url.plain)
+    if isinstance(folder, Url):
+        return Picture(remotes.picture(folder.joined(name), name), name)
+    return Picture(folder / name, name)
 
 
 def _names(lines: Iterable[bytes]) -> Iterator[str]:
@@ -162,7 +199,7 @@ def _names(lines: Iterable[bytes]) -> Iterator[str]:
             yield name
 
 
-def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Path]) -> Iterator[Portion]:
+def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> Iterator[Portion]:
     empty = True
     for portion in portions:
         empty = False

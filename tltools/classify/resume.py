@@ -20,6 +20,7 @@ from tltools.card import Card, Resize
 from tltools.classify.formats import Row, RowFormat
 from tltools.classify.pictures import STDIN, Picture
 from tltools.classify.shards import Shard
+from tltools.data.remote import Location
 from tltools.errors import ArtifactError, ConfigError, TltoolsError
 from tltools.runtime import Plan
 
@@ -50,7 +51,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Its path when the job was begun; what counts is `model_sha256`."""
     model_sha256: str
     inputs: tuple[str, ...]
-    """As absolute paths; `-` is standard input."""
+    """As absolute paths and URLs; `-` is standard input."""
     classes: tuple[str, ...]
     size: int
     resize: Resize
@@ -72,7 +73,7 @@ class Job:
     def __init__(
         self,
         model: Path,
-        inputs: Sequence[Path],
+        inputs: Sequence[Location],
         *,
         batch_size: int | None,
         spreadsheet: bool,
@@ -83,7 +84,9 @@ class Job:
         """Keep the job's settings; a thread reads the model's file while there is other work."""
         self._model = model
         self._inputs = tuple(
-            "-" if source == STDIN else os.path.abspath(source)  # noqa: PTH100 - links stay
+            os.path.abspath(source)  # noqa: PTH100 - links stay
+            if isinstance(source, Path) and source != STDIN
+            else str(source)
             for source in inputs
         )
         self._batch_size = batch_size

@@ -16,7 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from tltools.data.remote import Location
 
 CRASHES = frozenset(
     getattr(signal, name)
@@ -34,6 +37,7 @@ MAX_TICK_S = 1.0
 """Longest time between two looks at what the decoders do."""
 
 _DASH = Path("-")
+_is_job = False  # whether this process is the one that does the job
 _PULLED, _BEAT, _OVERDUE, _EXAMINED, _ROWS = range(5)
 _NUM_CELLS = 8
 
@@ -81,8 +85,8 @@ def can_supervise() -> bool:
 
 def supervise_job(
     watch: Watch,
-    inputs: Sequence[Path],
-    output: Path,
+    inputs: "Sequence[Location]",
+    output: "Location",
     *,
     spreadsheet: bool,
     tell: Callable[[str], None],
@@ -180,6 +184,8 @@ class _Supervisor:
             return False
         os.close(parent_end)
         os.close(self._child_lives)  # `child_end` stays open for as long as this process lives
+        global _is_job
+        _is_job = True
         threading.Thread(target=_end_with, args=(parent_lives,), daemon=True).start()
         threading.Thread(target=watch_decoders, args=(self._watch,), daemon=True).start()
         return True
@@ -299,6 +305,20 @@ class _Supervisor:
         self._asked = number
         if self._child:
             os.kill(self._child, signal.SIGKILL if again else number)
+
+
+def leave(code: object) -> None:
+    """End this process at once if it has done a job; else do nothing.
+
+    What the threads of libraries do at the end of Python has nothing to do with the job, which is
+    complete; one that waits for a lost connection must not make it look stuck.
+
+    Args:
+        code: As `SystemExit` has it. What was printed has to be flushed before.
+    """
+    if not _is_job:
+        return
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def timeout_reason(subject: str, timeout_s: float) -> str:

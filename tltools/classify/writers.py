@@ -237,11 +237,11 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
         return
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
-            f"--output {path} ends in {path.suffix or 'nothing'!r}; choose .csv, .jsonl "
+            f"--output {path.name} ends in {path.suffix or 'nothing'!r}; choose .csv, .jsonl "
             "(or .ndjson) or .parquet, or - for CSV on standard output"
         )
     if spreadsheet and path.suffix.lower() != ".csv":
-        raise ConfigError(f"--spreadsheet is for CSV; --output {path} ends in {path.suffix}")
+        raise ConfigError(f"--spreadsheet is for CSV; --output {path.name} ends in {path.suffix}")
     if path.suffix.lower() == PARQUET and find_spec("pyarrow") is None:
         raise ConfigError(
             f"--output {path} needs pyarrow, which is not installed: pip install pyarrow, or "

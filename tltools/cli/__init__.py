@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import errno
+import sys
 from importlib import import_module
 from typing import Annotated
 
@@ -51,6 +52,18 @@ def _options(
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line. A TltoolsError or the system's prints as one line, a bug in full."""
+    try:
+        _run(args)
+    except SystemExit as leaving:
+        supervisor = sys.modules.get("tltools.classify.supervisor")
+        if supervisor is not None:
+            from tltools.console import flush
+
+            supervisor.leave(leaving.code if flush() else 1)
+        raise
+
+
+def _run(args: list[str] | None) -> None:
     Out.is_verbose = False
     try:
         # Whether this process is ours: `classify` divides it.

@@ -1,7 +1,7 @@
 """`tltools bench`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from tltools.cli.options import (
     ImagesOption,
     InferenceDeviceOption,
     ReportOption,
+    path_or_url,
     split_names,
     split_numbers,
 )
@@ -27,8 +28,12 @@ def bench(
     *,
     out: Out,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Labelled pictures.", show_default="the runs' own validation pictures"),
+        Any,  # Location | None
+        typer.Option(
+            help="Labelled pictures, as for train.",
+            show_default="the runs' own validation pictures",
+            parser=path_or_url,
+        ),
     ] = None,
     images: ImagesOption = None,
     class_names: ClassNamesOption = None,

@@ -3,18 +3,25 @@
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tltools.cli.command import Out, command, tell
-from tltools.cli.options import SPEED, InferenceDeviceOption, ReportOption, WorkersOption
+from tltools.cli.options import (
+    SPEED,
+    InferenceDeviceOption,
+    ReportOption,
+    WorkersOption,
+    path_or_url,
+)
 from tltools.cli.show import check_report, write_report
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.classify import Shard, Summary
     from tltools.console import RichProgress
+    from tltools.data.remote import Location
 
 FAILURES = "Pictures that fail"
 CLUSTER = "Cluster"
@@ -25,10 +32,11 @@ CLUSTER = "Cluster"
 def classify(
     context: typer.Context,
     inputs: Annotated[
-        list[Path],
+        list[Any],  # Location
         typer.Argument(
             help="Folders (searched recursively), archives (tar, zip), pictures, or .txt lists of "
-            "paths."
+            "paths; or URLs of these: s3://, gs://, az://, sftp://, https://.",
+            parser=path_or_url,
         ),
     ],
     *,
@@ -38,12 +46,14 @@ def classify(
         typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
     ] = None,
     output: Annotated[
-        Path | None,
+        Any,  # Location | None
         typer.Option(
             "--output",
             "-o",
-            help=".csv, .jsonl or .parquet; - is standard output. A folder with --engine ray.",
+            help=".csv, .jsonl or .parquet; a URL, too; - is standard output. A folder with "
+            "--engine ray.",
             show_default="predictions.csv, or predictions",
+            parser=path_or_url,
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
@@ -169,7 +179,7 @@ def classify(
     if out.as_json and output.as_posix() == "-":
         raise ConfigError("--json and --output - would both be standard output; name a file")
     check_report(report)
-    if report is not None and output.as_posix() == "-":
+    if report is not None and (output.as_posix() == "-" or not isinstance(output, Path)):
         raise ConfigError("--report reads the output again, so --output must be a file; name one")
     watch = None
     _check_engine(
@@ -225,14 +235,16 @@ def classify(
     out.result(summary.as_dict(), lambda: _print_job(summary, progress))
     if report is not None:
         _write_report(report, summary, inputs, progress)
-    elif summary.output is not None and part is None and engine == "local":
+    elif isinstance(summary.output, Path) and part is None and engine == "local":
         progress.say(f"Next: {_report_command(summary.output, inputs)}")
     if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
 
 
-def _place(output: Path | None, shard: str | None, engine: str) -> "tuple[Path, Shard | None]":
+def _place(
+    output: "Location | None", shard: str | None, engine: str
+) -> "tuple[Location, Shard | None]":
     default = Path("predictions" if engine == "ray" else "predictions.csv")
     if shard is None:
         return output or default, None
@@ -272,19 +284,19 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
     return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
 
 
-def _report_command(output: Path, inputs: list[Path]) -> str:
+def _report_command(output: Path, inputs: "list[Location]") -> str:
     words = ["tltools", "report", str(output)]
-    if len(inputs) == 1 and inputs[0].is_dir():
+    if len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_dir():
         words += ["--pictures", str(inputs[0])]
     return shlex.join(words)
 
 
 def _write_report(
-    path: Path, summary: "Summary", inputs: list[Path], progress: "RichProgress"
+    path: Path, summary: "Summary", inputs: "list[Location]", progress: "RichProgress"
 ) -> None:
     from tltools.report.jobs import job_section, locate_inputs
 
-    assert summary.output is not None
+    assert isinstance(summary.output, Path)
     facts = (
         f"Model {summary.model}, on {summary.choice.device}",
         f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures per second",

@@ -1,7 +1,7 @@
 """`tltools evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from tltools.cli.options import (
     LabelColumnOption,
     ReportOption,
     SkipBadOption,
+    path_or_url,
     split_names,
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 @command
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, or an export (.onnx, .pt).")],
-    data: Annotated[Path, typer.Argument(help="Labelled pictures, as for train.")],
+    data: Annotated[
+        Any,  # Location
+        typer.Argument(help="Labelled pictures, as for train.", parser=path_or_url),
+    ],
     *,
     out: Out,
     split: Annotated[

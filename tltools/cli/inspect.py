@@ -13,6 +13,7 @@ from tltools.cli.options import (
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
+    path_or_url,
     split_names,
 )
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 @command
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, an export, or labelled pictures.")],
+    path: Annotated[
+        Any,  # Location
+        typer.Argument(help="A run, an export, or labelled pictures.", parser=path_or_url),
+    ],
     *,
     out: Out,
     images: ImagesOption = None,
@@ -40,7 +44,7 @@ def inspect(
     """
     from tltools.artifacts import is_artifact, read_artifact
 
-    if is_artifact(path):
+    if isinstance(path, Path) and is_artifact(path):
         out.json(read_artifact(path).card.to_text())
         return
     from tltools.data.dataset import load_dataset

@@ -1,24 +1,30 @@
 """`tltools merge`."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tltools.cli.command import Out, command
+from tltools.cli.options import path_or_url
 
 
 @command
 def merge(
     shards: Annotated[
-        list[Path],
-        typer.Argument(help="What classify --shard wrote: all of 1/N to N/N, in any order."),
+        list[Any],  # Location
+        typer.Argument(
+            help="What classify --shard wrote: all of 1/N to N/N, in any order; files or URLs.",
+            parser=path_or_url,
+        ),
     ],
     *,
     out: Out,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Of the shards' format.")] = Path(
-        "predictions.csv"
-    ),
+    output: Annotated[
+        Any,  # Location
+        typer.Option(
+            "--output", "-o", help="Of the shards' format; a URL, too.", parser=path_or_url
+        ),
+    ] = "predictions.csv",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
 ) -> None:
     """Put the shards of a classification together, to what one job would have written.

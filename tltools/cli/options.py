@@ -1,11 +1,31 @@
 """Options that several commands have, and how lists in them are read."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tltools.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tltools.data.remote import Location
+
+
+def path_or_url(text: str) -> "Location":
+    """Return the path or URL that was typed.
+
+    Raises:
+        BadParameter: If it is a URL that cannot be used.
+    """
+    if "://" not in text:  # so that nothing is imported for what is typed most
+        return Path(text)
+    from tltools.data.remote import location
+
+    try:
+        return location(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 # Titles of the parts of a help with many options.
 DATA, SPEED, TERMINAL = "Data", "Speed", "Terminal"

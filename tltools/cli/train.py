@@ -16,6 +16,7 @@ from tltools.cli.options import (
     LabelColumnOption,
     ReportOption,
     SkipBadOption,
+    path_or_url,
     split_names,
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
@@ -24,6 +25,7 @@ from tltools.errors import TltoolsError
 if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
+    from tltools.data.remote import Location
     from tltools.training import TrainedRun
 
 SAMPLE = Path("sample")
@@ -41,10 +43,12 @@ class LogChoice(StrEnum):
 @command
 def train(
     data: Annotated[
-        Path | None,
+        Any,  # Location | None
         typer.Argument(
-            help="A CSV (picture, label), a folder of class folders, or one with train/ and val/.",
+            help="A CSV (picture, label), a folder of class folders, or one with train/ and val/; "
+            "an archive or a URL of one of these.",
             show_default="the drawn sample set, in sample/",
+            parser=path_or_url,
         ),
     ] = None,
     *,
@@ -286,7 +290,7 @@ def train(
     progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
 
 
-def _training_data(data: Path | None, progress: "RichProgress", **options) -> "Dataset":
+def _training_data(data: "Location | None", progress: "RichProgress", **options) -> "Dataset":
     from tltools.data.dataset import load_dataset
 
     if data is None:

@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
 from tltools.errors import DataError
+
+if TYPE_CHECKING:
+    from tltools.data.remote import RemoteFile
 
 MEMBERS_AT_ONCE = 1024
 MAX_UNPACKED = 2**28
@@ -73,7 +76,7 @@ def is_sequential(path: Path) -> bool:
 
 
 def list_archive(
-    path: Path, *, on_error: Callable[[DataError], None] | None = None
+    path: "Path | RemoteFile", *, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[list[Source]]:
     """List the pictures of an archive, in its own order, as it is read.
 
@@ -83,29 +86,24 @@ def list_archive(
     whole, which takes 0.6 KB of memory for each member.
 
     Args:
-        path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides.
+        path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides. One
+            on a server is read from its beginning on, but for a zip.
         on_error: Is told why the rest of an archive is left out; None to raise the error.
 
     Yields:
-        Pictures, at least one at a time. Those of a compressed tar come one by one and hold their
-        bytes; others are read when they are asked for, by any thread.
+        Pictures, at least one at a time. Those of a compressed tar, and of a tar on a server, come
+        one by one and hold their bytes; others are read when they are asked for, by any thread.
 
     Raises:
         DataError: While iterating, where `on_error` is None.
+        UnreachableError: While iterating, if the server of one cannot be asked.
     """
     try:
-        with _open_file(path) as file:
-            magic = file.read(8)
-            file.seek(0)
-            opener = _opener(magic)
-            members = _Members(path)
-            if magic.startswith(_ZIP):
-                yield from _grouped(_list_zip(_Shared(path, file), file, members))
-            elif opener is not None:
-                for source in _list_compressed(opener(file), _size(file), members):
-                    yield [source]
-            else:
-                yield from _grouped(_list_tar(_Shared(path, file), file, members))
+        members = _Members(path)
+        if isinstance(path, Path):
+            yield from _list_local(path, members)
+        else:
+            yield from _list_remote(path, members)
         members.check()
     except DataError as error:
         if on_error is None:
@@ -121,10 +119,46 @@ def list_archive(
         on_error(failure)
 
 
+def _list_local(path: Path, members: "_Members") -> Iterator[list[Source]]:
+    with _open_file(path) as file:
+        magic = file.read(8)
+        file.seek(0)
+        opener = _opener(magic)
+        if magic.startswith(_ZIP):
+            yield from _grouped(_list_zip(_Shared(path, file), file, members))
+        elif opener is not None:
+            for source in _list_forwards(opener(file), _size(file), members):
+                yield [source]
+        else:
+            yield from _grouped(_list_tar(_Shared(path, file), file, members))
+
+
+def _list_remote(file: "RemoteFile", members: "_Members") -> Iterator[list[Source]]:
+    magic = file.read(0, min(8, file.size))
+    opener = _opener(magic)
+    if magic.startswith(_ZIP):
+        with file.random() as content:
+            yield from _grouped(_list_zip(file, content, members))
+        return
+    # One request for a few megabytes, and not one for each picture of a few kilobytes.
+    with file.stream() as content:
+        tar = content if opener is None else opener(content)
+        for source in _list_forwards(tar, file.size, members):
+            yield [source]
+
+
+class _Readable(Protocol):
+    """An archive that threads read at any place."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return bytes of the archive; raise OSError if they are not there."""
+        ...
+
+
 class _Members:
     """What is to be said of an archive's members beyond the pictures among them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: "Path | RemoteFile") -> None:
         self._path = path
         self._nested: str | None = None
         self._num_nested = 0
@@ -407,10 +441,10 @@ def _list_tar(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[So
             yield Source(shown, read)
 
 
-def _list_compressed(
-    file: io.BufferedIOBase, num_packed: int, members: _Members
+def _list_forwards(
+    file: "BinaryIO | io.BufferedIOBase", num_packed: int, members: _Members
 ) -> Iterator[Source]:
-    """List the pictures of a compressed tar, with their bytes: there is no way back to them."""
+    """List the pictures of a tar that is read once, with their bytes: there is no way back."""
     reader = _Reader(file, max_bytes=MAX_RATIO * num_packed + 2**30)
     held = _Held()
     for name, start, size, problem in _Tar(reader).members():
@@ -477,7 +511,7 @@ class _Content:
 # ------------------------------------------------------------------------------------------ zip
 
 
-def _list_zip(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[Source]:
+def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[Source]:
     with zipfile.ZipFile(file) as content:
         infos = content.filelist
     for info in infos:
@@ -494,7 +528,7 @@ def _list_zip(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[So
             yield Source(shown, partial(_read_zipped, shared, info))
 
 
-def _read_zipped(shared: _Shared, info: zipfile.ZipInfo) -> bytes:
+def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
     """Return the bytes of a zip's member, checked.
 
     Not by `ZipFile.open`, whose threads would wait for each other at the one file.

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from tltools.data.copies import local_data
 from tltools.data.images import image_sha256, load_image
 from tltools.data.labels import read_labels, shorten
+from tltools.data.remote import Location
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import num_cores, ordered_map
@@ -76,7 +78,7 @@ class Dataset:
 
 
 def load_dataset(
-    data: Path,
+    data: Location,
     *,
     images: Path | None = None,
     image_column: str | None = None,
@@ -97,7 +99,7 @@ def load_dataset(
     measures on the data as it is. Everything that was found is in `findings`.
 
     Args:
-        data: See `read_labels`.
+        data: See `read_labels`; or a URL or an archive of such data (see `local_data`).
         images: See `read_labels`.
         image_column: See `read_labels`.
         label_column: See `read_labels`.
@@ -118,6 +120,7 @@ def load_dataset(
         DataError: If the labels cannot be read, or the data cannot serve the purpose.
     """
     _check_split_choice(split, val_fraction=val_fraction, purpose=purpose)
+    data = local_data(data, progress=progress)
     frame = read_labels(data, images=images, image_column=image_column, label_column=label_column)
     columns = zip(frame["path"], frame["class"], frame["split"], strict=True)
     rows = [_Row(path, label, part, sha256="") for path, label, part in columns]

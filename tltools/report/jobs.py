@@ -24,6 +24,7 @@ from tltools.classify.pictures import LIST_SUFFIX
 from tltools.classify.pipeline import UNCERTAIN
 from tltools.classify.writers import PARQUET, PARQUET_ROW_GROUP
 from tltools.data.images import is_archive_name
+from tltools.data.remote import Location
 from tltools.errors import DataError
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, counted
 from tltools.report.charts import class_counts_chart, confidence_histogram
@@ -290,8 +291,11 @@ def locate_in(folder: Path) -> Locate:
     return locate
 
 
-def locate_inputs(inputs: Sequence[Path]) -> Locate:
+def locate_inputs(sources: Sequence[Location]) -> Locate:
     """Find the pictures of a job that was just done, by what `classify` was given."""
+    inputs = [source for source in sources if isinstance(source, Path)]
+    if len(inputs) < len(sources):
+        return lambda _name: None  # what is on a server is not fetched again
     if len(inputs) == 1 and inputs[0].is_dir():
         return locate_in(inputs[0])
     if len(inputs) == 1 and is_archive_name(inputs[0].name):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tltools.card import Card, Preprocessing
 from tltools.data.images import Source as ImageSource
 from tltools.data.images import load_image
+from tltools.data.remote import fetch_ahead
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import ordered_map
 from tltools.runtime.device import Device, DeviceChoice, default_threads, num_gpus
@@ -227,7 +228,7 @@ def run_pictures(
 
     Args:
         model: For a `fused` plan, one that uses one thread.
-        pictures: Consumed lazily, a few batches ahead.
+        pictures: Consumed lazily, a few batches ahead; those of servers, a few dozen more.
         preprocessing: How they are decoded.
         plan: From `open_model`. It changes the speed, and the outputs only within the rounding
             of the model's own arithmetic.
@@ -238,6 +239,7 @@ def run_pictures(
     Yields:
         The results, which are those of all pictures in their order. Nothing accumulates.
     """
+    pictures = fetch_ahead(pictures)
     if plan.name == "fused":
         pace = _Pace(max(1, FUSED_TASK // plan.batch_size))
         work = partial(

@@ -1,0 +1,107 @@
+"""Labelled data in archives; tests/test_remote.py has data on servers."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tltools.data.copies import local_data
+from tltools.data.dataset import load_dataset
+from tltools.errors import DataError, TltoolsError
+
+
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def members_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
+def test_an_archive_is_the_folder_in_it(suffix, pictures, tmp_path):
+    archive = pack(tmp_path / f"photos.{suffix}", members_of(pictures))
+    packed, plain = (load_dataset(data, purpose="inspect") for data in (archive, pictures))
+    assert packed.fingerprint == plain.fingerprint
+    assert packed.classes == plain.classes
+    assert packed.name == "photos"
+
+
+def test_a_webdataset_shard_has_its_labels_beside_the_pictures(pictures, tmp_path):
+    members = {}
+    for number, (name, data) in enumerate(members_of(pictures).items()):
+        members[f"./{number:04d}.png"] = data
+        members[f"./{number:04d}.cls"] = name.partition("/")[0].encode() + b"\n"
+    dataset = load_dataset(pack(tmp_path / "shard-0000.tar", members), purpose="inspect")
+    plain = load_dataset(pictures, purpose="inspect")
+    assert dataset.classes == plain.classes
+    assert sorted(dataset.frame["sha256"]) == sorted(plain.frame["sha256"])
+    labels = dict(zip(plain.frame["sha256"], plain.frame["class"], strict=True))
+    found = zip(dataset.frame["sha256"], dataset.frame["class"], strict=True)
+    assert all(labels[sha256] == name for sha256, name in found)
+
+
+def test_a_sample_without_a_label_is_named(pictures, tmp_path):
+    data = next(iter(members_of(pictures).values()))
+    archive = pack(tmp_path / "s.tar", {"a.png": data, "a.cls": b"red", "b.png": data})
+    with pytest.raises(DataError, match=r"\(b.png and 0 more\)"):
+        local_data(archive)
+
+
+def test_an_archive_is_unpacked_once_and_anew_when_it_changes(pictures, tmp_path):
+    members = members_of(pictures)
+    archive = pack(tmp_path / "photos.tar", members)
+    folder = local_data(archive)
+    stamp = (folder / "red" / "0.png").stat().st_mtime_ns
+    assert local_data(archive) == folder
+    assert (folder / "red" / "0.png").stat().st_mtime_ns == stamp
+    pack(archive, {**members, "red/new.png": members["red/0.png"]})
+    assert (local_data(archive) / "red" / "new.png").is_file()
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_no_name_leads_out_of_the_cache(suffix, pictures, tmp_path):
+    data = next(iter(members_of(pictures).values()))
+    names = ["../a.png", "/tmp/tltools-a.png", "a/../../b.png", "c\\d.png", "a/./e.png", "ok/a.png"]  # noqa: S108
+    folder = local_data(pack(tmp_path / f"evil.{suffix}", dict.fromkeys(names, data)))
+    assert list(members_of(folder)) == ["ok/a.png"]
+    assert not (tmp_path / "a.png").exists()
+    assert not Path("/tmp/tltools-a.png").exists()  # noqa: S108
+
+
+def test_links_are_not_followed(pictures, tmp_path):
+    archive = pack(tmp_path / "links.tar", {"red/a.png": (pictures / "red/0.png").read_bytes()})
+    with tarfile.open(archive, "a") as file:
+        info = tarfile.TarInfo("red/link.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(info)
+    assert list(members_of(local_data(archive))) == ["red/a.png"]
+
+
+def test_a_damaged_archive_leaves_nothing(pictures, tmp_path):
+    archive = pack(tmp_path / "photos.tgz", members_of(pictures))
+    archive.write_bytes(archive.read_bytes()[:-2000])
+    for _ in range(2):
+        with pytest.raises(TltoolsError, match="cannot unpack"):
+            local_data(archive)
+
+
+def test_an_archive_without_pictures_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no pictures in"):
+        local_data(pack(tmp_path / "text.tar", {"labels.csv": b"a,b\n"}))

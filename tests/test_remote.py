@@ -1,0 +1,605 @@
+"""URLs: object stores and servers as places of pictures, data and results, with real servers."""
+
+import contextlib
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import servers
+from conftest import COLOURS, save_picture
+
+from tltools.classify.pictures import Picture, list_pictures
+from tltools.data import remote
+from tltools.data.images import Source
+from tltools.data.remote import RemoteSource, Url, fetch_ahead, is_url, location
+from tltools.errors import ConfigError
+
+NUM_PICTURES = 240
+FAIL_EVERY = 20
+CUT_BYTES = 400_000
+SECRET = "SECRET"  # noqa: S105 - what to look for
+
+
+@dataclass(frozen=True)
+class Place:
+    """A server with the pictures on it, and what a command needs to reach it."""
+
+    url: str
+    """Of a folder whose content is that of `root`."""
+    env: dict[str, str]
+    put: Callable[[Path, str], None]
+    """Put a file there under a name."""
+    get: Callable[[str], bytes | None]
+    """Return a file from there."""
+    remove: Callable[[str], None]
+    num_failed: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+def run(place: Place | None, *args: object, cwd: Path, env: dict[str, str] | None = None) -> Done:
+    """Run a command in a process of its own: fsspec has threads, and credentials are its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tltools", *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **(place.env if place else {}), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in folders by their colour, some of it not to be listed."""
+    root = tmp_path_factory.mktemp("remote") / "photos"
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(NUM_PICTURES // len(COLOURS)):
+            save_picture(root / name / f"{number:03d} ä.png", colour, rng)
+    save_picture(root / "ü#1 %41?.png", COLOURS["red"], rng)
+    (root / ".hidden").mkdir()
+    save_picture(root / ".hidden" / "x.png", COLOURS["red"], rng)
+    (root / "notes.md").write_text("no picture")
+    (root / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    return root
+
+
+def put_all(root: Path, put: Callable[[Path, str], None]) -> None:
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            put(path, path.relative_to(root).as_posix())
+
+
+def s3_client(env: dict[str, str]) -> Any:
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        region_name=env["AWS_DEFAULT_REGION"],
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+def s3_place(port: int, root: Path) -> Place:
+    env = {
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    client = s3_client(env)
+    client.create_bucket(Bucket="bucket")
+
+    def put(path: Path, name: str) -> None:
+        client.upload_file(str(path), "bucket", f"photos/{name}")
+
+    def get(name: str) -> bytes | None:
+        try:
+            return client.get_object(Bucket="bucket", Key=f"photos/{name}")["Body"].read()
+        except client.exceptions.NoSuchKey:
+            return None
+
+    def num_failed() -> int:
+        with urllib.request.urlopen(f"{env['AWS_ENDPOINT_URL']}{servers.FAILED}") as answer:  # noqa: S310
+            return int(answer.read())
+
+    put_all(root, put)
+    return Place(
+        "s3://bucket/photos",
+        env,
+        put,
+        get,
+        lambda name: client.delete_object(Bucket="bucket", Key=f"photos/{name}"),
+        num_failed,
+    )
+
+
+def sftp_place(port: int, home: Path, root: Path, number: int) -> Place:
+    folder = home / f"photos-{number}"
+    shutil.copytree(root, folder)
+
+    def get(name: str) -> bytes | None:
+        path = folder / name
+        return path.read_bytes() if path.exists() else None
+
+    def remove(name: str) -> None:
+        (folder / name).unlink()
+        with contextlib.suppress(OSError):
+            (folder / name).parent.rmdir()
+
+    return Place(
+        f"sftp://127.0.0.1:{port}{folder}",
+        {"HOME": str(home)},
+        lambda path, name: (folder / name).write_bytes(path.read_bytes()) and None,
+        get,
+        remove,
+        lambda: 0,
+    )
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    if servers.find_sshd() is None:
+        pytest.skip("needs OpenSSH's server: apt-get install openssh-server")
+    home = tmp_path_factory.mktemp("ssh")
+    with servers.sshd(home) as port:
+        yield home, port
+
+
+@pytest.fixture(scope="module", params=["s3", "sftp"])
+def place(request: pytest.FixtureRequest, root: Path) -> Iterator[Place]:
+    """A server that works."""
+    if request.param == "s3":
+        with servers.running("s3") as port:
+            yield s3_place(port, root)
+    else:
+        home, port = request.getfixturevalue("sshd")
+        yield sftp_place(port, home, root, 0)
+
+
+@pytest.fixture(scope="module", params=["s3", "sftp"])
+def failing(request: pytest.FixtureRequest, root: Path) -> Iterator[Place]:
+    """A server that fails one request in twenty, or whose connections are cut again and again."""
+    if request.param == "s3":
+        with servers.running("s3", "--fail-every", FAIL_EVERY) as port:
+            yield s3_place(port, root)
+        return
+    home, target = request.getfixturevalue("sshd")
+    with servers.running("cut", "--target", target, "--bytes", CUT_BYTES) as port:
+        servers.trust(home, port)
+        yield sftp_place(port, home, root, 1)
+
+
+@pytest.fixture(scope="module")
+def rows(root: Path, onnx_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What classifying the folder itself gives."""
+    folder = tmp_path_factory.mktemp("rows")
+    done = run(None, "classify", root, "--model", onnx_path, "-o", "rows.csv", cwd=folder)
+    assert done.code == 0, done.err
+    rows = (folder / "rows.csv").read_bytes()
+    assert rows.count(b"\n") == NUM_PICTURES + 3  # the header, a broken one, and one at the top
+    return rows
+
+
+def by_name(rows: bytes) -> dict[str, list[str]]:
+    return {row[0]: row for row in csv.reader(rows.decode().splitlines())}
+
+
+# ---------------------------------------------------------------------------------- classify
+
+
+def test_rows_are_those_of_the_folder(place, rows, onnx_path, tmp_path):
+    done = run(place, "classify", place.url, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "a.csv").read_bytes() == rows
+
+
+def test_a_server_that_fails_costs_nothing(failing, rows, onnx_path, tmp_path):
+    before = failing.num_failed()
+    done = run(failing, "classify", failing.url, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "a.csv").read_bytes() == rows
+    assert "Traceback" not in done.err
+    if failing.url.startswith("s3"):
+        assert failing.num_failed() - before >= NUM_PICTURES // FAIL_EVERY
+
+
+def pack(root: Path, path: Path) -> Path:
+    names = sorted(one.relative_to(root).as_posix() for one in root.rglob("*.*") if one.is_file())
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.write(root / name, name)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
+            for name in names:
+                archive.add(root / name, name)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
+def test_archives_are_read_where_they_are(place, suffix, root, rows, onnx_path, tmp_path):
+    archive = pack(root, tmp_path / f"packed.{suffix}")
+    place.put(archive, archive.name)
+    archive.unlink()
+    url = f"{place.url}/packed.{suffix}"
+    done = run(place, "classify", url, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
+    place.remove(f"packed.{suffix}")
+    assert done.code == 0, done.err
+    assert by_name((tmp_path / "a.csv").read_bytes()) == by_name(rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv"]
+
+
+def test_an_archive_on_a_server_that_fails(failing, root, rows, onnx_path, tmp_path):
+    archive = pack(root, tmp_path / "packed.zip")
+    failing.put(archive, archive.name)
+    url = f"{failing.url}/packed.zip"
+    done = run(failing, "classify", url, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
+    failing.remove(archive.name)
+    assert done.code == 0, done.err
+    assert by_name((tmp_path / "a.csv").read_bytes()) == by_name(rows)
+
+
+def test_lists_and_single_pictures(place, onnx_path, tmp_path):
+    (tmp_path / "list.txt").write_text("red/000 ä.png\nred/missing.png\n", encoding="utf-8")
+    place.put(tmp_path / "list.txt", "list.txt")
+    (tmp_path / "local.txt").write_text(f"{place.url}/green/001 ä.png\n", encoding="utf-8")
+    inputs = (f"{place.url}/list.txt", "local.txt", f"{place.url}/blue/002 ä.png")
+    done = run(place, "classify", *inputs, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
+    place.remove("list.txt")
+    assert done.code == 0, done.err
+    found = list(csv.reader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))[1:]
+    assert [(row[0], row[1]) for row in found] == [
+        ("red/000 ä.png", "red"),
+        ("red/missing.png", ""),
+        (f"{place.url}/green/001 ä.png", "green"),
+        (f"{place.url}/blue/002 ä.png", "blue"),
+    ]
+    assert "missing.png: no such file" in found[1][-1]
+
+
+def test_what_is_not_there_is_said_in_one_line(place, onnx_path, tmp_path):
+    for name in ("nothing", "nothing.tar", "nothing.txt", "nothing.png"):
+        done = run(place, "classify", f"{place.url}/{name}", "--model", onnx_path, cwd=tmp_path)
+        assert done.code == 1, (name, done.err)
+        assert done.err.count("\n") == 1
+        assert place.url in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path):
+    with servers.running("s3", "--end-after", NUM_PICTURES // 2) as port:
+        gone = s3_place(port, root)
+        command = ("classify", gone.url, "--model", onnx_path, "-o", "a.csv")
+        done = run(gone, *command, cwd=tmp_path, env={"AWS_MAX_ATTEMPTS": "1"})
+    assert done.code == 1
+    assert "rows are kept in a.csv.part" in done.err
+    assert "cannot reach s3://bucket/photos" in done.err.splitlines()[-1]
+    assert 0 < (tmp_path / "a.csv.part").read_bytes().count(b"\n") < NUM_PICTURES
+    with servers.running("s3") as port:
+        back = s3_place(port, root)
+        done = run(back, *command, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "Going on after" in done.err
+    assert (tmp_path / "a.csv").read_bytes() == rows
+
+
+# ------------------------------------------------------------------------------------ output
+
+
+def test_an_output_is_sent_when_it_is_complete(place, rows, onnx_path, tmp_path):
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = ("classify", place.url, "--model", onnx_path, "-o", f"{place.url}/out/rows.csv")
+    done = run(place, *command, cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    assert place.get("out/rows.csv") == rows
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+    again = run(place, *command, cwd=tmp_path, env=env)
+    assert again.code == 2
+    assert f"{place.url}/out/rows.csv exists" in again.err
+
+    place.put(Path(__file__), "out/rows.csv")
+    anew = run(place, *command, "--overwrite", cwd=tmp_path, env=env)
+    assert anew.code == 0, anew.err
+    assert place.get("out/rows.csv") == rows
+    place.remove("out/rows.csv")
+
+
+def test_an_output_that_cannot_be_sent_is_kept(root, rows, onnx_path, tmp_path):
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = ("classify", root, "--model", onnx_path, "-o")
+    with servers.running("s3") as port:
+        there = s3_place(port, root)
+        done = run(there, *command, "s3://later/rows.jsonl", cwd=tmp_path, env=env)
+        assert done.code == 1
+        assert "s3://later/rows.jsonl" in done.err
+        assert f"{NUM_PICTURES + 2} complete rows are kept" in done.err
+        s3_client(there.env).create_bucket(Bucket="later")
+        again = run(there, *command, "s3://later/rows.jsonl", cwd=tmp_path, env=env)
+    assert again.code == 0, again.err
+    assert f"Going on after {NUM_PICTURES + 2} rows" in again.err
+
+
+def test_shards_are_merged_from_where_they_are(place, rows, onnx_path, tmp_path):
+    for index in (1, 2):
+        done = run(
+            place,
+            *("classify", place.url, "--model", onnx_path, "--shard", f"{index}/2"),
+            *("-o", f"{place.url}/out/{index}.csv"),
+            cwd=tmp_path,
+        )
+        assert done.code == 0, done.err
+    shards = [f"{place.url}/out/{index}.csv" for index in (1, 2)]
+    missing = run(place, "merge", shards[1], "-o", "a.csv", cwd=tmp_path)
+    assert missing.code == 1
+    assert "1/2" in missing.err
+    done = run(place, "merge", *shards, "-o", "a.csv", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "a.csv").read_bytes() == rows
+    for name in ("1.csv", "1.csv.shard.json", "2.csv", "2.csv.shard.json"):
+        place.remove(f"out/{name}")
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.csv", "s3://bucket/a.txt", "s3://bucket"])
+def test_outputs_that_cannot_be(url, root, onnx_path, tmp_path):
+    done = run(None, "classify", root, "--model", onnx_path, "-o", url, cwd=tmp_path)
+    assert done.code == 2
+    assert "--output" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------- data
+
+
+def test_data_is_fetched_once(place, root, tmp_path):
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def inspect(data: object) -> Done:
+        done = run(place, "inspect", data, "--json", cwd=tmp_path, env=env)
+        assert done.code in (0, 1), done.err
+        return done
+
+    assert f"(0 files are there, {NUM_PICTURES + 2} are fetched)" in inspect(place.url).err
+    assert f"({NUM_PICTURES + 2} files are there, 0 are fetched)" in inspect(place.url).err
+    place.put(root / "red" / "000 ä.png", "red/001 ä.png")
+    place.put(root / "red" / "000 ä.png", "red/new.png")
+    place.remove("red/broken.jpg")
+    done = inspect(place.url)
+    assert f"({NUM_PICTURES} files are there, 2 are fetched)" in done.err
+    (folder,) = (tmp_path / "cache" / "tltools" / "data").glob("*/photos*")
+    assert (folder / "red" / "new.png").read_bytes() == (root / "red" / "000 ä.png").read_bytes()
+    assert not (folder / "red" / "broken.jpg").exists()
+    place.remove("red/new.png")
+    place.put(root / "red" / "001 ä.png", "red/001 ä.png")
+    place.put(root / "red" / "broken.jpg", "red/broken.jpg")
+
+
+def test_a_model_is_evaluated_on_data_elsewhere(place, onnx_path, tmp_path):
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = ("evaluate", onnx_path, place.url, "--skip-bad", "--json")
+    done = run(place, *command, cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    assert '"accuracy": {\n    "value": 1.0' in done.out
+
+
+# ----------------------------------------------------------------------------------- secrets
+
+
+def test_credentials_are_neither_printed_nor_kept(root, onnx_path, tmp_path):
+    with servers.running("s3") as port:
+        there = s3_place(port, root)
+        env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        url = f"{there.env['AWS_ENDPOINT_URL']}/bucket/photos/red/000%20%C3%A4.png"
+        signed = f"{url}?X-Amz-Signature=SECRET-SIGNATURE"
+        (tmp_path / "list.txt").write_text(signed + "\n")
+        for inputs in (signed, "list.txt", there.url):
+            done = run(
+                there,
+                *("classify", inputs, "--model", onnx_path, "-o", "a.csv", "--overwrite", "-v"),
+                cwd=tmp_path,
+                env=env,
+            )
+            assert done.code == 0, done.err
+            assert "SECRET" not in done.err
+    (tmp_path / "list.txt").unlink()
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"SECRET" not in path.read_bytes()
+
+
+def test_passwords_in_urls_are_refused():
+    with pytest.raises(ConfigError, match="holds a password") as raised:
+        location("sftp://me:SECRET@host/photos")
+    assert "SECRET" not in str(raised.value)
+
+
+def test_an_unknown_host_key_is_refused(sshd, root, onnx_path, tmp_path):
+    home, port = sshd
+    stranger = tmp_path / "home"
+    shutil.copytree(home / ".ssh", stranger / ".ssh")
+    (stranger / ".ssh" / "known_hosts").unlink()
+    url = f"sftp://127.0.0.1:{port}{root}"
+    done = run(
+        None,
+        *("classify", url, "--model", onnx_path, "-o", "a.csv"),
+        cwd=tmp_path,
+        env={"HOME": str(stranger)},
+    )
+    assert done.code == 1
+    assert "host key is not trusted" in done.err.lower()
+
+
+# ------------------------------------------------------------------------------------ pieces
+
+
+def test_urls_and_paths():
+    assert location("a/b") == Path("a/b")
+    assert location("file:///a/b") == Path("/a/b")
+    assert location("s3://b/k") == Url("s3://b/k")
+    assert is_url("S3://b/k")
+    assert not is_url("a/://b")
+    assert not is_url("what://b")
+    for text in ("what://b", "zip://a::s3://b/k"):
+        with pytest.raises(ConfigError, match="is not a protocol"):
+            location(text)
+    url = Url("https://host/a/b.tar?sig=1")
+    assert (str(url), url.name, url.suffix) == ("https://host/a/b.tar", "b.tar", ".tar")
+    assert url.joined("c").text == "https://host/a/b.tar/c?sig=1"
+    assert Url("s3://b/what?.png").name == "what?.png"
+    assert Url("s3://b/a/c/").parent == Url("s3://b/a")
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tenacity", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tltools\[sftp\]'"):
+        list(list_pictures([Url("sftp://host/a.png")]))
+
+
+def pictures_of(*sources: Source) -> Iterator[Picture]:
+    for source in sources:
+        yield Picture(source, source.name)
+
+
+def test_fetching_ahead_keeps_the_order_and_the_errors():
+    def fetch(number: int) -> bytes:
+        time.sleep(0.02 if number % 3 == 0 else 0)
+        if number == 5:
+            raise OSError("no such file")
+        return b"%d" % number
+
+    sources = [
+        RemoteSource(str(number), lambda number=number: fetch(number))
+        if number % 4
+        else Source(str(number), lambda number=number: b"%d" % number)
+        for number in range(100)
+    ]
+    names = []
+    for picture in fetch_ahead(pictures_of(*sources)):
+        assert isinstance(picture.path, Source)
+        names.append(picture.name)
+        if picture.name == "5":
+            with pytest.raises(OSError, match="no such file"):
+                picture.path.read()
+        else:
+            assert picture.path.read() == picture.name.encode()
+    assert names == [str(number) for number in range(100)]
+
+
+def test_fetching_ahead_is_bounded(monkeypatch):
+    monkeypatch.setattr(remote, "MAX_AHEAD", 1000)
+    begun: list[int] = []
+    lock = threading.Lock()
+
+    def fetch(number: int) -> bytes:
+        with lock:
+            begun.append(number)
+        return bytes(300)
+
+    sources = (
+        RemoteSource(str(number), lambda number=number: fetch(number), num_bytes=300)
+        for number in range(50)
+    )
+    for number, picture in enumerate(fetch_ahead(Picture(one, one.name) for one in sources)):
+        time.sleep(0.002)
+        assert len(begun) <= number + 1 + 4  # three wait, and one may be on its way
+        assert isinstance(picture.path, Source)
+        picture.path.read()
+    assert sorted(begun) == list(range(50))
+
+
+def test_what_was_read_leaves_the_memory():
+    source = RemoteSource("a", lambda: b"again")
+    (picture,) = fetch_ahead(pictures_of(source))
+    assert isinstance(picture.path, Source)
+    assert not isinstance(source.read, type(source.fetch))
+    assert picture.path.read() == b"again"
+    assert source.read is source.fetch
+
+
+def test_local_pictures_pass_one_by_one(root):
+    seen: list[str] = []
+
+    def listing() -> Iterator[Picture]:
+        for picture in list_pictures([root]):
+            seen.append(picture.name)
+            yield picture
+
+    for number, _ in enumerate(fetch_ahead(listing())):
+        assert len(seen) == number + 1
+
+
+def test_servers_out_of_reach_are_tried_again_and_then_named(monkeypatch):
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    server = remote.Remote(Url("s3://bucket/photos"))
+    monkeypatch.setattr(server, "_connect", lambda: None)
+    asked: list[None] = []
+
+    def request(_files: object) -> None:
+        asked.append(None)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(remote.UnreachableError, match="reach s3://bucket/photos: connection"):
+        server.ask(request)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("a"), PermissionError("not for you")])
+def test_what_is_the_files_own_fault_is_not_tried_again(monkeypatch, error):
+    server = remote.Remote(Url("s3://bucket/photos"))
+    monkeypatch.setattr(server, "_connect", lambda: None)
+    asked: list[None] = []
+
+    def request(_files: object) -> None:
+        asked.append(None)
+        raise error
+
+    with pytest.raises(OSError, match=r"no such file|not for you"):
+        server.ask(request)
+    assert len(asked) == 1
+
+
+def test_an_expired_token_stops_the_job(monkeypatch):
+    """A million rows that say so would be of no use."""
+
+    class ClientError(Exception):
+        response = {"Error": {"Code": "ExpiredToken"}}  # noqa: RUF012
+
+    server = remote.Remote(Url("s3://bucket/photos"))
+    monkeypatch.setattr(server, "_connect", lambda: None)
+
+    def request(_files: object) -> None:
+        raise PermissionError("the provided token has expired") from ClientError()
+
+    with pytest.raises(remote.UnreachableError, match="credentials"):
+        server.ask(request)
+
+
+def test_empty_data_is_refused(place, tmp_path):
+    done = run(place, "inspect", f"{place.url}/nothing", cwd=tmp_path)
+    assert done.code == 1
+    assert f"{place.url}/nothing" in done.err
+    assert done.err.count("\n") == 1

@@ -1,0 +1,247 @@
+"""Labelled data that is elsewhere, or packed, as a folder in the user's cache.
+
+Training reads each picture several times, so that it is fetched once; what has not changed since
+then is not fetched again.
+"""
+
+import csv
+import hashlib
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import msgspec
+from platformdirs import user_cache_path
+
+from tltools.atomic import atomic_folder, atomic_path, write_text
+from tltools.data.images import is_archive_name, is_image_name
+from tltools.data.remote import READS, Entry, Location, Remote, list_files
+from tltools.errors import DataError, TltoolsError
+from tltools.parallel import ordered_map
+from tltools.progress import SILENT, Progress
+
+LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+CLASS_SUFFIX = ".cls"
+"""Of the members of a WebDataset shard that hold the class of the picture of the same name."""
+_MANIFEST = "files.json"
+_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
+
+
+def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
+    """Return where labelled data is on this machine, after it was fetched or unpacked.
+
+    Args:
+        data: A folder or a CSV, here or at a URL (the CSV's folder is fetched then); or a tar or
+            zip of either, which may be a WebDataset shard with `.cls` members.
+        progress: Told of each picture that is fetched.
+
+    Returns:
+        `data` itself where there is nothing to be done.
+
+    Raises:
+        DataError: If it is missing, damaged or empty.
+        UnreachableError: If a server cannot be asked.
+        TltoolsError: If the cache cannot be written.
+    """
+    if isinstance(data, Path):
+        if not (is_archive_name(data.name) and data.is_file()):
+            return data
+        info = data.stat()
+        place = _cache(f"{data.resolve()}\n{info.st_size}\n{info.st_mtime_ns}")
+        return _unpacked(data, place / _stem(data.name))
+    remote = Remote(data)
+    if is_archive_name(data.name):
+        return _fetch_archive(remote, progress)
+    if data.suffix.lower() in LABEL_SUFFIXES:
+        return _mirror(Remote(data.parent), progress) / data.name
+    return _mirror(remote, progress)
+
+
+def _cache(key: str) -> Path:
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return user_cache_path("tltools", appauthor=False) / "data" / digest
+
+
+def _stem(name: str) -> str:
+    """Return an archive's name without its suffixes."""
+    return name.partition(".")[0] or name
+
+
+def _is_wanted(name: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    return is_image_name(name) or suffix in LABEL_SUFFIXES or suffix == CLASS_SUFFIX
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """Return the path that a name from elsewhere has in `folder`; None if it leads out of it."""
+    parts = name.split("/")
+    strange = any(part in ("", ".", "..") or set(part) & set("\\\0:") for part in parts)
+    return None if strange else folder.joinpath(*parts)
+
+
+# ---------------------------------------------------------------------------------- folders
+
+
+def _mirror(remote: Remote, progress: Progress) -> Path:
+    place = _cache(str(remote.url))
+    folder = place / (remote.url.name or "data")
+    kept = _read_manifest(place)
+    entries = {
+        entry.name: entry
+        for page in list_files(remote)
+        for entry in page
+        if _is_wanted(entry.name) and _inside(folder, entry.name) is not None
+    }
+    if not entries:
+        raise DataError(f"no pictures in {remote.url}; name a folder (or prefix) that has some")
+    known = {
+        name: entry.version
+        for name, entry in entries.items()
+        if entry.version and kept.get(name) == entry.version and (folder / name).is_file()
+    }
+    missing = [entry for name, entry in entries.items() if name not in known]
+    progress.say(
+        f"Data: {remote.url} in {folder} ({len(known)} files are there, {len(missing)} are fetched)"
+    )
+    try:
+        with progress.bar("Fetching", len(missing)) as bar:
+            fetch = partial(_fetch, remote, folder)
+            for entry in ordered_map(fetch, missing, workers=READS, ahead=READS):
+                known[entry.name] = entry.version
+                bar.advance()
+    finally:
+        write_text(place / _MANIFEST, msgspec.json.encode(known).decode())
+    _remove_others(folder, entries)
+    return folder
+
+
+def _read_manifest(place: Path) -> dict[str, str]:
+    """Return the versions of the files that are there; none where nobody can tell."""
+    try:
+        return msgspec.json.decode((place / _MANIFEST).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _fetch(remote: Remote, folder: Path, entry: Entry) -> Entry:
+    path = _inside(folder, entry.name)
+    assert path is not None
+    try:
+        data = remote.read(entry.path)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {remote.url.joined(entry.name)}: {error}; mend it, or move it away"
+        ) from error
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return entry
+
+
+def _remove_others(folder: Path, entries: Iterable[str]) -> None:
+    """Remove what is not there any more, so that it is not trained on."""
+    names = set(entries)
+    for path in list(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in names:
+            path.unlink()
+
+
+# --------------------------------------------------------------------------------- archives
+
+
+def _fetch_archive(remote: Remote, progress: Progress) -> Path:
+    url = remote.url
+    try:
+        info = remote.info(url)
+    except OSError as error:
+        raise DataError(f"cannot read {url}: {error}; name an archive that you may read") from error
+    version = next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), "")
+    place = _cache(f"{url}\n{info.get('size')}\n{version}")
+    folder = place / _stem(url.name)
+    if folder.is_dir():
+        return folder
+    archive = place / url.name
+    progress.say(f"Data: {url}, fetched to {archive}")
+    with atomic_path(archive) as temporary:
+        remote.download(url, temporary)
+    try:
+        return _unpacked(archive, folder)
+    finally:
+        with suppress(OSError):
+            archive.unlink()
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """Unpack an archive into a folder, completely or not at all, unless that was done before."""
+    if folder.is_dir():
+        return folder
+    classes: dict[str, str] = {}
+    pictures: list[str] = []
+    with atomic_folder(folder) as temporary:
+        try:
+            for name, file in _members(archive):
+                if name.endswith(CLASS_SUFFIX):
+                    classes[name.removesuffix(CLASS_SUFFIX)] = _class_of(file)
+                    continue
+                path = _inside(temporary, name)
+                if path is None:
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as out:
+                    shutil.copyfileobj(file, out)
+                if is_image_name(name):
+                    pictures.append(name)
+        except _DAMAGED as error:
+            raise TltoolsError(
+                f"cannot unpack {archive} to {folder}: {error}; make the archive again, or room"
+            ) from error
+        if not pictures:
+            raise DataError(f"no pictures in {archive}; name an archive that has some")
+        if classes:
+            _write_labels(archive, temporary / "labels.csv", pictures, classes)
+    return folder
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the name and content of each regular file that matters."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as content:
+            for info in content.infolist():
+                if not info.is_dir() and _is_wanted(info.filename):
+                    with content.open(info) as file:
+                        yield info.filename.removeprefix("./"), file
+        return
+    with tarfile.open(archive, "r:*") as content:
+        for member in content:
+            file = content.extractfile(member) if member.isreg() else None
+            if file is not None and _is_wanted(member.name):
+                yield member.name.removeprefix("./"), file
+
+
+def _class_of(file: IO[bytes]) -> str:
+    return file.read(4096).decode("utf-8", "replace").strip()
+
+
+def _write_labels(
+    archive: Path, path: Path, pictures: Iterable[str], classes: dict[str, str]
+) -> None:
+    """Write the labels of a WebDataset shard as a CSV."""
+    rows = [(name, classes.get(_key(name))) for name in pictures]
+    bare = [name for name, label in rows if not label]
+    if bare:
+        raise DataError(
+            f"{archive} has {CLASS_SUFFIX} members for some pictures and none for others "
+            f"({bare[0]} and {len(bare) - 1} more): give each picture one"
+        )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "label"), *rows])
+
+
+def _key(name: str) -> str:
+    """Return what the members of a WebDataset sample have in common: up to the first dot."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]

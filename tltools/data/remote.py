@@ -1,0 +1,867 @@
+"""Pictures, data and results in object stores and on servers, by fsspec.
+
+A URL names a place. Its files are listed as the server lists them, read ahead of those who decode
+them, and asked for again where a request fails. Credentials come from where each service's own
+tools look for them; nothing here takes, prints or keeps any.
+"""
+
+import io
+import logging
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
+
+from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
+from tltools.errors import ConfigError, DataError, TltoolsError
+from tltools.parallel import ordered_map
+
+READS = 32
+"""Requests at a time: a request waits for tens of milliseconds, in which a core decodes many
+pictures."""
+MAX_AHEAD = 2**26
+"""Bytes that are asked for, or wait to be decoded, at a time; one file may have more."""
+UNKNOWN_BYTES = 2**21
+"""Taken for the size of a file whose size the server does not tell."""
+ATTEMPTS = 8
+"""How often a request is made before the server counts as out of reach."""
+FIRST_WAIT_S, MAX_WAIT_S = 0.2, 5.0
+"""Before a request is made again: random, up to the first and then up to twice as long each time,
+which spreads the requests of many machines (Marc Brooker, "Exponential Backoff And Jitter", 2015).
+"""
+BLOCK = 2**20
+"""Bytes of an archive that are asked for at once."""
+BLOCKS_AHEAD = 8
+PAGE = 1000
+"""Files that are listed at once; no object store gives more."""
+
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "az"),
+    **dict.fromkeys(("sftp", "ssh"), "sftp"),
+    **dict.fromkeys(("http", "https"), "https"),
+}
+"""The extra of tltools that brings what a protocol needs."""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# What a request says of its file; anything else may pass, or is the server's.
+_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# Faults of a program, which no server has made.
+_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
+# What S3 says of whoever asks: the next file would fail as this one did.
+_OF_THE_CALLER = frozenset(
+    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed"}
+    | {"SignatureDoesNotMatch", "TokenRefreshRequired"}
+)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, repr=False)
+class Url:
+    """A place that fsspec reaches, where a `Path` names one of this machine."""
+
+    text: str
+    """As given."""
+
+    @property
+    def protocol(self) -> str:
+        """What stands before `://`, in lower case."""
+        return self.text.partition("://")[0].lower()
+
+    @property
+    def is_web(self) -> bool:
+        """Whether what follows a `?` is no part of the name, and may be a signature."""
+        return self.protocol in ("http", "https")
+
+    @property
+    def plain(self) -> str:
+        """The URL without what may be secret in it, and without a `/` at the end."""
+        return (self.text.partition("?")[0] if self.is_web else self.text).rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.plain.partition("://")[2].rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix of the name, with its dot."""
+        return Path(self.name).suffix
+
+    def __str__(self) -> str:
+        """Return what may be printed and kept."""
+        return self.plain
+
+    def __repr__(self) -> str:
+        """Return the same, quoted."""
+        return repr(self.plain)
+
+    def as_posix(self) -> str:
+        """Return the same, for results."""
+        return self.plain
+
+    @property
+    def parent(self) -> "Url":
+        """The folder that it is in."""
+        return Url(self.plain.rpartition("/")[0])
+
+    def joined(self, name: str) -> "Url":
+        """Return the URL of what is called `name`, with `/` between folders, below this one."""
+        start, mark, query = self.text.partition("?") if self.is_web else (self.text, "", "")
+        return Url(f"{start.rstrip('/')}/{name}{mark}{query}")
+
+
+Location = Path | Url
+"""A place on this machine or elsewhere."""
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text is a URL of a protocol that is known, and no path."""
+    found = _URL.match(text) if "://" in text else None
+    return found is not None and found[1].lower() in _EXTRAS
+
+
+def location(text: str) -> Location:
+    """Return the place that a text names.
+
+    Raises:
+        ConfigError: If it is a URL with a password, or of no protocol that is known.
+    """
+    found = _URL.match(text) if "://" in text else None
+    if found is None:
+        return Path(text)
+    protocol, rest = found[1], text[found.end() :]
+    if protocol.lower() == "file":
+        return Path(rest)
+    if "::" in text or not is_url(text):
+        known = ", ".join(f"{one}://" for one in _EXTRAS)
+        raise ConfigError(f"{protocol}:// is not a protocol that tltools reads; choose {known}")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise ConfigError(
+            f"the {protocol}:// URL holds a password, which everybody on this machine can read in "
+            "the list of processes; use a key, an agent or the service's own configuration"
+        )
+    return Url(text)
+
+
+class UnreachableError(TltoolsError):
+    """A server does not answer, or not to us, whatever file is asked for."""
+
+
+# --------------------------------------------------------------------------------- requests
+
+
+class Remote:
+    """A server, connected to when it is first asked, and anew where the connection is lost."""
+
+    def __init__(self, url: Url) -> None:
+        """Take the server of a URL, and what is needed to ask it."""
+        self.url = url
+        self._lock = Lock()
+        self._connected: Any = None
+        self._retrying = _import("tenacity", url).Retrying
+
+    @property
+    def path(self) -> str:
+        """The URL's path, as its server is asked for it."""
+        return self.path_of(self.url)
+
+    def path_of(self, url: Url) -> str:
+        """Return the path of another URL of the same server."""
+        if url.is_web:
+            return url.text
+        rest = url.text.partition("://")[2]
+        return "/" + rest.partition("/")[2] if _EXTRAS[url.protocol] == "sftp" else rest
+
+    def ask(self, request: Callable[[Any], Result]) -> Result:
+        """Make a request, again and again where it fails and that may pass.
+
+        Args:
+            request: Is given fsspec's file system.
+
+        Raises:
+            OSError: If it is the file that cannot be had: missing, or not for us.
+            UnreachableError: If it is the server.
+        """
+        tenacity = sys.modules["tenacity"]
+        attempts = self._retrying(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=MAX_WAIT_S),
+            retry=tenacity.retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        try:
+            return attempts(self._ask_once, request)
+        except (TltoolsError, *_FAULTS):
+            raise
+        except Exception as error:
+            if _is_of_the_file(error):
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+                raise kind(_reason(error)) from error
+            raise UnreachableError(
+                f"cannot reach {self.url}: {_reason(error)}; see to the network, the address and "
+                "your credentials, and run it again"
+            ) from error
+
+    def _ask_once(self, request: Callable[[Any], Result]) -> Result:
+        files = self._connect()
+        try:
+            return request(files)
+        except Exception as error:
+            # Object stores are asked over many connections, and keep them by themselves.
+            if _EXTRAS[self.url.protocol] == "sftp" and _may_pass(error):
+                with self._lock:
+                    if self._connected is files:  # and no other thread's new one
+                        self._connected = None
+            raise
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._connected is None:
+                self._connected = _open_file_system(self.url)
+            return self._connected
+
+    def info(self, url: Url) -> dict[str, Any]:
+        """Return what the server says of a file or folder: `type`, `size`.
+
+        Raises:
+            OSError: If there is none.
+            UnreachableError: As `ask`.
+        """
+        return self.ask(lambda files: files.info(self.path_of(url)))
+
+    def read(self, path: str) -> bytes:
+        """Return a file.
+
+        Raises:
+            OSError: As `ask`.
+            UnreachableError: As `ask`.
+        """
+        return self.ask(lambda files: files.cat_file(path))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return bytes of a file, from `start` to before `stop`.
+
+        Raises:
+            OSError: As `ask`, or if there are fewer.
+            UnreachableError: As `ask`.
+        """
+
+        def request(files: Any) -> bytes:
+            if _EXTRAS[self.url.protocol] != "sftp":
+                return files.cat_file(path, start=start, end=stop)
+            from fsspec.asyn import sync
+
+            return cast("bytes", sync(files.loop, _read_by_sftp, files, path, start, stop))
+
+        data = self.ask(request)
+        if len(data) != stop - start:
+            raise OSError("the file ends early, or has changed")
+        return data
+
+    def download(self, url: Url, local: Path) -> None:
+        """Fetch a file that may be too large for the memory.
+
+        Raises:
+            OSError: As `ask`, or if it cannot be written.
+            UnreachableError: As `ask`.
+        """
+        self.ask(lambda files: files.get_file(self.path_of(url), str(local)))
+
+    def upload(self, local: Path, url: Url) -> None:
+        """Put a file in a place, completely or not at all.
+
+        Object stores show an object when it is complete; elsewhere it is renamed then.
+
+        Raises:
+            TltoolsError: If that cannot be done.
+        """
+        path = self.path_of(url)
+
+        def request(files: Any) -> None:
+            if _EXTRAS[url.protocol] != "sftp":
+                files.put_file(str(local), path)
+                files.invalidate_cache()
+            else:
+                files.put_file(str(local), f"{path}.part")
+                files.mv(f"{path}.part", path)
+            if files.info(path)["size"] != local.stat().st_size:
+                raise OSError("it has another size there")
+
+        try:
+            self.ask(request)
+        except UnreachableError:
+            raise
+        except (OSError, NotImplementedError) as error:
+            raise TltoolsError(
+                f"cannot write {url}: {_reason(error)}; see to your rights there, or choose "
+                "another place with --output"
+            ) from error
+
+
+async def _read_by_sftp(files: Any, path: str, start: int, stop: int) -> bytes:
+    """Read a part of a file.
+
+    Not by the file object of sshfs, which waits for ever at its end when its connection was lost.
+    """
+    async with files._pool.get() as channel, channel.open(path, "rb") as file:
+        return await file.read(stop - start, start)
+
+
+def _import(module: str, url: Url) -> Any:
+    """Import what a protocol needs.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        extra = _EXTRAS[url.protocol]
+        raise ConfigError(
+            f"{url.protocol}:// needs {error.name or module}, which is not installed: "
+            f"pip install 'tltools[{extra}]'"
+        ) from error
+
+
+def _open_file_system(url: Url) -> Any:
+    """Return fsspec's file system of a URL, without its cache of listings: servers change."""
+    extra = _EXTRAS[url.protocol]
+    common: dict[str, Any] = {"skip_instance_cache": True}
+    if extra == "sftp":  # fsspec's own takes any host key, and one request at a time
+        # It tells of each thing that waited for a connection that was lost; we ask again.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        options = _import("fsspec.utils", url).infer_storage_options(url.text)
+        options = {key: options[key] for key in ("host", "port", "username") if key in options}
+        return _import("sshfs", url).SSHFileSystem(
+            **options,
+            **common,
+            known_hosts=(),  # those of OpenSSH
+            login_timeout=15,
+            keepalive_interval=15,
+        )
+    common["use_listings_cache"] = False
+    if extra == "s3":
+        return _import("s3fs", url).S3FileSystem(
+            **common,
+            max_concurrency=1,  # or it would ask for the size of each file before it
+            config_kwargs={"max_pool_connections": READS},
+        )
+    if extra == "https":
+        _import("aiohttp", url)
+    fsspec = _import("fsspec", url)
+    try:
+        return fsspec.filesystem(url.protocol, **common, **_account(url))
+    except ImportError as error:
+        raise ConfigError(
+            f"{url.protocol}:// needs a package that is not installed: "
+            f"pip install 'tltools[{extra}]'"
+        ) from error
+
+
+def _account(url: Url) -> dict[str, Any]:
+    """Return what a URL says of Azure's account: `abfs://CONTAINER@ACCOUNT.dfs...`."""
+    host = url.text.partition("://")[2].partition("/")[0]
+    _, at, account = host.partition("@")
+    return {"account_name": account.partition(".")[0]} if at and url.protocol != "gs" else {}
+
+
+def _code(error: BaseException) -> str:
+    """Return the code that S3 gave with an error, or nothing."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            return str(cast("dict[str, Any]", response).get("Error", {}).get("Code", ""))
+        seen = seen.__cause__
+    return ""
+
+
+def _is_of_the_file(error: BaseException) -> bool:
+    if _code(error) in _OF_THE_CALLER or _has_no_answer(error):
+        return False
+    return isinstance(error, _OF_THE_FILE) or _is_refused_by_sftp(error)
+
+
+def _has_no_answer(error: BaseException) -> bool:
+    """Tell whether fsspec calls a file missing because its web server could not be asked."""
+    aiohttp = sys.modules.get("aiohttp")
+    lost = () if aiohttp is None else (aiohttp.ClientConnectionError, TimeoutError)
+    return isinstance(error.__cause__, lost)
+
+
+def _is_refused_by_sftp(error: BaseException) -> bool:
+    """Tell whether an SFTP server answered, and said no."""
+    asyncssh = sys.modules.get("asyncssh")
+    if asyncssh is None:
+        return False
+    lost = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)
+    return isinstance(error, asyncssh.SFTPError) and not isinstance(error, lost)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tell whether a request that failed in this way may succeed when it is made again."""
+    if not isinstance(error, Exception) or isinstance(error, (TltoolsError, *_FAULTS)):
+        return False
+    names = {kind.__name__ for kind in type(error).__mro__}
+    # Who has no credentials has none a second later; nor does a host key become another one.
+    if names & {"NoCredentialsError", "HostKeyNotVerifiable", "PermissionDenied", "ImportError"}:
+        return False
+    return not (_is_of_the_file(error) or isinstance(error, PermissionError | NotImplementedError))
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return an error's text in one line, without the address that some put before it."""
+    if isinstance(error, FileNotFoundError):
+        return _reason(error.__cause__) if _has_no_answer(error) else "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    return text if text[:2].isupper() else text[0].lower() + text[1:]
+
+
+# ---------------------------------------------------------------------------------- pictures
+
+
+class RemoteSource(Source):
+    """A picture on a server. `fetch_ahead` has it fetched before it is read."""
+
+    __slots__ = ("fetch", "num_bytes", "url")
+
+    def __init__(
+        self, name: str, fetch: Callable[[], bytes], *, num_bytes: int | None = None
+    ) -> None:
+        """Describe a picture.
+
+        Args:
+            name: See `Source`.
+            fetch: Returns its bytes, from any thread; raises OSError if it cannot be had, and
+                UnreachableError if the server cannot.
+            num_bytes: Its size, where that is known.
+        """
+        super().__init__(name, fetch)
+        self.fetch = fetch
+        self.num_bytes = UNKNOWN_BYTES if num_bytes is None else num_bytes
+        self.url: Url | None = None
+        """Its own, if it has one."""
+
+
+class _HasSource(Protocol):
+    @property
+    def path(self) -> Path | Source: ...
+
+
+Picture = TypeVar("Picture", bound=_HasSource)
+
+
+def fetch_ahead(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """Yield pictures in order, those of servers when they are here.
+
+    So nobody who decodes waits for a server. Others pass as they are, at no cost.
+
+    Args:
+        pictures: Consumed up to `READS` ahead where they are on servers, and one by one else.
+
+    Raises:
+        UnreachableError: Where the picture would be that a server could not be asked for.
+    """
+    waiting: deque[tuple[Picture, Future[bytes | OSError] | None, int]] = deque()
+    executor: ThreadPoolExecutor | None = None
+    num_bytes = 0
+    try:
+        for picture in pictures:
+            source = picture.path
+            if isinstance(source, RemoteSource):
+                executor = executor or ThreadPoolExecutor(READS, "fetch")
+                while waiting and num_bytes + source.num_bytes > MAX_AHEAD:
+                    num_bytes -= waiting[0][2]
+                    yield _arrived(*waiting.popleft())
+                waiting.append((picture, executor.submit(_fetch, source), source.num_bytes))
+                num_bytes += source.num_bytes
+            elif waiting:
+                waiting.append((picture, None, 0))
+            else:
+                yield picture
+                continue
+            while len(waiting) > READS or (waiting and _is_here(waiting[0][1])):
+                num_bytes -= waiting[0][2]
+                yield _arrived(*waiting.popleft())
+        while waiting:
+            yield _arrived(*waiting.popleft())
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch(source: RemoteSource) -> bytes | OSError:
+    """Return a picture's bytes, or why there are none."""
+    if source.num_bytes > MAX_FILE_BYTES:
+        return OSError(f"the file has {source.num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")
+    try:
+        return source.fetch()
+    except OSError as error:
+        return error
+
+
+def _is_here(future: "Future[bytes | OSError] | None") -> bool:
+    return future is None or future.done()
+
+
+def _arrived(
+    picture: Picture, future: "Future[bytes | OSError] | None", _num_bytes: int
+) -> Picture:
+    """Wait for a picture's bytes, which its next reader gets."""
+    if future is not None:
+        source = picture.path
+        assert isinstance(source, RemoteSource)
+        source.read = _Held(future.result(), source)
+    return picture
+
+
+class _Held:
+    """What was fetched, until it is read: it is not needed in memory any longer."""
+
+    def __init__(self, fetched: bytes | OSError, source: RemoteSource) -> None:
+        self._fetched = fetched
+        self._source = source
+
+    def __call__(self) -> bytes:
+        self._source.read = self._source.fetch
+        if isinstance(self._fetched, OSError):
+            raise self._fetched
+        return self._fetched
+
+
+# ----------------------------------------------------------------------------------- listing
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file on a server, from a listing."""
+
+    name: str
+    """Relative to the folder that was listed, with `/` between folders."""
+    path: str
+    """As the server is asked for it."""
+    num_bytes: int | None
+    version: str
+    """Something that changes when the file does, as far as the server says."""
+
+
+def list_files(
+    remote: Remote, *, on_error: Callable[[DataError], None] | None = None
+) -> Iterator[list[Entry]]:
+    """List all files in and below the folder of `remote`, as the listing arrives.
+
+    Hidden files and folders (`.name`) are left out. S3 gives them in the order of their keys, a
+    page at a time; other folders are listed one by one, and sorted as folders on a disk are. A
+    link to a folder is not followed.
+
+    Args:
+        remote: Of the folder's URL.
+        on_error: Is told of each folder below it that cannot be listed, which is then left out;
+            None to raise the error.
+
+    Raises:
+        DataError: While iterating, if the folder is missing or cannot be listed.
+        UnreachableError: While iterating, if the server cannot be asked.
+    """
+    if _EXTRAS[remote.url.protocol] == "s3":
+        return _list_s3(remote)
+    return _walk(remote, remote.path, "", on_error)
+
+
+def _list_s3(remote: Remote) -> Iterator[list[Entry]]:
+    bucket, _, prefix = remote.path.rstrip("/").partition("/")
+    prefix += "/" if prefix else ""
+    token: dict[str, str] = {}
+    while True:
+        try:
+            page = remote.ask(
+                lambda files, token=token: files.call_s3(
+                    "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE, **token
+                )
+            )
+        except OSError as error:
+            raise _cannot_list(remote.url, error) from error
+        entries = [
+            Entry(
+                found["Key"][len(prefix) :],
+                f"{bucket}/{found['Key']}",
+                int(found["Size"]),
+                str(found.get("ETag") or found.get("LastModified")),
+            )
+            for found in page.get("Contents", ())
+        ]
+        if visible := [entry for entry in entries if _is_visible(entry.name)]:
+            yield visible
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _is_visible(key: str) -> bool:
+    """Tell whether a key names a file, and not a folder or something hidden."""
+    return bool(key) and not key.endswith("/") and not key.startswith(".") and "/." not in key
+
+
+def _walk(
+    remote: Remote, folder: str, prefix: str, on_error: Callable[[DataError], None] | None
+) -> Iterator[list[Entry]]:
+    try:
+        found = remote.ask(lambda files: files.ls(folder, detail=True))
+    except OSError as error:
+        url = remote.url.joined(prefix) if prefix else remote.url
+        failure = _cannot_list(url, error)
+        if on_error is None or not prefix:
+            raise failure from error
+        on_error(failure)
+        return
+    infos = {info["name"].rstrip("/").rpartition("/")[2]: info for info in found}
+    files: list[Entry] = []
+    for name in sorted(name for name in infos if not name.startswith(".")):
+        info = infos[name]
+        if _kind(remote, info) == "directory":
+            if files:
+                yield files
+                files = []
+            if info["type"] == "directory":
+                yield from _walk(remote, info["name"].rstrip("/"), f"{prefix}{name}/", on_error)
+            continue
+        version = next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), "")
+        files.append(Entry(prefix + name, info["name"], info.get("size"), str(version)))
+        if len(files) == PAGE:
+            yield files
+            files = []
+    if files:
+        yield files
+
+
+def _kind(remote: Remote, info: dict[str, Any]) -> str:
+    """Return whether something is a `file` or a `directory`, and of a link what it leads to."""
+    if info["type"] != "link":
+        return info["type"]
+    try:
+        return remote.ask(lambda files: files.info(info["name"]))["type"]
+    except OSError:  # it leads nowhere: its row says so
+        return "file"
+
+
+def _cannot_list(url: Url, error: OSError) -> DataError:
+    return DataError(
+        f"cannot list {url}: {_reason(error)}; name a folder (or prefix) that you may list"
+    )
+
+
+def list_remote(
+    url: Url, *, on_error: Callable[[DataError], None] | None
+) -> Iterator[list[RemoteSource]]:
+    """List the pictures of a folder or an archive on a server, or the one that `url` names.
+
+    Args:
+        url: A folder, an archive or a picture.
+        on_error: As for `list_files` and `list_archive`.
+
+    Yields:
+        Pictures; their names are relative to the folder or the archive, and that of a single
+        picture is its URL.
+
+    Raises:
+        DataError: As `list_files`, or if there is nothing of that name.
+        UnreachableError: If the server cannot be asked.
+    """
+    remote = Remote(url)
+    if is_archive_name(url.name):
+        from tltools.data.archives import list_archive
+
+        archive = RemoteFile(remote)
+        try:
+            archive.size  # noqa: B018 - asked for now: what is missing is not left out
+        except OSError as error:
+            raise DataError(f"cannot read {url}: {_reason(error)}") from error
+        for members in list_archive(archive, on_error=on_error):
+            yield [_as_remote(member) for member in members]
+        return
+    if is_image_name(url.name) and _is_file(remote):
+        yield [remote_picture(remote, url, url.plain)]
+        return
+    for entries in list_files(remote, on_error=on_error):
+        some = [entry for entry in entries if is_image_name(entry.name)]
+        if some:
+            yield [_of_entry(remote, entry) for entry in some]
+
+
+def _is_file(remote: Remote) -> bool:
+    try:
+        return remote.info(remote.url)["type"] != "directory"
+    except OSError as error:
+        raise DataError(f"cannot read {remote.url}: {_reason(error)}") from error
+
+
+def remote_picture(remote: Remote, url: Url, name: str) -> RemoteSource:
+    """Return the picture at a URL of `remote`'s server, which is not asked yet."""
+    path = remote.path_of(url)
+    source = RemoteSource(name, lambda: remote.read(path))
+    source.url = url
+    return source
+
+
+class Remotes:
+    """The servers of a list of URLs, each connected to once."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._remotes: dict[tuple[str, str], Remote] = {}
+
+    def picture(self, url: Url, name: str) -> RemoteSource:
+        """Return the picture at a URL, whose server is not asked yet.
+
+        Raises:
+            ConfigError: If what its protocol needs is not installed.
+        """
+        server = (url.protocol, url.text.partition("://")[2].partition("/")[0])
+        if server not in self._remotes:
+            self._remotes[server] = Remote(url)
+        return remote_picture(self._remotes[server], url, name)
+
+
+def read_text_lines(url: Url) -> Iterator[bytes]:
+    """Return the lines of a text on a server.
+
+    Raises:
+        DataError: If it cannot be had.
+        UnreachableError: If the server cannot.
+    """
+    remote = Remote(url)
+    try:
+        return iter(remote.read(remote.path).splitlines(keepends=True))
+    except OSError as error:
+        raise DataError(f"cannot read the list {url}: {_reason(error)}") from error
+
+
+def _of_entry(remote: Remote, entry: Entry) -> RemoteSource:
+    source = RemoteSource(entry.name, lambda: remote.read(entry.path), num_bytes=entry.num_bytes)
+    source.url = remote.url.joined(entry.name)
+    return source
+
+
+def _as_remote(member: Source) -> RemoteSource:
+    return RemoteSource(member.name, member.read)
+
+
+# ---------------------------------------------------------------------------------- archives
+
+
+class RemoteFile:
+    """An archive on a server: read from its beginning on, or at any place by any thread."""
+
+    def __init__(self, remote: Remote) -> None:
+        """Take the file of `remote`'s URL, which is not asked for yet."""
+        self._remote = remote
+        self._size: int | None = None
+
+    def __str__(self) -> str:
+        """Return its URL."""
+        return str(self._remote.url)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file.
+
+        Raises:
+            OSError: If it is missing, or the server does not tell.
+        """
+        if self._size is None:
+            info = self._remote.info(self._remote.url)
+            if info["type"] == "directory":
+                raise OSError("it is a folder")
+            if info["size"] is None:
+                raise OSError("the server does not tell its size")
+            self._size = int(info["size"])
+        return self._size
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return bytes of the file.
+
+        Raises:
+            OSError: If they are not there.
+        """
+        if start + size > self.size:
+            raise OSError("the archive ends before it does")
+        if size > MAX_FILE_BYTES:
+            raise OSError(f"it has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        return self._remote.read_range(self._remote.path, start, start + size) if size else b""
+
+    def stream(self) -> BinaryIO:
+        """Return the file to be read from its beginning on, a few blocks ahead."""
+        starts = range(0, self.size, BLOCK)
+        blocks = ordered_map(
+            lambda start: self.read(start, min(BLOCK, self.size - start)),
+            starts,
+            workers=BLOCKS_AHEAD,
+            ahead=BLOCKS_AHEAD,
+        )
+        return cast("BinaryIO", io.BufferedReader(_Blocks(blocks), 2**16))
+
+    def random(self) -> BinaryIO:
+        """Return the file to be read at any place, in one thread."""
+        return cast("BinaryIO", io.BufferedReader(_Anywhere(self), 2**20))
+
+
+class _Blocks(io.RawIOBase):
+    """Blocks as a file that is read forwards."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = memoryview(next(self._blocks, b""))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class _Anywhere(io.RawIOBase):
+    """A file on a server, read where one wants."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        if base + offset < 0:
+            raise OSError("there is nothing before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._file.size - self._position))
+        buffer[:count] = self._file.read(self._position, count)
+        self._position += count
+        return count
