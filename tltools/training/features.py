@@ -45,8 +45,8 @@ BATCH_SIZE = 16
 CALIBRATION_IMAGES = 64
 """Training pictures that int8's ranges are taken from (benchmarks/LOG.md)."""
 CHECK_IMAGES = 16
-PART_SIZE = 64
-"""Most pictures that an actor answers together: a few seconds' work, and a megabyte of features."""
+PART_SIZE = 32
+"""Most pictures that an actor answers together: some seconds' work on few cores."""
 PROBE_IMAGES = 2
 """Pictures that each actor's features are compared with this machine's on."""
 SHARD_SIZE = 512
@@ -283,29 +283,29 @@ def _results(
     remote: RemotePictures | None,
     progress: Progress,
 ) -> _Results:
-    """Compute features, here or on a cluster."""
+    """Prepare the backbone; return what computes features with it, here or on a cluster."""
     if remote is None and device.type != "cpu":
-        yield from _computed_here(
-            _TorchBackbone(model, preprocessing, device), files, preprocessing
-        )
-        return
+        return _computed_here(_TorchBackbone(model, preprocessing, device), files, preprocessing)
     with _backbone_file(model, preprocessing, cache, calibration, progress) as path:
         backbone = OnnxBackbone(path, preprocessing)
         data = b"" if remote is None else path.read_bytes()
     if remote is None:
-        yield from _computed_here(backbone, files, preprocessing)
-        return
+        return _computed_here(backbone, files, preprocessing)
     few = load_few([file.path for file in files[:PROBE_IMAGES]], preprocessing)
-    features = backbone(few)
-    del backbone  # its memory is an actor's, if the cluster is this machine
     outputs = remote.outputs(
         [file.path for file in files],
-        partial(open_shared, remote.connect().put(data), preprocessing, few, features),
+        partial(open_shared, remote.connect().put(data), preprocessing, few, backbone(few)),
         preprocessing=preprocessing,
         batch_size=BATCH_SIZE,
         part_size=PART_SIZE,
         device="cpu" if calibration else None,
     )
+    return _computed_there(outputs, files)
+
+
+def _computed_there(
+    outputs: Generator[tuple[range, NDArray[np.float32]], None, None], files: Sequence[_File]
+) -> _Results:
     with closing(outputs):
         for indices, values in outputs:
             yield [files[index].sha256 for index in indices], values
