@@ -324,7 +324,7 @@ def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, pictur
     assert told("--engine", "ray") == told()
 
 
-def test_vgg16_is_trained_on_the_clusters_features(remote, drawn_dataset, vgg16_file, tmp_path):
+def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16_file, tmp_path):
     def train(name, **options):
         config = default_config("vgg16", epochs=2, feature_precision="fp32")
         return train_model(
@@ -338,6 +338,7 @@ def test_vgg16_is_trained_on_the_clusters_features(remote, drawn_dataset, vgg16_
         )
 
     recorder = Recorder()
+    remote = RemotePictures(device="cpu", progress=recorder)
     first = train("ray", remote=remote, progress=recorder)
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
     assert remote._ray is None  # the epochs need no cluster

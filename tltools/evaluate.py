@@ -169,6 +169,7 @@ def evaluate_on_cluster(
         with closing(outputs):
             return _collect(card, paths, outputs, progress)
 
+    remote.connect()  # before the time is taken
     return _evaluate(card, dataset, run, split)
 
 
