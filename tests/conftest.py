@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,6 +243,51 @@ def cnn_exports(cnn_run: Path) -> "dict[str, ExportResult]":
     output = cnn_run.parents[1] / "exports"
     results = export_run(cnn_run, formats, output, device="cpu")
     return dict(zip(formats, results, strict=True))
+
+
+@pytest.fixture(scope="session")
+def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG16's convolutions with random values, as a features-only file."""
+    import torch
+    from safetensors.torch import save_file
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in vgg16().state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+        if len(shape) > 1
+        else torch.zeros(shape)
+        for name, shape in shapes.items()
+        if name.startswith("features.")
+    }
+    path = tmp_path_factory.mktemp("weights") / "vgg16.safetensors"
+    save_file(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of two nodes with a core each; `crash.png` kills the worker that decodes it."""
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'tltools[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+    from test_examine import SITE
+
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(SITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, sys.path)]))
+        node = {"num_cpus": 1, "object_store_memory": 2**27}
+        made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        made.node = node
+        made.second = made.add_node(**node)
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 class Ran(NamedTuple):

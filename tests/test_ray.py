@@ -13,7 +13,6 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 from conftest import COLOURS, Recorder, run_tltools, save_picture
-from test_examine import SITE
 
 from tltools.classify import ray_engine, run_job, run_ray_job
 from tltools.classify.job import Tally
@@ -184,28 +183,6 @@ def test_options_that_only_this_engine_takes(option, onnx_path, pictures, tmp_pa
 
 
 # ------------------------------------------------------------------------------ with a cluster
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory, onnx_path):
-    """A cluster of two nodes with a core each; `crash.png` kills the worker that decodes it."""
-    pytest.importorskip("ray.data", reason="needs Ray: pip install 'tltools[ray]'")
-    import ray
-    from ray.cluster_utils import Cluster
-
-    site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(SITE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, sys.path)]))
-        node = {"num_cpus": 1, "object_store_memory": 2**27}
-        made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        made.node = node
-        made.second = made.add_node(**node)
-        ray.init(address=made.address, log_to_driver=False)
-        yield made
-        ray.shutdown()
-        made.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -47,26 +47,6 @@ def dataset(pictures):
     return load_dataset(pictures, val_fraction=0.25)
 
 
-@pytest.fixture(scope="module")
-def vgg16_file(tmp_path_factory):
-    """VGG16's convolutions with random values, as a features-only file."""
-    from torchvision.models import vgg16
-
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in vgg16().state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
-        if len(shape) > 1
-        else torch.zeros(shape)
-        for name, shape in shapes.items()
-        if name.startswith("features.")
-    }
-    path = tmp_path_factory.mktemp("weights") / "vgg16.safetensors"
-    save_file(state, path)
-    return path
-
-
 def train(dataset, tmp_path, model="cnn", progress=None, **changes):
     weights = str(changes.pop("weights", "imagenet"))
     changes = {"epochs": 3, "batch_size": 6, "lr": 1e-3} | changes

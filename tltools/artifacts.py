@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tltools.card import Card, Precision
 from tltools.errors import ArtifactError, DataError
-from tltools.run_folder import load_card, read_split
+from tltools.run_folder import CARD, load_card, read_split
 from tltools.runtime.device import Device
 from tltools.runtime.predictor import PREDICTORS, Predictor, load_predictor, read_card
 from tltools.runtime.selftest import lacks_self_test
@@ -276,3 +276,17 @@ def open_predictor(path: Path, device: Device = "auto", threads: int | None = No
 
         return open_run(path, device=device, threads=threads)
     return load_predictor(path, device=device, threads=threads)
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return the files that a run or an export is opened from.
+
+    Raises:
+        ArtifactError: If it is not there.
+    """
+    _check_exists(path)
+    if path.is_dir():
+        from tltools.training.run import CHECKPOINT
+
+        return [path / CARD, path / CHECKPOINT]
+    return [path]

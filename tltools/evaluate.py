@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,14 @@ from tltools.metrics import (
 from tltools.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tltools.data.dataset import Dataset
+    from tltools.runtime.actors import OpenModel, RemotePictures
     from tltools.runtime.predictor import Predictor
+
+PART_SIZE = 256
+"""Most pictures that an actor of a cluster answers together: some seconds' work on few cores."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -117,7 +125,61 @@ def evaluate(
             cannot be read.
         ArtifactError: If the logits do not fit the card or are not finite.
     """
-    card = predictor.card
+    run = partial(predict, predictor, batch_size=batch_size, progress=progress)
+    return _evaluate(predictor.card, dataset, run, split)
+
+
+def evaluate_on_cluster(
+    card: Card,
+    dataset: "Dataset",
+    remote: "RemotePictures",
+    open_model: "OpenModel",
+    same_files: Sequence[Path],
+    *,
+    split: str | None = None,
+    batch_size: int = 32,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """As `evaluate`, with a predictor on each actor of a cluster.
+
+    Args:
+        card: The predictor's.
+        dataset: As in `evaluate`.
+        remote: The cluster.
+        open_model: Opens the predictor on an actor.
+        same_files: The predictor's, which all machines have to see.
+        split: As in `evaluate`.
+        batch_size: As in `evaluate`.
+        progress: As in `evaluate`.
+
+    Raises:
+        DataError, ArtifactError: As `evaluate`.
+        TltoolsError: If the cluster cannot be reached, or gives up.
+    """
+
+    def run(paths: Sequence[Path]) -> NDArray[np.float32]:
+        outputs = remote.outputs(
+            paths,
+            open_model,
+            preprocessing=card.preprocessing,
+            batch_size=batch_size,
+            part_size=PART_SIZE,
+            same_files=same_files,
+        )
+        with closing(outputs):
+            return _collect(card, paths, outputs, progress)
+
+    remote.connect()  # before the time is taken
+    return _evaluate(card, dataset, run, split)
+
+
+def _evaluate(
+    card: Card,
+    dataset: "Dataset",
+    run: "Callable[[Sequence[Path]], NDArray[np.float32]]",
+    split: str | None,
+) -> Evaluation:
+    """Compare the logits that `run` gives for pictures, (N, C), with their labels."""
     _check_classes(dataset.classes, card)
     frame = dataset.frame
     present = set(frame["split"])
@@ -133,7 +195,7 @@ def evaluate(
     targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
     paths = [Path(path) for path in frame["path"]]
     start = time.perf_counter()
-    logits = predict(predictor, paths, batch_size=batch_size, progress=progress)
+    logits = run(paths)
     seconds = time.perf_counter() - start
     probs = softmax(logits, temperature=card.temperature)
     preds = logits.argmax(axis=1).astype(np.int64)
@@ -171,20 +233,33 @@ def predict(
         ArtifactError: If the logits do not fit the card or are not finite.
     """
     spec = predictor.card.preprocessing
-    num_classes = len(predictor.card.classes)
+    images = load_images(paths, size=spec.size, resize=spec.resize, batch_size=batch_size)
+    starts = range(0, len(paths), batch_size)
+    outputs = (
+        (range(start, start + len(batch)), predictor(batch))
+        for start, batch in zip(starts, images, strict=True)
+    )
+    return _collect(predictor.card, paths, outputs, progress)
+
+
+def _collect(
+    card: Card,
+    paths: Sequence[Path],
+    outputs: Iterable[tuple[range, NDArray[np.float32]]],
+    progress: Progress,
+) -> NDArray[np.float32]:
+    """Put the outputs of some pictures each into their places; see that they are logits, (N, C)."""
+    num_classes = len(card.classes)
     logits = np.empty((len(paths), num_classes), dtype=np.float32)
-    done = 0
     with progress.bar("Evaluating", len(paths)) as bar:
-        for images in load_images(paths, size=spec.size, resize=spec.resize, batch_size=batch_size):
-            batch = predictor(images)
-            if batch.shape != (len(images), num_classes):
+        for indices, batch in outputs:
+            if batch.shape != (len(indices), num_classes):
                 raise ArtifactError(
-                    f"the model answers {len(images)} pictures with {batch.shape}, its card names "
+                    f"the model answers {len(indices)} pictures with {batch.shape}, its card names "
                     f"{num_classes} classes: export it again"
                 )
-            logits[done : done + len(images)] = batch
-            done += len(images)
-            bar.advance(len(images))
+            logits[indices.start : indices.stop] = batch
+            bar.advance(len(indices))
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise ArtifactError(

@@ -10,22 +10,18 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import time
-import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from tltools import __version__, errors
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat, Row, column_names, json_row, utf8_text
 from tltools.classify.job import (
@@ -51,11 +47,22 @@ from tltools.classify.resume import (
 from tltools.classify.supervisor import MAX_STALLS, Watch, watch_decoders
 from tltools.classify.writers import STDOUT, SUFFIXES, row_format, write_parquet
 from tltools.data.images import is_archive_name
-from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, TltoolsError
-from tltools.parallel import num_cores
+from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, load_predictor, open_model, read_card
-from tltools.runtime.device import cluster_device
+from tltools.runtime.cluster import (
+    Failure,
+    Pool,
+    check_version,
+    choose_pool,
+    cluster,
+    failure_here,
+    from_failure,
+    import_ray,
+    run_actors,
+    table_values,
+    value_table,
+)
 from tltools.runtime.pipeline import AHEAD_BATCH, check_positive
 
 if TYPE_CHECKING:
@@ -76,10 +83,6 @@ MARK = "_SUCCESS"
 """The file that says that a data set is complete, and what it was made of."""
 ATTEMPTS = ".attempts"
 """A folder in an unfinished data set: how often each part in work was begun, as a file's size."""
-CONNECT_S = 10.0
-"""Longest time until a cluster answers."""
-STORE_BYTES = 2**28
-"""Of shared memory for a cluster of this machine's own: only names of pictures go through it."""
 _PART_NAME = re.compile(r"part-(\d{6,})\.(parquet|csv)")
 _OWN_NAMES = re.compile(
     rf"{_PART_NAME.pattern}|{MARK}(\.part(\.json(\.new)?)?)?|{re.escape(ATTEMPTS)}|\.part-.*\.tmp.*"
@@ -115,8 +118,8 @@ class Task(msgspec.Struct, frozen=True):
     """The same with these."""
     unlisted: tuple[str, ...] = ()
     """Why folders before these pictures were left out."""
-    failure: tuple[str, str] | None = None
-    """Name of the error's class and its message, where the listing cannot go on."""
+    failure: Failure | None = None
+    """Where the listing cannot go on."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -136,7 +139,7 @@ class Report(msgspec.Struct, frozen=True):
     failures: tuple[tuple[str, str], ...] = ()
     """Name and error of the pictures that could not be read, in order."""
     unlisted: tuple[str, ...] = ()
-    failure: tuple[str, str] | None = None
+    failure: Failure | None = None
     """As a task's: the job cannot go on."""
 
 
@@ -207,7 +210,7 @@ def run_ray_job(
     card = read_card(model)
     check_positive({"--batch-size": batch_size, "--part-size": part_size})
     check_min_confidence(min_confidence, card.classes)
-    ray_data = _import_ray()
+    import_ray()
     job = Job(
         model,
         inputs,
@@ -235,8 +238,8 @@ def run_ray_job(
         if done:
             progress.say(f"Going on after {num_kept} rows in {len(done)} parts in {output}")
         begun = time.perf_counter()
-        with _cluster(address, progress) as ray:
-            pool = _pool(ray, device, workers)
+        with cluster(address, progress) as ray:
+            pool = choose_pool(ray, device, workers)
             opened, plan = _open(model, pool, batch_size, record, output)
             if record is None:
                 record = parts.begin(job.record(opened, plan), part_size, part_format)
@@ -258,7 +261,7 @@ def run_ray_job(
             )
             begun = time.perf_counter()
             missing = None if total is None else total - num_kept
-            reports = _reports(ray, ray_data, listing, settings, pool)
+            reports = _reports(ray, listing, settings, pool)
             _collect(reports, result, missing, progress, begun)
         parts.finish(record, result)
     return Summary(
@@ -587,8 +590,7 @@ class _Result:
             TltoolsError: If it is a failure, or the parts are not those of one listing.
         """
         if report.failure is not None:
-            kind, message = report.failure
-            raise getattr(errors, kind)(message)
+            raise from_failure(report.failure)
         for reason in report.unlisted:
             if reason not in self.unlisted:  # a listing that begins again says it again
                 self.unlisted.append(reason)
@@ -617,31 +619,6 @@ class _Result:
 # ----------------------------------------------------------------------------------- the cluster
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The actors of a job."""
-
-    device: Device
-    choice: DeviceChoice
-    max_size: int
-    num_cpus: int
-    """Of each actor, and threads of its predictor."""
-    num_nodes: int
-
-    @property
-    def num_gpus(self) -> int:
-        """Of each actor."""
-        return 0 if self.choice.device == "cpu" else 1
-
-    def __str__(self) -> str:
-        """Return the pool in words."""
-        gpu = " and a GPU" if self.num_gpus else ""
-        cores = "a core" if self.num_cpus == 1 else f"{self.num_cpus} cores"
-        actors = "1 actor" if self.max_size == 1 else f"up to {self.max_size} actors"
-        nodes = "1 machine" if self.num_nodes == 1 else f"{self.num_nodes} machines"
-        return f"{actors} with {cores}{gpu} on {nodes}"
-
-
 @dataclass
 class _Opened:
     """What there is to say of the model on the actors' device."""
@@ -653,159 +630,8 @@ class _Opened:
     placement: dict[str, int]
 
 
-def _import_ray() -> Any:
-    """Import Ray Data, without usage reports unless the user wants them.
-
-    Raises:
-        ConfigError: If Ray is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to the terminal
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module("ray.data")
-    except ImportError as error:
-        raise ConfigError(
-            f"--engine ray needs Ray Data ({error}); pip install 'tltools[ray]'"
-        ) from error
-
-
-@contextmanager
-def _cluster(address: str | None, progress: Progress) -> Iterator[Any]:
-    """Connect to a cluster, or start one on this machine; yield the module `ray`.
-
-    Raises:
-        TltoolsError: If the cluster cannot be reached.
-    """
-    import logging
-
-    ray = import_module("ray")
-    if ray.is_initialized():  # the program that calls us has its own
-        yield ray
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is not None and address.startswith("ray://"):
-        raise ConfigError(
-            f"--ray-address {address} is one of Ray Client, which has no machine of its own in the "
-            "cluster; run the command on a machine of the cluster, with --ray-address auto"
-        )
-    if address is not None:
-        _check_reachable(address)
-    progress.say("Ray: starting on this machine" if address is None else f"Ray: joining {address}")
-    own: dict[str, Any] = (
-        {"include_dashboard": False, "num_cpus": num_cores(), "object_store_memory": STORE_BYTES}
-        if address is None
-        else {}
-    )
-    try:
-        with warnings.catch_warnings(), _no_stderr():
-            warnings.simplefilter("ignore")
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                **own,
-            )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _unreachable(address, error) from error
-    try:
-        with _told(progress):
-            yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Knock at the cluster's door: Ray waits for minutes before it says that nobody is there.
-
-    Raises:
-        TltoolsError: If nobody is there.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # `auto`, or what Ray has to make sense of
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise _unreachable(address, error) from error
-
-
-def _unreachable(address: str | None, error: Exception) -> TltoolsError:
-    if address is None:
-        return TltoolsError(f"cannot start Ray on this machine: {_first_line(error)}")
-    return TltoolsError(
-        f"cannot reach the Ray cluster at {address}: {_first_line(error)}; start it with "
-        "`ray start --head`, and name the address that it shows with --ray-address"
-    )
-
-
-@contextmanager
-def _told(progress: Progress) -> Iterator[None]:
-    """Show what Ray says of lost workers to who wants to know everything.
-
-    It is written to standard output, which may be the result, and no setting stops that; it is
-    about what this engine looks after. Where a later Ray does it in another way, so be it.
-    """
-    module: Any = import_module("ray._private.worker")
-    show = getattr(module, "print_to_stdstream", None)
-
-    def tell(data: dict[str, Any], **_options: object) -> None:
-        for line in data.get("lines", ()):
-            progress.detail(f"Ray: {_first_line(line)}")
-
-    if show is not None:
-        module.print_to_stdstream = tell
-    try:
-        yield
-    finally:
-        if show is not None:
-            module.print_to_stdstream = show
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ part says on standard error while it starts from the terminal.
-
-    Its errors reach us as exceptions; there is no setting that stops its first line.
-    """
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
-
-
-def _pool(ray: Any, device: Device, workers: int | None) -> _Pool:
-    """Share the cluster's cores and GPUs out to actors, all of one size."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    device, choice = cluster_device(device, sum(int(node.get("GPU", 0)) for node in nodes))
-    if choice.device != "cpu":
-        nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
-        shares = [int(node.get("CPU", 0) // int(node["GPU"])) for node in nodes]
-    else:
-        nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
-        shares = [int(node["CPU"]) for node in nodes]
-    if not shares or min(shares) < 1:
-        raise DeviceError("the Ray cluster has no cores to classify with; add a machine to it")
-    num_cpus = workers or min(shares)
-    sizes = [int(node["CPU"] // num_cpus) for node in nodes]
-    if choice.device != "cpu":
-        sizes = [min(size, int(node["GPU"])) for size, node in zip(sizes, nodes, strict=True)]
-    if not sum(sizes):
-        raise ConfigError(
-            f"no machine of the cluster has the {num_cpus} cores of --workers; the largest has "
-            f"{max(int(node['CPU']) for node in nodes)}"
-        )
-    return _Pool(device, choice, sum(sizes), num_cpus, len(nodes))
-
-
 def _open(
-    model: Path, pool: _Pool, batch_size: int | None, record: PartsRecord | None, output: Path
+    model: Path, pool: Pool, batch_size: int | None, record: PartsRecord | None, output: Path
 ) -> tuple[_Opened, Plan]:
     """Choose the plan by opening the model here, or take that of the rows that are kept."""
     size = batch_size if record is None else record.batch_size
@@ -830,56 +656,21 @@ def _open(
 
 
 def _reports(
-    ray: Any, data: Any, listing: dict[str, Any], settings: Settings, pool: _Pool
+    ray: Any, listing: dict[str, Any], settings: Settings, pool: Pool
 ) -> Generator[Report, None, None]:
     """Run the job on the cluster; yield what its actors report, as it comes."""
-    import logging
-
-    strategies = import_module("ray.util.scheduling_strategies")
-    faults = import_module("ray.data.exceptions")
-    here = strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
+    values = run_actors(
+        ray,
+        pool,
+        Classifier,
+        msgspec.msgpack.encode(settings),
+        tasks=list_parts,
+        tasks_options=listing,
+        remedy="the same command goes on from there",
     )
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1  # a row is a block: a part is a task, a report comes at once
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = (
-            data.from_items([0])
-            .map_batches(
-                list_parts,
-                fn_kwargs=listing,
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=0,
-                scheduling_strategy=here,
-            )
-            .map_batches(
-                Classifier,
-                fn_constructor_args=(msgspec.msgpack.encode(settings),),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=pool.num_cpus,
-                num_gpus=pool.num_gpus or None,
-                # Down to one: at the end idle actors make room for those of a lost machine, and
-                # for the parts that it had in work.
-                compute=data.ActorPoolStrategy(
-                    min_size=1, max_size=pool.max_size, initial_size=pool.max_size
-                ),
-            )
-        )
-        try:
-            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for value in table.column("report").to_pylist():
-                    yield msgspec.msgpack.decode(value, type=Report)
-        except (ray.exceptions.RayError, faults.SystemException) as error:
-            raise TltoolsError(
-                f"Ray ended the job: {_first_line(error)}; the same command goes on from there. "
-                "Every machine needs the same tltools and Ray: see Ray's logs in /tmp/ray"
-            ) from error
+    with closing(values):
+        for value in values:
+            yield msgspec.msgpack.decode(value, type=Report)
 
 
 def _collect(
@@ -932,11 +723,11 @@ def list_parts(
         folder: The driver's working folder, to which `inputs` are relative.
 
     Yields:
-        A table with one row, `task`: a `Task` as MessagePack.
+        A table with one row, `value`: a `Task` as MessagePack.
     """
     os.chdir(folder)
     for task in _tasks(inputs, part_size, done):
-        yield _table("task", msgspec.msgpack.encode(task))
+        yield value_table(msgspec.msgpack.encode(task))
 
 
 def _tasks(inputs: Sequence[Path], part_size: int, done: frozenset[int]) -> Iterator[Task]:
@@ -970,20 +761,16 @@ class Classifier:
         """Open the model; what is wrong with that is reported with the first part."""
         self._settings = msgspec.msgpack.decode(settings, type=Settings)
         self._watch = Watch(self._settings.picture_timeout_s)
-        self._problem: tuple[str, str] | None = None
+        self._problem: Failure | None = None
         try:
             self._open()
         except TltoolsError as error:
-            self._problem = (type(error).__name__, f"on {socket.gethostname()}: {error}")
+            self._problem = failure_here(error)
         _watch_over_this_process(self._watch)
 
     def _open(self) -> None:
         settings, record = self._settings, self._settings.record
-        if __version__ != record.tltools:
-            raise ConfigError(
-                f"this machine has tltools {__version__}, and the command's {record.tltools}; "
-                "install the same"
-            )
+        check_version(record.tltools)
         model = Path(settings.model)
         for path in (model, *map(Path, record.inputs), Path(settings.output)):
             if not path.exists():
@@ -1006,16 +793,16 @@ class Classifier:
         """Classify parts, and write them.
 
         Args:
-            table: A column `task`: a `Task` as MessagePack in each row.
+            table: A column `value`: a `Task` as MessagePack in each row.
 
         Yields:
-            A table with one row, `report`: a `Report` as MessagePack. As many for a part when it is
+            A table with one row, `value`: a `Report` as MessagePack. As many for a part when it is
             done again, after its worker was lost, as the first time: Ray counts on that.
         """
-        for value in table.column("task").to_pylist():
+        for value in table_values(table):
             task = msgspec.msgpack.decode(value, type=Task)
             for report in self._run(task):
-                yield _table("report", msgspec.msgpack.encode(report))
+                yield value_table(msgspec.msgpack.encode(report))
 
     def _run(self, task: Task) -> Iterator[Report]:
         failure = task.failure or self._problem
@@ -1035,7 +822,7 @@ class Classifier:
                     yield report
                     num_reports += 1
             except TltoolsError as error:
-                failure = (type(error).__name__, f"on {socket.gethostname()}: {error}")
+                failure = failure_here(error)
         while failure is not None and num_reports <= REPORTS:
             yield Report(task.number, failure=failure)
             num_reports += 1
@@ -1125,14 +912,3 @@ def _end_if_blocked(watch: Watch) -> None:
         while True:
             faulthandler.dump_traceback_later(2 * watch.timeout_s, exit=True, file=nowhere)
             time.sleep(watch.tick_s)
-
-
-def _table(name: str, value: bytes) -> "pyarrow.Table":
-    import pyarrow
-
-    return pyarrow.table({name: pyarrow.array([value], pyarrow.binary())})
-
-
-def _first_line(said: object) -> str:
-    lines = str(said).strip().splitlines()
-    return lines[0] if lines else type(said).__name__

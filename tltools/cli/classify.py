@@ -9,10 +9,13 @@ import typer
 
 from tltools.cli.command import Out, command, tell
 from tltools.cli.options import (
+    CLUSTER,
     SPEED,
     InferenceDeviceOption,
+    RayAddressOption,
     ReportOption,
     WorkersOption,
+    check_ray_options,
     path_or_url,
 )
 from tltools.cli.show import check_report, write_report
@@ -24,8 +27,7 @@ if TYPE_CHECKING:
     from tltools.data.remote import Location
 
 FAILURES = "Pictures that fail"
-CLUSTER = "Cluster"
-"""Titles of parts of the help."""
+"""Title of a part of the help."""
 
 
 @command
@@ -145,14 +147,7 @@ def classify(
             rich_help_panel=CLUSTER,
         ),
     ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            help="The cluster's address, or auto.",
-            show_default="RAY_ADDRESS, or a cluster of this machine",
-            rich_help_panel=CLUSTER,
-        ),
-    ] = None,
+    ray_address: RayAddressOption = None,
     part_size: Annotated[
         int | None,
         typer.Option(
@@ -266,12 +261,10 @@ REASONS = {
 
 def _check_engine(engine: str, *, local: dict[str, object], ray: dict[str, object]) -> None:
     """Refuse options that only the other engine takes; those that are not given are None."""
-    for option, value in (local if engine == "ray" else ray).items():
-        if value is None:
-            continue
-        if engine == "ray":
+    check_ray_options(engine, ray)
+    for option, value in local.items():
+        if engine == "ray" and value is not None:
             raise ConfigError(f"{option} is for --engine local: {REASONS[option]}; leave it out")
-        raise ConfigError(f"{option} is for --engine ray; add that")
 
 
 def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:

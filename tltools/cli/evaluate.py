@@ -1,5 +1,7 @@
 """`tltools evaluate`."""
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -7,13 +9,16 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import (
+    CLUSTER,
     ClassNamesOption,
     DeviceOption,
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
+    RayAddressOption,
     ReportOption,
     SkipBadOption,
+    open_cluster,
     path_or_url,
     split_names,
 )
@@ -50,21 +55,43 @@ def evaluate(
         typer.Option(help="Folder for evaluation.json and confusion_matrix.png."),
     ] = None,
     report: ReportOption = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="ray: the model runs on a Ray cluster; pip install 'tltools\\[ray]'.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = "local",
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Score a run or an export on labelled pictures.
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
-    from tltools.artifacts import open_predictor
+    from tltools.artifacts import model_files, open_predictor, read_artifact
     from tltools.data.dataset import load_dataset
     from tltools.evaluate import evaluate as evaluate_predictor
+    from tltools.evaluate import evaluate_on_cluster
     from tltools.runtime.selftest import lacks_self_test
 
     progress = out.progress
-    predictor = open_predictor(model, device)
-    progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
-    if note := lacks_self_test(predictor.card):
+    remote = open_cluster(engine, ray_address, device, progress)
+    if remote is not None:
+        card = read_artifact(model).card
+        run = partial(
+            evaluate_on_cluster,
+            card,
+            remote=remote,
+            open_model=partial(open_predictor, model.absolute()),
+            same_files=model_files(model),
+        )
+    else:
+        predictor = open_predictor(model, device)
+        progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
+        card = predictor.card
+        run = partial(evaluate_predictor, predictor)
+    if note := lacks_self_test(card):
         progress.warn(note)
     names = split_names(class_names)
     dataset = load_dataset(
@@ -78,13 +105,8 @@ def evaluate(
         progress=progress,
     )
     tell_findings(dataset, progress)
-    result = evaluate_predictor(
-        predictor,
-        dataset,
-        split=split,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    with remote or nullcontext():
+        result = run(dataset=dataset, split=split, batch_size=batch_size, progress=progress)
     if output is not None:
         from tltools.atomic import write_text
         from tltools.plots import plot_confusion
@@ -94,7 +116,7 @@ def evaluate(
             result.confusion,
             result.classes,
             output / "confusion_matrix.png",
-            title=f"{predictor.card.run} on {dataset.name}",
+            title=f"{card.run} on {dataset.name}",
         )
         progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
     if report is not None:
@@ -104,7 +126,7 @@ def evaluate(
             read_evaluation(result.to_json().encode(), where=model),
             name=str(model),
             result=result,
-            resize=predictor.card.preprocessing.resize,
+            resize=card.preprocessing.resize,
         )
         write_report(report, [section], progress)
     if out.as_json:

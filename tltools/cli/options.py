@@ -1,5 +1,6 @@
 """Options that several commands have, and how lists in them are read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,6 +10,9 @@ from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.data.remote import Location
+    from tltools.progress import Progress
+    from tltools.runtime.actors import RemotePictures
+    from tltools.runtime.device import Device
 
 
 def path_or_url(text: str) -> "Location":
@@ -28,7 +32,7 @@ def path_or_url(text: str) -> "Location":
 
 
 # Titles of the parts of a help with many options.
-DATA, SPEED, TERMINAL = "Data", "Speed", "Terminal"
+DATA, SPEED, CLUSTER, TERMINAL = "Data", "Speed", "Cluster", "Terminal"
 
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -82,6 +86,14 @@ WorkersOption = Annotated[
         min=1, help="Decoding threads.", show_default="by the machine", rich_help_panel=SPEED
     ),
 ]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's address, or auto.",
+        show_default="RAY_ADDRESS, or a cluster of this machine",
+        rich_help_panel=CLUSTER,
+    ),
+]
 ReportOption = Annotated[
     Path | None,
     typer.Option("--report", help="Write an HTML page too; an earlier one is replaced."),
@@ -104,6 +116,34 @@ VerboseOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=TERMINAL)
 ]
+
+
+def check_ray_options(engine: str, options: Mapping[str, object]) -> None:
+    """Refuse options of `--engine ray` for another engine; those that are not given are None.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    for option, value in options.items():
+        if engine != "ray" and value is not None:
+            raise ConfigError(f"{option} is for --engine ray; add that")
+
+
+def open_cluster(
+    engine: str, address: str | None, device: "Device", progress: "Progress"
+) -> "RemotePictures | None":
+    """Return the cluster of `--engine ray`, which is joined when it is needed; else None.
+
+    Raises:
+        ConfigError: If `--ray-address` is given for another engine, or Ray is missing.
+        TltoolsError: If nobody is at the address.
+    """
+    check_ray_options(engine, {"--ray-address": address})
+    if engine != "ray":
+        return None
+    from tltools.runtime.actors import RemotePictures
+
+    return RemotePictures(address, device=device, progress=progress)
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

@@ -8,19 +8,22 @@ import typer
 
 from tltools.cli.command import INTERRUPTED, Out, command
 from tltools.cli.options import (
+    CLUSTER,
     DATA,
     ClassNamesOption,
     DeviceOption,
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
+    RayAddressOption,
     ReportOption,
     SkipBadOption,
+    open_cluster,
     path_or_url,
     split_names,
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
-from tltools.errors import TltoolsError
+from tltools.errors import ConfigError, TltoolsError
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -192,12 +195,25 @@ def train(
         typer.Option("--resume", help="Go on with the newest unfinished run, as it was begun."),
     ] = False,
     report: ReportOption = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="ray: a Ray cluster computes VGG16's features; pip install 'tltools\\[ray]'.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = "local",
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Train the models and compare them.
 
     Example: tltools train photos/labels.csv --weights vgg16.pth
     """
     check_report(report)
+    if engine == "ray" and model == "cnn":
+        raise ConfigError(
+            "--engine ray computes VGG16's features, and --model cnn has none; leave it out, or "
+            "choose --model vgg16"
+        )
     from tltools.training import default_config
 
     models = ("cnn", "vgg16") if model == "all" else (model,)
@@ -226,6 +242,7 @@ def train(
         from tltools.training.logs import check_logs
 
         check_logs(logs)
+    remote = open_cluster(engine, ray_address, device, progress)
     trained: list[TrainedRun] = []
     failure: TltoolsError | None = None
     if resume:
@@ -240,6 +257,7 @@ def train(
                 device=device,
                 cache_dir=cache_dir,
                 logs=logs,
+                remote=remote,
                 progress=progress,
             )
         )
@@ -268,6 +286,7 @@ def train(
                 run_dir=run_dir,
                 cache_dir=cache_dir,
                 logs=logs,
+                remote=remote,
                 progress=progress,
             ):
                 trained.append(run)  # noqa: PERF402 - those before a failure count

@@ -258,6 +258,18 @@ def run_pictures(
         yield from _run_ahead(model, pictures, preprocessing, plan, finish, memory)
 
 
+def readable(outputs: Outputs[Source]) -> Outputs[Source]:
+    """Return outputs as they are, for `run_pictures` where no picture may fail.
+
+    Raises:
+        DataError: If one could not be read.
+    """
+    for error in outputs.errors:
+        if error is not None:
+            raise error
+    return outputs
+
+
 def forward_s(predictor: Predictor) -> float:
     """Measure one forward pass of one picture in seconds, after one to warm up."""
     image = predictor.new_batch(1)

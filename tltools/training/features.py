@@ -1,14 +1,15 @@
 """The frozen backbone's features: computed once per picture, kept on disk.
 
-On the CPU they are computed by onnxruntime, like everything that is classified, for training
-pictures with an int8 copy of the backbone. What a head is judged by, its validation and test
-pictures, gets fp32 features, which are those of the exported model.
+On the CPU, and on a cluster, they are computed by onnxruntime, like everything that is
+classified, for training pictures with an int8 copy of the backbone. What a head is judged by, its
+validation and test pictures, gets fp32 features, which are those of the exported model.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,24 +23,32 @@ from safetensors.numpy import load_file, save_file
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing
 from tltools.data.images import load_images
-from tltools.errors import DataError, ParityError
+from tltools.errors import ParityError, TltoolsError
 from tltools.graphs.onnx_file import write_module
 from tltools.graphs.precision import quantize_until
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
-from tltools.runtime import Outputs, Plan, open_session, run_pictures
-from tltools.runtime.pipeline import Model
+from tltools.runtime import Plan, run_pictures
+from tltools.runtime.actors import RemotePictures
+from tltools.runtime.backbone import (
+    MAX_FEATURE_ERROR,
+    OnnxBackbone,
+    feature_error,
+    load_few,
+    open_shared,
+)
+from tltools.runtime.pipeline import Model, readable
 from tltools.training.models import Classifier
 
 BATCH_SIZE = 16
 """Pictures per forward pass; larger ones are no faster on a CPU (benchmarks/LOG.md)."""
 CALIBRATION_IMAGES = 64
 """Training pictures that int8's ranges are taken from (benchmarks/LOG.md)."""
-MAX_FEATURE_ERROR = 0.1
-"""Largest length of an int8 picture's difference as a share of its fp32 features' length.
-
-It is about 0.03 where processors add int8 products exactly; those that saturate are far off."""
 CHECK_IMAGES = 16
+PART_SIZE = 32
+"""Most pictures that an actor answers together: some seconds' work on few cores."""
+PROBE_IMAGES = 2
+"""Pictures that each actor's features are compared with this machine's on."""
 SHARD_SIZE = 512
 """Pictures per file of the cache: what an interrupted extraction loses at most."""
 _DECODING = 1
@@ -135,6 +144,7 @@ def extract_features(
     cache: FeatureCache,
     device: torch.device,
     calibration: Sequence[Path] = (),
+    remote: RemotePictures | None = None,
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
     """Return the backbone's features of all pictures, from the cache where it has them.
@@ -148,6 +158,8 @@ def extract_features(
         device: Where the backbone runs: on the CPU in onnxruntime, on a GPU in PyTorch.
         calibration: Pictures to make an int8 copy of the backbone with, which is faster on the
             CPU; none: fp32.
+        remote: A cluster whose actors compute the features, in onnxruntime: int8 ones on CPUs,
+            fp32 ones on its GPUs if it has some. It is not joined where there is nothing to do.
         progress: Shows the extraction.
 
     Returns:
@@ -155,40 +167,23 @@ def extract_features(
 
     Raises:
         DataError: If a picture cannot be read.
-        ParityError: If int8 features are too far from fp32 ones on this processor.
+        ParityError: If int8 features are too far from fp32 ones on this processor, or an actor's
+            features from this machine's.
+        TltoolsError: If the cluster cannot be reached, or gives up.
     """
     known = cache.load()
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
         progress.say(f"Features of {reused} pictures come from the cache {cache.folder}")
     if missing:
-        if device.type == "cpu":
-            backbone: Model = _open_backbone(model, preprocessing, cache, calibration, progress)
-        else:
-            backbone = _TorchBackbone(model, preprocessing, device)
         files = [_File(path, sha) for sha, path in missing.items()]
-        for shard, features in _in_shards(backbone, files, preprocessing, progress):
-            cache.add(shard, features)
-            known.update(zip(shard, features, strict=True))
+        with closing(
+            _results(model, files, preprocessing, cache, device, calibration, remote, progress)
+        ) as results:
+            for shard, features in _in_shards(results, len(files), progress):
+                cache.add(shard, features)
+                known.update(zip(shard, features, strict=True))
     return np.stack([known[sha] for sha in hashes])
-
-
-class _OnnxBackbone:
-    """The backbone in onnxruntime, on all cores."""
-
-    device = "cpu"
-
-    def __init__(self, path: Path, preprocessing: Preprocessing) -> None:
-        self._session, _ = open_session(path, device="cpu")
-        self._preprocessing = preprocessing
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to features, (N, F)."""
-        return np.asarray(self._session.run(None, {"images": images})[0])
-
-    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3)."""
-        return np.empty(self._preprocessing.shape(num_images), dtype=np.uint8)
 
 
 class _TorchBackbone:
@@ -224,27 +219,30 @@ class _Features(torch.nn.Module):
         return self.model.features(images)
 
 
-def _open_backbone(
+@contextmanager
+def _backbone_file(
     model: Classifier,
     preprocessing: Preprocessing,
     cache: FeatureCache,
     calibration: Sequence[Path],
     progress: Progress,
-) -> _OnnxBackbone:
-    """Open the backbone; int8 if there are pictures to calibrate it on, else fp32.
+) -> Iterator[Path]:
+    """Yield the backbone's ONNX file; int8 if there are pictures to calibrate it on, else fp32.
 
     Raises:
         ParityError: If int8 features are too far from fp32 ones.
     """
     if calibration and cache.backbone.is_file():
-        return _OnnxBackbone(cache.backbone, preprocessing)
+        yield cache.backbone
+        return
     with TemporaryDirectory(prefix="tltools-backbone-") as folder:
         fp32 = Path(folder) / "fp32.onnx"
         write_module(
             _Features(model).eval(), fp32, size=preprocessing.size, output="features", metadata={}
         )
         if not calibration:
-            return _OnnxBackbone(fp32, preprocessing)
+            yield fp32
+            return
 
         def batches() -> Iterator[NDArray[np.uint8]]:
             with progress.bar("Calibrating int8 features", len(calibration)) as bar:
@@ -257,46 +255,78 @@ def _open_backbone(
                     yield images
                     bar.advance(len(images))
 
-        few = next(
-            load_images(
-                calibration[:CHECK_IMAGES],
-                size=preprocessing.size,
-                resize=preprocessing.resize,
-                batch_size=CHECK_IMAGES,
-            )
-        )
-        reference = _OnnxBackbone(fp32, preprocessing)(few)
+        few = load_few(calibration[:CHECK_IMAGES], preprocessing)
+        reference = OnnxBackbone(fp32, preprocessing)(few)
 
         def check(path: Path) -> None:
-            features = _OnnxBackbone(path, preprocessing)(few)
-            lengths = np.linalg.norm(reference, axis=1)
-            error = float((np.linalg.norm(features - reference, axis=1) / lengths).max())
+            error = feature_error(OnnxBackbone(path, preprocessing)(few), reference)
             if not error <= MAX_FEATURE_ERROR:
                 raise ParityError(
                     f"int8 features are {error:.1%} off, more than {MAX_FEATURE_ERROR:.0%}"
                 )
 
         quantize_until(fp32, cache.backbone, batches(), check, progress=progress)
-    return _OnnxBackbone(cache.backbone, preprocessing)
+    yield cache.backbone
 
 
-def _in_shards(
-    backbone: Model, files: Sequence[_File], preprocessing: Preprocessing, progress: Progress
-) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
-    """Yield hashes and features, a shard at a time; what is done when interrupted comes last."""
+_Results = Generator[tuple[Sequence[str], NDArray[np.float32]], None, None]
+"""Hashes of some pictures, and their features, float32 (n, F)."""
+
+
+def _results(
+    model: Classifier,
+    files: Sequence[_File],
+    preprocessing: Preprocessing,
+    cache: FeatureCache,
+    device: torch.device,
+    calibration: Sequence[Path],
+    remote: RemotePictures | None,
+    progress: Progress,
+) -> _Results:
+    """Prepare the backbone; return what computes features with it, here or on a cluster."""
+    if remote is None and device.type != "cpu":
+        return _computed_here(_TorchBackbone(model, preprocessing, device), files, preprocessing)
+    with _backbone_file(model, preprocessing, cache, calibration, progress) as path:
+        backbone = OnnxBackbone(path, preprocessing)
+        data = b"" if remote is None else path.read_bytes()
+    if remote is None:
+        return _computed_here(backbone, files, preprocessing)
+    few = load_few([file.path for file in files[:PROBE_IMAGES]], preprocessing)
+    outputs = remote.outputs(
+        [file.path for file in files],
+        partial(open_shared, remote.connect().put(data), preprocessing, few, backbone(few)),
+        preprocessing=preprocessing,
+        batch_size=BATCH_SIZE,
+        part_size=PART_SIZE,
+        device="cpu" if calibration else None,
+    )
+    return _computed_there(outputs, files)
+
+
+def _computed_there(
+    outputs: Generator[tuple[range, NDArray[np.float32]], None, None], files: Sequence[_File]
+) -> _Results:
+    with closing(outputs):
+        for indices, values in outputs:
+            yield [files[index].sha256 for index in indices], values
+
+
+def _computed_here(
+    backbone: Model, files: Sequence[_File], preprocessing: Preprocessing
+) -> _Results:
     plan = Plan("ahead", num_cores(), BATCH_SIZE)
+    results = run_pictures(backbone, files, preprocessing=preprocessing, plan=plan, finish=readable)
+    with closing(results):
+        for outputs in results:
+            yield [file.sha256 for file in outputs.pictures], outputs.values
+
+
+def _in_shards(results: _Results, total: int, progress: Progress) -> _Results:
+    """Yield hashes and features, a shard at a time; what is done when interrupted comes last."""
     hashes: list[str] = []
     parts: list[NDArray[np.float32]] = []
-
-    def readable(outputs: Outputs[_File]) -> tuple[list[str], NDArray[np.float32]]:
-        for error in outputs.errors:
-            if error is not None:
-                raise error
-        return [file.sha256 for file in outputs.pictures], outputs.values
-
-    results = run_pictures(backbone, files, preprocessing=preprocessing, plan=plan, finish=readable)
     try:
-        with closing(results), progress.bar("Extracting features", len(files)) as bar:
+        with progress.bar("Extracting features", total) as bar:
             for some, features in results:
                 hashes += some
                 parts.append(features)
@@ -304,7 +334,7 @@ def _in_shards(
                 if len(hashes) >= SHARD_SIZE:
                     yield hashes, np.concatenate(parts)
                     hashes, parts = [], []
-    except (KeyboardInterrupt, DataError):
+    except (KeyboardInterrupt, TltoolsError):
         if hashes:
             yield hashes, np.concatenate(parts)
         raise

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,7 @@ from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
 from tltools.run_folder import RunPredictions, write_predictions
+from tltools.runtime.actors import RemotePictures
 from tltools.runtime.device import Device, torch_device
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig
@@ -153,6 +155,7 @@ def train_model(
     run_dir: Path = Path("runs"),
     cache_dir: Path | None = None,
     logs: Sequence[str] = (),
+    remote: RemotePictures | None = None,
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Train one model and write its run folder.
@@ -169,6 +172,7 @@ def train_model(
         run_dir: Where the run folder is made.
         cache_dir: Where features are kept; None for the user's cache folder.
         logs: Experiment logs to write: `tensorboard`, `mlflow`.
+        remote: A cluster that computes VGG16's features.
         progress: Shows epochs and losses.
 
     Raises:
@@ -176,7 +180,9 @@ def train_model(
     """
     check_logs(logs)
     plan_weights = weights if config.model == "vgg16" else None
-    job = _prepare(dataset, config, plan_weights, normalization, device, cache_dir, progress)
+    job = _prepare(
+        dataset, config, plan_weights, normalization, device, cache_dir, remote, progress
+    )
     plan = runs.Plan(
         config=asdict(job.config),
         data=DataFacts(
@@ -250,6 +256,7 @@ def resume_run(
     device: Device = "auto",
     cache_dir: Path | None = None,
     logs: Sequence[str] = (),
+    remote: RemotePictures | None = None,
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Go on with a run where it stopped, on the same pictures with the same settings.
@@ -260,6 +267,7 @@ def resume_run(
         device: As in `train_model`.
         cache_dir: As in `train_model`.
         logs: Experiment logs besides those that the run has; they get all of its epochs.
+        remote: As in `train_model`.
         progress: As in `train_model`.
 
     Raises:
@@ -277,7 +285,9 @@ def resume_run(
             f"run {folder.name} has done {state['epoch']} epochs already; --epochs must be more"
         )
     dataset = runs.run_dataset(folder)
-    job = _prepare(dataset, config, plan.weights, plan.normalization, device, cache_dir, progress)
+    job = _prepare(
+        dataset, config, plan.weights, plan.normalization, device, cache_dir, remote, progress
+    )
     runs.save_plan(folder, plan)
     return _fit(job, folder, plan, history, state, progress)
 
@@ -296,6 +306,7 @@ def _prepare(
     normalization: str,
     device: Device,
     cache_dir: Path | None,
+    remote: RemotePictures | None,
     progress: Progress,
 ) -> _Job:
     choice = torch_device(device)
@@ -304,10 +315,12 @@ def _prepare(
         raise ConfigError("--precision amp needs a GPU; use --precision fp32 on the CPU")
     chosen = torch.device(choice.device)
     if weights is None:
+        if remote is not None:
+            progress.say("The cnn has no features for Ray to compute; it is trained here")
         return _prepare_cnn(dataset, config, chosen)
     pretrained = load_weights(weights, normalization=normalization)
     return _prepare_vgg16(
-        dataset, config, pretrained, chosen, cache_dir or default_cache_dir(), progress
+        dataset, config, pretrained, chosen, cache_dir or default_cache_dir(), remote, progress
     )
 
 
@@ -336,6 +349,7 @@ def _prepare_vgg16(
     pretrained: PretrainedWeights,
     device: torch.device,
     cache_dir: Path,
+    remote: RemotePictures | None,
     progress: Progress,
 ) -> _Job:
     head = config.head
@@ -357,7 +371,7 @@ def _prepare_vgg16(
             weights_sha256=pretrained.facts.sha256,
             head=head,
             preprocessing=preprocessing,
-            runtime="onnxruntime" if device.type == "cpu" else "torch",
+            runtime="torch" if remote is None and device.type != "cpu" else "onnxruntime",
             calibration=list(calibration),
         )
         return extract_features(
@@ -368,12 +382,14 @@ def _prepare_vgg16(
             cache=cache,
             device=device,
             calibration=list(calibration.values()),
+            remote=remote,
             progress=progress,
         )
 
     by_device = "int8" if device.type == "cpu" else "fp32"
     precision = by_device if config.feature_precision == "auto" else config.feature_precision
-    features = _features(dataset, extract, int8=precision == "int8")
+    with remote or nullcontext():  # the epochs need no cluster
+        features = _features(dataset, extract, int8=precision == "int8")
     splits = dataset.frame["split"].to_numpy()
     scaling = None
     if config.standardize:
