@@ -32,7 +32,11 @@ def dangerous(tmp_path, monkeypatch):
 
 
 def examine(paths, timeout_s=1.0):
-    return list(find_culprits(paths, size=32, resize="squash", timeout_s=timeout_s))
+    return list(
+        find_culprits(
+            [os.fsencode(path) for path in paths], size=32, resize="squash", timeout_s=timeout_s
+        )
+    )
 
 
 @pytest.mark.usefixtures("dangerous")

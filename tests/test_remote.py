@@ -25,7 +25,7 @@ from tltools.classify.pictures import Picture, list_pictures
 from tltools.data import remote
 from tltools.data.images import Source
 from tltools.data.remote import RemoteSource, Url, fetch_ahead, is_url, location
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, UnreachableError
 
 NUM_PICTURES = 240
 FAIL_EVERY = 20
@@ -307,6 +307,26 @@ def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path
     assert (tmp_path / "a.csv").read_bytes() == rows
 
 
+def test_a_cluster_reads_where_the_pictures_are(place, rows, onnx_path, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'tltools[ray]'")
+    command = ("classify", place.url, "--model", onnx_path, "--engine", "ray", "-o", "parts")
+    options = ("--part-format", "csv", "--part-size", "64", "--workers", "1")
+    done = run(place, *command, *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    parts = [
+        path.read_bytes().split(b"\n", 1) for path in sorted((tmp_path / "parts").glob("*.csv"))
+    ]
+    assert len(parts) == 4
+    assert parts[0][0] + b"\n" + b"".join(content for _, content in parts) == rows
+
+
+def test_a_cluster_writes_to_a_folder(root, onnx_path, tmp_path):
+    command = ("classify", root, "--model", onnx_path, "--engine", "ray", "-o", "s3://bucket/parts")
+    done = run(None, *command, cwd=tmp_path)
+    assert done.code == 2
+    assert "name a folder on a shared file system" in done.err
+
+
 # ------------------------------------------------------------------------------------ output
 
 
@@ -562,7 +582,7 @@ def test_servers_out_of_reach_are_tried_again_and_then_named(monkeypatch):
         asked.append(None)
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    with pytest.raises(remote.UnreachableError, match="reach s3://bucket/photos: connection"):
+    with pytest.raises(UnreachableError, match="reach s3://bucket/photos: connection"):
         server.ask(request)
     assert len(asked) == 3
 
@@ -594,7 +614,7 @@ def test_an_expired_token_stops_the_job(monkeypatch):
     def request(_files: object) -> None:
         raise PermissionError("the provided token has expired") from ClientError()
 
-    with pytest.raises(remote.UnreachableError, match="credentials"):
+    with pytest.raises(UnreachableError, match="credentials"):
         server.ask(request)
 
 

@@ -6,7 +6,8 @@ TltoolsError (exit code 1)
 ├── ModelError     an unknown architecture, or weights that are missing or do not fit
 ├── ArtifactError  a run or an export cannot be read, or lacks its card
 ├── ParityError    an exported model disagrees with its source (exit code 3)
-└── DeviceError    the requested device or execution provider is not usable here
+├── DeviceError    the requested device or execution provider is not usable here
+└── UnreachableError  a server does not answer, or not to us
 """
 
 
@@ -42,3 +43,7 @@ class ParityError(TltoolsError):
 
 class DeviceError(TltoolsError):
     """The requested device or execution provider is not usable here."""
+
+
+class UnreachableError(TltoolsError):
+    """A server does not answer, or not to us, whatever file is asked for."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -26,7 +26,7 @@ STARTUP_S = 120.0
 class Order(msgspec.Struct, frozen=True):
     """What a child is told on its standard input."""
 
-    paths: tuple[bytes, ...]
+    places: tuple[bytes, ...]
     size: int
     resize: Resize
 
@@ -40,12 +40,12 @@ class Verdict(NamedTuple):
 
 
 def find_culprits(
-    paths: Sequence[Path], *, size: int, resize: Resize, timeout_s: float
+    places: Sequence[bytes], *, size: int, resize: Resize, timeout_s: float
 ) -> Iterator[Verdict]:
     """Decode pictures, each in a process that may die of it.
 
     Args:
-        paths: The pictures.
+        places: Paths or URLs of the pictures.
         size: Of the decoded pictures, in pixels.
         resize: How they are brought to that size.
         timeout_s: Longest time that a picture may take.
@@ -57,8 +57,8 @@ def find_culprits(
         TltoolsError: If a child ends in another way, so that nothing is learnt.
     """
     start = 0
-    while start < len(paths):
-        order = Order(tuple(os.fsencode(path) for path in paths[start:]), size, resize)
+    while start < len(places):
+        order = Order(tuple(places[start:]), size, resize)
         index, status, overdue = _watch_child(order, timeout_s)
         if overdue:
             yield Verdict(start + index, timeout_reason("the decoder", timeout_s))
@@ -105,13 +105,18 @@ def _watch_child(order: Order, timeout_s: float) -> tuple[int, int, bool]:
 
 def main() -> None:
     """Decode the pictures of standard input; say with a byte that one is begun."""
-    from tltools.data.images import load_image
+    from tltools.data.images import Source, load_image
+    from tltools.data.remote import Remotes
 
+    remotes = Remotes()
     order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
-    for path in order.paths:
-        os.write(1, b".")
-        with suppress(DataError):
-            load_image(Path(os.fsdecode(path)), size=order.size, resize=order.resize)
+    for place in order.places:
+        source = remotes.source(os.fsdecode(place))
+        with suppress(DataError, OSError):
+            if isinstance(source, Source):
+                source.read = partial(bytes, source.read())  # a server's time is not the decoder's
+            os.write(1, b".")
+            load_image(source, size=order.size, resize=order.resize)
 
 
 if __name__ == "__main__":

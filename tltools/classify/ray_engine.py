@@ -47,6 +47,7 @@ from tltools.classify.resume import (
 from tltools.classify.supervisor import MAX_STALLS, Watch, watch_decoders
 from tltools.classify.writers import STDOUT, SUFFIXES, row_format, write_parquet
 from tltools.data.images import is_archive_name
+from tltools.data.remote import Location, Remotes, RemoteSource, Url, is_url
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, load_predictor, open_model, read_card
@@ -111,7 +112,7 @@ class Task(msgspec.Struct, frozen=True):
     number: int
     """Of the part, from 0."""
     pictures: tuple[tuple[bytes, bytes], ...] = ()
-    """Absolute path and name of each. Without pictures: the listing has ended."""
+    """Absolute path, or URL, and name of each. Without pictures: the listing has ended."""
     before: bytes = b""
     """Digest of the names of all pictures before these."""
     after: bytes = b""
@@ -157,8 +158,8 @@ class Settings(msgspec.Struct, frozen=True):
 
 def run_ray_job(
     model: Path,
-    inputs: Sequence[Path],
-    output: Path,
+    inputs: Sequence[Location],
+    output: Location,
     *,
     address: str | None = None,
     device: Device = "auto",
@@ -206,7 +207,7 @@ def run_ray_job(
         TltoolsError: If the cluster cannot be reached, rows cannot be written, a part ends its
             workers again and again, or pictures have come or gone during the job.
     """
-    _check_inputs(inputs, output)
+    output = _check_inputs(inputs, output)
     card = read_card(model)
     check_positive({"--batch-size": batch_size, "--part-size": part_size})
     check_min_confidence(min_confidence, card.classes)
@@ -284,11 +285,16 @@ def run_ray_job(
     )
 
 
-def _check_inputs(inputs: Sequence[Path], output: Path) -> None:
+def _check_inputs(inputs: Sequence[Location], output: Location) -> Path:
     """Refuse what this engine cannot take, before anything is done."""
     if output == STDOUT:
         raise ConfigError(
             "--engine ray writes a folder of parts, and not standard output; name one with --output"
+        )
+    if isinstance(output, Url):
+        raise ConfigError(
+            f"--engine ray writes a folder that all machines see, and --output {output} is a URL; "
+            "name a folder on a shared file system"
         )
     if output.suffix.lower() in SUFFIXES:
         raise ConfigError(
@@ -303,11 +309,12 @@ def _check_inputs(inputs: Sequence[Path], output: Path) -> None:
             "list to a .txt file and name that"
         )
     for source in inputs:
-        if is_archive_name(source.name) and source.is_file():
+        if is_archive_name(source.name) and (isinstance(source, Url) or source.is_file()):
             raise ConfigError(
                 f"--engine ray does not read archives yet, and {source} is one; unpack it, or use "
                 "--engine local"
             )
+    return output
 
 
 # ------------------------------------------------------------------------------------- the parts
@@ -394,7 +401,7 @@ class _Parts:
             raise cannot_write(self._mark.path, error) from error
         return whole
 
-    def kept(self, record: PartsRecord, inputs: Sequence[Path]) -> Iterator[Report]:
+    def kept(self, record: PartsRecord, inputs: Sequence[Location]) -> Iterator[Report]:
         """Yield reports of the parts that are there, compared with the listing.
 
         Raises:
@@ -706,7 +713,7 @@ def _collect(
 def list_parts(
     _start: object,
     *,
-    inputs: Sequence[Path],
+    inputs: Sequence[Location],
     part_size: int,
     done: frozenset[int],
     folder: Path,
@@ -730,7 +737,7 @@ def list_parts(
         yield value_table(msgspec.msgpack.encode(task))
 
 
-def _tasks(inputs: Sequence[Path], part_size: int, done: frozenset[int]) -> Iterator[Task]:
+def _tasks(inputs: Sequence[Location], part_size: int, done: frozenset[int]) -> Iterator[Task]:
     unlisted: list[str] = []
     digest = _Digest()
     number = 0
@@ -740,11 +747,7 @@ def _tasks(inputs: Sequence[Path], part_size: int, done: frozenset[int]) -> Iter
         while some := list(islice(pictures, part_size)):
             before, after = digest.add(picture.name for picture in some)
             if number not in done:
-                paths = (
-                    (os.fsencode(os.path.abspath(one.path)), os.fsencode(one.name))  # noqa: PTH100
-                    for one in some
-                    if isinstance(one.path, Path)  # and no member of an archive: refused before
-                )
+                paths = ((_place(one), os.fsencode(one.name)) for one in some)
                 yield Task(number, tuple(paths), before, after, tuple(unlisted))
                 unlisted.clear()
             number += 1
@@ -752,6 +755,16 @@ def _tasks(inputs: Sequence[Path], part_size: int, done: frozenset[int]) -> Iter
         yield Task(number, (), before, after, tuple(unlisted))
     except TltoolsError as error:
         yield Task(number, failure=(type(error).__name__, str(error)))
+
+
+def _place(picture: Picture) -> bytes:
+    """Return where a picture is, for every machine."""
+    if isinstance(picture.path, Path):
+        return os.fsencode(os.path.abspath(picture.path))  # noqa: PTH100 - links stay
+    # And no member of an archive: those were refused.
+    assert isinstance(picture.path, RemoteSource)
+    assert picture.path.url is not None
+    return os.fsencode(picture.path.url.text)
 
 
 class Classifier:
@@ -772,7 +785,8 @@ class Classifier:
         settings, record = self._settings, self._settings.record
         check_version(record.tltools)
         model = Path(settings.model)
-        for path in (model, *map(Path, record.inputs), Path(settings.output)):
+        inputs = [Path(place) for place in record.inputs if not is_url(place)]
+        for path in (model, *inputs, Path(settings.output)):
             if not path.exists():
                 kind = ArtifactError if path == model else DataError
                 raise kind(
@@ -788,6 +802,7 @@ class Classifier:
         )
         self._plan = Plan(record.plan, settings.workers, record.batch_size)
         self._folder = Path(settings.output)
+        self._remotes = Remotes()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
         """Classify parts, and write them.
@@ -829,11 +844,13 @@ class Classifier:
 
     def _classify(self, task: Task) -> Iterator[Report]:
         """Classify a part; yield a report `REPORTS` times on the way and one at the end."""
-        paths = [Path(os.fsdecode(path)) for path, _ in task.pictures]
-        names = [os.fsdecode(name) for _, name in task.pictures]
-        pictures = list(map(Picture, paths, names))
+        places = [path for path, _ in task.pictures]
+        pictures = [
+            Picture(self._remotes.source(os.fsdecode(place)), os.fsdecode(name))
+            for place, name in task.pictures
+        ]
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"
-        self._watch.verdicts = self._examine(task.number, paths, attempts)
+        self._watch.verdicts = self._examine(task.number, places, attempts)
         run = partial(
             classify,
             self._predictor,
@@ -866,7 +883,7 @@ class Classifier:
             unlisted=task.unlisted,
         )
 
-    def _examine(self, number: int, paths: Sequence[Path], attempts: Path) -> dict[int, str]:
+    def _examine(self, number: int, places: Sequence[bytes], attempts: Path) -> dict[int, str]:
         """Count this attempt; after a lost one, find the pictures that must not be decoded."""
         try:
             attempts.parent.mkdir(exist_ok=True)
@@ -881,7 +898,7 @@ class Classifier:
 
         preprocessing = self._predictor.card.preprocessing
         found = find_culprits(
-            paths,
+            places,
             size=preprocessing.size,
             resize=preprocessing.resize,
             timeout_s=self._settings.picture_timeout_s,

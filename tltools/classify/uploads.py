@@ -11,8 +11,8 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from tltools.classify.merge import shard_record_path
-from tltools.data.remote import Remote, UnreachableError, Url
-from tltools.errors import ConfigError, DataError
+from tltools.data.remote import Remote, Url
+from tltools.errors import ConfigError, DataError, UnreachableError
 from tltools.progress import Progress
 
 

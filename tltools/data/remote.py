@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
-from tltools.errors import ConfigError, DataError, TltoolsError
+from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
 from tltools.parallel import ordered_map
 
 READS = 32
@@ -149,10 +149,6 @@ def location(text: str) -> Location:
             "the list of processes; use a key, an agent or the service's own configuration"
         )
     return Url(text)
-
-
-class UnreachableError(TltoolsError):
-    """A server does not answer, or not to us, whatever file is asked for."""
 
 
 # --------------------------------------------------------------------------------- requests
@@ -722,6 +718,14 @@ class Remotes:
     def __init__(self) -> None:
         """Begin with none."""
         self._remotes: dict[tuple[str, str], Remote] = {}
+
+    def source(self, place: str) -> Path | RemoteSource:
+        """Return what `load_image` takes for the path or URL of a picture.
+
+        Raises:
+            ConfigError: As `picture`.
+        """
+        return self.picture(Url(place), Url(place).plain) if is_url(place) else Path(place)
 
     def picture(self, url: Url, name: str) -> RemoteSource:
         """Return the picture at a URL, whose server is not asked yet.
