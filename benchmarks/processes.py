@@ -44,9 +44,8 @@ def peak_memory(
 def own_peak_bytes() -> int:
     """Return the most memory that this process took so far."""
     status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # on Linux `ru_maxrss` begins with that of the process that started this one
+    # On Linux `ru_maxrss` begins with that of the process that started this one.
+    if status.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.M)
         if found:
             return int(found[1]) * 1024
