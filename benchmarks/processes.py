@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,83 @@ SETTINGS = ((1, 1), (1, 8), (2, 1), (2, 32), (3, 7), (4, 64))
 """Workers and batch sizes whose results are compared; the first are compared with."""
 
 
-def peak_memory(*, export: str, folder: str, output: str) -> dict[str, int]:
+def peak_memory(
+    *, export: str, folder: str, output: str, words: Sequence[str] = ()
+) -> dict[str, int]:
     """Run `tltools classify` and return the most memory that the largest of its processes took.
 
     The system's figure for ended children. It counts this process too, as the one that became
     them; so this one must be the smaller, and is.
     """
-    command = [*tltools(), "classify", folder, "--model", export, "--output", output]
-    subprocess.run([*command, "--overwrite"], check=True, capture_output=True)
+    _classify(folder, export, output, *words)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if peak <= own:
-        raise RuntimeError(f"this process took {own} and hides the {peak} of what it started")
-    return {"peak_bytes": peak if sys.platform == "darwin" else peak * 1024}  # else it is KiB
+    peak_bytes = peak if sys.platform == "darwin" else peak * 1024  # else it is KiB
+    own = own_peak_bytes()
+    if peak_bytes <= own:
+        raise RuntimeError(f"this process took {own} and hides the {peak_bytes} of what it started")
+    return {"peak_bytes": peak_bytes}
+
+
+def own_peak_bytes() -> int:
+    """Return the most memory that this process took so far."""
+    status = Path("/proc/self/status")
+    # On Linux `ru_maxrss` begins with that of the process that started this one.
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def whole_job(
+    *, export: str, folder: str, output: str, workers: int, part_size: int
+) -> dict[str, float]:
+    """Time `tltools classify` from start to end; with `part_size` pictures of a part, on Ray.
+
+    Returns:
+        `seconds`; `output_bytes`, of the file or all parts; `peak_bytes` as `peak_memory`, without
+        Ray: its workers are nobody's children here.
+    """
+    words = ["--workers", str(workers)]
+    if part_size:
+        words += ["--engine", "ray", "--part-size", str(part_size)]
+        # Ray gives its workers the lowest priority otherwise.
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
+    peak: dict[str, float] = {}
+    start = time.perf_counter()
+    if part_size:
+        _classify(folder, export, output, *words)
+    else:
+        peak |= peak_memory(export=export, folder=folder, output=output, words=words)
+    seconds = time.perf_counter() - start
+    path = Path(output)
+    files = path.glob("part-*") if path.is_dir() else [path]
+    return {"seconds": seconds, "output_bytes": sum(file.stat().st_size for file in files)} | peak
+
+
+def list_names(*, folder: str) -> dict[str, float]:
+    """List a folder's pictures and do nothing with them.
+
+    Returns:
+        `num_names`; `seconds`; `bytes`: how much the process grew at most.
+    """
+    before = own_peak_bytes()
+    start = time.perf_counter()
+    num_names = sum(1 for _ in list_pictures([Path(folder)]))
+    seconds = time.perf_counter() - start
+    return {"num_names": num_names, "seconds": seconds, "bytes": own_peak_bytes() - before}
+
+
+def stages(*, export: str, folder: str, seconds: float) -> dict[str, float]:
+    """Measure what each stage of `classify` costs, as `tltools bench` does."""
+    from tltools.bench.stages import measure_classify
+
+    pictures = sorted(Path(folder).iterdir())
+    found = measure_classify(
+        open_model, Path(export), pictures, device="cpu", seconds=seconds, enter=lambda _name: None
+    )
+    return asdict(found.costs)
 
 
 def first_row(*, export: str, folder: str) -> dict[str, float]:
@@ -101,6 +167,16 @@ def stability(*, export: str, folder: str) -> dict[str, Any]:
         "same_labels": all(other == labels for other, _ in found),
         "max_diff": max(float(np.abs(other - probs).max()) for _, other in found),
     }
+
+
+def _classify(folder: str, export: str, output: str, *words: str) -> None:
+    """Run the command; its own words are the reason if it fails."""
+    command = [*tltools(), "classify", folder, "--model", export, "--output", output, *words]
+    result = subprocess.run(
+        [*command, "--overwrite"], check=False, capture_output=True, text=True, errors="replace"
+    )
+    if result.returncode:
+        raise RuntimeError(result.stderr.strip() or f"it ended with {result.returncode}")
 
 
 def tltools() -> list[str]:

@@ -126,21 +126,21 @@ def to_markdown(results: Results) -> str:
     parts = [f"Measured {results['created']}: `{results['command']}`."]
     parts += ["\n".join(f"- {line}" for line in _context(results))]
     bounded = [[*figure[:3], "yes" if figure.held else "**no**"] for figure in figures(results)]
-    parts += _section("Against the targets", ["", "measured", "target", "held"], bounded)
+    parts += section("Against the targets", ["", "measured", "target", "held"], bounded)
     for name, comparison in results.get("comparisons", {}).items():
-        parts += _section(comparison["title"], *_comparison_table(results, name))
+        parts += section(comparison["title"], *_comparison_table(results, name))
     rows = [[row["name"], row["outcome"]] for row in results.get("broken", ())]
-    parts += _section("One truncated JPEG among others", ["", "what happened"], rows)
+    parts += section("One truncated JPEG among others", ["", "what happened"], rows)
     rows = [
         [f"{row['num_pictures']:,}", ", ".join(f"{peak / 1e6:.0f}" for peak in row["peak_bytes"])]
         for row in results.get("memory", ())
     ]
-    parts += _section("Peak memory of tltools classify", ["pictures", "MB, each run"], rows)
+    parts += section("Peak memory of tltools classify", ["pictures", "MB, each run"], rows)
     if "startup" in results:
         imports = results["startup"]["imports"]
         rows = [[name, f"{value * 1e3:.0f} ms"] for name, value in imports[:8]]
         rows += [["all imports", f"{sum(value for _, value in imports) * 1e3:.0f} ms"]]
-        parts += _section("Where starting up goes (under -X importtime)", ["package", ""], rows)
+        parts += section("Where starting up goes (under -X importtime)", ["package", ""], rows)
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,7 +232,8 @@ def _context(results: Results) -> list[str]:
     ]
 
 
-def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a heading and a table as Markdown; nothing where there are no rows."""
     if not rows:
         return []
     lines = [columns, ["---"] * len(columns), *rows]

@@ -8,6 +8,7 @@ part. Without pictures it draws tltools' sample set, without an export it trains
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import shlex
@@ -24,13 +25,20 @@ from typing import Any
 import msgspec
 import pictures
 import report
+import scaling
 from limits import DECODING, LARGE_SESSIONS, LOADERS, SMALL_SESSIONS
 from systems import PACKAGES, PEERS, SUFFIX, Job
 
 from tltools.bench.machine import describe_machine, installed_versions
+from tltools.parallel import num_cores
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT_S = 3600
+SMALL_FOLDER = 10_000
+"""Larger ones are classified once only, by the scaling part."""
+TREE_FOLDERS = 1000
+MIDDLE_FOLDER = 100_000
+"""Larger ones with all cores and the local engine only."""
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -128,7 +136,8 @@ class Bench:
         answer_file.unlink(missing_ok=True)
         log = self.work / "worker.log"
         request_text = json.dumps({"task": task} | request)
-        python = sys.executable if task == "run_system" else self.options.python
+        with_peers = task == "run_system" or request.get("part_size")
+        python = sys.executable if with_peers else self.options.python
         worker = [python, HERE / "worker.py", request_text, answer_file]
         with log.open("w", encoding="utf-8") as file:
             result = subprocess.run(
@@ -203,6 +212,8 @@ class Bench:
         text = json.dumps(self.results, indent=1)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         (folder / "results.md").write_text(report.to_markdown(self.results), encoding="utf-8")
+        if any(job["seconds"] for job in self.results.get("scaling", {}).get("jobs", ())):
+            (folder / "scaling.md").write_text(scaling.to_markdown(self.results), encoding="utf-8")
         if any(row["seconds"] for c in self.results["comparisons"].values() for row in c["rows"]):
             report.draw(self.results, folder / "results.png")
 
@@ -319,6 +330,98 @@ class Bench:
                 rows.append({"model": model} | answer)
                 say(f"stability: {rows[-1]}")
 
+    def scaling(self) -> None:
+        """Time whole jobs on folders of several sizes, and what they are made of."""
+        cores = num_cores()
+        sizes = [path.stat().st_size for path in self.copied]
+        found = self.results["scaling"] = {
+            "cores": cores,
+            "picture_bytes": sum(sizes) / len(sizes),
+            "jobs": [],
+            "listing": [],
+            "stages": {},
+        }
+        jobs: list[dict[str, Any]] = found["jobs"]
+        jobs += [*self._cnn_jobs(cores), *self._vgg16_jobs(cores)]
+        folders: dict[tuple[int, int], Path] = {}
+        for job in jobs:
+            key = (job["num_pictures"], job["folders"])
+            if key not in folders:
+                folders[key] = self.work / f"scaling-{key[0]}-{key[1]}"
+                pictures.link_tree(self.copied, folders[key], key[0], folders=key[1])
+        largest = max(self.options.sizes)
+        for num_folders in (0, TREE_FOLDERS):
+            answer = self.ask("list_names", folder=str(folders[largest, num_folders]))
+            found["listing"].append({"folders": num_folders} | answer)
+            say(f"scaling: {answer['num_names']:,} names listed in {answer['seconds']:.2f} s")
+        for model, export in {job["model"]: job["export"] for job in jobs}.items():
+            request = {"folder": str(self.warmup), "seconds": 6.0}
+            found["stages"][model] = self.ask("stages", export=export, **request)
+        for turn in range(self.options.runs):
+            for job in jobs:
+                if not turn or job["num_pictures"] <= SMALL_FOLDER:
+                    self._time_job(job, turn, folders[job["num_pictures"], job["folders"]])
+            self.save()
+        for folder in folders.values():
+            shutil.rmtree(folder)
+
+    def _cnn_jobs(self, cores: int) -> list[dict[str, Any]]:
+        has_ray = importlib.util.find_spec("ray") is not None
+        if not has_ray:
+            self.results["skipped"]["scaling, Ray"] = f"{sys.executable} has no Ray"
+        jobs: list[dict[str, Any]] = []
+        for number in sorted(self.options.sizes):
+            jobs.append(_job_of("CNN", self.cnn.export, number, cores))
+            if number <= MIDDLE_FOLDER and cores > 1:
+                jobs.append(_job_of("CNN", self.cnn.export, number, 1))
+            for part_size in (scaling.RAY_PART, 256) if has_ray else ():
+                if number <= (MIDDLE_FOLDER if part_size == scaling.RAY_PART else SMALL_FOLDER):
+                    job = _job_of("CNN", self.cnn.export, number, cores, part_size=part_size)
+                    jobs.append(job)
+        largest = max(self.options.sizes)
+        return [*jobs, _job_of("CNN", self.cnn.export, largest, cores, folders=TREE_FOLDERS)]
+
+    def _vgg16_jobs(self, cores: int) -> list[dict[str, Any]]:
+        jobs: list[dict[str, Any]] = []
+        for model, export in self._vgg16_exports().items():
+            number = self.options.num_vgg16 * (3 if "int8" in model else 1)
+            parts = (max(1, number // 5), number)
+            jobs += [_job_of(model, export, part, cores) for part in parts]
+        return jobs
+
+    def _vgg16_exports(self) -> dict[str, str]:
+        fp32 = self.options.vgg16
+        if fp32 is None:
+            self.results["skipped"]["scaling, VGG16"] = "no --vgg16 given"
+            return {}
+        found = {"VGG16 fp32": fp32}
+        int8 = fp32.with_name(fp32.name.replace(".fp32.", ".int8."))
+        if int8.is_file() and int8 != fp32:
+            found["VGG16 int8"] = int8
+        else:
+            self.results["skipped"]["scaling, VGG16 int8"] = f"there is no {int8.name}"
+        return {name: str(path.resolve()) for name, path in found.items()}
+
+    def _time_job(self, job: dict[str, Any], turn: int, folder: Path) -> None:
+        """Time one job; one that fails is noted, and is not tried again."""
+        name = f"scaling: {scaling.job_name(job)}, {scaling.pictures_of(job)}"
+        if name in self.results["skipped"]:
+            return
+        output = self.work / ("scaling-parts" if job["part_size"] else "scaling.csv")
+        request = {"folder": str(folder), "output": str(output), "workers": job["workers"]}
+        request |= {"export": job["export"], "part_size": job["part_size"]}
+        try:
+            answer = self.ask("whole_job", **request)
+        except MeasurementError as error:
+            self.results["skipped"][name] = str(error)
+            say(f"{name}: failed: {error}")
+            return
+        job["seconds"].append(answer["seconds"])
+        job["output_bytes"] = answer["output_bytes"]
+        if "peak_bytes" in answer:
+            job["peak_bytes"].append(answer["peak_bytes"])
+        say(f"{name}, turn {turn + 1}: {answer['seconds']:.2f} s")
+
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "peers": Bench.peers,
@@ -330,6 +433,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "listing": Bench.listing,
     "startup": Bench.startup,
     "stability": Bench.stability,
+    "scaling": Bench.scaling,
 }
 
 
@@ -354,12 +458,21 @@ def what_became(output: Path, broken: str, total: int) -> str:
 
 
 def with_results(readme: str, results: str) -> str:
-    """Replace the results in the text of README.md, which stand between its two marks."""
+    """Replace the results in the text of a page, which stand between its two marks."""
     before, start, rest = readme.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (start and end):
-        raise ValueError(f"README.md lacks its marks {' and '.join(MARKS)}")
+        raise ValueError(f"the page lacks its marks {' and '.join(MARKS)}")
     return f"{before}{start}\n\n{results}\n{end}{after}"
+
+
+def _job_of(
+    model: str, export: str, number: int, workers: int, *, part_size: int = 0, folders: int = 0
+) -> dict[str, Any]:
+    """Describe a job of the scaling part; `part_size` is Ray's, `folders` 0 for a flat folder."""
+    job = {"model": model, "export": export, "engine": "ray" if part_size else "local"}
+    job |= {"num_pictures": number, "folders": folders, "workers": workers, "part_size": part_size}
+    return job | {"seconds": [], "peak_bytes": [], "output_bytes": 0}
 
 
 def say(line: str) -> None:
@@ -385,7 +498,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--memory", type=int, nargs=2, default=[5_000, 100_000], help="pictures of the two jobs")
     add("--memory-runs", type=int, default=3, help="turns of the two jobs")
     add("--names", type=int, default=1_000_000, help="names in the long list")
-    add("--readme", action="store_true", help="put the results into README.md as well")
+    sizes_help = "folders of the scaling part; the full ones go to 1000000"
+    add("--sizes", type=int, nargs="+", default=[1_000, 10_000], help=sizes_help)
+    add("--readme", action="store_true", help="put the results into README.md and SCALING.md, too")
     add(
         "--python",
         default=sys.executable,
@@ -413,10 +528,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench.save()
     say(f"Written: {options.output}/results.json, .md and .png")
     if options.readme:
-        shutil.copyfile(options.output / "results.png", HERE / "results.png")
-        path = HERE / "README.md"
-        text = (options.output / "results.md").read_text(encoding="utf-8")
-        path.write_text(with_results(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+        pages = {HERE / "README.md": "results.md", scaling.PAGE: "scaling.md"}
+        if options.only == ["scaling"]:  # the other parts' results stay
+            del pages[HERE / "README.md"]
+        else:
+            shutil.copyfile(options.output / "results.png", HERE / "results.png")
+        if "scaling" not in bench.results:
+            del pages[scaling.PAGE]
+        for page, results in pages.items():
+            text = (options.output / results).read_text(encoding="utf-8")
+            page.write_text(with_results(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -189,6 +189,89 @@ def test_results_replace_those_in_the_readme():
     assert "new tables" in once
 
 
+def scaling_job(number: int, seconds: list[float], **more: Any) -> dict[str, Any]:
+    job = {"model": "CNN", "engine": "local", "workers": 2, "folders": 0, "part_size": 0}
+    job |= {"num_pictures": number, "seconds": seconds, "peak_bytes": [80e6]}
+    return job | {"output_bytes": 60 * number} | more
+
+
+@pytest.fixture
+def scaling_results(results) -> dict[str, Any]:
+    """Jobs of exactly 1 s and 1 ms a picture; with Ray 8 s, 0.5 s a part and 1 ms."""
+    ray = {"engine": "ray", "peak_bytes": [], "part_size": 4096}
+    results["scaling"] = {
+        "cores": 2,
+        "picture_bytes": 10_000,
+        "jobs": [
+            scaling_job(1_000, [2.0, 3.0, 1.0]),
+            scaling_job(10_000, [11.0]),
+            scaling_job(10_000, [22.0], folders=1000),
+            scaling_job(1_000, [9.5], **ray),
+            scaling_job(10_000, [19.5], **ray),
+            scaling_job(10_000, [38.0], **ray | {"part_size": 256}),
+            scaling_job(40, [], model="VGG16 fp32"),
+        ],
+        "listing": [{"folders": 0, "num_names": 1000, "seconds": 0.002, "bytes": 100_000}],
+        "stages": {"CNN": {"read_s": 1e-4, "decode_s": 2e-4, "infer_s": 6e-4, "write_s": 1e-4}},
+    }
+    return results
+
+
+def test_costs_are_those_that_jobs_were_made_of(scaling_results):
+    from scaling import costs
+
+    found = costs(scaling_results["scaling"])
+    assert set(found) == {("CNN", "local", 2), ("CNN", "ray", 2)}
+    local, ray = found.values()
+    assert (local.fixed_s, local.part_s, local.picture_s) == pytest.approx((1, 0, 1e-3))
+    assert (ray.fixed_s, ray.part_s, ray.picture_s) == pytest.approx((8, 0.5, 1e-3))
+    assert ray.seconds(10_000, 3) == pytest.approx(19.5)
+
+
+def test_a_cost_is_never_negative():
+    from scaling import fit
+
+    found = fit([(10, 0, 1.0), (20, 0, 4.0)])  # a line through both begins below zero
+    assert (found.fixed_s, found.part_s) == (0, 0)
+    assert 0.1 < found.picture_s < 0.2
+
+
+def test_without_a_cost_of_a_picture_nothing_is_projected(scaling_results):
+    from scaling import to_markdown
+
+    jobs = [scaling_job(20, [0.4]), scaling_job(60, [0.4])]
+    text = to_markdown(scaling_results | {"scaling": scaling_results["scaling"] | {"jobs": jobs}})
+    assert "No projection" in text
+    assert "### What 10^8" not in text
+
+
+def test_what_pictures_need_follows_from_their_core_seconds(monkeypatch):
+    import scaling
+
+    monkeypatch.setattr(scaling, "INSTANCE_USD_H", 2.0)
+    small = scaling.need(32 * 3600, core_s=1.0)  # an hour of a machine of 32 cores
+    assert (small.core_hours, small.machines, small.hours) == (32, 1, 1)
+    assert (small.compute_usd, small.num_jobs, small.pictures_per_s) == (2, 16, 32)
+    large = scaling.need(32 * 3600 * 20, core_s=1.0)  # 20 hours: three machines end in a night
+    assert (large.machines, large.num_jobs) == (3, 48)
+    assert large.hours == pytest.approx(20 / 3)
+    assert large.compute_usd == pytest.approx(40)
+
+
+def test_the_page_of_scaling_has_measured_and_projected_figures(scaling_results):
+    from run import MARKS, with_results
+    from scaling import PAGE, to_markdown
+
+    text = to_markdown(scaling_results)
+    assert "| CNN, local, 2 workers | 10,000 in 1,000 folders | 22.0 s (1) |" in text
+    assert "| CNN, local, 2 workers | 1.00 s |  | 1.000 ms | 1,000.0 |" in text
+    assert "| 10^9, CNN | 2.00 ms | 556 | 17.4 | 3 for 5.8 h |" in text
+    assert "100 million GET $40.00, 100,000 LIST $0.50" in text
+    assert "VGG16" not in text.partition("### Assumptions")[0].partition("### Measured")[2]
+    page = with_results(PAGE.read_text(encoding="utf-8"), text)
+    assert page.partition(MARKS[0])[2].startswith("\n\nMeasured 2026-01-01")
+
+
 def test_help_names_every_part():
     from run import PARTS
 
@@ -215,6 +298,29 @@ def test_limits_from_pictures_to_plot(jpegs, onnx_path, tmp_path):
     assert "combined limit" in (output / "results.md").read_text(encoding="utf-8")
     assert (output / "results.png").stat().st_size > 1000
     assert not list(tmp_path.glob("tltools-bench-*"))  # pictures do not stay behind
+
+
+def test_scaling_from_pictures_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
+    import run
+
+    # As where Ray is not installed: to start it takes longer than all the rest.
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda _name: None)
+    output = tmp_path / "results"
+    run.main(
+        [
+            *("--pictures", str(jpegs), "--cnn", str(onnx_path), "--only", "scaling"),
+            *("--num-pictures", "12", "--runs", "2", "--sizes", "20", "60"),
+            *("--output", str(output), "--work", str(tmp_path)),
+        ]
+    )
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    jobs = results["scaling"]["jobs"]
+    flat = [job["num_pictures"] for job in jobs if not job["folders"]]
+    assert sorted(set(flat)) == [20, 60]
+    assert [job["num_pictures"] for job in jobs if job["folders"]] == [60]
+    assert all(len(job["seconds"]) == len(job["peak_bytes"]) == 2 for job in jobs)
+    assert set(results["skipped"]) == {"scaling, Ray", "scaling, VGG16"}
+    assert "has no Ray" in (output / "scaling.md").read_text(encoding="utf-8")
 
 
 def test_a_peer_that_is_missing_costs_its_own_row_only(jpegs, onnx_path, tmp_path, monkeypatch):
