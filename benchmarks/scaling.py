@@ -23,6 +23,8 @@ DEADLINE_H = 8.0
 JOB_CORES = 2
 """Of one job, as measured; a machine runs as many side by side as its cores allow."""
 TAR_PICTURES = 1000
+TAR_RANGE = 2**20
+"""Bytes of a tar that one GET of `classify` brings."""
 LIST_NAMES = 1000
 """Names in one answer of S3."""
 RAY_PART = 4096
@@ -288,13 +290,14 @@ def _projection(
     rows = []
     for number in TARGETS:
         tars = math.ceil(number / TAR_PICTURES)
+        ranges = tars * math.ceil(TAR_PICTURES * size / TAR_RANGE)
         lists, tar_lists = math.ceil(number / LIST_NAMES), math.ceil(tars / LIST_NAMES)
         rows.append(
             [
                 _power(number),
                 f"{_count(number)} GET ${number * GET_USD:,.2f}, "
                 f"{_count(lists)} LIST ${lists * LIST_USD:,.2f}",
-                f"{_count(tars)} GET ${tars * GET_USD:,.2f}, "
+                f"{_count(ranges)} GET ${ranges * GET_USD:,.2f}, "
                 f"{_count(tar_lists)} LIST ${tar_lists * LIST_USD:,.2f}",
                 _size(number * size),
                 f"${number * size / 1e9 * STORAGE_USD_GB:,.2f}",
@@ -355,7 +358,7 @@ def _breaks(scaling: Mapping[str, Any], kinds: Mapping[str, float]) -> list[list
                     f"prefixes: {math.ceil(value.pictures_per_s / PREFIX_GETS_PER_S):,}"
                     for value in values
                 ),
-                f"tars: a {TAR_PICTURES:,}th of it",
+                f"tars: 1/{TAR_RANGE / scaling['picture_bytes']:.0f} of it",
             ]
         )
     name, core_s = fast
