@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import os
 import shutil
 import subprocess
@@ -418,6 +419,22 @@ def test_data_is_fetched_once(place, root, tmp_path):
     place.put(root / "red" / "broken.jpg", "red/broken.jpg")
 
 
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_data_in_an_archive_is_fetched_and_unpacked_once(place, suffix, root, tmp_path):
+    archive = pack(root, tmp_path / f"packed.{suffix}")
+    place.put(archive, archive.name)
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    url = f"{place.url}/{archive.name}"
+    first, again = (run(place, "inspect", url, "--json", cwd=tmp_path, env=env) for _ in range(2))
+    place.remove(archive.name)
+    assert f"Data: {url}, fetched to" in first.err
+    assert "fetched to" not in again.err
+    assert first.out == again.out
+    (folder,) = (tmp_path / "cache" / "tltools" / "data").glob("*/packed")
+    assert (folder / "red" / "000 ä.png").read_bytes() == (root / "red" / "000 ä.png").read_bytes()
+    assert not list(folder.parent.glob(archive.name))
+
+
 def test_a_model_is_evaluated_on_data_elsewhere(place, onnx_path, tmp_path):
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ("evaluate", onnx_path, place.url, "--skip-bad", "--json")
@@ -599,6 +616,21 @@ def test_what_is_the_files_own_fault_is_not_tried_again(monkeypatch, error):
 
     with pytest.raises(OSError, match=r"no such file|not for you"):
         server.ask(request)
+    assert len(asked) == 1
+
+
+def test_a_full_disk_is_not_the_servers_fault(monkeypatch):
+    server = remote.Remote(Url("s3://bucket/photos"))
+    monkeypatch.setattr(server, "_connect", lambda: None)
+    asked: list[None] = []
+
+    def request(_files: object) -> None:
+        asked.append(None)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as raised:
+        server.ask(request)
+    assert raised.value.errno == errno.ENOSPC
     assert len(asked) == 1
 
 

@@ -19,7 +19,8 @@ MAX_ENTRIES = 1000
 """Of a folder are looked at for such files: a result may go into a folder of a million pictures."""
 _RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into names
 _LEFTOVER = rf"\..+\.{_RANDOM}\.tmp(\.[A-Za-z0-9]+)?"
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+"""Numbers of the errors of a disk that is full."""
 _PROBE_BYTES = 2**20
 
 
@@ -138,7 +139,7 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
     except TltoolsError:
         raise
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         raise _cannot_write(path, error) from error
     except Exception as error:
@@ -149,7 +150,7 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _cannot_write(path: Path, error: OSError) -> TltoolsError:
-    remedy = "make room" if error.errno in _NO_ROOM else "make its folder writable"
+    remedy = "make room" if error.errno in NO_ROOM else "make its folder writable"
     return TltoolsError(
         f"cannot write {path}: {error.strerror}; what was there before is unchanged: {remedy}, "
         "or choose another place, and run it again"
@@ -163,7 +164,7 @@ def _why_it_cannot_grow(path: Path) -> OSError | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error if error.errno in _NO_ROOM else None
+        return error if error.errno in NO_ROOM else None
     return None
 
 

@@ -54,6 +54,7 @@ from tltools.runtime import Device, DeviceChoice, Plan, load_predictor, open_mod
 from tltools.runtime.cluster import (
     Failure,
     Pool,
+    check_digest,
     check_version,
     choose_pool,
     cluster,
@@ -793,9 +794,7 @@ class Classifier:
                     f"{path} is not there; all machines of the cluster have to see the model, the "
                     "pictures and the output under the same paths, on a shared file system"
                 )
-        with model.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != record.model_sha256:
-                raise ArtifactError(f"{model} is another file than on the machine of the command")
+        check_digest(model, record.model_sha256)
         fused = record.plan == "fused"
         self._predictor = load_predictor(
             model, device=settings.device, threads=1 if fused else settings.workers

@@ -4,13 +4,11 @@ So a stopped job goes on from its rows as it does for a file, and what is at the
 a complete file or not at all.
 """
 
-import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from tltools.classify.merge import shard_record_path
+from tltools.data.copies import cache_folder
 from tltools.data.remote import Remote, Url
 from tltools.errors import ConfigError, DataError, UnreachableError
 from tltools.progress import Progress
@@ -18,8 +16,7 @@ from tltools.progress import Progress
 
 def staged(url: Url) -> Path:
     """Return where an output's rows are made: the same place for the same URL, and no other's."""
-    digest = hashlib.sha256(str(url).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return user_cache_path("tltools", appauthor=False) / "uploads" / digest / url.name
+    return cache_folder("uploads", str(url)) / url.name
 
 
 class Destination:

@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from tltools.atomic import atomic_folder, atomic_path, write_text
 from tltools.data.images import is_archive_name, is_image_name
-from tltools.data.remote import READS, Entry, Location, Remote, list_files
+from tltools.data.remote import READS, Entry, Location, Remote, list_files, version_of
 from tltools.errors import DataError, TltoolsError
 from tltools.parallel import ordered_map
 from tltools.progress import SILENT, Progress
@@ -62,9 +62,13 @@ def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
     return _mirror(remote, progress)
 
 
-def _cache(key: str) -> Path:
+def cache_folder(kind: str, key: str) -> Path:
+    """Return a folder in the user's cache: the same for the same kind and key, and no other's."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return user_cache_path("tltools", appauthor=False) / "data" / digest
+    return user_cache_path("tltools", appauthor=False) / kind / digest
+
+
+_cache = partial(cache_folder, "data")
 
 
 def _stem(name: str) -> str:
@@ -159,8 +163,7 @@ def _fetch_archive(remote: Remote, progress: Progress) -> Path:
         info = remote.info(url)
     except OSError as error:
         raise DataError(f"cannot read {url}: {error}; name an archive that you may read") from error
-    version = next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), "")
-    place = _cache(f"{url}\n{info.get('size')}\n{version}")
+    place = _cache(f"{url}\n{info.get('size')}\n{version_of(info)}")
     folder = place / _stem(url.name)
     if folder.is_dir():
         return folder

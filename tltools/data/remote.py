@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+from tltools.atomic import NO_ROOM
 from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
 from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
 from tltools.parallel import ordered_map
@@ -183,7 +184,8 @@ class Remote:
             request: Is given fsspec's file system.
 
         Raises:
-            OSError: If it is the file that cannot be had: missing, or not for us.
+            OSError: If it is the file that cannot be had: missing, or not for us; or if there is
+                no room for it here.
             UnreachableError: If it is the server.
         """
         tenacity = sys.modules["tenacity"]
@@ -195,9 +197,9 @@ class Remote:
         )
         try:
             return attempts(self._ask_once, request)
-        except (TltoolsError, *_FAULTS):
-            raise
         except Exception as error:
+            if _is_ours(error):
+                raise
             if _is_of_the_file(error):
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise kind(_reason(error)) from error
@@ -382,6 +384,12 @@ def _code(error: BaseException) -> str:
     return ""
 
 
+def _is_ours(error: BaseException) -> bool:
+    """Tell whether it is this machine or program that failed: asking again is of no use."""
+    no_room = isinstance(error, OSError) and error.errno in NO_ROOM
+    return no_room or isinstance(error, (TltoolsError, *_FAULTS))
+
+
 def _is_of_the_file(error: BaseException) -> bool:
     if _code(error) in _OF_THE_CALLER or _has_no_answer(error):
         return False
@@ -406,7 +414,7 @@ def _is_refused_by_sftp(error: BaseException) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     """Tell whether a request that failed in this way may succeed when it is made again."""
-    if not isinstance(error, Exception) or isinstance(error, (TltoolsError, *_FAULTS)):
+    if not isinstance(error, Exception) or _is_ours(error):
         return False
     names = {kind.__name__ for kind in type(error).__mro__}
     # Who has no credentials has none a second later; nor does a host key become another one.
@@ -471,29 +479,38 @@ def fetch_ahead(pictures: Iterable[Picture]) -> Iterator[Picture]:
     Raises:
         UnreachableError: Where the picture would be that a server could not be asked for.
     """
-    waiting: deque[tuple[Picture, Future[bytes | OSError] | None, int]] = deque()
+    waiting: deque[tuple[Picture, Future[bytes | OSError] | None]] = deque()
     executor: ThreadPoolExecutor | None = None
     num_bytes = 0
+
+    def arrive() -> Picture:
+        """Wait for the first picture's bytes, which its next reader gets."""
+        nonlocal num_bytes
+        picture, future = waiting.popleft()
+        source = picture.path
+        if future is not None and isinstance(source, RemoteSource):
+            num_bytes -= source.num_bytes
+            source.read = _Held(future.result(), source)
+        return picture
+
     try:
         for picture in pictures:
             source = picture.path
             if isinstance(source, RemoteSource):
                 executor = executor or ThreadPoolExecutor(READS, "fetch")
                 while waiting and num_bytes + source.num_bytes > MAX_AHEAD:
-                    num_bytes -= waiting[0][2]
-                    yield _arrived(*waiting.popleft())
-                waiting.append((picture, executor.submit(_fetch, source), source.num_bytes))
+                    yield arrive()
+                waiting.append((picture, executor.submit(_fetch, source)))
                 num_bytes += source.num_bytes
             elif waiting:
-                waiting.append((picture, None, 0))
+                waiting.append((picture, None))
             else:
                 yield picture
                 continue
             while len(waiting) > READS or (waiting and _is_here(waiting[0][1])):
-                num_bytes -= waiting[0][2]
-                yield _arrived(*waiting.popleft())
+                yield arrive()
         while waiting:
-            yield _arrived(*waiting.popleft())
+            yield arrive()
     finally:
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -511,17 +528,6 @@ def _fetch(source: RemoteSource) -> bytes | OSError:
 
 def _is_here(future: "Future[bytes | OSError] | None") -> bool:
     return future is None or future.done()
-
-
-def _arrived(
-    picture: Picture, future: "Future[bytes | OSError] | None", _num_bytes: int
-) -> Picture:
-    """Wait for a picture's bytes, which its next reader gets."""
-    if future is not None:
-        source = picture.path
-        assert isinstance(source, RemoteSource)
-        source.read = _Held(future.result(), source)
-    return picture
 
 
 class _Held:
@@ -634,13 +640,17 @@ def _walk(
             if info["type"] == "directory":
                 yield from _walk(remote, info["name"].rstrip("/"), f"{prefix}{name}/", on_error)
             continue
-        version = next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), "")
-        files.append(Entry(prefix + name, info["name"], info.get("size"), str(version)))
+        files.append(Entry(prefix + name, info["name"], info.get("size"), version_of(info)))
         if len(files) == PAGE:
             yield files
             files = []
     if files:
         yield files
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """Return what changes when a file does, of what a server says of it; empty where nothing."""
+    return str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
 
 
 def _kind(remote: Remote, info: dict[str, Any]) -> str:
@@ -686,7 +696,7 @@ def list_remote(
         except OSError as error:
             raise DataError(f"cannot read {url}: {_reason(error)}") from error
         for members in list_archive(archive, on_error=on_error):
-            yield [_as_remote(member) for member in members]
+            yield [RemoteSource(member.name, member.read) for member in members]
         return
     if is_image_name(url.name) and _is_file(remote):
         yield [remote_picture(remote, url, url.plain)]
@@ -757,10 +767,6 @@ def _of_entry(remote: Remote, entry: Entry) -> RemoteSource:
     source = RemoteSource(entry.name, lambda: remote.read(entry.path), num_bytes=entry.num_bytes)
     source.url = remote.url.joined(entry.name)
     return source
-
-
-def _as_remote(member: Source) -> RemoteSource:
-    return RemoteSource(member.name, member.read)
 
 
 # ---------------------------------------------------------------------------------- archives

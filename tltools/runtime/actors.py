@@ -3,7 +3,6 @@
 What `training` and `evaluate` need: the outputs of pictures that are known and readable, in memory.
 """
 
-import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -23,10 +22,12 @@ from tltools.progress import SILENT, Progress
 from tltools.runtime.cluster import (
     Failure,
     check_cluster,
+    check_digest,
     check_version,
     choose_pool,
     cluster,
     failure_here,
+    file_sha256,
     from_failure,
     run_actors,
     table_values,
@@ -183,7 +184,7 @@ class RemotePictures:
             tltools=__version__,
             open_model=open_model,
             device=pool.device,
-            same_files={str(path.absolute()): _sha256(path) for path in same_files},
+            same_files={str(path.absolute()): file_sha256(path) for path in same_files},
             preprocessing=preprocessing,
             workers=pool.num_cpus,
             batch_size=batch_size,
@@ -268,11 +269,6 @@ class PictureActor:
             return np.concatenate([outputs.values for outputs in results]).astype(np.float32)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_same(path: Path, digest: str) -> None:
     """See that a model's file is the one that the command has.
 
@@ -284,8 +280,7 @@ def _check_same(path: Path, digest: str) -> None:
             f"{path} is not there; all machines of the cluster have to see the model and the "
             "pictures under the same paths, on a shared file system"
         )
-    if _sha256(path) != digest:
-        raise ArtifactError(f"{path} is another file than on the machine of the command")
+    check_digest(path, digest)
 
 
 def _of_this_machine(error: TltoolsError, paths: Sequence[Path]) -> TltoolsError:

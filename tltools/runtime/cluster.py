@@ -3,6 +3,7 @@
 Nothing here knows what the actors do. Ray is an extra, and imported when it is asked for.
 """
 
+import hashlib
 import os
 import socket
 import warnings
@@ -10,10 +11,11 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tltools import __version__, errors
-from tltools.errors import ConfigError, DeviceError, TltoolsError
+from tltools.errors import ArtifactError, ConfigError, DeviceError, TltoolsError
 from tltools.parallel import num_cores
 from tltools.progress import Progress
 from tltools.runtime.device import Device, DeviceChoice, cluster_device
@@ -344,6 +346,22 @@ def check_version(wanted: str) -> None:
         raise ConfigError(
             f"this machine has tltools {__version__}, and the command's {wanted}; install the same"
         )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(model: Path, digest: str) -> None:
+    """See that a model's file on this machine is the command's.
+
+    Raises:
+        ArtifactError: If not.
+    """
+    if file_sha256(model) != digest:
+        raise ArtifactError(f"{model} is another file than on the machine of the command")
 
 
 def first_line(said: object) -> str:
