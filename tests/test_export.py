@@ -601,11 +601,11 @@ def test_calibration_takes_training_pictures_from_all_classes_alike(cnn_run, tmp
 
     monkeypatch.setattr(export_module, "quantize_until", record)
     seen = []
-    load_images = export_module.load_images
+    decode_batches = export_module.decode_batches
     monkeypatch.setattr(
         export_module,
-        "load_images",
-        lambda paths, **rest: seen.extend(paths) or load_images(paths, **rest),
+        "decode_batches",
+        lambda paths, **rest: seen.extend(paths) or decode_batches(paths, **rest),
     )
     with pytest.raises(ParityError, match="seen enough"):
         list(export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"], calibration_images=6))

@@ -296,8 +296,8 @@ def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
     load = pipeline.load_image
 
     def delete_some(path, **options):
-        if path.name == "5.png":
-            path.unlink()
+        if Path(path).name == "5.png":
+            Path(path).unlink()
         return load(path, **options)
 
     monkeypatch.setattr(pipeline, "load_image", delete_some)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 
 import numpy as np
@@ -21,9 +20,8 @@ from tltools.data.images import (
     fit_image,
     image_sha256,
     load_image,
-    load_images,
 )
-from tltools.errors import ConfigError, DataError
+from tltools.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 BLACK = (0, 0, 0)
@@ -728,59 +726,6 @@ def test_names_in_one_text_take_little_memory():
 
 
 # Batches and hashes
-
-
-@pytest.fixture
-def numbered(tmp_path):
-    """21 pictures whose red value is their number."""
-    paths = [tmp_path / f"{number}.png" for number in range(21)]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
-    return paths
-
-
-@pytest.mark.parametrize("workers", [None, 0, 1, 3])
-@pytest.mark.parametrize("batch_size", [1, 5, 8, 10, 21, 64])
-def test_batches_hold_all_pictures_in_order(numbered, workers, batch_size):
-    batches = list(
-        load_images(numbered, size=8, resize="squash", batch_size=batch_size, workers=workers)
-    )
-    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    red = np.concatenate(batches)[:, 0, 0, 0]
-    assert red.tolist() == list(range(21))
-    assert len({id(batch) for batch in batches}) == len(batches)
-
-
-def test_no_pictures_give_no_batches():
-    assert list(load_images([], size=8, resize="squash", batch_size=4)) == []
-
-
-def test_first_unreadable_picture_is_raised_after_the_batches_before_it(numbered):
-    numbered[9].write_bytes(b"")
-    numbered[11].write_bytes(b"")
-    batches = load_images(numbered, size=8, resize="squash", batch_size=4, workers=2)
-    assert len(next(batches)) == 4
-    assert len(next(batches)) == 4
-    with pytest.raises(DataError, match=r"9\.png: it is empty"):
-        next(batches)
-
-
-def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
-    loaded = []
-    original = load_image
-    monkeypatch.setattr(
-        images, "load_image", lambda path, **kw: (loaded.append(path), original(path, **kw))[1]
-    )
-    batches = load_images(numbered * 20, size=8, resize="squash", batch_size=8, workers=1)
-    next(batches)
-    time.sleep(0.5)  # the threads would decode on if nothing held them back
-    assert len(loaded) <= 3 * 8
-    batches.close()
-
-
-def test_impossible_batch_size_is_refused_at_the_call(numbered):
-    with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
-        load_images(numbered, size=8, resize="squash", batch_size=0)
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

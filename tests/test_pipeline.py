@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SIZE, colour_logits
+from PIL import Image
 
+from tltools.card import Preprocessing
 from tltools.data.images import load_image
-from tltools.errors import ArtifactError, ConfigError, DeviceError
+from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
 from tltools.runtime import Plan, default_threads, load_predictor, open_model, pipeline
 from tltools.runtime.device import DeviceChoice
-from tltools.runtime.pipeline import PredictorPool, run_pictures
+from tltools.runtime.pipeline import PredictorPool, decode_batches, run_pictures
 
 
 @dataclass(frozen=True)
@@ -226,3 +228,62 @@ def test_numbers_below_one_are_refused(onnx_path, flag):
 def test_missing_model_is_an_artifact_error(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
         open_model(tmp_path / "none.onnx")
+
+
+# ---------------------------------------------------------------------------- decoding alone
+
+SMALL = Preprocessing(size=8)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """21 pictures whose red value is their number."""
+    paths = [tmp_path / f"{number}.png" for number in range(21)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("workers", [None, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 10, 21, 64])
+def test_batches_hold_all_pictures_in_order(numbered, workers, batch_size):
+    batches = list(
+        decode_batches(numbered, preprocessing=SMALL, batch_size=batch_size, workers=workers)
+    )
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    red = np.concatenate(batches)[:, 0, 0, 0]
+    assert red.tolist() == list(range(21))
+    assert len({id(batch) for batch in batches}) == len(batches)
+
+
+def test_no_pictures_give_no_batches():
+    assert list(decode_batches([], preprocessing=SMALL, batch_size=4)) == []
+
+
+def test_first_unreadable_picture_is_raised_after_the_batches_before_it(numbered):
+    numbered[9].write_bytes(b"")
+    numbered[11].write_bytes(b"")
+    batches = decode_batches(numbered, preprocessing=SMALL, batch_size=4, workers=2)
+    assert len(next(batches)) == 4
+    assert len(next(batches)) == 4
+    with pytest.raises(DataError, match=r"9\.png: it is empty"):
+        next(batches)
+
+
+def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
+    loaded = []
+    original = load_image
+    monkeypatch.setattr(
+        pipeline, "load_image", lambda path, **kw: (loaded.append(path), original(path, **kw))[1]
+    )
+    batches = decode_batches(numbered * 20, preprocessing=SMALL, batch_size=8, workers=1)
+    next(batches)
+    assert len(loaded) <= 3 * 8
+    batches.close()
+
+
+def test_impossible_batch_size_is_refused_at_the_call(numbered):
+    with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
+        decode_batches(numbered, preprocessing=SMALL, batch_size=0)
+
+

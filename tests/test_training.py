@@ -255,7 +255,7 @@ def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("a picture was decoded again")
 
-    monkeypatch.setattr(features, "load_images", forbidden)
+    monkeypatch.setattr(features, "decode_batches", forbidden)
     monkeypatch.setattr(features, "run_pictures", forbidden)
     assert_same_weights(first, train(dataset, tmp_path, "vgg16", weights=vgg16_file))
 

@@ -1,10 +1,9 @@
 """Classify pictures from within a program: files, bytes and decoded pictures in, labels out."""
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +11,10 @@ from PIL import Image
 
 from tltools.card import Card
 from tltools.classify import Picture, Prediction, classify
-from tltools.classify.pipeline import predictions
-from tltools.data.images import decode_image, fit_image
+from tltools.data.images import Bytes, Decoded, Source, fit_image
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import ordered_map
-from tltools.runtime import Device, Outputs, Plan, Predictor, open_model
-from tltools.runtime.pipeline import batched
+from tltools.runtime import Device, Plan, Predictor, open_model
 
 AnyPicture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """The path of a file, a file's bytes, or a decoded picture: Pillow's, or (H, W, 3), RGB."""
@@ -79,45 +76,26 @@ class PicturePredictor:
             raise TypeError("predict takes several pictures: write predict([picture])")
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise ConfigError(f"min_confidence must be in [0, 1], got {min_confidence}")
-        made: list[Prediction] = []
-        for are_files, group in groupby(enumerate(pictures), key=_is_file):
-            work = self._from_files if are_files else self._from_memory
-            made.extend(work(group, min_confidence))
-        return made
+        workers = self._plan.workers
+        # Decoded pictures are resized in threads, so that no pixels go to another process.
+        prepared = ordered_map(self._prepare, enumerate(pictures), workers=workers, ahead=workers)
+        return list(classify(self._model, prepared, plan=self._plan, min_confidence=min_confidence))
 
-    def _from_files(
-        self, numbered: Iterable[tuple[int, AnyPicture]], min_confidence: float | None
-    ) -> Iterator[Prediction]:
-        paths = (os.fspath(cast("str | os.PathLike[str]", one)) for _, one in numbered)
-        pictures = (Picture(Path(path), path) for path in paths)
-        return classify(self._model, pictures, plan=self._plan, min_confidence=min_confidence)
-
-    def _from_memory(
-        self, numbered: Iterable[tuple[int, AnyPicture]], min_confidence: float | None
-    ) -> Iterator[Prediction]:
-        size = self._plan.batch_size
-        ahead = size + self._plan.workers
-        decoded = ordered_map(self._decode, numbered, workers=self._plan.workers, ahead=ahead)
-        for some in batched(decoded, size):
-            good = [image for _, image in some if not isinstance(image, DataError)]
-            errors = [image if isinstance(image, DataError) else None for _, image in some]
-            values = self._model(np.stack(good)) if good else np.empty((0, 0), np.float32)
-            pictures = [Picture(Path(), str(number)) for number, _ in some]
-            outputs = Outputs(pictures, errors, values)
-            yield from predictions(self.card, outputs, min_confidence)
-
-    def _decode(
-        self, numbered: tuple[int, AnyPicture]
-    ) -> tuple[int, NDArray[np.uint8] | DataError]:
+    def _prepare(self, numbered: tuple[int, AnyPicture]) -> Picture:
+        """Return what the pipeline takes for a picture."""
         number, picture = numbered
-        size, resize = self.card.preprocessing.size, self.card.preprocessing.resize
+        name = str(number)
+        if isinstance(picture, str | os.PathLike):
+            path = os.fspath(picture)
+            return Picture(Path(path), path)
+        if isinstance(picture, bytes):
+            return Picture(Source(name, Bytes(picture), is_portable=True), name)
+        rules = self.card.preprocessing
         try:
-            if isinstance(picture, bytes):
-                return number, decode_image(picture, size=size, resize=resize)
-            decoded = cast("Image.Image | NDArray[np.uint8]", picture)
-            return number, fit_image(decoded, size=size, resize=resize)
+            pixels = fit_image(picture, size=rules.size, resize=rules.resize)
         except DataError as error:
-            return number, error
+            return Picture(Decoded(name, error), name)
+        return Picture(Decoded(name, pixels), name)
 
 
 def load_predictor(
@@ -147,7 +125,3 @@ def load_predictor(
     """
     model, plan = open_model(Path(path), device=device, batch_size=batch_size, threads=threads)
     return PicturePredictor(model, plan)
-
-
-def _is_file(numbered: tuple[int, AnyPicture]) -> bool:
-    return isinstance(numbered[1], str | os.PathLike)

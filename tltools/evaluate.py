@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, Score
-from tltools.data.images import load_images
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
@@ -26,7 +25,10 @@ from tltools.metrics import (
     score,
     softmax,
 )
+from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
+from tltools.runtime import Outputs, Plan, run_pictures
+from tltools.runtime.pipeline import File, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,14 +234,26 @@ def predict(
         DataError: If a picture cannot be read.
         ArtifactError: If the logits do not fit the card or are not finite.
     """
-    spec = predictor.card.preprocessing
-    images = load_images(paths, size=spec.size, resize=spec.resize, batch_size=batch_size)
-    starts = range(0, len(paths), batch_size)
-    outputs = (
-        (range(start, start + len(batch)), predictor(batch))
-        for start, batch in zip(starts, images, strict=True)
+    results = run_pictures(
+        predictor,
+        map(File, paths),
+        preprocessing=predictor.card.preprocessing,
+        plan=Plan("ahead", num_cores(), batch_size),
+        finish=readable,
     )
-    return _collect(predictor.card, paths, outputs, progress)
+    with closing(results):
+        return _collect(predictor.card, paths, _numbered(results), progress)
+
+
+def _numbered(
+    results: Iterable[Outputs[File]],
+) -> Iterator[tuple[range, NDArray[np.float32]]]:
+    """Yield outputs with the indices of their pictures."""
+    start = 0
+    for outputs in results:
+        stop = start + len(outputs.pictures)
+        yield range(start, stop), outputs.values
+        start = stop
 
 
 def _collect(

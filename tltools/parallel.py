@@ -1,21 +1,113 @@
-"""Do work in threads, ahead of its consumer, in order and in bounded memory."""
+"""What this process may use of the machine, and work in threads ahead of its consumer."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
+_UNLIMITED = 2**60
+"""Version 1 of cgroups writes a number near 2^63 where there is no limit of memory."""
+
 
 def num_cores() -> int:
-    """Return the number of cores that this process may use (affinity and not the machine)."""
+    """Return the number of cores that this process may use, at least 1.
+
+    That is what its affinity allows, and what the quota of its control group amounts to, rounded
+    up: a container with `--cpus=1` sees all cores of its machine.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        number = len(os.sched_getaffinity(0))
+    else:
+        number = os.cpu_count() or 1
+    quota = min(_quotas(), default=math.inf)
+    return max(1, min(number, math.ceil(quota))) if math.isfinite(quota) else number
+
+
+def memory_limit() -> int | None:
+    """Return how many bytes this process may take: the machine's, or its control group's if less.
+
+    None where the system does not say.
+    """
+    limits = [limit for limit in _memory_limits() if limit < _UNLIMITED]
+    try:
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                limits.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        limits += _physical_memory()
+    return min(limits, default=None)
+
+
+def _physical_memory() -> list[int]:
+    try:
+        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, OSError, ValueError):
+        return []
+
+
+def _quotas() -> Iterator[float]:
+    """Yield the cores that each control group of this process is limited to.
+
+    https://docs.kernel.org/scheduler/sched-bwc.html
+    """
+    for folder in _own_groups("cpu"):
+        for quota, period in (_words(folder / "cpu.max"), _v1_quota(folder)):
+            if quota.isdigit() and period.isdigit() and int(period):
+                yield int(quota) / int(period)
+
+
+def _v1_quota(folder: Path) -> tuple[str, str]:
+    quota, period = (_words(folder / f"cpu.cfs_{name}_us")[0] for name in ("quota", "period"))
+    return quota, period
+
+
+def _memory_limits() -> Iterator[int]:
+    for folder in _own_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit, _ = _words(folder / name)
+            if limit.isdigit():
+                yield int(limit)
+
+
+def _own_groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups and of those that they are in.
+
+    In a container its own group is usually mounted at the root, whatever path is given.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounts = [CGROUPS / controllers, CGROUPS / controller] if controllers else [CGROUPS]
+        own = PurePosixPath(path.lstrip("/"))
+        for mount in dict.fromkeys(mounts):
+            for part in (own, *own.parents):
+                if ".." not in part.parts:
+                    yield mount / part
+
+
+def _words(path: Path) -> tuple[str, str]:
+    """Return the first two words of a file, empty where there are none."""
+    try:
+        first, second, *_ = [*path.read_text().split(), "", ""]
+    except OSError:
+        return "", ""
+    return first, second
 
 
 def ordered_map(

@@ -21,9 +21,9 @@ from tltools.bench.machine import peak_memory_bytes
 from tltools.bench.rows import ClassifyRound
 from tltools.bench.stages import TEMPORARY, OpenModel, measure_classify
 from tltools.bench.timing import Timing, measure
-from tltools.data.images import load_images
 from tltools.errors import TltoolsError
 from tltools.runtime import Device, Predictor
+from tltools.runtime.pipeline import decode_batches
 
 OpenPredictor: TypeAlias = Callable[[Path, Device, int | None], Predictor]
 """`(path, device, threads)`; a function at the top of a module, so that a new process finds it."""
@@ -261,7 +261,7 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
 
 def _batches(predictor: Predictor, pictures: Sequence[Path]) -> Iterable[NDArray[np.uint8]]:
     rules = predictor.card.preprocessing
-    return load_images(pictures, size=rules.size, resize=rules.resize, batch_size=ACCURACY_BATCH)
+    return decode_batches(pictures, preprocessing=rules, batch_size=ACCURACY_BATCH)
 
 
 def one_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltools.classify.job import Summary, examine_pictures, run_job
+    from tltools.classify.job import Summary, run_job
     from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.pictures import Picture, list_pictures
     from tltools.classify.pipeline import Prediction, classify
@@ -23,7 +23,6 @@ __all__ = [
     "Summary",
     "check_output",
     "classify",
-    "examine_pictures",
     "list_pictures",
     "merge_shards",
     "open_model",
@@ -41,7 +40,6 @@ _MODULES = {
     "Summary": "tltools.classify.job",
     "check_output": "tltools.classify.writers",
     "classify": "tltools.classify.pipeline",
-    "examine_pictures": "tltools.classify.job",
     "list_pictures": "tltools.classify.pictures",
     "merge_shards": "tltools.classify.merge",
     "open_model": "tltools.runtime",
@@ -53,8 +51,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     """Import what is asked for, and not before.
 
-    The supervisor has to divide the process before anything is imported that starts threads, as
-    numpy does.
+    The command has to divide its process before anything is imported that starts threads, as numpy
+    does.
     """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

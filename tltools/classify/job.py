@@ -9,23 +9,35 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
 from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
-from tltools.classify.pipeline import UNCERTAIN, Prediction, check_min_confidence, classify
-from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, read_record, refusal
+from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows, check_min_confidence
+from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, refusal
 from tltools.classify.shards import Listing, Shard
-from tltools.classify.supervisor import Watch
-from tltools.classify.writers import STDOUT, Output, check_output, row_format
-from tltools.data.images import load_image
+from tltools.classify.writers import STDOUT, Output, check_output, row_encoder, row_format
+from tltools.data.images import Source
 from tltools.data.remote import Location, Url
 from tltools.errors import ConfigError, DataError, TltoolsError
+from tltools.processes import Launcher
 from tltools.progress import SILENT, Progress
-from tltools.runtime import Device, DeviceChoice, Plan, Predictor, load_predictor, open_model
+from tltools.runtime import (
+    Device,
+    DeviceChoice,
+    Plan,
+    Predictor,
+    default_threads,
+    load_predictor,
+    open_model,
+    run_pictures,
+)
+from tltools.runtime.device import num_gpus
+from tltools.runtime.pipeline import check_positive, may_fuse, open_in_worker
+from tltools.runtime.workers import Task
 
 if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
@@ -33,8 +45,6 @@ if TYPE_CHECKING:
 
 COUNTING_S = 0.5
 """Longest time spent on listing further folders beforehand, for the progress bar's total."""
-NO_PICTURE = Path(os.devnull)
-"""Takes the place of a picture that must not be decoded, so that its neighbours keep theirs."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ def run_job(
     ledger_dir: Path | None = None,
     shard: Shard | None = None,
     progress: Progress = SILENT,
-    watch: Watch | None = None,
+    picture_timeout_s: float = 30.0,
+    launcher: Launcher | None = None,
 ) -> Summary:
     """Classify pictures and write one row for each.
 
@@ -141,7 +152,9 @@ def run_job(
         shard: The part of the listing to classify; a record of it is kept beside the complete
             output, for `merge_shards`. None: all of it.
         progress: Where to report.
-        watch: What this process shares with the one that looks after it, if one does.
+        picture_timeout_s: Longest time for decoding a picture.
+        launcher: Starts worker processes. With one, no picture is decoded in this process, so that
+            none can end it; without, a small job is done here, and a large one begins here.
 
     Raises:
         ArtifactError: If `model` is not a usable export.
@@ -199,7 +212,7 @@ def run_job(
         start = _go_on(part, job, pictures, tally, anew=overwrite)
         if start.kept is not None and start.num_rows:
             progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
-        predictor, plan = _open(model, device, batch_size, workers, threads, start.kept)
+        predictor, plan = _open(model, device, batch_size, workers, threads, start.kept, launcher)
         check_min_confidence(min_confidence, predictor.card.classes)
         on_complete = None
         if part is not None:
@@ -216,12 +229,26 @@ def run_job(
         )
         known = nullcontext() if ledger_dir is None else _open_ledger(ledger_dir, job, predictor)
         with known as ledger:
+            card = predictor.card
             run = partial(
-                classify, predictor, plan=plan, min_confidence=min_confidence, memory=ledger
+                run_pictures,
+                predictor,
+                preprocessing=card.preprocessing,
+                plan=plan,
+                finish=RowMaker(
+                    card.classes,
+                    card.temperature,
+                    min_confidence,
+                    partial(row_encoder, output, card.classes, spreadsheet=spreadsheet),
+                ),
+                memory=ledger,
+                launcher=launcher,
+                timeout_s=picture_timeout_s,
+                on_blame=partial(_tell_of_blame, progress),
             )
-            predictions = classify_missing(run, pictures, start, watch)
+            made = classify_missing(run, pictures, start)
             begun = time.perf_counter()
-            _write_rows(rows, part, predictions, tally, progress, total)
+            _write_rows(rows, part, made, tally, progress, total)
     if destination is not None:
         destination.discard_sent()
         output = destination.url
@@ -245,45 +272,6 @@ def run_job(
     )
 
 
-def examine_pictures(
-    inputs: Sequence[Location], output: Location, *, spreadsheet: bool, watch: Watch, start: int
-) -> None:
-    """Decode the pictures that were in work when a job ended, for their own sake.
-
-    Args:
-        inputs: The job's.
-        output: The job's.
-        spreadsheet: The job's.
-        watch: Knows how far the job was, and is told of each picture before it is decoded.
-        start: Number of the first picture that may be decoded.
-    """
-    if isinstance(output, Url):
-        from tltools.classify.uploads import staged
-
-        output = staged(output)
-    record = read_record(output)
-    if record is None:
-        return
-    portions = list_portions(inputs, on_error=lambda _error: None)
-    pictures = chain.from_iterable(portion.pictures for portion in portions)
-    if record.shard is not None:
-        pictures = iter(Listing(pictures, record.shard))
-    rows = row_format(output, record.classes, spreadsheet=spreadsheet)
-    kept = Kept(Part(output), record, rows)
-    with suppress(FileNotFoundError):
-        for _ in kept.matched(pictures):
-            pass
-    watch.found_rows(kept.num_rows)
-    in_work = islice(pictures, max(watch.num_pulled - kept.num_rows, 0))
-    for number, picture in enumerate(in_work, kept.num_rows):
-        if number < start or number in watch.verdicts:
-            continue
-        watch.examine(number)
-        with suppress(DataError):
-            load_image(picture.path, size=record.size, resize=record.resize)
-        watch.examine(None)
-
-
 class Tally:
     """What became of a job's pictures, in numbers, and the errors for `errors_to`."""
 
@@ -303,6 +291,12 @@ class Tally:
             self._write(self._format.text(name), self._format.text(error or ""))
         else:
             self.counts[label] += 1
+
+    def add_all(self, rows: Rows) -> None:
+        """Count the pictures of rows."""
+        self.counts.update(label for label in rows.labels if label is not None)
+        for name, error in rows.errors:
+            self.add(name, None, error)
 
     def save(self) -> None:
         """Write the pictures that failed, completely or not at all.
@@ -445,15 +439,14 @@ def _open(
     workers: int | None,
     threads: int | None,
     kept: Kept | None,
+    launcher: Launcher | None,
 ) -> tuple[Predictor, Plan]:
     """Open the model, in the same way as for the rows that are kept."""
     if kept is None:
-        return open_model(
-            model, device=device, batch_size=batch_size, workers=workers, threads=threads
-        )
+        return _open_here_or_there(model, device, batch_size, workers, threads, None, launcher)
     record = kept.record
-    predictor, plan = open_model(
-        model, device=device, batch_size=record.batch_size, workers=workers, threads=threads
+    predictor, plan = _open_here_or_there(
+        model, device, record.batch_size, workers, threads, record.plan, launcher
     )
     if (predictor.device, predictor.provider) != (record.device, record.provider):
         raise refusal(
@@ -468,6 +461,33 @@ def _open(
     return predictor, plan
 
 
+def _open_here_or_there(
+    model: Path,
+    device: Device,
+    batch_size: int | None,
+    workers: int | None,
+    threads: int | None,
+    plan: Literal["fused", "ahead"] | None,
+    launcher: Launcher | None,
+) -> tuple[Predictor, Plan]:
+    """Open the model in a worker if workers may run it, else in this process."""
+    check_positive({"--batch-size": batch_size, "--workers": workers, "--threads": threads})
+    on_cpu = device in ("cpu", "openvino") or (device == "auto" and num_gpus() == 0)
+    if launcher is not None and on_cpu and may_fuse(model, threads):
+        opened = open_in_worker(
+            model,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            launcher=launcher,
+            plan="fused" if threads == 1 else plan,
+        )
+        if opened is not None:
+            return opened
+        threads = threads or default_threads()
+    return open_model(model, device=device, batch_size=batch_size, workers=workers, threads=threads)
+
+
 def _open_ledger(folder: Path, job: Job, predictor: Predictor) -> "Ledger":
     from tltools.classify.ledger import Ledger  # here, because most jobs do without it
 
@@ -475,10 +495,16 @@ def _open_ledger(folder: Path, job: Job, predictor: Predictor) -> "Ledger":
     return Ledger(folder, model_sha256=job.model_sha256, num_classes=len(classes))
 
 
+def _tell_of_blame(progress: Progress, task: Task, index: int, reason: str) -> None:
+    path = task.items[index]
+    name = path.name if isinstance(path, Source) else os.fspath(path)
+    progress.warn(f"{name}: {reason}; it gets a row that says so")
+
+
 def _write_rows(
     rows: Output,
     part: Part | None,
-    predictions: Generator[Prediction, None, None],
+    made: Generator[Rows, None, None],
     tally: Tally,
     progress: Progress,
     total: int | None,
@@ -487,11 +513,11 @@ def _write_rows(
     try:
         with rows:
             num_missing = None if total is None else total - rows.num_rows
-            with progress.bar("classify", num_missing) as bar, closing(predictions):
-                for prediction in predictions:
-                    rows.write(prediction)
-                    tally.add(prediction.name, prediction.label, prediction.error)
-                    bar.advance()
+            with progress.bar("classify", num_missing) as bar, closing(made):
+                for some in made:
+                    rows.write_encoded(some.encoded)
+                    tally.add_all(some)
+                    bar.advance(len(some.encoded))
             tally.save()
     finally:
         if rows.num_rows and part is not None and part.exists():  # not renamed
@@ -500,35 +526,17 @@ def _write_rows(
 
 
 def classify_missing(
-    run: Callable[[Iterator[Picture]], Generator[Prediction, None, None]],
+    run: Callable[[Iterator[Picture]], Generator[Rows, None, None]],
     pictures: Iterator[Picture],
     start: Start,
-    watch: Watch | None,
-) -> Generator[Prediction, None, None]:
-    """Classify the pictures that have no rows yet.
-
-    Those that `watch` knows to be dangerous get their errors without being decoded.
-    """
-    first = start.num_rows - len(start.again)
-    source = chain(start.again, pictures)
-    if watch is not None:
-        source = _told(source, first, watch)
-    with closing(run(source)) as predictions:
-        numbered = enumerate(predictions, first)
-        for number, prediction in islice(numbered, len(start.again), None):
-            if watch is not None and number in watch.verdicts:
-                shown = _last_name(prediction.name)
-                error = f"cannot read image {shown}: {watch.verdicts[number]}"
-                yield replace(prediction, error=error)
-            else:
-                yield prediction
-
-
-def _told(pictures: Iterator[Picture], first: int, watch: Watch) -> Iterator[Picture]:
-    """Yield pictures to be decoded, and tell `watch` how many have been."""
-    for number, picture in enumerate(pictures, first):
-        watch.pulled(number + 1)
-        yield Picture(NO_PICTURE, picture.name) if number in watch.verdicts else picture
+) -> Generator[Rows, None, None]:
+    """Classify the pictures that have no rows yet."""
+    num_again = len(start.again)
+    with closing(run(chain(start.again, pictures))) as results:
+        for rows in results:
+            skipped = min(num_again, len(rows.encoded))
+            num_again -= skipped
+            yield rows.without(skipped) if skipped else rows
 
 
 def kind_of_error(name: str, error: str) -> str:

@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools import __version__
 from tltools.errors import TltoolsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SAVE_EVERY_S = 1.0
 """Longest time that logits wait to be written: what a job that is killed computes again."""
@@ -45,7 +48,7 @@ class Ledger:
         self._new: dict[bytes, bytes] = {}
         self._next_save = time.monotonic() + SAVE_EVERY_S
         self.num_known = 0
-        """Pictures that were found."""
+        """Pictures that were found, here or by a reader."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # One connection for all threads, of which the lock admits one at a time.
@@ -97,15 +100,15 @@ class Ledger:
         key = hashlib.sha256(data).digest()
         try:
             with self._lock:
-                found = self._connection.execute(
-                    "SELECT logits FROM classified WHERE sha256 = ?", (key,)
-                ).fetchone()
-                if found is None or len(found[0]) != self._num_bytes:
-                    return key, None
-                self.num_known += 1
+                values = _find(self._connection, key, self._num_bytes)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
-        return key, np.frombuffer(found[0], "<f4").astype(np.float32, copy=False)
+        self.num_known += values is not None
+        return key, values
+
+    def reader(self) -> "Reader":
+        """Return what opens the ledger in a worker process, to look into it only."""
+        return Reader(self.path, self._num_bytes)
 
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
         """Keep the logits, float32 (C,), of the bytes with this SHA-256.
@@ -130,7 +133,48 @@ class Ledger:
         self._new.clear()
 
     def _unusable(self, error: Exception) -> TltoolsError:
-        return TltoolsError(
-            f"cannot use the ledger {self.path}: {error}; delete it, or keep another with "
-            "--cache-dir, or do without --changed-only"
-        )
+        return _unusable(self.path, error)
+
+
+class Reader:
+    """Opens a ledger in a worker process; may be pickled."""
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        """Take the ledger's file, and the bytes of a picture's logits."""
+        self._path = path
+        self._num_bytes = num_bytes
+
+    def __call__(self) -> "Callable[[bytes], tuple[bytes, NDArray[np.float32] | None]]":
+        """Open it; return what `Ledger.recall` is.
+
+        Raises:
+            TltoolsError: If it cannot be opened.
+        """
+        try:
+            connection = sqlite3.connect(self._path, timeout=LOCK_WAIT_S)
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+
+        def recall(data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
+            key = hashlib.sha256(data).digest()
+            try:
+                return key, _find(connection, key, self._num_bytes)
+            except sqlite3.Error as error:
+                raise _unusable(self._path, error) from error
+
+        return recall
+
+
+def _find(connection: sqlite3.Connection, key: bytes, num_bytes: int) -> NDArray[np.float32] | None:
+    """Return the logits of a key, float32 (C,); None where they are missing or damaged."""
+    found = connection.execute("SELECT logits FROM classified WHERE sha256 = ?", (key,)).fetchone()
+    if found is None or len(found[0]) != num_bytes:
+        return None
+    return np.frombuffer(found[0], "<f4").astype(np.float32, copy=False)
+
+
+def _unusable(path: Path, error: Exception) -> TltoolsError:
+    return TltoolsError(
+        f"cannot use the ledger {path}: {error}; delete it, or keep another with "
+        "--cache-dir, or do without --changed-only"
+    )

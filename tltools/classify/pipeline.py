@@ -1,9 +1,9 @@
 """Turn pictures into predictions."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tltools.classify.pictures import Picture
 from tltools.errors import ConfigError
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tltools.card import Card
     from tltools.runtime.pipeline import Memory
 
 
@@ -60,6 +59,7 @@ def classify(
     plan: Plan,
     min_confidence: float | None = None,
     memory: "Memory | None" = None,
+    **options: Any,
 ) -> Generator[Prediction, None, None]:
     """Classify pictures.
 
@@ -73,35 +73,43 @@ def classify(
             of the model's own arithmetic.
         min_confidence: What is less likely than that is labelled `UNCERTAIN`; None: nothing is.
         memory: Knows the logits of earlier pictures, which are then not decoded.
+        **options: Others of `tltools.runtime.run_pictures`.
 
     Yields:
         One prediction for each picture, in order. Nothing accumulates.
     """
     card = predictor.card
+    finish = partial(predictions, card.classes, card.temperature, min_confidence=min_confidence)
     for some in run_pictures(
         predictor,
         pictures,
         preprocessing=card.preprocessing,
         plan=plan,
-        finish=partial(predictions, card, min_confidence=min_confidence),
+        finish=finish,
         memory=memory,
+        **options,
     ):
         yield from some
 
 
 def predictions(
-    card: "Card", outputs: Outputs[Picture], min_confidence: float | None
+    classes: Sequence[str],
+    temperature: float,
+    outputs: Outputs[Any],
+    *,
+    min_confidence: float | None,
 ) -> list[Prediction]:
     """Return the predictions of pictures that went through the model together.
 
     Args:
-        card: The model's.
+        classes: The model's, in the order of the logits.
+        temperature: What logits are divided by.
         outputs: The logits of those that could be read, and the errors of the others.
         min_confidence: As for `classify`.
     """
     threshold = 0.0 if min_confidence is None else min_confidence
     values = outputs.values
-    rows = iter(softmax(values, temperature=card.temperature) if len(values) else ())
+    rows = iter(softmax(values, temperature=temperature) if len(values) else ())
     made: list[Prediction] = []
     for picture, error in zip(outputs.pictures, outputs.errors, strict=True):
         if error is not None:
@@ -109,6 +117,45 @@ def predictions(
             continue
         row = next(rows)
         index = int(row.argmax())
-        label = card.classes[index] if row[index] >= threshold else UNCERTAIN
+        label = classes[index] if row[index] >= threshold else UNCERTAIN
         made.append(Prediction(picture.name, label, float(row[index]), row, None))
     return made
+
+
+class Rows(NamedTuple):
+    """Predictions as an output holds them, and what there is to count."""
+
+    encoded: list[bytes]
+    labels: list[str | None]
+    """A class, or `UNCERTAIN`; None where there is an error."""
+    errors: list[tuple[str, str]]
+    """Name and error of each picture without a label."""
+
+    def without(self, number: int) -> "Rows":
+        """Return them without the first `number`."""
+        failed = self.labels[:number].count(None)
+        return Rows(self.encoded[number:], self.labels[number:], self.errors[failed:])
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes rows of outputs, in whichever process has these."""
+
+    classes: tuple[str, ...]
+    temperature: float
+    min_confidence: float | None
+    encoder: Callable[[], Callable[[Prediction], bytes]]
+    """Returns what encodes a prediction; may be pickled, and costs little when it is called
+    again."""
+
+    def __call__(self, outputs: Outputs[Any]) -> Rows:
+        """Return the rows of pictures that went through the model together."""
+        made = predictions(
+            self.classes, self.temperature, outputs, min_confidence=self.min_confidence
+        )
+        encode = self.encoder()
+        return Rows(
+            [encode(one) for one in made],
+            [one.label for one in made],
+            [(one.name, one.error or "") for one in made if one.label is None],
+        )

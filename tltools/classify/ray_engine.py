@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,11 +25,9 @@ from tltools.card import Card
 from tltools.classify.formats import CsvFormat, Row, column_names, json_row, utf8_text
 from tltools.classify.job import (
     COUNTING_S,
-    Start,
     Summary,
     Tally,
     check_errors_to,
-    classify_missing,
     count_ahead,
 )
 from tltools.classify.pictures import STDIN, Picture, list_portions
@@ -44,7 +41,6 @@ from tltools.classify.resume import (
     record_path,
     refusal,
 )
-from tltools.classify.supervisor import MAX_STALLS, Watch, watch_decoders
 from tltools.classify.writers import STDOUT, SUFFIXES, row_format, write_parquet
 from tltools.data.images import is_archive_name
 from tltools.data.remote import Location, Remotes, RemoteSource, Url, is_url
@@ -66,6 +62,7 @@ from tltools.runtime.cluster import (
     value_table,
 )
 from tltools.runtime.pipeline import AHEAD_BATCH, check_positive
+from tltools.runtime.workers import MAX_STALLS, default_launcher
 
 if TYPE_CHECKING:
     import pyarrow
@@ -760,12 +757,12 @@ def _tasks(inputs: Sequence[Location], part_size: int, done: frozenset[int]) -> 
 
 def _place(picture: Picture) -> bytes:
     """Return where a picture is, for every machine."""
-    if isinstance(picture.path, Path):
-        return os.fsencode(os.path.abspath(picture.path))  # noqa: PTH100 - links stay
+    if isinstance(picture.place, str | Path):
+        return os.fsencode(os.path.abspath(picture.place))  # noqa: PTH100 - links stay
     # And no member of an archive: those were refused.
-    assert isinstance(picture.path, RemoteSource)
-    assert picture.path.url is not None
-    return os.fsencode(picture.path.url.text)
+    assert isinstance(picture.place, RemoteSource)
+    assert picture.place.url is not None
+    return os.fsencode(picture.place.url.text)
 
 
 class Classifier:
@@ -774,13 +771,11 @@ class Classifier:
     def __init__(self, settings: bytes) -> None:
         """Open the model; what is wrong with that is reported with the first part."""
         self._settings = msgspec.msgpack.decode(settings, type=Settings)
-        self._watch = Watch(self._settings.picture_timeout_s)
         self._problem: Failure | None = None
         try:
             self._open()
         except TltoolsError as error:
             self._problem = failure_here(error)
-        _watch_over_this_process(self._watch)
 
     def _open(self) -> None:
         settings, record = self._settings, self._settings.record
@@ -802,6 +797,7 @@ class Classifier:
         self._plan = Plan(record.plan, settings.workers, record.batch_size)
         self._folder = Path(settings.output)
         self._remotes = Remotes()
+        self._launcher = default_launcher()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
         """Classify parts, and write them.
@@ -843,21 +839,21 @@ class Classifier:
 
     def _classify(self, task: Task) -> Iterator[Report]:
         """Classify a part; yield a report `REPORTS` times on the way and one at the end."""
-        places = [path for path, _ in task.pictures]
         pictures = [
             Picture(self._remotes.source(os.fsdecode(place)), os.fsdecode(name))
             for place, name in task.pictures
         ]
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"
-        self._watch.verdicts = self._examine(task.number, places, attempts)
-        run = partial(
-            classify,
+        _count_attempt(task.number, attempts)
+        stops = [len(pictures) * step // REPORTS for step in range(REPORTS + 1)]
+        predictions = classify(
             self._predictor,
+            pictures,
             plan=self._plan,
             min_confidence=self._settings.record.min_confidence,
+            launcher=self._launcher,
+            timeout_s=self._settings.picture_timeout_s,
         )
-        stops = [len(pictures) * step // REPORTS for step in range(REPORTS + 1)]
-        predictions = classify_missing(run, iter(pictures), Start(), self._watch)
         made: list[Prediction] = []
         with closing(predictions):
             for start, stop in pairwise(stops):
@@ -882,49 +878,22 @@ class Classifier:
             unlisted=task.unlisted,
         )
 
-    def _examine(self, number: int, places: Sequence[bytes], attempts: Path) -> dict[int, str]:
-        """Count this attempt; after a lost one, find the pictures that must not be decoded."""
-        try:
-            attempts.parent.mkdir(exist_ok=True)
-            with attempts.open("ab") as file:
-                file.write(b"x")
-            num_lost = attempts.stat().st_size - 1
-        except OSError as error:
-            raise cannot_write(attempts, error) from error
-        if not num_lost:
-            return {}
-        from tltools.classify.examine import find_culprits
 
-        preprocessing = self._predictor.card.preprocessing
-        found = find_culprits(
-            places,
-            size=preprocessing.size,
-            resize=preprocessing.resize,
-            timeout_s=self._settings.picture_timeout_s,
+def _count_attempt(number: int, attempts: Path) -> None:
+    """Count an attempt at a part; give up where too many workers have been lost by it.
+
+    Pictures that end a decoder do not end a worker, so that it is something else.
+    """
+    try:
+        attempts.parent.mkdir(exist_ok=True)
+        with attempts.open("ab") as file:
+            file.write(b"x")
+        num_lost = attempts.stat().st_size - 1
+    except OSError as error:
+        raise cannot_write(attempts, error) from error
+    if num_lost > MAX_DEATHS:
+        raise TltoolsError(
+            f"part {number} has ended {num_lost} workers, and no picture of it does that: the "
+            "model or the machines are at fault; try --workers 1, another --device or another "
+            "export"
         )
-        verdicts = {verdict.number: verdict.reason for verdict in found}
-        if not verdicts and num_lost > MAX_DEATHS:
-            raise TltoolsError(
-                f"part {number} has ended {num_lost} workers, and no picture of it does that when "
-                "it is decoded alone: the model or the machines are at fault; try --workers 1, "
-                "another --device or another export"
-            )
-        return verdicts
-
-
-def _watch_over_this_process(watch: Watch) -> None:
-    """End this process when a decoder does not come back; Ray starts another one."""
-    from threading import Thread
-
-    Thread(target=watch_decoders, args=(watch,), daemon=True).start()
-    Thread(target=_end_if_blocked, args=(watch,), daemon=True).start()
-
-
-def _end_if_blocked(watch: Watch) -> None:
-    """Put off this process's end again and again, which a decoder with Python's lock prevents."""
-    import faulthandler
-
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a thread's own, for good
-        while True:
-            faulthandler.dump_traceback_later(2 * watch.timeout_s, exit=True, file=nowhere)
-            time.sleep(watch.tick_s)

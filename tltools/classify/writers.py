@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -117,11 +118,19 @@ class Output:
         Raises:
             TltoolsError: If the file cannot be written, for lack of space for instance.
         """
-        data = self._format.encode(prediction)
+        self.write_encoded([self._format.encode(prediction)])
+
+    def write_encoded(self, rows: Sequence[bytes]) -> None:
+        """Write rows that are encoded as `row_encoder` does it.
+
+        Raises:
+            TltoolsError: If the file cannot be written, for lack of space for instance.
+        """
+        data = b"".join(rows)
         num_rows, num_bytes = self._num_rows_and_bytes
         try:
             self._append(data)
-            self._num_rows_and_bytes = (num_rows + 1, num_bytes + len(data))
+            self._num_rows_and_bytes = (num_rows + len(rows), num_bytes + len(data))
             if self._part is not None and time.monotonic() > self._next_sync:
                 self._part.sync()
                 self._next_sync = time.monotonic() + SYNC_EVERY_S
@@ -224,6 +233,14 @@ def row_format(path: Path, classes: Sequence[str], *, spreadsheet: bool = False)
     if path == STDOUT or path.suffix.lower() == ".csv":
         return CsvFormat(classes, spreadsheet=spreadsheet)
     return JsonLinesFormat(classes)
+
+
+@lru_cache(maxsize=4)
+def row_encoder(
+    path: Path, classes: tuple[str, ...], *, spreadsheet: bool = False
+) -> Callable[[Prediction], bytes]:
+    """Return what encodes the rows of an output; see `row_format`."""
+    return row_format(path, classes, spreadsheet=spreadsheet).encode
 
 
 def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tltools.cli import workers
 from tltools.cli.command import INTERRUPTED, Out, app
 from tltools.errors import TltoolsError
 
@@ -55,11 +56,12 @@ def main(args: list[str] | None = None) -> None:
     try:
         _run(args)
     except SystemExit as leaving:
-        supervisor = sys.modules.get("tltools.classify.supervisor")
-        if supervisor is not None:
-            from tltools.console import flush
+        from tltools.console import flush
 
-            supervisor.leave(leaving.code if flush() else 1)
+        workers.leave(leaving.code if flush() else 1)
+        raise
+    except BaseException:  # a bug, which Python reports in full
+        workers.close()
         raise
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tltools.cli.command import Out, command, tell
+from tltools.cli.command import Out, command
 from tltools.cli.options import (
     CLUSTER,
     SPEED,
@@ -19,6 +19,7 @@ from tltools.cli.options import (
     path_or_url,
 )
 from tltools.cli.show import check_report, write_report
+from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -168,15 +169,12 @@ def classify(
 
     Example: tltools classify photos/ --output labels.parquet
     """
-    from tltools.classify.supervisor import Watch, can_supervise, supervise_job
-
     output, part = _place(output, shard, engine)
     if out.as_json and output.as_posix() == "-":
         raise ConfigError("--json and --output - would both be standard output; name a file")
     check_report(report)
     if report is not None and (output.as_posix() == "-" or not isinstance(output, Path)):
         raise ConfigError("--report reads the output again, so --output must be a file; name one")
-    watch = None
     _check_engine(
         engine,
         local={
@@ -188,9 +186,7 @@ def classify(
         },
         ray={"--ray-address": ray_address, "--part-size": part_size, "--part-format": part_format},
     )
-    if engine == "local" and context.obj and can_supervise():
-        watch = Watch(picture_timeout)
-        supervise_job(watch, inputs, output, spreadsheet=spreadsheet, tell=tell)
+    launcher = start_workers() if engine == "local" and context.obj else None
     progress = out.progress
     if model is None:
         from tltools.artifacts import best_export
@@ -207,13 +203,14 @@ def classify(
             address=ray_address,
             part_size=part_size,
             part_format=part_format,
-            picture_timeout_s=picture_timeout,
         )
     else:
         from tltools.classify import run_job
 
         ledger_dir = _ledger_dir(cache_dir, changed_only=changed_only)
-        run = partial(run_job, threads=threads, ledger_dir=ledger_dir, shard=part, watch=watch)
+        run = partial(
+            run_job, threads=threads, ledger_dir=ledger_dir, shard=part, launcher=launcher
+        )
     summary = run(
         model,
         inputs,
@@ -221,10 +218,11 @@ def classify(
         device=device,
         batch_size=batch_size,
         workers=workers,
-        overwrite=overwrite and not (watch is not None and watch.is_restarted),
+        overwrite=overwrite,
         spreadsheet=spreadsheet,
         errors_to=errors_to,
         min_confidence=min_confidence,
+        picture_timeout_s=picture_timeout,
         progress=progress,
     )
     out.result(summary.as_dict(), lambda: _print_job(summary, progress))

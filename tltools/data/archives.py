@@ -15,12 +15,12 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
+from tltools.data.images import MAX_FILE_BYTES, Bytes, Source, is_archive_name, is_image_name
 from tltools.errors import DataError
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ def _list_local(path: Path, members: "_Members") -> Iterator[list[Source]]:
         file.seek(0)
         opener = _opener(magic)
         if magic.startswith(_ZIP):
-            yield from _grouped(_list_zip(_Shared(path, file), file, members))
+            yield from _grouped(_list_zip(_Shared.listed(path, file), file, members))
         elif opener is not None:
             for source in _list_forwards(opener(file), _size(file), members):
                 yield [source]
         else:
-            yield from _grouped(_list_tar(_Shared(path, file), file, members))
+            yield from _grouped(_list_tar(_Shared.listed(path, file), file, members))
 
 
 def _list_remote(file: "RemoteFile", members: "_Members") -> Iterator[list[Source]]:
@@ -187,16 +187,28 @@ class _Members:
             )
 
 
+_Identity = tuple[int, int, int, int]
+
+
 class _Shared:
     """An archive that threads read at any place, opened when the first of them does so."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        """Take an archive that is being listed."""
+    def __init__(self, path: str, identity: "_Identity") -> None:
+        """Take an archive's absolute path, and which file it was when it was listed."""
         self._handle: int | None = None
-        self._path = os.path.abspath(path)  # noqa: PTH100 - links stay
-        self._identity = _identity(file.fileno())
-        self.size = _size(file)
+        self._path = path
+        self._identity = identity
+        self.size = identity[2]
         self._lock = Lock()
+
+    @classmethod
+    def listed(cls, path: Path, file: BinaryIO) -> "_Shared":
+        """Take an archive that is being listed."""
+        return cls(os.path.abspath(path), _identity(file.fileno()))  # noqa: PTH100 - links stay
+
+    def __reduce__(self) -> "tuple[Callable[..., _Shared], tuple[object, ...]]":
+        """Return what another process makes of it: one for all of its pictures."""
+        return _opened_once, (self._path, self._identity)
 
     def read(self, start: int, size: int) -> bytes:
         """Return bytes of the archive.
@@ -238,6 +250,11 @@ class _Shared:
         """Close the archive with its last picture."""
         if self._handle is not None:
             os.close(self._handle)
+
+
+@lru_cache(maxsize=16)
+def _opened_once(path: str, identity: _Identity) -> _Shared:
+    return _Shared(path, identity)
 
 
 # ------------------------------------------------------------------------------------------ tar
@@ -438,7 +455,7 @@ def _list_tar(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[So
         shown = members.shown(name)
         if shown is not None:
             read = partial(shared.read, start, size) if problem is None else _refused(problem)
-            yield Source(shown, read)
+            yield Source(shown, read, is_portable=True)
 
 
 def _list_forwards(
@@ -525,7 +542,16 @@ def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[
         elif info.file_size > MAX_UNPACKED:
             yield Source(shown, _refused(_too_large(info.file_size)))
         else:
-            yield Source(shown, partial(_read_zipped, shared, info))
+            yield _zipped(shown, shared, info)
+
+
+def _zipped(name: str, shared: _Readable, info: zipfile.ZipInfo) -> Source:
+    read = partial(_read_zipped, shared, info)
+    if isinstance(shared, _Shared):
+        return Source(name, read, is_portable=True)
+    from tltools.data.remote import RemoteSource  # which imports this module
+
+    return RemoteSource(name, read, num_bytes=info.compress_size)
 
 
 def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
@@ -571,11 +597,8 @@ def _grouped(sources: Iterator[Source]) -> Iterator[list[Source]]:
         yield group
 
 
-def _refused(problem: str) -> Callable[[], bytes]:
-    def read() -> bytes:
-        raise OSError(problem)
-
-    return read
+def _refused(problem: str) -> Bytes:
+    return Bytes(OSError(problem))
 
 
 def _too_large(size: int) -> str:
@@ -600,7 +623,7 @@ def _size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _identity(handle: int) -> tuple[int, int, int, int]:
+def _identity(handle: int) -> _Identity:
     info = os.fstat(handle)
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 

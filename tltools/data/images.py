@@ -9,7 +9,7 @@ import struct
 import warnings
 import zlib
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from importlib import import_module
@@ -22,8 +22,7 @@ from PIL import ExifTags, Image, JpegImagePlugin
 from PIL.ImageFile import ImageFile
 
 from tltools.card import Resize
-from tltools.errors import ConfigError, DataError
-from tltools.parallel import num_cores, ordered_map
+from tltools.errors import DataError
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
@@ -61,7 +60,6 @@ _JPEG = b"\xff\xd8\xff"
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _PLAIN_COLORS = frozenset({"YCbCr", "RGB", "Gray"})
 _MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
-_CHUNK = 8  # pictures that a thread decodes per task
 
 # What a file starts with → the Pillow plugin that reads it. Plugins are called directly, and only
 # these: Image.open would warn (and not refuse) below twice the limit of pixels, and would try
@@ -119,6 +117,53 @@ class Source:
     read: Callable[[], bytes]
     """Returns its bytes; raises OSError, with a reason, where that cannot be done. Called in
     `load_image`, from any thread."""
+    is_portable: bool = False
+    """Whether `read` can be pickled. If not, a picture that goes to another process is read before
+    that."""
+
+    def __reduce__(self) -> "tuple[type[Source], tuple[object, ...]]":
+        """Return what another process makes this picture of."""
+        return Source, (self.name, self.read if self.is_portable else Bytes.of(self.read), True)
+
+
+class Bytes:
+    """The bytes of a picture, or why there are none, where a function is wanted that returns them.
+
+    May be pickled.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | OSError) -> None:
+        """Keep them."""
+        self._data = data
+
+    @classmethod
+    def of(cls, read: Callable[[], bytes]) -> "Bytes":
+        """Read now what `read` returns, or the reason why it cannot."""
+        try:
+            return cls(read())
+        except OSError as error:
+            return cls(error)
+
+    def __call__(self) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            OSError: If there are none.
+        """
+        if isinstance(self._data, OSError):
+            raise self._data
+        return self._data
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A picture that needs no decoding any more."""
+
+    name: str
+    pixels: NDArray[np.uint8] | DataError
+    """(size, size, 3), RGB, as the model takes it; or why there are none."""
 
 
 def find_images(root: Path) -> Iterator[Path]:
@@ -315,8 +360,13 @@ def load_image(
         if not (data.startswith(_JPEG) and _load_plain_jpeg(data, size, resize, out)):
             np.copyto(out, _load_any(data, size, resize))
     except _UNREADABLE as error:
-        raise DataError(f"cannot read image {_printable(path)}: {_reason(error)}") from error
+        raise unreadable(path, _reason(error)) from error
     return out
+
+
+def unreadable(path: str | Path | Source, reason: str) -> DataError:
+    """Return the error of a picture that cannot be read."""
+    return DataError(f"cannot read image {_printable(path)}: {reason}")
 
 
 def decode_image(data: bytes, *, size: int, resize: Resize) -> NDArray[np.uint8]:
@@ -372,58 +422,6 @@ def fit_image(
         raise DataError(f"cannot read a picture: {_reason(error)}") from error
 
 
-def load_images(
-    paths: Sequence[Path],
-    *,
-    size: int,
-    resize: Resize,
-    batch_size: int,
-    workers: int | None = None,
-) -> Iterator[NDArray[np.uint8]]:
-    """Decode pictures in threads, ahead of the consumer, and yield them in batches, in order.
-
-    Args:
-        paths: See `load_image`, as for `size` and `resize`.
-        size: Height and width of a picture in pixels.
-        resize: `squash` or `crop`.
-        batch_size: Pictures per batch, N; the last batch may be smaller.
-        workers: Threads; None for one per core, 0 for the calling thread.
-
-    Returns:
-        Arrays (N, size, size, 3), uint8, RGB. At most three batches exist at a time, the one in
-        the consumer's hands among them.
-
-    Raises:
-        ConfigError: If `batch_size` is less than 1.
-        DataError: While iterating, where the first unreadable picture would be.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"the batch size must be at least 1, got {batch_size}")
-    workers = num_cores() if workers is None else workers
-
-    def chunks() -> Iterator[tuple[NDArray[np.uint8], int, int]]:
-        for start in range(0, len(paths), batch_size):
-            stop = min(start + batch_size, len(paths))
-            batch = np.empty((stop - start, size, size, 3), np.uint8)
-            for chunk_start in range(start, stop, _CHUNK):
-                yield batch, start, chunk_start
-
-    def decode(chunk: tuple[NDArray[np.uint8], int, int]) -> NDArray[np.uint8] | None:
-        batch, start, chunk_start = chunk
-        chunk_stop = min(chunk_start + _CHUNK, start + len(batch))
-        for index in range(chunk_start, chunk_stop):
-            load_image(paths[index], size=size, resize=resize, out=batch[index - start])
-        return batch if chunk_stop == start + len(batch) else None
-
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        chunks_per_batch = math.ceil(batch_size / _CHUNK)
-        for batch in ordered_map(decode, chunks(), workers=workers, ahead=chunks_per_batch):
-            if batch is not None:  # its last chunk, so that all its earlier ones are done
-                yield batch
-
-    return batches()
-
-
 def image_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
 
@@ -436,7 +434,7 @@ def image_sha256(path: str | Path) -> str:
         with _open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read image {_printable(path)}: {_reason(error)}") from error
+        raise unreadable(path, _reason(error)) from error
 
 
 def _open_file(path: str | Path) -> io.FileIO:
@@ -633,6 +631,8 @@ def _reason(error: BaseException) -> str:
     """Say in one line, without the path, why a file could not be read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, MemoryError):
+        return "decoding it takes more memory than there is for a picture; try fewer --workers"
     return " ".join(str(error).split()) or type(error).__name__
 
 

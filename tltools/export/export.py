@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tltools.atomic import atomic_path
 from tltools.calibration import fit_temperature
 from tltools.card import Calibration, Card, Confidence, ExportFacts, Format, Parity, Precision
-from tltools.data.images import load_images
 from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
 from tltools.evaluate import predict
 from tltools.export.formats import (
@@ -33,6 +32,7 @@ from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
 from tltools.run_folder import read_split
 from tltools.runtime.device import Device
+from tltools.runtime.pipeline import decode_batches
 from tltools.runtime.predictor import (
     OnnxPredictor,
     Predictor,
@@ -270,8 +270,8 @@ class _Exporter:
     def _calibration_batches(self) -> Iterator[NDArray[np.uint8]]:
         rules = self.card.preprocessing
         with self.progress.bar("Calibrating", len(self.calibration)) as bar:
-            for images in load_images(
-                self.calibration, size=rules.size, resize=rules.resize, batch_size=CALIBRATION_BATCH
+            for images in decode_batches(
+                self.calibration, preprocessing=rules, batch_size=CALIBRATION_BATCH
             ):
                 yield images
                 bar.advance(len(images))
@@ -317,7 +317,7 @@ def _seal(path: Path, card: Card, paths: Sequence[Path], *, device: Device) -> N
 def _check_probabilities(sealed: Predictor, card: Card, paths: Sequence[Path]) -> None:
     assert isinstance(sealed, OnnxPredictor | TorchScriptPredictor)
     rules = card.preprocessing
-    (images,) = load_images(paths, size=rules.size, resize=rules.resize, batch_size=len(paths))
+    (images,) = decode_batches(paths, preprocessing=rules, batch_size=len(paths))
     expected = softmax(sealed(images), temperature=card.temperature)
     difference = float(np.abs(sealed.probabilities(images) - expected).max())
     if not difference <= PROBABILITY_ATOL:

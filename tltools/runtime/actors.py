@@ -34,7 +34,7 @@ from tltools.runtime.cluster import (
     value_table,
 )
 from tltools.runtime.device import Device
-from tltools.runtime.pipeline import Model, Plan, readable, run_pictures
+from tltools.runtime.pipeline import File, Model, Plan, readable, run_pictures
 
 if TYPE_CHECKING:
     import pyarrow
@@ -50,13 +50,6 @@ class OpenModel(Protocol):
     def __call__(self, *, device: Device, threads: int) -> Model:
         """Open it on a device, on the CPU with so many cores."""
         ...
-
-
-@dataclass(frozen=True)
-class _File:
-    """A picture to be decoded."""
-
-    path: Path
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -260,7 +253,7 @@ class PictureActor:
         setup = self._setup
         results = run_pictures(
             self._model,
-            map(_File, paths),
+            map(File, paths),
             preprocessing=setup.preprocessing,
             plan=Plan("ahead", setup.workers, setup.batch_size),
             finish=readable,

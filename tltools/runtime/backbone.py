@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Preprocessing
-from tltools.data.images import load_images
 from tltools.errors import ParityError
 from tltools.runtime.device import Device, open_session
+from tltools.runtime.pipeline import decode_batches
 
 MAX_FEATURE_ERROR = 0.1
 """Largest length of a picture's difference as a share of its right features' length.
@@ -47,8 +47,7 @@ class OnnxBackbone:
 
 def load_few(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Decode a few pictures, (N, H, W, 3), to compare features with."""
-    spec = preprocessing
-    return next(load_images(paths, size=spec.size, resize=spec.resize, batch_size=len(paths)))
+    return next(decode_batches(paths, preprocessing=preprocessing, batch_size=len(paths)))
 
 
 def feature_error(features: NDArray[np.float32], right: NDArray[np.float32]) -> float:

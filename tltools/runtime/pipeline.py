@@ -1,52 +1,65 @@
-"""Pictures through a model: decode and run it at the same time, in order, in bounded memory."""
+"""Pictures through a model: the one way through the machine, in order and in bounded memory.
 
-import threading
+Pictures are decoded by worker processes, and a model that is cheap enough is run there too; pixels
+travel in shared memory. The process that orders does work for each batch and not for each picture.
+"""
+
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from itertools import islice
+from mmap import mmap
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, Preprocessing
+from tltools.data.images import Decoded, load_image, unreadable
 from tltools.data.images import Source as ImageSource
-from tltools.data.images import load_image
 from tltools.data.remote import fetch_ahead
 from tltools.errors import ConfigError, DataError
-from tltools.parallel import ordered_map
+from tltools.processes import Launcher, SharedMemory
 from tltools.runtime.device import Device, DeviceChoice, default_threads, num_gpus
-from tltools.runtime.predictor import Predictor, load_predictor
+from tltools.runtime.predictor import Predictor, load_predictor, read_card
+from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task
 
 FUSED_BATCH = 1
-FUSED_TASK = 16
-"""Most pictures that a thread is given at once in a `fused` plan."""
+FUSED_TASK = 32
+"""Most pictures that a worker is given at once in a `fused` plan."""
 FUSED_TASK_S = 0.050
-"""How long what a thread is given at once may take: of large pictures it gets fewer, or one thread
+"""How long what a worker is given at once may take: of large pictures it gets fewer, or one worker
 would still have many when the others have none left."""
 AHEAD_BATCH = 32
 AHEAD_TASK = 8
-"""Pictures that a thread decodes at once in an `ahead` plan."""
+"""Pictures that a worker decodes at once in an `ahead` plan; more where batches are large."""
 FUSED_FORWARD_S = 0.030
-"""The cost of one picture on one core below which a model runs inside the decoding threads."""
+"""The cost of one picture on one core below which a model runs inside the workers."""
 SMALL_BYTES = 32 * 2**20
 """A larger export holds too many weights to be cheap: not worth opening twice to find out."""
+TASKS_AHEAD = 4
+"""Tasks for each worker that may be done or in work before those ahead of them are."""
+CALLS_PER_GPU = 2
+"""Calls of the model at a time, so that one copies while the other computes."""
 
 Image = NDArray[np.uint8]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+Place = str | os.PathLike[str] | ImageSource | Decoded
 
 
 class Picture(Protocol):
     """A file to be decoded, or what stands for one."""
 
     @property
-    def path(self) -> Path | ImageSource:
+    def path(self) -> Place:
         """Where it is."""
         ...
 
@@ -62,17 +75,16 @@ class Model(Protocol):
         """`cpu` or a kind of GPU."""
         ...
 
-    def __call__(self, images: Image) -> NDArray[np.float32]:
+    def __call__(self, images: Image) -> NDArray[Any]:
         """Map images, (N, H, W, 3), to outputs, (N, F); from several threads at once."""
-        ...
-
-    def new_batch(self, num_images: int) -> Image:
-        """Allocate images, (N, H, W, 3), in memory that suits the device."""
         ...
 
 
 class Memory(Protocol):
-    """Outputs of earlier pictures, by the bytes of their files; called from several threads."""
+    """Outputs of earlier pictures, by the bytes of their files."""
+
+    num_known: int
+    """Pictures that were found."""
 
     def recall(self, data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
         """Return a file's key and, where it is known, the model's outputs for it, (F,)."""
@@ -80,6 +92,18 @@ class Memory(Protocol):
 
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
         """Keep the model's outputs, (F,)."""
+        ...
+
+    def reader(self) -> "Callable[[], Recall]":
+        """Return what opens it in a worker process, to recall only; may be pickled."""
+        ...
+
+
+class Recall(Protocol):
+    """A `Memory` in a worker process."""
+
+    def __call__(self, data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
+        """As `Memory.recall`."""
         ...
 
 
@@ -92,21 +116,23 @@ class Plan:
     stay in its cache. `ahead`: workers decode ahead of the model, which gets large batches and
     all cores, or a GPU."""
     workers: int
-    """Threads that decode."""
+    """Processes that decode."""
     batch_size: int
     """Pictures in one call of the model."""
     sessions: int = 1
-    """Calls of the model at the same time in an `ahead` plan: one for each GPU."""
+    """Calls of the model at the same time in an `ahead` plan: two for each GPU."""
 
     def __str__(self) -> str:
         """Return the plan in words."""
         pictures = f"{self.batch_size} picture" + "s" * (self.batch_size > 1)
+        workers = f"{self.workers} process" + "es" * (self.workers > 1)
+        one = self.workers == 1
         if self.name == "fused":
-            return (
-                f"{self.workers} threads, each decodes and runs the model on {pictures} at a time"
-            )
-        gpus = f" on {self.sessions} GPUs" if self.sessions > 1 else ""
-        return f"{self.workers} threads decode ahead of the model, which gets {pictures}{gpus}"
+            decode = "decodes and runs" if one else "each decodes and runs"
+            return f"{workers}, {decode} the model on {pictures} at a time"
+        calls = f", {self.sessions} calls at a time" if self.sessions > 1 else ""
+        decode = "decodes" if one else "decode"
+        return f"{workers} {decode} ahead of the model, which gets {pictures}{calls}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +142,11 @@ class Outputs(Generic[Source]):
     pictures: Sequence[Source]
     errors: Sequence[DataError | None]
     """Why a picture could not be read, for each of `pictures`; None for those that could."""
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     """The model's outputs, (n, F), for the n readable ones in order."""
+
+
+# ---------------------------------------------------------------------------------- opening
 
 
 def open_model(
@@ -136,7 +165,7 @@ def open_model(
         path: The export.
         device: Where to run.
         batch_size: Pictures in one call of the model; None to choose.
-        workers: Threads that decode; None for one per core.
+        workers: Processes that decode; None for one per core.
         threads: Cores of one forward pass on the CPU; None to choose. With more than one, workers
             decode ahead of the model.
 
@@ -148,15 +177,27 @@ def open_model(
     check_positive({"--batch-size": batch_size, "--workers": workers, "--threads": threads})
     workers = workers or default_threads()
     ahead = Plan("ahead", workers, batch_size or AHEAD_BATCH)
-    try_fused = threads is None and path.is_file() and path.stat().st_size < SMALL_BYTES
+    try_fused = may_fuse(path, threads)
     predictor = load_predictor(path, device=device, threads=1 if try_fused else threads)
     if predictor.device != "cpu":
         return _on_gpus(path, predictor, device, ahead)
-    if threads == 1 or (try_fused and forward_s(predictor) < FUSED_FORWARD_S):
+    if try_fused and (threads == 1 or forward_s(predictor) < FUSED_FORWARD_S):
         return predictor, Plan("fused", workers, batch_size or FUSED_BATCH)
     if try_fused and default_threads() > 1:
         predictor = load_predictor(path, device=device)
     return predictor, ahead
+
+
+def may_fuse(path: Path, threads: int | None) -> bool:
+    """Tell whether workers might run an export: its runtime must not be PyTorch, nor its size big.
+
+    Args:
+        path: The export.
+        threads: What was asked for; None: nothing.
+    """
+    if path.suffix.lower() != ".onnx" or threads not in (None, 1):
+        return False
+    return threads == 1 or (path.is_file() and path.stat().st_size < SMALL_BYTES)
 
 
 def check_positive(given: Mapping[str, int | None]) -> None:
@@ -175,28 +216,27 @@ def _on_gpus(path: Path, first: Predictor, device: Device, plan: Plan) -> tuple[
     others = [load_predictor(path, device=device, gpu=gpu) for gpu in range(1, num_gpus())]
     for predictor in (first, *others):
         predictor(predictor.new_batch(plan.batch_size))
-    if not others:
-        return first, plan
     pool = PredictorPool([first, *others])
-    return pool, Plan(plan.name, plan.workers, plan.batch_size, sessions=1 + len(others))
+    sessions = CALLS_PER_GPU * (1 + len(others))
+    return pool, Plan(plan.name, plan.workers, plan.batch_size, sessions=sessions)
 
 
 class PredictorPool:
-    """The same export on several GPUs; a call goes to one that is idle."""
+    """The same export on one GPU or several; a call goes to the one that has least to do."""
 
     def __init__(self, predictors: Sequence[Predictor]) -> None:
         """Take predictors of one export, at least one."""
         first = predictors[0]
         self.card: Card = first.card
         self.device: str = first.device
-        self.choice = DeviceChoice(
-            first.choice.device, f"{first.choice.reason}, on each of {len(predictors)} GPUs"
-        )
+        several = f", on each of {len(predictors)} GPUs" if len(predictors) > 1 else ""
+        self.choice = DeviceChoice(first.choice.device, f"{first.choice.reason}{several}")
         self.provider: str = first.provider
         self.placement: dict[str, int] = first.placement
         self.threads: int = first.threads
+        self._first = first
         self._idle: SimpleQueue[Predictor] = SimpleQueue()
-        for predictor in predictors:
+        for predictor in [*predictors] * CALLS_PER_GPU:
             self._idle.put(predictor)
 
     def __call__(self, images: Image) -> NDArray[np.float32]:
@@ -208,66 +248,8 @@ class PredictorPool:
             self._idle.put(predictor)
 
     def new_batch(self, num_images: int) -> Image:
-        """Allocate images, (N, H, W, 3), in ordinary memory: which GPU will take them is open."""
-        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
-
-
-def run_pictures(
-    model: Model,
-    pictures: Iterable[Source],
-    *,
-    preprocessing: Preprocessing,
-    plan: Plan,
-    finish: Callable[[Outputs[Source]], Result],
-    memory: Memory | None = None,
-) -> Generator[Result, None, None]:
-    """Decode pictures and run the model on them.
-
-    A picture that cannot be read keeps its place with its error, and one that `memory` knows keeps
-    it with the outputs from there; the others of its batch go through the model without it.
-
-    Args:
-        model: For a `fused` plan, one that uses one thread.
-        pictures: Consumed lazily, a few batches ahead; those of servers, a few dozen more.
-        preprocessing: How they are decoded.
-        plan: From `open_model`. It changes the speed, and the outputs only within the rounding
-            of the model's own arithmetic.
-        finish: Turns the outputs of some pictures into a result, in the thread that made them.
-        memory: Knows the outputs of pictures, which are then neither decoded nor run; it is told
-            of the others.
-
-    Yields:
-        The results, which are those of all pictures in their order. Nothing accumulates.
-    """
-    pictures = fetch_ahead(pictures)
-    if plan.name == "fused":
-        pace = _Pace(max(1, FUSED_TASK // plan.batch_size))
-        work = partial(
-            _run_fused,
-            model,
-            preprocessing=preprocessing,
-            batch_size=plan.batch_size,
-            finish=finish,
-            memory=memory,
-            pace=pace,
-            own=threading.local(),
-        )
-        tasks = _tasks(pictures, plan.batch_size, pace)
-        yield from ordered_map(work, tasks, workers=plan.workers, ahead=2 * plan.workers)
-    else:
-        yield from _run_ahead(model, pictures, preprocessing, plan, finish, memory)
-
-
-def readable(outputs: Outputs[Source]) -> Outputs[Source]:
-    """Return outputs as they are, for `run_pictures` where no picture may fail.
-
-    Raises:
-        DataError: If one could not be read.
-    """
-    for error in outputs.errors:
-        if error is not None:
-            raise error
-    return outputs
+        """Allocate images, (N, H, W, 3)."""
+        return self._first.new_batch(num_images)
 
 
 def forward_s(predictor: Predictor) -> float:
@@ -282,6 +264,236 @@ def forward_s(predictor: Predictor) -> float:
     return min(samples)
 
 
+class WorkerModel:
+    """An export that workers run, each by itself; in this process it is opened when it is called.
+
+    What it says of itself is what the first worker has told.
+    """
+
+    def __init__(self, path: Path, card: Card, device: Device, told: "Told") -> None:
+        """Take the export, what a worker has opened it with, and what that says of it."""
+        self.path = path
+        self.opened_with = device
+        self.card = card
+        self.choice = told.choice
+        self.device: str = told.choice.device
+        self.provider = told.provider
+        self.placement = told.placement
+        self.threads = 1
+        self._opened: Predictor | None = None
+
+    def __call__(self, images: Image) -> NDArray[np.float32]:
+        """Map images, (N, H, W, 3), to logits, (N, C)."""
+        if self._opened is None:
+            self._opened = load_predictor(
+                self.path, device=self.opened_with, threads=1, self_test=False
+            )
+        return self._opened(images)
+
+    def new_batch(self, num_images: int) -> Image:
+        """Allocate images, (N, H, W, 3)."""
+        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
+
+
+class Told(NamedTuple):
+    """What a worker that has opened an export says of it."""
+
+    choice: DeviceChoice
+    provider: str
+    placement: dict[str, int]
+    forward_s: float
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """The work of opening an export in a worker, to learn about it."""
+
+    path: Path
+    device: Device
+
+    def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
+        """Open it, see that it is right, and measure it."""
+        model = _opened_once(self.path, self.device)
+        told = Told(model.choice, model.provider, model.placement, forward_s(model))
+        return _no_tasks, told
+
+    def pack(self, task: Task) -> tuple[Any, Any]:
+        """There are no tasks."""
+        return task.items, task.details
+
+    def try_item(self, item: Any) -> None:
+        """There are no items."""
+
+
+def _no_tasks(_task: Task, _mark: Mark) -> None:
+    raise AssertionError("a worker that only opens a model got a task")
+
+
+@lru_cache(maxsize=1)
+def _opened_once(path: Path, device: Device) -> Predictor:
+    """Open an export in a worker, where the job that follows finds it open."""
+    return load_predictor(path, device=device, threads=1)
+
+
+def open_in_worker(
+    path: Path,
+    *,
+    device: Device,
+    batch_size: int | None,
+    workers: int | None,
+    launcher: Launcher,
+    plan: Literal["fused", "ahead"] | None = None,
+) -> tuple[Predictor, Plan] | None:
+    """Open an export in a worker, which is the first of those that run it if it is cheap enough.
+
+    Args:
+        path: An ONNX export.
+        device: `cpu`, or `auto` on a machine without a GPU.
+        batch_size: As `open_model`.
+        workers: As `open_model`.
+        launcher: Starts the worker, and keeps it for the job.
+        plan: What the job's rows were begun with; None to choose.
+
+    Returns:
+        None where the model is for an `ahead` plan, and so to be opened in this process.
+
+    Raises:
+        ArtifactError, DeviceError, ParityError: As `load_predictor`.
+    """
+    card = read_card(path)
+    with Crew(_Opening(path, device), size=1, launcher=launcher) as crew:
+        told = crew.ready()
+    assert isinstance(told, Told)
+    if plan == "ahead" or (plan is None and told.forward_s >= FUSED_FORWARD_S):
+        return None
+    fused = Plan("fused", workers or default_threads(), batch_size or FUSED_BATCH)
+    return WorkerModel(path, card, device, told), fused
+
+
+# ---------------------------------------------------------------------------------- running
+
+
+def run_pictures(
+    model: Model,
+    pictures: Iterable[Source],
+    *,
+    preprocessing: Preprocessing,
+    plan: Plan,
+    finish: Callable[[Outputs[Source]], Result],
+    memory: Memory | None = None,
+    launcher: Launcher | None = None,
+    timeout_s: float = 30.0,
+    on_blame: Callable[[Task, int, str], None] | None = None,
+) -> Generator[Result, None, None]:
+    """Decode pictures and run the model on them.
+
+    A picture that cannot be read keeps its place with its error, and one that `memory` knows keeps
+    it with the outputs from there; the others of its batch go through the model without it. A
+    picture that ends its worker, or takes it too long, is one that cannot be read.
+
+    Args:
+        model: For a `fused` plan, one that uses one thread.
+        pictures: Consumed lazily, a few batches ahead; those of servers, a few dozen more.
+        preprocessing: How they are decoded.
+        plan: From `open_model`. It changes the speed, and the outputs only within the rounding
+            of the model's own arithmetic.
+        finish: Turns the outputs of some pictures into a result, where they were made: in a
+            `fused` plan by the workers, for which it is pickled, and whose pictures have a name
+            only; in an `ahead` plan in a thread of this process.
+        memory: Knows the outputs of pictures, which are then neither decoded nor run; it is told
+            of the others.
+        launcher: Starts workers for all pictures. None: the first tenth of a second's work is done
+            in this process, which a bad picture may end, and the rest by workers of its own.
+        timeout_s: How long a picture may take to be decoded.
+        on_blame: Is told of a picture that is left out because it ends its worker.
+
+    Yields:
+        The results, which are those of all pictures in their order. Nothing accumulates.
+    """
+    job = _Job(
+        model=model,
+        pictures=fetch_ahead(pictures),
+        preprocessing=preprocessing,
+        plan=plan,
+        finish=finish,
+        memory=memory,
+        crew=partial(
+            Crew, size=plan.workers, launcher=launcher, timeout_s=timeout_s, on_blame=on_blame
+        ),
+        is_isolated=launcher is not None,
+    )
+    yield from (_run_fused(job) if plan.name == "fused" else _run_ahead(job))
+
+
+def readable(outputs: Outputs[Source]) -> Outputs[Source]:
+    """Return outputs as they are, for `run_pictures` where no picture may fail.
+
+    Raises:
+        DataError: If one could not be read.
+    """
+    for error in outputs.errors:
+        if error is not None:
+            raise error
+    return outputs
+
+
+@dataclass(frozen=True)
+class File:
+    """A picture that is a file and needs no name."""
+
+    path: Path
+
+
+class _Pixels:
+    """A model that gives the images themselves."""
+
+    device = "cpu"
+
+    def __call__(self, images: Image) -> Image:
+        """Return a copy of images, (N, H, W, 3): their memory is decoded into again."""
+        return images.copy()
+
+
+def decode_batches(
+    paths: Iterable[Path],
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int | None = None,
+) -> Generator[Image, None, None]:
+    """Decode pictures, none of which may fail, ahead of the consumer.
+
+    Args:
+        paths: See `load_image`.
+        preprocessing: Size and resize rule.
+        batch_size: Pictures of a batch, N; the last one may be smaller.
+        workers: Processes; None for one per core.
+
+    Returns:
+        Arrays (N, size, size, 3), uint8, RGB, in order.
+
+    Raises:
+        ConfigError: If `batch_size` is less than 1.
+        DataError: While iterating, where the first unreadable picture would be.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"the batch size must be at least 1, got {batch_size}")
+    results = run_pictures(
+        _Pixels(),
+        map(File, paths),
+        preprocessing=preprocessing,
+        plan=Plan("ahead", workers or default_threads(), batch_size),
+        finish=readable,
+    )
+    return _values_of(results)
+
+
+def _values_of(results: Generator[Outputs[File], None, None]) -> Generator[Image, None, None]:
+    with closing(results):
+        for outputs in results:
+            yield outputs.values
+
+
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield the items in lists of `size`; the last may be shorter."""
     iterator = iter(items)
@@ -289,34 +501,84 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job(Generic[Source, Result]):
+    """What the two plans have in common."""
+
+    model: Model
+    pictures: Iterator[Source]
+    preprocessing: Preprocessing
+    plan: Plan
+    finish: Callable[[Outputs[Source]], Result]
+    memory: Memory | None
+    crew: Callable[..., Crew]
+    is_isolated: bool
+    """Whether nothing is decoded in this process."""
+
+    def recall(self) -> "Callable[[], Recall] | None":
+        """Return what opens the memory in a worker."""
+        return None if self.memory is None else self.memory.reader()
+
+    def remember(self, loaded: "_Remembered") -> None:
+        """Tell the memory what workers have found in it and what is new."""
+        if self.memory is not None:
+            self.memory.num_known += loaded.num_known
+            for key, values in loaded.new:
+                self.memory.remember(key, values)
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """What has to be said to a memory."""
+
+    num_known: int = 0
+    new: list[tuple[bytes, NDArray[np.float32]]] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------------- decoding, anywhere
+
+
 class _Recalled:
     """What a memory says of a picture, once it has been called with the bytes of its file."""
 
-    __slots__ = ("_memory", "key", "values")
+    __slots__ = ("_recall", "key", "values")
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, recall: Recall) -> None:
+        self._recall = recall
         self.key = b""
         self.values: NDArray[np.float32] | None = None
 
     def __call__(self, data: bytes) -> bool:
         """Ask the memory; return whether it knows the picture, which need not be decoded then."""
-        self.key, self.values = self._memory.recall(data)
+        self.key, self.values = self._recall(data)
         return self.values is not None
+
+    def __reduce__(self) -> "tuple[Callable[..., _Recalled], tuple[object, ...]]":
+        """Return what was said, for another process."""
+        return _answered, (self.key, self.values)
+
+
+def _answered(key: bytes, values: NDArray[np.float32] | None) -> _Recalled:
+    recalled = _Recalled(lambda _data: (key, values))
+    recalled(b"")
+    return recalled
 
 
 _Loaded = DataError | _Recalled | None
-"""Why a picture was not decoded, or what `memory` says; None: it was decoded."""
+"""Why a picture was not decoded, or what the memory says; None: it was decoded."""
 
 
-def _load(
-    picture: Picture, preprocessing: Preprocessing, out: Image, memory: Memory | None
-) -> _Loaded:
+def _load(place: Place, preprocessing: Preprocessing, out: Image, recall: Recall | None) -> _Loaded:
     """Decode a picture into `out`, (size, size, 3), unless that cannot be or need not be done."""
-    recalled = None if memory is None else _Recalled(memory)
+    if isinstance(place, Decoded):
+        if isinstance(place.pixels, DataError):
+            return place.pixels
+        out[:] = place.pixels
+        return None
+    recalled = None if recall is None else _Recalled(recall)
     try:
         load_image(
-            picture.path,
+            place,
             size=preprocessing.size,
             resize=preprocessing.resize,
             out=out,
@@ -334,33 +596,88 @@ def _is_decoded(loaded: _Loaded) -> bool:
 def _outputs(
     pictures: Sequence[Source],
     loaded: Sequence[_Loaded],
-    values: Sequence[NDArray[np.float32]],
-    memory: Memory | None,
-) -> Outputs[Source]:
+    values: Sequence[NDArray[Any]],
+) -> tuple[Outputs[Source], _Remembered]:
     """Put together what the model and the memory say.
 
     Args:
         pictures: All.
         loaded: What became of each.
         values: The model's outputs for those that were decoded, in order.
-        memory: Is told of them.
+
+    Returns:
+        The outputs; and what the memory is to be told.
     """
     whole = np.concatenate(values) if values else np.empty((0, 0), dtype=np.float32)
-    if memory is not None:
+    remembered = _Remembered()
+    if any(isinstance(one, _Recalled) for one in loaded):
         new = iter(whole)
         rows: list[NDArray[np.float32]] = []
         for one in loaded:
             if isinstance(one, _Recalled):
                 rows.append(next(new) if one.values is None else one.values)
                 if one.values is None:
-                    memory.remember(one.key, rows[-1])
+                    remembered.new.append((one.key, rows[-1]))
+                else:
+                    remembered.num_known += 1
         whole = np.stack(rows) if rows else whole
     errors = [one if isinstance(one, DataError) else None for one in loaded]
-    return Outputs(pictures, errors, whole)
+    return Outputs(pictures, errors, whole), remembered
+
+
+def _place(picture: Picture) -> Place:
+    """Return where a picture is, as text if it knows that: making a `Path` of it takes time."""
+    place: Place | None = getattr(picture, "place", None)
+    return picture.path if place is None else place
+
+
+def _portable(place: Place) -> Any:
+    """Return what another process takes for the picture at `place`."""
+    return os.fspath(place) if isinstance(place, os.PathLike) else place
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """What both plans' workers do."""
+
+    preprocessing: Preprocessing
+    recall: Callable[[], Recall] | None
+
+    def try_item(self, item: Any) -> None:
+        """Decode a picture and nothing else."""
+        shape = self.preprocessing.shape(1)
+        _load(item, self.preprocessing, np.empty(shape, np.uint8)[0], None)
+
+    def pack(self, task: Task) -> tuple[Any, Any]:
+        """Return a task's items and details as workers get them."""
+        return [_portable(place) for place in task.items], task.details
+
+
+def _opened(reader: Callable[[], Recall] | None) -> Recall | None:
+    return None if reader is None else reader()
+
+
+class _Loader:
+    """Decodes the pictures of a task, in a worker or in the process that orders."""
+
+    def __init__(self, decoding: _Decoding, recall: Recall | None) -> None:
+        self._preprocessing = decoding.preprocessing
+        self._recall = recall
+
+    def load(self, index: int, task: Task, out: Image, mark: Mark) -> _Loaded:
+        """Decode one of a task's pictures into `out`, (size, size, 3)."""
+        place = task.items[index]
+        if task.blamed and index in task.blamed:
+            return unreadable(place, task.blamed[index])
+        mark.item(index)
+        return _load(place, self._preprocessing, out, self._recall)
+
+
+# ---------------------------------------------------------------------------------- fused
 
 
 class _Pace:
-    """How many batches a thread is given at once, from how long the last ones took."""
+    """How many batches a worker is given at once, from how long the last ones took."""
 
     def __init__(self, most: int) -> None:
         """Begin with one batch."""
@@ -373,103 +690,319 @@ class _Pace:
         self.num_batches = min(max(1, fitting), self.most)
 
 
-def _tasks(pictures: Iterable[Source], batch_size: int, pace: _Pace) -> Iterator[list[Source]]:
-    """Yield whole batches, as many at once as `pace` says by then; the last may be shorter."""
-    source = iter(pictures)
-    while task := list(islice(source, batch_size * pace.num_batches)):
-        yield task
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A picture in a worker."""
+
+    name: str
 
 
-def _run_fused(
-    model: Model,
-    pictures: Sequence[Source],
-    *,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    finish: Callable[[Outputs[Source]], Result],
-    memory: Memory | None,
-    pace: _Pace,
-    own: threading.local,
-) -> Result:
-    """Decode pictures, then run the model on them, `batch_size` at a time, in this thread.
+@dataclass(frozen=True)
+class _Fused(_Decoding):
+    """Decode pictures and run the model on them."""
 
-    First all of the one and then all of the other: in turns, they drive each other's code and
-    data out of the core's caches, which has been seen to cost a fifth of the speed. `own` keeps
-    the thread's buffer from one call to the next: memory that is new costs a fault for each page.
+    path: Path
+    device: Device
+    batch_size: int
+    most: int
+    """Pictures of a task."""
+    finish: Callable[[Any], Any]
+
+    def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
+        """Open the model, unless it is open."""
+        model = _opened_once(self.path, self.device)
+        return _FusedHandle(self, model, _opened(self.recall), named=True), None
+
+    def pack(self, task: Task) -> tuple[Any, Any]:
+        """Return the pictures' places and names."""
+        places = [_portable(place) for place in task.items]
+        return places, [picture.name for picture in task.details]
+
+
+class _FusedHandle:
+    """Does the tasks of a `fused` plan.
+
+    First it decodes all of a task's pictures, then it runs the model on all of them: in turns, they
+    drive each other's code and data out of the core's caches, which costs a fifth of the speed.
+    The buffer stays from one task to the next: memory that is new costs a fault for each page.
     """
-    begun = time.perf_counter()
-    buffer: Image | None = getattr(own, "buffer", None)
-    if buffer is None:
-        own.buffer = buffer = model.new_batch(batch_size * pace.most)
-    loaded: list[_Loaded] = []
-    batches: list[Image] = []
-    num_decoded = 0
-    for some in batched(pictures, batch_size):
-        start = num_decoded
-        for picture in some:
-            loaded.append(_load(picture, preprocessing, buffer[num_decoded], memory))
-            num_decoded += _is_decoded(loaded[-1])
-        batches.append(buffer[start:num_decoded])
-    values = [model(batch) for batch in batches if len(batch)]
-    pace.took(time.perf_counter() - begun, len(batches))
-    return finish(_outputs(pictures, loaded, values, memory))
+
+    def __init__(self, work: _Fused, model: Model, recall: Recall | None, *, named: bool) -> None:
+        self._loader = _Loader(work, recall)
+        self._model = model
+        self._work = work
+        self._named = named
+        self._buffer = np.empty(work.preprocessing.shape(work.most), np.uint8)
+
+    def __call__(self, task: Task, mark: Mark) -> tuple[Any, _Remembered | None, float]:
+        """Return what `finish` makes of the outputs, what is to be remembered, and the seconds."""
+        begun = time.perf_counter()
+        loaded: list[_Loaded] = []
+        batches: list[Image] = []
+        num_decoded = 0
+        with mark.bounded():
+            for start in range(0, len(task.items), self._work.batch_size):
+                first = num_decoded
+                for index in range(start, min(start + self._work.batch_size, len(task.items))):
+                    out = self._buffer[num_decoded]
+                    loaded.append(self._loader.load(index, task, out, mark))
+                    num_decoded += _is_decoded(loaded[-1])
+                batches.append(self._buffer[first:num_decoded])
+        mark.items_done()
+        values = [self._model(batch) for batch in batches if len(batch)]
+        pictures = [_Named(name) for name in task.details] if self._named else task.details
+        outputs, remembered = _outputs(pictures, loaded, values)
+        told = None if self._work.recall is None else remembered
+        return self._work.finish(outputs), told, time.perf_counter() - begun
+
+
+def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
+    """Have workers decode and run the model; put what they make in order."""
+    plan = job.plan
+    pace = _Pace(max(1, FUSED_TASK // plan.batch_size))
+    path: Path | None = getattr(job.model, "path", None)
+    work = _Fused(
+        preprocessing=job.preprocessing,
+        recall=job.recall(),
+        path=path or Path(),
+        device=getattr(job.model, "opened_with", "cpu"),
+        batch_size=plan.batch_size,
+        most=plan.batch_size * pace.most,
+        finish=job.finish,
+    )
+    local: Handle | None = None
+    if not job.is_isolated:
+        local = _FusedHandle(work, job.model, _opened(work.recall), named=False)
+    # A model that is no file stays in this process.
+    with job.crew(work if path else None, local=local) as crew:
+        tasks = _fused_tasks(job.pictures, plan.batch_size, pace, crew)
+        for pending in _in_order(crew, tasks, TASKS_AHEAD * plan.workers):
+            result, remembered, seconds = pending.result()
+            pace.took(seconds, -(-len(pending.task.items) // plan.batch_size))
+            if remembered is not None:
+                job.remember(remembered)
+            yield result
+
+
+def _fused_tasks(
+    pictures: Iterator[Source], batch_size: int, pace: _Pace, crew: Crew
+) -> Iterator[Task]:
+    """Yield whole batches, as many at once as `pace` says by then; the last may be shorter.
+
+    What is done in this process is done batch by batch, so that each result leaves at once.
+    """
+    while some := list(islice(pictures, batch_size * (1 if crew.works_here else pace.num_batches))):
+        yield Task([_place(picture) for picture in some], some)
+
+
+def _in_order(crew: Crew, tasks: Iterator[Task], ahead: int) -> Iterator[Pending]:
+    """Have tasks done, at most `ahead` beyond the one that is waited for; yield them in order."""
+    pending: deque[Pending] = deque()
+    is_more = True
+    while True:
+        if is_more and len(pending) < ahead and crew.has_room and not _is_first_done(crew, pending):
+            task = next(tasks, None)
+            if task is None:
+                is_more = False
+            else:
+                pending.append(crew.submit(task, here=_is_here(task)))
+        elif pending and pending[0].is_done:
+            yield pending.popleft()
+        elif not pending and not is_more:
+            return
+        else:
+            crew.wait()
+
+
+def _is_first_done(crew: Crew, pending: deque[Pending]) -> bool:
+    """Tell whether results should leave before there are more: workers must not run dry."""
+    return bool(pending) and pending[0].is_done and not crew.is_staffed
+
+
+def _is_here(task: Task) -> bool:
+    """Tell whether a task's pixels are in this process already; no array is sent to another."""
+    return any(isinstance(place, Decoded) for place in task.items)
+
+
+# ---------------------------------------------------------------------------------- ahead
+
+
+@dataclass(frozen=True)
+class _Ahead(_Decoding):
+    """Decode pictures into the memory that the model's batches lie in."""
+
+    def open(self, memory: mmap | None) -> tuple[Handle, object]:
+        """Take the memory."""
+        assert memory is not None
+        _opened_once.cache_clear()  # it has turned out to be none for workers
+        images = _images(memory, self.preprocessing)
+        return _AheadHandle(self, images, _opened(self.recall)), None
+
+
+class _AheadHandle:
+    """Does the tasks of an `ahead` plan; a task's details are its first place in the memory."""
+
+    def __init__(self, work: _Decoding, images: Image, recall: Recall | None) -> None:
+        self._loader = _Loader(work, recall)
+        self._images = images
+
+    def __call__(self, task: Task, mark: Mark) -> list[_Loaded] | None:
+        """Return what became of each picture; None: all of them were decoded."""
+        first: int = task.details
+        with mark.bounded():
+            loaded = [
+                self._loader.load(index, task, self._images[first + index], mark)
+                for index in range(len(task.items))
+            ]
+        mark.items_done()
+        return loaded if any(one is not None for one in loaded) else None
+
+
+def _images(memory: mmap, preprocessing: Preprocessing) -> Image:
+    """Return memory as images, (N, size, size, 3), as many as fit."""
+    shape = preprocessing.shape(1)[1:]
+    each = int(np.prod(shape))
+    number = len(memory) // each
+    return np.frombuffer(memory, np.uint8, number * each).reshape(number, *shape)
 
 
 @dataclass(slots=True)
 class _Batch(Generic[Source]):
     """Pictures on their way through an `ahead` plan."""
 
+    number: int
+    """Of its place in the memory."""
     pictures: list[Source]
-    images: Image
-    """Of the plan's batch size, whatever the number of pictures."""
     loaded: list[_Loaded]
+    parts: deque[Pending] = field(default_factory=deque)
+    future: "Future[Any] | None" = None
 
 
-def _run_ahead(
-    model: Model,
-    pictures: Iterable[Source],
-    preprocessing: Preprocessing,
-    plan: Plan,
-    finish: Callable[[Outputs[Source]], Result],
-    memory: Memory | None,
-) -> Iterator[Result]:
-    """Three stages: threads decode, one thread for each session runs the model, the caller writes.
+class _AheadRun(Generic[Source, Result]):
+    """Three stages: workers decode, threads run the model, the caller takes what comes of it.
 
     Batches go round: what the model is done with is decoded into again.
     """
-    idle: deque[Image] = deque()
 
-    def tasks() -> Iterator[tuple[_Batch[Source], int]]:
-        for some in batched(pictures, plan.batch_size):
-            images = idle.pop() if idle else model.new_batch(plan.batch_size)
-            batch = _Batch(some, images, [None] * len(some))
-            for start in range(0, len(some), AHEAD_TASK):
-                yield batch, start
+    def __init__(self, job: _Job[Source, Result], crew: Crew, images: Image, num: int) -> None:
+        """Prepare.
 
-    def decode(task: tuple[_Batch[Source], int]) -> _Batch[Source] | None:
-        batch, start = task
-        stop = min(start + AHEAD_TASK, len(batch.pictures))
-        for index in range(start, stop):
-            batch.loaded[index] = _load(
-                batch.pictures[index], preprocessing, batch.images[index], memory
-            )
-        return batch if stop == len(batch.pictures) else None
+        Args:
+            job: What is to be done.
+            crew: Who decodes.
+            images: The batches' memory.
+            num: How many batches there is room for.
+        """
+        self._job = job
+        self._crew = crew
+        self._size = job.plan.batch_size
+        self._images = images
+        self._idle = deque(range(num))
+        self._batches: deque[_Batch[Source]] = deque()
+        self._source = batched(job.pictures, self._size)
+        self._is_more = True
+        self._tasks: deque[tuple[_Batch[Source], Task, int]] = deque()
+        self._task_size = min(self._size, max(AHEAD_TASK, self._size // 8))
+        self._threads = ThreadPoolExecutor(job.plan.sessions, "model")
 
-    def run(batch: _Batch[Source]) -> Result:
+    def __iter__(self) -> Iterator[Result]:
+        """Yield the results, in order."""
+        try:
+            while True:
+                self._pass_on()
+                first = self._batches[0] if self._batches else None
+                is_done = first is not None and first.future is not None and first.future.done()
+                if is_done and not (self._crew.is_staffed and self._can_submit()):
+                    yield self._take()
+                elif self._can_submit():
+                    self._submit()
+                elif is_done:
+                    yield self._take()
+                elif first is None and not self._is_more:
+                    return
+                else:
+                    self._crew.wait()
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _can_submit(self) -> bool:
+        return self._crew.has_room and bool(self._tasks or (self._is_more and self._idle))
+
+    def _submit(self) -> None:
+        """Give out the next task; begin a batch if it takes one."""
+        if not self._tasks:
+            some = next(self._source, None)
+            if some is None:
+                self._is_more = False
+                return
+            batch = _Batch(self._idle.popleft(), some, [None] * len(some))
+            self._batches.append(batch)
+            for start in range(0, len(some), self._task_size):
+                places = [_place(one) for one in some[start : start + self._task_size]]
+                self._tasks.append((batch, Task(places, batch.number * self._size + start), start))
+        batch, task, _ = self._tasks.popleft()
+        batch.parts.append(self._crew.submit(task, here=_is_here(task)))
+
+    def _pass_on(self) -> None:
+        """Give decoded batches to the model, in order."""
+        for batch in self._batches:
+            if batch.future is not None:
+                continue
+            is_whole = not (self._tasks and self._tasks[0][0] is batch)
+            if not (is_whole and all(part.is_done for part in batch.parts)):
+                return
+            start = 0
+            for part in batch.parts:
+                number = len(part.task.items)
+                loaded = part.result()
+                if loaded is not None:
+                    batch.loaded[start : start + number] = loaded
+                start += number
+            batch.parts.clear()
+            batch.future = self._threads.submit(self._run, batch)
+            batch.future.add_done_callback(lambda _done: self._crew.wake())
+
+    def _run(self, batch: _Batch[Source]) -> tuple[Result, _Remembered]:
+        """Run the model on a batch, in one of its threads."""
+        start = batch.number * self._size
+        images = self._images[start : start + self._size]
         good = [index for index, loaded in enumerate(batch.loaded) if _is_decoded(loaded)]
         if good and len(good) < len(batch.loaded):
-            batch.images[: len(good)] = batch.images[good]
-        values: list[NDArray[np.float32]] = []
+            images[: len(good)] = images[good]
+        values: list[NDArray[Any]] = []
         if good:
+            model = self._job.model
             # A GPU's libraries search for the best kernels once for each shape: it gets one shape,
             # whose rest holds pictures of before.
             whole = model.device != "cpu"
-            values.append(model(batch.images if whole else batch.images[: len(good)])[: len(good)])
-        idle.append(batch.images)
-        return finish(_outputs(batch.pictures, batch.loaded, values, memory))
+            values.append(model(images if whole else images[: len(good)])[: len(good)])
+        outputs, remembered = _outputs(batch.pictures, batch.loaded, values)
+        return self._job.finish(outputs), remembered
 
-    ahead = -(-plan.batch_size // AHEAD_TASK) + plan.workers
-    decoded = ordered_map(decode, tasks(), workers=plan.workers, ahead=ahead)
-    # The last task of a batch comes after all others of it.
-    whole = (batch for batch in decoded if batch is not None)
-    yield from ordered_map(run, whole, workers=plan.sessions, ahead=plan.sessions + 1)
+    def _take(self) -> Result:
+        batch = self._batches.popleft()
+        assert batch.future is not None
+        self._idle.append(batch.number)
+        result, remembered = batch.future.result()
+        self._job.remember(remembered)
+        return result
+
+
+def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
+    """Have workers decode ahead of the model."""
+    plan = job.plan
+    decoded_ahead = -(-IN_HAND * plan.workers * AHEAD_TASK // plan.batch_size)
+    num = plan.sessions + 1 + max(1, decoded_ahead)
+    each = int(np.prod(job.preprocessing.shape(plan.batch_size)))
+    memory = SharedMemory(num * each)
+    try:
+        images = _images(memory.map, job.preprocessing)
+        work = _Ahead(job.preprocessing, job.recall())
+        local: Handle | None = None
+        if not job.is_isolated:
+            local = _AheadHandle(work, images, _opened(work.recall))
+        with job.crew(work, local=local, memory=memory) as crew:
+            run = _AheadRun(job, crew, images, num)
+            yield from run
+    finally:
+        memory.close()

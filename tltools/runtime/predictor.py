@@ -102,6 +102,10 @@ class OnnxPredictor:
         self._errors = onnxruntime_errors()
         self._locked: dict[int, tuple[NDArray[np.uint8], OrtValue]] = {}
         self._path = path
+        self.path = path
+        """The export."""
+        self.opened_with: Device = device
+        """What was asked for."""
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, (N, H, W, 3), to logits, (N, C)."""

@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing
-from tltools.data.images import load_images
 from tltools.errors import ParityError, TltoolsError
 from tltools.graphs.onnx_file import write_module
 from tltools.graphs.precision import quantize_until
@@ -37,7 +36,7 @@ from tltools.runtime.backbone import (
     load_few,
     open_shared,
 )
-from tltools.runtime.pipeline import Model, readable
+from tltools.runtime.pipeline import Model, decode_batches, readable
 from tltools.training.models import Classifier
 
 BATCH_SIZE = 16
@@ -246,11 +245,8 @@ def _backbone_file(
 
         def batches() -> Iterator[NDArray[np.uint8]]:
             with progress.bar("Calibrating int8 features", len(calibration)) as bar:
-                for images in load_images(
-                    calibration,
-                    size=preprocessing.size,
-                    resize=preprocessing.resize,
-                    batch_size=BATCH_SIZE,
+                for images in decode_batches(
+                    calibration, preprocessing=preprocessing, batch_size=BATCH_SIZE
                 ):
                     yield images
                     bar.advance(len(images))

@@ -18,7 +18,6 @@ from torchvision.transforms import v2
 from tltools.calibration import fit_temperature
 from tltools.card import Card, Confidence, DataFacts, Preprocessing, Score, Weights
 from tltools.data.dataset import Dataset
-from tltools.data.images import load_images
 from tltools.errors import ArtifactError, ConfigError
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
@@ -26,6 +25,7 @@ from tltools.progress import SILENT, Progress
 from tltools.run_folder import RunPredictions, write_predictions
 from tltools.runtime.actors import RemotePictures
 from tltools.runtime.device import Device, torch_device
+from tltools.runtime.pipeline import decode_batches
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig
 from tltools.training.features import (
@@ -84,10 +84,9 @@ class ImageSource:
 
     def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images, uint8 (N, H, W, 3), and targets, int64 (N,)."""
-        images = load_images(
+        images = decode_batches(
             [self.paths[index] for index in order],
-            size=self.preprocessing.size,
-            resize=self.preprocessing.resize,
+            preprocessing=self.preprocessing,
             batch_size=self.batch_size,
         )
         for batch, indices in zip(images, order.split(self.batch_size), strict=True):
