@@ -285,5 +285,3 @@ def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
 def test_impossible_batch_size_is_refused_at_the_call(numbered):
     with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
         decode_batches(numbered, preprocessing=SMALL, batch_size=0)
-
-

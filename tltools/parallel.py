@@ -40,9 +40,8 @@ def memory_limit() -> int | None:
     """
     limits = [limit for limit in _memory_limits() if limit < _UNLIMITED]
     try:
-        for line in MEMINFO.read_text().splitlines():
-            if line.startswith("MemTotal:"):
-                limits.append(int(line.split()[1]) * 1024)
+        lines = map(str.split, MEMINFO.read_text().splitlines())
+        limits += [int(words[1]) * 1024 for words in lines if words[:1] == ["MemTotal:"]]
     except (OSError, ValueError, IndexError):
         limits += _physical_memory()
     return min(limits, default=None)

@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import errno
-import sys
 from importlib import import_module
 from typing import Annotated
 
