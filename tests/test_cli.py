@@ -446,6 +446,8 @@ def place(tmp_path_factory, onnx_path, cnn_run):
              "empty is not a finished run"),
             ("evaluate-missing-data", "evaluate model.onnx nowhere --device cpu", 1,
              "nowhere does not exist: name a CSV"),
+            ("evaluate-tf32-on-cpu", "evaluate model.onnx pictures --device cpu --tf32", 1,
+             "--tf32 is for NVIDIA GPUs, and the device is the CPU (as asked)"),
             ("export-no-runs", "export", 1, "no runs in runs/: make one with tltools train"),
             ("export-missing-run", "export nowhere", 1, "nowhere is not a finished run"),
             ("export-corrupt-card", "export broken", 1,
@@ -481,6 +483,8 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("classify", "Missing argument"),
         ("classify pictures --batch-size 0", "--batch-size"),
         ("export --pictures 0", "--pictures"),
+        ("classify pictures --device gpu", "'gpu' is not a device: choose auto, cpu, cuda"),
+        ("train --device tensorrt", "'tensorrt' is not one of auto, cpu, cuda"),
     ],
 )
 def test_a_command_line_that_cannot_be_read_says_where(run, command, message):

@@ -56,6 +56,8 @@ def test_tab_completes_commands(bash):
 def test_tab_completes_options_and_their_values(bash):
     assert "--weights" in tab(bash, "tltools", "train", "--w")
     assert tab(bash, "tltools", "train", "--log", "''") == ["tensorboard", "mlflow"]
+    assert tab(bash, "tltools", "train", "--device", "c") == ["cpu", "cuda"]
+    assert "openvino" in tab(bash, "tltools", "classify", "--device", "''")
 
 
 def test_completion_installs_itself(bash):

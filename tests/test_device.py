@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import colour_logits
 
-from tltools.errors import ArtifactError, DeviceError
-from tltools.runtime import DeviceChoice, OnnxPredictor, device
+from tltools.errors import ArtifactError, ConfigError, DeviceError
+from tltools.runtime import DeviceChoice, device, load_predictor
 from tltools.runtime.device import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     OPENVINO_PROVIDER,
     TENSORRT_PROVIDER,
+    DeviceRequest,
+    chosen_gpus,
+    cluster_device,
     open_session,
+    parse_device,
     placement,
 )
 
@@ -178,9 +181,31 @@ def test_libraries_are_preloaded_in_silence(onnx_path, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_tf32_is_on_only_when_asked_for(recorded, onnx_path):
-    open_session(onnx_path, device="cuda", tf32=True)
+def test_tf32_is_on_only_when_asked_for_and_the_reason_says_so(recorded, onnx_path):
+    _, choice = open_session(onnx_path, device="cuda", tf32=True)
     assert recorded.asked["providers"][0][1]["use_tf32"] == "1"
+    assert choice.reason == "onnxruntime placed 1 of 2 nodes on it, TF32"
+
+
+@needs_no_driver
+@pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
+@pytest.mark.parametrize(("asked", "reason"), [("cpu", "as asked"), ("auto", ".*CUDA.*")])
+def test_tf32_on_the_cpu_is_refused_with_the_reason(request, path, asked, reason):
+    with pytest.raises(
+        DeviceError, match=rf"--tf32 is for NVIDIA GPUs, .* the CPU \({reason}\); leave out"
+    ):
+        load_predictor(request.getfixturevalue(path), device=asked, tf32=True)
+
+
+def test_channels_come_last_only_when_asked_for(recorded, onnx_path):
+    open_session(onnx_path, device="cuda", nhwc=True)
+    assert recorded.asked["providers"][0][1]["prefer_nhwc"] == "1"
+
+
+@pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
+def test_on_the_cpu_channels_come_first_whatever_is_asked_for(request, path):
+    predictor = load_predictor(request.getfixturevalue(path), device="cpu", nhwc=True)
+    assert (predictor.layout, predictor.tf32) == ("nchw", False)
 
 
 @pytest.mark.usefixtures("recorded")
@@ -269,16 +294,20 @@ def test_torch_takes_cuda_where_it_works(monkeypatch):
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    assert device.torch_device("auto") == device.DeviceChoice("cuda", "PyTorch sees Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _gpu: "Some GPU")
+    choice = device.torch_device("auto")
+    assert choice == device.DeviceChoice("cuda", "PyTorch sees Some GPU", 0)
+    assert choice.name == "cuda:0"
 
 
-def test_only_the_device_module_names_cuda_or_onnxruntime():
+def test_only_two_modules_name_cuda_and_one_imports_onnxruntime():
     package = Path(device.__file__).parents[1]
     guilty = []
     for path in (*package.glob("runtime/*.py"), *package.glob("classify/*.py")):
         text = path.read_text()
-        if path.name != "device.py" and ("cuda" in text or "import onnxruntime" in text):
+        if "cuda" in text and path.name not in ("device.py", "driver.py"):
+            guilty.append(path.name)
+        if "import onnxruntime" in text and path.name != "device.py":
             guilty.append(path.name)
     assert guilty == []
 
@@ -306,7 +335,7 @@ def test_tensorrt_comes_before_cuda_and_keeps_its_engines(recorded, onnx_path, m
     assert tensorrt[1]["trt_engine_cache_enable"] == "1"
     assert Path(tensorrt[1]["trt_engine_cache_path"]).is_dir()
     assert (cuda[0], cpu) == (CUDA_PROVIDER, CPU_PROVIDER)
-    assert choice == DeviceChoice("cuda", "onnxruntime placed 1 of 2 nodes on it")
+    assert choice == DeviceChoice("cuda", "onnxruntime placed 1 of 2 nodes on it", 1)
 
 
 @needs_no_driver
@@ -362,73 +391,102 @@ def test_pytorch_runs_on_neither(name):
         device.torch_device(name)
 
 
-class Counted:
-    """Stands in for the driver's library with some GPUs."""
-
-    def __init__(self, count, status=0):
-        self.count, self.status = count, status
-
-    def cuInit(self, _flags):  # noqa: N802 - the driver's name
-        return self.status
-
-    def cuDeviceGetCount(self, pointer):  # noqa: N802
-        pointer._obj.value = self.count
-        return 0
+# ----------------------------------------------------------------------------- which of the GPUs
 
 
 @pytest.mark.parametrize(
-    ("driver", "expected"), [(None, 0), (Counted(3), 3), (Counted(3, status=100), 0)]
+    ("text", "kind", "gpus"),
+    [
+        ("auto", "auto", ()),
+        ("cpu", "cpu", ()),
+        ("cuda", "cuda", ()),
+        ("openvino", "openvino", ()),
+        ("cuda:1", "cuda", (1,)),
+        ("cuda:2,cuda:0", "cuda", (2, 0)),
+        ("cuda:0, cuda:1", "cuda", (0, 1)),
+        ("tensorrt:1", "tensorrt", (1,)),
+    ],
 )
-def test_gpus_are_those_that_the_driver_counts(monkeypatch, driver, expected):
-    monkeypatch.setattr(device, "_driver", lambda: driver)
-    assert device.num_gpus() == expected
+def test_a_device_is_a_kind_and_maybe_some_gpus(text, kind, gpus):
+    assert parse_device(text) == DeviceRequest(kind, gpus)
 
 
-class Bound:
-    """A session on a device with page-locked memory; computes on the CPU what it is bound to."""
-
-    def __init__(self, path):
-        self._session, _ = open_session(path, device="cpu")
-        self.bound = []
-        self.run = None  # must not be used
-
-    def __getattr__(self, name):
-        return getattr(self._session, name)
-
-    def get_input_epdevices(self):
-        return [SimpleNamespace(memory_info=lambda kind: ("memory", kind))]
-
-    def run_with_iobinding(self, binding):
-        self.bound.append(binding)
-        self._session.run_with_iobinding(binding)
+@pytest.mark.parametrize(
+    "text",
+    ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", "cuda:0,1", "cuda,cuda:1",
+     "cuda:0,tensorrt:1", "cpu:0", "openvino:1", "auto:0", "cuda:0,", "cuda:\u0661"],
+)  # fmt: skip
+def test_what_is_not_a_device_is_refused_in_one_line(text):
+    with pytest.raises(ConfigError, match=r"is not a device: choose auto, .* cuda:1, or") as caught:
+        parse_device(text)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_gpus_batches_are_bound_where_they_lie(onnx_path, monkeypatch):
-    ort = device.import_onnxruntime()
-    asked = []
-    make = ort.OrtValue.ortvalue_from_shape_and_type
-
-    def make_locked(shape, dtype, *, memory_info):
-        asked.append(memory_info)
-        return make(shape, dtype)
-
-    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", make_locked)
-    predictor = OnnxPredictor(onnx_path, device="cpu")
-    session = Bound(onnx_path)
-    predictor._session, predictor.device = session, "cuda"
-    images = predictor.new_batch(3)
-    assert asked == [("memory", ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)]
-    for value in (0, 200):  # the second time round the batch holds something else
-        images[:] = value
-        logits = predictor(images)
-        np.testing.assert_allclose(logits, colour_logits(images), atol=1e-4)
-    assert len(session.bound) == 2
-    del session.run  # other arrays, and parts of a batch, take the ordinary way
-    np.testing.assert_allclose(predictor(images[:2]), colour_logits(images[:2]), atol=1e-4)
-    np.testing.assert_allclose(predictor(images.copy()), colour_logits(images), atol=1e-4)
-    assert len(session.bound) == 2
+def test_a_gpu_is_named_once():
+    with pytest.raises(ConfigError, match=r"'cuda:1,cuda:1' names a GPU twice"):
+        parse_device("cuda:1,cuda:1")
 
 
-def test_the_cpu_has_no_page_locked_memory(onnx_path):
-    session, _ = open_session(onnx_path, device="cpu")
-    assert device.page_locked_array(session, (2, 4, 4, 3)) is None
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("auto", (0, 1, 2)),
+        ("cuda", (0, 1, 2)),
+        ("tensorrt", (0, 1, 2)),
+        ("cuda:1", (1,)),
+        ("cuda:2,cuda:0", (2, 0)),
+        ("cpu", ()),
+        ("openvino", ()),
+    ],
+)
+def test_a_request_means_the_gpus_that_it_names_or_all(monkeypatch, asked, expected):
+    monkeypatch.setattr(device, "num_gpus", lambda: 3)
+    assert chosen_gpus(asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "have"), [(0, "no GPU"), (1, "one GPU, cuda:0"), (2, "2 GPUs, from cuda:0")]
+)
+def test_a_gpu_that_does_not_exist_is_refused_with_what_there_is(monkeypatch, count, have):
+    monkeypatch.setattr(device, "num_gpus", lambda: count)
+    with pytest.raises(
+        DeviceError, match=rf"GPU 2 does not exist: this process sees {have}.*; choose .*cpu"
+    ):
+        chosen_gpus("cuda:0,cuda:2" if count else "cuda:2")
+
+
+def test_a_session_runs_on_the_gpu_that_is_named(recorded, onnx_path, monkeypatch):
+    monkeypatch.setattr(device, "num_gpus", lambda: 2)
+    for asked, gpu, expected in (("cuda", None, 0), ("cuda:1", None, 1), ("cuda:0,cuda:1", 1, 1)):
+        _, choice = open_session(onnx_path, device=asked, gpu=gpu)
+        assert recorded.asked["providers"][0][1]["device_id"] == str(expected)
+        assert (choice.gpu, choice.name) == (expected, f"cuda:{expected}")
+    with pytest.raises(DeviceError, match="GPU 2 does not exist"):
+        open_session(onnx_path, device="cuda:2")
+
+
+def test_one_session_takes_one_gpu(onnx_path):
+    with pytest.raises(
+        DeviceError, match=r"--device cuda:0,cuda:1 names several GPUs.*choose --device cuda:0$"
+    ):
+        open_session(onnx_path, device="cuda:0,cuda:1")
+    with pytest.raises(DeviceError, match=r"names several GPUs"):
+        device.torch_device("cuda:0,cuda:1")
+
+
+@needs_no_driver
+def test_a_named_gpu_without_a_driver_fails_as_cuda_does(onnx_path):
+    with pytest.raises(DeviceError, match=r"CUDA does not work in onnxruntime here: the NVIDIA"):
+        open_session(onnx_path, device="cuda:1")
+    with pytest.raises(DeviceError, match=r"CUDA does not work in PyTorch here"):
+        device.torch_device("cuda:1")
+
+
+def test_a_cluster_hands_out_its_gpus_itself():
+    with pytest.raises(DeviceError, match=r"--device cuda:1 names GPUs of one.*--device cuda$"):
+        cluster_device("cuda:1", 4)
+
+
+def test_the_cpu_has_no_use_for_page_locked_memory(onnx_path, torchscript_path):
+    for path in (onnx_path, torchscript_path):
+        assert load_predictor(path, device="cpu").lock_pages(np.zeros(10, np.uint8)) is None

@@ -1,6 +1,7 @@
 """Exports of a real run: what is in them, that they agree, and that a wrong one is not made."""
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Recorder
+from conftest import Recorder, run_tltools
 from msgspec.structs import replace
 from safetensors.torch import load_file
 from torch import nn
@@ -555,6 +556,7 @@ def reduced(cnn_run, tmp_path_factory):
         tmp_path_factory.mktemp("reduced"),
         precisions=["fp32", "fp16", "int8"],
         calibration_images=7,
+        device="cpu",
         progress=progress,
     )
     return {result.facts.precision: result for result in results}
@@ -578,6 +580,31 @@ def test_every_precision_is_verified_against_its_own_bar(reduced):
     assert reduced["fp16"].size_bytes < 0.6 * reduced["fp32"].size_bytes
 
 
+def test_the_card_says_on_which_device_each_file_was_verified(reduced):
+    for result in reduced.values():
+        (verified,) = result.facts.verified  # there is no GPU, or `cpu` was asked for
+        assert (verified.device, verified.provider) == ("cpu", "CPUExecutionProvider")
+        assert verified.parity == result.parity
+    assert [one.facts.fp16_exercised for one in reduced.values()] == [None, False, None]
+
+
+def test_the_table_says_that_fp16_was_not_exercised(cnn_run, tmp_path):
+    done = run_tltools(
+        "export", cnn_run, "--precision", "fp16", "--device", "cpu", "--pictures", 2, cwd=tmp_path
+    )
+    assert done.code == 0
+    assert "(fp32)" in done.out
+    assert "cnn.fp16.onnx: fp16 arithmetic was not exercised" in done.err
+
+
+def test_a_card_from_before_devices_were_told_is_still_read(reduced):
+    document = json.loads(reduced["fp16"].card.to_json())
+    del document["export"]["verified"], document["export"]["fp16_exercised"]
+    facts = card_from_json(json.dumps(document), where="an earlier one").export
+    assert (facts.verified, facts.fp16_exercised) == ((), None)
+    assert facts.parity == reduced["fp16"].parity
+
+
 def test_an_int8_export_says_how_it_was_calibrated(reduced):
     calibration = reduced["int8"].facts.calibration
     assert (calibration.method, calibration.num_pictures) == ("MinMax", 7)
@@ -595,7 +622,7 @@ def test_calibration_takes_training_pictures_from_all_classes_alike(cnn_run, tmp
     train = frame[frame["split"] == "train"].set_index("path")
     taken = []
 
-    def record(source, target, calibration, check, *, progress):
+    def record(source, target, calibration, check, **rest):
         taken.extend(calibration)
         raise ParityError("seen enough")
 

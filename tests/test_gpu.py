@@ -4,11 +4,25 @@ They are skipped, visibly, elsewhere. What can be tested of CUDA without one is 
 test_models.py and test_predictor.py.
 """
 
+import mmap
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tltools.errors import DeviceError, ParityError
+from tltools.runtime import device, load_predictor
+from tltools.runtime.driver import (
+    PageLock,
+    gpu_capability,
+    gpu_memory,
+    gpu_name,
+    is_page_locked,
+    num_gpus,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -104,3 +118,209 @@ def test_frozen_features_are_the_same_on_the_gpu(dataset, tmp_path):
         for device in ("cpu", "cuda")
     ]
     np.testing.assert_allclose(features[0], features[1], atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------ the driver
+
+
+def test_the_driver_and_pytorch_say_the_same_of_each_gpu():
+    import torch
+
+    assert num_gpus() == torch.cuda.device_count()
+    for gpu in range(num_gpus()):
+        assert gpu_name(gpu) == torch.cuda.get_device_name(gpu)
+        assert gpu_capability(gpu) == torch.cuda.get_device_capability(gpu)
+        free, total = gpu_memory(gpu)
+        assert 0 < free <= total
+        assert total == torch.cuda.mem_get_info(gpu)[1]
+
+
+@pytest.fixture
+def shared_memory():
+    """A mapping that other processes could share, of 8 MiB; uint8 (N,)."""
+    number = os.memfd_create("test")
+    os.ftruncate(number, 2**23)
+    mapping = mmap.mmap(number, 2**23)
+    os.close(number)
+    return np.frombuffer(mapping, dtype=np.uint8)
+
+
+def test_shared_memory_is_page_locked_until_it_is_released(shared_memory):
+    assert not is_page_locked(shared_memory)
+    lock = PageLock(shared_memory)
+    assert is_page_locked(shared_memory)
+    assert is_page_locked(shared_memory[5_000_000:])
+    with pytest.raises(DeviceError, match=r"fails in cuMemHostRegister_v2: CUDA_ERROR_.*, "):
+        PageLock(shared_memory)
+    lock.release()
+    lock.release()
+    assert not is_page_locked(shared_memory)
+    with PageLock(shared_memory):
+        assert is_page_locked(shared_memory)
+    assert not is_page_locked(shared_memory)
+
+
+def test_a_lock_outlives_the_session_that_it_was_made_for(onnx_path, shared_memory):
+    predictor = load_predictor(onnx_path, device="cuda")
+    lock = predictor.lock_pages(shared_memory)
+    assert lock is not None
+    del predictor
+    assert is_page_locked(shared_memory)
+    lock.release()
+
+
+# ------------------------------------------------------------------------------------ predictors
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def exported(request, run, tmp_path_factory):
+    """An export that was verified on the CPU alone, as on a machine without a GPU."""
+    from tltools.export import export_run
+
+    folder = tmp_path_factory.mktemp("exported")
+    (result,) = export_run(run.folder, ["onnx"], folder, precisions=[request.param], device="cpu")
+    return result
+
+
+def batches_in(memory, num, size=224):
+    """Views of batches of different pictures in some memory, and what they hold."""
+    rng = np.random.default_rng(0)
+    shape = (8, size, size, 3)
+    length = int(np.prod(shape))
+    views = [memory[index * length :][:length].reshape(shape) for index in range(num)]
+    for view in views:
+        brightness = rng.integers(20, 257, (len(view), 1, 1, 1))
+        view[:] = rng.integers(0, brightness, shape)
+    return views
+
+
+def test_calls_in_flight_from_locked_memory_give_the_plain_calls_answers(exported, shared_memory):
+    predictor = load_predictor(exported.path, device="cuda")
+    batches = batches_in(shared_memory, 4)
+    plain = [predictor(batch.copy()) for batch in batches]
+    results = {}
+
+    def work(number):
+        results[number] = [predictor(batches[number]) for _ in range(50)]
+
+    with predictor.lock_pages(shared_memory):
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(results) == [0, 1, 2, 3]
+    for number, answers in results.items():
+        for logits in answers:
+            np.testing.assert_allclose(logits, plain[number], atol=1e-3)
+    assert np.ptp(plain, axis=0).max() > 0.05  # else the answers could be another batch's
+
+
+def test_memory_that_is_filled_again_gives_new_answers(exported, shared_memory):
+    predictor = load_predictor(exported.path, device="cuda")
+    (batch,) = batches_in(shared_memory, 1)
+    with predictor.lock_pages(shared_memory):
+        for value in (0, 250, 90):
+            batch[:] = value
+            expected = predictor(np.full_like(batch, value))
+            np.testing.assert_allclose(predictor(batch), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"nhwc": True}, {"tf32": True}, {"nhwc": True, "tf32": True}])
+def test_layout_and_rounding_change_the_logits_little(exported, options, shared_memory):
+    (batch,) = batches_in(shared_memory, 1)
+    expected = load_predictor(exported.path, device="cpu")(batch)
+    predictor = load_predictor(exported.path, device="cuda", **options)
+    assert predictor.layout == ("nhwc" if "nhwc" in options else "nchw")
+    assert predictor.tf32 == ("tf32" in options)
+    assert predictor.choice.reason.endswith(", TF32") == predictor.tf32
+    assert np.abs(predictor(batch) - expected).max() < 0.02 * max(1.0, np.ptp(expected))
+
+
+def test_an_fp16_export_is_tested_when_a_gpu_opens_it_first(exported, tmp_path):
+    import onnx
+    from onnx import numpy_helper
+
+    facts = exported.card.export
+    if facts.precision != "fp16":
+        pytest.skip("about fp16")
+    assert facts.fp16_exercised is False
+    load_predictor(exported.path, device="cuda")
+    model = onnx.load(exported.path)
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    tensor = next(one for one in model.graph.initializer if one.name == gemm.input[1])
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((values * 1.5).astype(values.dtype), tensor.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(ParityError, match="fails its self-test with CUDAExecutionProvider"):
+        load_predictor(tmp_path / "changed.onnx", device="cuda")
+
+
+def test_a_gpu_is_chosen_by_its_index(exported, shared_memory):
+    (batch,) = batches_in(shared_memory, 1)
+    last = num_gpus() - 1
+    predictor = load_predictor(exported.path, device=f"cuda:{last}")
+    assert predictor.choice.gpu == last
+    assert predictor.choice.name == device.torch_device(f"cuda:{last}").name == f"cuda:{last}"
+    both = load_predictor(exported.path, device="cuda", gpu=last)
+    np.testing.assert_allclose(predictor(batch), both(batch), atol=1e-3)
+    assert device.chosen_gpus("auto") == tuple(range(num_gpus()))
+    for open_it in (lambda name: load_predictor(exported.path, device=name), device.torch_device):
+        with pytest.raises(DeviceError, match=rf"GPU {last + 1} does not exist: this process sees"):
+            open_it(f"cuda:{last + 1}")
+
+
+# ---------------------------------------------------------------------------------------- export
+
+
+def test_exports_are_verified_on_both_devices_and_the_card_says_so(run, tmp_path):
+    from tltools.export import export_run
+
+    found = {
+        result.facts.precision: result.facts
+        for result in export_run(
+            run.folder, ["onnx"], tmp_path, precisions=["fp32", "fp16", "int8"]
+        )
+    }
+    for precision, providers in (
+        ("fp32", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("fp16", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("int8", ["CPUExecutionProvider"]),
+    ):
+        assert [one.provider for one in found[precision].verified] == providers
+        assert found[precision].parity == found[precision].verified[0].parity
+    assert found["fp16"].fp16_exercised is True
+    on_gpu, on_cpu = (one.parity.max_abs_logit_diff for one in found["fp16"].verified)
+    assert on_gpu != on_cpu  # the CPU computes fp16 in fp32
+
+
+def test_ranges_are_the_same_on_the_gpu_and_are_found_there(run, tmp_path, monkeypatch):
+    import onnx
+
+    from tltools.export.formats import write_onnx
+    from tltools.graphs import precision
+    from tltools.training import load_run
+
+    model, card = load_run(run.folder)
+    write_onnx(model, card, tmp_path / "source.onnx")
+    source = precision._load(tmp_path / "source.onnx")
+    assert isinstance(source, onnx.ModelProto)
+    images = np.random.default_rng(0).integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
+    sessions = []
+
+    def open_session(*args, **options):
+        sessions.append(device.open_session(*args, **options))
+        return sessions[-1]
+
+    monkeypatch.setattr(precision, "open_session", open_session)
+    on_cpu, on_gpu = (
+        precision.activation_ranges(source, [images], device=name) for name in ("cpu", "cuda")
+    )
+    assert list(on_cpu) == list(on_gpu)
+    np.testing.assert_allclose(list(on_gpu.values()), list(on_cpu.values()), rtol=1e-3, atol=1e-3)
+    stranded = {
+        op
+        for provider, op in device._assigned_nodes(sessions[-1][0])
+        if provider == device.CPU_PROVIDER and op.startswith("Reduce")
+    }
+    assert stranded == set()  # or all activations would be copied to the CPU

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from conftest import run_tltools
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from tltools.card import SelfTest
@@ -55,7 +56,8 @@ def with_weights_changed(path, copy, factor: float):
     for tensor in model.graph.initializer:
         if tensor.name == gemm.input[1]:
             values = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
+            changed = (values * np.float32(factor)).astype(values.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
             break
     else:
         raise AssertionError("the last layer's weights are not there as they are")
@@ -108,6 +110,26 @@ def test_changed_weights_are_noticed(exports, tmp_path, name):
         load_predictor(changed, device="cpu")
     same = with_weights_changed(exports[name], tmp_path / name, 1 + 1e-5)
     assert load_predictor(same, device="cpu").card == read_card(exports[name])
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.2, False)])
+def test_half_arithmetic_passes_and_changed_weights_do_not(exports, tmp_path, factor, passes):
+    """The CPU computes fp16 files in fp32; onnx's own evaluator rounds as a GPU does."""
+    path = with_weights_changed(exports["cnn.fp16.onnx"], tmp_path / "cnn.fp16.onnx", factor)
+    evaluator = ReferenceEvaluator(str(path))
+
+    class InHalf:
+        card = read_card(path)
+        device, provider = "cuda", "onnx's evaluator"
+
+        def __call__(self, images):
+            return evaluator.run(["logits"], {"images": images})[0]
+
+    if passes:
+        assert 0 < replay(InHalf(), path) < self_test_of(path).tolerance / 2
+    else:
+        with pytest.raises(ParityError, match="fails its self-test with onnx's evaluator"):
+            replay(InHalf(), path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -109,6 +109,15 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The largest drop that would have passed; None where it was not a condition."""
 
 
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an export was compared with PyTorch, and what came of it."""
+
+    device: Literal["cpu", "cuda"]
+    provider: str
+    """onnxruntime's name of what ran the export, or `torch`."""
+    parity: Parity
+
+
 class Confidence(msgspec.Struct, frozen=True, kw_only=True):
     """How the model's probabilities are calibrated: softmax(logits / temperature)."""
 
@@ -155,6 +164,13 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     opset: int | None = None
     """ONNX opset; None for TorchScript."""
     parity: Parity
+    """On the device that ran all pictures: the GPU where there was one."""
+    verified: tuple[Verified, ...] = ()
+    """The same for each device, the one of `parity` first; empty in exports made before several
+    were tried."""
+    fp16_exercised: bool | None = None
+    """Of fp16 exports: whether a device that verified it computes in fp16, which onnxruntime's CPU
+    provider does not; None in others and in earlier ones."""
     calibration: Calibration | None = None
     """Only in int8 exports."""
     float_layers: tuple[str, ...] = ()

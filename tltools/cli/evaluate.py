@@ -18,6 +18,7 @@ from tltools.cli.options import (
     RayAddressOption,
     ReportOption,
     SkipBadOption,
+    Tf32Option,
     open_cluster,
     path_or_url,
     split_names,
@@ -50,6 +51,7 @@ def evaluate(
     class_names: ClassNamesOption = None,
     skip_bad: SkipBadOption = False,
     device: DeviceOption = "auto",
+    tf32: Tf32Option = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for evaluation.json and confusion_matrix.png."),
@@ -83,11 +85,11 @@ def evaluate(
             evaluate_on_cluster,
             card,
             remote=remote,
-            open_model=partial(open_predictor, model.absolute()),
+            open_model=partial(open_predictor, model.absolute(), tf32=tf32),
             same_files=model_files(model),
         )
     else:
-        predictor = open_predictor(model, device)
+        predictor = open_predictor(model, device, tf32=tf32)
         progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
         card = predictor.card
         run = partial(evaluate_predictor, predictor)

@@ -11,7 +11,7 @@ from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
-    from tltools.card import ExportFacts
+    from tltools.card import ExportFacts, Parity
     from tltools.layouts import Laid
 
 _NEXT = {
@@ -19,6 +19,12 @@ _NEXT = {
     "triton": "Next: tritonserver --model-repository={folder}",
     "docker": "Next: docker build, in such a folder; its README.md says how to run it",
 }
+
+
+_FP16_UNTRIED = (
+    "fp16 arithmetic was not exercised, since the CPU computes such a file in fp32; on a GPU, "
+    "opening it compares its answers with PyTorch's"
+)
 
 
 @command
@@ -39,8 +45,8 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "all"],
         typer.Option(
-            help="Of ONNX: int8 is a quarter of the size and the fastest on most CPUs; fp16 is "
-            "half the size and meant for GPUs."
+            help="Of ONNX: int8 is a quarter of the size and the fastest on most CPUs, but slower "
+            "than fp16 on GPUs; fp16 is half the size and meant for GPUs."
         ),
     ] = "fp32",
     calibration_images: Annotated[
@@ -61,9 +67,11 @@ def export(
         int | None,
         typer.Option(min=1, help="Validation pictures to verify with.", show_default="all"),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Export runs, each verified against PyTorch on real pictures or not made.
+    """Export runs; every file is verified against PyTorch on real images before it is kept.
+
+    Where CUDA works, on the GPU and on the CPU; with --device cpu on the CPU alone.
 
     An int8 export keeps as many layers in float as it takes to give the same labels.
 
@@ -113,6 +121,8 @@ def export(
         layers = _added(export).float_layers
         if layers:
             progress.say(f"{export.path} keeps {len(layers)} in fp32: {', '.join(layers)}")
+        if _added(export).fp16_exercised is False:
+            progress.say(f"{export.path}: {_FP16_UNTRIED}")
     for one in laid.values():
         progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
     progress.say(_NEXT[layout].format(folder=(output / layout).resolve()))
@@ -131,6 +141,8 @@ def _facts(export: "Artifact", laid: "Laid | None") -> dict[str, Any]:
         "precision": facts.precision,
         "size_bytes": export.path.stat().st_size,
         "parity": facts.parity,
+        "verified": facts.verified,
+        "fp16_exercised": facts.fp16_exercised,
         "float_layers": facts.float_layers,
         "layout": None if laid is None else str(laid.folder),
     }
@@ -144,6 +156,7 @@ def _print_exports(exports: "list[Artifact]") -> None:
         (
             "export",
             "MB",
+            "device",
             "top-1 agreement",
             "accuracy change",
             "largest logit difference",
@@ -153,12 +166,24 @@ def _print_exports(exports: "list[Artifact]") -> None:
             (
                 str(export.path),
                 f"{export.path.stat().st_size / 1e6:.1f}",
+                device,
                 f"{parity.top1_agreement:.2%}",
                 f"{0 - (parity.accuracy_drop or 0):+.2%}",
                 f"{parity.max_abs_logit_diff:.1e}",
                 str(parity.num_pictures),
             )
             for export in exports
-            for parity in [_added(export).parity]
+            for device, parity in _by_device(_added(export))
         ],
     )
+
+
+def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":
+    """Return where an export was verified, and how far it was from PyTorch there."""
+    if not facts.verified:  # made before several devices were tried
+        return [("?", facts.parity)]
+    in_fp32 = facts.fp16_exercised is not None and facts.format == "onnx"
+    return [
+        ("cpu (fp32)" if one.device == "cpu" and in_fp32 else one.device, one.parity)
+        for one in facts.verified
+    ]

@@ -1,8 +1,9 @@
 """Options that several commands have, and how lists in them are read."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -34,16 +35,71 @@ def path_or_url(text: str) -> "Location":
 # Titles of the parts of a help with many options.
 DATA, SPEED, CLUSTER, TERMINAL = "Data", "Speed", "Cluster", "Terminal"
 
+
+TorchDevices = Literal["auto", "cpu", "cuda"]
+AllDevices = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+
+
+def _device(text: str, kinds: tuple[str, ...]) -> str:
+    """Return a device as it was typed.
+
+    Raises:
+        BadParameter: If it is not a device of one of these kinds.
+    """
+    if text in kinds:  # so that nothing is imported for what is typed most
+        return text
+    from tltools.runtime.device import parse_device
+
+    try:
+        kind = parse_device(text).kind
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    if kind not in kinds:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(kinds)}")
+    return text
+
+
+def _starting(start: str, names: tuple[str, ...]) -> list[str]:
+    """Return the names that begin with what was typed."""
+    return [name for name in names if name.startswith(start)]
+
+
+def _torch_devices(incomplete: str) -> list[str]:
+    return _starting(incomplete, get_args(TorchDevices))
+
+
+def _all_devices(incomplete: str) -> list[str]:
+    return _starting(incomplete, get_args(AllDevices))
+
+
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option("--device", help="Where to run; auto takes CUDA where it works and says so."),
-]
-InferenceDeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda", "tensorrt", "openvino"],
+    str,
     typer.Option(
         "--device",
-        help="Where to run; auto takes CUDA where it works and says so. tensorrt and openvino are "
-        "onnxruntime's execution providers, where they are installed.",
+        help="Where to run; auto takes CUDA where it works and says so. cuda:1 is the second GPU.",
+        metavar="<auto|cpu|cuda|cuda:N>",
+        parser=partial(_device, kinds=get_args(TorchDevices)),
+        autocompletion=_torch_devices,
+    ),
+]
+InferenceDeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where to run; auto takes CUDA where it works, on every GPU, and says so. cuda:1 is "
+        "the second GPU; cuda:0,cuda:1 takes two. tensorrt and openvino are onnxruntime's "
+        "execution providers, where they are installed.",
+        metavar="<auto|cpu|cuda|cuda:N|tensorrt|openvino>",
+        parser=partial(_device, kinds=get_args(AllDevices)),
+        autocompletion=_all_devices,
+    ),
+]
+Tf32Option = Annotated[
+    bool,
+    typer.Option(
+        "--tf32",
+        help="Let CUDA round fp32 products to TF32: faster, logits about 1e-3 off.",
+        rich_help_panel=SPEED,
     ),
 ]
 ImagesOption = Annotated[

@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 
 from tltools.atomic import atomic_path
 from tltools.calibration import fit_temperature
-from tltools.card import Calibration, Card, Confidence, ExportFacts, Format, Parity, Precision
-from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
+from tltools.card import (
+    Calibration,
+    Card,
+    Confidence,
+    ExportFacts,
+    Format,
+    Parity,
+    Precision,
+    Verified,
+)
+from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, ParityError
 from tltools.evaluate import predict
 from tltools.export.formats import (
     SUFFIXES,
@@ -33,12 +42,7 @@ from tltools.progress import SILENT, Progress
 from tltools.run_folder import read_split
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import decode_batches
-from tltools.runtime.predictor import (
-    OnnxPredictor,
-    Predictor,
-    TorchScriptPredictor,
-    load_predictor,
-)
+from tltools.runtime.predictor import ExportPredictor, Predictor, load_predictor
 from tltools.runtime.selftest import replay
 from tltools.training.models import Classifier
 from tltools.training.run import load_run, open_run
@@ -50,6 +54,8 @@ WRITERS: dict[str, Callable[[Classifier, Card, Path], None]] = {
 CALIBRATION_IMAGES = 128
 """Pictures that int8's ranges are taken from: more change little (benchmarks/LOG.md)."""
 CALIBRATION_BATCH = 16
+CPU_PICTURES = 256
+"""Pictures that are compared on the CPU as well where a GPU has compared all."""
 PROBABILITY_ATOL = 1e-5
 """How far a graph's probabilities may be from what its own logits give."""
 
@@ -84,7 +90,7 @@ def export_run(
     precisions: Sequence[Precision] = ("fp32",),
     calibration_images: int | None = None,
     num_pictures: int | None = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     progress: Progress = SILENT,
 ) -> Iterator[ExportResult]:
     """Export a run to `output`/RUN/RUN.PRECISION.SUFFIX, one file for each that is asked for.
@@ -97,13 +103,15 @@ def export_run(
         calibration_images: Pictures of the run's training split that int8's ranges are taken from
             and that fp16's are checked with; None: `CALIBRATION_IMAGES`.
         num_pictures: How many pictures of the run's validation split are compared; None: all.
-        device: Where both sides of the comparison run; TF32 is off.
+        device: Where both sides of the comparison and the calibration run; TF32 is off. What is
+            verified on a GPU is verified on the CPU too, and int8 on the CPU alone.
         progress: Shows the comparison.
 
     Raises:
         ArtifactError: If the folder is not a run, or an export is malformed.
         ConfigError: If only TorchScript is asked for, and not in fp32.
         DataError: If the pictures of the run have gone.
+        DeviceError: If the device is not usable here, or cannot run an export.
         ParityError: If an export misses the bar of its precision.
 
         An export that fails leaves no file; an earlier one of its name stays as it was.
@@ -153,6 +161,7 @@ class _Exporter:
         self.run = run
         self.calibration_images = calibration_images
         self.device: Device = device
+        self.trained: Predictor = open_run(run, device=device)
         self.progress = progress
         self.stack = stack
         self.paths = [Path(path) for path in self.val["path"]]
@@ -162,11 +171,6 @@ class _Exporter:
         """Class index of each validation picture, (N,)."""
         index = {name: number for number, name in enumerate(self.card.classes)}
         return np.array([index[name] for name in self.val["class"]], dtype=np.int64)
-
-    @cached_property
-    def trained(self) -> Predictor:
-        """The run's own PyTorch model."""
-        return open_run(self.run, device=self.device)
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
@@ -209,12 +213,20 @@ class _Exporter:
                 exported = msgspec.structs.replace(
                     self.card, confidence=self.confidence, export=facts
                 )
-                _seal(temporary, exported, self.paths, device=self.device)
+                _seal(temporary, exported, self.paths)
+                if facts.verified[0].device != "cpu":
+                    load_predictor(temporary, device=self.device)  # replays the self-test there
         except (ArtifactError, ParityError) as error:
             other = "--format" if precision == "fp32" else "--precision"
             raise type(error)(
                 f"{path} is not made: {error}; try the other {other}, or other versions of torch "
                 "and onnxruntime"
+            ) from error
+        except DeviceError as error:
+            reason = str(error).partition(";")[0]
+            raise DeviceError(
+                f"{path} is not made: {reason}; free some of the device's memory, or verify on the "
+                "CPU alone with --device cpu"
             ) from error
         return ExportResult(
             path=path, card=exported, size_bytes=path.stat().st_size, replaced=replaced
@@ -224,48 +236,87 @@ class _Exporter:
         """Write and compare one file; its card is still the run's."""
         calibration: Calibration | None = None
         kept: list[str] = []
-        passed: list[Parity] = []
+        passed: list[_Passed] = []
 
         def check(tried: Path) -> None:
-            passed.append(self._compare(tried, precision))
+            passed.append(self._verify(tried, precision))
 
         if precision == "int8":
+            self._tell_int8()
             calibration = Calibration(method="MinMax", num_pictures=len(self.calibration))
             kept = quantize_until(
-                self.source, path, self._calibration_batches(), check, progress=self.progress
+                self.source,
+                path,
+                self._calibration_batches(),
+                check,
+                device=self.device,
+                progress=self.progress,
             )
         else:
             if precision == "fp16":
-                kept = write_fp16(self.source, path, self._calibration_batches())
+                batches = self._calibration_batches()
+                kept = write_fp16(self.source, path, batches, device=self.device)
             else:
                 WRITERS[format_](self.model, self.card, path)
             check(path)
-        exported = load_predictor(path, device=self.device, self_test=False)
+        predictor, verified = passed[-1]
         return ExportFacts(
             format=format_,
             precision=precision,
             opset=OPSET if format_ == "onnx" else None,
-            parity=passed[-1],
+            parity=verified[0].parity,
+            verified=verified,
+            fp16_exercised=predictor.device != "cpu" if precision == "fp16" else None,
             calibration=calibration,
             float_layers=tuple(kept),
             self_test=make_self_test(
                 self.trained,
-                exported,
+                predictor,
                 precision=precision,
                 num_parameters=sum(one.numel() for one in self.model.parameters()),
             ),
         )
 
-    def _compare(self, path: Path, precision: Precision) -> Parity:
-        predictor = load_predictor(path, device=self.device, self_test=False)
-        return compare(
-            self.reference,
-            predictor,
-            self.paths,
-            self.targets,
-            bar=BARS[precision],
-            progress=self.progress,
-        )
+    def _verify(self, path: Path, precision: Precision) -> "_Passed":
+        """Compare a file with PyTorch where it will run: on the GPU, if there is one, and the CPU.
+
+        int8 is for CPUs, and is compared there alone.
+
+        Raises:
+            ParityError: If it misses the bar of its precision on one of them.
+        """
+        device = "cpu" if precision == "int8" else self.device
+        first = load_predictor(path, device=device, self_test=False)
+        verified = [self._compare(first, precision, len(self.paths))]
+        if first.device != "cpu":
+            on_cpu = load_predictor(path, device="cpu", self_test=False)
+            verified.append(self._compare(on_cpu, precision, CPU_PICTURES))
+        return first, tuple(verified)
+
+    def _compare(
+        self, predictor: ExportPredictor, precision: Precision, num_pictures: int
+    ) -> Verified:
+        try:
+            parity = compare(
+                self.reference[:num_pictures],
+                predictor,
+                self.paths[:num_pictures],
+                self.targets[:num_pictures],
+                bar=BARS[precision],
+                progress=self.progress,
+            )
+        except ParityError as error:
+            if predictor.device == "cpu":
+                raise
+            raise ParityError(f"with {predictor.provider}, {error}") from error
+        return Verified(device=predictor.choice.device, provider=predictor.provider, parity=parity)
+
+    def _tell_int8(self) -> None:
+        if self.trained.device != "cpu":
+            self.progress.say(
+                "int8 is verified on the CPU, for which it is meant: on the GPU it is slower than "
+                "fp16 and leaves nodes on the CPU; --precision fp16 is for the GPU"
+            )
 
     def _calibration_batches(self) -> Iterator[NDArray[np.uint8]]:
         rules = self.card.preprocessing
@@ -275,6 +326,10 @@ class _Exporter:
             ):
                 yield images
                 bar.advance(len(images))
+
+
+_Passed = tuple[ExportPredictor, tuple[Verified, ...]]
+"""An export on the first device that it was verified on, and what came of it on each."""
 
 
 def _part(frame: pd.DataFrame, split: str, run: Path) -> pd.DataFrame:
@@ -296,26 +351,27 @@ def _part(frame: pd.DataFrame, split: str, run: Path) -> pd.DataFrame:
     return part
 
 
-def _seal(path: Path, card: Card, paths: Sequence[Path], *, device: Device) -> None:
+def _seal(path: Path, card: Card, paths: Sequence[Path]) -> None:
     """Put probabilities and the whole card into the file; see that it is what it was, and right.
+
+    On the CPU, whose answers do not depend on what else is in the graph.
 
     Raises:
         ParityError: If the file answers differently than before, fails its self-test, or gives
             probabilities that are not softmax(logits / temperature).
     """
     few = paths[:8]
-    before = predict(load_predictor(path, device=device, self_test=False), few)
+    before = predict(load_predictor(path, device="cpu", self_test=False), few)
     add_probabilities(path, card.temperature)
     set_card(path, card)
-    sealed = load_predictor(path, device=device, self_test=False)
+    sealed = load_predictor(path, device="cpu", self_test=False)
     if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=1e-5):
         raise ParityError("the file changed its answers when its card was written")
     _check_probabilities(sealed, card, few)
     replay(sealed, path)
 
 
-def _check_probabilities(sealed: Predictor, card: Card, paths: Sequence[Path]) -> None:
-    assert isinstance(sealed, OnnxPredictor | TorchScriptPredictor)
+def _check_probabilities(sealed: ExportPredictor, card: Card, paths: Sequence[Path]) -> None:
     rules = card.preprocessing
     (images,) = decode_batches(paths, preprocessing=rules, batch_size=len(paths))
     expected = softmax(sealed(images), temperature=card.temperature)

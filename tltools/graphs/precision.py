@@ -31,10 +31,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from tltools.atomic import atomic_path
-from tltools.errors import DataError, ParityError
+from tltools.errors import DataError, DeviceError, ParityError
 from tltools.graphs.onnx_file import check_onnx
 from tltools.progress import SILENT, Progress
-from tltools.runtime.device import import_onnxruntime, open_session
+from tltools.runtime.device import (
+    Device,
+    import_onnxruntime,
+    onnxruntime_errors,
+    open_session,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -50,6 +55,9 @@ FLOAT_OUTPUTS = ("Gemm", "MatMul")
 """Products whose outputs, the logits among them, stay float; only their inputs are bytes."""
 FP16_LIMIT = 65504 / 2
 """Half of fp16's largest number, since other pictures can go beyond those that were looked at."""
+PROBE_OPSET = 18
+"""onnxruntime finds smallest and largest values on CUDA by this opset and by no later one. What an
+export consists of means the same in it."""
 NUM_SENSITIVITY_IMAGES = 8
 
 
@@ -59,6 +67,7 @@ def write_int8(
     calibration: Iterable[NDArray[np.uint8]],
     *,
     keep_float: Sequence[str] = (),
+    device: Device = "cpu",
 ) -> None:
     """Quantise an fp32 export; the card, opset, inputs and outputs stay as they are.
 
@@ -67,13 +76,15 @@ def write_int8(
         target: Where the int8 file goes, complete or not at all.
         calibration: Batches (n, size, size, 3), uint8, RGB, each run once. Only one is held.
         keep_float: Names of nodes that are not quantised.
+        device: Where the pictures are run for calibration.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
         DataError: If there are no calibration pictures.
+        DeviceError: If the device cannot run it.
     """
     model = _load(source)
-    ranges = activation_ranges(model, calibration)
+    ranges = activation_ranges(model, calibration, device=device)
     with atomic_path(target) as temporary:
         _save(_quantised(model, ranges, keep_float=keep_float), temporary)
 
@@ -84,6 +95,7 @@ def quantize_until(
     calibration: Iterable[NDArray[np.uint8]],
     check: Callable[[Path], object],
     *,
+    device: Device = "cpu",
     progress: Progress = SILENT,
 ) -> list[str]:
     """Quantise an fp32 export, keeping as many layers in float as it takes to pass a check.
@@ -96,6 +108,7 @@ def quantize_until(
         target: Where the int8 file goes once it has passed, complete or not at all.
         calibration: Batches (n, size, size, 3), uint8, RGB. One and a few pictures are held.
         check: Raises ParityError if the int8 file at the path misses the bar.
+        device: Where the pictures are run for calibration; sensitivity is measured on the CPU.
         progress: Told of each further try.
 
     Returns:
@@ -105,11 +118,12 @@ def quantize_until(
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
         DataError: If there are no calibration pictures.
+        DeviceError: If the device cannot run it.
         ParityError: The check's last, if no choice of layers passes; there is no file then.
     """
     model = _load(source)
     few: list[NDArray[np.uint8]] = []
-    ranges = activation_ranges(model, _remember(calibration, few))
+    ranges = activation_ranges(model, _remember(calibration, few), device=device)
     order: list[str] = []
     keep = 0
     with atomic_path(target) as temporary:
@@ -154,7 +168,11 @@ def sensitive_layers(
 
 
 def write_fp16(
-    source: Path, target: Path, calibration: Iterable[NDArray[np.uint8]] | None = None
+    source: Path,
+    target: Path,
+    calibration: Iterable[NDArray[np.uint8]] | None = None,
+    *,
+    device: Device = "cpu",
 ) -> list[str]:
     """Convert an fp32 export to half precision: weights and arithmetic.
 
@@ -167,6 +185,7 @@ def write_fp16(
         source: The fp32 export.
         target: Where the fp16 file goes, complete or not at all.
         calibration: Batches (n, size, size, 3), uint8, RGB; None: nothing is looked at.
+        device: Where the pictures are run for calibration.
 
     Returns:
         Names of the nodes that stay fp32 because their activations are too large.
@@ -174,9 +193,10 @@ def write_fp16(
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
         DataError: If `calibration` has no pictures.
+        DeviceError: If the device cannot run it.
     """
     model = _load(source)
-    ranges = {} if calibration is None else activation_ranges(model, calibration)
+    ranges = {} if calibration is None else activation_ranges(model, calibration, device=device)
     too_large = {name for name, (low, high) in ranges.items() if not max(-low, high) <= FP16_LIMIT}
     normalisation = {node.name for node in _normalisation(model)}
     kept = [
@@ -189,14 +209,22 @@ def write_fp16(
     return kept
 
 
-def activation_ranges(model: ModelProto, calibration: Iterable[NDArray[np.uint8]]) -> Ranges:
+def activation_ranges(
+    model: ModelProto, calibration: Iterable[NDArray[np.uint8]], *, device: Device = "cpu"
+) -> Ranges:
     """Run pictures and return the smallest and largest value of each float tensor.
 
     The model is given outputs for them, so that only two numbers a tensor and batch leave it.
 
+    Args:
+        model: An fp32 model.
+        calibration: Batches (n, size, size, 3), uint8, RGB, each run once.
+        device: Where they are run; TF32 is off.
+
     Raises:
         ArtifactError: If onnxruntime cannot run the model.
         DataError: If there are no pictures.
+        DeviceError: If the device cannot run it.
     """
     known = (*model.graph.value_info, *model.graph.output)
     floats = [
@@ -209,7 +237,10 @@ def activation_ranges(model: ModelProto, calibration: Iterable[NDArray[np.uint8]
         output = f"{name}.{kind}"
         probe.graph.node.append(helper.make_node(kind, [name], [output], output, keepdims=0))
         probe.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
-    session, _ = open_session(probe.SerializeToString(), device="cpu")
+    for opset in probe.opset_import:
+        if not opset.domain:
+            opset.version = min(opset.version, PROBE_OPSET)
+    session, _ = open_session(probe.SerializeToString(), device=device)
     del probe
     per_batch = [_run(session, images) for images in calibration]
     if not per_batch:
@@ -349,7 +380,14 @@ def _logits(model: ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]
 
 
 def _run(session: "InferenceSession", images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    outputs = session.run(None, {session.get_inputs()[0].name: images})
+    try:
+        outputs = session.run(None, {session.get_inputs()[0].name: images})
+    except onnxruntime_errors() as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"the model failed on {len(images)} pictures: {reason}; free some of the device's "
+            "memory, or choose --device cpu"
+        ) from error
     return [np.asarray(output) for output in outputs]
 
 

@@ -3,6 +3,7 @@
 from tltools.runtime.device import (
     Device,
     DeviceChoice,
+    chosen_gpus,
     default_threads,
     open_session,
     placement,
@@ -10,6 +11,7 @@ from tltools.runtime.device import (
 )
 from tltools.runtime.pipeline import Outputs, Plan, open_model, run_pictures
 from tltools.runtime.predictor import (
+    ExportPredictor,
     OnnxPredictor,
     Predictor,
     TorchScriptPredictor,
@@ -20,11 +22,13 @@ from tltools.runtime.predictor import (
 __all__ = [
     "Device",
     "DeviceChoice",
+    "ExportPredictor",
     "OnnxPredictor",
     "Outputs",
     "Plan",
     "Predictor",
     "TorchScriptPredictor",
+    "chosen_gpus",
     "default_threads",
     "load_predictor",
     "open_model",

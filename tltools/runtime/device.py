@@ -7,28 +7,34 @@ everything that depends on the machine is here.
 import ctypes
 import io
 import os
+import re
 import sys
 import warnings
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-import numpy as np
-
-from tltools.errors import ArtifactError, DeviceError
+from tltools.errors import ArtifactError, ConfigError, DeviceError
 from tltools.parallel import num_cores
+from tltools.runtime.driver import DRIVER_LIBRARY, gpu_capability, load_driver, num_gpus
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     import onnxruntime
-    from numpy.typing import NDArray
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
-"""What a user may ask for. `auto` takes CUDA where it works and says what it chose; the last two
-are onnxruntime's execution providers of that name, for NVIDIA GPUs and for Intel's processors."""
+Device: TypeAlias = str
+"""What a user may ask for: a `Kind`, or the GPUs to take as `cuda:1` or `cuda:0,cuda:1`, likewise
+with `tensorrt`. `parse_device` reads it."""
+Kind = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+"""`auto` takes CUDA where it works and says what it chose; the last two are onnxruntime's execution
+providers of that name, for NVIDIA GPUs and for Intel's processors."""
+TorchKind = Literal["auto", "cpu", "cuda"]
+"""What PyTorch runs on."""
+GPU_KINDS = ("cuda", "tensorrt")
+"""Kinds that may name GPUs."""
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -37,11 +43,23 @@ OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
 COMPUTE_OPS = ("Conv", "Gemm", "MatMul", "Pool")
 """A node whose operator's name contains one of these does arithmetic on pictures. onnxruntime
 rightly keeps others, those that compute shapes for instance, on the CPU beside a GPU."""
-DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 REMEDY_CPU = "or choose the CPU with --device cpu"
 FATAL = 4
 """onnxruntime's highest log severity. Its errors reach us as exceptions or are looked for here;
 what it writes to the terminal by itself alarms people whose job runs well."""
+
+
+TF32_CAPABILITY = (8, 0)
+"""Older GPUs do not know TF32 and would compute in fp32 without a word."""
+
+
+@dataclass(frozen=True)
+class DeviceRequest:
+    """A `Device`, taken apart."""
+
+    kind: Kind
+    gpus: tuple[int, ...] = ()
+    """Indices of the GPUs that are named, in the order given; empty if none is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,103 @@ class DeviceChoice:
     device: Literal["cpu", "cuda"]
     reason: str
     """Completes the sentence "the device is X: ...", in one line."""
+    gpu: int | None = None
+    """Index of the GPU; None on the CPU, and on a cluster, whose workers have a GPU each."""
+
+    @property
+    def name(self) -> str:
+        """What PyTorch calls the device: `cpu`, or `cuda:1` for instance."""
+        return self.device if self.gpu is None else f"{self.device}:{self.gpu}"
+
+
+def parse_device(text: Device) -> DeviceRequest:
+    """Read what a user asks for.
+
+    Raises:
+        ConfigError: If it is not a device. Whether the machine has it is not looked at.
+    """
+    if text in get_args(Kind):
+        return DeviceRequest(cast("Kind", text))
+    parts = [re.fullmatch(r"([a-z]+):([0-9]{1,3})", part.strip()) for part in text.split(",")]
+    kinds = {part and part[1] for part in parts}
+    gpus = tuple(int(part[2]) for part in parts if part)
+    if len(kinds) != 1 or kinds.isdisjoint(GPU_KINDS):
+        raise ConfigError(
+            f"{text!r} is not a device: choose {', '.join(get_args(Kind))}, a GPU such as cuda:1, "
+            "or several such as cuda:0,cuda:1"
+        )
+    if len(set(gpus)) < len(gpus):
+        raise ConfigError(f"{text!r} names a GPU twice; name each once")
+    return DeviceRequest(cast("Kind", kinds.pop()), gpus)
+
+
+def chosen_gpus(device: Device) -> tuple[int, ...]:
+    """Return the indices of the GPUs that a request means, without opening any.
+
+    Args:
+        device: `auto`, `cuda` and `tensorrt` mean all GPUs; `cuda:1` means that one.
+
+    Returns:
+        The indices in the order given; empty for the CPU, and where there is no GPU.
+
+    Raises:
+        ConfigError: If it is not a device.
+        DeviceError: If a GPU is named that does not exist.
+    """
+    request = parse_device(device)
+    if request.kind in ("cpu", "openvino"):
+        return ()
+    if not request.gpus:
+        return tuple(range(num_gpus()))
+    _check_exist(request.gpus)
+    return request.gpus
+
+
+def _check_exist(gpus: tuple[int, ...]) -> None:
+    count = num_gpus()
+    missing = [gpu for gpu in gpus if gpu >= count]
+    if missing:
+        have = {0: "no GPU", 1: "one GPU, cuda:0"}.get(count, f"{count} GPUs, from cuda:0")
+        raise DeviceError(
+            f"GPU {missing[0]} does not exist: this process sees {have}; "
+            f"choose one that exists (CUDA_VISIBLE_DEVICES hides GPUs), {REMEDY_CPU}"
+        )
+
+
+def _one_gpu(request: DeviceRequest, gpu: int | None) -> int:
+    """Return the GPU of one session or module; `gpu` decides if given.
+
+    Raises:
+        DeviceError: If the request names several.
+    """
+    if gpu is not None:
+        return gpu
+    if len(request.gpus) > 1:
+        names = ",".join(f"{request.kind}:{gpu}" for gpu in request.gpus)
+        raise DeviceError(
+            f"--device {names} names several GPUs, and this takes one; "
+            f"choose --device {request.kind}:{request.gpus[0]}"
+        )
+    return request.gpus[0] if request.gpus else 0
+
+
+def check_tf32(choice: DeviceChoice) -> None:
+    """See that a device can round to TF32, which was asked for.
+
+    Raises:
+        DeviceError: If it cannot.
+    """
+    if choice.device == "cpu":
+        raise DeviceError(
+            f"--tf32 is for NVIDIA GPUs, and the device is the CPU ({choice.reason}); "
+            "leave out --tf32, or choose --device cuda"
+        )
+    major, minor = gpu_capability(choice.gpu or 0)
+    if (major, minor) < TF32_CAPABILITY:
+        raise DeviceError(
+            f"--tf32 needs a GPU of compute capability 8.0 or later, this one has {major}.{minor}; "
+            "leave out --tf32"
+        )
 
 
 def default_threads() -> int:
@@ -69,8 +184,15 @@ def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoi
         What each worker opens the model with, never `auto`; and the choice.
 
     Raises:
-        DeviceError: If a GPU is asked for and there is none.
+        ConfigError: If it is not a device.
+        DeviceError: If a GPU is asked for and there is none, or GPUs are named by index.
     """
+    request = parse_device(requested)
+    if request.gpus:
+        raise DeviceError(
+            f"--device {requested} names GPUs of one machine, and a cluster hands out its own; "
+            f"choose --device {request.kind}"
+        )
     if requested in ("cpu", "openvino"):
         return requested, DeviceChoice("cpu", "as asked")
     if num_gpus:
@@ -84,28 +206,45 @@ def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoi
 # ------------------------------------------------------------------------------------- torch
 
 
-def torch_device(requested: Device) -> DeviceChoice:
-    """Choose the device for PyTorch.
+def torch_device(requested: Device, gpu: int | None = None) -> DeviceChoice:
+    """Choose the device for PyTorch: `torch.device(choice.name)`.
+
+    A GPU that is chosen by its index becomes the calling thread's current one too, for what PyTorch
+    does without naming a device.
+
+    Args:
+        requested: What was asked for.
+        gpu: Index of the GPU, in place of the one in `requested`.
 
     Raises:
+        ConfigError: If it is not a device.
         DeviceError: If CUDA is asked for and PyTorch cannot use it, or what is asked for runs
-            ONNX files only.
+            ONNX files only, or is several GPUs.
     """
-    if requested == "cpu":
+    request = parse_device(requested)
+    if request.kind == "cpu":
         return DeviceChoice("cpu", "as asked")
-    if requested in ("tensorrt", "openvino"):
+    if request.kind not in get_args(TorchKind):
         raise DeviceError(
             f"--device {requested} runs ONNX exports only, and this is PyTorch; "
             "choose --device auto, cpu or cuda, or an .onnx file"
         )
+    index = _one_gpu(request, gpu)
     problem, remedy = _torch_problem()
     if problem is None:
-        import torch
-
-        return DeviceChoice("cuda", f"PyTorch sees {torch.cuda.get_device_name()}")
-    if requested == "cuda":
+        return _torch_gpu(index, named=gpu is not None or bool(request.gpus))
+    if request.kind == "cuda":
         raise DeviceError(f"CUDA does not work in PyTorch here: {problem}; {remedy}")
     return DeviceChoice("cpu", f"no CUDA in PyTorch: {problem}")
+
+
+def _torch_gpu(gpu: int, *, named: bool) -> DeviceChoice:
+    import torch
+
+    if named:
+        _check_exist((gpu,))
+        torch.cuda.set_device(gpu)
+    return DeviceChoice("cuda", f"PyTorch sees {torch.cuda.get_device_name(gpu)}", gpu)
 
 
 def allow_tf32(enabled: bool) -> None:
@@ -181,7 +320,8 @@ def open_session(
     device: Device = "auto",
     threads: int | None = None,
     tf32: bool = False,
-    gpu: int = 0,
+    gpu: int | None = None,
+    nhwc: bool = False,
 ) -> "tuple[onnxruntime.InferenceSession, DeviceChoice]":
     """Open an ONNX model on the chosen device, and prove that it is there.
 
@@ -193,27 +333,31 @@ def open_session(
         device: `auto` takes CUDA if all compute nodes run there, else the CPU, with the reason.
         threads: Cores for one forward pass on the CPU; None for all of this process's.
         tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
-        gpu: Which of the GPUs, from 0.
+        gpu: Index of the GPU, in place of the one in `device`.
+        nhwc: Let CUDA compute with the channels last, which is faster for some models; without
+            effect elsewhere.
 
     Raises:
         ArtifactError: If onnxruntime cannot read the model.
-        DeviceError: If a device is asked for that cannot run the model.
+        ConfigError: If `device` is not a device.
+        DeviceError: If a device is asked for that cannot run the model, or several GPUs.
     """
-    if device == "cpu":
+    request = parse_device(device)
+    if request.kind == "cpu":
         return _cpu_session(model, threads), DeviceChoice("cpu", "as asked")
-    if device == "openvino":
+    if request.kind == "openvino":
         session = _openvino_session(model, threads=threads)
         return session, DeviceChoice("cpu", _placed(session, OPENVINO_PROVIDER))
+    index = _one_gpu(request, gpu)
     try:
-        session = _gpu_session(
-            model, tensorrt=device == "tensorrt", threads=threads, tf32=tf32, gpu=gpu
-        )
+        session = _gpu_session(model, request, index, threads=threads, tf32=tf32, nhwc=nhwc)
     except DeviceError as error:
-        if device != "auto":
+        if request.kind != "auto":
             raise
         reason = str(error).partition(";")[0]
         return _cpu_session(model, threads), DeviceChoice("cpu", reason)
-    return session, DeviceChoice("cuda", _placed(session, session.get_providers()[0]))
+    reason = _placed(session, session.get_providers()[0])
+    return session, DeviceChoice("cuda", f"{reason}, TF32" if tf32 else reason, index)
 
 
 def _placed(session: "onnxruntime.InferenceSession", provider: str) -> str:
@@ -240,7 +384,13 @@ def _cpu_session(model: Path | bytes, threads: int | None) -> "onnxruntime.Infer
 
 
 def _gpu_session(
-    model: Path | bytes, *, tensorrt: bool, threads: int | None, tf32: bool, gpu: int
+    model: Path | bytes,
+    request: DeviceRequest,
+    gpu: int,
+    *,
+    threads: int | None,
+    tf32: bool,
+    nhwc: bool,
 ) -> "onnxruntime.InferenceSession":
     """Open a session whose compute nodes are all on CUDA, or on TensorRT and CUDA.
 
@@ -254,15 +404,19 @@ def _gpu_session(
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": "1" if tf32 else "0",
     }
+    if nhwc:
+        cuda_options["prefer_nhwc"] = "1"
     providers: list[Any] = [(CUDA_PROVIDER, cuda_options), CPU_PROVIDER]
     name, wheel, libraries = "CUDA", "onnxruntime-gpu", '"onnxruntime-gpu[cuda,cudnn]"'
-    if tensorrt:
+    if request.kind == "tensorrt":
         name, libraries = "TensorRT", "tensorrt"
         providers.insert(0, (TENSORRT_PROVIDER, _tensorrt_options(gpu)))
     _check_built(ort, providers[0][0], name, wheel)
     problem, remedy = _driver_problem()
     if problem is not None:
         raise DeviceError(f"{name} does not work in onnxruntime here: {problem}; {remedy}")
+    if request.gpus:
+        _check_exist((gpu,))
     if hasattr(ort, "preload_dlls"):
         with redirect_stdout(io.StringIO()):  # it prints what it misses; we look for that below
             ort.preload_dlls()
@@ -382,41 +536,7 @@ def _session_options(threads: int | None) -> "onnxruntime.SessionOptions":
     return options
 
 
-def page_locked_array(
-    session: "onnxruntime.InferenceSession", shape: tuple[int, ...]
-) -> "tuple[NDArray[np.uint8], onnxruntime.OrtValue] | None":
-    """Allocate an input's memory where a GPU reads it by itself, without a copy on the way.
-
-    Returns:
-        An array, uint8, and the value that owns its memory and can be bound to the input; None
-        where the session's device has no such memory (the CPU).
-    """
-    ort = import_onnxruntime()
-    (device,) = session.get_input_epdevices() or (None,)
-    memory = device and device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
-    if memory is None:
-        return None
-    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, memory_info=memory)
-    return value.numpy(), value
-
-
 # -------------------------------------------------------------------------------- the driver
-
-
-def num_gpus() -> int:
-    """Return how many GPUs the NVIDIA driver lets this process use."""
-    driver = _driver()
-    count = ctypes.c_int(0)
-    if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
-
-
-def _driver() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError:
-        return None
 
 
 def _driver_problem() -> tuple[str | None, str]:
@@ -425,7 +545,7 @@ def _driver_problem() -> tuple[str | None, str]:
     Returns:
         What is wrong (None: there is a GPU), and what would mend it.
     """
-    driver = _driver()
+    driver = load_driver()
     if driver is None:
         return (
             f"the NVIDIA driver is missing ({DRIVER_LIBRARY} cannot be loaded)",

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, card_from_json
 from tltools.errors import ArtifactError, DeviceError
 from tltools.runtime.device import (
+    CUDA_PROVIDER,
     Device,
     DeviceChoice,
     allow_tf32,
+    check_tf32,
     default_threads,
     onnxruntime_errors,
     open_session,
-    page_locked_array,
     placement,
     torch_device,
 )
+from tltools.runtime.driver import PageLock
 from tltools.runtime.onnx_reader import (
     OnnxFile,
     TensorType,
@@ -33,8 +35,8 @@ from tltools.runtime.selftest import replay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onnxruntime import OrtValue
-
+Layout = Literal["nchw", "nhwc"]
+"""Order of the axes that a model's convolutions compute in; its input is (N, H, W, 3) always."""
 Value = TypeVar("Value")
 INPUT = "images"
 OUTPUT = "logits"
@@ -71,9 +73,35 @@ class Predictor(Protocol):
         ...
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3), to fill and pass to a call as often as one likes.
+        """Allocate images, (N, H, W, 3), to fill and pass to a call as often as one likes."""
+        ...
 
-        In memory that suits the device: passing the whole array saves a GPU a copy.
+
+class ExportPredictor(Predictor, Protocol):
+    """An opened export, as `load_predictor` returns it."""
+
+    layout: Layout
+    tf32: bool
+    """Whether fp32 products are rounded to TF32."""
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3)."""
+        ...
+
+    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
+        """Page-lock memory, so that a GPU reads images in it by itself; see `PageLock`.
+
+        Any call with an array that lies in the memory profits from it. Lock memory once, however
+        many predictors read it: a lock holds for all GPUs.
+
+        Args:
+            memory: Contiguous; the whole of a shared mapping, for instance.
+
+        Returns:
+            The lock, to release before the memory goes; None on the CPU, which needs none.
+
+        Raises:
+            DeviceError: If the driver refuses; the predictor works without the lock.
         """
         ...
 
@@ -88,19 +116,21 @@ class OnnxPredictor:
         device: Device = "auto",
         threads: int | None = None,
         tf32: bool = False,
-        gpu: int = 0,
+        gpu: int | None = None,
+        nhwc: bool = False,
     ) -> None:
         """Open `path`; the arguments and errors are those of `load_predictor`."""
         self.card = _onnx_card(path)  # before onnxruntime sees the file
         self._session, self.choice = open_session(
-            path, device=device, threads=threads, tf32=tf32, gpu=gpu
+            path, device=device, threads=threads, tf32=tf32, gpu=gpu, nhwc=nhwc
         )
         self.device: str = self.choice.device
         self.provider: str = self._session.get_providers()[0]
+        self.layout: Layout = "nhwc" if nhwc and self.provider == CUDA_PROVIDER else "nchw"
+        self.tf32 = tf32
         self.placement = placement(self._session)
         self.threads = threads or default_threads()
         self._errors = onnxruntime_errors()
-        self._locked: dict[int, tuple[NDArray[np.uint8], OrtValue]] = {}
         self._path = path
         self.path = path
         """The export."""
@@ -109,17 +139,7 @@ class OnnxPredictor:
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, (N, H, W, 3), to logits, (N, C)."""
-        _check_images(images, self.card.preprocessing.size)
-        array, value = self._locked.get(images.ctypes.data, (None, None))
-        try:
-            if value is not None and array is not None and array.shape == images.shape:
-                logits = self._run_bound(value)
-            else:
-                outputs = self._session.run([OUTPUT], {INPUT: images})
-                logits = cast("NDArray[np.float32]", outputs[0])
-        except self._errors as error:
-            raise _failed_run(len(images), error) from error
-        return _checked(logits, len(images), self.card, self._path)
+        return self._run(images, OUTPUT)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
@@ -129,25 +149,29 @@ class OnnxPredictor:
         """
         if PROBABILITIES not in [value.name for value in self._session.get_outputs()]:
             raise _no_probabilities(self._path)
-        outputs = self._session.run([PROBABILITIES], {INPUT: images})
+        return self._run(images, PROBABILITIES)
+
+    def _run(self, images: NDArray[np.uint8], output: str) -> NDArray[np.float32]:
+        """Run on images where they lie: onnxruntime wraps a contiguous array without a copy.
+
+        On a GPU, `run` queues the copy to it on a stream of this call's own, without Python's lock;
+        from page-locked memory the GPU then copies by itself while other calls compute. An I/O
+        binding would copy when the input is bound, under the lock.
+        """
+        _check_images(images, self.card.preprocessing.size)
+        try:
+            outputs = self._session.run([output], {INPUT: images})
+        except self._errors as error:
+            raise _failed_run(len(images), error) from error
         return _checked(cast("NDArray[np.float32]", outputs[0]), len(images), self.card, self._path)
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3); for a GPU in page-locked memory."""
-        shape = self.card.preprocessing.shape(num_images)
-        locked = page_locked_array(self._session, shape) if self.device != "cpu" else None
-        if locked is None:
-            return np.empty(shape, dtype=np.uint8)
-        self._locked[locked[0].ctypes.data] = locked
-        return locked[0]
+        """Allocate images, (N, H, W, 3)."""
+        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
-    def _run_bound(self, value: "OrtValue") -> NDArray[np.float32]:
-        """Run on an input that the device reads where it lies."""
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(INPUT, value)
-        binding.bind_output(OUTPUT)  # in main memory
-        self._session.run_with_iobinding(binding)
-        return cast("NDArray[np.float32]", binding.copy_outputs_to_cpu()[0])
+    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
+        """Page-lock memory; None on the CPU."""
+        return _lock_pages(memory, self.choice)
 
 
 class TorchScriptPredictor:
@@ -160,22 +184,25 @@ class TorchScriptPredictor:
         device: Device = "auto",
         threads: int | None = None,
         tf32: bool = False,
-        gpu: int = 0,
+        gpu: int | None = None,
+        nhwc: bool = False,  # noqa: ARG002 - for ONNX only
     ) -> None:
         """Open `path`; the arguments and errors are those of `load_predictor`.
 
         PyTorch's number of threads and its TF32 switch are settings of the whole process.
         """
         self.card = _torchscript_card(path)
-        self.choice = torch_device(device)
+        self.choice = torch_device(device, gpu)
         self.device: str = self.choice.device
         self.provider = "torch"
+        self.layout: Layout = "nchw"
+        self.tf32 = tf32
         self.placement: dict[str, int] = {}
         self.threads = threads or default_threads()
         import torch
 
         self._torch = torch
-        self._device = torch.device(self.device if self.device == "cpu" else f"{self.device}:{gpu}")
+        self._device = torch.device(self.choice.name)
         torch.set_num_threads(self.threads)
         allow_tf32(tf32)
         with warnings.catch_warnings():
@@ -221,6 +248,10 @@ class TorchScriptPredictor:
         """Allocate images, (N, H, W, 3)."""
         return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
+    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
+        """Page-lock memory; None on the CPU."""
+        return _lock_pages(memory, self.choice)
+
 
 def load_predictor(
     path: Path,
@@ -228,9 +259,10 @@ def load_predictor(
     device: Device = "auto",
     threads: int | None = None,
     tf32: bool = False,
-    gpu: int = 0,
+    gpu: int | None = None,
+    nhwc: bool = False,
     self_test: bool = True,
-) -> Predictor:
+) -> ExportPredictor:
     """Open an export by its suffix.
 
     An ONNX file is looked into before onnxruntime opens it, and refused if it is not what tltools
@@ -241,17 +273,23 @@ def load_predictor(
         device: Where to run; `auto` takes CUDA where it works.
         threads: Cores for one forward pass on the CPU; None for all of this process's.
         tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
-        gpu: Which of the GPUs, from 0.
+        gpu: Index of the GPU, in place of the one in `device`: one of `chosen_gpus(device)`.
+        nhwc: Let ONNX on CUDA compute with the channels last, which is faster for some models;
+            without effect elsewhere, as `layout` tells.
         self_test: Compare with the answers in the file that its maker got from PyTorch, where it
             has some. Only who is making the file does without.
 
     Raises:
         ArtifactError: If the file is missing, is not an export, lacks its card or contradicts it.
-        DeviceError: If a device is asked for that cannot run the model.
+        ConfigError: If `device` is not a device.
+        DeviceError: If a device is asked for that cannot run the model, or TF32 on one that does
+            not know it.
         ParityError: If the model answers otherwise here than where it was made.
     """
-    open_predictor: Callable[..., Predictor] = _by_suffix(path, PREDICTORS)
-    predictor = open_predictor(path, device=device, threads=threads, tf32=tf32, gpu=gpu)
+    open_predictor: Callable[..., ExportPredictor] = _by_suffix(path, PREDICTORS)
+    predictor = open_predictor(path, device=device, threads=threads, tf32=tf32, gpu=gpu, nhwc=nhwc)
+    if tf32:
+        check_tf32(predictor.choice)
     if self_test:
         _check_is_export(path, predictor.card)
         replay(predictor, path, tf32=tf32)
@@ -364,6 +402,10 @@ def _check_exists(path: Path) -> None:
 def _check_is_export(path: Path, card: Card) -> None:
     if card.export is None:
         raise ArtifactError(f"{path} has the card of a run, so it is no finished export; {REMEDY}")
+
+
+def _lock_pages(memory: NDArray[Any], choice: DeviceChoice) -> PageLock | None:
+    return None if choice.gpu is None else PageLock(memory, choice.gpu)
 
 
 def _checked(

@@ -1,0 +1,236 @@
+"""Ask the NVIDIA driver about the GPUs and let it lock host memory, without PyTorch or a toolkit.
+
+The driver's library is the only one that is loaded. Its functions return a status; here they return
+what they are asked for, or raise DeviceError with the driver's own words.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from tltools.errors import DeviceError
+
+DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+# The names and numbers are those of the driver's header.
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+_MEMHOSTREGISTER_PORTABLE = 1
+"""Locked for the contexts of all GPUs, not for the current one alone."""
+_POINTER_ATTRIBUTE_MEMORY_TYPE, _MEMORYTYPE_HOST = 2, 1
+_NAME_BYTES = 256
+
+_INT, _UINT, _SIZE, _POINTER = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
+_TEXT = ctypes.POINTER(ctypes.c_char_p)
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "cuInit": (_UINT,),
+    "cuDeviceGet": (ctypes.POINTER(_INT), _INT),
+    "cuDeviceGetName": (ctypes.c_char_p, _INT, _INT),
+    "cuDeviceGetAttribute": (ctypes.POINTER(_INT), _INT, _INT),
+    "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_POINTER), _INT),
+    "cuDevicePrimaryCtxRelease_v2": (_INT,),
+    "cuCtxPushCurrent_v2": (_POINTER,),
+    "cuCtxPopCurrent_v2": (ctypes.POINTER(_POINTER),),
+    "cuMemGetInfo_v2": (ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)),
+    "cuMemHostRegister_v2": (_POINTER, _SIZE, _UINT),
+    "cuMemHostUnregister": (_POINTER,),
+    "cuPointerGetAttribute": (_POINTER, _INT, ctypes.c_uint64),
+    "cuGetErrorName": (_INT, _TEXT),
+    "cuGetErrorString": (_INT, _TEXT),
+}
+
+
+def load_driver() -> ctypes.CDLL | None:
+    """Return the driver's library; None where there is none."""
+    try:
+        return ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return None
+
+
+def num_gpus() -> int:
+    """Return how many GPUs the NVIDIA driver lets this process use."""
+    driver = load_driver()
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def gpu_name(gpu: int) -> str:
+    """Return the product name of a GPU.
+
+    Raises:
+        DeviceError: If there is no such GPU.
+    """
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    _call("cuDeviceGetName", name, _NAME_BYTES, _handle(gpu))
+    return name.value.decode(errors="replace")
+
+
+def gpu_capability(gpu: int) -> tuple[int, int]:
+    """Return the compute capability of a GPU, (9, 0) for instance.
+
+    Raises:
+        DeviceError: If there is no such GPU.
+    """
+    major, minor = _INT(), _INT()
+    handle = _handle(gpu)
+    _call("cuDeviceGetAttribute", ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, handle)
+    _call("cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, handle)
+    return major.value, minor.value
+
+
+def gpu_memory(gpu: int) -> tuple[int, int]:
+    """Return the free and the total memory of a GPU in bytes.
+
+    All processes count. A process that does not use the GPU yet takes a few hundred megabytes of it
+    for the duration of the call.
+
+    Raises:
+        DeviceError: If there is no such GPU, or its memory is exhausted.
+    """
+    free, total = _SIZE(), _SIZE()
+    with _context(gpu) as context, _current(context):
+        _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value
+
+
+class PageLock:
+    """Host memory that GPUs read by themselves (DMA) while the CPU does something else.
+
+    Copies from other memory go through a buffer of the driver, and the caller waits for them.
+    Release the lock before the memory is unmapped; the array is kept alive until then.
+    """
+
+    def __init__(self, array: NDArray[Any], gpu: int = 0) -> None:
+        """Lock the memory of `array`; it may be shared with other processes.
+
+        Args:
+            array: Contiguous and not empty. Lock a whole mapping at once: two locks must not share
+                a page.
+            gpu: In whose context the lock is made; it holds for all GPUs of this process.
+
+        Raises:
+            DeviceError: If the driver refuses.
+            ValueError: If the array is empty or not contiguous.
+        """
+        if not array.nbytes or not array.flags.c_contiguous:
+            raise ValueError("only a contiguous array that is not empty can be page-locked")
+        self._array: NDArray[Any] | None = array
+        self._address: int = array.ctypes.data
+        with ExitStack() as stack:
+            self._context = stack.enter_context(_context(gpu))
+            with _current(self._context):
+                size = array.nbytes
+                _call("cuMemHostRegister_v2", self._address, size, _MEMHOSTREGISTER_PORTABLE)
+            self._stack = stack.pop_all()
+
+    def release(self) -> None:
+        """Unlock the memory; once is enough.
+
+        Raises:
+            DeviceError: If the driver refuses.
+        """
+        if self._array is None:
+            return
+        self._array = None
+        with self._stack, _current(self._context):
+            _call("cuMemHostUnregister", self._address)
+
+    def __enter__(self) -> Self:
+        """Return the lock."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the lock."""
+        self.release()
+
+
+def is_page_locked(array: NDArray[Any], gpu: int = 0) -> bool:
+    """Tell whether the driver knows the memory of `array` as page-locked.
+
+    Raises:
+        DeviceError: If there is no such GPU.
+    """
+    kind = _UINT(0)
+    with _context(gpu) as context, _current(context):
+        try:
+            _call(
+                "cuPointerGetAttribute",
+                ctypes.byref(kind),
+                _POINTER_ATTRIBUTE_MEMORY_TYPE,
+                array.ctypes.data,
+            )
+        except DeviceError:  # how the driver answers for memory that it has not locked
+            return False
+    return kind.value == _MEMORYTYPE_HOST
+
+
+# ------------------------------------------------------------------------------------- calling
+
+
+def _handle(gpu: int) -> int:
+    _call("cuInit", 0)
+    handle = _INT()
+    _call("cuDeviceGet", ctypes.byref(handle), gpu)
+    return handle.value
+
+
+@contextmanager
+def _context(gpu: int) -> Iterator[ctypes.c_void_p]:
+    """Hold the primary context of a GPU: the one that onnxruntime and PyTorch use."""
+    handle, context = _handle(gpu), _POINTER()
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+    try:
+        yield context
+    finally:
+        _call("cuDevicePrimaryCtxRelease_v2", handle)
+
+
+@contextmanager
+def _current(context: ctypes.c_void_p) -> Iterator[None]:
+    """Make a context the calling thread's, and the one before it afterwards."""
+    _call("cuCtxPushCurrent_v2", context)
+    try:
+        yield
+    finally:
+        _call("cuCtxPopCurrent_v2", ctypes.byref(_POINTER()))
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Call a function of the driver.
+
+    Raises:
+        DeviceError: If there is no driver, or the function fails.
+    """
+    driver = load_driver()
+    if driver is None:
+        raise DeviceError(f"the NVIDIA driver is missing ({DRIVER_LIBRARY} cannot be loaded)")
+    status = _function(driver, name)(*arguments)
+    if status:
+        raise DeviceError(f"the NVIDIA driver fails in {name}: {_error_text(driver, status)}")
+
+
+def _function(driver: ctypes.CDLL, name: str) -> Any:
+    function = getattr(driver, name)
+    function.argtypes, function.restype = _ARGUMENTS[name], _INT
+    return function
+
+
+def _error_text(driver: ctypes.CDLL, status: int) -> str:
+    texts = []
+    for name in ("cuGetErrorName", "cuGetErrorString"):
+        text = ctypes.c_char_p()
+        if not _function(driver, name)(status, ctypes.byref(text)) and text.value:
+            texts.append(text.value.decode(errors="replace"))
+    return ", ".join(texts) or f"status {status}"
