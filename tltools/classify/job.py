@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,6 @@ from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows, check_min_confi
 from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, refusal
 from tltools.classify.shards import Listing, Shard
 from tltools.classify.writers import STDOUT, Output, check_output, row_encoder, row_format
-from tltools.data.images import Source
 from tltools.data.remote import Location, Url
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.processes import Launcher
@@ -35,9 +34,9 @@ from tltools.runtime import (
     open_model,
     run_pictures,
 )
-from tltools.runtime.device import num_gpus
+from tltools.runtime.driver import num_gpus
 from tltools.runtime.pipeline import check_positive, may_fuse, open_in_worker
-from tltools.runtime.workers import Task
+from tltools.runtime.predictor import Layout
 
 if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
@@ -79,6 +78,10 @@ class Summary:
     placement: dict[str, int]
     """Number of the model's nodes by execution provider."""
     plan: Plan
+    layout: Layout = "nchw"
+    """Of the tensors on CUDA, where it is chosen by measuring."""
+    tf32: bool = False
+    """Whether fp32 products were rounded to TF32."""
 
     @property
     def pictures_per_s(self) -> float:
@@ -104,6 +107,8 @@ class Summary:
             "provider": self.provider,
             "nodes": self.placement,
             "plan": self.plan,
+            "layout": self.layout,
+            "tf32": self.tf32,
         }
 
 
@@ -116,6 +121,7 @@ def run_job(
     batch_size: int | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    tf32: bool = False,
     overwrite: bool = False,
     spreadsheet: bool = False,
     errors_to: Path | None = None,
@@ -140,6 +146,7 @@ def run_job(
         batch_size: Pictures in one call of the model; None to choose.
         workers: Threads that decode; None for one per core.
         threads: Cores of one forward pass on the CPU; None to choose.
+        tf32: Let CUDA round fp32 products to TF32.
         overwrite: Replace an output that exists, and what a job that was stopped left of it.
         spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
         errors_to: A CSV of the pictures that could not be read, with the reasons, written at the
@@ -206,13 +213,23 @@ def run_job(
         min_confidence=min_confidence,
         overwrite=replaces,
         shard=shard,
+        tf32=tf32,
     )
     tally = Tally(errors_to, spreadsheet=spreadsheet)
     with closing(tally), nullcontext() if part is None else closing(part):
         start = _go_on(part, job, pictures, tally, anew=overwrite)
         if start.kept is not None and start.num_rows:
             progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
-        predictor, plan = _open(model, device, batch_size, workers, threads, start.kept, launcher)
+        opening = _Opening(
+            model,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            tf32=tf32,
+            num_pictures=total,
+        )
+        predictor, plan = opening.open_as(start.kept, launcher)
         check_min_confidence(min_confidence, predictor.card.classes)
         on_complete = None
         if part is not None:
@@ -244,7 +261,7 @@ def run_job(
                 memory=ledger,
                 launcher=launcher,
                 timeout_s=picture_timeout_s,
-                on_blame=partial(_tell_of_blame, progress),
+                tell=progress.warn,
             )
             made = classify_missing(run, pictures, start)
             begun = time.perf_counter()
@@ -269,6 +286,8 @@ def run_job(
         provider=predictor.provider,
         placement=predictor.placement,
         plan=plan,
+        layout=getattr(predictor, "layout", "nchw"),
+        tf32=tf32,
     )
 
 
@@ -432,60 +451,77 @@ def _when_complete(
     return finish
 
 
-def _open(
-    model: Path,
-    device: Device,
-    batch_size: int | None,
-    workers: int | None,
-    threads: int | None,
-    kept: Kept | None,
-    launcher: Launcher | None,
-) -> tuple[Predictor, Plan]:
-    """Open the model, in the same way as for the rows that are kept."""
-    if kept is None:
-        return _open_here_or_there(model, device, batch_size, workers, threads, None, launcher)
-    record = kept.record
-    predictor, plan = _open_here_or_there(
-        model, device, record.batch_size, workers, threads, record.plan, launcher
-    )
-    if (predictor.device, predictor.provider) != (record.device, record.provider):
-        raise refusal(
-            kept.path,
-            f"it was begun on {record.device} ({record.provider}), and this is {predictor.device} "
-            f"({predictor.provider})",
-        )
-    if plan.name != record.plan:  # a measurement that comes out on the other side of its limit
-        fused = record.plan == "fused"
-        predictor = load_predictor(model, device=device, threads=1 if fused else None)
-        plan = replace(plan, name=record.plan)
-    return predictor, plan
+@dataclass(frozen=True)
+class _Opening:
+    """How a job's model is to be opened."""
 
+    model: Path
+    _: KW_ONLY
+    device: Device
+    batch_size: int | None
+    workers: int | None
+    threads: int | None
+    tf32: bool
+    num_pictures: int | None
+    plan: Literal["fused", "ahead"] | None = None
+    layout: Layout | None = None
 
-def _open_here_or_there(
-    model: Path,
-    device: Device,
-    batch_size: int | None,
-    workers: int | None,
-    threads: int | None,
-    plan: Literal["fused", "ahead"] | None,
-    launcher: Launcher | None,
-) -> tuple[Predictor, Plan]:
-    """Open the model in a worker if workers may run it, else in this process."""
-    check_positive({"--batch-size": batch_size, "--workers": workers, "--threads": threads})
-    on_cpu = device in ("cpu", "openvino") or (device == "auto" and num_gpus() == 0)
-    if launcher is not None and on_cpu and may_fuse(model, threads):
-        opened = open_in_worker(
-            model,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            launcher=launcher,
-            plan="fused" if threads == 1 else plan,
+    def open_as(self, kept: Kept | None, launcher: Launcher | None) -> tuple[Predictor, Plan]:
+        """Open the model, in the same way as for the rows that are kept."""
+        if kept is None:
+            return self._open(launcher)
+        record = kept.record
+        again = replace(self, batch_size=record.batch_size, plan=record.plan, layout=record.layout)
+        predictor, plan = again._open(launcher)
+        if (predictor.device, predictor.provider) != (record.device, record.provider):
+            raise refusal(
+                kept.path,
+                f"it was begun on {record.device} ({record.provider}), and this is "
+                f"{predictor.device} ({predictor.provider})",
+            )
+        if plan.name != record.plan:  # a measurement that comes out beyond its limit this time
+            fused = record.plan == "fused"
+            predictor = load_predictor(self.model, device=self.device, threads=1 if fused else None)
+            plan = replace(plan, name=record.plan)
+        return predictor, plan
+
+    def _open(self, launcher: Launcher | None) -> tuple[Predictor, Plan]:
+        """Open the model in a worker if workers may run it, else in this process."""
+        check_positive(
+            {
+                "--batch-size": self.batch_size,
+                "--workers": self.workers,
+                "--threads": self.threads,
+            }
         )
-        if opened is not None:
-            return opened
-        threads = threads or default_threads()
-    return open_model(model, device=device, batch_size=batch_size, workers=workers, threads=threads)
+        threads = self.threads
+        if launcher is not None and not self.tf32 and self._may_fuse():
+            opened = open_in_worker(
+                self.model,
+                device=self.device,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                launcher=launcher,
+                plan="fused" if threads == 1 else self.plan,
+            )
+            if opened is not None:
+                return opened
+            threads = default_threads()
+        return open_model(
+            self.model,
+            device=self.device,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            threads=threads,
+            tf32=self.tf32,
+            layout=self.layout,
+            num_pictures=self.num_pictures,
+        )
+
+    def _may_fuse(self) -> bool:
+        """Tell whether workers may run the model, as far as that can be told without opening it."""
+        on_cpu = self.device in ("cpu", "openvino") or (self.device == "auto" and not num_gpus())
+        return on_cpu and may_fuse(self.model, self.threads)
 
 
 def _open_ledger(folder: Path, job: Job, predictor: Predictor) -> "Ledger":
@@ -493,12 +529,6 @@ def _open_ledger(folder: Path, job: Job, predictor: Predictor) -> "Ledger":
 
     classes = predictor.card.classes
     return Ledger(folder, model_sha256=job.model_sha256, num_classes=len(classes))
-
-
-def _tell_of_blame(progress: Progress, task: Task, index: int, reason: str) -> None:
-    path = task.items[index]
-    name = path.name if isinstance(path, Source) else os.fspath(path)
-    progress.warn(f"{name}: {reason}; it gets a row that says so")
 
 
 def _write_rows(

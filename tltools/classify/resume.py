@@ -65,6 +65,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the complete output may replace one that exists."""
     shard: Shard | None = None
     """The part of the listing that has rows here; None: all of it."""
+    tf32: bool = False
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """Of the tensors on a GPU."""
 
 
 class Job:
@@ -80,6 +83,7 @@ class Job:
         min_confidence: float | None,
         overwrite: bool,
         shard: Shard | None = None,
+        tf32: bool = False,
     ) -> None:
         """Keep the job's settings; a thread reads the model's file while there is other work."""
         self._model = model
@@ -94,6 +98,7 @@ class Job:
         self._min_confidence = min_confidence
         self._overwrite = overwrite
         self._shard = shard
+        self._tf32 = tf32
         self._sha256: Future[str] = Future()
         Thread(target=_hash, args=(model, self._sha256), daemon=True).start()
 
@@ -127,6 +132,8 @@ class Job:
         if record.shard != self._shard:
             shard = record.shard
             yield f"it was begun {'without --shard' if shard is None else f'with --shard {shard}'}"
+        if record.tf32 != self._tf32:
+            yield f"it was begun {'with' if record.tf32 else 'without'} --tf32"
         if self._batch_size not in (None, record.batch_size):
             yield f"it was begun with --batch-size {record.batch_size}"
         if record.tltools != __version__:
@@ -150,6 +157,8 @@ class Job:
             min_confidence=self._min_confidence,
             overwrite=self._overwrite,
             shard=self._shard,
+            tf32=self._tf32,
+            layout=getattr(predictor, "layout", "nchw"),
         )
 
 

@@ -14,6 +14,7 @@ from tltools.cli.options import (
     InferenceDeviceOption,
     RayAddressOption,
     ReportOption,
+    Tf32Option,
     WorkersOption,
     check_ray_options,
     path_or_url,
@@ -80,6 +81,7 @@ def classify(
             rich_help_panel=SPEED,
         ),
     ] = None,
+    tf32: Tf32Option = False,
     picture_timeout: Annotated[
         float,
         typer.Option(
@@ -179,6 +181,7 @@ def classify(
         engine,
         local={
             "--threads": threads,
+            "--tf32": tf32 or None,
             "--changed-only": changed_only or None,
             "--cache-dir": cache_dir,
             "--shard": shard,
@@ -249,6 +252,7 @@ def _place(
 
 REASONS = {
     "--threads": "an actor's model uses the actor's cores, which are --workers",
+    "--tf32": "actors open exports in full precision",
     "--changed-only": "its ledger is on one machine",
     "--cache-dir": "its ledger is on one machine",
     "--shard": "a cluster shares the pictures out by itself",
@@ -310,7 +314,11 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     choice = summary.choice
     placed, nodes = summary.placement.get(summary.provider, 0), sum(summary.placement.values())
     where = f"{summary.provider} {placed}/{nodes} nodes" if nodes else summary.provider
-    progress.say(f"Device: {choice.device} ({choice.reason}), {where}")
+    chosen = [
+        name for name, on in (("TF32", summary.tf32), ("NHWC", summary.layout == "nhwc")) if on
+    ]
+    how = f", {', '.join(chosen)}" if chosen else ""
+    progress.say(f"Device: {choice.device} ({choice.reason}), {where}{how}")
     progress.say(f"Plan: {summary.plan}")
     total = max(summary.num_pictures, 1)
     for name, count in summary.counts.items():

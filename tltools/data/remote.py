@@ -462,7 +462,7 @@ class RemoteSource(Source):
 
 class _HasSource(Protocol):
     @property
-    def path(self) -> Path | Source: ...
+    def path(self) -> object: ...
 
 
 Picture = TypeVar("Picture", bound=_HasSource)
@@ -487,7 +487,7 @@ def fetch_ahead(pictures: Iterable[Picture]) -> Iterator[Picture]:
         """Wait for the first picture's bytes, which its next reader gets."""
         nonlocal num_bytes
         picture, future = waiting.popleft()
-        source = picture.path
+        source = getattr(picture, "place", None) or picture.path
         if future is not None and isinstance(source, RemoteSource):
             num_bytes -= source.num_bytes
             source.read = _Held(future.result(), source)
@@ -495,7 +495,7 @@ def fetch_ahead(pictures: Iterable[Picture]) -> Iterator[Picture]:
 
     try:
         for picture in pictures:
-            source = picture.path
+            source = getattr(picture, "place", None) or picture.path
             if isinstance(source, RemoteSource):
                 executor = executor or ThreadPoolExecutor(READS, "fetch")
                 while waiting and num_bytes + source.num_bytes > MAX_AHEAD:

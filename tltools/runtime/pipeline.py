@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
@@ -25,10 +25,23 @@ from tltools.card import Card, Preprocessing
 from tltools.data.images import Decoded, load_image, unreadable
 from tltools.data.images import Source as ImageSource
 from tltools.data.remote import fetch_ahead
-from tltools.errors import ConfigError, DataError
+from tltools.errors import ConfigError, DataError, DeviceError
 from tltools.processes import Launcher, SharedMemory
-from tltools.runtime.device import Device, DeviceChoice, default_threads, num_gpus
-from tltools.runtime.predictor import Predictor, load_predictor, read_card
+from tltools.runtime.device import (
+    CUDA_PROVIDER,
+    Device,
+    DeviceChoice,
+    chosen_gpus,
+    default_threads,
+)
+from tltools.runtime.driver import PageLock
+from tltools.runtime.predictor import (
+    ExportPredictor,
+    Layout,
+    Predictor,
+    load_predictor,
+    read_card,
+)
 from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task
 
 FUSED_BATCH = 1
@@ -38,6 +51,15 @@ FUSED_TASK_S = 0.050
 """How long what a worker is given at once may take: of large pictures it gets fewer, or one worker
 would still have many when the others have none left."""
 AHEAD_BATCH = 32
+"""Pictures in one call on a GPU, for jobs that are too small to find out what is best."""
+CPU_BATCH = 8
+"""On the CPU larger ones are no faster, and take memory (VGG16 fp32: 2.1 GB with 32)."""
+GPU_BATCHES = (32, 64, 128, 256)
+"""Those that a large job tries on a GPU."""
+GOOD_ENOUGH = 0.97
+"""The share of the best speed for which a smaller batch is taken."""
+LARGE_JOB = 4096
+"""Pictures for which trying costs less than it brings: it takes a second or two."""
 AHEAD_TASK = 8
 """Pictures that a worker decodes at once in an `ahead` plan; more where batches are large."""
 FUSED_FORWARD_S = 0.030
@@ -52,7 +74,7 @@ CALLS_PER_GPU = 2
 Image = NDArray[np.uint8]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-Place = str | os.PathLike[str] | ImageSource | Decoded
+Place = str | Path | ImageSource | Decoded
 
 
 class Picture(Protocol):
@@ -80,30 +102,22 @@ class Model(Protocol):
         ...
 
 
+Recall = Callable[[bytes], tuple[bytes, NDArray[np.float32] | None]]
+"""Returns a file's key and, where it is known, the model's outputs for it, (F,)."""
+
+
 class Memory(Protocol):
     """Outputs of earlier pictures, by the bytes of their files."""
 
     num_known: int
     """Pictures that were found."""
 
-    def recall(self, data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
-        """Return a file's key and, where it is known, the model's outputs for it, (F,)."""
-        ...
-
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
         """Keep the model's outputs, (F,)."""
         ...
 
-    def reader(self) -> "Callable[[], Recall]":
-        """Return what opens it in a worker process, to recall only; may be pickled."""
-        ...
-
-
-class Recall(Protocol):
-    """A `Memory` in a worker process."""
-
-    def __call__(self, data: bytes) -> tuple[bytes, NDArray[np.float32] | None]:
-        """As `Memory.recall`."""
+    def reader(self) -> Callable[[], Recall]:
+        """Return what opens it to be asked, in this process or in a worker; may be pickled."""
         ...
 
 
@@ -156,8 +170,11 @@ def open_model(
     batch_size: int | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    tf32: bool = False,
+    layout: Layout | None = None,
+    num_pictures: int | None = 0,
 ) -> tuple[Predictor, Plan]:
-    """Open an export in the way that is fastest on folders, which one forward pass tells.
+    """Open an export in the way that is fastest on folders, which a few forward passes tell.
 
     On a machine with several GPUs, each gets a session of its own.
 
@@ -168,6 +185,10 @@ def open_model(
         workers: Processes that decode; None for one per core.
         threads: Cores of one forward pass on the CPU; None to choose. With more than one, workers
             decode ahead of the model.
+        tf32: Let CUDA round fp32 products to TF32.
+        layout: Of the tensors on CUDA; None to choose.
+        num_pictures: How many there are, None where that is unknown: for many, batch size and
+            layout are chosen by measuring.
 
     Raises:
         ArtifactError: As `load_predictor`.
@@ -176,16 +197,27 @@ def open_model(
     """
     check_positive({"--batch-size": batch_size, "--workers": workers, "--threads": threads})
     workers = workers or default_threads()
-    ahead = Plan("ahead", workers, batch_size or AHEAD_BATCH)
+    gpus = chosen_gpus(device)
     try_fused = may_fuse(path, threads)
-    predictor = load_predictor(path, device=device, threads=1 if try_fused else threads)
+    predictor = load_predictor(
+        path,
+        device=device,
+        threads=1 if try_fused else threads,
+        tf32=tf32,
+        gpu=gpus[0] if gpus else None,
+        nhwc=layout == "nhwc",
+    )
     if predictor.device != "cpu":
-        return _on_gpus(path, predictor, device, ahead)
+        open_on = partial(load_predictor, path, device=device, threads=threads, tf32=tf32)
+        is_large = num_pictures is None or num_pictures >= LARGE_JOB
+        return _on_gpus(
+            predictor, open_on, gpus, workers, batch_size, layout, try_settings=is_large
+        )
     if try_fused and (threads == 1 or forward_s(predictor) < FUSED_FORWARD_S):
         return predictor, Plan("fused", workers, batch_size or FUSED_BATCH)
     if try_fused and default_threads() > 1:
         predictor = load_predictor(path, device=device)
-    return predictor, ahead
+    return predictor, Plan("ahead", workers, batch_size or CPU_BATCH)
 
 
 def may_fuse(path: Path, threads: int | None) -> bool:
@@ -211,20 +243,92 @@ def check_positive(given: Mapping[str, int | None]) -> None:
             raise ConfigError(f"{flag} must be at least 1, got {value}")
 
 
-def _on_gpus(path: Path, first: Predictor, device: Device, plan: Plan) -> tuple[Predictor, Plan]:
-    """Open the export on the other GPUs too, and run each once with the shape that will occur."""
-    others = [load_predictor(path, device=device, gpu=gpu) for gpu in range(1, num_gpus())]
-    for predictor in (first, *others):
-        predictor(predictor.new_batch(plan.batch_size))
-    pool = PredictorPool([first, *others])
-    sessions = CALLS_PER_GPU * (1 + len(others))
-    return pool, Plan(plan.name, plan.workers, plan.batch_size, sessions=sessions)
+def _on_gpus(
+    predictor: ExportPredictor,
+    open_on: Callable[..., ExportPredictor],
+    gpus: Sequence[int],
+    workers: int,
+    batch_size: int | None,
+    layout: Layout | None,
+    *,
+    try_settings: bool,
+) -> tuple[Predictor, Plan]:
+    """Choose batch size and layout, open the export on the other GPUs too, and warm all up.
+
+    Args:
+        predictor: The export on the first GPU, in the layout that was asked for, if one was.
+        open_on: Opens it on another GPU, or in another layout.
+        gpus: Indices of the GPUs.
+        workers: Processes that decode.
+        batch_size: None to choose.
+        layout: None to choose.
+        try_settings: Whether to choose by measuring.
+    """
+    first = gpus[0] if gpus else 0
+    if batch_size is None:
+        batch_size = fastest_batch(predictor) if try_settings else AHEAD_BATCH
+    if layout is None and try_settings and _has_tensor_cores_layout(predictor):
+        other = open_on(gpu=first, nhwc=True)
+        if call_s(other, batch_size) < GOOD_ENOUGH * call_s(predictor, batch_size):
+            predictor = other
+    nhwc = predictor.layout == "nhwc"
+    predictors = [predictor, *(open_on(gpu=gpu, nhwc=nhwc) for gpu in gpus[1:])]
+    for one in predictors:
+        one(one.new_batch(batch_size))
+    return PredictorPool(predictors), Plan(
+        "ahead", workers, batch_size, sessions=CALLS_PER_GPU * len(predictors)
+    )
+
+
+def _has_tensor_cores_layout(predictor: ExportPredictor) -> bool:
+    """Tell whether channels-last may be faster: in half precision, on onnxruntime's own CUDA."""
+    export = predictor.card.export
+    return export is not None and export.precision == "fp16" and predictor.provider == CUDA_PROVIDER
+
+
+def fastest_batch(predictor: Predictor) -> int:
+    """Return the smallest of `GPU_BATCHES` that is about as fast as the best of them.
+
+    Larger ones than the GPU's memory takes are not among them.
+
+    Raises:
+        DeviceError: If the smallest one fails already.
+    """
+    rates: dict[int, float] = {}
+    for size in GPU_BATCHES:
+        try:
+            rates[size] = size / call_s(predictor, size)
+        except DeviceError:
+            if not rates:
+                raise
+            break
+    best = max(rates.values())
+    return next(size for size, rate in rates.items() if rate >= GOOD_ENOUGH * best)
+
+
+def call_s(predictor: Predictor, batch_size: int) -> float:
+    """Measure one call with a batch of noise in seconds, the best of three after one to warm up.
+
+    Noise, since arithmetic on equal values can be faster than on pictures.
+    """
+    images = predictor.new_batch(batch_size)
+    images[:] = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    return _best_of_three(predictor, images)
+
+
+def _best_of_three(predictor: Predictor, images: Image) -> float:
+    samples: list[float] = []
+    for _ in range(4):
+        start = time.perf_counter()
+        predictor(images)
+        samples.append(time.perf_counter() - start)
+    return min(samples[1:])
 
 
 class PredictorPool:
     """The same export on one GPU or several; a call goes to the one that has least to do."""
 
-    def __init__(self, predictors: Sequence[Predictor]) -> None:
+    def __init__(self, predictors: Sequence[ExportPredictor]) -> None:
         """Take predictors of one export, at least one."""
         first = predictors[0]
         self.card: Card = first.card
@@ -234,6 +338,8 @@ class PredictorPool:
         self.provider: str = first.provider
         self.placement: dict[str, int] = first.placement
         self.threads: int = first.threads
+        self.layout: Layout = first.layout
+        self.tf32: bool = first.tf32
         self._first = first
         self._idle: SimpleQueue[Predictor] = SimpleQueue()
         for predictor in [*predictors] * CALLS_PER_GPU:
@@ -251,17 +357,16 @@ class PredictorPool:
         """Allocate images, (N, H, W, 3)."""
         return self._first.new_batch(num_images)
 
+    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
+        """Page-lock memory for all GPUs; see `ExportPredictor.lock_pages`."""
+        return self._first.lock_pages(memory)
+
 
 def forward_s(predictor: Predictor) -> float:
     """Measure one forward pass of one picture in seconds, after one to warm up."""
     image = predictor.new_batch(1)
     image[:] = 0
-    samples: list[float] = []
-    for _ in range(3):
-        start = time.perf_counter()
-        predictor(image)
-        samples.append(time.perf_counter() - start)
-    return min(samples)
+    return _best_of_three(predictor, image)
 
 
 class WorkerModel:
@@ -325,7 +430,7 @@ class _Opening:
         """There are no items."""
 
 
-def _no_tasks(_task: Task, _mark: Mark) -> None:
+def _no_tasks(task: Task, mark: Mark) -> None:  # noqa: ARG001
     raise AssertionError("a worker that only opens a model got a task")
 
 
@@ -383,7 +488,7 @@ def run_pictures(
     memory: Memory | None = None,
     launcher: Launcher | None = None,
     timeout_s: float = 30.0,
-    on_blame: Callable[[Task, int, str], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Generator[Result, None, None]:
     """Decode pictures and run the model on them.
 
@@ -405,7 +510,8 @@ def run_pictures(
         launcher: Starts workers for all pictures. None: the first tenth of a second's work is done
             in this process, which a bad picture may end, and the rest by workers of its own.
         timeout_s: How long a picture may take to be decoded.
-        on_blame: Is told of a picture that is left out because it ends its worker.
+        tell: Is told, in one line, of a picture that is left out because it ends its worker, and
+            of memory that a GPU cannot read by itself.
 
     Yields:
         The results, which are those of all pictures in their order. Nothing accumulates.
@@ -418,11 +524,26 @@ def run_pictures(
         finish=finish,
         memory=memory,
         crew=partial(
-            Crew, size=plan.workers, launcher=launcher, timeout_s=timeout_s, on_blame=on_blame
+            Crew,
+            size=plan.workers,
+            launcher=launcher,
+            timeout_s=timeout_s,
+            on_blame=None if tell is None else partial(_tell_of_blame, tell),
         ),
         is_isolated=launcher is not None,
+        tell=tell or _say_nothing,
     )
     yield from (_run_fused(job) if plan.name == "fused" else _run_ahead(job))
+
+
+def _say_nothing(_message: str) -> None:
+    """Nobody listens."""
+
+
+def _tell_of_blame(tell: Callable[[str], None], task: Task, index: int, reason: str) -> None:
+    place = task.items[index]
+    name = os.fspath(place) if isinstance(place, str | Path) else place.name
+    tell(f"{name}: {reason}; it gets a row that says so")
 
 
 def readable(outputs: Outputs[Source]) -> Outputs[Source]:
@@ -514,6 +635,7 @@ class _Job(Generic[Source, Result]):
     crew: Callable[..., Crew]
     is_isolated: bool
     """Whether nothing is decoded in this process."""
+    tell: Callable[[str], None]
 
     def recall(self) -> "Callable[[], Recall] | None":
         """Return what opens the memory in a worker."""
@@ -559,7 +681,7 @@ class _Recalled:
 
 
 def _answered(key: bytes, values: NDArray[np.float32] | None) -> _Recalled:
-    recalled = _Recalled(lambda _data: (key, values))
+    recalled = _Recalled(lambda data: (key, values))  # noqa: ARG005
     recalled(b"")
     return recalled
 
@@ -594,10 +716,10 @@ def _is_decoded(loaded: _Loaded) -> bool:
 
 
 def _outputs(
-    pictures: Sequence[Source],
+    pictures: Sequence[Any],
     loaded: Sequence[_Loaded],
     values: Sequence[NDArray[Any]],
-) -> tuple[Outputs[Source], _Remembered]:
+) -> tuple[Outputs[Any], _Remembered]:
     """Put together what the model and the memory say.
 
     Args:
@@ -633,7 +755,7 @@ def _place(picture: Picture) -> Place:
 
 def _portable(place: Place) -> Any:
     """Return what another process takes for the picture at `place`."""
-    return os.fspath(place) if isinstance(place, os.PathLike) else place
+    return os.fspath(place) if isinstance(place, Path) else place
 
 
 @dataclass(frozen=True)
@@ -902,7 +1024,7 @@ class _AheadRun(Generic[Source, Result]):
         self._source = batched(job.pictures, self._size)
         self._is_more = True
         self._tasks: deque[tuple[_Batch[Source], Task, int]] = deque()
-        self._task_size = min(self._size, max(AHEAD_TASK, self._size // 8))
+        self._task_size = _task_size(self._size)
         self._threads = ThreadPoolExecutor(job.plan.sessions, "model")
 
     def __iter__(self) -> Iterator[Result]:
@@ -988,21 +1110,39 @@ class _AheadRun(Generic[Source, Result]):
         return result
 
 
+def _task_size(batch_size: int) -> int:
+    """Return how many pictures a worker is given at once in an `ahead` plan."""
+    return min(batch_size, max(AHEAD_TASK, batch_size // 8))
+
+
 def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
     """Have workers decode ahead of the model."""
     plan = job.plan
-    decoded_ahead = -(-IN_HAND * plan.workers * AHEAD_TASK // plan.batch_size)
+    decoded_ahead = -(-IN_HAND * plan.workers * _task_size(plan.batch_size) // plan.batch_size)
     num = plan.sessions + 1 + max(1, decoded_ahead)
     each = int(np.prod(job.preprocessing.shape(plan.batch_size)))
-    memory = SharedMemory(num * each)
-    try:
+    with ExitStack() as stack:
+        memory = SharedMemory(num * each)
+        stack.callback(memory.close)
         images = _images(memory.map, job.preprocessing)
+        _lock_pages(job, images, stack)
         work = _Ahead(job.preprocessing, job.recall())
         local: Handle | None = None
         if not job.is_isolated:
             local = _AheadHandle(work, images, _opened(work.recall))
-        with job.crew(work, local=local, memory=memory) as crew:
-            run = _AheadRun(job, crew, images, num)
-            yield from run
-    finally:
-        memory.close()
+        crew = stack.enter_context(job.crew(work, local=local, memory=memory))
+        yield from _AheadRun(job, crew, images, num)
+
+
+def _lock_pages(job: _Job[Source, Result], images: Image, stack: ExitStack) -> None:
+    """Let a GPU read the batches by itself, until `stack` is left."""
+    lock_pages = getattr(job.model, "lock_pages", None)
+    if lock_pages is None:
+        return
+    try:
+        lock = lock_pages(images)
+    except DeviceError as error:
+        job.tell(f"batches are copied before the GPU takes them: {error}")
+        return
+    if lock is not None:
+        stack.callback(lock.release)

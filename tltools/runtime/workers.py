@@ -214,7 +214,7 @@ class _Worker:
         self.is_opening = opening
         self.suspect: _Suspect | None = None
         """What it tries alone."""
-        self.seen = (-1, -1, 0)
+        self.seen: tuple[int, int, int] = (-1, -1, 0)
         self.waited_s = 0.0
         """Since it came on, as far as the looks at it tell."""
         self.is_overdue = False
