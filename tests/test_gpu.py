@@ -135,6 +135,15 @@ def test_the_driver_and_pytorch_say_the_same_of_each_gpu():
         assert total == torch.cuda.mem_get_info(gpu)[1]
 
 
+def test_doctor_names_each_gpu_by_the_index_that_chooses_it():
+    from tltools import doctor
+
+    for gpu in range(num_gpus()):
+        check = doctor._gpu(gpu)
+        assert (check.name, check.status) == (f"GPU {gpu}, --device cuda:{gpu}", "ok")
+        assert check.detail.startswith(gpu_name(gpu))
+
+
 @pytest.fixture
 def shared_memory():
     """A mapping that other processes could share, of 8 MiB; uint8 (N,)."""
