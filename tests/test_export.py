@@ -20,10 +20,16 @@ from torch import nn
 
 from tltools.card import CARD_KEY, Confidence, card_from_json
 from tltools.data.images import load_image
-from tltools.errors import ArtifactError, ConfigError, DataError, ParityError
+from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, ParityError
 from tltools.export import export as export_module
 from tltools.export import export_run
-from tltools.export.formats import add_probabilities, set_card, write_onnx, write_torchscript
+from tltools.export.formats import (
+    add_probabilities,
+    set_card,
+    write_onnx,
+    write_torchscript,
+    write_torchscript_fp16,
+)
 from tltools.export.parity import BARS, ParityBar, compare
 from tltools.graphs.onnx_file import check_onnx
 from tltools.runtime.predictor import load_predictor, read_card
@@ -674,17 +680,45 @@ def test_layers_stay_float_until_the_bar_holds_and_the_card_names_them(
     assert sum("int8: too far; trying with" in line for line in progress.said) == 2
 
 
-def test_torchscript_has_one_precision(cnn_run, tmp_path):
-    with pytest.raises(ConfigError, match="TorchScript exports are fp32 only; --precision int8"):
+def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"fp32 or fp16; --precision int8 needs --format onnx"):
         list(export_run(cnn_run, ["torchscript"], tmp_path, precisions=["int8"]))
+    with pytest.raises(DeviceError, match=r"TorchScript in fp16 is for GPUs .* \(as asked\); exp"):
+        list(export_run(cnn_run, ["torchscript"], tmp_path, precisions=["fp16"], device="cpu"))
+    progress = Recorder()
     results = list(
-        export_run(cnn_run, FORMATS, tmp_path, precisions=["fp32", "fp16"], num_pictures=2)
+        export_run(
+            cnn_run,
+            FORMATS,
+            tmp_path,
+            precisions=["fp32", "fp16"],
+            num_pictures=2,
+            device="cpu",
+            progress=progress,
+        )
     )
     assert [result.path.name for result in results] == [
         "cnn.fp32.pt",
         "cnn.fp32.onnx",
         "cnn.fp16.onnx",
     ]
+    assert sum("TorchScript in fp16 is for GPUs" in line for line in progress.said) == 1
+
+
+def test_torchscript_in_fp16_takes_the_same_pictures_and_gives_float32(
+    cnn_run, cnn_exports, images, tmp_path
+):
+    """On the CPU, which is quick enough for the small network."""
+    model, _ = load_run(cnn_run)
+    path = tmp_path / "cnn.fp16.pt"
+    write_torchscript_fp16(model, cnn_exports["torchscript"].card, path, device=torch.device("cpu"))
+    halves = [one.dtype for one in torch.jit.load(path).parameters()]
+    assert set(halves) == {torch.float16}
+    assert next(model.parameters()).dtype == torch.float32
+    logits = load_predictor(path, device="cpu", self_test=False)(images[:3])
+    exact = load_predictor(cnn_exports["torchscript"].path, device="cpu")(images[:3])
+    assert logits.dtype == np.float32
+    assert 0 < np.abs(logits - exact).max() < 0.01 * np.ptp(exact)
 
 
 def test_the_training_pictures_must_be_there_for_int8(cnn_run, tmp_path, monkeypatch):

@@ -135,6 +135,15 @@ def test_the_driver_and_pytorch_say_the_same_of_each_gpu():
         assert total == torch.cuda.mem_get_info(gpu)[1]
 
 
+def test_doctor_names_each_gpu_by_the_index_that_chooses_it():
+    from tltools import doctor
+
+    for gpu in range(num_gpus()):
+        check = doctor._gpu(gpu)
+        assert (check.name, check.status) == (f"GPU {gpu}, --device cuda:{gpu}", "ok")
+        assert check.detail.startswith(gpu_name(gpu))
+
+
 @pytest.fixture
 def shared_memory():
     """A mapping that other processes could share, of 8 MiB; uint8 (N,)."""
@@ -292,6 +301,19 @@ def test_exports_are_verified_on_both_devices_and_the_card_says_so(run, tmp_path
     assert found["fp16"].fp16_exercised is True
     on_gpu, on_cpu = (one.parity.max_abs_logit_diff for one in found["fp16"].verified)
     assert on_gpu != on_cpu  # the CPU computes fp16 in fp32
+
+
+def test_torchscript_in_fp16_is_verified_on_the_gpu_alone(run, tmp_path):
+    from tltools.export import export_run
+
+    (result,) = export_run(run.folder, ["torchscript"], tmp_path, precisions=["fp16"])
+    assert result.path.name.endswith(".fp16.pt")
+    (verified,) = result.facts.verified
+    assert (verified.device, verified.provider) == ("cuda", "torch")
+    assert result.facts.fp16_exercised is True
+    assert verified.parity.max_abs_logit_diff > 1e-6  # else it was computed in fp32
+    logits = load_predictor(result.path, device="cuda")(np.zeros((3, 224, 224, 3), np.uint8))
+    assert (logits.dtype, logits.shape) == (np.float32, (3, 2))
 
 
 def test_ranges_are_the_same_on_the_gpu_and_are_found_there(run, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memor
 from tltools.errors import DeviceError, TltoolsError
 from tltools.parallel import num_cores
 from tltools.runtime.device import Device, open_session, placement, torch_device
+from tltools.runtime.driver import PageLock, gpu_capability, gpu_memory, gpu_name, num_gpus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,6 +81,7 @@ def diagnose() -> list[Check]:
         telemetry,
         *_onnxruntime(),
         *_torch(),
+        *map(_gpu, range(num_gpus())),
         _cuda_versions(),
     ]
 
@@ -317,6 +319,32 @@ def _on_gpu(name: str, attempt: Callable[[], str]) -> Check:
             return _broken(name, error, "warn")
         reason = str(error).partition(";")[0]
         return Check(name=name, status="ok", detail=f"no GPU, so the CPU is used ({reason})")
+
+
+def _gpu(gpu: int) -> Check:
+    """Name a GPU by the index that --device takes; see whether it reads memory by itself."""
+    name = f"GPU {gpu}, --device cuda:{gpu}"
+    try:
+        major, minor = gpu_capability(gpu)
+        free, total = gpu_memory(gpu)
+        detail = (
+            f"{gpu_name(gpu)}, compute capability {major}.{minor}, "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        )
+    except DeviceError as error:
+        return Check(
+            name=name, status="fail", detail=str(error), remedy="look at nvidia-smi; restart it"
+        )
+    try:
+        PageLock(np.zeros(2**20, dtype=np.uint8), gpu).release()
+    except DeviceError as error:
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"{detail}; memory cannot be page-locked, so copies to it wait ({error})",
+            remedy="raise the limit of locked memory (ulimit -l)",
+        )
+    return Check(name=name, status="ok", detail=f"{detail}; reads page-locked memory")
 
 
 def _run_small_model(device: Device) -> str:

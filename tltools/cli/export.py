@@ -45,8 +45,8 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "all"],
         typer.Option(
-            help="Of ONNX: int8 is a quarter of the size and the fastest on most CPUs, but slower "
-            "than fp16 on GPUs; fp16 is half the size and meant for GPUs."
+            help="int8 (ONNX only): a quarter of the size and the fastest on most CPUs, but slower "
+            "than fp16 on GPUs. fp16: half the size, for GPUs."
         ),
     ] = "fp32",
     calibration_images: Annotated[

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from tltools.atomic import atomic_path
@@ -32,6 +33,7 @@ from tltools.export.formats import (
     set_card,
     write_onnx,
     write_torchscript,
+    write_torchscript_fp16,
 )
 from tltools.export.parity import BARS, compare
 from tltools.export.selftest import make_self_test
@@ -56,8 +58,10 @@ CALIBRATION_IMAGES = 128
 CALIBRATION_BATCH = 16
 CPU_PICTURES = 256
 """Pictures that are compared on the CPU as well where a GPU has compared all."""
-PROBABILITY_ATOL = 1e-5
-"""How far a graph's probabilities may be from what its own logits give."""
+SEALED_ATOL = 1e-5
+"""How far logits may move when probabilities are added, and these be from what the logits give."""
+SEALED_GPU_ATOL = 1e-3
+"""The same of fp16 on a GPU, where PyTorch compiles a graph anew in the first calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,7 @@ def export_run(
         run: The run folder.
         formats: `torchscript`, `onnx`.
         output: Where the exports go.
-        precisions: `fp32`, `fp16`, `int8`; TorchScript has fp32 only.
+        precisions: `fp32`, `fp16`, `int8`; TorchScript has no int8, and fp16 with a GPU only.
         calibration_images: Pictures of the run's training split that int8's ranges are taken from
             and that fp16's are checked with; None: `CALIBRATION_IMAGES`.
         num_pictures: How many pictures of the run's validation split are compared; None: all.
@@ -109,7 +113,7 @@ def export_run(
 
     Raises:
         ArtifactError: If the folder is not a run, or an export is malformed.
-        ConfigError: If only TorchScript is asked for, and not in fp32.
+        ConfigError: If only TorchScript is asked for, and only in int8.
         DataError: If the pictures of the run have gone.
         DeviceError: If the device is not usable here, or cannot run an export.
         ParityError: If an export misses the bar of its precision.
@@ -120,11 +124,11 @@ def export_run(
         (format_, precision)
         for format_ in formats
         for precision in precisions
-        if precision == "fp32" or format_ == "onnx"
+        if precision != "int8" or format_ == "onnx"
     ]
     if not wanted:
         raise ConfigError(
-            f"TorchScript exports are fp32 only; --precision {precisions[0]} needs --format onnx"
+            "TorchScript exports are fp32 or fp16; --precision int8 needs --format onnx"
         )
     with ExitStack() as stack:
         exporter = _Exporter(
@@ -137,7 +141,13 @@ def export_run(
             stack=stack,
         )
         for format_, precision in wanted:
-            yield exporter.export(format_, precision)
+            refusal = exporter.refusal(format_, precision)
+            if refusal and len(wanted) == 1:
+                raise DeviceError(refusal)
+            if refusal:
+                progress.say(refusal)
+            else:
+                yield exporter.export(format_, precision)
 
 
 class _Exporter:
@@ -200,6 +210,16 @@ class _Exporter:
         chosen = shuffled.loc[rank.sort_values(kind="stable").index[: self.calibration_images]]
         return [Path(path) for path in chosen["path"]]
 
+    def refusal(self, format_: Format, precision: Precision) -> str | None:
+        """Return why a file cannot be made and verified here; None if it can."""
+        if _is_for_gpus(format_, precision) and self.trained.device == "cpu":
+            return (
+                "TorchScript in fp16 is for GPUs and is verified on one, and the device is the CPU "
+                f"({self.trained.choice.reason}); export it where there is a GPU, or take --format "
+                "onnx"
+            )
+        return None
+
     def export(self, format_: Format, precision: Precision) -> ExportResult:
         """Write one file, verify it and give it its name."""
         path = self.folder / f"{self.card.run}.{precision}{SUFFIXES[format_]}"
@@ -213,7 +233,8 @@ class _Exporter:
                 exported = msgspec.structs.replace(
                     self.card, confidence=self.confidence, export=facts
                 )
-                _seal(temporary, exported, self.paths)
+                gpu_only = _is_for_gpus(format_, precision)
+                _seal(temporary, exported, self.paths, device=self.device if gpu_only else "cpu")
                 if facts.verified[0].device != "cpu":
                     load_predictor(temporary, device=self.device)  # replays the self-test there
         except (ArtifactError, ParityError) as error:
@@ -239,7 +260,7 @@ class _Exporter:
         passed: list[_Passed] = []
 
         def check(tried: Path) -> None:
-            passed.append(self._verify(tried, precision))
+            passed.append(self._verify(tried, format_, precision))
 
         if precision == "int8":
             self._tell_int8()
@@ -253,11 +274,7 @@ class _Exporter:
                 progress=self.progress,
             )
         else:
-            if precision == "fp16":
-                batches = self._calibration_batches()
-                kept = write_fp16(self.source, path, batches, device=self.device)
-            else:
-                WRITERS[format_](self.model, self.card, path)
+            kept = self._write_float(format_, precision, path)
             check(path)
         predictor, verified = passed[-1]
         return ExportFacts(
@@ -277,10 +294,22 @@ class _Exporter:
             ),
         )
 
-    def _verify(self, path: Path, precision: Precision) -> "_Passed":
+    def _write_float(self, format_: Format, precision: Precision, path: Path) -> list[str]:
+        """Write an fp32 or fp16 file; return the nodes that stay fp32 in an fp16 one."""
+        if precision == "fp32":
+            WRITERS[format_](self.model, self.card, path)
+        elif format_ == "onnx":
+            batches = self._calibration_batches()
+            return write_fp16(self.source, path, batches, device=self.device)
+        else:
+            device = torch.device(self.trained.choice.name)
+            write_torchscript_fp16(self.model, self.card, path, device=device)
+        return []
+
+    def _verify(self, path: Path, format_: Format, precision: Precision) -> "_Passed":
         """Compare a file with PyTorch where it will run: on the GPU, if there is one, and the CPU.
 
-        int8 is for CPUs, and is compared there alone.
+        int8 is for CPUs and TorchScript in fp16 for GPUs; they are compared there alone.
 
         Raises:
             ParityError: If it misses the bar of its precision on one of them.
@@ -288,7 +317,7 @@ class _Exporter:
         device = "cpu" if precision == "int8" else self.device
         first = load_predictor(path, device=device, self_test=False)
         verified = [self._compare(first, precision, len(self.paths))]
-        if first.device != "cpu":
+        if first.device != "cpu" and not _is_for_gpus(format_, precision):
             on_cpu = load_predictor(path, device="cpu", self_test=False)
             verified.append(self._compare(on_cpu, precision, CPU_PICTURES))
         return first, tuple(verified)
@@ -351,33 +380,46 @@ def _part(frame: pd.DataFrame, split: str, run: Path) -> pd.DataFrame:
     return part
 
 
-def _seal(path: Path, card: Card, paths: Sequence[Path]) -> None:
+def _is_for_gpus(format_: Format, precision: Precision) -> bool:
+    """Tell whether CPUs are too slow for such a file to be run there."""
+    return (format_, precision) == ("torchscript", "fp16")
+
+
+def _seal(path: Path, card: Card, paths: Sequence[Path], *, device: Device) -> None:
     """Put probabilities and the whole card into the file; see that it is what it was, and right.
 
-    On the CPU, whose answers do not depend on what else is in the graph.
+    Args:
+        path: The file, which still has the run's card.
+        card: The export's card.
+        paths: Pictures; some are run.
+        device: Where: the CPU where the file runs there, as its answers do not depend on what else
+            is in the graph.
 
     Raises:
         ParityError: If the file answers differently than before, fails its self-test, or gives
             probabilities that are not softmax(logits / temperature).
     """
     few = paths[:8]
-    before = predict(load_predictor(path, device="cpu", self_test=False), few)
+    before = predict(load_predictor(path, device=device, self_test=False), few)
     add_probabilities(path, card.temperature)
     set_card(path, card)
-    sealed = load_predictor(path, device="cpu", self_test=False)
-    if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=1e-5):
+    sealed = load_predictor(path, device=device, self_test=False)
+    atol = SEALED_ATOL if sealed.device == "cpu" else SEALED_GPU_ATOL
+    if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=atol):
         raise ParityError("the file changed its answers when its card was written")
-    _check_probabilities(sealed, card, few)
+    _check_probabilities(sealed, card, few, atol=atol)
     replay(sealed, path)
 
 
-def _check_probabilities(sealed: ExportPredictor, card: Card, paths: Sequence[Path]) -> None:
+def _check_probabilities(
+    sealed: ExportPredictor, card: Card, paths: Sequence[Path], *, atol: float
+) -> None:
     rules = card.preprocessing
     (images,) = decode_batches(paths, preprocessing=rules, batch_size=len(paths))
     expected = softmax(sealed(images), temperature=card.temperature)
     difference = float(np.abs(sealed.probabilities(images) - expected).max())
-    if not difference <= PROBABILITY_ATOL:
+    if not difference <= atol:
         raise ParityError(
             f"its probabilities differ from softmax(logits / {card.temperature:g}) by "
-            f"{difference:.1e}, more than {PROBABILITY_ATOL:g}"
+            f"{difference:.1e}, more than {atol:g}"
         )
