@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import onnxruntime
+    import torch
     from numpy.typing import NDArray
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
@@ -117,6 +118,24 @@ def allow_tf32(enabled: bool) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = enabled
     torch.backends.cudnn.allow_tf32 = enabled
+
+
+def make_deterministic() -> None:
+    """Let PyTorch's CUDA kernels give the same result each time, for a seed to mean something.
+
+    A setting of the whole process; without a GPU it has no effect.
+    """
+    import torch
+
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def free_gpu_memory(device: "torch.device") -> int:
+    """Return how many bytes of a CUDA device's memory are free."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _torch_problem() -> tuple[str | None, str]:
