@@ -235,3 +235,15 @@ def test_training_features_are_fp16_and_others_fp32_on_the_gpu(
     assert (train_precision, val_precision) == ("fp16", "fp32")
     assert 0 < train_error < 0.02
     assert val_error < 1e-5
+
+
+def test_memory_that_pytorch_holds_counts_as_free():
+    import torch
+
+    from tltools.runtime.device import free_gpu_memory
+
+    device = torch.device("cuda")
+    held = torch.empty(2**28, dtype=torch.uint8, device=device)
+    used = free_gpu_memory(device)
+    del held  # torch keeps it
+    assert free_gpu_memory(device) - used == pytest.approx(2**28, rel=0.1)

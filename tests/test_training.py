@@ -184,6 +184,14 @@ def test_images_in_a_file_give_the_same_weights(dataset, tmp_path, monkeypatch, 
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_gpu_would_compute_in_strict_fp32_and_repeat_itself(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    train(dataset, tmp_path, epochs=1)
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_augmentation_changes_the_training_and_repeats(dataset, tmp_path):
     plain = train(dataset, tmp_path)
     first = train(dataset, tmp_path, augment=True)

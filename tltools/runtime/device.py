@@ -132,10 +132,14 @@ def make_deterministic() -> None:
 
 
 def free_gpu_memory(device: "torch.device") -> int:
-    """Return how many bytes of a CUDA device's memory are free."""
+    """Return how many bytes of a CUDA device's memory PyTorch can still use.
+
+    That is what the driver has free, and what PyTorch holds for later without using it.
+    """
     import torch
 
-    return torch.cuda.mem_get_info(device)[0]
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def _torch_problem() -> tuple[str | None, str]:
