@@ -5,9 +5,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from tltools.errors import ConfigError
+from tltools.training import fit
 from tltools.training.config import TrainConfig, default_config
+from tltools.training.features import choose_precision
 from tltools.training.fit import Trainer, predict_source
-from tltools.training.train import FeatureSource, _fold_scaling
+from tltools.training.sources import Source
+from tltools.training.train import _fold_scaling
 
 CPU = torch.device("cpu")
 
@@ -17,7 +20,7 @@ def blobs(num, *, seed=0, batch_size=16):
     generator = torch.Generator().manual_seed(seed)
     target = torch.arange(num) % 2
     features = torch.randn(num, 4, generator=generator) + target[:, None] * 6 - 3
-    return FeatureSource(features, target, batch_size)
+    return Source(features, target, batch_size)
 
 
 def make_trainer(**changes):
@@ -66,9 +69,34 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
         assert torch.equal(tensor, resumed.chosen_state()[name]), name
 
 
+@pytest.mark.parametrize(
+    ("every_s", "expected"),
+    [pytest.param(float("inf"), [50], id="once"), pytest.param(0, [16, 16, 16, 2], id="steps")],
+)
+def test_the_loss_is_read_now_and_then_and_at_the_end(monkeypatch, every_s, expected):
+    monkeypatch.setattr(fit, "REPORT_EVERY_S", every_s)
+    trainer = make_trainer()
+    reports = list(trainer.run_epoch())
+    assert [done for done, _ in reports] == expected
+    assert reports[-1][1] == pytest.approx(trainer.stats.train_loss)
+
+
+def test_an_optimizer_is_fused_as_its_device_needs_and_not_as_it_was_saved():
+    trainer = make_trainer()
+    run(trainer, 1)
+    state = trainer.state_dict()
+    state["optimizer"]["param_groups"][0]["fused"] = True  # as saved on a GPU
+    resumed = make_trainer()
+    resumed.load_state_dict(state)
+    assert resumed.optimizer.param_groups[0]["fused"] is None
+    run(trainer, 1)
+    run(resumed, 1)
+    assert torch.equal(trainer.model.weight, resumed.model.weight)
+
+
 def test_a_short_last_batch_counts_by_its_size():
     trainer = make_trainer(lr=1e-12, batch_size=16)  # 50 samples: batches of 16, 16, 16 and 2
-    expected = predict_source(trainer.model, trainer.train, device=CPU)
+    expected = predict_source(trainer.model, trainer.train)
     loss = F.cross_entropy(*expected).item()
     accuracy = (expected[0].argmax(1) == expected[1]).double().mean().item()
     stats = run(trainer, 1)[0]
@@ -79,8 +107,8 @@ def test_a_short_last_batch_counts_by_its_size():
 def test_validation_runs_in_eval_mode():
     trainer = make_trainer()
     trainer.model = nn.Sequential(nn.Dropout(0.9), trainer.model)
-    first = predict_source(trainer.model, trainer.val, device=CPU)[0]
-    assert torch.equal(first, predict_source(trainer.model, trainer.val, device=CPU)[0])
+    first = predict_source(trainer.model, trainer.val)[0]
+    assert torch.equal(first, predict_source(trainer.model, trainer.val)[0])
 
 
 def test_the_kept_weights_are_those_of_the_lowest_validation_loss():
@@ -151,6 +179,39 @@ def test_scaling_folds_into_the_head():
 def test_unusable_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         default_config("cnn", **changes)
+
+
+@pytest.mark.parametrize(
+    ("requested", "on_gpu", "on_cluster", "expected"),
+    [
+        ("auto", False, False, "int8"),
+        ("auto", True, False, "fp16"),
+        ("auto", False, True, "int8"),
+        ("auto", True, True, "fp32"),
+        ("fp32", True, False, "fp32"),
+        ("fp32", False, False, "fp32"),
+        ("fp16", True, False, "fp16"),
+        ("int8", False, False, "int8"),
+        ("int8", True, True, "int8"),
+    ],
+)
+def test_training_features_have_the_precision_that_suits_the_device(
+    requested, on_gpu, on_cluster, expected
+):
+    assert choose_precision(requested, on_gpu=on_gpu, on_cluster=on_cluster) == expected
+
+
+@pytest.mark.parametrize(
+    ("requested", "on_gpu", "on_cluster", "message"),
+    [
+        ("fp16", False, False, "fp16 needs a GPU of this machine; use int8 or fp32 on the CPU"),
+        ("fp16", True, True, "fp16 needs a GPU .* on a cluster"),
+        ("int8", True, False, "int8 is for the CPU; use fp16 or fp32 on a GPU"),
+    ],
+)
+def test_a_precision_that_the_device_lacks_is_refused(requested, on_gpu, on_cluster, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_precision(requested, on_gpu=on_gpu, on_cluster=on_cluster)
 
 
 def test_vgg16_cannot_be_augmented():

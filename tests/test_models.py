@@ -8,6 +8,7 @@ from tltools.errors import ModelError
 from tltools.training.config import TrainConfig
 from tltools.training.fit import train_step
 from tltools.training.models import build_cnn, build_vgg16
+from tltools.training.sources import Source
 
 SMALL = Preprocessing(size=32)
 
@@ -94,6 +95,19 @@ def test_a_training_step_runs_on_one_device_and_never_waits_for_it():
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     loss, correct = train_step(model, optimizer, scaler, images, target, class_weights)
     assert loss.device.type == correct.device.type == "meta"
+
+
+def test_batches_are_made_on_one_device_without_waiting_for_it():
+    meta = torch.device("meta")
+    images = torch.empty((10, 32, 32, 3), dtype=torch.uint8, device=meta)
+    source = Source(images, torch.arange(10) % 2, batch_size=4, device=meta)
+    order = torch.randperm(10)
+    for augment in (None, torch.Generator().manual_seed(0)):
+        batches = list(source.batches(order, augment=augment))
+        assert [len(inputs) for inputs, _ in batches] == [4, 4, 2]
+        for inputs, target in batches:
+            assert inputs.device == target.device == meta
+            assert inputs.dtype == torch.uint8
 
 
 def empty_vgg16():

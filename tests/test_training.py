@@ -15,18 +15,34 @@ from safetensors.torch import load_file, save_file
 from tltools.card import Preprocessing
 from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
-from tltools.errors import ArtifactError, ConfigError, DataError, ModelError
+from tltools.errors import ArtifactError, ConfigError, DataError, ModelError, ParityError
 from tltools.evaluate import predict
 from tltools.metrics import softmax
 from tltools.progress import Silent
 from tltools.run_folder import HISTORY, read_predictions
-from tltools.training import default_config, find_resumable, open_run, resume_run, train_model
-from tltools.training.features import FeatureCache, choose_calibration, extract_features
+from tltools.training import (
+    decoded,
+    default_config,
+    find_resumable,
+    open_run,
+    resume_run,
+    train_model,
+)
+from tltools.training import features as features_module
+from tltools.training.features import (
+    FeatureCache,
+    TorchBackbone,
+    check_fp16,
+    choose_calibration,
+    extract_features,
+    gpu_batch_size,
+)
 from tltools.training.models import build_cnn
 from tltools.training.run import STATE, load_card, load_run
 from tltools.training.weights import load_weights
 
 NUM = 24
+SMALL = Preprocessing(size=32)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +163,35 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, t
     assert not torch.equal(weights_of(first)["head.weight"], weights_of(other)["head.weight"])
 
 
+def test_images_are_decoded_once(dataset, tmp_path, monkeypatch):
+    seen = []
+    decode_batches = decoded.decode_batches
+
+    def record(paths, **options):
+        seen.extend(paths)
+        return decode_batches(paths, **options)
+
+    monkeypatch.setattr(decoded, "decode_batches", record)
+    train(dataset, tmp_path, epochs=3)
+    assert sorted(map(str, seen)) == sorted(dataset.frame["path"])
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_in_a_file_give_the_same_weights(dataset, tmp_path, monkeypatch, augment):
+    in_memory = train(dataset, tmp_path, augment=augment)
+    monkeypatch.setattr(decoded, "available_memory", lambda: 0)
+    assert_same_weights(in_memory, train(dataset, tmp_path, augment=augment))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_gpu_would_compute_in_strict_fp32_and_repeat_itself(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    train(dataset, tmp_path, epochs=1)
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_augmentation_changes_the_training_and_repeats(dataset, tmp_path):
     plain = train(dataset, tmp_path)
     first = train(dataset, tmp_path, augment=True)
@@ -171,16 +216,17 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_ends_as_if_nothing_had_happened
         find_resumable(tmp_path / "runs", ["cnn"], epochs=None)
 
 
-def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path):
+@pytest.mark.parametrize("stage", ["Decoding", "Training cnn"])
+def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path, stage):
     class StopsAtOnce(Silent):
         def bar(self, description, total, unit="pictures"):
-            if description.startswith("Training"):
+            if description == stage:
                 raise KeyboardInterrupt
             return super().bar(description, total, unit)
 
     with pytest.raises(KeyboardInterrupt):
         train(dataset, tmp_path, progress=StopsAtOnce())
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert list(tmp_path.glob("*/*")) == []
 
 
 def test_a_killed_run_resumes_from_its_last_epoch(dataset, tmp_path):
@@ -391,6 +437,35 @@ def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch)
     assert re.search(r"% off, more than 0%; trying with (\d+) of \1 layers in float", tries[-1])
 
 
+def test_features_in_fp16_are_near_those_in_fp32():
+    torch.manual_seed(0)
+    model, cpu = build_cnn(2, SMALL), torch.device("cpu")
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    exact = TorchBackbone(model, SMALL, cpu)(images)
+    half = TorchBackbone(model, SMALL, cpu, fp16=True)(images)
+    assert exact.dtype == half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() < 0.01
+    check_fp16(half, exact)
+    with pytest.raises(ParityError, match=r"100.0% off, more than 10%; .*--feature-precision fp32"):
+        check_fp16(0 * half, exact)
+
+
+def test_features_too_large_for_fp16_are_refused():
+    model = build_cnn(2, SMALL)
+    torch.nn.init.constant_(model.backbone[0].weight, 1e7)
+    backbone = TorchBackbone(model, SMALL, torch.device("cpu"), fp16=True)
+    with pytest.raises(ParityError, match=r"too large for fp16; .*--feature-precision fp32"):
+        backbone(np.full((2, 32, 32, 3), 200, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(140e9, 128), (16 * 2**30, 128), (8e9, 32), (1e9, 4), (0, 1)]
+)
+def test_a_small_gpu_gets_smaller_batches(monkeypatch, free, expected):
+    monkeypatch.setattr(features_module, "free_gpu_memory", lambda _: int(free))
+    assert gpu_batch_size(torch.device("meta")) == expected
+
+
 def test_calibration_does_not_depend_on_names_or_order():
     hashes = [f"{number:064x}" for number in range(200)]
     paths = [Path(f"{number}.png") for number in range(200)]
@@ -418,6 +493,7 @@ def test_a_damaged_shard_is_computed_again(tmp_path):
         {"preprocessing": Preprocessing(resize="crop")},
         {"preprocessing": Preprocessing(mean=(0.1, 0.0, 0.0))},
         {"runtime": "torch"},
+        {"precision": "fp16"},
         {"calibration": ["ab" * 32]},
         {"calibration": ["ab" * 32, "cd" * 32]},
     ],

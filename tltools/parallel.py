@@ -14,9 +14,6 @@ Result = TypeVar("Result")
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
-MEMINFO = Path("/proc/meminfo")
-_UNLIMITED = 2**60
-"""Version 1 of cgroups writes a number near 2^63 where there is no limit of memory."""
 
 
 def num_cores() -> int:
@@ -33,27 +30,6 @@ def num_cores() -> int:
     return max(1, min(number, math.ceil(quota))) if math.isfinite(quota) else number
 
 
-def memory_limit() -> int | None:
-    """Return how many bytes this process may take: the machine's, or its control group's if less.
-
-    None where the system does not say.
-    """
-    limits = [limit for limit in _memory_limits() if limit < _UNLIMITED]
-    try:
-        lines = map(str.split, MEMINFO.read_text().splitlines())
-        limits += [int(words[1]) * 1024 for words in lines if words[:1] == ["MemTotal:"]]
-    except (OSError, ValueError, IndexError):
-        limits += _physical_memory()
-    return min(limits, default=None)
-
-
-def _physical_memory() -> list[int]:
-    try:
-        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (AttributeError, OSError, ValueError):
-        return []
-
-
 def _quotas() -> Iterator[float]:
     """Yield the cores that each control group of this process is limited to.
 
@@ -68,14 +44,6 @@ def _quotas() -> Iterator[float]:
 def _v1_quota(folder: Path) -> tuple[str, str]:
     quota, period = (_words(folder / f"cpu.cfs_{name}_us")[0] for name in ("quota", "period"))
     return quota, period
-
-
-def _memory_limits() -> Iterator[int]:
-    for folder in _own_groups("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit, _ = _words(folder / name)
-            if limit.isdigit():
-                yield int(limit)
 
 
 def _own_groups(controller: str) -> Iterator[Path]:

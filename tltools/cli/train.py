@@ -123,10 +123,10 @@ def train(
         ),
     ] = "auto",
     feature_precision: Annotated[
-        Literal["auto", "fp32", "int8"],
+        Literal["auto", "fp32", "fp16", "int8"],
         typer.Option(
-            help="Of the features that VGG16's head learns from; it is judged by fp32 ones. "
-            "auto: int8 on the CPU.",
+            help="Precision of the features used to train VGG16's head; evaluation always uses "
+            "fp32. auto: int8 on the CPU, fp16 on a GPU.",
             rich_help_panel=VGG16,
         ),
     ] = "auto",
@@ -178,9 +178,9 @@ def train(
     cache_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Where VGG16's features are kept.",
+            help="Folder for VGG16's features, and for decoded images that do not fit in memory.",
             show_default="user cache",
-            rich_help_panel=VGG16,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     log: Annotated[

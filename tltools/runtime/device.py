@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import onnxruntime
+    import torch
 
 Device: TypeAlias = str
 """What a user may ask for: a `Kind`, or the GPUs to take as `cuda:1` or `cuda:0,cuda:1`, likewise
@@ -256,6 +257,28 @@ def allow_tf32(enabled: bool) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = enabled
     torch.backends.cudnn.allow_tf32 = enabled
+
+
+def make_deterministic() -> None:
+    """Let PyTorch's CUDA kernels give the same result each time, for a seed to mean something.
+
+    A setting of the whole process; without a GPU it has no effect.
+    """
+    import torch
+
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def free_gpu_memory(device: "torch.device") -> int:
+    """Return how many bytes of a CUDA device's memory PyTorch can still use.
+
+    That is what the driver has free, and what PyTorch holds for later without using it.
+    """
+    import torch
+
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def _torch_problem() -> tuple[str | None, str]:

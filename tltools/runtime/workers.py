@@ -21,7 +21,7 @@ from mmap import mmap
 from typing import Any, Protocol, Self
 
 from tltools.errors import TltoolsError
-from tltools.parallel import memory_limit
+from tltools.memory import UNKNOWN, available_memory
 from tltools.processes import (
     HAS_FORK_SERVER,
     Channel,
@@ -634,10 +634,8 @@ class Crew:
 
 def share_of_memory(num_workers: int) -> int | None:
     """Return how many bytes each worker may take for an item; None where that is unknown."""
-    total = memory_limit()
-    if total is None:
-        return None
-    return max(MIN_SHARE, int(total * (1 - RESERVE) / num_workers))
+    left = available_memory()
+    return None if left == UNKNOWN else max(MIN_SHARE, int(left * (1 - RESERVE) / num_workers))
 
 
 def default_launcher() -> Launcher:

@@ -1,8 +1,9 @@
 """The frozen backbone's features: computed once per picture, kept on disk.
 
 On the CPU, and on a cluster, they are computed by onnxruntime, like everything that is
-classified, for training pictures with an int8 copy of the backbone. What a head is judged by, its
-validation and test pictures, gets fp32 features, which are those of the exported model.
+classified, for training images with an int8 copy of the backbone. On a GPU they are computed by
+PyTorch, for training images in fp16. What a head is judged by, its validation and test images,
+gets fp32 features, which are those of the exported model.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing
-from tltools.errors import ParityError, TltoolsError
+from tltools.errors import ConfigError, ParityError, TltoolsError
 from tltools.graphs.onnx_file import write_module
 from tltools.graphs.precision import quantize_until
 from tltools.parallel import num_cores
@@ -36,11 +38,18 @@ from tltools.runtime.backbone import (
     load_few,
     open_shared,
 )
+from tltools.runtime.device import allow_tf32, free_gpu_memory
 from tltools.runtime.pipeline import Model, decode_batches, readable
+from tltools.training.config import FeaturePrecision
 from tltools.training.models import Classifier
 
 BATCH_SIZE = 16
-"""Pictures per forward pass; larger ones are no faster on a CPU (benchmarks/LOG.md)."""
+"""Images per forward pass; larger ones are no faster on a CPU (benchmarks/LOG.md)."""
+GPU_BATCH_SIZE = 128
+"""Images per forward pass on a GPU, if `GPU_IMAGE_BYTES` for each fit into half of its memory."""
+GPU_IMAGE_BYTES = 64 * 2**20
+"""What an image in a batch may take: VGG16 has two maps of 13 MB each at a time in fp32, and cuDNN
+needs room to work."""
 CALIBRATION_IMAGES = 64
 """Training pictures that int8's ranges are taken from (benchmarks/LOG.md)."""
 CHECK_IMAGES = 16
@@ -50,8 +59,38 @@ PROBE_IMAGES = 2
 """Pictures that each actor's features are compared with this machine's on."""
 SHARD_SIZE = 512
 """Pictures per file of the cache: what an interrupted extraction loses at most."""
+_REMEDY_FP32 = "use --feature-precision fp32"
 _DECODING = 1
 """Part of the key; goes up when `load_image` changes the pixels that it returns."""
+
+
+Precision = Literal["fp32", "fp16", "int8"]
+"""In which features are computed; they are kept as float32."""
+
+
+def choose_precision(requested: FeaturePrecision, *, on_gpu: bool, on_cluster: bool) -> Precision:
+    """Choose the precision of the features that a head is trained on.
+
+    `auto` is fp16 on a GPU and int8 on the CPU. A cluster, which computes int8 on CPUs and fp32 on
+    GPUs, gets the one that suits this machine.
+
+    Raises:
+        ConfigError: If what is to compute the features has no such precision.
+    """
+    if requested == "auto":
+        if not on_gpu:
+            return "int8"
+        return "fp32" if on_cluster else "fp16"
+    if requested == "fp16" and (on_cluster or not on_gpu):
+        where = "on a cluster" if on_cluster else "on the CPU"
+        raise ConfigError(
+            f"--feature-precision fp16 needs a GPU of this machine; use int8 or fp32 {where}"
+        )
+    if requested == "int8" and on_gpu and not on_cluster:
+        raise ConfigError(
+            "--feature-precision int8 is for the CPU; use fp16 or fp32 on a GPU, or --device cpu"
+        )
+    return requested
 
 
 def default_cache_dir() -> Path:
@@ -74,6 +113,7 @@ class FeatureCache:
         head: str,
         preprocessing: Preprocessing,
         runtime: str = "onnxruntime",
+        precision: "Precision" = "fp32",
         calibration: Sequence[str] = (),
     ) -> None:
         """Open or make the cache.
@@ -84,9 +124,11 @@ class FeatureCache:
             head: `last-layer` or `pooled`: where the features are taken.
             preprocessing: What the pictures go through before the backbone.
             runtime: What computes them.
-            calibration: SHA-256 of the pictures that an int8 backbone is calibrated on; none: fp32.
+            precision: In which they are computed.
+            calibration: SHA-256 of the images that an int8 backbone is calibrated on.
         """
-        parts = [weights_sha256, head, repr(preprocessing), str(_DECODING), runtime, *calibration]
+        parts = [weights_sha256, head, repr(preprocessing), str(_DECODING), runtime, precision]
+        parts += calibration
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         self.folder = folder / key[:16]
         self.backbone = self.folder / "backbone.onnx"
@@ -142,6 +184,7 @@ def extract_features(
     preprocessing: Preprocessing,
     cache: FeatureCache,
     device: torch.device,
+    precision: Precision = "fp32",
     calibration: Sequence[Path] = (),
     remote: RemotePictures | None = None,
     progress: Progress = SILENT,
@@ -153,10 +196,12 @@ def extract_features(
         paths: The pictures.
         hashes: SHA-256 of each picture's bytes, hexadecimal.
         preprocessing: Size and resize rule.
-        cache: Where features come from and go to; made for the same device and calibration.
+        cache: Where features come from and go to; made for the same device, precision and
+            calibration.
         device: Where the backbone runs: on the CPU in onnxruntime, on a GPU in PyTorch.
-        calibration: Pictures to make an int8 copy of the backbone with, which is faster on the
-            CPU; none: fp32.
+        precision: See `choose_precision`.
+        calibration: Images to make an int8 copy of the backbone with, which is faster on the CPU;
+            none for other precisions.
         remote: A cluster whose actors compute the features, in onnxruntime: int8 ones on CPUs,
             fp32 ones on its GPUs if it has some. It is not joined where there is nothing to do.
         progress: Shows the extraction.
@@ -166,8 +211,8 @@ def extract_features(
 
     Raises:
         DataError: If a picture cannot be read.
-        ParityError: If int8 features are too far from fp32 ones on this processor, or an actor's
-            features from this machine's.
+        ParityError: If int8 or fp16 features are too far from fp32 ones on this device, or an
+            actor's features from this machine's.
         TltoolsError: If the cluster cannot be reached, or gives up.
     """
     known = cache.load()
@@ -177,7 +222,9 @@ def extract_features(
     if missing:
         files = [_File(path, sha) for sha, path in missing.items()]
         with closing(
-            _results(model, files, preprocessing, cache, device, calibration, remote, progress)
+            _results(
+                model, files, preprocessing, cache, device, precision, calibration, remote, progress
+            )
         ) as results:
             for shard, features in _in_shards(results, len(files), progress):
                 cache.add(shard, features)
@@ -185,25 +232,61 @@ def extract_features(
     return np.stack([known[sha] for sha in hashes])
 
 
-class _TorchBackbone:
+class TorchBackbone:
     """The backbone in PyTorch, on a GPU."""
 
     def __init__(
-        self, model: Classifier, preprocessing: Preprocessing, device: torch.device
+        self,
+        model: Classifier,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        *,
+        fp16: bool = False,
     ) -> None:
+        """Move the model to the device; `fp16` computes with autocast, otherwise in full fp32."""
+        allow_tf32(False)
         self._model = model.to(device).to(memory_format=torch.channels_last).eval()
         self._preprocessing = preprocessing
+        self._device = device
+        self._fp16 = fp16
         self.device = device.type
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to features, (N, F)."""
-        with torch.inference_mode():
-            on_device = torch.from_numpy(images).to(self.device)
-            return self._model.features(on_device).float().cpu().numpy()
+        """Map images, uint8 (N, H, W, 3), to features, float32 (N, F).
+
+        Raises:
+            ParityError: If a value is too large for fp16.
+        """
+        with torch.inference_mode(), torch.autocast(self.device, torch.float16, self._fp16):
+            on_device = torch.from_numpy(images).to(self._device, non_blocking=True)
+            features = self._model.features(on_device).float().cpu().numpy()
+        if self._fp16 and not np.isfinite(features).all():
+            raise ParityError(f"features are too large for fp16; {_REMEDY_FP32}")
+        return features
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3)."""
-        return np.empty(self._preprocessing.shape(num_images), dtype=np.uint8)
+        """Allocate images, (N, H, W, 3), in memory that the GPU reads by itself."""
+        shape = self._preprocessing.shape(num_images)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def gpu_batch_size(device: torch.device) -> int:
+    """Return how many images a GPU takes at once: fewer than `GPU_BATCH_SIZE` if it is small."""
+    room = free_gpu_memory(device) // (2 * GPU_IMAGE_BYTES)
+    return min(GPU_BATCH_SIZE, 2 ** max(0, room.bit_length() - 1))
+
+
+def check_fp16(features: NDArray[np.float32], right: NDArray[np.float32]) -> None:
+    """Compare features in fp16 with those in fp32, both float32 (N, F).
+
+    Raises:
+        ParityError: If they are further off than `MAX_FEATURE_ERROR`.
+    """
+    error = feature_error(features, right)
+    if not error <= MAX_FEATURE_ERROR:
+        raise ParityError(
+            f"fp16 features are {error:.1%} off, more than {MAX_FEATURE_ERROR:.0%}; {_REMEDY_FP32}"
+        )
 
 
 class _Features(torch.nn.Module):
@@ -275,18 +358,26 @@ def _results(
     preprocessing: Preprocessing,
     cache: FeatureCache,
     device: torch.device,
+    precision: Precision,
     calibration: Sequence[Path],
     remote: RemotePictures | None,
     progress: Progress,
 ) -> _Results:
     """Prepare the backbone; return what computes features with it, here or on a cluster."""
     if remote is None and device.type != "cpu":
-        return _computed_here(_TorchBackbone(model, preprocessing, device), files, preprocessing)
+        exact = TorchBackbone(model, preprocessing, device)
+        batch_size = gpu_batch_size(device)
+        if precision != "fp16":
+            return _computed_here(exact, files, preprocessing, batch_size)
+        half = TorchBackbone(model, preprocessing, device, fp16=True)
+        few = load_few([file.path for file in files[:CHECK_IMAGES]], preprocessing)
+        check_fp16(half(few), exact(few))
+        return _computed_here(half, files, preprocessing, batch_size)
     with _backbone_file(model, preprocessing, cache, calibration, progress) as path:
         backbone = OnnxBackbone(path, preprocessing)
         data = b"" if remote is None else path.read_bytes()
     if remote is None:
-        return _computed_here(backbone, files, preprocessing)
+        return _computed_here(backbone, files, preprocessing, BATCH_SIZE)
     few = load_few([file.path for file in files[:PROBE_IMAGES]], preprocessing)
     outputs = remote.outputs(
         [file.path for file in files],
@@ -308,9 +399,9 @@ def _computed_there(
 
 
 def _computed_here(
-    backbone: Model, files: Sequence[_File], preprocessing: Preprocessing
+    backbone: Model, files: Sequence[_File], preprocessing: Preprocessing, batch_size: int
 ) -> _Results:
-    plan = Plan("ahead", num_cores(), BATCH_SIZE)
+    plan = Plan("ahead", num_cores(), batch_size)
     results = run_pictures(backbone, files, preprocessing=preprocessing, plan=plan, finish=readable)
     with closing(results):
         for outputs in results:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tltools.training.config import TrainConfig
+from tltools.training.sources import Source
 
-
-class Source(Protocol):
-    """Where the loop gets its batches; inputs are uint8 pictures or float32 features."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs (N, …) and targets, int64 (N,), for the samples in `order`, int64."""
-        ...
+REPORT_EVERY_S = 0.5
+"""How often the loss is read at most while an epoch runs: reading it makes a GPU wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +71,15 @@ def train_step(
 
 
 @torch.inference_mode()
-def predict_source(model: nn.Module, source: Source, *, device: torch.device) -> tuple[Tensor, ...]:
-    """Run a model in eval mode over a source, in order.
+def predict_source(model: nn.Module, source: Source) -> tuple[Tensor, Tensor]:
+    """Run a model in eval mode over a source, in order, on the source's device.
 
     Returns:
         Logits, float32 (N, C), and targets, int64 (N,), on the CPU.
     """
     model.eval()
-    logits, targets = [], []
-    for inputs, target in source.batches(torch.arange(len(source))):
-        logits.append(model(inputs.to(device)).float().cpu())
-        targets.append(target)
-    return torch.cat(logits), torch.cat(targets)
+    logits = [model(inputs) for inputs, _ in source.batches(torch.arange(len(source)))]
+    return torch.cat(logits).float().cpu(), source.targets
 
 
 class Trainer:
@@ -131,7 +120,13 @@ class Trainer:
         self._epoch_end: dict[str, Any] = {}
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The article's optimizer. Its L2 penalty served better than AdamW's (benchmarks/LOG.md).
-        self.optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay)
+        # On a GPU the fused one: with mixed precision, others wait for the device at each step.
+        self.optimizer = torch.optim.Adam(
+            trainable,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=device.type != "cpu" or None,
+        )
         amp = config.precision == "amp" or (config.precision == "auto" and device.type != "cpu")
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp)
         self.class_weights: Tensor | None = None
@@ -153,34 +148,34 @@ class Trainer:
         return max(1, round(len(self.train) / self.config.batch_size))
 
     def run_epoch(self) -> Iterator[tuple[int, float]]:
-        """Train one epoch, yielding (samples done, mean loss so far) after each step.
+        """Train one epoch, yielding (samples done since the last time, mean loss so far).
 
-        The validation follows the last step; call `stats` then.
+        That happens every `REPORT_EVERY_S` and after the last step; the steps between do not wait
+        for a GPU. The validation follows the last step; call `stats` then.
         """
         config = self.config
-        start = time.perf_counter()
+        start = reported = time.perf_counter()
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.train), generator=generator)
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        num_seen = 0
+        num_seen = num_reported = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed * 1_000_003 + self.epoch)
-            for inputs, target in self.train.batches(order, augment=config.augment):
+            augment = generator if config.augment else None
+            for inputs, target in self.train.batches(order, augment=augment):
                 loss, correct = train_step(
-                    self.model,
-                    self.optimizer,
-                    self.scaler,
-                    inputs.to(self.device),
-                    target.to(self.device),
-                    self.class_weights,
+                    self.model, self.optimizer, self.scaler, inputs, target, self.class_weights
                 )
                 loss_sum += loss
                 num_correct += correct
                 num_seen += len(target)
-                yield len(target), loss_sum.item() / num_seen
-        logits, target = predict_source(self.model, self.val, device=self.device)
+                late = time.perf_counter() - reported >= REPORT_EVERY_S
+                if late or num_seen == len(order):
+                    yield num_seen - num_reported, loss_sum.item() / num_seen
+                    reported, num_reported = time.perf_counter(), num_seen
+        logits, target = predict_source(self.model, self.val)
         self.epoch += 1
         self.stats = EpochStats(
             epoch=self.epoch,
@@ -230,8 +225,17 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(_for_this_device(state["optimizer"], self.optimizer))
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]
         self._epoch_end = copy.deepcopy(state)
+
+
+def _for_this_device(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state that is fused as `optimizer` is, wherever it was saved."""
+    groups = [
+        {**group, "fused": ours["fused"]}
+        for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**saved, "param_groups": groups}

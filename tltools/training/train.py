@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from tltools.calibration import fit_temperature
 from tltools.card import Card, Confidence, DataFacts, Preprocessing, Score, Weights
@@ -24,19 +23,22 @@ from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
 from tltools.run_folder import RunPredictions, write_predictions
 from tltools.runtime.actors import RemotePictures
-from tltools.runtime.device import Device, torch_device
-from tltools.runtime.pipeline import decode_batches
+from tltools.runtime.device import Device, allow_tf32, make_deterministic, torch_device
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig
+from tltools.training.decoded import decode_once, fits_on_gpu
 from tltools.training.features import (
     FeatureCache,
+    Precision,
     choose_calibration,
+    choose_precision,
     default_cache_dir,
     extract_features,
 )
-from tltools.training.fit import EpochStats, Source, Trainer, predict_source
+from tltools.training.fit import EpochStats, Trainer, predict_source
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.models import Classifier, build_cnn, build_vgg16
+from tltools.training.sources import Source
 from tltools.training.weights import PretrainedWeights, load_weights
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Extract(Protocol):
     """Computes features, or finds them in the cache."""
 
     def __call__(
-        self, paths: Sequence[Path], hashes: Sequence[str], *, int8: bool
+        self, paths: Sequence[Path], hashes: Sequence[str], precision: Precision
     ) -> "NDArray[np.float32]":
         """Return the features of pictures, float32 (N, F)."""
         ...
@@ -67,63 +69,6 @@ class TrainedRun:
     history: tuple[EpochStats, ...]
     interrupted: bool
     """Ended by Ctrl-C; the run is usable and `--resume` goes on with it."""
-
-
-@dataclass
-class ImageSource:
-    """Pictures, decoded as they are needed."""
-
-    paths: list[Path]
-    targets: Tensor
-    preprocessing: Preprocessing
-    batch_size: int
-
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self.paths)
-
-    def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images, uint8 (N, H, W, 3), and targets, int64 (N,)."""
-        images = decode_batches(
-            [self.paths[index] for index in order],
-            preprocessing=self.preprocessing,
-            batch_size=self.batch_size,
-        )
-        for batch, indices in zip(images, order.split(self.batch_size), strict=True):
-            inputs = torch.from_numpy(batch)
-            yield (_augmented(inputs) if augment else inputs), self.targets[indices]
-
-
-def _augmented(images: Tensor) -> Tensor:
-    """Return each picture flipped, cropped and recoloured by chance, uint8 (N, H, W, 3)."""
-    size = images.shape[1]
-    change = v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
-    )
-    changed = [change(image) for image in images.permute(0, 3, 1, 2)]  # each by its own chance
-    return torch.stack(changed).permute(0, 2, 3, 1)
-
-
-@dataclass
-class FeatureSource:
-    """Features of the frozen backbone, in memory."""
-
-    features: Tensor
-    targets: Tensor
-    batch_size: int
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.features)
-
-    def batches(self, order: Tensor, *, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
-        """Yield features, float32 (N, F), and targets, int64 (N,)."""
-        for indices in order.split(self.batch_size):
-            yield self.features[indices], self.targets[indices]
 
 
 @dataclass
@@ -169,7 +114,8 @@ def train_model(
         normalization: See `load_weights`.
         device: `auto`, `cpu` or `cuda`.
         run_dir: Where the run folder is made.
-        cache_dir: Where features are kept; None for the user's cache folder.
+        cache_dir: Where features are kept, and decoded images that do not fit in memory; None for
+            the user's cache folder.
         logs: Experiment logs to write: `tensorboard`, `mlflow`.
         remote: A cluster that computes VGG16's features.
         progress: Shows epochs and losses.
@@ -313,29 +259,42 @@ def _prepare(
     if config.precision == "amp" and choice.device == "cpu":
         raise ConfigError("--precision amp needs a GPU; use --precision fp32 on the CPU")
     chosen = torch.device(choice.device)
+    allow_tf32(False)  # a run is judged by what its exports compute, in full fp32
+    make_deterministic()
+    cache_dir = cache_dir or default_cache_dir()
     if weights is None:
         if remote is not None:
             progress.say("The cnn has no features for Ray to compute; it is trained here")
-        return _prepare_cnn(dataset, config, chosen)
+        return _prepare_cnn(dataset, config, chosen, cache_dir, progress)
     pretrained = load_weights(weights, normalization=normalization)
-    return _prepare_vgg16(
-        dataset, config, pretrained, chosen, cache_dir or default_cache_dir(), remote, progress
-    )
+    return _prepare_vgg16(dataset, config, pretrained, chosen, cache_dir, remote, progress)
 
 
-def _prepare_cnn(dataset: Dataset, config: TrainConfig, device: torch.device) -> _Job:
+def _prepare_cnn(
+    dataset: Dataset,
+    config: TrainConfig,
+    device: torch.device,
+    cache_dir: Path,
+    progress: Progress,
+) -> _Job:
     preprocessing = Preprocessing(resize=config.resize)  # 0-1 pixels, as in the article
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_cnn(len(dataset.classes), preprocessing)
-    sources: dict[str, Source] = {
-        split: ImageSource(
-            [Path(path) for path in dataset.part(split)["path"]],
-            torch.from_numpy(dataset.targets(split)),
-            preprocessing,
-            config.batch_size,
-        )
-        for split in _splits(dataset)
+    paths = {
+        split: [Path(path) for path in dataset.part(split)["path"]] for split in _splits(dataset)
+    }
+    images = decode_once(
+        [path for part in paths.values() for path in part],
+        preprocessing,
+        device=device,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    parts = images.split([len(part) for part in paths.values()])
+    sources = {
+        split: Source(samples, torch.from_numpy(dataset.targets(split)), config.batch_size, device)
+        for split, samples in zip(paths, parts, strict=True)
     }
     facts = Weights(source="random")
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -362,15 +321,16 @@ def _prepare_vgg16(
     progress.say(f"VGG16: weights {pretrained.facts.source}, head {head}")
 
     def extract(
-        paths: Sequence[Path], hashes: Sequence[str], *, int8: bool
+        paths: Sequence[Path], hashes: Sequence[str], precision: Precision
     ) -> "NDArray[np.float32]":
-        calibration = choose_calibration(paths, hashes) if int8 else {}
+        calibration = choose_calibration(paths, hashes) if precision == "int8" else {}
         cache = FeatureCache(
             cache_dir,
             weights_sha256=pretrained.facts.sha256,
             head=head,
             preprocessing=preprocessing,
             runtime="torch" if remote is None and device.type != "cpu" else "onnxruntime",
+            precision=precision,
             calibration=list(calibration),
         )
         return extract_features(
@@ -380,15 +340,17 @@ def _prepare_vgg16(
             preprocessing=preprocessing,
             cache=cache,
             device=device,
+            precision=precision,
             calibration=list(calibration.values()),
             remote=remote,
             progress=progress,
         )
 
-    by_device = "int8" if device.type == "cpu" else "fp32"
-    precision = by_device if config.feature_precision == "auto" else config.feature_precision
+    precision = choose_precision(
+        config.feature_precision, on_gpu=device.type != "cpu", on_cluster=remote is not None
+    )
     with remote or nullcontext():  # the epochs need no cluster
-        features = _features(dataset, extract, int8=precision == "int8")
+        features = _features(dataset, extract, precision)
     splits = dataset.frame["split"].to_numpy()
     scaling = None
     if config.standardize:
@@ -398,11 +360,14 @@ def _prepare_vgg16(
         std = trained_on.std(dim=0, correction=0).clamp(min=max(floor, 1e-12))
         scaling = trained_on.mean(dim=0), std
         features = (features - scaling[0]) / scaling[1]
-    sources: dict[str, Source] = {
-        split: FeatureSource(
-            features[torch.from_numpy(splits == split)],
+    if fits_on_gpu(features.nbytes, device):
+        features = features.to(device)
+    sources = {
+        split: Source(
+            features[torch.from_numpy(splits == split).to(features.device)],
             torch.from_numpy(dataset.targets(split)),
             config.batch_size,
+            device,
         )
         for split in _splits(dataset)
     }
@@ -412,19 +377,20 @@ def _prepare_vgg16(
     )
 
 
-def _features(dataset: Dataset, extract: "Extract", *, int8: bool) -> Tensor:
-    """Return the frozen features of all pictures, float32 (N, F), in the frame's order.
+def _features(dataset: Dataset, extract: "Extract", precision: Precision) -> Tensor:
+    """Return the frozen features of all images, float32 (N, F), in the frame's order.
 
-    Those of the training split may be int8's; what the head is judged by is always fp32.
+    `precision` is the training split's; what the head is judged by is always fp32.
     """
     rows = dataset.frame.reset_index(drop=True)
     parts: list[NDArray[np.float32]] = []
     order: list[int] = []
     in_train = rows["split"] == "train"
-    for part, reduced in ((rows[in_train], int8), (rows[~in_train], False)):
+    precisions: tuple[Precision, Precision] = (precision, "fp32")
+    for part, computed_in in zip((rows[in_train], rows[~in_train]), precisions, strict=True):
         if len(part):
             paths = [Path(path) for path in part["path"]]
-            parts.append(extract(paths, list(part["sha256"]), int8=reduced))
+            parts.append(extract(paths, list(part["sha256"]), computed_in))
             order += list(part.index)
     features = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
     features[order] = np.concatenate(parts)
@@ -517,7 +483,7 @@ def _finish(
     outputs: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     with progress.bar("Scoring", sum(map(len, job.sources.values()))) as bar:
         for split, source in job.sources.items():
-            logits, target = predict_source(job.trained, source, device=job.device)
+            logits, target = predict_source(job.trained, source)
             preds = logits.argmax(dim=1).numpy()
             metrics[split] = score(preds, target.numpy())
             bar.advance(len(source))

@@ -1,0 +1,141 @@
+"""Images that are decoded once: where they are kept, and that nothing is left behind."""
+
+import resource
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import Recorder
+from PIL import Image
+
+from tltools.card import Preprocessing
+from tltools.data.images import load_image
+from tltools.errors import DataError, TltoolsError
+from tltools.progress import Silent
+from tltools.training import decoded
+from tltools.training.decoded import decode_once
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+SPEC = Preprocessing(size=16)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(10):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def cache_dir(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Memory for less than the images of `paths`, at the share that they may take."""
+    monkeypatch.setattr(decoded, "available_memory", lambda: 2 * 10 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr(decoded, "DECODE_BATCH", 4)
+
+
+def expected(paths):
+    return np.stack([load_image(path, size=16, resize="squash") for path in paths])
+
+
+def deleted_files(folder: Path) -> list[str]:
+    """Return what this process holds open or mapped in `folder` without a name."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    names = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [line for line in (*names, *maps) if str(folder) in line]
+
+
+def test_images_are_kept_in_memory_where_they_fit(paths, cache_dir):
+    progress = Recorder()
+    images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=progress)
+    np.testing.assert_array_equal(images.numpy(), expected(paths))
+    assert progress.bars == ["Decoding"]
+    assert progress.said == ["10 decoded images take 0 MB in memory"]
+    assert not cache_dir.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_other_images_are_mapped_from_a_file_that_leaves_nothing(paths, cache_dir, little_memory):
+    progress = Recorder()
+    images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=progress)
+    np.testing.assert_array_equal(images.numpy(), expected(paths))
+    assert f"in a temporary file in {cache_dir}" in progress.said[0]
+    assert list(cache_dir.iterdir()) == []
+    assert deleted_files(cache_dir), "the images must be in a file"
+    del images
+    assert deleted_files(cache_dir) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_while_decoding_into_a_file_leaves_nothing(paths, cache_dir, little_memory):
+    class StopsAtOnce(Silent):
+        def bar(self, description, total, unit="pictures"):
+            class Bar:
+                def __enter__(self):
+                    return self
+
+                def __exit__(self, *_):
+                    return None
+
+                def advance(self, amount=1, note=""):
+                    raise KeyboardInterrupt
+
+            return Bar()
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=StopsAtOnce())
+    assert list(cache_dir.iterdir()) == []
+    assert deleted_files(cache_dir) == []
+
+
+def test_room_is_looked_for_before_decoding(paths, cache_dir, little_memory, monkeypatch):
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000))
+    monkeypatch.setattr(decoded, "decode_batches", None)
+    with pytest.raises(TltoolsError, match=r"need 0.0 GB.*cache has 0.0 GB free; .*--cache-dir"):
+        decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+
+
+def test_a_full_disk_is_one_line_with_the_remedy(paths, cache_dir, little_memory):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(TltoolsError, match=r"cache is full; choose .* --cache-dir"):
+            decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_line(paths, cache_dir, little_memory):
+    cache_dir.write_text("a file")
+    with pytest.raises(TltoolsError, match=r"cannot keep decoded images in .*--cache-dir"):
+        decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+
+
+def test_an_image_that_cannot_be_read_is_named(paths, cache_dir, little_memory):
+    paths[6].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"6\.png"):
+        decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+    assert list(cache_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("free", "place"), [(4 * 10 * 16 * 16 * 3, "meta"), (4 * 10 * 16 * 16 * 3 - 1, "cpu")]
+)
+def test_images_are_kept_on_the_gpu_where_they_take_a_quarter_of_it(
+    paths, cache_dir, monkeypatch, free, place
+):
+    monkeypatch.setattr(decoded, "free_gpu_memory", lambda _: free)
+    images = decode_once(paths, SPEC, device=META, cache_dir=cache_dir)
+    assert (images.device.type, images.shape) == (place, (10, 16, 16, 3))

@@ -1,0 +1,118 @@
+"""Random flips, crops and color changes: drawn on the CPU, applied to whole batches anywhere.
+
+The distribution is that of torchvision's `RandomHorizontalFlip()`, `RandomResizedCrop(size,
+scale=(0.6, 1.0))` and `ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)`, in this order.
+Each image has random numbers of its own. Unlike torchvision, which rounds to bytes after each
+operation, the result is rounded once.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AREA = (0.6, 1.0)
+"""Smallest and largest area of a crop, as a share of the image's."""
+ASPECT_RATIO = (3 / 4, 4 / 3)
+"""Smallest and largest width of a crop divided by its height; uniform on a log scale."""
+FACTOR = (0.8, 1.2)
+"""Of brightness, contrast and saturation."""
+LUMA = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue in an image's gray version, as in torchvision."""
+_TRIES = 10
+"""Crops that are drawn for an image; if none of them fits into it, it stays whole."""
+_CPU_CHUNK = 8
+"""Images that the CPU changes at once: few enough to stay in its cache, which is 5 times as fast
+as a batch of 128."""
+
+
+def draw_changes(num_images: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw how each image will change.
+
+    Args:
+        num_images: N.
+        size: Height and width of the images in pixels.
+        generator: On the CPU, so that every device sees the same changes.
+
+    Returns:
+        Float32 (N, 11), on the CPU: 1 for a flip; left, top, width and height of the crop in
+        pixels, in the flipped image; factors of brightness, contrast and saturation; and the
+        order of these three operations, by their numbers from 0.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        numbers = torch.rand((num_images, *shape), generator=generator, dtype=torch.float64)
+        return low + (high - low) * numbers
+
+    flip = uniform(0, 1) < 0.5
+    areas = size**2 * uniform(*AREA, _TRIES)
+    ratios = uniform(math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1]), _TRIES).exp()
+    widths, heights = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
+    fits = (widths <= size) & (heights <= size)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    width, height = (
+        torch.where(fits.any(dim=1), lengths.gather(1, first).squeeze(1), size)
+        for lengths in (widths, heights)
+    )
+    left = (uniform(0, 1) * (size - width + 1)).floor()
+    top = (uniform(0, 1) * (size - height + 1)).floor()
+    where = torch.stack([flip.double(), left, top, width, height], dim=1)
+    order = uniform(0, 1, 3).argsort(dim=1)
+    return torch.cat([where, uniform(*FACTOR, 3), order.double()], dim=1).float()
+
+
+def apply_changes(images: Tensor, changes: Tensor) -> Tensor:
+    """Flip, crop and recolor each image.
+
+    Args:
+        images: Uint8 (N, S, S, 3), RGB.
+        changes: Float32 (N, 11) of `draw_changes`, on the images' device.
+
+    Returns:
+        Uint8 (N, S, S, 3), on the same device.
+    """
+    chunk = _CPU_CHUNK if images.device.type == "cpu" else len(images)
+    changed = torch.empty_like(images)
+    for out, some, how in zip(
+        changed.split(chunk), images.split(chunk), changes.split(chunk), strict=True
+    ):
+        pixels = _cropped(some.permute(0, 3, 1, 2).float(), how[:, :5])
+        pixels = _recolored(pixels, how[:, 5:8], how[:, 8:])
+        out.copy_(pixels.round_().permute(0, 2, 3, 1))
+    return changed
+
+
+def _cropped(pixels: Tensor, where: Tensor) -> Tensor:
+    """Flip images (N, 3, S, S) and scale a crop of each to their size, bilinearly.
+
+    A crop is never larger than its image, so that no antialiasing is needed.
+    """
+    size = pixels.shape[-1]
+    flip, left, top, width, height = where[:, :, None].unbind(1)  # (N, 1) each
+    centers = torch.arange(size, device=pixels.device) + 0.5
+
+    def sources(start: Tensor, length: Tensor) -> Tensor:
+        """Return where each pixel of an axis comes from, (N, S); nothing outside of the crop."""
+        inside = (centers * (length / size) - 0.5).clamp(min=0)
+        return torch.minimum(inside, length - 1) + start
+
+    x, y = sources(left, width), sources(top, height)
+    x = torch.where(flip > 0, size - 1 - x, x)
+    x, y = ((2 * position + 1) / size - 1 for position in (x, y))  # grid_sample's scale
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _recolored(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Blend images (N, 3, S, S), 0 to 255, with black, their mean gray and their gray versions."""
+    for operation in order.long().split(1, dim=1):  # (N, 1): each image has its own order
+        factor = factors.gather(1, operation)[:, :, None, None]
+        kind = operation[:, :, None, None]
+        red, green, blue = pixels.split(1, dim=1)
+        gray = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+        mean = gray.mean(dim=(2, 3), keepdim=True)
+        # 0 brightness, 1 contrast, 2 saturation
+        other = torch.where(kind == 2, gray, torch.where(kind == 1, mean, 0))
+        pixels = torch.lerp(other, pixels, factor).clamp_(0, 255)
+    return pixels

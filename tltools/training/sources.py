@@ -1,0 +1,59 @@
+"""Where the training loop gets its batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tltools.training.augment import apply_changes, draw_changes
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Source:
+    """Samples of one split, and the device that takes them."""
+
+    samples: Tensor
+    """Uint8 images (N, H, W, 3) or float32 features (N, F); on `device` or on the CPU."""
+    targets: Tensor
+    """Int64 (N,), on the CPU."""
+    batch_size: int
+    device: torch.device = CPU
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.samples)
+
+    def batches(
+        self, order: Tensor, *, augment: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches on the device; a GPU is never waited for.
+
+        Args:
+            order: Indices of the samples, int64 (M,), on the CPU.
+            augment: Draws how images are augmented; None leaves them as they are.
+
+        Yields:
+            Inputs (n, …), of the samples' type, and targets, int64 (n,).
+        """
+        targets = self.targets[order].to(self.device).split(self.batch_size)
+        indices = order.to(self.samples.device).split(self.batch_size)
+        changes = None
+        if augment is not None:
+            drawn = draw_changes(len(order), self.samples.shape[1], augment)
+            changes = drawn.to(self.device).split(self.batch_size)
+        for number, target in enumerate(targets):
+            inputs = self._take(indices[number])
+            yield (inputs if changes is None else apply_changes(inputs, changes[number])), target
+
+    def _take(self, indices: Tensor) -> Tensor:
+        """Return the samples at `indices`, on the device."""
+        if self.samples.device.type == self.device.type:
+            return self.samples.index_select(0, indices)
+        # Page-locked memory is copied while the GPU goes on; torch keeps it until that is done.
+        shape = (len(indices), *self.samples.shape[1:])
+        taken = torch.empty(shape, dtype=self.samples.dtype, pin_memory=True)
+        torch.index_select(self.samples, 0, indices, out=taken)
+        return taken.to(self.device, non_blocking=True)
