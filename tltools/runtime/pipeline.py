@@ -127,6 +127,7 @@ def open_model(
     batch_size: int | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    tf32: bool = False,
 ) -> tuple[Predictor, Plan]:
     """Open an export in the way that is fastest on folders, which one forward pass tells.
 
@@ -139,6 +140,7 @@ def open_model(
         workers: Threads that decode; None for one per core.
         threads: Cores of one forward pass on the CPU; None to choose. With more than one, workers
             decode ahead of the model.
+        tf32: Let CUDA round fp32 products to TF32.
 
     Raises:
         ArtifactError: As `load_predictor`.
@@ -149,9 +151,9 @@ def open_model(
     workers = workers or default_threads()
     ahead = Plan("ahead", workers, batch_size or AHEAD_BATCH)
     try_fused = threads is None and path.is_file() and path.stat().st_size < SMALL_BYTES
-    predictor = load_predictor(path, device=device, threads=1 if try_fused else threads)
+    predictor = load_predictor(path, device=device, threads=1 if try_fused else threads, tf32=tf32)
     if predictor.device != "cpu":
-        return _on_gpus(path, predictor, device, ahead)
+        return _on_gpus(path, predictor, device, ahead, tf32)
     if threads == 1 or (try_fused and forward_s(predictor) < FUSED_FORWARD_S):
         return predictor, Plan("fused", workers, batch_size or FUSED_BATCH)
     if try_fused and default_threads() > 1:
@@ -170,9 +172,13 @@ def check_positive(given: Mapping[str, int | None]) -> None:
             raise ConfigError(f"{flag} must be at least 1, got {value}")
 
 
-def _on_gpus(path: Path, first: Predictor, device: Device, plan: Plan) -> tuple[Predictor, Plan]:
+def _on_gpus(
+    path: Path, first: Predictor, device: Device, plan: Plan, tf32: bool
+) -> tuple[Predictor, Plan]:
     """Open the export on the other GPUs too, and run each once with the shape that will occur."""
-    others = [load_predictor(path, device=device, gpu=gpu) for gpu in range(1, num_gpus())]
+    others = [
+        load_predictor(path, device=device, gpu=gpu, tf32=tf32) for gpu in range(1, num_gpus())
+    ]
     for predictor in (first, *others):
         predictor(predictor.new_batch(plan.batch_size))
     if not others:
