@@ -20,7 +20,6 @@ GPU_FLOPS_PER_S = 20e12
 """A guess, for the estimate alone."""
 INT8_SPEEDUP = 3.0
 """A guess, for the estimate alone."""
-SHORTER = "name fewer models, or use --rounds 1, fewer --batch-sizes or --no-tf32"
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,14 @@ def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:
     return 2 * size**3 / best
 
 
-def announcement(seconds: float, *, num_candidates: int, rounds: int) -> str:
+def announcement(seconds: float, *, num_candidates: int, rounds: int, on_gpu: bool) -> str:
     """Say how long a bench will take and how to shorten it."""
+    no_tf32 = ", --no-tf32" if on_gpu else ""
     return (
         f"This takes about {duration(seconds)} (an estimate: {num_candidates} candidates, {rounds} "
-        f"rounds, a new process for each measurement). Quicker: {SHORTER}. More exact: a larger "
-        "--budget or more --rounds"
+        "rounds, a new process for each measurement). To shorten it, name fewer models or use "
+        f"--rounds 1, fewer --batch-sizes{no_tf32}; to measure more exactly, a larger --budget or "
+        "more --rounds"
     )
 
 

@@ -65,11 +65,14 @@ class GpuMemory:
 
 
 def watch_gpu(device: str) -> GpuMemory | None:
-    """Start to watch the GPU that `device` (`auto`, `NAME` or `NAME:INDEX`) means, if it is one.
+    """Start to watch the GPU that `device` means, if it is one.
+
+    Of several (`NAME:INDEX,NAME:INDEX`) it is the first, on which single models are measured.
 
     Raises:
         DeviceError: If the driver refuses.
     """
     if not uses_gpu(device):
         return None
-    return GpuMemory(int(device.partition(":")[2] or 0))
+    first = device.split(",")[0]
+    return GpuMemory(int(first.partition(":")[2] or 0))

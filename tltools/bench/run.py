@@ -266,7 +266,9 @@ def _announce(
         runs=settings.runs,
         batch_sizes=settings.batch_sizes,
     )
-    progress.say(announcement(seconds, num_candidates=len(candidates), rounds=settings.rounds))
+    progress.say(
+        announcement(seconds, num_candidates=len(candidates), rounds=settings.rounds, on_gpu=on_gpu)
+    )
 
 
 def _check(
