@@ -17,6 +17,7 @@ from tltools.atomic import remove_leftovers
 from tltools.bench.budget import (
     BUDGET_S,
     GPU_FLOPS_PER_S,
+    GPU_START_S,
     ONNX_START_S,
     TORCH_START_S,
     Limits,
@@ -255,7 +256,8 @@ def _announce(
                 int8=one.precision == "int8" and not on_gpu,
             ),
             with_classify=with_classify and one.format != "eager",
-            start_s=ONNX_START_S if one.format == "onnx" else TORCH_START_S,
+            start_s=(ONNX_START_S if one.format == "onnx" else TORCH_START_S)
+            + (GPU_START_S if on_gpu else 0.0),
         )
         for one in candidates
     ]

@@ -279,7 +279,8 @@ def _time_batches(task: Task, predictor: Predictor, feed: "Feed", batch_size: in
     if batch_size == task.batch_sizes[-1]:
         step, prepare = feed.run, feed.advance
     else:
-        batch = np.ascontiguousarray(feed.batch[:batch_size])
+        batch = predictor.new_batch(batch_size)
+        batch[:] = feed.batch[:batch_size]
         step, prepare = partial(predictor, batch), None
     single = batch_size == 1
     return measure(
@@ -309,8 +310,9 @@ class Feed:
         self._next = start
         self._num_new = 0
         self._size = size
-        self.batch = np.empty(0, dtype=np.uint8)
-        """Images, uint8 (size, H, W, 3), once `advance` was called."""
+        self._is_filled = False
+        self.batch = predictor.new_batch(size)
+        """Images, uint8 (size, H, W, 3), once `advance` was called; always the same memory."""
         self.logits: list[NDArray[np.float32]] = []
         """Of the pictures from `start` on, (n, C) each."""
 
@@ -324,14 +326,15 @@ class Feed:
 
         Where there are fewer pictures left than a batch has, it goes on from the first one.
         """
-        if len(self.batch) and (self._num_new or self.is_done):
+        if self._is_filled and (self._num_new or self.is_done):
             return
         total = len(self._pictures)
         self._num_new = min(self._size, total - self._next)
         number = min(self._size, total)
         chosen = [self._pictures[(self._next + i) % total] for i in range(number)]
         images = np.concatenate(list(_batches(self._predictor, chosen)))
-        self.batch = np.ascontiguousarray(images[np.arange(self._size) % number])
+        np.take(images, np.arange(self._size) % number, axis=0, out=self.batch, mode="clip")
+        self._is_filled = True
 
     def run(self) -> None:
         """Run the model on the batch, and keep what is new of it."""
