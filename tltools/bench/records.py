@@ -13,6 +13,7 @@ from tltools.bench.machine import Machine
 from tltools.bench.rows import BenchRow, Recommendation
 from tltools.bench.stages import MAX_PICTURES
 from tltools.bench.text import digits, milliseconds, percent_down
+from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
 from tltools.bench.verdict import (
     MAX_ACCURACY_LOSS,
     MAX_UNEXPLAINED,
@@ -212,7 +213,9 @@ class BenchReport:
             + ".",
             f"{settings.rounds} rounds in rotation, each measurement in a new process: "
             f"{settings.warmup} runs of warm-up, then {settings.runs} timed runs, fewer where "
-            f"they take more than {settings.max_seconds:g} s.",
+            f"they take more than {settings.max_seconds:.3g} s, but at least {MIN_LATENCY_RUNS} of "
+            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch.",
+            *self._budget_method(),
             "Latency: percentiles over the samples of all rounds. Images per second: batch size "
             "by the median time, median of the rounds.",
             f"Accuracy: {self._num_judged()}, with the 95 % Wilson interval. agree: "
@@ -236,6 +239,14 @@ class BenchReport:
             f"GPU: {'; '.join(machine.gpus) or 'none'}",
             f"System: {machine.os}",
             "Versions: " + ", ".join(f"{name} {v}" for name, v in machine.versions.items()),
+        ]
+
+    def _budget_method(self) -> list[str]:
+        if self.settings.budget_s is None:
+            return []
+        return [
+            f"--budget {self.settings.budget_s:g} (seconds) is shared out among the candidates, so "
+            "that each step takes less time where there are many of them."
         ]
 
     def _num_judged(self) -> str:
@@ -275,16 +286,18 @@ class BenchReport:
             for plan in [row.classify.rounds[-1].plan]
         }
         return [
-            f"classify: files in, CSV rows out, for about {settings.classify_seconds:g} s a round "
-            "with the plan that it makes for itself, on up to "
+            "classify: files in, CSV rows out, for about "
+            f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on up to "
             f"{min(MAX_PICTURES, settings.num_pictures)} of the pictures, repeated; median of the "
             "rounds. They have been read once before, so that reading is from the system's cache "
             "and not from the disk.",
+            "The rate begins with the first rows, so that starting workers is not part of it.",
             "Stages: milliseconds per picture with the machine to itself, in as many threads as "
             "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
             "up and the largest is the bottleneck; a GPU works beside the cores, so that the "
-            "longer of its time and the sum of the others counts. Where an image takes more than "
-            f"{MAX_UNEXPLAINED:g} times as long as that, the bottleneck is the hand-over between "
+            "longer of its time and the sum of the others counts. The inference of a slow model is "
+            "that of its timed batches above, if they are as large as the plan's. Where an image "
+            f"takes more than {MAX_UNEXPLAINED:g} times as long as that, the bottleneck is the hand-over between "
             "the stages, or something else that was not measured.",
             f"Plans: {'; '.join(sorted(plans)) or 'none'}.",
             "Recommended: of each run's exports that lose no more than "

@@ -12,6 +12,9 @@ MAX_ROUND_SPREAD = 0.10
 OUTLIER_SCORE = 14.826
 """Smallest modified Z-score of an outlier: ten standard deviations, since 1.4826 times the
 median absolute deviation estimates one (Iglewicz and Hoaglin, 1993; hyperfine uses the same)."""
+MIN_LATENCY_RUNS = 10
+MIN_THROUGHPUT_RUNS = 1
+"""In each round; a batch of a slow model takes seconds, and its time differs little."""
 MIN_WARMUP = 2
 """TorchScript profiles in the first run and compiles in the second."""
 

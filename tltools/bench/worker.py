@@ -23,7 +23,13 @@ from tltools.bench.gpu import watch_gpu
 from tltools.bench.machine import peak_memory_bytes
 from tltools.bench.rows import ClassifyRound
 from tltools.bench.stages import TEMPORARY, OpenModel, measure_classify
-from tltools.bench.timing import MIN_WARMUP, Timing, measure
+from tltools.bench.timing import (
+    MIN_LATENCY_RUNS,
+    MIN_THROUGHPUT_RUNS,
+    MIN_WARMUP,
+    Timing,
+    measure,
+)
 from tltools.data.images import load_images
 from tltools.errors import DeviceError, TltoolsError
 from tltools.runtime import Device, Predictor
@@ -40,9 +46,6 @@ class OpenPredictor(Protocol):
 
 
 ACCURACY_BATCH = 32
-MIN_LATENCY_RUNS = 10
-MIN_THROUGHPUT_RUNS = 1
-"""In each round; a batch of a slow model takes seconds, and its time differs little."""
 
 
 @dataclass(frozen=True, kw_only=True)
