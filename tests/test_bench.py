@@ -105,6 +105,8 @@ def open_fake(path: Path, device: str, threads: int | None, *, tf32: bool = Fals
     assert device == "cpu"
     with Path(facts["log"]).open("a") as log:
         log.write(f"{path.stem} {os.getpid()}\n")
+    if facts["at_load"] == "raise in round 2":
+        do("raise" if Path(facts["log"]).read_text().count(f"{path.stem} ") == 2 else "")
     if facts["at_load"] == "artifact":
         raise ArtifactError("it is damaged; make it again")
     do(facts["at_load"])
@@ -488,6 +490,28 @@ def test_accuracy_of_a_part_says_of_how_many(fake, pictures, monkeypatch):
     assert strict.agreement == 51 / 64  # of five each, the one of 150 differs: 13 of 64
     (line,) = [line for line in report.method() if line.startswith("Accuracy: ")]
     assert line.startswith("Accuracy: 64 of the 100 images, in random order, the same for all")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "eager"])
+def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, pictures, monkeypatch, kind):
+    hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
+    monkeypatch.setattr("tltools.bench.run.share_out", lambda *_, **__: hurry)
+    report = run_bench(
+        [fake("bad", kind=kind, at_load="raise in round 2"), fake("good")],
+        open_predictor=open_fake,
+        pictures=pictures * 20,
+        targets=np.tile(TARGETS, 20),
+        device="cpu",
+        batch_sizes=(1, 8),
+        rounds=2,
+        runs=1,
+        warmup=1,
+    )
+    rows = {row.name: row for row in report.rows}
+    assert rows["bad"].reason == "failed at load: RuntimeError: no such kernel (round 2)"
+    assert rows["bad"].score is None  # 16 pictures, where the others have 64
+    assert rows["good"].score.total == 64
+    assert rows["good"].agreement is None
 
 
 def test_candidates_are_judged_on_the_pictures_that_all_have_classified(fake, pictures):

@@ -287,8 +287,8 @@ class BenchReport:
         }
         return [
             "classify: files in, CSV rows out, for about "
-            f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on up to "
-            f"{min(MAX_PICTURES, settings.num_pictures)} of the pictures, repeated; median of the "
+            f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
+            f"up to {min(MAX_PICTURES, settings.num_pictures)} of the pictures, repeated; median of the "
             "rounds. They have been read once before, so that reading is from the system's cache "
             "and not from the disk.",
             "The rate begins with the first rows, so that starting workers is not part of it.",
@@ -297,8 +297,8 @@ class BenchReport:
             "up and the largest is the bottleneck; a GPU works beside the cores, so that the "
             "longer of its time and the sum of the others counts. The inference of a slow model is "
             "that of its timed batches above, if they are as large as the plan's. Where an image "
-            f"takes more than {MAX_UNEXPLAINED:g} times as long as that, the bottleneck is the hand-over between "
-            "the stages, or something else that was not measured.",
+            f"takes more than {MAX_UNEXPLAINED:g} times as long as that, the bottleneck is the "
+            "hand-over between the stages, or something else that was not measured.",
             f"Plans: {'; '.join(sorted(plans)) or 'none'}.",
             "Recommended: of each run's exports that lose no more than "
             f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and give "

@@ -439,12 +439,12 @@ def _judge(
     eager_logits: NDArray[np.float32] | None,
 ) -> _Judgement:
     """Count how many labels are right, and compare with the eager model's where there is one."""
-    if logits is None or not len(targets):
-        return _Judgement()
+    if logits is None or not 0 < len(targets) <= len(logits):
+        return _Judgement()  # it failed before it came so far
     logits = logits[: len(targets)]
     preds = logits.argmax(axis=1)
     result = score(preds, targets)
-    if eager_logits is None:
+    if eager_logits is None or len(eager_logits) < len(targets):
         return _Judgement(result)
     eager_logits = eager_logits[: len(targets)]
     eager_preds = eager_logits.argmax(axis=1)
