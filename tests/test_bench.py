@@ -562,6 +562,13 @@ def test_reports_of_earlier_versions_are_read(fake, pictures):
     assert read == replace(report, settings=replace(report.settings, budget_s=None))
 
 
+def test_single_images_alone_leave_the_accuracy_to_the_end(fake, pictures):
+    reports = []
+    report = bench([fake("a")], pictures, batch_sizes=(1,), rounds=2, save=reports.append)
+    assert [one.rows[0].score is None for one in reports] == [True, False]
+    assert (report.rows[0].score.correct, report.rows[0].score.total) == (4, 5)
+
+
 def test_an_unreadable_picture_is_named(fake, pictures):
     pictures[2].write_bytes(b"not a picture")
     (row,) = bench([fake("a")], pictures).rows

@@ -278,14 +278,17 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
 
 
 def _time_batches(task: Task, predictor: Predictor, feed: "Feed", batch_size: int) -> Timing:
-    """Time batches of one size; those of the largest go on through the pictures."""
-    if batch_size == task.batch_sizes[-1]:
+    """Time batches of one size; those of the largest go on through the pictures.
+
+    Single images stay the same one: to decode another between two runs would cool the caches.
+    """
+    single = batch_size == 1
+    if batch_size == task.batch_sizes[-1] and not single:
         step, prepare = feed.run, feed.advance
     else:
         batch = predictor.new_batch(batch_size)
         batch[:] = feed.batch[:batch_size]
         step, prepare = partial(predictor, batch), None
-    single = batch_size == 1
     return measure(
         step,
         warmup=task.warmup,
