@@ -61,9 +61,9 @@ def workplace(cnn_run, cnn_exports, tmp_path):
     return tmp_path
 
 
-def inputs(workplace, models=None, dataset=None):
+def inputs(workplace, models=None, dataset=None, *, tf32=False):
     return bench_inputs(
-        models, dataset, run_dir=workplace / "runs", export_dir=workplace / "exports"
+        models, dataset, tf32=tf32, run_dir=workplace / "runs", export_dir=workplace / "exports"
     )
 
 
@@ -186,7 +186,8 @@ def test_bench_takes_all_exports_their_run_and_its_validation_pictures(workplace
     assert {one.run for one in found.candidates} == {"cnn"}
     split = read_split(workplace / "runs" / "cnn")
     val = split[split["split"] == "val"]
-    assert found.pictures == [Path(path) for path in val["path"]]
+    assert sorted(found.pictures) == sorted(Path(path) for path in val["path"])
+    assert found.pictures == inputs(workplace).pictures  # in the same random order each time
     # Class folders are sorted: bright is 0, dark is 1.
     assert found.targets.tolist() == [
         ["bright", "dark"].index(p.parent.name) for p in found.pictures
@@ -199,7 +200,35 @@ def test_bench_takes_given_pictures_instead(workplace, drawn):
     shutil.rmtree(workplace / "runs")
     found = inputs(workplace, dataset=dataset)
     assert [one.format for one in found.candidates] == ["onnx", "torchscript"]
-    assert found.pictures == [Path(path) for path in dataset.frame["path"]]
+    assert sorted(found.pictures) == sorted(Path(path) for path in dataset.frame["path"])
+    # In random order, so that any first part has images of all classes.
+    assert {path.parent.name for path in found.pictures[:8]} == {"bright", "dark"}
+
+
+def test_fp32_exports_are_measured_in_tf32_as_well_where_that_is_asked_for(workplace):
+    found = inputs(workplace, tf32=True)
+    assert [(one.name, one.precision) for one in found.candidates] == [
+        ("cnn eager fp32", "fp32"),
+        ("cnn onnx fp32", "fp32"),
+        ("cnn onnx tf32", "tf32"),
+        ("cnn torchscript fp32", "fp32"),
+        ("cnn torchscript tf32", "tf32"),
+    ]
+    assert {one.path for one in found.candidates if one.precision == "tf32"} == {
+        one.path for one in found.candidates if one.precision == "fp32" and one.format != "eager"
+    }
+
+
+def test_all_candidates_of_a_run_know_the_arithmetic_of_its_onnx_export(workplace):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode  # on the same model
+
+    model = open_predictor(workplace / "runs" / "cnn", "cpu").model
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros((1, 224, 224, 3), dtype=torch.uint8))
+    found = inputs(workplace)
+    assert {one.flops_per_image for one in found.candidates} == {counter.get_total_flops()}
+    assert counter.get_total_flops() == 32_212_992
 
 
 def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):

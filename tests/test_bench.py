@@ -12,23 +12,28 @@ import pytest
 from PIL import Image
 
 from tltools.bench import Candidate, run_bench, write_report
+from tltools.bench.budget import Limits
 from tltools.bench.machine import cpu_name, describe_machine, memory_bytes, peak_memory_bytes
 from tltools.bench.rows import BatchTiming, BenchRow, ClassifyRound, StageCosts
 from tltools.bench.run import batch_timing, command_line, doubts
-from tltools.bench.stages import measure_classify, seconds_per_picture
+from tltools.bench.stages import Stopwatch, measure_classify, seconds_per_picture
 from tltools.bench.verdict import (
     choose,
     classify_doubts,
     find_bottleneck,
     in_order,
+    int8_notes,
     recommend,
     recommendation_lines,
     sum_up,
 )
+from tltools.bench.worker import Feed
 from tltools.card import Card, DataFacts, Preprocessing, Score, Weights
 from tltools.classify import Plan, open_model
 from tltools.console import print_table
 from tltools.errors import ArtifactError, ConfigError, DataError
+from tltools.progress import Silent
+from tltools.report.benches import read_bench
 from tltools.runtime import DeviceChoice, load_predictor
 
 CLASSES = ("dark", "light", "other")
@@ -94,12 +99,14 @@ def do(what, images=None):
         np.ones(len(images) * 10_000_000, dtype=np.uint8).sum()
 
 
-def open_fake(path: Path, device: str, threads: int | None):
+def open_fake(path: Path, device: str, threads: int | None, *, tf32: bool = False):
     """Open what `fake` has written."""
     facts = json.loads(path.read_text())
     assert device == "cpu"
     with Path(facts["log"]).open("a") as log:
         log.write(f"{path.stem} {os.getpid()}\n")
+    if facts["at_load"] == "raise in round 2":
+        do("raise" if Path(facts["log"]).read_text().count(f"{path.stem} ") == 2 else "")
     if facts["at_load"] == "artifact":
         raise ArtifactError("it is damaged; make it again")
     do(facts["at_load"])
@@ -111,9 +118,9 @@ def open_fake(path: Path, device: str, threads: int | None):
     )
 
 
-def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None):
+def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None, tf32=False):
     """Open what `fake` has written as `classify` would."""
-    assert (batch_size, workers) == (None, None)
+    assert (batch_size, workers, tf32) == (None, None, False)
     facts = json.loads(path.read_text())
     if facts["at_load"] == "refuse classify":
         raise ArtifactError("not for classify")
@@ -410,6 +417,158 @@ def test_nothing_to_measure_is_refused(fake, pictures):
         bench([fake("a"), fake("a")], pictures)
 
 
+def feed(pictures, **options):
+    predictor = FakePredictor(threshold=128, classes=CLASSES, then="", threads=1)
+    return Feed(predictor, pictures, **options)
+
+
+def lights(one):
+    """Return which of the pictures that a feed has classified are light, or None."""
+    return None if not one.logits else np.concatenate(one.logits).argmax(axis=1).tolist()
+
+
+def test_timed_batches_go_through_the_pictures_once(pictures):
+    one = feed(pictures, start=0, size=2)
+    seen = []
+    for _ in range(4):
+        one.advance()
+        one.advance()  # which changes nothing before the batch was run
+        seen.append(one.batch[:, 0, 0, 0].tolist())
+        one.run()
+        one.run()  # which counts once
+    # The third batch has one picture that is new; then there are no more.
+    assert seen == [[0, 50], [100, 150], [200, 0], [200, 0]]
+    assert one.is_done
+    assert lights(one) == [0, 0, 0, 1, 1]
+
+
+def test_timed_batches_begin_where_the_last_round_ended(pictures):
+    one = feed(pictures, start=3, size=8)
+    one.advance()
+    assert one.batch[:, 0, 0, 0].tolist() == [150, 200, 0, 50, 100, 150, 200, 0]
+    assert not one.is_done or lights(one) is None
+    one.run()
+    assert one.is_done
+    assert lights(one) == [1, 1]
+    later = feed(pictures, start=5, size=2)  # all are known
+    later.advance()
+    later.run()
+    assert later.is_done
+    assert lights(later) is None
+    assert later.batch[:, 0, 0, 0].tolist() == [0, 50]
+
+
+def test_what_the_clock_has_not_seen_is_classified_for_a_while(pictures):
+    one = feed(pictures * 10, start=0, size=2)
+    one.advance()
+    one.run()
+    one.finish(60, enter=lambda _: None)
+    assert lights(one) == 10 * [0, 0, 0, 1, 1]
+    hurried = feed(pictures * 10, start=0, size=2)
+    hurried.advance()
+    hurried.run()
+    entered = []
+    hurried.finish(0, enter=entered.append)
+    assert len(lights(hurried)) == 2 + 32  # one batch, whatever it takes
+    assert entered == ["accuracy"]
+
+
+def test_accuracy_of_a_part_says_of_how_many(fake, pictures, monkeypatch):
+    hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
+    monkeypatch.setattr("tltools.bench.run.share_out", lambda *_, **__: hurry)
+    options = {"batch_sizes": (1, 8), "rounds": 2, "runs": 1, "warmup": 1, "device": "cpu"}
+    report = run_bench(
+        [fake("eager", kind="eager"), fake("a", threshold=175)],
+        open_predictor=open_fake,
+        pictures=pictures * 20,
+        targets=np.tile(TARGETS, 20),
+        **options,
+    )
+    # Each round classifies 8 in the warm-up and 8 in the timed run; the last one 32 more.
+    eager, strict = report.rows
+    assert (eager.score.total, strict.score.total) == (64, 64)
+    assert strict.agreement == 51 / 64  # of five each, the one of 150 differs: 13 of 64
+    (line,) = [line for line in report.method() if line.startswith("Accuracy: ")]
+    assert line.startswith("Accuracy: 64 of the 100 images, in random order, the same for all")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "eager"])
+def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, pictures, monkeypatch, kind):
+    hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
+    monkeypatch.setattr("tltools.bench.run.share_out", lambda *_, **__: hurry)
+    report = run_bench(
+        [fake("bad", kind=kind, at_load="raise in round 2"), fake("good")],
+        open_predictor=open_fake,
+        pictures=pictures * 20,
+        targets=np.tile(TARGETS, 20),
+        device="cpu",
+        batch_sizes=(1, 8),
+        rounds=2,
+        runs=1,
+        warmup=1,
+    )
+    rows = {row.name: row for row in report.rows}
+    assert rows["bad"].reason == "failed at load: RuntimeError: no such kernel (round 2)"
+    assert rows["bad"].score is None  # 16 pictures, where the others have 64
+    assert rows["good"].score.total == 64
+    assert rows["good"].agreement is None
+
+
+def test_candidates_are_judged_on_the_pictures_that_all_have_classified(fake, pictures):
+    both = [fake("eager", kind="eager"), fake("a", threshold=175)]
+    report = bench(both, pictures, rounds=2, save=(partials := []).append)
+    assert {row.score.total for row in report.rows} == {5}
+    assert [len(one.rows) for one in partials] == [1, 2, 2, 2]
+    (line,) = [line for line in report.method() if line.startswith("Accuracy: ")]
+    assert line.startswith("Accuracy: 5 images, with the 95 % Wilson interval.")
+
+
+def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, pictures):
+    plain = fake("plain")
+    report = bench([plain, replace(plain, name="tf32", precision="tf32")], pictures)
+    fp32, tf32 = report.rows
+    assert fp32.status != "failed"
+    assert tf32.reason == (
+        "failed at load: TF32 exists on GPUs only; on the CPU since as asked (round 1)"
+    )
+
+
+def test_the_time_is_told_at_the_start_and_after_each_round(fake, pictures):
+    lines = []
+    watcher = Silent()
+    watcher.say = lines.append
+    bench([fake("a"), fake("b", at_load="raise")], pictures, rounds=2, progress=watcher)
+    first, failure, left = lines
+    assert re.match(r"This takes about \d+ s \(an estimate: 2 candidates, 2 rounds, ", first)
+    assert failure.startswith("b failed at load")
+    assert re.fullmatch(r"Round 1 of 2 done: about \d+ s left", left)
+
+
+def test_operations_per_second_are_those_of_the_best_batch_size(fake, pictures):
+    (row,) = bench([replace(fake("a"), flops_per_image=1000)], pictures).rows
+    assert row.flops_per_s == 1000 * max(timing.pictures_per_s for timing in row.batches)
+    assert row.peak_share is None  # there is no GPU
+    (row,) = bench([fake("a")], pictures).rows
+    assert row.flops_per_s is None
+
+
+def test_reports_of_earlier_versions_are_read(fake, pictures):
+    report = bench([fake("a")], pictures)
+    found = json.loads(report.to_json())
+    del found["peak_flops_per_s"], found["settings"]["budget_s"]
+    for name in ("peak_gpu_bytes", "flops_per_image", "flops_per_s", "peak_share"):
+        del found["rows"][0][name]
+    read = read_bench(json.dumps(found).encode(), where=Path("old.json"))
+    assert read == replace(report, settings=replace(report.settings, budget_s=None))
+
+
+def test_single_images_alone_leave_the_accuracy_to_the_end(fake, pictures):
+    reports = []
+    report = bench([fake("a")], pictures, batch_sizes=(1,), rounds=2, save=reports.append)
+    assert [one.rows[0].score is None for one in reports] == [True, False]
+    assert (report.rows[0].score.correct, report.rows[0].score.total) == (4, 5)
+
+
 def test_an_unreadable_picture_is_named(fake, pictures):
     pictures[2].write_bytes(b"not a picture")
     (row,) = bench([fake("a")], pictures).rows
@@ -491,11 +650,11 @@ def test_the_model_is_measured_as_the_plan_runs_it(pictures, tmp_path):
     predictor = SlowPredictor()
     entered = []
     found = measure_classify(
-        lambda path, device: (predictor, Plan("ahead", 1, 4)),
+        lambda path, device, tf32: (predictor, Plan("ahead", 1, 4)),
         tmp_path / "model",
         pictures,
         device="cpu",
-        seconds=2.0,
+        seconds=20.0,
         enter=entered.append,
         clock=predictor.clock,
     )
@@ -504,7 +663,7 @@ def test_the_model_is_measured_as_the_plan_runs_it(pictures, tmp_path):
     assert found.costs.read_s < 1e-3
     assert found.costs.decode_s < 1e-3
     assert found.costs.write_s < 1e-3
-    assert found.num_pictures >= 20  # in 2 s
+    assert found.num_pictures >= 200  # in 20 s
     assert found.num_pictures % 4 == 0
     assert set(predictor.batches) == {4}
     assert (found.plan, found.device) == (Plan("ahead", 1, 4), "cpu")
@@ -524,7 +683,7 @@ def test_exports_are_classified_with_and_runs_are_not(fake, pictures, tmp_path):
     table = report.tables()[2]
     assert table.title == "classify: pictures per second, and what each stage costs"
     assert table.rows[1] == ("  eager fp32", *["-"] * 6)
-    assert re.fullmatch(r"(reading|decoding|inference|writing) \d+ %", table.rows[2][-1])
+    assert re.fullmatch(r"(reading|decoding|inference|writing|hand-over) \d+ %", table.rows[2][-1])
     assert report.recommendation.choice.name == "onnx"
 
 
@@ -566,7 +725,8 @@ def costs(*milliseconds):
 def test_the_bottleneck_is_the_stage_that_the_others_wait_for(
     milliseconds, device, stage, total_ms, share
 ):
-    found = find_bottleneck(costs(*milliseconds), device=device, pictures_per_s=90)
+    reached = 1000 / (1.2 * total_ms)  # a fifth slower than by the costs: still explained
+    found = find_bottleneck(costs(*milliseconds), device=device, pictures_per_s=reached)
     assert found.stage == stage
     assert found.cost_s == pytest.approx(share * total_ms / 1000)
     assert found.total_s == pytest.approx(total_ms / 1000)
@@ -591,6 +751,41 @@ def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
     )
 
 
+def test_what_no_stage_explains_is_not_blamed_on_the_slowest_stage():
+    # The CNN on an H200 with 16 cores: reading is the dearest stage, and all of them together
+    # explain half of the 0.2 ms that an image took; Python's lock was the rest.
+    found = find_bottleneck(costs(0.06, 0.03, 0.011, 0.008), device="cuda", pictures_per_s=4990)
+    assert found.stage == "hand-over"
+    # 1000 / 4990 = 0.2004; the cores' time is 0.06 + 0.03 + 0.008 = 0.098; 0.2004 - 0.098 = 0.1024
+    assert found.total_s == pytest.approx(0.2004e-3, abs=1e-8)
+    assert found.cost_s == pytest.approx(0.1024e-3, abs=1e-8)
+    assert found.share == pytest.approx(0.511, abs=1e-3)
+    assert found.sentence == (
+        "hand-over between the stages takes 0.102 of 0.200 ms per image: the stages explain 0.098 "
+        "ms (the cores' time, which the GPU (0.011 ms) waits for), the rest is handing images on, "
+        "keeping their order and waiting, or something that was not measured: try another number "
+        "of --workers, a larger --batch-size, or several jobs with --shard"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "milliseconds", "reached_ms", "stage"),
+    [
+        pytest.param("cpu", (0, 1, 1, 0), 2.59, "decoding", id="the stages' sum explains it"),
+        pytest.param("cpu", (0, 1, 1, 0), 2.61, "hand-over", id="a third more is not explained"),
+        pytest.param("cuda", (0, 1, 2, 0), 2.59, "inference", id="the GPU explains it"),
+        pytest.param("cuda", (0, 1, 2, 0), 2.61, "hand-over", id="the GPU does not"),
+        pytest.param("cuda", (0, 2, 1, 0), 1.5, "decoding", id="faster than by the costs"),
+    ],
+)
+def test_stages_are_blamed_only_where_they_explain_the_rate(
+    device, milliseconds, reached_ms, stage
+):
+    found = find_bottleneck(costs(*milliseconds), device=device, pictures_per_s=1000 / reached_ms)
+    assert found.stage == stage
+    assert 0 < found.share <= 1
+
+
 @pytest.mark.parametrize(
     ("device", "precisions", "remedy"),
     [
@@ -602,7 +797,7 @@ def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
 )
 def test_a_precision_that_was_measured_is_no_remedy(device, precisions, remedy):
     found = find_bottleneck(
-        costs(0, 0, 1, 0), device=device, pictures_per_s=1, precisions=precisions
+        costs(0, 0, 1, 0), device=device, pictures_per_s=1000, precisions=precisions
     )
     assert found.sentence.endswith(f": {remedy}")
 
@@ -620,14 +815,14 @@ def classify_round(rate, *milliseconds, device="cpu"):
 def test_rounds_of_classify_are_summed_up_by_their_medians():
     found = sum_up(
         [
-            classify_round(10, 1, 2, 9, 4),
-            classify_round(40, 3, 8, 1, 6),
-            classify_round(20, 2, 7, 3, 5),
+            classify_round(40, 1, 2, 9, 4),
+            classify_round(160, 3, 8, 1, 6),
+            classify_round(80, 2, 7, 3, 5),
         ]
     )
-    assert found.pictures_per_s == 20
+    assert found.pictures_per_s == 80
     assert found.costs == costs(2, 7, 3, 5)
-    assert found.round_spread == 3.0  # 40 / 10 - 1
+    assert found.round_spread == 3.0  # 160 / 40 - 1
     assert found.bottleneck.stage == "decoding"
     assert found.bottleneck.share == pytest.approx(7 / 17)
     (line,) = classify_doubts(found)
@@ -879,6 +1074,101 @@ def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, pictures):
     assert "which the GPU (0.400 ms) waits for" in report.recommended()[-1]
 
 
+def test_a_gpu_has_a_table_of_its_own_and_its_memory_beside_the_hosts(fake, pictures):
+    report = bench([fake("a")], pictures)
+    gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
+    sizes = (1, 8, 32, 64, 128, 256)
+    rates = tuple(replace(timing(), batch_size=n, pictures_per_s=float(4 * n)) for n in sizes)
+    fp16 = row(
+        "onnx fp16",
+        1600,
+        **gpu,
+        placement={"CUDAExecutionProvider": 150, "CPUExecutionProvider": 2},
+        peak_memory_bytes=1_500_000_000,
+        peak_gpu_bytes=2_600_000_000,
+        flops_per_image=30_693_263_360,
+        flops_per_s=214.9e12,
+        peak_share=214.9 / 700,
+        batches=rates,
+    )
+    rows = (EAGER, fp16, row("torchscript fp16", 900, provider="torch"))
+    report = replace(
+        report,
+        rows=rows,
+        settings=replace(report.settings, batch_sizes=sizes),
+        peak_flops_per_s={"fp16": 700e12},
+    )
+    cost, latency, rates, arithmetic = report.tables()
+    assert cost.columns[4:] == ("host MB", "GPU MB", "load s")
+    assert cost.rows[2][4:] == ("1,500", "2,600", "0.10")
+    assert latency.columns == ("", "p50 ms", "p95 ms", "p99 ms", "status")
+    assert rates.columns == ("", *[f"at {n}" for n in sizes])
+    assert rates.rows[2][1:] == ("4.00", "32.0", "128", "256", "512", "1,024")
+    assert arithmetic.rows[2][1:] == ("CUDA 150/152", "30.7", "215", "700", "30.7 %")
+    assert arithmetic.rows[3][1:] == ("torch", "-", "-", "700", "-")
+    for table in report.tables():
+        assert {len(cells) for cells in table.rows} == {len(table.columns)}
+    assert "measured in this run: fp16 700 TFLOP/s" in report.to_markdown()
+
+
+def batches(rate):
+    return (replace(timing(), pictures_per_s=rate / 2), replace(timing(), pictures_per_s=rate))
+
+
+def test_int8_on_a_gpu_is_set_beside_fp16():
+    gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
+    placed = {"CUDAExecutionProvider": 76, "CPUExecutionProvider": 13}
+    int8 = row("onnx int8", 1, batches=batches(1223.0), placement=placed, **gpu)
+    fp16 = row("onnx fp16", 1, batches=batches(5448.0), **gpu)
+    assert int8_notes([EAGER, fp16, int8]) == [
+        # 1223 / 5448 = 0.224
+        "a onnx int8: on a GPU, 13 of 89 nodes run on the CPU all the same; int8 does 1,223 images "
+        "per second and onnx fp16 5,448 (0.22 times as fast)"
+    ]
+    (line,) = int8_notes([int8, row("onnx fp16", 1, run="b", batches=batches(5448.0), **gpu)])
+    assert line.endswith("which was not measured: export and bench it")
+    assert int8_notes([fp16, row("onnx int8", 1, batches=batches(1223.0))]) == []  # on the CPU
+    assert int8_notes([replace(int8, status="failed", reason="no")]) == []
+
+
+def test_int8_on_a_gpu_is_recommended_only_where_it_is_the_fastest():
+    gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
+    rows = [row("onnx fp32", 1373, **gpu), row("onnx fp16", 4788, **gpu)]
+    assert choose([EAGER, *rows, row("onnx int8", 1223, **gpu)]).name == "a onnx fp16"
+    assert choose([EAGER, *rows, row("onnx int8", 5100, **gpu)]).name == "a onnx int8"
+
+
+def test_tf32_is_recommended_with_its_option():
+    found = recommend(
+        [
+            EAGER,
+            row("onnx fp32", 1373),
+            row("onnx tf32", 4300, path="exports/a/a.fp32.onnx"),
+            row("onnx int8", 1223),
+        ]
+    )
+    assert found.choice.name == "a onnx tf32"
+    assert found.command == "tltools classify FOLDER --model exports/a/a.fp32.onnx --tf32"
+    # 4300 / 1373 = 3.13
+    assert recommendation_lines(found)[0].startswith(
+        "Recommended on this machine: exports/a/a.fp32.onnx with --tf32: 3.1 times as fast as onnx "
+        "fp32 (4,300 against 1,373 pictures per second)"
+    )
+    # Where fp16 is no faster, TF32 is the more exact one.
+    assert choose([EAGER, row("onnx tf32", 100), row("onnx fp16", 104)]).name == "a onnx tf32"
+
+
+def test_a_rate_leaves_out_what_comes_before_the_first_rows():
+    now = 0.0
+    watch = Stopwatch(lambda: now, skip=2)
+    for time_of_row in (10.0, 10.5, 11.0, 12.5):
+        now = time_of_row
+        watch.count()
+        assert watch.seconds() == max(0.0, now - 10.5)
+    watch.stop()
+    assert watch.rate() == 2 / 2.0
+
+
 def test_the_tables_fit_a_terminal_of_80_columns(fake, pictures, capsys):
     report = bench([fake("a")], pictures)
     kinds = ["eager fp32", "torchscript fp32", "onnx fp32", "onnx fp16", "onnx int8"]
@@ -913,8 +1203,8 @@ def test_the_tables_fit_a_terminal_of_80_columns(fake, pictures, capsys):
             assert line.split() == " ".join(table.rows[1 + kinds.index(kind)]).split()
 
 
-def open_export(path: Path, device: str, threads: int | None):
-    return load_predictor(path, device=device, threads=threads)
+def open_export(path: Path, device: str, threads: int | None, *, tf32: bool = False):
+    return load_predictor(path, device=device, threads=threads, tf32=tf32)
 
 
 def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp_path):
@@ -957,7 +1247,11 @@ def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp
         assert round_.num_pictures >= 16
         stages = round_.costs.by_stage()
         assert min(stages[stage] for stage in ("reading", "inference", "writing")) > 0
-        assert one.classify.bottleneck.cost_s == max(stages.values())
+        found = one.classify.bottleneck  # of these tiny files, how busy the machine is decides
+        explained = sum(stages.values())
+        assert found.cost_s == pytest.approx(
+            found.total_s - explained if found.stage == "hand-over" else max(stages.values())
+        )
         assert set(one.placement) == {"CPUExecutionProvider"}
     cost, _speed, stages = report.tables()
     assert all(re.fullmatch(r"CPU (\d+)/\1", cells[-1]) for cells in cost.rows[1:])

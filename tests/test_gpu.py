@@ -489,3 +489,61 @@ def test_memory_that_pytorch_holds_counts_as_free():
     used = free_gpu_memory(device)
     del held  # torch keeps it
     assert free_gpu_memory(device) - used == pytest.approx(2**28, rel=0.1)
+
+
+def test_bench_knows_the_gpus_memory_and_its_peak(run, dataset, tmp_path):
+    from tltools.artifacts import bench_inputs, open_predictor
+    from tltools.bench import run_bench
+    from tltools.classify import open_model
+    from tltools.export import export_run
+
+    exports = [
+        result.path
+        for precision in ("fp32", "fp16")
+        for result in export_run(
+            run.folder, ("onnx",), tmp_path / "exports", precisions=(precision,), device="cuda"
+        )
+    ]
+    inputs = bench_inputs([run.folder, *exports], dataset, tf32=True)
+    report = run_bench(
+        inputs.candidates,
+        open_predictor=open_predictor,
+        open_model=open_model,
+        pictures=inputs.pictures,
+        targets=inputs.targets,
+        device="cuda",
+        batch_sizes=(1, 64),
+        rounds=1,
+        runs=5,
+    )
+    assert [row.reason for row in report.rows] == [""] * 4
+    rows = {f"{row.format} {row.precision}": row for row in report.rows}
+    assert set(rows) == {"eager fp32", "onnx fp32", "onnx tf32", "onnx fp16"}
+    peaks = report.peak_flops_per_s
+    assert peaks["fp16"] > peaks["tf32"] > peaks["fp32"] > 1e12
+    for row in rows.values():
+        # 64 images of 224 x 224 x 3 in fp32 alone are 38.5 MB.
+        assert row.peak_gpu_bytes is not None
+        assert 38e6 < row.peak_gpu_bytes < 8e9
+        assert row.flops_per_image == 32_212_992
+        assert row.peak_share is not None
+        assert 0 < row.peak_share < 1
+    assert rows["onnx tf32"].agreement == 1.0
+    assert "GPU MB" in report.to_markdown()
+
+
+def test_the_driver_tells_what_a_process_has_taken():
+    import torch
+
+    from tltools.bench.gpu import GpuMemory, uses_gpu
+
+    assert uses_gpu("auto")
+    assert not uses_gpu("cpu")
+    watch = GpuMemory()
+    block = torch.empty(512 * 2**20, dtype=torch.uint8, device="cuda")
+    watch.look()
+    del block
+    torch.cuda.empty_cache()
+    watch.look()
+    # The driver gives whole pages; what torch loads for itself comes on top.
+    assert 512 * 2**20 <= watch.peak_bytes < 1500 * 2**20

@@ -33,6 +33,25 @@ def test_warmup_runs_come_first_and_are_not_timed():
     assert clock.steps == 5
 
 
+def test_each_run_is_prepared_outside_the_clock():
+    clock = Clock([1, 1, 1])
+
+    def prepare():
+        clock.now += 50
+
+    timing = measure(clock.step, warmup=1, runs=2, max_seconds=1000, prepare=prepare, clock=clock)
+    assert timing.samples_s == (1.0, 1.0)
+    assert clock.now == 100 + 3 * (50 + 1)
+
+
+def test_warmup_ends_with_a_quarter_of_the_seconds():
+    # 3 s in the third one reach a quarter of 10 s.
+    _, clock = measure_with(itertools.repeat(1), warmup=5, runs=1, max_seconds=10)
+    assert clock.steps == 3 + 1
+    _, clock = measure_with(itertools.repeat(100), warmup=5, runs=1, max_seconds=10, min_warmup=1)
+    assert clock.steps == 1 + 1
+
+
 def test_no_warmup_times_the_first_run():
     timing, _ = measure_with([9, 1], warmup=0, runs=2, max_seconds=1000)
     assert timing.samples_s == (9.0, 1.0)

@@ -149,6 +149,7 @@ def bench_inputs(
     models: Sequence[Path] | None,
     dataset: "Dataset | None",
     *,
+    tf32: bool = False,
     run_dir: Path = RUN_DIR,
     export_dir: Path = EXPORT_DIR,
 ) -> BenchInputs:
@@ -158,6 +159,7 @@ def bench_inputs(
         models: Runs and exports; None for the exports in `export_dir`. The run that an export came
             from joins them if it is still in `run_dir`, since the others are compared with it.
         dataset: Labelled pictures; None for the runs' own validation pictures.
+        tf32: Whether fp32 exports are measured a second time in TF32, which GPUs alone have.
         run_dir: Where runs are.
         export_dir: Where exports are.
 
@@ -186,19 +188,41 @@ def bench_inputs(
             f"the models do not know class {', '.join(unknown)}, they know {', '.join(classes)}: "
             "--class-names gives the data's classes other names"
         )
-    candidates = [
-        Candidate(
+    flops = _flops_by_run(artifacts)
+    candidates: list[Candidate] = []
+    for artifact in artifacts:
+        facts = artifact.card.export
+        candidate = Candidate(
             name=artifact.label,
             run=artifact.card.run,
-            format=artifact.card.export.format if artifact.card.export else "eager",
-            precision=artifact.card.export.precision if artifact.card.export else "fp32",
+            format=facts.format if facts else "eager",
+            precision=facts.precision if facts else "fp32",
             path=artifact.path,
+            flops_per_image=flops.get(artifact.card.run),
         )
-        for artifact in artifacts
-    ]
+        candidates.append(candidate)
+        if tf32 and facts and facts.precision == "fp32":
+            name = f"{artifact.card.run} {facts.format} tf32"
+            candidates.append(replace(candidate, name=name, precision="tf32"))
+    # In random order, so that any first part of them is a fair sample: where a model is slow, the
+    # accuracy may be that of a part.
+    frame = frame.sample(frac=1, random_state=0)
     targets = np.array([index[one] for one in frame["class"]], dtype=np.int64)
     notes = tuple(filter(None, (lacks_self_test(artifact.card) for artifact in artifacts)))
     return BenchInputs(candidates, [Path(path) for path in frame["path"]], targets, name, notes)
+
+
+def _flops_by_run(artifacts: Sequence[Artifact]) -> dict[str, int]:
+    """Count the operations for one image, by one ONNX export of each run that has any."""
+    from tltools.bench import onnx_flops
+
+    found: dict[str, int] = {}
+    for artifact in artifacts:
+        if artifact.path.suffix == ".onnx" and artifact.card.run not in found:
+            flops = onnx_flops(artifact.path)
+            if flops is not None:
+                found[artifact.card.run] = flops
+    return found
 
 
 def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:

@@ -1,8 +1,8 @@
 """What a bench found: rows with every sample, tables for people, files for programs."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -13,13 +13,23 @@ from tltools.bench.machine import Machine
 from tltools.bench.rows import BenchRow, Recommendation
 from tltools.bench.stages import MAX_PICTURES
 from tltools.bench.text import digits, milliseconds, percent_down
-from tltools.bench.verdict import MAX_ACCURACY_LOSS, MIN_AGREEMENT, NOISE, recommendation_lines
+from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
+from tltools.bench.verdict import (
+    MAX_ACCURACY_LOSS,
+    MAX_UNEXPLAINED,
+    MIN_AGREEMENT,
+    NOISE,
+    int8_notes,
+    recommendation_lines,
+)
 
 SCOPE = (
     "Times are of the model alone: a batch of decoded pictures in memory in, logits in memory out. "
     "Reading and decoding files is not part of them."
 )
 NO_VALUE = "-"
+MAX_SIZES_BESIDE = 3
+"""Batch sizes that fit a terminal of 80 columns beside the latency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,8 @@ class Settings:
     max_seconds: float
     classify_seconds: float
     num_pictures: int
+    budget_s: float | None = None
+    """Target for the whole; None in reports of earlier versions, which had none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,8 @@ class BenchReport:
     scope: str = SCOPE
     settings: Settings
     machine: Machine
+    peak_flops_per_s: dict[str, float] = field(default_factory=dict)
+    """Of the GPU in a large matrix product, by precision; empty without a GPU."""
     rows: tuple[BenchRow, ...]
     recommendation: Recommendation | None
     """None where `classify` was not measured."""
@@ -90,29 +104,11 @@ class BenchReport:
     def tables(self) -> tuple[Table, ...]:
         """Return what fits a terminal: what each candidate gives and costs, and its speed.
 
-        The third, of `classify`, is there where that was measured.
+        That of the GPU is there where one was used, that of `classify` where it was measured.
         """
-        sizes = self.settings.batch_sizes
-        tables = [
-            Table(
-                title="Accuracy and cost",
-                columns=(
-                    "",
-                    "accuracy % (95 %)",
-                    "agree %",
-                    "size MB",
-                    "peak MB",
-                    "load s",
-                    "nodes",
-                ),
-                rows=self._grouped([_cost_cells(row) for row in self.rows]),
-            ),
-            Table(
-                title="Latency of one picture, and pictures per second by batch size",
-                columns=("", "p50 ms", "p95 ms", "p99 ms", *[f"at {n}" for n in sizes], "status"),
-                rows=self._grouped([_speed_cells(row, sizes) for row in self.rows]),
-            ),
-        ]
+        tables = [self._cost_table(), *self._speed_tables()]
+        if self._on_gpu:
+            tables.append(self._gpu_table())
         if self.recommendation is not None:
             tables.append(
                 Table(
@@ -130,6 +126,53 @@ class BenchReport:
                 )
             )
         return tuple(tables)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return any(row.peak_gpu_bytes is not None for row in self.rows)
+
+    def _cost_table(self) -> Table:
+        """Main memory and the GPU's stand apart; where both are shown, nodes are further down."""
+        last = ("GPU MB", "load s") if self._on_gpu else ("load s", "nodes")
+        return Table(
+            title="Accuracy and cost",
+            columns=("", "accuracy % (95 %)", "agree %", "size MB", "host MB", *last),
+            rows=self._grouped([_cost_cells(row, on_gpu=self._on_gpu) for row in self.rows]),
+        )
+
+    def _speed_tables(self) -> list[Table]:
+        """Return one table, or two where there are too many batch sizes for a terminal."""
+        sizes = self.settings.batch_sizes
+        latencies = [_latency_cells(row) for row in self.rows]
+        rates = [_rate_cells(row, sizes) for row in self.rows]
+        times, columns = ("p50 ms", "p95 ms", "p99 ms"), tuple(f"at {n}" for n in sizes)
+        if len(sizes) > MAX_SIZES_BESIDE:
+            statuses = [[row.status] for row in self.rows]
+            return [
+                self._table("Latency of one image", (*times, "status"), latencies, statuses),
+                self._table("Images per second by batch size", columns, rates),
+            ]
+        return [
+            self._table(
+                "Latency of one image, and images per second by batch size",
+                (*times, *columns, "status"),
+                latencies,
+                rates,
+                [[row.status] for row in self.rows],
+            )
+        ]
+
+    def _gpu_table(self) -> Table:
+        return self._table(
+            "GPU: arithmetic per second, and its share of the peak in that precision",
+            ("nodes", "GFLOP per image", "TFLOP/s", "peak TFLOP/s", "of peak"),
+            [_gpu_cells(row, self.peak_flops_per_s) for row in self.rows],
+        )
+
+    def _table(self, title: str, columns: Sequence[str], *parts: Sequence[Sequence[str]]) -> Table:
+        """Return a table whose rows are made of parts that stand side by side."""
+        cells = [[cell for part in row for cell in part] for row in zip(*parts, strict=True)]
+        return Table(title=title, columns=("", *columns), rows=self._grouped(cells))
 
     def recommended(self) -> list[str]:
         """Return which export to take on this machine, why, and how, a line each."""
@@ -158,7 +201,7 @@ class BenchReport:
             if row.reason:
                 lines.append(f"{row.name}: {row.reason}")
             lines += [f"{row.name}: {warning}" for warning in row.warnings]
-        return lines
+        return lines + int8_notes(self.rows)
 
     def method(self) -> list[str]:
         """Return how the figures came about and what they mean, a line each."""
@@ -170,14 +213,18 @@ class BenchReport:
             + ".",
             f"{settings.rounds} rounds in rotation, each measurement in a new process: "
             f"{settings.warmup} runs of warm-up, then {settings.runs} timed runs, fewer where "
-            f"they take more than {settings.max_seconds:g} s.",
-            "Latency: percentiles over the samples of all rounds. Pictures per second: batch size "
+            f"they take more than {settings.max_seconds:.3g} s, but at least {MIN_LATENCY_RUNS} of "
+            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch.",
+            *self._budget_method(),
+            "Latency: percentiles over the samples of all rounds. Images per second: batch size "
             "by the median time, median of the rounds.",
-            f"Accuracy: {settings.num_pictures} pictures, with the 95 % Wilson interval. agree: "
-            "the same label as the eager PyTorch model of the same run (rounded down).",
-            "Peak: the largest resident memory of the process, runtime included, over all batch "
+            f"Accuracy: {self._num_judged()}, with the 95 % Wilson interval. agree: "
+            "the same label as the eager PyTorch model of the same run (rounded down). The timed "
+            "runs of the largest batches are part of it.",
+            "Host MB: the largest resident memory of the process, runtime included, over all batch "
             "sizes. Load: opening the file in a new process, the import of its runtime included. "
             "MB are 10^6 bytes.",
+            *(self._gpu_method() if self._on_gpu else []),
             "nodes: how many of the graph's nodes the provider runs, by the session's own record.",
             *(self._classify_method() if self.recommendation is not None else []),
         ]
@@ -194,6 +241,41 @@ class BenchReport:
             "Versions: " + ", ".join(f"{name} {v}" for name, v in machine.versions.items()),
         ]
 
+    def _budget_method(self) -> list[str]:
+        if self.settings.budget_s is None:
+            return []
+        return [
+            f"--budget {self.settings.budget_s:g} (seconds) is shared out among the candidates, so "
+            "that each step takes less time where there are many of them."
+        ]
+
+    def _num_judged(self) -> str:
+        """Say how many images stand behind the accuracies."""
+        judged = {row.score.total for row in self.rows if row.score is not None}
+        wanted = self.settings.num_pictures
+        if not judged or judged == {wanted}:
+            return f"{wanted} images"
+        return (
+            f"{min(judged)} of the {wanted} images, in random order, the same for all candidates: "
+            "the slowest did no more in its share of the time, and a larger --budget gives it more"
+        )
+
+    def _gpu_method(self) -> list[str]:
+        peaks = ", ".join(
+            f"{precision} {digits(rate / 1e12)}"
+            for precision, rate in self.peak_flops_per_s.items()
+        )
+        return [
+            "GPU MB: memory taken on the GPU at most, over all batch sizes, by the driver's figure "
+            "of free memory before the model is opened and after each batch size: model, "
+            "activations and the runtime's reserve, without the CUDA context. Other programs on "
+            "the same GPU would count.",
+            "TFLOP/s: convolutions and matrix products (a multiply-add is two operations) at the "
+            "best batch size, copies to and from the GPU included. Peak: a product of two large "
+            "matrices in PyTorch in the same precision, measured in this run: "
+            f"{peaks or 'unknown'} TFLOP/s.",
+        ]
+
     def _classify_method(self) -> list[str]:
         settings = self.settings
         plans = {
@@ -204,15 +286,19 @@ class BenchReport:
             for plan in [row.classify.rounds[-1].plan]
         }
         return [
-            f"classify: files in, CSV rows out, for about {settings.classify_seconds:g} s a round "
-            "with the plan that it makes for itself, on up to "
-            f"{min(MAX_PICTURES, settings.num_pictures)} of the pictures, repeated; median of the "
-            "rounds. They have been read once before, so that reading is from the system's cache "
+            "classify: files in, CSV rows out, for about "
+            f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
+            f"up to {min(MAX_PICTURES, settings.num_pictures)} of the images, repeated; median of "
+            "the rounds. They have been read once before, so that reading is from the system's cache "
             "and not from the disk.",
+            "The rate begins with the first rows, so that starting workers is not part of it.",
             "Stages: milliseconds per picture with the machine to itself, in as many threads as "
             "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
             "up and the largest is the bottleneck; a GPU works beside the cores, so that the "
-            "longer of its time and the sum of the others counts.",
+            "longer of its time and the sum of the others counts. The inference of a slow model is "
+            "that of its timed batches above, if they are as large as the plan's. Where an image "
+            f"takes more than {MAX_UNEXPLAINED:g} times as long as that, the bottleneck is the "
+            "hand-over between the stages, or something else that was not measured.",
             f"Plans: {'; '.join(sorted(plans)) or 'none'}.",
             "Recommended: of each run's exports that lose no more than "
             f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and give "
@@ -251,7 +337,7 @@ def write_report(report: BenchReport, folder: Path) -> tuple[Path, Path]:
     return json_path, markdown_path
 
 
-def _cost_cells(row: BenchRow) -> list[str]:
+def _cost_cells(row: BenchRow, *, on_gpu: bool) -> list[str]:
     score = row.score
     return [
         NO_VALUE
@@ -259,19 +345,35 @@ def _cost_cells(row: BenchRow) -> list[str]:
         else f"{100 * score.accuracy:.1f} ({100 * score.low:.1f}-{100 * score.high:.1f})",
         NO_VALUE if row.agreement is None else percent_down(row.agreement),
         digits(row.size_bytes / 1e6),
-        NO_VALUE if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:,.0f}",
+        _megabytes(row.peak_memory_bytes),
+        *([_megabytes(row.peak_gpu_bytes)] if on_gpu else []),
         digits(median(row.load_s)) if row.load_s else NO_VALUE,
-        _nodes(row) or NO_VALUE,
+        *([] if on_gpu else [_nodes(row) or NO_VALUE]),
     ]
 
 
-def _speed_cells(row: BenchRow, batch_sizes: Sequence[int]) -> list[str]:
+def _megabytes(num_bytes: int | None) -> str:
+    return NO_VALUE if num_bytes is None else f"{num_bytes / 1e6:,.0f}"
+
+
+def _latency_cells(row: BenchRow) -> list[str]:
     times = [] if row.latency is None else [row.latency.p50_s, row.latency.p95_s, row.latency.p99_s]
+    return [digits(1000 * seconds) for seconds in times] or [NO_VALUE] * 3
+
+
+def _rate_cells(row: BenchRow, batch_sizes: Sequence[int]) -> list[str]:
     rates = {timing.batch_size: digits(timing.pictures_per_s) for timing in row.batches}
+    return [rates.get(size, NO_VALUE) for size in batch_sizes]
+
+
+def _gpu_cells(row: BenchRow, peaks: Mapping[str, float]) -> list[str]:
+    peak = peaks.get(row.precision)
     return [
-        *([digits(1000 * seconds) for seconds in times] or [NO_VALUE] * 3),
-        *[rates.get(size, NO_VALUE) for size in batch_sizes],
-        row.status,
+        _nodes(row) or NO_VALUE,
+        NO_VALUE if row.flops_per_image is None else digits(row.flops_per_image / 1e9),
+        NO_VALUE if row.flops_per_s is None else digits(row.flops_per_s / 1e12),
+        NO_VALUE if peak is None else digits(peak / 1e12),
+        NO_VALUE if row.peak_share is None else f"{100 * row.peak_share:.1f} %",
     ]
 
 

@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tltools.bench.timing import Latency
-from tltools.card import Precision, Score
+from tltools.card import Score
 from tltools.classify import Plan
 
 BenchFormat = Literal["eager", "torchscript", "onnx"]
+BenchPrecision = Literal["fp32", "tf32", "fp16", "int8"]
+"""`tf32` is an fp32 model whose products a GPU rounds to TF32."""
 Status = Literal["ok", "unstable", "failed"]
 Stage: TypeAlias = Literal["reading", "decoding", "inference", "writing"]
 """Of `classify`: file to bytes, bytes to pixels, pixels to logits, predictions to rows."""
+HAND_OVER: Literal["hand-over"] = "hand-over"
+"""What no stage explains: handing images between workers, keeping their order, waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,14 @@ class ClassifyRound:
 class Bottleneck:
     """The stage that holds `classify` up."""
 
-    stage: Stage
+    stage: Stage | Literal["hand-over"]
+    """`hand-over` where the stages together do not explain the rate that was reached."""
     cost_s: float
     """Seconds for one picture in this stage."""
     total_s: float
     """Seconds for one picture by the stages' costs: their sum where all run on the CPU; else the
-    GPU's time or the sum of the others, whichever is longer, for they run at the same time."""
+    GPU's time or the sum of the others, whichever is longer, for they run at the same time. For
+    `hand-over`, seconds for one picture as `classify` reached them."""
     share: float
     """`cost_s / total_s`: how much of the time this stage is at work, in [0, 1]."""
     sentence: str
@@ -101,7 +107,7 @@ class BenchRow:
     name: str
     run: str
     format: BenchFormat
-    precision: Precision
+    precision: BenchPrecision
     path: str
     status: Status
     reason: str
@@ -126,6 +132,15 @@ class BenchRow:
     """Of the export; for eager, of the checkpoint."""
     peak_memory_bytes: int | None
     """Main memory of the process at most, its runtime included, before accuracy is measured."""
+    peak_gpu_bytes: int | None = None
+    """Memory taken on the GPU at most by model, runtime and all batch sizes, without the CUDA
+    context; by the driver's figure of free memory. None on the CPU."""
+    flops_per_image: int | None = None
+    """Operations of convolutions and matrix products, a multiply-add counted as two."""
+    flops_per_s: float | None = None
+    """Reached with the best batch size, copies to and from the device included."""
+    peak_share: float | None = None
+    """`flops_per_s` by those of a large matrix product in the same precision on the same GPU."""
     device: str
     device_reason: str
     provider: str
@@ -153,6 +168,8 @@ class Choice:
     """Why not each of the run's other exports, a line each, the fastest first."""
     doubtful: bool
     """Whether the timings it rests on are unstable."""
+    options: str = ""
+    """What `classify` needs besides the path, as `--tf32`."""
 
 
 @dataclass(frozen=True, kw_only=True)

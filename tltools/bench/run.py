@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.atomic import remove_leftovers
+from tltools.bench.budget import (
+    BUDGET_S,
+    GPU_FLOPS_PER_S,
+    GPU_START_S,
+    ONNX_START_S,
+    TORCH_START_S,
+    Limits,
+    Work,
+    announcement,
+    duration,
+    estimate_s,
+    image_seconds,
+    quick_flops_per_s,
+    share_out,
+)
+from tltools.bench.gpu import uses_gpu
 from tltools.bench.machine import describe_machine
+from tltools.bench.peak import measure_peaks
 from tltools.bench.records import BenchReport, Settings
-from tltools.bench.rows import BatchTiming, BenchFormat, BenchRow, Status
+from tltools.bench.rows import BatchTiming, BenchFormat, BenchPrecision, BenchRow, Status
 from tltools.bench.stages import TEMPORARY, OpenModel
 from tltools.bench.timing import MAX_ROUND_SPREAD, latency, num_outliers, round_spread
 from tltools.bench.verdict import classify_doubts, in_order, recommend, sum_up
 from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
-from tltools.card import Precision, Score
+from tltools.card import Score
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import score
 from tltools.parallel import num_cores
@@ -40,9 +58,11 @@ class Candidate:
     run: str
     """Candidates of one run are compared with its eager one, and stand together in the tables."""
     format: BenchFormat
-    precision: Precision
+    precision: BenchPrecision
     path: Path
     """The export; for `eager`, the run folder."""
+    flops_per_image: int | None = None
+    """Operations of convolutions and matrix products; None where that is not known."""
 
 
 @dataclass
@@ -51,6 +71,19 @@ class _Found:
 
     rounds: list[Measured] = field(default_factory=list)
     failure: str = ""
+    seconds: float = 0.0
+    """What the latest round took."""
+
+    @property
+    def logits(self) -> NDArray[np.float32] | None:
+        """Those of all rounds, (n, C), of the first n pictures; None where there are none."""
+        parts = [one.logits for one in self.rounds]
+        return np.concatenate(parts) if parts else None
+
+    @property
+    def num_known(self) -> int:
+        """How many of the first pictures have logits."""
+        return sum(len(one.logits) for one in self.rounds)
 
 
 def run_bench(
@@ -65,9 +98,10 @@ def run_bench(
     rounds: int = 3,
     runs: int = 50,
     warmup: int = 5,
-    max_seconds: float = 10.0,
+    budget_s: float = BUDGET_S,
+    max_seconds: float | None = None,
     open_model: OpenModel | None = None,
-    classify_seconds: float = 2.0,
+    classify_seconds: float | None = None,
     timeout_s: float = 300.0,
     command: str | None = None,
     save: Callable[[BenchReport], object] | None = None,
@@ -93,11 +127,14 @@ def run_bench(
         rounds: Turns.
         runs: Timed runs per measurement at most.
         warmup: Untimed runs before them.
+        budget_s: Target for the whole bench in seconds, shared out among all measurements (see
+            `tltools.bench.budget`).
         max_seconds: Ends a measurement's timed runs early, though not before there are 10 of
-            single pictures and 3 of batches.
+            single pictures and one of batches; None for its share of the budget.
         open_model: Opens an export as `classify` does, in the new process like `open_predictor`;
             None to leave out what `classify` costs, and the recommendation with it.
-        classify_seconds: For a measurement of the whole `classify`; see `measure_classify`.
+        classify_seconds: For a measurement of the whole `classify`; see `measure_classify`; None
+            for its share of the budget.
         timeout_s: A process that stays silent for longer is ended, and its candidate has failed.
             It speaks before each batch size and after each batch of the accuracy's pictures.
         command: For the report; None for this process's command line.
@@ -109,34 +146,65 @@ def run_bench(
         DataError: If there is no picture.
         ValueError: If names repeat, or `targets` does not fit `pictures`.
     """
+    sizes = tuple(sorted({1, *batch_sizes}))
+    limits = share_out(
+        budget_s,
+        num_candidates=max(1, len(candidates)),
+        rounds=max(1, rounds),
+        num_sizes=len(sizes),
+    )
     settings = Settings(
         device=device,
         threads=threads or num_cores(),
-        batch_sizes=tuple(sorted({1, *batch_sizes})),
+        batch_sizes=sizes,
         rounds=rounds,
         runs=runs,
         warmup=warmup,
-        max_seconds=max_seconds,
-        classify_seconds=classify_seconds,
+        max_seconds=max_seconds or limits.size_s,
+        budget_s=budget_s,
+        classify_seconds=classify_seconds or limits.classify_s,
         num_pictures=len(pictures),
     )
     _check(candidates, settings, pictures, targets)
+    _announce(candidates, settings, limits, with_classify=open_model is not None, progress=progress)
     remove_leftovers(Path(gettempdir()), prefix=TEMPORARY)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
     command = command or command_line(sys.argv)
     found = {candidate.name: _Found() for candidate in candidates}
+    peaks, no_peaks = measure_peaks(device, {one.precision for one in candidates})
+    if no_peaks:
+        progress.warn(no_peaks)
 
     def report(*, complete: bool) -> BenchReport:
-        rows = _rows(candidates, found, targets)
+        rows = _rows(candidates, found, targets, peaks)
         return BenchReport(
             created=created,
             command=command,
             complete=complete,
             settings=settings,
             machine=machine,
+            peak_flops_per_s=peaks,
             rows=rows,
             recommendation=recommend(rows),
+        )
+
+    def task(candidate: Candidate, *, is_last: bool) -> Task:
+        return Task(
+            open_predictor=open_predictor,
+            path=candidate.path,
+            device=device,
+            threads=settings.threads,
+            batch_sizes=settings.batch_sizes,
+            runs=runs,
+            warmup=warmup,
+            max_seconds=settings.max_seconds,
+            pictures=tuple(pictures),
+            num_known=found[candidate.name].num_known,
+            accuracy_s=limits.accuracy_s if is_last else 0.0,
+            tf32=candidate.precision == "tf32",
+            open_model=None if candidate.format == "eager" else open_model,
+            classify_seconds=settings.classify_seconds,
         )
 
     with progress.bar("Benchmark", rounds * len(candidates), unit="measurements") as bar:
@@ -144,26 +212,15 @@ def run_bench(
             for candidate in candidates:
                 state = found[candidate.name]
                 if not state.failure:
+                    started = time.monotonic()
                     result = measure_in_new_process(
-                        Task(
-                            open_predictor=open_predictor,
-                            path=candidate.path,
-                            device=device,
-                            threads=settings.threads,
-                            batch_sizes=settings.batch_sizes,
-                            runs=runs,
-                            warmup=warmup,
-                            max_seconds=max_seconds,
-                            pictures=tuple(pictures),
-                            with_logits=turn == 0,
-                            open_model=None if candidate.format == "eager" else open_model,
-                            classify_seconds=classify_seconds,
-                        ),
+                        task(candidate, is_last=turn == rounds - 1),
                         timeout_s=timeout_s,
                         on_stage=lambda stage, name=candidate.name: bar.advance(
                             0, note=f"{name}: {stage}"
                         ),
                     )
+                    state.seconds = time.monotonic() - started
                     problem = _problem(result, _first_classes(found), targets)
                     if problem or isinstance(result, Failure):
                         state.failure = f"{problem or result} (round {turn + 1})"
@@ -173,7 +230,47 @@ def run_bench(
                     if save is not None:
                         save(report(complete=False))
                 bar.advance(note=candidate.name)
+            round_s = sum(one.seconds for one in found.values() if not one.failure)
+            left_s = (rounds - 1 - turn) * round_s
+            if left_s:
+                progress.say(f"Round {turn + 1} of {rounds} done: about {duration(left_s)} left")
     return report(complete=True)
+
+
+def _announce(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    limits: Limits,
+    *,
+    with_classify: bool,
+    progress: Progress,
+) -> None:
+    """Say how long this will take, by a guess of how fast each model is."""
+    on_gpu = uses_gpu(settings.device)
+    flops_per_s = GPU_FLOPS_PER_S if on_gpu else quick_flops_per_s()
+    works = [
+        Work(
+            image_s=image_seconds(
+                one.flops_per_image,
+                flops_per_s=flops_per_s,
+                int8=one.precision == "int8" and not on_gpu,
+            ),
+            with_classify=with_classify and one.format != "eager",
+            start_s=(ONNX_START_S if one.format == "onnx" else TORCH_START_S)
+            + (GPU_START_S if on_gpu else 0.0),
+        )
+        for one in candidates
+    ]
+    seconds = estimate_s(
+        works,
+        limits,
+        rounds=settings.rounds,
+        runs=settings.runs,
+        batch_sizes=settings.batch_sizes,
+    )
+    progress.say(
+        announcement(seconds, num_candidates=len(candidates), rounds=settings.rounds, on_gpu=on_gpu)
+    )
 
 
 def _check(
@@ -219,25 +316,32 @@ def _problem(
             f"failed: its classes ({', '.join(result.classes)}) are not those of the others "
             f"({', '.join(classes)}), in this order: bench it by itself"
         )
-    if result.logits is None:
-        return ""
-    expected = (len(targets), len(result.classes))
-    if result.logits.shape != expected:
+    number = len(result.logits)
+    expected = (number, len(result.classes))
+    if number and result.logits.shape != expected:
         return f"failed at accuracy: logits of shape {result.logits.shape} instead of {expected}"
     if targets.max() >= len(result.classes):
         return f"failed at accuracy: the data has a class {targets.max()}, the model has fewer"
-    unusable = int((~np.isfinite(result.logits).all(axis=1)).sum())
+    unusable = int((~np.isfinite(result.logits)).any(axis=1).sum())
     if unusable:
-        return f"failed at accuracy: logits of {unusable} of {len(targets)} pictures are not finite"
+        return f"failed at accuracy: logits of {unusable} of {number} pictures are not finite"
     return ""
 
 
 def _rows(
-    candidates: Sequence[Candidate], found: dict[str, _Found], targets: NDArray[np.int64]
+    candidates: Sequence[Candidate],
+    found: dict[str, _Found],
+    targets: NDArray[np.int64],
+    peaks: Mapping[str, float],
 ) -> tuple[BenchRow, ...]:
-    """Return a row for each candidate that has been tried, those of a run together."""
+    """Return a row for each candidate that has been tried, those of a run together.
+
+    All are judged on the same pictures: as many of the first ones as the slowest has come to.
+    """
+    numbers = [one.num_known for one in found.values() if one.rounds and not one.failure]
+    targets = targets[: min(numbers, default=0)]
     eager = {
-        candidate.run: found[candidate.name].rounds[0].logits
+        candidate.run: found[candidate.name].logits
         for candidate in candidates
         if candidate.format == "eager" and found[candidate.name].rounds
     }
@@ -249,6 +353,7 @@ def _rows(
                 targets,
                 eager.get(candidate.run),
                 {one.precision for one in candidates if one.run == candidate.run},
+                peaks.get(candidate.precision),
             )
             for candidate in candidates
             if (state := found[candidate.name]).rounds or state.failure
@@ -261,7 +366,8 @@ def _row(
     found: _Found,
     targets: NDArray[np.int64],
     eager_logits: NDArray[np.float32] | None,
-    precisions: set[Precision],
+    precisions: set[BenchPrecision],
+    peak_flops_per_s: float | None,
 ) -> BenchRow:
     rounds = found.rounds
     last = rounds[-1] if rounds else None
@@ -274,11 +380,13 @@ def _row(
     classify = sum_up(classified, precisions) if classified else None
     warnings = (*doubts(batches), *classify_doubts(classify))
     judged = _judge(
-        rounds[0].logits if rounds else None,
+        found.logits,
         targets,
         None if candidate.format == "eager" else eager_logits,
     )
     peaks = [m.peak_memory_bytes for m in rounds if m.peak_memory_bytes is not None]
+    gpu_peaks = [m.peak_gpu_bytes for m in rounds if m.peak_gpu_bytes is not None]
+    flops_per_s = _flops_per_s(candidate.flops_per_image, batches)
     status: Status = "failed" if found.failure else "unstable" if warnings else "ok"
     return BenchRow(
         name=candidate.name,
@@ -301,6 +409,12 @@ def _row(
         classify=classify,
         size_bytes=_size_bytes(candidate.path),
         peak_memory_bytes=max(peaks, default=None),
+        peak_gpu_bytes=max(gpu_peaks, default=None),
+        flops_per_image=candidate.flops_per_image,
+        flops_per_s=flops_per_s,
+        peak_share=flops_per_s / peak_flops_per_s
+        if flops_per_s is not None and peak_flops_per_s is not None and gpu_peaks
+        else None,
         device=last.device if last else "",
         device_reason=last.device_reason if last else "",
         provider=last.provider if last else "",
@@ -325,12 +439,14 @@ def _judge(
     eager_logits: NDArray[np.float32] | None,
 ) -> _Judgement:
     """Count how many labels are right, and compare with the eager model's where there is one."""
-    if logits is None:
-        return _Judgement()
+    if logits is None or not 0 < len(targets) <= len(logits):
+        return _Judgement()  # it failed before it came so far
+    logits = logits[: len(targets)]
     preds = logits.argmax(axis=1)
     result = score(preds, targets)
-    if eager_logits is None:
+    if eager_logits is None or len(eager_logits) < len(targets):
         return _Judgement(result)
+    eager_logits = eager_logits[: len(targets)]
     eager_preds = eager_logits.argmax(axis=1)
     return _Judgement(
         result,
@@ -338,6 +454,13 @@ def _judge(
         agreement=float((preds == eager_preds).mean()),
         max_abs_logit_diff=float(np.abs(logits - eager_logits).max()),
     )
+
+
+def _flops_per_s(flops_per_image: int | None, batches: Sequence[BatchTiming]) -> float | None:
+    """Return the operations per second with the best batch size, where they are known."""
+    if flops_per_image is None or not batches:
+        return None
+    return flops_per_image * max(timing.pictures_per_s for timing in batches)
 
 
 def batch_timing(batch_size: int, rounds_s: Sequence[tuple[float, ...]]) -> BatchTiming:

@@ -2,12 +2,13 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import cycle, repeat
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +44,7 @@ class OpenModel(Protocol):
         device: Device = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
+        tf32: bool = False,
     ) -> tuple[Predictor, Plan]:
         """Return the opened export, and how decoding and the model are to share the cores."""
         ...
@@ -56,6 +58,8 @@ def measure_classify(
     device: Device,
     seconds: float,
     enter: Callable[[str], object],
+    tf32: bool = False,
+    known_s: Mapping[int, float] = MappingProxyType({}),
     clock: Callable[[], float] = time.perf_counter,
 ) -> ClassifyRound:
     """Measure the stages one after the other, then all of them at work.
@@ -68,9 +72,13 @@ def measure_classify(
         path: The export.
         pictures: Readable pictures, one or more.
         device: Where to run.
-        seconds: For the whole of `classify`; each stage gets half of it. Slow models take longer,
-            since there are `MIN_CHUNKS` and `MIN_BATCHES`.
+        seconds: For the whole of `classify`; inference and decoding get a quarter of it each,
+            reading and writing an eighth. Slow models take longer, since there are `MIN_CHUNKS`
+            and `MIN_BATCHES`.
         enter: Called with the name of each stage as it begins.
+        tf32: Let a GPU round fp32 products to TF32.
+        known_s: Seconds per picture by batch size, measured just before in calls with all cores.
+            A slow model, whose batch takes longer than `seconds`, is not run again for it.
         clock: Seconds from an arbitrary start. Tests pass a fake.
 
     Raises:
@@ -78,41 +86,44 @@ def measure_classify(
         TltoolsError: If the export cannot be opened or run.
     """
     enter("classify: opening")
-    predictor, plan = open_model(path, device=device)
+    predictor, plan = open_model(path, device=device, tf32=tf32)
     some = pictures[:: ceil(len(pictures) / MAX_PICTURES)]
 
-    def cost_s(step: Callable[[], int], min_steps: int = 1) -> float:
-        return seconds_per_picture(step, seconds=seconds / 2, min_steps=min_steps, clock=clock)
+    def cost_s(step: Callable[[], int], share: float, min_steps: int = 1) -> float:
+        return seconds_per_picture(step, seconds=share * seconds, min_steps=min_steps, clock=clock)
 
-    def cost_in_threads_s(work: Callable[[Path], object]) -> float:
+    def cost_in_threads_s(work: Callable[[Path], object], share: float) -> float:
         with closing(_in_threads(work, some, plan.workers)) as chunks:
-            return cost_s(lambda: next(chunks), MIN_CHUNKS * plan.workers)
+            return cost_s(lambda: next(chunks), share, MIN_CHUNKS * plan.workers)
 
     enter("classify: reading")
     for picture in some:
         picture.read_bytes()
-    read_s = cost_in_threads_s(Path.read_bytes)
+    read_s = cost_in_threads_s(Path.read_bytes, 1 / 8)
 
     enter("classify: decoding")
     rules = predictor.card.preprocessing
-    load_s = cost_in_threads_s(partial(load_image, size=rules.size, resize=rules.resize))
+    load = partial(load_image, size=rules.size, resize=rules.resize)
+    load_s = cost_in_threads_s(load, 1 / 4)
 
     enter("classify: inference")
     callers = num_callers(plan)
-    with closing(_inference(predictor, some, plan)) as batches:
-        infer_s = cost_s(lambda: next(batches), 1 if callers == 1 else MIN_CHUNKS * callers)
+    infer_s = known_s.get(plan.batch_size, 0.0) if plan.name == "ahead" and callers == 1 else 0.0
+    if infer_s * plan.batch_size < seconds:
+        with closing(_inference(predictor, some, plan)) as batches:
+            min_steps = 1 if callers == 1 else MIN_CHUNKS * callers
+            infer_s = cost_s(lambda: next(batches), 1 / 4, min_steps)
 
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         output = Path(folder) / "predictions.csv"
         enter("classify: all stages")
-        start = clock()
-        source = _pictures_for(seconds, some, plan, clock)
-        num_pictures, predictions = _classify(predictor, source, plan, output)
-        pictures_per_s = num_pictures / (clock() - start)
+        stopwatch = Stopwatch(clock, skip=_num_in_work(plan))
+        source = _pictures_for(seconds, some, plan, stopwatch)
+        predictions = _classify(predictor, source, plan, output, stopwatch)
 
         enter("classify: writing")
         with Output(output, predictor.card.classes, overwrite=True) as rows:
-            write_s = cost_s(partial(_write, rows, predictions))
+            write_s = cost_s(partial(_write, rows, predictions), 1 / 8)
 
     return ClassifyRound(
         plan=plan,
@@ -123,8 +134,8 @@ def measure_classify(
             infer_s=infer_s,
             write_s=write_s,
         ),
-        pictures_per_s=pictures_per_s,
-        num_pictures=num_pictures,
+        pictures_per_s=stopwatch.rate(),
+        num_pictures=stopwatch.num_rows,
     )
 
 
@@ -157,6 +168,13 @@ def seconds_per_picture(
 def num_callers(plan: Plan) -> int:
     """Return how many threads run the model at the same time."""
     return plan.workers if plan.name == "fused" else plan.sessions
+
+
+def _num_in_work(plan: Plan) -> int:
+    """Return about how many pictures `classify` has in its hands at once."""
+    if plan.name == "fused":
+        return 2 * CHUNK * plan.workers
+    return max(plan.batch_size, CHUNK) * plan.sessions
 
 
 def _in_threads(
@@ -202,16 +220,54 @@ def _images(predictor: Predictor, pictures: Sequence[Path], number: int) -> NDAr
 
 
 def _classify(
-    predictor: Predictor, source: Iterator[Picture], plan: Plan, output: Path
-) -> tuple[int, list[Prediction]]:
-    """Classify into a file; return the number of rows, and some of the predictions."""
+    predictor: Predictor,
+    source: Iterator[Picture],
+    plan: Plan,
+    output: Path,
+    stopwatch: "Stopwatch",
+) -> list[Prediction]:
+    """Classify into a file; return some of the predictions."""
     some: list[Prediction] = []
     with Output(output, predictor.card.classes) as rows:
         for prediction in classify(predictor, source, plan=plan):
             rows.write(prediction)
+            stopwatch.count()
             if len(some) < MAX_ROWS:
                 some.append(prediction)
-    return rows.num_rows, some
+    stopwatch.stop()
+    return some
+
+
+class Stopwatch:
+    """Measure a rate from the moment when the first rows have come.
+
+    What the pipeline does once, such as starting its workers, is not part of it.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, skip: int) -> None:
+        """Skip so many rows before the time begins; more must come than these."""
+        self._clock = clock
+        self._skip = skip
+        self._start = self._end = 0.0
+        self.num_rows = 0
+
+    def count(self) -> None:
+        """Count a row."""
+        self.num_rows += 1
+        if self.num_rows == self._skip:
+            self._start = self._clock()
+
+    def stop(self) -> None:
+        """End after the last row."""
+        self._end = self._clock()
+
+    def seconds(self) -> float:
+        """Return how long ago the time began; 0 if it has not."""
+        return self._clock() - self._start if self.num_rows >= self._skip else 0.0
+
+    def rate(self) -> float:
+        """Return rows per second."""
+        return (self.num_rows - self._skip) / (self._end - self._start)
 
 
 def _write(rows: Output, predictions: Sequence[Prediction]) -> int:
@@ -221,13 +277,12 @@ def _write(rows: Output, predictions: Sequence[Prediction]) -> int:
 
 
 def _pictures_for(
-    seconds: float, paths: Sequence[Path], plan: Plan, clock: Callable[[], float]
+    seconds: float, paths: Sequence[Path], plan: Plan, stopwatch: "Stopwatch"
 ) -> Iterator[Picture]:
-    """Yield pictures, whole batches of them, until so much time has passed."""
-    start = clock()
-    batch = max(plan.batch_size, CHUNK)
+    """Yield pictures, whole batches of them, until rows have come for so much time."""
+    batch = _num_in_work(plan)
     source = cycle([Picture(path, path.as_posix()) for path in paths])
     for number, picture in enumerate(source):
-        if number % batch == 0 and number >= MIN_BATCHES * batch and clock() - start >= seconds:
+        if number % batch == 0 and number >= MIN_BATCHES * batch and stopwatch.seconds() >= seconds:
             return
         yield picture

@@ -12,6 +12,9 @@ MAX_ROUND_SPREAD = 0.10
 OUTLIER_SCORE = 14.826
 """Smallest modified Z-score of an outlier: ten standard deviations, since 1.4826 times the
 median absolute deviation estimates one (Iglewicz and Hoaglin, 1993; hyperfine uses the same)."""
+MIN_LATENCY_RUNS = 10
+MIN_THROUGHPUT_RUNS = 1
+"""In each round; a batch of a slow model takes seconds, and its time differs little."""
 MIN_WARMUP = 2
 """TorchScript profiles in the first run and compiles in the second."""
 
@@ -41,6 +44,8 @@ def measure(
     runs: int,
     max_seconds: float,
     min_runs: int = 10,
+    min_warmup: int = MIN_WARMUP,
+    prepare: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Run `step` and time it.
@@ -49,25 +54,34 @@ def measure(
         step: The work. It must not return before the work is done (a predictor returns numpy
             arrays, so it waits for a GPU).
         warmup: Untimed runs that come first: they fill caches and choose kernels. A slow step gets
-            fewer, but two: they end once they have taken `max_seconds`.
+            fewer: they end once they have taken a quarter of `max_seconds`.
         runs: Timed runs.
         max_seconds: Timed runs end early once they have taken this long.
         min_runs: But never before there are this many of them (or `runs`, where that is less).
+        min_warmup: The same for the untimed runs.
+        prepare: Called before each run, timed or not, outside the clock.
         clock: Seconds from an arbitrary start. Tests pass a fake.
     """
+    ready = prepare or _nothing
     start = clock()
     for done in range(1, warmup + 1):
+        ready()
         step()
-        if done >= MIN_WARMUP and clock() - start >= max_seconds:
+        if done >= min_warmup and clock() - start >= max_seconds / 4:
             break
     samples: list[float] = []
     total = 0.0
     while len(samples) < runs and (len(samples) < min_runs or total < max_seconds):
+        ready()
         start = clock()
         step()
         samples.append(clock() - start)
         total += samples[-1]
     return Timing(samples_s=tuple(samples))
+
+
+def _nothing() -> None:
+    """Prepare nothing."""
 
 
 def latency(samples_s: Sequence[float]) -> Latency:

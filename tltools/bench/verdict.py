@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 
 from tltools.bench.rows import (
+    HAND_OVER,
+    BenchPrecision,
     BenchRow,
     Bottleneck,
     Choice,
@@ -16,7 +18,6 @@ from tltools.bench.rows import (
 )
 from tltools.bench.text import accuracy, digits, milliseconds, percent_down
 from tltools.bench.timing import MAX_ROUND_SPREAD
-from tltools.card import Precision
 
 MAX_ACCURACY_LOSS = 0.005
 """The most accuracy that a recommended export may have lost, as a share of all pictures."""
@@ -27,10 +28,12 @@ NOISE = 0.05
 
 FORMAT_ORDER = ("eager", "torchscript", "onnx")
 """In the tables."""
-PRECISION_ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISION_ORDER: tuple[BenchPrecision, ...] = ("fp32", "tf32", "fp16", "int8")
 """The most exact first."""
 ROUNDING = 1e-9
 """Of differences between shares: 0.955 - 0.96 is a little less than -0.005."""
+MAX_UNEXPLAINED = 1.3
+"""Where an image takes more than so many times what the stages explain, no stage is to blame."""
 
 REMEDIES: dict[Stage, str] = {
     "reading": "try a faster disk or more --workers",
@@ -51,18 +54,19 @@ def find_bottleneck(
     *,
     device: str,
     pictures_per_s: float,
-    precisions: Collection[Precision] = (),
+    precisions: Collection[str] = (),
 ) -> Bottleneck:
     """Name the stage that holds `classify` up.
 
     On the CPU the stages share the cores, so that their costs add up and the largest holds the
     others up. A GPU works beside the cores: whichever takes longer for a picture holds up the
-    other.
+    other. Where the rate that was reached is far below what follows from this, it is neither: then
+    what lies between the stages holds them up, and the sentence says what is unexplained.
 
     Args:
-        costs: Seconds for one picture in each stage.
+        costs: Seconds for one picture in each stage, as the plan runs it.
         device: Where inference runs.
-        pictures_per_s: Of the whole, to compare with.
+        pictures_per_s: Of the whole, as it was reached.
         precisions: Those of the run's exports that are known; no remedy is one of them.
     """
     by_stage = costs.by_stage()
@@ -78,6 +82,9 @@ def find_bottleneck(
         del by_stage["inference"]
         stage, total_s = max(by_stage, key=by_stage.__getitem__), others_s
         where = f"the cores' time, which the GPU ({milliseconds(costs.infer_s)} ms) waits for"
+    reached_s = 1 / pictures_per_s
+    if reached_s > MAX_UNEXPLAINED * total_s:
+        return _hand_over(total_s=total_s, reached_s=reached_s, where=where)
     cost_s = costs.by_stage()[stage]
     share = cost_s / total_s
     remedy = _faster_model(device, precisions) if stage == "inference" else REMEDIES[stage]
@@ -94,7 +101,25 @@ def find_bottleneck(
     )
 
 
-def _faster_model(device: str, precisions: Collection[Precision]) -> str:
+def _hand_over(*, total_s: float, reached_s: float, where: str) -> Bottleneck:
+    """Blame what lies between the stages."""
+    rest_s = reached_s - total_s
+    return Bottleneck(
+        stage=HAND_OVER,
+        cost_s=rest_s,
+        total_s=reached_s,
+        share=rest_s / reached_s,
+        sentence=(
+            f"hand-over between the stages takes {milliseconds(rest_s)} of "
+            f"{milliseconds(reached_s)} ms per image: the stages explain {milliseconds(total_s)} "
+            f"ms ({where}), the rest is handing images on, keeping their order and waiting, or "
+            "something that was not measured: try another number of --workers, a larger "
+            "--batch-size, or several jobs with --shard"
+        ),
+    )
+
+
+def _faster_model(device: str, precisions: Collection[str]) -> str:
     if device != "cpu":
         return "try a smaller model" if "fp16" in precisions else "try fp16 or a smaller model"
     if "int8" in precisions:
@@ -102,9 +127,7 @@ def _faster_model(device: str, precisions: Collection[Precision]) -> str:
     return "try int8, a GPU, more cores or a smaller model"
 
 
-def sum_up(
-    rounds: Sequence[ClassifyRound], precisions: Collection[Precision] = ()
-) -> ClassifyFigures:
+def sum_up(rounds: Sequence[ClassifyRound], precisions: Collection[str] = ()) -> ClassifyFigures:
     """Sum up what the rounds found about one export; `precisions` as in `find_bottleneck`."""
     rates = [one.pictures_per_s for one in rounds]
     costs = StageCosts(
@@ -156,9 +179,15 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
     return Recommendation(
         choice=best,
         alternative="" if best is None else _alternative(best, usable),
-        command="" if best is None else f"tltools classify FOLDER --model {shlex.quote(best.path)}",
+        command="" if best is None else _command(best),
         choices=choices,
     )
+
+
+def _command(choice: Choice) -> str:
+    """Return what classifies with a choice."""
+    options = f" {choice.options}" if choice.options else ""
+    return f"tltools classify FOLDER --model {shlex.quote(choice.path)}{options}"
 
 
 def choose(rows: Sequence[BenchRow]) -> Choice:
@@ -199,6 +228,7 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
             f"{_kind(row)}: {refused[row.name] or _why_slower(row, chosen)}" for row in others
         ),
         doubtful=chosen.status == "unstable",
+        options="--tf32" if chosen.precision == "tf32" else "",
     )
 
 
@@ -315,7 +345,8 @@ def recommendation_lines(found: Recommendation | None) -> list[str]:
     best = found.choice
     if best is None:
         return ["Recommended on this machine: none", *(one.reason for one in found.choices)]
-    lines = [f"Recommended on this machine: {best.path}: {best.reason}"]
+    options = f" with {best.options}" if best.options else ""
+    lines = [f"Recommended on this machine: {best.path}{options}: {best.reason}"]
     if best.doubtful:
         lines.append(DOUBTFUL)
     lines += [f"Not {one}" for one in best.passed_over]
@@ -323,6 +354,42 @@ def recommendation_lines(found: Recommendation | None) -> list[str]:
         lines.append(found.alternative)
     lines += [one.reason for one in found.choices if not one.path]
     return lines
+
+
+def int8_notes(rows: Sequence[BenchRow]) -> list[str]:
+    """Say how int8 compares with fp16 on a GPU, a line for each int8 row that ran on one."""
+    lines: list[str] = []
+    for row in rows:
+        if row.precision != "int8" or row.device in ("", "cpu") or not _best_rate(row):
+            continue
+        line = f"{row.name}: on a GPU"
+        num_nodes = sum(row.placement.values())
+        stranded = num_nodes - row.placement.get(row.provider, 0)
+        if stranded:
+            line += f", {stranded} of {num_nodes} nodes run on the CPU all the same;"
+        others = [
+            one
+            for one in rows
+            if one.run == row.run and one.precision == "fp16" and _best_rate(one) > 0
+        ]
+        fp16 = max(others, key=_best_rate, default=None)
+        if fp16 is None:
+            line += " int8 is usually slower than fp16, which was not measured: export and bench it"
+        else:
+            times = _best_rate(row) / _best_rate(fp16)
+            line += (
+                f" int8 does {digits(_best_rate(row))} images per second and {_kind(fp16)} "
+                f"{digits(_best_rate(fp16))} ({times:.2f} times as fast)"
+            )
+        lines.append(line)
+    return lines
+
+
+def _best_rate(row: BenchRow) -> float:
+    """Return the model's own rate with its best batch size; 0 if it was not measured."""
+    if row.status == "failed":
+        return 0.0
+    return max((timing.pictures_per_s for timing in row.batches), default=0.0)
 
 
 def in_order(rows: Iterable[BenchRow]) -> list[BenchRow]:

@@ -9,28 +9,43 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TypeAlias
+from statistics import median
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools.bench.gpu import watch_gpu
 from tltools.bench.machine import peak_memory_bytes
 from tltools.bench.rows import ClassifyRound
 from tltools.bench.stages import TEMPORARY, OpenModel, measure_classify
-from tltools.bench.timing import Timing, measure
-from tltools.errors import TltoolsError
+from tltools.bench.timing import (
+    MIN_LATENCY_RUNS,
+    MIN_THROUGHPUT_RUNS,
+    MIN_WARMUP,
+    Timing,
+    measure,
+)
+from tltools.errors import DeviceError, TltoolsError
 from tltools.runtime import Device, Predictor
 from tltools.runtime.pipeline import decode_batches
 
-OpenPredictor: TypeAlias = Callable[[Path, Device, int | None], Predictor]
-"""`(path, device, threads)`; a function at the top of a module, so that a new process finds it."""
+
+class OpenPredictor(Protocol):
+    """Opens a candidate; a function at the top of a module, so that a new process finds it."""
+
+    def __call__(
+        self, path: Path, device: Device, threads: int | None, *, tf32: bool = False
+    ) -> Predictor:
+        """Return the opened candidate."""
+        ...
+
 
 ACCURACY_BATCH = 32
-MIN_LATENCY_RUNS = 10
-MIN_THROUGHPUT_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +62,13 @@ class Task:
     warmup: int
     max_seconds: float
     pictures: tuple[Path, ...]
-    with_logits: bool
-    """Whether to classify all pictures once timing is done; else some are timed and no more."""
+    num_known: int
+    """So many of the first pictures have logits from earlier rounds; timed batches continue."""
+    accuracy_s: float
+    """Once timing is done, pictures without logits are classified for so many seconds: 0 leaves
+    them to the next round."""
+    tf32: bool
+    """Let a GPU round fp32 products to TF32."""
     open_model: OpenModel | None
     """What `classify` opens it with; None where that is not to be measured."""
     classify_seconds: float
@@ -68,8 +88,9 @@ class Measured:
     timings: dict[int, Timing]
     """By batch size."""
     peak_memory_bytes: int | None
-    logits: NDArray[np.float32] | None
-    """(N, C), in the order of the pictures."""
+    peak_gpu_bytes: int | None
+    logits: NDArray[np.float32]
+    """Of the pictures from `Task.num_known` on, as many as were classified, (n, C)."""
     classify: ClassifyRound | None
 
 
@@ -209,6 +230,8 @@ def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
         task.pictures,
         device=task.device,
         seconds=task.classify_seconds,
+        tf32=task.tf32,
+        known_s={size: median(one.samples_s) / size for size, one in measured.timings.items()},
         enter=enter,
     )
     return replace(measured, classify=found)
@@ -217,33 +240,27 @@ def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
 def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
     enter("load")
     start = time.perf_counter()
-    predictor = task.open_predictor(task.path, task.device, task.threads)
+    gpu = watch_gpu(task.device)  # creates the CUDA context, which is part of loading
+    predictor = task.open_predictor(task.path, task.device, task.threads, tf32=task.tf32)
     load_s = time.perf_counter() - start
+    if task.tf32 and predictor.device == "cpu":
+        raise DeviceError(f"TF32 exists on GPUs only; on the CPU since {predictor.choice.reason}")
 
     enter("pictures")
-    largest = task.batch_sizes[-1]
-    images = np.concatenate(list(_batches(predictor, task.pictures[:largest])))
+    feed = Feed(predictor, task.pictures, start=task.num_known, size=task.batch_sizes[-1])
+    feed.advance()
 
     timings: dict[int, Timing] = {}
     for batch_size in task.batch_sizes:
         enter(f"batch size {batch_size}")
-        # The first pictures, again from the start where there are fewer.
-        batch = np.ascontiguousarray(images[np.arange(batch_size) % len(images)])
-        timings[batch_size] = measure(
-            lambda batch=batch: predictor(batch),
-            warmup=task.warmup,
-            runs=task.runs,
-            max_seconds=task.max_seconds,
-            min_runs=MIN_LATENCY_RUNS if batch_size == 1 else MIN_THROUGHPUT_RUNS,
-        )
+        timings[batch_size] = _time_batches(task, predictor, feed, batch_size)
+        if gpu is not None:
+            gpu.look()
     peak = peak_memory_bytes()
 
-    logits: list[NDArray[np.float32]] = []
-    if task.with_logits:
+    if task.accuracy_s > 0 and not feed.is_done:
         enter("accuracy")
-        for batch in _batches(predictor, task.pictures):
-            logits.append(predictor(batch))
-            enter("accuracy")
+        feed.finish(task.accuracy_s, enter=enter)
     return Measured(
         classes=predictor.card.classes,
         device=predictor.device,
@@ -254,9 +271,93 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
         load_s=load_s,
         timings=timings,
         peak_memory_bytes=peak,
-        logits=np.concatenate(logits) if logits else None,
+        peak_gpu_bytes=None if gpu is None or predictor.device == "cpu" else gpu.peak_bytes,
+        logits=np.concatenate(feed.logits or [np.empty((0, len(predictor.card.classes)), "f4")]),
         classify=None,
     )
+
+
+def _time_batches(task: Task, predictor: Predictor, feed: "Feed", batch_size: int) -> Timing:
+    """Time batches of one size; those of the largest go on through the pictures.
+
+    Single images stay the same one: to decode another between two runs would cool the caches.
+    """
+    single = batch_size == 1
+    if batch_size == task.batch_sizes[-1] and not single:
+        step, prepare = feed.run, feed.advance
+    else:
+        batch = predictor.new_batch(batch_size)
+        batch[:] = feed.batch[:batch_size]
+        step, prepare = partial(predictor, batch), None
+    return measure(
+        step,
+        warmup=task.warmup,
+        runs=task.runs,
+        max_seconds=task.max_seconds,
+        min_runs=MIN_LATENCY_RUNS if single else MIN_THROUGHPUT_RUNS,
+        min_warmup=MIN_WARMUP if single else 1,
+        prepare=prepare,
+    )
+
+
+class Feed:
+    """Batches for the clock that are the accuracy's pictures, one after the other.
+
+    So the timed runs classify what would have to be classified for the accuracy as well. What is
+    in a picture does not change how long a model takes for it.
+    """
+
+    def __init__(
+        self, predictor: Predictor, pictures: Sequence[Path], *, start: int, size: int
+    ) -> None:
+        """Begin with picture `start`, and make batches of `size`."""
+        self._predictor = predictor
+        self._pictures = pictures
+        self._next = start
+        self._num_new = 0
+        self._size = size
+        self._is_filled = False
+        self.batch = predictor.new_batch(size)
+        """Images, uint8 (size, H, W, 3), once `advance` was called; always the same memory."""
+        self.logits: list[NDArray[np.float32]] = []
+        """Of the pictures from `start` on, (n, C) each."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all pictures have logits."""
+        return self._next + self._num_new >= len(self._pictures)
+
+    def advance(self) -> None:
+        """Decode the next batch, unless the present one has yet to be run or is the last one.
+
+        Where there are fewer pictures left than a batch has, it goes on from the first one.
+        """
+        if self._is_filled and (self._num_new or self.is_done):
+            return
+        total = len(self._pictures)
+        self._num_new = min(self._size, total - self._next)
+        number = min(self._size, total)
+        chosen = [self._pictures[(self._next + i) % total] for i in range(number)]
+        images = np.concatenate(list(_batches(self._predictor, chosen)))
+        np.take(images, np.arange(self._size) % number, axis=0, out=self.batch, mode="clip")
+        self._is_filled = True
+
+    def run(self) -> None:
+        """Run the model on the batch, and keep what is new of it."""
+        logits = self._predictor(self.batch)
+        if self._num_new:
+            self.logits.append(logits[: self._num_new])
+            self._next += self._num_new
+            self._num_new = 0
+
+    def finish(self, seconds: float, *, enter: Callable[[str], None]) -> None:
+        """Classify the pictures that are left, for so many seconds at most."""
+        start = time.perf_counter()
+        for batch in _batches(self._predictor, self._pictures[self._next :]):
+            self.logits.append(self._predictor(batch))
+            enter("accuracy")
+            if time.perf_counter() - start >= seconds:
+                return
 
 
 def _batches(predictor: Predictor, pictures: Sequence[Path]) -> Iterable[NDArray[np.uint8]]:

@@ -18,6 +18,9 @@ from tltools.cli.options import (
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import TltoolsError
 
+CPU_BATCH_SIZES = "1,8,32"
+GPU_BATCH_SIZES = "1,8,32,64,128,256"
+
 
 @command
 def bench(
@@ -37,7 +40,12 @@ def bench(
     ] = None,
     images: ImagesOption = None,
     class_names: ClassNamesOption = None,
-    batch_sizes: Annotated[str, typer.Option(help="For throughput, with commas.")] = "1,8,32",
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="For throughput, with commas.", show_default="1,8,32; on a GPU up to 256"
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in rotation.")] = 3,
     num_runs: Annotated[
         int, typer.Option("--runs", min=1, help="Timed runs per round and batch size, at most.")
@@ -45,7 +53,13 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
     ] = None,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Target for the whole bench in seconds.")
+    ] = 240,
     device: InferenceDeviceOption = "auto",
+    tf32: Annotated[
+        bool, typer.Option(help="On a GPU, measure fp32 exports in TF32 as well.")
+    ] = True,
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
     report: ReportOption = None,
 ) -> None:
@@ -57,7 +71,7 @@ def bench(
     """
     check_report(report)
     from tltools.artifacts import bench_inputs, open_predictor
-    from tltools.bench import run_bench
+    from tltools.bench import run_bench, uses_gpu
     from tltools.bench import write_report as write_files
     from tltools.classify import open_model
     from tltools.console import print_table, printable
@@ -75,7 +89,8 @@ def bench(
             progress=progress,
         )
         tell_findings(dataset, progress)
-    inputs = bench_inputs(models, dataset)
+    on_gpu = uses_gpu(device)
+    inputs = bench_inputs(models, dataset, tf32=tf32 and on_gpu)
     for note in inputs.notes:
         progress.warn(note)
     progress.say(
@@ -90,9 +105,12 @@ def bench(
         targets=inputs.targets,
         device=device,
         threads=threads,
-        batch_sizes=split_numbers(batch_sizes, "--batch-sizes"),
+        batch_sizes=split_numbers(
+            batch_sizes or (GPU_BATCH_SIZES if on_gpu else CPU_BATCH_SIZES), "--batch-sizes"
+        ),
         rounds=rounds,
         runs=num_runs,
+        budget_s=budget,
         save=lambda partial: write_files(partial, output),
         progress=progress,
     )

@@ -1,0 +1,78 @@
+"""Ask the NVIDIA driver how much of a GPU's memory a measurement takes."""
+
+import ctypes
+
+from tltools.errors import DeviceError
+from tltools.runtime.device import DRIVER_LIBRARY, num_gpus
+
+
+def uses_gpu(device: str) -> bool:
+    """Tell whether models that are opened on `device` should run on a GPU of this machine."""
+    return device not in ("cpu", "openvino") and num_gpus() > 0
+
+
+class GpuMemory:
+    """Watch the memory that is taken on a GPU from now on, by any runtime in this process.
+
+    The driver's own figure of free memory (`cuMemGetInfo`) is compared with what it was at the
+    start. PyTorch and onnxruntime keep what they have once taken, so that it is enough to look
+    after each step of work. Not included is the CUDA context itself; what other programs take on
+    the same GPU meanwhile is.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        """Start to watch; this creates the CUDA context that the runtimes then use as well.
+
+        Args:
+            index: Which of the GPUs that this process may use, from 0.
+
+        Raises:
+            DeviceError: If the driver refuses.
+        """
+        try:
+            self._driver = ctypes.CDLL(DRIVER_LIBRARY)
+        except OSError as error:
+            raise DeviceError(f"cannot ask for the GPU's memory: {error}") from error
+        self._context = ctypes.c_void_p()
+        device = ctypes.c_int()
+        self._call("cuInit", ctypes.c_uint(0))
+        self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(index))
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._free_at_start = self._least_free = self._free_bytes()
+
+    def look(self) -> None:
+        """Note how much is free now."""
+        self._least_free = min(self._least_free, self._free_bytes())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was taken, in bytes, whenever `look` was called."""
+        return self._free_at_start - self._least_free
+
+    def _free_bytes(self) -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cuCtxPushCurrent_v2", self._context)
+        try:
+            self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        finally:
+            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+        return free.value
+
+    def _call(self, name: str, *arguments: object) -> None:
+        status = getattr(self._driver, name)(*arguments)
+        if status:
+            raise DeviceError(f"the NVIDIA driver's {name} failed with status {status}")
+
+
+def watch_gpu(device: str) -> GpuMemory | None:
+    """Start to watch the GPU that `device` means, if it is one.
+
+    Of several (`NAME:INDEX,NAME:INDEX`) it is the first, on which single models are measured.
+
+    Raises:
+        DeviceError: If the driver refuses.
+    """
+    if not uses_gpu(device):
+        return None
+    first = device.split(",")[0]
+    return GpuMemory(int(first.partition(":")[2] or 0))

@@ -1,0 +1,29 @@
+"""Measure the GPU's peak once for a bench, in a process of its own."""
+
+import multiprocessing
+from collections.abc import Collection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from tltools.bench.gpu import uses_gpu
+from tltools.errors import TltoolsError
+from tltools.runtime import Device
+
+
+def measure_peaks(device: Device, precisions: Collection[str]) -> tuple[dict[str, float], str]:
+    """Measure how fast a GPU multiplies large matrices; the CPU is left out.
+
+    Returns:
+        Floating-point operations per second by precision, empty without a GPU; and, for people,
+        why they could not be measured, or nothing.
+    """
+    if not uses_gpu(device):
+        return {}, ""
+    from tltools.runtime.peak import matmul_flops_per_s
+
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(matmul_flops_per_s, device, sorted(precisions)).result(), ""
+    except (TltoolsError, ImportError, RuntimeError, BrokenProcessPool) as error:
+        return {}, f"the GPU's peak could not be measured ({error}): its share is left out"
