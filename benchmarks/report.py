@@ -158,7 +158,7 @@ def draw(results: Results, path: Path) -> None:
         base = next((rate for label, rate in bars[name] if label.startswith("tltools")), None)
         colors = [_color(label) for label in labels]
         drawn = axis.barh(labels, rates, color=colors, height=0.72)
-        texts = [_rate(rate) + (f"  ({rate / base:.2f}x)" if base else "") for rate in rates]
+        texts = [rate_text(rate) + (f"  ({rate / base:.2f}x)" if base else "") for rate in rates]
         axis.bar_label(drawn, texts, padding=4, fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(0, max(rates) * 1.25)
@@ -203,7 +203,7 @@ def _comparison_table(results: Results, name: str) -> tuple[list[str], list[list
         table.append(
             [
                 row["name"],
-                _rate(number / median(row["seconds"])),
+                rate_text(number / median(row["seconds"])),
                 "1" if row is base else relative,
                 f"{median(row['start_up_s']):.1f} s",
                 "" if same is None or row is base else f"{same:.2%}",
@@ -212,7 +212,7 @@ def _comparison_table(results: Results, name: str) -> tuple[list[str], list[list
     limit = combined_limit(results) if name == "limits" else None
     if limit:
         relative = str(ratio(limit, base["seconds"])) if base else ""
-        table.append(["combined limit", _rate(number / median(limit)), relative, "", ""])
+        table.append(["combined limit", rate_text(number / median(limit)), relative, "", ""])
     return columns, table
 
 
@@ -245,7 +245,8 @@ def _good(row: Mapping[str, Any]) -> bool:
     return not row["failure"]
 
 
-def _rate(value: float) -> str:
+def rate_text(value: float) -> str:
+    """Return a rate for a table."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 

@@ -7,10 +7,8 @@ part. Without pictures it draws tltools' sample set, without an export it trains
 """
 
 import argparse
-import csv
 import importlib.util
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -26,33 +24,20 @@ import msgspec
 import pictures
 import report
 import scaling
+from asking import Asker, MeasurementError, environment, say
 from limits import DECODING, LARGE_SESSIONS, LOADERS, SMALL_SESSIONS
-from systems import PACKAGES, PEERS, SUFFIX, Job
+from pages import with_results
+from systems import PACKAGES, PEERS, SUFFIX, Job, read_rows
 
 from tltools.bench.machine import describe_machine, installed_versions
 from tltools.parallel import num_cores
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT_S = 3600
 SMALL_FOLDER = 10_000
 """Larger ones are classified once only, by the scaling part."""
 TREE_FOLDERS = 1000
 MIDDLE_FOLDER = 100_000
 """Larger ones with all cores and the local engine only."""
-MARKS = ("<!-- results -->", "<!-- end of results -->")
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "YOLO_OFFLINE": "true",
-    "YOLO_AUTOINSTALL": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
-"""Nothing is downloaded, installed or reported while measuring."""
-
-
-class MeasurementError(Exception):
-    """A measurement did not come about; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,9 @@ class Bench:
         self.options = options
         self.work = work
         self.under: list[str] = shlex.split(options.under)
-        self.environment = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(work / "yolo")}
-        self.environment["HF_HOME"] = str(work / "huggingface")
+        self.environment = environment(
+            YOLO_CONFIG_DIR=str(work / "yolo"), HF_HOME=str(work / "huggingface")
+        )
         inputs = self._find_inputs()
         self.results: dict[str, Any] = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -132,29 +118,13 @@ class Bench:
         Raises:
             MeasurementError: If it fails, with its own reason, or ends without one.
         """
-        answer_file = self.work / "answer.json"
-        answer_file.unlink(missing_ok=True)
-        log = self.work / "worker.log"
-        request_text = json.dumps({"task": task} | request)
         with_peers = task == "run_system" or request.get("part_size")
+        return self.asker(with_peers=bool(with_peers)).ask(task, **request)
+
+    def asker(self, *, with_peers: bool) -> Asker:
+        """Return how processes are started, with the peers installed or without them."""
         python = sys.executable if with_peers else self.options.python
-        worker = [python, HERE / "worker.py", request_text, answer_file]
-        with log.open("w", encoding="utf-8") as file:
-            result = subprocess.run(
-                [*self.under, *map(str, worker)],
-                env=self.environment,
-                cwd=self.work,
-                stdout=file,
-                stderr=file,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        if not answer_file.exists():
-            raise MeasurementError(f"its process ended with {result.returncode}; see {log}")
-        answer = json.loads(answer_file.read_text(encoding="utf-8"))
-        if "failure" in answer:
-            raise MeasurementError(answer["failure"])
-        return answer["result"]
+        return Asker(self.work, python, self.environment, self.under)
 
     def ask_for(self, entry: Entry, folder: Path, warmup: Path | None, output: Path) -> Any:
         """Let a system do the job in a new process; return its start-up and its seconds."""
@@ -437,12 +407,6 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Return each picture's row of a CSV of predictions, by file name."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {Path(row["path"]).name: row for row in csv.DictReader(file)}
-
-
 def what_became(output: Path, broken: str, total: int) -> str:
     """Say in words what a CSV of predictions holds for a damaged picture among `total`."""
     rows = read_rows(output)
@@ -457,15 +421,6 @@ def what_became(output: Path, broken: str, total: int) -> str:
     return f"{count}; its row has the label {row['label']!r}{origin}, and no error"
 
 
-def with_results(readme: str, results: str) -> str:
-    """Replace the results in the text of a page, which stand between its two marks."""
-    before, start, rest = readme.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        raise ValueError(f"the page lacks its marks {' and '.join(MARKS)}")
-    return f"{before}{start}\n\n{results}\n{end}{after}"
-
-
 def _job_of(
     model: str, export: str, number: int, workers: int, *, part_size: int = 0, folders: int = 0
 ) -> dict[str, Any]:
@@ -473,11 +428,6 @@ def _job_of(
     job = {"model": model, "export": export, "engine": "ray" if part_size else "local"}
     job |= {"num_pictures": number, "folders": folders, "workers": workers, "part_size": part_size}
     return job | {"seconds": [], "peak_bytes": [], "output_bytes": 0}
-
-
-def say(line: str) -> None:
-    """Tell the person who waits."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

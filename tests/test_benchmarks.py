@@ -180,7 +180,7 @@ def test_import_times_are_summed_by_package():
 
 
 def test_results_replace_those_in_the_readme():
-    from run import MARKS, with_results
+    from pages import MARKS, with_results
 
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     once = with_results(readme, "new tables")
@@ -259,7 +259,7 @@ def test_what_pictures_need_follows_from_their_core_seconds(monkeypatch):
 
 
 def test_the_page_of_scaling_has_measured_and_projected_figures(scaling_results):
-    from run import MARKS, with_results
+    from pages import MARKS, with_results
     from scaling import PAGE, to_markdown
 
     text = to_markdown(scaling_results)
