@@ -26,9 +26,9 @@ from typing import Any
 import msgspec
 import pictures
 from asking import Asker, MeasurementError, classify_command, environment, say
-from cores import core_counts, core_table, efficiency, over_cores
-from loops import DECODERS, PILLOW, Setting, loop_name, same_labels
-from report import rate_text, section
+from cores import COUNTS, core_counts, core_table, efficiency, over_cores
+from loops import DECODERS, PILLOW, Setting, cuda_grid, loop_name, same_labels
+from pages import rate_text, section
 from steady import session_setting
 from systems import CUDA_PEERS, PACKAGES, Job
 
@@ -65,6 +65,8 @@ class Sizes:
     warmup: int = 1024
     turns: int = 2
     """Of each job end to end."""
+    full: bool = False
+    """Try the whole grid of loops, and decoding in fewer processes, too."""
 
 
 TINY = Sizes(
@@ -79,6 +81,12 @@ TINY = Sizes(
     warmup=4,
     turns=1,
 )
+PRESETS = {
+    "full": Sizes(batches=(32, 64, 128, 256), seconds=3.0, turns=5, full=True),
+    "quick": Sizes(turns=1, seconds=1.0, decode_s=2.0),
+    "tiny": TINY,
+}
+"""For the gpu part of run.py."""
 
 
 @dataclass
@@ -172,7 +180,8 @@ class Check:
 def decode_step(check: Check) -> None:
     """Decoding in as many processes as cores, the limit of every job, and in fewer."""
     cores = num_cores()
-    counts = {"processes": [cores], "threads": [min(8, cores)]}
+    few = [count for count in COUNTS if count < cores] if check.sizes.full else []
+    counts = {"processes": [*few, cores], "threads": [*few, cores] if few else [min(8, cores)]}
     rows, failure = check.asker.ask_rows(
         "decoding",
         timeout_s=check.left_s(60),
@@ -227,17 +236,11 @@ def loops_step(check: Check, name: str, form: str, precision: str, *decoders: st
     """A form of the model in a `DataLoader` loop with a worker for each core."""
     model = name.split()[0]
     number = check.sizes.loop if model == "cnn" else check.sizes.vgg16
-    base: Setting = {"form": form, "workers": num_cores(), "threads": 1, "device": check.device}
-    base["precision"] = precision if check.device == "cuda" else "fp32"
-    settings = [
-        base | {"batch_size": batch} | ({"decoder": decoder} if decoder != PILLOW else {})
-        for decoder in decoders or (PILLOW,)
-        for batch in check.sizes.loop_batches
-    ]
+    settings = _loop_settings(check, form, precision, decoders or (PILLOW,))
     expected = _labels_of_tltools(check, model, number)
     rows, failure = check.asker.ask_rows(
         "search_loops",
-        timeout_s=check.left_s(75),
+        timeout_s=check.left_s(300 if check.sizes.full else 75),
         job=check.job(name),
         settings=settings,
         folder=str(check.folder(number)),
@@ -249,6 +252,20 @@ def loops_step(check: Check, name: str, form: str, precision: str, *decoders: st
         row["name"] = f"{model} {loop_name(row['setting'])}"
         row.setdefault("images_per_s", None)
     check.keep("loop", rows, failure, f"{model} {precision} loop: {form}")
+
+
+def _loop_settings(
+    check: Check, form: str, precision: str, decoders: Sequence[str]
+) -> list[Setting]:
+    if check.sizes.full and check.device == "cuda":
+        return cuda_grid(num_cores(), precision)[form]
+    base: Setting = {"form": form, "workers": num_cores(), "threads": 1, "device": check.device}
+    base["precision"] = precision if check.device == "cuda" else "fp32"
+    return [
+        base | {"batch_size": batch} | ({"decoder": decoder} if decoder != PILLOW else {})
+        for decoder in decoders
+        for batch in check.sizes.loop_batches
+    ]
 
 
 def _labels_of_tltools(check: Check, model: str, number: int) -> str:
@@ -380,10 +397,10 @@ def plan(check: Check) -> dict[str, Callable[[], None]]:
     return steps
 
 
-def measure(check: Check, only: Sequence[str] = ()) -> None:
+def measure(check: Check, only: Sequence[str] = (), leave_out: Sequence[str] = ()) -> None:
     """Do all steps, or those whose names start with one of `only`; a failure is a row."""
     for name, step in plan(check).items():
-        if only and not name.startswith(tuple(only)):
+        if name in leave_out or (only and not name.startswith(tuple(only))):
             continue
         begun = time.perf_counter()
         try:

@@ -4,6 +4,7 @@ First all settings of a grid are tried once on some of the images, a process for
 the fastest are measured beside tltools, in turns.
 """
 
+import importlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
@@ -33,7 +34,11 @@ class Images:
         """List the folder."""
         self.paths = sorted(folder.glob(f"*{SUFFIX}"))
         self.size = size
-        self.load = _with_torchvision if decoder == TORCHVISION else _with_pillow
+        self.load = _with_pillow
+        if decoder == TORCHVISION:
+            # Here and not in the workers, which would each import it again.
+            importlib.import_module("torchvision.transforms.v2.functional")
+            self.load = _with_torchvision
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -207,10 +212,9 @@ def cpu_grid(cores: int, *, quick: bool) -> dict[str, list[Setting]]:
     return grid
 
 
-def cuda_grid(cores: int, precision: str, *, quick: bool) -> dict[str, list[Setting]]:
-    """Return the settings to try on CUDA, by form; workers are the cores."""
-    batches = (64, 256) if quick else (32, 64, 128, 256)
-    workers = (cores,) if quick else (max(1, cores // 2), cores)
+def cuda_grid(cores: int, precision: str) -> dict[str, list[Setting]]:
+    """Return the settings to try on CUDA, by form: workers, batch sizes and decoders."""
+    batches, workers = (32, 64, 128, 256), (max(1, cores // 2), cores)
     grid: dict[str, list[Setting]] = {}
     for form in FORMS:
         base: Setting = {"form": form, "threads": 1, "device": "cuda", "precision": precision}
@@ -223,8 +227,7 @@ def cuda_grid(cores: int, precision: str, *, quick: bool) -> dict[str, list[Sett
 
 def fastest(rows: Iterable[Mapping[str, Any]], count: int = NUM_FINAL) -> list[Mapping[str, Any]]:
     """Return the fastest settings, and the fastest eager one where it is not among them."""
-    good = sorted((row for row in rows if not row["failure"]), key=lambda row: -row["images_per_s"])
-    eager = [row for row in good[count:] if row["setting"]["form"] == EAGER]
-    return good[:count] + (
-        [] if any(row["setting"]["form"] == EAGER for row in good[:count]) else eager[:1]
-    )
+    good = [row for row in rows if not row["failure"]]
+    good.sort(key=lambda row: -row["images_per_s"])
+    eager = [row for row in good if row["setting"]["form"] == EAGER][:1]
+    return good[:count] + [row for row in eager if row not in good[:count]]

@@ -14,8 +14,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pages import with_results
-from report import section
+from pages import section, with_results
 
 PAGE = Path(__file__).with_name("SCALING.md")
 TARGETS = (10**8, 10**9)
