@@ -145,7 +145,7 @@ def classify_command(
         `wall_s`, of the whole process; `num_images`, `num_failed`, and the `plan`.
 
     Raises:
-        MeasurementError: If it fails, takes longer, or skips an image.
+        MeasurementError: If it fails, takes longer, or cannot read an image.
     """
     command = [*asker.under, asker.python, "-m", "tltools", "classify", str(folder)]
     command += ["--model", str(export), "--device", device, "-o", str(output), "--overwrite"]
@@ -165,7 +165,10 @@ def classify_command(
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         reason = f"ended with {code}" if code is not None else f"took longer than {timeout_s:.0f} s"
         raise MeasurementError(f"tltools classify {reason}: {lines[-1][:300]}")
-    return read_summary(json.loads(answer.read_text(encoding="utf-8"))) | {"wall_s": wall_s}
+    summary = read_summary(json.loads(answer.read_text(encoding="utf-8"))) | {"wall_s": wall_s}
+    if summary["num_failed"]:
+        raise MeasurementError(f"tltools classify could not read {summary['num_failed']} images")
+    return summary
 
 
 def read_summary(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the fastest are measured beside tltools, in turns.
 
 import importlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +101,32 @@ def open_loop(
             pin_memory=device == "cuda",
             prefetch_factor=4 if workers else None,
         )
-        started = ((names, _padded(model, images, batch_size)) for images, names in loader)
-        previous = next(started)
-        for current in started:
-            yield from top_rows(*previous, classes)
-            previous = current
-        yield from top_rows(*previous, classes)
+        started = ((names, _begin(model, images, batch_size)) for images, names in loader)
+        previous_names, previous = next(started)
+        for names, current in started:
+            yield from top_rows(previous_names, previous(), classes)
+            previous_names, previous = names, current
+        yield from top_rows(previous_names, previous(), classes)
 
     return lambda folder, output: write_rows(output, rows(folder))
+
+
+def _begin(model: Model, images: "Tensor", batch_size: int) -> Callable[[], "Tensor"]:
+    """Start a batch; return what waits for its probabilities, (N, C), and returns them."""
+    import torch
+
+    probs = _padded(model, images, batch_size)
+    if not probs.is_cuda:
+        return lambda: probs
+    fetched = probs.to("cpu", non_blocking=True)  # into page-locked memory, as torch does it
+    event = torch.cuda.Event()
+    event.record()
+
+    def wait() -> "Tensor":
+        event.synchronize()
+        return fetched
+
+    return wait
 
 
 def _padded(model: Model, images: "Tensor", batch_size: int) -> "Tensor":
