@@ -286,6 +286,7 @@ def _labels_of_tltools(check: Check, model: str, number: int) -> str:
 def torch_step(check: Check, name: str, form: str, precision: str, *batches: int) -> None:
     """The network alone in PyTorch, channels_last."""
     sizes = [batch for batch in check.sizes.batches if batch in batches] or check.sizes.batches
+    precision = precision if check.device == "cuda" else "fp32"
     settings = [{"form": form, "precision": precision, "batch": batch} for batch in sizes]
     rows, failure = check.asker.ask_rows(
         "bare_torch",

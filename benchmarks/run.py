@@ -536,12 +536,13 @@ def _job_of(
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},
     "quick": {
-        "only": ["loops", "cores", "ordering", "gpu"],
-        "runs": 2,
+        "only": ["ordering", "cores", "gpu", "loops"],
+        "runs": 1,
+        "num_pictures": 3000,
         "num_search": 600,
-        "form_s": 60,
+        "form_s": 30,
         "limit_s": 1.0,
-        "gpu_s": 170,
+        "gpu_s": 150,
     },
     "tiny": {
         "runs": 1,

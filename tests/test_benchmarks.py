@@ -616,3 +616,35 @@ def test_a_tiny_run_of_cores_and_ordering_fills_its_block(jpegs, onnx_path, tmp_
     assert "us of CPU per image" in text
     assert "### CNN on the CPU alone, by cores" in text
     assert not (output / "results.md").exists()
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_loops_measures_the_best_in_turns_with_tltools(
+    cnn_run, cnn_exports, tmp_path
+):
+    import run
+
+    jpegs = tmp_path / "jpegs"
+    jpegs.mkdir()
+    for number in range(12):
+        level = (50, 200)[number % 2] + number  # as dark and bright as what the CNN was trained on
+        Image.new("RGB", (224, 224), (level, level, level)).save(jpegs / f"{number}.jpg")
+
+    output = tmp_path / "results"
+    exports = {path.suffix: path for path in (result.path for result in cnn_exports.values())}
+    words = ["--preset", "tiny", "--pictures", str(jpegs), "--cnn", str(exports[".onnx"])]
+    words += ["--cnn-run", str(cnn_run), "--only", "loops", "gpu"]
+    run.main([*words, "--output", str(output), "--gpu-s", "20"])
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    tried = {row["setting"]["form"]: row for row in results["loops_search"] if "setting" in row}
+    assert set(tried) == {"eager", "compiled", "TorchScript", "ONNX"}
+    # What compiles needs a C++ compiler, which not every machine has.
+    assert [tried[form]["failure"] for form in ("eager", "TorchScript", "ONNX")] == [""] * 3
+    tltools, *loops = results["comparisons"]["loops"]["rows"]
+    assert tltools["same_labels"] == 1.0
+    assert [row["failure"] for row in loops] == [""] * len(loops)
+    assert all(row["same_labels"] == 1.0 for row in loops)
+    assert any(row["name"].startswith("loop: eager") for row in loops)
+    text = (output / "cores.md").read_text(encoding="utf-8")
+    assert "times as fast as the best loop (loop: " in text
+    assert "### What must hold" in (output / "gpu.md").read_text(encoding="utf-8")
