@@ -99,7 +99,6 @@ def open_loop(
             batch_size=batch_size,
             num_workers=workers,
             pin_memory=device == "cuda",
-            prefetch_factor=4 if workers else None,
         )
         started = ((names, _begin(model, images, batch_size)) for images, names in loader)
         previous_names, previous = next(started)

@@ -658,3 +658,28 @@ def test_a_tiny_run_of_loops_measures_the_best_in_turns_with_tltools(
     text = (output / "cores.md").read_text(encoding="utf-8")
     assert "times as fast as the best loop (loop: " in text
     assert "### What must hold" in (output / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
+    results, tmp_path, monkeypatch
+):
+    import report
+    import run
+    from pages import marks
+
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    before = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    (pages / "README.md").write_text(before, encoding="utf-8")
+    monkeypatch.setattr(run, "HERE", pages)
+    measured = {name: value for name, value in results.items() if name != "memory"}
+    measured["comparisons"] = {}
+    measured["ordering"] = {"us_per_image": [11.0, 13.0, 12.0], "sizes": [10, 20]}
+    for block, text in report.blocks(measured).items():
+        (tmp_path / f"{block}.md").write_text(text, encoding="utf-8")
+    run.write_pages(run.parse(["--output", str(tmp_path)]), measured)
+    after = (pages / "README.md").read_text(encoding="utf-8")
+    assert "takes 12.0 us of CPU per image (11.0 to 13.0; at most 15 are meant)" in after
+    start, end = marks("cores")
+    assert after.split(start)[0] == before.split(start)[0]
+    assert after.split(end)[1] == before.split(end)[1]
