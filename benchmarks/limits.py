@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from systems import SUFFIX, Job, Work
 
-from tltools.data.images import CROP_RATIO, load_image, load_images
+from tltools.data.images import CROP_RATIO, load_image
 from tltools.parallel import num_cores
 from tltools.runtime import read_card
 
@@ -67,10 +67,12 @@ def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Wo
         paths = _pictures(folder)
         size, resize = preprocessing.size, preprocessing.resize
         images = np.empty((len(paths), size, size, 3), np.uint8)
-        start = 0
-        for batch in load_images(paths, size=size, resize=resize, batch_size=64):
-            images[start : start + len(batch)] = batch
-            start += len(batch)
+
+        def load(indices: Sequence[int]) -> None:
+            for index in indices:
+                load_image(paths[index], size=size, resize=resize, out=images[index])
+
+        _in_threads(load, range(len(paths)), CHUNK)
         batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
 
         def call(caller: int) -> None:
@@ -145,8 +147,6 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
-def _in_threads(
-    function: Callable[[Sequence[Path]], Any], paths: Sequence[Path], chunk: int
-) -> None:
+def _in_threads(function: Callable[[Sequence[Any]], Any], items: Sequence[Any], chunk: int) -> None:
     with ThreadPoolExecutor(num_cores()) as pool:
-        list(pool.map(function, [paths[i : i + chunk] for i in range(0, len(paths), chunk)]))
+        list(pool.map(function, [items[i : i + chunk] for i in range(0, len(items), chunk)]))

@@ -5,11 +5,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import gpu_check
+from cores import core_table
 from limits import DECODING, LARGE_SESSIONS, SMALL_SESSIONS, combined
+from pages import rate_text, section
 from pictures import LARGE_QUALITIES
 
 Results = Mapping[str, Any]
 """What run.py keeps: `comparisons` by name, each with `rows` of measured systems, and the rest."""
+
+
+RESULTS = ("broken", "memory", "listing", "startup", "stability")
+"""Parts of the block `results` beside its comparisons."""
+CORES = ("loops_search", "cores", "ordering")
+"""Parts of the block `cores`."""
+ORDERING_US = 15
+"""CPU time that the ordering process is to take for each image of the CNN, in microseconds."""
 
 
 class Ratio(NamedTuple):
@@ -74,7 +85,7 @@ def _speed_figures(results: Results) -> list[Figure]:
     session = best(results, "vgg16", "session") or ("", None)
     fp32 = seconds(results, "vgg16", "tltools, fp32")
     pairs = [
-        (f"CNN: tltools to the best loop ({loop[0]})", "peers", loop[1], "tltools", 4.0),
+        (f"CNN: tltools to the best eager loop ({loop[0]})", "peers", loop[1], "tltools", 4.0),
         ("CNN: tltools to the combined limit", "limits", combined_limit(results), "tltools", 0.90),
         (f"VGG16 fp32: tltools to the bare {session[0]}", "vgg16", session[1], fp32, 0.97),
         ("VGG16, end to end: int8 to fp32", "vgg16", fp32, "tltools, int8", 3.4),
@@ -121,13 +132,69 @@ def _process_figures(results: Results) -> list[Figure]:
     return found
 
 
+def blocks(results: Results) -> dict[str, str]:
+    """Return the blocks of results that were measured, as Markdown, by the names of their marks."""
+    found: dict[str, str] = {}
+    if any(part in results for part in RESULTS) or _others(results):
+        found["results"] = to_markdown(results)
+    if any(part in results for part in CORES):
+        found["cores"] = cores_markdown(results)
+    if "gpu" in results:
+        found["gpu"] = gpu_check.to_markdown(results["gpu"])
+    return found
+
+
+def _others(results: Results) -> list[str]:
+    return [name for name in results.get("comparisons", {}) if name != "loops"]
+
+
+def cores_markdown(results: Results) -> str:
+    """Return what loops, cores and ordering gave, as Markdown."""
+    parts = [f"Measured {results['created']}: `{results['command']}`."]
+    parts += ["\n".join(f"- {line}" for line in _context(results))]
+    if "ordering" in results:
+        values = results["ordering"]["us_per_image"]
+        parts.append(
+            f"The process that orders and writes the rows takes {median(values):.1f} us of CPU "
+            f"per image ({min(values):.1f} to {max(values):.1f}; at most {ORDERING_US} are meant)."
+        )
+    if sentence := loop_sentence(results):
+        parts.append(sentence)
+    if "loops" in results.get("comparisons", {}):
+        title = results["comparisons"]["loops"]["title"]
+        parts += section(title, *_comparison_table(results, "loops"))
+    parts += section("Every setting that was tried", *_search_table(results))
+    if results.get("cores"):
+        parts += section("CNN on the CPU alone, by cores", *core_table(results["cores"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def loop_sentence(results: Results) -> str:
+    """Say how tltools compares with the best loop, and which that is; empty without one."""
+    loop, times = best(results, "loops", "loop"), seconds(results, "loops", "tltools")
+    if loop is None or not times:
+        return ""
+    return f"tltools is {ratio(loop[1], times)} times as fast as the best loop ({loop[0]})."
+
+
+def _search_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    rows = sorted(results.get("loops_search", ()), key=lambda row: -(row.get("images_per_s") or 0))
+    texts = [
+        rate_text(row["images_per_s"]) if _good(row) else f"failed: {row['failure']}"
+        for row in rows
+    ]
+    names = [row["name"] for row in rows]
+    return ["", "images/s"], [list(line) for line in zip(names, texts, strict=True)]
+
+
 def to_markdown(results: Results) -> str:
-    """Return all results as Markdown."""
+    """Return the results beside those of loops, cores, ordering and the GPU, as Markdown."""
     parts = [f"Measured {results['created']}: `{results['command']}`."]
     parts += ["\n".join(f"- {line}" for line in _context(results))]
     bounded = [[*figure[:3], "yes" if figure.held else "**no**"] for figure in figures(results)]
     parts += section("Against the targets", ["", "measured", "target", "held"], bounded)
-    for name, comparison in results.get("comparisons", {}).items():
+    for name in _others(results):
+        comparison = results["comparisons"][name]
         parts += section(comparison["title"], *_comparison_table(results, name))
     rows = [[row["name"], row["outcome"]] for row in results.get("broken", ())]
     parts += section("One truncated JPEG among others", ["", "what happened"], rows)
@@ -158,7 +225,7 @@ def draw(results: Results, path: Path) -> None:
         base = next((rate for label, rate in bars[name] if label.startswith("tltools")), None)
         colors = [_color(label) for label in labels]
         drawn = axis.barh(labels, rates, color=colors, height=0.72)
-        texts = [_rate(rate) + (f"  ({rate / base:.2f}x)" if base else "") for rate in rates]
+        texts = [rate_text(rate) + (f"  ({rate / base:.2f}x)" if base else "") for rate in rates]
         axis.bar_label(drawn, texts, padding=4, fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(0, max(rates) * 1.25)
@@ -203,7 +270,7 @@ def _comparison_table(results: Results, name: str) -> tuple[list[str], list[list
         table.append(
             [
                 row["name"],
-                _rate(number / median(row["seconds"])),
+                rate_text(number / median(row["seconds"])),
                 "1" if row is base else relative,
                 f"{median(row['start_up_s']):.1f} s",
                 "" if same is None or row is base else f"{same:.2%}",
@@ -212,7 +279,7 @@ def _comparison_table(results: Results, name: str) -> tuple[list[str], list[list
     limit = combined_limit(results) if name == "limits" else None
     if limit:
         relative = str(ratio(limit, base["seconds"])) if base else ""
-        table.append(["combined limit", _rate(number / median(limit)), relative, "", ""])
+        table.append(["combined limit", rate_text(number / median(limit)), relative, "", ""])
     return columns, table
 
 
@@ -232,21 +299,8 @@ def _context(results: Results) -> list[str]:
     ]
 
 
-def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a heading and a table as Markdown; nothing where there are no rows."""
-    if not rows:
-        return []
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return [f"### {title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
-
-
 def _good(row: Mapping[str, Any]) -> bool:
     return not row["failure"]
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _spread_s(values: Sequence[float]) -> str:

@@ -7,52 +7,44 @@ part. Without pictures it draws tltools' sample set, without an export it trains
 """
 
 import argparse
-import csv
 import importlib.util
 import json
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import gpu_check
+import loops
 import msgspec
+import ordering
 import pictures
 import report
 import scaling
+from asking import Asker, MeasurementError, environment, say
+from cores import core_counts, over_cores
 from limits import DECODING, LARGE_SESSIONS, LOADERS, SMALL_SESSIONS
-from systems import PACKAGES, PEERS, SUFFIX, Job
+from pages import with_results
+from systems import PACKAGES, PEERS, SUFFIX, Job, read_rows
 
 from tltools.bench.machine import describe_machine, installed_versions
 from tltools.parallel import num_cores
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT_S = 3600
 SMALL_FOLDER = 10_000
 """Larger ones are classified once only, by the scaling part."""
 TREE_FOLDERS = 1000
+COMMAND_S = 600
+"""Time limit of one command over some of the cores."""
 MIDDLE_FOLDER = 100_000
 """Larger ones with all cores and the local engine only."""
-MARKS = ("<!-- results -->", "<!-- end of results -->")
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "YOLO_OFFLINE": "true",
-    "YOLO_AUTOINSTALL": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
-"""Nothing is downloaded, installed or reported while measuring."""
-
-
-class MeasurementError(Exception):
-    """A measurement did not come about; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,8 @@ class Entry:
     name: str
     system: str
     job: Job
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the system beside the job."""
 
 
 class Bench:
@@ -72,8 +66,9 @@ class Bench:
         self.options = options
         self.work = work
         self.under: list[str] = shlex.split(options.under)
-        self.environment = os.environ | OFFLINE | {"YOLO_CONFIG_DIR": str(work / "yolo")}
-        self.environment["HF_HOME"] = str(work / "huggingface")
+        self.environment = environment(
+            YOLO_CONFIG_DIR=str(work / "yolo"), HF_HOME=str(work / "huggingface")
+        )
         inputs = self._find_inputs()
         self.results: dict[str, Any] = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,7 +94,7 @@ class Bench:
             train = ("train", self.work / "sample", "--model", "cnn", "--epochs", "2")
             self._tltools(*train, "--run-dir", self.work / "runs")
             cnn_run = self.work / "runs" / "cnn"
-            self._tltools("export", cnn_run, "--format", "onnx", "--output", self.work / "exports")
+            self._tltools("export", cnn_run, "--format", "all", "--output", self.work / "exports")
             cnn = self.work / "exports" / "cnn" / "cnn.fp32.onnx"
         if cnn_run is None:  # tltools' own layout: runs/NAME beside exports/NAME
             beside = cnn.resolve().parents[2] / "runs" / cnn.resolve().parent.name
@@ -132,29 +127,13 @@ class Bench:
         Raises:
             MeasurementError: If it fails, with its own reason, or ends without one.
         """
-        answer_file = self.work / "answer.json"
-        answer_file.unlink(missing_ok=True)
-        log = self.work / "worker.log"
-        request_text = json.dumps({"task": task} | request)
         with_peers = task == "run_system" or request.get("part_size")
+        return self.asker(with_peers=bool(with_peers)).ask(task, **request)
+
+    def asker(self, *, with_peers: bool) -> Asker:
+        """Return how processes are started, with the peers installed or without them."""
         python = sys.executable if with_peers else self.options.python
-        worker = [python, HERE / "worker.py", request_text, answer_file]
-        with log.open("w", encoding="utf-8") as file:
-            result = subprocess.run(
-                [*self.under, *map(str, worker)],
-                env=self.environment,
-                cwd=self.work,
-                stdout=file,
-                stderr=file,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        if not answer_file.exists():
-            raise MeasurementError(f"its process ended with {result.returncode}; see {log}")
-        answer = json.loads(answer_file.read_text(encoding="utf-8"))
-        if "failure" in answer:
-            raise MeasurementError(answer["failure"])
-        return answer["result"]
+        return Asker(self.work, python, self.environment, self.under)
 
     def ask_for(self, entry: Entry, folder: Path, warmup: Path | None, output: Path) -> Any:
         """Let a system do the job in a new process; return its start-up and its seconds."""
@@ -165,6 +144,7 @@ class Bench:
             folder=str(folder),
             warmup=str(warmup) if warmup else "",
             output=str(output),
+            settings=entry.settings,
         )
 
     def compare(
@@ -199,9 +179,9 @@ class Bench:
                 row["start_up_s"].append(answer["start_up_s"])
                 say(f"{name}, turn {turn + 1}: {entry.name}: {number / answer['seconds']:,.1f}/s")
                 if output.exists():
-                    labels = {name: row["label"] for name, row in read_rows(output).items()}
+                    labels = {path: found["label"] for path, found in read_rows(output).items()}
                     expected = expected or labels
-                    same = sum(labels.get(name) == label for name, label in expected.items())
+                    same = sum(labels.get(path) == label for path, label in expected.items())
                     row["same_labels"] = same / len(expected)
         self.save()
 
@@ -211,7 +191,8 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.results, indent=1)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "results.md").write_text(report.to_markdown(self.results), encoding="utf-8")
+        for block, text in report.blocks(self.results).items():
+            (folder / f"{block}.md").write_text(text, encoding="utf-8")
         if any(job["seconds"] for job in self.results.get("scaling", {}).get("jobs", ())):
             (folder / "scaling.md").write_text(scaling.to_markdown(self.results), encoding="utf-8")
         if any(row["seconds"] for c in self.results["comparisons"].values() for row in c["rows"]):
@@ -365,6 +346,94 @@ class Bench:
         for folder in folders.values():
             shutil.rmtree(folder)
 
+    def loops(self) -> None:
+        """Try loops in every form and many settings; compare the fastest with tltools."""
+        job, number = self._job_in_all_forms(), min(self.options.num_search, len(self.copied))
+        folder = pictures.links(self.copied, self.work / "search", number)
+        asker = self.asker(with_peers=True)
+        request = {"job": asdict(job), "folder": str(folder), "warmup": str(self.warmup)}
+        request["output"] = str(self.work / "search.csv")
+        rows = self.results["loops_search"] = []
+        for form, settings in loops.cpu_grid(num_cores(), quick=self.options.quick).items():
+            found, failure = asker.ask_rows(
+                "search_loops", timeout_s=self.options.form_s, settings=settings, **request
+            )
+            rows += found
+            if failure:
+                rows.append({"name": f"loop: {form}, the rest of its settings", "failure": failure})
+            say(f"loops: {form}: {len(found)} settings tried {failure}")
+            self.save()
+        entries = [Entry("tltools", "tltools", self.cnn)]
+        entries += [
+            Entry(row["name"], "loop", job, dict(row["setting"])) for row in loops.fastest(rows)
+        ]
+        title = "CNN beside the fastest DataLoader loops"
+        self.compare("loops", title, entries, self.pictures, self.warmup)
+
+    def _job_in_all_forms(self) -> Job:
+        """Return the CNN's job with a TorchScript export beside the ONNX one."""
+        given = Path(self.cnn.export)
+        if given.with_suffix(".pt").is_file() or not self.cnn.run:
+            return self.cnn
+        folder = self.work / "forms"
+        self._tltools("export", self.cnn.run, "--format", "torchscript", "--output", folder)
+        (script,) = folder.glob("*/*.pt")
+        shutil.copyfile(given, script.with_suffix(".onnx"))
+        return self._job(script.with_suffix(".onnx"), Path(self.cnn.run))
+
+    def cores(self) -> None:
+        """Measure the command on the CPU and decoding over 1, 2, 4, 8 and 16 cores."""
+        rows = self.results["cores"] = []
+        for row in over_cores(
+            self.asker(with_peers=False),
+            Path(self.cnn.export),
+            self.copied,
+            counts=core_counts(),
+            images_per_core=self.options.num_per_core,
+            seconds=self.options.limit_s,
+            timeout_s=COMMAND_S,
+        ):
+            rows.append(row)
+            say(f"cores: {row['cores']}: {row['classify_per_s'] or 0:,.0f}/s {row['failure']}")
+            self.save()
+
+    def ordering(self) -> None:
+        """Measure the CPU time that ordering and writing a row takes."""
+        sizes = (self.options.num_pictures // 3, self.options.num_pictures // 3 * 4)
+        found = ordering.ordering_us(
+            Path(self.cnn.export),
+            self.pictures,
+            sizes=sizes,
+            workers=2,
+            rounds=self.options.runs,
+            work=self.work / "ordering",
+        )
+        self.results["ordering"] = {"us_per_image": found, "sizes": sizes}
+
+    def gpu(self) -> None:
+        """Measure limits, tltools, loops and libraries on the GPU."""
+        options = self.options
+        if options.gpu_device == "cuda" and not self.results["machine"]["gpus"]:
+            raise MeasurementError("there is no NVIDIA GPU here")
+        begun = time.perf_counter()
+        (self.work / "gpu").mkdir()
+        runs = {"cnn": Path(self.cnn.run) if self.cnn.run else None}
+        check = gpu_check.open_check(
+            images=self.pictures,
+            cnn=Path(self._job_in_all_forms().export),
+            vgg16=options.vgg16,
+            runs=runs,
+            work=self.work / "gpu",
+            output=options.output,
+            device=options.gpu_device,
+            sizes=gpu_check.PRESETS[options.preset],
+            budget_s=options.gpu_s,
+        )
+        try:
+            gpu_check.measure(check, leave_out=("cores",))
+        finally:
+            self.results["gpu"] = gpu_check.to_json(check, time.perf_counter() - begun)
+
     def _cnn_jobs(self, cores: int) -> list[dict[str, Any]]:
         has_ray = importlib.util.find_spec("ray") is not None
         if not has_ray:
@@ -434,13 +503,11 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "startup": Bench.startup,
     "stability": Bench.stability,
     "scaling": Bench.scaling,
+    "loops": Bench.loops,
+    "cores": Bench.cores,
+    "ordering": Bench.ordering,
+    "gpu": Bench.gpu,
 }
-
-
-def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Return each picture's row of a CSV of predictions, by file name."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {Path(row["path"]).name: row for row in csv.DictReader(file)}
 
 
 def what_became(output: Path, broken: str, total: int) -> str:
@@ -457,15 +524,6 @@ def what_became(output: Path, broken: str, total: int) -> str:
     return f"{count}; its row has the label {row['label']!r}{origin}, and no error"
 
 
-def with_results(readme: str, results: str) -> str:
-    """Replace the results in the text of a page, which stand between its two marks."""
-    before, start, rest = readme.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        raise ValueError(f"the page lacks its marks {' and '.join(MARKS)}")
-    return f"{before}{start}\n\n{results}\n{end}{after}"
-
-
 def _job_of(
     model: str, export: str, number: int, workers: int, *, part_size: int = 0, folders: int = 0
 ) -> dict[str, Any]:
@@ -475,20 +533,46 @@ def _job_of(
     return job | {"seconds": [], "peak_bytes": [], "output_bytes": 0}
 
 
-def say(line: str) -> None:
-    """Tell the person who waits."""
-    print(line, file=sys.stderr, flush=True)
+PRESETS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "quick": {
+        "only": ["ordering", "cores", "gpu", "loops"],
+        "runs": 1,
+        "num_pictures": 3000,
+        "num_search": 600,
+        "form_s": 30,
+        "limit_s": 1.0,
+        "gpu_s": 150,
+    },
+    "tiny": {
+        "runs": 1,
+        "num_pictures": 24,
+        "num_vgg16": 2,
+        "num_large": 1,
+        "memory": [12, 24],
+        "memory_runs": 1,
+        "names": 1000,
+        "sizes": [12, 24],
+        "num_search": 12,
+        "num_per_core": 12,
+        "limit_s": 0.1,
+        "gpu_device": "cpu",
+    },
+}
+"""Defaults of the options by preset: quick takes less than six minutes on 16 cores with a GPU, tiny
+tries the program."""
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
+def parser_of_options() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="Measure tltools.", formatter_class=formatter)
     add = parser.add_argument
     add("--pictures", type=Path, help="a folder of JPEGs; without it the sample set is drawn")
     add("--cnn", type=Path, help="an ONNX export; without it a CNN is trained")
     add("--cnn-run", type=Path, help="its run, for the peers; found beside exports/ in runs/")
-    add("--vgg16", type=Path, help="an fp32 ONNX export; that in int8 is looked for beside it")
+    add("--vgg16", type=Path, help="an fp32 ONNX export; fp16 and int8 are looked for beside it")
+    add("--preset", choices=PRESETS, default="full", help="other defaults for these options")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     add("--runs", type=int, default=5, help="turns of each comparison")
     add("--output", type=Path, default=HERE / "results", help="folder for the results")
@@ -500,6 +584,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--names", type=int, default=1_000_000, help="names in the long list")
     sizes_help = "folders of the scaling part; the full ones go to 1000000"
     add("--sizes", type=int, nargs="+", default=[1_000, 10_000], help=sizes_help)
+    add("--num-search", type=int, default=1000, help="images for each setting of a loop")
+    add("--form-s", type=float, default=600, help="time limit of one form's settings, in seconds")
+    add("--num-per-core", type=int, default=2500, help="images for each core of the cores part")
+    add("--limit-s", type=float, default=3.0, help="seconds of decoding alone on so many cores")
+    add("--gpu-s", type=float, default=1500, help="time limit of the gpu part, in seconds")
+    add("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the gpu part")
     add("--readme", action="store_true", help="put the results into README.md and SCALING.md, too")
     add(
         "--python",
@@ -509,9 +599,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--work", type=Path, help="parent of the folder for pictures; must allow hard links")
     add("--under", default="", help="command to start each measuring process with: 'taskset -c 0'")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = parser_of_options()
+    preset = parser.parse_args(arguments).preset
+    parser.set_defaults(**PRESETS[preset])
     options = parser.parse_args(arguments)
+    options.quick = preset != "full"
     options.command = shlex.join(["benchmarks/run.py", *arguments])
     return options
+
+
+def write_pages(options: argparse.Namespace, results: report.Results) -> None:
+    """Put each block of results that was measured into its page; the others stay."""
+    pages = dict.fromkeys(report.blocks(results), HERE / "README.md")
+    if "results" in pages and (options.output / "results.png").is_file():
+        shutil.copyfile(options.output / "results.png", HERE / "results.png")
+    texts = {block: (page, block) for block, page in pages.items()}
+    if "scaling" in results:
+        texts["scaling"] = (scaling.PAGE, "results")
+    for name, (page, block) in texts.items():
+        text = (options.output / f"{name}.md").read_text(encoding="utf-8")
+        old = page.read_text(encoding="utf-8")
+        page.write_text(with_results(old, text, block), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -528,16 +641,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench.save()
     say(f"Written: {options.output}/results.json, .md and .png")
     if options.readme:
-        pages = {HERE / "README.md": "results.md", scaling.PAGE: "scaling.md"}
-        if options.only == ["scaling"]:  # the other parts' results stay
-            del pages[HERE / "README.md"]
-        else:
-            shutil.copyfile(options.output / "results.png", HERE / "results.png")
-        if "scaling" not in bench.results:
-            del pages[scaling.PAGE]
-        for page, results in pages.items():
-            text = (options.output / results).read_text(encoding="utf-8")
-            page.write_text(with_results(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+        write_pages(options, bench.results)
 
 
 if __name__ == "__main__":

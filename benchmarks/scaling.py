@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from report import section
+from pages import section, with_results
 
 PAGE = Path(__file__).with_name("SCALING.md")
 TARGETS = (10**8, 10**9)
@@ -459,8 +459,6 @@ def _size(num_bytes: float) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the page again from kept results."""
-    from run import with_results
-
     results = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(with_results(text, to_markdown(results)), encoding="utf-8")

@@ -1,26 +1,35 @@
 """One measurement in a process of its own: `worker.py REQUEST RESULT`, both JSON."""
 
+import importlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def run_system(
-    *, system: str, job: dict[str, str], folder: str, warmup: str, output: str
+    *,
+    system: str,
+    job: dict[str, str],
+    folder: str,
+    warmup: str,
+    output: str,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Prepare a system, let it do the job on the pictures of the warm-up, then time it.
+    """Prepare a system, let it do the job on the images of the warm-up, then time it.
 
     Returns:
-        `start_up_s`: imports and loading; `seconds`: from the first picture to the last row.
+        `start_up_s`: imports and loading; `seconds`: from the first image to the last row.
     """
     from limits import LIMITS, LOADERS
+    from loops import open_loop
     from systems import PEERS, Job, open_tltools
 
-    systems = {"tltools": open_tltools, **PEERS, **LIMITS, **LOADERS}
+    systems = {"tltools": open_tltools, "loop": open_loop, **PEERS, **LIMITS, **LOADERS}
     start = time.perf_counter()
-    work = systems[system](Job(**job))
+    work = systems[system](Job(**job), **(settings or {}))
     start_up_s = time.perf_counter() - start
     if warmup:
         work(Path(warmup), Path(output))
@@ -30,20 +39,43 @@ def run_system(
     return {"start_up_s": start_up_s, "seconds": end - (ready or start)}
 
 
+MODULES = {
+    "search_loops": "loops",
+    "decoding": "steady",
+    "nvjpeg": "steady",
+    "bare_sessions": "steady",
+    "bare_torch": "steady",
+}
+"""Where tasks are; those that are not named are in `processes`."""
+
+
 def _run(request: dict[str, Any]) -> Any:
     task = request.pop("task")
     if task == "run_system":
         return run_system(**request)
-    import processes
+    module = importlib.import_module(MODULES.get(task, "processes"))
+    return getattr(module, task)(**request)
 
-    return getattr(processes, task)(**request)
+
+def _keep_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
+    """Write each row as it comes, a line of JSON; return their number."""
+    number = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            number += 1
+    return number
 
 
 def main() -> None:
     """Answer the request; an error of any kind is an answer too."""
     request, result = sys.argv[1:]
     try:
-        answer = {"result": _run(json.loads(request))}
+        found = _run(json.loads(request))
+        if isinstance(found, Iterator):
+            found = _keep_rows(found, Path(result).with_suffix(".rows"))
+        answer = {"result": found}
     except Exception as error:
         error = getattr(error, "cause", None) or error  # Ray's own names what happened there
         # The last line: those before it are the traceback of another process, where there is one.

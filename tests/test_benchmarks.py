@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def test_ratios_compare_what_was_measured_in_the_same_turn(results):
     import report
 
     found = {figure.name: figure for figure in report.figures(results)}
-    loop = found["CNN: tltools to the best loop (DataLoader, 2 workers)"]  # best by its median
+    name = "CNN: tltools to the best eager loop (DataLoader, 2 workers)"  # best by its median
+    loop = found[name]
     assert loop[1:] == ("4.00 (3.00 to 5.00)", "≥ 4", True)  # 3/1, 10/2 and 4/1
     limit = found["CNN: tltools to the combined limit"]
     assert limit[1:] == ("0.75 (0.75 to 1.00)", "≥ 0.9", False)  # .5+.5, .25+.5 and .25+.5
@@ -180,13 +182,18 @@ def test_import_times_are_summed_by_package():
 
 
 def test_results_replace_those_in_the_readme():
-    from run import MARKS, with_results
+    from pages import marks, with_results
 
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    once = with_results(readme, "new tables")
-    assert with_results(once, "new tables") == once
-    assert once.split(MARKS[0])[0] == readme.split(MARKS[0])[0]
-    assert "new tables" in once
+    for block in ("results", "cores", "gpu"):
+        first, last = marks(block)
+        once = with_results(readme, "new tables", block)
+        assert with_results(once, "new tables", block) == once
+        assert once.split(first)[0] == readme.split(first)[0]
+        assert once.split(last)[1] == readme.split(last)[1]
+        assert "new tables" in once
+    with pytest.raises(ValueError, match="lacks its marks"):
+        with_results("a page", "new tables")
 
 
 def scaling_job(number: int, seconds: list[float], **more: Any) -> dict[str, Any]:
@@ -259,7 +266,7 @@ def test_what_pictures_need_follows_from_their_core_seconds(monkeypatch):
 
 
 def test_the_page_of_scaling_has_measured_and_projected_figures(scaling_results):
-    from run import MARKS, with_results
+    from pages import MARKS, with_results
     from scaling import PAGE, to_markdown
 
     text = to_markdown(scaling_results)
@@ -345,3 +352,334 @@ def test_a_peer_that_is_missing_costs_its_own_row_only(jpegs, onnx_path, tmp_pat
     outcomes = {row["name"]: row["outcome"] for row in results["broken"]}
     assert outcomes["timm"] == ("the job died with 0 of 12 rows: ModuleNotFoundError: no timm here")
     assert outcomes["tltools"].startswith("12 of 12 rows; its row has the error: cannot read")
+
+
+def test_every_preset_changes_options_that_there_are():
+    import gpu_check
+    from run import PRESETS, parse
+
+    assert set(PRESETS) == set(gpu_check.PRESETS)
+    for preset, changed in PRESETS.items():
+        options = vars(parse(["--preset", preset]))
+        assert {name: options[name] for name in changed} == changed
+    assert parse(["--preset", "tiny", "--runs", "7"]).runs == 7  # what is given counts
+
+
+def loop_row(form: str, rate: float | None, **more: Any) -> dict[str, Any]:
+    setting = {"form": form, "workers": 2, "threads": 1, "batch_size": 16}
+    failure = "" if rate else "RuntimeError: no"
+    return {"name": form, "setting": setting, "images_per_s": rate, "failure": failure} | more
+
+
+def test_the_fastest_loops_are_measured_and_the_fastest_eager_one():
+    from loops import fastest
+
+    rows = [loop_row("eager", 2.0), loop_row("ONNX", 9.0), loop_row("compiled", None)]
+    rows += [loop_row("eager", 3.0), loop_row("TorchScript", 7.0), loop_row("TorchScript", 8.0)]
+    found = [(row["name"], row["images_per_s"]) for row in fastest(rows)]
+    assert found == [("ONNX", 9), ("TorchScript", 8), ("TorchScript", 7), ("eager", 3)]
+    assert fastest([loop_row("eager", 1.0)]) == [loop_row("eager", 1.0)]  # and not twice
+
+
+def test_the_ratio_to_the_best_loop_names_the_loop(results):
+    import report
+
+    results["comparisons"]["loops"] = {
+        "title": "Loops",
+        "num_pictures": 100,
+        "rows": [
+            row("tltools", [1.0, 2.0, 1.0]),
+            row("loop: eager", [9.0, 9.0, 9.0]),
+            row("loop: TorchScript, 2 workers", [2.0, 3.0, 2.0]),
+        ],
+    }
+    results["loops_search"] = [loop_row("ONNX", 5.0), loop_row("compiled", None)]
+    text = report.blocks(results)["cores"]
+    assert (
+        "tltools is 2.00 (1.50 to 2.00) times as fast as the best loop "
+        "(loop: TorchScript, 2 workers)." in text
+    )
+    assert "| compiled | failed: RuntimeError: no |" in text
+    assert "### Loops" not in report.blocks(results)["results"]
+
+
+def test_efficiency_is_the_factor_to_one_core_over_the_cores():
+    from cores import core_table
+
+    rows = [{"cores": 1, "classify_per_s": 100.0, "decoding_per_s": 200.0, "failure": ""}]
+    rows += [{"cores": 4, "classify_per_s": 300.0, "decoding_per_s": 800.0, "failure": ""}]
+    rows += [{"cores": 8, "classify_per_s": None, "decoding_per_s": None, "failure": "too slow"}]
+    _, table = core_table(rows)
+    assert table[1] == ["4", "300", "3.00", "75%", "800", "4.00"]
+    assert table[2] == ["8", "failed: too slow", "", "", "", ""]
+
+
+def test_cores_are_taken_one_thread_of_each_physical_core_first(tmp_path, monkeypatch):
+    import asking
+
+    for cpu, siblings in enumerate(("0-1", "0-1", "2,3", "2,3")):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(asking, "CPUS", tmp_path)
+    allowed = {0, 1, 2, 3}
+    monkeypatch.setattr(asking.os, "sched_getaffinity", lambda _pid: allowed, raising=False)
+    chosen: list[Any] = []
+
+    def choose(_pid: int, cores: Any) -> None:
+        chosen.append(list(cores))
+
+    monkeypatch.setattr(asking.os, "sched_setaffinity", choose, raising=False)
+    assert asking.spread_cores() == [0, 2, 1, 3]
+    with asking.only_cores(2) as used:
+        assert used == [0, 2]
+    assert [chosen[0], sorted(chosen[1])] == [[0, 2], [0, 1, 2, 3]]
+    with (
+        pytest.raises(asking.MeasurementError, match="8 cores asked for, 4 allowed"),
+        asking.only_cores(8),
+    ):
+        pytest.fail("it went on with fewer cores")
+
+
+@pytest.mark.parametrize("noun", ["images", "pictures"])
+def test_the_summary_of_classify_is_read_under_either_noun(noun):
+    from asking import MeasurementError, read_summary
+
+    summary = {f"{noun}_per_s": 12.5, f"num_{noun}": 3, "num_failed": 1, "plan": "p"}
+    assert read_summary(summary) == {
+        "images_per_s": 12.5,
+        "num_images": 3,
+        "num_failed": 1,
+        "plan": "p",
+    }
+    with pytest.raises(MeasurementError, match="lacks images_per_s"):
+        read_summary({"num_failed": 0})
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_a_measurement_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
+    from asking import run_limited
+
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open('pid', 'w').write(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    assert run_limited([sys.executable, "-c", script], 5, cwd=tmp_path) is None
+    stat = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+
+    def lives() -> bool:
+        try:  # dead, it may wait for the process that inherited it
+            return not stat.read_text().rpartition(") ")[2].startswith("Z")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    end = time.monotonic() + 60
+    while lives():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_rows_that_were_written_before_a_failure_count(jpegs, tmp_path):
+    from asking import Asker
+
+    request = {"folder": str(jpegs), "seconds": 0.01, "export": str(tmp_path / "missing.onnx")}
+    rows, failure = Asker(tmp_path).ask_rows("decoding", processes=[1], **request)
+    assert rows == []
+    assert "missing.onnx" in failure
+
+
+def test_a_loop_that_fails_is_a_row_and_the_others_have_tltools_labels(jpegs, onnx_path, tmp_path):
+    import run
+    from asking import Asker
+
+    expected, output = tmp_path / "expected.csv", tmp_path / "loop.csv"
+    command = ["classify", str(jpegs), "--model", str(onnx_path), "-o", str(expected)]
+    subprocess.run([sys.executable, "-m", "tltools", *command], check=True, env=run.environment())
+    base = {"workers": 1, "threads": 1, "batch_size": 5}
+    rows, failure = Asker(tmp_path).ask_rows(
+        "search_loops",
+        job={"export": str(onnx_path), "run": "", "scratch": str(tmp_path)},
+        settings=[base | {"form": "eager"}, base | {"form": "ONNX"}],
+        folder=str(jpegs),
+        warmup=str(jpegs),
+        output=str(output),
+        expected=str(expected),
+    )
+    eager, onnx = rows
+    assert failure == ""
+    assert eager["failure"].startswith("FileNotFoundError: needs the run")
+    assert onnx["failure"] == ""
+    assert onnx["num_images"] == 12
+    assert onnx["same_labels"] == 1.0
+
+
+def test_the_gpu_check_on_the_cpu_from_images_to_verdicts(jpegs, onnx_path, tmp_path):
+    import gpu_check
+
+    output = tmp_path / "results"
+    code = gpu_check.main(
+        [
+            *("--images", str(jpegs), "--cnn", str(onnx_path), "--device", "cpu", "--tiny"),
+            *("--output", str(output), "--work", str(tmp_path)),
+            *("--only", "decoding", "classify", "session", "loop cnn ONNX", "cores", "timm"),
+        ]
+    )
+    results = json.loads((output / "gpu.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in results["rows"]}
+    kept = (output / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in kept] == results["rows"]
+    assert rows["classify cnn fp32"]["num_images"] == gpu_check.TINY.cnn
+    assert rows["session cnn fp32, batch 2"]["images_per_s"] > 0
+    loops = [row for row in results["rows"] if row["group"] == "loop"]
+    assert [row["failure"] for row in loops] == ["", ""]
+    assert all(row["same_labels"] == 1.0 for row in loops)
+    assert rows["timm"]["failure"]
+    assert results["skipped"]["session vgg16 fp16"] == "there is no export of vgg16 fp16"
+    verdicts = {line[0]: line[3] for line in results["checks"]}
+    assert verdicts["CNN end to end, images/s"] == "**FAIL**"  # the machine has no GPU
+    assert code == 1
+    text = (output / "gpu.md").read_text(encoding="utf-8")
+    assert "### CNN on the CPU alone, by cores" in text
+    assert not list(tmp_path.glob("tltools-gpu-*"))
+
+
+def test_a_check_without_time_skips_its_steps_and_says_so(jpegs, onnx_path, tmp_path):
+    import gpu_check
+
+    words = ["--images", str(jpegs), "--cnn", str(onnx_path), "--tiny", "--budget-s", "0"]
+    code = gpu_check.main([*words, "--output", str(tmp_path / "results")])
+    results = json.loads((tmp_path / "results" / "gpu.json").read_text(encoding="utf-8"))
+    assert results["rows"] == []
+    assert results["skipped"]["classify cnn fp32"] == "no time was left for it"
+    assert {line[3] for line in results["checks"]} == {"-"}
+    assert code == 0
+
+
+def test_verdicts_compare_with_the_smaller_limit(tmp_path, monkeypatch):
+    import gpu_check
+    from asking import Asker
+
+    monkeypatch.setattr(gpu_check, "num_cores", lambda: 16)
+    rates = {
+        "limit": {
+            "decoding, 16 processes": 30_000.0,
+            "decoding, 8 threads": 90_000.0,
+            "session cnn fp32, batch 64": 50_000.0,
+            "session cnn fp32, batch 128": 100_000.0,
+            "session vgg16 fp16, batch 64, nhwc": 7000.0,
+        },
+        "tltools": {"classify cnn fp32": 27_000.0, "classify vgg16 fp16": 6200.0},
+        "loop": {"cnn loop: ONNX": 6000.0, "cnn loop: eager": 9000.0, "vgg16 loop: eager": 1e5},
+    }
+    check = gpu_check.Check(
+        asker=Asker(tmp_path),
+        sizes=gpu_check.TINY,
+        device="cuda",
+        exports={},
+        runs={},
+        sources=[],
+        deadline=0,
+        output=tmp_path,
+        rows=[
+            {"group": group, "name": name, "images_per_s": rate, "failure": ""}
+            for group, named in rates.items()
+            for name, rate in named.items()
+        ],
+        core_rows=[{"cores": 1, "classify_per_s": 500.0}, {"cores": 16, "classify_per_s": 6e3}],
+    )
+    found = {name: (measured, verdict) for name, measured, _, verdict in gpu_check.checks(check)}
+    assert found["CNN end to end, images/s"] == ("27,000", "pass")
+    assert found["CNN to the best DataLoader loop (loop: eager: 9,000)"] == ("3.00", "**FAIL**")
+    limit = "to the smaller of decoding and the bare session"
+    assert found[f"CNN fp32 {limit} (30,000 and 100,000)"] == ("0.90", "pass")
+    assert found[f"VGG16 fp16 {limit} (30,000 and 7,000)"] == ("0.89", "**FAIL**")
+    assert found[f"VGG16 TF32 {limit}"] == ("not measured", "-")
+    assert found["CNN on the CPU, 16 cores to one"] == ("12.00", "pass")
+
+
+def test_the_ordering_process_costs_something_and_a_limit_below_it_fails(
+    jpegs, onnx_path, tmp_path, capsys
+):
+    import ordering
+
+    words = ["--model", str(onnx_path), "--images", str(jpegs), "--work", str(tmp_path)]
+    words += ["--rounds", "1", "--sizes", "20", "420", "--json"]
+    assert ordering.main([*words, "--max-us", "1e9"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["sizes"] == [20, 420]
+    assert len(first["us_per_image"]) == 1
+    assert ordering.main([*words, "--max-us=-1e9"]) == 1
+
+
+def test_a_tiny_run_of_cores_and_ordering_fills_its_block(jpegs, onnx_path, tmp_path):
+    import run
+
+    output = tmp_path / "results"
+    words = ["--preset", "tiny", "--pictures", str(jpegs), "--cnn", str(onnx_path)]
+    run.main([*words, "--only", "cores", "ordering", "--output", str(output)])
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert [row["failure"] for row in results["cores"]] == [""] * len(results["cores"])
+    assert results["cores"][0]["cores"] == 1
+    text = (output / "cores.md").read_text(encoding="utf-8")
+    assert "us of CPU per image" in text
+    assert "### CNN on the CPU alone, by cores" in text
+    assert not (output / "results.md").exists()
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_loops_measures_the_best_in_turns_with_tltools(
+    cnn_run, cnn_exports, tmp_path
+):
+    import run
+
+    jpegs = tmp_path / "jpegs"
+    jpegs.mkdir()
+    for number in range(12):
+        level = (50, 200)[number % 2] + number  # as dark and bright as what the CNN was trained on
+        Image.new("RGB", (224, 224), (level, level, level)).save(jpegs / f"{number}.jpg")
+
+    output = tmp_path / "results"
+    exports = {path.suffix: path for path in (result.path for result in cnn_exports.values())}
+    words = ["--preset", "tiny", "--pictures", str(jpegs), "--cnn", str(exports[".onnx"])]
+    words += ["--cnn-run", str(cnn_run), "--only", "loops", "gpu"]
+    run.main([*words, "--output", str(output), "--gpu-s", "20"])
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    tried = {row["setting"]["form"]: row for row in results["loops_search"] if "setting" in row}
+    assert set(tried) == {"eager", "compiled", "TorchScript", "ONNX"}
+    # What compiles needs a C++ compiler, which not every machine has.
+    assert [tried[form]["failure"] for form in ("eager", "TorchScript", "ONNX")] == [""] * 3
+    tltools, *loops = results["comparisons"]["loops"]["rows"]
+    assert tltools["same_labels"] == 1.0
+    assert [row["failure"] for row in loops] == [""] * len(loops)
+    assert all(row["same_labels"] == 1.0 for row in loops)
+    assert any(row["name"].startswith("loop: eager") for row in loops)
+    text = (output / "cores.md").read_text(encoding="utf-8")
+    assert "times as fast as the best loop (loop: " in text
+    assert "### What must hold" in (output / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
+    results, tmp_path, monkeypatch
+):
+    import report
+    import run
+    from pages import marks
+
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    before = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    (pages / "README.md").write_text(before, encoding="utf-8")
+    monkeypatch.setattr(run, "HERE", pages)
+    measured = {name: value for name, value in results.items() if name != "memory"}
+    measured["comparisons"] = {}
+    measured["ordering"] = {"us_per_image": [11.0, 13.0, 12.0], "sizes": [10, 20]}
+    for block, text in report.blocks(measured).items():
+        (tmp_path / f"{block}.md").write_text(text, encoding="utf-8")
+    run.write_pages(run.parse(["--output", str(tmp_path)]), measured)
+    after = (pages / "README.md").read_text(encoding="utf-8")
+    assert "takes 12.0 us of CPU per image (11.0 to 13.0; at most 15 are meant)" in after
+    start, end = marks("cores")
+    assert after.split(start)[0] == before.split(start)[0]
+    assert after.split(end)[1] == before.split(end)[1]

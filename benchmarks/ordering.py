@@ -1,0 +1,135 @@
+"""Measure the CPU time that the process which orders and writes the rows takes for each image.
+
+    python benchmarks/ordering.py --model EXPORT --images FOLDER [--max-us 15]
+
+The process of `tltools classify` alone, without those that it starts: its user and system time for
+two jobs that differ by 4,500 images. Their difference has no start-up in it. The images are linked,
+as often as it takes. Prints microseconds per image; the exit code is 1 above `--max-us`.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pictures
+from asking import MeasurementError, environment, say
+
+HERE = Path(__file__).resolve().parent
+SIZES = (1500, 6000)
+"""Images of the two jobs: both large enough for all workers to be started."""
+TIMEOUT_S = 1800
+
+
+def main_process_s(model: Path, folder: Path, *, workers: int, timeout_s: float) -> float:
+    """Run a job in a new process, and return the CPU time of that process alone, in seconds.
+
+    Raises:
+        MeasurementError: If the job fails, or an image of it.
+    """
+    words = [str(HERE / "ordering.py"), "--job", "--model", str(model), "--images", str(folder)]
+    result = subprocess.run(
+        [sys.executable, *words, "--workers", str(workers)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"it ended with {result.returncode}"]
+        raise MeasurementError(lines[-1])
+    answer = json.loads(result.stdout.splitlines()[-1])
+    if answer["num_failed"]:
+        raise MeasurementError(f"{answer['num_failed']} images failed")
+    return float(answer["cpu_s"])
+
+
+def ordering_us(
+    model: Path,
+    images: Path,
+    *,
+    sizes: Sequence[int] = SIZES,
+    workers: int,
+    rounds: int,
+    work: Path,
+) -> list[float]:
+    """Return the ordering process's CPU time per image in each round, in microseconds.
+
+    Args:
+        model: An export.
+        images: A folder of JPEGs.
+        sizes: Images of the two jobs, the smaller first.
+        workers: `--workers` of the jobs.
+        rounds: How often both are run, in turn.
+        work: A folder for copies of the images and links to them.
+    """
+    found_there = pictures.find_jpegs(images)
+    copied = pictures.copies(found_there, work / "copied", min(len(found_there), sizes[1]))
+    sources = pictures.find_jpegs(copied)
+    folders = [pictures.links(sources, work / f"images-{size}", size) for size in sizes]
+    found: list[float] = []
+    for _ in range(rounds):
+        small_s, large_s = (
+            main_process_s(model, folder, workers=workers, timeout_s=TIMEOUT_S)
+            for folder in folders
+        )
+        found.append((large_s - small_s) / (sizes[1] - sizes[0]) * 1e6)
+        say(f"ordering: {found[-1]:.1f} us per image ({small_s:.2f} s and {large_s:.2f} s of CPU)")
+    return found
+
+
+def run_one(model: Path, folder: Path, workers: int) -> dict[str, Any]:
+    """Do a job in this process, and say what CPU time the process took in all, in seconds."""
+    from tltools.classify import run_job
+
+    with tempfile.TemporaryDirectory() as name:
+        output = Path(name) / "predictions.csv"
+        summary = run_job(model, [folder], output, device="cpu", workers=workers)
+    used = resource.getrusage(resource.RUSAGE_SELF)  # its children are not in it
+    return {"cpu_s": used.ru_utime + used.ru_stime, "num_failed": summary.num_failed}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, or be the process that is measured."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="an export")
+    add("--images", type=Path, required=True, help="a folder of JPEGs")
+    add("--max-us", type=float, help="the exit code is 1 if the median is above it")
+    add("--workers", type=int, default=2, help="workers of the jobs (default: 2)")
+    add("--rounds", type=int, default=3, help="how often both jobs are run (default: 3)")
+    sizes_help = f"images of the two jobs (default: {SIZES[0]} {SIZES[1]})"
+    add("--sizes", type=int, nargs=2, default=SIZES, help=sizes_help)
+    add("--work", type=Path, help="parent of the folder for the linked images")
+    add("--json", action="store_true", help="print the rounds as JSON, too")
+    add("--job", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.job:
+        print(json.dumps(run_one(options.model, options.images, options.workers)))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.work, prefix="tltools-ordering-") as work:
+        found = ordering_us(
+            options.model,
+            options.images,
+            sizes=options.sizes,
+            workers=options.workers,
+            rounds=options.rounds,
+            work=Path(work),
+        )
+    if options.json:
+        print(json.dumps({"us_per_image": found, "sizes": options.sizes}))
+    value = median(found)
+    print(f"{value:.1f} us of CPU per image ({min(found):.1f} to {max(found):.1f})")
+    return int(options.max_us is not None and value > options.max_us)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
