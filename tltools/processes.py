@@ -27,7 +27,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn, Protocol
 
@@ -44,6 +44,26 @@ _BLOCK = 2**18
 _PR_SET_PDEATHSIG = 1
 _OWN_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Libraries that would start threads when they are imported; a worker is one core's."""
+
+
+@contextmanager
+def own_threads_only() -> Iterator[None]:
+    """Keep libraries that are imported within from starting threads, now and later."""
+    before = {name: os.environ.get(name) for name in _OWN_THREADS}
+    os.environ.update(_OWN_THREADS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def num_threads() -> int:
+    """Return how many threads this process has, those of libraries included (Linux)."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are enough
 
 
 class ClosedError(Exception):

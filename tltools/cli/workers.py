@@ -2,14 +2,22 @@
 
 import os
 import signal
-import threading
+from importlib import import_module
 from types import FrameType
 
 from tltools.console import printable
-from tltools.processes import HAS_FORK_SERVER, STOPS, ForkServer, Launcher, Spawner
+from tltools.processes import (
+    HAS_FORK_SERVER,
+    STOPS,
+    ForkServer,
+    Launcher,
+    Spawner,
+    num_threads,
+    own_threads_only,
+)
 
 PRELOAD = ("tltools.runtime.pipeline", "tltools.classify.writers", "PIL.JpegImagePlugin")
-"""What workers need and what starts no threads: they share it, and start at once."""
+"""What workers need, and this process too, and what starts no threads: it is imported once."""
 TARGET = "tltools.runtime.workers:serve"
 
 _launcher: Launcher | None = None
@@ -23,7 +31,10 @@ def start_workers() -> Launcher:
     """
     global _launcher
     if HAS_FORK_SERVER:
-        server = ForkServer(preload=PRELOAD, fork=threading.active_count() == 1, farewell=_farewell)
+        with own_threads_only():
+            for name in PRELOAD:
+                import_module(name)
+        server = ForkServer(preload=PRELOAD, fork=num_threads() == 1, farewell=_farewell)
         server.prepare(TARGET, ("warm",))
         _launcher = server
     else:
