@@ -212,7 +212,12 @@ def classify(
 
         ledger_dir = _ledger_dir(cache_dir, changed_only=changed_only)
         run = partial(
-            run_job, threads=threads, ledger_dir=ledger_dir, shard=part, launcher=launcher
+            run_job,
+            threads=threads,
+            tf32=tf32,
+            ledger_dir=ledger_dir,
+            shard=part,
+            launcher=launcher,
         )
     summary = run(
         model,
