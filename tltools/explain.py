@@ -134,7 +134,7 @@ def explain_pictures(
         paths: Pictures.
         output: A PNG for a single picture, or a folder, which is made; see `output_paths`.
         class_name: What to look for; None for each picture's predicted class.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
         progress: Shows the pictures.
 
     Yields:
@@ -156,12 +156,12 @@ def explain_pictures(
     size, resize = card.preprocessing.size, card.preprocessing.resize
     for path in paths:  # decoded twice, which takes a fraction of what drawing takes
         load_image(path, size=size, resize=resize)
-    progress.say(f"Device: {choice.device} ({choice.reason})")
-    model = model.to(choice.device)
+    progress.say(f"Device: {choice.name} ({choice.reason})")
+    model = model.to(choice.name)
     with progress.bar("Explaining", len(paths)) as bar:
         for path, png in zip(paths, outputs, strict=True):
             image = load_image(path, size=size, resize=resize)
-            batch = torch.from_numpy(image[None]).to(choice.device)
+            batch = torch.from_numpy(image[None]).to(choice.name)
             with torch.no_grad():
                 logits = model(batch).float().cpu()  # (1, C)
             probs = softmax(logits.numpy(), temperature=card.temperature)[0]  # (C,)

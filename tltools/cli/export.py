@@ -21,6 +21,7 @@ _NEXT = {
 }
 
 
+IN_FP32 = "*"
 _FP16_UNTRIED = (
     "fp16 arithmetic was not exercised, since the CPU computes such a file in fp32; on a GPU, "
     "opening it compares its answers with PyTorch's"
@@ -151,17 +152,12 @@ def _facts(export: "Artifact", laid: "Laid | None") -> dict[str, Any]:
 def _print_exports(exports: "list[Artifact]") -> None:
     from tltools.console import print_table
 
+    in_fp32 = any(map(_computes_in_fp32, map(_added, exports)))
     print_table(
-        "Exports, verified against PyTorch on validation pictures",
-        (
-            "export",
-            "MB",
-            "device",
-            "top-1 agreement",
-            "accuracy change",
-            "largest logit difference",
-            "pictures",
-        ),
+        "Exports, verified against PyTorch on validation pictures"
+        + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else ""),
+        # Short, so that paths stay on one line of a terminal of 80 columns.
+        ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
         [
             (
                 str(export.path),
@@ -182,8 +178,12 @@ def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":
     """Return where an export was verified, and how far it was from PyTorch there."""
     if not facts.verified:  # made before several devices were tried
         return [("?", facts.parity)]
-    in_fp32 = facts.fp16_exercised is not None and facts.format == "onnx"
+    mark = IN_FP32 if _computes_in_fp32(facts) else ""
     return [
-        ("cpu (fp32)" if one.device == "cpu" and in_fp32 else one.device, one.parity)
-        for one in facts.verified
+        (one.device + (mark if one.device == "cpu" else ""), one.parity) for one in facts.verified
     ]
+
+
+def _computes_in_fp32(facts: "ExportFacts") -> bool:
+    """Tell whether the CPU's figures of an export say nothing of fp16's arithmetic."""
+    return facts.fp16_exercised is not None and facts.format == "onnx"

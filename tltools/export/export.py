@@ -320,6 +320,10 @@ class _Exporter:
         if first.device != "cpu" and not _is_for_gpus(format_, precision):
             on_cpu = load_predictor(path, device="cpu", self_test=False)
             verified.append(self._compare(on_cpu, precision, CPU_PICTURES))
+        elif device != "cpu" and first.device != self.trained.device:
+            self.progress.warn(
+                f"{format_} {precision} is verified on the CPU alone: {first.choice.reason}"
+            )
         return first, tuple(verified)
 
     def _compare(
