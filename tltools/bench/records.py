@@ -289,8 +289,8 @@ class BenchReport:
             "classify: files in, CSV rows out, for about "
             f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
             f"up to {min(MAX_PICTURES, settings.num_pictures)} of the images, repeated; median of "
-            "the rounds. They have been read once before, so that reading is from the system's cache "
-            "and not from the disk.",
+            "the rounds. They have been read once before, so that reading is from the system's "
+            "cache and not from the disk.",
             "The rate begins with the first rows, so that starting workers is not part of it.",
             "Stages: milliseconds per picture with the machine to itself, in as many threads as "
             "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
