@@ -663,12 +663,31 @@ def test_the_model_is_measured_as_the_plan_runs_it(pictures, tmp_path):
     assert found.costs.read_s < 1e-3
     assert found.costs.decode_s < 1e-3
     assert found.costs.write_s < 1e-3
-    assert found.num_pictures >= 200  # in 20 s
+    # 0.1 s each for 20 s; if decoding took as long, there would be twice as many in that time.
+    assert 180 <= found.num_pictures <= 8 + 400
     assert found.num_pictures % 4 == 0
     assert set(predictor.batches) == {4}
     assert (found.plan, found.device) == (Plan("ahead", 1, 4), "cpu")
     stages = ("opening", "reading", "decoding", "inference", "all stages", "writing")
     assert entered == [f"classify: {stage}" for stage in stages]
+
+
+def test_a_slow_model_is_not_fed_for_longer_than_its_time(pictures, tmp_path):
+    # Eight at a time take 0.8 s, more than there is: one such batch is timed, after a first one.
+    predictor = SlowPredictor()
+    found = measure_classify(
+        lambda path, device, tf32: (predictor, Plan("ahead", 1, 8)),
+        tmp_path / "model",
+        pictures,
+        device="cpu",
+        seconds=0.3,
+        enter=lambda _: None,
+        known_s={8: 0.1},
+        clock=predictor.clock,
+    )
+    assert found.num_pictures == 16
+    assert found.costs.infer_s == 0.1  # as was known
+    assert predictor.batches == [8, 8]  # so it was not run for it
 
 
 def test_exports_are_classified_with_and_runs_are_not(fake, pictures, tmp_path):

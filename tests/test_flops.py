@@ -3,7 +3,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tltools.bench import onnx_flops
+from tltools.bench import onnx_flops, uses_gpu
+from tltools.bench.gpu import watch_gpu
+from tltools.bench.peak import measure_peaks
 from tltools.errors import DeviceError
 from tltools.runtime.peak import matmul_flops_per_s
 
@@ -63,6 +65,13 @@ def test_a_matrix_product_is_measured_in_the_precisions_that_there_are():
     rates = matmul_flops_per_s("cpu", ["fp16", "fp32", "int8", "tf32"], size=64, round_s=0.01)
     assert sorted(rates) == ["fp16", "fp32", "tf32"]
     assert min(rates.values()) > 1e6
+
+
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_the_cpu_has_no_peak(device):
+    assert not uses_gpu(device)
+    assert measure_peaks(device, {"fp32"}) == ({}, "")
+    assert watch_gpu(device) is None
 
 
 def test_the_peak_of_a_device_without_pytorch_is_refused():

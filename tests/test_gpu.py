@@ -525,6 +525,8 @@ def test_bench_knows_the_gpus_memory_and_its_peak(run, dataset, tmp_path):
         # 64 images of 224 x 224 x 3 in fp32 alone are 38.5 MB.
         assert row.peak_gpu_bytes is not None
         assert 38e6 < row.peak_gpu_bytes < 8e9
+        if row.format == "eager":
+            continue
         assert row.flops_per_image == 32_212_992
         assert row.peak_share is not None
         assert 0 < row.peak_share < 1

@@ -21,6 +21,7 @@ def measure_peaks(device: Device, precisions: Collection[str]) -> tuple[dict[str
         return {}, ""
     from tltools.runtime.peak import matmul_flops_per_s
 
+    device = "auto" if device == "tensorrt" else device  # PyTorch is on the same GPU
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:

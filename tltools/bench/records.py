@@ -270,9 +270,9 @@ class BenchReport:
             "of free memory before the model is opened and after each batch size: model, "
             "activations and the runtime's reserve, without the CUDA context. Other programs on "
             "the same GPU would count.",
-            "TFLOP/s: convolutions and matrix products (a multiply-add is two operations) at the "
-            "best batch size, copies to and from the GPU included. Peak: a product of two large "
-            "matrices in PyTorch in the same precision, measured in this run: "
+            "TFLOP/s: the exported graph's convolutions and matrix products (a multiply-add is two "
+            "operations) at the best batch size, copies to and from the GPU included. Peak: a "
+            "product of two large matrices in PyTorch in the same precision, measured in this run: "
             f"{peaks or 'unknown'} TFLOP/s.",
         ]
 

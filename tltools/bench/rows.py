@@ -136,7 +136,8 @@ class BenchRow:
     """Memory taken on the GPU at most by model, runtime and all batch sizes, without the CUDA
     context; by the driver's figure of free memory. None on the CPU."""
     flops_per_image: int | None = None
-    """Operations of convolutions and matrix products, a multiply-add counted as two."""
+    """Operations of the export's convolutions and matrix products, a multiply-add counted as two;
+    None for eager, which may do the same with less."""
     flops_per_s: float | None = None
     """Reached with the best batch size, copies to and from the device included."""
     peak_share: float | None = None

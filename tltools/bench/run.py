@@ -248,10 +248,11 @@ def _announce(
     """Say how long this will take, by a guess of how fast each model is."""
     on_gpu = uses_gpu(settings.device)
     flops_per_s = GPU_FLOPS_PER_S if on_gpu else quick_flops_per_s()
+    flops = {one.run: one.flops_per_image for one in candidates if one.flops_per_image}
     works = [
         Work(
             image_s=image_seconds(
-                one.flops_per_image,
+                flops.get(one.run),
                 flops_per_s=flops_per_s,
                 int8=one.precision == "int8" and not on_gpu,
             ),

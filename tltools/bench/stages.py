@@ -28,6 +28,8 @@ CHUNK = 8
 """Pictures that a thread is given at once."""
 MIN_CHUNKS = 3
 """Timed chunks for each thread at least: the first ones were begun before the clock was."""
+MAX_OVERLAP = 2
+"""A GPU and the cores work at the same time: of two that take as long, twice as many are done."""
 MIN_BATCHES = 2
 """Batches of the whole `classify` at least. A large model takes seconds for one."""
 MAX_ROWS = 4096
@@ -118,7 +120,8 @@ def measure_classify(
         output = Path(folder) / "predictions.csv"
         enter("classify: all stages")
         stopwatch = Stopwatch(clock, skip=_num_in_work(plan))
-        source = _pictures_for(seconds, some, plan, stopwatch)
+        image_s = max(load_s, read_s) + infer_s
+        source = _pictures_for(seconds, image_s, some, plan, stopwatch)
         predictions = _classify(predictor, source, plan, output, stopwatch)
 
         enter("classify: writing")
@@ -277,12 +280,19 @@ def _write(rows: Output, predictions: Sequence[Prediction]) -> int:
 
 
 def _pictures_for(
-    seconds: float, paths: Sequence[Path], plan: Plan, stopwatch: "Stopwatch"
+    seconds: float, image_s: float, paths: Sequence[Path], plan: Plan, stopwatch: "Stopwatch"
 ) -> Iterator[Picture]:
-    """Yield pictures, whole batches of them, until rows have come for so much time."""
+    """Yield pictures, whole batches of them, until rows have come for so much time.
+
+    A pipeline takes pictures long before their rows come, of a slow model many seconds before. So
+    there are no more of them than the stages do in the time, each taking its `image_s`, if all
+    that can overlap does.
+    """
     batch = _num_in_work(plan)
+    most = batch * (1 + ceil(MAX_OVERLAP * seconds / (image_s * batch)))
     source = cycle([Picture(path, path.as_posix()) for path in paths])
     for number, picture in enumerate(source):
-        if number % batch == 0 and number >= MIN_BATCHES * batch and stopwatch.seconds() >= seconds:
+        is_over = number >= most or stopwatch.seconds() >= seconds
+        if is_over and number % batch == 0 and number >= MIN_BATCHES * batch:
             return
         yield picture
