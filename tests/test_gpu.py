@@ -7,6 +7,8 @@ test_models.py and test_predictor.py.
 import mmap
 import os
 import threading
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +393,19 @@ def test_a_run_of_the_gpu_resumes_on_the_cpu_and_on_the_gpu(dataset, tmp_path):
     assert [stats.epoch for stats in resumed.history] == [1, 2, 3]
 
 
+@contextmanager
+def syncs_are_errors():
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("on_gpu", [True, False])
 @pytest.mark.parametrize("amp", [True, False])
 def test_no_step_waits_for_the_gpu(on_gpu, amp):
@@ -413,14 +428,11 @@ def test_no_step_waits_for_the_gpu(on_gpu, amp):
     )
     batches = source.batches(torch.arange(40), augment=torch.Generator().manual_seed(0))
     train_step(model, trainer.optimizer, trainer.scaler, *next(batches))  # libraries start
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with syncs_are_errors():
         losses = [
             train_step(model, trainer.optimizer, trainer.scaler, inputs, target)[0]
             for inputs, target in batches
         ]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert len(losses) == 4
     assert all(loss.isfinite() for loss in losses)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tltools.classify.pictures import Picture
 from tltools.errors import ConfigError
@@ -141,6 +141,8 @@ class Rows(NamedTuple):
 class RowMaker:
     """Makes rows of outputs, in whichever process has these."""
 
+    is_portable: ClassVar[bool] = True
+    """Workers may do it."""
     classes: tuple[str, ...]
     temperature: float
     min_confidence: float | None

@@ -502,9 +502,9 @@ def run_pictures(
         preprocessing: How they are decoded.
         plan: From `open_model`. It changes the speed, and the outputs only within the rounding
             of the model's own arithmetic.
-        finish: Turns the outputs of some pictures into a result, where they were made: in a
-            `fused` plan by the workers, for which it is pickled, and whose pictures have a name
-            only; in an `ahead` plan in a thread of this process.
+        finish: Turns the outputs of some pictures into a result. In a `fused` plan workers do that,
+            to which it is sent; there pictures have a name only. So do they in an `ahead` plan if
+            `finish` has a true attribute `is_portable`; else a thread of this process does it.
         memory: Knows the outputs of pictures, which are then neither decoded nor run; it is told
             of the others.
         launcher: Starts workers for all pictures. None: the first tenth of a second's work is done
@@ -951,7 +951,10 @@ def _is_here(task: Task) -> bool:
 
 @dataclass(frozen=True)
 class _Ahead(_Decoding):
-    """Decode pictures into the memory that the model's batches lie in."""
+    """Decode pictures into the memory that the model's batches lie in; finish what it gives."""
+
+    finish: Callable[[Any], Any] | None
+    """None: that is done elsewhere."""
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:
         """Take the memory."""
@@ -961,15 +964,29 @@ class _Ahead(_Decoding):
         return _AheadHandle(self, images, _opened(self.recall)), None
 
 
+class _Finishing(NamedTuple):
+    """The details of a task of which only the end is left."""
+
+    names: list[str]
+    errors: Sequence[DataError | None]
+    values: NDArray[Any]
+
+
 class _AheadHandle:
     """Does the tasks of an `ahead` plan; a task's details are its first place in the memory."""
 
-    def __init__(self, work: _Decoding, images: Image, recall: Recall | None) -> None:
+    def __init__(self, work: _Ahead, images: Image, recall: Recall | None) -> None:
         self._loader = _Loader(work, recall)
         self._images = images
+        self._finish = work.finish
 
-    def __call__(self, task: Task, mark: Mark) -> list[_Loaded] | None:
-        """Return what became of each picture; None: all of them were decoded."""
+    def __call__(self, task: Task, mark: Mark) -> Any:
+        """Return what became of each picture (None: all were decoded), or what `finish` returns."""
+        if isinstance(task.details, _Finishing):
+            assert self._finish is not None
+            names, errors, values = task.details
+            pictures: list[Any] = [_Named(name) for name in names]
+            return self._finish(Outputs(pictures, errors, values))
         first: int = task.details
         with mark.bounded():
             loaded = [
@@ -997,7 +1014,16 @@ class _Batch(Generic[Source]):
     pictures: list[Source]
     loaded: list[_Loaded]
     parts: deque[Pending] = field(default_factory=deque)
-    future: "Future[Any] | None" = None
+    future: "Future[tuple[Outputs[Any], _Remembered, Any]] | None" = None
+    end: Pending | None = None
+    """What a worker makes of the outputs, if that is left to one."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result is there."""
+        if self.end is not None:
+            return self.end.is_done
+        return self.future is not None and self.future.done()
 
 
 class _AheadRun(Generic[Source, Result]):
@@ -1017,6 +1043,7 @@ class _AheadRun(Generic[Source, Result]):
         """
         self._job = job
         self._crew = crew
+        self._ends_there = bool(getattr(job.finish, "is_portable", False))
         self._size = job.plan.batch_size
         self._images = images
         self._idle = deque(range(num))
@@ -1033,7 +1060,7 @@ class _AheadRun(Generic[Source, Result]):
             while True:
                 self._pass_on()
                 first = self._batches[0] if self._batches else None
-                is_done = first is not None and first.future is not None and first.future.done()
+                is_done = first is not None and first.is_done
                 if is_done and not (self._crew.is_staffed and self._can_submit()):
                     yield self._take()
                 elif self._can_submit():
@@ -1069,6 +1096,8 @@ class _AheadRun(Generic[Source, Result]):
         """Give decoded batches to the model, in order."""
         for batch in self._batches:
             if batch.future is not None:
+                if batch.end is None and self._ends_there and batch.future.done():
+                    self._finish_elsewhere(batch, batch.future)
                 continue
             is_whole = not (self._tasks and self._tasks[0][0] is batch)
             if not (is_whole and all(part.is_done for part in batch.parts)):
@@ -1084,7 +1113,18 @@ class _AheadRun(Generic[Source, Result]):
             batch.future = self._threads.submit(self._run, batch)
             batch.future.add_done_callback(lambda _done: self._crew.wake())
 
-    def _run(self, batch: _Batch[Source]) -> tuple[Result, _Remembered]:
+    def _finish_elsewhere(self, batch: _Batch[Source], future: "Future[Any]") -> None:
+        """Let a worker finish a batch that the model is done with, whose memory is free then."""
+        if self._crew.works_here or future.exception() is not None:
+            return
+        outputs, remembered, _ = future.result()
+        names = [picture.name for picture in outputs.pictures]
+        details = _Finishing(names, outputs.errors, outputs.values)
+        batch.end = self._crew.submit(Task((), details), first=True)
+        self._job.remember(remembered)
+        self._idle.append(batch.number)
+
+    def _run(self, batch: _Batch[Source]) -> tuple[Outputs[Source], _Remembered, Any]:
         """Run the model on a batch, in one of its threads."""
         start = batch.number * self._size
         images = self._images[start : start + self._size]
@@ -1099,15 +1139,24 @@ class _AheadRun(Generic[Source, Result]):
             whole = model.device != "cpu"
             values.append(model(images if whole else images[: len(good)])[: len(good)])
         outputs, remembered = _outputs(batch.pictures, batch.loaded, values)
-        return self._job.finish(outputs), remembered
+        ends_here = not self._ends_there or self._crew.works_here
+        return outputs, remembered, _Ended(self._job.finish(outputs)) if ends_here else None
 
     def _take(self) -> Result:
         batch = self._batches.popleft()
+        if batch.end is not None:
+            return batch.end.result()
         assert batch.future is not None
         self._idle.append(batch.number)
-        result, remembered = batch.future.result()
+        outputs, remembered, ended = batch.future.result()
         self._job.remember(remembered)
-        return result
+        return self._job.finish(outputs) if ended is None else ended.result
+
+
+class _Ended(NamedTuple):
+    """A result, which may be None."""
+
+    result: Any
 
 
 def _task_size(batch_size: int) -> int:
@@ -1125,12 +1174,16 @@ def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
         memory = SharedMemory(num * each)
         stack.callback(memory.close)
         images = _images(memory.map, job.preprocessing)
-        _lock_pages(job, images, stack)
-        work = _Ahead(job.preprocessing, job.recall())
+        is_portable = getattr(job.finish, "is_portable", False)
+        work = _Ahead(job.preprocessing, job.recall(), job.finish if is_portable else None)
         local: Handle | None = None
         if not job.is_isolated:
             local = _AheadHandle(work, images, _opened(work.recall))
         crew = stack.enter_context(job.crew(work, local=local, memory=memory))
+        if job.model.device != "cpu":
+            if job.is_isolated:
+                crew.staff(plan.workers)  # they get ready while the memory is locked
+            _lock_pages(job, images, stack)
         yield from _AheadRun(job, crew, images, num)
 
 

@@ -336,12 +336,13 @@ class Crew:
         """Whether a worker is ready."""
         return any(worker.is_open for worker in self._workers)
 
-    def submit(self, task: Task, *, here: bool = False) -> Pending:
+    def submit(self, task: Task, *, here: bool = False, first: bool = False) -> Pending:
         """Have a task done, now or later.
 
         Args:
             task: To be done.
             here: In this process in any case, as what cannot be sent has to be.
+            first: Before those that nobody has in hand.
         """
         self._number += 1
         pending = Pending(self._number, task)
@@ -351,7 +352,10 @@ class Crew:
                 self.staff(self._size)
                 self.wait(0)
             return pending
-        self._waiting.append(pending)
+        if first:
+            self._waiting.appendleft(pending)
+        else:
+            self._waiting.append(pending)
         self._grow()
         self._hand_out()
         return pending

@@ -226,7 +226,8 @@ class Trainer:
         """Go on from a saved state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(_for_this_device(state["optimizer"], self.optimizer))
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the training so far was in fp32, on the CPU for instance
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]
         self._epoch_end = copy.deepcopy(state)
