@@ -23,8 +23,7 @@ LUMA = (0.2989, 0.587, 0.114)
 _TRIES = 10
 """Crops that are drawn for an image; if none of them fits into it, it stays whole."""
 _CPU_CHUNK = 8
-"""Images that the CPU changes at once: few enough to stay in its cache, which is 5 times as fast
-as a batch of 128."""
+"""Images that the CPU changes at once: as floats, a batch of 128 would take 80 MB several times."""
 
 
 def draw_changes(num_images: int, size: int, generator: torch.Generator) -> Tensor:
