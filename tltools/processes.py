@@ -485,7 +485,10 @@ class ForkServer:
         """End the server and with it all workers."""
         with suppress(ClosedError):
             self._channel.send("")
-        self._channel.close()
+        for channel in (self._channel, *self._asked_for, *(one.channel for one in self._kept)):
+            channel.close()
+        self._asked_for.clear()
+        self._kept.clear()
         if self._pid:
             with suppress(ChildProcessError):
                 _reap(self._pid)

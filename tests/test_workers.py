@@ -1,0 +1,304 @@
+"""A crew of worker processes: order, death, hangs, memory, and what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tltools import processes
+from tltools.errors import DataError, TltoolsError
+from tltools.processes import ForkServer, SharedMemory, Spawner
+from tltools.runtime import workers
+from tltools.runtime.workers import Crew, Mark, Task
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc as on Linux")
+
+
+class Double:
+    """Work that doubles numbers; other items do to their worker what they say."""
+
+    def open(self, memory):
+        self.values = None if memory is None else np.frombuffer(memory, np.uint8)
+        return self.do, os.getpid()
+
+    def pack(self, task):
+        return task.items, task.details
+
+    def try_item(self, item):
+        act(item)
+
+    def do(self, task, mark):
+        done = []
+        for index, item in enumerate(task.items):
+            if index in task.blamed:
+                done.append(task.blamed[index])
+                continue
+            mark.item(index)
+            done.append(act(item))
+        mark.items_done()
+        if task.details == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return done
+
+
+def act(item):
+    if item == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(60)
+    if item == "hang":
+        time.sleep(60)
+    if item == "error":
+        raise DataError("as asked")
+    if item == "bug":
+        raise KeyError("as asked")
+    if isinstance(item, tuple):  # crash so many times, as told by a file
+        path, times = item
+        with Path(path).open("a") as file:
+            file.write("x")
+        if Path(path).stat().st_size <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        return "survived"
+    return item * 2
+
+
+LAUNCHERS = {
+    "forked": lambda: ForkServer(preload=(__name__,), fork=True),
+    "program": lambda: ForkServer(preload=workers.PRELOAD),
+    "spawned": Spawner,
+}
+
+
+@pytest.fixture(params=["program", "spawned"])
+def launcher(request):
+    if request.param == "program" and not processes.HAS_FORK_SERVER:
+        pytest.skip("no fork server on this system")
+    made = LAUNCHERS[request.param]()
+    yield made
+    made.close()
+
+
+def results(crew: Crew, tasks: list[Task]) -> list:
+    pending = [crew.submit(task) for task in tasks]
+    while not all(one.is_done for one in pending):
+        crew.wait()
+    return [one.result() for one in pending]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_tasks_are_done_by_so_many_other_processes(launcher, size):
+    with Crew(Double(), size=size, launcher=launcher) as crew:
+        found = results(crew, [Task([number, -number]) for number in range(40)])
+        assert found == [[2 * number, -2 * number] for number in range(40)]
+        pids = {worker.process.pid for worker in crew._workers}
+        assert len(pids) == size
+        assert os.getpid() not in pids
+
+
+def test_memory_is_shared_with_all(launcher):
+    class Read(Double):
+        def do(self, task, mark):
+            return [int(self.values[item]) for item in task.items]
+
+    globals()["Read"], Read.__qualname__ = Read, "Read"  # so that it can be pickled
+    memory = SharedMemory(100)
+    np.frombuffer(memory.map, np.uint8)[:] = np.arange(100)
+    with Crew(Read(), size=2, launcher=launcher, memory=memory) as crew:
+        assert results(crew, [Task([number]) for number in range(5)]) == [[i] for i in range(5)]
+    memory.close()
+
+
+@linux
+def test_shared_memory_has_no_name_that_could_be_left():
+    folder = Path("/dev/shm")  # noqa: S108 - where named ones would be
+    before = set(folder.iterdir())
+    memory = SharedMemory(10_000_000)
+    assert set(folder.iterdir()) == before
+    memory.close()
+
+
+def test_errors_come_where_the_result_would_be_and_the_rest_is_done(launcher):
+    with Crew(Double(), size=2, launcher=launcher) as crew:
+        first, error, bug, last = [crew.submit(Task([item])) for item in (1, "error", "bug", 2)]
+        while not all(one.is_done for one in (first, error, bug, last)):
+            crew.wait()
+        assert (first.result(), last.result()) == ([2], [4])
+        with pytest.raises(DataError, match="as asked"):
+            error.result()
+        with pytest.raises(RuntimeError, match=r"(?s)worker process failed.*in act\n.*KeyError"):
+            bug.result()
+
+
+@linux
+def test_an_item_that_crashes_or_hangs_costs_itself(launcher):
+    told = []
+    tasks = [Task([1, "crash", 2]), Task([3]), Task(["hang", 4]), Task([5, 6])]
+    with Crew(
+        Double(),
+        size=2,
+        launcher=launcher,
+        timeout_s=1.0,
+        on_blame=lambda task, index, reason: told.append((task.items[index], reason)),
+    ) as crew:
+        found = results(crew, tasks)
+    crash = "the decoder crashed (SIGSEGV)"
+    hang = "the decoder took longer than 1 s for a picture"
+    assert found == [[2, crash, 4], [6], [hang, 8], [10, 12]]
+    assert sorted(told) == [("crash", crash), ("hang", hang)]
+
+
+@linux
+@pytest.mark.parametrize(("times", "outcome"), [(1, "survived"), (2, "survived"), (3, None)])
+def test_an_item_is_blamed_for_a_kill_when_it_happens_again_and_again(
+    launcher, tmp_path, times, outcome
+):
+    """Somebody may kill a worker, and once more by chance while it tries the item alone."""
+    with Crew(Double(), size=1, launcher=launcher) as crew:
+        ((found,),) = results(crew, [Task([(str(tmp_path / "tries"), times)])])
+    assert found == (outcome or "the decoder was ended by SIGKILL, for lack of memory perhaps")
+
+
+@linux
+def test_work_that_crashes_without_an_item_is_an_error_after_some_tries(launcher):
+    with (
+        Crew(Double(), size=1, launcher=launcher) as crew,
+        pytest.raises(
+            TltoolsError, match=r"the job crashed \(SIGSEGV\), 3 times at the same place"
+        ),
+    ):
+        results(crew, [Task([1], "crash")])
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_workers_that_others_kill_or_stop_are_replaced(launcher, number, monkeypatch):
+    monkeypatch.setattr(workers, "STOPPED_S", 0.2)
+    with Crew(Double(), size=3, launcher=launcher, timeout_s=20) as crew:
+        pending = []
+        for value in range(300):
+            pending.append(crew.submit(Task([value])))
+            if value in (30, 150, 151):
+                os.kill(crew._workers[0].process.pid, number)
+        while not all(one.is_done for one in pending):
+            crew.wait()
+        assert [one.result() for one in pending] == [[2 * value] for value in range(300)]
+
+
+def test_what_fails_to_open_is_the_error(launcher):
+    class Unable(Double):
+        def open(self, memory):
+            raise DataError("no such model")
+
+    globals()["Unable"], Unable.__qualname__ = Unable, "Unable"
+    with Crew(Unable(), size=2, launcher=launcher) as crew, pytest.raises(DataError, match="no su"):
+        results(crew, [Task([1])])
+
+
+def test_little_work_is_done_here_and_much_is_given_away(monkeypatch):
+    monkeypatch.setattr(workers, "INLINE_S", 0.05)
+    pids = []
+
+    def here(task, mark):
+        pids.append(os.getpid())
+        time.sleep(0.01)
+        return Double().do(task, Mark())
+
+    with Crew(Double(), size=2, local=here) as crew:
+        for value in range(3):
+            assert crew.submit(Task([value])).result() == [2 * value]
+        assert not crew._workers
+        pending = []
+        while not crew.is_staffed:
+            pending.append(crew.submit(Task([1])))
+        num_here = len(pids)
+        pending += [crew.submit(Task([1])) for _ in range(20)]
+        while not all(one.is_done for one in pending):
+            crew.wait()
+        assert len(pids) == num_here
+
+
+@linux
+def test_no_fork_while_there_are_threads():
+    """The fork server is a program of its own where the calling one has threads."""
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with Crew(Double(), size=2) as crew:
+            assert results(crew, [Task([1])]) == [[2]]
+            assert isinstance(crew._owned, ForkServer)
+            assert crew._owned._program is not None
+            threads = Path(f"/proc/{crew._owned._program.pid}/task").iterdir()
+            assert [one.name for one in threads] == [str(crew._owned._program.pid)]
+    finally:
+        stop.set()
+        thread.join()
+
+
+SCRIPT = """
+import os, sys, time
+sys.path[:0] = {path!r}
+from test_workers import Double, LAUNCHERS
+from tltools.runtime.workers import Crew, Task
+launcher = LAUNCHERS[sys.argv[1]]()
+crew = Crew(Double(), size=2, launcher=launcher, timeout_s=1000)
+crew.__enter__()
+hung = [crew.submit(Task(["hang"])) for _ in range(2)]
+while any(worker.view[0] == 0 for worker in crew._workers) or len(crew._workers) < 2:
+    crew.wait()
+print(*[worker.process.pid for worker in crew._workers], flush=True)
+time.sleep(60)
+"""
+
+
+@linux
+@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("stop_first", [False, True])
+def test_nothing_is_left_of_a_program_that_is_killed(kind, stop_first):
+    script = SCRIPT.format(path=[str(Path(__file__).parent)])
+    program = subprocess.Popen([sys.executable, "-c", script, kind], stdout=subprocess.PIPE)
+    pids = list(map(int, program.stdout.readline().split()))
+    assert len(pids) == 2
+    others = children(program.pid)
+    if (
+        stop_first and kind != "spawned"
+    ):  # multiprocessing's children live as long as they are stopped
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, {*pids, *others})) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [pid for pid in {*pids, *others} if is_alive(pid)] == []
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                text = (folder / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
+    below, found = {pid}, []
+    while new := [one for one, parent in parents.items() if parent in below and one not in found]:
+        found += new
+        below |= set(new)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
