@@ -47,6 +47,16 @@ class Double:
         return done
 
 
+class Read(Double):
+    def do(self, task, mark):
+        return [int(self.values[item]) for item in task.items]
+
+
+class Unable(Double):
+    def open(self, memory):
+        raise DataError("no such model")
+
+
 def act(item):
     if item == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -102,11 +112,6 @@ def test_tasks_are_done_by_so_many_other_processes(launcher, size):
 
 
 def test_memory_is_shared_with_all(launcher):
-    class Read(Double):
-        def do(self, task, mark):
-            return [int(self.values[item]) for item in task.items]
-
-    globals()["Read"], Read.__qualname__ = Read, "Read"  # so that it can be pickled
     memory = SharedMemory(100)
     np.frombuffer(memory.map, np.uint8)[:] = np.arange(100)
     with Crew(Read(), size=2, launcher=launcher, memory=memory) as crew:
@@ -191,11 +196,6 @@ def test_workers_that_others_kill_or_stop_are_replaced(launcher, number, monkeyp
 
 
 def test_what_fails_to_open_is_the_error(launcher):
-    class Unable(Double):
-        def open(self, memory):
-            raise DataError("no such model")
-
-    globals()["Unable"], Unable.__qualname__ = Unable, "Unable"
     with Crew(Unable(), size=2, launcher=launcher) as crew, pytest.raises(DataError, match="no su"):
         results(crew, [Task([1])])
 
@@ -266,9 +266,7 @@ def test_nothing_is_left_of_a_program_that_is_killed(kind, stop_first):
     pids = list(map(int, program.stdout.readline().split()))
     assert len(pids) == 2
     others = children(program.pid)
-    if (
-        stop_first and kind != "spawned"
-    ):  # multiprocessing's children live as long as they are stopped
+    if stop_first and kind != "spawned":  # multiprocessing's would have to go on to end
         for pid in others:
             os.kill(pid, signal.SIGSTOP)
     program.kill()

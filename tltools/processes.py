@@ -40,7 +40,7 @@ every process of a job; only the one that orders the work answers."""
 ANSWER_S = 10.0
 """How long the fork server may take to answer; it is never busy."""
 _LENGTH = struct.Struct("<Q")
-_BLOCK = 2**18
+_BLOCK = 2**16
 _PR_SET_PDEATHSIG = 1
 _OWN_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Libraries that would start threads when they are imported; a worker is one core's."""
@@ -81,6 +81,7 @@ class Channel:
         self.socket = sock
         self._outbox: deque[memoryview] = deque()
         self._inbox = bytearray()
+        self._block = bytearray(_BLOCK)  # kept: memory that is new costs a fault for each page
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -165,17 +166,16 @@ class Channel:
         closed = False
         while True:
             try:
-                data = self.socket.recv(_BLOCK, getattr(socket, "MSG_DONTWAIT", 0))
+                count = self.socket.recv_into(self._block, 0, getattr(socket, "MSG_DONTWAIT", 0))
             except BlockingIOError:
                 break
             except OSError:
+                count = 0
+            if not count:
                 closed = True
                 break
-            if not data:
-                closed = True
-                break
-            self._inbox += data
-            if len(data) < _BLOCK:
+            self._inbox += memoryview(self._block)[:count]
+            if count < _BLOCK:
                 break
         start = 0
         while len(self._inbox) - start >= _LENGTH.size:
@@ -672,9 +672,20 @@ class Spawner:
 
 
 def _run_spawned(target: str, sock: socket.socket) -> NoReturn:
+    threading.Thread(target=_end_after_parent, daemon=True).start()
     _detach()
     os.environ.update(_OWN_THREADS)
     _run(target, Channel(sock))
+
+
+def _end_after_parent() -> None:
+    """End this process, whatever it does, when the one that started it has ended."""
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
 
 
 def wait_for(channels: Iterable[Channel], others: Iterable[Any], timeout_s: float) -> set[Any]:

@@ -423,8 +423,10 @@ class Crew:
             return  # it has died already, which `wait` will see
 
     def _hand_out(self) -> None:
+        # Those that are ready first leave something to those that soon will be.
+        most = IN_HAND if all(one.is_open for one in self._workers) else 1
         while pending := next((one for one in self._waiting if not one.is_held), None):
-            able = [one for one in self._workers if one.is_open and len(one.hand) < IN_HAND]
+            able = [one for one in self._workers if one.is_open and len(one.hand) < most]
             if not able:
                 return
             worker = min(able, key=lambda one: len(one.hand))
