@@ -248,7 +248,7 @@ for one in predictions:
     assert_type(one.label, str | None)
     assert_type(one.probabilities, NDArray[np.float64] | None)
 try:
-    load_predictor("model.onnx", device="gpu")  # EXPECTED
+    load_predictor("model.onnx", device=0)  # EXPECTED
 except TltoolsError as error:
     print(error)
 """

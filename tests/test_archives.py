@@ -679,7 +679,7 @@ class Stopping(Recorder):
 
     def advance(self, amount=1, note=""):
         self._left -= amount
-        if not self._left:
+        if self._left <= 0:
             raise KeyboardInterrupt
 
 
@@ -692,7 +692,7 @@ def test_a_job_over_an_archive_goes_on(kind, after, pictures, onnx_path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run_job(onnx_path, [archive], tmp_path / "o.csv", progress=Stopping(after), **options)
     summary = run_job(onnx_path, [archive], tmp_path / "o.csv", **options)
-    assert summary.num_kept == after
+    assert summary.num_kept == min(30, -(-after // 4) * 4)  # rows are written batch by batch
     assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

@@ -1,5 +1,4 @@
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from PIL import Image
 from tltools.card import Preprocessing
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
-from tltools.runtime import Plan, default_threads, load_predictor, open_model, pipeline
+from tltools.processes import ForkServer
+from tltools.runtime import Plan, default_threads, load_predictor, open_model, pipeline, workers
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.pipeline import PredictorPool, decode_batches, run_pictures
 
@@ -21,12 +21,20 @@ class File:
     path: Path
 
 
+@dataclass(frozen=True)
+class Named:
+    path: Path
+    name: str
+
+
 class FakeGpu:
     """A predictor that says it is on a GPU, and keeps the shapes that it was called with."""
 
     device = "gpu"
     provider = "FakeProvider"
     threads = 1
+    layout = "nchw"
+    tf32 = False
 
     def __init__(self, predictor, reason="fake"):
         self.card = predictor.card
@@ -121,27 +129,29 @@ def test_a_pool_goes_on_after_a_failure(predictor):
             pool(images)
 
 
-@pytest.mark.parametrize(
-    ("task_s", "picture_s", "largest"), [(10.0, 0.0, 16), (0.03, 0.02, 1)], ids=["quick", "slow"]
-)
-def test_a_thread_gets_fewer_pictures_at_once_where_each_takes_long(
-    predictor, pictures, monkeypatch, task_s, picture_s, largest
+@pytest.mark.parametrize(("task_s", "largest"), [(10.0, pipeline.FUSED_TASK), (0.0, 1)], ids=str)
+def test_a_worker_gets_fewer_pictures_at_once_where_each_takes_long(
+    predictor, pictures, monkeypatch, task_s, largest
 ):
-    def slow(*args, **options):
-        time.sleep(picture_s)
-        return load_image(*args, **options)
-
     monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
-    monkeypatch.setattr(pipeline, "load_image", slow)
-    files = [File(path) for path in sorted(pictures.rglob("*.png"))] * 3
+    files = [Named(path, path.name) for path in sorted(pictures.rglob("*.png"))] * 8
+    launcher = ForkServer(preload=workers.PRELOAD)
     tasks = run_pictures(
         predictor,
-        iter(files[:84]),
+        iter(files),
         preprocessing=predictor.card.preprocessing,
         plan=Plan("fused", 2, 1),
-        finish=lambda outputs: len(outputs.pictures),
+        finish=count,
+        launcher=launcher,
     )
-    assert max(tasks) == largest
+    found = list(tasks)
+    launcher.close()
+    assert sum(found) == len(files)
+    assert max(found) == largest
+
+
+def count(outputs):
+    return len(outputs.pictures)
 
 
 @pytest.mark.parametrize("task_s", [0.0, 10.0])
@@ -168,7 +178,7 @@ def test_cheap_model_runs_in_the_decoding_threads(onnx_path):
 def test_costly_model_gets_all_cores(onnx_path, monkeypatch):
     monkeypatch.setattr(pipeline, "forward_s", lambda _predictor: 0.5)
     predictor, plan = open_model(onnx_path, device="cpu")
-    assert plan == Plan("ahead", default_threads(), pipeline.AHEAD_BATCH)
+    assert plan == Plan("ahead", default_threads(), pipeline.CPU_BATCH)
     assert predictor.threads == default_threads()
 
 
@@ -186,22 +196,66 @@ def test_large_model_is_opened_once(onnx_path, monkeypatch):
     assert [options["threads"] for options in opened] == [None]
 
 
-@pytest.mark.parametrize("num_gpus", [1, 4])
-def test_each_gpu_gets_a_session_that_is_warm(onnx_path, predictor, monkeypatch, num_gpus):
+@pytest.mark.parametrize("gpus", [(0,), (0, 1, 2, 3), (2, 1)], ids=str)
+def test_each_gpu_gets_a_session_that_is_warm(onnx_path, predictor, monkeypatch, gpus):
     opened = {}
 
-    def load(_path, *, device, threads=None, gpu=0):
+    def load(_path, *, device, gpu, nhwc=False, **_options):
         assert device == "auto"
         opened[gpu] = FakeGpu(predictor)
         return opened[gpu]
 
     monkeypatch.setattr(pipeline, "load_predictor", load)
-    monkeypatch.setattr(pipeline, "num_gpus", lambda: num_gpus)
+    monkeypatch.setattr(pipeline, "chosen_gpus", lambda _device: gpus)
     model, plan = open_model(onnx_path, batch_size=5)
-    assert plan == Plan("ahead", default_threads(), 5, sessions=num_gpus)
-    assert sorted(opened) == list(range(num_gpus))
+    assert plan == Plan("ahead", default_threads(), 5, sessions=2 * len(gpus))
+    assert tuple(opened) == gpus
     assert all(gpu.shapes == [(5, SIZE, SIZE, 3)] for gpu in opened.values())
-    assert isinstance(model, PredictorPool if num_gpus > 1 else FakeGpu)
+    assert isinstance(model, PredictorPool)
+
+
+class Timed(FakeGpu):
+    """A GPU whose calls take so long by the clock that the pipeline reads."""
+
+    def __init__(self, predictor, clock, seconds, most=1000):
+        super().__init__(predictor)
+        self._clock, self._seconds, self._most = clock, seconds, most
+
+    def __call__(self, images):
+        if len(images) > self._most:
+            raise DeviceError("out of memory")
+        self._clock.now += self._seconds(len(images))
+        return super().__call__(images)
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "best"),
+    [
+        (lambda n: 0.01 + n * 1e-9, 1000, 256),
+        (lambda n: n * 0.001, 1000, 32),
+        (lambda n: 0.001 + n * 0.001, 1000, 32),
+        (lambda n: 0.01 + n * 0.001, 1000, 256),
+        (lambda n: 0.01 + n * 0.001, 100, 64),
+    ],
+)
+def test_the_smallest_batch_that_is_about_as_fast_as_the_best_is_taken(
+    predictor, monkeypatch, seconds, most, best
+):
+    clock = Clock()
+    monkeypatch.setattr(pipeline.time, "perf_counter", clock.perf_counter)
+    assert pipeline.fastest_batch(Timed(predictor, clock, seconds, most)) == best
+
+
+def test_a_gpu_that_takes_no_batch_is_an_error(predictor):
+    with pytest.raises(DeviceError, match="out of memory"):
+        pipeline.fastest_batch(Timed(predictor, Clock(), float, most=1))
 
 
 def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
@@ -278,7 +332,7 @@ def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
     )
     batches = decode_batches(numbered * 20, preprocessing=SMALL, batch_size=8, workers=1)
     next(batches)
-    assert len(loaded) <= 3 * 8
+    assert len(loaded) <= 8 * 8
     batches.close()
 
 

@@ -110,8 +110,9 @@ def actor(onnx_path, card, pictures, tmp_path, monkeypatch):
         part_format="csv",
     )
     settings = Settings(str(onnx_path), str(tmp_path / "out"), "cpu", 1, 30.0, record)
-    monkeypatch.setattr(ray_engine, "_watch_over_this_process", lambda _watch: None)
-    return ray_engine.Classifier(msgspec.msgpack.encode(settings))
+    made = ray_engine.Classifier(msgspec.msgpack.encode(settings))
+    yield made
+    made.close()
 
 
 def test_a_part_is_not_tried_for_ever(actor, pictures, tmp_path):

@@ -12,6 +12,7 @@ that hangs alive when the parent is killed; all three are needed here.
 
 import array
 import ctypes
+import errno
 import mmap
 import os
 import pickle
@@ -30,6 +31,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn, Protocol
+
+if sys.platform != "win32":
+    import resource
 
 HAS_FORK_SERVER = sys.platform == "linux"
 STOPS = tuple(
@@ -255,7 +259,7 @@ class SharedMemory:
         else:
             self._handle, path = tempfile.mkstemp(prefix="tltools-")
             os.unlink(path)  # noqa: PTH108 - a name from mkstemp
-        os.ftruncate(self._handle, num_bytes)
+        _lengthen(self._handle, num_bytes)
         self.map = mmap.mmap(self._handle, num_bytes)
 
     def announce(self) -> tuple[int, str]:
@@ -274,6 +278,21 @@ class SharedMemory:
             self._handle = -1
         with suppress(BufferError):
             self.map.close()
+
+
+def _lengthen(handle: int, num_bytes: int) -> None:
+    """Give shared memory its size, to which a limit of files (ulimit -f) is not meant to apply."""
+    try:
+        os.ftruncate(handle, num_bytes)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        try:
+            os.ftruncate(handle, num_bytes)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def receive_memory(channel: Channel, num_bytes: int, tag: str) -> mmap.mmap:
@@ -339,8 +358,6 @@ def _run(target: str, channel: Channel) -> NoReturn:
     except BaseException:  # a bug; nobody is above this frame
         traceback.print_exc()
     finally:
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
         os._exit(code)
 
 
@@ -546,9 +563,8 @@ def _serve(
         for name in preload:
             import_module(name)
         if not _Server(channel).run() and farewell is not None:
-            with suppress(OSError, ValueError):
-                sys.stderr.write(f"{farewell()}\n")
-                sys.stderr.flush()
+            with suppress(OSError):
+                os.write(2, f"{farewell()}\n".encode())
     finally:
         os._exit(0)
 

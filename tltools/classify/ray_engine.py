@@ -772,6 +772,7 @@ class Classifier:
         """Open the model; what is wrong with that is reported with the first part."""
         self._settings = msgspec.msgpack.decode(settings, type=Settings)
         self._problem: Failure | None = None
+        self._launcher = default_launcher()
         try:
             self._open()
         except TltoolsError as error:
@@ -797,7 +798,10 @@ class Classifier:
         self._plan = Plan(record.plan, settings.workers, record.batch_size)
         self._folder = Path(settings.output)
         self._remotes = Remotes()
-        self._launcher = default_launcher()
+
+    def close(self) -> None:
+        """End the worker processes; an actor's end does it too."""
+        self._launcher.close()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
         """Classify parts, and write them.

@@ -171,6 +171,8 @@ def classify(
 
     Example: tltools classify photos/ --output labels.parquet
     """
+    # Before anything is imported that starts threads.
+    launcher = start_workers() if engine == "local" and context.obj else None
     output, part = _place(output, shard, engine)
     if out.as_json and output.as_posix() == "-":
         raise ConfigError("--json and --output - would both be standard output; name a file")
@@ -189,7 +191,6 @@ def classify(
         },
         ray={"--ray-address": ray_address, "--part-size": part_size, "--part-format": part_format},
     )
-    launcher = start_workers() if engine == "local" and context.obj else None
     progress = out.progress
     if model is None:
         from tltools.artifacts import best_export
