@@ -186,6 +186,9 @@ def read_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
         "num_images": int(either("num_{}")),
         "num_failed": int(summary["num_failed"]),
         "plan": summary.get("plan"),
+        "layout": summary.get("layout"),
+        "tf32": summary.get("tf32"),
+        "seconds": summary.get("seconds"),
     }
 
 

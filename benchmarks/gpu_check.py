@@ -50,9 +50,9 @@ Row = dict[str, Any]
 class Sizes:
     """How much is measured."""
 
-    cnn: int = 40_000
+    cnn: int = 100_000
     """Images of a job of the CNN on the GPU."""
-    vgg16: int = 12_000
+    vgg16: int = 24_000
     loop: int = 16_000
     """Images of a loop with the CNN; of VGG16 as for `vgg16`."""
     per_core: int = 2500

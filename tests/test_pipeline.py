@@ -48,6 +48,9 @@ class FakeGpu:
         self.shapes.append(images.shape)
         return self._predictor(images)
 
+    def lock_pages(self, memory):
+        return None
+
     def new_batch(self, num_images):
         self.batches.append(np.empty(self.card.preprocessing.shape(num_images), np.uint8))
         return self.batches[-1]
