@@ -451,6 +451,9 @@ def test_the_summary_of_classify_is_read_under_either_noun(noun):
         "num_images": 3,
         "num_failed": 1,
         "plan": "p",
+        "layout": None,
+        "tf32": None,
+        "seconds": None,
     }
     with pytest.raises(MeasurementError, match="lacks images_per_s"):
         read_summary({"num_failed": 0})
