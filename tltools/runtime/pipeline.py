@@ -54,14 +54,21 @@ AHEAD_BATCH = 32
 """Pictures in one call on a GPU, for jobs that are too small to find out what is best."""
 CPU_BATCH = 8
 """On the CPU larger ones are no faster, and take memory (VGG16 fp32: 2.1 GB with 32)."""
-GPU_BATCHES = (32, 64, 128, 256)
+GPU_BATCHES = (64, 128, 256)
 """Those that a large job tries on a GPU."""
 GOOD_ENOUGH = 0.97
 """The share of the best speed for which a smaller batch is taken."""
 LARGE_JOB = 4096
 """Pictures for which trying costs less than it brings: it takes a second or two."""
-AHEAD_TASK = 8
-"""Pictures that a worker decodes at once in an `ahead` plan; more where batches are large."""
+AHEAD_TASK = 32
+"""Most pictures that a worker decodes at once in an `ahead` plan; each task costs the process that
+orders about 0.1 ms."""
+FIRST_TASK = 4
+"""As many as long as nobody knows how long one takes."""
+AHEAD_TASK_S = 0.010
+"""How long what a worker decodes at once may take."""
+MAX_BATCH_BYTES = 2**29
+"""Of the memory that batches lie in, which is more only if the fewest batches take more."""
 FUSED_FORWARD_S = 0.030
 """The cost of one picture on one core below which a model runs inside the workers."""
 SMALL_BYTES = 32 * 2**20
@@ -264,13 +271,16 @@ def _on_gpus(
         layout: None to choose.
         try_settings: Whether to choose by measuring.
     """
-    first = gpus[0] if gpus else 0
-    if batch_size is None:
-        batch_size = fastest_batch(predictor) if try_settings else AHEAD_BATCH
-    if layout is None and try_settings and _has_tensor_cores_layout(predictor):
-        other = open_on(gpu=first, nhwc=True)
-        if call_s(other, batch_size) < GOOD_ENOUGH * call_s(predictor, batch_size):
-            predictor = other
+    sizes = GPU_BATCHES if batch_size is None else (batch_size,)
+    if not try_settings:
+        batch_size = batch_size or AHEAD_BATCH
+    else:
+        batch_size, rate = fastest_batch(predictor, sizes)
+        if layout is None and _may_gain_by_layout(predictor):
+            other = open_on(gpu=gpus[0] if gpus else 0, nhwc=True)
+            size, other_rate = fastest_batch(other, sizes)
+            if rate < GOOD_ENOUGH * other_rate:
+                predictor, batch_size = other, size
     nhwc = predictor.layout == "nhwc"
     predictors = [predictor, *(open_on(gpu=gpu, nhwc=nhwc) for gpu in gpus[1:])]
     for one in predictors:
@@ -280,22 +290,27 @@ def _on_gpus(
     )
 
 
-def _has_tensor_cores_layout(predictor: ExportPredictor) -> bool:
-    """Tell whether channels-last may be faster: in half precision, on onnxruntime's own CUDA."""
+def _may_gain_by_layout(predictor: ExportPredictor) -> bool:
+    """Tell whether channels-last may be faster: for tensor cores, on onnxruntime's own CUDA."""
     export = predictor.card.export
-    return export is not None and export.precision == "fp16" and predictor.provider == CUDA_PROVIDER
+    is_half = export is not None and export.precision == "fp16"
+    return (is_half or predictor.tf32) and predictor.provider == CUDA_PROVIDER
 
 
-def fastest_batch(predictor: Predictor) -> int:
-    """Return the smallest of `GPU_BATCHES` that is about as fast as the best of them.
+def fastest_batch(predictor: Predictor, sizes: Sequence[int] = GPU_BATCHES) -> tuple[int, float]:
+    """Return the smallest batch that is about as fast as the best, and its images per second.
 
     Larger ones than the GPU's memory takes are not among them.
+
+    Args:
+        predictor: On a GPU.
+        sizes: To choose from, ascending.
 
     Raises:
         DeviceError: If the smallest one fails already.
     """
     rates: dict[int, float] = {}
-    for size in GPU_BATCHES:
+    for size in sizes:
         try:
             rates[size] = size / call_s(predictor, size)
         except DeviceError:
@@ -303,7 +318,7 @@ def fastest_batch(predictor: Predictor) -> int:
                 raise
             break
     best = max(rates.values())
-    return next(size for size, rate in rates.items() if rate >= GOOD_ENOUGH * best)
+    return next((size, rate) for size, rate in rates.items() if rate >= GOOD_ENOUGH * best)
 
 
 def call_s(predictor: Predictor, batch_size: int) -> float:
@@ -799,17 +814,18 @@ class _Loader:
 
 
 class _Pace:
-    """How many batches a worker is given at once, from how long the last ones took."""
+    """How much a worker is given at once, from how long the last tasks took."""
 
-    def __init__(self, most: int) -> None:
-        """Begin with one batch."""
-        self.num_batches = 1
+    def __init__(self, first: int, most: int, seconds: float) -> None:
+        """Begin with `first`; later what takes so many seconds, at most `most`."""
+        self.number = first
         self.most = most
+        self._seconds = seconds
 
-    def took(self, seconds: float, num_batches: int) -> None:
+    def took(self, seconds: float, number: int) -> None:
         """Learn from a task that is done."""
-        fitting = int(FUSED_TASK_S * num_batches / max(seconds, 1e-9))
-        self.num_batches = min(max(1, fitting), self.most)
+        fitting = int(self._seconds * number / max(seconds, 1e-9))
+        self.number = min(max(1, fitting), self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -881,7 +897,7 @@ class _FusedHandle:
 def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
     """Have workers decode and run the model; put what they make in order."""
     plan = job.plan
-    pace = _Pace(max(1, FUSED_TASK // plan.batch_size))
+    pace = _Pace(1, max(1, FUSED_TASK // plan.batch_size), FUSED_TASK_S)
     path: Path | None = getattr(job.model, "path", None)
     work = _Fused(
         preprocessing=job.preprocessing,
@@ -913,7 +929,7 @@ def _fused_tasks(
 
     What is done in this process is done batch by batch, so that each result leaves at once.
     """
-    while some := list(islice(pictures, batch_size * (1 if crew.works_here else pace.num_batches))):
+    while some := list(islice(pictures, batch_size * (1 if crew.works_here else pace.number))):
         yield Task([_place(picture) for picture in some], some)
 
 
@@ -981,12 +997,16 @@ class _AheadHandle:
         self._finish = work.finish
 
     def __call__(self, task: Task, mark: Mark) -> Any:
-        """Return what became of each picture (None: all were decoded), or what `finish` returns."""
+        """Return what became of each picture (None: all were decoded) and the seconds that it took.
+
+        Of a task of which only the end is left: what `finish` returns.
+        """
         if isinstance(task.details, _Finishing):
             assert self._finish is not None
             names, errors, values = task.details
             pictures: list[Any] = [_Named(name) for name in names]
             return self._finish(Outputs(pictures, errors, values))
+        begun = time.perf_counter()
         first: int = task.details
         with mark.bounded():
             loaded = [
@@ -994,7 +1014,8 @@ class _AheadHandle:
                 for index in range(len(task.items))
             ]
         mark.items_done()
-        return loaded if any(one is not None for one in loaded) else None
+        told = loaded if any(one is not None for one in loaded) else None
+        return told, time.perf_counter() - begun
 
 
 def _images(memory: mmap, preprocessing: Preprocessing) -> Image:
@@ -1050,8 +1071,9 @@ class _AheadRun(Generic[Source, Result]):
         self._batches: deque[_Batch[Source]] = deque()
         self._source = batched(job.pictures, self._size)
         self._is_more = True
-        self._tasks: deque[tuple[_Batch[Source], Task, int]] = deque()
-        self._task_size = _task_size(self._size)
+        self._left: tuple[_Batch[Source], int] | None = None
+        """The batch that is given out, and how many of its pictures have been."""
+        self._pace = _Pace(min(FIRST_TASK, self._size), _most(self._size), AHEAD_TASK_S)
         self._threads = ThreadPoolExecutor(job.plan.sessions, "model")
 
     def __iter__(self) -> Iterator[Result]:
@@ -1075,21 +1097,22 @@ class _AheadRun(Generic[Source, Result]):
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _can_submit(self) -> bool:
-        return self._crew.has_room and bool(self._tasks or (self._is_more and self._idle))
+        return self._crew.has_room and bool(self._left or (self._is_more and self._idle))
 
     def _submit(self) -> None:
         """Give out the next task; begin a batch if it takes one."""
-        if not self._tasks:
+        if self._left is None:
             some = next(self._source, None)
             if some is None:
                 self._is_more = False
                 return
-            batch = _Batch(self._idle.popleft(), some, [None] * len(some))
-            self._batches.append(batch)
-            for start in range(0, len(some), self._task_size):
-                places = [_place(one) for one in some[start : start + self._task_size]]
-                self._tasks.append((batch, Task(places, batch.number * self._size + start), start))
-        batch, task, _ = self._tasks.popleft()
+            self._left = _Batch(self._idle.popleft(), some, [None] * len(some)), 0
+            self._batches.append(self._left[0])
+        batch, start = self._left
+        stop = min(start + self._pace.number, len(batch.pictures))
+        self._left = (batch, stop) if stop < len(batch.pictures) else None
+        places = [_place(one) for one in batch.pictures[start:stop]]
+        task = Task(places, batch.number * self._size + start)
         batch.parts.append(self._crew.submit(task, here=_is_here(task)))
 
     def _pass_on(self) -> None:
@@ -1099,13 +1122,14 @@ class _AheadRun(Generic[Source, Result]):
                 if batch.end is None and self._ends_there and batch.future.done():
                     self._finish_elsewhere(batch, batch.future)
                 continue
-            is_whole = not (self._tasks and self._tasks[0][0] is batch)
+            is_whole = self._left is None or self._left[0] is not batch
             if not (is_whole and all(part.is_done for part in batch.parts)):
                 return
             start = 0
             for part in batch.parts:
                 number = len(part.task.items)
-                loaded = part.result()
+                loaded, seconds = part.result()
+                self._pace.took(seconds, number)
                 if loaded is not None:
                     batch.loaded[start : start + number] = loaded
                 start += number
@@ -1159,17 +1183,27 @@ class _Ended(NamedTuple):
     result: Any
 
 
-def _task_size(batch_size: int) -> int:
-    """Return how many pictures a worker is given at once in an `ahead` plan."""
-    return min(batch_size, max(AHEAD_TASK, batch_size // 8))
+def _most(batch_size: int) -> int:
+    """Return how many pictures a worker is given at once, at most, in an `ahead` plan."""
+    return min(batch_size, AHEAD_TASK)
+
+
+def _num_batches(plan: Plan, num_bytes: int) -> int:
+    """Return for how many batches, of so many bytes, there has to be room.
+
+    For those that the model has, the one that is filled, and what workers have in hand; and half of
+    that again, for batches that are complete behind one that is not.
+    """
+    in_hand = IN_HAND * plan.workers * _most(plan.batch_size)
+    wanted = plan.sessions + 1 + -(-3 * in_hand // (2 * plan.batch_size))
+    return max(plan.sessions + 2, min(wanted, MAX_BATCH_BYTES // num_bytes))
 
 
 def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
     """Have workers decode ahead of the model."""
     plan = job.plan
-    decoded_ahead = -(-IN_HAND * plan.workers * _task_size(plan.batch_size) // plan.batch_size)
-    num = plan.sessions + 1 + max(1, decoded_ahead)
     each = int(np.prod(job.preprocessing.shape(plan.batch_size)))
+    num = _num_batches(plan, each)
     with ExitStack() as stack:
         memory = SharedMemory(num * each)
         stack.callback(memory.close)
