@@ -318,3 +318,27 @@ def run_tltools(*args: object, cwd: Path) -> Ran:
             code = int(leaving.code or 0)
     out.seek(0)
     return Ran(code, out.read(), err.getvalue())
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                text = (folder / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
+    below, found = {pid}, []
+    while new := [one for one, parent in parents.items() if parent in below and one not in found]:
+        found += new
+        below |= set(new)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import COLOURS, save_picture
+from conftest import COLOURS, children, is_alive, save_picture
 
 import tltools
 from tltools.classify import job as job_module
@@ -111,20 +111,39 @@ def finish(process: subprocess.Popen) -> SimpleNamespace:
 
 
 def kill_until_done(args, output: Path, rng: random.Random, *, max_kills: int) -> int:
-    """Run a command, kill it at a random moment, and so on until it ends; return the kills."""
+    """Run a command, kill some of it at a random moment, and so on until it ends.
+
+    What is killed is the job, all of its processes at once, or one or two of the others, which are
+    stopped (SIGSTOP) now and then.
+
+    Returns:
+        The number of kills.
+    """
     num_kills = 0
     while True:
         process = start(args)
+        others: list[int] = []
         if num_kills < max_kills:
             try:
                 process.wait(rng.uniform(0.0, 1.5))
             except subprocess.TimeoutExpired:
-                # The process that looks after the job, or both at once.
-                kill = os.kill if rng.random() < 0.5 else os.killpg
-                kill(process.pid, signal.SIGKILL)
+                others = children(process.pid)
+                victims = rng.choice([None, [process.pid], others[:1], others[1:2], others[1:3]])
+                number = signal.SIGKILL
+                if victims is None:
+                    os.killpg(process.pid, number)
+                elif process.pid not in victims:
+                    number = rng.choice([signal.SIGKILL, signal.SIGSTOP])
+                for victim in victims or ():
+                    with suppress(ProcessLookupError):
+                        os.kill(victim, number)
                 num_kills += 1
         result = finish(process)
         assert result.code in (0, -signal.SIGKILL), result.err
+        deadline = time.monotonic() + 10
+        while any(map(is_alive, others)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(is_alive, others))
         if output.exists():  # killed between its completion and its end, perhaps
             return num_kills
         assert result.code

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import children, is_alive
 
 from tltools import processes
 from tltools.errors import DataError, TltoolsError
@@ -195,6 +196,24 @@ def test_workers_that_others_kill_or_stop_are_replaced(launcher, number, monkeyp
         assert [one.result() for one in pending] == [[2 * value] for value in range(300)]
 
 
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("kind", ["forked", "program"])
+def test_a_fork_server_that_others_end_or_stop_is_replaced(kind, number, monkeypatch):
+    monkeypatch.setattr(processes, "ANSWER_S", 0.5)
+    launcher = LAUNCHERS[kind]()
+    with Crew(Double(), size=2, launcher=launcher) as crew:
+        assert results(crew, [Task([1]), Task([2])]) == [[2], [4]]
+        server = launcher._pid or launcher._program.pid
+        os.kill(server, number)
+        os.kill(crew._workers[0].process.pid, signal.SIGKILL)
+        assert results(crew, [Task([number]) for number in range(20)]) == [
+            [2 * number] for number in range(20)
+        ]
+    launcher.close()
+    assert not is_alive(server)
+
+
 def test_what_fails_to_open_is_the_error(launcher):
     with Crew(Unable(), size=2, launcher=launcher) as crew, pytest.raises(DataError, match="no su"):
         results(crew, [Task([1])])
@@ -276,27 +295,3 @@ def test_nothing_is_left_of_a_program_that_is_killed(kind, stop_first):
     while any(map(is_alive, {*pids, *others})) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [pid for pid in {*pids, *others} if is_alive(pid)] == []
-
-
-def children(pid: int) -> list[int]:
-    """All processes below one."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                text = (folder / "stat").read_text()
-            except OSError:
-                continue
-            parents[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
-    below, found = {pid}, []
-    while new := [one for one, parent in parents.items() if parent in below and one not in found]:
-        found += new
-        below |= set(new)
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

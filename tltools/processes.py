@@ -41,7 +41,7 @@ STOPS = tuple(
 )
 """Signals by which somebody asks a program to end. A terminal and a service manager send them to
 every process of a job; only the one that orders the work answers."""
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 """How long the fork server may take to answer; it is never busy."""
 _LENGTH = struct.Struct("<Q")
 _BLOCK = 2**16
@@ -422,10 +422,16 @@ class ForkServer:
         """
         self.ended: dict[int, int] = {}
         """Exit codes of workers that have ended, by process number."""
-        ours, theirs = socket.socketpair()
-        self._channel = Channel(ours)
+        self._preload = preload
+        self._farewell = farewell
         self._kept: list[Process] = []
         self._asked_for: deque[Channel] = deque()
+        self._begin(fork=fork)
+
+    def _begin(self, *, fork: bool) -> None:
+        """Start the server's process."""
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
         self._pid = 0
         self._program: subprocess.Popen[bytes] | None = None
         # The system tells a child of the end of the thread that started it, not of the process.
@@ -435,9 +441,9 @@ class ForkServer:
             self._pid = os.fork()
             if not self._pid:
                 ours.close()
-                _serve(Channel(theirs), preload, parent, farewell)
+                _serve(Channel(theirs), self._preload, parent, self._farewell)
         else:
-            self._program = _start_server(theirs, preload, with_parent=with_parent)
+            self._program = _start_server(theirs, self._preload, with_parent=with_parent)
         theirs.close()
 
     def start(self, target: str) -> Process:
@@ -445,12 +451,24 @@ class ForkServer:
         if self._kept:
             return self._kept.pop()
         try:
-            if not self._asked_for:
-                self._ask(target)
-            channel = self._asked_for.popleft()
-            pid = self._answer(lambda message: message[0] == "started")[1]
+            return self._start(target)
+        except (ClosedError, TimeoutError):  # somebody has ended the server, or stopped it
+            self.close()
+            self._begin(fork=False)
+        try:
+            return self._start(target)
         except (ClosedError, TimeoutError) as error:
             raise OSError("the process that starts workers has ended") from error
+
+    def _start(self, target: str) -> Process:
+        if not self._asked_for:
+            self._ask(target)
+        channel = self._asked_for.popleft()
+        try:
+            pid = self._answer(lambda message: message[0] == "started")[1]
+        except (ClosedError, TimeoutError):
+            channel.close()
+            raise
         if pid < 0:
             channel.close()
             raise OSError(-pid, os.strerror(-pid))
@@ -462,6 +480,9 @@ class ForkServer:
         try:
             self._channel.send(target)
             self._channel.send_handle(theirs.fileno())
+        except ClosedError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self._asked_for.append(Channel(ours))
