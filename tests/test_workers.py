@@ -79,6 +79,20 @@ def act(item):
     return item * 2
 
 
+class Allocate(Double):
+    def do(self, task, mark):
+        found = []
+        for index, item in enumerate(task.items):
+            mark.item(index)
+            with mark.bounded():
+                try:
+                    found.append(len(bytearray(item)))
+                except MemoryError:
+                    found.append("no room")
+        mark.items_done()
+        return found
+
+
 LAUNCHERS = {
     "forked": lambda: ForkServer(preload=(__name__,), fork=True),
     "program": lambda: ForkServer(preload=workers.PRELOAD),
@@ -194,6 +208,51 @@ def test_workers_that_others_kill_or_stop_are_replaced(launcher, number, monkeyp
         while not all(one.is_done for one in pending):
             crew.wait()
         assert [one.result() for one in pending] == [[2 * value] for value in range(300)]
+
+
+@linux
+def test_an_item_takes_no_more_memory_than_a_worker_has(launcher, monkeypatch):
+    monkeypatch.setattr(workers, "share_of_memory", lambda _num: 200 * 2**20)
+    with Crew(Allocate(), size=1, launcher=launcher) as crew:
+        sizes = [10**6, 2 * 10**9, 10**8]
+        assert results(crew, [Task(sizes), Task(sizes)]) == [[10**6, "no room", 10**8]] * 2
+
+
+@linux
+@pytest.mark.parametrize("workers_given", [1, 2])
+def test_a_picture_that_needs_more_memory_than_a_container_has_costs_its_row(
+    workers_given, onnx_path, pictures, tmp_path
+):
+    """38 bytes of WebP that declare 9,459 x 9,459 pixels, for which libwebp takes 2.1 GB."""
+    groups = Path("/sys/fs/cgroup/memory")
+    group = groups / f"tltools-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(512 * 2**20))
+    except OSError:
+        pytest.skip("no right to make a control group of memory (version 1) here")
+    size = 9458 | 9458 << 14
+    data = b"\x2f" + size.to_bytes(4, "little") + bytes(13)
+    chunk = b"VP8L" + len(data).to_bytes(4, "little") + data
+    webp = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+    (pictures / "bomb.webp").write_bytes(webp)
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-c", "from tltools.cli import main; main()", "classify"]
+    command += [pictures, "--model", onnx_path, "--device", "cpu", "-o", output]
+    command += ["--workers", workers_given]
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'echo $$ > {group}/tasks; exec "$@"', "sh", *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        peak = int((group / "memory.max_usage_in_bytes").read_text())
+    finally:
+        group.rmdir()
+    assert done.returncode == 0, done.stderr
+    assert "31 rows (1 with an error)" in done.stderr
+    assert peak < 500 * 2**20
 
 
 @linux
