@@ -3,37 +3,51 @@
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, repeat
 from math import ceil
+from mmap import mmap
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.bench.rows import ClassifyRound, StageCosts
-from tltools.classify import Output, Picture, Plan, Prediction, classify
+from tltools.classify import Output, Picture, Plan
+from tltools.classify.pipeline import RowMaker, Rows
+from tltools.classify.writers import row_encoder
 from tltools.data.images import load_image
 from tltools.parallel import ordered_map
-from tltools.runtime import Device, Predictor
+from tltools.runtime import Device, Predictor, load_predictor, run_pictures
+from tltools.runtime.pipeline import FUSED_TASK, TASKS_AHEAD
+from tltools.runtime.workers import (
+    IN_HAND,
+    Crew,
+    Handle,
+    Mark,
+    Task,
+    default_launcher,
+    in_order,
+)
 
 TEMPORARY = "tltools-bench-"
 """How the names of temporary folders begin."""
 MAX_PICTURES = 256
 """Different pictures, evenly taken from all; they are repeated where more are needed."""
 CHUNK = 8
-"""Pictures that a thread is given at once."""
+"""Pictures that a worker is given at once."""
 MIN_CHUNKS = 3
-"""Timed chunks for each thread at least: the first ones were begun before the clock was."""
+"""Timed chunks for each worker at least: the first ones were begun before the clock was."""
 MAX_OVERLAP = 2
 """A GPU and the cores work at the same time: of two that take as long, twice as many are done."""
 MIN_BATCHES = 2
 """Batches of the whole `classify` at least. A large model takes seconds for one."""
-MAX_ROWS = 4096
-"""Predictions that are kept to measure writing with."""
+MAX_ROWS = 256
+"""Tasks' rows that are kept to measure writing with."""
 
 
 class OpenModel(Protocol):
@@ -94,19 +108,19 @@ def measure_classify(
     def cost_s(step: Callable[[], int], share: float, min_steps: int = 1) -> float:
         return seconds_per_picture(step, seconds=share * seconds, min_steps=min_steps, clock=clock)
 
-    def cost_in_threads_s(work: Callable[[Path], object], share: float) -> float:
-        with closing(_in_threads(work, some, plan.workers)) as chunks:
+    def cost_in_workers_s(work: Callable[[Path], object], share: float) -> float:
+        with closing(_in_workers(work, some, plan.workers)) as chunks:
             return cost_s(lambda: next(chunks), share, MIN_CHUNKS * plan.workers)
 
     enter("classify: reading")
     for picture in some:
         picture.read_bytes()
-    read_s = cost_in_threads_s(Path.read_bytes, 1 / 8)
+    read_s = cost_in_workers_s(_read, 1 / 8)
 
     enter("classify: decoding")
     rules = predictor.card.preprocessing
     load = partial(load_image, size=rules.size, resize=rules.resize)
-    load_s = cost_in_threads_s(load, 1 / 4)
+    load_s = cost_in_workers_s(load, 1 / 4)
 
     enter("classify: inference")
     callers = num_callers(plan)
@@ -122,11 +136,11 @@ def measure_classify(
         stopwatch = Stopwatch(clock, skip=_num_in_work(plan))
         image_s = max(load_s, read_s) + infer_s
         source = _pictures_for(seconds, image_s, some, plan, stopwatch)
-        predictions = _classify(predictor, source, plan, output, stopwatch)
+        made = _classify(predictor, source, plan, output, stopwatch)
 
         enter("classify: writing")
         with Output(output, predictor.card.classes, overwrite=True) as rows:
-            write_s = cost_s(partial(_write, rows, predictions), 1 / 8)
+            write_s = cost_s(partial(_write, rows, made), 1 / 8)
 
     return ClassifyRound(
         plan=plan,
@@ -176,28 +190,91 @@ def num_callers(plan: Plan) -> int:
 def _num_in_work(plan: Plan) -> int:
     """Return about how many pictures `classify` has in its hands at once."""
     if plan.name == "fused":
-        return 2 * CHUNK * plan.workers
+        return IN_HAND * FUSED_TASK * plan.workers
     return max(plan.batch_size, CHUNK) * plan.sessions
 
 
-def _in_threads(
+def _read(path: Path) -> None:
+    path.read_bytes()
+
+
+@dataclass(frozen=True)
+class _Each:
+    """The work of doing the same to each picture, in a worker of `classify`'s kind."""
+
+    do: Callable[[Path], object]
+
+    def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
+        """Need nothing."""
+        return self._do_all, None
+
+    def pack(self, task: Task) -> tuple[Any, Any]:
+        """Send the paths."""
+        return task.items, task.details
+
+    def try_item(self, item: Path) -> None:
+        """Do it to one."""
+        self.do(item)
+
+    def _do_all(self, task: Task, mark: Mark) -> int:
+        for index, path in enumerate(task.items):
+            mark.item(index)
+            self.do(path)
+        return len(task.items)
+
+
+@dataclass(frozen=True)
+class _Infer:
+    """The work of running an export on pictures in memory, as the workers of a `fused` plan do."""
+
+    path: Path
+    device: Device
+    pictures: Sequence[Path]
+    batch_size: int
+
+    def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
+        """Open the export, and decode the pictures."""
+        predictor = load_predictor(self.path, device=self.device, threads=1, self_test=False)
+        images = _images(predictor, self.pictures, max(CHUNK, self.batch_size))
+        step = self.batch_size
+        batches = [images[i : i + step] for i in range(0, len(images), step)]
+        return lambda task, mark: sum(len(predictor(batch)) for batch in batches), None  # noqa: ARG005
+
+    def pack(self, task: Task) -> tuple[Any, Any]:
+        """Send nothing."""
+        return task.items, task.details
+
+    def try_item(self, item: Any) -> None:
+        """There are no items."""
+
+
+def _in_workers(
     work: Callable[[Path], object], pictures: Sequence[Path], workers: int
 ) -> Generator[int, None, None]:
     """Do `work` on pictures in all workers, for ever, a chunk of them an iteration."""
-
-    def work_on(chunk: Sequence[Path]) -> int:
-        for picture in chunk:
-            work(picture)
-        return len(chunk)
-
     chunks = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
-    yield from ordered_map(work_on, cycle(chunks), workers=workers, ahead=2 * workers)
+    yield from _results(_Each(work), workers, map(Task, cycle(chunks)))
+
+
+def _results(
+    work: _Each | _Infer, workers: int, tasks: Iterator[Task]
+) -> Generator[int, None, None]:
+    with Crew(work, size=workers) as crew:
+        crew.staff(workers)
+        while not crew.is_complete:
+            crew.wait()
+        for pending in in_order(crew, tasks, ahead=TASKS_AHEAD * workers):
+            yield pending.result()
 
 
 def _inference(
     predictor: Predictor, pictures: Sequence[Path], plan: Plan
 ) -> Generator[int, None, None]:
     """Run the model as the plan does, on pictures in memory, for ever."""
+    path: Path | None = getattr(predictor, "path", None)
+    if plan.name == "fused" and path is not None:
+        work = _Infer(path, getattr(predictor, "opened_with", "cpu"), pictures, plan.batch_size)
+        yield from _results(work, plan.workers, (Task(()) for _ in repeat(None)))
     callers = num_callers(plan)
     if callers == 1:  # one batch after the other
         images = _images(predictor, pictures, plan.batch_size)
@@ -228,16 +305,33 @@ def _classify(
     plan: Plan,
     output: Path,
     stopwatch: "Stopwatch",
-) -> list[Prediction]:
-    """Classify into a file; return some of the predictions."""
-    some: list[Prediction] = []
-    with Output(output, predictor.card.classes) as rows:
-        for prediction in classify(predictor, source, plan=plan):
-            rows.write(prediction)
-            stopwatch.count()
+) -> list[Rows]:
+    """Classify into a file as the command does; return some of the rows."""
+    card = predictor.card
+    # A model that is no file, and runs where the pictures are, has no workers.
+    has_workers = plan.name == "ahead" or getattr(predictor, "path", None) is not None
+    with ExitStack() as stack:
+        launcher = default_launcher() if has_workers else None
+        if launcher is not None:
+            stack.callback(launcher.close)
+        rows = stack.enter_context(Output(output, card.classes))
+        results = run_pictures(
+            predictor,
+            source,
+            preprocessing=card.preprocessing,
+            plan=plan,
+            finish=RowMaker(
+                card.classes, card.temperature, None, partial(row_encoder, output, card.classes)
+            ),
+            launcher=launcher,
+        )
+        some: list[Rows] = []
+        for made in stack.enter_context(closing(results)):
+            rows.write_encoded(made.encoded)
+            stopwatch.count(len(made.encoded))
             if len(some) < MAX_ROWS:
-                some.append(prediction)
-    stopwatch.stop()
+                some.append(made)
+        stopwatch.stop()
     return some
 
 
@@ -252,13 +346,15 @@ class Stopwatch:
         self._clock = clock
         self._skip = skip
         self._start = self._end = 0.0
+        self._num_before = 0
         self.num_rows = 0
 
-    def count(self) -> None:
-        """Count a row."""
-        self.num_rows += 1
-        if self.num_rows == self._skip:
+    def count(self, number: int = 1) -> None:
+        """Count rows."""
+        self.num_rows += number
+        if not self._num_before and self.num_rows >= self._skip:
             self._start = self._clock()
+            self._num_before = self.num_rows
 
     def stop(self) -> None:
         """End after the last row."""
@@ -266,17 +362,17 @@ class Stopwatch:
 
     def seconds(self) -> float:
         """Return how long ago the time began; 0 if it has not."""
-        return self._clock() - self._start if self.num_rows >= self._skip else 0.0
+        return self._clock() - self._start if self._num_before else 0.0
 
     def rate(self) -> float:
         """Return rows per second."""
-        return (self.num_rows - self._skip) / (self._end - self._start)
+        return (self.num_rows - self._num_before) / (self._end - self._start)
 
 
-def _write(rows: Output, predictions: Sequence[Prediction]) -> int:
-    for prediction in predictions:
-        rows.write(prediction)
-    return len(predictions)
+def _write(rows: Output, made: Sequence[Rows]) -> int:
+    for some in made:
+        rows.write_encoded(some.encoded)
+    return sum(len(some.encoded) for some in made)
 
 
 def _pictures_for(

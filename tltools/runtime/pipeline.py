@@ -42,7 +42,7 @@ from tltools.runtime.predictor import (
     load_predictor,
     read_card,
 )
-from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task
+from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, in_order
 
 FUSED_BATCH = 1
 FUSED_TASK = 32
@@ -914,7 +914,8 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
     # A model that is no file stays in this process.
     with job.crew(work if path else None, local=local) as crew:
         tasks = _fused_tasks(job.pictures, plan.batch_size, pace, crew)
-        for pending in _in_order(crew, tasks, TASKS_AHEAD * plan.workers):
+        ahead = TASKS_AHEAD * plan.workers
+        for pending in in_order(crew, tasks, ahead=ahead, is_here=_is_here):
             result, remembered, seconds = pending.result()
             pace.took(seconds, -(-len(pending.task.items) // plan.batch_size))
             if remembered is not None:
@@ -931,30 +932,6 @@ def _fused_tasks(
     """
     while some := list(islice(pictures, batch_size * (1 if crew.works_here else pace.number))):
         yield Task([_place(picture) for picture in some], some)
-
-
-def _in_order(crew: Crew, tasks: Iterator[Task], ahead: int) -> Iterator[Pending]:
-    """Have tasks done, at most `ahead` beyond the one that is waited for; yield them in order."""
-    pending: deque[Pending] = deque()
-    is_more = True
-    while True:
-        if is_more and len(pending) < ahead and crew.has_room and not _is_first_done(crew, pending):
-            task = next(tasks, None)
-            if task is None:
-                is_more = False
-            else:
-                pending.append(crew.submit(task, here=_is_here(task)))
-        elif pending and pending[0].is_done:
-            yield pending.popleft()
-        elif not pending and not is_more:
-            return
-        else:
-            crew.wait()
-
-
-def _is_first_done(crew: Crew, pending: deque[Pending]) -> bool:
-    """Tell whether results should leave before there are more: workers must not run dry."""
-    return bool(pending) and pending[0].is_done and not crew.is_staffed
 
 
 def _is_here(task: Task) -> bool:

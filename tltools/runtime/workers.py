@@ -323,6 +323,11 @@ class Crew:
         return self.works_here or self._num_unfinished < IN_HAND * self._size
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all workers that were started are ready."""
+        return bool(self._workers) and all(worker.is_open for worker in self._workers)
+
+    @property
     def works_here(self) -> bool:
         """Whether the next task will be done in this process."""
         return self._local is not None and not self.is_staffed
@@ -636,6 +641,41 @@ class Crew:
         if -code in CRASHES:
             return f"the decoder crashed ({name})"
         return f"the decoder was ended by {name}, for lack of memory perhaps"
+
+
+def in_order(
+    crew: Crew,
+    tasks: Iterator[Task],
+    *,
+    ahead: int,
+    is_here: Callable[[Task], bool] = lambda _task: False,
+) -> Iterator[Pending]:
+    """Have tasks done by a crew; yield them, done, in their order.
+
+    Args:
+        crew: Who does them.
+        tasks: Consumed lazily.
+        ahead: How many may be done or in work beyond the one that is waited for.
+        is_here: Whether a task has to be done in this process.
+    """
+    pending: deque[Pending] = deque()
+    is_more = True
+    while True:
+        is_done = bool(pending) and pending[0].is_done
+        # Workers must not run dry; what is done in this process leaves it at once.
+        is_hungry = is_more and len(pending) < ahead and crew.has_room
+        if is_hungry and not (is_done and not crew.is_staffed):
+            task = next(tasks, None)
+            if task is None:
+                is_more = False
+            else:
+                pending.append(crew.submit(task, here=is_here(task)))
+        elif is_done:
+            yield pending.popleft()
+        elif not pending and not is_more:
+            return
+        else:
+            crew.wait()
 
 
 def share_of_memory(num_workers: int) -> int | None:
