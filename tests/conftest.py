@@ -267,13 +267,30 @@ def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+SITE = """
+import os, signal, time
+stat = os.stat
+def dangerous(path, *args, **options):  # the first thing that is done with a picture
+    name = os.path.basename(path) if isinstance(path, (str, os.PathLike)) else ""
+    if name == "crash.png":
+        os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(60)
+    if name == "hang.png":
+        time.sleep(1000)
+    if name == "leave.png":
+        os._exit(7)
+    return stat(path, *args, **options)
+os.stat = dangerous
+"""
+"""Loaded by every Python process whose path has its folder, as a module of this name is."""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of two nodes with a core each; `crash.png` kills the worker that decodes it."""
     pytest.importorskip("ray.data", reason="needs Ray: pip install 'tltools[ray]'")
     import ray
     from ray.cluster_utils import Cluster
-    from test_examine import SITE
 
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(SITE)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,8 @@ def setup(onnx_path, card):
 
 def answer(setup, *paths):
     """Ask an actor in this process."""
-    return PictureActor(setup)._answer(Task(0, tuple(os.fsencode(path) for path in paths)))
+    with closing(PictureActor(setup)) as actor:
+        return actor._answer(Task(0, tuple(os.fsencode(path) for path in paths)))
 
 
 def test_an_actor_answers_with_the_models_outputs(setup, pictures, onnx_path):

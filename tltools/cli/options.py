@@ -139,7 +139,10 @@ SkipBadOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Decoding threads.", show_default="by the machine", rich_help_panel=SPEED
+        min=1,
+        help="Processes that decode, and run models that are cheap enough.",
+        show_default="one for each core",
+        rich_help_panel=SPEED,
     ),
 ]
 RayAddressOption = Annotated[

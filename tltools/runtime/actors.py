@@ -35,6 +35,7 @@ from tltools.runtime.cluster import (
 )
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import File, Model, Plan, readable, run_pictures
+from tltools.runtime.workers import default_launcher
 
 if TYPE_CHECKING:
     import pyarrow
@@ -224,6 +225,7 @@ class PictureActor:
     def __init__(self, setup: Setup) -> None:
         """Open the model; what is wrong with that is the answer to the first part."""
         self._setup = setup
+        self._launcher = default_launcher()
         self._problem: Failure | None = None
         try:
             check_version(setup.tltools)
@@ -232,6 +234,10 @@ class PictureActor:
             self._model = setup.open_model(device=setup.device, threads=setup.workers)
         except TltoolsError as error:
             self._problem = failure_here(error)
+
+    def close(self) -> None:
+        """End the worker processes; an actor's end does it too."""
+        self._launcher.close()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
         """Answer tasks: yield a table with one `Answer`, as MessagePack, for each `Task`."""
@@ -257,6 +263,7 @@ class PictureActor:
             preprocessing=setup.preprocessing,
             plan=Plan("ahead", setup.workers, setup.batch_size),
             finish=readable,
+            launcher=self._launcher,
         )
         with closing(results):
             return np.concatenate([outputs.values for outputs in results]).astype(np.float32)
