@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
