@@ -2,7 +2,7 @@
 # make test   set everything up, check the code and run the tests
 # make check  lint, format, import rules, types, known vulnerabilities
 # make test-gpu  the tests that need CUDA
-# make benchmark  compare with other tools and with the limits (30 minutes); BENCHMARK=... adds
+# make benchmark  compare with other tools and with the limits (an hour); BENCHMARK=... adds
 #                 options, such as BENCHMARK='--pictures FOLDER --only limits'
 # make clean  remove what these made, but the environment
 
