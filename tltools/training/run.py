@@ -178,7 +178,7 @@ class EagerPredictor:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         with torch.inference_mode():
-            return self.model(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+            return self.model(torch.from_numpy(images).to(self.choice.name)).float().cpu().numpy()
 
 
 def open_run(
@@ -188,7 +188,7 @@ def open_run(
 
     Args:
         folder: The run.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
         threads: Of torch's operators, process-wide; None leaves torch's own choice.
 
     Raises:
@@ -201,7 +201,7 @@ def open_run(
         torch.set_num_threads(threads)
     model, card = load_run(folder)
     # The layout that convolutions run fastest in, on CPUs and on GPUs.
-    model = model.to(choice.device).to(memory_format=torch.channels_last)
+    model = model.to(choice.name).to(memory_format=torch.channels_last)
     return EagerPredictor(
         model=model,
         card=card,

@@ -258,7 +258,7 @@ def _prepare(
     progress.say(f"Device: {choice.device} ({choice.reason})")
     if config.precision == "amp" and choice.device == "cpu":
         raise ConfigError("--precision amp needs a GPU; use --precision fp32 on the CPU")
-    chosen = torch.device(choice.device)
+    chosen = torch.device(choice.name)
     allow_tf32(False)  # a run is judged by what its exports compute, in full fp32
     make_deterministic()
     cache_dir = cache_dir or default_cache_dir()
