@@ -132,10 +132,3 @@ def _tell_settings(out: Out, settings: dict[str, Any]) -> None:
         if name not in ("out", "context"):
             shown = str(value) if isinstance(value, Path) else value
             out.progress.detail(f"{name.replace('_', '-')} = {shown!r}")
-
-
-def tell(message: str) -> None:
-    """Write one line to standard error, without a progress to write it."""
-    from tltools.console import printable
-
-    typer.echo(printable(message), err=True)

@@ -6,7 +6,6 @@ a new worker first tries that item alone: one that ends that worker as well is t
 left out with the reason.
 """
 
-import os
 import signal
 import socket
 import struct
@@ -790,12 +789,3 @@ def _offer_to_the_system() -> None:
     """When memory runs out, let the system end a worker rather than the process that orders."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("1000")
-
-
-def process_memory(pid: int) -> int:
-    """Return the resident bytes of a process, 0 where that is unknown."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
