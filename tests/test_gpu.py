@@ -4,6 +4,7 @@ They are skipped, visibly, elsewhere. What can be tested of CUDA without one is 
 test_models.py and test_predictor.py.
 """
 
+import ctypes
 import mmap
 import os
 import threading
@@ -23,6 +24,7 @@ from tltools.runtime.driver import (
     gpu_memory,
     gpu_name,
     is_page_locked,
+    load_driver,
     num_gpus,
 )
 
@@ -561,3 +563,14 @@ def test_the_driver_tells_what_a_process_has_taken():
     watch.look()
     # The driver gives whole pages; what torch loads for itself comes on top.
     assert 512 * 2**20 <= watch.peak_bytes < 1500 * 2**20
+
+
+def test_threads_sleep_while_they_wait_for_the_gpu(exported):
+    from tltools.runtime import open_model
+
+    open_model(exported.path, device="cuda", batch_size=4)
+    driver = load_driver()
+    flags, is_active = ctypes.c_uint(), ctypes.c_int()
+    assert not driver.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(is_active))
+    assert is_active.value
+    assert flags.value & 7 == 4  # CU_CTX_SCHED_BLOCKING_SYNC

@@ -1,4 +1,5 @@
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -342,3 +343,41 @@ def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
 def test_impossible_batch_size_is_refused_at_the_call(numbered):
     with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
         decode_batches(numbered, preprocessing=SMALL, batch_size=0)
+
+
+class Locked(FakeGpu):
+    """A GPU that locks memory in its own time, or refuses to."""
+
+    def __init__(self, predictor, refusal=None):
+        super().__init__(predictor)
+        self.is_locked = False
+        self._refusal = refusal
+
+    def lock_pages(self, memory):
+        time.sleep(0.05)
+        self.is_locked = True
+        if self._refusal:
+            raise DeviceError(self._refusal)
+
+    def __call__(self, images):
+        assert self.is_locked
+        return super().__call__(images)
+
+
+@pytest.mark.parametrize("refusal", [None, "no memory left to lock"])
+def test_the_model_waits_until_the_memory_is_locked_or_cannot_be(predictor, tmp_path, refusal):
+    files = [File(tmp_path / f"{index}.png") for index in range(10)]
+    for file in files:
+        Image.new("RGB", (SIZE, SIZE)).save(file.path)
+    told = []
+    values = run_pictures(
+        Locked(predictor, refusal),
+        iter(files),
+        preprocessing=predictor.card.preprocessing,
+        plan=Plan("ahead", 2, 4),
+        finish=lambda outputs: outputs.values,
+        tell=told.append,
+    )
+    assert sum(map(len, values)) == len(files)
+    expected = f"batches are copied before the GPU takes them: {refusal}"
+    assert told == ([expected] if refusal else [])

@@ -22,6 +22,7 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _MEMHOSTREGISTER_PORTABLE = 1
 """Locked for the contexts of all GPUs, not for the current one alone."""
 _POINTER_ATTRIBUTE_MEMORY_TYPE, _MEMORYTYPE_HOST = 2, 1
+_CTX_SCHED_BLOCKING_SYNC, _CTX_SCHED_MASK = 4, 7
 _NAME_BYTES = 256
 
 _INT, _UINT, _SIZE, _POINTER = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
@@ -33,6 +34,8 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetAttribute": (ctypes.POINTER(_INT), _INT, _INT),
     "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_POINTER), _INT),
     "cuDevicePrimaryCtxRelease_v2": (_INT,),
+    "cuDevicePrimaryCtxGetState": (_INT, ctypes.POINTER(_UINT), ctypes.POINTER(_INT)),
+    "cuDevicePrimaryCtxSetFlags_v2": (_INT, _UINT),
     "cuCtxPushCurrent_v2": (_POINTER,),
     "cuCtxPopCurrent_v2": (ctypes.POINTER(_POINTER),),
     "cuMemGetInfo_v2": (ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)),
@@ -98,6 +101,21 @@ def gpu_memory(gpu: int) -> tuple[int, int]:
     with _context(gpu) as context, _current(context):
         _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
     return free.value, total.value
+
+
+def sleep_while_waiting(gpu: int) -> None:
+    """Let threads of this process that wait for a GPU sleep until it is done.
+
+    By default they poll, which answers some microseconds sooner and takes a core for each thread:
+    one that decoding wants.
+
+    Raises:
+        DeviceError: If there is no such GPU, or the driver refuses.
+    """
+    handle, flags, is_active = _handle(gpu), _UINT(), _INT()
+    _call("cuDevicePrimaryCtxGetState", handle, ctypes.byref(flags), ctypes.byref(is_active))
+    wanted = (flags.value & ~_CTX_SCHED_MASK) | _CTX_SCHED_BLOCKING_SYNC
+    _call("cuDevicePrimaryCtxSetFlags_v2", handle, wanted)
 
 
 class PageLock:

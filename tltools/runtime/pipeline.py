@@ -16,7 +16,7 @@ from itertools import islice
 from mmap import mmap
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from tltools.runtime.device import (
     chosen_gpus,
     default_threads,
 )
-from tltools.runtime.driver import PageLock
+from tltools.runtime.driver import PageLock, sleep_while_waiting
 from tltools.runtime.predictor import (
     ExportPredictor,
     Layout,
@@ -284,6 +284,8 @@ def _on_gpus(
     nhwc = predictor.layout == "nhwc"
     predictors = [predictor, *(open_on(gpu=gpu, nhwc=nhwc) for gpu in gpus[1:])]
     for one in predictors:
+        if one.choice.gpu is not None:
+            sleep_while_waiting(one.choice.gpu)
         one(one.new_batch(batch_size))
     return PredictorPool(predictors), Plan(
         "ahead", workers, batch_size, sessions=CALLS_PER_GPU * len(predictors)
@@ -1030,7 +1032,9 @@ class _AheadRun(Generic[Source, Result]):
     Batches go round: what the model is done with is decoded into again.
     """
 
-    def __init__(self, job: _Job[Source, Result], crew: Crew, images: Image, num: int) -> None:
+    def __init__(
+        self, job: _Job[Source, Result], crew: Crew, images: Image, num: int, lock: "_Locking"
+    ) -> None:
         """Prepare.
 
         Args:
@@ -1038,12 +1042,15 @@ class _AheadRun(Generic[Source, Result]):
             crew: Who decodes.
             images: The batches' memory.
             num: How many batches there is room for.
+            lock: Of that memory; the model's first batch waits for it, decoding does not.
         """
         self._job = job
         self._crew = crew
         self._ends_there = bool(getattr(job.finish, "is_portable", False))
         self._size = job.plan.batch_size
         self._images = images
+        self._lock = lock
+        lock.on_done(crew.wake)
         self._idle = deque(range(num))
         self._batches: deque[_Batch[Source]] = deque()
         self._source = batched(job.pictures, self._size)
@@ -1100,7 +1107,8 @@ class _AheadRun(Generic[Source, Result]):
                     self._finish_elsewhere(batch, batch.future)
                 continue
             is_whole = self._left is None or self._left[0] is not batch
-            if not (is_whole and all(part.is_done for part in batch.parts)):
+            is_whole = is_whole and all(part.is_done for part in batch.parts)
+            if not (is_whole and self._lock.is_done()):
                 return
             start = 0
             for part in batch.parts:
@@ -1191,22 +1199,60 @@ def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
         if not job.is_isolated:
             local = _AheadHandle(work, images, _opened(work.recall))
         crew = stack.enter_context(job.crew(work, local=local, memory=memory))
-        if job.model.device != "cpu":
-            if job.is_isolated:
-                crew.staff(plan.workers)  # they get ready while the memory is locked
-            _lock_pages(job, images, stack)
-        yield from _AheadRun(job, crew, images, num)
+        if job.model.device != "cpu" and job.is_isolated:
+            crew.staff(plan.workers)  # they get ready while the memory is locked
+        lock = stack.enter_context(_Locking(job.model, images, job.tell))
+        yield from _AheadRun(job, crew, images, num, lock)
 
 
-def _lock_pages(job: _Job[Source, Result], images: Image, stack: ExitStack) -> None:
-    """Let a GPU read the batches by itself, until `stack` is left."""
-    lock_pages = getattr(job.model, "lock_pages", None)
-    if lock_pages is None:
-        return
+class _Locking:
+    """Has the batches' memory page-locked, so that a GPU reads it by itself; a context manager.
+
+    A thread does it, since it takes a tenth of a second, in which workers decode already.
+    """
+
+    def __init__(self, model: Model, images: Image, tell: Callable[[str], None]) -> None:
+        """Begin, if the model's device takes locked memory."""
+        self._tell = tell
+        self._is_told = False
+        self._future: Future[PageLock | DeviceError | None] = Future()
+        lock_pages = getattr(model, "lock_pages", None)
+        if lock_pages is None or model.device == "cpu":
+            self._future.set_result(None)
+            return
+        thread = ThreadPoolExecutor(1, "lock")
+        self._future = thread.submit(_lock_or_error, lock_pages, images)
+        thread.shutdown(wait=False)
+
+    def is_done(self) -> bool:
+        """Return whether the memory may be read; tell, once, if it could not be locked."""
+        if not self._future.done():
+            return False
+        outcome = self._future.result()
+        if isinstance(outcome, DeviceError) and not self._is_told:
+            self._is_told = True
+            self._tell(f"batches are copied before the GPU takes them: {outcome}")
+        return True
+
+    def on_done(self, call: Callable[[], None]) -> None:
+        """Have `call` called when the memory may be read, in whichever thread."""
+        self._future.add_done_callback(lambda _done: call())
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        """Release the memory."""
+        lock = self._future.result()
+        if isinstance(lock, PageLock):
+            lock.release()
+
+
+def _lock_or_error(
+    lock_pages: Callable[[Image], PageLock | None], images: Image
+) -> PageLock | DeviceError | None:
     try:
-        lock = lock_pages(images)
+        return lock_pages(images)
     except DeviceError as error:
-        job.tell(f"batches are copied before the GPU takes them: {error}")
-        return
-    if lock is not None:
-        stack.callback(lock.release)
+        return error
