@@ -227,11 +227,11 @@ def drawn_dataset(drawn: Path) -> "Dataset":
 @pytest.fixture(scope="session")
 def cnn_run(drawn_dataset: "Dataset", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real run of the CNN, in seconds; a test that changes it takes a copy."""
-    from tltools.training import default_config, train_model
+    from tltools.training import TrainSetup, default_config, train_model
 
     config = default_config("cnn", epochs=1, batch_size=5, lr=1e-3)
     run_dir = tmp_path_factory.mktemp("trained") / "runs"
-    return train_model(drawn_dataset, config, device="cpu", run_dir=run_dir).folder
+    return train_model(drawn_dataset, config, TrainSetup(device="cpu", run_dir=run_dir)).folder
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from conftest import Recorder, run_tltools
 
 from tltools import __version__
 from tltools.artifacts import model_files, open_predictor, read_artifact
+from tltools.backbones.cnn import CNN
 from tltools.card import Preprocessing
 from tltools.data.dataset import load_dataset
 from tltools.errors import ConfigError, DataError, ParityError, TltoolsError
@@ -24,10 +25,10 @@ from tltools.evaluate import evaluate, evaluate_on_cluster
 from tltools.runtime import backbone as backbones
 from tltools.runtime import load_predictor
 from tltools.runtime.actors import PictureActor, RemotePictures, Setup, Task
-from tltools.training import default_config, train_model
+from tltools.training import TrainSetup, default_config, train_model
 from tltools.training import features as features_module
 from tltools.training.features import FeatureCache, choose_calibration, extract_features
-from tltools.training.models import build_cnn
+from tltools.training.models import build_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
 
@@ -118,7 +119,7 @@ def test_an_actor_says_what_its_machine_lacks(setup, pictures, onnx_path, tmp_pa
 
 def test_a_machine_with_other_features_is_refused(tmp_path, monkeypatch):
     spec = Preprocessing(size=32)
-    model = build_cnn(2, spec).eval()
+    model = build_classifier(CNN, 2, spec).eval()
     cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=spec)
     with features_module._backbone_file(model, spec, cache, (), Recorder()) as path:
         data = path.read_bytes()
@@ -167,7 +168,7 @@ def extraction(pictures, tmp_path):
     dataset = load_dataset(pictures, val_fraction=0.25)
     spec = Preprocessing(size=32)
     torch.manual_seed(0)
-    model = build_cnn(2, spec).eval()
+    model = build_classifier(CNN, 2, spec).eval()
     paths, hashes = [Path(path) for path in dataset.frame["path"]], list(dataset.frame["sha256"])
 
     def make(name, *, int8=False):
@@ -327,25 +328,28 @@ def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, pictur
 
 
 def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16_file, tmp_path):
-    def train(name, **options):
+    def train(name, progress, remote=None):
         config = default_config("vgg16", epochs=2, feature_precision="fp32")
         return train_model(
             drawn_dataset,
             config,
-            weights=str(vgg16_file),
-            device="cpu",
-            run_dir=tmp_path / name,
-            cache_dir=tmp_path / "cache",
-            **options,
+            TrainSetup(
+                weights=str(vgg16_file),
+                device="cpu",
+                run_dir=tmp_path / name,
+                cache_dir=tmp_path / "cache",
+                remote=remote,
+            ),
+            progress=progress,
         )
 
     recorder = Recorder()
     remote = RemotePictures(device="cpu", progress=recorder)
-    first = train("ray", remote=remote, progress=recorder)
+    first = train("ray", recorder, remote)
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
     assert remote._ray is None  # the epochs need no cluster
     again = Recorder()
-    second = train("local", progress=again)
+    second = train("local", again)
     assert any("come from the cache" in line for line in again.said)
     assert "Extracting features" not in again.bars
     assert [one.train_loss for one in first.history] == [one.train_loss for one in second.history]

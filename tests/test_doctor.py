@@ -7,6 +7,7 @@ import pytest
 from PIL import features
 
 from tltools import doctor
+from tltools.backbones.vgg16 import VGG16
 from tltools.doctor import diagnose, small_model
 from tltools.errors import ArtifactError, DeviceError
 
@@ -87,12 +88,14 @@ def test_a_pillow_without_jpeg_fails(monkeypatch):
 def test_weights_are_looked_for_in_torchs_cache(checks, monkeypatch, tmp_path):
     assert checks["VGG16 weights"].status == "warn"
     assert "vgg16-397923af.pth" in checks["VGG16 weights"].detail
+    assert "train --model vgg16 downloads them (528 MB)" in checks["VGG16 weights"].remedy
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "vgg16-397923af.pth").write_bytes(b"0" * 3_000_000)
-    assert doctor._vgg16_weights().detail.endswith("vgg16-397923af.pth, 3 MB")
-    assert doctor._vgg16_weights().status == "ok"
+    check = doctor._weights(VGG16, VGG16.pretrained)
+    assert check.detail.endswith("vgg16-397923af.pth, 3 MB")
+    assert check.status == "ok"
 
 
 def test_the_small_model_computes_what_the_check_expects():

@@ -10,10 +10,12 @@ from captum.attr import LayerAttribution, LayerGradCam
 from conftest import run_tltools
 from PIL import Image
 
+from tltools.backbones.cnn import CNN
+from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.errors import ConfigError, DataError
 from tltools.explain import evidence, explain_pictures, heat_maps, output_paths
-from tltools.training.models import build_cnn, build_vgg16
+from tltools.training.models import build_classifier
 
 SIZE = 32
 SMALL = Preprocessing(size=SIZE)
@@ -43,14 +45,20 @@ def vgg16():
         torch.manual_seed(0)
         state = vgg16(weights=None).features.state_dict()
         state = {f"features.{name}": tensor for name, tensor in state.items()}
-        return build_vgg16(3, SMALL, head="pooled", state=state).eval()
+        return build_classifier(VGG16, 3, SMALL, head="pooled", state=state).eval()
 
 
 @pytest.fixture(scope="module")
 def cnn():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_cnn(3, SMALL).eval()
+        return build_classifier(CNN, 3, SMALL).eval()
+
+
+def maps_of(model):
+    """The layer that the model's backbone names for heat maps."""
+    backbone = VGG16 if hasattr(model.backbone, "features") else CNN
+    return model.backbone.get_submodule(backbone.last_maps)
 
 
 def one_corner(images, corner):
@@ -72,7 +80,7 @@ def test_a_cnn_that_learnt_from_one_corner_looks_there(corner):
     images[targets == 1, rows, columns] += 127  # bright in the corner that decides
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_cnn(2, SMALL)
+        model = build_classifier(CNN, 2, SMALL)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-2)
         for _ in range(60):
             loss = F.cross_entropy(model(images), targets)
@@ -81,24 +89,25 @@ def test_a_cnn_that_learnt_from_one_corner_looks_there(corner):
             optimizer.step()
     model.eval()
     assert (model(images).argmax(dim=1) == targets).all()
-    heat = heat_maps(model, images[targets == 1], targets[targets == 1])
+    heat = heat_maps(model, maps_of(model), images[targets == 1], targets[targets == 1])
     assert share_within(heat, corner) > 0.6  # a quarter of the area
 
 
 def test_a_cnn_whose_head_reads_one_corner_is_explained_by_it_alone(cnn):
     """And Grad-CAM, which averages gradients first, points elsewhere: why it is not used."""
-    model = build_cnn(3, SMALL).eval()
+    model = build_classifier(CNN, 3, SMALL).eval()
     model.load_state_dict(cnn.state_dict())
     weight = model.head.weight.data.view(3, 8, SIZE // 4, SIZE // 4)
     mask = torch.zeros_like(weight)
     mask[:, :, : HALF // 4, : HALF // 4] = 1
     weight *= mask
     images, targets = noise(4), torch.tensor([0, 1, 2, 0])
-    found = evidence(model, images, targets)
+    found = evidence(model, maps_of(model), images, targets)
     assert found[:, : HALF // 4, : HALF // 4].abs().sum() > 0
     found[:, : HALF // 4, : HALF // 4] = 0
     assert not found.any()
-    assert share_within(heat_maps(model, images, targets), "top left") > 0.85  # less what blurs
+    heat = heat_maps(model, maps_of(model), images, targets)
+    assert share_within(heat, "top left") > 0.85  # less what blurs
     grad_cam = LayerGradCam(model, model.backbone[7]).attribute(images, targets)
     enlarged = LayerAttribution.interpolate(grad_cam.abs(), (SIZE, SIZE), "nearest")[:, 0]
     assert share_within(enlarged, "top left") < 0.5
@@ -106,12 +115,12 @@ def test_a_cnn_whose_head_reads_one_corner_is_explained_by_it_alone(cnn):
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_a_frozen_vgg16_looks_at_what_is_bright(vgg16, corner):
-    model = build_vgg16(2, Preprocessing(size=224), head="pooled")
+    model = build_classifier(VGG16, 2, Preprocessing(size=224), head="pooled")
     state = {f"backbone.{name}": tensor for name, tensor in vgg16.backbone.state_dict().items()}
     head = {"head.weight": torch.ones(2, 512), "head.bias": torch.zeros(2)}
     model.load_state_dict(state | head, assign=True)
     images = one_corner(noise(1), corner).repeat_interleave(7, 1).repeat_interleave(7, 2)
-    values = evidence(model.eval(), images, torch.zeros(1, dtype=torch.int64))[0]
+    values = evidence(model.eval(), maps_of(model), images, torch.zeros(1, dtype=torch.int64))[0]
     assert values.shape == (7, 7)
     cells = {name: 0 if name == "top left" else 6 for name in CORNERS}
     row = cells[corner]
@@ -128,7 +137,8 @@ def test_the_evidence_and_the_bias_add_up_to_the_logit(name, request):
     images, targets = noise(3), torch.tensor([2, 0, 1])
     with torch.no_grad():
         logits = model(images).gather(1, targets[:, None])[:, 0]
-    total = evidence(model, images, targets).sum(dim=(1, 2)) + model.head.bias.detach()[targets]
+    places = evidence(model, maps_of(model), images, targets)
+    total = places.sum(dim=(1, 2)) + model.head.bias.detach()[targets]
     torch.testing.assert_close(total, logits, atol=1e-5, rtol=1e-4)
 
 
@@ -140,13 +150,13 @@ def test_the_pooled_vgg16s_map_is_grad_cam_by_hand(vgg16):
     by_hand = LayerAttribution.interpolate(by_hand, (SIZE, SIZE), "bilinear")[:, 0]
     by_hand /= by_hand.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     assert by_hand.any()
-    torch.testing.assert_close(heat_maps(vgg16, images, targets), by_hand.detach())
+    torch.testing.assert_close(heat_maps(vgg16, maps_of(vgg16), images, targets), by_hand.detach())
 
 
 @pytest.fixture(scope="module")
 def last_layer():
     """VGG16 with the article's head and random weights."""
-    model = build_vgg16(3, SMALL, head="last-layer")
+    model = build_classifier(VGG16, 3, SMALL, head="last-layer")
     generator = torch.Generator().manual_seed(0)
     state = {
         name: torch.empty(tensor.shape).uniform_(-1, 1, generator=generator)
@@ -160,7 +170,7 @@ def last_layer():
 @pytest.mark.parametrize("name", ["cnn", "vgg16", "last_layer"])
 def test_a_heat_map_is_finite_shares_of_its_largest_value(name, request):
     model = request.getfixturevalue(name)
-    heat = heat_maps(model, noise(5), torch.tensor([0, 1, 2, 0, 1]))
+    heat = heat_maps(model, maps_of(model), noise(5), torch.tensor([0, 1, 2, 0, 1]))
     assert heat.shape == (5, SIZE, SIZE)
     assert heat.dtype == torch.float32
     assert heat.isfinite().all()
@@ -172,22 +182,22 @@ def test_a_heat_map_is_finite_shares_of_its_largest_value(name, request):
 
 def test_a_batch_is_explained_as_its_pictures_alone(cnn):
     images, targets = noise(3), torch.tensor([0, 2, 1])
-    together = heat_maps(cnn, images, targets)
+    together = heat_maps(cnn, maps_of(cnn), images, targets)
     for index in range(3):
-        alone = heat_maps(cnn, images[index : index + 1], targets[index : index + 1])
+        alone = heat_maps(cnn, maps_of(cnn), images[index : index + 1], targets[index : index + 1])
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-3)
 
 
 def test_nothing_in_favour_gives_an_empty_map_and_not_noise_blown_up(vgg16):
-    model = build_vgg16(3, SMALL, head="pooled")
+    model = build_classifier(VGG16, 3, SMALL, head="pooled")
     model.load_state_dict(vgg16.state_dict(), assign=True)
     model.head.weight = torch.nn.Parameter(-torch.ones(3, 512))
-    assert not heat_maps(model.eval(), noise(1), torch.tensor([1])).any()
+    assert not heat_maps(model.eval(), maps_of(model), noise(1), torch.tensor([1])).any()
 
 
 def test_explaining_leaves_the_model_as_it_was(cnn):
     before = {name: tensor.clone() for name, tensor in cnn.state_dict().items()}
-    heat_maps(cnn, noise(1), torch.tensor([0]))
+    heat_maps(cnn, maps_of(cnn), noise(1), torch.tensor([0]))
     assert all(torch.equal(before[name], tensor) for name, tensor in cnn.state_dict().items())
     assert all(parameter.grad is None for parameter in cnn.parameters())
     assert not any(module._forward_hooks for module in cnn.modules())

@@ -6,11 +6,11 @@ from torch import nn
 
 from tltools.errors import ConfigError
 from tltools.training import fit
-from tltools.training.config import TrainConfig, default_config
+from tltools.training.config import default_config
 from tltools.training.features import choose_precision
 from tltools.training.fit import Trainer, predict_source
+from tltools.training.prepare import Scaling
 from tltools.training.sources import Source
-from tltools.training.train import _fold_scaling
 
 CPU = torch.device("cpu")
 
@@ -24,8 +24,7 @@ def blobs(num, *, seed=0, batch_size=16):
 
 
 def make_trainer(**changes):
-    config = TrainConfig(epochs=5, batch_size=16, lr=0.1)
-    config = TrainConfig(**{**config.__dict__, **changes})
+    config = default_config("cnn", **{"epochs": 5, "batch_size": 16, "lr": 0.1} | changes)
     torch.manual_seed(0)
     train = blobs(50)
     return Trainer(
@@ -143,7 +142,7 @@ def test_class_weights_are_scikit_learns_balanced_ones():
     targets = np.array([0] * 30 + [1] * 10)
     trainer = Trainer(
         nn.Linear(4, 2),
-        TrainConfig(class_weights=True),
+        default_config("cnn", class_weights=True),
         blobs(40),
         blobs(4),
         device=CPU,
@@ -159,7 +158,7 @@ def test_scaling_folds_into_the_head():
     head = nn.Linear(5, 3)
     features, mean, std = torch.randn(7, 5) * 4 + 2, torch.randn(5), torch.rand(5) + 0.5
     expected = head((features - mean) / std).detach()
-    _fold_scaling(head, mean, std)
+    Scaling(mean, std).fold_into(head)
     torch.testing.assert_close(head(features), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from tltools.backbones.cnn import CNN
 from tltools.card import Preprocessing
 from tltools.export.folding import FoldedClassifier, PooledConv, fold
-from tltools.training.models import Classifier, build_cnn
+from tltools.training.models import Classifier, build_classifier
 
 
 def with_random_values(module: nn.Module) -> nn.Module:
@@ -33,7 +34,7 @@ def test_a_pooled_convolution_computes_what_its_four_layers_do(channels, size):
 
 
 def test_the_cnn_folds_and_keeps_its_logits():
-    model = with_random_values(build_cnn(3, Preprocessing(size=32)))
+    model = with_random_values(build_classifier(CNN, 3, Preprocessing(size=32)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded = fold(model)
     assert isinstance(folded, FoldedClassifier)

@@ -54,13 +54,12 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["fp32", "amp"])
 def run(request, dataset, tmp_path_factory):
-    from tltools.training import default_config, train_model
+    from tltools.training import TrainSetup, default_config, train_model
 
     return train_model(
         dataset,
         default_config("cnn", epochs=5, batch_size=8, lr=1e-3, precision=request.param),
-        device="cuda",
-        run_dir=tmp_path_factory.mktemp("runs"),
+        TrainSetup(device="cuda", run_dir=tmp_path_factory.mktemp("runs")),
     )
 
 
@@ -101,13 +100,14 @@ def test_exports_are_verified_and_classify_on_the_gpu(run, dataset, tmp_path):
 def test_frozen_features_are_the_same_on_the_gpu(dataset, tmp_path):
     import torch
 
+    from tltools.backbones.cnn import CNN
     from tltools.card import Preprocessing
     from tltools.training.features import FeatureCache, extract_features
-    from tltools.training.models import build_cnn
+    from tltools.training.models import build_classifier
 
     preprocessing = Preprocessing(size=32)
     torch.manual_seed(0)
-    model = build_cnn(2, preprocessing)
+    model = build_classifier(CNN, 2, preprocessing)
     features = [
         extract_features(
             model,
@@ -355,10 +355,12 @@ def test_ranges_are_the_same_on_the_gpu_and_are_found_there(run, tmp_path, monke
 def train_cnn(dataset, folder, **changes):
     from safetensors.torch import load_file
 
-    from tltools.training import default_config, train_model
+    from tltools.training import TrainSetup, default_config, train_model
 
     settings = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "augment": True} | changes
-    run = train_model(dataset, default_config("cnn", **settings), device="cuda", run_dir=folder)
+    run = train_model(
+        dataset, default_config("cnn", **settings), TrainSetup(device="cuda", run_dir=folder)
+    )
     return run, load_file(run.folder / "checkpoint.safetensors")
 
 
@@ -387,11 +389,11 @@ def test_images_beside_the_gpu_give_the_same_weights_as_images_on_it(
 
 
 def test_a_run_of_the_gpu_resumes_on_the_cpu_and_on_the_gpu(dataset, tmp_path):
-    from tltools.training import resume_run
+    from tltools.training import TrainSetup, resume_run
 
     run, _ = train_cnn(dataset, tmp_path, epochs=1)
-    resume_run(run.folder, epochs=2, device="cpu")
-    resumed = resume_run(run.folder, epochs=3, device="cuda")
+    resume_run(run.folder, TrainSetup(device="cpu"), epochs=2)
+    resumed = resume_run(run.folder, TrainSetup(device="cuda"), epochs=3)
     assert [stats.epoch for stats in resumed.history] == [1, 2, 3]
 
 
@@ -413,18 +415,19 @@ def syncs_are_errors():
 def test_no_step_waits_for_the_gpu(on_gpu, amp):
     import torch
 
+    from tltools.backbones.cnn import CNN
     from tltools.card import Preprocessing
-    from tltools.training.config import TrainConfig
+    from tltools.training import default_config
     from tltools.training.fit import Trainer, train_step
-    from tltools.training.models import build_cnn
+    from tltools.training.models import build_classifier
     from tltools.training.sources import Source
 
     device = torch.device("cuda")
     images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
     targets = torch.arange(40) % 2
     source = Source(images.to(device) if on_gpu else images, targets, 8, device)
-    model = build_cnn(2, Preprocessing(size=32)).to(device).train()
-    config = TrainConfig(precision="amp" if amp else "fp32")
+    model = build_classifier(CNN, 2, Preprocessing(size=32)).to(device).train()
+    config = default_config("cnn", precision="amp" if amp else "fp32")
     trainer = Trainer(
         model, config, source, source, device=device, num_classes=2, train_targets=targets.numpy()
     )
@@ -457,8 +460,7 @@ def test_the_gpu_augments_as_the_cpu_does():
 def test_training_features_are_fp16_and_others_fp32_on_the_gpu(
     dataset, tmp_path, vgg16_file, monkeypatch
 ):
-    from tltools.training import default_config, train_model
-    from tltools.training import train as train_module
+    from tltools.training import TrainSetup, default_config, prepare, train_model
     from tltools.training.features import FeatureCache, extract_features
 
     seen = []
@@ -478,14 +480,16 @@ def test_training_features_are_fp16_and_others_fp32_on_the_gpu(
         seen.append((options["precision"], error.max()))
         return features
 
-    monkeypatch.setattr(train_module, "extract_features", record)
+    monkeypatch.setattr(prepare, "extract_features", record)
     train_model(
         dataset,
         default_config("vgg16", epochs=2),
-        weights=str(vgg16_file),
-        device="cuda",
-        run_dir=tmp_path / "runs",
-        cache_dir=tmp_path / "cache",
+        TrainSetup(
+            weights=str(vgg16_file),
+            device="cuda",
+            run_dir=tmp_path / "runs",
+            cache_dir=tmp_path / "cache",
+        ),
     )
     (train_precision, train_error), (val_precision, val_error) = seen
     assert (train_precision, val_precision) == ("fp16", "fp32")

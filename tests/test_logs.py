@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tltools.cli.train import LogChoice
 from tltools.errors import ConfigError
 from tltools.progress import Silent
-from tltools.training import default_config, logs, resume_run, train_model
+from tltools.training import TrainSetup, default_config, logs, resume_run, train_model
 from tltools.training.fit import EpochStats
 from tltools.training.run import load_card, read_plan
 
@@ -28,7 +28,10 @@ COLUMNS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"
 def train(dataset, run_dir, *, progress=None, log=BOTH, epochs=3):
     config = default_config("cnn", epochs=epochs, batch_size=5, lr=1e-3)
     return train_model(
-        dataset, config, device="cpu", run_dir=run_dir, logs=log, progress=progress or Silent()
+        dataset,
+        config,
+        TrainSetup(device="cpu", run_dir=run_dir, logs=log),
+        progress=progress or Silent(),
     ).folder
 
 
@@ -195,7 +198,7 @@ def test_ctrl_c_leaves_readable_logs_and_resume_goes_on_with_them(drawn_dataset,
     assert_as_history(folder, epochs=2)
     (run,) = mlflow_runs(folder)
     assert run.info.status == "KILLED"
-    resume_run(folder, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"))
     assert_as_history(folder, epochs=4)
     (run,) = mlflow_runs(folder)
     assert run.info.status == "FINISHED"
@@ -203,7 +206,7 @@ def test_ctrl_c_leaves_readable_logs_and_resume_goes_on_with_them(drawn_dataset,
 
 def test_a_finished_training_that_goes_on_ends_with_its_new_figures(drawn_dataset, tmp_path):
     folder = train(drawn_dataset, tmp_path, epochs=1)
-    resume_run(folder, epochs=3, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"), epochs=3)
     assert_as_history(folder, epochs=3)
     events, (run,) = events_of(folder), mlflow_runs(folder)
     assert hyperparameters(events)["epochs"] == 3
@@ -221,7 +224,7 @@ import os, signal, sys
 from pathlib import Path
 from tltools.data.dataset import load_dataset
 from tltools.progress import Silent
-from tltools.training import default_config, train, train_model
+from tltools.training import TrainSetup, default_config, train, train_model
 
 train._SAVE_EVERY_S = 0.0
 
@@ -232,8 +235,8 @@ class Kills(Silent):
 
 dataset = load_dataset(Path(sys.argv[1]), val_fraction=0.375)
 config = default_config("cnn", epochs=4, batch_size=5, lr=1e-3)
-train_model(dataset, config, device="cpu", run_dir=Path(sys.argv[2]), progress=Kills(),
-            logs=("tensorboard", "mlflow"))
+setup = TrainSetup(device="cpu", run_dir=Path(sys.argv[2]), logs=("tensorboard", "mlflow"))
+train_model(dataset, config, setup, progress=Kills())
 """
 
 
@@ -245,7 +248,7 @@ def test_a_killed_training_goes_on_with_each_epoch_once(drawn, tmp_path):
     (file,) = (folder / "tensorboard").iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-7])  # the kill came while the last epoch was written
-    resume_run(folder, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"))
     assert_as_history(folder, epochs=4)
 
 
@@ -258,16 +261,16 @@ def test_a_lost_log_is_made_anew_with_all_epochs(drawn_dataset, tmp_path, lost):
     else:
         (run,) = mlflow_runs(folder)
         client_of(folder).delete_run(run.info.run_id)
-    resume_run(folder, epochs=2, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"), epochs=2)
     assert_as_history(folder, epochs=2)
 
 
 def test_a_log_can_join_later_and_stays(drawn_dataset, tmp_path):
     folder = train(drawn_dataset, tmp_path, epochs=1, log=["tensorboard"])
     assert not (tmp_path / "mlflow.db").exists()
-    resume_run(folder, epochs=2, device="cpu", logs=["mlflow"])
+    resume_run(folder, TrainSetup(device="cpu", logs=["mlflow"]), epochs=2)
     assert read_plan(folder).logs == BOTH
-    resume_run(folder, epochs=3, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"), epochs=3)
     assert_as_history(folder, epochs=3)
 
 
@@ -277,12 +280,12 @@ def test_a_run_can_be_resumed_where_its_log_cannot(drawn_dataset, tmp_path, monk
     found, progress = logs.find_spec, Recorder()
     with monkeypatch.context() as patch:
         patch.setattr(logs, "find_spec", lambda name: None if name == "mlflow" else found(name))
-        resume_run(folder, epochs=2, device="cpu", progress=progress)
+        resume_run(folder, TrainSetup(device="cpu"), epochs=2, progress=progress)
     (warning,) = (line for line in progress.said if "goes on without it" in line)
     assert warning.startswith("--log mlflow needs mlflow: pip install 'tltools[mlflow]'")
     assert [step for step, _ in mlflow_history(folder)["val_loss"]] == [1]
     assert [step for step, _ in tensorboard_history(folder)["val_loss"]] == [1, 2]
-    resume_run(folder, epochs=3, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"), epochs=3)
     assert_as_history(folder, epochs=3)
 
 
@@ -291,7 +294,7 @@ def test_a_plan_from_before_there_were_logs_is_read(drawn_dataset, tmp_path):
     plan = json.loads((folder / "plan.json").read_text())
     assert plan.pop("logs") == []
     (folder / "plan.json").write_text(json.dumps(plan))
-    resume_run(folder, epochs=2, device="cpu")
+    resume_run(folder, TrainSetup(device="cpu"), epochs=2)
     assert not (folder / "tensorboard").exists()
 
 

@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tltools.backbones.cnn import CNN
+from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.errors import ModelError
-from tltools.training.config import TrainConfig
 from tltools.training.fit import train_step
-from tltools.training.models import build_cnn, build_vgg16
+from tltools.training.models import build_classifier
 from tltools.training.sources import Source
 
 SMALL = Preprocessing(size=32)
@@ -29,7 +30,7 @@ def vgg16_state():
 
 
 def test_cnn_is_the_articles_baseline():
-    model = build_cnn(2, Preprocessing())
+    model = build_classifier(CNN, 2, Preprocessing())
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     assert shapes["backbone.0.weight"] == (4, 3, 3, 3)
     assert shapes["backbone.4.weight"] == (8, 4, 3, 3)
@@ -41,7 +42,7 @@ def test_cnn_is_the_articles_baseline():
 
 def test_pixels_are_scaled_and_normalised_by_channel_and_not_reshaped():
     preprocessing = Preprocessing(size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
-    model = build_cnn(2, preprocessing)
+    model = build_classifier(CNN, 2, preprocessing)
     model.backbone = torch.nn.Identity()
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     actual = model.features(torch.from_numpy(images)).numpy()
@@ -52,7 +53,7 @@ def test_pixels_are_scaled_and_normalised_by_channel_and_not_reshaped():
 def test_vgg16_pooled_is_torchvisions_convolutions_and_an_average(vgg16_state):
     from torchvision.models import vgg16
 
-    model = build_vgg16(3, SMALL, head="pooled", state=vgg16_state)
+    model = build_classifier(VGG16, 3, SMALL, head="pooled", state=vgg16_state)
     with torch.device("meta"):
         reference = vgg16().features
     reference.load_state_dict(
@@ -67,7 +68,7 @@ def test_vgg16_pooled_is_torchvisions_convolutions_and_an_average(vgg16_state):
 
 
 def test_only_vgg16s_head_is_trained(vgg16_state):
-    model = build_vgg16(3, SMALL, head="pooled", state=vgg16_state)
+    model = build_classifier(VGG16, 3, SMALL, head="pooled", state=vgg16_state)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained == {"head.weight", "head.bias"}
 
@@ -76,22 +77,22 @@ def test_vgg16_without_its_weights_is_an_error(vgg16_state):
     state = dict(vgg16_state)
     del state["features.28.bias"]
     with pytest.raises(ModelError, match=r"lack features\.28\.bias"):
-        build_vgg16(2, SMALL, head="pooled", state=state)
+        build_classifier(VGG16, 2, SMALL, head="pooled", state=state)
     with pytest.raises(ModelError, match=r"lack classifier\.0\.weight .* --head pooled"):
-        build_vgg16(2, SMALL, head="last-layer", state=vgg16_state)
+        build_classifier(VGG16, 2, SMALL, head="last-layer", state=vgg16_state)
     with pytest.raises(ModelError, match="has the shape"):
-        build_vgg16(
-            2, SMALL, head="pooled", state={**vgg16_state, "features.0.bias": torch.zeros(3)}
+        build_classifier(
+            VGG16, 2, SMALL, head="pooled", state={**vgg16_state, "features.0.bias": torch.zeros(3)}
         )
 
 
 def test_a_training_step_runs_on_one_device_and_never_waits_for_it():
     # Reading a value of a tensor on the meta device fails: on a GPU it would stall the step.
     with torch.device("meta"):
-        model = build_cnn(2, SMALL).train()
+        model = build_classifier(CNN, 2, SMALL).train()
         images = torch.empty((4, 32, 32, 3), dtype=torch.uint8)
         target, class_weights = torch.empty(4, dtype=torch.int64), torch.empty(2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=TrainConfig.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     loss, correct = train_step(model, optimizer, scaler, images, target, class_weights)
     assert loss.device.type == correct.device.type == "meta"
@@ -129,9 +130,10 @@ def on_fake_cuda():
 @pytest.mark.parametrize(
     "build",
     [
-        pytest.param(lambda: build_cnn(2, SMALL), id="cnn"),
+        pytest.param(lambda: build_classifier(CNN, 2, SMALL), id="cnn"),
         pytest.param(
-            lambda: build_vgg16(2, SMALL, head="last-layer", state=empty_vgg16()), id="vgg16"
+            lambda: build_classifier(VGG16, 2, SMALL, head="last-layer", state=empty_vgg16()),
+            id="vgg16",
         ),
     ],
 )
@@ -143,7 +145,7 @@ def test_a_forward_pass_on_cuda_never_leaves_it(build, on_fake_cuda):
 
 
 def test_a_constant_left_on_the_cpu_is_noticed(on_fake_cuda):
-    model = build_cnn(2, SMALL)
+    model = build_classifier(CNN, 2, SMALL)
     model.shift = torch.zeros((1, 3, 1, 1), device="cpu")
     with pytest.raises(RuntimeError, match=r"two different devices|same device"):
         model(torch.empty((4, 32, 32, 3), dtype=torch.uint8))

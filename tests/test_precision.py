@@ -228,6 +228,62 @@ def test_normalisation_is_not_quantised(source, target, images):
     assert nodes["cast"].input[0] == "permuted"
 
 
+def residual(card, path):
+    """The same network with normalised pixels and a residual block in front of its last maximum."""
+    model = network(0)
+    nodes = {node.name: node for node in model.graph.node}
+    shift = numpy_helper.from_array(np.full((1, 3, 1, 1), -0.5, np.float32), "shift")
+    model.graph.initializer.append(shift)
+    shifting = onnx.helper.make_node("Add", ["scaled", "shift"], ["shifted"], "shift_them")
+    joining = onnx.helper.make_node("Add", ["deep", "pooled"], ["joined"], "join")
+    nodes["first"].input[0] = "shifted"
+    nodes["second_relu"].input[0] = "joined"
+    order = list(model.graph.node)
+    order.insert(order.index(nodes["first"]), shifting)
+    order.insert(order.index(nodes["second_relu"]), joining)
+    del model.graph.node[:]
+    model.graph.node.extend(order)
+    return saved(model, path, card)
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [([], {"join"}), (["second"], set()), (["first"], set()), (["head"], {"join"})],
+)
+def test_a_sum_is_quantised_where_both_of_its_branches_are(
+    tmp_path, card, target, images, kept, expected
+):
+    source = residual(card, tmp_path / "in" / "residual.onnx")
+    write_int8(source, target, [images], keep_float=kept)
+    nodes = nodes_of(target)
+    takers = {name: node for node in nodes.values() for name in node.input}
+    found = set()
+    for name in ("join", "shift_them"):
+        taker = takers[nodes[name].output[0]]
+        if name == "join" and taker.op_type == "Relu":
+            taker = takers[taker.output[0]]
+        makers = [
+            node.op_type
+            for node in nodes.values()
+            for one in node.output
+            if one in nodes[name].input
+        ]
+        if [*makers, taker.op_type] == ["DequantizeLinear", "DequantizeLinear", "QuantizeLinear"]:
+            found.add(name)
+    assert found == expected
+    expected_logits = logits_of(source, images)
+    assert np.abs(logits_of(target, images) - expected_logits).max() < 0.03 * np.ptp(
+        expected_logits
+    )
+
+
+def test_with_all_layers_kept_no_sum_is_quantised(tmp_path, card, target, images):
+    source = residual(card, tmp_path / "in" / "residual.onnx")
+    write_int8(source, target, [images], keep_float=LAYERS)
+    kinds = {node.op_type for node in nodes_of(target).values()}
+    assert kinds.isdisjoint({"QuantizeLinear", "DequantizeLinear"})
+
+
 def test_int8_needs_pictures(source, target):
     with pytest.raises(DataError, match="no pictures to calibrate on; --calibration-images"):
         write_int8(source, target, [])

@@ -13,7 +13,7 @@ from tltools.classify import run_job
 from tltools.data.dataset import Dataset, load_dataset
 from tltools.evaluate import evaluate, predict
 from tltools.export import export_run
-from tltools.training import default_config, train_model
+from tltools.training import TrainSetup, default_config, train_model
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +36,12 @@ def train_vgg16(shared, cache, tmp_path):
         run = train_model(
             dataset,
             default_config("vgg16", **changes),
-            weights=str(shared / "weights" / "vgg16_features.safetensors"),
-            device="cpu",
-            run_dir=tmp_path / "runs",
-            cache_dir=cache,
+            TrainSetup(
+                weights=str(shared / "weights" / "vgg16_features.safetensors"),
+                device="cpu",
+                run_dir=tmp_path / "runs",
+                cache_dir=cache,
+            ),
             progress=progress,
         )
         assert run.card.head == "pooled"
@@ -68,7 +70,7 @@ def small_cnn(shared, tmp_path_factory):
         val_fraction=0.25,
     )
     config = default_config("cnn", epochs=1, batch_size=16)
-    return train_model(dataset, config, device="cpu", run_dir=folder / "runs")
+    return train_model(dataset, config, TrainSetup(device="cpu", run_dir=folder / "runs"))
 
 
 def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, cache, tmp_path):
@@ -159,10 +161,9 @@ def test_vgg16_in_full_size_trains_exports_to_one_file_and_classifies(
     run = train_model(
         dataset,
         default_config("vgg16", epochs=1),
-        weights=str(complete_weights),
-        device="cpu",
-        run_dir=tmp_path / "runs",
-        cache_dir=cache,
+        TrainSetup(
+            weights=str(complete_weights), device="cpu", run_dir=tmp_path / "runs", cache_dir=cache
+        ),
     )
     assert run.card.head == "last-layer"
     (export,) = export_run(run.folder, ["onnx"], tmp_path / "exports")

@@ -14,6 +14,7 @@ from conftest import save_picture
 from typer.main import get_command
 
 from tltools import cli
+from tltools.backbones import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "tltools").rglob("*.py"))
@@ -227,6 +228,17 @@ def test_one_module_decides_about_gpus():
     ]
     assert found.pop("doctor.py") == asked
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_only_its_own_file_decides_by_a_backbones_name():
+    """Others look up what they need: a comparison with a name would be one more place to touch."""
+    deciding = {
+        name_of(module)
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Constant) and node.value in BACKBONES
+    }
+    assert deciding == {f"backbones/{name}.py" for name in BACKBONES}
 
 
 def test_every_module_and_public_function_says_what_it_is_for():

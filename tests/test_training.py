@@ -12,6 +12,8 @@ from conftest import Recorder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tltools.backbones.cnn import CNN
+from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
@@ -21,10 +23,12 @@ from tltools.metrics import softmax
 from tltools.progress import Silent
 from tltools.run_folder import HISTORY, read_predictions
 from tltools.training import (
+    TrainSetup,
     decoded,
     default_config,
     find_resumable,
     open_run,
+    prepare,
     resume_run,
     train_model,
 )
@@ -37,7 +41,7 @@ from tltools.training.features import (
     extract_features,
     gpu_batch_size,
 )
-from tltools.training.models import build_cnn
+from tltools.training.models import build_classifier
 from tltools.training.run import STATE, load_card, load_run
 from tltools.training.weights import load_weights
 
@@ -69,10 +73,9 @@ def train(dataset, tmp_path, model="cnn", progress=None, **changes):
     return train_model(
         dataset,
         default_config(model, **changes),
-        weights=weights,
-        run_dir=tmp_path / "runs",
-        cache_dir=tmp_path / "cache",
-        device="cpu",
+        TrainSetup(
+            weights=weights, run_dir=tmp_path / "runs", cache_dir=tmp_path / "cache", device="cpu"
+        ),
         progress=progress or Silent(),
     )
 
@@ -208,7 +211,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_ends_as_if_nothing_had_happened
     assert open_run(stopped.folder, device="cpu").card == card  # usable as it is
     folder = find_resumable(tmp_path / "runs", ["cnn"], epochs=None)
     assert folder == stopped.folder
-    resumed = resume_run(folder, device="cpu")
+    resumed = resume_run(folder, TrainSetup(device="cpu"))
     assert not resumed.interrupted
     assert_same_weights(whole, resumed)
     assert list(pd.read_csv(folder / HISTORY)["epoch"]) == [1, 2, 3]
@@ -236,7 +239,7 @@ def test_a_killed_run_resumes_from_its_last_epoch(dataset, tmp_path):
         (killed.folder / name).unlink()  # as kill -9 after the second epoch leaves it
     with pytest.raises(ArtifactError, match="not a finished run"):
         load_run(killed.folder)
-    assert_same_weights(whole, resume_run(killed.folder, device="cpu"))
+    assert_same_weights(whole, resume_run(killed.folder, TrainSetup(device="cpu")))
 
 
 def test_a_finished_run_goes_on_with_more_epochs(dataset, tmp_path):
@@ -355,17 +358,15 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
 def test_the_head_learns_from_the_chosen_features_and_is_judged_by_fp32(
     dataset, tmp_path, vgg16_file, monkeypatch, precision
 ):
-    from tltools.training import train as train_module
-
     seen = []
-    extract = train_module.extract_features
+    extract = prepare.extract_features
 
     def record(model, paths, hashes, **options):
         features = extract(model, paths, hashes, **options)
         seen.append((set(paths), bool(options["calibration"]), features, model))
         return features
 
-    monkeypatch.setattr(train_module, "extract_features", record)
+    monkeypatch.setattr(prepare, "extract_features", record)
     train(dataset, tmp_path, "vgg16", weights=vgg16_file, feature_precision=precision)
     parts = [{Path(path) for path in dataset.part(split)["path"]} for split in ("train", "val")]
     assert [paths for paths, *_ in seen] == parts
@@ -389,7 +390,7 @@ def int8_features(dataset, tmp_path):
     """Compute int8 features of a small network; each call may say something."""
     preprocessing = Preprocessing(size=32)
     torch.manual_seed(0)
-    model = build_cnn(2, preprocessing).eval()
+    model = build_classifier(CNN, 2, preprocessing).eval()
     paths, hashes = map(Path, dataset.frame["path"]), list(dataset.frame["sha256"])
     calibration = choose_calibration(list(paths), hashes)
     cache = FeatureCache(
@@ -439,7 +440,7 @@ def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch)
 
 def test_features_in_fp16_are_near_those_in_fp32():
     torch.manual_seed(0)
-    model, cpu = build_cnn(2, SMALL), torch.device("cpu")
+    model, cpu = build_classifier(CNN, 2, SMALL), torch.device("cpu")
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     exact = TorchBackbone(model, SMALL, cpu)(images)
     half = TorchBackbone(model, SMALL, cpu, fp16=True)(images)
@@ -451,7 +452,7 @@ def test_features_in_fp16_are_near_those_in_fp32():
 
 
 def test_features_too_large_for_fp16_are_refused():
-    model = build_cnn(2, SMALL)
+    model = build_classifier(CNN, 2, SMALL)
     torch.nn.init.constant_(model.backbone[0].weight, 1e7)
     backbone = TorchBackbone(model, SMALL, torch.device("cpu"), fp16=True)
     with pytest.raises(ParityError, match=r"too large for fp16; .*--feature-precision fp32"):
@@ -526,7 +527,7 @@ def test_a_failed_download_is_an_error_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(ModelError, match=r"cannot be downloaded \(no route\); give .* --weights"):
-        load_weights("imagenet")
+        load_weights(VGG16, "imagenet")
 
 
 def test_a_pickle_with_code_is_refused(tmp_path):
@@ -538,7 +539,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 
     torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth", pickle_module=pickle)
     with pytest.raises(ModelError, match="cannot be read as weights"):
-        load_weights(str(tmp_path / "evil.pth"))
+        load_weights(VGG16, str(tmp_path / "evil.pth"))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -547,12 +548,12 @@ def test_what_is_not_vgg16_is_refused(suffix, tmp_path):
     state = {"conv.weight": torch.zeros(1)}
     torch.save(state, path) if suffix == ".pth" else save_file(state, path)
     with pytest.raises(ModelError, match=r"holds no features\.0\.weight"):
-        load_weights(str(path))
+        load_weights(VGG16, str(path))
 
 
 def test_the_normalisation_follows_the_weights(vgg16_file, tmp_path):
-    alone = load_weights(str(vgg16_file))
-    assert not alone.has_classifier
+    alone = load_weights(VGG16, str(vgg16_file))
+    assert VGG16.choose_head(alone.state) == "pooled"
     assert alone.mean == (0.48235, 0.45882, 0.40784)
     assert alone.std == (1 / 255,) * 3
     state = load_file(vgg16_file)
@@ -560,13 +561,15 @@ def test_the_normalisation_follows_the_weights(vgg16_file, tmp_path):
         for kind in ("weight", "bias"):
             state[f"classifier.{layer}.{kind}"] = torch.zeros(1)
     save_file(state, tmp_path / "complete.safetensors")
-    complete = load_weights(str(tmp_path / "complete.safetensors"))
+    complete = load_weights(VGG16, str(tmp_path / "complete.safetensors"))
+    assert VGG16.choose_head(complete.state) == "last-layer"
     assert (complete.mean, complete.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     # torchvision's features-only file has the classifier's tensors, full of NaN.
     state["classifier.3.bias"][:] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
-    assert not load_weights(str(tmp_path / "nan.safetensors")).has_classifier
-    forced = load_weights(str(vgg16_file), normalization="torchvision")
+    features_only = load_weights(VGG16, str(tmp_path / "nan.safetensors"))
+    assert VGG16.choose_head(features_only.state) == "pooled"
+    forced = load_weights(VGG16, str(vgg16_file), normalization="torchvision")
     assert forced.mean == (0.485, 0.456, 0.406)
 
 

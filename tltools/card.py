@@ -187,9 +187,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     """Name of the run folder."""
     model: str
-    """`cnn` or `vgg16`."""
+    """Name of the backbone."""
     head: str
-    """`linear` (cnn), `last-layer` or `pooled` (vgg16)."""
+    """Which of the backbone's heads."""
     classes: tuple[str, ...]
     """Class names in the order of the logits."""
     preprocessing: Preprocessing

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from tltools.backbones import BACKBONES, Backbone
+from tltools.backbones.backbone import IMAGENET, Pretrained
 from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memory_bytes
 from tltools.errors import DeviceError, TltoolsError
 from tltools.parallel import num_cores
@@ -42,9 +44,9 @@ TRAINING = (
 """Without these `classify` works and other commands may not."""
 
 MIN_MEMORY = 4 * 2**30
-"""Training a complete VGG16 takes about 3 GiB."""
+"""Training the largest backbone, a complete VGG16, takes about 3 GiB."""
 MIN_DISK = 2 * 2**30
-"""A complete VGG16 takes 0.5 GiB in each of: download, checkpoint, and two exports."""
+"""The same takes 0.5 GiB in each of: download, checkpoint, and two exports."""
 
 NVIDIA = "0x10de"
 """The vendor's number on the PCI bus."""
@@ -200,7 +202,7 @@ def _memory() -> Check:
         return Check(name="memory", status="ok", detail="the system does not say")
     detail = f"{size / 2**30:.1f} GiB"
     if size < MIN_MEMORY:
-        remedy = "train VGG16 with --head pooled, and use small batches"
+        remedy = "train a backbone with --head pooled, and use small batches"
         return Check(name="memory", status="warn", detail=detail, remedy=remedy)
     return Check(name="memory", status="ok", detail=detail)
 
@@ -304,7 +306,7 @@ def _torch() -> list[Check]:
             detail="works; PyTorch calls it deprecated, so prefer ONNX for new work",
         ),
         _feature_cache(),
-        _vgg16_weights(),
+        *(_weights(one, one.pretrained) for one in BACKBONES.values() if one.pretrained),
     ]
 
 
@@ -415,19 +417,21 @@ def _feature_cache() -> Check:
     return Check(name=name, status="ok", detail=detail)
 
 
-def _vgg16_weights() -> Check:
-    from torch import hub
-    from torchvision.models import VGG16_Weights
+def _weights(backbone: Backbone, pretrained: Pretrained) -> Check:
+    """Look for the weights that a backbone takes unless others are chosen."""
+    from tltools.training.weights import download_path
 
-    name = "VGG16 weights"
-    path = Path(hub.get_dir()) / "checkpoints" / Path(VGG16_Weights.IMAGENET1K_V1.url).name
+    name = f"{backbone.title} weights"
+    download = pretrained.downloads[IMAGENET]
+    path = download_path(download)
     if path.is_file():
         return Check(name=name, status="ok", detail=f"{path}, {path.stat().st_size / 1e6:.0f} MB")
     return Check(
         name=name,
         status="warn",
         detail=f"not downloaded yet ({path.name} in {path.parent})",
-        remedy="train --model vgg16 downloads them (528 MB), or takes others by --weights FILE",
+        remedy=f"train --model {backbone.name} downloads them ({download.megabytes} MB), or takes "
+        "others by --weights FILE",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools.backbones import find_backbone
 from tltools.card import FORBIDDEN, Card
 from tltools.data.images import IMAGE_SUFFIXES, load_image
 from tltools.errors import ConfigError
@@ -50,7 +51,9 @@ class Explanation:
     """The PNG that was written."""
 
 
-def heat_maps(model: "Classifier", images: "Tensor", targets: "Tensor") -> "Tensor":
+def heat_maps(
+    model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
+) -> "Tensor":
     """Return where in each picture the model finds what speaks for a class.
 
     HiResCAM (Draelos and Carin, arXiv:2011.08891) by captum: the activations of the last layer
@@ -63,6 +66,7 @@ def heat_maps(model: "Classifier", images: "Tensor", targets: "Tensor") -> "Tens
 
     Args:
         model: In eval mode, on the images' device.
+        maps: Its last layer whose output has height and width.
         images: Uint8 (N, S, S, 3).
         targets: The class of each heat map, int64 (N,).
 
@@ -72,7 +76,7 @@ def heat_maps(model: "Classifier", images: "Tensor", targets: "Tensor") -> "Tens
     """
     from captum.attr import LayerAttribution
 
-    values = evidence(model, images, targets)
+    values = evidence(model, maps, images, targets)
     cells = min(MAX_CELLS, *values.shape[1:])
     # Adaptive averages: the sum of a cell and its average differ by a factor that the division
     # below removes.
@@ -84,38 +88,29 @@ def heat_maps(model: "Classifier", images: "Tensor", targets: "Tensor") -> "Tens
     return (heat / largest.clamp(min=1e-12)).clamp(max=1).cpu()
 
 
-def evidence(model: "Classifier", images: "Tensor", targets: "Tensor") -> "Tensor":
+def evidence(
+    model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
+) -> "Tensor":
     """Return what each place adds to the logit of a class; negative where it speaks against it.
 
     Args:
         model: As for `heat_maps`.
+        maps: As for `heat_maps`.
         images: As for `heat_maps`.
         targets: As for `heat_maps`.
 
     Returns:
-        Float32 (N, H, W) on the images' device, at the resolution of the last layer with places.
+        Float32 (N, H, W) on the images' device, at the resolution of `maps`.
     """
     import torch
     from captum.attr import LayerGradientXActivation
 
     # captum asks for gradients at the layer's output, so that a frozen backbone is no obstacle and
     # none of its gradients are computed.
-    method = LayerGradientXActivation(model, _last_maps(model))
+    method = LayerGradientXActivation(model, maps)
     products = method.attribute(images, target=targets)  # (N, C, H, W)
     assert isinstance(products, torch.Tensor)  # one layer with one output
     return products.sum(dim=1).detach()
-
-
-def _last_maps(model: "Classifier") -> "nn.Module":
-    """Return the last layer whose output still has height and width."""
-    from torch import nn
-
-    features = getattr(model.backbone, "features", None)  # vgg16's, up to its last pooling
-    if features is not None:
-        return features
-    layers = list(model.backbone.children())
-    flatten = next(index for index, layer in enumerate(layers) if isinstance(layer, nn.Flatten))
-    return layers[flatten - 1]
 
 
 def explain_pictures(
@@ -158,6 +153,7 @@ def explain_pictures(
         load_image(path, size=size, resize=resize)
     progress.say(f"Device: {choice.name} ({choice.reason})")
     model = model.to(choice.name)
+    maps = model.backbone.get_submodule(find_backbone(card.model).last_maps)
     with progress.bar("Explaining", len(paths)) as bar:
         for path, png in zip(paths, outputs, strict=True):
             image = load_image(path, size=size, resize=resize)
@@ -167,7 +163,7 @@ def explain_pictures(
             probs = softmax(logits.numpy(), temperature=card.temperature)[0]  # (C,)
             predicted = int(logits[0].argmax())
             explained = predicted if target is None else target
-            heat = heat_maps(model, batch, torch.tensor([explained], device=batch.device))[0]
+            heat = heat_maps(model, maps, batch, torch.tensor([explained], device=batch.device))[0]
             found = Explanation(
                 path=path,
                 label=card.classes[predicted],

@@ -4,6 +4,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,25 @@ class Out:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of a function; its parameter `out` becomes the options that all have."""
+    """Make a function a command; its parameter `out` becomes the options that all have.
+
+    A parameter that is a dataclass becomes one option for each of its fields.
+    """
     added = {"quiet": QuietOption, "verbose": VerboseOption, "as_json": JsonOption}
     signature = inspect.signature(function)
-    parameters = [value for name, value in signature.parameters.items() if name != "out"]
+    groups: dict[str, type] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+    own = [
+        one
+        for name, parameter in signature.parameters.items()
+        for one in (_options_of(groups[name]) if name in groups else [parameter])
+        if one.name != "out"
+    ]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters += [
+    common = [
         inspect.Parameter(name, keyword, default=False, annotation=annotation)
         for name, annotation in added.items()
     ]
@@ -99,23 +113,37 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
         out = Out(quiet=quiet, verbose=verbose, as_json=as_json)
+        settings = signature.replace(parameters=own).bind(*args, **options).arguments
+        for name, group in groups.items():
+            values = {field.name: options.pop(field.name) for field in fields(group)}
+            options[name] = group(**values)
         if not verbose:
             function(*args, out=out, **options)
             return
         begun = time.perf_counter()
-        _tell_settings(out, signature.bind(*args, out=out, **options).arguments)
+        _tell_settings(out, settings)
         try:
             function(*args, out=out, **options)
         finally:
             out.progress.detail(f"took {time.perf_counter() - begun:.1f} s")
 
-    annotations = {
-        name: kind for name, kind in function.__annotations__.items() if name != "out"
-    } | added
-    setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
-    run.__annotations__ = annotations
+    setattr(run, "__signature__", signature.replace(parameters=[*own, *common]))  # noqa: B010
+    run.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
     app.command()(run)
     return run
+
+
+def _options_of(group: type) -> list[inspect.Parameter]:
+    """Return the fields of a dataclass as keyword parameters."""
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=field.type,
+        )
+        for field in fields(group)
+    ]
 
 
 def _tell_settings(out: Out, settings: dict[str, Any]) -> None:

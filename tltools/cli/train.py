@@ -1,11 +1,15 @@
 """`tltools train`."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tltools.backbones import BACKBONES
+from tltools.backbones.backbone import IMAGENET
 from tltools.cli.command import INTERRUPTED, Out, command
 from tltools.cli.options import (
     CLUSTER,
@@ -29,10 +33,10 @@ if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
     from tltools.data.remote import Location
-    from tltools.training import TrainedRun
+    from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
 SAMPLE = Path("sample")
-TRAINING, VGG16 = "Training", "VGG16"
+TRAINING, PRETRAINED = "Training", "Pre-trained backbones"
 """Titles of parts of the help."""
 
 
@@ -41,6 +45,249 @@ class LogChoice(StrEnum):
 
     TENSORBOARD = "tensorboard"
     MLFLOW = "mlflow"
+
+
+# ------------------------------------------------------------------- what the backbones offer
+
+
+def _models() -> list[str]:
+    return [*BACKBONES, "all"]
+
+
+def _heads() -> list[str]:
+    """Name the heads among which a backbone has a choice."""
+    choices = (one.heads for one in BACKBONES.values() if len(one.heads) > 1)
+    return ["auto", *dict.fromkeys(name for heads in choices for name in heads)]
+
+
+def _normalizations() -> list[str]:
+    known = (one.pretrained.normalizations for one in BACKBONES.values() if one.pretrained)
+    return ["auto", *dict.fromkeys(name for names in known for name in names)]
+
+
+def _downloads() -> list[str]:
+    known = (one.pretrained.downloads for one in BACKBONES.values() if one.pretrained)
+    return list(dict.fromkeys(name for names in known for name in names))
+
+
+def _trained_whole() -> str:
+    return " or ".join(name for name, one in BACKBONES.items() if one.pretrained is None)
+
+
+def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
+    """Return an option that takes one of the names that there are when it is read."""
+
+    def parse(text: str) -> str:
+        if text not in names():
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(names())}")
+        return text
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return typer.Option(
+        parser=parse, autocompletion=complete, metavar=f"<{'|'.join(names())}>", **settings
+    )
+
+
+def _defaults(setting: str) -> str:
+    """Show what the recipes say of a setting: `15 cnn, 80 vgg16`, or `128` for all."""
+    values: dict[str, list[str]] = {}
+    for name, backbone in BACKBONES.items():
+        value = getattr(backbone.recipes["default"], setting)
+        shown = value if isinstance(value, str) else f"{value:g}"
+        values.setdefault(shown, []).append(name)
+    if len(values) == 1:
+        return next(iter(values))
+    return ", ".join(f"{value} {' '.join(names)}" for value, names in values.items())
+
+
+# -------------------------------------------------------------------------------- the options
+
+ModelOption = Annotated[
+    str,
+    _choice(
+        _models,
+        help="; ".join(f"{name}: {one.summary}" for name, one in BACKBONES.items())
+        + "; all: each of them.",
+    ),
+]
+RecipeOption = Annotated[
+    Literal["default", "article"],
+    typer.Option(
+        help="Hyper-parameters: tuned, or the article's (which ends at the last epoch).",
+        rich_help_panel=TRAINING,
+    ),
+]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        help=f"Weights: {', '.join(_downloads())} (downloaded once), or a .safetensors or .pth "
+        "file.",
+        rich_help_panel=PRETRAINED,
+    ),
+]
+NormalizationOption = Annotated[
+    str,
+    _choice(
+        _normalizations,
+        help="What the weights were trained with: torchvision's mean and std, or the original "
+        "mean only; auto: what suits the weights.",
+        rich_help_panel=PRETRAINED,
+    ),
+]
+HeadOption = Annotated[
+    str,
+    _choice(
+        _heads,
+        help="Where the new head goes: in place of the last layer, or behind pooled feature maps; "
+        "auto: what the weights allow.",
+        rich_help_panel=PRETRAINED,
+    ),
+]
+FeaturePrecisionOption = Annotated[
+    Literal["auto", "fp32", "fp16", "int8"],
+    typer.Option(
+        help="Precision of the features used to train the head; evaluation always uses fp32. "
+        "auto: int8 on the CPU, fp16 on a GPU.",
+        rich_help_panel=PRETRAINED,
+    ),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes over train.", show_default=_defaults("epochs"), rich_help_panel=TRAINING
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Images per step.", show_default=_defaults("batch_size"), rich_help_panel=TRAINING
+    ),
+]
+LearningRateOption = Annotated[
+    float | None,
+    typer.Option(help="Learning rate.", show_default=_defaults("lr"), rich_help_panel=TRAINING),
+]
+WeightDecayOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Adam's L2 penalty.", show_default=_defaults("weight_decay"), rich_help_panel=TRAINING
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        help="Random seed for weights, shuffling, augmentation and the split.",
+        rich_help_panel=TRAINING,
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "amp"],
+    typer.Option(
+        help="amp: mixed precision, on a GPU; auto: amp there, else fp32.",
+        rich_help_panel=TRAINING,
+    ),
+]
+PatienceOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Stop early after so many epochs without a lower validation loss.",
+        rich_help_panel=TRAINING,
+    ),
+]
+AugmentOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--augment",
+        help=f"Augment the training images ({_trained_whole()}).",
+        rich_help_panel=TRAINING,
+    ),
+]
+ClassWeightsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--class-weights",
+        help="Weight the loss by inverse class frequency.",
+        rich_help_panel=TRAINING,
+    ),
+]
+ResizeOption = Annotated[
+    Literal["squash", "crop"] | None,
+    typer.Option(
+        help="Squash to a square, or resize and crop the center.",
+        show_default=_defaults("resize"),
+        rich_help_panel=TRAINING,
+    ),
+]
+SplitOption = Annotated[
+    Literal["auto", "default", "article"],
+    typer.Option(
+        help="default keeps identical copies on one side; article is the article's exact one; "
+        "auto keeps the data's own split, else default.",
+        rich_help_panel=DATA,
+    ),
+]
+ValFractionOption = Annotated[
+    float, typer.Option(help="Share of images for validation.", rich_help_panel=DATA)
+]
+RunDirOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Resume the newest unfinished run with its own settings.")
+]
+CacheDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for cached features, and for decoded images that do not fit in memory.",
+        show_default="user cache",
+        rich_help_panel=TRAINING,
+    ),
+]
+LogOption = Annotated[
+    list[LogChoice] | None,
+    typer.Option(
+        help="Also keep an experiment log, in local files; may be given twice.",
+        show_default="none",
+    ),
+]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="ray: a Ray cluster computes the frozen features; pip install 'tltools\\[ray]'.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingOptions:
+    """What changes a model's settings; None leaves a setting as its recipe has it."""
+
+    head: HeadOption = "auto"
+    epochs: EpochsOption = None
+    batch_size: BatchSizeOption = None
+    lr: LearningRateOption = None
+    weight_decay: WeightDecayOption = None
+    seed: SeedOption = 13
+    precision: PrecisionOption = "auto"
+    feature_precision: FeaturePrecisionOption = "auto"
+    patience: PatienceOption = None
+    augment: AugmentOption = None
+    class_weights: ClassWeightsOption = None
+    resize: ResizeOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How labels are read and images are divided."""
+
+    split: SplitOption = "auto"
+    val_fraction: ValFractionOption = 0.1
+    images: ImagesOption = None
+    image_column: ImageColumnOption = None
+    label_column: LabelColumnOption = None
+    class_names: ClassNamesOption = None
+    skip_bad: SkipBadOption = False
 
 
 @command
@@ -56,152 +303,19 @@ def train(
     ] = None,
     *,
     out: Out,
-    model: Annotated[
-        Literal["cnn", "vgg16", "all"],
-        typer.Option(help="A small CNN, frozen VGG16 with a new head, or both."),
-    ] = "all",
-    recipe: Annotated[
-        Literal["default", "article"],
-        typer.Option(
-            help="Hyper-parameters: tuned, or the article's (which ends at the last epoch).",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "default",
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="VGG16's: imagenet (downloaded once), or a .safetensors or .pth file.",
-            rich_help_panel=VGG16,
-        ),
-    ] = "imagenet",
-    normalization: Annotated[
-        Literal["auto", "torchvision", "original"],
-        typer.Option(
-            help="What the weights were trained with: torchvision's mean and std, or the original "
-            "mean only; auto: original for features-only weights.",
-            rich_help_panel=VGG16,
-        ),
-    ] = "auto",
-    head: Annotated[
-        Literal["auto", "last-layer", "pooled"],
-        typer.Option(
-            help="VGG16's: classifier[6], or a pooled one; auto: what the weights allow.",
-            rich_help_panel=VGG16,
-        ),
-    ] = "auto",
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over train.", show_default="15 cnn, 80 vgg16", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Pictures per step.", show_default="128", rich_help_panel=TRAINING),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate.", show_default="0.0001 cnn, 0.001 vgg16", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(
-            help="Adam's L2 penalty.", show_default="0 cnn, 0.1 vgg16", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(help="Of weights, order, augmentation and split.", rich_help_panel=TRAINING),
-    ] = 13,
-    precision: Annotated[
-        Literal["auto", "fp32", "amp"],
-        typer.Option(
-            help="amp: mixed precision, on a GPU; auto: amp there, else fp32.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "auto",
-    feature_precision: Annotated[
-        Literal["auto", "fp32", "fp16", "int8"],
-        typer.Option(
-            help="Precision of the features used to train VGG16's head; evaluation always uses "
-            "fp32. auto: int8 on the CPU, fp16 on a GPU.",
-            rich_help_panel=VGG16,
-        ),
-    ] = "auto",
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop early after so many epochs without a lower validation loss.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    augment: Annotated[
-        bool | None,
-        typer.Option(
-            "--augment", help="Augment the CNN's training pictures.", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    class_weights: Annotated[
-        bool | None,
-        typer.Option(
-            "--class-weights", help="Weigh rare classes up in the loss.", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    resize: Annotated[
-        Literal["squash", "crop"] | None,
-        typer.Option(
-            help="Squash to a square, or resize and crop the centre.",
-            show_default="squash for the cnn, crop for vgg16",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    split: Annotated[
-        Literal["auto", "default", "article"],
-        typer.Option(
-            help="default keeps identical copies on one side; article is the article's exact one; "
-            "auto keeps the data's own split, else default.",
-            rich_help_panel=DATA,
-        ),
-    ] = "auto",
-    val_fraction: Annotated[
-        float, typer.Option(help="Share of pictures for validation.", rich_help_panel=DATA)
-    ] = 0.1,
-    images: ImagesOption = None,
-    image_column: ImageColumnOption = None,
-    label_column: LabelColumnOption = None,
-    class_names: ClassNamesOption = None,
-    skip_bad: SkipBadOption = False,
+    model: ModelOption = "all",
+    recipe: RecipeOption = "default",
+    weights: WeightsOption = IMAGENET,
+    normalization: NormalizationOption = "auto",
+    settings: SettingOptions,
+    reading: DataOptions,
     device: DeviceOption = "auto",
-    run_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for VGG16's features, and for decoded images that do not fit in memory.",
-            show_default="user cache",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    log: Annotated[
-        list[LogChoice] | None,
-        typer.Option(
-            help="Also keep an experiment log, in local files; may be given twice.",
-            show_default="none",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the newest unfinished run, as it was begun."),
-    ] = False,
+    run_dir: RunDirOption = Path("runs"),
+    cache_dir: CacheDirOption = None,
+    log: LogOption = None,
+    resume: ResumeOption = False,
     report: ReportOption = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help="ray: a Ray cluster computes VGG16's features; pip install 'tltools\\[ray]'.",
-            rich_help_panel=CLUSTER,
-        ),
-    ] = "local",
+    engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
 ) -> None:
     """Train the models and compare them.
@@ -209,119 +323,110 @@ def train(
     Example: tltools train photos/labels.csv --weights vgg16.pth
     """
     check_report(report)
-    if engine == "ray" and model == "cnn":
-        raise ConfigError(
-            "--engine ray computes VGG16's features, and --model cnn has none; leave it out, or "
-            "choose --model vgg16"
-        )
-    from tltools.training import default_config
+    models = list(BACKBONES) if model == "all" else [model]
+    if engine == "ray":
+        _check_features(models)
+    from tltools.training import TrainSetup, default_configs
+    from tltools.training.logs import check_logs
 
-    models = ("cnn", "vgg16") if model == "all" else (model,)
-    progress = out.progress
-    configs = [
-        default_config(
-            name,
-            recipe,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            seed=seed,
-            precision=precision,
-            patience=patience,
-            class_weights=class_weights,
-            resize=resize,
-            augment=augment if name == "cnn" or model != "all" else None,
-            head=head if name == "vgg16" or (model != "all" and head != "auto") else None,
-            feature_precision=feature_precision if name == "vgg16" or model != "all" else None,
-        )
-        for name in models
-    ]
-    logs = [one.value for one in log or ()]
-    if logs:
-        from tltools.training.logs import check_logs
-
-        check_logs(logs)
-    remote = open_cluster(engine, ray_address, device, progress)
-    trained: list[TrainedRun] = []
-    failure: TltoolsError | None = None
+    configs = default_configs(models, recipe, **asdict(settings))
+    logs = tuple(one.value for one in log or ())
+    check_logs(logs)
+    setup = TrainSetup(
+        weights=weights,
+        normalization=normalization,
+        device=device,
+        run_dir=run_dir,
+        cache_dir=cache_dir,
+        logs=logs,
+        remote=open_cluster(engine, ray_address, device, out.progress),
+    )
     if resume:
-        from tltools.training import find_resumable, resume_run
-
-        folder = find_resumable(run_dir, models, epochs=epochs)
-        progress.say(f"Going on with {folder}")
-        trained.append(
-            resume_run(
-                folder,
-                epochs=epochs,
-                device=device,
-                cache_dir=cache_dir,
-                logs=logs,
-                remote=remote,
-                progress=progress,
-            )
-        )
+        trained, failure = _resume(models, setup, settings.epochs, out.progress), None
     else:
-        from tltools.training import train_models
+        if recipe == "article" and reading.split == "auto":
+            reading = replace(reading, split="article")
+        dataset = _training_data(data, reading, settings.seed, out.progress)
+        trained, failure = _train(dataset, configs, setup, out.progress)
+    _show(trained, out, report)
+    if failure is not None:
+        raise failure
+    if trained[-1].interrupted:
+        out.progress.say("Go on with it: tltools train --resume")
+        raise typer.Exit(INTERRUPTED)
+    out.progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
 
-        dataset = _training_data(
-            data,
-            progress,
-            images=images,
-            image_column=image_column,
-            label_column=label_column,
-            class_names=split_names(class_names),
-            split="article" if recipe == "article" and split == "auto" else split,
-            val_fraction=val_fraction,
-            seed=seed,
-            skip_bad=skip_bad,
-        )
-        try:
-            for run in train_models(
-                dataset,
-                configs,
-                weights=weights,
-                normalization=normalization,
-                device=device,
-                run_dir=run_dir,
-                cache_dir=cache_dir,
-                logs=logs,
-                remote=remote,
-                progress=progress,
-            ):
-                trained.append(run)  # noqa: PERF402 - those before a failure count
-        except TltoolsError as error:
-            if not trained:
-                raise
-            failure = error
+
+def _check_features(models: Sequence[str]) -> None:
+    """Refuse a cluster for models that have no frozen features."""
+    if any(BACKBONES[name].pretrained for name in models):
+        return
+    others = " or ".join(name for name, one in BACKBONES.items() if one.pretrained)
+    raise ConfigError(
+        f"--engine ray computes frozen features, and --model {models[0]} has none; leave it out, "
+        f"or choose --model {others}"
+    )
+
+
+def _train(
+    dataset: "Dataset",
+    configs: "Sequence[TrainConfig]",
+    setup: "TrainSetup",
+    progress: "RichProgress",
+) -> "tuple[list[TrainedRun], TltoolsError | None]":
+    """Train one model after the other; return those before a failure, and the failure."""
+    from tltools.training import train_models
+
+    trained: list[TrainedRun] = []
+    try:
+        for run in train_models(dataset, configs, setup=setup, progress=progress):
+            trained.append(run)  # noqa: PERF402 - those before a failure count
+    except TltoolsError as error:
+        if not trained:
+            raise
+        return trained, error
+    return trained, None
+
+
+def _resume(
+    models: Sequence[str], setup: "TrainSetup", epochs: int | None, progress: "RichProgress"
+) -> "list[TrainedRun]":
+    from tltools.training import find_resumable, resume_run
+
+    folder = find_resumable(setup.run_dir, models, epochs=epochs)
+    progress.say(f"Going on with {folder}")
+    return [resume_run(folder, setup, epochs=epochs, progress=progress)]
+
+
+def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
+    """Print what was trained, and write the page that was asked for."""
     out.result([_facts(run) for run in trained], lambda: _print_summary(trained))
     if report is not None:
         from tltools.artifacts import Artifact
         from tltools.report.models import training_section
 
         runs = [Artifact(run.folder, run.card) for run in trained]
-        write_report(report, [training_section(runs)], progress)
-    if failure is not None:
-        raise failure
-    if trained[-1].interrupted:
-        progress.say("Go on with it: tltools train --resume")
-        raise typer.Exit(INTERRUPTED)
-    progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
+        write_report(report, [training_section(runs)], out.progress)
 
 
-def _training_data(data: "Location | None", progress: "RichProgress", **options) -> "Dataset":
+def _training_data(
+    data: "Location | None", reading: DataOptions, seed: int, progress: "RichProgress"
+) -> "Dataset":
+    """Load the labeled images, or draw some where none are given."""
     from tltools.data.dataset import load_dataset
 
+    class_names = split_names(reading.class_names)
     if data is None:
         from tltools.data.sample import SAMPLE_CLASSES, draw_sample
 
         data = draw_sample(SAMPLE, progress=progress)
-        options["class_names"] = options["class_names"] or SAMPLE_CLASSES
+        class_names = class_names or SAMPLE_CLASSES
         progress.warn(
             f"no DATA given: training on the drawn sample set in {data}/, which shows how tltools "
             "works and knows nothing of real pictures"
         )
-    dataset = load_dataset(data, progress=progress, **options)
+    options = {**asdict(reading), "class_names": class_names}
+    dataset = load_dataset(data, seed=seed, progress=progress, **options)
     tell_findings(dataset, progress)
     progress.say(
         f"{dataset.name}: {len(dataset.part('train'))} pictures to train on, "

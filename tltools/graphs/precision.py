@@ -49,8 +49,9 @@ Ranges = dict[str, tuple[np.float32, np.float32]]
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 """What does the work, and what int8 makes faster."""
-QUANTISED_OPS = (*WEIGHTED_OPS, "Relu", "MaxPool", "AveragePool", "Reshape", "Flatten")
-"""The others pass the bytes on, where what comes before them is quantised."""
+QUANTISED_OPS = (*WEIGHTED_OPS, "Add", "Relu", "MaxPool", "AveragePool", "Reshape", "Flatten")
+"""The others pass the bytes on, where what comes before them is quantised: an Add, as in a residual
+block, where both of its branches are."""
 FLOAT_OUTPUTS = ("Gemm", "MatMul")
 """Products whose outputs, the logits among them, stay float; only their inputs are bytes."""
 FP16_LIMIT = 65504 / 2
@@ -275,7 +276,7 @@ def _quantised(
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, dict(ranges)),
             nodes_to_quantize=list(only),
-            nodes_to_exclude=[*keep_float, *_float_heads(model)],
+            nodes_to_exclude=[*keep_float, *_float_heads(model), *_float_adds(model, keep_float)],
             op_types_to_quantize=list(QUANTISED_OPS),
             extra_options={"OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUTS)},
         )
@@ -361,12 +362,39 @@ def _relus_behind(model: ModelProto, node: NodeProto) -> list[str]:
 
 def _float_heads(model: ModelProto) -> list[str]:
     """Return products whose input no quantised operator makes: making bytes of it costs most."""
-    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    float_adds = _float_adds(model)
+    quantised = {
+        name
+        for node in model.graph.node
+        if node.op_type in QUANTISED_OPS and node.name not in float_adds
+        for name in node.output
+    }
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in FLOAT_OUTPUTS and producers.get(node.input[0]) not in QUANTISED_OPS
+        if node.op_type in FLOAT_OUTPUTS and node.input[0] not in quantised
     ]
+
+
+def _float_adds(model: ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
+    """Return the sums of which a branch stays float: onnxruntime would quantise each of them.
+
+    Among them are those with a constant: the normalisation of the pixels, and a product's bias.
+    """
+    quantised: set[str] = set()
+    float_adds: list[str] = []
+    for node in model.graph.node:  # in order of computation
+        if node.op_type == "Add":
+            is_quantised = quantised.issuperset(node.input)
+            if not is_quantised:
+                float_adds.append(node.name)
+        elif node.op_type in WEIGHTED_OPS:
+            is_quantised = node.op_type not in FLOAT_OUTPUTS and node.name not in keep_float
+        else:
+            is_quantised = node.op_type in QUANTISED_OPS and node.input[0] in quantised
+        if is_quantised:
+            quantised.update(node.output)
+    return float_adds
 
 
 def _normalisation(model: ModelProto) -> Iterator[NodeProto]:

@@ -1,6 +1,6 @@
 """The torch side: models, frozen features, the training loop, and run folders."""
 
-from tltools.training.config import TrainConfig, default_config
+from tltools.training.config import TrainConfig, TrainSetup, default_config, default_configs
 from tltools.training.run import load_run, open_run
 from tltools.training.train import (
     TrainedRun,
@@ -12,8 +12,10 @@ from tltools.training.train import (
 
 __all__ = [
     "TrainConfig",
+    "TrainSetup",
     "TrainedRun",
     "default_config",
+    "default_configs",
     "find_resumable",
     "load_run",
     "open_run",

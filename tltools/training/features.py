@@ -48,8 +48,8 @@ BATCH_SIZE = 16
 GPU_BATCH_SIZE = 128
 """Images per forward pass on a GPU, if `GPU_IMAGE_BYTES` for each fit into half of its memory."""
 GPU_IMAGE_BYTES = 64 * 2**20
-"""What an image in a batch may take: VGG16 has two maps of 13 MB each at a time in fp32, and cuDNN
-needs room to work."""
+"""What an image in a batch may take: VGG16, the largest backbone, has two maps of 13 MB each at a
+time in fp32, and cuDNN needs room to work."""
 CALIBRATION_IMAGES = 64
 """Training pictures that int8's ranges are taken from (benchmarks/LOG.md)."""
 CHECK_IMAGES = 16
@@ -121,7 +121,7 @@ class FeatureCache:
         Args:
             folder: Parent of all caches.
             weights_sha256: Of the backbone's weights file.
-            head: `last-layer` or `pooled`: where the features are taken.
+            head: The backbone's head whose input the features are.
             preprocessing: What the pictures go through before the backbone.
             runtime: What computes them.
             precision: In which they are computed.

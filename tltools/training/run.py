@@ -39,7 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     data: DataFacts
     classes: tuple[str, ...]
     weights: str | None
-    """What `--weights` said; None for the cnn."""
+    """Of a frozen backbone: the name of a download, or an absolute path; None for others."""
     normalization: str
     logs: tuple[str, ...] = ()
     """Experiment logs that were asked for: see `tltools.training.logs`."""

@@ -1,4 +1,4 @@
-"""VGG16's pre-trained weights: torchvision's own or a local file, never pickled code."""
+"""Pre-trained weights: torchvision's own or a local file, never pickled code."""
 
 import hashlib
 import pickle
@@ -10,19 +10,9 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
+from tltools.backbones.backbone import IMAGENET, Backbone, Download
 from tltools.card import Weights
 from tltools.errors import ModelError
-
-REMEDY = (
-    "give VGG16's weights with --weights FILE (.safetensors or .pth under torchvision's names), "
-    "or run once with a network, so that --weights imagenet can download them"
-)
-
-# As torchvision publishes them, on the 0-1 scale: VGG16_Weights.IMAGENET1K_V1 was trained with
-# the mean and std of ImageNet; IMAGENET1K_FEATURES, the authors' original, with the mean alone.
-_TORCHVISION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_ORIGINAL = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
-NORMALIZATIONS = {"torchvision": _TORCHVISION, "original": _ORIGINAL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,71 +25,86 @@ class PretrainedWeights:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    @property
-    def has_classifier(self) -> bool:
-        """Whether the layers before `classifier.6` have values too.
 
-        torchvision's features-only file fills them with NaN, which counts as absent.
-        """
-        names = [f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
-        return all(name in self.state and bool(self.state[name].isfinite().all()) for name in names)
-
-
-def load_weights(source: str, *, normalization: str = "auto") -> PretrainedWeights:
-    """Load VGG16's weights.
+def load_weights(
+    backbone: Backbone, source: str, *, normalization: str = "auto"
+) -> PretrainedWeights:
+    """Load the weights of a pre-trained backbone.
 
     Args:
-        source: `imagenet` (torchvision's download, kept in torch's cache, hash checked), or a
-            path of a `.safetensors` or `.pth` file, complete or features only.
-        normalization: What the weights were trained with: `torchvision`, `original` (the mean
-            only; Simonyan and Zisserman), or `auto`: `torchvision` for complete weights,
-            `original` for features only, as torchvision publishes the two.
+        backbone: Whose weights they are.
+        source: The name of a download (kept in torch's cache, hash checked), or a path of a
+            `.safetensors` or `.pth` file, which may lack what some heads do not need.
+        normalization: What the weights were trained with, by the backbone's name for it; `auto`
+            finds that out from the tensors that they have.
 
     Raises:
-        ModelError: If the weights cannot be had or are not VGG16's; the message says how to get
-            them.
+        ModelError: If the weights cannot be had or are not the backbone's; the message says how
+            to get them.
     """
-    if normalization not in ("auto", *NORMALIZATIONS):
+    pretrained = backbone.pretrained
+    assert pretrained is not None, f"{backbone.name} has no weights to load"
+    names = ("auto", *pretrained.normalizations)
+    if normalization not in names:
         raise ModelError(
-            f"unknown --normalization {normalization!r}; choose auto, {' or '.join(NORMALIZATIONS)}"
+            f"unknown --normalization {normalization!r}; choose {', '.join(names[:-1])} or "
+            f"{names[-1]}"
         )
-    if source == "imagenet":
-        state, facts = _download()
-    else:
-        state, facts = _read(Path(source))
-    if "features.0.weight" not in state:
-        raise ModelError(f"{source} holds no features.0.weight: not VGG16; {REMEDY}")
-    weights = PretrainedWeights(state=state, facts=facts, mean=(0, 0, 0), std=(1, 1, 1))
+    remedy = _remedy(backbone)
+    download = pretrained.downloads.get(source)
+    state, facts = _read(Path(source), remedy) if download is None else _fetch(download, backbone)
+    if pretrained.first_tensor not in state:
+        raise ModelError(
+            f"{source} holds no {pretrained.first_tensor}: not {backbone.title}; {remedy}"
+        )
     if normalization == "auto":
-        normalization = "torchvision" if weights.has_classifier else "original"
-    mean, std = NORMALIZATIONS[normalization]
-    return PretrainedWeights(state=state, facts=facts, mean=mean, std=std)
+        normalization = pretrained.choose_normalization(state)
+    chosen = pretrained.normalizations[normalization]
+    return PretrainedWeights(state=state, facts=facts, mean=chosen.mean, std=chosen.std)
 
 
-def _download() -> tuple[Mapping[str, Tensor], Weights]:
-    from torchvision.models import VGG16_Weights
+def download_path(download: Download) -> Path:
+    """Return where torch keeps a download, whether it is there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_url(download)).name
 
-    weights = VGG16_Weights.IMAGENET1K_V1
-    name = Path(weights.url).name
+
+def _url(download: Download) -> str:
+    from torchvision.models import get_weight
+
+    return get_weight(download.torchvision).url
+
+
+def _remedy(backbone: Backbone) -> str:
+    return (
+        f"give {backbone.title}'s weights with --weights FILE (.safetensors or .pth under "
+        f"torchvision's names), or run once with a network, so that --weights {IMAGENET} can "
+        "download them"
+    )
+
+
+def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor], Weights]:
+    remedy = _remedy(backbone)
     try:
         state = torch.hub.load_state_dict_from_url(
-            weights.url, check_hash=True, weights_only=True, map_location="cpu"
+            _url(download), check_hash=True, weights_only=True, map_location="cpu"
         )
     except (URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise ModelError(f"VGG16's weights cannot be downloaded ({reason}); {REMEDY}") from error
+        raise ModelError(
+            f"{backbone.title}'s weights cannot be downloaded ({reason}); {remedy}"
+        ) from error
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
-        raise ModelError(f"VGG16's download is unusable ({error}); {REMEDY}") from error
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    return state, Weights(source=str(weights), sha256=_sha256(path))
+        raise ModelError(f"{backbone.title}'s download is unusable ({error}); {remedy}") from error
+    facts = Weights(source=download.torchvision, sha256=_sha256(download_path(download)))
+    return state, facts
 
 
-def _read(path: Path) -> tuple[Mapping[str, Tensor], Weights]:
+def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise ModelError(f"no weights at {path}; {REMEDY}")
+        raise ModelError(f"no weights at {path}; {remedy}")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -107,9 +112,9 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Weights]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} cannot be read as weights ({reason}); {REMEDY}") from error
+        raise ModelError(f"{path} cannot be read as weights ({reason}); {remedy}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path} is not a state dict of tensors; {REMEDY}")
+        raise ModelError(f"{path} is not a state dict of tensors; {remedy}")
     return state, Weights(source=path.name, sha256=_sha256(path))
 
 
