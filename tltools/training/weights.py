@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tltools.card import Weights
-from tltools.errors import ModelError
+from tltools.errors import ModelError, first_line
 
 REMEDY = (
     "give VGG16's weights with --weights FILE (.safetensors or .pth under torchvision's names), "
@@ -106,8 +106,9 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Weights]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} cannot be read as weights ({reason}); {REMEDY}") from error
+        raise ModelError(
+            f"{path} cannot be read as weights ({first_line(error)}); {REMEDY}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path} is not a state dict of tensors; {REMEDY}")
     return state, Weights(source=path.name, sha256=_sha256(path))
