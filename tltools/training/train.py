@@ -21,8 +21,8 @@ from tltools.errors import ArtifactError, ConfigError
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
+from tltools.ray.models import RayCluster
 from tltools.run_folder import RunPredictions, write_predictions
-from tltools.runtime.actors import RemotePictures
 from tltools.runtime.device import Device, allow_tf32, make_deterministic, torch_device
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig
@@ -99,7 +99,7 @@ def train_model(
     run_dir: Path = Path("runs"),
     cache_dir: Path | None = None,
     logs: Sequence[str] = (),
-    remote: RemotePictures | None = None,
+    remote: RayCluster | None = None,
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Train one model and write its run folder.
@@ -201,7 +201,7 @@ def resume_run(
     device: Device = "auto",
     cache_dir: Path | None = None,
     logs: Sequence[str] = (),
-    remote: RemotePictures | None = None,
+    remote: RayCluster | None = None,
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Go on with a run where it stopped, on the same pictures with the same settings.
@@ -251,7 +251,7 @@ def _prepare(
     normalization: str,
     device: Device,
     cache_dir: Path | None,
-    remote: RemotePictures | None,
+    remote: RayCluster | None,
     progress: Progress,
 ) -> _Job:
     choice = torch_device(device)
@@ -307,7 +307,7 @@ def _prepare_vgg16(
     pretrained: PretrainedWeights,
     device: torch.device,
     cache_dir: Path,
-    remote: RemotePictures | None,
+    remote: RayCluster | None,
     progress: Progress,
 ) -> _Job:
     head = config.head
