@@ -7,7 +7,9 @@ from typing import BinaryIO
 
 import pytest
 from conftest import run_tltools
+from typer.main import get_command
 
+from tltools import cli
 from tltools.classify import Job, Shard, merge_shards, output_formats, run_job
 from tltools.classify.output_formats import OutputFormat, Row, output_format
 from tltools.classify.pipeline import Prediction
@@ -139,3 +141,10 @@ def test_an_unknown_suffix_is_an_error_wherever_predictions_are_read(tmp_path):
     result = run_tltools("report", "out.toy", cwd=tmp_path)
     assert result.code == 2
     assert ".csv, .jsonl (or .ndjson) or .parquet" in result.err
+
+
+def test_the_help_names_every_output_format():
+    command = get_command(cli.app).commands["classify"]
+    (option,) = (option for option in command.params if option.name == "output")
+    for one in output_formats.OUTPUT_FORMATS:
+        assert one.suffixes[0] in option.help

@@ -184,6 +184,12 @@ def test_archives_are_refused_with_the_remedy(onnx_path, tmp_path):
         run_ray_job(RayJob(onnx_path, [tmp_path / "pictures.tar"], tmp_path / "out"))
 
 
+def test_parts_of_an_unknown_format_are_refused(onnx_path, pictures, tmp_path):
+    job = RayJob(onnx_path, [pictures], tmp_path / "out", part_format="txt")
+    with pytest.raises(ConfigError, match=r"ends in '\.txt'; choose \.csv, \.jsonl"):
+        engine_module._check_files(job, None)
+
+
 @pytest.mark.parametrize("option", ["--ray-address", "--part-size", "--part-format"])
 def test_options_that_only_this_engine_takes(option, onnx_path, pictures, tmp_path):
     value = "csv" if option == "--part-format" else "8"

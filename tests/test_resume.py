@@ -26,12 +26,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import COLOURS, children, is_alive, save_picture
+from msgspec import structs
 
 import tltools
 from tltools.classify import Job, run_job
 from tltools.classify import opening as opening_module
 from tltools.classify import writer as writer_module
+from tltools.classify.identity import (
+    FACTS,
+    JobRecord,
+    PartsRecord,
+    differences,
+    shard_difference,
+)
 from tltools.classify.output_formats import parquet as parquet_module
+from tltools.classify.shards import Shard
 from tltools.classify.unfinished import UnfinishedOutput
 from tltools.errors import ConfigError, TltoolsError
 from tltools.progress import Silent
@@ -441,6 +450,35 @@ def test_a_part_with_other_columns_is_refused(stopped, onnx_path, pictures, tmp_
     part = tmp_path / "out.csv.part"
     part.write_bytes(part.read_bytes().replace(b"prob_red", b"prob_rod"))
     assert_refused("it does not begin with the columns", onnx_path, [pictures], stopped)
+
+
+def test_every_fact_of_a_record_is_compared_or_taken_over():
+    """A new field has to be given its place: it makes jobs differ, or it follows from others."""
+    follows = {"model", "size", "resize", "overwrite"}  # from the model's digest; of no row
+    chosen = {"layout"}  # by measuring, and taken from the record
+    compared = {fact.field for fact in FACTS}
+    assert compared | follows | chosen == set(PartsRecord.__struct_fields__)
+    assert compared & (follows | chosen) == set()
+
+
+def test_all_differences_are_told_in_one_order():
+    record = JobRecord(
+        model="a.onnx", model_sha256="0", inputs=("/a",), classes=("x", "y"), size=32,
+        resize="squash", device="cuda", provider="C", plan="ahead", batch_size=4,
+        spreadsheet=True, min_confidence=0.25, overwrite=False, shard=Shard(1, 2), tf32=True,
+    )  # fmt: skip
+    now = {
+        "shard": None, "tf32": False, "min_confidence": None, "spreadsheet": False,
+        "batch_size": 8, "device": "cpu", "provider": "P", "inputs": ("/b",),
+    }  # fmt: skip
+    assert differences(record, now) == (
+        "it was begun with other inputs (/a); it was begun on cuda (C), and this is cpu (P); "
+        "it was begun with --batch-size 4; it was begun with --spreadsheet; it was begun with "
+        "--min-confidence 0.25; it was begun with --tf32; it was begun with --shard 1/2"
+    )
+    assert differences(record, {"shard": Shard(1, 2), "tf32": True}) is None
+    assert shard_difference(record, structs.replace(record, shard=Shard(2, 2))) is None
+    assert shard_difference(record, structs.replace(record, tf32=False)) == "has --tf32 unlike"
 
 
 def test_overwrite_starts_anew(stopped, onnx_path, pictures, tmp_path):

@@ -55,4 +55,4 @@ def first_line(error: object) -> str:
     Libraries' messages run over many lines, of which the first one names the problem.
     """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip() if lines else type(error).__name__

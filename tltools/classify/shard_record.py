@@ -37,7 +37,7 @@ def write_shard_record(
 ) -> None:
     """Write the record of a shard whose rows are complete, before they get their name.
 
-    Killed in between, the job still has its part and goes on; a record without its output, or
+    Killed in between, the job still has its rows and goes on; a record without its output, or
     beside an older one, is refused by the merge.
 
     Args:

@@ -232,10 +232,15 @@ def classify(
         job = Job(model, inputs, output, **settings, **here)
         summary = run_job(job, progress=out.progress, launcher=launcher)
     out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
-    is_one_file = one_shard is None and engine == "local"
-    _report(report, summary, inputs, out.progress, suggest=is_one_file)
-    if strict and (summary.num_failed or summary.unlisted):
-        out.progress.warn("--strict: not every picture was classified")
+    suggest = one_shard is None and engine == "local"
+    _report(report, summary, inputs, out.progress, suggest=suggest)
+    if strict:
+        _fail_if_incomplete(summary, out.progress)
+
+
+def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
+    if summary.num_failed or summary.unlisted:
+        progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
 
 

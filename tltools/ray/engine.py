@@ -67,10 +67,7 @@ def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
     parts = PartsFolder(job.folder)
     with closing(result.tally), closing(parts):
         kept = parts.open(identity, anew=job.overwrite)
-        part_format = _part_format(job, kept)
-        if job.errors_to is not None:
-            goes_on = job.overwrite or kept is not None
-            check_errors_to(job.errors_to, job.folder, overwrite=goes_on)
+        part_format = _check_files(job, kept)
         total = _count(job)
         if kept is not None:
             _take_in(parts, kept, job, result, progress)
@@ -92,16 +89,19 @@ def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
     return _summary(job, opened, result, num_kept, begun)
 
 
-def _part_format(job: RayJob, kept: PartsRecord | None) -> str:
-    """Return the format of the parts.
+def _check_files(job: RayJob, kept: PartsRecord | None) -> str:
+    """Check what kinds of files the job writes; return the format of the parts.
 
     Raises:
-        ConfigError: If it is unknown, or not one for spreadsheets.
+        ConfigError: If it is unknown or not one for spreadsheets, or the file for errors exists.
     """
     name = job.part_format or (kept.part_format if kept else "parquet")
     chosen = output_format(part_path(job.folder, 0, name))
     if job.spreadsheet and not chosen.has_spreadsheet_mode:
         raise ConfigError("--spreadsheet is for CSV; add --part-format csv")
+    if job.errors_to is not None:
+        goes_on = job.overwrite or kept is not None
+        check_errors_to(job.errors_to, job.folder, overwrite=goes_on)
     return name
 
 

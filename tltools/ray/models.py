@@ -4,7 +4,7 @@ What training and evaluation need: the outputs of images that are known and read
 """
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,20 +192,28 @@ class RayCluster:
             remedy="try the same command again, or --engine local",
             max_task_retries=MAX_RETRIES,
         )
-        missing = set(range(len(tasks)))
         with closing(values):
-            for value in values:
-                answer = msgspec.msgpack.decode(value, type=Answer)
-                if answer.failure is not None:
-                    raise from_failure(answer.failure)
-                if answer.number in missing:  # a task may come twice, when a worker is lost late
-                    missing.remove(answer.number)
-                    array = np.frombuffer(answer.values, np.float32).reshape(-1, answer.width)
-                    yield tasks[answer.number], array
-        if missing:
-            raise TltoolsError(
-                f"Ray has lost {len(missing)} of {len(tasks)} tasks; try the same command again"
+            for number, array in _answers(values, len(tasks)):
+                yield tasks[number], array
+
+
+def _answers(values: Iterable[bytes], num_tasks: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the number of each task, once, with its outputs, float32 (n, F)."""
+    missing = set(range(num_tasks))
+    for value in values:
+        answer = msgspec.msgpack.decode(value, type=Answer)
+        if answer.failure is not None:
+            raise from_failure(answer.failure)
+        if answer.number in missing:  # a task may come twice, when a worker is lost late
+            missing.remove(answer.number)
+            yield (
+                answer.number,
+                np.frombuffer(answer.values, np.float32).reshape(-1, answer.width),
             )
+    if missing:
+        raise TltoolsError(
+            f"Ray has lost {len(missing)} of {num_tasks} tasks; try the same command again"
+        )
 
 
 # ------------------------------------------------------------------------- what runs on machines

@@ -103,46 +103,10 @@ def run_actors(
     Raises:
         TltoolsError: If Ray gives up.
     """
-    import logging
-
-    data = import_module("ray.data")
-    strategies = import_module("ray.util.scheduling_strategies")
     faults = import_module("ray.data.exceptions")
-    here = strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1  # a row is a block: a part is a task, a report comes at once
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = (
-            data.from_items([0])
-            .map_batches(
-                tasks,
-                fn_kwargs=dict(tasks_options),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=0,
-                scheduling_strategy=here,
-            )
-            .map_batches(
-                actor,
-                fn_constructor_args=actor_args,
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=pool.num_cpus,
-                num_gpus=pool.num_gpus or None,
-                max_task_retries=max_task_retries,
-                # Down to one: at the end idle actors make room for those of a lost machine, and
-                # for the parts that it had in work.
-                compute=data.ActorPoolStrategy(
-                    min_size=1, max_size=pool.max_size, initial_size=pool.max_size
-                ),
-            )
-        )
+        dataset = _dataset(ray, pool, actor, actor_args, tasks, tasks_options, max_task_retries)
         try:
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from table_values(table)
@@ -151,3 +115,49 @@ def run_actors(
                 f"Ray ended the job: {first_line(error)}; {remedy}. "
                 "Every machine needs the same tltools and Ray: see Ray's logs in /tmp/ray"
             ) from error
+
+
+def _dataset(
+    ray: Any,
+    pool: Pool,
+    actor: type,
+    actor_args: tuple[object, ...],
+    tasks: "Callable[..., Iterator[pyarrow.Table]]",
+    tasks_options: Mapping[str, object],
+    max_task_retries: int,
+) -> Any:
+    """Return the tasks, handed out on the driver's machine, through the pool of actors."""
+    data = import_module("ray.data")
+    _make_quiet(data)
+    strategies = import_module("ray.util.scheduling_strategies")
+    here = strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    options = {"batch_size": None, "batch_format": "pyarrow"}
+    handed_out = data.from_items([0]).map_batches(
+        tasks, fn_kwargs=dict(tasks_options), num_cpus=0, scheduling_strategy=here, **options
+    )
+    return handed_out.map_batches(
+        actor,
+        fn_constructor_args=actor_args,
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus or None,
+        max_task_retries=max_task_retries,
+        # Down to one: at the end idle actors make room for those of a lost machine, and for the
+        # tasks that it had in work.
+        compute=data.ActorPoolStrategy(
+            min_size=1, max_size=pool.max_size, initial_size=pool.max_size
+        ),
+        **options,
+    )
+
+
+def _make_quiet(data: Any) -> None:
+    """Have Ray Data print nothing, and hand on each result as soon as it is there."""
+    import logging
+
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # a row is a block: each task and each result is one
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
