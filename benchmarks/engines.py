@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tltools.classify import Summary, run_job, run_ray_job
+from tltools.classify import Job, Summary, run_job
 from tltools.progress import Bar, Silent
+from tltools.ray.engine import run_ray_job
+from tltools.ray.job import RayJob
 
 
 class Clock(Silent):
@@ -65,16 +67,18 @@ def main() -> None:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     started = time.perf_counter()
     print(json.dumps({"import_s": imported - begun, "start_s": started - imported}), flush=True)
-    engines: dict[str, Callable[..., Summary]] = {
-        "local": partial(run_job, options.model, [options.folder]),
-        "ray": partial(run_ray_job, options.model, [options.folder], part_size=size),
+    job = partial(Job, options.model, [options.folder], device="cpu")
+    ray_job = partial(RayJob, options.model, [options.folder], device="cpu", part_size=size)
+    engines: dict[str, Callable[[Path, Clock], Summary]] = {
+        "local": lambda output, clock: run_job(job(output), progress=clock),
+        "ray": lambda output, clock: run_ray_job(ray_job(output), progress=clock),
     }
     for _ in range(options.rounds):
         for name, run in engines.items():
             with tempfile.TemporaryDirectory() as folder:
                 clock, begun = Clock(size), time.time()
                 output = Path(folder) / ("out.parquet" if name == "local" else "out")
-                run(output, device="cpu", progress=clock)
+                run(output, clock)
                 row = {"engine": name, "seconds": round(time.time() - begun, 2)}
                 times = clock.times
                 if output.is_dir():

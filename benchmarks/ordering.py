@@ -87,11 +87,11 @@ def ordering_us(
 
 def run_one(model: Path, folder: Path, workers: int) -> dict[str, Any]:
     """Do a job in this process, and say what CPU time the process took in all, in seconds."""
-    from tltools.classify import run_job
+    from tltools.classify import Job, run_job
 
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "predictions.csv"
-        summary = run_job(model, [folder], output, device="cpu", workers=workers)
+        summary = run_job(Job(model, [folder], output, device="cpu", workers=workers))
     used = resource.getrusage(resource.RUSAGE_SELF)  # its children are not in it
     return {"cpu_s": used.ru_utime + used.ru_stime, "num_failed": summary.num_failed}
 

@@ -22,9 +22,9 @@ from tltools.card import Preprocessing
 from tltools.data.dataset import load_dataset
 from tltools.errors import ConfigError, DataError, ParityError, TltoolsError
 from tltools.evaluate import evaluate, evaluate_on_cluster
+from tltools.ray.models import ModelActor, ModelSetup, ModelTask, RayCluster
 from tltools.runtime import backbone as backbones
 from tltools.runtime import load_predictor
-from tltools.runtime.actors import PictureActor, RemotePictures, Setup, Task
 from tltools.training import TrainSetup, default_config, train_model
 from tltools.training import features as features_module
 from tltools.training.features import FeatureCache, choose_calibration, extract_features
@@ -74,7 +74,7 @@ def test_without_ray_the_remedy_is_named_first(command, pictures, tmp_path, monk
 
 @pytest.fixture
 def setup(onnx_path, card):
-    return Setup(
+    return ModelSetup(
         tltools=__version__,
         open_model=partial(open_predictor, onnx_path),
         device="cpu",
@@ -87,8 +87,8 @@ def setup(onnx_path, card):
 
 def answer(setup, *paths):
     """Ask an actor in this process."""
-    with closing(PictureActor(setup)) as actor:
-        return actor._answer(Task(0, tuple(os.fsencode(path) for path in paths)))
+    with closing(ModelActor(setup)) as actor:
+        return actor._answer(ModelTask(0, tuple(os.fsencode(path) for path in paths)))
 
 
 def test_an_actor_answers_with_the_models_outputs(setup, pictures, onnx_path):
@@ -158,7 +158,7 @@ def test_int8_features_are_computed_on_cpus(extraction, int8, device):
 
 @pytest.fixture
 def remote(cluster):
-    with RemotePictures(device="cpu") as made:
+    with RayCluster(device="cpu") as made:
         yield made
 
 
@@ -344,7 +344,7 @@ def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16
         )
 
     recorder = Recorder()
-    remote = RemotePictures(device="cpu", progress=recorder)
+    remote = RayCluster(device="cpu", progress=recorder)
     first = train("ray", recorder, remote)
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
     assert remote._ray is None  # the epochs need no cluster
@@ -371,6 +371,6 @@ def test_a_picture_that_cannot_be_read_is_an_error(remote, onnx_path, pictures):
 def test_an_address_that_cannot_be_is_refused_at_once(monkeypatch):
     pytest.importorskip("ray", reason="needs Ray: pip install 'tltools[ray]'")
     with pytest.raises(TltoolsError, match=r"cannot reach the Ray cluster at 127.0.0.1:9"):
-        RemotePictures("127.0.0.1:9")
+        RayCluster("127.0.0.1:9")
     with pytest.raises(ConfigError, match="one of Ray Client"):
-        RemotePictures("ray://127.0.0.1:9")
+        RayCluster("ray://127.0.0.1:9")

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import COLOURS, Recorder, run_tltools
 
-from tltools.classify import Shard, list_pictures, merge_shards, run_job
+from tltools.classify import Job, Shard, list_pictures, merge_shards, run_job
 from tltools.classify.pictures import list_portions
 from tltools.data import archives
 from tltools.data.archives import list_archive
@@ -120,9 +120,9 @@ def test_an_archive_has_the_rows_of_its_folder(kind, pictures, onnx_path, tmp_pa
     (pictures / "green" / "broken.png").write_bytes(b"no picture")
     (pictures / "notes.txt").write_text("no picture either")
     archive = pack(pictures, kind, tmp_path)
-    run_job(onnx_path, [pictures], tmp_path / "folder.csv", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / "folder.csv", device="cpu"))
     before = set(tmp_path.rglob("*"))
-    run_job(onnx_path, [archive], tmp_path / "archive.csv", device="cpu")
+    run_job(Job(onnx_path, [archive], tmp_path / "archive.csv", device="cpu"))
     assert set(tmp_path.rglob("*")) == before | {tmp_path / "archive.csv"}
     assert (tmp_path / "archive.csv").read_bytes() == (tmp_path / "folder.csv").read_bytes()
 
@@ -138,7 +138,7 @@ def test_each_compression_of_a_zip_can_be_read(compression, tmp_path):
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
 def test_every_plan_reads_archives(kind, plan, pictures, onnx_path, tmp_path):
     archive = pack(pictures, kind, tmp_path)
-    run_job(onnx_path, [archive], tmp_path / "out.csv", device="cpu", **plan)
+    run_job(Job(onnx_path, [archive], tmp_path / "out.csv", device="cpu", **plan))
     assert [row["path"] for row in rows_of(tmp_path / "out.csv")] == [
         name for name, _ in files_of(pictures)
     ]
@@ -190,7 +190,7 @@ def test_names_are_those_in_the_archive(tmp_path):
 def test_doubled_names_get_a_row_each(onnx_path, tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(tar_of(("a.png", picture("red")), ("a.png", picture("blue"))))
-    run_job(onnx_path, [path], tmp_path / "out.csv", device="cpu")
+    run_job(Job(onnx_path, [path], tmp_path / "out.csv", device="cpu"))
     rows = rows_of(tmp_path / "out.csv")
     assert [(row["path"], row["label"]) for row in rows] == [("a.png", "red"), ("a.png", "blue")]
 
@@ -583,7 +583,7 @@ def test_files_that_are_no_archives_are_errors(tmp_path, onnx_path):
     os.mkfifo(tmp_path / "fifo.tar")
     for name in ("text.tar", "empty.zip", "nothing.tar", "fifo.tar"):
         with pytest.raises(DataError, match=r"no pictures in|cannot read all") as caught:
-            run_job(onnx_path, [tmp_path / name], tmp_path / "out.csv", device="cpu")
+            run_job(Job(onnx_path, [tmp_path / name], tmp_path / "out.csv", device="cpu"))
         assert "\n" not in str(caught.value)
 
 
@@ -687,11 +687,13 @@ class Stopping(Recorder):
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
 def test_a_job_over_an_archive_goes_on(kind, after, pictures, onnx_path, tmp_path):
     archive = pack(pictures, kind, tmp_path)
-    run_job(onnx_path, [archive], tmp_path / "whole.csv", device="cpu", threads=2, batch_size=4)
+    run_job(
+        Job(onnx_path, [archive], tmp_path / "whole.csv", device="cpu", threads=2, batch_size=4)
+    )
     options = {"device": "cpu", "threads": 2, "batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
-        run_job(onnx_path, [archive], tmp_path / "o.csv", progress=Stopping(after), **options)
-    summary = run_job(onnx_path, [archive], tmp_path / "o.csv", **options)
+        run_job(Job(onnx_path, [archive], tmp_path / "o.csv", **options), progress=Stopping(after))
+    summary = run_job(Job(onnx_path, [archive], tmp_path / "o.csv", **options))
     assert summary.num_kept == min(30, -(-after // 4) * 4)  # rows are written batch by batch
     assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
@@ -733,14 +735,18 @@ def test_members_that_crash_or_hang_their_decoder_cost_their_own_rows(
 
 
 def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(pictures, onnx_path, tmp_path):
-    run_job(onnx_path, [pictures], tmp_path / "a.csv", device="cpu", ledger_dir=tmp_path / "known")
+    run_job(
+        Job(onnx_path, [pictures], tmp_path / "a.csv", device="cpu", ledger_dir=tmp_path / "known")
+    )
     for kind in ("tar", "tgz", "zip"):
         summary = run_job(
-            onnx_path,
-            [pack(pictures, kind, tmp_path)],
-            tmp_path / f"{kind}.csv",
-            device="cpu",
-            ledger_dir=tmp_path / "known",
+            Job(
+                onnx_path,
+                [pack(pictures, kind, tmp_path)],
+                tmp_path / f"{kind}.csv",
+                device="cpu",
+                ledger_dir=tmp_path / "known",
+            )
         )
         assert summary.num_known == 30
         assert (tmp_path / f"{kind}.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
@@ -764,10 +770,10 @@ def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
     ]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
-    run_job(onnx_path, [path], tmp_path / "whole.csv", device="cpu")
+    run_job(Job(onnx_path, [path], tmp_path / "whole.csv", device="cpu"))
     outputs = [tmp_path / f"{index}.csv" for index in (1, 2)]
     for index, output in enumerate(outputs, 1):
-        run_job(onnx_path, [path], output, device="cpu", shard=Shard(index, 2))
+        run_job(Job(onnx_path, [path], output, device="cpu", shard=Shard(index, 2)))
     merge_shards(outputs, tmp_path / "merged.csv")
     assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 

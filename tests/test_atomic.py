@@ -1,17 +1,27 @@
 """A file or folder is written completely or not at all, on a full disk and by several processes."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import run_tltools
 
-from tltools.atomic import LEFTOVER_AGE_S, atomic_folder, atomic_path, remove_leftovers, write_text
+from tltools.atomic import (
+    LEFTOVER_AGE_S,
+    atomic_folder,
+    atomic_path,
+    remove_leftovers,
+    replace_bytes,
+    sync_folder,
+    write_text,
+)
 from tltools.card import Preprocessing
 from tltools.errors import TltoolsError
 from tltools.training.features import FeatureCache
@@ -133,6 +143,7 @@ def run_limited(limit: int, script: str, *args: object, cwd: Path) -> subprocess
 
 WRITERS = """
 import contextlib
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, onnx, pandas, torch
 from matplotlib.figure import Figure
@@ -238,6 +249,7 @@ def test_on_a_full_disk_a_command_says_so_and_works_once_there_is_room(workplace
 
 SHARING = """
 import sys, time
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 import tltools.training.features as features
@@ -301,3 +313,31 @@ def test_a_half_written_shard_is_not_used_and_not_taken_from_its_writer(tmp_path
     shard.write_bytes(shard.read_bytes()[:-3])  # as power loss may leave it
     assert cache.load() == {}
     assert not shard.exists()
+
+
+def test_bytes_are_replaced_in_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    replace_bytes(path, b"first")
+    replace_bytes(path, b"second")
+    assert path.read_bytes() == b"second"
+
+    def fail(*_args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        replace_bytes(path, b"third")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_sync_folders_is_told_from_one_that_fails(
+    number, raised, tmp_path, monkeypatch
+):
+    def fail(_handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output") if raised else nullcontext():
+        sync_folder(tmp_path)

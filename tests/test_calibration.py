@@ -14,7 +14,7 @@ from tltools.calibration import (
     negative_log_likelihood,
 )
 from tltools.card import Confidence, card_from_json
-from tltools.classify import run_job
+from tltools.classify import Job, run_job
 from tltools.errors import ArtifactError, ConfigError
 from tltools.metrics import reliability, softmax
 
@@ -141,7 +141,7 @@ def test_a_temperature_changes_confidence_and_no_label(with_temperature, picture
     rows = {}
     for temperature in (1.0, 4.0):
         output = tmp_path / f"{temperature}.csv"
-        run_job(with_temperature(temperature), [pictures], output, device="cpu")
+        run_job(Job(with_temperature(temperature), [pictures], output, device="cpu"))
         rows[temperature] = rows_of(output)
     for plain, calibrated in zip(rows[1.0], rows[4.0], strict=True):
         assert plain["label"] == calibrated["label"]
@@ -157,14 +157,14 @@ def test_a_temperature_changes_confidence_and_no_label(with_temperature, picture
 def test_what_is_not_sure_enough_is_uncertain(with_temperature, pictures, tmp_path, suffix):
     model = with_temperature(GAIN)  # confidences between 0.4 and 0.6
     plain, marked = tmp_path / f"plain{suffix}", tmp_path / f"marked{suffix}"
-    run_job(model, [pictures], plain, device="cpu")
+    run_job(Job(model, [pictures], plain, device="cpu"))
     import pandas as pd
 
     read = {".csv": pd.read_csv, ".jsonl": lambda path: pd.read_json(path, lines=True)}
     read = read.get(suffix, pd.read_parquet)
     expected = read(plain)
     threshold = float(expected["confidence"].median())
-    summary = run_job(model, [pictures], marked, device="cpu", min_confidence=threshold)
+    summary = run_job(Job(model, [pictures], marked, device="cpu", min_confidence=threshold))
     found = read(marked)
     below = expected["confidence"] < threshold
     assert 0 < below.sum() < len(below)
@@ -178,7 +178,7 @@ def test_what_is_not_sure_enough_is_uncertain(with_temperature, pictures, tmp_pa
 def test_a_model_with_a_class_of_that_name_is_refused(with_temperature, pictures, tmp_path):
     model = with_temperature(1.0, classes=("uncertain", "green", "red"))
     with pytest.raises(ConfigError, match="has a class 'uncertain'"):
-        run_job(model, [pictures], tmp_path / "out.csv", device="cpu", min_confidence=0.5)
+        run_job(Job(model, [pictures], tmp_path / "out.csv", device="cpu", min_confidence=0.5))
     assert not list(tmp_path.glob("out.csv*"))
 
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import CLASSES, COLOURS, colour_logits, save_picture
 from PIL import Image
 
-from tltools.classify import Picture, Plan, classify, list_pictures, run_job
-from tltools.classify import job as job_module
+from tltools.classify import Job, Picture, Plan, classify, list_pictures, run_job
+from tltools.classify import listing as listing_module
 from tltools.classify.pictures import list_portions
 from tltools.errors import ConfigError, DataError, DeviceError
 from tltools.progress import Silent
@@ -252,7 +252,7 @@ def test_job_writes_every_row_and_sums_up(onnx_path, pictures, tmp_path):
     (pictures / "blue/8.png").write_bytes(b"")
     progress = Recorded()
     output = tmp_path / "deep/er/predictions.csv"
-    summary = run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+    summary = run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
     assert summary.counts == {"red": 9, "green": 10, "blue": 8}
     assert list(summary.counts) == list(CLASSES)
     assert (summary.num_pictures, summary.num_failed) == (30, 3)
@@ -281,7 +281,7 @@ def test_folder_that_cannot_be_listed_is_left_out_and_named(
     monkeypatch.setattr(os, "scandir", refuse_green)
     progress = Recorded()
     output = tmp_path / "predictions.csv"
-    summary = run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+    summary = run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
     assert summary.counts == {"red": 10, "green": 0, "blue": 10}
     assert (summary.num_pictures, summary.num_failed, progress.total) == (20, 0, 20)
     (reason,) = summary.unlisted
@@ -294,7 +294,7 @@ def test_every_folder_is_listed_once(onnx_path, pictures, tmp_path, monkeypatch)
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), scandir(path))[1])
     progress = Recorded()
-    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", progress=progress)
+    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"), progress=progress)
     assert progress.total == 30
     expected = [pictures, *(pictures / name for name in ("blue", "green", "red"))]
     assert [path for path in listed if path in expected] == expected
@@ -304,7 +304,7 @@ def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, pictures, tm
     content = (pictures / "red/0.png").read_bytes()
     for number in range(5):
         (pictures / f"red/{number}.png").write_bytes(content[: len(content) - 100 - number])
-    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
+    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
     assert summary.num_failed == 5
     assert len(summary.errors) == 1
 
@@ -313,11 +313,11 @@ def test_interrupted_job_keeps_its_complete_rows(onnx_path, pictures, tmp_path):
     output = tmp_path / "predictions.csv"
     progress = Recorded(stop_after=12)
     with pytest.raises(KeyboardInterrupt):
-        run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+        run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
     part = tmp_path / "predictions.csv.part"
     assert not output.exists()
     assert progress.warnings == [f"stopped: 12 complete rows are kept in {part}"]
-    run_job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu"))
     whole = (tmp_path / "whole.csv").read_text().splitlines(keepends=True)
     assert part.read_text() == "".join(whole[:13])
 
@@ -327,9 +327,9 @@ def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, pic
     part.write_text("old\n" * 1000)
     output = tmp_path / "predictions.csv"
     with pytest.raises(ConfigError, match=r"csv\.part exists .*no record of it.*--overwrite"):
-        run_job(onnx_path, [pictures], output, device="cpu")
+        run_job(Job(onnx_path, [pictures], output, device="cpu"))
     assert part.read_text() == "old\n" * 1000
-    run_job(onnx_path, [pictures], output, device="cpu", overwrite=True)
+    run_job(Job(onnx_path, [pictures], output, device="cpu", overwrite=True))
     assert not part.exists()
     assert len(output.read_text().splitlines()) == 31
 
@@ -338,14 +338,14 @@ def test_existing_output_is_refused_before_any_work(tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("precious")
     with pytest.raises(ConfigError, match=r"exists; .*--overwrite.*--output"):
-        run_job(tmp_path / "none.onnx", [tmp_path / "none"], output)
+        run_job(Job(tmp_path / "none.onnx", [tmp_path / "none"], output))
     assert output.read_text() == "precious"
 
 
 def test_existing_output_is_replaced_when_asked(onnx_path, pictures, tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("old")
-    run_job(onnx_path, [pictures], output, device="cpu", overwrite=True)
+    run_job(Job(onnx_path, [pictures], output, device="cpu", overwrite=True))
     assert len(output.read_text().splitlines()) == 31
 
 
@@ -354,11 +354,7 @@ def test_failed_job_leaves_the_output_it_would_have_replaced(pictures, onnx_path
     output.write_text("precious")
     with pytest.raises(KeyboardInterrupt):
         run_job(
-            onnx_path,
-            [pictures],
-            output,
-            device="cpu",
-            overwrite=True,
+            Job(onnx_path, [pictures], output, device="cpu", overwrite=True),
             progress=Recorded(stop_after=3),
         )
     assert output.read_text() == "precious"
@@ -367,23 +363,25 @@ def test_failed_job_leaves_the_output_it_would_have_replaced(pictures, onnx_path
 def test_job_without_pictures_leaves_nothing_behind(onnx_path, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures"):
-        run_job(onnx_path, [tmp_path / "empty"], tmp_path / "out/predictions.csv")
+        run_job(Job(onnx_path, [tmp_path / "empty"], tmp_path / "out/predictions.csv"))
     assert not (tmp_path / "out").exists()
 
 
 def test_total_is_unknown_where_counting_takes_long(onnx_path, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(job_module, "COUNTING_S", 0.0)
+    monkeypatch.setattr(listing_module, "COUNTING_S", 0.0)
     progress = Recorded()
-    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", progress=progress)
+    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"), progress=progress)
     assert (progress.total, progress.advanced) == (None, 30)
 
 
 def test_pictures_that_were_counted_are_classified(onnx_path, pictures, tmp_path, monkeypatch):
     now = iter(range(1000))  # seconds: time for the first folder and one more
-    monkeypatch.setattr(job_module, "COUNTING_S", 1.5)
-    monkeypatch.setattr(job_module.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(listing_module, "COUNTING_S", 1.5)
+    monkeypatch.setattr(listing_module.time, "perf_counter", lambda: next(now))
     progress = Recorded()
-    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", progress=progress)
+    summary = run_job(
+        Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"), progress=progress
+    )
     assert (progress.total, progress.advanced) == (None, 30)
     assert summary.counts == {"red": 10, "green": 10, "blue": 10}
 
@@ -392,14 +390,14 @@ def test_list_on_standard_input_is_read_once(onnx_path, pictures, tmp_path, monk
     monkeypatch.chdir(pictures)
     lines = b"red/1.png\nmissing.png\nblue/2.png\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
-    summary = run_job(onnx_path, [Path("-")], tmp_path / "out.csv", device="cpu")
+    summary = run_job(Job(onnx_path, [Path("-")], tmp_path / "out.csv", device="cpu"))
     assert (summary.num_pictures, summary.num_failed) == (3, 1)
 
 
 def test_empty_standard_input_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
     with pytest.raises(DataError, match="no pictures in -"):
-        run_job(tmp_path / "none.onnx", [Path("-")], tmp_path / "out/predictions.csv")
+        run_job(Job(tmp_path / "none.onnx", [Path("-")], tmp_path / "out/predictions.csv"))
     assert not (tmp_path / "out").exists()
 
 
@@ -413,7 +411,9 @@ def test_standard_input_is_not_read_ahead_to_be_counted(onnx_path, pictures, tmp
         yield b"blue/2.png\n"
 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
-    summary = run_job(onnx_path, [Path("-")], tmp_path / "o.csv", device="cpu", progress=progress)
+    summary = run_job(
+        Job(onnx_path, [Path("-")], tmp_path / "o.csv", device="cpu"), progress=progress
+    )
     assert summary.num_pictures == 2
 
 
@@ -436,7 +436,7 @@ def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, pictures,
 
 def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, pictures, tmp_path):
     for path in (torchscript_path, onnx_path):
-        run_job(path, [pictures], tmp_path / f"{path.suffix[1:]}.csv", device="cpu")
+        run_job(Job(path, [pictures], tmp_path / f"{path.suffix[1:]}.csv", device="cpu"))
     rows = [(tmp_path / f"{kind}.csv").read_text().splitlines() for kind in ("pt", "onnx")]
     assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]]
 
@@ -450,7 +450,7 @@ def test_names_that_are_not_utf8_survive(onnx_path, tmp_path, suffix):
     (folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
     Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.png")).write_bytes(b"")
     output = tmp_path / f"out{suffix}"
-    summary = run_job(onnx_path, [folder], output, device="cpu")
+    summary = run_job(Job(onnx_path, [folder], output, device="cpu"))
     assert (summary.counts["red"], summary.num_failed) == (1, 1)
     assert rb"caf\udce9.png" in output.read_bytes().replace(rb"\\", b"\\")
 
@@ -461,8 +461,9 @@ import sys
 for name in ("torch", "torchvision", "pandas", "sklearn", "onnx", "matplotlib", "pyarrow"):
     sys.modules[name] = None  # any import of it now fails
 from pathlib import Path
-from tltools.classify import run_job
-run_job(Path({str(onnx_path)!r}), [Path({str(pictures)!r})], Path({str(tmp_path / "out.csv")!r}))
+from tltools.classify import Job, run_job
+output = Path({str(tmp_path / "out.csv")!r})
+run_job(Job(Path({str(onnx_path)!r}), [Path({str(pictures)!r})], output))
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 31

@@ -80,7 +80,7 @@ def test_the_gpu_and_the_cpu_give_the_same_labels(run, dataset):
 
 
 def test_exports_are_verified_and_classify_on_the_gpu(run, dataset, tmp_path):
-    from tltools.classify import run_job
+    from tltools.classify import Job, run_job
     from tltools.export import export_run
 
     for result in export_run(
@@ -89,7 +89,7 @@ def test_exports_are_verified_and_classify_on_the_gpu(run, dataset, tmp_path):
         assert result.parity.top1_agreement == 1.0
         output = tmp_path / f"{result.card.export.format}.csv"
         inputs = [Path(dataset.frame["path"][0]).parents[1]]
-        summary = run_job(result.path, inputs, output, device="cuda")
+        summary = run_job(Job(result.path, inputs, output, device="cuda"))
         assert summary.choice.device == "cuda"
         assert summary.num_failed == 0
         if result.path.suffix == ".onnx":

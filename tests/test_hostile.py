@@ -20,7 +20,7 @@ import pytest
 from conftest import CLASSES, COLOURS, SIZE
 from PIL import Image
 
-from tltools.classify import Output, Plan, classify, list_pictures, run_job
+from tltools.classify import Job, Output, Plan, classify, list_pictures, run_job
 from tltools.data import images as images_module
 from tltools.data.images import load_image
 from tltools.errors import DataError
@@ -282,11 +282,11 @@ def test_every_plan_survives_the_hostile_folder(plan, rows, hostile, onnx_path, 
 def test_a_job_over_the_hostile_folder_goes_on(suffix, hostile, onnx_path, tmp_path):
     from test_resume import content, stop
 
-    run_job(onnx_path, [hostile], tmp_path / f"whole{suffix}", device="cpu")
+    run_job(Job(onnx_path, [hostile], tmp_path / f"whole{suffix}", device="cpu"))
     output = tmp_path / f"out{suffix}"
     for _ in range(4):
         stop(onnx_path, [hostile], output, 23)
-    assert run_job(onnx_path, [hostile], output, device="cpu").num_kept == 92
+    assert run_job(Job(onnx_path, [hostile], output, device="cpu")).num_kept == 92
     assert content(output) == content(tmp_path / f"whole{suffix}")
 
 
@@ -301,7 +301,7 @@ def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
         return load(path, **options)
 
     monkeypatch.setattr(pipeline, "load_image", delete_some)
-    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
+    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
     assert (summary.num_pictures, summary.num_failed) == (30, 3)
     assert list(summary.errors) == ["no such file or directory"]
 
@@ -329,7 +329,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_to_its_first_length(
     sizes = sorted(path.stat().st_size for path in pictures.glob("*/*.png"))
     monkeypatch.setattr(images_module, "_load_any", recorded)
     monkeypatch.setattr(os, "fstat", growing)
-    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
+    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
     monkeypatch.undo()
     assert summary.counts == {"red": 10, "green": 10, "blue": 10}
     assert sorted(seen) == sizes
@@ -352,7 +352,7 @@ def as_nobody() -> Iterator[None]:
 
 
 def test_a_file_without_the_right_to_read_it_gets_its_row(onnx_path, pictures, tmp_path):
-    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")  # imports what it needs
+    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))  # imports what it needs
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         shutil.copytree(pictures, folder / "pictures")
@@ -360,5 +360,5 @@ def test_a_file_without_the_right_to_read_it_gets_its_row(onnx_path, pictures, t
         (folder / "pictures/red/3.png").chmod(0)
         folder.chmod(0o777)
         with as_nobody():
-            summary = run_job(model, [folder / "pictures"], folder / "out.csv", device="cpu")
+            summary = run_job(Job(model, [folder / "pictures"], folder / "out.csv", device="cpu"))
     assert (summary.num_pictures, summary.errors) == (30, {"permission denied": 1})

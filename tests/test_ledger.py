@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import COLOURS, run_tltools, save_picture
 
-from tltools.classify import run_job, writers
+from tltools.classify import Job, run_job
 from tltools.classify.ledger import Ledger
+from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.data import images
 from tltools.errors import TltoolsError
 
@@ -29,12 +30,14 @@ def classify(onnx_path, tmp_path, monkeypatch):
                 lambda data, *a, **o: decoded.append(data) or decode(data, *a, **o),
             )
             summary = run_job(
-                model,
-                [folder],
-                tmp_path / output,
-                device="cpu",
-                ledger_dir=tmp_path / "ledgers" if ledger else None,
-                **options,
+                Job(
+                    model,
+                    [folder],
+                    tmp_path / output,
+                    device="cpu",
+                    ledger_dir=tmp_path / "ledgers" if ledger else None,
+                    **options,
+                )
             )
         return summary, (tmp_path / output).read_bytes(), decoded
 
@@ -74,7 +77,7 @@ def test_another_model_has_a_ledger_of_its_own(classify, pictures, tmp_path, mak
 
 def test_a_job_that_is_stopped_leaves_what_it_knows(classify, pictures, monkeypatch):
     written = []
-    encode = writers.CsvFormat.encode
+    encode = CsvCodec.encode
 
     def stop(self, prediction):
         written.append(prediction)
@@ -83,7 +86,7 @@ def test_a_job_that_is_stopped_leaves_what_it_knows(classify, pictures, monkeypa
         return encode(self, prediction)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writers.CsvFormat, "encode", stop)
+        patch.setattr(CsvCodec, "encode", stop)
         with pytest.raises(KeyboardInterrupt):
             classify(pictures, "out.csv")
     _, rows, decoded = classify(pictures, "out.csv", overwrite=True)

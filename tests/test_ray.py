@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,11 +13,20 @@ import pyarrow.parquet
 import pytest
 from conftest import COLOURS, Recorder, run_tltools, save_picture
 
-from tltools.classify import ray_engine, run_job, run_ray_job
-from tltools.classify.job import Tally
-from tltools.classify.ray_engine import MARK, Manifest, PartsRecord, Report, Settings, Task
+from tltools.classify import Job, run_job
+from tltools.classify.identity import PartsRecord
+from tltools.classify.listing import NamesDigest
+from tltools.classify.tally import Tally
 from tltools.errors import ConfigError, DataError, DeviceError, TltoolsError
 from tltools.progress import SILENT
+from tltools.ray import actor as actor_module
+from tltools.ray import engine as engine_module
+from tltools.ray.actor import ActorSettings, ClassifyActor
+from tltools.ray.engine import run_ray_job
+from tltools.ray.job import RayJob
+from tltools.ray.listing import PartTask, part_tasks
+from tltools.ray.parts import MARK, Manifest
+from tltools.ray.updates import PartsTally, PartUpdate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
 SIZE = 8
@@ -29,20 +37,20 @@ SIZE = 8
 
 
 def report(number, before, after, **fields):
-    return Report(number, is_done=True, before=before, after=after, counts={"red": 2}, **fields)
+    return PartUpdate(number, is_done=True, before=before, after=after, counts={"red": 2}, **fields)
 
 
 @pytest.fixture
 def result():
-    return ray_engine._Result(Tally(None, spreadsheet=False), SILENT)
+    return PartsTally(Tally(None, spreadsheet=False), SILENT)
 
 
-START = ray_engine._Digest().add(())[0]
+START = NamesDigest().digest()
 
 
 def test_parts_in_any_order_make_a_whole(result):
     result.add(report(1, b"1", b"2"))
-    result.add(Report(2, is_end=True, before=b"2", after=b"2"))
+    result.add(PartUpdate(2, is_end=True, before=b"2", after=b"2"))
     result.add(report(0, START, b"1", failures=(("a.png", "cannot read image a.png: no"),)))
     result.add(report(1, b"1", b"2"))  # a part that was done twice, as when a worker was lost late
     result.check_whole()
@@ -60,7 +68,7 @@ def test_parts_of_two_listings_are_refused(result):
 def test_a_lost_part_is_noticed(result, end):
     result.add(report(0, START, b"1"))
     if end is not None:
-        result.add(Report(end[0], is_end=True, before=end[1], after=end[1]))
+        result.add(PartUpdate(end[0], is_end=True, before=end[1], after=end[1]))
     if end == (1, b"1"):
         result.check_whole()
         return
@@ -69,10 +77,10 @@ def test_a_lost_part_is_noticed(result, end):
 
 
 def test_the_listing_is_the_same_with_and_without_parts_that_are_done(pictures):
-    every = list(ray_engine._tasks([pictures], SIZE, frozenset()))
+    every = list(part_tasks([pictures], SIZE, frozenset()))
     assert [len(task.pictures) for task in every] == [8, 8, 8, 6, 0]
     assert [task.before for task in every[1:]] == [task.after for task in every[:-1]]
-    some = list(ray_engine._tasks([pictures], SIZE, frozenset({0, 2})))
+    some = list(part_tasks([pictures], SIZE, frozenset({0, 2})))
     assert some == [every[1], every[3], every[4]]
     names = [os.fsdecode(name) for task in every for _, name in task.pictures]
     assert names == sorted(
@@ -81,8 +89,8 @@ def test_the_listing_is_the_same_with_and_without_parts_that_are_done(pictures):
 
 
 def test_an_error_of_the_listing_is_handed_on(tmp_path):
-    task = next(ray_engine._tasks([tmp_path], SIZE, frozenset()))
-    assert isinstance(task, Task)
+    task = next(part_tasks([tmp_path], SIZE, frozenset()))
+    assert isinstance(task, PartTask)
     assert task.failure is not None
     assert task.failure[0] == "DataError"
     assert "no pictures" in task.failure[1]
@@ -109,33 +117,35 @@ def actor(onnx_path, card, pictures, tmp_path, monkeypatch):
         part_size=SIZE,
         part_format="csv",
     )
-    settings = Settings(str(onnx_path), str(tmp_path / "out"), "cpu", 1, 30.0, record)
-    made = ray_engine.Classifier(msgspec.msgpack.encode(settings))
+    settings = ActorSettings(str(onnx_path), str(tmp_path / "out"), "cpu", 1, 30.0, record)
+    made = ClassifyActor(msgspec.msgpack.encode(settings))
     yield made
     made.close()
 
 
 def test_a_part_is_not_tried_for_ever(actor, pictures, tmp_path):
-    task = next(ray_engine._tasks([pictures], SIZE, frozenset()))
+    task = next(part_tasks([pictures], SIZE, frozenset()))
     part, attempts = tmp_path / "out" / "part-000000.csv", tmp_path / "out" / ".attempts"
     attempts.mkdir()
-    for num_lost in range(ray_engine.MAX_DEATHS + 2):
+    for num_lost in range(actor_module.MAX_DEATHS + 2):
         part.unlink(missing_ok=True)
         (attempts / "000000").write_bytes(b"x" * num_lost)
         told = list(actor._run(task))
-        assert len(told) == ray_engine.REPORTS + 1  # Ray takes the reports of all attempts for one
-        assert part.exists() == (num_lost <= ray_engine.MAX_DEATHS)
+        assert (
+            len(told) == actor_module.NUM_UPDATES + 1
+        )  # Ray takes the updates of all attempts for one
+        assert part.exists() == (num_lost <= actor_module.MAX_DEATHS)
         assert told[-1].is_done == part.exists()
     kind, message = told[-1].failure
     assert kind == "TltoolsError"
-    assert f"part 0 has ended {ray_engine.MAX_DEATHS + 1} workers, and no picture" in message
+    assert f"part 0 has ended {actor_module.MAX_DEATHS + 1} workers, and no picture" in message
 
 
 def test_a_part_that_cannot_be_written_ends_the_job(actor, pictures, tmp_path):
-    task = next(ray_engine._tasks([pictures], SIZE, frozenset()))
+    task = next(part_tasks([pictures], SIZE, frozenset()))
     (tmp_path / "out" / "part-000000.csv").mkdir()
     told = list(actor._run(task))
-    assert len(told) == ray_engine.REPORTS + 1
+    assert len(told) == actor_module.NUM_UPDATES + 1
     assert "cannot write" in told[-1].failure[1]
 
 
@@ -143,7 +153,7 @@ def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(ConfigError, match=r"pip install 'tltools\[ray\]'"):
-        run_ray_job(onnx_path, [pictures], tmp_path / "out")
+        run_ray_job(RayJob(onnx_path, [pictures], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -171,7 +181,13 @@ def test_options_that_the_engine_does_not_take(args, message, onnx_path, picture
 def test_archives_are_refused_with_the_remedy(onnx_path, tmp_path):
     (tmp_path / "pictures.tar").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"pictures.tar is one; unpack it, or use --engine local"):
-        run_ray_job(onnx_path, [tmp_path / "pictures.tar"], tmp_path / "out")
+        run_ray_job(RayJob(onnx_path, [tmp_path / "pictures.tar"], tmp_path / "out"))
+
+
+def test_parts_of_an_unknown_format_are_refused(onnx_path, pictures, tmp_path):
+    job = RayJob(onnx_path, [pictures], tmp_path / "out", part_format="txt")
+    with pytest.raises(ConfigError, match=r"ends in '\.txt'; choose \.csv, \.jsonl"):
+        engine_module._check_files(job, None)
 
 
 @pytest.mark.parametrize("option", ["--ray-address", "--part-size", "--part-format"])
@@ -204,7 +220,7 @@ def wild(tmp_path_factory):
 def reference(wild, onnx_path, tmp_path_factory):
     """The local engine's rows."""
     path = tmp_path_factory.mktemp("reference") / "out.parquet"
-    run_job(onnx_path, [wild], path, device="cpu")
+    run_job(Job(onnx_path, [wild], path, device="cpu"))
     return pyarrow.parquet.read_table(path).to_pylist()
 
 
@@ -216,7 +232,7 @@ def rows_of(folder):
 @contextmanager
 def stopping_after(num_parts, monkeypatch, stop):
     """Call `stop` when so many parts are known."""
-    add = ray_engine._Result.add
+    add = PartsTally.add
 
     def counted(self, told):
         add(self, told)
@@ -224,7 +240,7 @@ def stopping_after(num_parts, monkeypatch, stop):
             stop()
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_engine._Result, "add", counted)
+        patch.setattr(PartsTally, "add", counted)
         yield
 
 
@@ -236,7 +252,7 @@ def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, refere
     output, errors = tmp_path / "out", tmp_path / "errors.csv"
     recorder = Recorder()
     summary = run_ray_job(
-        onnx_path, [wild], output, part_size=SIZE, errors_to=errors, progress=recorder
+        RayJob(onnx_path, [wild], output, part_size=SIZE, errors_to=errors), progress=recorder
     )
     assert rows_of(output) == reference
     assert recorder.bars == ["classify"]
@@ -253,7 +269,7 @@ def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, refere
     # Other readers take the folder for one table, which the mark does not disturb.
     assert pyarrow.dataset.dataset(output).count_rows() == len(reference)
     with pytest.raises(ConfigError, match="exists and is complete; replace it with --overwrite"):
-        run_ray_job(onnx_path, [wild], output)
+        run_ray_job(RayJob(onnx_path, [wild], output))
 
 
 def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
@@ -262,7 +278,7 @@ def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
     output = tmp_path / "out"
     options = {"part_size": SIZE, "part_format": "csv", "spreadsheet": True}
     with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
-        run_ray_job(onnx_path, [wild], output, **options)
+        run_ray_job(RayJob(onnx_path, [wild], output, **options))
     kept = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
     assert kept
     assert not (output / MARK).exists()
@@ -272,12 +288,12 @@ def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
         ({"min_confidence": 0.5}, "begun without --min-confidence"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run_ray_job(onnx_path, [wild], output, **(options | changes))
-    summary = run_ray_job(onnx_path, [wild], output, spreadsheet=True)
+            run_ray_job(RayJob(onnx_path, [wild], output, **options | changes))
+    summary = run_ray_job(RayJob(onnx_path, [wild], output, spreadsheet=True))
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert summary.num_kept >= SIZE
     local = tmp_path / "local.csv"
-    run_job(onnx_path, [wild], local, device="cpu", spreadsheet=True)
+    run_job(Job(onnx_path, [wild], local, device="cpu", spreadsheet=True))
     lines = [
         line for path in sorted(output.glob("part-*")) for line in path.read_text().splitlines()[1:]
     ]
@@ -290,11 +306,11 @@ def test_pictures_that_have_come_or_gone_are_noticed(
     output, folder = tmp_path / "out", tmp_path / "wild"
     shutil.copytree(wild, folder)
     with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
-        run_ray_job(onnx_path, [folder], output, part_size=SIZE)
+        run_ray_job(RayJob(onnx_path, [folder], output, part_size=SIZE))
     (folder / "blue" / "00.png").unlink()
     with pytest.raises(ConfigError, match="pictures have come or gone"):
-        run_ray_job(onnx_path, [folder], output)
-    assert run_ray_job(onnx_path, [folder], output, overwrite=True).num_kept == 0
+        run_ray_job(RayJob(onnx_path, [folder], output))
+    assert run_ray_job(RayJob(onnx_path, [folder], output, overwrite=True)).num_kept == 0
 
 
 def test_a_lost_node_and_a_deadly_picture_cost_no_other_row(
@@ -304,7 +320,7 @@ def test_a_lost_node_and_a_deadly_picture_cost_no_other_row(
     shutil.copytree(wild, folder)
     shutil.copy(folder / "red" / "00.png", folder / "blue" / "crash.png")
     with stopping_after(1, monkeypatch, lambda: cluster.remove_node(cluster.second)):
-        summary = run_ray_job(onnx_path, [folder], output, part_size=SIZE)
+        summary = run_ray_job(RayJob(onnx_path, [folder], output, part_size=SIZE))
     rows = rows_of(output)
     assert [row for row in rows if row["path"] != "blue/crash.png"] == reference
     assert summary.num_failed == 2
@@ -314,31 +330,31 @@ def test_a_lost_node_and_a_deadly_picture_cost_no_other_row(
 
 def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
     with pytest.raises(DeviceError, match="--device cuda: the cluster has no GPU"):
-        run_ray_job(onnx_path, [wild], tmp_path / "out", device="cuda")
+        run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", device="cuda"))
     with pytest.raises(ConfigError, match="no machine of the cluster has the 64 cores"):
-        run_ray_job(onnx_path, [wild], tmp_path / "out", workers=64)
+        run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", workers=64))
     with pytest.raises(ConfigError, match=r"not a multiple of the batch of 3 .* --part-size 9$"):
-        run_ray_job(onnx_path, [wild], tmp_path / "out", part_size=8, batch_size=3)
+        run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", part_size=8, batch_size=3))
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds other files \('mine.txt'\)"):
-        run_ray_job(onnx_path, [wild], tmp_path / "full", overwrite=True)
+        run_ray_job(RayJob(onnx_path, [wild], tmp_path / "full", overwrite=True))
 
 
 def test_an_actor_that_cannot_work_ends_the_job(cluster, onnx_path, wild, tmp_path, monkeypatch):
     model = tmp_path / "model.onnx"
     shutil.copy(onnx_path, model)
-    opened = ray_engine._open
+    opened = engine_module._open
 
-    def open_and_remove(path: Path, *args):
-        found = opened(path, *args)
-        path.unlink()  # so that no other process sees it
+    def open_and_remove(job, *args):
+        found = opened(job, *args)
+        job.model.unlink()  # so that no other process sees it
         return found
 
-    monkeypatch.setattr(ray_engine, "_open", open_and_remove)
+    monkeypatch.setattr(engine_module, "_open", open_and_remove)
     with pytest.raises(TltoolsError, match="all machines of the cluster have to see the model"):
-        run_ray_job(model, [wild], tmp_path / "out", part_size=SIZE)
+        run_ray_job(RayJob(model, [wild], tmp_path / "out", part_size=SIZE))
     assert not (tmp_path / "out").exists()
 
 
@@ -350,6 +366,6 @@ def test_a_cluster_that_is_not_there(onnx_path, wild, tmp_path, monkeypatch):
         ("ray://127.0.0.1:9", "is one of Ray Client"),
     ):
         with pytest.raises(TltoolsError, match=message):
-            run_ray_job(onnx_path, [wild], tmp_path / "out", address=address)
+            run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", address=address))
     with pytest.raises(DataError, match="does not exist"):
-        run_ray_job(onnx_path, [tmp_path / "nothing"], tmp_path / "out")
+        run_ray_job(RayJob(onnx_path, [tmp_path / "nothing"], tmp_path / "out"))

@@ -9,7 +9,7 @@ import torch
 from conftest import NUM_DRAWN, Recorder
 
 from tltools.artifacts import open_predictor
-from tltools.classify import run_job
+from tltools.classify import Job, run_job
 from tltools.data.dataset import Dataset, load_dataset
 from tltools.evaluate import evaluate, predict
 from tltools.export import export_run
@@ -111,7 +111,7 @@ def test_classify_gives_one_row_for_each_real_picture_with_evaluates_label(
 ):
     (export,) = export_run(small_cnn.folder, ["onnx"], tmp_path / "exports")
     output = tmp_path / "predictions.csv"
-    summary = run_job(export.path, [shared / "data"], output, device="cpu")
+    summary = run_job(Job(export.path, [shared / "data"], output, device="cpu"))
     with output.open(newline="", encoding="utf-8") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
     paths = sorted(
@@ -173,6 +173,6 @@ def test_vgg16_in_full_size_trains_exports_to_one_file_and_classifies(
     initializers = onnx.load(export.path).graph.initializer
     assert sum(math.prod(one.dims) for one in initializers) == pytest.approx(parameters, rel=1e-6)
 
-    summary = run_job(export.path, [drawn], tmp_path / "predictions.csv", device="cpu")
+    summary = run_job(Job(export.path, [drawn], tmp_path / "predictions.csv", device="cpu"))
     assert summary.num_pictures == NUM_DRAWN
     assert summary.num_failed == 0

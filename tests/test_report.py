@@ -18,9 +18,10 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tltools.artifacts import read_artifact
-from tltools.classify.formats import CsvFormat, JsonLinesFormat, JsonRow
+from tltools.classify.output_formats.csv_rows import CsvCodec
+from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
+from tltools.classify.output_formats.parquet import write_parquet
 from tltools.classify.pipeline import Prediction
-from tltools.classify.writers import write_parquet
 from tltools.errors import ConfigError, DataError
 from tltools.report import check_place
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile
@@ -83,7 +84,7 @@ def prediction(name: str, probability: float | None, error: str = "it is empty")
 
 
 def write_csv(path: Path, rows: Iterator[Prediction] | list[Prediction]) -> Path:
-    layout = CsvFormat(CLASSES)
+    layout = CsvCodec(CLASSES)
     with path.open("wb") as file:
         file.write(layout.header)
         file.writelines(map(layout.encode, rows))
@@ -204,7 +205,7 @@ ROWS = [
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".ndjson", ".parquet"])
 def test_a_job_is_read_from_each_format(tmp_path, suffix):
     path = tmp_path / f"predictions{suffix}"
-    lines = [JsonLinesFormat(CLASSES).encode(row) for row in ROWS]
+    lines = [JsonLinesCodec(CLASSES).encode(row) for row in ROWS]
     if suffix == ".csv":
         write_csv(path, ROWS)
     elif suffix == ".parquet":
@@ -264,7 +265,7 @@ def test_what_is_shown_of_a_job_is_bounded(tmp_path):
 
 def test_many_classes_share_the_pictures(tmp_path):
     classes = [f"class {i}" for i in range(500)]
-    layout = CsvFormat(classes)
+    layout = CsvCodec(classes)
     path = tmp_path / "rows.csv"
     with path.open("wb") as file:
         file.write(layout.header)
@@ -282,7 +283,7 @@ def test_a_job_without_a_picture_that_could_be_read(tmp_path):
         path = tmp_path / name
         write_csv(path, [prediction("bad.jpg", None)])
         if name.endswith("jsonl"):
-            path.write_bytes(JsonLinesFormat(CLASSES).encode(prediction("bad.jpg", None)))
+            path.write_bytes(JsonLinesCodec(CLASSES).encode(prediction("bad.jpg", None)))
         page = page_of(job_section(path, locate=None))
         assert "1 file not classified" in page.text
         assert "cannot read image bad.jpg: it is empty" in page.text
@@ -321,7 +322,7 @@ def test_garbage_is_refused(tmp_path, suffix):
 
 
 def test_fields_for_spreadsheets_are_understood(tmp_path):
-    layout = CsvFormat(("=a", "b"), spreadsheet=True)
+    layout = CsvCodec(("=a", "b"), spreadsheet=True)
     path = tmp_path / "rows.csv"
     row = Prediction("=1.png", "=a", 0.75, np.array([0.75, 0.25]), None)
     path.write_bytes(layout.header + layout.encode(row))
@@ -725,7 +726,7 @@ def test_twenty_thousand_predictions_open_at_once(open_page, tmp_path):
         noise = rng.integers(0, 256, size=(112, 112, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{index}.png")
     classes = [f"class {index}" for index in range(9)]
-    layout = CsvFormat(classes)
+    layout = CsvCodec(classes)
     path = tmp_path / "rows.csv"
     with path.open("wb") as file:
         file.write(layout.header)

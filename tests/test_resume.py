@@ -26,12 +26,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import COLOURS, children, is_alive, save_picture
+from msgspec import structs
 
 import tltools
-from tltools.classify import job as job_module
-from tltools.classify import run_job
-from tltools.classify import writers as writers_module
-from tltools.classify.resume import Part
+from tltools.classify import Job, run_job
+from tltools.classify import opening as opening_module
+from tltools.classify import writer as writer_module
+from tltools.classify.identity import (
+    FACTS,
+    JobRecord,
+    PartsRecord,
+    differences,
+    shard_difference,
+)
+from tltools.classify.output_formats import parquet as parquet_module
+from tltools.classify.shards import Shard
+from tltools.classify.unfinished import UnfinishedOutput
 from tltools.errors import ConfigError, TltoolsError
 from tltools.progress import Silent
 from tltools.runtime import Plan, load_predictor
@@ -70,7 +80,7 @@ def wholes(many, onnx_path, tmp_path_factory):
     """What jobs write that nobody stops, by suffix."""
     folder = tmp_path_factory.mktemp("wholes")
     for suffix in SUFFIXES:
-        run_job(onnx_path, [many], folder / f"out{suffix}", device="cpu")
+        run_job(Job(onnx_path, [many], folder / f"out{suffix}", device="cpu"))
     return {suffix: folder / f"out{suffix}" for suffix in SUFFIXES}
 
 
@@ -191,7 +201,7 @@ class Stopping(Silent):
 def stop(model, inputs, output, after, **options):
     """Run a job and stop it after so many rows."""
     with pytest.raises(KeyboardInterrupt):
-        run_job(model, inputs, output, device="cpu", progress=Stopping(after), **options)
+        run_job(Job(model, inputs, output, device="cpu", **options), progress=Stopping(after))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -224,10 +234,10 @@ def test_a_stopped_job_goes_on_to_the_same_output(suffix, after, onnx_path, pict
     (pictures / "red/4.png").write_bytes(b"no picture")
     (pictures / "blue/1.png").write_bytes(b"")
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
-    expected = run_job(onnx_path, [pictures], whole, device="cpu")
+    expected = run_job(Job(onnx_path, [pictures], whole, device="cpu"))
     stop(onnx_path, [pictures], output, after)
     progress = Stopping()
-    summary = run_job(onnx_path, [pictures], output, device="cpu", progress=progress)
+    summary = run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
     assert content(output) == content(whole)
     assert progress.said == [f"Going on after {after} rows in {output}.part"]
     assert (progress.totals, progress.advanced) == ([30 - after], 30 - after)
@@ -248,11 +258,11 @@ def test_a_list_from_standard_input_goes_on_when_it_is_given_again(
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
 
     give(lines)
-    run_job(onnx_path, [dash], tmp_path / "whole.csv", device="cpu")
+    run_job(Job(onnx_path, [dash], tmp_path / "whole.csv", device="cpu"))
     give(lines)
     stop(onnx_path, [dash], tmp_path / "out.csv", 9)
     give(lines)
-    assert run_job(onnx_path, [dash], tmp_path / "out.csv", device="cpu").num_kept == 9
+    assert run_job(Job(onnx_path, [dash], tmp_path / "out.csv", device="cpu")).num_kept == 9
     assert content(tmp_path / "out.csv") == content(tmp_path / "whole.csv")
 
 
@@ -272,15 +282,15 @@ def test_each_picture_is_in_the_same_batch_as_without_a_stop(
     def open_so(path, *, device, **_options):
         return load_predictor(path, device=device, threads=1), Plan(name, 1, batch_size)
 
-    monkeypatch.setattr(job_module, "open_model", open_so)
+    monkeypatch.setattr(opening_module, "open_model", open_so)
     monkeypatch.setattr(OnnxPredictor, "__call__", recording)
-    run_job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu"))
     expected = set(batches)
     for after in (3, 16, 23):
         output = tmp_path / f"{after}.csv"
         stop(onnx_path, [pictures], output, after)
         batches.clear()
-        run_job(onnx_path, [pictures], output, device="cpu")
+        run_job(Job(onnx_path, [pictures], output, device="cpu"))
         assert set(batches) <= expected
         assert content(output) == content(tmp_path / "whole.csv")
 
@@ -289,14 +299,14 @@ def test_the_plan_of_the_first_rows_is_kept(onnx_path, pictures, tmp_path, monke
     output = tmp_path / "out.csv"
     stop(onnx_path, [pictures], output, 5)
     assert json.loads((tmp_path / "out.csv.part.json").read_text())["plan"] == "fused"
-    open_model = job_module.open_model
+    open_model = opening_module.open_model
 
     def slow(path, **options):  # as if the forward pass were slower than the limit this time
         predictor, plan = open_model(path, **options)
         return predictor, Plan("ahead", plan.workers, plan.batch_size)
 
-    monkeypatch.setattr(job_module, "open_model", slow)
-    assert run_job(onnx_path, [pictures], output, device="cpu").plan.name == "fused"
+    monkeypatch.setattr(opening_module, "open_model", slow)
+    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).plan.name == "fused"
 
 
 # ------------------------------------------------------------------------------- torn rows
@@ -311,7 +321,7 @@ def test_a_part_that_is_torn_anywhere_is_mended(suffix, onnx_path, tmp_path):
         save_picture(folder / name, list(COLOURS.values())[number % 3], rng)
     (folder / ODD_NAMES[2]).write_bytes(b"")
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
-    run_job(onnx_path, [folder], whole, device="cpu")
+    run_job(Job(onnx_path, [folder], whole, device="cpu"))
     stop(onnx_path, [folder], output, 5)
     part, record = (tmp_path / f"out{suffix}.part{end}" for end in ("", ".json"))
     data, facts = part.read_bytes(), record.read_bytes()
@@ -320,7 +330,7 @@ def test_a_part_that_is_torn_anywhere_is_mended(suffix, onnx_path, tmp_path):
         output.unlink(missing_ok=True)
         part.write_bytes(data[:size])
         record.write_bytes(facts)
-        seen.add(run_job(onnx_path, [folder], output, device="cpu").num_kept)
+        seen.add(run_job(Job(onnx_path, [folder], output, device="cpu")).num_kept)
         assert content(output) == content(whole), size
     assert seen == set(range(6))
 
@@ -331,23 +341,23 @@ def test_what_is_no_row_at_the_end_of_a_part_is_cut_off(
     suffix, junk, onnx_path, pictures, tmp_path
 ):
     output = tmp_path / f"out{suffix}"
-    run_job(onnx_path, [pictures], tmp_path / f"whole{suffix}", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / f"whole{suffix}", device="cpu"))
     stop(onnx_path, [pictures], output, 5)
     with (tmp_path / f"out{suffix}.part").open("ab") as file:
         file.write(junk)
-    assert run_job(onnx_path, [pictures], output, device="cpu").num_kept == 5
+    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 5
     assert content(output) == content(tmp_path / f"whole{suffix}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_zeros_in_the_middle_of_a_part_end_its_rows(suffix, onnx_path, pictures, tmp_path):
     output, part = tmp_path / f"out{suffix}", tmp_path / f"out{suffix}.part"
-    run_job(onnx_path, [pictures], tmp_path / f"whole{suffix}", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / f"whole{suffix}", device="cpu"))
     stop(onnx_path, [pictures], output, 9)
     data = part.read_bytes()
     place = data.index(b"5.png") - 3
     part.write_bytes(data[:place] + b"\0" * 4 + data[place + 4 :])
-    assert run_job(onnx_path, [pictures], output, device="cpu").num_kept == 5
+    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 5
     assert content(output) == content(tmp_path / f"whole{suffix}")
 
 
@@ -367,7 +377,7 @@ def assert_refused(reason, *args, **options):
     part = args[2].with_name(args[2].name + ".part")
     before = part.read_bytes()
     with pytest.raises(ConfigError, match=reason + r".*--overwrite.*--output"):
-        run_job(*args, device="cpu", **options)
+        run_job(Job(*args, device="cpu", **options))
     assert part.read_bytes() == before
 
 
@@ -378,7 +388,7 @@ def test_going_on_with_another_model_is_refused(stopped, onnx_path, make_onnx, c
 
 def test_going_on_with_the_same_model_elsewhere_is_fine(stopped, onnx_path, pictures, tmp_path):
     shutil.copy(onnx_path, tmp_path / "moved.onnx")
-    summary = run_job(tmp_path / "moved.onnx", [pictures], stopped, device="cpu")
+    summary = run_job(Job(tmp_path / "moved.onnx", [pictures], stopped, device="cpu"))
     assert summary.num_kept == 12
 
 
@@ -421,7 +431,7 @@ def test_going_on_in_a_folder_that_has_changed_is_refused(stopped, onnx_path, pi
 
 def test_pictures_that_come_after_the_rows_are_classified(stopped, onnx_path, pictures):
     shutil.copy(pictures / "red/0.png", pictures / "red/new.png")
-    summary = run_job(onnx_path, [pictures], stopped, device="cpu")
+    summary = run_job(Job(onnx_path, [pictures], stopped, device="cpu"))
     assert (summary.num_pictures, summary.counts["red"]) == (31, 11)
 
 
@@ -442,8 +452,37 @@ def test_a_part_with_other_columns_is_refused(stopped, onnx_path, pictures, tmp_
     assert_refused("it does not begin with the columns", onnx_path, [pictures], stopped)
 
 
+def test_every_fact_of_a_record_is_compared_or_taken_over():
+    """A new field has to be given its place: it makes jobs differ, or it follows from others."""
+    follows = {"model", "size", "resize", "overwrite"}  # from the model's digest; of no row
+    chosen = {"layout"}  # by measuring, and taken from the record
+    compared = {fact.field for fact in FACTS}
+    assert compared | follows | chosen == set(PartsRecord.__struct_fields__)
+    assert compared & (follows | chosen) == set()
+
+
+def test_all_differences_are_told_in_one_order():
+    record = JobRecord(
+        model="a.onnx", model_sha256="0", inputs=("/a",), classes=("x", "y"), size=32,
+        resize="squash", device="cuda", provider="C", plan="ahead", batch_size=4,
+        spreadsheet=True, min_confidence=0.25, overwrite=False, shard=Shard(1, 2), tf32=True,
+    )  # fmt: skip
+    now = {
+        "shard": None, "tf32": False, "min_confidence": None, "spreadsheet": False,
+        "batch_size": 8, "device": "cpu", "provider": "P", "inputs": ("/b",),
+    }  # fmt: skip
+    assert differences(record, now) == (
+        "it was begun with other inputs (/a); it was begun on cuda (C), and this is cpu (P); "
+        "it was begun with --batch-size 4; it was begun with --spreadsheet; it was begun with "
+        "--min-confidence 0.25; it was begun with --tf32; it was begun with --shard 1/2"
+    )
+    assert differences(record, {"shard": Shard(1, 2), "tf32": True}) is None
+    assert shard_difference(record, structs.replace(record, shard=Shard(2, 2))) is None
+    assert shard_difference(record, structs.replace(record, tf32=False)) == "has --tf32 unlike"
+
+
 def test_overwrite_starts_anew(stopped, onnx_path, pictures, tmp_path):
-    summary = run_job(onnx_path, [pictures / "red"], stopped, device="cpu", overwrite=True)
+    summary = run_job(Job(onnx_path, [pictures / "red"], stopped, device="cpu", overwrite=True))
     assert (summary.num_pictures, summary.num_kept) == (10, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "pictures"]
 
@@ -455,10 +494,10 @@ def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, pictures, tmp_p
     assert output.read_text() == "precious"
     stop(onnx_path, [pictures], output, 5)  # begun with overwrite: that need not be said again
     assert output.read_text() == "precious"
-    assert run_job(onnx_path, [pictures], output, device="cpu").num_kept == 17
+    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 17
     assert num_rows(output) == 30
     with pytest.raises(ConfigError, match=r"exists; replace it with --overwrite"):
-        run_job(onnx_path, [pictures], output, device="cpu")
+        run_job(Job(onnx_path, [pictures], output, device="cpu"))
 
 
 # ------------------------------------------------------------------------------- two at once
@@ -469,7 +508,7 @@ def test_a_file_system_without_locks_is_no_obstacle(onnx_path, pictures, tmp_pat
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
     assert num_rows(tmp_path / "out.csv") == 30
 
 
@@ -480,15 +519,15 @@ def test_two_jobs_cannot_write_one_output(onnx_path, pictures, tmp_path):
             if self.advanced == 3:
                 for overwrite in (False, True):
                     with pytest.raises(ConfigError, match=r"another job is writing .*out\.csv"):
-                        run_job(*args, device="cpu", overwrite=overwrite)
+                        run_job(Job(*args, device="cpu", overwrite=overwrite))
 
     args = (onnx_path, [pictures], tmp_path / "out.csv")
-    assert run_job(*args, device="cpu", progress=Second()).num_pictures == 30
+    assert run_job(Job(*args, device="cpu"), progress=Second()).num_pictures == 30
     assert num_rows(tmp_path / "out.csv") == 30
 
 
 def test_a_part_that_another_job_completes_meanwhile_is_not_taken_for_ours(tmp_path):
-    first, second = (Part(tmp_path / "out.csv") for _ in range(2))
+    first, second = (UnfinishedOutput(tmp_path / "out.csv") for _ in range(2))
     first.open()
     first.append(b"rows")
     lock = second._lock
@@ -548,16 +587,16 @@ def test_a_disk_that_is_really_full_costs_no_row(
 ):
     output = small_disk / f"out{suffix}"
     with pytest.raises(TltoolsError, match=r"cannot write .*No space left"):
-        run_job(onnx_path, [many], output, device="cpu")
+        run_job(Job(onnx_path, [many], output, device="cpu"))
     kept = num_rows(small_disk / f"out{suffix}.part")
     assert kept > 0
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)  # noqa: S607
-    assert run_job(onnx_path, [many], output, device="cpu").num_kept == kept
+    assert run_job(Job(onnx_path, [many], output, device="cpu")).num_kept == kept
     assert content(output) == content(wholes[suffix])
 
 
 def test_a_removed_mount_is_an_error_with_its_place(onnx_path, pictures, tmp_path, monkeypatch):
-    append, num_appended = Part.append, 0
+    append, num_appended = UnfinishedOutput.append, 0
 
     def fail(self, data):
         nonlocal num_appended
@@ -567,10 +606,10 @@ def test_a_removed_mount_is_an_error_with_its_place(onnx_path, pictures, tmp_pat
         append(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Part, "append", fail)
+        patch.setattr(UnfinishedOutput, "append", fail)
         with pytest.raises(TltoolsError, match=r"cannot write .*csv\.part: Stale file handle"):
-            run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
-    summary = run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu")
+            run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
+    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
     assert summary.num_kept == 11  # and the line of column names
 
 
@@ -583,11 +622,11 @@ def test_no_room_for_the_parquet_file_itself_keeps_all_rows(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writers_module, "write_parquet", fail)
+        patch.setattr(parquet_module, "write_parquet", fail)
         with pytest.raises(TltoolsError, match="No space left"):
-            run_job(onnx_path, [pictures], output, device="cpu")
+            run_job(Job(onnx_path, [pictures], output, device="cpu"))
     assert num_rows(tmp_path / "out.parquet.part") == 30
-    assert run_job(onnx_path, [pictures], output, device="cpu").num_kept == 30
+    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 30
     assert [row["label"] for row in content(output)] == ["blue"] * 10 + ["green"] * 10 + [
         "red"
     ] * 10
@@ -614,7 +653,7 @@ def test_rows_are_on_the_disk_before_the_file_gets_its_name(
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "replace", recorded_replace)
     output = tmp_path / f"out{suffix}"
-    run_job(onnx_path, [pictures], output, device="cpu")
+    run_job(Job(onnx_path, [pictures], output, device="cpu"))
     renamed = events.index(f"rename to {output.name}")
     assert re.fullmatch(
         rf"sync (out{suffix}\.part|\.out\..*)",
@@ -631,9 +670,11 @@ def test_rows_and_record_are_put_on_the_disk_now_and_then(
     onnx_path, pictures, tmp_path, monkeypatch
 ):
     seen = []
-    sync = Part.sync
-    monkeypatch.setattr(writers_module, "SYNC_EVERY_S", 0.0)
-    monkeypatch.setattr(Part, "sync", lambda self: (seen.append(self.num_bytes), sync(self)))
+    sync = UnfinishedOutput.sync
+    monkeypatch.setattr(writer_module, "SYNC_EVERY_S", 0.0)
+    monkeypatch.setattr(
+        UnfinishedOutput, "sync", lambda self: (seen.append(self.num_bytes), sync(self))
+    )
     stop(onnx_path, [pictures], tmp_path / "out.csv", 20)
     assert len(seen) >= 19
     assert seen == sorted(set(seen))
@@ -680,7 +721,7 @@ def run_dangerous(kinds: dict[str, str], *args, lines: bytes | None = None, cwd=
 @pytest.fixture
 def reference(onnx_path, pictures, tmp_path):
     """The rows of `pictures` by name."""
-    run_job(onnx_path, [pictures], tmp_path / "reference.csv", device="cpu")
+    run_job(Job(onnx_path, [pictures], tmp_path / "reference.csv", device="cpu"))
     return read_rows(tmp_path / "reference.csv")
 
 
@@ -753,7 +794,7 @@ def test_ctrl_c_ends_a_job_whose_decoder_hangs(onnx_path, pictures, tmp_path):
     result = finish(process)
     assert result.code == 130
     assert "stopped by Ctrl-C" in result.err
-    assert run_job(onnx_path, [pictures], output, device="cpu").num_pictures == 30
+    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_pictures == 30
 
 
 def test_a_crash_before_the_first_picture_ends_the_job(onnx_path, pictures, tmp_path):
@@ -811,7 +852,7 @@ def test_errors_go_to_a_file_of_their_own(output, onnx_path, pictures, tmp_path,
     (pictures / "red/4.png").write_bytes(b"no picture")
     (pictures / "blue/a,b\n.png").write_bytes(b"")
     errors = tmp_path / "errors.csv"
-    summary = run_job(onnx_path, [pictures], Path(output), device="cpu", errors_to=errors)
+    summary = run_job(Job(onnx_path, [pictures], Path(output), device="cpu", errors_to=errors))
     with errors.open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["path", "error"]
@@ -824,12 +865,12 @@ def test_errors_of_the_rows_that_were_there_are_among_them(onnx_path, pictures, 
     (pictures / "blue/1.png").write_bytes(b"")
     (pictures / "red/4.png").write_bytes(b"no picture")
     errors = tmp_path / "errors.csv"
-    run_job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu", errors_to=errors)
+    run_job(Job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu", errors_to=errors))
     expected = errors.read_bytes()
     errors.unlink()
     stop(onnx_path, [pictures], tmp_path / "out.csv", 12, errors_to=errors)
     assert not errors.exists()
-    run_job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", errors_to=errors)
+    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", errors_to=errors))
     assert errors.read_bytes() == expected
 
 
@@ -838,13 +879,13 @@ def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, pictures, tm
     errors.write_text("precious")
     args = (onnx_path, [pictures], tmp_path / "out.csv")
     with pytest.raises(ConfigError, match=r"errors\.csv exists; .*--errors-to"):
-        run_job(*args, device="cpu", errors_to=errors)
+        run_job(Job(*args, device="cpu", errors_to=errors))
     with pytest.raises(ConfigError, match="both"):
-        run_job(*args, device="cpu", errors_to=tmp_path / "out.csv")
+        run_job(Job(*args, device="cpu", errors_to=tmp_path / "out.csv"))
     with pytest.raises(ConfigError, match="is a folder"):
-        run_job(*args, device="cpu", errors_to=tmp_path)
+        run_job(Job(*args, device="cpu", errors_to=tmp_path))
     assert errors.read_text() == "precious"
-    run_job(*args, device="cpu", errors_to=errors, overwrite=True)
+    run_job(Job(*args, device="cpu", errors_to=errors, overwrite=True))
     assert errors.read_text() == "path,error\n"
 
 
@@ -872,7 +913,7 @@ def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, 
     (folder / "-1.png").write_bytes(b"")
 
     def paths(output, **options):
-        run_job(onnx_path, [folder], output, device="cpu", **options)
+        run_job(Job(onnx_path, [folder], output, device="cpu", **options))
         with output.open(newline="") as file:
             return sorted(row[0] for row in list(csv.reader(file))[1:])
 
@@ -883,7 +924,7 @@ def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, 
     assert paths(tmp_path / "stopped.csv", spreadsheet=True) == expected
     assert content(tmp_path / "stopped.csv") == content(tmp_path / "sheet.csv")
     with pytest.raises(ConfigError, match="--spreadsheet is for CSV"):
-        run_job(onnx_path, [folder], tmp_path / "out.jsonl", device="cpu", spreadsheet=True)
+        run_job(Job(onnx_path, [folder], tmp_path / "out.jsonl", device="cpu", spreadsheet=True))
 
 
 def test_labels_that_look_like_formulas_are_counted_under_their_names(
@@ -893,7 +934,7 @@ def test_labels_that_look_like_formulas_are_counted_under_their_names(
     model = make_onnx(tmp_path / "model.onnx", make_card(classes=classes).to_json())
     output = tmp_path / "out.csv"
     stop(model, [pictures], output, 25, spreadsheet=True)
-    summary = run_job(model, [pictures], output, device="cpu", spreadsheet=True)
+    summary = run_job(Job(model, [pictures], output, device="cpu", spreadsheet=True))
     assert summary.counts == {"=red": 10, "+green": 10, "blue": 10}
     assert output.read_text().count(",'=red,") == 10
 
@@ -907,7 +948,7 @@ def kill_many(num_kills: int, seed: int = 0) -> None:
     model = make_onnx.__wrapped__()(work / "tiny.onnx", card.to_json())
     folder = link_many(work / "pictures", 20_000)
     for suffix in SUFFIXES:
-        run_job(model, [folder], work / f"whole{suffix}", device="cpu")
+        run_job(Job(model, [folder], work / f"whole{suffix}", device="cpu"))
     rng = random.Random(seed)  # noqa: S311
     killed = dict.fromkeys(SUFFIXES, 0)
     while sum(killed.values()) < num_kills:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from conftest import COLOURS, Recorder, run_tltools, save_picture
 
-from tltools.classify import Picture, Shard, merge_shards, run_job
-from tltools.classify.merge import ShardRecord, shard_record_path
-from tltools.classify.resume import Part
-from tltools.classify.shards import SHARD_BLOCK, Listing
+from tltools.classify import Job, Picture, Shard, merge_shards, run_job
+from tltools.classify.listing import ShardListing
+from tltools.classify.shard_record import ShardRecord, shard_record_path
+from tltools.classify.shards import SHARD_BLOCK
+from tltools.classify.unfinished import UnfinishedOutput
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.pipeline import CPU_BATCH
 
@@ -48,7 +49,7 @@ def make(model, inputs, folder: Path, suffix: str, count: int, **options) -> lis
     outputs = [folder / f"out-{index}-of-{count}{suffix}" for index in range(1, count + 1)]
     for index, output in enumerate(outputs, 1):
         shard = Shard(index, count)
-        run_job(model, inputs, output, device="cpu", shard=shard, **options)
+        run_job(Job(model, inputs, output, device="cpu", shard=shard, **options))
     return outputs
 
 
@@ -60,7 +61,7 @@ def make(model, inputs, folder: Path, suffix: str, count: int, **options) -> lis
 def test_each_picture_is_in_one_shard_and_the_sizes_say_so(num_pictures, count):
     names = [f"{number}.png" for number in range(num_pictures)]
     pictures = [Picture(Path(name), name) for name in names]
-    listings = [Listing(pictures, Shard(index, count)) for index in range(1, count + 1)]
+    listings = [ShardListing(pictures, Shard(index, count)) for index in range(1, count + 1)]
     found = [list(listing) for listing in listings]
     assert sorted(chain.from_iterable(found), key=pictures.index) == pictures
     sizes = [len(part) for part in found]
@@ -72,7 +73,7 @@ def test_each_picture_is_in_one_shard_and_the_sizes_say_so(num_pictures, count):
 
 def test_the_listings_digest_knows_names_and_their_order():
     def digest(*names: str) -> str:
-        listing = Listing([Picture(Path(name), name) for name in names], Shard(2, 2))
+        listing = ShardListing([Picture(Path(name), name) for name in names], Shard(2, 2))
         list(listing)
         return listing.sha256
 
@@ -101,7 +102,7 @@ def test_a_shard_is_read_from_text_and_names_its_output():
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_merged_shards_are_what_one_run_writes(suffix, count, folder, onnx_path, tmp_path):
     whole, merged = tmp_path / f"whole{suffix}", tmp_path / f"merged{suffix}"
-    run_job(onnx_path, [folder], whole, device="cpu")
+    run_job(Job(onnx_path, [folder], whole, device="cpu"))
     outputs = make(onnx_path, [folder], tmp_path, suffix, count)
     progress = Recorder()
     result = merge_shards(outputs[::-1], merged, progress=progress)
@@ -121,7 +122,7 @@ def test_merged_shards_are_what_one_run_writes(suffix, count, folder, onnx_path,
 
 def test_spreadsheets_uncertain_labels_and_larger_row_groups_merge(folder, onnx_path, tmp_path):
     options = {"spreadsheet": True, "min_confidence": 0.9}
-    run_job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", **options)
+    run_job(Job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", **options))
     outputs = make(onnx_path, [folder], tmp_path, ".csv", 2, **options)
     merge_shards(outputs, tmp_path / "merged.csv")
     assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -130,11 +131,11 @@ def test_spreadsheets_uncertain_labels_and_larger_row_groups_merge(folder, onnx_
 def test_parquet_of_many_row_groups_merges_row_for_row(folder, onnx_path, tmp_path, monkeypatch):
     import pyarrow.parquet
 
-    monkeypatch.setattr("tltools.classify.writers.PARQUET_ROW_GROUP", 50)
-    monkeypatch.setattr("tltools.classify.merge.PARQUET_ROW_GROUP", 64)
-    run_job(onnx_path, [folder], tmp_path / "whole.parquet", device="cpu")
+    monkeypatch.setattr("tltools.classify.output_formats.parquet.ROW_GROUP", 50)
+    run_job(Job(onnx_path, [folder], tmp_path / "whole.parquet", device="cpu"))
     outputs = make(onnx_path, [folder], tmp_path, ".parquet", 2)
     assert pyarrow.parquet.ParquetFile(outputs[0]).num_row_groups == 4
+    monkeypatch.setattr("tltools.classify.output_formats.parquet.ROW_GROUP", 64)
     merge_shards(outputs, tmp_path / "merged.parquet")
     merged = pyarrow.parquet.read_table(tmp_path / "merged.parquet")
     assert merged.equals(pyarrow.parquet.read_table(tmp_path / "whole.parquet"))
@@ -152,7 +153,7 @@ def test_the_model_gets_the_same_batches_as_in_one_run(folder, onnx_path, tmp_pa
         return call(self, images)
 
     monkeypatch.setattr(OnnxPredictor, "__call__", recorded)
-    run_job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", threads=2)
+    run_job(Job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", threads=2))
     whole, batches = batches, []
     make(onnx_path, [folder], tmp_path, ".csv", 3, threads=2)
     assert len(whole) == -(-NUM_PICTURES // CPU_BATCH)
@@ -202,7 +203,7 @@ def test_a_doubled_shard_is_refused(copies, tmp_path):
 
 def test_shards_of_another_number_are_refused(copies, folder, onnx_path, tmp_path):
     other = tmp_path / "other.csv"
-    run_job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 4))
+    run_job(Job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 4)))
     message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
     assert message.startswith(f"{other} is shard 2/4, and {copies[0]} is shard 1/3; make all")
 
@@ -221,7 +222,15 @@ def test_shards_with_other_options_are_refused(
     options, reason, copies, folder, onnx_path, tmp_path
 ):
     run_job(
-        onnx_path, [folder], copies[1], device="cpu", shard=Shard(2, 3), overwrite=True, **options
+        Job(
+            onnx_path,
+            [folder],
+            copies[1],
+            device="cpu",
+            shard=Shard(2, 3),
+            overwrite=True,
+            **options,
+        )
     )
     message = refused(copies, tmp_path / "m.csv")
     assert message == (
@@ -234,9 +243,9 @@ def test_shards_of_another_model_or_inputs_are_refused(
 ):
     other = make_onnx(tmp_path / "other.onnx", make_card(run="other").to_json())
     options = {"device": "cpu", "shard": Shard(2, 3), "overwrite": True}
-    run_job(other, [folder], copies[1], **options)
+    run_job(Job(other, [folder], copies[1], **options))
     assert f"{copies[1]} was made with another model" in refused(copies, tmp_path / "m.csv")
-    run_job(onnx_path, [folder / "0.png"], copies[1], **options)
+    run_job(Job(onnx_path, [folder / "0.png"], copies[1], **options))
     assert f"{copies[1]} has other inputs" in refused(copies, tmp_path / "m.csv")
 
 
@@ -244,7 +253,9 @@ def test_shards_that_saw_other_pictures_are_refused(copies, folder, onnx_path, t
     extra = folder / "zzz.png"
     os.link(folder / "0.png", extra)
     try:
-        run_job(onnx_path, [folder], copies[1], device="cpu", shard=Shard(2, 3), overwrite=True)
+        run_job(
+            Job(onnx_path, [folder], copies[1], device="cpu", shard=Shard(2, 3), overwrite=True)
+        )
     finally:
         extra.unlink()
     message = refused(copies, tmp_path / "m.csv")
@@ -290,13 +301,13 @@ def test_a_record_that_was_made_to_fit_other_rows_is_refused(copies, tmp_path):
 def test_a_shard_that_changes_while_it_is_merged_is_refused(copies, tmp_path, monkeypatch):
     from tltools.classify import merge
 
-    lines = merge._merge_lines
+    turns = merge._turns
 
-    def changing(parts, output):
-        yield from lines(parts, output)
+    def changing(shards):
+        yield from turns(shards)
         os.utime(copies[2], (1, 1))
 
-    monkeypatch.setattr(merge, "_merge_lines", changing)
+    monkeypatch.setattr(merge, "_turns", changing)
     assert f"{copies[2]} has changed" in refused(copies, tmp_path / "m.csv")
 
 
@@ -343,7 +354,7 @@ def test_outputs_that_cannot_be_are_refused(copies, tmp_path):
 
 def test_shards_of_different_formats_are_refused(copies, folder, onnx_path, tmp_path):
     other = tmp_path / "other.jsonl"
-    run_job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 3))
+    run_job(Job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 3)))
     message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
     assert message.startswith(f"{other} is of another format than {copies[0]}")
 
@@ -368,7 +379,7 @@ def test_a_shard_that_is_killed_goes_on(suffix, folder, onnx_path, tmp_path):
     names = [path.name for path in sorted(folder.iterdir()) if path.name.isprintable()]
     listing = folder.parent / "list.txt"
     listing.write_text("".join(f"pictures/{name}\n" for name in names * 20))
-    run_job(onnx_path, [listing], tmp_path / f"whole{suffix}", device="cpu")
+    run_job(Job(onnx_path, [listing], tmp_path / f"whole{suffix}", device="cpu"))
     outputs = [tmp_path / f"out-{index}{suffix}" for index in (1, 2)]
     num_kept = 0
     for index, output in enumerate(outputs, 1):
@@ -411,13 +422,13 @@ def test_killed_between_the_record_and_the_name_a_shard_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Part, "finish", killed)
+        patch.setattr(UnfinishedOutput, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2))
+            run_job(Job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2)))
     assert shard_record_path(outputs[0]).exists()
     with pytest.raises(DataError, match="is not complete; give its command again"):
         merge_shards(outputs, tmp_path / "merged.csv")
-    run_job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2))
+    run_job(Job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2)))
     assert outputs[0].read_bytes() == first
     assert merge_shards(outputs, tmp_path / "merged.csv").num_rows == NUM_PICTURES
 
@@ -428,15 +439,15 @@ def test_a_job_on_everything_is_not_gone_on_with_as_a_shard(folder, onnx_path, t
             raise KeyboardInterrupt
 
     output = tmp_path / "out.csv"
-    part = Part(output)
-    run_job(onnx_path, [folder], output, device="cpu")
-    output.rename(part.path)
+    unfinished = UnfinishedOutput(output)
+    run_job(Job(onnx_path, [folder], output, device="cpu"))
+    output.rename(unfinished.path)
     record = json.loads(
         shard_record_path(make(onnx_path, [folder], tmp_path, ".csv", 1)[0]).read_text()
     )["job"]
-    Path(f"{part.path}.json").write_text(json.dumps(record | {"shard": None}))
+    Path(f"{unfinished.path}.json").write_text(json.dumps(record | {"shard": None}))
     with pytest.raises(ConfigError, match="it was begun without --shard"):
-        run_job(onnx_path, [folder], output, device="cpu", shard=Shard(1, 2))
+        run_job(Job(onnx_path, [folder], output, device="cpu", shard=Shard(1, 2)))
 
 
 DANGEROUS = """

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tltools.classify import Output, Prediction
-from tltools.classify import writers as writers_module
-from tltools.classify.resume import Part
+from tltools.classify.output_formats import STDOUT
+from tltools.classify.output_formats import parquet as parquet_module
+from tltools.classify.unfinished import UnfinishedOutput
 from tltools.errors import ConfigError, TltoolsError
 
 CLASSES = ('plain "quoted"', "comma, and\nnewline")
@@ -125,7 +126,7 @@ def test_parquet_columns_are_typed(tmp_path):
 def test_parquet_is_written_in_row_groups(tmp_path, monkeypatch):
     import pyarrow.parquet
 
-    monkeypatch.setattr(writers_module, "PARQUET_ROW_GROUP", 3)
+    monkeypatch.setattr(parquet_module, "ROW_GROUP", 3)
     path = tmp_path / "out.parquet"
     write_all(path, predictions())
     file = pyarrow.parquet.ParquetFile(path)
@@ -143,9 +144,9 @@ def test_interrupt_leaves_a_readable_part_and_no_output(tmp_path, suffix):
             output.write(row)
         raise KeyboardInterrupt
     assert output.num_rows == 5
-    assert list(tmp_path.iterdir()) == [output.part]
+    assert list(tmp_path.iterdir()) == [output.unfinished_path]
     reader = read_json_lines if suffix == ".parquet" else READERS[suffix]
-    assert [row["path"] for row in reader(output.part)] == NAMES[:5]
+    assert [row["path"] for row in reader(output.unfinished_path)] == NAMES[:5]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -154,7 +155,7 @@ def test_rows_are_in_the_file_as_soon_as_they_are_written(tmp_path, suffix):
     with Output(path, CLASSES) as output:
         for number, row in enumerate(predictions(), start=1):
             output.write(row)
-            assert len(READERS[suffix](output.part)) == number
+            assert len(READERS[suffix](output.unfinished_path)) == number
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -201,7 +202,7 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(tmp_path, monkeypatc
 
 def test_standard_output_gets_csv_and_stays_open(tmp_path, capfdbinary, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_all(writers_module.STDOUT, predictions())
+    write_all(STDOUT, predictions())
     print("still open")
     sys.stdout.flush()
     out, _err = capfdbinary.readouterr()
@@ -217,7 +218,7 @@ def test_full_disk_is_an_error_with_its_place(tmp_path, monkeypatch):
         if not data.startswith(b"path,label"):  # the header fits
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Part, "append", fail)
+    monkeypatch.setattr(UnfinishedOutput, "append", fail)
     output = Output(tmp_path / "out.csv", CLASSES)
     with (
         pytest.raises(

@@ -47,3 +47,12 @@ class DeviceError(TltoolsError):
 
 class UnreachableError(TltoolsError):
     """A server does not answer, or not to us, whatever file is asked for."""
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's message, or the name of its type where it has none.
+
+    Libraries' messages run over many lines, of which the first one names the problem.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip() if lines else type(error).__name__

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tltools.data.dataset import Dataset
-    from tltools.runtime.actors import OpenModel, RemotePictures
+    from tltools.ray.models import OpenModel, RayCluster
     from tltools.runtime.predictor import Predictor
 
 PART_SIZE = 256
@@ -134,7 +134,7 @@ def evaluate(
 def evaluate_on_cluster(
     card: Card,
     dataset: "Dataset",
-    remote: "RemotePictures",
+    remote: "RayCluster",
     open_model: "OpenModel",
     same_files: Sequence[Path],
     *,
@@ -165,7 +165,7 @@ def evaluate_on_cluster(
             open_model,
             preprocessing=card.preprocessing,
             batch_size=batch_size,
-            part_size=PART_SIZE,
+            task_size=PART_SIZE,
             same_files=same_files,
         )
         with closing(outputs):

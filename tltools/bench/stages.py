@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tltools.bench.rows import ClassifyRound, StageCosts
 from tltools.classify import Output, Picture, Plan
+from tltools.classify.output_formats import row_encoder
 from tltools.classify.pipeline import RowMaker, Rows
-from tltools.classify.writers import row_encoder
 from tltools.data.images import load_image
 from tltools.parallel import ordered_map
 from tltools.runtime import Device, Predictor, load_predictor, run_pictures

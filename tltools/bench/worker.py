@@ -30,7 +30,7 @@ from tltools.bench.timing import (
     Timing,
     measure,
 )
-from tltools.errors import DeviceError, TltoolsError
+from tltools.errors import DeviceError, TltoolsError, first_line
 from tltools.runtime import Device, Predictor
 from tltools.runtime.pipeline import decode_batches
 
@@ -367,7 +367,5 @@ def _batches(predictor: Predictor, pictures: Sequence[Path]) -> Iterable[NDArray
 
 def one_line(error: Exception) -> str:
     """Return an error as one line; ours are written for people, others need their type's name."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    return lines[0] if isinstance(error, TltoolsError) else f"{type(error).__name__}: {lines[0]}"
+    line, kind = first_line(error), type(error).__name__
+    return line if isinstance(error, TltoolsError) or line == kind else f"{kind}: {line}"

@@ -1,21 +1,25 @@
-"""Pictures in, one row of predictions out for each: listing, the pipeline and the writers."""
+"""Images in, one row of predictions out for each: listing, the pipeline, resuming and writing."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltools.classify.job import Summary, run_job
+    from tltools.classify.job import Job, Summary
     from tltools.classify.merge import Merged, merge_shards
+    from tltools.classify.output_formats import OUTPUT_FORMATS, OutputFormat
     from tltools.classify.pictures import Picture, list_pictures
     from tltools.classify.pipeline import Prediction, classify
-    from tltools.classify.ray_engine import run_ray_job
+    from tltools.classify.run import run_job
     from tltools.classify.shards import Shard
-    from tltools.classify.writers import Output, check_output
+    from tltools.classify.writer import Output, check_output
     from tltools.runtime import Plan, open_model
 
 __all__ = [
+    "OUTPUT_FORMATS",
+    "Job",
     "Merged",
     "Output",
+    "OutputFormat",
     "Picture",
     "Plan",
     "Prediction",
@@ -27,24 +31,25 @@ __all__ = [
     "merge_shards",
     "open_model",
     "run_job",
-    "run_ray_job",
 ]
 
 _MODULES = {
+    "OUTPUT_FORMATS": "tltools.classify.output_formats",
+    "Job": "tltools.classify.job",
     "Merged": "tltools.classify.merge",
-    "Output": "tltools.classify.writers",
+    "Output": "tltools.classify.writer",
+    "OutputFormat": "tltools.classify.output_formats",
     "Picture": "tltools.classify.pictures",
     "Plan": "tltools.runtime",
     "Prediction": "tltools.classify.pipeline",
     "Shard": "tltools.classify.shards",
     "Summary": "tltools.classify.job",
-    "check_output": "tltools.classify.writers",
+    "check_output": "tltools.classify.writer",
     "classify": "tltools.classify.pipeline",
     "list_pictures": "tltools.classify.pictures",
     "merge_shards": "tltools.classify.merge",
     "open_model": "tltools.runtime",
-    "run_job": "tltools.classify.job",
-    "run_ray_job": "tltools.classify.ray_engine",
+    "run_job": "tltools.classify.run",
 }
 
 

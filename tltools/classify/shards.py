@@ -1,13 +1,11 @@
-"""One listing for several jobs: which pictures are a shard's, and whether all saw the same ones."""
+"""One listing for several jobs: which images are a shard's."""
 
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from tltools.classify.pictures import Picture
 from tltools.errors import ConfigError
 
 SHARD_BLOCK = 32
@@ -60,31 +58,3 @@ class Shard(msgspec.Struct, frozen=True):
     def name(self, output: Path) -> Path:
         """Return an output's name with the shard in it: `predictions-2-of-4.csv`."""
         return output.with_name(f"{output.stem}-{self.index}-of-{self.count}{output.suffix}")
-
-
-class Listing:
-    """The pictures of one shard, of a listing that is read to its end."""
-
-    def __init__(self, pictures: Iterable[Picture], shard: Shard) -> None:
-        """Take the whole listing, which is consumed as the shard's pictures are."""
-        import hashlib  # here, because most jobs are whole and do without it
-
-        self._pictures = pictures
-        self.shard = shard
-        self._digest = hashlib.sha256()
-        self.num_listed = 0
-        """Pictures of the whole listing, once it has been read."""
-
-    def __iter__(self) -> Iterator[Picture]:
-        """Yield the pictures of the shard."""
-        for number, picture in enumerate(self._pictures):
-            # No file's name contains a zero byte.
-            self._digest.update(picture.name.encode("utf-8", "surrogatepass") + b"\0")
-            self.num_listed = number + 1
-            if self.shard.holds(number):
-                yield picture
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 over the names of the whole listing, once it has been read."""
-        return self._digest.hexdigest()

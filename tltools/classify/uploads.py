@@ -7,7 +7,7 @@ a complete file or not at all.
 from contextlib import suppress
 from pathlib import Path
 
-from tltools.classify.merge import shard_record_path
+from tltools.classify.shard_record import shard_record_path
 from tltools.data.copies import cache_folder
 from tltools.data.remote import Remote, Url
 from tltools.errors import ConfigError, DataError, UnreachableError

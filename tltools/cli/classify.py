@@ -1,7 +1,6 @@
 """`tltools classify`."""
 
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,138 +31,157 @@ FAILURES = "Pictures that fail"
 """Title of a part of the help."""
 
 
+InputsArgument = Annotated[
+    list[Any],  # Location
+    typer.Argument(
+        help="Folders (searched recursively), archives (tar, zip), pictures, or .txt lists of "
+        "paths; or URLs of these: s3://, gs://, az://, sftp://, https://.",
+        parser=path_or_url,
+    ),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
+]
+OutputOption = Annotated[
+    Any,  # Location | None
+    typer.Option(
+        "--output",
+        "-o",
+        help=".csv, .jsonl or .parquet; a URL, too; - is standard output. A folder with "
+        "--engine ray.",
+        show_default="predictions.csv, or predictions",
+        parser=path_or_url,
+    ),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pictures per forward pass.",
+        show_default="by the model",
+        rich_help_panel=SPEED,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cores of one forward pass.",
+        show_default="by the model",
+        rich_help_panel=SPEED,
+    ),
+]
+PictureTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        help="Longest time for decoding one picture, in seconds.",
+        rich_help_panel=FAILURES,
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Exit with 1 if any picture could not be classified.",
+        rich_help_panel=FAILURES,
+    ),
+]
+ErrorsToOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A CSV of the pictures that could not be read, with the reasons.",
+        rich_help_panel=FAILURES,
+    ),
+]
+SpreadsheetOption = Annotated[
+    bool,
+    typer.Option(
+        "--spreadsheet",
+        help="CSV for spreadsheets: an apostrophe before what they take for a formula.",
+    ),
+]
+MinConfidenceOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Label what is less likely as 'uncertain'; probabilities are calibrated.",
+        show_default="every picture gets a class",
+    ),
+]
+ChangedOnlyOption = Annotated[
+    bool,
+    typer.Option(
+        "--changed-only",
+        help="Skip pictures whose bytes this model has classified before with this option: "
+        "their rows come from a ledger.",
+    ),
+]
+CacheDirOption = Annotated[
+    Path | None,
+    typer.Option(help="Where ledgers are kept.", show_default="user cache"),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K/N",
+        help="Only the K-th of N parts, into predictions-K-of-N.csv; tltools merge puts all "
+        "together.",
+        show_default="all pictures",
+    ),
+]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="ray: a Ray cluster writes a folder of parts; pip install 'tltools\\[ray]'.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+PartSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pictures of a part.",
+        show_default="by the model",
+        rich_help_panel=CLUSTER,
+    ),
+]
+PartFormatOption = Annotated[
+    Literal["parquet", "csv"] | None,
+    typer.Option(help="Of the parts.", show_default="parquet", rich_help_panel=CLUSTER),
+]
+
+
 @command
 def classify(
     context: typer.Context,
-    inputs: Annotated[
-        list[Any],  # Location
-        typer.Argument(
-            help="Folders (searched recursively), archives (tar, zip), pictures, or .txt lists of "
-            "paths; or URLs of these: s3://, gs://, az://, sftp://, https://.",
-            parser=path_or_url,
-        ),
-    ],
+    inputs: InputsArgument,
     *,
     out: Out,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
-    ] = None,
-    output: Annotated[
-        Any,  # Location | None
-        typer.Option(
-            "--output",
-            "-o",
-            help=".csv, .jsonl or .parquet; a URL, too; - is standard output. A folder with "
-            "--engine ray.",
-            show_default="predictions.csv, or predictions",
-            parser=path_or_url,
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    model: ModelOption = None,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
     device: InferenceDeviceOption = "auto",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pictures per forward pass.",
-            show_default="by the model",
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
+    batch_size: BatchSizeOption = None,
     workers: WorkersOption = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Cores of one forward pass.",
-            show_default="by the model",
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     tf32: Tf32Option = False,
-    picture_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            help="Longest time for decoding one picture, in seconds.",
-            rich_help_panel=FAILURES,
-        ),
-    ] = 30.0,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Exit with 1 if any picture could not be classified.",
-            rich_help_panel=FAILURES,
-        ),
-    ] = False,
-    errors_to: Annotated[
-        Path | None,
-        typer.Option(
-            help="A CSV of the pictures that could not be read, with the reasons.",
-            rich_help_panel=FAILURES,
-        ),
-    ] = None,
-    spreadsheet: Annotated[
-        bool,
-        typer.Option(
-            "--spreadsheet",
-            help="CSV for spreadsheets: an apostrophe before what they take for a formula.",
-        ),
-    ] = False,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Label what is less likely as 'uncertain'; probabilities are calibrated.",
-            show_default="every picture gets a class",
-        ),
-    ] = None,
-    changed_only: Annotated[
-        bool,
-        typer.Option(
-            "--changed-only",
-            help="Skip pictures whose bytes this model has classified before with this option: "
-            "their rows come from a ledger.",
-        ),
-    ] = False,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where ledgers are kept.", show_default="user cache"),
-    ] = None,
+    picture_timeout: PictureTimeoutOption = 30.0,
+    strict: StrictOption = False,
+    errors_to: ErrorsToOption = None,
+    spreadsheet: SpreadsheetOption = False,
+    min_confidence: MinConfidenceOption = None,
+    changed_only: ChangedOnlyOption = False,
+    cache_dir: CacheDirOption = None,
     report: ReportOption = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K/N",
-            help="Only the K-th of N parts, into predictions-K-of-N.csv; tltools merge puts all "
-            "together.",
-            show_default="all pictures",
-        ),
-    ] = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help="ray: a Ray cluster writes a folder of parts; pip install 'tltools\\[ray]'.",
-            rich_help_panel=CLUSTER,
-        ),
-    ] = "local",
+    shard: ShardOption = None,
+    engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
-    part_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pictures of a part.",
-            show_default="by the model",
-            rich_help_panel=CLUSTER,
-        ),
-    ] = None,
-    part_format: Annotated[
-        Literal["parquet", "csv"] | None,
-        typer.Option(help="Of the parts.", show_default="parquet", rich_help_panel=CLUSTER),
-    ] = None,
+    part_size: PartSizeOption = None,
+    part_format: PartFormatOption = None,
 ) -> None:
     """Classify pictures: one row for each, with its label, probabilities or error.
 
@@ -173,12 +191,8 @@ def classify(
     """
     # Before anything is imported that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None
-    output, part = _place(output, shard, engine)
-    if out.as_json and output.as_posix() == "-":
-        raise ConfigError("--json and --output - would both be standard output; name a file")
-    check_report(report)
-    if report is not None and (output.as_posix() == "-" or not isinstance(output, Path)):
-        raise ConfigError("--report reads the output again, so --output must be a file; name one")
+    output, one_shard = _place(output, shard, engine)
+    _check_output(output, report, as_json=out.as_json)
     _check_engine(
         engine,
         local={
@@ -191,57 +205,61 @@ def classify(
         },
         ray={"--ray-address": ray_address, "--part-size": part_size, "--part-format": part_format},
     )
-    progress = out.progress
-    if model is None:
-        from tltools.artifacts import best_export
-
-        best = best_export()
-        model = best.path
-        accuracy = best.card.metrics["val"].accuracy
-        progress.say(f"Model: {model} (the best here, {accuracy:.1%} in validation)")
+    settings: dict[str, Any] = {
+        "device": device,
+        "batch_size": batch_size,
+        "workers": workers,
+        "overwrite": overwrite,
+        "spreadsheet": spreadsheet,
+        "errors_to": errors_to,
+        "min_confidence": min_confidence,
+        "picture_timeout_s": picture_timeout,
+    }
+    model = model or _best_export(out.progress)
     if engine == "ray":
-        from tltools.classify import run_ray_job
+        from tltools.ray.engine import run_ray_job
+        from tltools.ray.job import RayJob
 
-        run = partial(
-            run_ray_job,
-            address=ray_address,
-            part_size=part_size,
-            part_format=part_format,
+        ray = {"address": ray_address, "part_size": part_size, "part_format": part_format}
+        summary = run_ray_job(
+            RayJob(model, inputs, output, **settings, **ray), progress=out.progress
         )
     else:
-        from tltools.classify import run_job
+        from tltools.classify import Job, run_job
 
         ledger_dir = _ledger_dir(cache_dir, changed_only=changed_only)
-        run = partial(
-            run_job,
-            threads=threads,
-            tf32=tf32,
-            ledger_dir=ledger_dir,
-            shard=part,
-            launcher=launcher,
-        )
-    summary = run(
-        model,
-        inputs,
-        output,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-        overwrite=overwrite,
-        spreadsheet=spreadsheet,
-        errors_to=errors_to,
-        min_confidence=min_confidence,
-        picture_timeout_s=picture_timeout,
-        progress=progress,
-    )
-    out.result(summary.as_dict(), lambda: _print_job(summary, progress))
-    if report is not None:
-        _write_report(report, summary, inputs, progress)
-    elif isinstance(summary.output, Path) and part is None and engine == "local":
-        progress.say(f"Next: {_report_command(summary.output, inputs)}")
-    if strict and (summary.num_failed or summary.unlisted):
+        here = {"threads": threads, "tf32": tf32, "ledger_dir": ledger_dir, "shard": one_shard}
+        job = Job(model, inputs, output, **settings, **here)
+        summary = run_job(job, progress=out.progress, launcher=launcher)
+    out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
+    suggest = one_shard is None and engine == "local"
+    _report(report, summary, inputs, out.progress, suggest=suggest)
+    if strict:
+        _fail_if_incomplete(summary, out.progress)
+
+
+def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
+    if summary.num_failed or summary.unlisted:
         progress.warn("--strict: not every picture was classified")
         raise typer.Exit(1)
+
+
+def _check_output(output: "Location", report: Path | None, *, as_json: bool) -> None:
+    """Refuse what would read or write standard output twice, or read again what is not here."""
+    if as_json and output.as_posix() == "-":
+        raise ConfigError("--json and --output - would both be standard output; name a file")
+    check_report(report)
+    if report is not None and (output.as_posix() == "-" or not isinstance(output, Path)):
+        raise ConfigError("--report reads the output again, so --output must be a file; name one")
+
+
+def _best_export(progress: "RichProgress") -> Path:
+    from tltools.artifacts import best_export
+
+    best = best_export()
+    accuracy = best.card.metrics["val"].accuracy
+    progress.say(f"Model: {best.path} (the best here, {accuracy:.1%} in validation)")
+    return best.path
 
 
 def _place(
@@ -252,8 +270,8 @@ def _place(
         return output or default, None
     from tltools.classify.shards import Shard
 
-    part = Shard.parse(shard)
-    return output or part.name(default), part
+    one = Shard.parse(shard)
+    return output or one.name(default), one
 
 
 REASONS = {
@@ -290,6 +308,21 @@ def _report_command(output: Path, inputs: "list[Location]") -> str:
     if len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_dir():
         words += ["--pictures", str(inputs[0])]
     return shlex.join(words)
+
+
+def _report(
+    path: Path | None,
+    summary: "Summary",
+    inputs: "list[Location]",
+    progress: "RichProgress",
+    *,
+    suggest: bool,
+) -> None:
+    """Write the report that was asked for, or suggest the command that would."""
+    if path is not None:
+        _write_report(path, summary, inputs, progress)
+    elif suggest and isinstance(summary.output, Path):
+        progress.say(f"Next: {_report_command(summary.output, inputs)}")
 
 
 def _write_report(

@@ -12,7 +12,7 @@ from tltools.errors import ConfigError
 if TYPE_CHECKING:
     from tltools.data.remote import Location
     from tltools.progress import Progress
-    from tltools.runtime.actors import RemotePictures
+    from tltools.ray.models import RayCluster
     from tltools.runtime.device import Device
 
 
@@ -190,7 +190,7 @@ def check_ray_options(engine: str, options: Mapping[str, object]) -> None:
 
 def open_cluster(
     engine: str, address: str | None, device: "Device", progress: "Progress"
-) -> "RemotePictures | None":
+) -> "RayCluster | None":
     """Return the cluster of `--engine ray`, which is joined when it is needed; else None.
 
     Raises:
@@ -200,9 +200,9 @@ def open_cluster(
     check_ray_options(engine, {"--ray-address": address})
     if engine != "ray":
         return None
-    from tltools.runtime.actors import RemotePictures
+    from tltools.ray.models import RayCluster
 
-    return RemotePictures(address, device=device, progress=progress)
+    return RayCluster(address, device=device, progress=progress)
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

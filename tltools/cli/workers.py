@@ -16,7 +16,7 @@ from tltools.processes import (
     own_threads_only,
 )
 
-PRELOAD = ("tltools.runtime.pipeline", "tltools.classify.writers", "PIL.JpegImagePlugin")
+PRELOAD = ("tltools.runtime.pipeline", "tltools.classify.writer", "PIL.JpegImagePlugin")
 """What workers need, and this process too, and what starts no threads: it is imported once."""
 TARGET = "tltools.runtime.workers:serve"
 

@@ -1,28 +1,25 @@
 """What a report says of a classification job: read from its output, row by row."""
 
-import csv
 import math
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Resize
-from tltools.classify.formats import FORMULA, JsonRow
-from tltools.classify.job import kind_of_error
+from tltools.classify.output_formats import Row, output_format
+from tltools.classify.output_formats.csv_rows import without_apostrophe
 from tltools.classify.pictures import LIST_SUFFIX
 from tltools.classify.pipeline import UNCERTAIN
-from tltools.classify.writers import PARQUET, PARQUET_ROW_GROUP
+from tltools.classify.tally import kind_of_error
 from tltools.data.images import is_archive_name
 from tltools.data.remote import Location
 from tltools.errors import DataError
@@ -44,16 +41,6 @@ OTHER_REASONS = "other reasons"
 
 Locate = Callable[[str], Path | None]
 """Where the picture with a name lies; None where that is not known."""
-
-
-class JobRow(NamedTuple):
-    """A row of `classify`'s output."""
-
-    path: str
-    label: str | None
-    """None where the picture could not be read."""
-    confidence: float | None
-    error: str | None
 
 
 class Shown(NamedTuple):
@@ -130,19 +117,20 @@ def read_job(path: Path) -> JobFacts:
     """Read what `classify` wrote, in memory that does not grow with the number of rows.
 
     Args:
-        path: `.csv`, `.jsonl`, `.ndjson` or `.parquet`.
+        path: In one of the output formats.
 
     Raises:
+        ConfigError: If its suffix is none of theirs.
         DataError: If it cannot be read, or is not what `classify` writes.
     """
     try:
-        classes, rows = _open_rows(path)
+        classes, rows = output_format(path).read(path)
         return _sum_up(classes, rows, path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _sum_up(classes: Sequence[str], rows: Iterable[JobRow], path: Path) -> JobFacts:
+def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts:
     labels = (*classes, UNCERTAIN)
     # A class may be called so; --min-confidence is refused then.
     counts = dict.fromkeys(labels, 0)
@@ -183,92 +171,6 @@ def _sum_up(classes: Sequence[str], rows: Iterable[JobRow], path: Path) -> JobFa
     )
 
 
-# ------------------------------------------------------------------------------------ reading
-
-
-def _open_rows(path: Path) -> tuple[list[str], Iterator[JobRow]]:
-    """Return the classes, and the rows as they are read."""
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        rows = _csv_rows(path)
-    elif suffix == PARQUET:
-        rows = _parquet_rows(path)
-    else:
-        return _json_rows(path)
-    columns = next(rows)
-    classes = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
-    if columns[:3] != ["path", "label", "confidence"] or columns[-1:] != ["error"] or not classes:
-        raise DataError(
-            f"{path} is not what tltools classify writes: its columns are "
-            f"{', '.join(columns[:8]) or 'none'}; name its output, or a run's folder"
-        )
-    return classes, _named_rows(rows, set(classes), path)
-
-
-def _named_rows(rows: Iterator[list[str]], classes: set[str], path: Path) -> Iterator[JobRow]:
-    for number, row in enumerate(rows, 1):
-        try:
-            label, confidence = row[1] or None, float(row[2]) if row[2] else None
-        except (IndexError, ValueError) as error:
-            raise DataError(f"{path} row {number:,} is damaged; make the file again") from error
-        if label is not None and label not in classes:
-            label = _without_apostrophe(label)
-        yield JobRow(row[0], label, confidence, row[-1] or None)
-
-
-def _without_apostrophe(text: str) -> str:
-    """Return a field as it was before `--spreadsheet`."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
-
-
-def _csv_rows(path: Path) -> Iterator[list[str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            yield next(rows, [])
-            yield from rows
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}; make it again") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[list[str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = list(file.schema_arrow.names)
-            yield columns
-            wanted = [name for name in ("path", "label", "confidence", "error") if name in columns]
-            for batch in file.iter_batches(batch_size=PARQUET_ROW_GROUP, columns=wanted):
-                for row in zip(*(batch.column(name).to_pylist() for name in wanted), strict=True):
-                    yield ["" if value is None else str(value) for value in row]
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}; make it again") from error
-
-
-def _json_rows(path: Path) -> tuple[list[str], Iterator[JobRow]]:
-    """Return the classes that the first row with probabilities has, and all rows."""
-    with closing(_json_lines(path)) as rows:
-        probabilities = next((row.probabilities for row in rows if row.probabilities), {})
-    classes = list(probabilities)
-    # From the beginning again: where every picture failed, all rows have been read by now.
-    again = _json_lines(path)
-    return classes, (JobRow(row.path, row.label, row.confidence, row.error) for row in again)
-
-
-def _json_lines(path: Path) -> Generator[JsonRow, None, None]:
-    decoder = msgspec.json.Decoder(JsonRow)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield decoder.decode(line)
-            except (msgspec.MsgspecError, UnicodeError) as error:
-                raise DataError(
-                    f"{path} line {number:,} is not what tltools classify writes: {error}"
-                ) from error
-
-
 # ----------------------------------------------------------------------------- where pictures are
 
 
@@ -281,7 +183,7 @@ def locate_in(folder: Path) -> Locate:
     root = os.path.abspath(folder)  # noqa: PTH100 - Path.resolve would follow links
 
     def locate(name: str) -> Path | None:
-        for one in dict.fromkeys((name, _without_apostrophe(name))):
+        for one in dict.fromkeys((name, without_apostrophe(name))):
             path = os.path.normpath(os.path.join(root, one))  # noqa: PTH118
             inside = Path(path).is_relative_to(root)
             if inside and "\0" not in path and os.path.lexists(path):
@@ -304,7 +206,7 @@ def locate_inputs(sources: Sequence[Location]) -> Locate:
     places = (Path(), *lists)
 
     def locate(name: str) -> Path | None:
-        candidates = (place / one for one in (name, _without_apostrophe(name)) for place in places)
+        candidates = (place / one for one in (name, without_apostrophe(name)) for place in places)
         return next((path for path in candidates if os.path.lexists(path)), None)
 
     return locate

@@ -8,7 +8,7 @@ import msgspec
 
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
 from tltools.bench import BenchReport
-from tltools.classify.writers import SUFFIXES
+from tltools.classify.output_formats import all_suffixes, known_suffixes
 from tltools.errors import ArtifactError, ConfigError, DataError
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
@@ -99,12 +99,12 @@ def _add(sources: Sources, path: Path) -> None:
         sources.exports.append(read_artifact(path))
     elif suffix == ".json":
         _add_json(sources, path)
-    elif suffix in SUFFIXES:
+    elif suffix in all_suffixes():
         sources.jobs.append(path)
     else:
         raise ConfigError(
             f"{path} is nothing that can be reported: name a run's folder, an export (.onnx, .pt), "
-            "a bench-*.json, an evaluation.json, or predictions (.csv, .jsonl, .parquet)"
+            f"a bench-*.json, an evaluation.json, or predictions ({known_suffixes()})"
         )
 
 
@@ -156,7 +156,7 @@ def _add_newest(sources: Sources) -> None:
     benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]
     if benches:
         _add_json(sources, max(benches, key=lambda path: path.name))
-    sources.jobs += [path for path in map(_predictions, SUFFIXES) if path.is_file()]
+    sources.jobs += [path for path in map(_predictions, all_suffixes()) if path.is_file()]
 
 
 def _may_be_export(path: Path) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from tltools.errors import ArtifactError, ConfigError, DeviceError
+from tltools.errors import ArtifactError, ConfigError, DeviceError, first_line
 from tltools.parallel import num_cores
 from tltools.runtime.driver import DRIVER_LIBRARY, gpu_capability, load_driver, num_gpus
 
@@ -296,7 +296,7 @@ def _torch_problem() -> tuple[str | None, str]:
             return None, ""
     problem, remedy = _driver_problem()
     if problem is None and caught:
-        problem = _first_line(caught[0].message)
+        problem = first_line(caught[0].message)
     return problem or "PyTorch sees no GPU", remedy
 
 
@@ -484,7 +484,7 @@ def _proven_session(
         missing = _missing_library(ort, provider)
         remedy = f"pip install {package}" if missing else "look at `tltools doctor`"
         raise DeviceError(
-            f"{name} does not work in onnxruntime here: {missing or _first_line(error)}; "
+            f"{name} does not work in onnxruntime here: {missing or first_line(error)}; "
             f"{remedy}, {REMEDY_CPU}"
         ) from error
     active = session.get_providers()
@@ -546,7 +546,7 @@ def _new_session(
             raise
         name = "the model" if isinstance(model, bytes) else model
         raise ArtifactError(
-            f"onnxruntime cannot open {name}: {_first_line(error)}; "
+            f"onnxruntime cannot open {name}: {first_line(error)}; "
             f"make it again with tltools export"
         ) from error
 
@@ -594,10 +594,5 @@ def _missing_library(ort: "ModuleType", provider: str) -> str | None:
         for name in ("onnxruntime_providers_shared", f"onnxruntime_providers_{kind}"):
             ctypes.CDLL(str(folder / (f"{name}.dll" if windows else f"lib{name}.so")))
     except OSError as error:
-        return _first_line(error)
+        return first_line(error)
     return None
-
-
-def _first_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,7 @@ from tltools.backbones.backbone import IMAGENET, Recipe, RecipeName
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tltools.runtime.actors import RemotePictures
+    from tltools.ray.models import RayCluster
     from tltools.runtime.device import Device
 
 TrainPrecision = Literal["auto", "fp32", "amp"]
@@ -157,5 +157,5 @@ class TrainSetup:
     cache folder."""
     logs: tuple[str, ...] = ()
     """Experiment logs to write: `tensorboard`, `mlflow`."""
-    remote: "RemotePictures | None" = None
+    remote: "RayCluster | None" = None
     """A cluster that computes the features of a frozen backbone."""

@@ -29,8 +29,8 @@ from tltools.graphs.onnx_file import write_module
 from tltools.graphs.precision import quantize_until
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
+from tltools.ray.models import RayCluster
 from tltools.runtime import Plan, run_pictures
-from tltools.runtime.actors import RemotePictures
 from tltools.runtime.backbone import (
     MAX_FEATURE_ERROR,
     OnnxBackbone,
@@ -186,7 +186,7 @@ def extract_features(
     device: torch.device,
     precision: Precision = "fp32",
     calibration: Sequence[Path] = (),
-    remote: RemotePictures | None = None,
+    remote: RayCluster | None = None,
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
     """Return the backbone's features of all pictures, from the cache where it has them.
@@ -360,7 +360,7 @@ def _results(
     device: torch.device,
     precision: Precision,
     calibration: Sequence[Path],
-    remote: RemotePictures | None,
+    remote: RayCluster | None,
     progress: Progress,
 ) -> _Results:
     """Prepare the backbone; return what computes features with it, here or on a cluster."""
@@ -384,7 +384,7 @@ def _results(
         partial(open_shared, remote.connect().put(data), preprocessing, few, backbone(few)),
         preprocessing=preprocessing,
         batch_size=BATCH_SIZE,
-        part_size=PART_SIZE,
+        task_size=PART_SIZE,
         device="cpu" if calibration else None,
     )
     return _computed_there(outputs, files)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from tltools.atomic import write_text
 from tltools.card import Card
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, first_line
 from tltools.progress import Progress
 from tltools.training.fit import EpochStats
 
@@ -124,7 +124,7 @@ class Logs:
             lost = self._logs.pop(name)
             with suppress(Exception):
                 lost.close("failed")
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             self._progress.warn(f"the {name} log ends here: {reason}; the training goes on")
 
 
@@ -343,10 +343,9 @@ class MlflowLog:
             self._experiment = _experiment(self._client, root)
             self._find_run()
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"the MLflow store {root / MLFLOW_DB} cannot be used: {reason}; mend or move it, "
-                "or go without --log mlflow"
+                f"the MLflow store {root / MLFLOW_DB} cannot be used: {first_line(error)}; mend or "
+                "move it, or go without --log mlflow"
             ) from error
 
     def _find_run(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tltools.backbones.backbone import IMAGENET, Backbone, Download
 from tltools.card import Weights
-from tltools.errors import ModelError
+from tltools.errors import ModelError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ModelError(f"{path} cannot be read as weights ({reason}); {remedy}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path} is not a state dict of tensors; {remedy}")

@@ -1,10 +1,10 @@
-"""Pictures through a model on a Ray cluster: a pool of actors, each with the model opened once.
+"""Images through a model on a Ray cluster: a pool of actors, each with the model opened once.
 
-What `training` and `evaluate` need: the outputs of pictures that are known and readable, in memory.
+What training and evaluation need: the outputs of images that are known and readable, in memory.
 """
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +19,18 @@ from tltools import __version__
 from tltools.card import Preprocessing
 from tltools.errors import ArtifactError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
-from tltools.runtime.cluster import (
+from tltools.ray.cluster import check_cluster, cluster
+from tltools.ray.messages import (
     Failure,
-    check_cluster,
     check_digest,
     check_version,
-    choose_pool,
-    cluster,
     failure_here,
     file_sha256,
     from_failure,
-    run_actors,
     table_values,
     value_table,
 )
+from tltools.ray.pool import choose_pool, run_actors
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import File, Model, Plan, readable, run_pictures
 from tltools.runtime.workers import default_launcher
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 MAX_RETRIES = 4
-"""Workers that a part may cost besides the first: the pictures have been decoded before, so it is
+"""Workers that a task may cost besides the first: the images have been decoded before, so it is
 the model or the machines."""
 
 
@@ -53,11 +51,11 @@ class OpenModel(Protocol):
         ...
 
 
-class Task(msgspec.Struct, frozen=True):
-    """Pictures that an actor answers together."""
+class ModelTask(msgspec.Struct, frozen=True):
+    """Images that an actor answers together."""
 
     number: int
-    """Of the part, from 0."""
+    """Of the task, from 0."""
     paths: tuple[bytes, ...]
 
 
@@ -73,7 +71,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Setup:
+class ModelSetup:
     """What an actor has to know."""
 
     tltools: str
@@ -87,7 +85,7 @@ class Setup:
     batch_size: int
 
 
-class RemotePictures:
+class RayCluster:
     """A cluster that runs pictures through models; joined, or started, when it is needed.
 
     A context manager, which leaves it at the end.
@@ -146,18 +144,18 @@ class RemotePictures:
         *,
         preprocessing: Preprocessing,
         batch_size: int,
-        part_size: int,
+        task_size: int,
         device: Device | None = None,
         same_files: Sequence[Path] = (),
     ) -> Generator[tuple[range, NDArray[np.float32]], None, None]:
-        """Run pictures through a model, part by part, in any order.
+        """Run images through a model, task by task, in any order.
 
         Args:
             paths: The pictures, which all machines have to see under these paths.
             open_model: Called by each actor, once.
             preprocessing: How pictures are decoded.
             batch_size: Pictures in one call of the model.
-            part_size: Most pictures that an actor answers together.
+            task_size: Most pictures that an actor answers together.
             device: Instead of the one that the cluster was asked for.
             same_files: Files of the model that all machines have to see, the same as here.
 
@@ -171,10 +169,10 @@ class RemotePictures:
         ray = self.connect()
         pool = choose_pool(ray, device or self._device, None)
         self._progress.say(f"Ray: {pool}")
-        share = min(part_size, -(-len(paths) // pool.max_size))
+        share = min(task_size, -(-len(paths) // pool.max_size))
         size = -(-share // batch_size) * batch_size  # whole batches: those of one machine alone
-        parts = [range(i, min(i + size, len(paths))) for i in range(0, len(paths), size)]
-        setup = Setup(
+        tasks = [range(i, min(i + size, len(paths))) for i in range(0, len(paths), size)]
+        setup = ModelSetup(
             tltools=__version__,
             open_model=open_model,
             device=pool.device,
@@ -187,43 +185,51 @@ class RemotePictures:
         values = run_actors(
             ray,
             pool,
-            PictureActor,
+            ModelActor,
             setup,
             tasks=hand_out,
-            tasks_options={"parts": [tuple(names[part.start : part.stop]) for part in parts]},
+            tasks_options={"groups": [tuple(names[task.start : task.stop]) for task in tasks]},
             remedy="try the same command again, or --engine local",
             max_task_retries=MAX_RETRIES,
         )
-        missing = set(range(len(parts)))
         with closing(values):
-            for value in values:
-                answer = msgspec.msgpack.decode(value, type=Answer)
-                if answer.failure is not None:
-                    raise from_failure(answer.failure)
-                if answer.number in missing:  # a part may come twice, when a worker is lost late
-                    missing.remove(answer.number)
-                    array = np.frombuffer(answer.values, np.float32).reshape(-1, answer.width)
-                    yield parts[answer.number], array
-        if missing:
-            raise TltoolsError(
-                f"Ray has lost {len(missing)} of {len(parts)} parts; try the same command again"
+            for number, array in _answers(values, len(tasks)):
+                yield tasks[number], array
+
+
+def _answers(values: Iterable[bytes], num_tasks: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the number of each task, once, with its outputs, float32 (n, F)."""
+    missing = set(range(num_tasks))
+    for value in values:
+        answer = msgspec.msgpack.decode(value, type=Answer)
+        if answer.failure is not None:
+            raise from_failure(answer.failure)
+        if answer.number in missing:  # a task may come twice, when a worker is lost late
+            missing.remove(answer.number)
+            yield (
+                answer.number,
+                np.frombuffer(answer.values, np.float32).reshape(-1, answer.width),
             )
+    if missing:
+        raise TltoolsError(
+            f"Ray has lost {len(missing)} of {num_tasks} tasks; try the same command again"
+        )
 
 
 # ------------------------------------------------------------------------- what runs on machines
 
 
-def hand_out(_start: object, *, parts: Sequence[tuple[bytes, ...]]) -> "Iterator[pyarrow.Table]":
-    """Yield a table for each part, with one row: a `Task` as MessagePack."""
-    for number, paths in enumerate(parts):
-        yield value_table(msgspec.msgpack.encode(Task(number, paths)))
+def hand_out(_start: object, *, groups: Sequence[tuple[bytes, ...]]) -> "Iterator[pyarrow.Table]":
+    """Yield a table for each group of paths, with one row: a `ModelTask` as MessagePack."""
+    for number, paths in enumerate(groups):
+        yield value_table(msgspec.msgpack.encode(ModelTask(number, paths)))
 
 
-class PictureActor:
-    """An actor: one model, which answers a part at a time."""
+class ModelActor:
+    """An actor: one model, which answers a task at a time."""
 
-    def __init__(self, setup: Setup) -> None:
-        """Open the model; what is wrong with that is the answer to the first part."""
+    def __init__(self, setup: ModelSetup) -> None:
+        """Open the model; what is wrong with that is the answer to the first task."""
         self._setup = setup
         self._launcher = default_launcher()
         self._problem: Failure | None = None
@@ -240,12 +246,12 @@ class PictureActor:
         self._launcher.close()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
-        """Answer tasks: yield a table with one `Answer`, as MessagePack, for each `Task`."""
+        """Answer tasks: yield a table with one `Answer`, as MessagePack, for each `ModelTask`."""
         for value in table_values(table):
-            task = msgspec.msgpack.decode(value, type=Task)
+            task = msgspec.msgpack.decode(value, type=ModelTask)
             yield value_table(msgspec.msgpack.encode(self._answer(task)))
 
-    def _answer(self, task: Task) -> Answer:
+    def _answer(self, task: ModelTask) -> Answer:
         if self._problem is not None:
             return Answer(task.number, failure=self._problem)
         paths = [Path(os.fsdecode(path)) for path in task.paths]

@@ -1,0 +1,115 @@
+"""The images of a job: listed lazily, counted as far as that is quick, and a digest of their names.
+
+The digest tells whether several jobs, or several machines, saw the same images.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+
+from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
+from tltools.classify.shards import Shard
+from tltools.data.remote import Location
+from tltools.errors import DataError
+
+COUNTING_S = 0.5
+"""Longest time spent on listing further folders beforehand, for the progress bar's total."""
+
+
+class NamesDigest:
+    """SHA-256 over the names of images, in order."""
+
+    def __init__(self) -> None:
+        """Begin with no names."""
+        import hashlib  # here, because most jobs do without it
+
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str) -> None:
+        """Take in one more name."""
+        # No file's name contains a zero byte.
+        self._hash.update(name.encode("utf-8", "surrogatepass") + b"\0")
+
+    def digest(self) -> bytes:
+        """Return the digest of the names so far, 32 bytes."""
+        return self._hash.digest()
+
+
+class ShardListing:
+    """The images of one shard, of a listing that is read to its end."""
+
+    def __init__(self, pictures: Iterable[Picture], shard: Shard) -> None:
+        """Take the whole listing, which is consumed as the shard's images are."""
+        self._pictures = pictures
+        self.shard = shard
+        self._digest = NamesDigest()
+        self.num_listed = 0
+        """Images of the whole listing, once it has been read."""
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Yield the images of the shard."""
+        for number, picture in enumerate(self._pictures):
+            self._digest.add(picture.name)
+            self.num_listed = number + 1
+            if self.shard.holds(number):
+                yield picture
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the whole listing's names, as hexadecimal digits, once it has been read."""
+        return self._digest.digest().hex()
+
+
+class JobListing:
+    """The images of a job, or of its shard; a folder that cannot be listed is left out."""
+
+    def __init__(
+        self, inputs: Sequence[Location], *, shard: Shard | None, warn: Callable[[str], None]
+    ) -> None:
+        """Begin to list.
+
+        Args:
+            inputs: As `list_pictures` takes them.
+            shard: The shard of the listing that is wanted; None: all of it.
+            warn: Told of each folder or archive that cannot be listed.
+
+        Raises:
+            DataError: If an input does not exist, or there is no image.
+        """
+        self.unlisted: list[str] = []
+        """Why a folder, or the rest of an archive, was left out, for each; more may come."""
+
+        def leave_out(error: DataError) -> None:
+            self.unlisted.append(str(error))
+            warn(f"left out: {error}")
+
+        portions = list_portions(inputs, on_error=leave_out)
+        self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
+        """Number of images; None where it is not known."""
+        self.pictures: Iterator[Picture] = chain.from_iterable(
+            portion.pictures for portion in portions
+        )
+        """To be consumed once."""
+        self.of_shard: ShardListing | None = None
+        if shard is not None:
+            self.of_shard = ShardListing(self.pictures, shard)
+            self.pictures = iter(self.of_shard)
+            self.total = None if self.total is None else shard.size(self.total)
+
+
+def count_ahead(
+    portions: Iterator[Portion], *, seconds: float
+) -> tuple[int | None, Iterator[Portion]]:
+    """Count the images by listing ahead, for so long; None where that is not enough.
+
+    The first portion is always read, so that finding nothing is an error at once. What is listed
+    is kept, as names only, and returned with the rest: a second time would take as long again.
+    """
+    ahead = [next(portions)]
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        portion = next(portions, None)
+        if portion is None:
+            return sum(portion.num_pictures for portion in ahead), iter(ahead)
+        ahead.append(portion)
+    return None, chain(ahead, portions)

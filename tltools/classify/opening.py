@@ -1,0 +1,89 @@
+"""Open a job's model: in a worker if workers may run it, and as for the rows that are kept."""
+
+from dataclasses import replace
+
+from tltools.classify.identity import JobRecord, device_difference
+from tltools.classify.job import Job
+from tltools.classify.pipeline import check_min_confidence
+from tltools.classify.resume import Kept
+from tltools.classify.unfinished import refusal
+from tltools.processes import Launcher
+from tltools.runtime import Plan, Predictor, default_threads, load_predictor, open_model
+from tltools.runtime.driver import num_gpus
+from tltools.runtime.pipeline import may_fuse, open_in_worker
+
+
+def open_for(
+    job: Job, kept: Kept | None, *, num_pictures: int | None, launcher: Launcher | None
+) -> tuple[Predictor, Plan]:
+    """Open the model of a job, and choose its plan or take that of the rows that are kept.
+
+    Args:
+        job: The job.
+        kept: Rows to go on after.
+        num_pictures: Images of the job; None where that is not known.
+        launcher: Starts worker processes; None to open the model in this process.
+
+    Raises:
+        ArtifactError: If the model is not a usable export.
+        ConfigError: If the rows were begun on another device, or the model has a class that is
+            called as what is uncertain.
+        DeviceError: If the device cannot run the model.
+    """
+    if kept is None:
+        predictor, plan = _open(job, None, num_pictures, launcher)
+    else:
+        predictor, plan = _open_again(job, kept, num_pictures, launcher)
+    check_min_confidence(job.min_confidence, predictor.card.classes)
+    return predictor, plan
+
+
+def _open_again(
+    job: Job, kept: Kept, num_pictures: int | None, launcher: Launcher | None
+) -> tuple[Predictor, Plan]:
+    """Open the model in the same way as for the rows that are kept."""
+    record = kept.record
+    again = replace(job, batch_size=record.batch_size)
+    predictor, plan = _open(again, record, num_pictures, launcher)
+    if difference := device_difference(record, predictor):
+        raise refusal(kept.path, difference)
+    if plan.name != record.plan:  # a measurement that comes out beyond its limit this time
+        fused = record.plan == "fused"
+        predictor = load_predictor(job.model, device=job.device, threads=1 if fused else None)
+        plan = replace(plan, name=record.plan)
+    return predictor, plan
+
+
+def _open(
+    job: Job, record: JobRecord | None, num_pictures: int | None, launcher: Launcher | None
+) -> tuple[Predictor, Plan]:
+    """Open the model in a worker if workers may run it, else in this process."""
+    threads = job.threads
+    if launcher is not None and not job.tf32 and _may_fuse(job):
+        opened = open_in_worker(
+            job.model,
+            device=job.device,
+            batch_size=job.batch_size,
+            workers=job.workers,
+            launcher=launcher,
+            plan="fused" if threads == 1 else record and record.plan,
+        )
+        if opened is not None:
+            return opened
+        threads = default_threads()
+    return open_model(
+        job.model,
+        device=job.device,
+        batch_size=job.batch_size,
+        workers=job.workers,
+        threads=threads,
+        tf32=job.tf32,
+        layout=record and record.layout,
+        num_pictures=num_pictures,
+    )
+
+
+def _may_fuse(job: Job) -> bool:
+    """Tell whether workers might run the model, as far as that is known without opening it."""
+    on_cpu = job.device in ("cpu", "openvino") or (job.device == "auto" and not num_gpus())
+    return on_cpu and may_fuse(job.model, job.threads)

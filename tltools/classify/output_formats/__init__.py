@@ -1,0 +1,72 @@
+"""The formats that predictions are written in: each is one object in one file, listed here."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from tltools.classify.output_formats.csv_rows import CSV
+from tltools.classify.output_formats.format import OutputFormat, Row, RowCodec
+from tltools.classify.output_formats.json_lines import JSON_LINES
+from tltools.classify.output_formats.parquet import PARQUET
+from tltools.classify.pipeline import Prediction
+from tltools.errors import ConfigError
+
+__all__ = [
+    "OUTPUT_FORMATS",
+    "STDOUT",
+    "OutputFormat",
+    "Row",
+    "RowCodec",
+    "all_suffixes",
+    "known_suffixes",
+    "output_format",
+    "row_encoder",
+]
+
+STDOUT = Path("-")
+"""Standard output, which gets CSV."""
+OUTPUT_FORMATS: list[OutputFormat] = [CSV, JSON_LINES, PARQUET]
+
+
+def output_format(path: Path, *, option: str | None = None) -> OutputFormat:
+    """Return the format of a file of predictions, by its suffix.
+
+    Args:
+        path: The file; `-` is standard output.
+        option: What the path was given with, for the message.
+
+    Raises:
+        ConfigError: If the suffix is none of a format; the message lists those that are.
+    """
+    if path == STDOUT:
+        return CSV
+    suffix = path.suffix.lower()
+    for one in OUTPUT_FORMATS:
+        if suffix in one.suffixes:
+            return one
+    raise ConfigError(
+        f"{f'{option} ' if option else ''}{path} ends in {path.suffix or 'nothing'!r}; choose "
+        f"{known_suffixes()}"
+    )
+
+
+def all_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of all formats, in lower case."""
+    return tuple(suffix for one in OUTPUT_FORMATS for suffix in one.suffixes)
+
+
+def known_suffixes() -> str:
+    """Return the suffixes of all formats for a message: `.csv, .jsonl (or .ndjson) or .parquet`."""
+    names = []
+    for one in OUTPUT_FORMATS:
+        first, *others = one.suffixes
+        names.append(f"{first} (or {', '.join(others)})" if others else first)
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+@lru_cache(maxsize=4)
+def row_encoder(
+    path: Path, classes: tuple[str, ...], *, spreadsheet: bool = False
+) -> Callable[[Prediction], bytes]:
+    """Return what encodes the rows of an output; may be called again at no cost."""
+    return output_format(path).codec(classes, spreadsheet=spreadsheet).encode

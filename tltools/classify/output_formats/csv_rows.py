@@ -1,0 +1,137 @@
+"""CSV: `path,label,confidence,prob_<class>...,error`, numbers with six decimals."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tltools.classify.output_formats.format import (
+    DECIMALS,
+    OutputFormat,
+    Row,
+    classes_of_columns,
+    column_names,
+    damaged_row,
+    utf8_text,
+)
+from tltools.classify.pipeline import UNCERTAIN, Prediction
+from tltools.errors import DataError
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a field begins with that a spreadsheet takes for a formula."""
+
+
+class CsvCodec:
+    """Rows of comma-separated values."""
+
+    def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:
+        """With `spreadsheet`, put an apostrophe before what would be taken for a formula."""
+        self.classes = classes
+        self.text = _no_formula if spreadsheet else utf8_text
+        self._plain = csv.writer(_Echo(), lineterminator="\n")
+        self._quoted = csv.writer(_Echo(), lineterminator="\n", quoting=csv.QUOTE_ALL)
+        self._num_fields = len(column_names(classes))
+        self._labels = {self.text(name): name for name in (*classes, UNCERTAIN)}
+        self._texts = {name: text for text, name in self._labels.items()}
+        self.header = self.line([self.text(name) for name in column_names(classes)])
+        self._nothing = [""] * (self._num_fields - 2)
+
+    def encode(self, prediction: Prediction) -> bytes:
+        """Return the row of a prediction; without a label its fields are empty."""
+        path = self.text(prediction.name)
+        if prediction.probabilities is None:
+            return self.line([path, *self._nothing, self.text(prediction.error or "")])
+        numbers = [prediction.confidence, *prediction.probabilities.tolist()]
+        texts = [f"{number:.{DECIMALS}f}" for number in numbers]
+        return self.line([path, self._texts[prediction.label or ""], *texts, ""])
+
+    def line(self, fields: Sequence[str]) -> bytes:
+        """Return fields as one line, with quotes where it takes them."""
+        # Before Python 3.13 the csv module leaves a carriage return unquoted if it is not part of
+        # the line's end, and then reads it as one.
+        careful = any("\r" in field for field in fields)
+        text: Any = (self._quoted if careful else self._plain).writerow(fields)  # from _Echo
+        return text.encode()
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
+        """Yield the complete rows behind the header."""
+        for record in self.split(file):
+            row = self._row(record)
+            if row is None:
+                return
+            yield row, len(record)
+
+    def split(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield rows as they stand in a file. A name may contain line ends."""
+        record = b""
+        for line in file:
+            record += line
+            if record.count(b'"') % 2:  # within a quoted field, since quotes in it are doubled
+                continue
+            yield record
+            record = b""
+
+    def _row(self, record: bytes) -> Row | None:
+        # A loss of power may leave zeros where bytes should be; no name contains one.
+        if not record.endswith(b"\n") or b"\0" in record:
+            return None
+        try:
+            fields = next(csv.reader([record.decode()], strict=True))
+            confidence = float(fields[2]) if fields[2] else None
+        except (UnicodeDecodeError, csv.Error, ValueError, IndexError):
+            return None
+        if len(fields) != self._num_fields or (fields[1] and fields[1] not in self._labels):
+            return None
+        return Row(fields[0], self._labels.get(fields[1]), confidence, fields[-1] or None)
+
+
+class _Echo:
+    """A file for `csv.writer`, whose `writerow` returns what `write` does: the line itself."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
+    """Return the classes and the rows of a complete file; with or without `spreadsheet`.
+
+    Raises:
+        DataError: If it is damaged, or no file of predictions; the rows raise it, too.
+    """
+    lines = _fields(path)
+    classes = classes_of_columns(next(lines), path)
+    return classes, _rows(lines, frozenset(classes), path)
+
+
+def _fields(path: Path) -> Iterator[list[str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            yield next(rows, [])
+            yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}; make it again") from error
+
+
+def _rows(lines: Iterator[list[str]], classes: frozenset[str], path: Path) -> Iterator[Row]:
+    for number, fields in enumerate(lines, 1):
+        try:
+            label, confidence = fields[1] or None, float(fields[2]) if fields[2] else None
+        except (IndexError, ValueError) as error:
+            raise damaged_row(path, number) from error
+        if label is not None and label not in classes:
+            label = without_apostrophe(label)
+        yield Row(fields[0], label, confidence, fields[-1] or None)
+
+
+def without_apostrophe(text: str) -> str:
+    """Return a field as it was before it was made safe for a spreadsheet."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+
+
+def _no_formula(text: str) -> str:
+    safe = utf8_text(text)
+    return "'" + safe if safe.startswith(FORMULA) else safe
+
+
+CSV = OutputFormat((".csv",), codec=CsvCodec, read=read_csv, has_spreadsheet_mode=True)

@@ -1,0 +1,108 @@
+"""JSON Lines: one object a line, with the probabilities as an object by class."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from tltools.classify.output_formats.format import DECIMALS, OutputFormat, Row, utf8_text
+from tltools.classify.pipeline import UNCERTAIN, Prediction
+from tltools.errors import DataError
+
+
+class JsonRow(msgspec.Struct, frozen=True):
+    """A line."""
+
+    path: str
+    label: str | None
+    confidence: float | None
+    probabilities: dict[str, float] | None
+    error: str | None
+
+    def short(self) -> Row:
+        """Return the row without its probabilities."""
+        return Row(self.path, self.label, self.confidence, self.error)
+
+
+class JsonLinesCodec:
+    """Rows of JSON Lines."""
+
+    header = b""
+
+    def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:  # noqa: ARG002
+        """Keep the classes; no spreadsheet opens these files."""
+        self.classes = classes
+        self._labels = frozenset((None, UNCERTAIN, *classes))
+        self._encoder = msgspec.json.Encoder()
+        self._decoder = msgspec.json.Decoder(JsonRow)
+
+    def encode(self, prediction: Prediction) -> bytes:
+        """Return the row of a prediction; without a label its values are null."""
+        return self._encoder.encode(_json_row(prediction, self.classes)) + b"\n"
+
+    def text(self, text: str) -> str:
+        """Return a text as a row holds it."""
+        return utf8_text(text)
+
+    def split(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield rows as they stand in a file: its lines."""
+        return iter(file)
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
+        """Yield the complete rows."""
+        for row, num_bytes in self.read_whole(file):
+            yield row.short(), num_bytes
+
+    def read_whole(self, file: BinaryIO) -> Iterator[tuple[JsonRow, int]]:
+        """Yield the complete rows with their probabilities."""
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = self._decoder.decode(line)
+            except msgspec.DecodeError:
+                return
+            if row.label not in self._labels:
+                return
+            yield row, len(line)
+
+
+def _json_row(prediction: Prediction, classes: Sequence[str]) -> JsonRow:
+    """Return the row of a prediction with its numbers rounded, by class."""
+    name = utf8_text(prediction.name)
+    if prediction.probabilities is None:
+        error = None if prediction.error is None else utf8_text(prediction.error)
+        return JsonRow(name, prediction.label, None, None, error)
+    confidence = round(float(prediction.confidence or 0), DECIMALS)
+    numbers = prediction.probabilities.round(DECIMALS).tolist()
+    probabilities = dict(zip(classes, numbers, strict=True))
+    return JsonRow(name, prediction.label, confidence, probabilities, None)
+
+
+def read_json_lines(path: Path) -> tuple[list[str], Iterator[Row]]:
+    """Return the classes that the first row with probabilities has, and all rows.
+
+    Raises:
+        DataError: If the file is damaged, or no file of predictions; the rows raise it, too.
+    """
+    with closing(_lines(path)) as rows:
+        probabilities = next((row.probabilities for row in rows if row.probabilities), {})
+    # From the beginning again: where every image failed, all rows have been read by now.
+    return list(probabilities), (row.short() for row in _lines(path))
+
+
+def _lines(path: Path) -> Generator[JsonRow, None, None]:
+    decoder = msgspec.json.Decoder(JsonRow)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeError) as error:
+                raise DataError(
+                    f"{path} line {number:,} is not what tltools classify writes: {error}"
+                ) from error
+
+
+JSON_LINES = OutputFormat((".jsonl", ".ndjson"), codec=JsonLinesCodec, read=read_json_lines)

@@ -1,0 +1,206 @@
+"""Parquet: the columns of CSV, typed. Its files are written from rows of JSON Lines.
+
+pyarrow is imported when it is needed, so that the other formats do without it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from tltools.classify.output_formats.format import (
+    OutputFormat,
+    Row,
+    RowCodec,
+    ShardFile,
+    Turn,
+    classes_of_columns,
+    column_names,
+    damaged_row,
+)
+from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
+from tltools.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROW_GROUP = 4096
+"""Rows that are held in memory until they are written."""
+
+
+def convert_rows(rows: BinaryIO, output: Path, classes: Sequence[str]) -> None:
+    """Write the file from rows of JSON Lines."""
+    whole = JsonLinesCodec(classes).read_whole(rows)
+    write_parquet(output, (row for row, _ in whole), classes)
+
+
+def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -> None:
+    """Write rows in groups of `ROW_GROUP`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = _schema(classes)
+
+    def values(row: JsonRow) -> Iterator[str | float | None]:
+        yield from (row.path, row.label, row.confidence)
+        numbers = row.probabilities or {}
+        yield from (numbers.get(name) for name in classes)
+        yield row.error
+
+    iterator = iter(rows)
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(iterator, ROW_GROUP)):
+            columns = zip(*map(values, group), strict=True)
+            arrays = [
+                pyarrow.array(column, type=field.type)
+                for column, field in zip(columns, schema, strict=True)
+            ]
+            writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+def _schema(classes: Sequence[str]) -> "pyarrow.Schema":
+    """Return the columns: strings, and float64 for the numbers."""
+    import pyarrow
+
+    texts = {"path", "label", "error"}
+    return pyarrow.schema(
+        [
+            (name, pyarrow.string() if name in texts else pyarrow.float64())
+            for name in column_names(classes)
+        ]
+    )
+
+
+def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
+    """Return the classes and the rows of a file, of which a row group is in memory.
+
+    Raises:
+        DataError: If it is damaged, or no file of predictions; the rows raise it, too.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = list(file.schema_arrow.names)
+    except pyarrow.ArrowException as error:
+        raise _unreadable(path, error) from error
+    return classes_of_columns(columns, path), _rows(path)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        # Not read_table, which would take a folder's name for a partition of its parts.
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(Row._fields)):
+                columns = (batch.column(name).to_pylist() for name in Row._fields)
+                for name, label, confidence, error in zip(*columns, strict=True):
+                    number += 1
+                    value = None if confidence is None else float(confidence)
+                    yield Row(str(name or ""), label or None, value, error or None)
+    except pyarrow.ArrowException as error:
+        raise _unreadable(path, error) from error
+    except (TypeError, ValueError) as error:
+        raise damaged_row(path, number) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as Parquet: {error}; make it again")
+
+
+def merge_parquet(
+    shards: Sequence[ShardFile], turns: Iterable[Turn], output: Path, codec: RowCodec
+) -> Iterator[int]:
+    """Write the rows of Parquet files to one; yield how many, each time.
+
+    Memory: a row group of each shard, and one of the output.
+
+    Raises:
+        DataError: If a shard does not have the rows that it should.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = _schema(codec.classes)
+    sources = {shard: _ShardRows(shard, schema) for shard in shards}
+    waiting: list[pyarrow.Table] = []
+    num_waiting = 0
+    with pyarrow.parquet.ParquetWriter(output, schema) as writer:
+        for shard, num_rows in turns:
+            waiting.extend(sources[shard].take(num_rows))
+            num_waiting += num_rows
+            if num_waiting >= ROW_GROUP:  # turns divide it
+                writer.write_table(pyarrow.concat_tables(waiting).combine_chunks())
+                yield num_waiting
+                waiting.clear()
+                num_waiting = 0
+        if waiting:
+            writer.write_table(pyarrow.concat_tables(waiting).combine_chunks())
+            yield num_waiting
+    for source in sources.values():
+        source.check_end()
+
+
+class _ShardRows:
+    """The rows of a shard from its beginning to its end, a group of them in memory."""
+
+    def __init__(self, shard: ShardFile, schema: "pyarrow.Schema") -> None:
+        """Take a shard whose file has these columns."""
+        self._shard = shard
+        self._schema = schema
+        self._group: pyarrow.Table = schema.empty_table()
+        self._next_group = 0
+        self._start = 0
+
+    def take(self, num_rows: int) -> "Iterator[pyarrow.Table]":
+        """Yield tables that have the next rows.
+
+        Raises:
+            DataError: If there are not so many.
+        """
+        while num_rows:
+            if self._start == len(self._group) and not self._read_group():
+                raise self._shard.changed()
+            some = self._group.slice(self._start, num_rows)
+            self._start += len(some)
+            num_rows -= len(some)
+            yield some
+
+    def check_end(self) -> None:
+        """See that all rows were taken.
+
+        Raises:
+            DataError: If there are more.
+        """
+        if self._start < len(self._group) or self._read_group():
+            raise self._shard.changed()
+
+    def _read_group(self) -> bool:
+        """Read the next group; tell whether there was one."""
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with self._shard.open() as file, pyarrow.parquet.ParquetFile(file) as content:
+                if self._next_group == content.num_row_groups:
+                    return False
+                self._group = content.read_row_group(self._next_group).cast(self._schema)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise self._shard.changed() from error
+        self._next_group += 1
+        self._start = 0
+        return True
+
+
+PARQUET = OutputFormat(
+    (".parquet",),
+    codec=JsonLinesCodec,
+    read=read_parquet,
+    merge=merge_parquet,
+    convert=convert_rows,
+    requires="pyarrow",
+)

@@ -1,0 +1,183 @@
+"""Run a job on this machine: list, open, classify, write, and sum up what happened."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from tltools.classify.identity import JobIdentity
+from tltools.classify.job import Job, Summary
+from tltools.classify.listing import JobListing
+from tltools.classify.opening import open_for
+from tltools.classify.output_formats import STDOUT, row_encoder
+from tltools.classify.pictures import Picture
+from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows
+from tltools.classify.place import Place
+from tltools.classify.resume import Start, go_on
+from tltools.classify.tally import Tally
+from tltools.classify.unfinished import UnfinishedOutput
+from tltools.classify.writer import Output
+from tltools.processes import Launcher
+from tltools.progress import SILENT, Progress
+from tltools.runtime import Plan, Predictor, run_pictures
+
+if TYPE_CHECKING:
+    from tltools.classify.ledger import Ledger
+
+
+def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None = None) -> Summary:
+    """Classify images and write one row for each.
+
+    A job that was stopped, in whatever way, is gone on with where its rows end, if it is the same
+    job. A folder that cannot be listed is left out with a warning.
+
+    Args:
+        job: The job.
+        progress: Where to report.
+        launcher: Starts worker processes. With one, no image is decoded in this process, so that
+            none can end it; without, a small job is done here, and a large one begins here.
+
+    Raises:
+        ArtifactError: If the model is not a usable export.
+        ConfigError: If the output exists or has an unknown suffix, or is standard output for a
+            shard, another job writes the same output, or what is there of it is not of this job.
+        DataError: If an input does not exist, or there is no image.
+        DeviceError: If the device cannot run the model.
+        TltoolsError: If the output or the ledger cannot be written, or a server cannot be asked.
+            The rows written so far stay in `<output>.part`, here and whenever the job is stopped.
+    """
+    place = Place(job)
+    listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
+    identity = JobIdentity(job, overwrite=place.replaces, shard=job.shard, tf32=job.tf32)
+    with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
+        start = go_on(place.unfinished, job, identity, listing.pictures, tally)
+        if start.kept is not None and start.num_rows:
+            progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
+        opened = open_for(job, start.kept, num_pictures=listing.total, launcher=launcher)
+        predictor, plan = opened
+        record = place.begin(start.record, partial(identity.record, predictor, plan))
+        output = Output(
+            place.path,
+            predictor.card.classes,
+            overwrite=place.replaces,
+            spreadsheet=job.spreadsheet,
+            opened=place.unfinished,
+            kept=start.kept,
+            on_complete=place.when_complete(record, listing, progress),
+        )
+        with _open_ledger(job, identity, predictor) as ledger:
+            run = _runner(job, place, opened, ledger, launcher, progress)
+            rows = classify_missing(run, listing.pictures, start)
+            begun = time.perf_counter()
+            _write_rows(output, place.unfinished, rows, tally, progress, listing.total)
+    place.discard_sent()
+    return _summary(job, opened, output, start, listing, tally, ledger, begun)
+
+
+def _open_ledger(
+    job: Job, identity: JobIdentity, predictor: Predictor
+) -> "AbstractContextManager[Ledger | None]":
+    if job.ledger_dir is None:
+        return nullcontext()
+    from tltools.classify.ledger import Ledger  # here, because most jobs do without it
+
+    num_classes = len(predictor.card.classes)
+    return Ledger(job.ledger_dir, model_sha256=identity.model_sha256, num_classes=num_classes)
+
+
+def _runner(
+    job: Job,
+    place: Place,
+    opened: tuple[Predictor, Plan],
+    ledger: "Ledger | None",
+    launcher: Launcher | None,
+    progress: Progress,
+) -> Callable[[Iterator[Picture]], Generator[Rows, None, None]]:
+    """Return what makes rows from images."""
+    predictor, plan = opened
+    card = predictor.card
+    encoder = partial(row_encoder, place.path, card.classes, spreadsheet=job.spreadsheet)
+    return partial(
+        run_pictures,
+        predictor,
+        preprocessing=card.preprocessing,
+        plan=plan,
+        finish=RowMaker(card.classes, card.temperature, job.min_confidence, encoder),
+        memory=ledger,
+        launcher=launcher,
+        timeout_s=job.picture_timeout_s,
+        tell=progress.warn,
+    )
+
+
+def classify_missing(
+    run: Callable[[Iterator[Picture]], Generator[Rows, None, None]],
+    pictures: Iterator[Picture],
+    start: Start,
+) -> Generator[Rows, None, None]:
+    """Classify the images that have no rows yet."""
+    num_again = len(start.again)
+    with closing(run(chain(start.again, pictures))) as results:
+        for rows in results:
+            skipped = min(num_again, len(rows.encoded))
+            num_again -= skipped
+            yield rows.without(skipped) if skipped else rows
+
+
+def _write_rows(
+    output: Output,
+    unfinished: UnfinishedOutput | None,
+    made: Generator[Rows, None, None],
+    tally: Tally,
+    progress: Progress,
+    total: int | None,
+) -> None:
+    """Write the rows that are missing; if something stops that, say how many there are."""
+    try:
+        with output:
+            num_missing = None if total is None else total - output.num_rows
+            with progress.bar("classify", num_missing) as bar, closing(made):
+                for some in made:
+                    output.write_encoded(some.encoded)
+                    tally.add_all(some)
+                    bar.advance(len(some.encoded))
+            tally.save()
+    finally:
+        if output.num_rows and unfinished is not None and unfinished.exists():  # not renamed
+            progress.warn(f"stopped: {output.num_rows} complete rows are kept in {unfinished.path}")
+            progress.say("The same command, without --overwrite, goes on from there")
+
+
+def _summary(
+    job: Job,
+    opened: tuple[Predictor, Plan],
+    output: Output,
+    start: Start,
+    listing: JobListing,
+    tally: Tally,
+    ledger: "Ledger | None",
+    begun: float,
+) -> Summary:
+    predictor, plan = opened
+    return Summary(
+        model=job.model,
+        card=predictor.card,
+        output=None if job.output == STDOUT else job.output,
+        num_pictures=output.num_rows,
+        num_kept=start.num_rows,
+        num_known=None if ledger is None else ledger.num_known,
+        counts=tally.by_class(predictor.card.classes),
+        num_uncertain=0 if job.min_confidence is None else tally.counts[UNCERTAIN],
+        num_failed=tally.num_failed,
+        errors=tally.errors,
+        unlisted=tuple(listing.unlisted),
+        seconds=time.perf_counter() - begun,
+        choice=predictor.choice,
+        provider=predictor.provider,
+        placement=predictor.placement,
+        plan=plan,
+        layout=getattr(predictor, "layout", "nchw"),
+        tf32=job.tf32,
+    )

@@ -1,0 +1,191 @@
+"""An actor of the pool: one predictor, which classifies a part at a time and writes its rows."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tltools.classify.identity import PartsRecord
+from tltools.classify.output_formats.format import utf8_text
+from tltools.classify.pictures import Picture
+from tltools.classify.pipeline import Prediction, classify
+from tltools.classify.unfinished import cannot_write
+from tltools.classify.writer import write_complete
+from tltools.data.remote import Remotes, is_url
+from tltools.errors import ArtifactError, DataError, TltoolsError
+from tltools.ray.listing import PartTask
+from tltools.ray.messages import (
+    Failure,
+    check_digest,
+    check_version,
+    failure_here,
+    table_values,
+    value_table,
+)
+from tltools.ray.parts import ATTEMPTS, part_path
+from tltools.ray.updates import PartUpdate
+from tltools.runtime import Device, Plan, load_predictor
+from tltools.runtime.workers import MAX_STALLS, default_launcher
+
+if TYPE_CHECKING:
+    import pyarrow
+
+NUM_UPDATES = 4
+"""How often an actor says how far it is with a part."""
+MAX_DEATHS = MAX_STALLS + 1
+"""Workers that a part may cost without an image to blame; then it is not the images."""
+
+
+class ActorSettings(msgspec.Struct, frozen=True):
+    """What an actor has to know."""
+
+    model: str
+    output: str
+    device: Device
+    workers: int
+    """Cores of an actor."""
+    picture_timeout_s: float
+    record: PartsRecord
+
+
+class ClassifyActor:
+    """One predictor, which classifies a part at a time."""
+
+    def __init__(self, settings: bytes) -> None:
+        """Open the model; what is wrong with that is told with the first part."""
+        self._settings = msgspec.msgpack.decode(settings, type=ActorSettings)
+        self._problem: Failure | None = None
+        self._launcher = default_launcher()
+        try:
+            self._open()
+        except TltoolsError as error:
+            self._problem = failure_here(error)
+
+    def _open(self) -> None:
+        settings, record = self._settings, self._settings.record
+        check_version(record.tltools)
+        model = Path(settings.model)
+        inputs = [Path(place) for place in record.inputs if not is_url(place)]
+        for path in (model, *inputs, Path(settings.output)):
+            if not path.exists():
+                kind = ArtifactError if path == model else DataError
+                raise kind(
+                    f"{path} is not there; all machines of the cluster have to see the model, the "
+                    "pictures and the output under the same paths, on a shared file system"
+                )
+        check_digest(model, record.model_sha256)
+        fused = record.plan == "fused"
+        self._predictor = load_predictor(
+            model, device=settings.device, threads=1 if fused else settings.workers
+        )
+        self._plan = Plan(record.plan, settings.workers, record.batch_size)
+        self._folder = Path(settings.output)
+        self._remotes = Remotes()
+
+    def close(self) -> None:
+        """End the worker processes; an actor's end does it too."""
+        self._launcher.close()
+
+    def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
+        """Classify parts, and write them.
+
+        Args:
+            table: A column `value`: a `PartTask` as MessagePack in each row.
+
+        Yields:
+            A table with one row, `value`: a `PartUpdate` as MessagePack. As many for a part when it
+            is done again, after its worker was lost, as the first time: Ray counts on that.
+        """
+        for value in table_values(table):
+            task = msgspec.msgpack.decode(value, type=PartTask)
+            for update in self._run(task):
+                yield value_table(msgspec.msgpack.encode(update))
+
+    def _run(self, task: PartTask) -> Iterator[PartUpdate]:
+        failure = task.failure or self._problem
+        if failure is None and not task.pictures:
+            yield PartUpdate(
+                task.number,
+                is_end=True,
+                before=task.before,
+                after=task.after,
+                unlisted=task.unlisted,
+            )
+            return
+        num_updates = 0
+        if failure is None:
+            try:
+                for update in self._classify(task):
+                    yield update
+                    num_updates += 1
+            except TltoolsError as error:
+                failure = failure_here(error)
+        while failure is not None and num_updates <= NUM_UPDATES:
+            yield PartUpdate(task.number, failure=failure)
+            num_updates += 1
+
+    def _classify(self, task: PartTask) -> Iterator[PartUpdate]:
+        """Classify a part; yield an update `NUM_UPDATES` times on the way and one at the end."""
+        pictures = [
+            Picture(self._remotes.source(os.fsdecode(place)), os.fsdecode(name))
+            for place, name in task.pictures
+        ]
+        attempts = self._folder / ATTEMPTS / f"{task.number:06d}"
+        _count_attempt(task.number, attempts)
+        stops = [len(pictures) * step // NUM_UPDATES for step in range(NUM_UPDATES + 1)]
+        predictions = classify(
+            self._predictor,
+            pictures,
+            plan=self._plan,
+            min_confidence=self._settings.record.min_confidence,
+            launcher=self._launcher,
+            timeout_s=self._settings.picture_timeout_s,
+        )
+        made: list[Prediction] = []
+        with closing(predictions):
+            for start, stop in pairwise(stops):
+                made.extend(islice(predictions, stop - start))
+                yield PartUpdate(task.number, stop - start)
+        record = self._settings.record
+        path = part_path(self._folder, task.number, record.part_format)
+        write_complete(path, made, record.classes, spreadsheet=record.spreadsheet)
+        with suppress(OSError):
+            attempts.unlink()
+        yield PartUpdate(
+            task.number,
+            is_done=True,
+            before=task.before,
+            after=task.after,
+            counts=Counter(one.label for one in made if one.label is not None),
+            failures=tuple(
+                (utf8_text(one.name), utf8_text(one.error or ""))
+                for one in made
+                if one.label is None
+            ),
+            unlisted=task.unlisted,
+        )
+
+
+def _count_attempt(number: int, attempts: Path) -> None:
+    """Count an attempt at a part; give up where too many workers have been lost by it.
+
+    Pictures that end a decoder do not end a worker, so that it is something else.
+    """
+    try:
+        attempts.parent.mkdir(exist_ok=True)
+        with attempts.open("ab") as file:
+            file.write(b"x")
+        num_lost = attempts.stat().st_size - 1
+    except OSError as error:
+        raise cannot_write(attempts, error) from error
+    if num_lost > MAX_DEATHS:
+        raise TltoolsError(
+            f"part {number} has ended {num_lost} workers, and no picture of it does that: the "
+            "model or the machines are at fault; try --workers 1, another --device or another "
+            "export"
+        )

@@ -1,0 +1,248 @@
+"""The data set that a job on a cluster writes: a folder of parts, locked while it is written."""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+
+import msgspec
+
+from tltools.classify.identity import JobIdentity, JobRecord, PartsRecord
+from tltools.classify.listing import NamesDigest
+from tltools.classify.output_formats import Row, all_suffixes, output_format
+from tltools.classify.pictures import list_portions
+from tltools.classify.unfinished import (
+    REMEDY,
+    UnfinishedOutput,
+    cannot_write,
+    record_path,
+    refusal,
+)
+from tltools.data.remote import Location
+from tltools.errors import ConfigError, DataError
+from tltools.ray.listing import digests_around
+from tltools.ray.updates import PartsTally, PartUpdate
+
+FAST_PART = 4096
+"""Images of a part where the model is fast, or there is a GPU: seconds of work, beside which the
+tenths of a second that Ray takes for each part are little."""
+SLOW_PART = 256
+"""Images of a part where it is slow: about half a minute's work for a few cores."""
+MARK = "_SUCCESS"
+"""The file that says that a data set is complete, and what it was made of."""
+ATTEMPTS = ".attempts"
+"""A folder in an unfinished data set: how often each part in work was begun, as a file's size."""
+_PART_NAME = re.compile(r"part-(\d{6,})(\.\w+)")
+_OTHER_NAMES = re.compile(
+    rf"{MARK}(\.part(\.json(\.new)?)?)?|{re.escape(ATTEMPTS)}|\.part-.*\.tmp.*"
+)
+
+
+class Manifest(PartsRecord, frozen=True, kw_only=True):
+    """The content of a complete data set's mark."""
+
+    num_parts: int
+    num_rows: int
+    num_failed: int
+
+
+def part_path(folder: Path, number: int, part_format: str) -> Path:
+    """Return where a part of a data set is."""
+    return folder / f"part-{number:06d}.{part_format}"
+
+
+def part_number(name: str) -> tuple[int, str] | None:
+    """Return the number of the part in a file of that name, and its format; None if it is none."""
+    match = _PART_NAME.fullmatch(name)
+    if match is None or match[2] not in all_suffixes():
+        return None
+    return int(match[1]), match[2].removeprefix(".")
+
+
+class PartsFolder:
+    """The folder of a data set, which is locked while a job writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is created or opened yet."""
+        self._folder = folder
+        self._mark = UnfinishedOutput(folder / MARK)
+        self._made = not folder.exists()
+
+    def open(self, identity: JobIdentity, *, anew: bool) -> PartsRecord | None:
+        """Lock the folder; return the record of a job to go on with, None to begin.
+
+        Raises:
+            ConfigError: If the folder is complete, not ours, or of another job.
+        """
+        names = [] if self._made else sorted(path.name for path in self._folder.iterdir())
+        others = [name for name in names if not _is_own(name)]
+        if others:
+            raise ConfigError(
+                f"{self._folder} holds other files ({others[0]!r}); name a folder of its own with "
+                "--output"
+            )
+        if MARK in names and not anew:
+            raise ConfigError(
+                f"{self._folder} exists and is complete; replace it with --overwrite, or write "
+                "elsewhere with --output"
+            )
+        self._mark.open()
+        if anew:
+            self._remove(names)
+            return None
+        if not self._mark.num_bytes:
+            if any(map(part_number, names)):
+                raise self._without_record()
+            return None
+        try:
+            data = record_path(self._folder / MARK).read_bytes()
+            record = msgspec.json.decode(data, type=PartsRecord)
+        except (OSError, msgspec.DecodeError) as error:
+            raise self._without_record() from error
+        if difference := identity.differences(record):
+            raise refusal(self._folder, difference)
+        shutil.rmtree(self._folder / ATTEMPTS, ignore_errors=True)  # of the earlier job's workers
+        return record
+
+    def begin(self, record: JobRecord, part_size: int | None, part_format: str) -> PartsRecord:
+        """Write the record of a job that begins, and return it.
+
+        Raises:
+            ConfigError: If parts of that size would not be whole batches.
+        """
+        size, batch = part_size, record.batch_size
+        if size is None:
+            # Neither many calls of the model nor a long time to lose.
+            fast = record.plan == "fused" or record.device != "cpu"
+            size = -(-(FAST_PART if fast else SLOW_PART) // batch) * batch
+        if size % batch:
+            fitting = -(-size // batch) * batch
+            raise ConfigError(
+                f"--part-size {size} is not a multiple of the batch of {batch} pictures, which "
+                f"makes the rows those of --engine local; choose --part-size {fitting}"
+            )
+        whole = PartsRecord(
+            **msgspec.structs.asdict(record), part_size=size, part_format=part_format
+        )
+        self._mark.begin(whole)
+        try:
+            self._mark.append(b"not complete\n")
+            self._mark.sync()
+        except OSError as error:
+            raise cannot_write(self._mark.path, error) from error
+        return whole
+
+    def kept(self, record: PartsRecord, inputs: Sequence[Location]) -> Iterator[PartUpdate]:
+        """Yield updates of the parts that are there, compared with the listing.
+
+        Raises:
+            ConfigError: If they are not those of the listing.
+        """
+        numbers = self._numbers(record.part_format)
+        portions = list_portions(inputs, on_error=lambda _error: None)
+        pictures = chain.from_iterable(portion.pictures for portion in portions)
+        chosen = output_format(part_path(self._folder, 0, record.part_format))
+        codec = chosen.codec(record.classes, spreadsheet=record.spreadsheet)
+        digest = NamesDigest()
+        for number in range(max(numbers, default=-1) + 1):
+            some = list(islice(pictures, record.part_size))
+            before, after = digests_around(digest, (picture.name for picture in some))
+            if number not in numbers:
+                continue
+            path = part_path(self._folder, number, record.part_format)
+            rows = _read_part(path, record)
+            if [row.path for row in rows] != [codec.text(picture.name) for picture in some]:
+                raise refusal(
+                    path,
+                    "its rows are not those of the pictures that are there now: pictures have come "
+                    "or gone since",
+                )
+            yield PartUpdate(
+                number,
+                len(rows),
+                is_done=True,
+                before=before,
+                after=after,
+                counts=Counter(row.label for row in rows if row.label is not None),
+                failures=tuple(
+                    (picture.name, row.error or "")
+                    for row, picture in zip(rows, some, strict=True)
+                    if row.label is None
+                ),
+            )
+
+    def finish(self, record: PartsRecord, result: PartsTally) -> None:
+        """Mark the data set as complete."""
+        manifest = Manifest(
+            **msgspec.structs.asdict(record),
+            num_parts=len(result.parts),
+            num_rows=result.num_rows,
+            num_failed=result.tally.num_failed,
+        )
+        shutil.rmtree(self._folder / ATTEMPTS, ignore_errors=True)
+        try:
+            for leftover in self._folder.glob(".part-*.tmp*"):  # of workers that were lost
+                leftover.unlink(missing_ok=True)
+            self._mark.cut(0)
+            self._mark.append(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            self._mark.finish()
+        except OSError as error:
+            raise cannot_write(self._mark.path, error) from error
+
+    def close(self) -> None:
+        """Release the lock; leave nothing where there is no part."""
+        if not self._mark.is_open:
+            return
+        if not any(part_number(path.name) for path in self._folder.iterdir()):
+            with suppress(OSError):
+                self._mark.cut(0)
+            shutil.rmtree(self._folder / ATTEMPTS, ignore_errors=True)
+        self._mark.close()
+        if self._made:
+            with suppress(OSError):
+                self._folder.rmdir()  # which fails where there is something in it
+
+    def _numbers(self, part_format: str) -> set[int]:
+        found = (part_number(path.name) for path in self._folder.iterdir())
+        return {one[0] for one in found if one is not None and one[1] == part_format}
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Remove the parts; the mark first, so that nobody takes the rest for complete."""
+        try:
+            (self._folder / MARK).unlink(missing_ok=True)
+            self._mark.empty()
+            for name in names:
+                if part_number(name):
+                    (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
+        shutil.rmtree(self._folder / ATTEMPTS, ignore_errors=True)
+
+    def _without_record(self) -> ConfigError:
+        return ConfigError(
+            f"{self._folder} holds parts that were not left by a job that can be gone on with: "
+            f"there is no record of it ({record_path(self._folder / MARK).name}); move it, {REMEDY}"
+        )
+
+
+def _is_own(name: str) -> bool:
+    """Tell whether a job leaves files of that name in its folder."""
+    return part_number(name) is not None or _OTHER_NAMES.fullmatch(name) is not None
+
+
+def _read_part(path: Path, record: PartsRecord) -> list[Row]:
+    """Read the rows of a part that an earlier job left.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        classes, rows = output_format(path).read(path)
+        if classes and classes != list(record.classes):
+            raise refusal(path, "it does not have the columns of its model")
+        return list(rows)
+    except (OSError, DataError) as error:
+        raise refusal(path, "it is damaged") from error
