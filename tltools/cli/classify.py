@@ -146,7 +146,7 @@ def classify(
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
-            help="ray: a Ray cluster writes a folder of parts; pip install 'tltools\\[ray]'.",
+            help='ray: a Ray cluster writes a folder of parts; pip install "ray\\[data]>=2.60".',
             rich_help_panel=CLUSTER,
         ),
     ] = "local",

@@ -198,7 +198,7 @@ def train(
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
-            help="ray: a Ray cluster computes VGG16's features; pip install 'tltools\\[ray]'.",
+            help='ray: a Ray cluster computes VGG16\'s features; pip install "ray\\[data]>=2.60".',
             rich_help_panel=CLUSTER,
         ),
     ] = "local",

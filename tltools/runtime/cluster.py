@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tltools import __version__, errors
 from tltools.errors import ArtifactError, ConfigError, DeviceError, TltoolsError
+from tltools.packages import pip_install
 from tltools.parallel import num_cores
 from tltools.progress import Progress
 from tltools.runtime.device import Device, DeviceChoice, cluster_device
@@ -72,9 +73,7 @@ def import_ray() -> Any:
             warnings.simplefilter("ignore")
             return import_module("ray.data")
     except ImportError as error:
-        raise ConfigError(
-            f"--engine ray needs Ray Data ({error}); pip install 'tltools[ray]'"
-        ) from error
+        raise ConfigError(f"--engine ray needs Ray Data ({error}); {pip_install('ray')}") from error
 
 
 def check_cluster(address: str | None) -> None:
