@@ -1,17 +1,17 @@
-# make demo   set everything up and run the main job on a drawn sample set
-# make test   set everything up, check the code and run the tests
-# make check  lint, format, import rules, types, known vulnerabilities
-# make test-gpu  the tests that need CUDA
+# make demo       set everything up and run the main job on a drawn sample set
+# make test       set everything up, check the code and run the tests
+# make check      lint, format, import rules, types, known vulnerabilities
+# make test-gpu   run the tests that need CUDA
 # make benchmark  compare with other tools and with the limits (an hour); BENCHMARK=... adds
 #                 options, such as BENCHMARK='--pictures FOLDER --only limits'
-# make clean  remove what these made, but the environment
+# make clean      remove what these targets made, except the environments
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
 TLTOOLS := $(abspath $(BIN)/tltools)
-# VGG16's weights for the demo: imagenet (torchvision's download), or a local file.
+# VGG16's weights for the demo: imagenet (torchvision downloads them), or a local file.
 WEIGHTS ?= imagenet
 WEIGHTS_PATH := $(if $(filter imagenet,$(WEIGHTS)),imagenet,$(abspath $(WEIGHTS)))
 CLASSES := non-emergency,emergency
@@ -19,32 +19,33 @@ CLASSES := non-emergency,emergency
 .PHONY: demo test check test-gpu benchmark clean
 .DELETE_ON_ERROR:
 
-# Remade when a dependency changes.
+# Reinstalled when a dependency changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "tltools needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip uninstall -qq --yes tltools  # our old name, and another project's
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Each command as a user would type it, in the folder demo/.
+# Runs each command as a user would type it, in the folder demo/.
 demo: $(VENV)/.installed
 	rm -rf demo && mkdir demo
 	cd demo && $(TLTOOLS) sample
 	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model cnn --batch-size 32
 	cd demo && $(TLTOOLS) train sample --class-names $(CLASSES) --model vgg16 --weights $(WEIGHTS_PATH) \
-	  || echo "VGG16 is left out: the demo goes on without it (make demo WEIGHTS=FILE brings it in)"
+	  || echo "VGG16 is left out and the demo continues (make demo WEIGHTS=FILE adds it)"
 	cd demo && $(TLTOOLS) export --format all --precision all
 	cd demo && $(TLTOOLS) classify sample/images
 	cd demo && $(TLTOOLS) bench --rounds 1 --runs 10 --batch-sizes 1,8
 	cd demo && $(TLTOOLS) report --pictures sample/images
 	@echo
-	@echo "Made, in demo/:"
+	@echo "Results in demo/:"
 	@echo "  sample/          300 drawn vehicles and their labels"
-	@echo "  runs/            the trained models: checkpoint, card, history, curves, confusion matrix"
-	@echo "  exports/         TorchScript and ONNX, verified, and the bench report (bench-*.md)"
-	@echo "  predictions.csv  a row for each picture"
-	@echo "  report.html      all of it on one page, for any browser"
-	@echo "Try next, with your own pictures (a CSV, or a folder of class folders):"
+	@echo "  runs/            trained models: checkpoint, card, history, curves, confusion matrix"
+	@echo "  exports/         verified TorchScript and ONNX files, and the bench results (bench-*.md)"
+	@echo "  predictions.csv  one row per image"
+	@echo "  report.html      all results on one page, for any browser"
+	@echo "Next, with your own images (a CSV, or a folder of class folders):"
 	@echo "  . $(VENV)/bin/activate && tltools inspect DATA && tltools train DATA"
 
 check: $(VENV)/.installed
@@ -60,7 +61,7 @@ test: check
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
 
-# The peers have an environment of their own: the product's must not depend on what they bring.
+# The peers have their own environment, so that tltools cannot depend on their packages.
 $(PEERS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'

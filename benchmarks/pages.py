@@ -1,6 +1,8 @@
 """Pages of results: tables in Markdown, and their place between two marks of a page."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def marks(block: str) -> tuple[str, str]:
@@ -9,6 +11,9 @@ def marks(block: str) -> tuple[str, str]:
 
 
 MARKS = marks("results")
+SPEED = "speed"
+"""The block of these pages that is made of the tables of benchmarks/README.md."""
+SPEED_PAGES = ("README.md", "tltools/docs/benchmarks.md")
 
 
 def with_results(page: str, results: str, block: str = "results") -> str:
@@ -29,11 +34,81 @@ def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
     """Return a heading and a table as Markdown; nothing where there are no rows."""
     if not rows:
         return []
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return [f"### {title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
+    return [f"### {title}", _table(columns, ["---"] * len(columns), rows)]
+
+
+def _table(columns: Sequence[str], alignment: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (columns, alignment, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def rate_text(value: float) -> str:
     """Return a rate for a table."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+# ------------------------------------------------------------------------- the table of speed
+
+
+def speed_table(page: str) -> str:
+    """Return the table that README and the chapter show, from the tables of benchmarks/README.md.
+
+    The limit is the smaller of decoding alone and the bare session. What was not measured is "-".
+
+    Args:
+        page: The text of benchmarks/README.md.
+    """
+    cpu, gpu = _rates(page, "cores"), _rates(page, "gpu")
+    cores = re.search(r"^- (\d+) cores of", _between(page, "cores"), re.MULTILINE)
+    many = max(gpu.get("CNN on the CPU alone", {"16": 0}), key=int)
+    loops = cpu.get("CNN beside the fastest DataLoader loops", {})
+    rows: list[list[Any]] = [
+        [f"CNN, {cores[1] if cores else 'some'} CPU cores", loops.get("tltools"),
+         _best(loops, "loop:"), None],
+        [f"CNN, {many} CPU cores", gpu.get("CNN on the CPU alone", {}).get(many), None, None],
+        ["CNN, GPU", *_on_gpu(gpu, "cnn fp32", "cnn loop", "session cnn fp32")],
+        ["VGG16 fp16, GPU",
+         *_on_gpu(gpu, "vgg16 fp16", "vgg16 loop.*fp16", "session vgg16 fp16")],
+        ["VGG16 TF32, GPU",
+         *_on_gpu(gpu, "vgg16 fp32 --tf32", "vgg16 loop.*tf32", "session vgg16 fp32.*tf32")],
+    ]  # fmt: skip
+    columns = ["images/s", "tltools", "best PyTorch loop", "limit"]
+    texts = [
+        [name, *("-" if one is None else rate_text(one) for one in rest)] for name, *rest in rows
+    ]
+    return _table(columns, ["---", "--:", "--:", "--:"], texts) + "\n"
+
+
+def _on_gpu(
+    gpu: dict[str, dict[str, float]], job: str, loop: str, session: str
+) -> list[float | None]:
+    limits = gpu.get("Limits", {})
+    parts = [_best(limits, r"decoding, \d+ processes"), _best(limits, session)]
+    known = [one for one in parts if one is not None]
+    end_to_end = gpu.get("tltools classify, end to end", {})
+    return [
+        end_to_end.get(f"classify {job}"),
+        _best(gpu.get("DataLoader loops", {}), loop),
+        min(known, default=None),
+    ]
+
+
+def _best(rates: dict[str, float], pattern: str) -> float | None:
+    """Return the highest rate of the rows whose names begin so."""
+    return max((rate for name, rate in rates.items() if re.match(pattern, name)), default=None)
+
+
+def _rates(page: str, block: str) -> dict[str, dict[str, float]]:
+    """Return the second column of a block's tables, by the table's title and the row's name."""
+    found: dict[str, dict[str, float]] = {}
+    for part in re.split("^### ", _between(page, block), flags=re.MULTILINE)[1:]:
+        title, _, body = part.partition("\n")
+        rows = re.findall(r"^\| ([^|]+) \| ([\d,.]+)\b", body, re.MULTILINE)
+        values = {name.strip(): float(text.replace(",", "")) for name, text in rows}
+        found[re.sub(r", (by cores|[\d,]+ pictures)$", "", title)] = values
+    return found
+
+
+def _between(page: str, block: str) -> str:
+    first, last = marks(block)
+    return page.partition(first)[2].partition(last)[0]

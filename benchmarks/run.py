@@ -31,7 +31,7 @@ import scaling
 from asking import Asker, MeasurementError, environment, say
 from cores import core_counts, over_cores
 from limits import DECODING, LARGE_SESSIONS, LOADERS, SMALL_SESSIONS
-from pages import with_results
+from pages import SPEED, SPEED_PAGES, speed_table, with_results
 from systems import PACKAGES, PEERS, SUFFIX, Job, read_rows
 
 from tltools.bench.machine import describe_machine, installed_versions
@@ -590,7 +590,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     add("--limit-s", type=float, default=3.0, help="seconds of decoding alone on so many cores")
     add("--gpu-s", type=float, default=1500, help="time limit of the gpu part, in seconds")
     add("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the gpu part")
-    add("--readme", action="store_true", help="put the results into README.md and SCALING.md, too")
+    add("--readme", action="store_true", help="put the results into the pages that show them, too")
     add(
         "--python",
         default=sys.executable,
@@ -614,7 +614,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def write_pages(options: argparse.Namespace, results: report.Results) -> None:
-    """Put each block of results that was measured into its page; the others stay."""
+    """Put each block of results that was measured into its page; the others stay.
+
+    README and the chapter on benchmarks repeat some of these figures.
+    """
     pages = dict.fromkeys(report.blocks(results), HERE / "README.md")
     if "results" in pages and (options.output / "results.png").is_file():
         shutil.copyfile(options.output / "results.png", HERE / "results.png")
@@ -625,6 +628,11 @@ def write_pages(options: argparse.Namespace, results: report.Results) -> None:
         text = (options.output / f"{name}.md").read_text(encoding="utf-8")
         old = page.read_text(encoding="utf-8")
         page.write_text(with_results(old, text, block), encoding="utf-8")
+    speed = speed_table((HERE / "README.md").read_text(encoding="utf-8"))
+    for name in SPEED_PAGES:
+        page = HERE.parent / name
+        old = page.read_text(encoding="utf-8")
+        page.write_text(with_results(old, speed, SPEED), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -288,7 +288,7 @@ os.stat = dangerous
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of two nodes with a core each; `crash.png` kills the worker that decodes it."""
-    pytest.importorskip("ray.data", reason="needs Ray: pip install 'tltools[ray]'")
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'ray[data]>=2.60'")
     import ray
     from ray.cluster_utils import Cluster
 

@@ -68,7 +68,7 @@ def test_without_ray_the_remedy_is_named_first(command, pictures, tmp_path, monk
     monkeypatch.setitem(sys.modules, "ray.data", None)
     code, _, err = run_tltools(*command, pictures, "--engine", "ray", cwd=tmp_path)
     assert code == 2
-    assert "pip install 'tltools[ray]'" in err
+    assert 'pip install "ray[data]>=2.60"' in err
     assert len(err.splitlines()) == 1
 
 
@@ -369,7 +369,7 @@ def test_a_picture_that_cannot_be_read_is_an_error(remote, onnx_path, pictures):
 
 
 def test_an_address_that_cannot_be_is_refused_at_once(monkeypatch):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'tltools[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     with pytest.raises(TltoolsError, match=r"cannot reach the Ray cluster at 127.0.0.1:9"):
         RayCluster("127.0.0.1:9")
     with pytest.raises(ConfigError, match="one of Ray Client"):

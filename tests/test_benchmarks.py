@@ -668,10 +668,13 @@ def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
 ):
     import report
     import run
-    from pages import marks
+    from pages import SPEED_PAGES, marks
 
     pages = tmp_path / "pages"
     pages.mkdir()
+    for name in SPEED_PAGES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((BENCHMARKS.parent / name).read_text(encoding="utf-8"))
     before = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     (pages / "README.md").write_text(before, encoding="utf-8")
     monkeypatch.setattr(run, "HERE", pages)
@@ -686,3 +689,58 @@ def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
     start, end = marks("cores")
     assert after.split(start)[0] == before.split(start)[0]
     assert after.split(end)[1] == before.split(end)[1]
+    for name in SPEED_PAGES:  # what was not measured this time is not shown, and the rest stays
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert "| CNN, GPU | 35,404 | 11,679 | 60,164 |" in page
+        assert "CPU cores | - | - | - |" in page
+
+
+def test_the_figures_of_speed_on_other_pages_are_those_of_the_benchmarks():
+    from pages import SPEED, SPEED_PAGES, marks, speed_table
+
+    table = speed_table((BENCHMARKS / "README.md").read_text(encoding="utf-8"))
+    assert "| CNN, 2 CPU cores | 2,128 | 1,090 | - |" in table
+    for name in SPEED_PAGES:
+        first, last = marks(SPEED)
+        page = (BENCHMARKS.parent / name).read_text(encoding="utf-8")
+        assert page.partition(first)[2].partition(last)[0].strip() == table.strip()
+
+
+def test_figures_of_speed_come_from_their_tables():
+    from pages import speed_table
+
+    page = """<!-- cores -->
+- 4 cores of some CPU
+### CNN beside the fastest DataLoader loops, 10 pictures
+|  | pictures/s | time relative to tltools |
+| --- | --- | --- |
+| tltools | 1,000 | 1 |
+| loop: eager, 2 workers | 200 | 5.00 |
+| loop: ONNX, 2 workers | 400.5 | 2.50 |
+| loop: compiled | failed: no compiler | |
+<!-- end of cores -->
+<!-- gpu -->
+### CNN on the CPU alone, by cores
+| cores | classify, images/s |
+| --- | --- |
+| 8 | 900 |
+| 16 | 1,700 |
+### tltools classify, end to end
+|  | images/s | same labels |
+| --- | --- | --- |
+| classify cnn fp32 | 30,000 (29,000, 31,000) | |
+### Limits
+|  | images/s | same labels |
+| --- | --- | --- |
+| session cnn fp32, batch 1 | 10 | |
+| session cnn fp32, batch 8 | 50,000 | |
+| decoding, 16 processes | 60,000 | |
+| decoding, 8 threads | 5,000 | |
+<!-- end of gpu -->"""
+    assert speed_table(page).splitlines()[2:] == [
+        "| CNN, 4 CPU cores | 1,000 | 400 | - |",
+        "| CNN, 16 CPU cores | 1,700 | - | - |",
+        "| CNN, GPU | 30,000 | - | 50,000 |",
+        "| VGG16 fp16, GPU | - | - | 60,000 |",
+        "| VGG16 TF32, GPU | - | - | 60,000 |",
+    ]

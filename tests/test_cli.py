@@ -24,6 +24,7 @@ from typer.main import get_command
 
 from tltools import __version__, cli
 from tltools.artifacts import open_predictor
+from tltools.cli.docs import CHAPTERS
 from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
@@ -66,7 +67,8 @@ def test_help_lists_the_commands(run):
 
 
 def test_the_version_is_the_packages(run):
-    assert run("--version") == Ran(0, f"tltools {__version__}\n", "")
+    for option in ("--version", "-V"):
+        assert run(option) == Ran(0, f"tltools {__version__}\n", "")
 
 
 # ----------------------------------------------------------------------------------- the walk
@@ -271,6 +273,7 @@ def quiet_walk(walk, tmp_path_factory):
         "report": ("report", "runs/cnn", "predictions.csv", "--pictures", "sample/images"),
         "inspect": ("inspect", "sample", *names),
         "doctor": ("doctor",),
+        "docs": ("docs",),
     }  # fmt: skip
     assert set(steps) == set(COMMANDS) - ELSEWHERE
     ran = {
@@ -308,6 +311,7 @@ def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
     assert list(counts) == CLASSES.split(",")
     assert sum(row["all"] for row in counts.values()) == found["inspect"]["num_pictures"] == NUM
     assert {check["name"] for check in found["doctor"]} >= {"tltools", "onnx"}
+    assert set(found["docs"]) == set(CHAPTERS)
 
 
 def test_verbose_says_what_a_report_of_a_fault_needs(walk):

@@ -1,4 +1,4 @@
-"""The Tab key in a real bash, set up as the README says."""
+"""The Tab key in a real bash, set up as the chapter on installing says."""
 
 import os
 import shutil

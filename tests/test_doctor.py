@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import features
 
-from tltools import doctor
+from tltools import __version__, doctor
 from tltools.backbones.vgg16 import VGG16
 from tltools.doctor import diagnose, small_model
 from tltools.errors import ArtifactError, DeviceError
@@ -60,6 +60,18 @@ def test_a_machine_that_runs_these_tests_has_no_failures(checks):
     assert re.fullmatch(r"simplejpeg \d.*libjpeg-turbo \d.*", checks["JPEG decoder"].detail)
     assert "3 on CPUExecutionProvider" in checks["onnxruntime on the CPU"].detail
     assert checks["onnxruntime's usage reports"].detail.startswith("off")
+
+
+def test_our_own_version_is_named_and_the_project_of_the_same_name_is_found(monkeypatch):
+    pretend_installed(monkeypatch, tltools_classifiers=__version__)
+    assert doctor._tltools() == doctor.Check(name="tltools", status="ok", detail=__version__)
+    pretend_installed(monkeypatch, tltools_classifiers=__version__, tltools="2.0.5")
+    both = doctor._tltools()
+    assert both.status == "warn"
+    assert both.remedy.startswith("pip uninstall tltools, then install tltools-classifiers again")
+    pretend_installed(monkeypatch)
+    checkout = doctor._tltools()
+    assert (checkout.status, checkout.remedy) == ("warn", "pip install -e . in its checkout")
 
 
 def test_every_check_that_is_not_ok_says_what_to_do(checks):

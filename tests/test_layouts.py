@@ -29,6 +29,7 @@ from packaging.utils import canonicalize_name
 
 import tltools
 from tltools import doctor
+from tltools.cli.docs import CHAPTERS
 from tltools.errors import ArtifactError, ConfigError
 from tltools.layouts import docker, lay_out
 from tltools.layouts import layout as layout_module
@@ -213,7 +214,8 @@ def test_the_wheel_holds_the_package_and_a_right_record_of_it(wheel):
     }
     assert {name: data for name, data in wheel.items() if name.startswith("tltools/")} == package
     assert {"tltools/py.typed", "tltools/layouts/image/Dockerfile"} <= set(package)
-    info = f"tltools-{tltools.__version__}.dist-info"
+    assert {f"tltools/docs/{name}.md" for name in CHAPTERS} <= set(package)
+    info = f"tltools_classifiers-{tltools.__version__}.dist-info"
     rows = list(csv.reader(wheel[f"{info}/RECORD"].decode().splitlines()))
     assert {row[0] for row in rows} == set(wheel)
     for name, digest, size in rows:
@@ -272,14 +274,14 @@ def test_the_images_versions_are_those_that_everything_is_tested_with(requiremen
         assert constraints[INSTALLED.get(name, name)] == version, name
     assert constraints["pyarrow"] == docker.PYARROW
     # What doctor calls a failure when it is missing: all of them, but for what it asks otherwise.
-    assert set(doctor.SERVING) - {"tltools"} | {"onnxruntime", "platformdirs"} == requirements[0]
+    assert set(doctor.SERVING) | {"onnxruntime", "platformdirs"} == requirements[0]
 
 
-def test_the_readme_states_the_images_size_and_number_of_packages(requirements):
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_chapter_states_the_images_size_and_number_of_packages(requirements):
+    chapter = " ".join((ROOT / "tltools" / "docs" / "deploy.md").read_text("utf-8").split())
     num_packages = len(requirements[0] | requirements[1])
-    assert f"exact versions of the {num_packages} packages" in readme
-    assert f"without PyTorch and CUDA: {docker.PACKAGES_MB} MB" in readme
+    assert f"exact versions of the {num_packages} packages" in chapter
+    assert f"without PyTorch and CUDA: {docker.PACKAGES_MB} MB" in chapter
 
 
 def test_the_images_packages_are_complete_and_no_more(requirements):

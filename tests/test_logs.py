@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tltools.cli.train import LogChoice
 from tltools.errors import ConfigError
+from tltools.packages import pip_install
 from tltools.progress import Silent
 from tltools.training import TrainSetup, default_config, logs, resume_run, train_model
 from tltools.training.fit import EpochStats
@@ -282,7 +283,7 @@ def test_a_run_can_be_resumed_where_its_log_cannot(drawn_dataset, tmp_path, monk
         patch.setattr(logs, "find_spec", lambda name: None if name == "mlflow" else found(name))
         resume_run(folder, TrainSetup(device="cpu"), epochs=2, progress=progress)
     (warning,) = (line for line in progress.said if "goes on without it" in line)
-    assert warning.startswith("--log mlflow needs mlflow: pip install 'tltools[mlflow]'")
+    assert warning.startswith(f"--log mlflow needs mlflow: {pip_install('mlflow')}")
     assert [step for step, _ in mlflow_history(folder)["val_loss"]] == [1]
     assert [step for step, _ in tensorboard_history(folder)["val_loss"]] == [1, 2]
     resume_run(folder, TrainSetup(device="cpu"), epochs=3)
@@ -335,7 +336,7 @@ def test_a_missing_package_is_one_line_before_any_work(drawn, tmp_path, monkeypa
     monkeypatch.setattr(logs, "find_spec", lambda one: None if one == missing else found(one))
     ran = run_tltools("train", drawn, "--model", "cnn", "--log", name, cwd=tmp_path)
     assert ran.code == 2
-    assert ran.err == (f"error: --log {name} needs {missing}: pip install 'tltools[{name}]'\n")
+    assert ran.err == f"error: --log {name} needs {missing}: {pip_install(name)}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -380,7 +380,7 @@ CASES = {
     "empty": (lambda kit: (kit.folder / "model.onnx").write_bytes(b"") or kit.folder / "model.onnx",
               "it has no graph"),
     "millions of parts": (many_parts, "it has more than 200,000 parts"),
-    "a later version": (card(version=2), "upgrade with pip install --upgrade tltools"),
+    "a later version": (card(version=2), "upgrade tltools (see tltools docs install)"),
     "a later version in new words": (card_text(lambda _: '{"version": 3, "run": 5}'), "upgrade"),
     "a version that never was": (card(version=0), "version 0 never was"),
     "more classes than logits": (card(classes=[*CLASSES, "more"]), "should be float logits[?, 4]"),

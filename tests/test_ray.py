@@ -152,7 +152,7 @@ def test_a_part_that_cannot_be_written_ends_the_job(actor, pictures, tmp_path):
 def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tltools\[ray\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>=2\.60"'):
         run_ray_job(RayJob(onnx_path, [pictures], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -359,7 +359,7 @@ def test_an_actor_that_cannot_work_ends_the_job(cluster, onnx_path, wild, tmp_pa
 
 
 def test_a_cluster_that_is_not_there(onnx_path, wild, tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tltools[ray]'")
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for address, message in (
         ("127.0.0.1:9", "cannot reach the Ray cluster at 127.0.0.1:9: "),

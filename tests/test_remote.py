@@ -309,7 +309,7 @@ def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path
 
 
 def test_a_cluster_reads_where_the_pictures_are(place, rows, onnx_path, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'tltools[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     command = ("classify", place.url, "--model", onnx_path, "--engine", "ray", "-o", "parts")
     options = ("--part-format", "csv", "--part-size", "64", "--workers", "1")
     done = run(place, *command, *options, cwd=tmp_path)
@@ -511,7 +511,7 @@ def test_urls_and_paths():
 
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tenacity", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tltools\[sftp\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "sshfs>=2025\.2" "tenacity>=9"'):
         list(list_pictures([Url("sftp://host/a.png")]))
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from conftest import save_picture
-from typer.main import get_command
 
 from tltools import cli
 from tltools.backbones import BACKBONES
@@ -324,36 +323,3 @@ def test_every_module_and_public_function_says_what_it_is_for():
         and not ast.get_docstring(node)
     ]
     assert silent == []
-
-
-# -------------------------------------------------------------------------------------- README
-
-
-@pytest.fixture(scope="module")
-def readme():
-    return (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def command_lines(readme: str) -> list[str]:
-    """Lines, in a listing or a table, that begin with one of our commands."""
-    return re.findall(r"^(?:\$ |\| `| *)(tltools [a-z]+\b.*)$", readme, re.MULTILINE)
-
-
-def test_the_readme_names_every_command_and_no_other(readme):
-    shown = re.findall(r"^tltools ([a-z]+)", "\n".join(command_lines(readme)), re.MULTILINE)
-    assert set(COMMANDS) - set(shown) == set()
-    assert set(shown) <= set(COMMANDS)
-
-
-def test_the_readme_names_both_ways_to_begin(readme):
-    for target in ("make demo", "make test"):
-        assert re.search(rf"^\s*(?:\$ )?{target}\b|`{target}`", readme, re.MULTILINE)
-
-
-def test_options_in_the_readme_exist(readme):
-    known = {"--help", "--version"}
-    for command in get_command(cli.app).commands.values():
-        known |= {name for option in command.params for name in option.opts}
-    assert {
-        option for line in command_lines(readme) for option in re.findall(r"--[a-z-]+", line)
-    } <= known

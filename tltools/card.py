@@ -269,7 +269,7 @@ def _check_version(text: str | bytes, where: str) -> None:
     if version > CARD_VERSION:
         raise ArtifactError(
             f"{where} has a card of version {version}, this tltools reads up to "
-            f"{CARD_VERSION}: upgrade with pip install --upgrade tltools"
+            f"{CARD_VERSION}: upgrade tltools (see tltools docs install)"
         )
 
 

@@ -25,6 +25,8 @@ GAP = 2
 """Between the columns of a table."""
 MAX_NUMBER_WORDS = 6
 """Of a cell that counts as a number: `95.68% (91.4% to 97.9%), 155/162` has five."""
+MAX_TEXT_WIDTH = 100
+"""Columns of prose on a terminal: longer lines are hard to read."""
 LINE_EVERY_S = 10.0
 """Where there is no terminal, a bar is a line at most this often."""
 
@@ -97,6 +99,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*map(text, row))
     console.print(table)
+
+
+def print_markdown(text: str) -> None:
+    """Print Markdown to standard output: formatted on a terminal, unchanged elsewhere."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(Markdown(text), width=min(console.width, MAX_TEXT_WIDTH))
 
 
 def _column_widths(

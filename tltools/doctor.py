@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from tltools import __version__
 from tltools.backbones import BACKBONES, Backbone
 from tltools.backbones.backbone import IMAGENET, Pretrained
 from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memory_bytes
 from tltools.errors import DeviceError, TltoolsError
+from tltools.packages import DISTRIBUTION, PYPI_NAMESAKE
 from tltools.parallel import num_cores
 from tltools.runtime.device import Device, open_session, placement, torch_device
 from tltools.runtime.driver import PageLock, gpu_capability, gpu_memory, gpu_name, num_gpus
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warn", "fail"]
 
-SERVING = ("tltools", "numpy", "pillow", "simplejpeg", "msgspec", "rich", "typer")
+SERVING = ("numpy", "pillow", "simplejpeg", "msgspec", "rich", "typer")
 """Without one of these nothing works."""
 TRAINING = (
     "torch",
@@ -74,6 +76,7 @@ def diagnose() -> list[Check]:
     telemetry = _telemetry()  # before onnxruntime is imported, which sets the variable
     return [
         _python(),
+        _tltools(),
         *_packages(),
         _cpu(),
         _memory(),
@@ -101,6 +104,28 @@ def _python() -> Check:
             remedy="TorchScript is not supported on 3.14 and later: use Python 3.13",
         )
     return Check(name="Python", status="ok", detail=detail)
+
+
+def _tltools() -> Check:
+    """Name our own version; find the other project that has our name on PyPI."""
+    name = "tltools"
+    if installed_versions([PYPI_NAMESAKE]):
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"{__version__}; another package named {PYPI_NAMESAKE} is installed, too, and "
+            "its files may replace these",
+            remedy=f"pip uninstall {PYPI_NAMESAKE}, then install {DISTRIBUTION} again (tltools "
+            "docs install)",
+        )
+    if not installed_versions([DISTRIBUTION]):
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"{__version__}, not installed as a package: export --layout docker needs that",
+            remedy="pip install -e . in its checkout",
+        )
+    return Check(name=name, status="ok", detail=__version__)
 
 
 def _packages() -> list[Check]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tltools import __version__
 from tltools.parallel import num_cores
 
 PACKAGES = (
-    "tltools",
     "torch",
     "torchvision",
     "onnxruntime-gpu",
@@ -37,7 +37,7 @@ class Machine:
     gpus: tuple[str, ...]
     """Name, memory and driver of each NVIDIA GPU."""
     versions: dict[str, str]
-    """Of Python and of each installed package in `PACKAGES`."""
+    """Of Python, tltools and each installed package in `PACKAGES`."""
 
 
 def describe_machine() -> Machine:
@@ -48,7 +48,8 @@ def describe_machine() -> Machine:
         memory_bytes=memory_bytes(),
         os=platform.platform(),
         gpus=gpu_names(),
-        versions={"python": platform.python_version()} | installed_versions(PACKAGES),
+        versions={"python": platform.python_version(), "tltools": __version__}
+        | installed_versions(PACKAGES),
     )
 
 

@@ -27,6 +27,7 @@ COMMANDS = (
     "inspect",
     "sample",
     "doctor",
+    "docs",
 )
 """In the order of the help."""
 for _name in COMMANDS:
@@ -41,7 +42,9 @@ SYSTEM_ERRORS = frozenset(
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version and exit.")
+    ] = False,
 ) -> None:
     if version:
         from tltools import __version__

@@ -136,7 +136,7 @@ ShardOption = Annotated[
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="ray: a Ray cluster writes a folder of parts; pip install 'tltools\\[ray]'.",
+        help='ray: a Ray cluster writes a folder of parts; pip install "ray\\[data]>=2.60".',
         rich_help_panel=CLUSTER,
     ),
 ]

@@ -60,7 +60,7 @@ def evaluate(
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
-            help="ray: the model runs on a Ray cluster; pip install 'tltools\\[ray]'.",
+            help='ray: the model runs on a Ray cluster; pip install "ray\\[data]>=2.60".',
             rich_help_panel=CLUSTER,
         ),
     ] = "local",

@@ -253,7 +253,7 @@ LogOption = Annotated[
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="ray: a Ray cluster computes the frozen features; pip install 'tltools\\[ray]'.",
+        help='ray: a Ray cluster computes the frozen features; pip install "ray\\[data]>=2.60".',
         rich_help_panel=CLUSTER,
     ),
 ]

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 from tltools.atomic import NO_ROOM
 from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
 from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
+from tltools.packages import pip_install
 from tltools.parallel import ordered_map
 
 READS = 32
@@ -327,7 +328,7 @@ def _import(module: str, url: Url) -> Any:
         extra = _EXTRAS[url.protocol]
         raise ConfigError(
             f"{url.protocol}:// needs {error.name or module}, which is not installed: "
-            f"pip install 'tltools[{extra}]'"
+            f"{pip_install(extra)}"
         ) from error
 
 
@@ -361,8 +362,7 @@ def _open_file_system(url: Url) -> Any:
         return fsspec.filesystem(url.protocol, **common, **_account(url))
     except ImportError as error:
         raise ConfigError(
-            f"{url.protocol}:// needs a package that is not installed: "
-            f"pip install 'tltools[{extra}]'"
+            f"{url.protocol}:// needs a package that is not installed: {pip_install(extra)}"
         ) from error
 
 

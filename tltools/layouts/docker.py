@@ -1,4 +1,4 @@
-"""The makings of a slim image that classifies a mounted folder, with onnxruntime, without torch."""
+"""A Docker build context for a slim image that classifies a mounted folder without torch."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,15 +7,15 @@ from string import Template
 from tltools.layouts.wheel import NAME, make_wheel
 
 PYTHON = "3.11"
-"""Of the base image; the one that the versions in requirements.txt are tested with."""
+"""Python version of the base image; requirements.txt is tested with it."""
 PACKAGES_MB = 182
-"""What requirements.txt takes when it is installed, compiled to bytecode: a test measures it."""
+"""Installed size of requirements.txt in megabytes, with bytecode: a test measures it."""
 PYARROW = "26.0.1"
-"""For those who add Parquet; constraints.txt's."""
+"""Version for users who add Parquet; the one in constraints.txt."""
 
 
 def docker_files(export: Path) -> dict[str, str | bytes | Path]:
-    """Return the files that an image is built from; nothing of a stranger's goes into their text.
+    """Return the files of the build context; no text from the export goes into them.
 
     Raises:
         ConfigError: If this tltools is not installed as a package.

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import tltools
 from tltools.errors import ConfigError
+from tltools.packages import DISTRIBUTION
 
-NAME = f"tltools-{tltools.__version__}-py3-none-any.whl"
-_DIST_INFO = f"tltools-{tltools.__version__}.dist-info"
+_STEM = f"{DISTRIBUTION.replace('-', '_')}-{tltools.__version__}"
+NAME = f"{_STEM}-py3-none-any.whl"
+_DIST_INFO = f"{_STEM}.dist-info"
 _METADATA = ("METADATA", "entry_points.txt", "licenses/LICENSE")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: tltools\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -52,9 +54,9 @@ def _package_files() -> dict[str, bytes]:
 
 
 def _metadata_files() -> dict[str, bytes]:
-    remedy = "install it with pip install, and run this again"
+    remedy = "pip install -e . in its checkout, and run this again"
     try:
-        installed = distribution("tltools")
+        installed = distribution(DISTRIBUTION)
     except PackageNotFoundError:
         raise ConfigError(f"this tltools is not installed as a package: {remedy}") from None
     if installed.version != tltools.__version__:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from tltools.errors import ConfigError, TltoolsError, first_line
+from tltools.packages import pip_install
 from tltools.parallel import num_cores
 from tltools.progress import Progress
 
@@ -35,9 +36,7 @@ def import_ray() -> Any:
             warnings.simplefilter("ignore")
             return import_module("ray.data")
     except ImportError as error:
-        raise ConfigError(
-            f"--engine ray needs Ray Data ({error}); pip install 'tltools[ray]'"
-        ) from error
+        raise ConfigError(f"--engine ray needs Ray Data ({error}); {pip_install('ray')}") from error
 
 
 def check_cluster(address: str | None) -> None:

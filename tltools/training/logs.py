@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from tltools.atomic import write_text
 from tltools.card import Card
 from tltools.errors import ConfigError, first_line
+from tltools.packages import pip_install
 from tltools.progress import Progress
 from tltools.training.fit import EpochStats
 
@@ -82,9 +83,7 @@ def check_logs(names: Sequence[str]) -> None:
             raise ConfigError(f"there is no log {name!r}: --log takes {known}")
         missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
         if missing:
-            raise ConfigError(
-                f"--log {name} needs {' and '.join(missing)}: pip install 'tltools[{name}]'"
-            )
+            raise ConfigError(f"--log {name} needs {' and '.join(missing)}: {pip_install(name)}")
 
 
 class Logs:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tltools import __version__
 from tltools.atomic import atomic_path, write_text
 from tltools.card import Card, DataFacts
 from tltools.data.dataset import Dataset
@@ -213,8 +214,9 @@ def open_run(
 
 def tool_versions() -> dict[str, str]:
     """Return the versions that a run depends on."""
-    names = ("tltools", "torch", "torchvision", "pillow")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    names = ("torch", "torchvision", "pillow")
+    ours = {"tltools": __version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in names}
 
 
 def now() -> str:

@@ -1,0 +1,81 @@
+"""`tltools docs`."""
+
+import re
+from importlib.resources import files
+from typing import Annotated
+
+import typer
+
+from tltools.cli.command import Out, command
+from tltools.errors import ConfigError
+
+CHAPTERS = (
+    "install",
+    "data",
+    "training",
+    "export",
+    "classify",
+    "reliability",
+    "remote",
+    "deploy",
+    "gpu",
+    "benchmarks",
+    "development",
+)
+"""In the order of the list."""
+
+_COMMENTS = re.compile(r"<!--.*?-->\n*", re.DOTALL)
+_LINKS = re.compile(r"\[([^\]]+)\]\((\w+)\.md\)")
+
+
+def _complete(incomplete: str) -> list[str]:
+    return [name for name in CHAPTERS if name.startswith(incomplete)]
+
+
+@command
+def docs(
+    topic: Annotated[
+        str | None,
+        typer.Argument(
+            help="A chapter.", show_default="the list of chapters", autocompletion=_complete
+        ),
+    ] = None,
+    *,
+    out: Out,
+) -> None:
+    """Read the documentation, one chapter at a time.
+
+    Example: tltools docs training
+    """
+    if topic is None:
+        found = {name: summary(read_chapter(name)) for name in CHAPTERS}
+        out.result(found, lambda: _print_list(found))
+        out.progress.say("Next: tltools docs TOPIC")
+        return
+    from tltools.console import print_markdown
+
+    text = read_chapter(topic)
+    out.result({"topic": topic, "text": text}, lambda: print_markdown(text))
+
+
+def read_chapter(topic: str) -> str:
+    """Return a chapter as Markdown, without comments; its links are commands.
+
+    Raises:
+        ConfigError: If there is no such chapter.
+    """
+    if topic not in CHAPTERS:
+        raise ConfigError(f"no chapter {topic!r}: choose from {', '.join(CHAPTERS)}")
+    text = (files("tltools") / "docs" / f"{topic}.md").read_text(encoding="utf-8")
+    return _LINKS.sub(r"\1 (`tltools docs \2`)", _COMMENTS.sub("", text))
+
+
+def summary(text: str) -> str:
+    """Return the sentence below a chapter's title."""
+    return text.split("\n\n")[1].replace("\n", " ")
+
+
+def _print_list(found: dict[str, str]) -> None:
+    from tltools.console import print_table
+
+    print_table("Chapters", ("topic", "contents"), list(found.items()))
