@@ -417,7 +417,7 @@ def _training_data(
 
     class_names = split_names(reading.class_names)
     if data is None:
-        from tltools.data.sample import SAMPLE_CLASSES, draw_sample
+        from tltools.sample import SAMPLE_CLASSES, draw_sample
 
         data = draw_sample(SAMPLE, progress=progress)
         class_names = class_names or SAMPLE_CLASSES
