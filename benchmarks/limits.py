@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from systems import SUFFIX, Job, Work
 
+from tltools.card import Preprocessing, Resize
 from tltools.data.images import CROP_RATIO, load_image
 from tltools.parallel import num_cores
 from tltools.runtime import read_card
@@ -36,12 +37,11 @@ def combined(decode_s: float, infer_s: float) -> float:
 def open_decoding(job: Job) -> Work:
     """Prepare decoding alone: `load_image` in a thread per core, into memory that is used again."""
     preprocessing = read_card(Path(job.export)).preprocessing
-    size, resize = preprocessing.size, preprocessing.resize
 
     def load(paths: Sequence[Path]) -> None:
-        out = np.empty((size, size, 3), np.uint8)
+        out = np.empty(preprocessing.shape(1)[1:], np.uint8)
         for path in paths:
-            load_image(path, size=size, resize=resize, out=out)
+            load_image(path, preprocessing, out=out)
 
     return lambda folder, _output: _in_threads(load, _pictures(folder), CHUNK)
 
@@ -65,12 +65,11 @@ def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Wo
 
     def work(folder: Path, _output: Path) -> float:
         paths = _pictures(folder)
-        size, resize = preprocessing.size, preprocessing.resize
-        images = np.empty((len(paths), size, size, 3), np.uint8)
+        images = np.empty(preprocessing.shape(len(paths)), np.uint8)
 
         def load(indices: Sequence[int]) -> None:
             for index in indices:
-                load_image(paths[index], size=size, resize=resize, out=images[index])
+                load_image(paths[index], preprocessing, out=images[index])
 
         _in_threads(load, range(len(paths)), CHUNK)
         batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
@@ -87,22 +86,23 @@ def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Wo
     return work
 
 
-def open_loader(job: Job, *, load: Callable[..., object], resize: str) -> Work:
+def open_loader(job: Job, *, load: Callable[..., object], resize: Resize) -> Work:
     """Prepare one way to bring pictures to the model's size, in a thread per core."""
-    size = read_card(Path(job.export)).preprocessing.size
+    rules = Preprocessing(size=read_card(Path(job.export)).preprocessing.size, resize=resize)
 
     def load_all(paths: Sequence[Path]) -> None:
         for path in paths:
-            load(path, size=size, resize=resize)
+            load(path, rules)
 
     return lambda folder, _output: _in_threads(load_all, _pictures(folder), 1)
 
 
-def load_in_full(path: Path, *, size: int, resize: str) -> NDArray[np.uint8]:
+def load_in_full(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
     """Decode with Pillow at full resolution and resize, as torchvision's transforms do."""
     with Image.open(path) as file:
         image = file.convert("RGB")
-    if resize == "squash":
+    size = rules.size
+    if rules.resize == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     scale = round(size * CROP_RATIO) / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tltools.classify.job import Summary, run_job
     from tltools.classify.merge import Merged, merge_shards
-    from tltools.classify.pictures import Picture, list_pictures
+    from tltools.classify.pictures import list_pictures
     from tltools.classify.pipeline import Prediction, classify
     from tltools.classify.ray_engine import run_ray_job
     from tltools.classify.shards import Shard
     from tltools.classify.writers import Output, check_output
+    from tltools.data.image_ref import ImageRef
     from tltools.runtime import Plan, open_model
 
 __all__ = [
+    "ImageRef",
     "Merged",
     "Output",
-    "Picture",
     "Plan",
     "Prediction",
     "Shard",
@@ -33,7 +34,7 @@ __all__ = [
 _MODULES = {
     "Merged": "tltools.classify.merge",
     "Output": "tltools.classify.writers",
-    "Picture": "tltools.classify.pictures",
+    "ImageRef": "tltools.data.image_ref",
     "Plan": "tltools.runtime",
     "Prediction": "tltools.classify.pipeline",
     "Shard": "tltools.classify.shards",

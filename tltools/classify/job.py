@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from tltools.card import Card
 from tltools.classify.formats import CsvFormat
-from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
+from tltools.classify.pictures import Portion, is_slow, list_portions
 from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows, check_min_confidence
 from tltools.classify.resume import Job, JobRecord, Kept, Part, read_back, refusal
 from tltools.classify.shards import Listing, Shard
 from tltools.classify.writers import STDOUT, Output, check_output, row_encoder, row_format
-from tltools.data.remote import Location, Url
+from tltools.data.image_ref import ImageRef
+from tltools.data.location import Location, Url
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.processes import Launcher
 from tltools.progress import SILENT, Progress
@@ -384,7 +385,7 @@ class Start:
 
     kept: Kept | None = None
     """The rows of an earlier job to go on after."""
-    again: Sequence[Picture] = ()
+    again: Sequence[ImageRef] = ()
     """Pictures that have rows and go through the model once more, so that those after them are in
     the same batch as without a stop."""
 
@@ -395,7 +396,7 @@ class Start:
 
 
 def _go_on(
-    part: Part | None, job: Job, pictures: Iterator[Picture], tally: Tally, *, anew: bool
+    part: Part | None, job: Job, pictures: Iterator[ImageRef], tally: Tally, *, anew: bool
 ) -> Start:
     """Open the part that an earlier job left, if it did, and count its rows."""
     if part is None or not part.exists():
@@ -407,7 +408,7 @@ def _go_on(
     kept = read_back(part, job, partial(row_format, part.output, spreadsheet=job.spreadsheet))
     if kept is None:
         return Start()
-    again: list[Picture] = []
+    again: list[ImageRef] = []
     for row, picture in kept.matched(pictures):
         tally.add(picture.name, row.label, row.error)
         again.append(picture)
@@ -556,8 +557,8 @@ def _write_rows(
 
 
 def classify_missing(
-    run: Callable[[Iterator[Picture]], Generator[Rows, None, None]],
-    pictures: Iterator[Picture],
+    run: Callable[[Iterator[ImageRef]], Generator[Rows, None, None]],
+    pictures: Iterator[ImageRef],
     start: Start,
 ) -> Generator[Rows, None, None]:
     """Classify the pictures that have no rows yet."""

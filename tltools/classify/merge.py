@@ -24,7 +24,7 @@ from tltools.classify.writers import (
     parquet_schema,
     row_format,
 )
-from tltools.data.remote import Location
+from tltools.data.location import Location
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Progress
 

@@ -30,7 +30,7 @@ from tltools.classify.job import (
     check_errors_to,
     count_ahead,
 )
-from tltools.classify.pictures import STDIN, Picture, list_portions
+from tltools.classify.pictures import STDIN, list_portions
 from tltools.classify.pipeline import UNCERTAIN, Prediction, check_min_confidence, classify
 from tltools.classify.resume import (
     REMEDY,
@@ -42,8 +42,10 @@ from tltools.classify.resume import (
     refusal,
 )
 from tltools.classify.writers import STDOUT, SUFFIXES, row_format, write_parquet
-from tltools.data.images import is_archive_name
-from tltools.data.remote import Location, Remotes, RemoteSource, Url, is_url
+from tltools.data.image_ref import ImageRef, RemoteObject
+from tltools.data.location import Location, Url, is_url
+from tltools.data.remote_images import Remotes
+from tltools.data.suffixes import is_archive_name
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Device, DeviceChoice, Plan, load_predictor, open_model, read_card
@@ -755,12 +757,12 @@ def _tasks(inputs: Sequence[Location], part_size: int, done: frozenset[int]) -> 
         yield Task(number, failure=(type(error).__name__, str(error)))
 
 
-def _place(picture: Picture) -> bytes:
+def _place(picture: ImageRef) -> bytes:
     """Return where a picture is, for every machine."""
-    if isinstance(picture.place, str | Path):
+    if isinstance(picture.place, str):
         return os.fsencode(os.path.abspath(picture.place))  # noqa: PTH100 - links stay
     # And no member of an archive: those were refused.
-    assert isinstance(picture.place, RemoteSource)
+    assert isinstance(picture.place, RemoteObject)
     assert picture.place.url is not None
     return os.fsencode(picture.place.url.text)
 
@@ -844,7 +846,7 @@ class Classifier:
     def _classify(self, task: Task) -> Iterator[Report]:
         """Classify a part; yield a report `REPORTS` times on the way and one at the end."""
         pictures = [
-            Picture(self._remotes.source(os.fsdecode(place)), os.fsdecode(name))
+            self._remotes.image(os.fsdecode(name), os.fsdecode(place))
             for place, name in task.pictures
         ]
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"

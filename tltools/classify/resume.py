@@ -18,9 +18,10 @@ import msgspec
 from tltools import __version__
 from tltools.card import Card, Resize
 from tltools.classify.formats import Row, RowFormat
-from tltools.classify.pictures import STDIN, Picture
+from tltools.classify.pictures import STDIN
 from tltools.classify.shards import Shard
-from tltools.data.remote import Location
+from tltools.data.image_ref import ImageRef
+from tltools.data.location import Location
 from tltools.errors import ArtifactError, ConfigError, TltoolsError
 from tltools.runtime import Plan
 
@@ -427,7 +428,7 @@ class Kept:
                 self.num_bytes += num_bytes
                 yield row
 
-    def matched(self, pictures: Iterator[Picture]) -> Iterator[tuple[Row, Picture]]:
+    def matched(self, pictures: Iterator[ImageRef]) -> Iterator[tuple[Row, ImageRef]]:
         """Yield the rows with their pictures, which are taken from the listing.
 
         Position alone is not trusted: each row has to have the name that is next in the listing.

@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 
-from tltools.classify.pictures import Picture
+from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError
 
 SHARD_BLOCK = 32
@@ -65,7 +65,7 @@ class Shard(msgspec.Struct, frozen=True):
 class Listing:
     """The pictures of one shard, of a listing that is read to its end."""
 
-    def __init__(self, pictures: Iterable[Picture], shard: Shard) -> None:
+    def __init__(self, pictures: Iterable[ImageRef], shard: Shard) -> None:
         """Take the whole listing, which is consumed as the shard's pictures are."""
         import hashlib  # here, because most jobs are whole and do without it
 
@@ -75,7 +75,7 @@ class Listing:
         self.num_listed = 0
         """Pictures of the whole listing, once it has been read."""
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[ImageRef]:
         """Yield the pictures of the shard."""
         for number, picture in enumerate(self._pictures):
             # No file's name contains a zero byte.

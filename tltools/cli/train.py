@@ -32,7 +32,7 @@ from tltools.errors import ConfigError, TltoolsError
 if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
-    from tltools.data.remote import Location
+    from tltools.data.location import Location
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
 SAMPLE = Path("sample")
