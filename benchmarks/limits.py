@@ -3,7 +3,6 @@
 Each is a system as in `systems`, so that all are measured in one rotation.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forms import open_session
 from numpy.typing import NDArray
 from PIL import Image
-from systems import SUFFIX, Job, Work
+from systems import Job, Work, images_in
 
 from tltools.card import Preprocessing, Resize
 from tltools.data.images import CROP_RATIO, load_image
@@ -43,10 +43,10 @@ def open_decoding(job: Job) -> Work:
         for path in paths:
             load_image(path, preprocessing, out=out)
 
-    return lambda folder, _output: _in_threads(load, _pictures(folder), CHUNK)
+    return lambda folder, _output: _in_threads(load, images_in(folder), CHUNK)
 
 
-def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
+def open_bare_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
     """Prepare the bare onnxruntime session on pictures in memory; the clock starts once they are.
 
     Args:
@@ -55,16 +55,11 @@ def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Wo
         threads: onnxruntime's own for one call.
         batch_size: Pictures in a call.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(job.export, options, providers=["CPUExecutionProvider"])
+    session = open_session(job.export, device="cpu", threads=threads)
     preprocessing = read_card(Path(job.export)).preprocessing
 
     def work(folder: Path, _output: Path) -> float:
-        paths = _pictures(folder)
+        paths = images_in(folder)
         images = np.empty(preprocessing.shape(len(paths)), np.uint8)
 
         def load(indices: Sequence[int]) -> None:
@@ -94,7 +89,7 @@ def open_loader(job: Job, *, load: Callable[..., object], resize: Resize) -> Wor
         for path in paths:
             load(path, rules)
 
-    return lambda folder, _output: _in_threads(load_all, _pictures(folder), 1)
+    return lambda folder, _output: _in_threads(load_all, images_in(folder), 1)
 
 
 def load_in_full(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
@@ -121,7 +116,7 @@ def sessions(settings: Iterable[tuple[int, int, int]]) -> dict[str, Callable[[Jo
     """Return bare sessions by name; each setting is callers, threads and batch size."""
     return {
         session_name(callers, threads, batch_size): partial(
-            open_session, callers=callers, threads=threads, batch_size=batch_size
+            open_bare_session, callers=callers, threads=threads, batch_size=batch_size
         )
         for callers, threads, batch_size in settings
     }
@@ -141,10 +136,6 @@ LOADERS: dict[str, Callable[[Job], Work]] = {
     for resize in ("squash", "crop")
     for name, load in (("Pillow in full", load_in_full), ("load_image", load_image))
 }
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{SUFFIX}"))
 
 
 def _in_threads(function: Callable[[Sequence[Any]], Any], items: Sequence[Any], chunk: int) -> None:

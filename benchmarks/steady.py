@@ -14,7 +14,7 @@ from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from systems import SUFFIX, Job
+from systems import Job, images_in
 
 from tltools.card import Preprocessing
 from tltools.data.images import load_image
@@ -81,7 +81,7 @@ def decoding(
 ) -> Iterator[Row]:
     """Decode a folder's images with `load_image`, in so many processes, and in so many threads."""
     preprocessing = read_card(Path(export)).preprocessing
-    paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
+    paths = images_in(Path(folder))
     how = (preprocessing, seconds)
     for count in processes:
         name = f"decoding, {count} process{'es' * (count > 1)}"
@@ -144,7 +144,7 @@ def nvjpeg(*, folder: str, seconds: float, batches: Sequence[int]) -> Iterator[R
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-    paths = cycle([str(path) for path in sorted(Path(folder).glob(f"*{SUFFIX}"))])
+    paths = cycle([str(path) for path in images_in(Path(folder))])
 
     def call(batch: int) -> None:
         data = [read_file(path) for path in islice(paths, batch)]
