@@ -24,7 +24,7 @@ Model = Callable[["Tensor"], "Tensor"]
 CUDA it returns before they are there."""
 
 
-def open_form(form: str, job: Job, *, device: str, precision: str, threads: int) -> Model:
+def open_form(form: str, job: Job, *, device: str, precision: str, threads: int | None) -> Model:
     """Open a form of a model.
 
     Args:
@@ -34,7 +34,7 @@ def open_form(form: str, job: Job, *, device: str, precision: str, threads: int)
         device: `cpu` or `cuda`.
         precision: One of `PRECISIONS`; the last two on CUDA only. fp16 is autocast for
             TorchScript, half weights for the rest of PyTorch, and for ONNX what the export is.
-        threads: torch's, or onnxruntime's, of one call on the CPU.
+        threads: torch's, or onnxruntime's, of one call on the CPU; None for its own number.
 
     Raises:
         FileNotFoundError: If the form's file is not there.
@@ -43,7 +43,8 @@ def open_form(form: str, job: Job, *, device: str, precision: str, threads: int)
         return _session_model(job, device=device, precision=precision, threads=threads)
     import torch
 
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     set_tf32(enabled=precision == "tf32")
     module = open_module(form, job, device=device, precision=precision)
     autocast = form == TORCHSCRIPT and precision == "fp16"
@@ -135,13 +136,13 @@ def open_session(
     return session
 
 
-def _session_model(job: Job, *, device: str, precision: str, threads: int) -> Model:
+def _session_model(job: Job, *, device: str, precision: str, threads: int | None) -> Model:
     import torch
 
     options = {"use_tf32": str(int(precision == "tf32"))}
     if precision == "fp16":
         options["prefer_nhwc"] = "1"
-    session = open_session(job.export, device=device, threads=threads, options=options)
+    session = open_session(job.export, device=device, threads=threads or 0, options=options)
     name = session.get_outputs()[0].name
 
     def call(images: "Tensor") -> "Tensor":

@@ -3,7 +3,6 @@
 Each is a system as in `systems`, so that all are measured in one rotation.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forms import open_session
 from numpy.typing import NDArray
 from PIL import Image
-from systems import SUFFIX, Job, Work
+from systems import Job, Work, images_in
 
+from tltools.card import Preprocessing, Resize
 from tltools.data.images import CROP_RATIO, load_image
 from tltools.parallel import num_cores
 from tltools.runtime import read_card
@@ -36,17 +37,16 @@ def combined(decode_s: float, infer_s: float) -> float:
 def open_decoding(job: Job) -> Work:
     """Prepare decoding alone: `load_image` in a thread per core, into memory that is used again."""
     preprocessing = read_card(Path(job.export)).preprocessing
-    size, resize = preprocessing.size, preprocessing.resize
 
     def load(paths: Sequence[Path]) -> None:
-        out = np.empty((size, size, 3), np.uint8)
+        out = np.empty(preprocessing.shape(1)[1:], np.uint8)
         for path in paths:
-            load_image(path, size=size, resize=resize, out=out)
+            load_image(path, preprocessing, out=out)
 
-    return lambda folder, _output: _in_threads(load, _pictures(folder), CHUNK)
+    return lambda folder, _output: _in_threads(load, images_in(folder), CHUNK)
 
 
-def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
+def open_bare_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
     """Prepare the bare onnxruntime session on pictures in memory; the clock starts once they are.
 
     Args:
@@ -55,22 +55,16 @@ def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Wo
         threads: onnxruntime's own for one call.
         batch_size: Pictures in a call.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(job.export, options, providers=["CPUExecutionProvider"])
+    session = open_session(job.export, device="cpu", threads=threads)
     preprocessing = read_card(Path(job.export)).preprocessing
 
     def work(folder: Path, _output: Path) -> float:
-        paths = _pictures(folder)
-        size, resize = preprocessing.size, preprocessing.resize
-        images = np.empty((len(paths), size, size, 3), np.uint8)
+        paths = images_in(folder)
+        images = np.empty(preprocessing.shape(len(paths)), np.uint8)
 
         def load(indices: Sequence[int]) -> None:
             for index in indices:
-                load_image(paths[index], size=size, resize=resize, out=images[index])
+                load_image(paths[index], preprocessing, out=images[index])
 
         _in_threads(load, range(len(paths)), CHUNK)
         batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
@@ -87,22 +81,23 @@ def open_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Wo
     return work
 
 
-def open_loader(job: Job, *, load: Callable[..., object], resize: str) -> Work:
+def open_loader(job: Job, *, load: Callable[..., object], resize: Resize) -> Work:
     """Prepare one way to bring pictures to the model's size, in a thread per core."""
-    size = read_card(Path(job.export)).preprocessing.size
+    rules = Preprocessing(size=read_card(Path(job.export)).preprocessing.size, resize=resize)
 
     def load_all(paths: Sequence[Path]) -> None:
         for path in paths:
-            load(path, size=size, resize=resize)
+            load(path, rules)
 
-    return lambda folder, _output: _in_threads(load_all, _pictures(folder), 1)
+    return lambda folder, _output: _in_threads(load_all, images_in(folder), 1)
 
 
-def load_in_full(path: Path, *, size: int, resize: str) -> NDArray[np.uint8]:
+def load_in_full(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
     """Decode with Pillow at full resolution and resize, as torchvision's transforms do."""
     with Image.open(path) as file:
         image = file.convert("RGB")
-    if resize == "squash":
+    size = rules.size
+    if rules.resize == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     scale = round(size * CROP_RATIO) / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
@@ -121,7 +116,7 @@ def sessions(settings: Iterable[tuple[int, int, int]]) -> dict[str, Callable[[Jo
     """Return bare sessions by name; each setting is callers, threads and batch size."""
     return {
         session_name(callers, threads, batch_size): partial(
-            open_session, callers=callers, threads=threads, batch_size=batch_size
+            open_bare_session, callers=callers, threads=threads, batch_size=batch_size
         )
         for callers, threads, batch_size in settings
     }
@@ -141,10 +136,6 @@ LOADERS: dict[str, Callable[[Job], Work]] = {
     for resize in ("squash", "crop")
     for name, load in (("Pillow in full", load_in_full), ("load_image", load_image))
 }
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{SUFFIX}"))
 
 
 def _in_threads(function: Callable[[Sequence[Any]], Any], items: Sequence[Any], chunk: int) -> None:

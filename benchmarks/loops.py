@@ -7,12 +7,13 @@ the fastest are measured beside tltools, in turns.
 import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forms import EAGER, FORMS, Model, classes_of, open_form
-from systems import SUFFIX, Job, Row, Work, read_rows, top_rows, write_rows
+from systems import Job, Row, Work, images_in, read_rows, top_rows, write_rows
 
 from tltools.runtime import read_card
 
@@ -32,7 +33,7 @@ class Images:
 
     def __init__(self, folder: Path, size: int, decoder: str) -> None:
         """List the folder."""
-        self.paths = sorted(folder.glob(f"*{SUFFIX}"))
+        self.paths = images_in(folder)
         self.size = size
         self.load = _with_pillow
         if decoder == TORCHVISION:
@@ -77,13 +78,15 @@ def open_loop(
     *,
     form: str,
     workers: int,
-    threads: int,
+    threads: int | None,
     batch_size: int,
     device: str = "cpu",
     precision: str = "fp32",
     decoder: str = PILLOW,
 ) -> Work:
     """Prepare a loop; images stay bytes until they are in the model.
+
+    `threads` are those of a call of the model on the CPU; None for the library's own number.
 
     On CUDA batches are page-locked and copied without waiting, and a batch's results are fetched
     after the next one has been started.
@@ -174,7 +177,7 @@ def _time_loop(
     start = time.perf_counter()
     work(folder, output)
     seconds = time.perf_counter() - start
-    number = len(list(folder.glob(f"*{SUFFIX}")))
+    number = len(images_in(folder))
     return {
         "num_images": number,
         "seconds": seconds,
@@ -240,6 +243,15 @@ def cuda_grid(cores: int, precision: str) -> dict[str, list[Setting]]:
             for w, b, d in product(workers, batches, DECODERS)
         ]
     return grid
+
+
+DATALOADERS: dict[str, Callable[[Job], Work]] = {
+    f"DataLoader, {workers} worker{'s' * (workers != 1)}": partial(
+        open_loop, form=EAGER, workers=workers, threads=None, batch_size=64
+    )
+    for workers in (0, 1, 2)
+}
+"""The loop that most people write, among the peers: the eager model, with torch's own threads."""
 
 
 def fastest(rows: Iterable[Mapping[str, Any]], count: int = NUM_FINAL) -> list[Mapping[str, Any]]:

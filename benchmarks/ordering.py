@@ -9,46 +9,18 @@ as often as it takes. Prints microseconds per image; the exit code is 1 above `-
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pictures
-from asking import MeasurementError, environment, say
+from asking import Asker, say
 
-HERE = Path(__file__).resolve().parent
 SIZES = (1500, 6000)
 """Images of the two jobs: both large enough for all workers to be started."""
 TIMEOUT_S = 1800
-
-
-def main_process_s(model: Path, folder: Path, *, workers: int, timeout_s: float) -> float:
-    """Run a job in a new process, and return the CPU time of that process alone, in seconds.
-
-    Raises:
-        MeasurementError: If the job fails, or an image of it.
-    """
-    words = [str(HERE / "ordering.py"), "--job", "--model", str(model), "--images", str(folder)]
-    result = subprocess.run(
-        [sys.executable, *words, "--workers", str(workers)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or [f"it ended with {result.returncode}"]
-        raise MeasurementError(lines[-1])
-    answer = json.loads(result.stdout.splitlines()[-1])
-    if answer["num_failed"]:
-        raise MeasurementError(f"{answer['num_failed']} images failed")
-    return float(answer["cpu_s"])
 
 
 def ordering_us(
@@ -69,15 +41,20 @@ def ordering_us(
         workers: `--workers` of the jobs.
         rounds: How often both are run, in turn.
         work: A folder for copies of the images and links to them.
+
+    Raises:
+        MeasurementError: If a job fails, or an image of it.
     """
     found_there = pictures.find_jpegs(images)
     copied = pictures.copies(found_there, work / "copied", min(len(found_there), sizes[1]))
     sources = pictures.find_jpegs(copied)
     folders = [pictures.links(sources, work / f"images-{size}", size) for size in sizes]
+    asker = Asker(work)
+    request = {"export": str(model.resolve()), "workers": workers, "timeout_s": TIMEOUT_S}
     found: list[float] = []
     for _ in range(rounds):
         small_s, large_s = (
-            main_process_s(model, folder, workers=workers, timeout_s=TIMEOUT_S)
+            asker.ask("job_cpu", folder=str(folder.resolve()), **request)["cpu_s"]
             for folder in folders
         )
         found.append((large_s - small_s) / (sizes[1] - sizes[0]) * 1e6)
@@ -85,19 +62,8 @@ def ordering_us(
     return found
 
 
-def run_one(model: Path, folder: Path, workers: int) -> dict[str, Any]:
-    """Do a job in this process, and say what CPU time the process took in all, in seconds."""
-    from tltools.classify import Job, run_job
-
-    with tempfile.TemporaryDirectory() as name:
-        output = Path(name) / "predictions.csv"
-        summary = run_job(Job(model, [folder], output, device="cpu", workers=workers))
-    used = resource.getrusage(resource.RUSAGE_SELF)  # its children are not in it
-    return {"cpu_s": used.ru_utime + used.ru_stime, "num_failed": summary.num_failed}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or be the process that is measured."""
+    """Measure and print; the exit code is 1 above the limit."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
@@ -110,11 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--sizes", type=int, nargs=2, default=SIZES, help=sizes_help)
     add("--work", type=Path, help="parent of the folder for the linked images")
     add("--json", action="store_true", help="print the rounds as JSON, too")
-    add("--job", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.job:
-        print(json.dumps(run_one(options.model, options.images, options.workers)))
-        return 0
     with tempfile.TemporaryDirectory(dir=options.work, prefix="tltools-ordering-") as work:
         found = ordering_us(
             options.model,

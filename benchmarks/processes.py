@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -77,6 +78,24 @@ def whole_job(
     path = Path(output)
     files = path.glob("part-*") if path.is_dir() else [path]
     return {"seconds": seconds, "output_bytes": sum(file.stat().st_size for file in files)} | peak
+
+
+def job_cpu(*, export: str, folder: str, workers: int) -> dict[str, float]:
+    """Do a job in this process; return the CPU time that this process alone took in all.
+
+    Returns:
+        `cpu_s`: user and system time from the start of the process, in seconds, without those of
+        the processes that it started.
+    """
+    from tltools.classify import run_job
+
+    with tempfile.TemporaryDirectory() as name:
+        output = Path(name) / "predictions.csv"
+        summary = run_job(Path(export), [Path(folder)], output, device="cpu", workers=workers)
+    if summary.num_failed:
+        raise RuntimeError(f"{summary.num_failed} images failed")
+    used = resource.getrusage(resource.RUSAGE_SELF)  # its children are not in it
+    return {"cpu_s": used.ru_utime + used.ru_stime}
 
 
 def list_names(*, folder: str) -> dict[str, float]:

@@ -32,7 +32,7 @@ from asking import Asker, MeasurementError, environment, say
 from cores import core_counts, over_cores
 from limits import DECODING, LARGE_SESSIONS, LOADERS, SMALL_SESSIONS
 from pages import SPEED, SPEED_PAGES, speed_table, with_results
-from systems import PACKAGES, PEERS, SUFFIX, Job, read_rows
+from systems import PACKAGES, PEERS, Job, images_in, read_rows
 
 from tltools.bench.machine import describe_machine, installed_versions
 from tltools.parallel import num_cores
@@ -96,10 +96,7 @@ class Bench:
             cnn_run = self.work / "runs" / "cnn"
             self._tltools("export", cnn_run, "--format", "all", "--output", self.work / "exports")
             cnn = self.work / "exports" / "cnn" / "cnn.fp32.onnx"
-        if cnn_run is None:  # tltools' own layout: runs/NAME beside exports/NAME
-            beside = cnn.resolve().parents[2] / "runs" / cnn.resolve().parent.name
-            cnn_run = beside if beside.is_dir() else None
-        self.cnn = self._job(cnn, cnn_run)
+        self.cnn = self._job(cnn, cnn_run or gpu_check.run_beside(cnn))
         number = options.num_pictures
         self.pictures = pictures.copies(self.sources, self.work / "pictures", number)
         self.copied = pictures.find_jpegs(self.pictures)
@@ -151,7 +148,7 @@ class Bench:
         self, name: str, title: str, entries: Sequence[Entry], folder: Path, warmup: Path
     ) -> None:
         """Measure all entries in turn, for several turns; keep times, and labels' agreement."""
-        number = len(list(folder.glob(f"*{SUFFIX}")))
+        number = len(images_in(folder))
         rows: dict[str, dict[str, Any]] = {
             entry.name: {"name": entry.name, "seconds": [], "start_up_s": [], "failure": ""}
             for entry in entries
@@ -202,7 +199,7 @@ class Bench:
 
     def peers(self) -> None:
         """Compare with the peers, on the CNN."""
-        entries = [Entry(name, name, self.cnn) for name in ("tltools", *PEERS)]
+        entries = [Entry(name, name, self.cnn) for name in ("tltools", *loops.DATALOADERS, *PEERS)]
         self.compare("peers", "CNN beside its peers", entries, self.pictures, self.warmup)
 
     def limits(self) -> None:
@@ -218,11 +215,9 @@ class Bench:
             raise MeasurementError("no --vgg16 given")
         entries = [Entry("tltools, fp32", "tltools", self._job(fp32))]
         entries += [Entry(name, name, self._job(fp32)) for name in LARGE_SESSIONS]
-        int8 = fp32.with_name(fp32.name.replace(".fp32.", ".int8."))
-        if int8.is_file() and int8 != fp32:
-            entries.append(Entry("tltools, int8", "tltools", self._job(int8)))
-        else:
-            self.results["skipped"]["VGG16 in int8"] = f"there is no {int8.name} beside the export"
+        int8 = self._vgg16_exports("VGG16 in int8").get("VGG16 int8")
+        if int8 is not None:
+            entries.append(Entry("tltools, int8", "tltools", self._job(Path(int8))))
         number = min(self.options.num_vgg16, len(self.copied))
         folder = pictures.links(self.copied, self.work / "vgg16", number)
         warmup = pictures.links(self.copied, self.work / "vgg16-warmup", min(8, number))
@@ -245,7 +240,7 @@ class Bench:
         """See what each system does with a truncated JPEG."""
         folder, broken = pictures.with_broken(self.sources, self.work / "broken", 12)
         rows = self.results["broken"] = []
-        for name in ("tltools", *PEERS):
+        for name in ("tltools", *loops.DATALOADERS, *PEERS):
             output = self.work / "output.csv"
             output.unlink(missing_ok=True)
             try:
@@ -452,24 +447,23 @@ class Bench:
 
     def _vgg16_jobs(self, cores: int) -> list[dict[str, Any]]:
         jobs: list[dict[str, Any]] = []
-        for model, export in self._vgg16_exports().items():
+        for model, export in self._vgg16_exports("scaling, VGG16 int8").items():
             number = self.options.num_vgg16 * (3 if "int8" in model else 1)
             parts = (max(1, number // 5), number)
             jobs += [_job_of(model, export, part, cores) for part in parts]
         return jobs
 
-    def _vgg16_exports(self) -> dict[str, str]:
+    def _vgg16_exports(self, part: str) -> dict[str, str]:
+        """Return VGG16's exports; note under the name of a part if there is no int8 one."""
         fp32 = self.options.vgg16
         if fp32 is None:
             self.results["skipped"]["scaling, VGG16"] = "no --vgg16 given"
             return {}
-        found = {"VGG16 fp32": fp32}
-        int8 = fp32.with_name(fp32.name.replace(".fp32.", ".int8."))
-        if int8.is_file() and int8 != fp32:
-            found["VGG16 int8"] = int8
-        else:
-            self.results["skipped"]["scaling, VGG16 int8"] = f"there is no {int8.name}"
-        return {name: str(path.resolve()) for name, path in found.items()}
+        exports = gpu_check.find_exports(Path(self.cnn.export), fp32)
+        found = {f"VGG16 {p}": exports.get(f"vgg16 {p}") for p in ("fp32", "int8")}
+        if found["VGG16 int8"] is None:
+            self.results["skipped"][part] = f"there is no int8 export beside {fp32.name}"
+        return {name: str(path) for name, path in found.items() if path is not None}
 
     def _time_job(self, job: dict[str, Any], turn: int, folder: Path) -> None:
         """Time one job; one that fails is noted, and is not tried again."""

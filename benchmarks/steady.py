@@ -14,8 +14,9 @@ from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from systems import SUFFIX, Job
+from systems import Job, images_in
 
+from tltools.card import Preprocessing
 from tltools.data.images import load_image
 from tltools.runtime import read_card
 
@@ -80,8 +81,8 @@ def decoding(
 ) -> Iterator[Row]:
     """Decode a folder's images with `load_image`, in so many processes, and in so many threads."""
     preprocessing = read_card(Path(export)).preprocessing
-    paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
-    how = (preprocessing.size, preprocessing.resize, seconds)
+    paths = images_in(Path(folder))
+    how = (preprocessing, seconds)
     for count in processes:
         name = f"decoding, {count} process{'es' * (count > 1)}"
         yield tried(name, lambda count=count: _in_processes(paths, how, count), processes=count)
@@ -91,16 +92,16 @@ def decoding(
 
 
 def decode_for(
-    paths: Sequence[Path], size: int, resize: Any, seconds: float, start: "Barrier"
+    paths: Sequence[Path], preprocessing: Preprocessing, seconds: float, start: "Barrier"
 ) -> float:
     """Decode images in turn from the moment that all are ready; return images per second."""
-    out = np.empty((size, size, 3), np.uint8)
+    out = np.empty(preprocessing.shape(1)[1:], np.uint8)
     for path in islice(cycle(paths), 16):
-        load_image(path, size=size, resize=resize, out=out)
+        load_image(path, preprocessing, out=out)
     start.wait(READY_S)
     number, begun = 0, time.perf_counter()
     for path in cycle(paths):
-        load_image(path, size=size, resize=resize, out=out)
+        load_image(path, preprocessing, out=out)
         number += 1
         if time.perf_counter() - begun >= seconds:
             break
@@ -112,7 +113,7 @@ def put_rate(rates: "Queue[float]", *arguments: Any) -> None:
     rates.put(decode_for(*arguments))
 
 
-def _in_processes(paths: Sequence[Path], how: tuple[int, Any, float], count: int) -> float:
+def _in_processes(paths: Sequence[Path], how: tuple[Preprocessing, float], count: int) -> float:
     context = multiprocessing.get_context("spawn")
     start, rates = context.Barrier(count), context.Queue()
     children = [
@@ -123,13 +124,13 @@ def _in_processes(paths: Sequence[Path], how: tuple[int, Any, float], count: int
     ]
     for child in children:
         child.start()
-    found = [rates.get(timeout=READY_S + how[2]) for _ in children]
+    found = [rates.get(timeout=READY_S + how[1]) for _ in children]
     for child in children:
         child.join()
     return sum(found)
 
 
-def _in_threads(paths: Sequence[Path], how: tuple[int, Any, float], count: int) -> float:
+def _in_threads(paths: Sequence[Path], how: tuple[Preprocessing, float], count: int) -> float:
     start = threading.Barrier(count)
     with ThreadPoolExecutor(count) as pool:
         futures = [
@@ -143,7 +144,7 @@ def nvjpeg(*, folder: str, seconds: float, batches: Sequence[int]) -> Iterator[R
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-    paths = cycle([str(path) for path in sorted(Path(folder).glob(f"*{SUFFIX}"))])
+    paths = cycle([str(path) for path in images_in(Path(folder))])
 
     def call(batch: int) -> None:
         data = [read_file(path) for path in islice(paths, batch)]

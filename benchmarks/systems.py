@@ -12,7 +12,6 @@ import csv
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,46 +51,6 @@ def open_tltools(job: Job) -> Work:
                 rows.write(prediction)
 
     return work
-
-
-def open_dataloader(job: Job, *, workers: int) -> Work:
-    """Prepare the loop that most people write: Pillow in a `DataLoader`, the model on batches.
-
-    Pictures stay bytes until they are in the model, whose own scaling is the cheapest way.
-    """
-    batch_size = 64
-    import numpy as np
-    import torch
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-
-    from tltools.training import load_run
-
-    model, card = load_run(run_of(job))
-    model = model.to(memory_format=torch.channels_last)
-    size = card.preprocessing.size
-
-    class Pictures(Dataset[tuple[torch.Tensor, str]]):
-        def __init__(self, folder: Path) -> None:
-            self.paths = sorted(folder.glob(f"*{SUFFIX}"))
-
-        def __len__(self) -> int:
-            return len(self.paths)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
-            with Image.open(self.paths[index]) as image:
-                pixels = image.convert("RGB")
-            if pixels.size != (size, size):
-                pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(pixels)), self.paths[index].name
-
-    def rows(folder: Path) -> Iterator[Row]:
-        loader = DataLoader(Pictures(folder), batch_size=batch_size, num_workers=workers)
-        with torch.inference_mode():
-            for images, names in loader:
-                yield from top_rows(names, model(images).softmax(dim=1), card.classes)
-
-    return lambda folder, output: write_rows(output, rows(folder))
 
 
 def open_timm(job: Job, *, device: str = "cpu", workers: int = 2) -> Work:
@@ -231,7 +190,7 @@ def open_transformers(job: Job, *, device: str = "cpu", workers: int = 0) -> Wor
     how = {"batch_size": 256, "num_workers": workers} if on_cuda else {"batch_size": 8}
 
     def rows(folder: Path) -> Iterator[Row]:
-        paths = [str(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+        paths = [str(path) for path in images_in(folder)]
         for path, found in zip(paths, pipe(paths, top_k=1, **how), strict=True):
             yield Path(path).name, found[0]["label"], found[0]["score"]
 
@@ -305,9 +264,6 @@ def open_ray(job: Job) -> Work:
 
 
 PEERS: dict[str, Callable[[Job], Work]] = {
-    "DataLoader, 0 workers": partial(open_dataloader, workers=0),
-    "DataLoader, 1 worker": partial(open_dataloader, workers=1),
-    "DataLoader, 2 workers": partial(open_dataloader, workers=2),
     "timm": open_timm,
     "Ultralytics": open_ultralytics,
     "transformers": open_transformers,
@@ -317,6 +273,11 @@ CUDA_PEERS = ("timm", "transformers", "Ultralytics")
 """Peers that take `device` and `workers`."""
 PACKAGES = ("timm", "ultralytics", "transformers", "ray", "opencv-python", "simplejpeg")
 """Whose versions belong to the results, beside those that tltools names itself."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the JPEGs that a system is given, in order."""
+    return sorted(folder.glob(f"*{SUFFIX}"))
 
 
 def run_of(job: Job) -> Path:

@@ -24,10 +24,11 @@ def run_system(
         `start_up_s`: imports and loading; `seconds`: from the first image to the last row.
     """
     from limits import LIMITS, LOADERS
-    from loops import open_loop
+    from loops import DATALOADERS, open_loop
     from systems import PEERS, Job, open_tltools
 
-    systems = {"tltools": open_tltools, "loop": open_loop, **PEERS, **LIMITS, **LOADERS}
+    systems = {"tltools": open_tltools, "loop": open_loop}
+    systems |= DATALOADERS | PEERS | LIMITS | LOADERS
     start = time.perf_counter()
     work = systems[system](Job(**job), **(settings or {}))
     start_up_s = time.perf_counter() - start

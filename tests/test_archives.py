@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 from conftest import COLOURS, Recorder, run_tltools
 
+from tltools.card import Preprocessing
 from tltools.classify import Job, Shard, list_pictures, merge_shards, run_job
 from tltools.classify.pictures import list_portions
-from tltools.data import archives
+from tltools.data import archives, tar
 from tltools.data.archives import list_archive
 from tltools.data.images import load_image
 from tltools.errors import DataError
@@ -101,7 +102,7 @@ def listed(data: bytes, path: Path) -> tuple[dict[str, bytes | str], list[str]]:
         assert group
         for source in group:
             try:
-                found[source.name] = source.read()
+                found[source.name] = source.place.read()
             except OSError as error:
                 found[source.name] = str(error)
     return found, [str(error) for error in errors]
@@ -432,7 +433,7 @@ def test_what_waits_of_a_compressed_tar_is_packed_again_where_it_is_much(tmp_pat
     held = tracemalloc.get_traced_memory()[0]
     assert len(sources) == 50
     assert held < 5 * 2**20
-    assert all(source.read() == RED + zeros for source in sources)
+    assert all(source.place.read() == RED + zeros for source in sources)
     tracemalloc.stop()
 
 
@@ -460,12 +461,12 @@ def test_members_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
 
 def test_a_tar_that_unpacks_to_far_more_than_itself_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_RATIO", 5)
-    unlimited = archives._Reader
+    unlimited = tar.TarReader
 
     def limited(file, max_bytes=None):
         return unlimited(file, None if max_bytes is None else max_bytes - 2**30)
 
-    monkeypatch.setattr(archives, "_Reader", limited)
+    monkeypatch.setattr(archives, "TarReader", limited)
     data = gzip.compress(tar_of(("a.png", RED), ("zeros.bin", bytes(10**7)), ("b.png", RED)))
     found, (error,) = listed(data, tmp_path / "a.tgz")
     assert found == {"a.png": RED}
@@ -614,7 +615,7 @@ def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_
     most = 0
     for portion in portions:
         for one in portion.pictures:
-            load_image(one.path, size=32, resize="squash")
+            load_image(one, Preprocessing(size=32, resize="squash"))
             most = max(most, num_open_files())
     del portion, one
     assert most <= before + 2
@@ -628,7 +629,7 @@ def test_an_archive_that_changes_after_it_was_listed_gives_errors(kind, pictures
         sources = [source for group in list_archive(path) for source in group]
         change()
         with pytest.raises(DataError, match=r"cannot read image 0.png: (the archive has|no such)"):
-            load_image(sources[0], size=32, resize="squash")
+            load_image(sources[0], Preprocessing(size=32, resize="squash"))
 
 
 @pytest.mark.parametrize("kind", ["tar", "tgz"])
@@ -639,7 +640,7 @@ def test_memory_does_not_grow_with_the_archive(kind, tmp_path):
         path.write_bytes(COMPRESSORS[kind](tar_of(*members)))
         tracemalloc.start()
         for one in list_pictures([path]):
-            assert one.path.read() == RED
+            assert one.place.read() == RED
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -652,13 +653,13 @@ def test_listing_does_not_wait_for_the_end(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(tar_of(*((f"{number}.png", RED) for number in range(100)))))
     next(list_archive(path))
     reads: list[int] = []
-    read = archives._Reader._read
+    read = tar.TarReader._read
 
     def counted(self, size):
         reads.append(size)
         return read(self, size)
 
-    monkeypatch.setattr(archives._Reader, "_read", counted)
+    monkeypatch.setattr(tar.TarReader, "_read", counted)
     assert [source.name for source in next(list_archive(path))] == ["0.png"]
     assert len(reads) == 2
 

@@ -337,6 +337,7 @@ def test_a_peer_that_is_missing_costs_its_own_row_only(jpegs, onnx_path, tmp_pat
     (tmp_path / "absent" / "timm.py").write_text("raise ModuleNotFoundError('no timm here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))
     monkeypatch.setattr(run, "PEERS", ("timm",))
+    monkeypatch.setattr(run.loops, "DATALOADERS", {})
     output = tmp_path / "results"
     run.main(
         [
@@ -516,6 +517,24 @@ def test_a_loop_that_fails_is_a_row_and_the_others_have_tltools_labels(jpegs, on
     assert onnx["failure"] == ""
     assert onnx["num_images"] == 12
     assert onnx["same_labels"] == 1.0
+
+
+def test_the_plain_loop_is_a_peer_that_is_found_by_its_name(jpegs, onnx_path, tmp_path):
+    from asking import Asker, MeasurementError
+    from loops import DATALOADERS
+
+    assert list(DATALOADERS) == [f"DataLoader, {n}" for n in ("0 workers", "1 worker", "2 workers")]
+    job = {"export": str(onnx_path), "run": "", "scratch": str(tmp_path)}
+    for system in DATALOADERS:
+        with pytest.raises(MeasurementError, match="needs the run that the export was made from"):
+            Asker(tmp_path).ask(
+                "run_system",
+                system=system,
+                job=job,
+                folder=str(jpegs),
+                warmup="",
+                output=str(tmp_path / "output.csv"),
+            )
 
 
 def test_the_gpu_check_on_the_cpu_from_images_to_verdicts(jpegs, onnx_path, tmp_path):

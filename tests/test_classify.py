@@ -13,7 +13,7 @@ import pytest
 from conftest import CLASSES, COLOURS, colour_logits, save_picture
 from PIL import Image
 
-from tltools.classify import Job, Picture, Plan, classify, list_pictures, run_job
+from tltools.classify import ImageRef, Job, Plan, classify, list_pictures, run_job
 from tltools.classify import listing as listing_module
 from tltools.classify.pictures import list_portions
 from tltools.errors import ConfigError, DataError, DeviceError
@@ -51,7 +51,7 @@ def test_folder_is_listed_recursively_in_order_with_relative_names(pictures):
     expected = [f"{colour}/{number}.png" for colour in sorted(COLOURS) for number in range(10)]
     listed = list(list_pictures([pictures]))
     assert names(listed) == expected
-    assert [picture.path for picture in listed] == [pictures / name for name in expected]
+    assert [Path(picture.place) for picture in listed] == [pictures / name for name in expected]
 
 
 @pytest.mark.parametrize("spelling", [".", "./", "red", "red/", "../pictures", "red/.."])
@@ -59,8 +59,8 @@ def test_names_are_relative_however_the_folder_is_spelled(pictures, monkeypatch,
     monkeypatch.chdir(pictures)
     listed = list(list_pictures([Path(spelling)]))
     root = Path(spelling)
-    assert names(listed) == [picture.path.relative_to(root).as_posix() for picture in listed]
-    assert all(picture.path.exists() for picture in listed)
+    assert names(listed) == [Path(picture.place).relative_to(root).as_posix() for picture in listed]
+    assert all(Path(picture.place).exists() for picture in listed)
 
 
 def test_names_from_several_inputs_stay_different(pictures):
@@ -74,7 +74,7 @@ def test_names_from_several_inputs_stay_different(pictures):
 def test_single_file_is_taken_whatever_its_suffix(pictures, tmp_path):
     path = tmp_path / "picture.dat"
     shutil.copy(pictures / "red/0.png", path)
-    assert list(list_pictures([path])) == [Picture(path, path.as_posix())]
+    assert list(list_pictures([path])) == [ImageRef(path.as_posix(), str(path))]
 
 
 def test_list_is_relative_to_its_own_folder(pictures):
@@ -82,21 +82,21 @@ def test_list_is_relative_to_its_own_folder(pictures):
     lines.write_bytes(b"\xef\xbb\xbfred/1.png\r\n\n  \nmissing.png\nblue/../red/2.png")
     listed = list(list_pictures([lines]))
     assert names(listed) == ["red/1.png", "missing.png", "blue/../red/2.png"]
-    assert listed[0].path == pictures / "red/1.png"
+    assert Path(listed[0].place) == pictures / "red/1.png"
 
 
 def test_list_may_hold_absolute_paths(pictures, tmp_path):
     lines = tmp_path / "elsewhere.txt"
     lines.write_text(f"{pictures / 'red/1.png'}\n")
-    assert [picture.path for picture in list_pictures([lines])] == [pictures / "red/1.png"]
+    assert [Path(picture.place) for picture in list_pictures([lines])] == [pictures / "red/1.png"]
 
 
 def test_dash_reads_a_list_from_standard_input(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"red/1.png\nb.png\n")))
     assert list(list_pictures([Path("-")])) == [
-        Picture(Path("red/1.png"), "red/1.png"),
-        Picture(Path("b.png"), "b.png"),
+        ImageRef("red/1.png", "red/1.png"),
+        ImageRef("b.png", "b.png"),
     ]
 
 
@@ -139,10 +139,10 @@ def test_every_plan_gives_the_same_predictions(predictor, pictures, plan):
     predictions = list(classify(predictor, iter(listed), plan=plan))
     assert names(predictions) == names(listed)
     for picture, prediction in zip(listed, predictions, strict=True):
-        assert prediction.label == picture.path.parent.name
+        assert prediction.label == Path(picture.place).parent.name
         assert prediction.error is None
         assert prediction.confidence == prediction.probabilities.max()
-        expected = expected_probabilities(picture.path)
+        expected = expected_probabilities(Path(picture.place))
         np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_unreadable_pictures_get_their_row_and_spare_their_neighbours(predictor,
             assert prediction.probabilities is None
             assert prediction.error
         else:
-            expected = expected_probabilities(picture.path)
+            expected = expected_probabilities(Path(picture.place))
             np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_pictures_are_consumed_only_a_little_ahead(predictor, pictures, plan):
         nonlocal consumed
         while True:
             consumed += 1
-            yield Picture(pictures / "red/0.png", str(consumed))
+            yield ImageRef.of_file(pictures / "red/0.png", name=str(consumed))
 
     predictions = classify(predictor, endless(), plan=plan)
     for number in range(1, 201):
@@ -421,15 +421,15 @@ def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, pictures,
     buffers = []
     load = pipeline.load_image
 
-    def recording(path, *, out, **options):
+    def recording(image, rules, *, out, **options):
         buffers.append((threading.get_ident(), out.base.ctypes.data))
-        return load(path, out=out, **options)
+        return load(image, rules, out=out, **options)
 
     monkeypatch.setattr(pipeline, "load_image", recording)
     listed = list(list_pictures([pictures])) * 10
     predictions = list(classify(predictor, iter(listed), plan=Plan("fused", 3, 4)))
     for picture, prediction in zip(listed, predictions, strict=True):
-        assert prediction.label == picture.path.parent.name
+        assert prediction.label == Path(picture.place).parent.name
     threads, addresses = zip(*set(buffers), strict=True)
     assert len(set(threads)) == len(threads) == len(set(addresses))
 

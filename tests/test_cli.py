@@ -242,7 +242,7 @@ def test_an_existing_output_is_replaced_when_told_to(walk):
 
 def test_train_without_data_draws_the_sample_and_says_so(walk, monkeypatch):
     """With a sample that is there already and is taken for the one that would be drawn."""
-    monkeypatch.setattr("tltools.data.sample.draw_sample", lambda folder, progress: folder)
+    monkeypatch.setattr("tltools.sample.draw_sample", lambda folder, progress: folder)
     result = run_tltools("train", "--model", "cnn", "--epochs", 1, "--run-dir", "without",
                          "--device", "cpu", cwd=walk.folder)  # fmt: skip
     assert result.code == 0

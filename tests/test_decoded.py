@@ -46,7 +46,7 @@ def little_memory(monkeypatch):
 
 
 def expected(paths):
-    return np.stack([load_image(path, size=16, resize="squash") for path in paths])
+    return np.stack([load_image(path, Preprocessing(size=16, resize="squash")) for path in paths])
 
 
 def deleted_files(folder: Path) -> list[str]:

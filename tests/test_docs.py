@@ -122,7 +122,7 @@ def test_what_a_page_shows_runs_and_answers_as_shown(page, trained, tmp_path, mo
         shutil.rmtree(folder / "runs")
         shutil.rmtree(folder / "exports")
     # Few images in place of the 300 that `train` would draw.
-    monkeypatch.setattr("tltools.data.sample.draw_sample", lambda drawn, **options: drawn)
+    monkeypatch.setattr("tltools.sample.draw_sample", lambda drawn, **options: drawn)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     said: set[str] = set()
     for one in shown(page):

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 from torch import nn
 
-from tltools.card import CARD_KEY, Confidence, card_from_json
+from tltools.card import CARD_KEY, Confidence, Preprocessing, card_from_json
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, ParityError
 from tltools.export import export as export_module
@@ -55,7 +55,10 @@ def torchscript_file(cnn_exports):
 def images(drawn):
     """The drawn pictures as the models take them, uint8 (N, 224, 224, 3)."""
     return np.stack(
-        [load_image(path, size=224, resize="squash") for path in sorted(drawn.rglob("*.png"))]
+        [
+            load_image(path, Preprocessing(size=224, resize="squash"))
+            for path in sorted(drawn.rglob("*.png"))
+        ]
     )
 
 
@@ -415,7 +418,9 @@ def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, pictures
     """A tie can change its label by a difference that is smaller than any tolerance."""
     paths = sorted(pictures.rglob("*.png"))
     predictor = load_predictor(onnx_path, device="cpu")
-    reference = predictor(np.stack([load_image(path, size=32, resize="squash") for path in paths]))
+    reference = predictor(
+        np.stack([load_image(path, Preprocessing(size=32, resize="squash")) for path in paths])
+    )
     reference[7] = reference[7][[1, 2, 0]]
     with pytest.raises(ParityError, match=r"96\.67% of 30 pictures .* first that differs is .*7"):
         compare(reference, predictor, paths, bar=ParityBar(atol=None, min_top1_agreement=1.0))
@@ -429,7 +434,9 @@ def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, pictures
     with pytest.raises(ParityError, match=r"accuracy on 30 pictures drops by 3\.33%, more than 3"):
         compare(reference, predictor, paths, targets, bar=strict)
     # An export that is right more often than PyTorch has lost nothing.
-    better = predictor(np.stack([load_image(path, size=32, resize="squash") for path in paths]))
+    better = predictor(
+        np.stack([load_image(path, Preprocessing(size=32, resize="squash")) for path in paths])
+    )
     assert compare(
         reference, predictor, paths, better.argmax(axis=1), bar=lower
     ).accuracy_drop == pytest.approx(-1 / 30)

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from tltools.card import MAX_NAME, Card, card_from_json
+from tltools.card import MAX_NAME, Card, Preprocessing, card_from_json
 from tltools.data.images import load_image
 from tltools.data.labels import read_labels
 from tltools.errors import ArtifactError, ConfigError, DataError
@@ -121,7 +121,7 @@ def check_picture(file: Path, data: bytes) -> None:
     file.write_bytes(data)
     for resize in ("squash", "crop"):
         try:
-            pixels = load_image(file, size=SIZE, resize=resize)
+            pixels = load_image(file, Preprocessing(size=SIZE, resize=resize))
         except DataError as error:
             assert_one_line(error)
         else:

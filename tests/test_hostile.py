@@ -20,6 +20,7 @@ import pytest
 from conftest import CLASSES, COLOURS, SIZE
 from PIL import Image
 
+from tltools.card import Preprocessing
 from tltools.classify import Job, Output, Plan, classify, list_pictures, run_job
 from tltools.data import images as images_module
 from tltools.data.images import load_image
@@ -254,7 +255,7 @@ def test_every_picture_gets_the_prediction_that_it_gets_alone(rows, hostile, onn
     for picture in list_pictures([hostile]):
         row = rows[text(picture.name)]
         try:
-            image = load_image(picture.path, size=SIZE, resize="squash")
+            image = load_image(picture, Preprocessing(size=SIZE, resize="squash"))
         except DataError as error:
             errors[text(picture.name)] = text(str(error))
             continue
@@ -295,10 +296,10 @@ def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
 ):
     load = pipeline.load_image
 
-    def delete_some(path, **options):
+    def delete_some(path, rules, **options):
         if Path(path).name == "5.png":
             Path(path).unlink()
-        return load(path, **options)
+        return load(path, rules, **options)
 
     monkeypatch.setattr(pipeline, "load_image", delete_some)
     summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
@@ -322,9 +323,9 @@ def test_a_file_that_grows_while_it_is_read_is_read_to_its_first_length(
 
     load_any = images_module._load_any
 
-    def recorded(data, size, resize):
+    def recorded(data, rules):
         seen.append(len(data))
-        return load_any(data, size, resize)
+        return load_any(data, rules)
 
     sizes = sorted(path.stat().st_size for path in pictures.glob("*/*.png"))
     monkeypatch.setattr(images_module, "_load_any", recorded)

@@ -4,23 +4,20 @@ import os
 import subprocess
 import sys
 import threading
-import tracemalloc
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
+from tltools.card import Preprocessing
 from tltools.data import images
 from tltools.data.images import (
-    IMAGE_SUFFIXES,
-    Names,
-    find_folders,
-    find_images,
     fit_image,
     image_sha256,
     load_image,
 )
+from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -51,7 +48,7 @@ def assert_quadrants(pixels, *, atol=12, expected=(RED, GREEN, BLUE, WHITE)):
 
 
 def load(path, *, size=SIZE, resize="squash"):
-    return load_image(path, size=size, resize=resize)
+    return load_image(path, Preprocessing(size=size, resize=resize))
 
 
 def assert_unreadable(path, match):
@@ -101,7 +98,7 @@ def test_result_is_contiguous_and_writable(tmp_path):
 def test_result_goes_where_it_was_asked_to(tmp_path):
     quadrants().save(tmp_path / "a.png")
     batch = np.zeros((2, SIZE, SIZE, 3), np.uint8)
-    result = load_image(tmp_path / "a.png", size=SIZE, resize="squash", out=batch[1])
+    result = load_image(tmp_path / "a.png", Preprocessing(size=SIZE, resize="squash"), out=batch[1])
     assert result.base is batch
     assert_quadrants(batch[1])
     assert not batch[0].any()
@@ -112,11 +109,15 @@ def test_result_goes_where_it_was_asked_to(tmp_path):
 def test_a_decoded_picture_goes_the_way_of_its_file(tmp_path, resize, mode):
     path = tmp_path / "a.png"
     quadrants(48, 64).convert(mode).save(path)
-    expected = load_image(path, size=SIZE, resize=resize)
-    np.testing.assert_array_equal(fit_image(Image.open(path), size=SIZE, resize=resize), expected)
+    expected = load_image(path, Preprocessing(size=SIZE, resize=resize))
+    np.testing.assert_array_equal(
+        fit_image(Image.open(path), Preprocessing(size=SIZE, resize=resize)), expected
+    )
     if mode == "RGB":
         pixels = np.asarray(Image.open(path))
-        np.testing.assert_array_equal(fit_image(pixels, size=SIZE, resize=resize), expected)
+        np.testing.assert_array_equal(
+            fit_image(pixels, Preprocessing(size=SIZE, resize=resize)), expected
+        )
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff", "a.avif"])
@@ -157,8 +158,9 @@ def test_damaged_exif_is_not_worth_a_warning(tmp_path):
     quadrants().save(path, exif=ENDS_WITHIN_A_TAG)
     pillow = f"from PIL import Image\nwith Image.open({str(path)!r}) as image: image.getexif()"
     ours = (
+        "from tltools.card import Preprocessing\n"
         "from tltools.data.images import load_image\n"
-        f"load_image({str(path)!r}, size=8, resize='crop')"
+        f"load_image({str(path)!r}, Preprocessing(size=8, resize='crop'))"
     )
     shown = []
     for script in (pillow, ours):
@@ -314,7 +316,7 @@ def test_plain_jpeg_goes_where_it_was_asked_to(tmp_path, decoders, keep_rgb):
     path = tmp_path / "a.jpg"
     blotches(SIZE, SIZE).save(path, keep_rgb=keep_rgb)
     batch = np.zeros((2, SIZE, SIZE, 3), np.uint8)
-    load_image(path, size=SIZE, resize="squash", out=batch[1])
+    load_image(path, Preprocessing(size=SIZE, resize="squash"), out=batch[1])
     assert decoders == ["simplejpeg"]
     np.testing.assert_array_equal(batch[1], by_pillow(path))
     assert not batch[0].any()
@@ -595,137 +597,7 @@ def test_path_may_be_a_string(tmp_path):
         load(str(tmp_path / "b.png"))
 
 
-# Finding
-
-
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return [root / name for name in names]
-
-
-def test_pictures_are_found_recursively_in_sorted_order(tmp_path):
-    expected = touch(tmp_path, "b.jpg", "a/z.PNG", "a/c/x.webp", "a-b.tif", "B.jpeg", "é.gif")
-    touch(tmp_path, "notes.txt", "a/labels.csv", "jpg", "a/noext.")
-    assert list(find_images(tmp_path)) == sorted(expected)
-
-
-def test_hidden_files_and_folders_are_skipped(tmp_path):
-    expected = touch(tmp_path, "a.jpg")
-    touch(tmp_path, ".a.jpg", ".cache/b.jpg", ".jpg")
-    assert list(find_images(tmp_path)) == expected
-
-
-def test_folder_named_like_a_picture_is_entered(tmp_path):
-    expected = touch(tmp_path, "x.jpg/a.jpg")
-    assert list(find_images(tmp_path)) == expected
-
-
-def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
-    touch(tmp_path, "a/b/1.jpg", "elsewhere/2.jpg")
-    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
-    (tmp_path / "a/self").symlink_to(tmp_path / "a/self")
-    (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
-    found = [path.relative_to(tmp_path / "a").as_posix() for path in find_images(tmp_path / "a")]
-    assert found == ["b/1.jpg", "link/2.jpg"]
-
-
-def test_broken_link_is_yielded_so_that_it_gets_its_row(tmp_path):
-    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
-    assert list(find_images(tmp_path)) == [tmp_path / "a.jpg"]
-    assert_unreadable(tmp_path / "a.jpg", "no such file")
-
-
-def test_finding_is_lazy(tmp_path, monkeypatch):
-    touch(tmp_path, "a.jpg", "b/1.jpg", "c/1.jpg")
-    listed = []
-    scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), scandir(path))[1])
-    found = find_images(tmp_path)
-    assert listed == []
-    next(found)
-    next(found)
-    assert listed == [tmp_path, tmp_path / "b"]
-
-
-def test_missing_root_is_refused_at_the_call(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        find_images(tmp_path / "gone")
-
-
-def test_file_as_root_is_refused_at_the_call(tmp_path):
-    (path,) = touch(tmp_path, "a.jpg")
-    with pytest.raises(DataError, match="is not a folder"):
-        find_images(path)
-
-
-def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
-    touch(tmp_path, "a/1.jpg")
-
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match=r"cannot list the folder .*: permission denied"):
-        list(find_images(tmp_path))
-
-
-def test_folder_that_cannot_be_listed_is_left_out_when_somebody_is_told(tmp_path, monkeypatch):
-    touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/c/1.jpg", "d.jpg")
-    scandir = os.scandir
-
-    def refuse_b(path):
-        if path.name == "b":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse_b)
-    told = []
-    found = [
-        (folder, list(names)) for folder, names in find_folders(tmp_path, on_error=told.append)
-    ]
-    assert found == [(tmp_path / "a", ["1.jpg"]), (tmp_path, ["d.jpg"])]
-    assert [type(error) for error in told] == [DataError]
-    assert f"cannot list the folder {tmp_path / 'b'}: permission denied" in str(told[0])
-
-
-def test_folders_come_in_parts_where_subfolders_sort_in_between(tmp_path):
-    touch(tmp_path, "a.jpg", "b.jpg", "c/1.jpg", "d.jpg", "e/1.jpg", "f/notes.txt")
-    parts = [(folder, len(names), list(names)) for folder, names in find_folders(tmp_path)]
-    assert parts == [
-        (tmp_path, 2, ["a.jpg", "b.jpg"]),
-        (tmp_path / "c", 1, ["1.jpg"]),
-        (tmp_path, 1, ["d.jpg"]),
-        (tmp_path / "e", 1, ["1.jpg"]),
-    ]
-
-
-@pytest.mark.parametrize("many", [0, 10**6], ids=["heap", "text"])
-def test_names_come_in_order(many, monkeypatch):
-    monkeypatch.setattr(images, "MANY_NAMES", many)
-    given = [f"é {number * 7919 % 1009}\n\udcff.jpg" for number in range(1009)]
-    expected = sorted(given)
-    names = Names(given)
-    assert len(names) == 1009
-    assert list(names) == expected
-    assert len(names) == 1009
-
-
-def test_names_in_one_text_take_little_memory():
-    def measure(make):
-        tracemalloc.start()
-        kept = make([f"picture_{number:06}.jpg" for number in range(10_000)])
-        size, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert len(kept) == 10_000
-        return size
-
-    assert measure(Names) < measure(list) / 3
-
-
-# Batches and hashes
+# Hashes
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):
@@ -743,8 +615,10 @@ def test_decoding_needs_neither_torch_nor_pandas(tmp_path):
     quadrants().save(tmp_path / "a.png")
     script = (
         "import sys; sys.modules.update(torch=None, pandas=None, sklearn=None, torchvision=None)\n"
+        "from tltools.card import Preprocessing\n"
         "from tltools.data.images import load_image\n"
-        f"print(load_image({str(tmp_path / 'a.png')!r}, size=8, resize='crop').shape)"
+        "rules = Preprocessing(size=8, resize='crop')\n"
+        f"print(load_image({str(tmp_path / 'a.png')!r}, rules).shape)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "(8, 8, 3)\n"), result.stderr

@@ -1,6 +1,5 @@
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +8,13 @@ from conftest import SIZE, colour_logits
 from PIL import Image
 
 from tltools.card import Preprocessing
+from tltools.data.image_ref import ImageRef
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
 from tltools.processes import ForkServer
 from tltools.runtime import Plan, default_threads, load_predictor, open_model, pipeline, workers
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.pipeline import PredictorPool, decode_batches, run_pictures
-
-
-@dataclass(frozen=True)
-class File:
-    path: Path
-
-
-@dataclass(frozen=True)
-class Named:
-    path: Path
-    name: str
 
 
 class FakeGpu:
@@ -79,7 +68,7 @@ def run(model, files, plan):
 
 
 def logits_by_hand(path):
-    return colour_logits(load_image(path, size=SIZE, resize="squash")[None])[0]
+    return colour_logits(load_image(path, Preprocessing(size=SIZE, resize="squash"))[None])[0]
 
 
 @pytest.mark.parametrize("sessions", [1, 3])
@@ -87,9 +76,9 @@ def logits_by_hand(path):
 def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(
     predictor, pictures, missing, sessions
 ):
-    files = [File(path) for path in sorted(pictures.rglob("*.png"))]
+    files = [ImageRef.of_file(path) for path in sorted(pictures.rglob("*.png"))]
     for index in missing:
-        files[index].path.write_bytes(b"")
+        Path(files[index].place).write_bytes(b"")
     gpu = FakeGpu(predictor)
     outcomes = run(gpu, files * 5, Plan("ahead", 2, 8, sessions))
     assert set(gpu.shapes) <= {(8, SIZE, SIZE, 3)}
@@ -99,7 +88,7 @@ def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(
         if index % 30 in missing:
             assert "it is empty" in str(outcome)
         else:
-            np.testing.assert_allclose(outcome, logits_by_hand(files[index % 30].path), atol=1e-4)
+            np.testing.assert_allclose(outcome, logits_by_hand(files[index % 30].place), atol=1e-4)
 
 
 def test_a_pool_runs_on_all_its_gpus_at_once(predictor, pictures):
@@ -113,10 +102,10 @@ def test_a_pool_runs_on_all_its_gpus_at_once(predictor, pictures):
 
     gpus = [Waiting(predictor, f"gpu {number}") for number in range(3)]
     pool = PredictorPool(gpus)
-    files = [File(path) for path in sorted(pictures.rglob("*.png"))]
+    files = [ImageRef.of_file(path) for path in sorted(pictures.rglob("*.png"))]
     outcomes = run(pool, files[:24], Plan("ahead", 2, 8, sessions=3))
     for file, outcome in zip(files, outcomes, strict=False):
-        np.testing.assert_allclose(outcome, logits_by_hand(file.path), atol=1e-4)
+        np.testing.assert_allclose(outcome, logits_by_hand(file.place), atol=1e-4)
     assert [len(gpu.shapes) for gpu in gpus] == [1, 1, 1]
     assert pool.choice == DeviceChoice("cuda", "gpu 0, on each of 3 GPUs")
 
@@ -138,7 +127,7 @@ def test_a_worker_gets_fewer_pictures_at_once_where_each_takes_long(
     predictor, pictures, monkeypatch, task_s, largest
 ):
     monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
-    files = [Named(path, path.name) for path in sorted(pictures.rglob("*.png"))] * 8
+    files = [ImageRef.of_file(path, name=path.name) for path in sorted(pictures.rglob("*.png"))] * 8
     launcher = ForkServer(preload=workers.PRELOAD)
     tasks = run_pictures(
         predictor,
@@ -161,9 +150,9 @@ def count(outputs):
 @pytest.mark.parametrize("task_s", [0.0, 10.0])
 def test_batches_do_not_depend_on_the_pace(predictor, pictures, monkeypatch, task_s):
     """A resumed job, whose pace is another, has the same pictures in a batch."""
-    files = [File(path) for path in sorted(pictures.rglob("*.png"))]
+    files = [ImageRef.of_file(path) for path in sorted(pictures.rglob("*.png"))]
     for index in (0, 5, 6):
-        files[index].path.write_bytes(b"")
+        Path(files[index].place).write_bytes(b"")
     monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
     model = FakeGpu(predictor)
     run(model, files, Plan("fused", 1, 4))
@@ -332,7 +321,7 @@ def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
     loaded = []
     original = load_image
     monkeypatch.setattr(
-        pipeline, "load_image", lambda path, **kw: (loaded.append(path), original(path, **kw))[1]
+        pipeline, "load_image", lambda *a, **kw: (loaded.append(a), original(*a, **kw))[1]
     )
     batches = decode_batches(numbered * 20, preprocessing=SMALL, batch_size=8, workers=1)
     next(batches)
@@ -366,9 +355,9 @@ class Locked(FakeGpu):
 
 @pytest.mark.parametrize("refusal", [None, "no memory left to lock"])
 def test_the_model_waits_until_the_memory_is_locked_or_cannot_be(predictor, tmp_path, refusal):
-    files = [File(tmp_path / f"{index}.png") for index in range(10)]
+    files = [ImageRef.of_file(tmp_path / f"{index}.png") for index in range(10)]
     for file in files:
-        Image.new("RGB", (SIZE, SIZE)).save(file.path)
+        Image.new("RGB", (SIZE, SIZE)).save(file.place)
     told = []
     values = run_pictures(
         Locked(predictor, refusal),

@@ -135,7 +135,9 @@ def test_contact_sheet_takes_pictures_from_all_over_a_class(tmp_path, frame, mon
     seen = []
     original = plots.load_image
     monkeypatch.setattr(
-        plots, "load_image", lambda path, **how: seen.append(path.name) or original(path, **how)
+        plots,
+        "load_image",
+        lambda path, rules: seen.append(Path(path).name) or original(path, rules),
     )
     red = frame[frame["class"] == "red"]
     contact_sheet(red, ["red"], tmp_path / "sheet.png", per_class=4)

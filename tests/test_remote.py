@@ -22,10 +22,11 @@ import pytest
 import servers
 from conftest import COLOURS, save_picture
 
-from tltools.classify.pictures import Picture, list_pictures
-from tltools.data import remote
-from tltools.data.images import Source
-from tltools.data.remote import RemoteSource, Url, fetch_ahead, is_url, location
+from tltools.classify.pictures import list_pictures
+from tltools.data import remote, remote_images
+from tltools.data.image_ref import Content, ImageRef, RemoteObject
+from tltools.data.location import Url, is_url, location
+from tltools.data.remote_images import fetch_ahead
 from tltools.errors import ConfigError, UnreachableError
 
 NUM_PICTURES = 240
@@ -515,11 +516,6 @@ def test_what_is_not_installed_is_named(monkeypatch):
         list(list_pictures([Url("sftp://host/a.png")]))
 
 
-def pictures_of(*sources: Source) -> Iterator[Picture]:
-    for source in sources:
-        yield Picture(source, source.name)
-
-
 def test_fetching_ahead_keeps_the_order_and_the_errors():
     def fetch(number: int) -> bytes:
         time.sleep(0.02 if number % 3 == 0 else 0)
@@ -527,26 +523,29 @@ def test_fetching_ahead_keeps_the_order_and_the_errors():
             raise OSError("no such file")
         return b"%d" % number
 
-    sources = [
-        RemoteSource(str(number), lambda number=number: fetch(number))
-        if number % 4
-        else Source(str(number), lambda number=number: b"%d" % number)
+    images = [
+        ImageRef(
+            str(number),
+            RemoteObject(lambda number=number: fetch(number))
+            if number % 4
+            else Content(lambda number=number: b"%d" % number),
+        )
         for number in range(100)
     ]
     names = []
-    for picture in fetch_ahead(pictures_of(*sources)):
-        assert isinstance(picture.path, Source)
-        names.append(picture.name)
-        if picture.name == "5":
+    for image in fetch_ahead(images):
+        assert isinstance(image.place, RemoteObject | Content)
+        names.append(image.name)
+        if image.name == "5":
             with pytest.raises(OSError, match="no such file"):
-                picture.path.read()
+                image.place.read()
         else:
-            assert picture.path.read() == picture.name.encode()
+            assert image.place.read() == image.name.encode()
     assert names == [str(number) for number in range(100)]
 
 
 def test_fetching_ahead_is_bounded(monkeypatch):
-    monkeypatch.setattr(remote, "MAX_AHEAD", 1000)
+    monkeypatch.setattr(remote_images, "MAX_AHEAD", 1000)
     begun: list[int] = []
     lock = threading.Lock()
 
@@ -555,31 +554,39 @@ def test_fetching_ahead_is_bounded(monkeypatch):
             begun.append(number)
         return bytes(300)
 
-    sources = (
-        RemoteSource(str(number), lambda number=number: fetch(number), num_bytes=300)
+    images = (
+        ImageRef(str(number), RemoteObject(lambda number=number: fetch(number), num_bytes=300))
         for number in range(50)
     )
-    for number, picture in enumerate(fetch_ahead(Picture(one, one.name) for one in sources)):
+    for number, image in enumerate(fetch_ahead(images)):
         time.sleep(0.002)
         assert len(begun) <= number + 1 + 4  # three wait, and one may be on its way
-        assert isinstance(picture.path, Source)
-        picture.path.read()
+        assert isinstance(image.place, RemoteObject)
+        image.place.read()
     assert sorted(begun) == list(range(50))
 
 
 def test_what_was_read_leaves_the_memory():
-    source = RemoteSource("a", lambda: b"again")
-    (picture,) = fetch_ahead(pictures_of(source))
-    assert isinstance(picture.path, Source)
-    assert not isinstance(source.read, type(source.fetch))
-    assert picture.path.read() == b"again"
-    assert source.read is source.fetch
+    fetched: list[bytes] = []
+
+    def fetch() -> bytes:
+        fetched.append(bytes(100))
+        return fetched[-1]
+
+    (image,) = fetch_ahead([ImageRef("a", RemoteObject(fetch))])
+    assert isinstance(image.place, RemoteObject)
+    read = image.place.read()
+    assert read is fetched[0]
+    assert len(fetched) == 1
+    assert sys.getrefcount(fetched.pop()) <= 3  # `read`, and the two of the call
+    assert image.place.read() is not read  # fetched again
+    assert len(fetched) == 1
 
 
 def test_local_pictures_pass_one_by_one(root):
     seen: list[str] = []
 
-    def listing() -> Iterator[Picture]:
+    def listing() -> Iterator[ImageRef]:
         for picture in list_pictures([root]):
             seen.append(picture.name)
             yield picture

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltools.data import sample
-from tltools.data.sample import SAMPLE_CLASSES, SAMPLE_CSV, draw_picture, draw_sample
 from tltools.errors import ConfigError, DataError
+from tltools.sample import SAMPLE_CLASSES, SAMPLE_CSV, draw_image, draw_sample
+from tltools.sample import folder as sample_folder
+from tltools.sample.bodies import BODIES
+from tltools.sample.designs import Design
+from tltools.sample.vehicle import draw_front, draw_side
 
 
 def rows(folder):
@@ -73,8 +76,8 @@ def test_other_seed_draws_other_pictures_and_labels(drawn, tmp_path):
 
 def test_picture_depends_on_its_own_seed_only(drawn, tmp_path):
     label = int(rows(drawn)[7]["emergency_or_not"])
-    alone = draw_picture(np.random.default_rng((13, 7)), emergency=bool(label), size=64)
-    alone.save(tmp_path / "alone.jpg", quality=sample.JPEG_QUALITY)
+    alone = draw_image(np.random.default_rng((13, 7)), emergency=bool(label), size=64)
+    alone.save(tmp_path / "alone.jpg", quality=sample_folder.JPEG_QUALITY)
     assert (tmp_path / "alone.jpg").read_bytes() == (drawn / "images/0007.jpg").read_bytes()
 
 
@@ -88,19 +91,19 @@ def test_smallest_sample_has_two_pictures_per_class(tmp_path):
 @pytest.mark.parametrize("emergency", [False, True])
 def test_every_seed_can_be_drawn(emergency):
     for seed in range(150):
-        picture = draw_picture(np.random.default_rng(seed), emergency=emergency, size=32)
+        picture = draw_image(np.random.default_rng(seed), emergency=emergency, size=32)
         assert (picture.mode, picture.size) == ("RGB", (32, 32))
 
 
 @pytest.mark.parametrize("emergency", [False, True])
-@pytest.mark.parametrize("name", sample._BODIES)
+@pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("view", ["side", "front"])
 def test_every_body_can_be_drawn_with_every_pattern(name, view, emergency):
     rng = np.random.default_rng(0)
-    for pattern in ("plain", "stripe", "chequers", "doors", "wedge", "band"):
-        if pattern == "doors" and not sample._BODIES[name].doors:
+    for pattern in ("plain", "stripe", "checkers", "doors", "wedge", "band"):
+        if pattern == "doors" and not BODIES[name].doors:
             continue
-        design = sample._Design(
+        design = Design(
             body=name,
             color=(200, 200, 200),
             pattern=pattern,
@@ -111,9 +114,9 @@ def test_every_body_can_be_drawn_with_every_pattern(name, view, emergency):
             lockers=name == "engine",
         )
         if view == "side":
-            layer, lamps = sample._draw_side(rng, design, 200, mirrored=False)
+            layer, lamps = draw_side(rng, design, 200, mirrored=False)
         else:
-            layer, lamps = sample._draw_front(rng, design, 200, rear=False)
+            layer, lamps = draw_front(rng, design, 200, rear=False)
         assert layer.getbbox() is not None
         assert bool(lamps) <= emergency
         for x, y, _, _ in lamps:
@@ -122,9 +125,9 @@ def test_every_body_can_be_drawn_with_every_pattern(name, view, emergency):
 
 
 def test_letters_are_readable_after_mirroring():
-    design = sample._Design(body="van", color=(255, 255, 255), text="POLICE")
-    plain, _ = sample._draw_side(np.random.default_rng(0), design, 400, mirrored=False)
-    mirrored, _ = sample._draw_side(np.random.default_rng(0), design, 400, mirrored=True)
+    design = Design(body="van", color=(255, 255, 255), text="POLICE")
+    plain, _ = draw_side(np.random.default_rng(0), design, 400, mirrored=False)
+    mirrored, _ = draw_side(np.random.default_rng(0), design, 400, mirrored=True)
     mirrored = mirrored.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, bottom, right, top = (0.1, 0.3, 0.6, 0.42)  # the letters' part of the flank
     height = plain.height
@@ -197,7 +200,7 @@ def test_empty_folder_is_filled(tmp_path):
 
 
 def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    original = sample.draw_picture
+    original = sample_folder.draw_image
     drawn = []
 
     def fail_later(*arguments, **options):
@@ -206,7 +209,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(sample, "draw_picture", fail_later)
+    monkeypatch.setattr(sample_folder, "draw_image", fail_later)
     with pytest.raises(DataError, match=r"cannot write the sample to .*: No space left on device"):
         draw_sample(tmp_path / "a", num_images=8, size=32)
     assert list(tmp_path.iterdir()) == []
@@ -215,7 +218,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": 3}, "at least 4 pictures, got 3"),
+        ({"num_images": 3}, "at least 4 images, got 3"),
         ({"size": 31}, "at least 32 pixels a side, got 31"),
         ({"seed": -1}, "seed must not be negative, got -1"),
     ],

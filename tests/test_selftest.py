@@ -75,7 +75,7 @@ def test_pytorchs_answers_travel_in_every_export_and_it_gives_them(
     for index, data in enumerate(test.pictures):
         (tmp_path / f"{index}.png").write_bytes(data)
         rules = read_card(exports[name]).preprocessing
-        images.append(load_image(tmp_path / f"{index}.png", size=rules.size, resize=rules.resize))
+        images.append(load_image(tmp_path / f"{index}.png", rules))
     expected = open_run(cnn_run, device="cpu")(np.stack(images))
     np.testing.assert_allclose(expected_logits(test), expected, rtol=0, atol=1e-6)
     predictor = load_predictor(exports[name], device="cpu", self_test=False)

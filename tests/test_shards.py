@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import COLOURS, Recorder, run_tltools, save_picture
 
-from tltools.classify import Job, Picture, Shard, merge_shards, run_job
+from tltools.classify import ImageRef, Job, Shard, merge_shards, run_job
 from tltools.classify.listing import ShardListing
 from tltools.classify.shard_record import ShardRecord, shard_record_path
 from tltools.classify.shards import SHARD_BLOCK
@@ -60,7 +60,7 @@ def make(model, inputs, folder: Path, suffix: str, count: int, **options) -> lis
 @pytest.mark.parametrize("num_pictures", [0, 1, 31, 32, 33, 64, 500, 1000])
 def test_each_picture_is_in_one_shard_and_the_sizes_say_so(num_pictures, count):
     names = [f"{number}.png" for number in range(num_pictures)]
-    pictures = [Picture(Path(name), name) for name in names]
+    pictures = [ImageRef(name, name) for name in names]
     listings = [ShardListing(pictures, Shard(index, count)) for index in range(1, count + 1)]
     found = [list(listing) for listing in listings]
     assert sorted(chain.from_iterable(found), key=pictures.index) == pictures
@@ -73,7 +73,7 @@ def test_each_picture_is_in_one_shard_and_the_sizes_say_so(num_pictures, count):
 
 def test_the_listings_digest_knows_names_and_their_order():
     def digest(*names: str) -> str:
-        listing = ShardListing([Picture(Path(name), name) for name in names], Shard(2, 2))
+        listing = ShardListing([ImageRef(name, name) for name in names], Shard(2, 2))
         list(listing)
         return listing.sha256
 

@@ -349,7 +349,9 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
     with torch.inference_mode():
         from tltools.data.images import load_image
 
-        images = [load_image(path, size=8, resize="squash") for path in arguments["paths"]]
+        images = [
+            load_image(path, Preprocessing(size=8, resize="squash")) for path in arguments["paths"]
+        ]
         expected = model.features(torch.from_numpy(np.stack(images))).numpy()
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
@@ -373,7 +375,7 @@ def test_the_head_learns_from_the_chosen_features_and_is_judged_by_fp32(
     assert [reduced for _, reduced, *_ in seen] == [precision != "fp32", False]
     for (_, reduced, features, model), split in zip(seen, ("train", "val"), strict=True):
         images = [
-            load_image(path, size=224, resize=default_config("vgg16").resize)
+            load_image(path, Preprocessing(size=224, resize=default_config("vgg16").resize))
             for path in dataset.part(split)["path"]
         ]
         with torch.inference_mode():

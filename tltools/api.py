@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tltools.card import Card
-from tltools.classify import Picture, Prediction, classify
-from tltools.data.images import Bytes, Decoded, Source, fit_image
+from tltools.classify import Prediction, classify
+from tltools.data.image_ref import Content, Decoded, ImageRef
+from tltools.data.images import fit_image
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import ordered_map
 from tltools.runtime import Device, Plan, Predictor, open_model
@@ -81,21 +82,20 @@ class PicturePredictor:
         prepared = ordered_map(self._prepare, enumerate(pictures), workers=workers, ahead=workers)
         return list(classify(self._model, prepared, plan=self._plan, min_confidence=min_confidence))
 
-    def _prepare(self, numbered: tuple[int, AnyPicture]) -> Picture:
+    def _prepare(self, numbered: tuple[int, AnyPicture]) -> ImageRef:
         """Return what the pipeline takes for a picture."""
         number, picture = numbered
         name = str(number)
         if isinstance(picture, str | os.PathLike):
             path = os.fspath(picture)
-            return Picture(Path(path), path)
+            return ImageRef.of_file(path, name=path)
         if isinstance(picture, bytes):
-            return Picture(Source(name, Bytes(picture), is_portable=True), name)
-        rules = self.card.preprocessing
+            return ImageRef(name, Content.of(picture))
         try:
-            pixels = fit_image(picture, size=rules.size, resize=rules.resize)
+            pixels = fit_image(picture, self.card.preprocessing)
         except DataError as error:
-            return Picture(Decoded(name, error), name)
-        return Picture(Decoded(name, pixels), name)
+            return ImageRef(name, Decoded(error))
+        return ImageRef(name, Decoded(pixels))
 
 
 def load_predictor(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, Score
+from tltools.data.image_ref import ImageRef
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
@@ -28,7 +29,7 @@ from tltools.metrics import (
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Outputs, Plan, run_pictures
-from tltools.runtime.pipeline import File, readable
+from tltools.runtime.pipeline import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,7 +237,7 @@ def predict(
     """
     results = run_pictures(
         predictor,
-        map(File, paths),
+        map(ImageRef.of_file, paths),
         preprocessing=predictor.card.preprocessing,
         plan=Plan("ahead", num_cores(), batch_size),
         finish=readable,
@@ -246,7 +247,7 @@ def predict(
 
 
 def _numbered(
-    results: Iterable[Outputs[File]],
+    results: Iterable[Outputs[ImageRef]],
 ) -> Iterator[tuple[range, NDArray[np.float32]]]:
     """Yield outputs with the indices of their pictures."""
     start = 0

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.backbones import find_backbone
-from tltools.card import FORBIDDEN, Card
-from tltools.data.images import IMAGE_SUFFIXES, load_image
+from tltools.card import FORBIDDEN, Card, Preprocessing
+from tltools.data.images import load_image
+from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError
 from tltools.metrics import softmax
 from tltools.plots import plot_heat
@@ -148,15 +149,16 @@ def explain_pictures(
     model, card = load_run(run)
     target = _class_index(card, class_name)
     outputs = output_paths(paths, output, card=card, class_name=class_name)
-    size, resize = card.preprocessing.size, card.preprocessing.resize
+    rules = card.preprocessing
+    large = Preprocessing(size=_VIEW * rules.size, resize=rules.resize)
     for path in paths:  # decoded twice, which takes a fraction of what drawing takes
-        load_image(path, size=size, resize=resize)
+        load_image(path, rules)
     progress.say(f"Device: {choice.name} ({choice.reason})")
     model = model.to(choice.name)
     maps = model.backbone.get_submodule(find_backbone(card.model).last_maps)
     with progress.bar("Explaining", len(paths)) as bar:
         for path, png in zip(paths, outputs, strict=True):
-            image = load_image(path, size=size, resize=resize)
+            image = load_image(path, rules)
             batch = torch.from_numpy(image[None]).to(choice.name)
             with torch.no_grad():
                 logits = model(batch).float().cpu()  # (1, C)
@@ -173,7 +175,7 @@ def explain_pictures(
                 heat=heat.numpy(),
                 output=png,
             )
-            view = load_image(path, size=_VIEW * size, resize=resize)
+            view = load_image(path, large)
             _draw(found, view, run=card.run)
             bar.advance()
             yield found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tltools.atomic import atomic_path
-from tltools.card import Resize
+from tltools.card import Preprocessing, Resize
 from tltools.data.images import load_image
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def contact_sheet(
     pictures: dict[str, list[str]] = {name: [] for name in classes}
     for picture, name in zip(frame["path"], frame["class"], strict=True):
         pictures[name].append(picture)
+    rules = Preprocessing(size=size, resize=resize)
     row_height = caption + size + gap
     footer = caption if len(shown) < len(classes) else 0
     width = gap + max(per_class, 3) * (size + gap)
@@ -245,7 +246,7 @@ def contact_sheet(
         draw.text((gap, top), f"{short_name(name)}: {len(paths):,} {unit}", "black", font)
         chosen = np.linspace(0, len(paths) - 1, min(per_class, len(paths))).round().astype(int)
         for column, index in enumerate(chosen):
-            image = Image.fromarray(load_image(Path(paths[index]), size=size, resize=resize))
+            image = Image.fromarray(load_image(paths[index], rules))
             sheet.paste(image, (gap + column * (size + gap), top + caption))
     if footer:
         rest = f"and {len(classes) - len(shown):,} more classes"

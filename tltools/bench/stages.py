@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.bench.rows import ClassifyRound, StageCosts
-from tltools.classify import Output, Picture, Plan
+from tltools.classify import ImageRef, Output, Plan
 from tltools.classify.output_formats import row_encoder
 from tltools.classify.pipeline import RowMaker, Rows
 from tltools.data.images import load_image
@@ -118,8 +118,7 @@ def measure_classify(
     read_s = cost_in_workers_s(_read, 1 / 8)
 
     enter("classify: decoding")
-    rules = predictor.card.preprocessing
-    load = partial(load_image, size=rules.size, resize=rules.resize)
+    load = partial(load_image, preprocessing=predictor.card.preprocessing)
     load_s = cost_in_workers_s(load, 1 / 4)
 
     enter("classify: inference")
@@ -292,16 +291,15 @@ def _inference(
 
 def _images(predictor: Predictor, pictures: Sequence[Path], number: int) -> NDArray[np.uint8]:
     """Decode so many pictures, again from the start where there are fewer: (number, H, W, 3)."""
-    rules = predictor.card.preprocessing
     images = predictor.new_batch(number)
     for image, picture in zip(images, cycle(pictures), strict=False):  # the latter has no end
-        load_image(picture, size=rules.size, resize=rules.resize, out=image)
+        load_image(picture, predictor.card.preprocessing, out=image)
     return images
 
 
 def _classify(
     predictor: Predictor,
-    source: Iterator[Picture],
+    source: Iterator[ImageRef],
     plan: Plan,
     output: Path,
     stopwatch: "Stopwatch",
@@ -377,7 +375,7 @@ def _write(rows: Output, made: Sequence[Rows]) -> int:
 
 def _pictures_for(
     seconds: float, image_s: float, paths: Sequence[Path], plan: Plan, stopwatch: "Stopwatch"
-) -> Iterator[Picture]:
+) -> Iterator[ImageRef]:
     """Yield pictures, whole batches of them, until rows have come for so much time.
 
     A pipeline takes pictures long before their rows come, of a slow model many seconds before. So
@@ -386,7 +384,7 @@ def _pictures_for(
     """
     batch = _num_in_work(plan)
     most = batch * (1 + ceil(MAX_OVERLAP * seconds / (image_s * batch)))
-    source = cycle([Picture(path, path.as_posix()) for path in paths])
+    source = cycle([ImageRef.of_file(path) for path in paths])
     for number, picture in enumerate(source):
         is_over = number >= most or stopwatch.seconds() >= seconds
         if is_over and number % batch == 0 and number >= MIN_BATCHES * batch:

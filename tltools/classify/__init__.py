@@ -7,20 +7,21 @@ if TYPE_CHECKING:
     from tltools.classify.job import Job, Summary
     from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.output_formats import OUTPUT_FORMATS, OutputFormat
-    from tltools.classify.pictures import Picture, list_pictures
+    from tltools.classify.pictures import list_pictures
     from tltools.classify.pipeline import Prediction, classify
     from tltools.classify.run import run_job
     from tltools.classify.shards import Shard
     from tltools.classify.writer import Output, check_output
+    from tltools.data.image_ref import ImageRef
     from tltools.runtime import Plan, open_model
 
 __all__ = [
     "OUTPUT_FORMATS",
+    "ImageRef",
     "Job",
     "Merged",
     "Output",
     "OutputFormat",
-    "Picture",
     "Plan",
     "Prediction",
     "Shard",
@@ -39,7 +40,7 @@ _MODULES = {
     "Merged": "tltools.classify.merge",
     "Output": "tltools.classify.writer",
     "OutputFormat": "tltools.classify.output_formats",
-    "Picture": "tltools.classify.pictures",
+    "ImageRef": "tltools.data.image_ref",
     "Plan": "tltools.runtime",
     "Prediction": "tltools.classify.pipeline",
     "Shard": "tltools.classify.shards",

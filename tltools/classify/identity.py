@@ -21,7 +21,7 @@ from tltools.card import Card, Resize
 from tltools.classify.job import JobSettings
 from tltools.classify.pictures import STDIN
 from tltools.classify.shards import Shard
-from tltools.data.remote import Location
+from tltools.data.location import Location
 from tltools.errors import ArtifactError
 from tltools.runtime import Plan
 

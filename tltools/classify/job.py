@@ -8,7 +8,7 @@ from typing import Any
 from tltools.card import Card
 from tltools.classify.pipeline import check_min_confidence
 from tltools.classify.shards import Shard
-from tltools.data.remote import Location
+from tltools.data.location import Location
 from tltools.runtime import Device, DeviceChoice, Plan
 from tltools.runtime.pipeline import check_positive
 from tltools.runtime.predictor import Layout

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
-from tltools.classify.pictures import Picture, Portion, is_slow, list_portions
+from tltools.classify.pictures import Portion, is_slow, list_portions
 from tltools.classify.shards import Shard
-from tltools.data.remote import Location
+from tltools.data.image_ref import ImageRef
+from tltools.data.location import Location
 from tltools.errors import DataError
 
 COUNTING_S = 0.5
@@ -38,7 +39,7 @@ class NamesDigest:
 class ShardListing:
     """The images of one shard, of a listing that is read to its end."""
 
-    def __init__(self, pictures: Iterable[Picture], shard: Shard) -> None:
+    def __init__(self, pictures: Iterable[ImageRef], shard: Shard) -> None:
         """Take the whole listing, which is consumed as the shard's images are."""
         self._pictures = pictures
         self.shard = shard
@@ -46,7 +47,7 @@ class ShardListing:
         self.num_listed = 0
         """Images of the whole listing, once it has been read."""
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[ImageRef]:
         """Yield the images of the shard."""
         for number, picture in enumerate(self._pictures):
             self._digest.add(picture.name)
@@ -86,7 +87,7 @@ class JobListing:
         portions = list_portions(inputs, on_error=leave_out)
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
         """Number of images; None where it is not known."""
-        self.pictures: Iterator[Picture] = chain.from_iterable(
+        self.pictures: Iterator[ImageRef] = chain.from_iterable(
             portion.pictures for portion in portions
         )
         """To be consumed once."""

@@ -17,7 +17,7 @@ from tltools.classify.shard_record import RECORD_SUFFIX, ShardRecord, shard_reco
 from tltools.classify.shards import SHARD_BLOCK, Shard
 from tltools.classify.unfinished import unfinished_path
 from tltools.classify.writer import check_output
-from tltools.data.remote import Location
+from tltools.data.location import Location
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Progress
 

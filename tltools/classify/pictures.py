@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from tltools.data.images import IMAGE_SUFFIXES, Decoded, Source, find_folders, is_archive_name
-from tltools.data.remote import (
-    Location,
-    Remotes,
-    Url,
-    is_url,
-    list_remote,
-    location,
-    read_text_lines,
-)
+from tltools.data.folders import find_folders
+from tltools.data.image_ref import ImageRef
+from tltools.data.location import Location, Url, is_url, location
+from tltools.data.remote import read_text_lines
+from tltools.data.remote_images import Remotes, list_remote
+from tltools.data.suffixes import IMAGE_SUFFIXES, is_archive_name
 from tltools.errors import DataError
 
 STDIN = Path("-")
@@ -26,30 +22,15 @@ LINES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A file to classify, or a member of an archive, and what the results call it."""
-
-    place: str | Path | Source | Decoded
-    """A path as text costs a listing a tenth of what a `Path` does."""
-    name: str
-    """With `/` between folders. May hold surrogates, for bytes that are not UTF-8."""
-
-    @property
-    def path(self) -> Path | Source | Decoded:
-        """Where it is, with a path as `Path`."""
-        return Path(self.place) if isinstance(self.place, str) else self.place
-
-
-@dataclass(frozen=True, slots=True)
 class Portion:
     """Some of the pictures, not yet read out; how many is known already."""
 
     num_pictures: int
-    pictures: Iterator[Picture]
+    pictures: Iterator[ImageRef]
     """To be consumed once."""
 
 
-def list_pictures(inputs: Sequence[Location]) -> Iterator[Picture]:
+def list_pictures(inputs: Sequence[Location]) -> Iterator[ImageRef]:
     """List the pictures of `inputs`, in the order given.
 
     Args:
@@ -129,7 +110,7 @@ def _list_one(
         return _list_archive(source, alone, on_error)
     if source.suffix.lower() == LIST_SUFFIX:
         return _list_file(source)
-    return iter([Portion(1, iter([Picture(source, source.as_posix())]))])
+    return iter([Portion(1, iter([ImageRef.of_file(source)]))])
 
 
 def _list_folder(
@@ -142,10 +123,10 @@ def _list_folder(
         yield Portion(len(names), _pictures(folder, names, prefix))
 
 
-def _pictures(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[Picture]:
+def _pictures(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[ImageRef]:
     start = os.path.join(folder, "")  # noqa: PTH118 - `Path` would drop the end
     for name in names:
-        yield Picture(start + name, prefix + name)
+        yield ImageRef(prefix + name, start + name)
 
 
 def _list_archive(
@@ -155,7 +136,7 @@ def _list_archive(
 
     prefix = "" if alone else source.as_posix() + "/"
     for members in list_archive(source, on_error=on_error):
-        pictures = (Picture(member, prefix + member.name) for member in members)
+        pictures = (member.within(prefix) for member in members)
         yield Portion(len(members), pictures)
 
 
@@ -165,10 +146,10 @@ def _list_url(
     if url.suffix.lower() == LIST_SUFFIX:
         yield from _list_lines(read_text_lines(url), url.parent, at_once=LINES_AT_ONCE)
         return
-    for sources in list_remote(url, on_error=on_error):
-        prefix = "" if alone or sources[0].name == url.plain else url.plain + "/"
-        pictures = (Picture(source, prefix + source.name) for source in sources)
-        yield Portion(len(sources), pictures)
+    for images in list_remote(url, on_error=on_error):
+        prefix = "" if alone or images[0].name == url.plain else url.plain + "/"
+        pictures = (image.within(prefix) for image in images)
+        yield Portion(len(images), pictures)
 
 
 def _list_file(source: Path) -> Iterator[Portion]:
@@ -186,15 +167,15 @@ def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> It
         yield Portion(len(some), (_named(name, folder, remotes) for name in some))
 
 
-def _named(name: str, folder: Location, remotes: Remotes) -> Picture:
+def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
     """Return the picture that a line of a list in `folder` names."""
     if is_url(name):
         url = location(name)
         assert isinstance(url, Url)
-        return Picture(remotes.picture(url, url.plain), url.plain)
+        return remotes.image(url.plain, url)
     if isinstance(folder, Url):
-        return Picture(remotes.picture(folder.joined(name), name), name)
-    return Picture(folder / name, name)
+        return remotes.image(name, folder.joined(name))
+    return ImageRef.of_file(folder / name, name=name)
 
 
 def _names(lines: Iterable[bytes]) -> Iterator[str]:

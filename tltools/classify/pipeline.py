@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tltools.classify.pictures import Picture
+from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError
 from tltools.metrics import softmax
 from tltools.runtime import Outputs, Plan, Predictor, run_pictures
@@ -54,7 +54,7 @@ def check_min_confidence(min_confidence: float | None, classes: Sequence[str] = 
 
 def classify(
     predictor: Predictor,
-    pictures: Iterable[Picture],
+    pictures: Iterable[ImageRef],
     *,
     plan: Plan,
     min_confidence: float | None = None,

@@ -10,7 +10,7 @@ from tltools.classify.output_formats import STDOUT
 from tltools.classify.tally import check_errors_to
 from tltools.classify.unfinished import UnfinishedOutput, refusal
 from tltools.classify.writer import check_output
-from tltools.data.remote import Url
+from tltools.data.location import Url
 from tltools.errors import ConfigError
 from tltools.progress import Progress
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from tltools.classify.identity import JobIdentity, JobRecord
 from tltools.classify.job import JobSettings
 from tltools.classify.output_formats import Row, RowCodec, output_format
-from tltools.classify.pictures import Picture
 from tltools.classify.tally import Tally
 from tltools.classify.unfinished import (
     REMEDY,
@@ -15,6 +14,7 @@ from tltools.classify.unfinished import (
     record_path,
     refusal,
 )
+from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ class Kept:
                 self.num_bytes += num_bytes
                 yield row
 
-    def matched(self, pictures: Iterator[Picture]) -> Iterator[tuple[Row, Picture]]:
+    def matched(self, pictures: Iterator[ImageRef]) -> Iterator[tuple[Row, ImageRef]]:
         """Yield the rows with their images, which are taken from the listing.
 
         Position alone is not trusted: each row has to have the name that is next in the listing.
@@ -81,7 +81,7 @@ class Start:
 
     kept: Kept | None = None
     """The rows of an earlier job to go on after."""
-    again: Sequence[Picture] = ()
+    again: Sequence[ImageRef] = ()
     """Images that have rows and go through the model once more, so that those after them are in
     the same batch as without a stop."""
 
@@ -100,7 +100,7 @@ def go_on(
     unfinished: UnfinishedOutput | None,
     job: JobSettings,
     identity: JobIdentity,
-    pictures: Iterator[Picture],
+    pictures: Iterator[ImageRef],
     tally: Tally,
 ) -> Start:
     """Open what an earlier job left of an output, if it did, and count its rows.
@@ -127,7 +127,7 @@ def go_on(
     kept = _read_back(unfinished, identity, spreadsheet=job.spreadsheet)
     if kept is None:
         return Start()
-    again: list[Picture] = []
+    again: list[ImageRef] = []
     for row, picture in kept.matched(pictures):
         tally.add(picture.name, row.label, row.error)
         again.append(picture)

@@ -12,13 +12,13 @@ from tltools.classify.job import Job, Summary
 from tltools.classify.listing import JobListing
 from tltools.classify.opening import open_for
 from tltools.classify.output_formats import STDOUT, row_encoder
-from tltools.classify.pictures import Picture
 from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows
 from tltools.classify.place import Place
 from tltools.classify.resume import Start, go_on
 from tltools.classify.tally import Tally
 from tltools.classify.unfinished import UnfinishedOutput
 from tltools.classify.writer import Output
+from tltools.data.image_ref import ImageRef
 from tltools.processes import Launcher
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Plan, Predictor, run_pictures
@@ -94,7 +94,7 @@ def _runner(
     ledger: "Ledger | None",
     launcher: Launcher | None,
     progress: Progress,
-) -> Callable[[Iterator[Picture]], Generator[Rows, None, None]]:
+) -> Callable[[Iterator[ImageRef]], Generator[Rows, None, None]]:
     """Return what makes rows from images."""
     predictor, plan = opened
     card = predictor.card
@@ -113,8 +113,8 @@ def _runner(
 
 
 def classify_missing(
-    run: Callable[[Iterator[Picture]], Generator[Rows, None, None]],
-    pictures: Iterator[Picture],
+    run: Callable[[Iterator[ImageRef]], Generator[Rows, None, None]],
+    pictures: Iterator[ImageRef],
     start: Start,
 ) -> Generator[Rows, None, None]:
     """Classify the images that have no rows yet."""

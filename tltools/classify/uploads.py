@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tltools.classify.shard_record import shard_record_path
 from tltools.data.copies import cache_folder
-from tltools.data.remote import Remote, Url
+from tltools.data.location import Url
+from tltools.data.remote import Remote
 from tltools.errors import ConfigError, DataError, UnreachableError
 from tltools.progress import Progress
 

@@ -25,7 +25,7 @@ from tltools.errors import ConfigError
 if TYPE_CHECKING:
     from tltools.classify import Shard, Summary
     from tltools.console import RichProgress
-    from tltools.data.remote import Location
+    from tltools.data.location import Location
 
 FAILURES = "Pictures that fail"
 """Title of a part of the help."""

@@ -10,7 +10,7 @@ import typer
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tltools.data.remote import Location
+    from tltools.data.location import Location
     from tltools.progress import Progress
     from tltools.ray.models import RayCluster
     from tltools.runtime.device import Device
@@ -24,7 +24,7 @@ def path_or_url(text: str) -> "Location":
     """
     if "://" not in text:  # so that nothing is imported for what is typed most
         return Path(text)
-    from tltools.data.remote import location
+    from tltools.data.location import location
 
     try:
         return location(text)

@@ -20,7 +20,7 @@ def sample(
 
     Example: tltools sample sample/
     """
-    from tltools.data.sample import SAMPLE_CLASSES, draw_sample
+    from tltools.sample import SAMPLE_CLASSES, draw_sample
 
     progress = out.progress
     drawn = draw_sample(folder, num_images=num_images, seed=seed, progress=progress)

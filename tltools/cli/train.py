@@ -32,7 +32,7 @@ from tltools.errors import ConfigError, TltoolsError
 if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
-    from tltools.data.remote import Location
+    from tltools.data.location import Location
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
 SAMPLE = Path("sample")
@@ -417,7 +417,7 @@ def _training_data(
 
     class_names = split_names(reading.class_names)
     if data is None:
-        from tltools.data.sample import SAMPLE_CLASSES, draw_sample
+        from tltools.sample import SAMPLE_CLASSES, draw_sample
 
         data = draw_sample(SAMPLE, progress=progress)
         class_names = class_names or SAMPLE_CLASSES

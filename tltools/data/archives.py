@@ -8,7 +8,6 @@ import gzip
 import io
 import lzma
 import os
-import re
 import stat
 import sys
 import tarfile
@@ -18,13 +17,13 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
-from tltools.data.images import MAX_FILE_BYTES, Bytes, Source, is_archive_name, is_image_name
+from tltools.data.image_ref import MAX_FILE_BYTES, Content, ImageRef, RemoteObject
+from tltools.data.reasons import reason_of
+from tltools.data.suffixes import is_archive_name, is_image_name
+from tltools.data.tar import MAX_HEADER, Tar, TarReader
 from tltools.errors import DataError
-
-if TYPE_CHECKING:
-    from tltools.data.remote import RemoteFile
 
 MEMBERS_AT_ONCE = 1024
 MAX_UNPACKED = 2**28
@@ -35,11 +34,7 @@ MAX_HELD = 2**27
 MAX_RATIO = 100
 """How many times larger than itself a compressed tar may become; pictures hardly become smaller
 when they are compressed, so that one which is larger is made to waste time."""
-MAX_HEADER = 2**20
-"""Bytes that the description of one member may take."""
 
-_BLOCK = tarfile.BLOCKSIZE
-_END = b"\0" * _BLOCK
 _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
     (b"BZh", bz2.BZ2File),
@@ -62,8 +57,6 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
 )
-# Records of an extended header that change where a member is, or what it is called.
-_MATTERS = re.compile(rb"path=|size=|GNU\.|hdrcharset=")
 
 
 def is_sequential(path: Path) -> bool:
@@ -75,9 +68,34 @@ def is_sequential(path: Path) -> bool:
         return False
 
 
+class _Readable(Protocol):
+    """An archive that threads read at any place."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return bytes of the archive; raise OSError if they are not there."""
+        ...
+
+
+class RemoteArchive(_Readable, Protocol):
+    """An archive on a server; its text is what messages call it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive; raises OSError if it is not there."""
+        ...
+
+    def stream(self) -> BinaryIO:
+        """Open it to be read once, from its beginning on."""
+        ...
+
+    def random(self) -> BinaryIO:
+        """Open it to be read at any place, in one thread."""
+        ...
+
+
 def list_archive(
-    path: "Path | RemoteFile", *, on_error: Callable[[DataError], None] | None = None
-) -> Iterator[list[Source]]:
+    path: Path | RemoteArchive, *, on_error: Callable[[DataError], None] | None = None
+) -> Iterator[list[ImageRef]]:
     """List the pictures of an archive, in its own order, as it is read.
 
     They are the members with a picture's name, hidden ones (`.name`) left out. A member that is a
@@ -111,7 +129,7 @@ def list_archive(
         on_error(error)
     except _DAMAGED as error:
         failure = DataError(
-            f"cannot read all of the archive {path}: {_reason(error)}; make it again, or unpack "
+            f"cannot read all of the archive {path}: {reason_of(error)}; make it again, or unpack "
             "what there is of it"
         )
         if on_error is None:
@@ -119,7 +137,7 @@ def list_archive(
         on_error(failure)
 
 
-def _list_local(path: Path, members: "_Members") -> Iterator[list[Source]]:
+def _list_local(path: Path, members: "_Members") -> Iterator[list[ImageRef]]:
     with _open_file(path) as file:
         magic = file.read(8)
         file.seek(0)
@@ -127,13 +145,13 @@ def _list_local(path: Path, members: "_Members") -> Iterator[list[Source]]:
         if magic.startswith(_ZIP):
             yield from _grouped(_list_zip(_Shared.listed(path, file), file, members))
         elif opener is not None:
-            for source in _list_forwards(opener(file), _size(file), members):
-                yield [source]
+            for image in _list_forwards(opener(file), _size(file), members):
+                yield [image]
         else:
             yield from _grouped(_list_tar(_Shared.listed(path, file), file, members))
 
 
-def _list_remote(file: "RemoteFile", members: "_Members") -> Iterator[list[Source]]:
+def _list_remote(file: RemoteArchive, members: "_Members") -> Iterator[list[ImageRef]]:
     magic = file.read(0, min(8, file.size))
     opener = _opener(magic)
     if magic.startswith(_ZIP):
@@ -143,22 +161,14 @@ def _list_remote(file: "RemoteFile", members: "_Members") -> Iterator[list[Sourc
     # One request for a few megabytes, and not one for each picture of a few kilobytes.
     with file.stream() as content:
         tar = content if opener is None else opener(content)
-        for source in _list_forwards(tar, file.size, members):
-            yield [source]
-
-
-class _Readable(Protocol):
-    """An archive that threads read at any place."""
-
-    def read(self, start: int, size: int) -> bytes:
-        """Return bytes of the archive; raise OSError if they are not there."""
-        ...
+        for image in _list_forwards(tar, file.size, members):
+            yield [image]
 
 
 class _Members:
     """What is to be said of an archive's members beyond the pictures among them."""
 
-    def __init__(self, path: "Path | RemoteFile") -> None:
+    def __init__(self, path: Path | RemoteArchive) -> None:
         self._path = path
         self._nested: str | None = None
         self._num_nested = 0
@@ -260,226 +270,40 @@ def _opened_once(path: str, identity: _Identity) -> _Shared:
 # ------------------------------------------------------------------------------------------ tar
 
 
-class _Reader:
-    """A tar as `tarfile` reads it: forwards, and little at once whatever a header asks for."""
-
-    def __init__(self, file: BinaryIO | io.BufferedIOBase, max_bytes: int | None = None) -> None:
-        """Begin at the beginning.
-
-        Args:
-            file: A tar.
-            max_bytes: Of the tar, if it comes from a compressed one: it cannot be sought in.
-        """
-        self._file = file
-        self._max_bytes = max_bytes
-        self._again = b""
-        self._position = 0
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
-    def seek(self, position: int) -> None:
-        """Go forwards; beyond the end, too."""
-        if position < self._position:
-            raise tarfile.ReadError(f"it leads backwards at byte {self._position:,}")
-        if self._max_bytes is None:
-            self._file.seek(position)
-            self._again = b""
-            self._position = position
-            return
-        while self._position < position:
-            if not self._read(min(position - self._position, MAX_HEADER)):
-                return
-
-    def read(self, size: int) -> bytes:
-        """Read a description of a member."""
-        if size > MAX_HEADER:
-            raise tarfile.ReadError(f"{size:,} bytes describe the member at {self._position:,}")
-        return self._read(size)
-
-    def content(self, size: int) -> bytes:
-        """Read a member's bytes.
-
-        Raises:
-            EOFError: If they end early.
-        """
-        data = self._read(size)
-        if len(data) < size:
-            raise EOFError("it ends early")
-        return data
-
-    def unread(self, data: bytes) -> None:
-        """Go back behind what was read last."""
-        self._again = data + self._again
-        self._position -= len(data)
-
-    def _read(self, size: int) -> bytes:
-        data = self._again[:size]
-        self._again = self._again[size:]
-        if len(data) < size:
-            data += self._file.read(size - len(data))
-        self._position += len(data)
-        if self._max_bytes is not None and self._position > self._max_bytes:
-            raise tarfile.ReadError(
-                f"it unpacks to more than {self._max_bytes:,} bytes (an archive bomb?)"
-            )
-        return data
-
-
-class _Tar:
-    """The members of a tar, one after the other.
-
-    `tarfile` takes 30 microseconds for an ordinary member and 70 for one with an extended header,
-    as Python and WebDataset write them, with Python's lock held: up to a twentieth of what a small
-    picture and model take. So such headers are read here, in 10 and 17, and all others by
-    `tarfile`.
-    """
-
-    def __init__(self, reader: _Reader) -> None:
-        """Begin at the beginning."""
-        self._reader = reader
-        self._next = 0
-        self._library: tarfile.TarFile | None = None
-        self._has_globals = False
-
-    def members(self) -> Iterator[tuple[str, int, int, str | None]]:
-        """Yield each member's name, first byte, size, and why it cannot be read (None if it can).
-
-        Raises:
-            EOFError: Where the tar ends without saying so.
-            tarfile.TarError: Where it is damaged; `tarfile` raises other errors as well.
-        """
-        reader = self._reader
-        while True:
-            reader.seek(self._next)
-            header = reader.read(_BLOCK)
-            if header == _END:
-                return
-            if len(header) < _BLOCK:
-                raise EOFError(f"it was cut off, with more to come at byte {self._next:,}")
-            if not self._has_globals:
-                if header[156] == _EXTENDED and self._passed(header):
-                    continue
-                ordinary = _ordinary_file(header)
-                if ordinary is not None:
-                    name, size = ordinary
-                    start = reader.tell()
-                    self._next = start + _padded(size)
-                    yield name, start, size, None
-                    continue
-            self._has_globals |= header[156] == _GLOBAL
-            reader.unread(header)
-            member = self._by_library()
-            if not member.isdir():
-                yield member.name, member.offset_data, member.size, _problem(member)
-
-    def _passed(self, header: bytes) -> bool:
-        """Tell whether an extended header says nothing that matters; then it has been passed."""
-        size = _checked_size(header)
-        if size is None or size > MAX_HEADER:
-            return False
-        data = self._reader.read(_padded(size))
-        if len(data) < size or _MATTERS.search(data):
-            self._reader.unread(data)
-            return False
-        self._next = self._reader.tell()
-        return True
-
-    def _by_library(self) -> tarfile.TarInfo:
-        before = self._reader.tell()
-        if self._library is None:
-            self._library = library = tarfile.TarFile(
-                fileobj=cast("BinaryIO", self._reader), encoding="utf-8", errors="surrogateescape"
-            )
-            # It has read a member, and would try again to return one if there is none.
-            member = None if library.offset == before else library.next()
-        else:
-            library = self._library
-            library.offset = before
-            member = library.next()
-        cast("Any", library).members.clear()  # it would keep them all
-        if member is None or member.size < 0 or library.offset <= before:
-            raise tarfile.ReadError(f"it is damaged at byte {before:,}")
-        self._next = library.offset
-        return member
-
-
-_EXTENDED, _GLOBAL = ord("x"), ord("g")
-
-
-def _ordinary_file(header: bytes) -> tuple[str, int] | None:
-    """Return the name and size that a header gives a plain file; None: it is not as simple."""
-    if header[156] not in b"0\0" or header[257:262] != b"ustar":
-        return None
-    size = _checked_size(header)
-    if size is None:
-        return None
-    name = header[:100].partition(b"\0")[0]
-    if header[345]:  # the folders of a long name, or in GNU's own headers something else
-        if header[262]:
-            return None
-        name = header[345:500].partition(b"\0")[0] + b"/" + name
-    if not name or name.endswith(b"/"):
-        return None
-    return name.decode("utf-8", "surrogateescape"), size
-
-
-def _checked_size(header: bytes) -> int | None:
-    """Return the size in a header whose checksum holds; None if either is not as usual."""
-    size, checksum = header[124:136].strip(b" \0"), header[148:156].strip(b" \0")
-    if not (size.isdigit() and checksum.isdigit()):
-        return None
-    try:
-        if int(checksum, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            return None
-        return int(size, 8)
-    except ValueError:  # the digits 8 and 9
-        return None
-
-
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
-def _problem(member: tarfile.TarInfo) -> str | None:
-    if member.issym() or member.islnk():
-        return "it is a link in the archive; pack with --dereference --hard-dereference"
-    if member.sparse is not None:
-        return "it is a sparse file in the archive; pack without --sparse"
-    return None if member.isreg() else "it is not a file"
-
-
-def _list_tar(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[Source]:
-    for name, start, size, problem in _Tar(_Reader(file)).members():
+def _list_tar(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[ImageRef]:
+    for name, start, size, problem in Tar(TarReader(file)).members():
         shown = members.shown(name)
         if shown is not None:
-            read = partial(shared.read, start, size) if problem is None else _refused(problem)
-            yield Source(shown, read, is_portable=True)
+            if problem is None:
+                place = Content(partial(shared.read, start, size), is_portable=True)
+            else:
+                place = _refused(problem)
+            yield ImageRef(shown, place)
 
 
 def _list_forwards(
     file: "BinaryIO | io.BufferedIOBase", num_packed: int, members: _Members
-) -> Iterator[Source]:
+) -> Iterator[ImageRef]:
     """List the pictures of a tar that is read once, with their bytes: there is no way back."""
-    reader = _Reader(file, max_bytes=MAX_RATIO * num_packed + 2**30)
+    reader = TarReader(file, max_bytes=MAX_RATIO * num_packed + 2**30)
     held = _Held()
-    for name, start, size, problem in _Tar(reader).members():
+    for name, start, size, problem in Tar(reader).members():
         shown = members.shown(name)
         if shown is None:
             continue
         if problem is None and size > MAX_UNPACKED:
             problem = _too_large(size)
         if problem is not None:
-            yield Source(shown, _refused(problem))
+            yield ImageRef(shown, _refused(problem))
             continue
         try:
             reader.seek(start)
-            content = _Content(reader.content(size), held)
+            content = _Unpacked(reader.content(size), held)
         except _DAMAGED:
-            yield Source(shown, _refused("the archive ends before it does, or is damaged there"))
+            problem = "the archive ends before it does, or is damaged there"
+            yield ImageRef(shown, _refused(problem))
             raise
-        yield Source(shown, content.read)
+        yield ImageRef(shown, Content(content.read))
     # Behind the end of the tar is the checksum of what was unpacked.
     while reader.read(MAX_HEADER):
         pass
@@ -499,7 +323,7 @@ class _Held:
             return self.num_bytes
 
 
-class _Content:
+class _Unpacked:
     """The bytes of a picture until it is done with.
 
     Where many are waiting, they are compressed: that keeps what was made to unpack to a lot as
@@ -528,7 +352,7 @@ class _Content:
 # ------------------------------------------------------------------------------------------ zip
 
 
-def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[Source]:
+def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[ImageRef]:
     with zipfile.ZipFile(file) as content:
         infos = content.filelist
     for info in infos:
@@ -536,22 +360,20 @@ def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[
         if shown is None:
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
-            yield Source(shown, _refused("it is a link in the archive"))
+            yield ImageRef(shown, _refused("it is a link in the archive"))
         elif info.flag_bits & _ENCRYPTED:
-            yield Source(shown, _refused("it is encrypted; unpack the archive with its password"))
+            yield ImageRef(shown, _refused("it is encrypted; unpack the archive with its password"))
         elif info.file_size > MAX_UNPACKED:
-            yield Source(shown, _refused(_too_large(info.file_size)))
+            yield ImageRef(shown, _refused(_too_large(info.file_size)))
         else:
             yield _zipped(shown, shared, info)
 
 
-def _zipped(name: str, shared: _Readable, info: zipfile.ZipInfo) -> Source:
+def _zipped(name: str, shared: _Readable, info: zipfile.ZipInfo) -> ImageRef:
     read = partial(_read_zipped, shared, info)
     if isinstance(shared, _Shared):
-        return Source(name, read, is_portable=True)
-    from tltools.data.remote import RemoteSource  # which imports this module
-
-    return RemoteSource(name, read, num_bytes=info.compress_size)
+        return ImageRef(name, Content(read, is_portable=True))
+    return ImageRef(name, RemoteObject(read, num_bytes=info.compress_size))
 
 
 def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
@@ -571,7 +393,7 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
         with zipfile.ZipExtFile(io.BytesIO(packed), "r", info) as file:
             data = file.read()  # no more than `info.file_size`
     except _DAMAGED as error:
-        raise OSError(f"it is damaged in the archive: {_reason(error)}") from error
+        raise OSError(f"it is damaged in the archive: {reason_of(error)}") from error
     if len(data) != info.file_size:
         raise OSError("it is damaged in the archive: it ends early")
     return data
@@ -580,12 +402,12 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
 # --------------------------------------------------------------------------------------- both
 
 
-def _grouped(sources: Iterator[Source]) -> Iterator[list[Source]]:
+def _grouped(images: Iterator[ImageRef]) -> Iterator[list[ImageRef]]:
     """Yield pictures many at a time, and those before an error before it."""
-    group: list[Source] = []
+    group: list[ImageRef] = []
     try:
-        for source in sources:
-            group.append(source)
+        for image in images:
+            group.append(image)
             if len(group) == MEMBERS_AT_ONCE:
                 yield group
                 group = []
@@ -597,8 +419,8 @@ def _grouped(sources: Iterator[Source]) -> Iterator[list[Source]]:
         yield group
 
 
-def _refused(problem: str) -> Bytes:
-    return Bytes(OSError(problem))
+def _refused(problem: str) -> Content:
+    return Content.of(OSError(problem))
 
 
 def _too_large(size: int) -> str:
@@ -626,9 +448,3 @@ def _size(file: BinaryIO) -> int:
 def _identity(handle: int) -> _Identity:
     info = os.fstat(handle)
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,13 +19,14 @@ import msgspec
 from platformdirs import user_cache_path
 
 from tltools.atomic import atomic_folder, atomic_path, write_text
-from tltools.data.images import is_archive_name, is_image_name
-from tltools.data.remote import READS, Entry, Location, Remote, list_files, version_of
+from tltools.data.labels import LABEL_SUFFIXES
+from tltools.data.location import Location
+from tltools.data.remote import READS, Entry, Remote, list_files, version_of
+from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError, TltoolsError
 from tltools.parallel import ordered_map
 from tltools.progress import SILENT, Progress
 
-LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 CLASS_SUFFIX = ".cls"
 """Of the members of a WebDataset shard that hold the class of the picture of the same name."""
 _MANIFEST = "files.json"

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from tltools.card import Preprocessing
 from tltools.data.copies import local_data
 from tltools.data.images import image_sha256, load_image
 from tltools.data.labels import read_labels, shorten
-from tltools.data.remote import Location
+from tltools.data.location import Location
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import num_cores, ordered_map
@@ -29,8 +30,8 @@ Purpose = Literal["train", "evaluate", "inspect"]
 SplitChoice = Literal["auto", "default", "article"]
 SplitRule = Literal["default", "article", "given"]
 
-_CHECK_SIZE = 32
-"""Pixels; small, because the check wants to know whether a picture decodes and not the pixels."""
+_CHECK = Preprocessing(size=32)
+"""Small, because the check needs to know whether an image decodes, not its pixels."""
 _IMBALANCE = 10
 """A class that is so many times larger than another deserves a note."""
 
@@ -235,8 +236,8 @@ def _check_picture(path: str) -> _Checked:
     if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file() raises on a name that is too long
         return _Checked()
     try:
-        load_image(Path(path), size=_CHECK_SIZE, resize="squash")
-        return _Checked(sha256=image_sha256(Path(path)))
+        load_image(path, _CHECK)
+        return _Checked(sha256=image_sha256(path))
     except DataError as error:
         reason = str(error).removeprefix(f"cannot read image {Path(path).name}: ")
         return _Checked(problem=f"{path}: {reason}")

@@ -1,4 +1,4 @@
-"""Find and decode pictures: the only place in tltools that opens one."""
+"""Decode images: the only place in tltools that opens one."""
 
 import io
 import math
@@ -8,10 +8,7 @@ import stat
 import struct
 import warnings
 import zlib
-from bisect import bisect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from heapq import heapify, heappop
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -21,26 +18,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin
 from PIL.ImageFile import ImageFile
 
-from tltools.card import Resize
+from tltools.card import Preprocessing
+from tltools.data.image_ref import MAX_FILE_BYTES, Decoded, ImageRef
+from tltools.data.reasons import reason_of
 from tltools.errors import DataError
-
-IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
-)
-"""Lower-case suffixes of the files that `find_images` yields. What a file is decoded as is decided
-by its content."""
-
-ARCHIVE_SUFFIXES = (*(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip"),)
-"""Lower-case endings of the files that are taken for archives; what kind, their content decides."""
-
-MAX_FILE_BYTES = 2**31
-"""Of a picture's file; it is read as a whole."""
-
-_USUAL_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG")  # most names end here: found in one call
-
-MANY_NAMES = 200_000
-"""In one folder; sorting more takes longer than people like to wait for the first result."""
 
 DRAFT_MARGIN = 1.4
 """How much larger than needed, at least, a JPEG is still decoded.
@@ -109,218 +90,14 @@ _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-@dataclass(slots=True)
-class Source:
-    """A picture that is not a file of its own: a member of an archive, for instance."""
-
-    name: str
-    read: Callable[[], bytes]
-    """Returns its bytes; raises OSError, with a reason, where that cannot be done. Called in
-    `load_image`, from any thread."""
-    is_portable: bool = False
-    """Whether `read` can be pickled. If not, a picture that goes to another process is read before
-    that."""
-
-    def __reduce__(self) -> "tuple[type[Source], tuple[object, ...]]":
-        """Return what another process makes this picture of."""
-        return Source, (self.name, self.read if self.is_portable else Bytes.of(self.read), True)
-
-
-class Bytes:
-    """The bytes of a picture, or why there are none, where a function is wanted that returns them.
-
-    May be pickled.
-    """
-
-    __slots__ = ("_data",)
-
-    def __init__(self, data: bytes | OSError) -> None:
-        """Keep them."""
-        self._data = data
-
-    @classmethod
-    def of(cls, read: Callable[[], bytes]) -> "Bytes":
-        """Read now what `read` returns, or the reason why it cannot."""
-        try:
-            return cls(read())
-        except OSError as error:
-            return cls(error)
-
-    def __call__(self) -> bytes:
-        """Return the bytes.
-
-        Raises:
-            OSError: If there are none.
-        """
-        if isinstance(self._data, OSError):
-            raise self._data
-        return self._data
-
-
-@dataclass(slots=True)
-class Decoded:
-    """A picture that needs no decoding any more."""
-
-    name: str
-    pixels: NDArray[np.uint8] | DataError
-    """(size, size, 3), RGB, as the model takes it; or why there are none."""
-
-
-def find_images(root: Path) -> Iterator[Path]:
-    """Find the pictures under `root`, lazily and in the order of `sorted(paths)`.
-
-    Folders are entered, links to folders too unless they lead back to a folder that they are in.
-    Hidden files and folders (`.name`) are skipped. What a name promises is not checked here: a
-    broken link or a damaged file is yielded, so that it gets its row.
-
-    Raises:
-        DataError: At the call, if `root` is missing or not a folder; while iterating, if a folder
-            cannot be listed.
-    """
-    return (folder / name for folder, names in find_folders(root) for name in names)
-
-
-def find_folders(
-    root: Path, *, on_error: Callable[[DataError], None] | None = None
-) -> "Iterator[tuple[Path, Names]]":
-    """Find the same pictures as `find_images`, as folders and the names in them.
-
-    Args:
-        root: Where to look.
-        on_error: Is told of each folder that cannot be listed, which is then left out; None to
-            raise the error.
-
-    Returns:
-        An iterator over folders, or their parts between subfolders, and the names in each, at
-        least one.
-
-    Raises:
-        DataError: As `find_images`.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {problem}: name a folder of pictures")
-    return _walk(root, ancestors=frozenset(), on_error=on_error)
-
-
-class Names:
-    """The names of a folder's pictures, in sorted order, to be iterated over once.
-
-    They are kept as one string, which takes a fifth of the memory of a list. Sorting a million
-    takes half a second, though, so that many are kept as a heap, which has its first name ready
-    ten times sooner.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        """Keep `names`, which are in any order and nobody else's."""
-        self._num_names = len(names)
-        self._heap: list[str] = []
-        self._text = ""
-        if len(names) > MANY_NAMES:
-            heapify(names)
-            self._heap = names
-        else:
-            names.sort()
-            self._text = "/".join(names)  # no name contains it
-
-    def __len__(self) -> int:
-        """Return how many there were at first."""
-        return self._num_names
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the names; those of a heap leave the memory."""
-        for match in re.finditer("[^/]+", self._text):
-            yield match[0]
-        while self._heap:
-            yield heappop(self._heap)
-
-
-def _walk(
-    folder: Path,
-    *,
-    ancestors: frozenset[tuple[int, int]],
-    on_error: Callable[[DataError], None] | None,
-) -> Iterator[tuple[Path, Names]]:
-    """Yield `folder` with its names, in parts where subfolders sort in between, and those."""
-    try:
-        info = folder.stat()
-        identity = (info.st_dev, info.st_ino)
-        if identity in ancestors:
-            return
-        names, folders = _list_folder(folder)
-    except OSError as error:
-        failure = DataError(
-            f"cannot list the folder {folder}: {_reason(error)}; make it readable, or move it "
-            "out of the way"
-        )
-        if on_error is None:
-            raise failure from error
-        on_error(failure)
-        return
-    if folders:
-        names.sort()
-        folders.sort()
-    start = 0
-    for name in folders:
-        stop = bisect(names, name, start)
-        if start < stop:
-            yield folder, Names(names[start:stop])
-        yield from _walk(folder / name, ancestors=ancestors | {identity}, on_error=on_error)
-        start = stop
-    if start < len(names):
-        rest = Names(names[start:] if start else names)
-        del names  # or they would wait here until the rest is done with
-        yield folder, rest
-
-
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the pictures and of the folders in `folder`, in any order."""
-    names: list[str] = []
-    folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append(name)
-            elif is_image_name(name):
-                names.append(name)
-    return names, folders
-
-
-def is_image_name(name: str) -> bool:
-    """Tell whether a file's name ends as a picture's does."""
-    return name.endswith(_USUAL_SUFFIXES) or _suffix(name) in IMAGE_SUFFIXES
-
-
-def is_archive_name(name: str) -> bool:
-    """Tell whether a file's name ends as an archive's does."""
-    return name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def _suffix(name: str) -> str:
-    _, dot, suffix = name.rpartition(".")
-    return dot + suffix.lower()
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, for instance; broken links are False by themselves
-        return False
-
-
 def load_image(
-    path: str | Path | Source,
+    image: str | Path | ImageRef,
+    preprocessing: Preprocessing,
     *,
-    size: int,
-    resize: Resize,
     out: NDArray[np.uint8] | None = None,
     skip: Callable[[bytes], bool] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode one picture to a square of RGB bytes.
+    """Decode one image to the square of RGB bytes that a model takes.
 
     EXIF orientation is applied; transparency is laid over white; the first frame of an animation
     and the first page of a TIFF is taken; 16-bit grey keeps its full range, and 32-bit integers
@@ -329,71 +106,77 @@ def load_image(
     JPEGs that are much larger than needed are decoded at reduced scale (see `DRAFT_MARGIN`).
 
     Args:
-        path: A regular file, or what stands for one; its content and not its suffix decides how
+        image: A regular file, or what stands for one; its content and not its suffix decides how
             it is decoded.
-        size: Height and width of the result in pixels.
-        resize: `squash` scales both sides to `size`. `crop` takes the central square whose side
-            is `size / round(size * CROP_RATIO)` of the short side and scales that to `size`,
-            which is torchvision's "resize 256, centre crop 224" in one step. Either way bilinear
-            with antialiasing, and a picture that is `size` x `size` already is left as it is.
+        preprocessing: Height and width of the result, `size`, and how it comes about: `squash`
+            scales both sides to `size`; `crop` takes the central square whose side is
+            `size / round(size * CROP_RATIO)` of the short side and scales that to `size`, which is
+            torchvision's "resize 256, center crop 224" in one step. Either way bilinear with
+            antialiasing, and an image that is `size` x `size` already is left as it is. Its `mean`
+            and `std` are the model's business.
         out: Where to put the result instead of in a new array, (size, size, 3).
-        skip: Is shown the file's bytes; where it returns True, nothing is decoded.
+        skip: Is given the file's bytes; where it returns True, nothing is decoded.
 
     Returns:
         Array (size, size, 3), uint8, RGB, contiguous and writable; `out` where it was given. It is
-        undefined where the picture was skipped.
+        undefined where the image was skipped.
 
     Raises:
-        DataError: If the file is missing, not a regular file, not a picture, truncated, damaged,
+        DataError: If the file is missing, not a regular file, not an image, truncated, damaged,
             or so large that it may be a decompression bomb.
     """
     if out is None:
-        out = np.empty((size, size, 3), np.uint8)
+        out = np.empty(preprocessing.shape(1)[1:], np.uint8)
+    place = image.place if isinstance(image, ImageRef) else image
+    if isinstance(place, Decoded):
+        if isinstance(place.pixels, DataError):
+            raise place.pixels
+        np.copyto(out, place.pixels)
+        return out
     try:
-        if isinstance(path, Source):
-            data = path.read()
-        else:
-            with _open_file(path) as file:
+        if isinstance(place, str | Path):
+            with _open_file(place) as file:
                 data = _read(file)
+        else:
+            data = place.read()
         if skip is not None and skip(data):
             return out
-        if not (data.startswith(_JPEG) and _load_plain_jpeg(data, size, resize, out)):
-            np.copyto(out, _load_any(data, size, resize))
+        if not (data.startswith(_JPEG) and _load_plain_jpeg(data, preprocessing, out)):
+            np.copyto(out, _load_any(data, preprocessing))
     except _UNREADABLE as error:
-        raise unreadable(path, _reason(error)) from error
+        raise unreadable(image, _reason(error)) from error
     return out
 
 
-def unreadable(path: str | Path | Source, reason: str) -> DataError:
-    """Return the error of a picture that cannot be read."""
-    return DataError(f"cannot read image {_printable(path)}: {reason}")
+def unreadable(image: str | Path | ImageRef, reason: str) -> DataError:
+    """Return the error of an image that cannot be read."""
+    return DataError(f"cannot read image {_printable(image)}: {reason}")
 
 
-def decode_image(data: bytes, *, size: int, resize: Resize) -> NDArray[np.uint8]:
-    """Decode one picture that is in memory; as `load_image`, but for JPEGs, which Pillow decodes.
+def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode an image that is in memory; as `load_image`, but Pillow decodes JPEGs, too.
 
     Returns:
         Array (size, size, 3), uint8, RGB, read-only.
 
     Raises:
-        DataError: If it is not a picture, or is damaged.
+        DataError: If it is not an image, or is damaged.
     """
     try:
-        return _load_any(data, size, resize)
+        return _load_any(data, preprocessing)
     except _UNREADABLE as error:
         raise DataError(f"cannot decode a picture: {_reason(error)}") from error
 
 
 def fit_image(
-    image: Image.Image | NDArray[np.uint8], *, size: int, resize: Resize
+    image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing
 ) -> NDArray[np.uint8]:
-    """Bring a decoded picture to the model's input by the same rules as `load_image`.
+    """Bring a decoded image to the model's input by the same rules as `load_image`.
 
     Args:
         image: A Pillow image of any mode, turned upright by its EXIF data if it still has some; or
             an array (H, W, 3), uint8, RGB.
-        size: Height and width of the result in pixels.
-        resize: `squash` or `crop`.
+        preprocessing: Its `size` and `resize`.
 
     Returns:
         Array (size, size, 3), uint8, RGB; it may be a view of `image`.
@@ -417,7 +200,7 @@ def fit_image(
     try:
         image.load()
         box = (0.0, 0.0, *image.size)
-        return np.asarray(_to_square(image, box, _orientation(image), size, resize))
+        return np.asarray(_to_square(image, box, _orientation(image), preprocessing))
     except _UNREADABLE as error:
         raise DataError(f"cannot read a picture: {_reason(error)}") from error
 
@@ -460,7 +243,7 @@ def _read(file: io.FileIO) -> bytes:
     return data
 
 
-def _load_plain_jpeg(data: bytes, size: int, resize: Resize, out: NDArray[np.uint8]) -> bool:
+def _load_plain_jpeg(data: bytes, rules: Preprocessing, out: NDArray[np.uint8]) -> bool:
     """Decode an ordinary JPEG into `out`, (size, size, 3), RGB.
 
     The pixels are those that Pillow would give, for it contains the same libjpeg-turbo; but a
@@ -479,10 +262,10 @@ def _load_plain_jpeg(data: bytes, size: int, resize: Resize, out: NDArray[np.uin
         upright = None
         if _has_app1(data):
             upright = _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(data)))
-        if width == height == size and upright is None:
+        if width == height == rules.size and upright is None:
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
             return True
-        scale = _scale_while_decoding(width, height, size, resize)
+        scale = _scale_while_decoding(width, height, rules)
         # The smallest scale that gives at least so much is chosen, so it is 1 / scale.
         pixels = simplejpeg.decode_jpeg(
             data, "RGB", min_height=math.ceil(height / scale), min_width=math.ceil(width / scale)
@@ -490,7 +273,7 @@ def _load_plain_jpeg(data: bytes, size: int, resize: Resize, out: NDArray[np.uin
     except _UNREADABLE:
         return False
     box = (0.0, 0.0, width / scale, height / scale)
-    square = _to_square(Image.fromarray(pixels), box, upright, size, resize)
+    square = _to_square(Image.fromarray(pixels), box, upright, rules)
     np.copyto(out, np.asarray(square))
     return True
 
@@ -511,17 +294,17 @@ def _has_app1(data: bytes) -> bool:
     return True
 
 
-def _load_any(data: bytes, size: int, resize: Resize) -> NDArray[np.uint8]:
+def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
     """Decode a picture of any kind with Pillow, to (size, size, 3), RGB, read-only."""
     image = _open_picture(data)
     width, height = image.size
     box = (0.0, 0.0, width, height)
-    scale = _scale_while_decoding(width, height, size, resize)
+    scale = _scale_while_decoding(width, height, rules)
     if isinstance(image, JpegImagePlugin.JpegImageFile) and scale > 1:
         drafted = image.draft(None, (width // scale, height // scale))
         box = drafted[1] if drafted else box
     image.load()
-    return np.asarray(_to_square(image, box, _orientation(image), size, resize))
+    return np.asarray(_to_square(image, box, _orientation(image), rules))
 
 
 def _open_picture(data: bytes) -> ImageFile:
@@ -545,12 +328,12 @@ def _open_picture(data: bytes) -> ImageFile:
     return image
 
 
-def _scale_while_decoding(width: int, height: int, size: int, resize: Resize) -> int:
+def _scale_while_decoding(width: int, height: int, rules: Preprocessing) -> int:
     """Return 8, 4, 2 or 1: how many times smaller a JPEG can be decoded with enough left of it.
 
     A side that this does not divide is decoded to one pixel more, of which only a part counts.
     """
-    needed = round(size * CROP_RATIO) if resize == "crop" else size
+    needed = round(rules.size * CROP_RATIO) if rules.resize == "crop" else rules.size
     needed = math.ceil(needed * DRAFT_MARGIN)
     return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * needed), 1)
 
@@ -559,8 +342,7 @@ def _to_square(
     image: Image.Image,
     box: tuple[float, float, float, float],
     upright: Image.Transpose | None,
-    size: int,
-    resize: Resize,
+    rules: Preprocessing,
 ) -> Image.Image:
     """Bring a decoded picture to RGB, `size` x `size`, upright.
 
@@ -570,13 +352,13 @@ def _to_square(
         image: Of any mode.
         box: The part of `image` that is the picture.
         upright: What turns it upright.
-        size: Height and width of the result in pixels.
-        resize: `squash` or `crop`.
+        rules: Its `size` and `resize`.
     """
+    size = rules.size
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         image = _to_rgb(image)
     if image.size != (size, size):
-        if resize == "crop":
+        if rules.resize == "crop":
             box = _central_square(box, size)
         image = image.resize((size, size), Image.Resampling.BILINEAR, box)
     if upright is not None:
@@ -629,14 +411,14 @@ def _stretched_to_8_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: BaseException) -> str:
     """Say in one line, without the path, why a file could not be read."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, MemoryError):
         return "decoding it takes more memory than there is for a picture; try fewer --workers"
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason_of(error)
 
 
-def _printable(path: str | Path | Source) -> str:
+def _printable(image: str | Path | ImageRef) -> str:
     """Return a file's name as it can be printed on one line in any terminal."""
-    name = os.path.basename(path.name if isinstance(path, Source) else path)  # noqa: PTH119 - accepts str as well
+    if isinstance(image, ImageRef):
+        image = image.place if isinstance(image.place, str) else image.name
+    name = os.path.basename(image)  # noqa: PTH119 - accepts str as well
     return name if name.isprintable() else ascii(name)

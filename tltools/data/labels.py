@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.data.images import IMAGE_SUFFIXES, find_images
+from tltools.data.folders import find_images
+from tltools.data.suffixes import is_image_name
 from tltools.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ SPLITS = {
 }
 """What a folder or a `split` column may say, and the split that it means."""
 
-_CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+"""Of files that may hold labels."""
 _DELIMITERS = (",", ";", "\t")
 _WHOLE_FLOAT = re.compile(r"([+-]?\d+)\.0*")
 
@@ -69,7 +71,7 @@ def read_labels(
         path = data
     else:
         raise DataError(f"{data} does not exist: name a CSV or a folder of class folders")
-    if path.suffix.lower() not in _CSV_SUFFIXES:
+    if path.suffix.lower() not in LABEL_SUFFIXES:
         raise DataError(f"{path} is not a CSV: name a .csv or a folder of class folders")
     if images is not None and not images.is_dir():
         raise DataError(f"{images} is not a folder: --images names the folder of the pictures")
@@ -81,10 +83,6 @@ def shorten(items: Iterable[object], *, limit: int = 10, separator: str = ", ") 
     texts = [text if text.isprintable() else repr(text) for text in map(str, items)]
     rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return separator.join(texts[:limit]) + rest
-
-
-def _names_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - any cell's text
 
 
 def _frame(rows: Sequence[tuple[str, str, str]], *, loose: Sequence[str] = ()) -> "pd.DataFrame":
@@ -206,7 +204,7 @@ def _choose_columns(
         return header.index(name)
 
     image = 0 if image_column is None else named(image_column, "--image-column")
-    if image_column is None and label_column is None and _names_picture(header[0]):
+    if image_column is None and label_column is None and is_image_name(header[0]):
         raise DataError(
             f"{path} has no header: its first line names a picture ({header[0]}); "
             "add a first line such as image,label"
@@ -375,5 +373,5 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _loose_pictures(folder: Path) -> list[str]:
-    paths = [path for path in _visible(folder) if _names_picture(path.name)]
+    paths = [path for path in _visible(folder) if is_image_name(path.name)]
     return [os.path.abspath(path) for path in paths if path.is_file()]  # noqa: PTH100

@@ -1,35 +1,28 @@
-"""Pictures, data and results in object stores and on servers, by fsspec.
+"""Files in object stores and on other servers, by fsspec: listed, read and written.
 
-A URL names a place. Its files are listed as the server lists them, read ahead of those who decode
-them, and asked for again where a request fails. Credentials come from where each service's own
-tools look for them; nothing here takes, prints or keeps any.
+A request that fails is made again where that may help. Credentials come from where each service's
+own tools look for them; nothing here takes, prints or keeps any.
 """
 
 import io
 import logging
-import re
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from tltools.atomic import NO_ROOM
-from tltools.data.images import MAX_FILE_BYTES, Source, is_archive_name, is_image_name
+from tltools.data.image_ref import MAX_FILE_BYTES
+from tltools.data.location import Url
 from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
 from tltools.packages import pip_install
 from tltools.parallel import ordered_map
 
 READS = 32
 """Requests at a time: a request waits for tens of milliseconds, in which a core decodes many
-pictures."""
-MAX_AHEAD = 2**26
-"""Bytes that are asked for, or wait to be decoded, at a time; one file may have more."""
-UNKNOWN_BYTES = 2**21
-"""Taken for the size of a file whose size the server does not tell."""
+images."""
 ATTEMPTS = 8
 """How often a request is made before the server counts as out of reach."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 5.0
@@ -42,15 +35,6 @@ BLOCKS_AHEAD = 8
 PAGE = 1000
 """Files that are listed at once; no object store gives more."""
 
-_EXTRAS = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gs"),
-    **dict.fromkeys(("az", "abfs", "abfss"), "az"),
-    **dict.fromkeys(("sftp", "ssh"), "sftp"),
-    **dict.fromkeys(("http", "https"), "https"),
-}
-"""The extra of tltools that brings what a protocol needs."""
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 # What a request says of its file; anything else may pass, or is the server's.
 _OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Faults of a program, which no server has made.
@@ -62,95 +46,6 @@ _OF_THE_CALLER = frozenset(
 )
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, repr=False)
-class Url:
-    """A place that fsspec reaches, where a `Path` names one of this machine."""
-
-    text: str
-    """As given."""
-
-    @property
-    def protocol(self) -> str:
-        """What stands before `://`, in lower case."""
-        return self.text.partition("://")[0].lower()
-
-    @property
-    def is_web(self) -> bool:
-        """Whether what follows a `?` is no part of the name, and may be a signature."""
-        return self.protocol in ("http", "https")
-
-    @property
-    def plain(self) -> str:
-        """The URL without what may be secret in it, and without a `/` at the end."""
-        return (self.text.partition("?")[0] if self.is_web else self.text).rstrip("/")
-
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.plain.partition("://")[2].rpartition("/")[2]
-
-    @property
-    def suffix(self) -> str:
-        """The last suffix of the name, with its dot."""
-        return Path(self.name).suffix
-
-    def __str__(self) -> str:
-        """Return what may be printed and kept."""
-        return self.plain
-
-    def __repr__(self) -> str:
-        """Return the same, quoted."""
-        return repr(self.plain)
-
-    def as_posix(self) -> str:
-        """Return the same, for results."""
-        return self.plain
-
-    @property
-    def parent(self) -> "Url":
-        """The folder that it is in."""
-        return Url(self.plain.rpartition("/")[0])
-
-    def joined(self, name: str) -> "Url":
-        """Return the URL of what is called `name`, with `/` between folders, below this one."""
-        start, mark, query = self.text.partition("?") if self.is_web else (self.text, "", "")
-        return Url(f"{start.rstrip('/')}/{name}{mark}{query}")
-
-
-Location = Path | Url
-"""A place on this machine or elsewhere."""
-
-
-def is_url(text: str) -> bool:
-    """Tell whether a text is a URL of a protocol that is known, and no path."""
-    found = _URL.match(text) if "://" in text else None
-    return found is not None and found[1].lower() in _EXTRAS
-
-
-def location(text: str) -> Location:
-    """Return the place that a text names.
-
-    Raises:
-        ConfigError: If it is a URL with a password, or of no protocol that is known.
-    """
-    found = _URL.match(text) if "://" in text else None
-    if found is None:
-        return Path(text)
-    protocol, rest = found[1], text[found.end() :]
-    if protocol.lower() == "file":
-        return Path(rest)
-    if "::" in text or not is_url(text):
-        known = ", ".join(f"{one}://" for one in _EXTRAS)
-        raise ConfigError(f"{protocol}:// is not a protocol that tltools reads; choose {known}")
-    user, at, _ = rest.partition("/")[0].rpartition("@")
-    if at and ":" in user:
-        raise ConfigError(
-            f"the {protocol}:// URL holds a password, which everybody on this machine can read in "
-            "the list of processes; use a key, an agent or the service's own configuration"
-        )
-    return Url(text)
 
 
 # --------------------------------------------------------------------------------- requests
@@ -176,7 +71,7 @@ class Remote:
         if url.is_web:
             return url.text
         rest = url.text.partition("://")[2]
-        return "/" + rest.partition("/")[2] if _EXTRAS[url.protocol] == "sftp" else rest
+        return "/" + rest.partition("/")[2] if url.kind == "sftp" else rest
 
     def ask(self, request: Callable[[Any], Result]) -> Result:
         """Make a request, again and again where it fails and that may pass.
@@ -203,10 +98,10 @@ class Remote:
                 raise
             if _is_of_the_file(error):
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-                raise kind(_reason(error)) from error
+                raise kind(remote_reason(error)) from error
             raise UnreachableError(
-                f"cannot reach {self.url}: {_reason(error)}; see to the network, the address and "
-                "your credentials, and run it again"
+                f"cannot reach {self.url}: {remote_reason(error)}; see to the network, the address "
+                "and your credentials, and run it again"
             ) from error
 
     def _ask_once(self, request: Callable[[Any], Result]) -> Result:
@@ -215,7 +110,7 @@ class Remote:
             return request(files)
         except Exception as error:
             # Object stores are asked over many connections, and keep them by themselves.
-            if _EXTRAS[self.url.protocol] == "sftp" and _may_pass(error):
+            if self.url.kind == "sftp" and _may_pass(error):
                 with self._lock:
                     if self._connected is files:  # and no other thread's new one
                         self._connected = None
@@ -254,7 +149,7 @@ class Remote:
         """
 
         def request(files: Any) -> bytes:
-            if _EXTRAS[self.url.protocol] != "sftp":
+            if self.url.kind != "sftp":
                 return files.cat_file(path, start=start, end=stop)
             from fsspec.asyn import sync
 
@@ -285,7 +180,7 @@ class Remote:
         path = self.path_of(url)
 
         def request(files: Any) -> None:
-            if _EXTRAS[url.protocol] != "sftp":
+            if url.kind != "sftp":
                 files.put_file(str(local), path)
                 files.invalidate_cache()
             else:
@@ -300,7 +195,7 @@ class Remote:
             raise
         except (OSError, NotImplementedError) as error:
             raise TltoolsError(
-                f"cannot write {url}: {_reason(error)}; see to your rights there, or choose "
+                f"cannot write {url}: {remote_reason(error)}; see to your rights there, or choose "
                 "another place with --output"
             ) from error
 
@@ -325,7 +220,7 @@ def _import(module: str, url: Url) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        extra = _EXTRAS[url.protocol]
+        extra = url.kind
         raise ConfigError(
             f"{url.protocol}:// needs {error.name or module}, which is not installed: "
             f"{pip_install(extra)}"
@@ -334,7 +229,7 @@ def _import(module: str, url: Url) -> Any:
 
 def _open_file_system(url: Url) -> Any:
     """Return fsspec's file system of a URL, without its cache of listings: servers change."""
-    extra = _EXTRAS[url.protocol]
+    extra = url.kind
     common: dict[str, Any] = {"skip_instance_cache": True}
     if extra == "sftp":  # fsspec's own takes any host key, and one request at a time
         # It tells of each thing that waited for a connection that was lost; we ask again.
@@ -423,125 +318,15 @@ def _may_pass(error: BaseException) -> bool:
     return not (_is_of_the_file(error) or isinstance(error, PermissionError | NotImplementedError))
 
 
-def _reason(error: BaseException | None) -> str:
-    """Return an error's text in one line, without the address that some put before it."""
+def remote_reason(error: BaseException | None) -> str:
+    """Say in one line why a request failed, without the address that some put before it."""
     if isinstance(error, FileNotFoundError):
-        return _reason(error.__cause__) if _has_no_answer(error) else "no such file"
+        return remote_reason(error.__cause__) if _has_no_answer(error) else "no such file"
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     else:
         text = " ".join(str(error).split()) or type(error).__name__
     return text if text[:2].isupper() else text[0].lower() + text[1:]
-
-
-# ---------------------------------------------------------------------------------- pictures
-
-
-class RemoteSource(Source):
-    """A picture on a server. `fetch_ahead` has it fetched before it is read."""
-
-    __slots__ = ("fetch", "num_bytes", "url")
-
-    def __init__(
-        self, name: str, fetch: Callable[[], bytes], *, num_bytes: int | None = None
-    ) -> None:
-        """Describe a picture.
-
-        Args:
-            name: See `Source`.
-            fetch: Returns its bytes, from any thread; raises OSError if it cannot be had, and
-                UnreachableError if the server cannot.
-            num_bytes: Its size, where that is known.
-        """
-        super().__init__(name, fetch)
-        self.fetch = fetch
-        self.num_bytes = UNKNOWN_BYTES if num_bytes is None else num_bytes
-        self.url: Url | None = None
-        """Its own, if it has one."""
-
-
-class _HasSource(Protocol):
-    @property
-    def path(self) -> object: ...
-
-
-Picture = TypeVar("Picture", bound=_HasSource)
-
-
-def fetch_ahead(pictures: Iterable[Picture]) -> Iterator[Picture]:
-    """Yield pictures in order, those of servers when they are here.
-
-    So nobody who decodes waits for a server. Others pass as they are, at no cost.
-
-    Args:
-        pictures: Consumed up to `READS` ahead where they are on servers, and one by one else.
-
-    Raises:
-        UnreachableError: Where the picture would be that a server could not be asked for.
-    """
-    waiting: deque[tuple[Picture, Future[bytes | OSError] | None]] = deque()
-    executor: ThreadPoolExecutor | None = None
-    num_bytes = 0
-
-    def arrive() -> Picture:
-        """Wait for the first picture's bytes, which its next reader gets."""
-        nonlocal num_bytes
-        picture, future = waiting.popleft()
-        source = getattr(picture, "place", None) or picture.path
-        if future is not None and isinstance(source, RemoteSource):
-            num_bytes -= source.num_bytes
-            source.read = _Held(future.result(), source)
-        return picture
-
-    try:
-        for picture in pictures:
-            source = getattr(picture, "place", None) or picture.path
-            if isinstance(source, RemoteSource):
-                executor = executor or ThreadPoolExecutor(READS, "fetch")
-                while waiting and num_bytes + source.num_bytes > MAX_AHEAD:
-                    yield arrive()
-                waiting.append((picture, executor.submit(_fetch, source)))
-                num_bytes += source.num_bytes
-            elif waiting:
-                waiting.append((picture, None))
-            else:
-                yield picture
-                continue
-            while len(waiting) > READS or (waiting and _is_here(waiting[0][1])):
-                yield arrive()
-        while waiting:
-            yield arrive()
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _fetch(source: RemoteSource) -> bytes | OSError:
-    """Return a picture's bytes, or why there are none."""
-    if source.num_bytes > MAX_FILE_BYTES:
-        return OSError(f"the file has {source.num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")
-    try:
-        return source.fetch()
-    except OSError as error:
-        return error
-
-
-def _is_here(future: "Future[bytes | OSError] | None") -> bool:
-    return future is None or future.done()
-
-
-class _Held:
-    """What was fetched, until it is read: it is not needed in memory any longer."""
-
-    def __init__(self, fetched: bytes | OSError, source: RemoteSource) -> None:
-        self._fetched = fetched
-        self._source = source
-
-    def __call__(self) -> bytes:
-        self._source.read = self._source.fetch
-        if isinstance(self._fetched, OSError):
-            raise self._fetched
-        return self._fetched
 
 
 # ----------------------------------------------------------------------------------- listing
@@ -578,7 +363,7 @@ def list_files(
         DataError: While iterating, if the folder is missing or cannot be listed.
         UnreachableError: While iterating, if the server cannot be asked.
     """
-    if _EXTRAS[remote.url.protocol] == "s3":
+    if remote.url.kind == "s3":
         return _list_s3(remote)
     return _walk(remote, remote.path, "", on_error)
 
@@ -665,88 +450,8 @@ def _kind(remote: Remote, info: dict[str, Any]) -> str:
 
 def _cannot_list(url: Url, error: OSError) -> DataError:
     return DataError(
-        f"cannot list {url}: {_reason(error)}; name a folder (or prefix) that you may list"
+        f"cannot list {url}: {remote_reason(error)}; name a folder (or prefix) that you may list"
     )
-
-
-def list_remote(
-    url: Url, *, on_error: Callable[[DataError], None] | None
-) -> Iterator[list[RemoteSource]]:
-    """List the pictures of a folder or an archive on a server, or the one that `url` names.
-
-    Args:
-        url: A folder, an archive or a picture.
-        on_error: As for `list_files` and `list_archive`.
-
-    Yields:
-        Pictures; their names are relative to the folder or the archive, and that of a single
-        picture is its URL.
-
-    Raises:
-        DataError: As `list_files`, or if there is nothing of that name.
-        UnreachableError: If the server cannot be asked.
-    """
-    remote = Remote(url)
-    if is_archive_name(url.name):
-        from tltools.data.archives import list_archive
-
-        archive = RemoteFile(remote)
-        try:
-            archive.size  # noqa: B018 - asked for now: what is missing is not left out
-        except OSError as error:
-            raise DataError(f"cannot read {url}: {_reason(error)}") from error
-        for members in list_archive(archive, on_error=on_error):
-            yield [RemoteSource(member.name, member.read) for member in members]
-        return
-    if is_image_name(url.name) and _is_file(remote):
-        yield [remote_picture(remote, url, url.plain)]
-        return
-    for entries in list_files(remote, on_error=on_error):
-        some = [entry for entry in entries if is_image_name(entry.name)]
-        if some:
-            yield [_of_entry(remote, entry) for entry in some]
-
-
-def _is_file(remote: Remote) -> bool:
-    try:
-        return remote.info(remote.url)["type"] != "directory"
-    except OSError as error:
-        raise DataError(f"cannot read {remote.url}: {_reason(error)}") from error
-
-
-def remote_picture(remote: Remote, url: Url, name: str) -> RemoteSource:
-    """Return the picture at a URL of `remote`'s server, which is not asked yet."""
-    path = remote.path_of(url)
-    source = RemoteSource(name, lambda: remote.read(path))
-    source.url = url
-    return source
-
-
-class Remotes:
-    """The servers of a list of URLs, each connected to once."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._remotes: dict[tuple[str, str], Remote] = {}
-
-    def source(self, place: str) -> Path | RemoteSource:
-        """Return what `load_image` takes for the path or URL of a picture.
-
-        Raises:
-            ConfigError: As `picture`.
-        """
-        return self.picture(Url(place), Url(place).plain) if is_url(place) else Path(place)
-
-    def picture(self, url: Url, name: str) -> RemoteSource:
-        """Return the picture at a URL, whose server is not asked yet.
-
-        Raises:
-            ConfigError: If what its protocol needs is not installed.
-        """
-        server = (url.protocol, url.text.partition("://")[2].partition("/")[0])
-        if server not in self._remotes:
-            self._remotes[server] = Remote(url)
-        return remote_picture(self._remotes[server], url, name)
 
 
 def read_text_lines(url: Url) -> Iterator[bytes]:
@@ -760,13 +465,7 @@ def read_text_lines(url: Url) -> Iterator[bytes]:
     try:
         return iter(remote.read(remote.path).splitlines(keepends=True))
     except OSError as error:
-        raise DataError(f"cannot read the list {url}: {_reason(error)}") from error
-
-
-def _of_entry(remote: Remote, entry: Entry) -> RemoteSource:
-    source = RemoteSource(entry.name, lambda: remote.read(entry.path), num_bytes=entry.num_bytes)
-    source.url = remote.url.joined(entry.name)
-    return source
+        raise DataError(f"cannot read the list {url}: {remote_reason(error)}") from error
 
 
 # ---------------------------------------------------------------------------------- archives

@@ -70,10 +70,7 @@ def make_self_test(
     """
     num = NUM_FOR_LARGE if num_parameters > LARGE_PARAMETERS else NUM_PICTURES
     pictures = draw_pictures(num)
-    rules = trained.card.preprocessing
-    images = np.stack(
-        [decode_image(data, size=rules.size, resize=rules.resize) for data in pictures]
-    )
+    images = np.stack([decode_image(data, trained.card.preprocessing) for data in pictures])
     logits, answers = (
         np.concatenate([predictor(image[np.newaxis]) for image in images])
         for predictor in (trained, exported)

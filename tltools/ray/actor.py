@@ -12,11 +12,11 @@ import msgspec
 
 from tltools.classify.identity import PartsRecord
 from tltools.classify.output_formats.format import utf8_text
-from tltools.classify.pictures import Picture
 from tltools.classify.pipeline import Prediction, classify
 from tltools.classify.unfinished import cannot_write
 from tltools.classify.writer import write_complete
-from tltools.data.remote import Remotes, is_url
+from tltools.data.location import is_url
+from tltools.data.remote_images import Remotes
 from tltools.errors import ArtifactError, DataError, TltoolsError
 from tltools.ray.listing import PartTask
 from tltools.ray.messages import (
@@ -132,7 +132,7 @@ class ClassifyActor:
     def _classify(self, task: PartTask) -> Iterator[PartUpdate]:
         """Classify a part; yield an update `NUM_UPDATES` times on the way and one at the end."""
         pictures = [
-            Picture(self._remotes.source(os.fsdecode(place)), os.fsdecode(name))
+            self._remotes.image(os.fsdecode(name), os.fsdecode(place))
             for place, name in task.pictures
         ]
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"

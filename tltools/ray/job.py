@@ -7,8 +7,8 @@ from pathlib import Path
 from tltools.classify.job import JobSettings
 from tltools.classify.output_formats import STDOUT, all_suffixes
 from tltools.classify.pictures import STDIN
-from tltools.data.images import is_archive_name
-from tltools.data.remote import Location, Url
+from tltools.data.location import Location, Url
+from tltools.data.suffixes import is_archive_name
 from tltools.errors import ConfigError
 from tltools.runtime.pipeline import check_positive
 

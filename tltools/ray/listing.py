@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tltools.classify.listing import NamesDigest
-from tltools.classify.pictures import Picture, list_portions
-from tltools.data.remote import Location, RemoteSource
+from tltools.classify.pictures import list_portions
+from tltools.data.image_ref import ImageRef, RemoteObject
+from tltools.data.location import Location
 from tltools.errors import TltoolsError
 from tltools.ray.messages import Failure, value_table
 
@@ -85,12 +86,12 @@ def part_tasks(
         yield PartTask(number, failure=(type(error).__name__, str(error)))
 
 
-def _place(picture: Picture) -> bytes:
+def _place(picture: ImageRef) -> bytes:
     """Return where an image is, for every machine."""
-    if isinstance(picture.place, str | Path):
+    if isinstance(picture.place, str):
         return os.fsencode(os.path.abspath(picture.place))  # noqa: PTH100 - links stay
     # And no member of an archive: those were refused.
-    assert isinstance(picture.place, RemoteSource)
+    assert isinstance(picture.place, RemoteObject)
     assert picture.place.url is not None
     return os.fsencode(picture.place.url.text)
 

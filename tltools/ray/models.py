@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tltools import __version__
 from tltools.card import Preprocessing
+from tltools.data.image_ref import ImageRef
 from tltools.errors import ArtifactError, DataError, TltoolsError
 from tltools.progress import SILENT, Progress
 from tltools.ray.cluster import check_cluster, cluster
@@ -32,7 +33,7 @@ from tltools.ray.messages import (
 )
 from tltools.ray.pool import choose_pool, run_actors
 from tltools.runtime.device import Device
-from tltools.runtime.pipeline import File, Model, Plan, readable, run_pictures
+from tltools.runtime.pipeline import Model, Plan, readable, run_pictures
 from tltools.runtime.workers import default_launcher
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class ModelActor:
         setup = self._setup
         results = run_pictures(
             self._model,
-            map(File, paths),
+            map(ImageRef.of_file, paths),
             preprocessing=setup.preprocessing,
             plan=Plan("ahead", setup.workers, setup.batch_size),
             finish=readable,

@@ -21,7 +21,7 @@ from tltools.classify.unfinished import (
     record_path,
     refusal,
 )
-from tltools.data.remote import Location
+from tltools.data.location import Location
 from tltools.errors import ConfigError, DataError
 from tltools.ray.listing import digests_around
 from tltools.ray.updates import PartsTally, PartUpdate

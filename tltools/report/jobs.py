@@ -20,8 +20,8 @@ from tltools.classify.output_formats.csv_rows import without_apostrophe
 from tltools.classify.pictures import LIST_SUFFIX
 from tltools.classify.pipeline import UNCERTAIN
 from tltools.classify.tally import kind_of_error
-from tltools.data.images import is_archive_name
-from tltools.data.remote import Location
+from tltools.data.location import Location
+from tltools.data.suffixes import is_archive_name
 from tltools.errors import DataError
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, counted
 from tltools.report.charts import class_counts_chart, confidence_histogram

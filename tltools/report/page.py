@@ -12,7 +12,7 @@ from PIL import Image
 
 from tltools import __version__
 from tltools.atomic import write_text
-from tltools.card import Resize
+from tltools.card import Preprocessing, Resize
 from tltools.console import printable
 from tltools.data.images import load_image
 from tltools.errors import DataError
@@ -87,7 +87,7 @@ def make_thumbnails(
 def _thumbnail(wanted: tuple[Path, Resize]) -> Thumbnail:
     path, resize = wanted
     try:
-        pixels = load_image(path, size=SIDE, resize=resize)
+        pixels = load_image(path, Preprocessing(size=SIDE, resize=resize))
     except DataError as error:
         return Thumbnail("", str(error))
     file = io.BytesIO()

@@ -4,7 +4,6 @@ Pictures are decoded by worker processes, and a model that is cheap enough is ru
 travel in shared memory. The process that orders does work for each batch and not for each picture.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, Preprocessing
-from tltools.data.images import Decoded, load_image, unreadable
-from tltools.data.images import Source as ImageSource
-from tltools.data.remote import fetch_ahead
+from tltools.data.image_ref import ImageRef
+from tltools.data.images import load_image, unreadable
+from tltools.data.remote_images import fetch_ahead
 from tltools.errors import ConfigError, DataError, DeviceError
 from tltools.processes import Launcher, SharedMemory
 from tltools.runtime.device import (
@@ -81,19 +80,9 @@ CALLS_PER_GPU = 2
 Image = NDArray[np.uint8]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-Place = str | Path | ImageSource | Decoded
-
-
-class Picture(Protocol):
-    """A file to be decoded, or what stands for one."""
-
-    @property
-    def path(self) -> Place:
-        """Where it is."""
-        ...
-
-
-Source = TypeVar("Source", bound=Picture)
+Place = str | ImageRef
+"""What a worker gets of an image: the path of a file, or what stands for one."""
+Source = TypeVar("Source", bound=ImageRef)
 
 
 class Model(Protocol):
@@ -559,7 +548,7 @@ def _say_nothing(_message: str) -> None:
 
 def _tell_of_blame(tell: Callable[[str], None], task: Task, index: int, reason: str) -> None:
     place = task.items[index]
-    name = os.fspath(place) if isinstance(place, str | Path) else place.name
+    name = place if isinstance(place, str) else place.name
     tell(f"{name}: {reason}; it gets a row that says so")
 
 
@@ -573,13 +562,6 @@ def readable(outputs: Outputs[Source]) -> Outputs[Source]:
         if error is not None:
             raise error
     return outputs
-
-
-@dataclass(frozen=True)
-class File:
-    """A picture that is a file and needs no name."""
-
-    path: Path
 
 
 class _Pixels:
@@ -618,7 +600,7 @@ def decode_batches(
         raise ConfigError(f"the batch size must be at least 1, got {batch_size}")
     results = run_pictures(
         _Pixels(),
-        map(File, paths),
+        map(ImageRef.of_file, paths),
         preprocessing=preprocessing,
         plan=Plan("ahead", workers or default_threads(), batch_size),
         finish=readable,
@@ -626,7 +608,7 @@ def decode_batches(
     return _values_of(results)
 
 
-def _values_of(results: Generator[Outputs[File], None, None]) -> Generator[Image, None, None]:
+def _values_of(results: Generator[Outputs[ImageRef], None, None]) -> Generator[Image, None, None]:
     with closing(results):
         for outputs in results:
             yield outputs.values
@@ -709,20 +691,10 @@ _Loaded = DataError | _Recalled | None
 
 def _load(place: Place, preprocessing: Preprocessing, out: Image, recall: Recall | None) -> _Loaded:
     """Decode a picture into `out`, (size, size, 3), unless that cannot be or need not be done."""
-    if isinstance(place, Decoded):
-        if isinstance(place.pixels, DataError):
-            return place.pixels
-        out[:] = place.pixels
-        return None
-    recalled = None if recall is None else _Recalled(recall)
+    is_decoded = isinstance(place, ImageRef) and place.is_decoded
+    recalled = None if recall is None or is_decoded else _Recalled(recall)
     try:
-        load_image(
-            place,
-            size=preprocessing.size,
-            resize=preprocessing.resize,
-            out=out,
-            skip=recalled,
-        )
+        load_image(place, preprocessing, out=out, skip=recalled)
     except DataError as error:
         return error
     return recalled
@@ -764,15 +736,9 @@ def _outputs(
     return Outputs(pictures, errors, whole), remembered
 
 
-def _place(picture: Picture) -> Place:
-    """Return where a picture is, as text if it knows that: making a `Path` of it takes time."""
-    place: Place | None = getattr(picture, "place", None)
-    return picture.path if place is None else place
-
-
-def _portable(place: Place) -> Any:
-    """Return what another process takes for the picture at `place`."""
-    return os.fspath(place) if isinstance(place, Path) else place
+def _place(picture: ImageRef) -> Place:
+    """Return what a worker gets of an image: of a file its path alone, which is cheap to send."""
+    return picture.place if isinstance(picture.place, str) else picture
 
 
 @dataclass(frozen=True)
@@ -789,7 +755,7 @@ class _Decoding:
 
     def pack(self, task: Task) -> tuple[Any, Any]:
         """Return a task's items and details as workers get them."""
-        return [_portable(place) for place in task.items], task.details
+        return list(task.items), task.details
 
 
 def _opened(reader: Callable[[], Recall] | None) -> Recall | None:
@@ -855,8 +821,7 @@ class _Fused(_Decoding):
 
     def pack(self, task: Task) -> tuple[Any, Any]:
         """Return the pictures' places and names."""
-        places = [_portable(place) for place in task.items]
-        return places, [picture.name for picture in task.details]
+        return list(task.items), [picture.name for picture in task.details]
 
 
 class _FusedHandle:
@@ -938,7 +903,7 @@ def _fused_tasks(
 
 def _is_here(task: Task) -> bool:
     """Tell whether a task's pixels are in this process already; no array is sent to another."""
-    return any(isinstance(place, Decoded) for place in task.items)
+    return any(isinstance(place, ImageRef) and place.is_decoded for place in task.items)
 
 
 # ---------------------------------------------------------------------------------- ahead

@@ -69,10 +69,7 @@ def decode_pictures(test: SelfTest, card: Card) -> NDArray[np.uint8]:
     # Here, since reading a card needs no decoder.
     from tltools.data.images import decode_image
 
-    rules = card.preprocessing
-    return np.stack(
-        [decode_image(data, size=rules.size, resize=rules.resize) for data in test.pictures]
-    )
+    return np.stack([decode_image(data, card.preprocessing) for data in test.pictures])
 
 
 def expected_logits(test: SelfTest) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ gets fp32 features, which are those of the exported model.
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing
+from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError, ParityError, TltoolsError
 from tltools.graphs.onnx_file import write_module
 from tltools.graphs.precision import quantize_until
@@ -158,14 +158,6 @@ class FeatureCache:
             save_file({"sha256": digests.copy(), "features": features}, temporary)
 
 
-@dataclass(frozen=True)
-class _File:
-    """A picture to be decoded."""
-
-    path: Path
-    sha256: str
-
-
 def choose_calibration(paths: Sequence[Path], hashes: Sequence[str]) -> dict[str, Path]:
     """Return the pictures that an int8 backbone is calibrated on, by their SHA-256.
 
@@ -220,13 +212,20 @@ def extract_features(
     if known and (reused := len(set(hashes)) - len(missing)):
         progress.say(f"Features of {reused} pictures come from the cache {cache.folder}")
     if missing:
-        files = [_File(path, sha) for sha, path in missing.items()]
         with closing(
             _results(
-                model, files, preprocessing, cache, device, precision, calibration, remote, progress
+                model,
+                missing,
+                preprocessing,
+                cache,
+                device,
+                precision,
+                calibration,
+                remote,
+                progress,
             )
         ) as results:
-            for shard, features in _in_shards(results, len(files), progress):
+            for shard, features in _in_shards(results, len(missing), progress):
                 cache.add(shard, features)
                 known.update(zip(shard, features, strict=True))
     return np.stack([known[sha] for sha in hashes])
@@ -354,7 +353,7 @@ _Results = Generator[tuple[Sequence[str], NDArray[np.float32]], None, None]
 
 def _results(
     model: Classifier,
-    files: Sequence[_File],
+    missing: dict[str, Path],
     preprocessing: Preprocessing,
     cache: FeatureCache,
     device: torch.device,
@@ -363,49 +362,56 @@ def _results(
     remote: RayCluster | None,
     progress: Progress,
 ) -> _Results:
-    """Prepare the backbone; return what computes features with it, here or on a cluster."""
+    """Prepare the backbone; return what computes features with it, here or on a cluster.
+
+    `missing` are the images' paths by SHA-256.
+    """
+    paths = list(missing.values())
     if remote is None and device.type != "cpu":
         exact = TorchBackbone(model, preprocessing, device)
         batch_size = gpu_batch_size(device)
         if precision != "fp16":
-            return _computed_here(exact, files, preprocessing, batch_size)
+            return _computed_here(exact, missing, preprocessing, batch_size)
         half = TorchBackbone(model, preprocessing, device, fp16=True)
-        few = load_few([file.path for file in files[:CHECK_IMAGES]], preprocessing)
+        few = load_few(paths[:CHECK_IMAGES], preprocessing)
         check_fp16(half(few), exact(few))
-        return _computed_here(half, files, preprocessing, batch_size)
+        return _computed_here(half, missing, preprocessing, batch_size)
     with _backbone_file(model, preprocessing, cache, calibration, progress) as path:
         backbone = OnnxBackbone(path, preprocessing)
         data = b"" if remote is None else path.read_bytes()
     if remote is None:
-        return _computed_here(backbone, files, preprocessing, BATCH_SIZE)
-    few = load_few([file.path for file in files[:PROBE_IMAGES]], preprocessing)
+        return _computed_here(backbone, missing, preprocessing, BATCH_SIZE)
+    few = load_few(paths[:PROBE_IMAGES], preprocessing)
     outputs = remote.outputs(
-        [file.path for file in files],
+        paths,
         partial(open_shared, remote.connect().put(data), preprocessing, few, backbone(few)),
         preprocessing=preprocessing,
         batch_size=BATCH_SIZE,
         task_size=PART_SIZE,
         device="cpu" if calibration else None,
     )
-    return _computed_there(outputs, files)
+    return _computed_there(outputs, list(missing))
 
 
 def _computed_there(
-    outputs: Generator[tuple[range, NDArray[np.float32]], None, None], files: Sequence[_File]
+    outputs: Generator[tuple[range, NDArray[np.float32]], None, None], hashes: Sequence[str]
 ) -> _Results:
     with closing(outputs):
         for indices, values in outputs:
-            yield [files[index].sha256 for index in indices], values
+            yield [hashes[index] for index in indices], values
 
 
 def _computed_here(
-    backbone: Model, files: Sequence[_File], preprocessing: Preprocessing, batch_size: int
+    backbone: Model, missing: dict[str, Path], preprocessing: Preprocessing, batch_size: int
 ) -> _Results:
     plan = Plan("ahead", num_cores(), batch_size)
-    results = run_pictures(backbone, files, preprocessing=preprocessing, plan=plan, finish=readable)
+    images = [ImageRef.of_file(path, name=sha) for sha, path in missing.items()]
+    results = run_pictures(
+        backbone, images, preprocessing=preprocessing, plan=plan, finish=readable
+    )
     with closing(results):
         for outputs in results:
-            yield [file.sha256 for file in outputs.pictures], outputs.values
+            yield [image.name for image in outputs.pictures], outputs.values
 
 
 def _in_shards(results: _Results, total: int, progress: Progress) -> _Results:

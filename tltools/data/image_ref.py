@@ -1,0 +1,131 @@
+"""An image on its way to the model: where its bytes are, and what results call it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tltools.data.location import Url
+    from tltools.errors import DataError
+
+MAX_FILE_BYTES = 2**31
+"""Largest image file; it is read as a whole."""
+UNKNOWN_BYTES = 2**21
+"""Assumed size of a file whose server does not report one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of an image that is not a file of its own, such as a member of an archive."""
+
+    read: Callable[[], bytes]
+    """Returns them, in any thread; raises OSError, with a reason, if that is impossible."""
+    is_portable: bool = False
+    """Whether `read` can be pickled; if not, it is called before the image leaves this process."""
+
+    @classmethod
+    def of(cls, data: bytes | OSError) -> "Self":
+        """Hold bytes that are in memory, or the reason why there are none."""
+        return cls(partial(_give, data), is_portable=True)
+
+    def __reduce__(self) -> "tuple[type[Content], tuple[object, ...]]":
+        """Return what another process makes this of."""
+        read = self.read if self.is_portable else Content.of(_read_now(self.read)).read
+        return Content, (read, True)
+
+
+class RemoteObject:
+    """The bytes of a file on a server, which can be fetched before they are read."""
+
+    __slots__ = ("_held", "fetch", "num_bytes", "url")
+
+    def __init__(
+        self,
+        fetch: Callable[[], bytes],
+        *,
+        num_bytes: int | None = None,
+        url: "Url | None" = None,
+    ) -> None:
+        """Describe a file.
+
+        Args:
+            fetch: Returns its bytes, from any thread; raises OSError if the file cannot be had, and
+                UnreachableError if its server cannot.
+            num_bytes: Its size; None if the server does not report one.
+            url: Its own; None for a member of an archive.
+        """
+        self.fetch = fetch
+        self.num_bytes = UNKNOWN_BYTES if num_bytes is None else num_bytes
+        self.url = url
+        self._held: bytes | OSError | None = None
+
+    def hold(self, fetched: bytes | OSError) -> None:
+        """Keep what was fetched, or why that failed, until it is read."""
+        self._held = fetched
+
+    def read(self) -> bytes:
+        """Return the bytes: those that are held, which leave the memory, or else fetched now.
+
+        Raises:
+            OSError: If the file cannot be had.
+            UnreachableError: If its server cannot be reached.
+        """
+        held, self._held = self._held, None
+        return self.fetch() if held is None else _give(held)
+
+    def __reduce__(self) -> "tuple[type[Content], tuple[object, ...]]":
+        """Return what another process makes this of: the bytes, fetched."""
+        return Content, (Content.of(_read_now(self.read)).read, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The pixels of an image that needs no decoding."""
+
+    pixels: "NDArray[np.uint8] | DataError"
+    """(size, size, 3), RGB, as the model takes them; or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image that is not read yet, and what results call it."""
+
+    name: str
+    """With `/` between folders. May hold surrogates, for bytes that are not UTF-8."""
+    place: str | Content | RemoteObject | Decoded
+    """The path of a file, as text, which costs a listing a tenth of what a `Path` does; or what
+    stands for a file."""
+
+    @classmethod
+    def of_file(cls, path: str | Path, *, name: str | None = None) -> "Self":
+        """Refer to a file, which results call by its path unless they have a name for it."""
+        return cls(Path(path).as_posix() if name is None else name, str(path))
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether its pixels are in this process already."""
+        return isinstance(self.place, Decoded)
+
+    def within(self, prefix: str) -> "ImageRef":
+        """Return the same image, its name behind a prefix."""
+        return ImageRef(prefix + self.name, self.place) if prefix else self
+
+
+def _give(data: bytes | OSError) -> bytes:
+    if isinstance(data, OSError):
+        raise data
+    return data
+
+
+def _read_now(read: Callable[[], bytes]) -> bytes | OSError:
+    try:
+        return read()
+    except OSError as error:
+        return error

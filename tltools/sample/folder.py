@@ -1,0 +1,124 @@
+"""Write the sample set into a folder: images, their labels, and what makes it this sample."""
+
+import csv
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from tltools.atomic import atomic_folder
+from tltools.errors import ConfigError, DataError
+from tltools.parallel import num_cores, ordered_map
+from tltools.progress import SILENT, Progress
+from tltools.sample.image import draw_image
+
+SAMPLE_CLASSES = ("non-emergency", "emergency")
+"""Class names of the labels 0 and 1."""
+
+SAMPLE_CSV = "sample.csv"
+"""Name of the table in the sample's folder; the images are in `images/` beside it."""
+
+EMERGENCY_SHARE = 0.45
+"""Share of the images that show an emergency vehicle."""
+JPEG_QUALITY = 90
+
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes a sample this sample; kept in its folder as `sample.json`."""
+
+    num_images: int
+    seed: int
+    size: int
+    version: int = 1
+    """Of the drawing code; incremented when the same seed gives other images."""
+
+
+def draw_sample(
+    folder: Path,
+    *,
+    num_images: int = 300,
+    seed: int = 13,
+    size: int = 224,
+    progress: Progress = SILENT,
+) -> Path:
+    """Draw the sample set into `folder`, in the layout of the article's data.
+
+    `sample.csv` has the columns `image_names` and `emergency_or_not` (1 or 0); the images are in
+    `images/`. The same arguments give the same images. A folder that holds this sample already is
+    left as it is.
+
+    Args:
+        folder: Where to draw; must not exist, be empty, or hold this very sample.
+        num_images: How many, of which `EMERGENCY_SHARE` show an emergency vehicle.
+        seed: Of all chance.
+        size: Height and width of an image in pixels.
+        progress: Told about each image.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ConfigError: If there are fewer than two images per class, the images are too small to show
+            anything, or the seed is negative.
+        DataError: If `folder` has other content or cannot be written.
+    """
+    if num_images < 4:
+        raise ConfigError(f"the sample needs at least 4 images, got {num_images}")
+    if size < 32:
+        raise ConfigError(f"the sample's images need at least 32 pixels a side, got {size}")
+    if seed < 0:
+        raise ConfigError(f"the seed must not be negative, got {seed}")
+    folder = Path(folder)
+    facts = _Facts(num_images=num_images, seed=seed, size=size)
+    try:
+        if _holds(folder, facts):
+            return folder
+        with atomic_folder(folder) as temporary:
+            _write_sample(temporary, facts, progress)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the sample to {folder}: {error.strerror or error}"
+        ) from error
+    return folder
+
+
+def _holds(folder: Path, facts: _Facts) -> bool:
+    """Tell whether `folder` holds this sample; False if it is free to be drawn into."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = msgspec.json.decode((folder / "sample.json").read_bytes(), type=_Facts)
+    except (OSError, msgspec.MsgspecError):
+        found = None
+    num_found = len(list((folder / "images").glob("*.jpg")))
+    if found == facts and num_found == facts.num_images and (folder / SAMPLE_CSV).is_file():
+        return True
+    raise DataError(
+        f"{folder} exists and is not this sample ({facts.num_images} images, seed {facts.seed}): "
+        "name another folder, or delete it first"
+    )
+
+
+def _write_sample(folder: Path, facts: _Facts, progress: Progress) -> None:
+    """Draw all images into an empty folder, and write the table and the facts."""
+    num_emergency = min(max(round(facts.num_images * EMERGENCY_SHARE), 2), facts.num_images - 2)
+    labels = np.arange(facts.num_images) < num_emergency
+    labels = np.random.default_rng(facts.seed).permutation(labels).astype(int).tolist()
+    digits = max(4, len(str(facts.num_images - 1)))
+    names = [f"{index:0{digits}d}.jpg" for index in range(facts.num_images)]
+    (folder / "images").mkdir()
+
+    def draw(index: int) -> None:
+        rng = np.random.default_rng((facts.seed, index))
+        image = draw_image(rng, emergency=bool(labels[index]), size=facts.size)
+        image.save(folder / "images" / names[index], quality=JPEG_QUALITY)
+
+    with progress.bar("Drawing the sample set", facts.num_images) as bar:
+        workers = num_cores()
+        for _ in ordered_map(draw, range(facts.num_images), workers=workers, ahead=4 * workers):
+            bar.advance()
+    with (folder / SAMPLE_CSV).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image_names", "emergency_or_not"])
+        writer.writerows(zip(names, labels, strict=True))
+    (folder / "sample.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2))
