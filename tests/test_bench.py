@@ -95,6 +95,10 @@ def do(what, images=None):
         print("noise on standard error", file=sys.stderr)
     if what == "look" and len(images) == 8:
         assert images[:, 0, 0, 0].tolist() == [0, 50, 100, 150, 200, 0, 50, 100]
+    if what == "10 ms an image":
+        time.sleep(0.01 * len(images))
+    if what == "80 ms a call":
+        time.sleep(0.08)
     if what == "grow" and images is not None:
         np.ones(len(images) * 10_000_000, dtype=np.uint8).sum()
 
@@ -127,6 +131,11 @@ def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None, t
     predictor = open_fake(path, device, 1)
     predictor.then = "" if facts["at_call"] == "look" else facts["at_call"]
     return predictor, Plan("fused", 2, 1)
+
+
+def open_fake_ahead(path: Path, **options):
+    """Open what `fake` has written as `classify` opens a slow model."""
+    return open_fake_model(path, **options)[0], Plan("ahead", 2, 8)
 
 
 @pytest.fixture
@@ -456,6 +465,73 @@ def test_timed_batches_begin_where_the_last_round_ended(pictures):
     assert later.is_done
     assert lights(later) is None
     assert later.batch[:, 0, 0, 0].tolist() == [0, 50]
+
+
+def test_timed_batches_of_another_size_go_on_with_the_pictures(pictures):
+    one = feed(pictures, start=0, size=4)
+    one.advance()
+    one.resize(2)
+    one.advance()
+    assert one.batch[:, 0, 0, 0].tolist() == [0, 50]
+    one.run()
+    assert one.num_left == 3
+    one.resize(4)
+    one.advance()
+    assert one.batch[:, 0, 0, 0].tolist() == [100, 150, 200, 0]
+    one.run()
+    assert lights(one) == [0, 0, 0, 1, 1]
+
+
+SLOW = {"device": "cpu", "threads": 1, "runs": 50, "warmup": 1, "max_seconds": 0.02}
+
+
+def bench_slow(candidates, pictures, **options):
+    """Bench candidates of which an image takes 10 ms, in a process of its own for each round."""
+    return run_bench(
+        candidates,
+        open_predictor=open_fake,
+        pictures=pictures * 20,
+        targets=np.tile(TARGETS, 20),
+        **SLOW | options,
+    )
+
+
+def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, pictures):
+    report = bench_slow([fake("slow", at_call="10 ms an image"), fake("fast")], pictures, rounds=2)
+    slow, fast = report.rows
+    assert [one.batch_size for one in slow.batches] == [1, 8]
+    assert [one.batch_size for one in fast.batches] == [1, 8, 32]
+    # 48 images a round, in batches of 8, of which the first warms up.
+    assert [len(samples) for samples in slow.batches[1].rounds_s] == [5, 5]
+    assert slow.score.total == 100  # the last round classifies what is left
+    assert report.tables()[1].rows[1][6] == "-"
+    assert any(line.startswith("A batch size is left out where ") for line in report.method())
+
+
+def test_batches_that_gain_are_timed_however_slow_they_are(fake, pictures):
+    report = bench_slow([fake("slow", at_call="80 ms a call")], pictures, rounds=1)
+    assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
+    assert report.rows[0].score.total == 100
+
+
+def test_batch_sizes_that_are_asked_for_are_timed(fake, pictures):
+    slow = fake("slow", at_call="10 ms an image")
+    report = bench_slow([slow], pictures, rounds=1, batch_sizes=(8, 32))
+    assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
+    assert not any("left out" in line for line in report.method())
+
+
+def test_classify_is_measured_in_one_round_with_a_slow_model(fake, pictures):
+    candidates = [fake("slow", at_call="10 ms an image"), fake("fast")]
+    report = bench_slow(
+        candidates,
+        pictures,
+        rounds=2,
+        batch_sizes=(1,),
+        open_model=open_fake_ahead,
+        classify_seconds=0.1,
+    )
+    assert [len(one.classify.rounds) for one in report.rows] == [1, 2]
 
 
 def test_what_the_clock_has_not_seen_is_classified_for_a_while(pictures):

@@ -9,16 +9,16 @@ from statistics import median
 import msgspec
 
 from tltools.atomic import write_text
+from tltools.bench.budget import NOISE, ROUND_IMAGES
 from tltools.bench.machine import Machine
 from tltools.bench.rows import BenchRow, Recommendation
-from tltools.bench.stages import MAX_PICTURES
+from tltools.bench.stages import MAX_PICTURES, MIN_BATCHES
 from tltools.bench.text import digits, milliseconds, percent_down
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
 from tltools.bench.verdict import (
     MAX_ACCURACY_LOSS,
     MAX_UNEXPLAINED,
     MIN_AGREEMENT,
-    NOISE,
     int8_notes,
     recommendation_lines,
 )
@@ -47,6 +47,8 @@ class Settings:
     num_pictures: int
     budget_s: float | None = None
     """Target for the whole; None in reports of earlier versions, which had none."""
+    may_leave_out: bool = False
+    """Whether the larger batch sizes of slow models were left out where they could not pay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,9 @@ class BenchReport:
             f"{settings.rounds} rounds in rotation, each measurement in a new process: "
             f"{settings.warmup} runs of warm-up, then {settings.runs} timed runs, fewer where "
             f"they take more than {settings.max_seconds:.3g} s, but at least {MIN_LATENCY_RUNS} of "
-            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch.",
+            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch, and as many of the "
+            f"largest as {ROUND_IMAGES} images take.",
+            *self._left_out_method(),
             *self._budget_method(),
             "Latency: percentiles over the samples of all rounds. Images per second: batch size "
             "by the median time, median of the rounds.",
@@ -239,6 +243,15 @@ class BenchReport:
             f"GPU: {'; '.join(machine.gpus) or 'none'}",
             f"System: {machine.os}",
             "Versions: " + ", ".join(f"{name} {v}" for name, v in machine.versions.items()),
+        ]
+
+    def _left_out_method(self) -> list[str]:
+        if not self.settings.may_leave_out:
+            return []
+        return [
+            "A batch size is left out where two batches of it take longer than that and would gain "
+            f"less than {100 * NOISE:.0f} % by what a call and an image cost in smaller ones; a "
+            "larger --budget or --batch-sizes brings it back."
         ]
 
     def _budget_method(self) -> list[str]:
@@ -289,8 +302,9 @@ class BenchReport:
             "classify: files in, CSV rows out, for about "
             f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
             f"up to {min(MAX_PICTURES, settings.num_pictures)} of the images, repeated; median of "
-            "the rounds. They have been read once before, so that reading is from the system's "
-            "cache and not from the disk.",
+            f"the rounds, or the first alone where {MIN_BATCHES} batches take longer than that. "
+            "They have been read once before, so that reading is from the system's cache and not "
+            "from the disk.",
             "The rate begins with the first rows, so that starting workers is not part of it.",
             "Stages: milliseconds per picture with the machine to itself, in as many threads as "
             "the plan has (writing: one). On the CPU they share the cores, so that the costs add "

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from tltools.atomic import remove_leftovers
 from tltools.bench.budget import (
     BUDGET_S,
+    CPU_BATCH_SIZES,
+    GPU_BATCH_SIZES,
     GPU_FLOPS_PER_S,
     GPU_START_S,
     ONNX_START_S,
     TORCH_START_S,
+    Effort,
     Limits,
     Work,
     announcement,
@@ -34,7 +37,7 @@ from tltools.bench.machine import describe_machine
 from tltools.bench.peak import measure_peaks
 from tltools.bench.records import BenchReport, Settings
 from tltools.bench.rows import BatchTiming, BenchFormat, BenchPrecision, BenchRow, Status
-from tltools.bench.stages import TEMPORARY, OpenModel
+from tltools.bench.stages import TEMPORARY, OpenModel, is_slow
 from tltools.bench.timing import MAX_ROUND_SPREAD, latency, num_outliers, round_spread
 from tltools.bench.verdict import classify_doubts, in_order, recommend, sum_up
 from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
@@ -72,7 +75,7 @@ class _Found:
     rounds: list[Measured] = field(default_factory=list)
     failure: str = ""
     seconds: float = 0.0
-    """What the latest round took."""
+    """What another round may take, by the latest one."""
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
@@ -85,6 +88,21 @@ class _Found:
         """How many of the first pictures have logits."""
         return sum(len(one.logits) for one in self.rounds)
 
+    def add(self, result: Measured, settings: Settings) -> None:
+        """Take the result of another round."""
+        self.rounds.append(result)
+        if self.has_classified(settings.classify_seconds):
+            self.seconds -= result.classify_took_s
+
+    def batch_sizes(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the batch sizes to time: those of the first round where there was one."""
+        return tuple(self.rounds[0].timings) if self.rounds else wanted
+
+    def has_classified(self, seconds: float) -> bool:
+        """Tell whether one round of `classify`, which had so many seconds, was enough."""
+        found = self.rounds[0].classify if self.rounds else None
+        return found is not None and is_slow(found, seconds=seconds)
+
 
 def run_bench(
     candidates: Sequence[Candidate],
@@ -94,7 +112,7 @@ def run_bench(
     targets: NDArray[np.int64],
     device: Device = "auto",
     threads: int | None = None,
-    batch_sizes: Sequence[int] = (1, 8, 32),
+    batch_sizes: Sequence[int] | None = None,
     rounds: int = 3,
     runs: int = 50,
     warmup: int = 5,
@@ -124,6 +142,7 @@ def run_bench(
         device: Passed to `open_predictor`.
         threads: For all candidates alike; None for this process's cores.
         batch_sizes: For throughput. Latency is that of single pictures, which are always measured.
+            None to choose: those of a slow model that cannot pay are left out then.
         rounds: Turns.
         runs: Timed runs per measurement at most.
         warmup: Untimed runs before them.
@@ -146,7 +165,7 @@ def run_bench(
         DataError: If there is no picture.
         ValueError: If names repeat, or `targets` does not fit `pictures`.
     """
-    sizes = tuple(sorted({1, *batch_sizes}))
+    sizes = _batch_sizes(batch_sizes, device)
     limits = share_out(
         budget_s,
         num_candidates=max(1, len(candidates)),
@@ -162,6 +181,7 @@ def run_bench(
         warmup=warmup,
         max_seconds=max_seconds or limits.size_s,
         budget_s=budget_s,
+        may_leave_out=batch_sizes is None,
         classify_seconds=classify_seconds or limits.classify_s,
         num_pictures=len(pictures),
     )
@@ -190,20 +210,25 @@ def run_bench(
         )
 
     def task(candidate: Candidate, *, is_last: bool) -> Task:
+        state = found[candidate.name]
+        leave_classify = candidate.format == "eager" or state.has_classified(
+            settings.classify_seconds
+        )
         return Task(
             open_predictor=open_predictor,
             path=candidate.path,
             device=device,
             threads=settings.threads,
-            batch_sizes=settings.batch_sizes,
+            batch_sizes=state.batch_sizes(settings.batch_sizes),
+            may_leave_out=settings.may_leave_out and not state.rounds,
             runs=runs,
             warmup=warmup,
             max_seconds=settings.max_seconds,
             pictures=tuple(pictures),
-            num_known=found[candidate.name].num_known,
+            num_known=state.num_known,
             accuracy_s=limits.accuracy_s if is_last else 0.0,
             tf32=candidate.precision == "tf32",
-            open_model=None if candidate.format == "eager" else open_model,
+            open_model=None if leave_classify else open_model,
             classify_seconds=settings.classify_seconds,
         )
 
@@ -226,7 +251,7 @@ def run_bench(
                         state.failure = f"{problem or result} (round {turn + 1})"
                         progress.say(f"{candidate.name} {state.failure}")
                     else:
-                        state.rounds.append(result)
+                        state.add(result, settings)
                     if save is not None:
                         save(report(complete=False))
                 bar.advance(note=candidate.name)
@@ -235,6 +260,13 @@ def run_bench(
             if left_s:
                 progress.say(f"Round {turn + 1} of {rounds} done: about {duration(left_s)} left")
     return report(complete=True)
+
+
+def _batch_sizes(wanted: Sequence[int] | None, device: Device) -> tuple[int, ...]:
+    """Return the batch sizes to time, ascending and 1 among them; None: the usual ones."""
+    if wanted is None:
+        wanted = GPU_BATCH_SIZES if uses_gpu(device) else CPU_BATCH_SIZES
+    return tuple(sorted({1, *wanted}))
 
 
 def _announce(
@@ -262,13 +294,15 @@ def _announce(
         )
         for one in candidates
     ]
-    seconds = estimate_s(
-        works,
-        limits,
+    effort = Effort(
         rounds=settings.rounds,
         runs=settings.runs,
+        warmup=settings.warmup,
         batch_sizes=settings.batch_sizes,
+        may_leave_out=settings.may_leave_out,
+        num_images=settings.num_pictures,
     )
+    seconds = estimate_s(works, limits, effort)
     progress.say(
         announcement(seconds, num_candidates=len(candidates), rounds=settings.rounds, on_gpu=on_gpu)
     )

@@ -182,6 +182,14 @@ def seconds_per_picture(
     return (clock() - start) / num_pictures
 
 
+def is_slow(found: ClassifyRound, *, seconds: float) -> bool:
+    """Tell whether the fewest batches of the whole `classify` outlast the time that it was given.
+
+    Its rate then is the model's, which differs little from round to round.
+    """
+    return MIN_BATCHES * found.plan.batch_size * found.costs.infer_s > seconds
+
+
 def num_callers(plan: Plan) -> int:
     """Return how many threads run the model at the same time."""
     return plan.workers if plan.name == "fused" else plan.sessions

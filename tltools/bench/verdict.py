@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 
+from tltools.bench.budget import NOISE
 from tltools.bench.rows import (
     HAND_OVER,
     BenchPrecision,
@@ -23,8 +24,6 @@ MAX_ACCURACY_LOSS = 0.005
 """The most accuracy that a recommended export may have lost, as a share of all pictures."""
 MIN_AGREEMENT = 0.99
 """The share of PyTorch's labels that it must give."""
-NOISE = 0.05
-"""A rate that is higher by a smaller share is no reason to choose."""
 
 FORMAT_ORDER = ("eager", "torchscript", "onnx")
 """In the tables."""

@@ -18,9 +18,6 @@ from tltools.cli.options import (
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import TltoolsError
 
-CPU_BATCH_SIZES = "1,8,32"
-GPU_BATCH_SIZES = "1,8,32,64,128,256"
-
 
 @command
 def bench(
@@ -43,7 +40,8 @@ def bench(
     batch_sizes: Annotated[
         str | None,
         typer.Option(
-            help="For throughput, with commas.", show_default="1,8,32; on a GPU up to 256"
+            help="For throughput, with commas.",
+            show_default="1,8,32, on a GPU up to 256; of slow models fewer",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in rotation.")] = 3,
@@ -105,9 +103,7 @@ def bench(
         targets=inputs.targets,
         device=device,
         threads=threads,
-        batch_sizes=split_numbers(
-            batch_sizes or (GPU_BATCH_SIZES if on_gpu else CPU_BATCH_SIZES), "--batch-sizes"
-        ),
+        batch_sizes=split_numbers(batch_sizes, "--batch-sizes") if batch_sizes else None,
         rounds=rounds,
         runs=num_runs,
         budget_s=budget,
