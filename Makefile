@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 	  || echo "VGG16 is left out: the demo goes on without it (make demo WEIGHTS=FILE brings it in)"
 	cd demo && $(TLTOOLS) export --format all --precision all
 	cd demo && $(TLTOOLS) classify sample/images
-	cd demo && $(TLTOOLS) bench --rounds 1 --runs 10 --batch-sizes 1,8
+	cd demo && $(TLTOOLS) bench --rounds 1 --iterations 10 --batch-sizes 1,8
 	cd demo && $(TLTOOLS) report --pictures sample/images
 	@echo
 	@echo "Made, in demo/:"

@@ -3,11 +3,9 @@ from dataclasses import replace
 import pytest
 
 from tltools.bench.budget import (
-    BUDGET_S,
     MIN_IMAGE_S,
     ONNX_START_S,
     TORCH_START_S,
-    Effort,
     Limits,
     Work,
     announcement,
@@ -15,11 +13,11 @@ from tltools.bench.budget import (
     duration,
     estimate_s,
     image_seconds,
+    plan_effort,
     quick_flops_per_s,
     share_out,
 )
-
-LIMITS = Limits(size_s=2.0, classify_s=1.0, accuracy_s=5.0)
+from tltools.bench.settings import BUDGET_S, BenchSettings, Effort
 
 
 def test_many_candidates_share_the_time():
@@ -38,11 +36,24 @@ def test_too_many_candidates_still_get_the_least():
     assert found == Limits(size_s=0.5, classify_s=1.0, accuracy_s=5.0)
 
 
-def guess(*works, limits=LIMITS, **changes):
-    effort = Effort(
-        rounds=1, runs=50, warmup=5, batch_sizes=(1, 8, 32), may_leave_out=False, num_images=0
-    )
-    return estimate_s(works, limits, replace(effort, **changes))
+EFFORT = Effort(
+    device="cpu",
+    threads=2,
+    batch_sizes=(1, 8, 32),
+    rounds=1,
+    iterations=50,
+    warmup=5,
+    max_seconds=2.0,
+    classify_seconds=1.0,
+    accuracy_s=5.0,
+    num_pictures=0,
+    budget_s=BUDGET_S,
+    may_leave_out=False,
+)
+
+
+def guess(*works, **changes):
+    return estimate_s(works, replace(EFFORT, **changes))
 
 
 def test_a_fast_model_is_estimated_by_its_runs():
@@ -73,15 +84,15 @@ def test_batches_that_cannot_pay_are_not_in_the_estimate():
 def test_images_that_no_timed_batch_has_classified_take_their_time():
     slow = Work(image_s=0.1, with_classify=False)
     three = guess(slow, may_leave_out=True, rounds=3)
-    assert guess(slow, may_leave_out=True, rounds=3, num_images=144) == pytest.approx(three)
-    assert guess(slow, may_leave_out=True, rounds=3, num_images=153) == pytest.approx(three + 0.9)
+    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=144) == pytest.approx(three)
+    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=153) == pytest.approx(three + 0.9)
     # 856 images are left, and there are 5 s for them.
-    assert guess(slow, may_leave_out=True, rounds=3, num_images=1000) == pytest.approx(three + 5)
+    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=1000) == pytest.approx(three + 5)
 
 
 def test_both_models_with_all_exports_take_less_than_five_minutes():
     """By the times of two cores: VGG16's fp32 kinds 150 ms an image, int8 56 ms, the CNN 0.4 ms."""
-    limits = share_out(BUDGET_S, num_candidates=10, rounds=3, num_sizes=3)
+    effort = plan_effort(BenchSettings(device="cpu"), num_candidates=10, num_images=153)
     images = {"cnn": (4e-4,) * 5, "vgg16": (0.16, 0.16, 0.147, 0.147, 0.056)}
     works = [
         Work(image_s=image_s, with_classify=kind > 0, start_s=start_s)
@@ -90,10 +101,10 @@ def test_both_models_with_all_exports_take_less_than_five_minutes():
             zip(times, (TORCH_START_S,) * 2 + (ONNX_START_S,) * 3, strict=True)
         )
     ]
-    before = guess(*works, limits=limits, rounds=3, num_images=153)
-    after = guess(*works, limits=limits, rounds=3, num_images=153, may_leave_out=True)
-    assert after < 300 < before
-    assert guess(*works, limits=limits, rounds=3, num_images=5000, may_leave_out=True) < 310
+    assert effort.may_leave_out
+    assert estimate_s(works, effort) < 300
+    assert estimate_s(works, replace(effort, may_leave_out=False)) > 300
+    assert estimate_s(works, replace(effort, num_pictures=5000)) < 310
 
 
 @pytest.mark.parametrize(

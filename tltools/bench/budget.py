@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from tltools.bench.gpu import uses_gpu
+from tltools.bench.inputs import Candidate
+from tltools.bench.rows import EAGER
+from tltools.bench.settings import CPU_BATCH_SIZES, GPU_BATCH_SIZES, BenchSettings, Effort
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_WARMUP
+from tltools.parallel import num_cores
+from tltools.runtime.formats import format_named
 
-BUDGET_S = 240.0
-"""For a whole bench, so that both models with all their exports end within five minutes on two
-cores. A target: slow models take longer, since each measurement has its fewest runs."""
-CPU_BATCH_SIZES = (1, 8, 32)
-GPU_BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 START_S = 2.0
 """What a new process takes to import its runtime and open the model, over all formats."""
 TORCH_START_S, ONNX_START_S = 3.5, 1.0
@@ -51,6 +52,34 @@ class Limits:
     """The whole of `classify`."""
     accuracy_s: float
     """Accuracy, once for each candidate."""
+
+
+def plan_effort(settings: BenchSettings, *, num_candidates: int, num_images: int) -> Effort:
+    """Decide what is done with each candidate, by what was asked for and how many there are."""
+    sizes = settings.batch_sizes
+    if sizes is None:
+        sizes = GPU_BATCH_SIZES if uses_gpu(settings.device) else CPU_BATCH_SIZES
+    sizes = tuple(sorted({1, *sizes}))
+    limits = share_out(
+        settings.budget_s,
+        num_candidates=max(1, num_candidates),
+        rounds=max(1, settings.rounds),
+        num_sizes=len(sizes),
+    )
+    return Effort(
+        device=settings.device,
+        threads=settings.threads or num_cores(),
+        batch_sizes=sizes,
+        rounds=settings.rounds,
+        iterations=settings.iterations,
+        warmup=settings.warmup,
+        max_seconds=settings.max_seconds or limits.size_s,
+        classify_seconds=settings.classify_seconds or limits.classify_s,
+        accuracy_s=limits.accuracy_s,
+        num_pictures=num_images,
+        budget_s=settings.budget_s,
+        may_leave_out=settings.batch_sizes is None,
+    )
 
 
 def share_out(budget_s: float, *, num_candidates: int, rounds: int, num_sizes: int) -> Limits:
@@ -110,48 +139,54 @@ class Work:
     """To import the runtime and open the model."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """What is done with each candidate."""
+def works(candidates: Sequence[Candidate], *, on_gpu: bool, with_classify: bool) -> list[Work]:
+    """Guess how fast each candidate is, by its arithmetic and that of the machine."""
+    flops_per_s = GPU_FLOPS_PER_S if on_gpu else quick_flops_per_s()
+    flops = {one.run: one.flops_per_image for one in candidates if one.flops_per_image}
+    return [
+        Work(
+            image_s=image_seconds(
+                flops.get(one.run),
+                flops_per_s=flops_per_s,
+                int8=one.precision == "int8" and not on_gpu,
+            ),
+            with_classify=with_classify and one.format != EAGER,
+            start_s=(TORCH_START_S if _needs_torch(one.format) else ONNX_START_S)
+            + (GPU_START_S if on_gpu else 0.0),
+        )
+        for one in candidates
+    ]
 
-    rounds: int
-    runs: int
-    """Timed runs per batch size at most."""
-    warmup: int
-    """Untimed runs at most."""
-    batch_sizes: tuple[int, ...]
-    """Ascending, 1 included."""
-    may_leave_out: bool
-    """Whether those are left out that cannot pay."""
-    num_images: int
-    """For the accuracy."""
+
+def _needs_torch(name: str) -> bool:
+    return name == EAGER or format_named(name).needs_torch
 
 
-def estimate_s(works: Sequence[Work], limits: Limits, effort: Effort) -> float:
+def estimate_s(works: Sequence[Work], effort: Effort) -> float:
     """Guess how many seconds a bench will take."""
-    return sum(_candidate_s(work, limits, effort) for work in works)
+    return sum(_candidate_s(work, effort) for work in works)
 
 
-def _candidate_s(work: Work, limits: Limits, effort: Effort) -> float:
+def _candidate_s(work: Work, effort: Effort) -> float:
     """Guess how many seconds all rounds of one candidate will take."""
     round_s = work.start_s
     judged = 0  # by the timed batches of a round
-    sizes = _likely_sizes(work.image_s, limits, effort)
+    sizes = _likely_sizes(work.image_s, effort)
     for size in sizes:
-        runs = _num_runs(size, work.image_s, limits, effort)
+        runs = _num_iterations(size, work.image_s, effort)
         judged = 0 if size == 1 else runs * size
         round_s += runs * size * work.image_s
-    left = max(0, effort.num_images - effort.rounds * judged)
-    total = effort.rounds * round_s + min(limits.accuracy_s, left * work.image_s)
+    left = max(0, effort.num_pictures - effort.rounds * judged)
+    total = effort.rounds * round_s + min(effort.accuracy_s, left * work.image_s)
     if not work.with_classify:
         return total
     batches_s = CLASSIFY_BATCHES * CLASSIFY_BATCH * work.image_s
-    if batches_s > limits.classify_s:  # the first round alone
-        return total + CLASSIFY_START_S + 0.5 * limits.classify_s + batches_s
-    return total + effort.rounds * (CLASSIFY_START_S + CLASSIFY_SHARES * limits.classify_s)
+    if batches_s > effort.classify_seconds:  # the first round alone
+        return total + CLASSIFY_START_S + 0.5 * effort.classify_seconds + batches_s
+    return total + effort.rounds * (CLASSIFY_START_S + CLASSIFY_SHARES * effort.classify_seconds)
 
 
-def _likely_sizes(image_s: float, limits: Limits, effort: Effort) -> list[int]:
+def _likely_sizes(image_s: float, effort: Effort) -> list[int]:
     """Return the batch sizes that will be timed if batches of a slow model gain nothing."""
     if not effort.may_leave_out or not image_s:
         return list(effort.batch_sizes)
@@ -161,20 +196,20 @@ def _likely_sizes(image_s: float, limits: Limits, effort: Effort) -> list[int]:
         *(
             size
             for size in effort.batch_sizes[2:]
-            if not cannot_pay(size, known_s, size_s=limits.size_s)
+            if not cannot_pay(size, known_s, size_s=effort.max_seconds)
         ),
     ]
 
 
-def _num_runs(size: int, image_s: float, limits: Limits, effort: Effort) -> int:
+def _num_iterations(size: int, image_s: float, effort: Effort) -> int:
     """Return how often a batch will be run, the untimed runs included."""
     run_s = size * image_s
     least = MIN_LATENCY_RUNS if size == 1 else max(1, ceil(ROUND_IMAGES / size) - 1)
     if not run_s:
         return 0
-    warmup = max(MIN_WARMUP if size == 1 else 1, ceil(limits.size_s / 4 / run_s))
-    timed = max(least, ceil(limits.size_s / run_s))
-    return min(effort.warmup, warmup) + min(effort.runs, timed)
+    warmup = max(MIN_WARMUP if size == 1 else 1, ceil(effort.max_seconds / 4 / run_s))
+    timed = max(least, ceil(effort.max_seconds / run_s))
+    return min(effort.warmup, warmup) + min(effort.iterations, timed)
 
 
 def image_seconds(flops_per_image: int | None, *, flops_per_s: float, int8: bool = False) -> float:

@@ -12,6 +12,7 @@ from tltools.atomic import write_text
 from tltools.bench.budget import NOISE, ROUND_IMAGES
 from tltools.bench.machine import Machine
 from tltools.bench.rows import BenchRow, Recommendation
+from tltools.bench.settings import Effort
 from tltools.bench.stages import MAX_PICTURES, MIN_BATCHES
 from tltools.bench.text import digits, milliseconds, percent_down
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
@@ -33,25 +34,6 @@ MAX_SIZES_BESIDE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What was asked for."""
-
-    device: str
-    threads: int
-    batch_sizes: tuple[int, ...]
-    rounds: int
-    runs: int
-    warmup: int
-    max_seconds: float
-    classify_seconds: float
-    num_pictures: int
-    budget_s: float | None = None
-    """Target for the whole; None in reports of earlier versions, which had none."""
-    may_leave_out: bool = False
-    """Whether the larger batch sizes of slow models were left out where they could not pay."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table for people."""
 
@@ -61,7 +43,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchReport:
+class BenchResult:
     """All rows, and what is needed to judge and repeat them."""
 
     version: int = 1
@@ -69,9 +51,9 @@ class BenchReport:
     """UTC, ISO 8601."""
     command: str
     complete: bool
-    """False in the reports written while the bench goes on."""
+    """False in the results written while the bench goes on."""
     scope: str = SCOPE
-    settings: Settings
+    settings: Effort
     machine: Machine
     peak_flops_per_s: dict[str, float] = field(default_factory=dict)
     """Of the GPU in a large matrix product, by precision; empty without a GPU."""
@@ -214,7 +196,7 @@ class BenchReport:
             + "; ".join(sorted({_placement(row) for row in self.rows if row.provider}) or ["none"])
             + ".",
             f"{settings.rounds} rounds in rotation, each measurement in a new process: "
-            f"{settings.warmup} runs of warm-up, then {settings.runs} timed runs, fewer where "
+            f"{settings.warmup} runs of warm-up, then {settings.iterations} timed, fewer where "
             f"they take more than {settings.max_seconds:.3g} s, but at least {MIN_LATENCY_RUNS} of "
             f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch, and as many of the "
             f"largest as {ROUND_IMAGES} images take.",
@@ -255,8 +237,6 @@ class BenchReport:
         ]
 
     def _budget_method(self) -> list[str]:
-        if self.settings.budget_s is None:
-            return []
         return [
             f"--budget {self.settings.budget_s:g} (seconds) is shared out among the candidates, so "
             "that each step takes less time where there are many of them."
@@ -335,19 +315,19 @@ class BenchReport:
         return tuple(lines)
 
 
-def write_report(report: BenchReport, folder: Path) -> tuple[Path, Path]:
-    """Write the report as JSON and as Markdown, each completely or not at all.
+def write_result(result: BenchResult, folder: Path) -> tuple[Path, Path]:
+    """Write a result as JSON and as Markdown, each completely or not at all.
 
     The names carry the moment the bench began, so that a later bench never replaces them and the
-    reports of one bench, complete or not, replace each other.
+    results of one bench, complete or not, replace each other.
 
     Returns:
         The paths of the JSON file and of the Markdown file.
     """
-    stem = "bench-" + "".join(char for char in report.created[:19] if char.isalnum())
+    stem = "bench-" + "".join(char for char in result.created[:19] if char.isalnum())
     json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
-    write_text(json_path, report.to_json())
-    write_text(markdown_path, report.to_markdown())
+    write_text(json_path, result.to_json())
+    write_text(markdown_path, result.to_markdown())
     return json_path, markdown_path
 
 

@@ -62,7 +62,7 @@ class Task:
     """Ascending, 1 included."""
     may_leave_out: bool
     """Leave out the larger batch sizes of a slow model where they cannot pay."""
-    runs: int
+    iterations: int
     warmup: int
     max_seconds: float
     pictures: tuple[Path, ...]
@@ -334,7 +334,7 @@ def _time_batches(
     return measure(
         step,
         warmup=task.warmup,
-        runs=task.runs,
+        runs=task.iterations,
         max_seconds=task.max_seconds,
         min_runs=min_runs,
         min_warmup=MIN_WARMUP if single else 1,
