@@ -36,7 +36,7 @@ demo: $(VENV)/.installed
 	  || echo "VGG16 is left out and the demo continues (make demo WEIGHTS=FILE adds it)"
 	cd demo && $(TLTOOLS) export --format all --precision all
 	cd demo && $(TLTOOLS) classify sample/images
-	cd demo && $(TLTOOLS) bench --rounds 1 --runs 10 --batch-sizes 1,8
+	cd demo && $(TLTOOLS) bench --rounds 1 --iterations 10 --batch-sizes 1,8
 	cd demo && $(TLTOOLS) report --pictures sample/images
 	@echo
 	@echo "Results in demo/:"

@@ -3,9 +3,12 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hypothesis
@@ -13,8 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltools.card import CARD_KEY, Card, DataFacts, ExportFacts, Parity, Preprocessing, Weights
-from tltools.progress import Silent
+from tltools.card import (
+    CARD_KEY,
+    Card,
+    DataFacts,
+    ExportFacts,
+    Parity,
+    Preprocessing,
+    Score,
+    Weights,
+)
+from tltools.progress import SILENT, Progress, Silent
 
 if TYPE_CHECKING:
     from tltools.data.dataset import Dataset
@@ -237,12 +249,69 @@ def cnn_run(drawn_dataset: "Dataset", tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def cnn_exports(cnn_run: Path) -> "dict[str, ExportResult]":
     """Both exports of `cnn_run`, by format, in `exports/` beside its `runs/`."""
-    from tltools.export import export_run
-
     formats = ("torchscript", "onnx")
-    output = cnn_run.parents[1] / "exports"
-    results = export_run(cnn_run, formats, output, device="cpu")
+    results = make_exports(cnn_run, formats, cnn_run.parents[1] / "exports", device="cpu")
     return dict(zip(formats, results, strict=True))
+
+
+def make_exports(
+    run: Path, formats: Sequence[str], output: Path, *, progress: Progress = SILENT, **changes: Any
+) -> "list[ExportResult]":
+    """Export a run; `changes` are fields of the settings."""
+    from tltools.export import ExportSettings, export_run
+
+    settings = ExportSettings(formats=tuple(formats), output=output, **changes)
+    return list(export_run(run, settings, progress=progress))
+
+
+def replace_writer(patch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
+    """Have the files of a format written by other functions: `write`, `seal` or both."""
+    from tltools.runtime.formats import FORMATS
+
+    writer = FORMATS[name].load_writer()
+    changed = SimpleNamespace(**({"write": writer.write, "seal": writer.seal} | functions))
+    patch.setitem(FORMATS, name, replace(FORMATS[name], load_writer=lambda: changed))
+
+
+def set_card(path: Path, card: Card) -> None:
+    """Replace the card of an export in place."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        model = onnx.load(path)
+        kept = {item.key: item.value for item in model.metadata_props}
+        onnx.helper.set_model_props(model, kept | {CARD_KEY: card.to_json()})
+        onnx.save(model, path)
+        return
+    import torch
+
+    module = torch.jit.load(path, map_location="cpu")
+    torch.jit.save(module, path, _extra_files={CARD_KEY: card.to_json()})
+
+
+@pytest.fixture
+def make_export(
+    make_onnx: Callable[..., Path], make_card: Callable[..., Card], tmp_path: Path
+) -> Callable[..., Path]:
+    """Write the tiny model as an export of a run, with a validation accuracy, in `exports/`."""
+
+    def make(run: str, *, val: float = 0.5, name: str = "", **changes: Any) -> Path:
+        path = tmp_path / "exports" / run / (name or f"{run}.fp32.onnx")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        score = Score(accuracy=val, low=0, high=1, correct=round(val * 100), total=100)
+        return make_onnx(path, make_card(run=run, metrics={"val": score}, **changes).to_json())
+
+    return make
+
+
+@pytest.fixture
+def workplace(cnn_run: Path, cnn_exports: "dict[str, ExportResult]", tmp_path: Path) -> Path:
+    """A copy of a real run and its two exports, as the commands leave them."""
+    shutil.copytree(cnn_run, tmp_path / "runs" / "cnn")
+    (tmp_path / "exports" / "cnn").mkdir(parents=True)
+    for result in cnn_exports.values():
+        shutil.copy(result.path, tmp_path / "exports" / "cnn")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

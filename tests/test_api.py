@@ -1,4 +1,4 @@
-"""`from tltools import load_predictor`: what a program that embeds tltools relies on."""
+"""`from tltools import load_model`: what a program that embeds tltools relies on."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from conftest import CLASSES, COLOURS, SIZE, colour_logits, save_picture
 from PIL import Image
 
 import tltools
-from tltools import load_predictor
+from tltools import load_model
 from tltools.card import Confidence
 from tltools.errors import ArtifactError, ConfigError, TltoolsError
 from tltools.layouts.wheel import make_wheel
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def predictor(onnx_path):
-    return load_predictor(onnx_path, device="cpu")
+    return load_model(onnx_path, device="cpu")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_it_knows_its_classes_card_and_device(predictor, card):
 
 def test_the_numbers_are_those_of_the_models_definition(make_onnx, make_card, red, tmp_path):
     card = make_card(confidence=Confidence(temperature=2.5, num_pictures=9))
-    predictor = load_predictor(make_onnx(tmp_path / "warm.onnx", card.to_json()), device="cpu")
+    predictor = load_model(make_onnx(tmp_path / "warm.onnx", card.to_json()), device="cpu")
     (prediction,) = predictor.predict([red])
     logits = colour_logits(np.asarray(Image.open(red))[None])[0] / 2.5
     expected = np.exp(logits) / np.exp(logits).sum()
@@ -93,7 +93,7 @@ def test_a_bad_picture_costs_its_own_answer_and_no_other(predictor, red, tmp_pat
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 def test_many_pictures_keep_their_order(onnx_path, pictures, batch_size):
-    predictor = load_predictor(onnx_path, device="cpu", batch_size=batch_size, threads=2)
+    predictor = load_model(onnx_path, device="cpu", batch_size=batch_size, threads=2)
     paths = sorted(pictures.rglob("*.png"))
     mixed = [path if number % 3 else path.read_bytes() for number, path in enumerate(paths)]
     assert [one.label for one in predictor.predict(mixed)] == [path.parent.name for path in paths]
@@ -167,9 +167,9 @@ def test_settings_are_checked(predictor, onnx_path, red, tmp_path):
     with pytest.raises(ConfigError, match=r"min_confidence must be in \[0, 1\], got 7"):
         predictor.predict([red], min_confidence=7)
     with pytest.raises(ConfigError, match="must be at least 1, got 0"):
-        load_predictor(onnx_path, batch_size=0)
+        load_model(onnx_path, batch_size=0)
     with pytest.raises(ArtifactError, match=r"missing\.onnx does not exist"):
-        load_predictor(str(tmp_path / "missing.onnx"))
+        load_model(str(tmp_path / "missing.onnx"))
 
 
 # ------------------------------------------------------------------------------------ the door
@@ -180,8 +180,8 @@ def test_everything_that_is_named_can_be_imported_and_nothing_else():
         assert getattr(tltools, name) is not None
     assert set(tltools._MODULES) == set(tltools.__all__) - {"__version__"}
     assert tltools.TltoolsError is TltoolsError
-    with pytest.raises(AttributeError, match="has no attribute 'load_model'"):
-        tltools.load_model  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'load_everything'"):
+        tltools.load_everything  # noqa: B018
 
 
 def test_importing_tltools_imports_nothing_else():
@@ -201,8 +201,8 @@ def test_it_works_without_torch(onnx_path, red):
     code = (
         "import sys\n"
         "sys.modules['torch'] = None  # so that an import of it fails\n"
-        "from tltools import load_predictor\n"
-        "print(load_predictor(sys.argv[1], device='cpu').predict([sys.argv[2]])[0].label)"
+        "from tltools import load_model\n"
+        "print(load_model(sys.argv[1], device='cpu').predict([sys.argv[2]])[0].label)"
     )
     command = [sys.executable, "-c", code, str(onnx_path), str(red)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -237,9 +237,9 @@ from typing import assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools import PicturePredictor, Prediction, TltoolsError, load_predictor
+from tltools import PicturePredictor, Prediction, TltoolsError, load_model
 
-predictor = load_predictor("model.onnx", device="cpu")
+predictor = load_model("model.onnx", device="cpu")
 assert_type(predictor, PicturePredictor)
 assert_type(predictor.classes, tuple[str, ...])
 predictions = predictor.predict(["a.jpg", b"bytes", np.zeros((8, 8, 3), np.uint8)])
@@ -248,7 +248,7 @@ for one in predictions:
     assert_type(one.label, str | None)
     assert_type(one.probabilities, NDArray[np.float64] | None)
 try:
-    load_predictor("model.onnx", device=0)  # EXPECTED
+    load_model("model.onnx", device=0)  # EXPECTED
 except TltoolsError as error:
     print(error)
 """

@@ -151,7 +151,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tltools.atomic import atomic_path
 from tltools.errors import TltoolsError
-from tltools.export.formats import _save
+from tltools.runtime.formats.torchscript import _save
 
 class card:
     to_json = lambda: "{}"
@@ -167,7 +167,7 @@ writers = {
     "state.pt": lambda path: torch.save({"big": big}, path),
     "checkpoint.safetensors": lambda path: save_file({"big": big}, path),
     "model.onnx": lambda path: onnx.save(onnx.helper.make_model(graph), path),
-    "module.pt": lambda path: _save(module, card, path),
+    "module.pt": lambda path: _save(module, path, card),
     "table.csv": lambda path: pandas.DataFrame({"big": big.numpy()}).to_csv(path),
     "picture.png": lambda path: Image.fromarray(noise).save(path),
     "figure.png": lambda path: figure.savefig(path),
@@ -218,8 +218,8 @@ FULL = {
         "cannot write exports/cnn/cnn.fp32.pt: File too large",
     ),
     "bench": (
-        ("bench", "exports/cnn/cnn.fp32.onnx", "--data", "{drawn}", "--rounds", "1", "--runs", "1",
-         "--batch-sizes", "1", "--device", "cpu"),
+        ("bench", "exports/cnn/cnn.fp32.onnx", "--data", "{drawn}", "--rounds", "1",
+         "--iterations", "1", "--batch-sizes", "1", "--device", "cpu"),
         1_000,
         r"cannot write exports/bench-",
     ),

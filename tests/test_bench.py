@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltools.bench import Candidate, run_bench, write_report
+from tltools.bench import BenchInputs, BenchSettings, Candidate, run_bench, write_result
 from tltools.bench.budget import Limits
 from tltools.bench.machine import cpu_name, describe_machine, memory_bytes, peak_memory_bytes
 from tltools.bench.rows import BatchTiming, BenchRow, ClassifyRound, StageCosts
-from tltools.bench.run import batch_timing, command_line, doubts
+from tltools.bench.run import command_line
 from tltools.bench.stages import Stopwatch, measure_classify, seconds_per_picture
+from tltools.bench.summary import batch_timing, doubts
 from tltools.bench.verdict import (
     choose,
     classify_doubts,
@@ -29,12 +30,12 @@ from tltools.bench.verdict import (
 )
 from tltools.bench.worker import Feed
 from tltools.card import Card, DataFacts, Preprocessing, Score, Weights
-from tltools.classify import Plan, open_model
+from tltools.classify import Plan
 from tltools.console import print_table
 from tltools.errors import ArtifactError, ConfigError, DataError
-from tltools.progress import Silent
+from tltools.progress import SILENT, Silent
 from tltools.report.benches import read_bench
-from tltools.runtime import DeviceChoice, load_predictor
+from tltools.runtime import DeviceChoice
 
 CLASSES = ("dark", "light", "other")
 
@@ -95,6 +96,10 @@ def do(what, images=None):
         print("noise on standard error", file=sys.stderr)
     if what == "look" and len(images) == 8:
         assert images[:, 0, 0, 0].tolist() == [0, 50, 100, 150, 200, 0, 50, 100]
+    if what == "10 ms an image":
+        time.sleep(0.01 * len(images))
+    if what == "80 ms a call":
+        time.sleep(0.08)
     if what == "grow" and images is not None:
         np.ones(len(images) * 10_000_000, dtype=np.uint8).sum()
 
@@ -127,6 +132,11 @@ def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None, t
     predictor = open_fake(path, device, 1)
     predictor.then = "" if facts["at_call"] == "look" else facts["at_call"]
     return predictor, Plan("fused", 2, 1)
+
+
+def open_fake_ahead(path: Path, **options):
+    """Open what `fake` has written as `classify` opens a slow model."""
+    return open_fake_model(path, **options)[0], Plan("ahead", 2, 8)
 
 
 @pytest.fixture
@@ -162,16 +172,26 @@ TARGETS = np.array([0, 0, 1, 1, 1])
 """One of the five, the third, is called light though its mean is 100."""
 
 
-def bench(candidates, pictures, **options):
-    options = {"batch_sizes": (1, 8), "rounds": 1, "runs": 4, "warmup": 1} | options
+def bench(
+    candidates, pictures, *, targets=TARGETS, open_model=None, save=None, progress=SILENT, **changes
+):
+    """Bench candidates with little effort; `changes` are fields of the settings."""
+    few = {"batch_sizes": (1, 8), "rounds": 1, "iterations": 4, "warmup": 1}
+    settings = BenchSettings(**{"device": "cpu", "threads": 1} | few | changes)
+    inputs = BenchInputs(
+        candidates=list(candidates),
+        pictures=list(pictures),
+        targets=targets,
+        name="grey squares",
+        notes=(),
+    )
     return run_bench(
-        candidates,
+        inputs,
+        settings,
         open_predictor=open_fake,
-        pictures=pictures,
-        targets=TARGETS,
-        device="cpu",
-        threads=1,
-        **options,
+        open_model=open_model,
+        save=save,
+        progress=progress,
     )
 
 
@@ -218,7 +238,7 @@ def test_candidates_take_turns_and_each_turn_is_a_new_process(fake, pictures, tm
 
 
 def test_every_sample_of_every_round_is_kept(fake, pictures):
-    (row,) = bench([fake("a")], pictures, rounds=2, runs=4, batch_sizes=(8,)).rows
+    (row,) = bench([fake("a")], pictures, rounds=2, iterations=4, batch_sizes=(8,)).rows
     assert [timing.batch_size for timing in row.batches] == [1, 8]
     for timing in row.batches:
         assert [len(samples) for samples in timing.rounds_s] == [4, 4]
@@ -324,7 +344,7 @@ def test_the_report_is_saved_after_each_measurement(fake, pictures):
 
 def test_the_files_hold_every_row_and_repeat_no_name(fake, pictures, tmp_path):
     report = bench([fake("good", run="r|un"), fake("bad", at_load="raise")], pictures)
-    json_path, markdown_path = write_report(report, tmp_path / "out")
+    json_path, markdown_path = write_result(report, tmp_path / "out")
     assert re.fullmatch(r"bench-\d{8}T\d{6}\.json", json_path.name)
     found = json.loads(json_path.read_text())
     assert [row["name"] for row in found["rows"]] == ["good", "bad"]
@@ -398,7 +418,7 @@ def test_the_command_line_is_what_was_typed():
     [
         ({"batch_sizes": (0, 8)}, "--batch-sizes must be 1 or more, got 0"),
         ({"rounds": 0}, "--rounds must be 1 or more, got 0"),
-        ({"runs": -1}, "--runs must be 1 or more, got -1"),
+        ({"iterations": -1}, "--iterations must be 1 or more, got -1"),
     ],
 )
 def test_numbers_that_measure_nothing_are_refused(fake, pictures, options, message):
@@ -410,7 +430,7 @@ def test_nothing_to_measure_is_refused(fake, pictures):
     with pytest.raises(ConfigError, match="nothing to bench"):
         bench([], pictures)
     with pytest.raises(DataError, match="no pictures to bench with"):
-        run_bench([fake("a")], open_predictor=open_fake, pictures=[], targets=np.zeros(0, np.int64))
+        bench([fake("a")], [], targets=np.zeros(0, np.int64))
     with pytest.raises(ValueError, match=r"targets \(5,\) do not fit 4 pictures"):
         bench([fake("a")], pictures[:4])
     with pytest.raises(ValueError, match="names must differ"):
@@ -458,6 +478,65 @@ def test_timed_batches_begin_where_the_last_round_ended(pictures):
     assert later.batch[:, 0, 0, 0].tolist() == [0, 50]
 
 
+def test_timed_batches_of_another_size_go_on_with_the_pictures(pictures):
+    one = feed(pictures, start=0, size=4)
+    one.advance()
+    one.resize(2)
+    one.advance()
+    assert one.batch[:, 0, 0, 0].tolist() == [0, 50]
+    one.run()
+    assert one.num_left == 3
+    one.resize(4)
+    one.advance()
+    assert one.batch[:, 0, 0, 0].tolist() == [100, 150, 200, 0]
+    one.run()
+    assert lights(one) == [0, 0, 0, 1, 1]
+
+
+def bench_slow(candidates, pictures, **options):
+    """Bench candidates of which an image takes 10 ms, by the usual batch sizes."""
+    slow = {"iterations": 50, "max_seconds": 0.02, "batch_sizes": None} | options
+    return bench(candidates, pictures * 20, targets=np.tile(TARGETS, 20), **slow)
+
+
+def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, pictures):
+    report = bench_slow([fake("slow", at_call="10 ms an image"), fake("fast")], pictures, rounds=2)
+    slow, fast = report.rows
+    assert [one.batch_size for one in slow.batches] == [1, 8]
+    assert [one.batch_size for one in fast.batches] == [1, 8, 32]
+    # 48 images a round, in batches of 8, of which the first warms up.
+    assert [len(samples) for samples in slow.batches[1].rounds_s] == [5, 5]
+    assert slow.score.total == 100  # the last round classifies what is left
+    assert report.tables()[1].rows[1][6] == "-"
+    assert any(line.startswith("A batch size is left out where ") for line in report.method())
+
+
+def test_batches_that_gain_are_timed_however_slow_they_are(fake, pictures):
+    report = bench_slow([fake("slow", at_call="80 ms a call")], pictures, rounds=1)
+    assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
+    assert report.rows[0].score.total == 100
+
+
+def test_batch_sizes_that_are_asked_for_are_timed(fake, pictures):
+    slow = fake("slow", at_call="10 ms an image")
+    report = bench_slow([slow], pictures, rounds=1, batch_sizes=(8, 32))
+    assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
+    assert not any("left out" in line for line in report.method())
+
+
+def test_classify_is_measured_in_one_round_with_a_slow_model(fake, pictures):
+    candidates = [fake("slow", at_call="10 ms an image"), fake("fast")]
+    report = bench_slow(
+        candidates,
+        pictures,
+        rounds=2,
+        batch_sizes=(1,),
+        open_model=open_fake_ahead,
+        classify_seconds=0.1,
+    )
+    assert [len(one.classify.rounds) for one in report.rows] == [1, 2]
+
+
 def test_what_the_clock_has_not_seen_is_classified_for_a_while(pictures):
     one = feed(pictures * 10, start=0, size=2)
     one.advance()
@@ -475,14 +554,13 @@ def test_what_the_clock_has_not_seen_is_classified_for_a_while(pictures):
 
 def test_accuracy_of_a_part_says_of_how_many(fake, pictures, monkeypatch):
     hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
-    monkeypatch.setattr("tltools.bench.run.share_out", lambda *_, **__: hurry)
-    options = {"batch_sizes": (1, 8), "rounds": 2, "runs": 1, "warmup": 1, "device": "cpu"}
-    report = run_bench(
+    monkeypatch.setattr("tltools.bench.budget.share_out", lambda *_, **__: hurry)
+    report = bench(
         [fake("eager", kind="eager"), fake("a", threshold=175)],
-        open_predictor=open_fake,
-        pictures=pictures * 20,
+        pictures * 20,
         targets=np.tile(TARGETS, 20),
-        **options,
+        rounds=2,
+        iterations=1,
     )
     # Each round classifies 8 in the warm-up and 8 in the timed run; the last one 32 more.
     eager, strict = report.rows
@@ -495,17 +573,13 @@ def test_accuracy_of_a_part_says_of_how_many(fake, pictures, monkeypatch):
 @pytest.mark.parametrize("kind", ["onnx", "eager"])
 def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, pictures, monkeypatch, kind):
     hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
-    monkeypatch.setattr("tltools.bench.run.share_out", lambda *_, **__: hurry)
-    report = run_bench(
+    monkeypatch.setattr("tltools.bench.budget.share_out", lambda *_, **__: hurry)
+    report = bench(
         [fake("bad", kind=kind, at_load="raise in round 2"), fake("good")],
-        open_predictor=open_fake,
-        pictures=pictures * 20,
+        pictures * 20,
         targets=np.tile(TARGETS, 20),
-        device="cpu",
-        batch_sizes=(1, 8),
         rounds=2,
-        runs=1,
-        warmup=1,
+        iterations=1,
     )
     rows = {row.name: row for row in report.rows}
     assert rows["bad"].reason == "failed at load: RuntimeError: no such kernel (round 2)"
@@ -552,14 +626,14 @@ def test_operations_per_second_are_those_of_the_best_batch_size(fake, pictures):
     assert row.flops_per_s is None
 
 
-def test_reports_of_earlier_versions_are_read(fake, pictures):
+def test_results_without_a_gpus_figures_are_read(fake, pictures):
     report = bench([fake("a")], pictures)
     found = json.loads(report.to_json())
-    del found["peak_flops_per_s"], found["settings"]["budget_s"]
+    del found["peak_flops_per_s"]
     for name in ("peak_gpu_bytes", "flops_per_image", "flops_per_s", "peak_share"):
         del found["rows"][0][name]
     read = read_bench(json.dumps(found).encode(), where=Path("old.json"))
-    assert read == replace(report, settings=replace(report.settings, budget_s=None))
+    assert read == report
 
 
 def test_single_images_alone_leave_the_accuracy_to_the_end(fake, pictures):
@@ -1222,10 +1296,6 @@ def test_the_tables_fit_a_terminal_of_80_columns(fake, pictures, capsys):
             assert line.split() == " ".join(table.rows[1 + kinds.index(kind)]).split()
 
 
-def open_export(path: Path, device: str, threads: int | None, *, tf32: bool = False):
-    return load_predictor(path, device=device, threads=threads, tf32=tf32)
-
-
 def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp_path):
     paths = []
     for value in (10, 200):
@@ -1243,18 +1313,13 @@ def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp
         )
         for precision in ("int8", "fp32")
     ]
-    report = run_bench(
-        candidates,
-        open_predictor=open_export,
-        open_model=open_model,
-        pictures=paths,
-        targets=np.array([2, 0]),
-        device="cpu",
-        batch_sizes=(1,),
-        rounds=1,
-        runs=3,
-        classify_seconds=0.2,
+    inputs = BenchInputs(
+        candidates=candidates, pictures=paths, targets=np.array([2, 0]), name="two", notes=()
     )
+    settings = BenchSettings(
+        device="cpu", batch_sizes=(1,), rounds=1, iterations=3, classify_seconds=0.2
+    )
+    report = run_bench(inputs, settings)
     assert [(one.name, one.reason) for one in report.rows] == [
         ("tiny onnx fp32", ""),
         ("tiny onnx int8", ""),

@@ -1,18 +1,23 @@
+from dataclasses import replace
+
 import pytest
 
 from tltools.bench.budget import (
-    BUDGET_S,
+    MIN_IMAGE_S,
+    ONNX_START_S,
+    TORCH_START_S,
     Limits,
     Work,
     announcement,
+    cannot_pay,
     duration,
     estimate_s,
     image_seconds,
+    plan_effort,
     quick_flops_per_s,
     share_out,
 )
-
-LIMITS = Limits(size_s=2.0, classify_s=1.0, accuracy_s=5.0)
+from tltools.bench.settings import BUDGET_S, BenchSettings, Effort
 
 
 def test_many_candidates_share_the_time():
@@ -31,23 +36,94 @@ def test_too_many_candidates_still_get_the_least():
     assert found == Limits(size_s=0.5, classify_s=1.0, accuracy_s=5.0)
 
 
-def guess(*works, rounds=1, sizes=(1, 8, 32)):
-    return estimate_s(works, LIMITS, rounds=rounds, runs=50, batch_sizes=sizes)
+EFFORT = Effort(
+    device="cpu",
+    threads=2,
+    batch_sizes=(1, 8, 32),
+    rounds=1,
+    iterations=50,
+    warmup=5,
+    max_seconds=2.0,
+    classify_seconds=1.0,
+    accuracy_s=5.0,
+    num_pictures=0,
+    budget_s=BUDGET_S,
+    may_leave_out=False,
+)
+
+
+def guess(*works, **changes):
+    return estimate_s(works, replace(EFFORT, **changes))
 
 
 def test_a_fast_model_is_estimated_by_its_runs():
-    # 2 s to start; 50 x 1, 50 x 8 and 50 x 32 ms, the last bounded by 2 s: 0.05 + 0.4 + 1.6.
-    assert guess(Work(image_s=0.001, with_classify=False)) == pytest.approx(2 + 2.05)
-    # classify takes one and a half of its second.
-    assert guess(Work(image_s=0.001, with_classify=True)) == pytest.approx(2 + 2.05 + 1.5)
+    # 2 s to start; 55 x 1, 55 x 8 and 55 x 32 ms: 0.055 + 0.44 + 1.76.
+    assert guess(Work(image_s=0.001, with_classify=False)) == pytest.approx(2 + 2.255)
+    # classify takes 1.75 of its second, and 0.6 to start.
+    assert guess(Work(image_s=0.001, with_classify=True)) == pytest.approx(2 + 2.255 + 2.35)
 
 
 def test_a_slow_model_is_estimated_by_its_fewest_runs():
     slow = Work(image_s=0.1, with_classify=True)
-    # Single images 2 s (20 of 0.1 s); batches of 8: 2 s (1.6 for two); of 32: two of 3.2 s;
-    # classify: two batches of 32, 6.4 s.
-    assert guess(slow) == pytest.approx(2 + 2 + 2 + 6.4 + 6.4)
-    assert guess(slow, slow, rounds=3) == pytest.approx(6 * guess(slow))
+    # Single images: 5 and 20 of 0.1 s. Batches of 8: one, and five for the accuracy's 48 images.
+    # Of 32: one, and one. classify: three batches of 8, its start and half of its second.
+    runs = 2 + 2.5 + 6 * 0.8 + 2 * 3.2
+    classify = 3 * 0.8 + 0.6 + 0.5
+    assert guess(slow) == pytest.approx(runs + classify)
+    assert guess(slow, slow, rounds=3) == pytest.approx(2 * (3 * runs + classify))
+
+
+def test_batches_that_cannot_pay_are_not_in_the_estimate():
+    slow = Work(image_s=0.1, with_classify=False)
+    assert guess(slow, may_leave_out=True) == pytest.approx(2 + 2.5 + 6 * 0.8)
+    # At 10 ms two batches of 32 fit into 2 s.
+    fast = Work(image_s=0.01, with_classify=False)
+    assert guess(fast, may_leave_out=True) == guess(fast)
+
+
+def test_images_that_no_timed_batch_has_classified_take_their_time():
+    slow = Work(image_s=0.1, with_classify=False)
+    three = guess(slow, may_leave_out=True, rounds=3)
+    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=144) == pytest.approx(three)
+    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=153) == pytest.approx(three + 0.9)
+    # 856 images are left, and there are 5 s for them.
+    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=1000) == pytest.approx(three + 5)
+
+
+def test_both_models_with_all_exports_take_less_than_five_minutes():
+    """By the times of two cores: VGG16's fp32 kinds 150 ms an image, int8 56 ms, the CNN 0.4 ms."""
+    effort = plan_effort(BenchSettings(device="cpu"), num_candidates=10, num_images=153)
+    images = {"cnn": (4e-4,) * 5, "vgg16": (0.16, 0.16, 0.147, 0.147, 0.056)}
+    works = [
+        Work(image_s=image_s, with_classify=kind > 0, start_s=start_s)
+        for times in images.values()
+        for kind, (image_s, start_s) in enumerate(
+            zip(times, (TORCH_START_S,) * 2 + (ONNX_START_S,) * 3, strict=True)
+        )
+    ]
+    assert effort.may_leave_out
+    assert estimate_s(works, effort) < 300
+    assert estimate_s(works, replace(effort, may_leave_out=False)) > 300
+    assert estimate_s(works, replace(effort, num_pictures=5000)) < 310
+
+
+@pytest.mark.parametrize(
+    ("known_s", "size_s", "expected"),
+    [
+        pytest.param({1: 0.1, 8: 0.8}, 1.0, True, id="64 images of 0.1 s take longer"),
+        pytest.param({1: 0.12, 8: 0.82}, 1.0, True, id="a call of 20 ms: 1.8 % more at 32"),
+        pytest.param({1: 0.17, 8: 0.87}, 1.0, False, id="a call of 70 ms: 6.4 % more at 32"),
+        pytest.param({1: 0.1, 8: 1.2}, 1.0, True, id="a loss is no gain"),
+        pytest.param({1: 0.8, 8: 0.8}, 1.0, False, id="calls that cost the same gain most"),
+        pytest.param({8: 0.8, 32: 3.2}, 1.0, True, id="the two largest decide"),
+        pytest.param({1: 0.1}, 1.0, False, id="one size says nothing"),
+        pytest.param({1: 0.01, 8: 0.08}, 1.0, False, id="64 images of 10 ms have the time"),
+        pytest.param({1: 0.1, 8: 0.8}, 12.8, False, id="a larger budget brings it back"),
+    ],
+)
+def test_a_batch_size_is_left_out_where_it_takes_long_and_gains_nothing(known_s, size_s, expected):
+    size = 64 if 32 in known_s else 32
+    assert cannot_pay(size, known_s, size_s=size_s) is expected
 
 
 def test_of_an_unknown_model_the_start_alone_is_estimated():
@@ -58,6 +134,7 @@ def test_of_an_unknown_model_the_start_alone_is_estimated():
 def test_the_time_for_an_image_follows_from_the_arithmetic():
     assert image_seconds(31_000_000_000, flops_per_s=310e9) == pytest.approx(0.1)
     assert image_seconds(31_000_000_000, flops_per_s=310e9, int8=True) == pytest.approx(0.1 / 3)
+    assert image_seconds(31_000_000, flops_per_s=310e9) == MIN_IMAGE_S
 
 
 def test_the_processor_is_tried_in_a_moment():

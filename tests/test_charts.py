@@ -13,14 +13,14 @@ import pytest
 
 from tltools.bench import (
     BatchTiming,
-    BenchReport,
+    BenchResult,
     BenchRow,
     Latency,
     Machine,
     Recommendation,
 )
-from tltools.bench.records import Settings
 from tltools.bench.rows import Choice
+from tltools.bench.settings import Effort
 from tltools.card import Score
 from tltools.metrics import reliability
 from tltools.plots import _MAX_STRENGTH, num_columns, short_name
@@ -108,7 +108,7 @@ def row(kind="onnx fp32", *, run="cnn", ms=(2.0, 4.0), sizes=(1, 8), status="ok"
     return BenchRow(**(fields | changes))
 
 
-def bench(*rows: BenchRow, best: str = "") -> BenchReport:
+def bench(*rows: BenchRow, best: str = "") -> BenchResult:
     choice = Choice(
         run="cnn",
         name=best,
@@ -119,20 +119,23 @@ def bench(*rows: BenchRow, best: str = "") -> BenchReport:
         passed_over=(),
         doubtful=False,
     )
-    return BenchReport(
+    return BenchResult(
         created="2026-11-25T00:00:00+00:00",
         command="tltools bench",
         complete=True,
-        settings=Settings(
+        settings=Effort(
             device="cpu",
             threads=2,
             batch_sizes=(1, 8),
             rounds=2,
-            runs=21,
+            iterations=21,
             warmup=1,
             max_seconds=1.0,
             classify_seconds=1.0,
+            accuracy_s=5.0,
             num_pictures=100,
+            budget_s=240.0,
+            may_leave_out=False,
         ),
         machine=Machine(cpu="c", cores=2, memory_bytes=None, os="o", gpus=(), versions={}),
         rows=rows,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Ran, run_tltools
+from conftest import Ran, replace_writer, run_tltools
 from typer.main import get_command
 
 from tltools import __version__, cli
@@ -28,9 +28,8 @@ from tltools.cli.docs import CHAPTERS
 from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
-from tltools.export import export as export_module
-from tltools.export.formats import write_torchscript
-from tltools.runtime.predictor import read_card
+from tltools.runtime import read_card
+from tltools.runtime.formats import torchscript
 from tltools.training import TrainConfig, default_config
 from tltools.training.run import load_card
 
@@ -100,7 +99,7 @@ def walk(tmp_path_factory):
         "evaluate export": ("evaluate", model, "sample", *names, "--device", "cpu", "--json"),
         "classify": ("classify", "sample/images", "--device", "cpu"),
         "classify to stdout": ("classify", "sample/images", "--device", "cpu", "-o", "-"),
-        "bench": ("bench", model, "--rounds", 1, "--runs", 1, "--batch-sizes", "2",
+        "bench": ("bench", model, "--rounds", 1, "--iterations", 1, "--batch-sizes", "2",
                   "--device", "cpu", "--output", "report"),
         "inspect run": ("inspect", "runs/cnn"),
         "inspect export": ("inspect", model),
@@ -268,7 +267,7 @@ def quiet_walk(walk, tmp_path_factory):
         "evaluate": ("evaluate", model, "sample", *names, "--device", "cpu"),
         "export": ("export", "runs/cnn"),
         "classify": ("classify", "sample/images", "--device", "cpu"),
-        "bench": ("bench", model, "--rounds", 1, "--runs", 1, "--batch-sizes", "2",
+        "bench": ("bench", model, "--rounds", 1, "--iterations", 1, "--batch-sizes", "2",
                   "--device", "cpu", "--output", "report"),
         "report": ("report", "runs/cnn", "predictions.csv", "--pictures", "sample/images"),
         "inspect": ("inspect", "sample", *names),
@@ -364,16 +363,17 @@ def test_resume_goes_on_with_more_epochs(walk):
 
 
 def test_an_export_that_disagrees_ends_with_code_3(walk, monkeypatch):
-    def write_wrong(model, card, path):
-        model = type(model)(model.backbone, model.head, replace_std(card.preprocessing))
-        write_torchscript(model.eval(), card, path)
+    def write_wrong(trained, precision, path, check):
+        model, rules = trained.model, replace_std(trained.card.preprocessing)
+        trained.model = type(model)(model.backbone, model.head, rules).eval()
+        return torchscript.write(trained, precision, path, check)
 
     def replace_std(preprocessing):
         import msgspec
 
         return msgspec.structs.replace(preprocessing, std=(0.5, 0.5, 0.5))
 
-    monkeypatch.setitem(export_module.WRITERS, "torchscript", write_wrong)
+    replace_writer(monkeypatch, "torchscript", write=write_wrong)
     result = run_tltools("export", "--format", "torchscript", "--output", "wrong", cwd=walk.folder)
     assert (result.code, result.out) == (3, "")
     assert last_line(result.err).startswith(

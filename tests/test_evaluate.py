@@ -9,7 +9,7 @@ from tltools.card import Card, Preprocessing
 from tltools.data.dataset import load_dataset
 from tltools.errors import ArtifactError, DataError
 from tltools.evaluate import evaluate, predict
-from tltools.runtime.predictor import load_predictor
+from tltools.runtime import load_predictor
 
 
 class BrightnessPredictor:

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Recorder, run_tltools
+from conftest import Recorder, make_exports, replace_writer, run_tltools, set_card
 from msgspec.structs import replace
 from safetensors.torch import load_file
 from torch import nn
@@ -23,17 +23,14 @@ from tltools.card import CARD_KEY, Confidence, Preprocessing, card_from_json
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, ParityError
 from tltools.export import export as export_module
-from tltools.export import export_run
-from tltools.export.formats import (
-    add_probabilities,
-    set_card,
-    write_onnx,
-    write_torchscript,
-    write_torchscript_fp16,
-)
+from tltools.export import onnx_writer
+from tltools.export import trained as trained_module
 from tltools.export.parity import BARS, ParityBar, compare
-from tltools.graphs.onnx_file import check_onnx
-from tltools.runtime.predictor import load_predictor, read_card
+from tltools.export.trained import HalfClassifier
+from tltools.graphs.onnx_file import check_onnx, example_images
+from tltools.runtime import load_predictor, read_card
+from tltools.runtime.formats import FORMATS as MODEL_FORMATS
+from tltools.runtime.formats import torchscript
 from tltools.training import load_run, open_run
 from tltools.training.run import load_card, read_split
 
@@ -194,9 +191,9 @@ def test_probabilities_are_calibrated_and_logits_stay(
 ):
     card = replace(load_card(cnn_run), confidence=Confidence(temperature=temperature))
     model, _ = load_run(cnn_run)
-    monkeypatch.setattr(export_module, "load_run", lambda _run: (model, card))
+    monkeypatch.setattr(trained_module, "load_run", lambda _run: (model, card))
     precisions = ("fp32", "fp16", "int8")
-    for result in export_run(cnn_run, FORMATS, tmp_path, precisions=precisions, device="cpu"):
+    for result in make_exports(cnn_run, FORMATS, tmp_path, precisions=precisions, device="cpu"):
         predictor = load_predictor(result.path, device="cpu")
         logits = predictor(images[:5])
         scaled = np.exp(logits / temperature)
@@ -213,23 +210,25 @@ def test_a_run_from_before_calibration_is_calibrated_when_it_is_exported(
 ):
     card = replace(load_card(cnn_run), confidence=None)
     model, _ = load_run(cnn_run)
-    monkeypatch.setattr(export_module, "load_run", lambda _run: (model, card))
-    (result,) = export_run(cnn_run, ["onnx"], tmp_path, device="cpu")
+    monkeypatch.setattr(trained_module, "load_run", lambda _run: (model, card))
+    (result,) = make_exports(cnn_run, ["onnx"], tmp_path, device="cpu")
     assert result.card.confidence is not None
     assert result.card.confidence.num_pictures == NUM_VAL
-
-
-def wrong_temperature(path, temperature):
-    add_probabilities(path, temperature + 1)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_an_export_whose_probabilities_are_wrong_is_not_made(
     cnn_run, monkeypatch, tmp_path, format_
 ):
-    monkeypatch.setattr(export_module, "add_probabilities", wrong_temperature)
+    seal = MODEL_FORMATS[format_].load_writer().seal
+
+    def seal_wrongly(path, card):
+        seal(path, replace(card, confidence=Confidence(temperature=card.temperature + 1)))
+        set_card(path, card)
+
+    replace_writer(monkeypatch, format_, seal=seal_wrongly)
     with pytest.raises(ParityError, match=r"its probabilities differ from softmax\(logits / 1\)"):
-        list(export_run(cnn_run, [format_], tmp_path, device="cpu"))
+        make_exports(cnn_run, [format_], tmp_path, device="cpu")
     assert files_in(tmp_path) == []
 
 
@@ -325,35 +324,46 @@ class DoublePrecision(nn.Module):
         return self.model(images).double()
 
 
-def writer_of(change, write):
-    """A writer that writes another model than it is given."""
+def save(module, card, path):
+    """Save a module as TorchScript with a card, and nothing else."""
+    with torch.inference_mode():
+        traced = torch.jit.trace(module, example_images(224), check_trace=False)
+    torchscript._save(traced, path, card)
 
-    def write_wrong(model, card, path):
-        write(change(copy.deepcopy(model)), card, path)
+
+def writing(change, format_):
+    """What writes another model than it is given."""
+    write = MODEL_FORMATS[format_].load_writer().write
+
+    def write_wrong(trained, precision, path, check):
+        other = copy.copy(trained)
+        other.model = change(copy.deepcopy(trained.model))
+        return write(other, precision, path, check)
 
     return write_wrong
 
 
-def with_frozen_batch(model, card, path):
-    write_onnx(model, card, path)
+def with_frozen_batch(trained, precision, path, check):
+    onnx_writer.write(trained, precision, path, lambda _path: None)
     proto = onnx.load(path)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(proto, path)
+    check(path)
 
 
 @pytest.mark.parametrize(
     ("format_", "writer", "kind", "message"),
     [
-        pytest.param(format_, writer_of(change, write), kind, message, id=f"{format_}-{name}")
-        for format_, write in (("torchscript", write_torchscript), ("onnx", write_onnx))
+        pytest.param(format_, writing(change, format_), kind, message, id=f"{format_}-{name}")
+        for format_ in FORMATS
         for name, change, kind, message in [
             ("bias", other_bias, ParityError, r"logits differ by 1\.\d+e-02, more than 1e-04"),
             ("swap", classes_swapped, ParityError, r"logits differ by .*, at worst on .*\.png"),
         ]
     ]
     + [
-        pytest.param("torchscript", writer_of(change, write_torchscript), kind, message, id=name)
+        pytest.param("torchscript", writing(change, "torchscript"), kind, message, id=name)
         for name, change, kind, message in [
             ("rounded", rounded_weights, ParityError, "logits differ by"),
             ("unscaled", without_scaling, ParityError, "logits differ by"),
@@ -372,9 +382,9 @@ def with_frozen_batch(model, card, path):
 def test_an_export_that_is_wrong_is_not_made(
     cnn_run, monkeypatch, tmp_path, format_, writer, kind, message
 ):
-    monkeypatch.setitem(export_module.WRITERS, format_, writer)
+    replace_writer(monkeypatch, format_, write=writer)
     with pytest.raises(kind, match=message) as caught:
-        list(export_run(cnn_run, [format_], tmp_path, device="cpu"))
+        make_exports(cnn_run, [format_], tmp_path, device="cpu")
     assert "\n" not in str(caught.value)
     suffix = {"onnx": "onnx", "torchscript": "pt"}[format_]
     assert str(caught.value).startswith(f"{tmp_path}/cnn/cnn.fp32.{suffix} is not made: ")
@@ -387,30 +397,28 @@ def test_an_earlier_export_stays_when_the_new_one_is_wrong(
     earlier = tmp_path / "cnn" / "cnn.fp32.pt"
     earlier.parent.mkdir()
     shutil.copy(torchscript_file, earlier)
-    monkeypatch.setitem(
-        export_module.WRITERS, "torchscript", writer_of(other_bias, write_torchscript)
-    )
+    replace_writer(monkeypatch, "torchscript", write=writing(other_bias, "torchscript"))
     with pytest.raises(ParityError, match="logits differ"):
-        list(export_run(cnn_run, ["torchscript"], tmp_path, device="cpu"))
+        make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu")
     assert files_in(tmp_path) == [earlier]
     assert earlier.read_bytes() == torchscript_file.read_bytes()
 
 
 def test_a_good_export_stays_when_the_next_format_is_wrong(cnn_run, monkeypatch, tmp_path):
-    monkeypatch.setitem(export_module.WRITERS, "onnx", writer_of(other_bias, write_torchscript))
+    replace_writer(monkeypatch, "onnx", write=writing(other_bias, "torchscript"))
     with pytest.raises(ArtifactError, match=r"not a|cannot open"):
-        list(export_run(cnn_run, FORMATS, tmp_path, device="cpu"))
+        make_exports(cnn_run, FORMATS, tmp_path, device="cpu")
     assert [path.name for path in files_in(tmp_path)] == ["cnn.fp32.pt"]
 
 
 def test_a_file_that_its_card_changes_is_not_made(cnn_run, monkeypatch, tmp_path):
-    def set_card_and_more(path, card):
+    def seal_another(path, card):
         model, _ = load_run(cnn_run)
-        write_torchscript(other_bias(model), card, path)
+        save(other_bias(model), card, path)
 
-    monkeypatch.setattr(export_module, "set_card", set_card_and_more)
+    replace_writer(monkeypatch, "torchscript", seal=seal_another)
     with pytest.raises(ParityError, match="changed its answers when its card was written"):
-        list(export_run(cnn_run, ["torchscript"], tmp_path, device="cpu"))
+        make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu")
     assert files_in(tmp_path) == []
 
 
@@ -461,18 +469,6 @@ def test_the_check_of_an_onnx_file_sees_a_graph_that_does_not_fit(onnx_file, tmp
         check_onnx(tmp_path / "invalid.onnx")
 
 
-def test_a_card_can_be_replaced_in_both_formats(cnn_exports, make_card, images, tmp_path):
-    for format_, result in cnn_exports.items():
-        path = tmp_path / result.path.name
-        shutil.copy(result.path, path)
-        before = load_predictor(path, device="cpu")(images[:2])
-        card = make_card(classes=result.card.classes, preprocessing=result.card.preprocessing)
-        set_card(path, card)
-        predictor = load_predictor(path, device="cpu")
-        assert predictor.card == card, format_
-        np.testing.assert_array_equal(predictor(images[:2]), before)
-
-
 # --------------------------------------------------------------- pictures, Ctrl-C, replacing
 
 
@@ -486,10 +482,10 @@ def test_without_its_validation_pictures_a_run_is_not_exported(run_copy, tmp_pat
     good = split.read_text()
     split.write_text(good.replace("dark", "gone"))
     with pytest.raises(DataError, match=r"gone/\d+\.png and 2 more have gone.* put them back"):
-        list(export_run(run_copy, ["torchscript"], tmp_path / "exports", device="cpu"))
+        make_exports(run_copy, ["torchscript"], tmp_path / "exports", device="cpu")
     split.write_text(good.replace(",val,", ",train,"))
     with pytest.raises(DataError, match="it has none"):
-        list(export_run(run_copy, ["torchscript"], tmp_path / "exports", device="cpu"))
+        make_exports(run_copy, ["torchscript"], tmp_path / "exports", device="cpu")
     assert files_in(tmp_path / "exports") == []
 
 
@@ -497,7 +493,7 @@ def test_a_damaged_run_is_not_exported(run_copy, tmp_path):
     checkpoint = run_copy / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
     with pytest.raises(ArtifactError, match=r"checkpoint\.safetensors cannot be read"):
-        list(export_run(run_copy, FORMATS, tmp_path / "exports", device="cpu"))
+        make_exports(run_copy, FORMATS, tmp_path / "exports", device="cpu")
     assert files_in(tmp_path / "exports") == []
 
 
@@ -505,7 +501,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def write_half(model, card, path):
+def write_half(trained, precision, path, check):
     path.write_bytes(b"half a file")
     raise KeyboardInterrupt
 
@@ -513,21 +509,22 @@ def write_half(model, card, path):
 @pytest.mark.parametrize("stage", ["writing", "comparing", "sealing"])
 def test_ctrl_c_leaves_nothing(cnn_run, monkeypatch, tmp_path, stage):
     if stage == "writing":
-        monkeypatch.setitem(export_module.WRITERS, "torchscript", write_half)
+        replace_writer(monkeypatch, "torchscript", write=write_half)
+    elif stage == "sealing":
+        replace_writer(monkeypatch, "torchscript", seal=interrupt)
     else:
-        name = {"comparing": "compare", "sealing": "set_card"}[stage]
-        monkeypatch.setattr(export_module, name, interrupt)
+        monkeypatch.setattr(export_module, "compare", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        list(export_run(cnn_run, ["torchscript"], tmp_path, device="cpu"))
+        make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu")
     assert files_in(tmp_path) == []
 
 
 def test_exporting_again_replaces_and_says_so(cnn_run, tmp_path):
     progress = Recorder()
-    (first,) = export_run(cnn_run, ["torchscript"], tmp_path, device="cpu", progress=progress)
+    (first,) = make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu", progress=progress)
     assert progress.said == [f"Exporting cnn to {first.path}"]
     first.path.write_bytes(b"damaged since")
-    (second,) = export_run(
+    (second,) = make_exports(
         cnn_run, ["torchscript"], tmp_path, num_pictures=3, device="cpu", progress=progress
     )
     assert progress.said[1:] == [f"Exporting cnn to {first.path}, replacing it"]
@@ -564,11 +561,11 @@ def files_in(folder: Path) -> list[Path]:
 def reduced(cnn_run, tmp_path_factory):
     """The CNN's exports in all precisions, by precision, and what was said."""
     progress = Recorder()
-    results = export_run(
+    results = make_exports(
         cnn_run,
         ["onnx"],
         tmp_path_factory.mktemp("reduced"),
-        precisions=["fp32", "fp16", "int8"],
+        precisions=("fp32", "fp16", "int8"),
         calibration_images=7,
         device="cpu",
         progress=progress,
@@ -641,16 +638,16 @@ def test_calibration_takes_training_pictures_from_all_classes_alike(cnn_run, tmp
         taken.extend(calibration)
         raise ParityError("seen enough")
 
-    monkeypatch.setattr(export_module, "quantize_until", record)
+    monkeypatch.setattr(onnx_writer, "quantize_until", record)
     seen = []
-    decode_batches = export_module.decode_batches
+    decode_batches = trained_module.decode_batches
     monkeypatch.setattr(
-        export_module,
+        trained_module,
         "decode_batches",
         lambda paths, **rest: seen.extend(paths) or decode_batches(paths, **rest),
     )
     with pytest.raises(ParityError, match="seen enough"):
-        list(export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"], calibration_images=6))
+        make_exports(cnn_run, ["onnx"], tmp_path, precisions=("int8",), calibration_images=6)
     assert sum(map(len, taken)) == len(set(seen)) == 6
     assert sorted(train.loc[[str(path) for path in seen], "class"].value_counts()) == [3, 3]
 
@@ -658,12 +655,12 @@ def test_calibration_takes_training_pictures_from_all_classes_alike(cnn_run, tmp
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_reduced_export_below_its_bar_is_not_made(cnn_run, tmp_path, monkeypatch, precision):
     """The source is broken, so no choice of layers can help."""
-    monkeypatch.setitem(export_module.WRITERS, "onnx", writer_of(classes_swapped, write_onnx))
+    replace_writer(monkeypatch, "onnx", write=writing(classes_swapped, "onnx"))
     earlier = tmp_path / "cnn" / f"cnn.{precision}.onnx"
     earlier.parent.mkdir()
     earlier.write_bytes(b"earlier")
     with pytest.raises(ParityError, match=r"is not made: .* of 6 pictures get the same label"):
-        list(export_run(cnn_run, ["onnx"], tmp_path, precisions=[precision]))
+        make_exports(cnn_run, ["onnx"], tmp_path, precisions=(precision,))
     assert files_in(tmp_path) == [earlier]
     assert earlier.read_bytes() == b"earlier"
 
@@ -682,7 +679,7 @@ def test_layers_stay_float_until_the_bar_holds_and_the_card_names_them(
 
     monkeypatch.setattr(export_module, "compare", compare_strictly)
     progress = Recorder()
-    (result,) = export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"], progress=progress)
+    (result,) = make_exports(cnn_run, ["onnx"], tmp_path, precisions=("int8",), progress=progress)
     assert len(result.facts.float_layers) == 2
     kept = {node.name for node in onnx.load(result.path).graph.node}
     assert kept.issuperset(result.facts.float_layers)
@@ -691,20 +688,18 @@ def test_layers_stay_float_until_the_bar_holds_and_the_card_names_them(
 
 def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
     with pytest.raises(ConfigError, match=r"fp32 or fp16; --precision int8 needs --format onnx"):
-        list(export_run(cnn_run, ["torchscript"], tmp_path, precisions=["int8"]))
+        make_exports(cnn_run, ["torchscript"], tmp_path, precisions=("int8",))
     with pytest.raises(DeviceError, match=r"TorchScript in fp16 is for GPUs .* \(as asked\); exp"):
-        list(export_run(cnn_run, ["torchscript"], tmp_path, precisions=["fp16"], device="cpu"))
+        make_exports(cnn_run, ["torchscript"], tmp_path, precisions=("fp16",), device="cpu")
     progress = Recorder()
-    results = list(
-        export_run(
-            cnn_run,
-            FORMATS,
-            tmp_path,
-            precisions=["fp32", "fp16"],
-            num_pictures=2,
-            device="cpu",
-            progress=progress,
-        )
+    results = make_exports(
+        cnn_run,
+        FORMATS,
+        tmp_path,
+        precisions=("fp32", "fp16"),
+        num_pictures=2,
+        device="cpu",
+        progress=progress,
     )
     assert [result.path.name for result in results] == [
         "cnn.fp32.pt",
@@ -720,7 +715,7 @@ def test_torchscript_in_fp16_takes_the_same_pictures_and_gives_float32(
     """On the CPU, which is quick enough for the small network."""
     model, _ = load_run(cnn_run)
     path = tmp_path / "cnn.fp16.pt"
-    write_torchscript_fp16(model, cnn_exports["torchscript"].card, path, device=torch.device("cpu"))
+    save(HalfClassifier(model).eval(), cnn_exports["torchscript"].card, path)
     halves = [one.dtype for one in torch.jit.load(path).parameters()]
     assert set(halves) == {torch.float16}
     assert next(model.parameters()).dtype == torch.float32
@@ -733,7 +728,7 @@ def test_torchscript_in_fp16_takes_the_same_pictures_and_gives_float32(
 def test_the_training_pictures_must_be_there_for_int8(cnn_run, tmp_path, monkeypatch):
     frame = read_split(cnn_run)
     frame.loc[frame["split"] == "train", "path"] = str(tmp_path / "gone.png")
-    monkeypatch.setattr(export_module, "read_split", lambda run: frame)
+    monkeypatch.setattr(trained_module, "read_split", lambda run: frame)
     with pytest.raises(DataError, match=r"cannot be calibrated on its training pictures: .*gone"):
-        list(export_run(cnn_run, ["onnx"], tmp_path, precisions=["int8"]))
+        make_exports(cnn_run, ["onnx"], tmp_path, precisions=("int8",))
     assert files_in(tmp_path) == []

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_exports
 from PIL import Image
 
 from tltools.errors import DeviceError, ParityError
@@ -81,9 +82,8 @@ def test_the_gpu_and_the_cpu_give_the_same_labels(run, dataset):
 
 def test_exports_are_verified_and_classify_on_the_gpu(run, dataset, tmp_path):
     from tltools.classify import Job, run_job
-    from tltools.export import export_run
 
-    for result in export_run(
+    for result in make_exports(
         run.folder, ("torchscript", "onnx"), tmp_path / "exports", device="cuda"
     ):
         assert result.parity.top1_agreement == 1.0
@@ -188,10 +188,11 @@ def test_a_lock_outlives_the_session_that_it_was_made_for(onnx_path, shared_memo
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def exported(request, run, tmp_path_factory):
     """An export that was verified on the CPU alone, as on a machine without a GPU."""
-    from tltools.export import export_run
 
     folder = tmp_path_factory.mktemp("exported")
-    (result,) = export_run(run.folder, ["onnx"], folder, precisions=[request.param], device="cpu")
+    (result,) = make_exports(
+        run.folder, ["onnx"], folder, precisions=(request.param,), device="cpu"
+    )
     return result
 
 
@@ -287,12 +288,11 @@ def test_a_gpu_is_chosen_by_its_index(exported, shared_memory):
 
 
 def test_exports_are_verified_on_both_devices_and_the_card_says_so(run, tmp_path):
-    from tltools.export import export_run
 
     found = {
         result.facts.precision: result.facts
-        for result in export_run(
-            run.folder, ["onnx"], tmp_path, precisions=["fp32", "fp16", "int8"]
+        for result in make_exports(
+            run.folder, ["onnx"], tmp_path, precisions=("fp32", "fp16", "int8")
         )
     }
     for precision, providers in (
@@ -308,9 +308,8 @@ def test_exports_are_verified_on_both_devices_and_the_card_says_so(run, tmp_path
 
 
 def test_torchscript_in_fp16_is_verified_on_the_gpu_alone(run, tmp_path):
-    from tltools.export import export_run
 
-    (result,) = export_run(run.folder, ["torchscript"], tmp_path, precisions=["fp16"])
+    (result,) = make_exports(run.folder, ["torchscript"], tmp_path, precisions=("fp16",))
     assert result.path.name.endswith(".fp16.pt")
     (verified,) = result.facts.verified
     assert (verified.device, verified.provider) == ("cuda", "torch")
@@ -323,12 +322,19 @@ def test_torchscript_in_fp16_is_verified_on_the_gpu_alone(run, tmp_path):
 def test_ranges_are_the_same_on_the_gpu_and_are_found_there(run, tmp_path, monkeypatch):
     import onnx
 
-    from tltools.export.formats import write_onnx
+    from tltools.export.folding import fold
     from tltools.graphs import precision
+    from tltools.graphs.onnx_file import write_module
     from tltools.training import load_run
 
     model, card = load_run(run.folder)
-    write_onnx(model, card, tmp_path / "source.onnx")
+    write_module(
+        fold(model),
+        tmp_path / "source.onnx",
+        size=card.preprocessing.size,
+        output="logits",
+        metadata={},
+    )
     source = precision._load(tmp_path / "source.onnx")
     assert isinstance(source, onnx.ModelProto)
     images = np.random.default_rng(0).integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
@@ -510,30 +516,18 @@ def test_memory_that_pytorch_holds_counts_as_free():
 
 
 def test_bench_knows_the_gpus_memory_and_its_peak(run, dataset, tmp_path):
-    from tltools.artifacts import bench_inputs, open_predictor
-    from tltools.bench import run_bench
-    from tltools.classify import open_model
-    from tltools.export import export_run
+    from tltools.bench import BenchSettings, bench_inputs, run_bench
 
     exports = [
         result.path
         for precision in ("fp32", "fp16")
-        for result in export_run(
+        for result in make_exports(
             run.folder, ("onnx",), tmp_path / "exports", precisions=(precision,), device="cuda"
         )
     ]
     inputs = bench_inputs([run.folder, *exports], dataset, tf32=True)
-    report = run_bench(
-        inputs.candidates,
-        open_predictor=open_predictor,
-        open_model=open_model,
-        pictures=inputs.pictures,
-        targets=inputs.targets,
-        device="cuda",
-        batch_sizes=(1, 64),
-        rounds=1,
-        runs=5,
-    )
+    settings = BenchSettings(device="cuda", batch_sizes=(1, 64), rounds=1, iterations=5)
+    report = run_bench(inputs, settings)
     assert [row.reason for row in report.rows] == [""] * 4
     rows = {f"{row.format} {row.precision}": row for row in report.rows}
     assert set(rows) == {"eager fp32", "onnx fp32", "onnx tf32", "onnx fp16"}

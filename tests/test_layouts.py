@@ -308,7 +308,7 @@ for output in ("a.csv", "a.jsonl"):
 from tltools.console import print_table
 print_table("what a terminal shows", ("a",), [("b",)])
 import tltools
-tltools.load_predictor("model.onnx").predict(["pictures/a.png"])
+tltools.load_model("model.onnx").predict(["pictures/a.png"])
 print("LOADED", *sys.modules)
 """
 

@@ -9,8 +9,9 @@ from conftest import CLASSES, SIZE, colour_logits
 
 from tltools.card import Preprocessing
 from tltools.errors import ArtifactError, DeviceError
-from tltools.runtime import OnnxPredictor, load_predictor, read_card
+from tltools.runtime import load_predictor, read_card
 from tltools.runtime.device import CPU_PROVIDER
+from tltools.runtime.formats.onnx import OnnxPredictor
 
 
 @pytest.fixture(params=["onnx", "torchscript"])

@@ -6,13 +6,12 @@ import math
 import onnx
 import pytest
 import torch
-from conftest import NUM_DRAWN, Recorder
+from conftest import NUM_DRAWN, Recorder, make_exports
 
 from tltools.artifacts import open_predictor
 from tltools.classify import Job, run_job
 from tltools.data.dataset import Dataset, load_dataset
 from tltools.evaluate import evaluate, predict
-from tltools.export import export_run
 from tltools.training import TrainSetup, default_config, train_model
 
 pytestmark = pytest.mark.slow
@@ -84,12 +83,12 @@ def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, c
     assert "Extracting features" not in progress.bars  # all from the cache
     assert again.card.metrics == run.card.metrics
 
-    for result in export_run(run.folder, FORMATS, tmp_path / "exports"):
+    for result in make_exports(run.folder, FORMATS, tmp_path / "exports"):
         assert result.parity.num_pictures == len(dataset.part("val"))
         assert result.parity.top1_agreement == 1.0
         assert result.parity.max_abs_logit_diff < 1e-4
 
-    (int8,) = export_run(run.folder, ["onnx"], tmp_path / "exports", precisions=["int8"])
+    (int8,) = make_exports(run.folder, ["onnx"], tmp_path / "exports", precisions=("int8",))
     predictor = open_predictor(int8.path, device="cpu")
     result = evaluate(predictor, dataset, split="val")
     assert result.score.accuracy >= run.card.metrics["val"].accuracy - 0.005
@@ -109,7 +108,7 @@ def test_vgg16_beats_the_article_on_the_articles_own_terms(emergency, train_vgg1
 def test_classify_gives_one_row_for_each_real_picture_with_evaluates_label(
     shared, emergency, small_cnn, tmp_path
 ):
-    (export,) = export_run(small_cnn.folder, ["onnx"], tmp_path / "exports")
+    (export,) = make_exports(small_cnn.folder, ["onnx"], tmp_path / "exports")
     output = tmp_path / "predictions.csv"
     summary = run_job(Job(export.path, [shared / "data"], output, device="cpu"))
     with output.open(newline="", encoding="utf-8") as file:
@@ -166,7 +165,7 @@ def test_vgg16_in_full_size_trains_exports_to_one_file_and_classifies(
         ),
     )
     assert run.card.head == "last-layer"
-    (export,) = export_run(run.folder, ["onnx"], tmp_path / "exports")
+    (export,) = make_exports(run.folder, ["onnx"], tmp_path / "exports")
     assert list((tmp_path / "exports" / "vgg16").iterdir()) == [export.path]  # no .data beside it
     # As in VGG16, with two classes in place of a thousand.
     parameters = 138_357_544 - 998 * (4096 + 1)

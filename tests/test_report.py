@@ -469,8 +469,8 @@ def place(cnn_exports, tmp_path_factory) -> Path:
         ("classify", "photos", "--device", "cpu", "--report", "job.html"),
         ("evaluate", "exports/cnn/cnn.fp32.onnx", source.parent / "data", "--device", "cpu",
          "--output", "scores", "--report", "evaluation.html"),
-        ("bench", "exports/cnn/cnn.fp32.onnx", "--rounds", 1, "--runs", 2, "--batch-sizes", "1,2",
-         "--device", "cpu", "--report", "bench.html"),
+        ("bench", "exports/cnn/cnn.fp32.onnx", "--rounds", 1, "--iterations", 2,
+         "--batch-sizes", "1,2", "--device", "cpu", "--report", "bench.html"),
         ("train", source.parent / "data", "--model", "cnn", "--epochs", 1, "--val-fraction", 0.34,
          "--device", "cpu", "--run-dir", "other", "--report", "train.html"),
     )  # fmt: skip

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from conftest import run_tltools
+from conftest import make_exports, run_tltools, set_card
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
@@ -16,8 +16,6 @@ from PIL import Image
 from tltools.card import SelfTest
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ParityError
-from tltools.export import export_run
-from tltools.export.formats import set_card
 from tltools.export.selftest import SIDE, draw_pictures, make_self_test
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.selftest import expected_logits, lacks_self_test, replay
@@ -28,7 +26,7 @@ from tltools.training.run import open_run
 def exports(cnn_run, cnn_exports, tmp_path_factory):
     """The CNN's exports by name of the file."""
     folder = tmp_path_factory.mktemp("selftest")
-    made = list(export_run(cnn_run, ["onnx"], folder, precisions=["fp16", "int8"]))
+    made = make_exports(cnn_run, ["onnx"], folder, precisions=("fp16", "int8"))
     return {one.path.name: one.path for one in (*cnn_exports.values(), *made)}
 
 
@@ -236,7 +234,7 @@ def test_bench_reports_a_model_that_fails_its_self_test_and_measures_the_others(
 ):
     good = shutil.copy(exports["cnn.int8.onnx"], bad.parent)
     ran = run_tltools(
-        "bench", bad, good, "--data", drawn, "--rounds", 1, "--runs", 1, "--batch-sizes", 1,
+        "bench", bad, good, "--data", drawn, "--rounds", 1, "--iterations", 1, "--batch-sizes", 1,
         "--device", "cpu", cwd=tmp_path,
     )  # fmt: skip
     assert f"failed at load: {bad} fails its self-test with CPUExecutionProvider" in ran.err
@@ -268,7 +266,7 @@ def test_older_exports_still_open_and_it_is_said_once(exports, drawn, tmp_path):
     for command in (
         ("classify", drawn, "--model", old, "--device", "cpu"),
         ("evaluate", old, drawn, "--device", "cpu"),
-        ("bench", old, "--data", drawn, "--rounds", 1, "--runs", 1, "--batch-sizes", 1,
+        ("bench", old, "--data", drawn, "--rounds", 1, "--iterations", 1, "--batch-sizes", 1,
          "--device", "cpu"),
     ):  # fmt: skip
         ran = run_tltools(*command, cwd=tmp_path)

@@ -1,17 +1,17 @@
 """Train, export, verify, run and measure transfer-learning image classifiers.
 
-For programs that classify pictures: `load_predictor`, whose results are `Prediction`, and whose
+For programs that classify pictures: `load_model`, whose results are `Prediction`, and whose
 errors are `TltoolsError`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltools.api import PicturePredictor, load_predictor
+    from tltools.api import PicturePredictor, load_model
     from tltools.classify import Prediction
     from tltools.errors import TltoolsError
 
-__all__ = ["PicturePredictor", "Prediction", "TltoolsError", "__version__", "load_predictor"]
+__all__ = ["PicturePredictor", "Prediction", "TltoolsError", "__version__", "load_model"]
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,7 @@ _MODULES = {
     "PicturePredictor": "tltools.api",
     "Prediction": "tltools.classify",
     "TltoolsError": "tltools.errors",
-    "load_predictor": "tltools.api",
+    "load_model": "tltools.api",
 }
 
 

@@ -24,7 +24,7 @@ AnyPicture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[n
 class PicturePredictor:
     """An opened export that takes pictures in whatever form a program has them.
 
-    Made by `load_predictor`. What it answers for a file is what `tltools classify` writes for it.
+    Made by `load_model`. What it answers for a file is what `tltools classify` writes for it.
     """
 
     def __init__(self, model: Predictor, plan: Plan) -> None:
@@ -98,17 +98,17 @@ class PicturePredictor:
         return ImageRef(name, Decoded(pixels))
 
 
-def load_predictor(
+def load_model(
     path: str | os.PathLike[str],
     *,
     device: Device = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> PicturePredictor:
-    """Open an export to classify pictures with; PyTorch is imported for TorchScript alone.
+    """Open an export to classify images with; ONNX needs no PyTorch.
 
     Args:
-        path: `.onnx` or `.pt`. An ONNX file is checked before it is opened; TorchScript is code.
+        path: The file. ONNX is checked before it is opened; formats of PyTorch's are code.
         device: `auto` takes CUDA where it works, and the CPU elsewhere; `cpu`; `cuda`, `tensorrt`
             and `openvino` run there or raise DeviceError.
         batch_size: Pictures in one call of the model; None to choose. On a GPU each call has so

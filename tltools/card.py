@@ -30,7 +30,6 @@ MAX_TEST_SIDE = 256
 """Largest height and width of a self-test's picture in pixels."""
 
 Resize = Literal["squash", "crop"]
-Format = Literal["torchscript", "onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -159,10 +158,11 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an export adds to its run's card."""
 
-    format: Format
+    format: str
+    """Name of a `tltools.runtime.formats.ModelFormat`."""
     precision: Precision
     opset: int | None = None
-    """ONNX opset; None for TorchScript."""
+    """ONNX opset; None in other formats."""
     parity: Parity
     """On the device that ran all pictures: the GPU where there was one."""
     verified: tuple[Verified, ...] = ()
@@ -296,6 +296,10 @@ def _problem(card: Card) -> str | None:
             f"a temperature of {card.temperature} is none that tltools fits",
         ),
         (_depth(card.training) <= MAX_DEPTH, "it is nested too deep"),
+        (
+            card.export is None or _is_format_name(card.export.format),
+            "its format is none that tltools writes",
+        ),
     )
     problem = next((message for holds, message in checks if not holds), None)
     if problem or card.export is None or card.export.self_test is None:
@@ -312,6 +316,11 @@ def _is_file_name(name: str) -> bool:
         and FORBIDDEN.isdisjoint(name)
         and name == name.strip()
     )
+
+
+def _is_format_name(name: str) -> bool:
+    """Tell whether a name may be one of a format: this module knows none of them."""
+    return name.isidentifier() and len(name) <= MAX_NAME
 
 
 def _is_score(score: Score) -> bool:

@@ -1,29 +1,32 @@
 """Measure models side by side, and say which to take: accuracy, speed, memory, size, loading."""
 
-from tltools.bench.budget import BUDGET_S
 from tltools.bench.flops import onnx_flops
 from tltools.bench.gpu import uses_gpu
+from tltools.bench.inputs import BenchInputs, Candidate, bench_inputs
 from tltools.bench.machine import Machine, describe_machine
-from tltools.bench.records import BenchReport, Table, write_report
+from tltools.bench.records import BenchResult, Table, write_result
 from tltools.bench.rows import BatchTiming, BenchRow, Recommendation
-from tltools.bench.run import Candidate, run_bench
+from tltools.bench.run import run_bench
+from tltools.bench.settings import BenchSettings
 from tltools.bench.timing import Latency, Timing, measure
 
 __all__ = [
-    "BUDGET_S",
     "BatchTiming",
-    "BenchReport",
+    "BenchInputs",
+    "BenchResult",
     "BenchRow",
+    "BenchSettings",
     "Candidate",
     "Latency",
     "Machine",
     "Recommendation",
     "Table",
     "Timing",
+    "bench_inputs",
     "describe_machine",
     "measure",
     "onnx_flops",
     "run_bench",
     "uses_gpu",
-    "write_report",
+    "write_result",
 ]

@@ -1,12 +1,18 @@
 """Share the bench's time among its measurements, and say beforehand how long it will take."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
-BUDGET_S = 240.0
-"""For a whole bench, so that both models with all their exports end within five minutes on two
-cores. A target: slow models take longer, since each measurement has its fewest runs."""
+from tltools.bench.gpu import uses_gpu
+from tltools.bench.inputs import Candidate
+from tltools.bench.rows import EAGER
+from tltools.bench.settings import CPU_BATCH_SIZES, GPU_BATCH_SIZES, BenchSettings, Effort
+from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_WARMUP
+from tltools.parallel import num_cores
+from tltools.runtime.formats import format_named
+
 START_S = 2.0
 """What a new process takes to import its runtime and open the model, over all formats."""
 TORCH_START_S, ONNX_START_S = 3.5, 1.0
@@ -22,6 +28,18 @@ GPU_FLOPS_PER_S = 20e12
 """A guess, for the estimate alone."""
 INT8_SPEEDUP = 3.0
 """A guess, for the estimate alone."""
+MIN_IMAGE_S = 4e-4
+"""What an image takes of a small model, whose memory and calls cost more than its arithmetic."""
+CLASSIFY_START_S = 0.6
+"""What it takes to start the workers of `classify`."""
+CLASSIFY_SHARES = 1.75
+"""What reading, decoding, inference, the whole and writing take, by what the whole may take."""
+CLASSIFY_BATCH, CLASSIFY_BATCHES = 8, 3
+"""Images in a batch of `classify` with a slow model, and so many batches of them."""
+ROUND_IMAGES = 48
+"""That a round classifies at least for the accuracy, in timed batches; 144 in three rounds."""
+NOISE = 0.05
+"""A rate that is higher by a smaller share is no reason to choose, nor to try a larger batch."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,34 @@ class Limits:
     """The whole of `classify`."""
     accuracy_s: float
     """Accuracy, once for each candidate."""
+
+
+def plan_effort(settings: BenchSettings, *, num_candidates: int, num_images: int) -> Effort:
+    """Decide what is done with each candidate, by what was asked for and how many there are."""
+    sizes = settings.batch_sizes
+    if sizes is None:
+        sizes = GPU_BATCH_SIZES if uses_gpu(settings.device) else CPU_BATCH_SIZES
+    sizes = tuple(sorted({1, *sizes}))
+    limits = share_out(
+        settings.budget_s,
+        num_candidates=max(1, num_candidates),
+        rounds=max(1, settings.rounds),
+        num_sizes=len(sizes),
+    )
+    return Effort(
+        device=settings.device,
+        threads=settings.threads or num_cores(),
+        batch_sizes=sizes,
+        rounds=settings.rounds,
+        iterations=settings.iterations,
+        warmup=settings.warmup,
+        max_seconds=settings.max_seconds or limits.size_s,
+        classify_seconds=settings.classify_seconds or limits.classify_s,
+        accuracy_s=limits.accuracy_s,
+        num_pictures=num_images,
+        budget_s=settings.budget_s,
+        may_leave_out=settings.batch_sizes is None,
+    )
 
 
 def share_out(budget_s: float, *, num_candidates: int, rounds: int, num_sizes: int) -> Limits:
@@ -57,6 +103,31 @@ def _within(value: float, limits: tuple[float, float]) -> float:
     return min(max(value, low), high)
 
 
+def outlasts(batch_size: int, image_s: float, *, size_s: float) -> bool:
+    """Tell whether the fewest batches of a size, one to warm up and one timed, outlast its time."""
+    return 2 * batch_size * image_s > size_s
+
+
+def cannot_pay(batch_size: int, known_s: Mapping[int, float], *, size_s: float) -> bool:
+    """Tell whether a batch size may be left out: a slow model's, which would gain nothing by it.
+
+    A call costs something, whatever the batch, and each image as much again. The two largest sizes
+    that are known tell both, and so what a larger batch would gain.
+
+    Args:
+        batch_size: Larger than those that are known.
+        known_s: Seconds for one batch by its size, ascending; two or more decide.
+        size_s: Seconds for the timed runs of one batch size.
+    """
+    if len(known_s) < 2:
+        return False
+    (small, small_s), (large, large_s) = list(known_s.items())[-2:]
+    image_s = max(0.0, (large_s - small_s) / (large - small))
+    expected_s = large_s + (batch_size - large) * image_s
+    gain = large_s / large * batch_size / expected_s - 1
+    return outlasts(batch_size, large_s / large, size_s=size_s) and gain < NOISE
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What is known of a candidate before it is measured."""
@@ -68,44 +139,85 @@ class Work:
     """To import the runtime and open the model."""
 
 
-def estimate_s(
-    works: Sequence[Work],
-    limits: Limits,
-    *,
-    rounds: int,
-    runs: int,
-    batch_sizes: Sequence[int],
-    classify_batch: int = 32,
-) -> float:
-    """Guess how many seconds a bench will take.
+def works(candidates: Sequence[Candidate], *, on_gpu: bool, with_classify: bool) -> list[Work]:
+    """Guess how fast each candidate is, by its arithmetic and that of the machine."""
+    flops_per_s = GPU_FLOPS_PER_S if on_gpu else quick_flops_per_s()
+    flops = {one.run: one.flops_per_image for one in candidates if one.flops_per_image}
+    return [
+        Work(
+            image_s=image_seconds(
+                flops.get(one.run),
+                flops_per_s=flops_per_s,
+                int8=one.precision == "int8" and not on_gpu,
+            ),
+            with_classify=with_classify and one.format != EAGER,
+            start_s=(TORCH_START_S if _needs_torch(one.format) else ONNX_START_S)
+            + (GPU_START_S if on_gpu else 0.0),
+        )
+        for one in candidates
+    ]
 
-    Args:
-        works: One for each candidate.
-        limits: Of one measurement's steps.
-        rounds: Turns.
-        runs: Timed runs per batch size at most.
-        batch_sizes: Ascending.
-        classify_batch: Images in a batch of `classify` with a slow model.
-    """
-    total = 0.0
-    for work in works:
-        seconds = work.start_s
-        for size in batch_sizes:
-            run_s = size * work.image_s
-            least = 1 + (10 if size == 1 else 1)
-            seconds += max(least * run_s, min(runs * run_s, limits.size_s))
-        if work.with_classify:
-            # Reading, decoding and writing take half as long as the whole, which takes two batches.
-            seconds += max(1.5 * limits.classify_s, 2 * classify_batch * work.image_s)
-        total += rounds * seconds
-    return total
+
+def _needs_torch(name: str) -> bool:
+    return name == EAGER or format_named(name).needs_torch
+
+
+def estimate_s(works: Sequence[Work], effort: Effort) -> float:
+    """Guess how many seconds a bench will take."""
+    return sum(_candidate_s(work, effort) for work in works)
+
+
+def _candidate_s(work: Work, effort: Effort) -> float:
+    """Guess how many seconds all rounds of one candidate will take."""
+    round_s = work.start_s
+    judged = 0  # by the timed batches of a round
+    sizes = _likely_sizes(work.image_s, effort)
+    for size in sizes:
+        runs = _num_iterations(size, work.image_s, effort)
+        judged = 0 if size == 1 else runs * size
+        round_s += runs * size * work.image_s
+    left = max(0, effort.num_pictures - effort.rounds * judged)
+    total = effort.rounds * round_s + min(effort.accuracy_s, left * work.image_s)
+    if not work.with_classify:
+        return total
+    batches_s = CLASSIFY_BATCHES * CLASSIFY_BATCH * work.image_s
+    if batches_s > effort.classify_seconds:  # the first round alone
+        return total + CLASSIFY_START_S + 0.5 * effort.classify_seconds + batches_s
+    return total + effort.rounds * (CLASSIFY_START_S + CLASSIFY_SHARES * effort.classify_seconds)
+
+
+def _likely_sizes(image_s: float, effort: Effort) -> list[int]:
+    """Return the batch sizes that will be timed if batches of a slow model gain nothing."""
+    if not effort.may_leave_out or not image_s:
+        return list(effort.batch_sizes)
+    known_s = {size: size * image_s for size in effort.batch_sizes[:2]}
+    return [
+        *known_s,
+        *(
+            size
+            for size in effort.batch_sizes[2:]
+            if not cannot_pay(size, known_s, size_s=effort.max_seconds)
+        ),
+    ]
+
+
+def _num_iterations(size: int, image_s: float, effort: Effort) -> int:
+    """Return how often a batch will be run, the untimed runs included."""
+    run_s = size * image_s
+    least = MIN_LATENCY_RUNS if size == 1 else max(1, ceil(ROUND_IMAGES / size) - 1)
+    if not run_s:
+        return 0
+    warmup = max(MIN_WARMUP if size == 1 else 1, ceil(effort.max_seconds / 4 / run_s))
+    timed = max(least, ceil(effort.max_seconds / run_s))
+    return min(effort.warmup, warmup) + min(effort.iterations, timed)
 
 
 def image_seconds(flops_per_image: int | None, *, flops_per_s: float, int8: bool = False) -> float:
     """Guess how long a model takes for an image; 0 where its arithmetic is not known."""
     if flops_per_image is None:
         return 0.0
-    return flops_per_image / (flops_per_s * (INT8_SPEEDUP if int8 else 1.0))
+    seconds = flops_per_image / (flops_per_s * (INT8_SPEEDUP if int8 else 1.0))
+    return max(seconds, MIN_IMAGE_S)
 
 
 def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:

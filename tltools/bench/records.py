@@ -9,16 +9,17 @@ from statistics import median
 import msgspec
 
 from tltools.atomic import write_text
+from tltools.bench.budget import NOISE, ROUND_IMAGES
 from tltools.bench.machine import Machine
 from tltools.bench.rows import BenchRow, Recommendation
-from tltools.bench.stages import MAX_PICTURES
+from tltools.bench.settings import Effort
+from tltools.bench.stages import MAX_PICTURES, MIN_BATCHES
 from tltools.bench.text import digits, milliseconds, percent_down
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
 from tltools.bench.verdict import (
     MAX_ACCURACY_LOSS,
     MAX_UNEXPLAINED,
     MIN_AGREEMENT,
-    NOISE,
     int8_notes,
     recommendation_lines,
 )
@@ -33,23 +34,6 @@ MAX_SIZES_BESIDE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What was asked for."""
-
-    device: str
-    threads: int
-    batch_sizes: tuple[int, ...]
-    rounds: int
-    runs: int
-    warmup: int
-    max_seconds: float
-    classify_seconds: float
-    num_pictures: int
-    budget_s: float | None = None
-    """Target for the whole; None in reports of earlier versions, which had none."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table for people."""
 
@@ -59,7 +43,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchReport:
+class BenchResult:
     """All rows, and what is needed to judge and repeat them."""
 
     version: int = 1
@@ -67,9 +51,9 @@ class BenchReport:
     """UTC, ISO 8601."""
     command: str
     complete: bool
-    """False in the reports written while the bench goes on."""
+    """False in the results written while the bench goes on."""
     scope: str = SCOPE
-    settings: Settings
+    settings: Effort
     machine: Machine
     peak_flops_per_s: dict[str, float] = field(default_factory=dict)
     """Of the GPU in a large matrix product, by precision; empty without a GPU."""
@@ -212,9 +196,11 @@ class BenchReport:
             + "; ".join(sorted({_placement(row) for row in self.rows if row.provider}) or ["none"])
             + ".",
             f"{settings.rounds} rounds in rotation, each measurement in a new process: "
-            f"{settings.warmup} runs of warm-up, then {settings.runs} timed runs, fewer where "
+            f"{settings.warmup} runs of warm-up, then {settings.iterations} timed, fewer where "
             f"they take more than {settings.max_seconds:.3g} s, but at least {MIN_LATENCY_RUNS} of "
-            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch.",
+            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch, and as many of the "
+            f"largest as {ROUND_IMAGES} images take.",
+            *self._left_out_method(),
             *self._budget_method(),
             "Latency: percentiles over the samples of all rounds. Images per second: batch size "
             "by the median time, median of the rounds.",
@@ -241,9 +227,16 @@ class BenchReport:
             "Versions: " + ", ".join(f"{name} {v}" for name, v in machine.versions.items()),
         ]
 
-    def _budget_method(self) -> list[str]:
-        if self.settings.budget_s is None:
+    def _left_out_method(self) -> list[str]:
+        if not self.settings.may_leave_out:
             return []
+        return [
+            "A batch size is left out where two batches of it take longer than that and would gain "
+            f"less than {100 * NOISE:.0f} % by what a call and an image cost in smaller ones; a "
+            "larger --budget or --batch-sizes brings it back."
+        ]
+
+    def _budget_method(self) -> list[str]:
         return [
             f"--budget {self.settings.budget_s:g} (seconds) is shared out among the candidates, so "
             "that each step takes less time where there are many of them."
@@ -289,8 +282,9 @@ class BenchReport:
             "classify: files in, CSV rows out, for about "
             f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
             f"up to {min(MAX_PICTURES, settings.num_pictures)} of the images, repeated; median of "
-            "the rounds. They have been read once before, so that reading is from the system's "
-            "cache and not from the disk.",
+            f"the rounds, or the first alone where {MIN_BATCHES} batches take longer than that. "
+            "They have been read once before, so that reading is from the system's cache and not "
+            "from the disk.",
             "The rate begins with the first rows, so that starting workers is not part of it.",
             "Stages: milliseconds per picture with the machine to itself, in as many threads as "
             "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
@@ -321,19 +315,19 @@ class BenchReport:
         return tuple(lines)
 
 
-def write_report(report: BenchReport, folder: Path) -> tuple[Path, Path]:
-    """Write the report as JSON and as Markdown, each completely or not at all.
+def write_result(result: BenchResult, folder: Path) -> tuple[Path, Path]:
+    """Write a result as JSON and as Markdown, each completely or not at all.
 
     The names carry the moment the bench began, so that a later bench never replaces them and the
-    reports of one bench, complete or not, replace each other.
+    results of one bench, complete or not, replace each other.
 
     Returns:
         The paths of the JSON file and of the Markdown file.
     """
-    stem = "bench-" + "".join(char for char in report.created[:19] if char.isalnum())
+    stem = "bench-" + "".join(char for char in result.created[:19] if char.isalnum())
     json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
-    write_text(json_path, report.to_json())
-    write_text(markdown_path, report.to_markdown())
+    write_text(json_path, result.to_json())
+    write_text(markdown_path, result.to_markdown())
     return json_path, markdown_path
 
 

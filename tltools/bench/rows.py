@@ -7,7 +7,8 @@ from tltools.bench.timing import Latency
 from tltools.card import Score
 from tltools.classify import Plan
 
-BenchFormat = Literal["eager", "torchscript", "onnx"]
+EAGER = "eager"
+"""The format of a run itself: PyTorch, as it was trained."""
 BenchPrecision = Literal["fp32", "tf32", "fp16", "int8"]
 """`tf32` is an fp32 model whose products a GPU rounds to TF32."""
 Status = Literal["ok", "unstable", "failed"]
@@ -106,7 +107,8 @@ class BenchRow:
 
     name: str
     run: str
-    format: BenchFormat
+    format: str
+    """Of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
     precision: BenchPrecision
     path: str
     status: Status

@@ -104,43 +104,19 @@ def measure_classify(
     enter("classify: opening")
     predictor, plan = open_model(path, device=device, tf32=tf32)
     some = pictures[:: ceil(len(pictures) / MAX_PICTURES)]
-
-    def cost_s(step: Callable[[], int], share: float, min_steps: int = 1) -> float:
-        return seconds_per_picture(step, seconds=share * seconds, min_steps=min_steps, clock=clock)
-
-    def cost_in_workers_s(work: Callable[[Path], object], share: float) -> float:
-        with closing(_in_workers(work, some, plan.workers)) as chunks:
-            return cost_s(lambda: next(chunks), share, MIN_CHUNKS * plan.workers)
-
+    trial = _Trial(predictor, plan, some, seconds=seconds, clock=clock)
     enter("classify: reading")
-    for picture in some:
-        picture.read_bytes()
-    read_s = cost_in_workers_s(_read, 1 / 8)
-
+    read_s = trial.read_s()
     enter("classify: decoding")
-    load = partial(load_image, preprocessing=predictor.card.preprocessing)
-    load_s = cost_in_workers_s(load, 1 / 4)
-
+    load_s = trial.load_s()
     enter("classify: inference")
-    callers = num_callers(plan)
-    infer_s = known_s.get(plan.batch_size, 0.0) if plan.name == "ahead" and callers == 1 else 0.0
-    if infer_s * plan.batch_size < seconds:
-        with closing(_inference(predictor, some, plan)) as batches:
-            min_steps = 1 if callers == 1 else MIN_CHUNKS * callers
-            infer_s = cost_s(lambda: next(batches), 1 / 4, min_steps)
-
+    infer_s = trial.infer_s(known_s.get(plan.batch_size, 0.0))
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         output = Path(folder) / "predictions.csv"
         enter("classify: all stages")
-        stopwatch = Stopwatch(clock, skip=_num_in_work(plan))
-        image_s = max(load_s, read_s) + infer_s
-        source = _pictures_for(seconds, image_s, some, plan, stopwatch)
-        made = _classify(predictor, source, plan, output, stopwatch)
-
+        stopwatch, made = trial.classify(output, image_s=max(load_s, read_s) + infer_s)
         enter("classify: writing")
-        with Output(output, predictor.card.classes, overwrite=True) as rows:
-            write_s = cost_s(partial(_write, rows, made), 1 / 8)
-
+        write_s = trial.write_s(output, made)
     return ClassifyRound(
         plan=plan,
         device=predictor.device,
@@ -153,6 +129,71 @@ def measure_classify(
         pictures_per_s=stopwatch.rate(),
         num_pictures=stopwatch.num_rows,
     )
+
+
+class _Trial:
+    """An opened export with its plan, and images to try each stage on."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        plan: Plan,
+        pictures: Sequence[Path],
+        *,
+        seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._predictor = predictor
+        self._plan = plan
+        self._pictures = pictures
+        self._seconds = seconds
+        self._clock = clock
+
+    def read_s(self) -> float:
+        """Return what reading an image takes, once all are in the system's cache."""
+        for picture in self._pictures:
+            picture.read_bytes()
+        return self._cost_in_workers_s(_read, 1 / 8)
+
+    def load_s(self) -> float:
+        """Return what reading and decoding an image take."""
+        rules = self._predictor.card.preprocessing
+        load = partial(load_image, preprocessing=rules)
+        return self._cost_in_workers_s(load, 1 / 4)
+
+    def infer_s(self, known_s: float) -> float:
+        """Return what an image takes in the model, which is not run where a batch takes long.
+
+        Args:
+            known_s: The same, measured before in calls with all cores; 0 where it is not known.
+        """
+        callers = num_callers(self._plan)
+        if not (self._plan.name == "ahead" and callers == 1):
+            known_s = 0.0
+        if known_s * self._plan.batch_size >= self._seconds:
+            return known_s
+        with closing(_inference(self._predictor, self._pictures, self._plan)) as batches:
+            min_steps = 1 if callers == 1 else MIN_CHUNKS * callers
+            return self._cost_s(lambda: next(batches), 1 / 4, min_steps)
+
+    def classify(self, output: Path, *, image_s: float) -> "tuple[Stopwatch, list[Rows]]":
+        """Classify as the command does, and return the rate and some rows."""
+        stopwatch = Stopwatch(self._clock, skip=_num_in_work(self._plan))
+        source = _pictures_for(self._seconds, image_s, self._pictures, self._plan, stopwatch)
+        return stopwatch, _classify(self._predictor, source, self._plan, output, stopwatch)
+
+    def write_s(self, output: Path, made: Sequence[Rows]) -> float:
+        """Return what writing the row of an image takes."""
+        with Output(output, self._predictor.card.classes, overwrite=True) as rows:
+            return self._cost_s(partial(_write, rows, made), 1 / 8)
+
+    def _cost_s(self, step: Callable[[], int], share: float, min_steps: int = 1) -> float:
+        seconds = share * self._seconds
+        return seconds_per_picture(step, seconds=seconds, min_steps=min_steps, clock=self._clock)
+
+    def _cost_in_workers_s(self, work: Callable[[Path], object], share: float) -> float:
+        with closing(_in_workers(work, self._pictures, self._plan.workers)) as chunks:
+            return self._cost_s(lambda: next(chunks), share, MIN_CHUNKS * self._plan.workers)
 
 
 def seconds_per_picture(
@@ -179,6 +220,14 @@ def seconds_per_picture(
         num_pictures += step()
         num_steps += 1
     return (clock() - start) / num_pictures
+
+
+def is_slow(found: ClassifyRound, *, seconds: float) -> bool:
+    """Tell whether the fewest batches of the whole `classify` outlast the time that it was given.
+
+    Its rate then is the model's, which differs little from round to round.
+    """
+    return MIN_BATCHES * found.plan.batch_size * found.costs.infer_s > seconds
 
 
 def num_callers(plan: Plan) -> int:

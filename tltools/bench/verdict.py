@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 
+from tltools.bench.budget import NOISE
 from tltools.bench.rows import (
+    EAGER,
     HAND_OVER,
     BenchPrecision,
     BenchRow,
@@ -18,16 +20,13 @@ from tltools.bench.rows import (
 )
 from tltools.bench.text import accuracy, digits, milliseconds, percent_down
 from tltools.bench.timing import MAX_ROUND_SPREAD
+from tltools.runtime.formats import FORMATS
 
 MAX_ACCURACY_LOSS = 0.005
 """The most accuracy that a recommended export may have lost, as a share of all pictures."""
 MIN_AGREEMENT = 0.99
 """The share of PyTorch's labels that it must give."""
-NOISE = 0.05
-"""A rate that is higher by a smaller share is no reason to choose."""
 
-FORMAT_ORDER = ("eager", "torchscript", "onnx")
-"""In the tables."""
 PRECISION_ORDER: tuple[BenchPrecision, ...] = ("fp32", "tf32", "fp16", "int8")
 """The most exact first."""
 ROUNDING = 1e-9
@@ -198,7 +197,7 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
     with the highest rate of `classify`; of those whose rates differ by less than `NOISE` from it,
     the most exact, and ONNX before TorchScript.
     """
-    exports = [row for row in rows if row.format != "eager"]
+    exports = [row for row in rows if row.format != EAGER]
     reference = _reference(rows)
     refused = {row.name: _why_refused(row, reference) for row in exports}
     good = [row for row in exports if not refused[row.name]]
@@ -235,7 +234,7 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
 def _reference(rows: Sequence[BenchRow]) -> BenchRow | None:
     """Return what the exports' accuracy is compared with: PyTorch, or else the fp32 export."""
     known = [row for row in rows if row.score is not None and row.status != "failed"]
-    eager = [row for row in known if row.format == "eager"]
+    eager = [row for row in known if row.format == EAGER]
     exact = [row for row in known if row.precision == "fp32"]
     return next(iter(eager or sorted(exact, key=_exactness)), None)
 
@@ -325,9 +324,14 @@ def _accuracy_then_rate(choice: Choice) -> tuple[float, float]:
     return choice.score.accuracy, choice.pictures_per_s
 
 
-def _exactness(row: BenchRow) -> tuple[int, bool, float]:
-    """Return what sorts the most exact export first, then ONNX, then the fastest."""
-    return PRECISION_ORDER.index(row.precision), row.format != "onnx", -_rate(row)
+def _exactness(row: BenchRow) -> tuple[int, int, float]:
+    """Return what sorts the most exact export first, then by format, then the fastest."""
+    return PRECISION_ORDER.index(row.precision), _format_rank(row.format), -_rate(row)
+
+
+def _format_rank(name: str) -> int:
+    """Return a format's place among all, the preferred one first and PyTorch itself last."""
+    return list(FORMATS).index(name) if name in FORMATS else len(FORMATS)
 
 
 def _rate(row: BenchRow) -> float:
@@ -335,7 +339,7 @@ def _rate(row: BenchRow) -> float:
 
 
 def _kind(row: BenchRow) -> str:
-    return "PyTorch" if row.format == "eager" else f"{row.format} {row.precision}"
+    return "PyTorch" if row.format == EAGER else f"{row.format} {row.precision}"
 
 
 def recommendation_lines(found: Recommendation | None) -> list[str]:
@@ -400,7 +404,8 @@ def in_order(rows: Iterable[BenchRow]) -> list[BenchRow]:
         rows,
         key=lambda row: (
             runs.index(row.run),
-            FORMAT_ORDER.index(row.format),
+            # From PyTorch outward, so that the format that is preferred stands last.
+            -_format_rank(row.format),
             PRECISION_ORDER.index(row.precision),
         ),
     )

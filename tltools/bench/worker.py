@@ -6,10 +6,11 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.bench.gpu import watch_gpu
+from tltools.bench.budget import ROUND_IMAGES, cannot_pay, outlasts
+from tltools.bench.gpu import GpuMemory, watch_gpu
 from tltools.bench.machine import peak_memory_bytes
 from tltools.bench.rows import ClassifyRound
 from tltools.bench.stages import TEMPORARY, OpenModel, measure_classify
@@ -58,7 +60,9 @@ class Task:
     threads: int
     batch_sizes: tuple[int, ...]
     """Ascending, 1 included."""
-    runs: int
+    may_leave_out: bool
+    """Leave out the larger batch sizes of a slow model where they cannot pay."""
+    iterations: int
     warmup: int
     max_seconds: float
     pictures: tuple[Path, ...]
@@ -92,6 +96,8 @@ class Measured:
     logits: NDArray[np.float32]
     """Of the pictures from `Task.num_known` on, as many as were classified, (n, C)."""
     classify: ClassifyRound | None
+    classify_took_s: float = 0.0
+    """Seconds that it took to find `classify`."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,7 @@ def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
     measured = _measure_model(task, enter)  # which is closed now: two of them may not fit in memory
     if task.open_model is None:
         return measured
+    start = time.perf_counter()
     found = measure_classify(
         task.open_model,
         task.path,
@@ -234,7 +241,7 @@ def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
         known_s={size: median(one.samples_s) / size for size, one in measured.timings.items()},
         enter=enter,
     )
-    return replace(measured, classify=found)
+    return replace(measured, classify=found, classify_took_s=time.perf_counter() - start)
 
 
 def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
@@ -250,15 +257,10 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
     feed = Feed(predictor, task.pictures, start=task.num_known, size=task.batch_sizes[-1])
     feed.advance()
 
-    timings: dict[int, Timing] = {}
-    for batch_size in task.batch_sizes:
-        enter(f"batch size {batch_size}")
-        timings[batch_size] = _time_batches(task, predictor, feed, batch_size)
-        if gpu is not None:
-            gpu.look()
+    timings = _time_sizes(task, predictor, feed, gpu=gpu, enter=enter)
     peak = peak_memory_bytes()
 
-    if task.accuracy_s > 0 and not feed.is_done:
+    if task.accuracy_s > 0 and feed.num_left:
         enter("accuracy")
         feed.finish(task.accuracy_s, enter=enter)
     return Measured(
@@ -277,14 +279,54 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
     )
 
 
-def _time_batches(task: Task, predictor: Predictor, feed: "Feed", batch_size: int) -> Timing:
+def _time_sizes(
+    task: Task,
+    predictor: Predictor,
+    feed: "Feed",
+    *,
+    gpu: GpuMemory | None,
+    enter: Callable[[str], None],
+) -> dict[int, Timing]:
+    """Time batches of each size, the smallest first, up to the last one that can pay."""
+    timings: dict[int, Timing] = {}
+    for batch_size in task.batch_sizes:
+        known_s = {size: median(one.samples_s) for size, one in timings.items()}
+        if task.may_leave_out and cannot_pay(batch_size, known_s, size_s=task.max_seconds):
+            break
+        enter(f"batch size {batch_size}")
+        timings[batch_size] = _time_batches(
+            task, predictor, feed, batch_size, may_be_last=_may_be_last(task, batch_size, known_s)
+        )
+        if gpu is not None:
+            gpu.look()
+    return timings
+
+
+def _may_be_last(task: Task, batch_size: int, known_s: Mapping[int, float]) -> bool:
+    """Tell whether there may be no larger batch, by the seconds that smaller ones take."""
+    larger = [size for size in task.batch_sizes if size > batch_size]
+    if not larger:
+        return True
+    if not task.may_leave_out or not known_s:
+        return False
+    size, seconds = list(known_s.items())[-1]
+    return outlasts(larger[0], seconds / size, size_s=task.max_seconds)
+
+
+def _time_batches(
+    task: Task, predictor: Predictor, feed: "Feed", batch_size: int, *, may_be_last: bool
+) -> Timing:
     """Time batches of one size; those of the largest go on through the pictures.
 
     Single images stay the same one: to decode another between two runs would cool the caches.
     """
     single = batch_size == 1
-    if batch_size == task.batch_sizes[-1] and not single:
+    min_runs = MIN_LATENCY_RUNS if single else MIN_THROUGHPUT_RUNS
+    if may_be_last and not single:
+        feed.resize(batch_size)
         step, prepare = feed.run, feed.advance
+        # With the one that warms up, as many as the round's share of the accuracy takes.
+        min_runs = max(min_runs, ceil(min(ROUND_IMAGES, feed.num_left) / batch_size) - 1)
     else:
         batch = predictor.new_batch(batch_size)
         batch[:] = feed.batch[:batch_size]
@@ -292,9 +334,9 @@ def _time_batches(task: Task, predictor: Predictor, feed: "Feed", batch_size: in
     return measure(
         step,
         warmup=task.warmup,
-        runs=task.runs,
+        runs=task.iterations,
         max_seconds=task.max_seconds,
-        min_runs=MIN_LATENCY_RUNS if single else MIN_THROUGHPUT_RUNS,
+        min_runs=min_runs,
         min_warmup=MIN_WARMUP if single else 1,
         prepare=prepare,
     )
@@ -310,14 +352,13 @@ class Feed:
     def __init__(
         self, predictor: Predictor, pictures: Sequence[Path], *, start: int, size: int
     ) -> None:
-        """Begin with picture `start`, and make batches of `size`."""
+        """Begin with picture `start`, and make batches of `size`, of which none will be larger."""
         self._predictor = predictor
         self._pictures = pictures
         self._next = start
         self._num_new = 0
-        self._size = size
         self._is_filled = False
-        self.batch = predictor.new_batch(size)
+        self._memory = self.batch = predictor.new_batch(size)
         """Images, uint8 (size, H, W, 3), once `advance` was called; always the same memory."""
         self.logits: list[NDArray[np.float32]] = []
         """Of the pictures from `start` on, (n, C) each."""
@@ -327,6 +368,17 @@ class Feed:
         """Whether all pictures have logits."""
         return self._next + self._num_new >= len(self._pictures)
 
+    @property
+    def num_left(self) -> int:
+        """How many pictures have no logits yet."""
+        return len(self._pictures) - self._next
+
+    def resize(self, size: int) -> None:
+        """Make batches of `size` from the next one on, in the same memory."""
+        if size != len(self.batch):
+            self.batch = self._memory[:size]
+            self._is_filled, self._num_new = False, 0
+
     def advance(self) -> None:
         """Decode the next batch, unless the present one has yet to be run or is the last one.
 
@@ -335,11 +387,12 @@ class Feed:
         if self._is_filled and (self._num_new or self.is_done):
             return
         total = len(self._pictures)
-        self._num_new = min(self._size, total - self._next)
-        number = min(self._size, total)
+        size = len(self.batch)
+        self._num_new = min(size, total - self._next)
+        number = min(size, total)
         chosen = [self._pictures[(self._next + i) % total] for i in range(number)]
         images = np.concatenate(list(_batches(self._predictor, chosen)))
-        np.take(images, np.arange(self._size) % number, axis=0, out=self.batch, mode="clip")
+        np.take(images, np.arange(size) % number, axis=0, out=self.batch, mode="clip")
         self._is_filled = True
 
     def run(self) -> None:

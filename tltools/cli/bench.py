@@ -1,7 +1,7 @@
 """`tltools bench`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,48 +18,59 @@ from tltools.cli.options import (
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import TltoolsError
 
-CPU_BATCH_SIZES = "1,8,32"
-GPU_BATCH_SIZES = "1,8,32,64,128,256"
+if TYPE_CHECKING:
+    from tltools.bench import BenchResult
+    from tltools.console import RichProgress
+    from tltools.data.dataset import Dataset
+    from tltools.data.location import Location
+
+
+ModelsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Runs and exports.", show_default="those in exports/, and their runs"),
+]
+DataOption = Annotated[
+    Any,  # Location | None
+    typer.Option(
+        help="Labelled pictures, as for train.",
+        show_default="the runs' own validation pictures",
+        parser=path_or_url,
+    ),
+]
+BatchSizesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="For throughput, with commas.",
+        show_default="1,8,32, on a GPU up to 256; of slow models fewer",
+    ),
+]
+IterationsOption = Annotated[
+    int, typer.Option(min=1, help="Timed forward passes per round and batch size, at most.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
+]
+BudgetOption = Annotated[float, typer.Option(min=1, help="Target for the whole bench in seconds.")]
+MeasureTf32Option = Annotated[
+    bool, typer.Option(help="On a GPU, measure fp32 exports in TF32 as well.")
+]
 
 
 @command
 def bench(
-    models: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Runs and exports.", show_default="those in exports/, and their runs"),
-    ] = None,
+    models: ModelsArgument = None,
     *,
     out: Out,
-    data: Annotated[
-        Any,  # Location | None
-        typer.Option(
-            help="Labelled pictures, as for train.",
-            show_default="the runs' own validation pictures",
-            parser=path_or_url,
-        ),
-    ] = None,
+    data: DataOption = None,
     images: ImagesOption = None,
     class_names: ClassNamesOption = None,
-    batch_sizes: Annotated[
-        str | None,
-        typer.Option(
-            help="For throughput, with commas.", show_default="1,8,32; on a GPU up to 256"
-        ),
-    ] = None,
+    batch_sizes: BatchSizesOption = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in rotation.")] = 3,
-    num_runs: Annotated[
-        int, typer.Option("--runs", min=1, help="Timed runs per round and batch size, at most.")
-    ] = 50,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
-    ] = None,
-    budget: Annotated[
-        float, typer.Option(min=1, help="Target for the whole bench in seconds.")
-    ] = 240,
+    iterations: IterationsOption = 50,
+    threads: ThreadsOption = None,
+    budget: BudgetOption = 240,
     device: InferenceDeviceOption = "auto",
-    tf32: Annotated[
-        bool, typer.Option(help="On a GPU, measure fp32 exports in TF32 as well.")
-    ] = True,
+    tf32: MeasureTf32Option = True,
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
     report: ReportOption = None,
 ) -> None:
@@ -70,27 +81,19 @@ def bench(
     Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
     """
     check_report(report)
-    from tltools.artifacts import bench_inputs, open_predictor
-    from tltools.bench import run_bench, uses_gpu
-    from tltools.bench import write_report as write_files
-    from tltools.classify import open_model
-    from tltools.console import print_table, printable
+    from tltools.bench import BenchSettings, bench_inputs, run_bench, uses_gpu, write_result
 
     progress = out.progress
-    dataset = None
-    if data is not None:
-        from tltools.data.dataset import load_dataset
-
-        dataset = load_dataset(
-            data,
-            images=images,
-            class_names=split_names(class_names),
-            purpose="evaluate",
-            progress=progress,
-        )
-        tell_findings(dataset, progress)
-    on_gpu = uses_gpu(device)
-    inputs = bench_inputs(models, dataset, tf32=tf32 and on_gpu)
+    settings = BenchSettings(
+        device=device,
+        threads=threads,
+        batch_sizes=split_numbers(batch_sizes, "--batch-sizes") if batch_sizes else None,
+        rounds=rounds,
+        iterations=iterations,
+        budget_s=budget,
+    )
+    dataset = _labelled(data, images, class_names, progress)
+    inputs = bench_inputs(models, dataset, tf32=tf32 and uses_gpu(device))
     for note in inputs.notes:
         progress.warn(note)
     progress.say(
@@ -98,22 +101,44 @@ def bench(
         f"of {inputs.name}, in turn"
     )
     found = run_bench(
-        inputs.candidates,
-        open_predictor=open_predictor,
-        open_model=open_model,
-        pictures=inputs.pictures,
-        targets=inputs.targets,
-        device=device,
-        threads=threads,
-        batch_sizes=split_numbers(
-            batch_sizes or (GPU_BATCH_SIZES if on_gpu else CPU_BATCH_SIZES), "--batch-sizes"
-        ),
-        rounds=rounds,
-        runs=num_runs,
-        budget_s=budget,
-        save=lambda partial: write_files(partial, output),
+        inputs, settings, save=lambda partial: write_result(partial, output), progress=progress
+    )
+    _show(found, out)
+    paths = write_result(found, output)
+    progress.say("Written: " + ", ".join(map(str, paths)))
+    _write_page(found, report, progress)
+    if all(row.status == "failed" for row in found.rows):
+        raise TltoolsError("none of the models could be measured: see above")
+    if found.recommendation is not None and found.recommendation.command:
+        progress.say(f"Next: {found.recommendation.command}")
+
+
+def _labelled(
+    data: "Location | None",
+    images: Path | None,
+    class_names: str | None,
+    progress: "RichProgress",
+) -> "Dataset | None":
+    """Return the labelled images that were named; None for the runs' own."""
+    if data is None:
+        return None
+    from tltools.data.dataset import load_dataset
+
+    dataset = load_dataset(
+        data,
+        images=images,
+        class_names=split_names(class_names),
+        purpose="evaluate",
         progress=progress,
     )
+    tell_findings(dataset, progress)
+    return dataset
+
+
+def _show(found: "BenchResult", out: Out) -> None:
+    """Print the tables and the recommendation, and warn of what is doubtful."""
+    from tltools.console import print_table, printable
+
     if out.as_json:
         out.json(found.to_json())
     else:
@@ -122,14 +147,11 @@ def bench(
         for line in found.recommended():
             typer.echo(printable(line))
     for note in found.notes():
-        progress.warn(note)
-    paths = write_files(found, output)
-    progress.say("Written: " + ", ".join(str(path) for path in paths))
+        out.progress.warn(note)
+
+
+def _write_page(found: "BenchResult", report: Path | None, progress: "RichProgress") -> None:
     if report is not None:
         from tltools.report.benches import bench_section
 
         write_report(report, [bench_section(found)], progress)
-    if all(row.status == "failed" for row in found.rows):
-        raise TltoolsError("none of the models could be measured: see above")
-    if found.recommendation is not None and found.recommendation.command:
-        progress.say(f"Next: {found.recommendation.command}")

@@ -24,26 +24,45 @@ from tltools.cli.options import (
     split_names,
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
+from tltools.runtime.formats import suffixes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tltools.card import Card
+    from tltools.console import RichProgress
     from tltools.evaluate import Evaluation
+    from tltools.ray.models import RayCluster
+
+
+ModelArgument = Annotated[Path, typer.Argument(help=f"A run folder, or an export ({suffixes()}).")]
+DataArgument = Annotated[
+    Any,  # Location
+    typer.Argument(help="Labelled pictures, as for train.", parser=path_or_url),
+]
+SplitOption = Annotated[
+    Literal["all", "train", "val", "test"] | None,
+    typer.Option(help="Part of data that brings a split.", show_default="test, else val, else all"),
+]
+FolderOption = Annotated[
+    Path | None, typer.Option(help="Folder for evaluation.json and confusion_matrix.png.")
+]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help='ray: the model runs on a Ray cluster; pip install "ray\\[data]>=2.60".',
+        rich_help_panel=CLUSTER,
+    ),
+]
 
 
 @command
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder, or an export (.onnx, .pt).")],
-    data: Annotated[
-        Any,  # Location
-        typer.Argument(help="Labelled pictures, as for train.", parser=path_or_url),
-    ],
+    model: ModelArgument,
+    data: DataArgument,
     *,
     out: Out,
-    split: Annotated[
-        Literal["all", "train", "val", "test"] | None,
-        typer.Option(
-            help="Part of data that brings a split.", show_default="test, else val, else all"
-        ),
-    ] = None,
+    split: SplitOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
     images: ImagesOption = None,
     image_column: ImageColumnOption = None,
@@ -52,18 +71,9 @@ def evaluate(
     skip_bad: SkipBadOption = False,
     device: DeviceOption = "auto",
     tf32: Tf32Option = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for evaluation.json and confusion_matrix.png."),
-    ] = None,
+    output: FolderOption = None,
     report: ReportOption = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help='ray: the model runs on a Ray cluster; pip install "ray\\[data]>=2.60".',
-            rich_help_panel=CLUSTER,
-        ),
-    ] = "local",
+    engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
 ) -> None:
     """Score a run or an export on labelled pictures.
@@ -71,37 +81,20 @@ def evaluate(
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
-    from tltools.artifacts import model_files, open_predictor, read_artifact
     from tltools.data.dataset import load_dataset
-    from tltools.evaluate import evaluate as evaluate_predictor
-    from tltools.evaluate import evaluate_on_cluster
     from tltools.runtime.selftest import lacks_self_test
 
     progress = out.progress
     remote = open_cluster(engine, ray_address, device, progress)
-    if remote is not None:
-        card = read_artifact(model).card
-        run = partial(
-            evaluate_on_cluster,
-            card,
-            remote=remote,
-            open_model=partial(open_predictor, model.absolute(), tf32=tf32),
-            same_files=model_files(model),
-        )
-    else:
-        predictor = open_predictor(model, device, tf32=tf32)
-        progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
-        card = predictor.card
-        run = partial(evaluate_predictor, predictor)
+    card, run = _open(model, remote, device, tf32=tf32, progress=progress)
     if note := lacks_self_test(card):
         progress.warn(note)
-    names = split_names(class_names)
     dataset = load_dataset(
         data,
         images=images,
         image_column=image_column,
         label_column=label_column,
-        class_names=names,
+        class_names=split_names(class_names),
         skip_bad=skip_bad,
         purpose="evaluate",
         progress=progress,
@@ -110,31 +103,63 @@ def evaluate(
     with remote or nullcontext():
         result = run(dataset=dataset, split=split, batch_size=batch_size, progress=progress)
     if output is not None:
-        from tltools.atomic import write_text
-        from tltools.plots import plot_confusion
-
-        write_text(output / "evaluation.json", result.to_json() + "\n")
-        plot_confusion(
-            result.confusion,
-            result.classes,
-            output / "confusion_matrix.png",
-            title=f"{card.run} on {dataset.name}",
-        )
+        _write_files(result, output, title=f"{card.run} on {dataset.name}")
         progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
     if report is not None:
-        from tltools.report.models import evaluation_section, read_evaluation
-
-        section = evaluation_section(
-            read_evaluation(result.to_json().encode(), where=model),
-            name=str(model),
-            result=result,
-            resize=card.preprocessing.resize,
-        )
-        write_report(report, [section], progress)
+        _write_page(result, report, model, card, progress)
     if out.as_json:
         out.json(result.to_json())
     else:
         _print_evaluation(result)
+
+
+def _open(
+    model: Path,
+    remote: "RayCluster | None",
+    device: str,
+    *,
+    tf32: bool,
+    progress: "RichProgress",
+) -> "tuple[Card, Callable[..., Evaluation]]":
+    """Open a model here, or prepare to open it on a cluster; return what then evaluates it."""
+    from tltools.artifacts import model_files, open_predictor, read_artifact
+    from tltools.evaluate import evaluate as evaluate_predictor
+    from tltools.evaluate import evaluate_on_cluster
+
+    if remote is None:
+        predictor = open_predictor(model, device, tf32=tf32)
+        progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
+        return predictor.card, partial(evaluate_predictor, predictor)
+    card = read_artifact(model).card
+    return card, partial(
+        evaluate_on_cluster,
+        card,
+        remote=remote,
+        open_model=partial(open_predictor, model.absolute(), tf32=tf32),
+        same_files=model_files(model),
+    )
+
+
+def _write_files(result: "Evaluation", folder: Path, *, title: str) -> None:
+    from tltools.atomic import write_text
+    from tltools.plots import plot_confusion
+
+    write_text(folder / "evaluation.json", result.to_json() + "\n")
+    plot_confusion(result.confusion, result.classes, folder / "confusion_matrix.png", title=title)
+
+
+def _write_page(
+    result: "Evaluation", report: Path, model: Path, card: "Card", progress: "RichProgress"
+) -> None:
+    from tltools.report.models import evaluation_section, read_evaluation
+
+    section = evaluation_section(
+        read_evaluation(result.to_json().encode(), where=model),
+        name=str(model),
+        result=result,
+        resize=card.preprocessing.resize,
+    )
+    write_report(report, [section], progress)
 
 
 def _print_evaluation(result: "Evaluation") -> None:

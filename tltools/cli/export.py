@@ -1,17 +1,20 @@
 """`tltools export`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tltools.cli.command import Out, command
-from tltools.cli.options import DeviceOption
+from tltools.cli.options import ALL, DeviceOption, FormatOption
 from tltools.errors import ConfigError
+from tltools.runtime.formats import FORMATS, format_named, format_of, is_export_name
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
     from tltools.card import ExportFacts, Parity
+    from tltools.export import ExportSettings
     from tltools.layouts import Laid
 
 _NEXT = {
@@ -28,46 +31,46 @@ _FP16_UNTRIED = (
 )
 
 
+RunsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Run folders; with --layout also ONNX exports, which are taken as they are.",
+        show_default="the newest run of each model in runs/",
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "fp16", "int8", "all"],
+    typer.Option(
+        help="int8 (ONNX only): a quarter of the size and the fastest on most CPUs, but slower "
+        "than fp16 on GPUs. fp16: half the size, for GPUs."
+    ),
+]
+CalibrationOption = Annotated[
+    int, typer.Option(min=1, help="Training pictures that int8's ranges are taken from.")
+]
+LayoutOption = Annotated[
+    Literal["files", "triton", "docker"],
+    typer.Option(
+        help="triton: also a model repository for NVIDIA's Triton server, OUTPUT/triton/. "
+        "docker: also what a slim image that classifies is built from, in OUTPUT/docker/."
+    ),
+]
+NumPicturesOption = Annotated[
+    int | None, typer.Option(min=1, help="Validation pictures to verify with.", show_default="all")
+]
+
+
 @command
 def export(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Run folders; with --layout also ONNX exports, which are taken as they are.",
-            show_default="the newest run of each model in runs/",
-        ),
-    ] = None,
+    runs: RunsArgument = None,
     *,
     out: Out,
-    format: Annotated[  # noqa: A002 - the option's name
-        Literal["onnx", "torchscript", "all"],
-        typer.Option(help="File format; TorchScript is deprecated by PyTorch, though it works."),
-    ] = "onnx",
-    precision: Annotated[
-        Literal["fp32", "fp16", "int8", "all"],
-        typer.Option(
-            help="int8 (ONNX only): a quarter of the size and the fastest on most CPUs, but slower "
-            "than fp16 on GPUs. fp16: half the size, for GPUs."
-        ),
-    ] = "fp32",
-    calibration_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Training pictures that int8's ranges are taken from.", show_default="128"
-        ),
-    ] = None,
-    layout: Annotated[
-        Literal["files", "triton", "docker"],
-        typer.Option(
-            help="triton: also a model repository for NVIDIA's Triton server, OUTPUT/triton/. "
-            "docker: also what a slim image that classifies is built from, in OUTPUT/docker/."
-        ),
-    ] = "files",
+    format: FormatOption = "onnx",  # noqa: A002 - the option's name
+    precision: PrecisionOption = "fp32",
+    calibration_images: CalibrationOption = 128,
+    layout: LayoutOption = "files",
     output: Annotated[Path, typer.Option(help="Exports go to OUTPUT/RUN/.")] = Path("exports"),
-    pictures: Annotated[
-        int | None,
-        typer.Option(min=1, help="Validation pictures to verify with.", show_default="all"),
-    ] = None,
+    pictures: NumPicturesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Export runs; every file is verified against PyTorch on real images before it is kept.
@@ -78,55 +81,90 @@ def export(
 
     Example: tltools export runs/cnn --precision all
     """
-    from tltools.artifacts import Artifact, find_runs, read_artifact
-    from tltools.runtime.predictor import PREDICTORS
+    formats = tuple(reversed(FORMATS)) if format == ALL else (format,)
+    _check_layout(layout, formats)
+    from tltools.artifacts import PRECISIONS, find_runs, read_artifact
+    from tltools.export import ExportSettings
 
-    if layout != "files" and format == "torchscript":
-        raise ConfigError(f"--layout {layout} takes ONNX exports; leave out --format torchscript")
-    progress = out.progress
+    settings = ExportSettings(
+        formats=formats,
+        precisions=PRECISIONS if precision == "all" else (precision,),
+        output=output,
+        calibration_images=calibration_images,
+        num_pictures=pictures,
+        device=device,
+    )
     given = runs or [artifact.path for artifact in find_runs()]
     # An export as an argument is for those who have it already; without a layout it is no run.
-    done = [one for one in given if layout != "files" and one.suffix.lower() in PREDICTORS]
-    folders = [path for path in given if path not in done]
-    formats = ("torchscript", "onnx") if format == "all" else (format,)
-    precisions = ("fp32", "fp16", "int8") if precision == "all" else (precision,)
+    done = [path for path in given if layout != "files" and is_export_name(path)]
     exports = [read_artifact(path) for path in done]
-    if folders:
-        from tltools.export import export_run
-
-        exports += [
-            Artifact(result.path, result.card)
-            for folder in folders
-            for result in export_run(
-                folder,
-                formats,
-                output,
-                precisions=precisions,
-                calibration_images=calibration_images,
-                num_pictures=pictures,
-                device=device,
-                progress=progress,
-            )
-        ]
-    laid: dict[Path, Laid] = {}
-    if layout != "files":
-        from tltools.layouts import lay_out
-
-        made = {one.path for one in exports if one.path in done or one.path.suffix == ".onnx"}
-        laid = {path: lay_out(layout, path, output) for path in sorted(made)}
+    exports += _make_exports([path for path in given if path not in done], settings, out)
+    laid = _lay_out(layout, exports, done, output)
     out.result(
         [_facts(export, laid.get(export.path)) for export in exports],
         lambda: _print_exports(exports),
     )
+    _tell_rest(exports, out)
+    for one in laid.values():
+        out.progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
+    out.progress.say(_NEXT[layout].format(folder=(output / layout).resolve()))
+
+
+def _check_layout(layout: str, formats: Sequence[str]) -> None:
+    """Refuse a layout of which there would be nothing, before the work.
+
+    Raises:
+        ConfigError: If none of the formats goes into a layout.
+    """
+    if layout == "files":
+        return
+    from tltools.layouts import FORMAT
+
+    if FORMAT.name not in formats:
+        raise ConfigError(
+            f"--layout {layout} takes {FORMAT.title} exports; leave out --format {formats[0]}"
+        )
+
+
+def _make_exports(
+    folders: Sequence[Path], settings: "ExportSettings", out: Out
+) -> "list[Artifact]":
+    """Export runs one after the other."""
+    if not folders:  # then PyTorch is not needed
+        return []
+    from tltools.artifacts import Artifact
+    from tltools.export import export_run
+
+    return [
+        Artifact(result.path, result.card)
+        for folder in folders
+        for result in export_run(folder, settings, progress=out.progress)
+    ]
+
+
+def _lay_out(
+    layout: 'Literal["files", "triton", "docker"]',
+    exports: "list[Artifact]",
+    done: Sequence[Path],
+    output: Path,
+) -> "dict[Path, Laid]":
+    """Write the layout of each export that was given, and of the others in the layouts' format."""
+    if layout == "files":
+        return {}
+    from tltools.layouts import FORMAT, lay_out
+
+    made = {one.path for one in exports if one.path in done or format_of(one.path) is FORMAT}
+    return {path: lay_out(layout, path, output) for path in sorted(made)}
+
+
+def _tell_rest(exports: "list[Artifact]", out: Out) -> None:
+    """Say what the table of exports does not."""
     for export in exports:
         layers = _added(export).float_layers
         if layers:
-            progress.say(f"{export.path} keeps {len(layers)} in fp32: {', '.join(layers)}")
+            out.progress.say(f"{export.path} keeps {len(layers)} in fp32: {', '.join(layers)}")
         if _added(export).fp16_exercised is False:
-            progress.say(f"{export.path}: {_FP16_UNTRIED}")
-    for one in laid.values():
-        progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
-    progress.say(_NEXT[layout].format(folder=(output / layout).resolve()))
+            out.progress.say(f"{export.path}: {_FP16_UNTRIED}")
 
 
 def _added(export: "Artifact") -> "ExportFacts":
@@ -186,4 +224,4 @@ def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":
 
 def _computes_in_fp32(facts: "ExportFacts") -> bool:
     """Tell whether the CPU's figures of an export say nothing of fp16's arithmetic."""
-    return facts.fp16_exercised is not None and facts.format == "onnx"
+    return facts.fp16_exercised is not None and not format_named(facts.format).is_for_gpus("fp16")

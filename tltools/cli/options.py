@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from tltools.errors import ConfigError
+from tltools.runtime.formats import FORMATS, format_named
 
 if TYPE_CHECKING:
     from tltools.data.location import Location
@@ -72,6 +73,35 @@ def _all_devices(incomplete: str) -> list[str]:
     return _starting(incomplete, get_args(AllDevices))
 
 
+def _format(text: str) -> str:
+    """Return the name of a model format, or `all`, as it was typed.
+
+    Raises:
+        BadParameter: If it is neither.
+    """
+    if text == ALL:
+        return text
+    try:
+        return format_named(text).name
+    except ConfigError as error:
+        raise typer.BadParameter(f"{error}, {ALL}") from error
+
+
+def _formats(incomplete: str) -> list[str]:
+    return _starting(incomplete, (*FORMATS, ALL))
+
+
+ALL = "all"
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="File format; TorchScript is deprecated by PyTorch, though it works.",
+        metavar=f"<{'|'.join((*FORMATS, ALL))}>",
+        parser=_format,
+        autocompletion=_formats,
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(

@@ -1,5 +1,19 @@
-"""Turn a run into exports that are verified or do not exist."""
+"""Turn a run into exports, each verified before it is kept."""
 
-from tltools.export.export import ExportResult, export_run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ExportResult", "export_run"]
+if TYPE_CHECKING:
+    from tltools.export.export import ExportResult, export_run
+    from tltools.export.settings import ExportSettings
+
+__all__ = ["ExportResult", "ExportSettings", "export_run"]
+
+_MODULES = {"ExportResult": "export", "ExportSettings": "settings", "export_run": "export"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and not before: PyTorch takes seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

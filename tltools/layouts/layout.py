@@ -12,8 +12,11 @@ from tltools.errors import ConfigError
 from tltools.layouts.docker import docker_files
 from tltools.layouts.triton import triton_files
 from tltools.runtime import read_card
+from tltools.runtime.formats import ONNX, format_of
 
 Layout: TypeAlias = Literal["triton", "docker"]
+FORMAT = ONNX
+"""Of the exports that go into a layout: both run them with onnxruntime."""
 Contents: TypeAlias = Mapping[str, str | bytes | Path]
 """What the files of a layout hold, by their place in its folder: text, bytes, or a file's copy."""
 
@@ -39,13 +42,13 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
 
     Raises:
         ArtifactError: If it is no export, or a class has a name that the layout cannot hold.
-        ConfigError: If it is TorchScript, or tltools is not installed as a package.
+        ConfigError: If it is of another format, or tltools is not installed as a package.
         TltoolsError: If the folder cannot be written.
     """
-    if export.suffix.lower() != ".onnx":
+    if format_of(export) is not FORMAT:
         raise ConfigError(
-            f"--layout {layout} takes ONNX exports, and {export} is none: export it with "
-            "--format onnx"
+            f"--layout {layout} takes {FORMAT.title} exports, and {export} is none: export it with "
+            f"--format {FORMAT.name}"
         )
     card = read_card(export)
     assert card.export is not None

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tltools.card import Card
 from tltools.errors import ArtifactError
+from tltools.runtime.formats.onnx import read_signature
 from tltools.runtime.onnx_reader import TensorType
-from tltools.runtime.predictor import OUTPUT, PROBABILITIES, read_signature
+from tltools.runtime.predictor import OUTPUT, PROBABILITIES
 
 MAX_BATCH = 32
 """As many as `classify` gives a GPU."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from tltools.bench import BenchReport
+from tltools.bench import BenchResult
 from tltools.errors import DataError
 from tltools.report.blocks import Block, Charts, Section, Table, Text, Tone
 from tltools.report.charts import (
@@ -15,21 +15,21 @@ from tltools.report.charts import (
 )
 
 
-def read_bench(data: bytes, *, where: Path) -> BenchReport:
+def read_bench(data: bytes, *, where: Path) -> BenchResult:
     """Read the text of a `bench-*.json`.
 
     Raises:
         DataError: If it is none that this version reads.
     """
     try:
-        return msgspec.json.decode(data, type=BenchReport)
+        return msgspec.json.decode(data, type=BenchResult)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise DataError(
             f"{where} is not a report of this version's tltools bench: {error}; run it again"
         ) from error
 
 
-def bench_section(report: BenchReport) -> Section:
+def bench_section(report: BenchResult) -> Section:
     """Say what a bench found: what to take, the charts, the tables, how and where."""
     blocks: list[Block] = [Text((f"{report.created}: {report.command}",), tone="quiet")]
     if not report.complete:

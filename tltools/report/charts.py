@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.bench import BenchReport, BenchRow
+from tltools.bench import BenchResult, BenchRow
 from tltools.bench.text import digits, milliseconds
 from tltools.bench.verdict import in_order
 from tltools.metrics import Reliability
@@ -303,7 +303,7 @@ def confidence_histogram(
 # ---------------------------------------------------------------------------------------- bench
 
 
-def latency_chart(report: BenchReport, *, title: str = "Latency of one picture") -> Chart:
+def latency_chart(report: BenchResult, *, title: str = "Latency of one picture") -> Chart:
     """Draw the distribution of each candidate's latency over the samples of all rounds."""
     samples = {
         row.name: 1000 * np.concatenate([np.asarray(one) for one in timing.rounds_s])
@@ -345,7 +345,7 @@ def latency_chart(report: BenchReport, *, title: str = "Latency of one picture")
         return as_chart(figure, title, description + _left_out(report, timed))
 
 
-def throughput_chart(report: BenchReport, *, title: str = "Pictures per second") -> Chart:
+def throughput_chart(report: BenchResult, *, title: str = "Pictures per second") -> Chart:
     """Draw the pictures per second against the batch size, a line for each candidate."""
     timed = [row for row in _good(report) if row.batches]
     if not timed:
@@ -382,7 +382,7 @@ def throughput_chart(report: BenchReport, *, title: str = "Pictures per second")
 
 
 def accuracy_latency_chart(
-    report: BenchReport, *, title: str = "Accuracy against latency"
+    report: BenchResult, *, title: str = "Accuracy against latency"
 ) -> Chart:
     """Draw a point for each candidate, with its accuracy's interval; the recommended is ringed."""
     from matplotlib.ticker import PercentFormatter
@@ -431,7 +431,7 @@ def accuracy_latency_chart(
         return as_chart(figure, title, description + _left_out(report, timed))
 
 
-def size_chart(report: BenchReport, *, title: str = "File sizes") -> Chart:
+def size_chart(report: BenchResult, *, title: str = "File sizes") -> Chart:
     """Draw the size of each candidate's file."""
     sized = [row for row in in_order(report.rows) if row.size_bytes]
     if not sized:
@@ -504,12 +504,12 @@ def _describe_reliability(calibrated: Reliability, uncalibrated: Reliability | N
     return f"{text}."
 
 
-def _good(report: BenchReport) -> list[BenchRow]:
+def _good(report: BenchResult) -> list[BenchRow]:
     """Return the candidates that did not fail: whatever was measured before says nothing."""
     return [row for row in in_order(report.rows) if row.status != "failed"]
 
 
-def _left_out(report: BenchReport, shown: Sequence[BenchRow]) -> str:
+def _left_out(report: BenchResult, shown: Sequence[BenchRow]) -> str:
     """Name the candidates that a chart lacks, as a further sentence, and those in doubt."""
     names = {row.name for row in shown}
     missing = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
-from tltools.bench import BenchReport
+from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes
 from tltools.errors import ArtifactError, ConfigError, DataError
 from tltools.report.benches import bench_section, read_bench
@@ -21,7 +21,7 @@ from tltools.report.models import (
     training_section,
 )
 from tltools.run_folder import CARD, SPLIT
-from tltools.runtime.predictor import PREDICTORS
+from tltools.runtime.formats import is_export_name, suffixes
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Sources:
 
     runs: list[Artifact] = field(default_factory=list)
     exports: list[Artifact] = field(default_factory=list)
-    benches: list[tuple[Path, BenchReport]] = field(default_factory=list)
+    benches: list[tuple[Path, BenchResult]] = field(default_factory=list)
     evaluations: list[tuple[Path, EvaluationFacts]] = field(default_factory=list)
     jobs: list[Path] = field(default_factory=list)
 
@@ -95,7 +95,7 @@ def _add(sources: Sources, path: Path) -> None:
         raise ConfigError(f"{path} does not exist: name runs, exports, or files that tltools wrote")
     if path.is_dir():
         _add_folder(sources, path)
-    elif suffix in PREDICTORS:
+    elif is_export_name(path):
         sources.exports.append(read_artifact(path))
     elif suffix == ".json":
         _add_json(sources, path)
@@ -103,8 +103,9 @@ def _add(sources: Sources, path: Path) -> None:
         sources.jobs.append(path)
     else:
         raise ConfigError(
-            f"{path} is nothing that can be reported: name a run's folder, an export (.onnx, .pt), "
-            f"a bench-*.json, an evaluation.json, or predictions ({known_suffixes()})"
+            f"{path} is nothing that can be reported: name a run's folder, an export "
+            f"({suffixes()}), a bench-*.json, an evaluation.json, or predictions "
+            f"({known_suffixes()})"
         )
 
 
@@ -160,7 +161,7 @@ def _add_newest(sources: Sources) -> None:
 
 
 def _may_be_export(path: Path) -> bool:
-    return path.suffix in PREDICTORS and not path.name.startswith(".")
+    return is_export_name(path) and not path.name.startswith(".")
 
 
 def _predictions(suffix: str) -> Path:

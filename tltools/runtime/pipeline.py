@@ -34,13 +34,8 @@ from tltools.runtime.device import (
     default_threads,
 )
 from tltools.runtime.driver import PageLock, sleep_while_waiting
-from tltools.runtime.predictor import (
-    ExportPredictor,
-    Layout,
-    Predictor,
-    load_predictor,
-    read_card,
-)
+from tltools.runtime.exports import load_predictor, read_card
+from tltools.runtime.predictor import ExportPredictor, Layout, Predictor
 from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, in_order
 
 FUSED_BATCH = 1

@@ -1,16 +1,13 @@
 """Replay the self-test in an export: drawn pictures, and the answers that PyTorch gave to them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, SelfTest
 from tltools.errors import ArtifactError, DataError, ParityError
-
-if TYPE_CHECKING:
-    from tltools.runtime.predictor import Predictor
+from tltools.runtime.predictor import Predictor
 
 TF32_TOLERANCE = 0.02
 """What rounding to TF32 may add, as a share of the logits' spread; it is about 1e-3."""
@@ -18,7 +15,7 @@ _TF32_PROVIDERS = ("TensorrtExecutionProvider",)
 """They round to TF32 unless they are told not to."""
 
 
-def replay(predictor: "Predictor", path: Path, *, tf32: bool = False) -> float | None:
+def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | None:
     """Run an opened export on the pictures in its card and compare with the answers there.
 
     Args:

@@ -1,0 +1,140 @@
+"""What a bench measures is found, fits together, and is told apart."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from conftest import set_card
+
+from tltools.artifacts import read_artifact
+from tltools.bench import bench_inputs
+from tltools.data.dataset import load_dataset
+from tltools.errors import DataError
+from tltools.training.run import load_card, read_split
+
+
+def inputs(workplace, models=None, dataset=None, *, tf32=False):
+    return bench_inputs(
+        models, dataset, tf32=tf32, run_dir=workplace / "runs", export_dir=workplace / "exports"
+    )
+
+
+def test_bench_takes_all_exports_their_run_and_its_validation_pictures(workplace, drawn):
+    found = inputs(workplace)
+    assert [(one.format, one.path) for one in found.candidates] == [
+        ("eager", workplace / "runs" / "cnn"),
+        ("onnx", workplace / "exports" / "cnn" / "cnn.fp32.onnx"),
+        ("torchscript", workplace / "exports" / "cnn" / "cnn.fp32.pt"),
+    ]
+    assert {one.run for one in found.candidates} == {"cnn"}
+    split = read_split(workplace / "runs" / "cnn")
+    val = split[split["split"] == "val"]
+    assert sorted(found.pictures) == sorted(Path(path) for path in val["path"])
+    assert found.pictures == inputs(workplace).pictures  # in the same random order each time
+    # Class folders are sorted: bright is 0, dark is 1.
+    assert found.targets.tolist() == [
+        ["bright", "dark"].index(p.parent.name) for p in found.pictures
+    ]
+    assert found.name == f"{drawn.name} (validation)"
+
+
+def test_bench_takes_given_pictures_instead(workplace, drawn):
+    dataset = load_dataset(drawn, purpose="evaluate")
+    shutil.rmtree(workplace / "runs")
+    found = inputs(workplace, dataset=dataset)
+    assert [one.format for one in found.candidates] == ["onnx", "torchscript"]
+    assert sorted(found.pictures) == sorted(Path(path) for path in dataset.frame["path"])
+    # In random order, so that any first part has images of all classes.
+    assert {path.parent.name for path in found.pictures[:8]} == {"bright", "dark"}
+
+
+def test_fp32_exports_are_measured_in_tf32_as_well_where_that_is_asked_for(workplace):
+    found = inputs(workplace, tf32=True)
+    assert [(one.name, one.precision) for one in found.candidates] == [
+        ("cnn eager fp32", "fp32"),
+        ("cnn onnx fp32", "fp32"),
+        ("cnn onnx tf32", "tf32"),
+        ("cnn torchscript fp32", "fp32"),
+        ("cnn torchscript tf32", "tf32"),
+    ]
+    assert {one.path for one in found.candidates if one.precision == "tf32"} == {
+        one.path for one in found.candidates if one.precision == "fp32" and one.format != "eager"
+    }
+
+
+def test_exports_of_a_run_know_the_arithmetic_of_its_onnx_export(workplace):
+    found = inputs(workplace)
+    # As it is folded: 16 filters of 3 x 4 x 4 on 112 x 112, 32 of 4 x 4 x 4 on 56 x 56, and
+    # 8 x 56 x 56 values to two classes.
+    flops = 2 * (16 * 48 * 112**2 + 32 * 64 * 56**2 + 2 * 8 * 56**2)
+    assert {one.format: one.flops_per_image for one in found.candidates} == {
+        "eager": None,  # it is not folded
+        "onnx": flops,
+        "torchscript": flops,
+    }
+
+
+def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):
+    path = workplace / "runs" / "cnn" / "card.json"
+    card = load_card(path.parent)
+    path.write_text(msgspec.structs.replace(card, created="2020-01-01T00:00:00+00:00").to_json())
+    with pytest.raises(DataError, match=r"not in runs/.* with --data"):
+        inputs(workplace)
+
+
+def test_a_run_from_before_calibration_is_that_of_its_exports(workplace):
+    path = workplace / "runs" / "cnn" / "card.json"
+    card = load_card(path.parent)
+    assert card.confidence is not None
+    path.write_text(msgspec.structs.replace(card, confidence=None).to_json())
+    assert next(one.format for one in inputs(workplace).candidates) == "eager"
+
+
+def test_a_model_is_measured_once_however_often_it_is_named(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    run, export = Path("runs/cnn"), Path("exports/cnn/cnn.fp32.onnx")
+    found = inputs(workplace, [export, workplace / export, run, workplace / run])
+    assert sorted(one.format for one in found.candidates) == ["eager", "onnx"]
+
+
+def test_two_files_that_tables_would_call_the_same_are_refused(workplace):
+    export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
+    copy = shutil.copy(export, workplace / "copy.onnx")
+    with pytest.raises(DataError, match=r"are both called 'cnn onnx fp32': measure them one after"):
+        inputs(workplace, [export, copy])
+
+
+def test_models_of_different_data_need_pictures_for_all(workplace, drawn):
+    export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
+    other = shutil.copy(export, workplace / "other.onnx")
+    card = read_artifact(export).card
+    data = msgspec.structs.replace(card.data, fingerprint="f" * 64)
+    set_card(other, msgspec.structs.replace(card, run="other", data=data))
+    with pytest.raises(DataError, match=r"trained on different data: .* with --data"):
+        inputs(workplace, [export, other])
+    dataset = load_dataset(drawn, purpose="evaluate")
+    assert len(inputs(workplace, [export, other], dataset).candidates) == 3
+
+
+def test_models_of_different_classes_are_not_compared(workplace, make_export):
+    export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
+    with pytest.raises(DataError, match=r"has other classes than .*: measure them one after"):
+        inputs(workplace, [export, make_export("colours")])
+
+
+def test_pictures_of_an_unknown_class_are_refused(workplace, drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "renamed")
+    (tmp_path / "renamed" / "dark").rename(tmp_path / "renamed" / "night")
+    dataset = load_dataset(tmp_path / "renamed", purpose="evaluate")
+    with pytest.raises(DataError, match=r"do not know class night, they know bright, dark"):
+        inputs(workplace, dataset=dataset)
+
+
+def test_validation_pictures_that_have_gone_are_named(workplace):
+    split = workplace / "runs" / "cnn" / "split.csv"
+    split.write_text(split.read_text().replace("/dark/", "/gone/"))
+    with pytest.raises(
+        DataError, match=r"3 validation pictures .* have gone, the first is .*/gone/"
+    ):
+        inputs(workplace)

@@ -1,0 +1,212 @@
+"""Find what a bench measures: candidates, the images to measure them on, and their classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, read_artifact
+from tltools.bench.flops import onnx_flops
+from tltools.bench.rows import EAGER, BenchPrecision
+from tltools.card import Card
+from tltools.errors import DataError
+from tltools.run_folder import CARD, read_split
+from tltools.runtime.formats import ONNX, format_of
+from tltools.runtime.selftest import lacks_self_test
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tltools.data.dataset import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One model in one format and precision."""
+
+    name: str
+    """Unique in the bench; for messages."""
+    run: str
+    """Candidates of one run are compared with its eager one, and stand together in the tables."""
+    format: str
+    """Of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
+    precision: BenchPrecision
+    path: Path
+    """The export; for `eager`, the run folder."""
+    flops_per_image: int | None = None
+    """Operations of convolutions and matrix products; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BenchInputs:
+    """What a bench measures, and on what."""
+
+    candidates: list[Candidate]
+    pictures: list[Path]
+    targets: NDArray[np.int64]
+    """Class index of each picture, (N,)."""
+    name: str
+    """What the pictures are, for people."""
+    notes: tuple[str, ...]
+    """What there is to say of the models beforehand."""
+
+
+def bench_inputs(
+    models: Sequence[Path] | None,
+    dataset: "Dataset | None",
+    *,
+    tf32: bool = False,
+    run_dir: Path = RUN_DIR,
+    export_dir: Path = EXPORT_DIR,
+) -> BenchInputs:
+    """Collect what `bench` measures.
+
+    Args:
+        models: Runs and exports; None for the exports in `export_dir`. The run that an export came
+            from joins them if it is still in `run_dir`, since the others are compared with it.
+        dataset: Labelled pictures; None for the runs' own validation pictures.
+        tf32: Whether fp32 exports are measured a second time in TF32, which GPUs alone have.
+        run_dir: Where runs are.
+        export_dir: Where exports are.
+
+    Raises:
+        ArtifactError: If there is nothing to measure, or a model is damaged.
+        DataError: If the models cannot be told apart or do not go together, or the validation
+            pictures of their runs are not the same, or have gone.
+    """
+    artifacts = [read_artifact(path) for path in models] if models else find_exports(export_dir)
+    artifacts = _with_runs(artifacts, run_dir)
+    _check_labels(artifacts)
+    classes = _classes(artifacts)
+    frame, name = _labelled_images(artifacts, dataset)
+    # In random order, so that any first part of them is a fair sample: where a model is slow, the
+    # accuracy may be that of a part.
+    frame = frame.sample(frac=1, random_state=0)
+    return BenchInputs(
+        candidates=_candidates(artifacts, tf32=tf32),
+        pictures=[Path(path) for path in frame["path"]],
+        targets=_targets(frame, classes),
+        name=name,
+        notes=tuple(filter(None, (lacks_self_test(one.card) for one in artifacts))),
+    )
+
+
+def _classes(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
+    """Return the classes that all models have in the same order."""
+    classes = artifacts[0].card.classes
+    for artifact in artifacts:
+        if artifact.card.classes != classes:
+            raise DataError(
+                f"{artifact.path} has other classes than {artifacts[0].path}: measure them one "
+                "after the other"
+            )
+    return classes
+
+
+def _targets(frame: "pd.DataFrame", classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Return the index of each image's class, (N,)."""
+    index = {name: number for number, name in enumerate(classes)}
+    unknown = sorted(set(frame["class"]) - set(index))
+    if unknown:
+        raise DataError(
+            f"the models do not know class {', '.join(unknown)}, they know {', '.join(classes)}: "
+            "--class-names gives the data's classes other names"
+        )
+    return np.array([index[one] for one in frame["class"]], dtype=np.int64)
+
+
+def _candidates(artifacts: Sequence[Artifact], *, tf32: bool) -> list[Candidate]:
+    """Return a candidate for each artifact; fp32 exports a second time in TF32 if asked for."""
+    flops = _flops_by_run(artifacts)
+    candidates: list[Candidate] = []
+    for artifact in artifacts:
+        facts = artifact.card.export
+        candidate = Candidate(
+            name=artifact.label,
+            run=artifact.card.run,
+            format=facts.format if facts else EAGER,
+            precision=facts.precision if facts else "fp32",
+            path=artifact.path,
+            # Exports of small models are folded, so a run itself computes less.
+            flops_per_image=flops.get(artifact.card.run) if facts else None,
+        )
+        candidates.append(candidate)
+        if tf32 and facts and facts.precision == "fp32":
+            label = f"{artifact.card.run} {facts.format} tf32"
+            candidates.append(replace(candidate, name=label, precision="tf32"))
+    return candidates
+
+
+def _flops_by_run(artifacts: Sequence[Artifact]) -> dict[str, int]:
+    """Count the operations for one image, by one ONNX export of each run that has any."""
+    found: dict[str, int] = {}
+    for artifact in artifacts:
+        is_onnx = not artifact.is_run and format_of(artifact.path) is ONNX
+        if is_onnx and artifact.card.run not in found:
+            flops = onnx_flops(artifact.path)
+            if flops is not None:
+                found[artifact.card.run] = flops
+    return found
+
+
+def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
+    """Return the artifacts by run, each run's own folder first where it can be found."""
+    found: dict[Path, Artifact] = {}
+    for artifact in sorted(artifacts, key=lambda one: one.card.run):
+        folder = run_dir / artifact.card.run
+        if not artifact.is_run and (folder / CARD).is_file():
+            run = read_artifact(folder)
+            if _came_from(artifact.card, run.card):
+                found.setdefault(folder.resolve(), run)
+        found.setdefault(artifact.path.resolve(), artifact)
+    return list(found.values())
+
+
+def _came_from(export: Card, run: Card) -> bool:
+    """Tell whether an export was made of a run; one without calibration got it then."""
+    changes = {"confidence": None} if run.confidence is None else {}
+    return run == msgspec.structs.replace(export, export=None, **changes)
+
+
+def _check_labels(artifacts: Sequence[Artifact]) -> None:
+    known: dict[str, Path] = {}
+    for artifact in artifacts:
+        other = known.setdefault(artifact.label, artifact.path)
+        if other != artifact.path:
+            raise DataError(
+                f"{other} and {artifact.path} are both called {artifact.label!r}: measure them one "
+                "after the other"
+            )
+
+
+def _labelled_images(
+    artifacts: list[Artifact], dataset: "Dataset | None"
+) -> "tuple[pd.DataFrame, str]":
+    """Return a frame with path and class, and its name."""
+    if dataset is not None:
+        return dataset.frame, dataset.name
+    runs = [artifact for artifact in artifacts if artifact.is_run]
+    fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
+    if not runs:
+        raise DataError(
+            "the runs of these exports are not in runs/, so there are no pictures to measure on: "
+            "give labelled ones with --data"
+        )
+    if len(fingerprints) > 1:
+        raise DataError(
+            "these models were trained on different data: give labelled pictures for all of them "
+            "with --data"
+        )
+    frame = read_split(runs[0].path)
+    frame = frame.loc[frame["split"] == "val"]
+    gone = [path for path in frame["path"] if not Path(path).is_file()]
+    if gone:
+        raise DataError(
+            f"{len(gone)} validation pictures of {runs[0].path} have gone, the first is {gone[0]}: "
+            "put them back, or give others with --data"
+        )
+    return frame, f"{runs[0].card.data.name} (validation)"

@@ -1,0 +1,81 @@
+"""Write a model as ONNX, in fp32 from PyTorch and in other precisions by rewriting that file."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from tltools.card import CARD_KEY, Card, Precision
+from tltools.graphs.onnx_file import OPSET, check_onnx, write_module
+from tltools.graphs.precision import quantize_until, write_fp16
+from tltools.runtime.formats import Trained, Written
+from tltools.runtime.predictor import OUTPUT, PROBABILITIES
+
+
+def write(
+    trained: Trained, precision: Precision, path: Path, check: Callable[[Path], object]
+) -> Written:
+    """Write a file, and have it checked; see `tltools.runtime.formats.Writer`.
+
+    An int8 file that fails its check is tried again with more layers in float.
+    """
+    if precision == "fp32":
+        write_fp32(trained, path)
+        check(path)
+        return Written(opset=OPSET)
+    source = trained.once("fp32.onnx", partial(write_fp32, trained))
+    if precision == "fp16":
+        kept = write_fp16(source, path, trained.calibration(), device=trained.device)
+        check(path)
+        return Written(opset=OPSET, float_layers=tuple(kept))
+    kept = quantize_until(
+        source,
+        path,
+        trained.calibration(),
+        check,
+        device=trained.device,
+        progress=trained.progress,
+    )
+    return Written(
+        opset=OPSET, calibration=trained.describe_calibration(), float_layers=tuple(kept)
+    )
+
+
+def write_fp32(trained: Trained, path: Path) -> None:
+    """Export a model to a single ONNX file with a symbolic batch axis.
+
+    Raises:
+        ArtifactError: If the exporter froze the batch axis.
+    """
+    write_module(
+        trained.module("fp32"),
+        path,
+        size=trained.card.preprocessing.size,
+        output=OUTPUT,
+        metadata={CARD_KEY: trained.card.to_json()},
+    )
+
+
+def seal(path: Path, card: Card) -> None:
+    """Append the nodes of the second output, and replace the card; see `Writer`."""
+    model = onnx.load(path)
+    (logits,) = model.graph.output
+    name = "temperature"
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array(card.temperature, np.float32), name)
+    )
+    softmax = onnx.helper.make_node(
+        "Softmax", ["scaled_logits"], [PROBABILITIES], PROBABILITIES, axis=1
+    )
+    model.graph.node.extend(
+        [onnx.helper.make_node("Div", [logits.name, name], ["scaled_logits"], name), softmax]
+    )
+    probabilities = model.graph.output.add()
+    probabilities.CopyFrom(logits)
+    probabilities.name = PROBABILITIES
+    kept = {item.key: item.value for item in model.metadata_props}
+    onnx.helper.set_model_props(model, kept | {CARD_KEY: card.to_json()})
+    onnx.save(model, path)
+    check_onnx(path)

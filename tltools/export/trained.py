@@ -1,0 +1,189 @@
+"""A run on its way into files: its model, its images, and what its exports share."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tltools.calibration import fit_temperature
+from tltools.card import Calibration, Confidence, Precision
+from tltools.errors import DataError
+from tltools.evaluate import predict
+from tltools.export.folding import fold
+from tltools.graphs.onnx_file import example_images
+from tltools.progress import Progress
+from tltools.run_folder import read_split
+from tltools.runtime.device import Device
+from tltools.runtime.pipeline import decode_batches
+from tltools.training.models import Classifier
+from tltools.training.run import load_run, open_run
+
+if TYPE_CHECKING:
+    from tltools.runtime.predictor import Predictor
+
+CALIBRATION_BATCH = 16
+
+
+class TrainedRun:
+    """A run's model and images; a `tltools.runtime.formats.Trained`.
+
+    What its files have in common is made once, when it is needed.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        output: Path,
+        *,
+        device: Device,
+        num_pictures: int | None,
+        calibration_images: int,
+        progress: Progress,
+        stack: ExitStack,
+    ) -> None:
+        """Open a run.
+
+        Args:
+            run: The run folder.
+            output: Its exports go to a folder in it, and scratch files meanwhile.
+            device: Where the model is run.
+            num_pictures: How many images of the validation split are compared; None: all.
+            calibration_images: How many of the training split `calibration` has, at most.
+            progress: Shows what is run.
+            stack: Removes the scratch files when it is closed.
+
+        Raises:
+            ArtifactError: If the folder is not a run.
+            DataError: If its validation images are gone, or it has none.
+            DeviceError: If the device is not usable here.
+        """
+        self.model, self.card = load_run(run)
+        self.device: Device = device
+        self.progress = progress
+        self.predictor: Predictor = open_run(run, device=device)
+        self._frame = read_split(run)
+        self._run = run
+        self._val = _part(self._frame, "val", run)[:num_pictures]
+        self._num_calibration = calibration_images
+        self.folder = output / self.card.run
+        self._stack = stack
+        self.paths = [Path(path) for path in self._val["path"]]
+        """Of the N validation images that exports are compared on."""
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Class index of each validation image, (N,)."""
+        index = {name: number for number, name in enumerate(self.card.classes)}
+        return np.array([index[name] for name in self._val["class"]], dtype=np.int64)
+
+    @cached_property
+    def reference(self) -> NDArray[np.float32]:
+        """PyTorch's logits of the validation images, (N, C)."""
+        return predict(self.predictor, self.paths, progress=self.progress)
+
+    @cached_property
+    def confidence(self) -> Confidence:
+        """The run's calibration; one that was trained before there was any gets it here."""
+        return self.card.confidence or fit_temperature(self.reference, self.targets)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model."""
+        return sum(one.numel() for one in self.model.parameters())
+
+    def module(self, precision: Precision) -> nn.Module:
+        """Return the model to write: folded in fp32, or in fp16 on the device of the run."""
+        if precision == "fp16":
+            return HalfClassifier(self.model).eval().to(self.predictor.choice.name)
+        return fold(self.model)
+
+    def example(self, precision: Precision) -> Tensor:
+        """Return two images, uint8 (2, size, size, 3), on the device of `module`.
+
+        Noise, for a writer that runs the model once.
+        """
+        images = example_images(self.card.preprocessing.size)
+        return images.to(self.predictor.choice.name) if precision == "fp16" else images
+
+    def calibration(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield images of the training split in batches, from all classes alike, as they go."""
+        paths = self._calibration_paths
+        with self.progress.bar("Calibrating", len(paths)) as bar:
+            for images in decode_batches(
+                paths, preprocessing=self.card.preprocessing, batch_size=CALIBRATION_BATCH
+            ):
+                yield images
+                bar.advance(len(images))
+
+    def describe_calibration(self) -> Calibration:
+        """Return what the card says of `calibration`."""
+        return Calibration(method="MinMax", num_pictures=len(self._calibration_paths))
+
+    def once(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Return a scratch file of this name, which is written once."""
+        path = self._scratch / name
+        if not path.exists():
+            write(path)
+        return path
+
+    @cached_property
+    def _scratch(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(prefix=".source.", suffix=".tmp", dir=self.folder)
+        return Path(self._stack.enter_context(temporary))
+
+    @cached_property
+    def _calibration_paths(self) -> list[Path]:
+        frame = _part(self._frame, "train", self._run)
+        shuffled = frame.sample(frac=1.0, random_state=0)
+        rank = shuffled.groupby("class").cumcount()
+        chosen = shuffled.loc[rank.sort_values(kind="stable").index[: self._num_calibration]]
+        return [Path(path) for path in chosen["path"]]
+
+
+class HalfClassifier(nn.Module):
+    """A classifier in fp16; the images are normalised in fp32, and the logits are float32."""
+
+    def __init__(self, model: Classifier) -> None:
+        """Copy the parts; the model itself is not changed."""
+        super().__init__()
+        self.backbone = copy.deepcopy(model.backbone).half()
+        self.head = copy.deepcopy(model.head).half()
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", model.scale.clone())
+        self.register_buffer("shift", model.shift.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
+        pixels = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        return self.head(self.backbone(pixels.half())).float()
+
+
+_SPLIT_NAMES = {"val": ("validation", "verified"), "train": ("training", "calibrated")}
+
+
+def _part(frame: pd.DataFrame, split: Literal["val", "train"], run: Path) -> pd.DataFrame:
+    """Return the rows of a split, whose images must all be there.
+
+    Raises:
+        DataError: If it has no image, or some are gone.
+    """
+    part = frame.loc[frame["split"] == split]
+    gone = [path for path in part["path"] if not Path(path).is_file()]
+    if gone or not len(part):
+        name, need = _SPLIT_NAMES[split]
+        what = f"{gone[0]} and {len(gone) - 1} more have gone" if gone else "it has none"
+        raise DataError(
+            f"run {run.name} cannot be {need} on its {name} pictures: {what}; an export "
+            f"is {need} on real pictures or not made: put them back"
+        )
+    return part

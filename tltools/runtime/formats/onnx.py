@@ -1,0 +1,152 @@
+"""ONNX: read and opened with onnxruntime, without PyTorch.
+
+A file is looked into before onnxruntime opens it, and refused if it is not what tltools writes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, card_from_json
+from tltools.errors import ArtifactError
+from tltools.runtime.device import (
+    CUDA_PROVIDER,
+    Device,
+    default_threads,
+    onnxruntime_errors,
+    open_session,
+    placement,
+)
+from tltools.runtime.driver import PageLock
+from tltools.runtime.formats.shared import (
+    check_images,
+    check_is_file,
+    check_logits,
+    failed_run,
+    lock_pages,
+    no_card,
+    no_probabilities,
+    not_a,
+    refused,
+)
+from tltools.runtime.onnx_reader import (
+    OnnxFile,
+    TensorType,
+    UnsafeOnnxError,
+    read_onnx,
+    signature_problem,
+)
+from tltools.runtime.predictor import INPUT, OUTPUT, PROBABILITIES, REMEDY, Layout
+
+
+class OnnxPredictor:
+    """An ONNX export in onnxruntime."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        tf32: bool = False,
+        gpu: int | None = None,
+        nhwc: bool = False,
+    ) -> None:
+        """Open `path`; the arguments and errors are those of `tltools.runtime.load_predictor`."""
+        self.card = read_card(path)  # before onnxruntime sees the file
+        self._session, self.choice = open_session(
+            path, device=device, threads=threads, tf32=tf32, gpu=gpu, nhwc=nhwc
+        )
+        self.device: str = self.choice.device
+        self.provider: str = self._session.get_providers()[0]
+        self.layout: Layout = "nhwc" if nhwc and self.provider == CUDA_PROVIDER else "nchw"
+        self.tf32 = tf32
+        self.placement = placement(self._session)
+        self.threads = threads or default_threads()
+        self._errors = onnxruntime_errors()
+        self._path = path
+        self.path = path
+        """The export."""
+        self.opened_with: Device = device
+        """What was asked for."""
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map images, (N, H, W, 3), to logits, (N, C)."""
+        return self._run(images, OUTPUT)
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
+
+        Raises:
+            ArtifactError: If it has none, as exports made before there were any.
+        """
+        if PROBABILITIES not in [value.name for value in self._session.get_outputs()]:
+            raise no_probabilities(self._path)
+        return self._run(images, PROBABILITIES)
+
+    def _run(self, images: NDArray[np.uint8], output: str) -> NDArray[np.float32]:
+        """Run on images where they lie: onnxruntime wraps a contiguous array without a copy.
+
+        On a GPU, `run` queues the copy to it on a stream of this call's own, without Python's lock;
+        from page-locked memory the GPU then copies by itself while other calls compute. An I/O
+        binding would copy when the input is bound, under the lock.
+        """
+        check_images(images, self.card.preprocessing.size)
+        try:
+            outputs = self._session.run([output], {INPUT: images})
+        except self._errors as error:
+            raise failed_run(len(images), error) from error
+        return check_logits(
+            cast("NDArray[np.float32]", outputs[0]), len(images), self.card, self._path
+        )
+
+    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
+        """Allocate images, (N, H, W, 3)."""
+        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
+
+    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
+        """Page-lock memory; None on the CPU."""
+        return lock_pages(memory, self.choice)
+
+
+def read_card(path: Path) -> Card:
+    """Read the card, and see that the file is safe to open and as the card says; see `Reader`."""
+    check_is_file(path)
+    try:
+        found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except UnsafeOnnxError as error:
+        raise refused(path, error) from error
+    except ValueError as error:
+        raise not_a(path, "ONNX", error) from error
+    if found.entry is None:
+        raise no_card(path)
+    card = card_from_json(found.entry, where=str(path))
+    problem = _signature_problem(found, card)
+    if problem:
+        raise ArtifactError(f"{path}: {problem}; {REMEDY}")
+    return card
+
+
+def _signature_problem(found: OnnxFile, card: Card) -> str | None:
+    size, num_classes = card.preprocessing.size, len(card.classes)
+    return signature_problem(
+        found,
+        wanted_input=TensorType(INPUT, "uint8", (None, size, size, 3)),
+        wanted_output=TensorType(OUTPUT, "float", (None, num_classes)),
+        allowed_output=TensorType(PROBABILITIES, "float", (None, num_classes)),
+    )
+
+
+open_export = OnnxPredictor
+"""Of `Reader`."""
+
+
+def read_signature(path: Path) -> tuple[Sequence[TensorType], Sequence[TensorType]]:
+    """Return the inputs and the outputs of an ONNX export, which `read_card` has passed."""
+    found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
+    return found.inputs, found.outputs
