@@ -13,6 +13,7 @@ from conftest import CLASSES, COLOURS, run_tltools, save_picture
 from safetensors.torch import save_file
 from torch import nn
 
+import tltools.cli  # noqa: F401 - the help shows what there is when it is first imported
 from tltools import doctor
 from tltools.artifacts import open_predictor
 from tltools.backbones import BACKBONES, Backbone

@@ -141,8 +141,6 @@ def explain_pictures(
         DataError: If a file is not a picture; nothing is written then.
         ArtifactError, DeviceError: See `load_run` and `torch_device`.
     """
-    import torch
-
     from tltools.training.run import load_run
 
     choice = torch_device(device)
@@ -155,30 +153,45 @@ def explain_pictures(
         load_image(path, rules)
     progress.say(f"Device: {choice.name} ({choice.reason})")
     model = model.to(choice.name)
-    maps = model.backbone.get_submodule(find_backbone(card.model).last_maps)
     with progress.bar("Explaining", len(paths)) as bar:
         for path, png in zip(paths, outputs, strict=True):
             image = load_image(path, rules)
-            batch = torch.from_numpy(image[None]).to(choice.name)
-            with torch.no_grad():
-                logits = model(batch).float().cpu()  # (1, C)
-            probs = softmax(logits.numpy(), temperature=card.temperature)[0]  # (C,)
-            predicted = int(logits[0].argmax())
-            explained = predicted if target is None else target
-            heat = heat_maps(model, maps, batch, torch.tensor([explained], device=batch.device))[0]
-            found = Explanation(
-                path=path,
-                label=card.classes[predicted],
-                confidence=float(probs[predicted]),
-                explained=card.classes[explained],
-                probability=float(probs[explained]),
-                heat=heat.numpy(),
-                output=png,
-            )
+            found = _explain(model, card, image, target, path=path, output=png)
             view = load_image(path, large)
             _draw(found, view, run=card.run)
             bar.advance()
             yield found
+
+
+def _explain(
+    model: "Classifier",
+    card: Card,
+    image: NDArray[np.uint8],
+    target: int | None,
+    *,
+    path: Path,
+    output: Path,
+) -> Explanation:
+    """Find the heat map of one picture, (S, S, 3), for a class or for the predicted one."""
+    import torch
+
+    batch = torch.from_numpy(image[None]).to(model.scale.device)
+    with torch.no_grad():
+        logits = model(batch).float().cpu()  # (1, C)
+    probs = softmax(logits.numpy(), temperature=card.temperature)[0]  # (C,)
+    predicted = int(logits[0].argmax())
+    explained = predicted if target is None else target
+    maps = model.backbone.get_submodule(find_backbone(card.model).last_maps)
+    heat = heat_maps(model, maps, batch, torch.tensor([explained], device=batch.device))[0]
+    return Explanation(
+        path=path,
+        label=card.classes[predicted],
+        confidence=float(probs[predicted]),
+        explained=card.classes[explained],
+        probability=float(probs[explained]),
+        heat=heat.numpy(),
+        output=output,
+    )
 
 
 def _class_index(card: Card, class_name: str | None) -> int | None:

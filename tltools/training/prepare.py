@@ -170,16 +170,13 @@ def _prepare_features(
         progress=progress,
     )
     precision = choose_precision(
-        config.feature_precision,
-        on_gpu=device.type != "cpu",
-        on_cluster=setup.remote is not None,
+        config.feature_precision, on_gpu=device.type != "cpu", on_cluster=setup.remote is not None
     )
     with setup.remote or nullcontext():  # the epochs need no cluster
         features = _features(dataset, frozen, precision)
-    splits = dataset.frame["split"].to_numpy()
     scaling = None
     if config.standardize:
-        scaling = Scaling.fit(features[torch.from_numpy(splits == "train")])
+        scaling = Scaling.fit(features[_rows(dataset, "train")])
         features = scaling.apply(features)
     if fits_on_gpu(features.nbytes, device):
         features = features.to(device)
@@ -190,11 +187,7 @@ def _prepare_features(
         trained=model.head.to(device),
         sources={
             split: _source(
-                dataset,
-                split,
-                features[torch.from_numpy(splits == split).to(features.device)],
-                config,
-                device,
+                dataset, split, features[_rows(dataset, split).to(features.device)], config, device
             )
             for split in _splits(dataset)
         },
@@ -291,6 +284,11 @@ def _features(dataset: Dataset, frozen: _FrozenBackbone, precision: Precision) -
     features = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
     features[order] = np.concatenate(parts)
     return torch.from_numpy(features)
+
+
+def _rows(dataset: Dataset, split: str) -> Tensor:
+    """Tell which of the frame's images are in a split, bool (N,)."""
+    return torch.from_numpy(dataset.frame["split"].to_numpy() == split)
 
 
 def _splits(dataset: Dataset) -> list[str]:
