@@ -87,11 +87,11 @@ def job_cpu(*, export: str, folder: str, workers: int) -> dict[str, float]:
         `cpu_s`: user and system time from the start of the process, in seconds, without those of
         the processes that it started.
     """
-    from tltools.classify import run_job
+    from tltools.classify import Job, run_job
 
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "predictions.csv"
-        summary = run_job(Path(export), [Path(folder)], output, device="cpu", workers=workers)
+        summary = run_job(Job(Path(export), [Path(folder)], output, device="cpu", workers=workers))
     if summary.num_failed:
         raise RuntimeError(f"{summary.num_failed} images failed")
     used = resource.getrusage(resource.RUSAGE_SELF)  # its children are not in it
