@@ -633,13 +633,13 @@ class _Server:
             pid = os.fork()
         except OSError as error:
             os.close(handle)
-            self._channel.send(("started", -(error.errno or 1)))
+            self._say("started", -(error.errno or 1))
             return
         if not pid:
             self._become_worker(target, handle, parent)
         os.close(handle)
         self._children.add(pid)
-        self._channel.send(("started", pid))
+        self._say("started", pid)
 
     def _become_worker(self, target: str, handle: int, parent: int) -> NoReturn:
         signal.set_wakeup_fd(-1)
@@ -655,7 +655,12 @@ class _Server:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self._children.remove(pid)
-                self._channel.send(("ended", pid, os.waitstatus_to_exitcode(status)))
+                self._say("ended", pid, os.waitstatus_to_exitcode(status))
+
+    def _say(self, *message: object) -> None:
+        """Send a message; one that has left may have said farewell first, which is read next."""
+        with suppress(ClosedError):
+            self._channel.send(message)
 
 
 class _Spawned:
