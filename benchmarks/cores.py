@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pictures
+import image_files
 from asking import Asker, MeasurementError, classify_command, only_cores, spread_cores
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -44,7 +44,7 @@ def over_cores(
     for count in counts:
         folder = asker.work / f"cores-{count}"
         if not folder.exists():
-            pictures.links(sources, folder, images_per_core * count)
+            image_files.links(sources, folder, images_per_core * count)
         yield _on_cores(asker, export, folder, count, seconds=seconds, timeout_s=timeout_s)
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import image_files
 import msgspec
-import pictures
 from asking import Asker, MeasurementError, classify_command, environment, say
 from cores import COUNTS, core_counts, core_table, efficiency, over_cores
 from loops import DECODERS, PILLOW, Setting, cuda_grid, loop_name, same_labels
@@ -138,7 +138,7 @@ class Check:
         """Return a folder of so many linked images."""
         folder = self.asker.work / f"images-{count}"
         if not folder.exists():
-            pictures.links(self.sources, folder, count)
+            image_files.links(self.sources, folder, count)
         return folder
 
     def job(self, name: str) -> dict[str, str]:
@@ -572,8 +572,8 @@ def open_check(
     """
     output.mkdir(parents=True, exist_ok=True)
     (output / "rows.jsonl").unlink(missing_ok=True)
-    found = pictures.find_jpegs(images)
-    copied = pictures.copies(found, work / "copied", min(len(found), sizes.cnn))
+    found = image_files.find_jpegs(images)
+    copied = image_files.copies(found, work / "copied", min(len(found), sizes.cnn))
     given = {"cnn": runs.get("cnn") or run_beside(cnn)}
     if vgg16 is not None:
         given["vgg16"] = runs.get("vgg16") or run_beside(vgg16)
@@ -583,7 +583,7 @@ def open_check(
         device=device,
         exports=find_exports(cnn, vgg16),
         runs={name: path.resolve() for name, path in given.items() if path is not None},
-        sources=pictures.find_jpegs(copied),
+        sources=image_files.find_jpegs(copied),
         deadline=time.perf_counter() + budget_s,
         output=output,
     )

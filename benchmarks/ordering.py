@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import pictures
+import image_files
 from asking import Asker, say
 
 SIZES = (1500, 6000)
@@ -45,10 +45,10 @@ def ordering_us(
     Raises:
         MeasurementError: If a job fails, or an image of it.
     """
-    found_there = pictures.find_jpegs(images)
-    copied = pictures.copies(found_there, work / "copied", min(len(found_there), sizes[1]))
-    sources = pictures.find_jpegs(copied)
-    folders = [pictures.links(sources, work / f"images-{size}", size) for size in sizes]
+    found_there = image_files.find_jpegs(images)
+    copied = image_files.copies(found_there, work / "copied", min(len(found_there), sizes[1]))
+    sources = image_files.find_jpegs(copied)
+    folders = [image_files.links(sources, work / f"images-{size}", size) for size in sizes]
     asker = Asker(work)
     request = {"export": str(model.resolve()), "workers": workers, "timeout_s": TIMEOUT_S}
     found: list[float] = []

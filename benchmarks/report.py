@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import gpu_check
 from cores import core_table
+from image_files import LARGE_QUALITIES
 from limits import DECODING, LARGE_SESSIONS, SMALL_SESSIONS, combined
 from pages import rate_text, section
-from pictures import LARGE_QUALITIES
 
 Results = Mapping[str, Any]
 """What run.py keeps: `comparisons` by name, each with `rows` of measured systems, and the rest."""

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import gpu_check
+import image_files
 import loops
 import msgspec
 import ordering
-import pictures
 import report
 import scaling
 from asking import Asker, MeasurementError, environment, say
@@ -88,7 +88,7 @@ class Bench:
             sample = self.work / "sample"
             self._tltools("sample", sample)
             sources = sources or sample / "images"
-        self.sources = pictures.find_jpegs(sources)
+        self.sources = image_files.find_jpegs(sources)
         cnn, cnn_run = options.cnn, options.cnn_run
         if cnn is None:
             train = ("train", self.work / "sample", "--model", "cnn", "--epochs", "2")
@@ -98,9 +98,9 @@ class Bench:
             cnn = self.work / "exports" / "cnn" / "cnn.fp32.onnx"
         self.cnn = self._job(cnn, cnn_run or gpu_check.run_beside(cnn))
         number = options.num_pictures
-        self.pictures = pictures.copies(self.sources, self.work / "pictures", number)
-        self.copied = pictures.find_jpegs(self.pictures)
-        self.warmup = pictures.links(self.copied, self.work / "warmup", min(128, number))
+        self.pictures = image_files.copies(self.sources, self.work / "pictures", number)
+        self.copied = image_files.find_jpegs(self.pictures)
+        self.warmup = image_files.links(self.copied, self.work / "warmup", min(128, number))
         drawn = "drawn by tltools sample" if options.pictures is None else "given"
         trained = "trained here for two epochs" if options.cnn is None else "given"
         return [
@@ -219,8 +219,8 @@ class Bench:
         if int8 is not None:
             entries.append(Entry("tltools, int8", "tltools", self._job(Path(int8))))
         number = min(self.options.num_vgg16, len(self.copied))
-        folder = pictures.links(self.copied, self.work / "vgg16", number)
-        warmup = pictures.links(self.copied, self.work / "vgg16-warmup", min(8, number))
+        folder = image_files.links(self.copied, self.work / "vgg16", number)
+        warmup = image_files.links(self.copied, self.work / "vgg16-warmup", min(8, number))
         self.compare("vgg16", "VGG16", entries, folder, warmup)
 
     def large(self) -> None:
@@ -228,7 +228,7 @@ class Bench:
         entries = [Entry(name, name, self.cnn) for name in (*LOADERS, "tltools")]
         for quality in pictures.LARGE_QUALITIES:
             name = f"large-{quality}"
-            folder = pictures.large(
+            folder = image_files.large(
                 self.sources, self.work / name, self.options.num_large, quality=quality
             )
             sizes = [path.stat().st_size for path in folder.iterdir()]
@@ -238,7 +238,7 @@ class Bench:
 
     def broken(self) -> None:
         """See what each system does with a truncated JPEG."""
-        folder, broken = pictures.with_broken(self.sources, self.work / "broken", 12)
+        folder, broken = image_files.with_broken(self.sources, self.work / "broken", 12)
         rows = self.results["broken"] = []
         for name in ("tltools", *loops.DATALOADERS, *PEERS):
             output = self.work / "output.csv"
@@ -256,7 +256,7 @@ class Bench:
         """Compare the peak memory of a short job with that of a long one."""
         peaks: dict[int, list[int]] = {number: [] for number in self.options.memory}
         folders = {
-            number: pictures.links(self.copied, self.work / f"links-{number}", number)
+            number: image_files.links(self.copied, self.work / f"links-{number}", number)
             for number in peaks
         }
         for _ in range(self.options.memory_runs):
@@ -277,7 +277,7 @@ class Bench:
         number = self.options.names
         for layout, folders in (("one folder", 0), ("1,000 folders", 1000)):
             folder = self.work / "names"
-            pictures.link_tree(self.copied, folder, number, folders=folders)
+            image_files.link_tree(self.copied, folder, number, folders=folders)
             request = {"export": self.cnn.export, "folder": str(folder)}
             answers = [self.ask("first_row", **request) for _ in range(self.options.runs)]
             times = [answer["seconds"] for answer in answers]
@@ -301,7 +301,7 @@ class Bench:
         ):
             if export is not None:
                 number = min(number, len(self.copied))
-                folder = pictures.links(self.copied, self.work / f"stability-{model}", number)
+                folder = image_files.links(self.copied, self.work / f"stability-{model}", number)
                 answer = self.ask("stability", export=str(export.resolve()), folder=str(folder))
                 rows.append({"model": model} | answer)
                 say(f"stability: {rows[-1]}")
@@ -324,7 +324,7 @@ class Bench:
             key = (job["num_pictures"], job["folders"])
             if key not in folders:
                 folders[key] = self.work / f"scaling-{key[0]}-{key[1]}"
-                pictures.link_tree(self.copied, folders[key], key[0], folders=key[1])
+                image_files.link_tree(self.copied, folders[key], key[0], folders=key[1])
         largest = max(self.options.sizes)
         for num_folders in (0, TREE_FOLDERS):
             answer = self.ask("list_names", folder=str(folders[largest, num_folders]))
@@ -344,7 +344,7 @@ class Bench:
     def loops(self) -> None:
         """Try loops in every form and many settings; compare the fastest with tltools."""
         job, number = self._job_in_all_forms(), min(self.options.num_search, len(self.copied))
-        folder = pictures.links(self.copied, self.work / "search", number)
+        folder = image_files.links(self.copied, self.work / "search", number)
         asker = self.asker(with_peers=True)
         request = {"job": asdict(job), "folder": str(folder), "warmup": str(self.warmup)}
         request["output"] = str(self.work / "search.csv")

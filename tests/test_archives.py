@@ -24,7 +24,7 @@ from conftest import COLOURS, Recorder, run_tltools
 
 from tltools.card import Preprocessing
 from tltools.classify import Job, Shard, list_pictures, merge_shards, run_job
-from tltools.classify.pictures import list_portions
+from tltools.classify.inputs import list_portions
 from tltools.data import archives, tar
 from tltools.data.archives import list_archive
 from tltools.data.images import load_image

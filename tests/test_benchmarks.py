@@ -148,11 +148,11 @@ def test_what_became_of_a_broken_picture(tmp_path, rows, expected):
 
 
 def test_one_picture_among_the_broken_ones_is_broken(jpegs, tmp_path):
-    import pictures
+    import image_files
 
-    folder, broken = pictures.with_broken(pictures.find_jpegs(jpegs), tmp_path / "broken", 5)
+    folder, broken = image_files.with_broken(image_files.find_jpegs(jpegs), tmp_path / "broken", 5)
     unreadable = []
-    for path in pictures.find_jpegs(folder):
+    for path in image_files.find_jpegs(folder):
         try:
             Image.open(io.BytesIO(path.read_bytes())).load()
         except OSError:
@@ -161,10 +161,10 @@ def test_one_picture_among_the_broken_ones_is_broken(jpegs, tmp_path):
 
 
 def test_links_are_spread_over_folders(jpegs, tmp_path):
-    import pictures
+    import image_files
 
-    sources = pictures.find_jpegs(jpegs)
-    folder = pictures.link_tree(sources, tmp_path / "tree", 25, folders=3)
+    sources = image_files.find_jpegs(jpegs)
+    folder = image_files.link_tree(sources, tmp_path / "tree", 25, folders=3)
     assert [len(list(child.iterdir())) for child in sorted(folder.iterdir())] == [9, 8, 8]
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tltools.classify import ImageRef, Job, Plan, classify, list_pictures, run_job
 from tltools.classify import listing as listing_module
-from tltools.classify.pictures import list_portions
+from tltools.classify.inputs import list_portions
 from tltools.errors import ConfigError, DataError, DeviceError
 from tltools.progress import Silent
 from tltools.runtime import load_predictor, pipeline
@@ -421,9 +421,9 @@ def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, pictures,
     buffers = []
     load = pipeline.load_image
 
-    def recording(image, rules, *, out, **options):
+    def recording(place, rules, *, out, **options):
         buffers.append((threading.get_ident(), out.base.ctypes.data))
-        return load(image, rules, out=out, **options)
+        return load(place, rules, out=out, **options)
 
     monkeypatch.setattr(pipeline, "load_image", recording)
     listed = list(list_pictures([pictures])) * 10

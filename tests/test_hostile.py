@@ -252,12 +252,12 @@ def test_bombs_are_refused_by_their_headers(rows):
 def test_every_picture_gets_the_prediction_that_it_gets_alone(rows, hostile, onnx_path):
     predictor = load_predictor(onnx_path, device="cpu", threads=1)
     errors = {}
-    for picture in list_pictures([hostile]):
-        row = rows[text(picture.name)]
+    for listed in list_pictures([hostile]):
+        row = rows[text(listed.name)]
         try:
-            image = load_image(picture, Preprocessing(size=SIZE, resize="squash"))
+            image = load_image(listed, Preprocessing(size=SIZE, resize="squash"))
         except DataError as error:
-            errors[text(picture.name)] = text(str(error))
+            errors[text(listed.name)] = text(str(error))
             continue
         logits = predictor(image[None])[0].astype(np.float64)
         probabilities = np.exp(logits - logits.max())

@@ -96,9 +96,9 @@ def test_a_pool_runs_on_all_its_gpus_at_once(predictor, pictures):
     together = threading.Barrier(3, timeout=10)
 
     class Waiting(FakeGpu):
-        def __call__(self, images):
+        def __call__(self, batch):
             together.wait()
-            return super().__call__(images)
+            return super().__call__(batch)
 
     gpus = [Waiting(predictor, f"gpu {number}") for number in range(3)]
     pool = PredictorPool(gpus)

@@ -22,7 +22,7 @@ import pytest
 import servers
 from conftest import COLOURS, save_picture
 
-from tltools.classify.pictures import list_pictures
+from tltools.classify.inputs import list_pictures
 from tltools.data import remote, remote_images
 from tltools.data.image_ref import Content, ImageRef, RemoteObject
 from tltools.data.location import Url, is_url, location

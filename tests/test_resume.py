@@ -275,9 +275,9 @@ def test_each_picture_is_in_the_same_batch_as_without_a_stop(
     batches: list[bytes] = []
     call = OnnxPredictor.__call__
 
-    def recording(self, images):
-        batches.append(images.tobytes())
-        return call(self, images)
+    def recording(self, batch):
+        batches.append(batch.tobytes())
+        return call(self, batch)
 
     def open_so(path, *, device, **_options):
         return load_predictor(path, device=device, threads=1), Plan(name, 1, batch_size)

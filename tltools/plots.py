@@ -231,9 +231,9 @@ def contact_sheet(
     """
     size, gap, caption = 128, 6, 24  # pixels
     shown = list(classes)[:_MAX_ROWS]
-    pictures: dict[str, list[str]] = {name: [] for name in classes}
-    for picture, name in zip(frame["path"], frame["class"], strict=True):
-        pictures[name].append(picture)
+    paths_of: dict[str, list[str]] = {name: [] for name in classes}
+    for file, name in zip(frame["path"], frame["class"], strict=True):
+        paths_of[name].append(file)
     rules = Preprocessing(size=size, resize=resize)
     row_height = caption + size + gap
     footer = caption if len(shown) < len(classes) else 0
@@ -241,7 +241,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, gap + len(shown) * row_height + footer), "white")
     draw, font = ImageDraw.Draw(sheet), _font(15)
     for row, name in enumerate(shown):
-        paths, top = pictures[name], gap + row * row_height
+        paths, top = paths_of[name], gap + row * row_height
         unit = "picture" if len(paths) == 1 else "pictures"
         draw.text((gap, top), f"{short_name(name)}: {len(paths):,} {unit}", "black", font)
         chosen = np.linspace(0, len(paths) - 1, min(per_class, len(paths))).round().astype(int)

@@ -316,20 +316,20 @@ def _results(
 
 
 def _inference(
-    predictor: Predictor, pictures: Sequence[Path], plan: Plan
+    predictor: Predictor, paths: Sequence[Path], plan: Plan
 ) -> Generator[int, None, None]:
     """Run the model as the plan does, on pictures in memory, for ever."""
     path: Path | None = getattr(predictor, "path", None)
     if plan.name == "fused" and path is not None:
-        work = _Infer(path, getattr(predictor, "opened_with", "cpu"), pictures, plan.batch_size)
+        work = _Infer(path, getattr(predictor, "opened_with", "cpu"), paths, plan.batch_size)
         yield from _results(work, plan.workers, (Task(()) for _ in repeat(None)))
     callers = num_callers(plan)
     if callers == 1:  # one batch after the other
-        images = _images(predictor, pictures, plan.batch_size)
+        images = _images(predictor, paths, plan.batch_size)
         while True:
             yield len(predictor(images))
     number = max(CHUNK, plan.batch_size)
-    images = _images(predictor, pictures, number)
+    images = _images(predictor, paths, number)
     batches = [images[i : i + plan.batch_size] for i in range(0, number, plan.batch_size)]
 
     def run(_turn: None) -> int:
@@ -338,11 +338,11 @@ def _inference(
     yield from ordered_map(run, repeat(None), workers=callers, ahead=2 * callers)
 
 
-def _images(predictor: Predictor, pictures: Sequence[Path], number: int) -> NDArray[np.uint8]:
+def _images(predictor: Predictor, paths: Sequence[Path], number: int) -> NDArray[np.uint8]:
     """Decode so many pictures, again from the start where there are fewer: (number, H, W, 3)."""
     images = predictor.new_batch(number)
-    for image, picture in zip(images, cycle(pictures), strict=False):  # the latter has no end
-        load_image(picture, predictor.card.preprocessing, out=image)
+    for out, path in zip(images, cycle(paths), strict=False):  # the latter has no end
+        load_image(path, predictor.card.preprocessing, out=out)
     return images
 
 

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tltools.classify.inputs import list_pictures
     from tltools.classify.job import Job, Summary
     from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.output_formats import OUTPUT_FORMATS, OutputFormat
-    from tltools.classify.pictures import list_pictures
     from tltools.classify.pipeline import Prediction, classify
     from tltools.classify.run import run_job
     from tltools.classify.shards import Shard
@@ -47,7 +47,7 @@ _MODULES = {
     "Summary": "tltools.classify.job",
     "check_output": "tltools.classify.writer",
     "classify": "tltools.classify.pipeline",
-    "list_pictures": "tltools.classify.pictures",
+    "list_pictures": "tltools.classify.inputs",
     "merge_shards": "tltools.classify.merge",
     "open_model": "tltools.runtime",
     "run_job": "tltools.classify.run",

@@ -18,8 +18,8 @@ import msgspec
 
 from tltools import __version__
 from tltools.card import Card, Resize
+from tltools.classify.inputs import STDIN
 from tltools.classify.job import JobSettings
-from tltools.classify.pictures import STDIN
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
 from tltools.errors import ArtifactError

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
-from tltools.classify.pictures import Portion, is_slow, list_portions
+from tltools.classify.inputs import Portion, is_slow, list_portions
 from tltools.classify.shards import Shard
 from tltools.data.image_ref import ImageRef
 from tltools.data.location import Location

@@ -69,8 +69,8 @@ def make_self_test(
         ParityError: If an answer of either is not finite.
     """
     num = NUM_FOR_LARGE if num_parameters > LARGE_PARAMETERS else NUM_PICTURES
-    pictures = draw_pictures(num)
-    images = np.stack([decode_image(data, trained.card.preprocessing) for data in pictures])
+    files = draw_pictures(num)
+    images = np.stack([decode_image(data, trained.card.preprocessing) for data in files])
     logits, answers = (
         np.concatenate([predictor(image[np.newaxis]) for image in images])
         for predictor in (trained, exported)
@@ -81,7 +81,7 @@ def make_self_test(
         raise ParityError("the logits of the self-test's pictures are not finite")
     times, share = _TOLERANCES[precision]
     return SelfTest(
-        pictures=pictures,
+        pictures=files,
         logits=logits.astype("<f4").tobytes(),
         tolerance=times * difference + share * max(1.0, spread),
     )

@@ -18,10 +18,10 @@ import msgspec
 
 from tltools.card import Card
 from tltools.classify.identity import JobIdentity, PartsRecord, device_difference
+from tltools.classify.inputs import list_portions
 from tltools.classify.job import Summary
 from tltools.classify.listing import COUNTING_S, count_ahead
 from tltools.classify.output_formats import output_format
-from tltools.classify.pictures import list_portions
 from tltools.classify.pipeline import UNCERTAIN, check_min_confidence
 from tltools.classify.tally import Tally, check_errors_to
 from tltools.classify.unfinished import refusal

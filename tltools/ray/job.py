@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tltools.classify.inputs import STDIN
 from tltools.classify.job import JobSettings
 from tltools.classify.output_formats import STDOUT, all_suffixes
-from tltools.classify.pictures import STDIN
 from tltools.data.location import Location, Url
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import ConfigError

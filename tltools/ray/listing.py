@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tltools.classify.inputs import list_portions
 from tltools.classify.listing import NamesDigest
-from tltools.classify.pictures import list_portions
 from tltools.data.image_ref import ImageRef, RemoteObject
 from tltools.data.location import Location
 from tltools.errors import TltoolsError

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from tltools.classify.identity import JobIdentity, JobRecord, PartsRecord
+from tltools.classify.inputs import list_portions
 from tltools.classify.listing import NamesDigest
 from tltools.classify.output_formats import Row, all_suffixes, output_format
-from tltools.classify.pictures import list_portions
 from tltools.classify.unfinished import (
     REMEDY,
     UnfinishedOutput,

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Resize
+from tltools.classify.inputs import LIST_SUFFIX
 from tltools.classify.output_formats import Row, output_format
 from tltools.classify.output_formats.csv_rows import without_apostrophe
-from tltools.classify.pictures import LIST_SUFFIX
 from tltools.classify.pipeline import UNCERTAIN
 from tltools.classify.tally import kind_of_error
 from tltools.data.location import Location

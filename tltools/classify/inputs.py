@@ -148,8 +148,7 @@ def _list_url(
         return
     for images in list_remote(url, on_error=on_error):
         prefix = "" if alone or images[0].name == url.plain else url.plain + "/"
-        pictures = (image.within(prefix) for image in images)
-        yield Portion(len(images), pictures)
+        yield Portion(len(images), (image.within(prefix) for image in images))
 
 
 def _list_file(source: Path) -> Iterator[Portion]:
