@@ -226,7 +226,7 @@ class Bench:
     def large(self) -> None:
         """Compare ways to bring 12 megapixels to the model's size."""
         entries = [Entry(name, name, self.cnn) for name in (*LOADERS, "tltools")]
-        for quality in pictures.LARGE_QUALITIES:
+        for quality in image_files.LARGE_QUALITIES:
             name = f"large-{quality}"
             folder = image_files.large(
                 self.sources, self.work / name, self.options.num_large, quality=quality
