@@ -3,7 +3,7 @@
 # make check      lint, format, import rules, types, known vulnerabilities
 # make test-gpu   run the tests that need CUDA
 # make benchmark  compare with other tools and with the limits (an hour); BENCHMARK=... adds
-#                 options, such as BENCHMARK='--pictures FOLDER --only limits'
+#                 options, such as BENCHMARK='--images FOLDER --only limits'
 # make clean      remove what these targets made, except the environments
 
 PYTHON ?= python3
@@ -37,7 +37,7 @@ demo: $(VENV)/.installed
 	cd demo && $(TLTOOLS) export --format all --precision all
 	cd demo && $(TLTOOLS) classify sample/images
 	cd demo && $(TLTOOLS) bench --rounds 1 --iterations 10 --batch-sizes 1,8
-	cd demo && $(TLTOOLS) report --pictures sample/images
+	cd demo && $(TLTOOLS) report --images sample/images
 	@echo
 	@echo "Results in demo/:"
 	@echo "  sample/          300 drawn vehicles and their labels"

@@ -172,18 +172,17 @@ def classify_command(
 
 
 def read_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what benchmarks want from the JSON of `tltools classify`, under either noun."""
+    """Return what benchmarks want from the JSON of `tltools classify`.
 
-    def either(name: str) -> Any:
-        keys = [name.format("images"), name.format("pictures")]
-        found = next((key for key in keys if key in summary), None)
-        if found is None:
-            raise MeasurementError(f"the JSON of tltools classify lacks {keys[0]}")
-        return summary[found]
-
+    Raises:
+        MeasurementError: If it is not there.
+    """
+    for key in ("images_per_s", "num_images"):
+        if key not in summary:
+            raise MeasurementError(f"the JSON of tltools classify lacks {key}")
     return {
-        "images_per_s": float(either("{}_per_s")),
-        "num_images": int(either("num_{}")),
+        "images_per_s": float(summary["images_per_s"]),
+        "num_images": int(summary["num_images"]),
         "num_failed": int(summary["num_failed"]),
         "plan": summary.get("plan"),
         "layout": summary.get("layout"),

@@ -1,4 +1,4 @@
-"""The pictures that are classified: copies, links, large ones and a damaged one."""
+"""The images that are classified: copies, links, large ones and a damaged one."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ LARGE_QUALITIES = (92, 85)
 that was edited and saved."""
 NUM_LARGE = 16
 GRAIN = 5.0
-"""Standard deviation of the noise on a large picture, in levels of 255: as a phone's at dusk."""
+"""Standard deviation of the noise on a large image, in levels of 255: as a phone's at dusk."""
 
 
 def find_jpegs(folder: Path) -> list[Path]:
@@ -32,12 +32,12 @@ def find_jpegs(folder: Path) -> list[Path]:
 
 
 def copies(sources: Sequence[Path], folder: Path, count: int) -> Path:
-    """Fill a new folder with files of their own, repeating the pictures as often as it takes."""
+    """Fill a new folder with files of their own, repeating the images as often as it takes."""
     return _fill(sources, folder, count, shutil.copyfile)
 
 
 def links(sources: Sequence[Path], folder: Path, count: int) -> Path:
-    """Fill a new folder with hard links to the pictures, which must be on the same file system."""
+    """Fill a new folder with hard links to the images, which must be on the same file system."""
     return _fill(sources, folder, count, os.link)
 
 
@@ -52,7 +52,7 @@ def link_tree(sources: Sequence[Path], folder: Path, count: int, *, folders: int
 
 
 def large(sources: Sequence[Path], folder: Path, count: int, *, quality: int) -> Path:
-    """Scale pictures up to 12 megapixels and add grain, so that they weigh what photographs do.
+    """Scale images up to 12 megapixels and add grain, so that they weigh what photographs do.
 
     Only `NUM_LARGE` are made, which takes a second each; the others are copies.
     """
@@ -69,7 +69,7 @@ def large(sources: Sequence[Path], folder: Path, count: int, *, quality: int) ->
 
 
 def with_broken(sources: Sequence[Path], folder: Path, count: int) -> tuple[Path, str]:
-    """Copy pictures, and cut the one in the middle off at half its length; return its name."""
+    """Copy images, and cut the one in the middle off at half its length; return its name."""
     copies(sources, folder, count)
     broken = folder / f"{count // 2:07}{SUFFIX}"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])

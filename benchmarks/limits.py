@@ -1,4 +1,4 @@
-"""What tltools cannot be faster than, and what large pictures cost: work without the rest of it.
+"""What tltools cannot be faster than, and what large images cost: work without the rest of it.
 
 Each is a system as in `systems`, so that all are measured in one rotation.
 """
@@ -23,7 +23,7 @@ from tltools.parallel import num_cores
 from tltools.runtime import read_card
 
 CHUNK = 16
-"""Pictures that a thread takes at once."""
+"""Images that a thread takes at once."""
 
 
 def combined(decode_s: float, infer_s: float) -> float:
@@ -47,13 +47,13 @@ def open_decoding(job: Job) -> Work:
 
 
 def open_bare_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
-    """Prepare the bare onnxruntime session on pictures in memory; the clock starts once they are.
+    """Prepare the bare onnxruntime session on images in memory; the clock starts once they are.
 
     Args:
         job: Names the export.
         callers: Threads that call the session at the same time, each on batches of its own.
         threads: onnxruntime's own for one call.
-        batch_size: Pictures in a call.
+        batch_size: Images in a call.
     """
     session = open_session(job.export, device="cpu", threads=threads)
     preprocessing = read_card(Path(job.export)).preprocessing
@@ -82,7 +82,7 @@ def open_bare_session(job: Job, *, callers: int, threads: int, batch_size: int) 
 
 
 def open_loader(job: Job, *, load: Callable[..., object], resize: Resize) -> Work:
-    """Prepare one way to bring pictures to the model's size, in a thread per core."""
+    """Prepare one way to bring images to the model's size, in a thread per core."""
     rules = Preprocessing(size=read_card(Path(job.export)).preprocessing.size, resize=resize)
 
     def load_all(paths: Sequence[Path]) -> None:

@@ -105,7 +105,7 @@ def _rates(page: str, block: str) -> dict[str, dict[str, float]]:
         title, _, body = part.partition("\n")
         rows = re.findall(r"^\| ([^|]+) \| ([\d,.]+)\b", body, re.MULTILINE)
         values = {name.strip(): float(text.replace(",", "")) for name, text in rows}
-        found[re.sub(r", (by cores|[\d,]+ pictures)$", "", title)] = values
+        found[re.sub(r", (by cores|[\d,]+ images)$", "", title)] = values
     return found
 
 

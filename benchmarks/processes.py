@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tltools.classify import classify, list_pictures, open_model
+from tltools.classify import classify, list_images, open_model
 
 SETTINGS = ((1, 1), (1, 8), (2, 1), (2, 32), (3, 7), (4, 64))
 """Workers and batch sizes whose results are compared; the first are compared with."""
@@ -57,7 +57,7 @@ def own_peak_bytes() -> int:
 def whole_job(
     *, export: str, folder: str, output: str, workers: int, part_size: int
 ) -> dict[str, float]:
-    """Time `tltools classify` from start to end; with `part_size` pictures of a part, on Ray.
+    """Time `tltools classify` from start to end; with `part_size` images of a part, on Ray.
 
     Returns:
         `seconds`; `output_bytes`, of the file or all parts; `peak_bytes` as `peak_memory`, without
@@ -99,14 +99,14 @@ def job_cpu(*, export: str, folder: str, workers: int) -> dict[str, float]:
 
 
 def list_names(*, folder: str) -> dict[str, float]:
-    """List a folder's pictures and do nothing with them.
+    """List a folder's images and do nothing with them.
 
     Returns:
         `num_names`; `seconds`; `bytes`: how much the process grew at most.
     """
     before = own_peak_bytes()
     start = time.perf_counter()
-    num_names = sum(1 for _ in list_pictures([Path(folder)]))
+    num_names = sum(1 for _ in list_images([Path(folder)]))
     seconds = time.perf_counter() - start
     return {"num_names": num_names, "seconds": seconds, "bytes": own_peak_bytes() - before}
 
@@ -115,9 +115,9 @@ def stages(*, export: str, folder: str, seconds: float) -> dict[str, float]:
     """Measure what each stage of `classify` costs, as `tltools bench` does."""
     from tltools.bench.stages import measure_classify
 
-    pictures = sorted(Path(folder).iterdir())
+    images = sorted(Path(folder).iterdir())
     found = measure_classify(
-        open_model, Path(export), pictures, device="cpu", seconds=seconds, enter=lambda _name: None
+        open_model, Path(export), images, device="cpu", seconds=seconds, enter=lambda _name: None
     )
     return asdict(found.costs)
 
@@ -138,13 +138,13 @@ def first_row(*, export: str, folder: str) -> dict[str, float]:
     return {"seconds": seconds}
 
 
-def start_up(*, export: str, picture: str, runs: int) -> dict[str, Any]:
-    """Time whole processes that classify one picture, after one that is not timed.
+def start_up(*, export: str, image: str, runs: int) -> dict[str, Any]:
+    """Time whole processes that classify one image, after one that is not timed.
 
     Returns:
         `seconds`, and `imports`: seconds by package, of the modules' own time, the largest first.
     """
-    command = [*tltools(), "classify", picture, "--model", export, "--output", "-"]
+    command = [*tltools(), "classify", image, "--model", export, "--output", "-"]
     seconds: list[float] = []
     printed = ""
     for _ in range(runs + 1):
@@ -176,12 +176,12 @@ def stability(*, export: str, folder: str) -> dict[str, Any]:
     found: list[tuple[list[str | None], Any]] = []
     for workers, batch_size in SETTINGS:
         predictor, plan = open_model(Path(export), workers=workers, batch_size=batch_size)
-        predictions = list(classify(predictor, list_pictures([Path(folder)]), plan=plan))
+        predictions = list(classify(predictor, list_images([Path(folder)]), plan=plan))
         labels = [prediction.label for prediction in predictions]
         found.append((labels, np.array([prediction.probabilities for prediction in predictions])))
     labels, probs = found[0]
     return {
-        "num_pictures": len(labels),
+        "num_images": len(labels),
         "num_settings": len(found),
         "same_labels": all(other == labels for other, _ in found),
         "max_diff": max(float(np.abs(other - probs).max()) for _, other in found),

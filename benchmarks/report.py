@@ -114,17 +114,17 @@ def _process_figures(results: Results) -> list[Figure]:
     def below(name: str, value: float, measured: str, target: float, unit: str = "") -> None:
         found.append(Figure(name, measured, f"< {target:g}{unit}", value < target))
 
-    peaks = {row["num_pictures"]: median(row["peak_bytes"]) for row in results.get("memory", ())}
+    peaks = {row["num_images"]: median(row["peak_bytes"]) for row in results.get("memory", ())}
     if len(peaks) > 1:
         value = peaks[max(peaks)] / peaks[min(peaks)]
-        name = f"Peak memory, {max(peaks):,} pictures to {min(peaks):,}"
+        name = f"Peak memory, {max(peaks):,} images to {min(peaks):,}"
         below(name, value, f"{value:.3f}", 1.10)
     for row in results.get("listing", ()):
         name = f"{row['num_names']:,} names in {row['layout']}: start to first row"
         below(name, median(row["seconds"]), _spread_s(row["seconds"]), 2, " s")
     if "startup" in results:
         values = results["startup"]["seconds"]
-        below("One picture, start to label", median(values), _spread_s(values), 0.5, " s")
+        below("One image, start to label", median(values), _spread_s(values), 0.5, " s")
     for row in results.get("stability", ()):
         text = f"{row['max_diff']:.1e}, {'same' if row['same_labels'] else 'other'} labels"
         name = f"{row['model']}: largest difference between {row['num_settings']} settings"
@@ -199,10 +199,10 @@ def to_markdown(results: Results) -> str:
     rows = [[row["name"], row["outcome"]] for row in results.get("broken", ())]
     parts += section("One truncated JPEG among others", ["", "what happened"], rows)
     rows = [
-        [f"{row['num_pictures']:,}", ", ".join(f"{peak / 1e6:.0f}" for peak in row["peak_bytes"])]
+        [f"{row['num_images']:,}", ", ".join(f"{peak / 1e6:.0f}" for peak in row["peak_bytes"])]
         for row in results.get("memory", ())
     ]
-    parts += section("Peak memory of tltools classify", ["pictures", "MB, each run"], rows)
+    parts += section("Peak memory of tltools classify", ["images", "MB, each run"], rows)
     if "startup" in results:
         imports = results["startup"]["imports"]
         rows = [[name, f"{value * 1e3:.0f} ms"] for name, value in imports[:8]]
@@ -212,7 +212,7 @@ def to_markdown(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw pictures a second for each comparison that was measured, to a file."""
+    """Draw images a second for each comparison that was measured, to a file."""
     from matplotlib.figure import Figure as Plot
 
     names = [name for name, comp in results["comparisons"].items() if any(map(_good, comp["rows"]))]
@@ -232,13 +232,13 @@ def draw(results: Results, path: Path) -> None:
         axis.set_title(results["comparisons"][name]["title"], loc="left", fontsize=10)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("pictures a second (in brackets: relative to tltools)", fontsize=8)
+    axes[-1, 0].set_xlabel("images a second (in brackets: relative to tltools)", fontsize=8)
     plot.savefig(path, dpi=130)
 
 
 def _bars(results: Results, name: str) -> list[tuple[str, float]]:
     comparison = results["comparisons"][name]
-    number = comparison["num_pictures"]
+    number = comparison["num_images"]
     bars = [
         (row["name"], number / median(row["seconds"])) for row in comparison["rows"] if _good(row)
     ]
@@ -255,11 +255,11 @@ def _color(label: str) -> str:
 
 def _comparison_table(results: Results, name: str) -> tuple[list[str], list[list[str]]]:
     comparison = results["comparisons"][name]
-    number = comparison["num_pictures"]
+    number = comparison["num_images"]
     base = next(
         (r for r in comparison["rows"] if r["name"].startswith("tltools") and _good(r)), None
     )
-    columns = ["", "pictures/s", "time relative to tltools", "start-up", "same label as tltools"]
+    columns = ["", "images/s", "time relative to tltools", "start-up", "same label as tltools"]
     table: list[list[str]] = []
     for row in comparison["rows"]:
         if not _good(row):

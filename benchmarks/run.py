@@ -1,9 +1,9 @@
 """Measure tltools beside what people use today and beside its limits: one command for all.
 
-    python benchmarks/run.py --pictures FOLDER --cnn EXPORT.onnx --vgg16 EXPORT.onnx
+    python benchmarks/run.py --images FOLDER --cnn EXPORT.onnx --vgg16 EXPORT.onnx
 
 Writes results.json (every sample), results.md and results.png into the output folder, after each
-part. Without pictures it draws tltools' sample set, without an export it trains a small CNN on it.
+part. Without images it draws tltools' sample set, without an export it trains a small CNN on it.
 """
 
 import argparse
@@ -59,10 +59,10 @@ class Entry:
 
 
 class Bench:
-    """One run of this program: its settings, its pictures and its results so far."""
+    """One run of this program: its settings, its images and its results so far."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
-        """Make the pictures and the exports that are not given, in `work`."""
+        """Make the images and the exports that are not given, in `work`."""
         self.options = options
         self.work = work
         self.under: list[str] = shlex.split(options.under)
@@ -83,7 +83,7 @@ class Bench:
 
     def _find_inputs(self) -> list[str]:
         options = self.options
-        sources = options.pictures
+        sources = options.images
         if sources is None or options.cnn is None:
             sample = self.work / "sample"
             self._tltools("sample", sample)
@@ -97,14 +97,14 @@ class Bench:
             self._tltools("export", cnn_run, "--format", "all", "--output", self.work / "exports")
             cnn = self.work / "exports" / "cnn" / "cnn.fp32.onnx"
         self.cnn = self._job(cnn, cnn_run or gpu_check.run_beside(cnn))
-        number = options.num_pictures
-        self.pictures = image_files.copies(self.sources, self.work / "pictures", number)
-        self.copied = image_files.find_jpegs(self.pictures)
+        number = options.num_images
+        self.images = image_files.copies(self.sources, self.work / "images", number)
+        self.copied = image_files.find_jpegs(self.images)
         self.warmup = image_files.links(self.copied, self.work / "warmup", min(128, number))
-        drawn = "drawn by tltools sample" if options.pictures is None else "given"
+        drawn = "drawn by tltools sample" if options.images is None else "given"
         trained = "trained here for two epochs" if options.cnn is None else "given"
         return [
-            f"pictures: {number:,} files, copies of {min(number, len(self.sources)):,} JPEGs "
+            f"images: {number:,} files, copies of {min(number, len(self.sources)):,} JPEGs "
             f"({drawn})",
             f"CNN: {Path(cnn).name}, {trained}",
         ]
@@ -154,8 +154,8 @@ class Bench:
             for entry in entries
         }
         self.results["comparisons"][name] = {
-            "title": f"{title}, {number:,} pictures",
-            "num_pictures": number,
+            "title": f"{title}, {number:,} images",
+            "num_images": number,
             "rows": list(rows.values()),
         }
         expected: dict[str, str] = {}
@@ -200,13 +200,13 @@ class Bench:
     def peers(self) -> None:
         """Compare with the peers, on the CNN."""
         entries = [Entry(name, name, self.cnn) for name in ("tltools", *loops.DATALOADERS, *PEERS)]
-        self.compare("peers", "CNN beside its peers", entries, self.pictures, self.warmup)
+        self.compare("peers", "CNN beside its peers", entries, self.images, self.warmup)
 
     def limits(self) -> None:
         """Compare with the limits, on the CNN."""
         names = ("tltools", DECODING, *SMALL_SESSIONS)
         entries = [Entry(name, name, self.cnn) for name in names]
-        self.compare("limits", "CNN beside its limits", entries, self.pictures, self.warmup)
+        self.compare("limits", "CNN beside its limits", entries, self.images, self.warmup)
 
     def vgg16(self) -> None:
         """Compare VGG16 in fp32 with the bare session and with int8."""
@@ -264,9 +264,9 @@ class Bench:
                 request = {"folder": str(folder), "output": str(self.work / "memory.csv")}
                 answer = self.ask("peak_memory", export=self.cnn.export, **request)
                 peaks[number].append(answer["peak_bytes"])
-                say(f"memory: {number:,} pictures: {answer['peak_bytes'] / 1e6:.0f} MB")
+                say(f"memory: {number:,} images: {answer['peak_bytes'] / 1e6:.0f} MB")
         self.results["memory"] = [
-            {"num_pictures": number, "peak_bytes": values} for number, values in peaks.items()
+            {"num_images": number, "peak_bytes": values} for number, values in peaks.items()
         ]
         for folder in folders.values():
             shutil.rmtree(folder)
@@ -286,9 +286,9 @@ class Bench:
             shutil.rmtree(folder)
 
     def startup(self) -> None:
-        """Time whole processes that classify one picture."""
+        """Time whole processes that classify one image."""
         runs = max(11, self.options.runs)
-        request = {"export": self.cnn.export, "picture": str(self.copied[0]), "runs": runs}
+        request = {"export": self.cnn.export, "image": str(self.copied[0]), "runs": runs}
         self.results["startup"] = self.ask("start_up", **request)
         say(f"startup: {[round(value, 2) for value in self.results['startup']['seconds']]} s")
 
@@ -312,7 +312,7 @@ class Bench:
         sizes = [path.stat().st_size for path in self.copied]
         found = self.results["scaling"] = {
             "cores": cores,
-            "picture_bytes": sum(sizes) / len(sizes),
+            "image_bytes": sum(sizes) / len(sizes),
             "jobs": [],
             "listing": [],
             "stages": {},
@@ -321,7 +321,7 @@ class Bench:
         jobs += [*self._cnn_jobs(cores), *self._vgg16_jobs(cores)]
         folders: dict[tuple[int, int], Path] = {}
         for job in jobs:
-            key = (job["num_pictures"], job["folders"])
+            key = (job["num_images"], job["folders"])
             if key not in folders:
                 folders[key] = self.work / f"scaling-{key[0]}-{key[1]}"
                 image_files.link_tree(self.copied, folders[key], key[0], folders=key[1])
@@ -335,8 +335,8 @@ class Bench:
             found["stages"][model] = self.ask("stages", export=export, **request)
         for turn in range(self.options.runs):
             for job in jobs:
-                if not turn or job["num_pictures"] <= SMALL_FOLDER:
-                    self._time_job(job, turn, folders[job["num_pictures"], job["folders"]])
+                if not turn or job["num_images"] <= SMALL_FOLDER:
+                    self._time_job(job, turn, folders[job["num_images"], job["folders"]])
             self.save()
         for folder in folders.values():
             shutil.rmtree(folder)
@@ -363,7 +363,7 @@ class Bench:
             Entry(row["name"], "loop", job, dict(row["setting"])) for row in loops.fastest(rows)
         ]
         title = "CNN beside the fastest DataLoader loops"
-        self.compare("loops", title, entries, self.pictures, self.warmup)
+        self.compare("loops", title, entries, self.images, self.warmup)
 
     def _job_in_all_forms(self) -> Job:
         """Return the CNN's job with a TorchScript export beside the ONNX one."""
@@ -394,10 +394,10 @@ class Bench:
 
     def ordering(self) -> None:
         """Measure the CPU time that ordering and writing a row takes."""
-        sizes = (self.options.num_pictures // 3, self.options.num_pictures // 3 * 4)
+        sizes = (self.options.num_images // 3, self.options.num_images // 3 * 4)
         found = ordering.ordering_us(
             Path(self.cnn.export),
-            self.pictures,
+            self.images,
             sizes=sizes,
             workers=2,
             rounds=self.options.runs,
@@ -414,7 +414,7 @@ class Bench:
         (self.work / "gpu").mkdir()
         runs = {"cnn": Path(self.cnn.run) if self.cnn.run else None}
         check = gpu_check.open_check(
-            images=self.pictures,
+            images=self.images,
             cnn=Path(self._job_in_all_forms().export),
             vgg16=options.vgg16,
             runs=runs,
@@ -467,7 +467,7 @@ class Bench:
 
     def _time_job(self, job: dict[str, Any], turn: int, folder: Path) -> None:
         """Time one job; one that fails is noted, and is not tried again."""
-        name = f"scaling: {scaling.job_name(job)}, {scaling.pictures_of(job)}"
+        name = f"scaling: {scaling.job_name(job)}, {scaling.images_of(job)}"
         if name in self.results["skipped"]:
             return
         output = self.work / ("scaling-parts" if job["part_size"] else "scaling.csv")
@@ -505,7 +505,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def what_became(output: Path, broken: str, total: int) -> str:
-    """Say in words what a CSV of predictions holds for a damaged picture among `total`."""
+    """Say in words what a CSV of predictions holds for a damaged image among `total`."""
     rows = read_rows(output)
     count = f"{len(rows)} of {total} rows"
     if broken not in rows:
@@ -523,7 +523,7 @@ def _job_of(
 ) -> dict[str, Any]:
     """Describe a job of the scaling part; `part_size` is Ray's, `folders` 0 for a flat folder."""
     job = {"model": model, "export": export, "engine": "ray" if part_size else "local"}
-    job |= {"num_pictures": number, "folders": folders, "workers": workers, "part_size": part_size}
+    job |= {"num_images": number, "folders": folders, "workers": workers, "part_size": part_size}
     return job | {"seconds": [], "peak_bytes": [], "output_bytes": 0}
 
 
@@ -532,7 +532,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "only": ["ordering", "cores", "gpu", "loops"],
         "runs": 1,
-        "num_pictures": 3000,
+        "num_images": 3000,
         "num_search": 600,
         "form_s": 30,
         "limit_s": 1.0,
@@ -540,7 +540,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         "runs": 1,
-        "num_pictures": 24,
+        "num_images": 24,
         "num_vgg16": 2,
         "num_large": 1,
         "memory": [12, 24],
@@ -562,7 +562,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="Measure tltools.", formatter_class=formatter)
     add = parser.add_argument
-    add("--pictures", type=Path, help="a folder of JPEGs; without it the sample set is drawn")
+    add("--images", type=Path, help="a folder of JPEGs; without it the sample set is drawn")
     add("--cnn", type=Path, help="an ONNX export; without it a CNN is trained")
     add("--cnn-run", type=Path, help="its run, for the peers; found beside exports/ in runs/")
     add("--vgg16", type=Path, help="an fp32 ONNX export; fp16 and int8 are looked for beside it")
@@ -570,10 +570,10 @@ def parser_of_options() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     add("--runs", type=int, default=5, help="turns of each comparison")
     add("--output", type=Path, default=HERE / "results", help="folder for the results")
-    add("--num-pictures", type=int, default=4500, help="pictures for the CNN")
-    add("--num-vgg16", type=int, default=150, help="pictures for VGG16")
-    add("--num-large", type=int, default=48, help="pictures of 12 megapixels")
-    add("--memory", type=int, nargs=2, default=[5_000, 100_000], help="pictures of the two jobs")
+    add("--num-images", type=int, default=4500, help="images for the CNN")
+    add("--num-vgg16", type=int, default=150, help="images for VGG16")
+    add("--num-large", type=int, default=48, help="images of 12 megapixels")
+    add("--memory", type=int, nargs=2, default=[5_000, 100_000], help="images of the two jobs")
     add("--memory-runs", type=int, default=3, help="turns of the two jobs")
     add("--names", type=int, default=1_000_000, help="names in the long list")
     sizes_help = "folders of the scaling part; the full ones go to 1000000"
@@ -591,7 +591,7 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="an interpreter without the peers, whose tltools "
         "is measured where whole processes are: some of its libraries import some of theirs",
     )
-    add("--work", type=Path, help="parent of the folder for pictures; must allow hard links")
+    add("--work", type=Path, help="parent of the folder for images; must allow hard links")
     add("--under", default="", help="command to start each measuring process with: 'taskset -c 0'")
     return parser
 

@@ -1,4 +1,4 @@
-"""Growth on paper: from measured folders to a model, and from it to 10^8 and 10^9 pictures.
+"""Growth on paper: from measured folders to a model, and from it to 10^8 and 10^9 images.
 
 Pure, from what `run.py --only scaling` keeps as JSON. The page is written again, without measuring,
 by `python benchmarks/scaling.py RESULTS.json`.
@@ -22,13 +22,13 @@ DEADLINE_H = 8.0
 """A night; more hours are fewer machines for the same money."""
 JOB_CORES = 2
 """Of one job, as measured; a machine runs as many side by side as its cores allow."""
-TAR_PICTURES = 1000
+TAR_IMAGES = 1000
 TAR_RANGE = 2**20
 """Bytes of a tar that one GET of `classify` brings."""
 LIST_NAMES = 1000
 """Names in one answer of S3."""
 RAY_PART = 4096
-"""Pictures of a part, the default for fast models."""
+"""Images of a part, the default for fast models."""
 
 INSTANCE = "c7a.8xlarge"
 INSTANCE_CORES = 32
@@ -58,7 +58,7 @@ ASSUMPTIONS = (
         "the machine that was measured names itself AMD EPYC, family 25, model 17 and has AVX-512 "
         "with bf16: the same generation. Whether its cores are whole ones or threads is not "
         "visible; if they are threads, the instance is faster than this page says. Clock, "
-        "neighbours and memory bandwidth with all 32 cores at work are **not measured**",
+        "neighbors and memory bandwidth with all 32 cores at work are **not measured**",
     ),
     (
         f"{INSTANCE_CORES // JOB_CORES} jobs of {JOB_CORES} cores side by side, none waiting for "
@@ -66,10 +66,10 @@ ASSUMPTIONS = (
         "what was measured is one such job; one process on 32 cores was not",
     ),
     (
-        "pictures cost what those here cost, and are read as fast as from the page cache",
+        "images cost what those here cost, and are read as fast as from the page cache",
         "for others multiply network and storage by their bytes, and decoding by their pixels; "
         "the CPU's work for requests is **not in it**: s3fs took 2.5 ms for each object when 398 "
-        "pictures of 119 kB were read from a server on loopback, so that objects of their own "
+        "images of 119 kB were read from a server on loopback, so that objects of their own "
         "multiply the small model's compute",
     ),
     (
@@ -99,16 +99,16 @@ class Cost:
     """Of the whole job: starting, opening the model; with Ray its cluster."""
     part_s: float
     """Of each part that Ray makes; 0 without Ray."""
-    picture_s: float
+    image_s: float
 
-    def seconds(self, num_pictures: int, num_parts: int = 0) -> float:
+    def seconds(self, num_images: int, num_parts: int = 0) -> float:
         """Return what a job would take."""
-        return self.fixed_s + self.part_s * num_parts + self.picture_s * num_pictures
+        return self.fixed_s + self.part_s * num_parts + self.image_s * num_images
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a number of pictures would take on rented machines."""
+    """What a number of images would take on rented machines."""
 
     core_hours: float
     machines: int
@@ -116,31 +116,31 @@ class Need:
     hours: float
     compute_usd: float
     num_jobs: int
-    pictures_per_s: float
+    images_per_s: float
     """All machines together."""
 
 
 def fit(points: Iterable[tuple[int, int, float]]) -> Cost:
-    """Fit fixed, part and picture costs, none of them negative, to measured seconds.
+    """Fit fixed, part and image costs, none of them negative, to measured seconds.
 
     Args:
-        points: Pictures, parts and seconds of each job. Errors count relative to the seconds:
+        points: Images, parts and seconds of each job. Errors count relative to the seconds:
             otherwise the largest folder alone would decide.
     """
     from scipy.optimize import nnls
 
     columns, seconds = [], []
-    for num_pictures, num_parts, value in points:
-        columns.append((1, num_parts, num_pictures))
+    for num_images, num_parts, value in points:
+        columns.append((1, num_parts, num_images))
         seconds.append(value)
     matrix = np.array(columns, float) / np.array(seconds)[:, None]
     found, _ = nnls(matrix, np.ones(len(seconds)))
     return Cost(*(float(value) if value > 1e-9 else 0.0 for value in found))  # else it is rounding
 
 
-def need(num_pictures: int, *, core_s: float) -> Need:
-    """Return what so many pictures of `core_s` core-seconds each take on instances."""
-    core_hours = num_pictures * core_s / 3600
+def need(num_images: int, *, core_s: float) -> Need:
+    """Return what so many images of `core_s` core-seconds each take on instances."""
+    core_hours = num_images * core_s / 3600
     hours_of_one = core_hours / INSTANCE_CORES
     machines = max(1, math.ceil(hours_of_one / DEADLINE_H))
     hours = hours_of_one / machines
@@ -150,7 +150,7 @@ def need(num_pictures: int, *, core_s: float) -> Need:
         hours=hours,
         compute_usd=hours_of_one * INSTANCE_USD_H,
         num_jobs=machines * INSTANCE_CORES // JOB_CORES,
-        pictures_per_s=num_pictures / (hours * 3600),
+        images_per_s=num_images / (hours * 3600),
     )
 
 
@@ -160,7 +160,7 @@ def costs(scaling: Mapping[str, Any]) -> dict[tuple[str, str, int], Cost]:
     for job in _measured(scaling):
         if not job["folders"]:
             key = (job["model"], job["engine"], job["workers"])
-            point = (job["num_pictures"], _num_parts(job), median(job["seconds"]))
+            point = (job["num_images"], _num_parts(job), median(job["seconds"]))
             groups.setdefault(key, []).append(point)
     return {key: fit(points) for key, points in groups.items() if len(points) > 1}
 
@@ -175,7 +175,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     )
     parts = [
         f"Measured {results['created'][:10]} on {scaling['cores']} cores of {machine['cpu']}: "
-        f"`{results['command']}`. Pictures of {scaling['picture_bytes'] / 1e3:.1f} kB on average, "
+        f"`{results['command']}`. Images of {scaling['image_bytes'] / 1e3:.1f} kB on average, "
         f"hard links, in the page cache. Seconds are those of whole processes of `tltools "
         f"classify`, medians of the given number of alternating turns.{skipped}"
     ]
@@ -183,10 +183,10 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     parts += _measured_tables(scaling, found)
     parts += _model_tables(scaling, found)
     cnn = found.get(("CNN", "local", scaling["cores"]))
-    if cnn is not None and cnn.picture_s > 0:
+    if cnn is not None and cnn.image_s > 0:
         parts += _projection(scaling, found)
     else:
-        parts += ["No projection: these folders are too small for the cost of a picture to show."]
+        parts += ["No projection: these folders are too small for the cost of an image to show."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -195,13 +195,13 @@ def _measured_tables(
 ) -> list[str]:
     rows: list[list[str]] = []
     for job in _measured(scaling):
-        seconds, number = median(job["seconds"]), job["num_pictures"]
+        seconds, number = median(job["seconds"]), job["num_images"]
         cost = found.get((job["model"], job["engine"], job["workers"]))
         peak = median(job["peak_bytes"]) if job["peak_bytes"] else None
         rows.append(
             [
                 job_name(job),
-                pictures_of(job),
+                images_of(job),
                 f"{seconds:,.1f} s ({len(job['seconds'])})",
                 f"{seconds / number * 1e3:,.3f} ms",
                 f"{number / seconds:,.0f}" if number > seconds * 100 else f"{number / seconds:.1f}",
@@ -209,7 +209,7 @@ def _measured_tables(
                 f"{peak / 1e6:.0f} MB" if peak else "",
             ]
         )
-    columns = ["job", "pictures", "seconds (turns)", "each", "pictures/s", "model / measured"]
+    columns = ["job", "images", "seconds (turns)", "each", "images/s", "model / measured"]
     parts = section("Measured", [*columns, "peak memory"], rows)
     rows = [
         [
@@ -233,13 +233,13 @@ def _model_tables(
             f"{model}, {engine}, {workers} worker{'s' * (workers > 1)}",
             f"{cost.fixed_s:.2f} s",
             f"{cost.part_s:.2f} s" if engine == "ray" else "",
-            f"{cost.picture_s * 1e3:.3f} ms",
-            f"{1 / cost.picture_s:,.1f}" if cost.picture_s else "",
+            f"{cost.image_s * 1e3:.3f} ms",
+            f"{1 / cost.image_s:,.1f}" if cost.image_s else "",
         ]
         for (model, engine, workers), cost in found.items()
     ]
-    columns = ["seconds = fixed + part * parts + picture * pictures", "fixed", "part", "picture"]
-    parts = section("The model", [*columns, "pictures/s in the limit"], rows)
+    columns = ["seconds = fixed + part * parts + image * images", "fixed", "part", "image"]
+    parts = section("The model", [*columns, "images/s in the limit"], rows)
     listing = scaling["listing"]
     list_s = listing[0]["seconds"] / listing[0]["num_names"] if listing else 0.0
     rows = []
@@ -247,12 +247,12 @@ def _model_tables(
         values = [list_s, stages["read_s"], stages["decode_s"]]
         values += [stages["infer_s"], stages["write_s"]]
         cost = found.get((model, "local", scaling["cores"]))
-        whole = f"{cost.picture_s * 1e3:.3f}" if cost else ""
+        whole = f"{cost.image_s * 1e3:.3f}" if cost else ""
         rows.append(
             [model, *(f"{value * 1e3:.4f}" for value in values), f"{sum(values) * 1e3:.3f}", whole]
         )
-    columns = ["ms a picture, all cores", "listed", "read", "decoded", "inferred", "written"]
-    return parts + section("Where a picture's time goes", [*columns, "sum", "picture"], rows)
+    columns = ["ms an image, all cores", "listed", "read", "decoded", "inferred", "written"]
+    return parts + section("Where an image's time goes", [*columns, "sum", "image"], rows)
 
 
 def _projection(
@@ -261,11 +261,11 @@ def _projection(
     cores = scaling["cores"]
     kinds = {
         f"{model}{', Ray' * (engine == 'ray')}": (
-            cost.picture_s + cost.part_s / RAY_PART * (engine == "ray")
+            cost.image_s + cost.part_s / RAY_PART * (engine == "ray")
         )
         * cores
         for (model, engine, workers), cost in found.items()
-        if workers == cores and cost.picture_s > 0
+        if workers == cores and cost.image_s > 0
     }
     rows: list[list[str]] = []
     for number in TARGETS:
@@ -278,19 +278,19 @@ def _projection(
                     f"{value.core_hours:,.0f}",
                     f"{value.core_hours / INSTANCE_CORES:,.1f}",
                     f"{value.machines:,} for {value.hours:.1f} h",
-                    f"{value.pictures_per_s:,.0f}",
+                    f"{value.images_per_s:,.0f}",
                     f"${value.compute_usd:,.2f}",
                 ]
             )
-    columns = ["pictures, model", "core time each", "core-hours", f"hours of one {INSTANCE}"]
-    columns += [f"machines to end in {DEADLINE_H:g} h", "pictures/s", "compute"]
-    parts = section("What 10^8 and 10^9 pictures would need", columns, rows)
+    columns = ["images, model", "core time each", "core-hours", f"hours of one {INSTANCE}"]
+    columns += [f"machines to end in {DEADLINE_H:g} h", "images/s", "compute"]
+    parts = section("What 10^8 and 10^9 images would need", columns, rows)
 
-    size, row_bytes = scaling["picture_bytes"], _row_bytes(scaling)
+    size, row_bytes = scaling["image_bytes"], _row_bytes(scaling)
     rows = []
     for number in TARGETS:
-        tars = math.ceil(number / TAR_PICTURES)
-        ranges = tars * math.ceil(TAR_PICTURES * size / TAR_RANGE)
+        tars = math.ceil(number / TAR_IMAGES)
+        ranges = tars * math.ceil(TAR_IMAGES * size / TAR_RANGE)
         lists, tar_lists = math.ceil(number / LIST_NAMES), math.ceil(tars / LIST_NAMES)
         rows.append(
             [
@@ -304,7 +304,7 @@ def _projection(
                 *(_size(number * value) for value in row_bytes.values()),
             ]
         )
-    columns = ["pictures", "requests, an object each", f"requests, tars of {TAR_PICTURES:,}"]
+    columns = ["images", "requests, an object each", f"requests, tars of {TAR_IMAGES:,}"]
     columns += ["network in", "storage a month", *(f"output, {name}" for name in row_bytes)]
     parts += section("Storage, whatever the model", columns, rows)
     parts += section(
@@ -354,16 +354,16 @@ def _breaks(scaling: Mapping[str, Any], kinds: Mapping[str, float]) -> list[list
             [
                 f"GETs a second, {name}, an object each",
                 *(
-                    f"{value.pictures_per_s:,.0f}/s, "
-                    f"prefixes: {math.ceil(value.pictures_per_s / PREFIX_GETS_PER_S):,}"
+                    f"{value.images_per_s:,.0f}/s, "
+                    f"prefixes: {math.ceil(value.images_per_s / PREFIX_GETS_PER_S):,}"
                     for value in values
                 ),
-                f"tars: 1/{TAR_RANGE / scaling['picture_bytes']:.0f} of it",
+                f"tars: 1/{TAR_RANGE / scaling['image_bytes']:.0f} of it",
             ]
         )
     name, core_s = fast
     per_machine = INSTANCE_CORES / core_s
-    bits = per_machine * scaling["picture_bytes"] * 8
+    bits = per_machine * scaling["image_bytes"] * 8
     rows.append(
         [
             f"GETs in flight to keep a job of {JOB_CORES} cores busy, {name}, an object each",
@@ -375,7 +375,7 @@ def _breaks(scaling: Mapping[str, Any], kinds: Mapping[str, float]) -> list[list
         [
             f"network into one machine, {name}",
             *[f"{bits / 1e9:.1f} Gbit/s"] * len(TARGETS),
-            f"of {INSTANCE_BITS_PER_S / 1e9:g}; the limit is pictures of "
+            f"of {INSTANCE_BITS_PER_S / 1e9:g}; the limit is images of "
             f"{INSTANCE_BITS_PER_S / 8 / per_machine / 1e3:,.0f} kB",
         ]
     )
@@ -413,16 +413,16 @@ def _measured(scaling: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _num_parts(job: Mapping[str, Any]) -> int:
-    return math.ceil(job["num_pictures"] / job["part_size"]) if job["part_size"] else 0
+    return math.ceil(job["num_images"] / job["part_size"]) if job["part_size"] else 0
 
 
 def _layout(row: Mapping[str, Any]) -> str:
     return f"{row['folders']:,} folders" if row["folders"] else "one folder"
 
 
-def pictures_of(job: Mapping[str, Any]) -> str:
-    """Say how many pictures a job has, and how they lie."""
-    return f"{job['num_pictures']:,} in {_layout(job)}"
+def images_of(job: Mapping[str, Any]) -> str:
+    """Say how many images a job has, and how they lie."""
+    return f"{job['num_images']:,} in {_layout(job)}"
 
 
 def job_name(job: Mapping[str, Any]) -> str:
@@ -433,12 +433,12 @@ def job_name(job: Mapping[str, Any]) -> str:
 
 
 def _row_bytes(scaling: Mapping[str, Any]) -> dict[str, float]:
-    """Return an output's bytes a picture by format, of the CNN's largest job of each engine."""
+    """Return an output's bytes an image by format, of the CNN's largest job of each engine."""
     found: dict[str, float] = {}
-    for job in sorted(_measured(scaling), key=lambda job: job["num_pictures"]):
+    for job in sorted(_measured(scaling), key=lambda job: job["num_images"]):
         if job["model"] == "CNN" and job["part_size"] in (0, RAY_PART):
             name = "Parquet (Ray)" if job["engine"] == "ray" else "CSV"
-            found[name] = job["output_bytes"] / job["num_pictures"]
+            found[name] = job["output_bytes"] / job["num_images"]
     return dict(sorted(found.items()))
 
 

@@ -1,6 +1,6 @@
 """What is compared: tltools and its peers, each doing the same job in a process of its own.
 
-The job: a folder of pictures becomes a CSV with a label and its probability for each. A system is
+The job: a folder of images becomes a CSV with a label and its probability for each. A system is
 a function that imports and loads what it needs and returns another that does the job; the packages
 of a system are imported inside it, so that a missing one costs its own row only.
 
@@ -41,13 +41,13 @@ class Job:
 
 def open_tltools(job: Job) -> Work:
     """Prepare `tltools classify`, with the settings that it chooses itself."""
-    from tltools.classify import Output, classify, list_pictures, open_model
+    from tltools.classify import Output, classify, list_images, open_model
 
     predictor, plan = open_model(Path(job.export))
 
     def work(folder: Path, output: Path) -> None:
         with Output(output, predictor.card.classes, overwrite=True) as rows:
-            for prediction in classify(predictor, list_pictures([folder]), plan=plan):
+            for prediction in classify(predictor, list_images([folder]), plan=plan):
                 rows.write(prediction)
 
     return work
@@ -201,7 +201,7 @@ def open_ray(job: Job) -> Work:
     """Prepare Ray Data as its guide to batch inference has it: read_images, then actors.
 
     Each job starts new actors. The clock starts when the first of them has its model, which is in
-    Ray's favour: reading has begun by then.
+    Ray's favor: reading has begun by then.
     """
     import ray
 
@@ -244,10 +244,10 @@ def open_ray(job: Job) -> Work:
             }
 
     def work(folder: Path, output: Path) -> float:
-        pictures = ray.data.read_images(
+        images = ray.data.read_images(
             str(folder), size=(size, size), mode="RGB", include_paths=True
         )
-        results = pictures.map_batches(
+        results = images.map_batches(
             Actor, compute=ActorPoolStrategy(size=1), batch_size=16, num_cpus=0.5
         )
         ready: list[float] = []
@@ -309,7 +309,7 @@ def _on_floats(model: Any) -> "nn.Module":
 
 
 def top_rows(names: Iterable[str], probs: Any, classes: tuple[str, ...]) -> Iterator[Row]:
-    """Yield a row for each picture from a tensor of probabilities, (N, C)."""
+    """Yield a row for each image from a tensor of probabilities, (N, C)."""
     best, indices = probs.max(dim=1)
     for name, prob, index in zip(names, best.tolist(), indices.tolist(), strict=True):
         yield name, classes[index], prob

@@ -1,4 +1,4 @@
-"""Models, pictures and folders that the tests share; all made here, most in milliseconds."""
+"""Models, images and folders that the tests share; all made here, most in milliseconds."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ SIZE = 32
 CLASSES = ("red", "green", "blue")
 GAIN = 8.0
 NUM_DRAWN = 16
-COLOURS = {"red": (250, 10, 20), "green": (5, 240, 15), "blue": (30, 25, 245)}
+COLORS = {"red": (250, 10, 20), "green": (5, 240, 15), "blue": (30, 25, 245)}
 
 # The suite's examples are the same each time; `--hypothesis-profile long` looks for others.
 _ANY_TIME = {
@@ -63,9 +63,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real pictures and weights, which only some machines have."""
+    """The folder with real images and weights, which only some machines have."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the real pictures in {SHARED}")
+        pytest.skip(f"needs the real images in {SHARED}")
     return SHARED
 
 
@@ -77,7 +77,7 @@ def make_card() -> Callable[..., Card]:
         parity = Parity(
             max_abs_logit_diff=1e-6,
             top1_agreement=1.0,
-            num_pictures=10,
+            num_images=10,
             batch_sizes=(1, 4),
             atol=1e-4,
             min_top1_agreement=1.0,
@@ -90,7 +90,7 @@ def make_card() -> Callable[..., Card]:
             "preprocessing": Preprocessing(size=SIZE),
             "weights": Weights(source="random"),
             "data": DataFacts(
-                name="colours", fingerprint="0" * 64, split="given", num_train=20, num_val=10
+                name="colors", fingerprint="0" * 64, split="given", num_train=20, num_val=10
             ),
             "metrics": {},
             "training": {},
@@ -108,14 +108,14 @@ def card(make_card: Callable[..., Card]) -> Card:
     return make_card()
 
 
-def colour_logits(images: np.ndarray) -> np.ndarray:
+def color_logits(images: np.ndarray) -> np.ndarray:
     """What the tiny model computes, by its definition: the mean of each channel, times GAIN."""
     return images.mean(axis=(1, 2), dtype=np.float64) / 255 * GAIN
 
 
 @pytest.fixture(scope="session")
 def make_onnx() -> Callable[..., Path]:
-    """Write the tiny model: per-channel mean of the picture, then Gemm with GAIN on the diagonal.
+    """Write the tiny model: per-channel mean of the image, then Gemm with GAIN on the diagonal.
 
     The keyword arguments replace parts of the model, to make exports that are wrong.
     """
@@ -181,21 +181,21 @@ def torchscript_path(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of noisy pictures, ten of each colour, in folders named by their colour."""
-    root = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """A folder of noisy images, ten of each color, in folders named by their color."""
+    root = tmp_path / "images"
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir(parents=True)
         for number in range(10):
-            save_picture(root / name / f"{number}.png", colour, rng)
+            save_image(root / name / f"{number}.png", color, rng)
     return root
 
 
-def save_picture(path: Path, colour: tuple[int, int, int], rng: np.random.Generator) -> None:
-    """Save a picture of one colour with noise, so that no two are the same."""
+def save_image(path: Path, color: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """Save an image of one color with noise, so that no two are the same."""
     noise = rng.integers(-20, 21, size=(SIZE, SIZE, 3))
-    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path)
 
 
@@ -206,7 +206,7 @@ class Recorder(Silent):
         self.bars: list[str] = []
         self.said: list[str] = []
 
-    def bar(self, description: str, total: int | None, unit: str = "pictures"):
+    def bar(self, description: str, total: int | None, unit: str = "images"):
         self.bars.append(description)
         return super().bar(description, total, unit)
 
@@ -219,13 +219,13 @@ class Recorder(Silent):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of noisy pictures, `dark` and `bright`: what a network learns in one epoch."""
+    """Folders of noisy images, `dark` and `bright`: what a network learns in one epoch."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     for index in range(NUM_DRAWN):
         name, level = (("dark", 50), ("bright", 200))[index % 2]
         (root / name).mkdir(exist_ok=True)
-        save_picture(root / name / f"{index}.png", (level, level, level), rng)
+        save_image(root / name / f"{index}.png", (level, level, level), rng)
     return root
 
 
@@ -339,7 +339,7 @@ def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SITE = """
 import os, signal, time
 stat = os.stat
-def dangerous(path, *args, **options):  # the first thing that is done with a picture
+def dangerous(path, *args, **options):  # the first thing that is done with an image
     name = os.path.basename(path) if isinstance(path, (str, os.PathLike)) else ""
     if name == "crash.png":
         os.kill(os.getpid(), signal.SIGSEGV)

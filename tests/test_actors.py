@@ -40,22 +40,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
     ("args", "message"),
     [
         pytest.param(
-            ["train", "pictures", "--ray-address", "auto"], "--ray-address is for --engine ray",
+            ["train", "images", "--ray-address", "auto"], "--ray-address is for --engine ray",
             id="train",
         ),
         pytest.param(
-            ["evaluate", "model.onnx", "pictures", "--ray-address", "auto"],
+            ["evaluate", "model.onnx", "images", "--ray-address", "auto"],
             "--ray-address is for --engine ray",
             id="evaluate",
         ),
         pytest.param(
-            ["train", "pictures", "--model", "cnn", "--engine", "ray"],
+            ["train", "images", "--model", "cnn", "--engine", "ray"],
             "--model cnn has none; leave it out, or choose --model vgg16",
             id="nothing to extract",
         ),
     ],
 )  # fmt: skip
-def test_options_that_do_not_fit_are_refused(args, message, pictures, tmp_path):
+def test_options_that_do_not_fit_are_refused(args, message, images, tmp_path):
     code, _, err = run_tltools(*args, cwd=tmp_path)
     assert code == 2
     assert message in err
@@ -63,10 +63,10 @@ def test_options_that_do_not_fit_are_refused(args, message, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["train"], ["evaluate", "model.onnx"]])
-def test_without_ray_the_remedy_is_named_first(command, pictures, tmp_path, monkeypatch):
+def test_without_ray_the_remedy_is_named_first(command, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    code, _, err = run_tltools(*command, pictures, "--engine", "ray", cwd=tmp_path)
+    code, _, err = run_tltools(*command, images, "--engine", "ray", cwd=tmp_path)
     assert code == 2
     assert 'pip install "ray[data]>=2.60"' in err
     assert len(err.splitlines()) == 1
@@ -91,23 +91,23 @@ def answer(setup, *paths):
         return actor._answer(ModelTask(0, tuple(os.fsencode(path) for path in paths)))
 
 
-def test_an_actor_answers_with_the_models_outputs(setup, pictures, onnx_path):
-    paths = sorted(pictures.rglob("*.png"))
+def test_an_actor_answers_with_the_models_outputs(setup, images, onnx_path):
+    paths = sorted(images.rglob("*.png"))
     told = answer(setup, *paths)
     values = np.frombuffer(told.values, np.float32).reshape(-1, told.width)
     expected = evaluate(
-        load_predictor(onnx_path, device="cpu"), load_dataset(pictures, purpose="evaluate")
+        load_predictor(onnx_path, device="cpu"), load_dataset(images, purpose="evaluate")
     )
     by_path = dict(zip(expected.paths, expected.logits, strict=True))
     np.testing.assert_array_equal(values, np.stack([by_path[str(path)] for path in paths]))
 
 
-def test_an_actor_says_what_its_machine_lacks(setup, pictures, onnx_path, tmp_path):
-    picture = pictures / "red" / "0.png"
+def test_an_actor_says_what_its_machine_lacks(setup, images, onnx_path, tmp_path):
+    image = images / "red" / "0.png"
     for changes, asked, kind, message in (
-        ({"tltools": "0.0"}, picture, "ConfigError", "and the command's 0.0; install the same"),
-        ({"same_files": {str(onnx_path): "0"}}, picture, "ArtifactError", "is another file than"),
-        ({"same_files": {"/no/model": "0"}}, picture, "ArtifactError", "see the model and the"),
+        ({"tltools": "0.0"}, image, "ConfigError", "and the command's 0.0; install the same"),
+        ({"same_files": {str(onnx_path): "0"}}, image, "ArtifactError", "is another file than"),
+        ({"same_files": {"/no/model": "0"}}, image, "ArtifactError", "see the model and the"),
         ({}, tmp_path / "gone.png", "DataError", "gone.png is not there; all machines"),
         ({}, onnx_path, "DataError", "cannot read image tiny.onnx"),
     ):
@@ -163,9 +163,9 @@ def remote(cluster):
 
 
 @pytest.fixture
-def extraction(pictures, tmp_path):
+def extraction(images, tmp_path):
     """Make what `extract_features` takes, of a small network, with a cache of its own."""
-    dataset = load_dataset(pictures, val_fraction=0.25)
+    dataset = load_dataset(images, val_fraction=0.25)
     spec = Preprocessing(size=32)
     torch.manual_seed(0)
     model = build_classifier(CNN, 2, spec).eval()
@@ -213,7 +213,7 @@ def test_an_interrupted_extraction_goes_on_from_the_cache(remote, extraction, mo
     arguments = extraction("ray")
 
     class StopsInTheMiddle(Recorder):
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             self.bars.append(f"{description} of {total}")
             return self
 
@@ -260,12 +260,12 @@ def open_dying(path, folder, *, device, threads):
 
 @pytest.mark.parametrize("num_lives", [1, 12])
 def test_a_lost_worker_costs_nothing_and_many_end_it(
-    remote, onnx_path, pictures, tmp_path, num_lives
+    remote, onnx_path, images, tmp_path, num_lives
 ):
     (tmp_path / "lives").mkdir()
     for number in range(num_lives):
         (tmp_path / "lives" / str(number)).touch()
-    dataset = load_dataset(pictures, purpose="evaluate")
+    dataset = load_dataset(images, purpose="evaluate")
     local = evaluate(load_predictor(onnx_path, device="cpu"), dataset)
 
     def run():
@@ -288,11 +288,11 @@ def test_a_lost_worker_costs_nothing_and_many_end_it(
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript", "run"])
 def test_an_evaluation_is_that_of_this_machine(
-    remote, kind, onnx_path, torchscript_path, cnn_run, drawn, pictures
+    remote, kind, onnx_path, torchscript_path, cnn_run, drawn, images
 ):
     path, data = {
-        "onnx": (onnx_path, pictures),
-        "torchscript": (torchscript_path, pictures),
+        "onnx": (onnx_path, images),
+        "torchscript": (torchscript_path, images),
         "run": (cnn_run, drawn),
     }[kind]
     dataset = load_dataset(data, purpose="evaluate")
@@ -314,10 +314,10 @@ def test_an_evaluation_is_that_of_this_machine(
     assert (result.paths, result.split, result.score) == (local.paths, local.split, local.score)
 
 
-def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, pictures, tmp_path):
+def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, images, tmp_path):
     def told(*args):
         code, out, _ = run_tltools(
-            "evaluate", onnx_path, pictures, "--device", "cpu", "--json", *args, cwd=tmp_path
+            "evaluate", onnx_path, images, "--device", "cpu", "--json", *args, cwd=tmp_path
         )
         assert code == 0
         document = json.loads(out)
@@ -355,9 +355,9 @@ def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16
     assert [one.train_loss for one in first.history] == [one.train_loss for one in second.history]
 
 
-def test_a_picture_that_cannot_be_read_is_an_error(remote, onnx_path, pictures):
-    dataset = load_dataset(pictures, purpose="evaluate")
-    (pictures / "red" / "0.png").write_bytes(b"no picture")
+def test_a_image_that_cannot_be_read_is_an_error(remote, onnx_path, images):
+    dataset = load_dataset(images, purpose="evaluate")
+    (images / "red" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"on .*: cannot read image 0.png"):
         evaluate_on_cluster(
             read_artifact(onnx_path).card,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, COLOURS, SIZE, colour_logits, save_picture
+from conftest import CLASSES, COLORS, SIZE, color_logits, save_image
 from PIL import Image
 
 import tltools
@@ -31,7 +31,7 @@ def predictor(onnx_path):
 @pytest.fixture
 def red(tmp_path):
     path = tmp_path / "red.png"
-    save_picture(path, COLOURS["red"], np.random.default_rng(0))
+    save_image(path, COLORS["red"], np.random.default_rng(0))
     return path
 
 
@@ -42,17 +42,17 @@ def test_it_knows_its_classes_card_and_device(predictor, card):
 
 
 def test_the_numbers_are_those_of_the_models_definition(make_onnx, make_card, red, tmp_path):
-    card = make_card(confidence=Confidence(temperature=2.5, num_pictures=9))
+    card = make_card(confidence=Confidence(temperature=2.5, num_images=9))
     predictor = load_model(make_onnx(tmp_path / "warm.onnx", card.to_json()), device="cpu")
     (prediction,) = predictor.predict([red])
-    logits = colour_logits(np.asarray(Image.open(red))[None])[0] / 2.5
+    logits = color_logits(np.asarray(Image.open(red))[None])[0] / 2.5
     expected = np.exp(logits) / np.exp(logits).sum()
     assert prediction.label == "red"
     np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
     assert prediction.confidence == prediction.probabilities.max()
 
 
-def test_every_form_of_a_picture_gives_the_same_answer(predictor, red):
+def test_every_form_of_a_image_gives_the_same_answer(predictor, red):
     image = Image.open(red)
     forms = [str(red), red, red.read_bytes(), image, np.asarray(image), Image.open(red)]
     predictions = predictor.predict(forms)
@@ -69,7 +69,7 @@ def test_a_jpegs_bytes_give_what_its_file_gives(predictor, tmp_path):
     np.testing.assert_array_equal(file.probabilities, data.probabilities)
 
 
-def test_a_decoded_picture_is_turned_upright_and_made_rgb(predictor, tmp_path):
+def test_a_decoded_image_is_turned_upright_and_made_rgb(predictor, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     rng = np.random.default_rng(0)
@@ -79,28 +79,28 @@ def test_a_decoded_picture_is_turned_upright_and_made_rgb(predictor, tmp_path):
     np.testing.assert_array_equal(file.probabilities, image.probabilities)
 
 
-def test_a_bad_picture_costs_its_own_answer_and_no_other(predictor, red, tmp_path):
+def test_a_bad_image_costs_its_own_answer_and_no_other(predictor, red, tmp_path):
     good = red.read_bytes()
     torn = Image.open(io.BytesIO(good[: len(good) // 2]))
-    forms = [tmp_path / "missing.png", good, b"no picture", red, torn, b""]
+    forms = [tmp_path / "missing.png", good, b"no image", red, torn, b""]
     predictions = predictor.predict(forms)
     assert [one.label for one in predictions] == [None, "red", None, "red", None, None]
     assert [one.error is None for one in predictions] == [False, True, False, True, False, False]
     assert "no such file" in predictions[0].error
-    assert "not a picture of a known format" in predictions[2].error
+    assert "not an image of a known format" in predictions[2].error
     assert all(one.probabilities is None for one in predictions if one.error)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
-def test_many_pictures_keep_their_order(onnx_path, pictures, batch_size):
+def test_many_images_keep_their_order(onnx_path, images, batch_size):
     predictor = load_model(onnx_path, device="cpu", batch_size=batch_size, threads=2)
-    paths = sorted(pictures.rglob("*.png"))
+    paths = sorted(images.rglob("*.png"))
     mixed = [path if number % 3 else path.read_bytes() for number, path in enumerate(paths)]
     assert [one.label for one in predictor.predict(mixed)] == [path.parent.name for path in paths]
     assert predictor.predict([]) == []
 
 
-def test_an_array_of_pictures_is_several_pictures(predictor):
+def test_an_array_of_images_is_several_images(predictor):
     images = np.zeros((2, SIZE, SIZE, 3), np.uint8)
     images[0, ..., 2] = images[1, ..., 1] = 255
     assert [one.label for one in predictor.predict(images)] == ["blue", "green"]
@@ -117,21 +117,21 @@ def test_what_is_not_likely_enough_is_uncertain(predictor, red):
     assert labels == ["red", "uncertain"] * 2
 
 
-def test_threads_may_share_a_predictor(predictor, pictures):
-    paths = sorted(pictures.rglob("*.png"))
+def test_threads_may_share_a_predictor(predictor, images):
+    paths = sorted(images.rglob("*.png"))
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: predictor.predict(paths), range(8)))
     expected = [path.parent.name for path in paths]
     assert all([one.label for one in answer] == expected for answer in answers)
 
 
-def test_it_answers_what_the_command_writes(predictor, onnx_path, pictures, tmp_path):
+def test_it_answers_what_the_command_writes(predictor, onnx_path, images, tmp_path):
     from conftest import run_tltools
 
-    arguments = ("classify", pictures, "--model", onnx_path, "--device", "cpu", "-o", "rows.jsonl")
+    arguments = ("classify", images, "--model", onnx_path, "--device", "cpu", "-o", "rows.jsonl")
     assert run_tltools(*arguments, cwd=tmp_path).code == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    predictions = predictor.predict([pictures / row["path"] for row in rows])
+    predictions = predictor.predict([images / row["path"] for row in rows])
     assert len(rows) == 30
     for row, one in zip(rows, predictions, strict=True):
         assert row["label"] == one.label
@@ -146,10 +146,10 @@ def test_it_answers_what_the_command_writes(predictor, onnx_path, pictures, tmp_
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        pytest.param("a.png", TypeError, r"predict\(\[picture\]\)", id="path"),
-        pytest.param(b"bytes", TypeError, r"predict\(\[picture\]\)", id="bytes"),
-        pytest.param(Path("a.png"), TypeError, r"predict\(\[picture\]\)", id="pathlib"),
-        pytest.param(Image.new("L", (4, 4)), TypeError, r"predict\(\[picture\]\)", id="image"),
+        pytest.param("a.png", TypeError, r"predict\(\[image\]\)", id="path"),
+        pytest.param(b"bytes", TypeError, r"predict\(\[image\]\)", id="bytes"),
+        pytest.param(Path("a.png"), TypeError, r"predict\(\[image\]\)", id="pathlib"),
+        pytest.param(Image.new("L", (4, 4)), TypeError, r"predict\(\[image\]\)", id="image"),
         pytest.param([3], TypeError, "got int", id="number"),
         pytest.param(np.zeros((8, 8, 3), np.uint8), ValueError, r"got uint8 \(8, 3\)", id="one"),
         pytest.param(
@@ -237,10 +237,10 @@ from typing import assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools import PicturePredictor, Prediction, TltoolsError, load_model
+from tltools import ImagePredictor, Prediction, TltoolsError, load_model
 
 predictor = load_model("model.onnx", device="cpu")
-assert_type(predictor, PicturePredictor)
+assert_type(predictor, ImagePredictor)
 assert_type(predictor.classes, tuple[str, ...])
 predictions = predictor.predict(["a.jpg", b"bytes", np.zeros((8, 8, 3), np.uint8)])
 assert_type(predictions, list[Prediction])

@@ -1,4 +1,4 @@
-"""Pictures in tar and zip archives: the rows of a folder, and nothing that an archive can do."""
+"""Images in tar and zip archives: the rows of a folder, and nothing that an archive can do."""
 
 import bz2
 import csv
@@ -20,10 +20,10 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import COLOURS, Recorder, run_tltools
+from conftest import COLORS, Recorder, run_tltools
 
 from tltools.card import Preprocessing
-from tltools.classify import Job, Shard, list_pictures, merge_shards, run_job
+from tltools.classify import Job, Shard, list_images, merge_shards, run_job
 from tltools.classify.inputs import list_portions
 from tltools.data import archives, tar
 from tltools.data.archives import list_archive
@@ -40,21 +40,21 @@ COMPRESSORS = {
 }
 
 
-def picture(colour: str = "red", seed: int = 0) -> bytes:
+def image(color: str = "red", seed: int = 0) -> bytes:
     path = io.BytesIO()
-    save_picture_to(path, colour, seed)
+    save_image_to(path, color, seed)
     return path.getvalue()
 
 
-def save_picture_to(file: io.BytesIO, colour: str, seed: int) -> None:
+def save_image_to(file: io.BytesIO, color: str, seed: int) -> None:
     from PIL import Image
 
     noise = np.random.default_rng(seed).integers(-20, 21, size=(32, 32, 3))
-    pixels = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(np.array(COLORS[color]) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
 
 
-RED = picture()
+RED = image()
 
 
 def tar_of(*members: "tuple[str, bytes] | tarfile.TarInfo", **options) -> bytes:
@@ -94,7 +94,7 @@ def pack(folder: Path, kind: str, target: Path) -> Path:
 
 
 def listed(data: bytes, path: Path) -> tuple[dict[str, bytes | str], list[str]]:
-    """Members that are pictures, with their bytes or their errors, and what the archive has."""
+    """Members that are images, with their bytes or their errors, and what the archive has."""
     path.write_bytes(data)
     errors: list[DataError] = []
     found: dict[str, bytes | str] = {}
@@ -117,11 +117,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_has_the_rows_of_its_folder(kind, pictures, onnx_path, tmp_path):
-    (pictures / "green" / "broken.png").write_bytes(b"no picture")
-    (pictures / "notes.txt").write_text("no picture either")
-    archive = pack(pictures, kind, tmp_path)
-    run_job(Job(onnx_path, [pictures], tmp_path / "folder.csv", device="cpu"))
+def test_an_archive_has_the_rows_of_its_folder(kind, images, onnx_path, tmp_path):
+    (images / "green" / "broken.png").write_bytes(b"no image")
+    (images / "notes.txt").write_text("no image either")
+    archive = pack(images, kind, tmp_path)
+    run_job(Job(onnx_path, [images], tmp_path / "folder.csv", device="cpu"))
     before = set(tmp_path.rglob("*"))
     run_job(Job(onnx_path, [archive], tmp_path / "archive.csv", device="cpu"))
     assert set(tmp_path.rglob("*")) == before | {tmp_path / "archive.csv"}
@@ -130,30 +130,30 @@ def test_an_archive_has_the_rows_of_its_folder(kind, pictures, onnx_path, tmp_pa
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_each_compression_of_a_zip_can_be_read(compression, tmp_path):
-    members = [(f"{number}.png", picture(seed=number)) for number in range(3)]
+    members = [(f"{number}.png", image(seed=number)) for number in range(3)]
     data = zip_of(*members, compression=compression)
     assert listed(data, tmp_path / "a.zip") == (dict(members), [])
 
 
 @pytest.mark.parametrize("plan", [{"threads": 1}, {"threads": 2}, {"workers": 3}])
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
-def test_every_plan_reads_archives(kind, plan, pictures, onnx_path, tmp_path):
-    archive = pack(pictures, kind, tmp_path)
+def test_every_plan_reads_archives(kind, plan, images, onnx_path, tmp_path):
+    archive = pack(images, kind, tmp_path)
     run_job(Job(onnx_path, [archive], tmp_path / "out.csv", device="cpu", **plan))
     assert [row["path"] for row in rows_of(tmp_path / "out.csv")] == [
-        name for name, _ in files_of(pictures)
+        name for name, _ in files_of(images)
     ]
     assert all(row["label"] == row["path"].split("/")[0] for row in rows_of(tmp_path / "out.csv"))
 
 
-def test_several_inputs_put_the_archives_name_before_the_members(pictures, tmp_path, monkeypatch):
+def test_several_inputs_put_the_archives_name_before_the_members(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tar = pack(pictures, "tar", tmp_path).relative_to(tmp_path)
+    tar = pack(images, "tar", tmp_path).relative_to(tmp_path)
     (tmp_path / "two.zip").write_bytes(zip_of(("b/c.png", RED)))
-    alone = [one.name for one in list_pictures([tar])]
-    both = [one.name for one in list_pictures([tar, Path("two.zip"), Path("pictures/red/0.png")])]
+    alone = [one.name for one in list_images([tar])]
+    both = [one.name for one in list_images([tar, Path("two.zip"), Path("images/red/0.png")])]
     assert both == [*(f"photos.tar/{name}" for name in alone), "two.zip/b/c.png",
-                    "pictures/red/0.png"]  # fmt: skip
+                    "images/red/0.png"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "A.TGZ"])
@@ -163,7 +163,7 @@ def test_the_content_and_not_the_suffix_decides_the_kind(name, tmp_path):
         assert listed(data, tmp_path / name) == ({"a.png": RED}, [])
 
 
-def test_a_webdataset_shard_gives_its_pictures_in_its_own_order(tmp_path):
+def test_a_webdataset_shard_gives_its_images_in_its_own_order(tmp_path):
     members = [("b.cls", b"1"), ("b.jpg", RED), ("b.json", b"{}"), ("a.cls", b"0"), ("a.jpg", RED)]
     found, errors = listed(tar_of(*members), tmp_path / "train-0000.tar")
     assert (list(found), errors) == (["b.jpg", "a.jpg"], [])
@@ -190,7 +190,7 @@ def test_names_are_those_in_the_archive(tmp_path):
 
 def test_doubled_names_get_a_row_each(onnx_path, tmp_path):
     path = tmp_path / "a.tar"
-    path.write_bytes(tar_of(("a.png", picture("red")), ("a.png", picture("blue"))))
+    path.write_bytes(tar_of(("a.png", image("red")), ("a.png", image("blue"))))
     run_job(Job(onnx_path, [path], tmp_path / "out.csv", device="cpu"))
     rows = rows_of(tmp_path / "out.csv")
     assert [(row["path"], row["label"]) for row in rows] == [("a.png", "red"), ("a.png", "blue")]
@@ -250,12 +250,12 @@ def test_a_size_in_an_extended_header_counts(tmp_path):
     assert listed(data, tmp_path / "a.tar") == ({"a.png": content, "b.png": RED}, [])
 
 
-def test_the_headers_of_real_tools_are_read(pictures, tmp_path):
+def test_the_headers_of_real_tools_are_read(images, tmp_path):
     """GNU tar's, in each of its formats."""
-    expected = dict(files_of(pictures))
+    expected = dict(files_of(images))
     for kind in ("gnu", "oldgnu", "pax", "posix", "ustar", "v7"):
         path = tmp_path / f"{kind}.tar"
-        command = ["tar", f"--format={kind}", "-cf", path, "-C", pictures, "."]
+        command = ["tar", f"--format={kind}", "-cf", path, "-C", images, "."]
         subprocess.run(command, check=True)
         assert listed(path.read_bytes(), path) == (expected, [])
 
@@ -382,7 +382,7 @@ def test_a_damaged_header_ends_the_archive_with_an_error(tmp_path):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "zip"])
 def test_each_way_to_cut_a_tar_off_keeps_the_members_before(kind, tmp_path):
-    members = [(f"{number}.png", picture(seed=number)) for number in range(4)]
+    members = [(f"{number}.png", image(seed=number)) for number in range(4)]
     data = COMPRESSORS[kind](tar_of(*members))
     counts = set()
     for length in np.linspace(1, len(data) - 1, 25, dtype=int):
@@ -583,14 +583,14 @@ def test_files_that_are_no_archives_are_errors(tmp_path, onnx_path):
     (tmp_path / "nothing.tar").write_bytes(tar_of())
     os.mkfifo(tmp_path / "fifo.tar")
     for name in ("text.tar", "empty.zip", "nothing.tar", "fifo.tar"):
-        with pytest.raises(DataError, match=r"no pictures in|cannot read all") as caught:
+        with pytest.raises(DataError, match=r"no images in|cannot read all") as caught:
             run_job(Job(onnx_path, [tmp_path / name], tmp_path / "out.csv", device="cpu"))
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_with_an_archives_name_is_a_folder(pictures, tmp_path):
-    folder = pictures.rename(tmp_path / "photos.tar")
-    assert len(list(list_pictures([folder]))) == 30
+def test_a_folder_with_an_archives_name_is_a_folder(images, tmp_path):
+    folder = images.rename(tmp_path / "photos.tar")
+    assert len(list(list_images([folder]))) == 30
 
 
 # ------------------------------------------------------------------------------- reading, opening
@@ -605,7 +605,7 @@ def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_
     before = num_open_files()
     paths = [tmp_path / f"{number}.{kind}" for number in range(20)]
     for number, path in enumerate(paths):
-        members = (("a.png", picture(seed=number)), ("b.png", RED))
+        members = (("a.png", image(seed=number)), ("b.png", RED))
         path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
     portions = list_portions(paths)
     if kind in ("tar", "zip"):  # listed ahead, as for the progress bar
@@ -614,7 +614,7 @@ def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_
         portions = (ahead.pop(0) for _ in paths)
     most = 0
     for portion in portions:
-        for one in portion.pictures:
+        for one in portion.images:
             load_image(one, Preprocessing(size=32, resize="squash"))
             most = max(most, num_open_files())
     del portion, one
@@ -623,8 +623,8 @@ def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_an_archive_that_changes_after_it_was_listed_gives_errors(kind, pictures, tmp_path):
-    path = pack(pictures, kind, tmp_path)
+def test_an_archive_that_changes_after_it_was_listed_gives_errors(kind, images, tmp_path):
+    path = pack(images, kind, tmp_path)
     for change in (lambda: os.utime(path, (1, 1)), path.unlink):
         sources = [source for group in list_archive(path) for source in group]
         change()
@@ -639,7 +639,7 @@ def test_memory_does_not_grow_with_the_archive(kind, tmp_path):
         path = tmp_path / f"{num_members}.{kind}"
         path.write_bytes(COMPRESSORS[kind](tar_of(*members)))
         tracemalloc.start()
-        for one in list_pictures([path]):
+        for one in list_images([path]):
             assert one.place.read() == RED
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -675,7 +675,7 @@ class Stopping(Recorder):
         self._left = after
 
     @contextmanager
-    def bar(self, description, total, unit="pictures"):
+    def bar(self, description, total, unit="images"):
         yield self
 
     def advance(self, amount=1, note=""):
@@ -686,8 +686,8 @@ class Stopping(Recorder):
 
 @pytest.mark.parametrize("after", [1, 17, 29])
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
-def test_a_job_over_an_archive_goes_on(kind, after, pictures, onnx_path, tmp_path):
-    archive = pack(pictures, kind, tmp_path)
+def test_a_job_over_an_archive_goes_on(kind, after, images, onnx_path, tmp_path):
+    archive = pack(images, kind, tmp_path)
     run_job(
         Job(onnx_path, [archive], tmp_path / "whole.csv", device="cpu", threads=2, batch_size=4)
     )
@@ -717,33 +717,33 @@ main()
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_members_that_crash_or_hang_their_decoder_cost_their_own_rows(
-    kind, pictures, onnx_path, tmp_path
+    kind, images, onnx_path, tmp_path
 ):
-    members = files_of(pictures)
+    members = files_of(images)
     members[5:5] = [("c.png", b"CRASHES"), ("green/h.png", b"HANGS")]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(tar_of(*members) if kind == "tar" else zip_of(*members, compression=0))
     args = ["classify", path, "--model", onnx_path, "--device", "cpu", "-o", tmp_path / "o.csv"]
-    command = [sys.executable, "-c", DANGEROUS, *map(str, args), "--picture-timeout", "1"]
+    command = [sys.executable, "-c", DANGEROUS, *map(str, args), "--image-timeout", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "o.csv")
     assert [row["path"] for row in rows] == [name for name, _ in members]
     assert {row["path"]: row["error"] for row in rows if row["error"]} == {
         "c.png": "cannot read image c.png: the decoder crashed (SIGSEGV)",
-        "green/h.png": "cannot read image h.png: the decoder took longer than 1 s for a picture",
+        "green/h.png": "cannot read image h.png: the decoder took longer than 1 s for an image",
     }
 
 
-def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(pictures, onnx_path, tmp_path):
+def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(images, onnx_path, tmp_path):
     run_job(
-        Job(onnx_path, [pictures], tmp_path / "a.csv", device="cpu", ledger_dir=tmp_path / "known")
+        Job(onnx_path, [images], tmp_path / "a.csv", device="cpu", ledger_dir=tmp_path / "known")
     )
     for kind in ("tar", "tgz", "zip"):
         summary = run_job(
             Job(
                 onnx_path,
-                [pack(pictures, kind, tmp_path)],
+                [pack(images, kind, tmp_path)],
                 tmp_path / f"{kind}.csv",
                 device="cpu",
                 ledger_dir=tmp_path / "known",
@@ -753,10 +753,10 @@ def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(pictures, onn
         assert (tmp_path / f"{kind}.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
-def test_a_report_does_not_take_other_files_for_members(pictures, tmp_path, monkeypatch):
+def test_a_report_does_not_take_other_files_for_members(images, tmp_path, monkeypatch):
     from tltools.report.jobs import locate_inputs
 
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     for name in ("a.tar", "b.zip"):
         Path(name).write_bytes(tar_of(("red/0.png", RED)))
     assert Path("red/0.png").exists()
@@ -766,9 +766,7 @@ def test_a_report_does_not_take_other_files_for_members(pictures, tmp_path, monk
 
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
 def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
-    members = [
-        (f"{number}.png", picture(list(COLOURS)[number % 3], number)) for number in range(70)
-    ]
+    members = [(f"{number}.png", image(list(COLORS)[number % 3], number)) for number in range(70)]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
     run_job(Job(onnx_path, [path], tmp_path / "whole.csv", device="cpu"))
@@ -779,9 +777,9 @@ def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
     assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_the_command_says_what_is_wrong_with_an_archive(pictures, onnx_path, tmp_path):
-    members = files_of(pictures)
-    members[3] = ("odd\x1b.png", b"no picture")
+def test_the_command_says_what_is_wrong_with_an_archive(images, onnx_path, tmp_path):
+    members = files_of(images)
+    members[3] = ("odd\x1b.png", b"no image")
     good = tar_of(*members)
     (tmp_path / "photos.tar").write_bytes(good[:5000])
     args = ("classify", "photos.tar", "--model", onnx_path, "--device", "cpu", "-o", "out.csv",
@@ -797,9 +795,9 @@ def test_the_command_says_what_is_wrong_with_an_archive(pictures, onnx_path, tmp
     result = run_tltools(*args, "--overwrite", "--json", cwd=tmp_path)
     assert result.code == 0
     document = json.loads(result.out)
-    assert (document["num_pictures"], document["num_failed"], document["unlisted"]) == (30, 1, [])
-    assert document["errors"] == {"it is not a picture of a known format": 1}
+    assert (document["num_images"], document["num_failed"], document["unlisted"]) == (30, 1, [])
+    assert document["errors"] == {"it is not an image of a known format": 1}
     assert rows_of(tmp_path / "errors.csv") == [
-        {"path": "odd\x1b.png", "error": "cannot read image 'odd\\x1b.png': it is not a picture of "
+        {"path": "odd\x1b.png", "error": "cannot read image 'odd\\x1b.png': it is not an image of "
          "a known format"}
     ]  # fmt: skip

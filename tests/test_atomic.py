@@ -169,7 +169,7 @@ writers = {
     "model.onnx": lambda path: onnx.save(onnx.helper.make_model(graph), path),
     "module.pt": lambda path: _save(module, path, card),
     "table.csv": lambda path: pandas.DataFrame({"big": big.numpy()}).to_csv(path),
-    "picture.png": lambda path: Image.fromarray(noise).save(path),
+    "image.png": lambda path: Image.fromarray(noise).save(path),
     "figure.png": lambda path: figure.savefig(path),
     "text.txt": lambda path: path.write_text("x" * 100_000),
 }
@@ -213,7 +213,7 @@ FULL = {
         r"cannot write runs/cnn-2/state.pt: File too large",
     ),
     "export": (
-        ("export", "runs/cnn", "--format", "all", "--pictures", "2"),
+        ("export", "runs/cnn", "--format", "all", "--images", "2"),
         100_000,
         "cannot write exports/cnn/cnn.fp32.pt: File too large",
     ),
@@ -272,7 +272,7 @@ def save_slowly(tensors, path):
 features.save_file = save_slowly
 cache = features.FeatureCache(folder, weights_sha256="w", head="h", preprocessing=Preprocessing())
 for number in range(60):
-    # Half of the pictures are those of the other process, in the same shards.
+    # Half of the images are those of the other process, in the same shards.
     who = 0 if number % 2 else seed
     sha = f"{number:032x}{who:032x}"
     cache.add([sha], np.full((1, 4), number, dtype=np.float32))

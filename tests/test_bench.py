@@ -16,7 +16,7 @@ from tltools.bench.budget import Limits
 from tltools.bench.machine import cpu_name, describe_machine, memory_bytes, peak_memory_bytes
 from tltools.bench.rows import BatchTiming, BenchRow, ClassifyRound, StageCosts
 from tltools.bench.run import command_line
-from tltools.bench.stages import Stopwatch, measure_classify, seconds_per_picture
+from tltools.bench.stages import Stopwatch, measure_classify, seconds_per_image
 from tltools.bench.summary import batch_timing, doubts
 from tltools.bench.verdict import (
     choose,
@@ -41,7 +41,7 @@ CLASSES = ("dark", "light", "other")
 
 
 class FakePredictor:
-    """Calls a picture light where its mean is above a threshold; `then` is what it does besides."""
+    """Calls an image light where its mean is above a threshold; `then` is what it does besides."""
 
     provider = "FakeProvider"
     placement = {"FakeProvider": 3}  # noqa: RUF012
@@ -159,8 +159,8 @@ def fake(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Five grey pictures: 0, 50, 100, 150 and 200; the last two are light."""
+def images(tmp_path):
+    """Five gray images: 0, 50, 100, 150 and 200; the last two are light."""
     paths = []
     for value in (0, 50, 100, 150, 200):
         paths.append(tmp_path / f"{value}.png")
@@ -173,16 +173,16 @@ TARGETS = np.array([0, 0, 1, 1, 1])
 
 
 def bench(
-    candidates, pictures, *, targets=TARGETS, open_model=None, save=None, progress=SILENT, **changes
+    candidates, images, *, targets=TARGETS, open_model=None, save=None, progress=SILENT, **changes
 ):
     """Bench candidates with little effort; `changes` are fields of the settings."""
     few = {"batch_sizes": (1, 8), "rounds": 1, "iterations": 4, "warmup": 1}
     settings = BenchSettings(**{"device": "cpu", "threads": 1} | few | changes)
     inputs = BenchInputs(
         candidates=list(candidates),
-        pictures=list(pictures),
+        images=list(images),
         targets=targets,
-        name="grey squares",
+        name="gray squares",
         notes=(),
     )
     return run_bench(
@@ -195,14 +195,14 @@ def bench(
     )
 
 
-def test_accuracy_and_agreement_are_counted_over_all_pictures(fake, pictures):
+def test_accuracy_and_agreement_are_counted_over_all_images(fake, images):
     report = bench(
         [
             fake("eager", kind="eager"),  # 4 of 5 right
             fake("same"),
             fake("strict", threshold=175),  # 150 is dark: 3 of 5 right, 4 of 5 as eager
         ],
-        pictures,
+        images,
     )
     eager, same, strict = report.rows
     assert [(row.score.correct, row.score.total) for row in report.rows] == [(4, 5), (4, 5), (3, 5)]
@@ -211,7 +211,7 @@ def test_accuracy_and_agreement_are_counted_over_all_pictures(fake, pictures):
     assert strict.max_abs_logit_diff == 1.0
 
 
-def test_each_run_is_compared_with_its_own_eager_model(fake, pictures):
+def test_each_run_is_compared_with_its_own_eager_model(fake, images):
     report = bench(
         [
             fake("onnx-a", run="a", threshold=175),
@@ -220,7 +220,7 @@ def test_each_run_is_compared_with_its_own_eager_model(fake, pictures):
             fake("onnx-b", run="b", threshold=175),
             fake("onnx-c", run="c"),
         ],
-        pictures,
+        images,
     )
     agreement = {row.name: row.agreement for row in report.rows}
     assert agreement["onnx-a"] == 0.8
@@ -228,8 +228,8 @@ def test_each_run_is_compared_with_its_own_eager_model(fake, pictures):
     assert agreement["onnx-c"] is None
 
 
-def test_candidates_take_turns_and_each_turn_is_a_new_process(fake, pictures, tmp_path):
-    bench([fake("a"), fake("b")], pictures, rounds=3)
+def test_candidates_take_turns_and_each_turn_is_a_new_process(fake, images, tmp_path):
+    bench([fake("a"), fake("b")], images, rounds=3)
     names, processes = zip(
         *[line.split() for line in (tmp_path / "log").read_text().splitlines()], strict=True
     )
@@ -237,8 +237,8 @@ def test_candidates_take_turns_and_each_turn_is_a_new_process(fake, pictures, tm
     assert len({*processes, str(os.getpid())}) == 7
 
 
-def test_every_sample_of_every_round_is_kept(fake, pictures):
-    (row,) = bench([fake("a")], pictures, rounds=2, iterations=4, batch_sizes=(8,)).rows
+def test_every_sample_of_every_round_is_kept(fake, images):
+    (row,) = bench([fake("a")], images, rounds=2, iterations=4, batch_sizes=(8,)).rows
     assert [timing.batch_size for timing in row.batches] == [1, 8]
     for timing in row.batches:
         assert [len(samples) for samples in timing.rounds_s] == [4, 4]
@@ -251,7 +251,7 @@ def test_every_sample_of_every_round_is_kept(fake, pictures):
 
 def test_throughput_is_the_median_of_the_rounds():
     timing = batch_timing(8, [(0.5, 1, 9), (2, 2, 2), (4, 4, 4)])
-    assert timing.pictures_per_s == 4.0  # of 8/1, 8/2 and 8/4
+    assert timing.images_per_s == 4.0  # of 8/1, 8/2 and 8/4
     assert timing.round_spread == 3.0  # 4/1 - 1
 
 
@@ -270,7 +270,7 @@ TROUBLES = {
     ),
     "nan": (
         {"at_call": "nan"},
-        "failed at accuracy: logits of 1 of 5 pictures are not finite",
+        "failed at accuracy: logits of 1 of 5 images are not finite",
     ),
     "narrow": (
         {"at_call": "narrow"},
@@ -284,9 +284,9 @@ TROUBLES = {
 }
 
 
-def test_candidates_that_fail_get_rows_and_the_others_go_on(fake, pictures):
+def test_candidates_that_fail_get_rows_and_the_others_go_on(fake, images):
     troubled = [fake(name, **trouble) for name, (trouble, _) in TROUBLES.items()]
-    report = bench([fake("first"), *troubled, fake("last")], pictures)
+    report = bench([fake("first"), *troubled, fake("last")], images)
     first, *rows, last = report.rows
     assert "failed" not in (first.status, last.status)
     assert {row.status for row in rows} == {"failed"}
@@ -296,9 +296,9 @@ def test_candidates_that_fail_get_rows_and_the_others_go_on(fake, pictures):
     assert set(report.notes()) >= {f"{row.name}: {row.reason}" for row in rows}
 
 
-def test_a_candidate_that_hangs_is_ended_and_not_tried_again(fake, pictures, tmp_path):
+def test_a_candidate_that_hangs_is_ended_and_not_tried_again(fake, images, tmp_path):
     start = time.monotonic()
-    report = bench([fake("slow", at_call="sleep"), fake("good")], pictures, timeout_s=3.0, rounds=2)
+    report = bench([fake("slow", at_call="sleep"), fake("good")], images, timeout_s=3.0, rounds=2)
     assert time.monotonic() - start < 60
     slow, good = report.rows
     assert slow.reason == (
@@ -311,28 +311,28 @@ def test_a_candidate_that_hangs_is_ended_and_not_tried_again(fake, pictures, tmp
         os.kill(int(lines[1]), 0)
 
 
-def test_what_a_model_prints_stays_out_of_the_terminal(fake, pictures, capfd):
-    report = bench([fake("a", at_call="print")], pictures)
+def test_what_a_model_prints_stays_out_of_the_terminal(fake, images, capfd):
+    report = bench([fake("a", at_call="print")], images)
     assert report.rows[0].status != "failed"
     assert capfd.readouterr() == ("", "")
 
 
-def test_peak_memory_is_that_of_the_candidates_own_process(fake, pictures):
-    report = bench([fake("grows", at_call="grow"), fake("small")], pictures, batch_sizes=(1, 20))
+def test_peak_memory_is_that_of_the_candidates_own_process(fake, images):
+    report = bench([fake("grows", at_call="grow"), fake("small")], images, batch_sizes=(1, 20))
     grows, small = (row.peak_memory_bytes for row in report.rows)
-    assert grows - small == pytest.approx(200e6, rel=0.1)  # 20 pictures of 10 MB
+    assert grows - small == pytest.approx(200e6, rel=0.1)  # 20 images of 10 MB
 
 
-def test_a_large_batch_repeats_the_pictures_in_their_order(fake, pictures):
-    (row,) = bench([fake("looks", at_call="look")], pictures).rows
+def test_a_large_batch_repeats_the_images_in_their_order(fake, images):
+    (row,) = bench([fake("looks", at_call="look")], images).rows
     assert row.reason == ""
-    (row,) = bench([fake("looks", at_call="look")], pictures[::-1]).rows
+    (row,) = bench([fake("looks", at_call="look")], images[::-1]).rows
     assert row.reason == "failed at batch size 8: AssertionError (round 1)"
 
 
-def test_the_report_is_saved_after_each_measurement(fake, pictures):
+def test_the_report_is_saved_after_each_measurement(fake, images):
     reports = []
-    bench([fake("a"), fake("b", at_load="raise")], pictures, rounds=2, save=reports.append)
+    bench([fake("a"), fake("b", at_load="raise")], images, rounds=2, save=reports.append)
     assert [[row.name for row in report.rows] for report in reports] == [
         ["a"],
         ["a", "b"],
@@ -342,8 +342,8 @@ def test_the_report_is_saved_after_each_measurement(fake, pictures):
     assert [len(report.rows[0].load_s) for report in reports] == [1, 1, 2]
 
 
-def test_the_files_hold_every_row_and_repeat_no_name(fake, pictures, tmp_path):
-    report = bench([fake("good", run="r|un"), fake("bad", at_load="raise")], pictures)
+def test_the_files_hold_every_row_and_repeat_no_name(fake, images, tmp_path):
+    report = bench([fake("good", run="r|un"), fake("bad", at_load="raise")], images)
     json_path, markdown_path = write_result(report, tmp_path / "out")
     assert re.fullmatch(r"bench-\d{8}T\d{6}\.json", json_path.name)
     found = json.loads(json_path.read_text())
@@ -354,17 +354,17 @@ def test_the_files_hold_every_row_and_repeat_no_name(fake, pictures, tmp_path):
     text = markdown_path.read_text()
     assert "| r\\|un |" in text
     assert "bad: failed at load: RuntimeError: no such kernel" in text
-    assert "a batch of decoded pictures in memory" in text
+    assert "a batch of decoded images in memory" in text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         json_path.with_suffix(".json").name,
         markdown_path.name,
     ]
 
 
-def test_every_table_row_has_a_cell_for_each_column(fake, pictures):
+def test_every_table_row_has_a_cell_for_each_column(fake, images):
     report = bench(
         [fake("good"), fake("bad", at_load="raise"), fake("more", run="b")],
-        pictures,
+        images,
         batch_sizes=(2, 4),
     )
     for table in report.tables():
@@ -377,8 +377,8 @@ def test_every_table_row_has_a_cell_for_each_column(fake, pictures):
     assert speed.rows[2][1:] == ("-", "-", "-", "-", "-", "-", "failed")
 
 
-def test_agreement_is_not_rounded_up_to_full(fake, pictures):
-    report = bench([fake("a")], pictures)
+def test_agreement_is_not_rounded_up_to_full(fake, images):
+    report = bench([fake("a")], images)
     almost = replace(report, rows=(replace(report.rows[0], agreement=0.99996),))
     assert almost.tables()[0].rows[1][2] == "99.9"
     full = replace(report, rows=(replace(report.rows[0], agreement=1.0),))
@@ -389,7 +389,7 @@ def timing(*, spread=0.0, outliers=0, samples=100):
     return BatchTiming(
         batch_size=8,
         rounds_s=((1.0,) * samples,),
-        pictures_per_s=8.0,
+        images_per_s=8.0,
         round_spread=spread,
         num_outliers=outliers,
     )
@@ -421,34 +421,34 @@ def test_the_command_line_is_what_was_typed():
         ({"iterations": -1}, "--iterations must be 1 or more, got -1"),
     ],
 )
-def test_numbers_that_measure_nothing_are_refused(fake, pictures, options, message):
+def test_numbers_that_measure_nothing_are_refused(fake, images, options, message):
     with pytest.raises(ConfigError, match=message):
-        bench([fake("a")], pictures, **options)
+        bench([fake("a")], images, **options)
 
 
-def test_nothing_to_measure_is_refused(fake, pictures):
+def test_nothing_to_measure_is_refused(fake, images):
     with pytest.raises(ConfigError, match="nothing to bench"):
-        bench([], pictures)
-    with pytest.raises(DataError, match="no pictures to bench with"):
+        bench([], images)
+    with pytest.raises(DataError, match="no images to bench with"):
         bench([fake("a")], [], targets=np.zeros(0, np.int64))
-    with pytest.raises(ValueError, match=r"targets \(5,\) do not fit 4 pictures"):
-        bench([fake("a")], pictures[:4])
+    with pytest.raises(ValueError, match=r"targets \(5,\) do not fit 4 images"):
+        bench([fake("a")], images[:4])
     with pytest.raises(ValueError, match="names must differ"):
-        bench([fake("a"), fake("a")], pictures)
+        bench([fake("a"), fake("a")], images)
 
 
-def feed(pictures, **options):
+def feed(images, **options):
     predictor = FakePredictor(threshold=128, classes=CLASSES, then="", threads=1)
-    return Feed(predictor, pictures, **options)
+    return Feed(predictor, images, **options)
 
 
 def lights(one):
-    """Return which of the pictures that a feed has classified are light, or None."""
+    """Return which of the images that a feed has classified are light, or None."""
     return None if not one.logits else np.concatenate(one.logits).argmax(axis=1).tolist()
 
 
-def test_timed_batches_go_through_the_pictures_once(pictures):
-    one = feed(pictures, start=0, size=2)
+def test_timed_batches_go_through_the_images_once(images):
+    one = feed(images, start=0, size=2)
     seen = []
     for _ in range(4):
         one.advance()
@@ -456,21 +456,21 @@ def test_timed_batches_go_through_the_pictures_once(pictures):
         seen.append(one.batch[:, 0, 0, 0].tolist())
         one.run()
         one.run()  # which counts once
-    # The third batch has one picture that is new; then there are no more.
+    # The third batch has one image that is new; then there are no more.
     assert seen == [[0, 50], [100, 150], [200, 0], [200, 0]]
     assert one.is_done
     assert lights(one) == [0, 0, 0, 1, 1]
 
 
-def test_timed_batches_begin_where_the_last_round_ended(pictures):
-    one = feed(pictures, start=3, size=8)
+def test_timed_batches_begin_where_the_last_round_ended(images):
+    one = feed(images, start=3, size=8)
     one.advance()
     assert one.batch[:, 0, 0, 0].tolist() == [150, 200, 0, 50, 100, 150, 200, 0]
     assert not one.is_done or lights(one) is None
     one.run()
     assert one.is_done
     assert lights(one) == [1, 1]
-    later = feed(pictures, start=5, size=2)  # all are known
+    later = feed(images, start=5, size=2)  # all are known
     later.advance()
     later.run()
     assert later.is_done
@@ -478,8 +478,8 @@ def test_timed_batches_begin_where_the_last_round_ended(pictures):
     assert later.batch[:, 0, 0, 0].tolist() == [0, 50]
 
 
-def test_timed_batches_of_another_size_go_on_with_the_pictures(pictures):
-    one = feed(pictures, start=0, size=4)
+def test_timed_batches_of_another_size_go_on_with_the_images(images):
+    one = feed(images, start=0, size=4)
     one.advance()
     one.resize(2)
     one.advance()
@@ -493,14 +493,14 @@ def test_timed_batches_of_another_size_go_on_with_the_pictures(pictures):
     assert lights(one) == [0, 0, 0, 1, 1]
 
 
-def bench_slow(candidates, pictures, **options):
+def bench_slow(candidates, images, **options):
     """Bench candidates of which an image takes 10 ms, by the usual batch sizes."""
     slow = {"iterations": 50, "max_seconds": 0.02, "batch_sizes": None} | options
-    return bench(candidates, pictures * 20, targets=np.tile(TARGETS, 20), **slow)
+    return bench(candidates, images * 20, targets=np.tile(TARGETS, 20), **slow)
 
 
-def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, pictures):
-    report = bench_slow([fake("slow", at_call="10 ms an image"), fake("fast")], pictures, rounds=2)
+def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, images):
+    report = bench_slow([fake("slow", at_call="10 ms an image"), fake("fast")], images, rounds=2)
     slow, fast = report.rows
     assert [one.batch_size for one in slow.batches] == [1, 8]
     assert [one.batch_size for one in fast.batches] == [1, 8, 32]
@@ -511,24 +511,24 @@ def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, pic
     assert any(line.startswith("A batch size is left out where ") for line in report.method())
 
 
-def test_batches_that_gain_are_timed_however_slow_they_are(fake, pictures):
-    report = bench_slow([fake("slow", at_call="80 ms a call")], pictures, rounds=1)
+def test_batches_that_gain_are_timed_however_slow_they_are(fake, images):
+    report = bench_slow([fake("slow", at_call="80 ms a call")], images, rounds=1)
     assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
     assert report.rows[0].score.total == 100
 
 
-def test_batch_sizes_that_are_asked_for_are_timed(fake, pictures):
+def test_batch_sizes_that_are_asked_for_are_timed(fake, images):
     slow = fake("slow", at_call="10 ms an image")
-    report = bench_slow([slow], pictures, rounds=1, batch_sizes=(8, 32))
+    report = bench_slow([slow], images, rounds=1, batch_sizes=(8, 32))
     assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
     assert not any("left out" in line for line in report.method())
 
 
-def test_classify_is_measured_in_one_round_with_a_slow_model(fake, pictures):
+def test_classify_is_measured_in_one_round_with_a_slow_model(fake, images):
     candidates = [fake("slow", at_call="10 ms an image"), fake("fast")]
     report = bench_slow(
         candidates,
-        pictures,
+        images,
         rounds=2,
         batch_sizes=(1,),
         open_model=open_fake_ahead,
@@ -537,13 +537,13 @@ def test_classify_is_measured_in_one_round_with_a_slow_model(fake, pictures):
     assert [len(one.classify.rounds) for one in report.rows] == [1, 2]
 
 
-def test_what_the_clock_has_not_seen_is_classified_for_a_while(pictures):
-    one = feed(pictures * 10, start=0, size=2)
+def test_what_the_clock_has_not_seen_is_classified_for_a_while(images):
+    one = feed(images * 10, start=0, size=2)
     one.advance()
     one.run()
     one.finish(60, enter=lambda _: None)
     assert lights(one) == 10 * [0, 0, 0, 1, 1]
-    hurried = feed(pictures * 10, start=0, size=2)
+    hurried = feed(images * 10, start=0, size=2)
     hurried.advance()
     hurried.run()
     entered = []
@@ -552,12 +552,12 @@ def test_what_the_clock_has_not_seen_is_classified_for_a_while(pictures):
     assert entered == ["accuracy"]
 
 
-def test_accuracy_of_a_part_says_of_how_many(fake, pictures, monkeypatch):
+def test_accuracy_of_a_part_says_of_how_many(fake, images, monkeypatch):
     hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
     monkeypatch.setattr("tltools.bench.budget.share_out", lambda *_, **__: hurry)
     report = bench(
         [fake("eager", kind="eager"), fake("a", threshold=175)],
-        pictures * 20,
+        images * 20,
         targets=np.tile(TARGETS, 20),
         rounds=2,
         iterations=1,
@@ -571,35 +571,35 @@ def test_accuracy_of_a_part_says_of_how_many(fake, pictures, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "eager"])
-def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, pictures, monkeypatch, kind):
+def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, images, monkeypatch, kind):
     hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
     monkeypatch.setattr("tltools.bench.budget.share_out", lambda *_, **__: hurry)
     report = bench(
         [fake("bad", kind=kind, at_load="raise in round 2"), fake("good")],
-        pictures * 20,
+        images * 20,
         targets=np.tile(TARGETS, 20),
         rounds=2,
         iterations=1,
     )
     rows = {row.name: row for row in report.rows}
     assert rows["bad"].reason == "failed at load: RuntimeError: no such kernel (round 2)"
-    assert rows["bad"].score is None  # 16 pictures, where the others have 64
+    assert rows["bad"].score is None  # 16 images, where the others have 64
     assert rows["good"].score.total == 64
     assert rows["good"].agreement is None
 
 
-def test_candidates_are_judged_on_the_pictures_that_all_have_classified(fake, pictures):
+def test_candidates_are_judged_on_the_images_that_all_have_classified(fake, images):
     both = [fake("eager", kind="eager"), fake("a", threshold=175)]
-    report = bench(both, pictures, rounds=2, save=(partials := []).append)
+    report = bench(both, images, rounds=2, save=(partials := []).append)
     assert {row.score.total for row in report.rows} == {5}
     assert [len(one.rows) for one in partials] == [1, 2, 2, 2]
     (line,) = [line for line in report.method() if line.startswith("Accuracy: ")]
     assert line.startswith("Accuracy: 5 images, with the 95 % Wilson interval.")
 
 
-def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, pictures):
+def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, images):
     plain = fake("plain")
-    report = bench([plain, replace(plain, name="tf32", precision="tf32")], pictures)
+    report = bench([plain, replace(plain, name="tf32", precision="tf32")], images)
     fp32, tf32 = report.rows
     assert fp32.status != "failed"
     assert tf32.reason == (
@@ -607,27 +607,27 @@ def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, pictures):
     )
 
 
-def test_the_time_is_told_at_the_start_and_after_each_round(fake, pictures):
+def test_the_time_is_told_at_the_start_and_after_each_round(fake, images):
     lines = []
     watcher = Silent()
     watcher.say = lines.append
-    bench([fake("a"), fake("b", at_load="raise")], pictures, rounds=2, progress=watcher)
+    bench([fake("a"), fake("b", at_load="raise")], images, rounds=2, progress=watcher)
     first, failure, left = lines
     assert re.match(r"This takes about \d+ s \(an estimate: 2 candidates, 2 rounds, ", first)
     assert failure.startswith("b failed at load")
     assert re.fullmatch(r"Round 1 of 2 done: about \d+ s left", left)
 
 
-def test_operations_per_second_are_those_of_the_best_batch_size(fake, pictures):
-    (row,) = bench([replace(fake("a"), flops_per_image=1000)], pictures).rows
-    assert row.flops_per_s == 1000 * max(timing.pictures_per_s for timing in row.batches)
+def test_operations_per_second_are_those_of_the_best_batch_size(fake, images):
+    (row,) = bench([replace(fake("a"), flops_per_image=1000)], images).rows
+    assert row.flops_per_s == 1000 * max(timing.images_per_s for timing in row.batches)
     assert row.peak_share is None  # there is no GPU
-    (row,) = bench([fake("a")], pictures).rows
+    (row,) = bench([fake("a")], images).rows
     assert row.flops_per_s is None
 
 
-def test_results_without_a_gpus_figures_are_read(fake, pictures):
-    report = bench([fake("a")], pictures)
+def test_results_without_a_gpus_figures_are_read(fake, images):
+    report = bench([fake("a")], images)
     found = json.loads(report.to_json())
     del found["peak_flops_per_s"]
     for name in ("peak_gpu_bytes", "flops_per_image", "flops_per_s", "peak_share"):
@@ -636,17 +636,17 @@ def test_results_without_a_gpus_figures_are_read(fake, pictures):
     assert read == report
 
 
-def test_single_images_alone_leave_the_accuracy_to_the_end(fake, pictures):
+def test_single_images_alone_leave_the_accuracy_to_the_end(fake, images):
     reports = []
-    report = bench([fake("a")], pictures, batch_sizes=(1,), rounds=2, save=reports.append)
+    report = bench([fake("a")], images, batch_sizes=(1,), rounds=2, save=reports.append)
     assert [one.rows[0].score is None for one in reports] == [True, False]
     assert (report.rows[0].score.correct, report.rows[0].score.total) == (4, 5)
 
 
-def test_an_unreadable_picture_is_named(fake, pictures):
-    pictures[2].write_bytes(b"not a picture")
-    (row,) = bench([fake("a")], pictures).rows
-    assert row.reason.startswith("failed at pictures: ")
+def test_an_unreadable_image_is_named(fake, images):
+    images[2].write_bytes(b"not an image")
+    (row,) = bench([fake("a")], images).rows
+    assert row.reason.startswith("failed at images: ")
     assert "100.png" in row.reason
 
 
@@ -687,7 +687,7 @@ def test_a_stage_costs_the_mean_after_a_first_step():
         return 4
 
     # The first does not count; after 1 + 3 + 2 = 6 s the 5 s are over.
-    assert seconds_per_picture(step, seconds=5, min_steps=1, clock=lambda: now) == 6 / 12
+    assert seconds_per_image(step, seconds=5, min_steps=1, clock=lambda: now) == 6 / 12
 
 
 def test_a_slow_stage_gets_its_smallest_number_of_steps():
@@ -698,12 +698,12 @@ def test_a_slow_stage_gets_its_smallest_number_of_steps():
         now += 100
         return 1
 
-    assert seconds_per_picture(step, seconds=5, min_steps=2, clock=lambda: now) == 100
+    assert seconds_per_image(step, seconds=5, min_steps=2, clock=lambda: now) == 100
     assert now == 300  # two, and the first that does not count
 
 
 class SlowPredictor(FakePredictor):
-    """Takes a tenth of a second for each picture by a clock that hardly moves by itself."""
+    """Takes a tenth of a second for each image by a clock that hardly moves by itself."""
 
     def __init__(self):
         super().__init__(threshold=128, classes=CLASSES, then="", threads=1)
@@ -720,69 +720,69 @@ class SlowPredictor(FakePredictor):
         return super().__call__(images)
 
 
-def test_the_model_is_measured_as_the_plan_runs_it(pictures, tmp_path):
+def test_the_model_is_measured_as_the_plan_runs_it(images, tmp_path):
     predictor = SlowPredictor()
     entered = []
     found = measure_classify(
         lambda path, device, tf32: (predictor, Plan("ahead", 1, 4)),
         tmp_path / "model",
-        pictures,
+        images,
         device="cpu",
         seconds=60.0,  # beside which the batches on their way are little
         enter=entered.append,
         clock=predictor.clock,
     )
     assert found.costs.infer_s == pytest.approx(0.1, rel=0.05)
-    assert found.pictures_per_s == pytest.approx(10, rel=0.05)
+    assert found.images_per_s == pytest.approx(10, rel=0.05)
     assert found.costs.read_s < 1e-3
     assert found.costs.decode_s < 1e-3
     assert found.costs.write_s < 1e-3
     # 0.1 s each for 60 s; if decoding took as long, there would be twice as many in that time.
-    assert 540 <= found.num_pictures <= 8 + 1200
-    assert found.num_pictures % 4 == 0
+    assert 540 <= found.num_images <= 8 + 1200
+    assert found.num_images % 4 == 0
     assert set(predictor.batches) == {4}
     assert (found.plan, found.device) == (Plan("ahead", 1, 4), "cpu")
     stages = ("opening", "reading", "decoding", "inference", "all stages", "writing")
     assert entered == [f"classify: {stage}" for stage in stages]
 
 
-def test_a_slow_model_is_not_fed_for_longer_than_its_time(pictures, tmp_path):
+def test_a_slow_model_is_not_fed_for_longer_than_its_time(images, tmp_path):
     # Eight at a time take 0.8 s, more than there is: one such batch is timed, after a first one.
     predictor = SlowPredictor()
     found = measure_classify(
         lambda path, device, tf32: (predictor, Plan("ahead", 1, 8)),
         tmp_path / "model",
-        pictures,
+        images,
         device="cpu",
         seconds=0.3,
         enter=lambda _: None,
         known_s={8: 0.1},
         clock=predictor.clock,
     )
-    assert found.num_pictures == 16
+    assert found.num_images == 16
     assert found.costs.infer_s == 0.1  # as was known
     assert predictor.batches == [8, 8]  # so it was not run for it
 
 
-def test_exports_are_classified_with_and_runs_are_not(fake, pictures, tmp_path):
+def test_exports_are_classified_with_and_runs_are_not(fake, images, tmp_path):
     candidates = [fake("eager", kind="eager"), fake("onnx")]
-    report = bench(candidates, pictures, open_model=open_fake_model, classify_seconds=0.1, rounds=2)
+    report = bench(candidates, images, open_model=open_fake_model, classify_seconds=0.1, rounds=2)
     eager, onnx = report.rows
     assert eager.classify is None
     assert len(onnx.classify.rounds) == 2
-    assert onnx.classify.pictures_per_s > 0
+    assert onnx.classify.images_per_s > 0
     names = (tmp_path / "log").read_text().split()[::2]
     assert names == ["eager", "onnx", "onnx", "eager", "onnx", "onnx"]
     table = report.tables()[2]
-    assert table.title == "classify: pictures per second, and what each stage costs"
+    assert table.title == "classify: images per second, and what each stage costs"
     assert table.rows[1] == ("  eager fp32", *["-"] * 6)
     assert re.fullmatch(r"(reading|decoding|inference|writing|hand-over) \d+ %", table.rows[2][-1])
     assert report.recommendation.choice.name == "onnx"
 
 
-def test_an_export_that_classify_cannot_use_has_failed(fake, pictures):
+def test_an_export_that_classify_cannot_use_has_failed(fake, images):
     candidates = [fake("bad", at_load="refuse classify"), fake("good")]
-    report = bench(candidates, pictures, open_model=open_fake_model, classify_seconds=0.1)
+    report = bench(candidates, images, open_model=open_fake_model, classify_seconds=0.1)
     bad, good = report.rows
     assert bad.reason == "failed at classify: opening: not for classify (round 1)"
     assert good.classify is not None
@@ -790,8 +790,8 @@ def test_an_export_that_classify_cannot_use_has_failed(fake, pictures):
     assert f"Not onnx fp32: {bad.reason}" in report.recommended()
 
 
-def test_without_classify_there_is_no_advice(fake, pictures):
-    report = bench([fake("a")], pictures)
+def test_without_classify_there_is_no_advice(fake, images):
+    report = bench([fake("a")], images)
     assert report.recommendation is None
     assert report.recommended() == report.bottlenecks() == []
     assert len(report.tables()) == 2
@@ -807,7 +807,7 @@ def costs(*milliseconds):
     ("milliseconds", "device", "stage", "total_ms", "share"),
     [
         pytest.param((1, 2, 6, 1), "cpu", "inference", 10, 0.6, id="cpu: the model"),
-        pytest.param((1, 5, 3, 1), "cpu", "decoding", 10, 0.5, id="cpu: the pictures"),
+        pytest.param((1, 5, 3, 1), "cpu", "decoding", 10, 0.5, id="cpu: the images"),
         pytest.param((7, 1, 1, 1), "cpu", "reading", 10, 0.7, id="cpu: the disk"),
         pytest.param((1, 2, 3, 4), "cpu", "writing", 10, 0.4, id="cpu: the rows"),
         pytest.param((1, 4, 5, 1), "cuda", "decoding", 6, 4 / 6, id="gpu waits, the largest cost"),
@@ -819,7 +819,7 @@ def test_the_bottleneck_is_the_stage_that_the_others_wait_for(
     milliseconds, device, stage, total_ms, share
 ):
     reached = 1000 / (1.2 * total_ms)  # a fifth slower than by the costs: still explained
-    found = find_bottleneck(costs(*milliseconds), device=device, pictures_per_s=reached)
+    found = find_bottleneck(costs(*milliseconds), device=device, images_per_s=reached)
     assert found.stage == stage
     assert found.cost_s == pytest.approx(share * total_ms / 1000)
     assert found.total_s == pytest.approx(total_ms / 1000)
@@ -827,19 +827,19 @@ def test_the_bottleneck_is_the_stage_that_the_others_wait_for(
 
 
 def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
-    cpu = find_bottleneck(costs(0.01, 0.5, 1.5, 0.0123), device="cpu", pictures_per_s=400)
+    cpu = find_bottleneck(costs(0.01, 0.5, 1.5, 0.0123), device="cpu", images_per_s=400)
     assert cpu.sentence == (
-        "inference takes 1.50 of 2.02 ms per picture (74 % of the stages' sum on the cores; all at "
+        "inference takes 1.50 of 2.02 ms per image (74 % of the stages' sum on the cores; all at "
         "once took 2.50 ms): try int8, a GPU, more cores or a smaller model"
     )
-    waiting_gpu = find_bottleneck(costs(0.1, 0.5, 0.4, 0), device="cuda", pictures_per_s=1600)
+    waiting_gpu = find_bottleneck(costs(0.1, 0.5, 0.4, 0), device="cuda", images_per_s=1600)
     assert waiting_gpu.sentence == (
-        "decoding takes 0.500 of 0.600 ms per picture (83 % of the cores' time, which the GPU "
-        "(0.400 ms) waits for; all at once took 0.625 ms): try smaller picture files or more cores"
+        "decoding takes 0.500 of 0.600 ms per image (83 % of the cores' time, which the GPU "
+        "(0.400 ms) waits for; all at once took 0.625 ms): try smaller image files or more cores"
     )
-    busy_gpu = find_bottleneck(costs(0.1, 0.5, 0.8, 0), device="cuda", pictures_per_s=1000)
+    busy_gpu = find_bottleneck(costs(0.1, 0.5, 0.8, 0), device="cuda", images_per_s=1000)
     assert busy_gpu.sentence == (
-        "inference takes 0.800 of 0.800 ms per picture (100 % of the GPU's time, which the cores "
+        "inference takes 0.800 of 0.800 ms per image (100 % of the GPU's time, which the cores "
         "(0.600 ms) wait for; all at once took 1.00 ms): try fp16 or a smaller model"
     )
 
@@ -847,7 +847,7 @@ def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
 def test_what_no_stage_explains_is_not_blamed_on_the_slowest_stage():
     # The CNN on an H200 with 16 cores: reading is the dearest stage, and all of them together
     # explain half of the 0.2 ms that an image took; Python's lock was the rest.
-    found = find_bottleneck(costs(0.06, 0.03, 0.011, 0.008), device="cuda", pictures_per_s=4990)
+    found = find_bottleneck(costs(0.06, 0.03, 0.011, 0.008), device="cuda", images_per_s=4990)
     assert found.stage == "hand-over"
     # 1000 / 4990 = 0.2004; the cores' time is 0.06 + 0.03 + 0.008 = 0.098; 0.2004 - 0.098 = 0.1024
     assert found.total_s == pytest.approx(0.2004e-3, abs=1e-8)
@@ -874,7 +874,7 @@ def test_what_no_stage_explains_is_not_blamed_on_the_slowest_stage():
 def test_stages_are_blamed_only_where_they_explain_the_rate(
     device, milliseconds, reached_ms, stage
 ):
-    found = find_bottleneck(costs(*milliseconds), device=device, pictures_per_s=1000 / reached_ms)
+    found = find_bottleneck(costs(*milliseconds), device=device, images_per_s=1000 / reached_ms)
     assert found.stage == stage
     assert 0 < found.share <= 1
 
@@ -890,7 +890,7 @@ def test_stages_are_blamed_only_where_they_explain_the_rate(
 )
 def test_a_precision_that_was_measured_is_no_remedy(device, precisions, remedy):
     found = find_bottleneck(
-        costs(0, 0, 1, 0), device=device, pictures_per_s=1000, precisions=precisions
+        costs(0, 0, 1, 0), device=device, images_per_s=1000, precisions=precisions
     )
     assert found.sentence.endswith(f": {remedy}")
 
@@ -900,8 +900,8 @@ def classify_round(rate, *milliseconds, device="cpu"):
         plan=Plan("ahead", 2, 32),
         device=device,
         costs=costs(*milliseconds or (0, 0, 1, 0)),
-        pictures_per_s=rate,
-        num_pictures=96,
+        images_per_s=rate,
+        num_images=96,
     )
 
 
@@ -913,7 +913,7 @@ def test_rounds_of_classify_are_summed_up_by_their_medians():
             classify_round(80, 2, 7, 3, 5),
         ]
     )
-    assert found.pictures_per_s == 80
+    assert found.images_per_s == 80
     assert found.costs == costs(2, 7, 3, 5)
     assert found.round_spread == 3.0  # 160 / 40 - 1
     assert found.bottleneck.stage == "decoding"
@@ -928,7 +928,7 @@ def test_rounds_of_classify_are_summed_up_by_their_medians():
 
 
 def row(kind, rate, *, correct=960, agreement=1.0, status="ok", run="a", **changes):
-    """Make a row of a bench on 1,000 pictures, where PyTorch has 960 right."""
+    """Make a row of a bench on 1,000 images, where PyTorch has 960 right."""
     format_, precision = kind.split()
     eager = format_ == "eager"
     suffix = {"eager": "", "onnx": ".onnx", "torchscript": ".pt"}[format_]
@@ -969,10 +969,10 @@ def test_the_fastest_that_keeps_the_labels_is_recommended_with_its_figures():
     assert recommendation_lines(found) == [
         # 52 / 14 = 3.71
         "Recommended on this machine: exports/a/a.int8.onnx: 3.7 times as fast as onnx fp32 "
-        "(52.0 against 14.0 pictures per second) with 100.0 % of PyTorch's labels; accuracy "
+        "(52.0 against 14.0 images per second) with 100.0 % of PyTorch's labels; accuracy "
         "96.0 % (94.0 to 97.0)",
-        "Not onnx fp32: 14.0 pictures per second, slower",
-        "Not onnx fp16: 9.00 pictures per second, slower",
+        "Not onnx fp32: 14.0 images per second, slower",
+        "Not onnx fp16: 9.00 images per second, slower",
     ]
     assert found.command == "tltools classify FOLDER --model exports/a/a.int8.onnx"
 
@@ -1049,11 +1049,10 @@ def test_what_is_faster_and_not_chosen_is_explained():
         row("onnx int8", 50, agreement=0.98996),
     ]
     assert choose([EAGER, *rows]).passed_over == (
-        "onnx int8: 50.0 pictures per second, but only 98.9 % of PyTorch's labels (99 % are "
-        "needed)",
-        "onnx fp16: 40.0 pictures per second, but 2.0 points less accurate than PyTorch (940 "
+        "onnx int8: 50.0 images per second, but only 98.9 % of PyTorch's labels (99 % are needed)",
+        "onnx fp16: 40.0 images per second, but 2.0 points less accurate than PyTorch (940 "
         "instead of 960 of 1000; 0.5 points are allowed)",
-        "torchscript fp32: 10.2 pictures per second, which is the same within the noise (5 %)",
+        "torchscript fp32: 10.2 images per second, which is the same within the noise (5 %)",
     )
 
 
@@ -1083,7 +1082,7 @@ def test_of_several_runs_the_most_accurate_is_recommended():
     assert [choice.name for choice in found.choices] == ["cnn onnx fp32", "vgg16 onnx int8"]
     # 1000 / 50 = 20; 95.7 - 77.5 = 18.2
     assert found.alternative == (
-        "exports/cnn/cnn.fp32.onnx is 20.0 times as fast (1,000 pictures per second) and 18.2 "
+        "exports/cnn/cnn.fp32.onnx is 20.0 times as fast (1,000 images per second) and 18.2 "
         "points less accurate: 77.5 % (94.0 to 97.0)"
     )
     assert recommendation_lines(found)[-1] == found.alternative
@@ -1105,7 +1104,7 @@ def test_where_nothing_qualifies_the_reasons_are_given():
     assert found.command == ""
     assert recommendation_lines(found) == [
         "Recommended on this machine: none",
-        "nothing of a is recommended: onnx int8: 50.0 pictures per second, but 6.0 points less "
+        "nothing of a is recommended: onnx int8: 50.0 images per second, but 6.0 points less "
         "accurate than PyTorch (900 instead of 960 of 1000; 0.5 points are allowed); onnx fp16: "
         "failed at load: it is damaged",
     ]
@@ -1150,8 +1149,8 @@ def test_rows_of_a_run_stand_in_the_order_of_formats_and_precisions():
     ]
 
 
-def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, pictures):
-    report = bench([fake("a")], pictures)
+def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, images):
+    report = bench([fake("a")], images)
     on_gpu = row(
         "onnx fp16",
         1600,
@@ -1167,11 +1166,11 @@ def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, pictures):
     assert "which the GPU (0.400 ms) waits for" in report.recommended()[-1]
 
 
-def test_a_gpu_has_a_table_of_its_own_and_its_memory_beside_the_hosts(fake, pictures):
-    report = bench([fake("a")], pictures)
+def test_a_gpu_has_a_table_of_its_own_and_its_memory_beside_the_hosts(fake, images):
+    report = bench([fake("a")], images)
     gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
     sizes = (1, 8, 32, 64, 128, 256)
-    rates = tuple(replace(timing(), batch_size=n, pictures_per_s=float(4 * n)) for n in sizes)
+    rates = tuple(replace(timing(), batch_size=n, images_per_s=float(4 * n)) for n in sizes)
     fp16 = row(
         "onnx fp16",
         1600,
@@ -1205,7 +1204,7 @@ def test_a_gpu_has_a_table_of_its_own_and_its_memory_beside_the_hosts(fake, pict
 
 
 def batches(rate):
-    return (replace(timing(), pictures_per_s=rate / 2), replace(timing(), pictures_per_s=rate))
+    return (replace(timing(), images_per_s=rate / 2), replace(timing(), images_per_s=rate))
 
 
 def test_int8_on_a_gpu_is_set_beside_fp16():
@@ -1245,7 +1244,7 @@ def test_tf32_is_recommended_with_its_option():
     # 4300 / 1373 = 3.13
     assert recommendation_lines(found)[0].startswith(
         "Recommended on this machine: exports/a/a.fp32.onnx with --tf32: 3.1 times as fast as onnx "
-        "fp32 (4,300 against 1,373 pictures per second)"
+        "fp32 (4,300 against 1,373 images per second)"
     )
     # Where fp16 is no faster, TF32 is the more exact one.
     assert choose([EAGER, row("onnx tf32", 100), row("onnx fp16", 104)]).name == "a onnx tf32"
@@ -1262,11 +1261,11 @@ def test_a_rate_leaves_out_what_comes_before_the_first_rows():
     assert watch.rate() == 2 / 2.0
 
 
-def test_the_tables_fit_a_terminal_of_80_columns(fake, pictures, capsys):
-    report = bench([fake("a")], pictures)
+def test_the_tables_fit_a_terminal_of_80_columns(fake, images, capsys):
+    report = bench([fake("a")], images)
     kinds = ["eager fp32", "torchscript fp32", "onnx fp32", "onnx fp16", "onnx int8"]
     batches = tuple(
-        replace(timing(), batch_size=size, pictures_per_s=12_345.0) for size in (1, 8, 32)
+        replace(timing(), batch_size=size, images_per_s=12_345.0) for size in (1, 8, 32)
     )
     rows = tuple(
         row(
@@ -1314,7 +1313,7 @@ def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp
         for precision in ("int8", "fp32")
     ]
     inputs = BenchInputs(
-        candidates=candidates, pictures=paths, targets=np.array([2, 0]), name="two", notes=()
+        candidates=candidates, images=paths, targets=np.array([2, 0]), name="two", notes=()
     )
     settings = BenchSettings(
         device="cpu", batch_sizes=(1,), rounds=1, iterations=3, classify_seconds=0.2
@@ -1328,7 +1327,7 @@ def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp
         assert one.score.correct == 2
         (round_,) = one.classify.rounds
         assert round_.plan.name == "fused"
-        assert round_.num_pictures >= 16
+        assert round_.num_images >= 16
         stages = round_.costs.by_stage()
         assert min(stages[stage] for stage in ("reading", "inference", "writing")) > 0
         found = one.classify.bottleneck  # of these tiny files, how busy the machine is decides

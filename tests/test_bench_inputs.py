@@ -20,7 +20,7 @@ def inputs(workplace, models=None, dataset=None, *, tf32=False):
     )
 
 
-def test_bench_takes_all_exports_their_run_and_its_validation_pictures(workplace, drawn):
+def test_bench_takes_all_exports_their_run_and_its_validation_images(workplace, drawn):
     found = inputs(workplace)
     assert [(one.format, one.path) for one in found.candidates] == [
         ("eager", workplace / "runs" / "cnn"),
@@ -30,23 +30,21 @@ def test_bench_takes_all_exports_their_run_and_its_validation_pictures(workplace
     assert {one.run for one in found.candidates} == {"cnn"}
     split = read_split(workplace / "runs" / "cnn")
     val = split[split["split"] == "val"]
-    assert sorted(found.pictures) == sorted(Path(path) for path in val["path"])
-    assert found.pictures == inputs(workplace).pictures  # in the same random order each time
+    assert sorted(found.images) == sorted(Path(path) for path in val["path"])
+    assert found.images == inputs(workplace).images  # in the same random order each time
     # Class folders are sorted: bright is 0, dark is 1.
-    assert found.targets.tolist() == [
-        ["bright", "dark"].index(p.parent.name) for p in found.pictures
-    ]
+    assert found.targets.tolist() == [["bright", "dark"].index(p.parent.name) for p in found.images]
     assert found.name == f"{drawn.name} (validation)"
 
 
-def test_bench_takes_given_pictures_instead(workplace, drawn):
+def test_bench_takes_given_images_instead(workplace, drawn):
     dataset = load_dataset(drawn, purpose="evaluate")
     shutil.rmtree(workplace / "runs")
     found = inputs(workplace, dataset=dataset)
     assert [one.format for one in found.candidates] == ["onnx", "torchscript"]
-    assert sorted(found.pictures) == sorted(Path(path) for path in dataset.frame["path"])
+    assert sorted(found.images) == sorted(Path(path) for path in dataset.frame["path"])
     # In random order, so that any first part has images of all classes.
-    assert {path.parent.name for path in found.pictures[:8]} == {"bright", "dark"}
+    assert {path.parent.name for path in found.images[:8]} == {"bright", "dark"}
 
 
 def test_fp32_exports_are_measured_in_tf32_as_well_where_that_is_asked_for(workplace):
@@ -105,7 +103,7 @@ def test_two_files_that_tables_would_call_the_same_are_refused(workplace):
         inputs(workplace, [export, copy])
 
 
-def test_models_of_different_data_need_pictures_for_all(workplace, drawn):
+def test_models_of_different_data_need_images_for_all(workplace, drawn):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
     other = shutil.copy(export, workplace / "other.onnx")
     card = read_artifact(export).card
@@ -120,10 +118,10 @@ def test_models_of_different_data_need_pictures_for_all(workplace, drawn):
 def test_models_of_different_classes_are_not_compared(workplace, make_export):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
     with pytest.raises(DataError, match=r"has other classes than .*: measure them one after"):
-        inputs(workplace, [export, make_export("colours")])
+        inputs(workplace, [export, make_export("colors")])
 
 
-def test_pictures_of_an_unknown_class_are_refused(workplace, drawn, tmp_path):
+def test_images_of_an_unknown_class_are_refused(workplace, drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "renamed")
     (tmp_path / "renamed" / "dark").rename(tmp_path / "renamed" / "night")
     dataset = load_dataset(tmp_path / "renamed", purpose="evaluate")
@@ -131,10 +129,8 @@ def test_pictures_of_an_unknown_class_are_refused(workplace, drawn, tmp_path):
         inputs(workplace, dataset=dataset)
 
 
-def test_validation_pictures_that_have_gone_are_named(workplace):
+def test_validation_images_that_have_gone_are_named(workplace):
     split = workplace / "runs" / "cnn" / "split.csv"
     split.write_text(split.read_text().replace("/dark/", "/gone/"))
-    with pytest.raises(
-        DataError, match=r"3 validation pictures .* have gone, the first is .*/gone/"
-    ):
+    with pytest.raises(DataError, match=r"3 validation images .* have gone, the first is .*/gone/"):
         inputs(workplace)

@@ -31,7 +31,7 @@ def benchmarks() -> Iterator[None]:
 
 @pytest.fixture
 def jpegs(tmp_path: Path) -> Path:
-    """A dozen pictures, each of another shade."""
+    """A dozen images, each of another shade."""
     folder = tmp_path / "jpegs"
     folder.mkdir()
     for number in range(12):
@@ -47,20 +47,20 @@ def row(name: str, seconds: list[float], **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    """Results with round numbers: 100 pictures, three turns."""
+    """Results with round numbers: 100 images, three turns."""
     return {
         "created": "2026-01-01T00:00:00+00:00",
         "command": "run.py",
         "machine": {"cpu": "a chip", "cores": 2, "memory_bytes": 2**33, "os": "an OS", "gpus": []}
         | {"versions": {"python": "3"}},
         "packages": {},
-        "inputs": ["pictures: drawn"],
+        "inputs": ["images: drawn"],
         "runs": 3,
         "skipped": {"vgg16": "no --vgg16 given"},
         "comparisons": {
             "peers": {
                 "title": "Peers",
-                "num_pictures": 100,
+                "num_images": 100,
                 "rows": [
                     row("tltools", [1.0, 2.0, 1.0], same_labels=1.0),
                     row("DataLoader, 0 workers", [9.0, 9.0, 9.0]),
@@ -70,7 +70,7 @@ def results() -> dict[str, Any]:
             },
             "limits": {
                 "title": "Limits",
-                "num_pictures": 100,
+                "num_images": 100,
                 "rows": [
                     row("tltools", [1.0, 1.0, 1.0]),
                     row("decoding alone", [0.5, 0.25, 0.25]),
@@ -80,8 +80,8 @@ def results() -> dict[str, Any]:
             },
         },
         "memory": [
-            {"num_pictures": 10, "peak_bytes": [100e6, 100e6]},
-            {"num_pictures": 1000, "peak_bytes": [112e6, 112e6]},
+            {"num_images": 10, "peak_bytes": [100e6, 100e6]},
+            {"num_images": 1000, "peak_bytes": [112e6, 112e6]},
         ],
     }
 
@@ -101,7 +101,7 @@ def test_ratios_compare_what_was_measured_in_the_same_turn(results):
     assert loop[1:] == ("4.00 (3.00 to 5.00)", "≥ 4", True)  # 3/1, 10/2 and 4/1
     limit = found["CNN: tltools to the combined limit"]
     assert limit[1:] == ("0.75 (0.75 to 1.00)", "≥ 0.9", False)  # .5+.5, .25+.5 and .25+.5
-    memory = found["Peak memory, 1,000 pictures to 10"]
+    memory = found["Peak memory, 1,000 images to 10"]
     assert memory[1:] == ("1.120", "< 1.1", False)
     assert len(found) == 3  # nothing is said about what was not measured
 
@@ -116,7 +116,7 @@ def test_the_tables_show_failures_and_what_was_left_out(results):
     assert "Not measured: vgg16: no --vgg16 given" in text
 
 
-def test_the_plot_is_a_picture(results, tmp_path):
+def test_the_plot_is_a_image(results, tmp_path):
     import report
 
     report.draw(results, tmp_path / "plot.png")
@@ -133,11 +133,11 @@ def test_the_plot_is_a_picture(results, tmp_path):
         pytest.param(
             [("b.jpg", "x", "0.9", ""), ("c.jpg", "x", "0.9", "")],
             "the label 'x', which is that of c.jpg, and no error",
-            id="label of another picture",
+            id="label of another image",
         ),
     ],
 )
-def test_what_became_of_a_broken_picture(tmp_path, rows, expected):
+def test_what_became_of_a_broken_image(tmp_path, rows, expected):
     from run import what_became
 
     with (tmp_path / "output.csv").open("w", newline="") as file:
@@ -147,7 +147,7 @@ def test_what_became_of_a_broken_picture(tmp_path, rows, expected):
     assert expected in outcome
 
 
-def test_one_picture_among_the_broken_ones_is_broken(jpegs, tmp_path):
+def test_one_image_among_the_broken_ones_is_broken(jpegs, tmp_path):
     import image_files
 
     folder, broken = image_files.with_broken(image_files.find_jpegs(jpegs), tmp_path / "broken", 5)
@@ -198,17 +198,17 @@ def test_results_replace_those_in_the_readme():
 
 def scaling_job(number: int, seconds: list[float], **more: Any) -> dict[str, Any]:
     job = {"model": "CNN", "engine": "local", "workers": 2, "folders": 0, "part_size": 0}
-    job |= {"num_pictures": number, "seconds": seconds, "peak_bytes": [80e6]}
+    job |= {"num_images": number, "seconds": seconds, "peak_bytes": [80e6]}
     return job | {"output_bytes": 60 * number} | more
 
 
 @pytest.fixture
 def scaling_results(results) -> dict[str, Any]:
-    """Jobs of exactly 1 s and 1 ms a picture; with Ray 8 s, 0.5 s a part and 1 ms."""
+    """Jobs of exactly 1 s and 1 ms an image; with Ray 8 s, 0.5 s a part and 1 ms."""
     ray = {"engine": "ray", "peak_bytes": [], "part_size": 4096}
     results["scaling"] = {
         "cores": 2,
-        "picture_bytes": 10_000,
+        "image_bytes": 10_000,
         "jobs": [
             scaling_job(1_000, [2.0, 3.0, 1.0]),
             scaling_job(10_000, [11.0]),
@@ -230,8 +230,8 @@ def test_costs_are_those_that_jobs_were_made_of(scaling_results):
     found = costs(scaling_results["scaling"])
     assert set(found) == {("CNN", "local", 2), ("CNN", "ray", 2)}
     local, ray = found.values()
-    assert (local.fixed_s, local.part_s, local.picture_s) == pytest.approx((1, 0, 1e-3))
-    assert (ray.fixed_s, ray.part_s, ray.picture_s) == pytest.approx((8, 0.5, 1e-3))
+    assert (local.fixed_s, local.part_s, local.image_s) == pytest.approx((1, 0, 1e-3))
+    assert (ray.fixed_s, ray.part_s, ray.image_s) == pytest.approx((8, 0.5, 1e-3))
     assert ray.seconds(10_000, 3) == pytest.approx(19.5)
 
 
@@ -240,10 +240,10 @@ def test_a_cost_is_never_negative():
 
     found = fit([(10, 0, 1.0), (20, 0, 4.0)])  # a line through both begins below zero
     assert (found.fixed_s, found.part_s) == (0, 0)
-    assert 0.1 < found.picture_s < 0.2
+    assert 0.1 < found.image_s < 0.2
 
 
-def test_without_a_cost_of_a_picture_nothing_is_projected(scaling_results):
+def test_without_a_cost_of_a_image_nothing_is_projected(scaling_results):
     from scaling import to_markdown
 
     jobs = [scaling_job(20, [0.4]), scaling_job(60, [0.4])]
@@ -252,13 +252,13 @@ def test_without_a_cost_of_a_picture_nothing_is_projected(scaling_results):
     assert "### What 10^8" not in text
 
 
-def test_what_pictures_need_follows_from_their_core_seconds(monkeypatch):
+def test_what_images_need_follows_from_their_core_seconds(monkeypatch):
     import scaling
 
     monkeypatch.setattr(scaling, "INSTANCE_USD_H", 2.0)
     small = scaling.need(32 * 3600, core_s=1.0)  # an hour of a machine of 32 cores
     assert (small.core_hours, small.machines, small.hours) == (32, 1, 1)
-    assert (small.compute_usd, small.num_jobs, small.pictures_per_s) == (2, 16, 32)
+    assert (small.compute_usd, small.num_jobs, small.images_per_s) == (2, 16, 32)
     large = scaling.need(32 * 3600 * 20, core_s=1.0)  # 20 hours: three machines end in a night
     assert (large.machines, large.num_jobs) == (3, 48)
     assert large.hours == pytest.approx(20 / 3)
@@ -287,14 +287,14 @@ def test_help_names_every_part():
     assert all(part in result.stdout for part in PARTS)
 
 
-def test_limits_from_pictures_to_plot(jpegs, onnx_path, tmp_path):
+def test_limits_from_images_to_plot(jpegs, onnx_path, tmp_path):
     import run
 
     output = tmp_path / "results"
     run.main(
         [
-            *("--pictures", str(jpegs), "--cnn", str(onnx_path), "--only", "limits"),
-            *("--num-pictures", "12", "--runs", "1", "--output", str(output)),
+            *("--images", str(jpegs), "--cnn", str(onnx_path), "--only", "limits"),
+            *("--num-images", "12", "--runs", "1", "--output", str(output)),
             *("--work", str(tmp_path)),
         ]
     )
@@ -304,10 +304,10 @@ def test_limits_from_pictures_to_plot(jpegs, onnx_path, tmp_path):
     assert all(row["failure"] == "" and row["seconds"][0] > 0 for row in rows)
     assert "combined limit" in (output / "results.md").read_text(encoding="utf-8")
     assert (output / "results.png").stat().st_size > 1000
-    assert not list(tmp_path.glob("tltools-bench-*"))  # pictures do not stay behind
+    assert not list(tmp_path.glob("tltools-bench-*"))  # images do not stay behind
 
 
-def test_scaling_from_pictures_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
+def test_scaling_from_images_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
     import run
 
     # As where Ray is not installed: to start it takes longer than all the rest.
@@ -315,16 +315,16 @@ def test_scaling_from_pictures_to_tables(jpegs, onnx_path, tmp_path, monkeypatch
     output = tmp_path / "results"
     run.main(
         [
-            *("--pictures", str(jpegs), "--cnn", str(onnx_path), "--only", "scaling"),
-            *("--num-pictures", "12", "--runs", "2", "--sizes", "20", "60"),
+            *("--images", str(jpegs), "--cnn", str(onnx_path), "--only", "scaling"),
+            *("--num-images", "12", "--runs", "2", "--sizes", "20", "60"),
             *("--output", str(output), "--work", str(tmp_path)),
         ]
     )
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     jobs = results["scaling"]["jobs"]
-    flat = [job["num_pictures"] for job in jobs if not job["folders"]]
+    flat = [job["num_images"] for job in jobs if not job["folders"]]
     assert sorted(set(flat)) == [20, 60]
-    assert [job["num_pictures"] for job in jobs if job["folders"]] == [60]
+    assert [job["num_images"] for job in jobs if job["folders"]] == [60]
     assert all(len(job["seconds"]) == len(job["peak_bytes"]) == 2 for job in jobs)
     assert set(results["skipped"]) == {"scaling, Ray", "scaling, VGG16"}
     assert "has no Ray" in (output / "scaling.md").read_text(encoding="utf-8")
@@ -341,8 +341,8 @@ def test_a_peer_that_is_missing_costs_its_own_row_only(jpegs, onnx_path, tmp_pat
     output = tmp_path / "results"
     run.main(
         [
-            *("--pictures", str(jpegs), "--cnn", str(onnx_path), "--only", "peers", "broken"),
-            *("--num-pictures", "12", "--runs", "2", "--output", str(output)),
+            *("--images", str(jpegs), "--cnn", str(onnx_path), "--only", "peers", "broken"),
+            *("--num-images", "12", "--runs", "2", "--output", str(output)),
         ]
     )
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
@@ -387,7 +387,7 @@ def test_the_ratio_to_the_best_loop_names_the_loop(results):
 
     results["comparisons"]["loops"] = {
         "title": "Loops",
-        "num_pictures": 100,
+        "num_images": 100,
         "rows": [
             row("tltools", [1.0, 2.0, 1.0]),
             row("loop: eager", [9.0, 9.0, 9.0]),
@@ -442,11 +442,10 @@ def test_cores_are_taken_one_thread_of_each_physical_core_first(tmp_path, monkey
         pytest.fail("it went on with fewer cores")
 
 
-@pytest.mark.parametrize("noun", ["images", "pictures"])
-def test_the_summary_of_classify_is_read_under_either_noun(noun):
+def test_the_summary_of_classify_is_read():
     from asking import MeasurementError, read_summary
 
-    summary = {f"{noun}_per_s": 12.5, f"num_{noun}": 3, "num_failed": 1, "plan": "p"}
+    summary = {"images_per_s": 12.5, "num_images": 3, "num_failed": 1, "plan": "p"}
     assert read_summary(summary) == {
         "images_per_s": 12.5,
         "num_images": 3,
@@ -639,7 +638,7 @@ def test_a_tiny_run_of_cores_and_ordering_fills_its_block(jpegs, onnx_path, tmp_
     import run
 
     output = tmp_path / "results"
-    words = ["--preset", "tiny", "--pictures", str(jpegs), "--cnn", str(onnx_path)]
+    words = ["--preset", "tiny", "--images", str(jpegs), "--cnn", str(onnx_path)]
     run.main([*words, "--only", "cores", "ordering", "--output", str(output)])
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert [row["failure"] for row in results["cores"]] == [""] * len(results["cores"])
@@ -664,7 +663,7 @@ def test_a_tiny_run_of_loops_measures_the_best_in_turns_with_tltools(
 
     output = tmp_path / "results"
     exports = {path.suffix: path for path in (result.path for result in cnn_exports.values())}
-    words = ["--preset", "tiny", "--pictures", str(jpegs), "--cnn", str(exports[".onnx"])]
+    words = ["--preset", "tiny", "--images", str(jpegs), "--cnn", str(exports[".onnx"])]
     words += ["--cnn-run", str(cnn_run), "--only", "loops", "gpu"]
     run.main([*words, "--output", str(output), "--gpu-s", "20"])
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
@@ -730,8 +729,8 @@ def test_figures_of_speed_come_from_their_tables():
 
     page = """<!-- cores -->
 - 4 cores of some CPU
-### CNN beside the fastest DataLoader loops, 10 pictures
-|  | pictures/s | time relative to tltools |
+### CNN beside the fastest DataLoader loops, 10 images
+|  | images/s | time relative to tltools |
 | --- | --- | --- |
 | tltools | 1,000 | 1 |
 | loop: eager, 2 workers | 200 | 5.00 |

@@ -46,7 +46,7 @@ EFFORT = Effort(
     max_seconds=2.0,
     classify_seconds=1.0,
     accuracy_s=5.0,
-    num_pictures=0,
+    num_images=0,
     budget_s=BUDGET_S,
     may_leave_out=False,
 )
@@ -84,10 +84,10 @@ def test_batches_that_cannot_pay_are_not_in_the_estimate():
 def test_images_that_no_timed_batch_has_classified_take_their_time():
     slow = Work(image_s=0.1, with_classify=False)
     three = guess(slow, may_leave_out=True, rounds=3)
-    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=144) == pytest.approx(three)
-    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=153) == pytest.approx(three + 0.9)
+    assert guess(slow, may_leave_out=True, rounds=3, num_images=144) == pytest.approx(three)
+    assert guess(slow, may_leave_out=True, rounds=3, num_images=153) == pytest.approx(three + 0.9)
     # 856 images are left, and there are 5 s for them.
-    assert guess(slow, may_leave_out=True, rounds=3, num_pictures=1000) == pytest.approx(three + 5)
+    assert guess(slow, may_leave_out=True, rounds=3, num_images=1000) == pytest.approx(three + 5)
 
 
 def test_both_models_with_all_exports_take_less_than_five_minutes():
@@ -104,7 +104,7 @@ def test_both_models_with_all_exports_take_less_than_five_minutes():
     assert effort.may_leave_out
     assert estimate_s(works, effort) < 300
     assert estimate_s(works, replace(effort, may_leave_out=False)) > 300
-    assert estimate_s(works, replace(effort, num_pictures=5000)) < 310
+    assert estimate_s(works, replace(effort, num_images=5000)) < 310
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from conftest import GAIN, run_tltools
 
 from tltools.calibration import (
-    MIN_PICTURES,
+    MIN_IMAGES,
     fit_temperature,
     negative_log_likelihood,
 )
@@ -33,7 +33,7 @@ def test_the_temperature_undoes_what_was_multiplied(sharpness):
     found = fit_temperature(logits, targets)
     assert found.temperature == pytest.approx(sharpness, rel=0.1)
     assert found.note == ""
-    assert found.num_pictures == 4000
+    assert found.num_images == 4000
     assert found.ece_after < found.ece_before / 2
     assert found.nll_after < found.nll_before
     calibrated = reliability(softmax(logits, temperature=found.temperature), targets).ece
@@ -41,7 +41,7 @@ def test_the_temperature_undoes_what_was_multiplied(sharpness):
 
 
 def test_what_is_calibrated_already_stays_and_the_card_says_why():
-    """On few pictures a fitted temperature does not help those held out, for some draws."""
+    """On few images a fitted temperature does not help those held out, for some draws."""
     kept, changed = [], []
     for seed in range(12):
         logits, targets = drawn_from_its_own_probabilities(60, seed=seed)
@@ -61,13 +61,13 @@ def test_what_is_calibrated_already_stays_and_the_card_says_why():
 @pytest.mark.parametrize(
     ("num", "targets", "note"),
     [
-        (0, [], "0 validation pictures are too few"),
-        (MIN_PICTURES - 1, None, f"{MIN_PICTURES - 1} validation pictures are too few"),
-        (MIN_PICTURES, "right", "all of the validation pictures get the right label"),
-        (MIN_PICTURES, "wrong", "none of the validation pictures get the right label"),
+        (0, [], "0 validation images are too few"),
+        (MIN_IMAGES - 1, None, f"{MIN_IMAGES - 1} validation images are too few"),
+        (MIN_IMAGES, "right", "all of the validation images get the right label"),
+        (MIN_IMAGES, "wrong", "none of the validation images get the right label"),
     ],
 )
-def test_where_nothing_can_be_learnt_the_temperature_stays_1(num, targets, note):
+def test_where_nothing_can_be_learned_the_temperature_stays_1(num, targets, note):
     logits, drawn = drawn_from_its_own_probabilities(num, num_classes=2)
     if targets == "right":
         drawn = logits.argmax(axis=1)
@@ -78,11 +78,11 @@ def test_where_nothing_can_be_learnt_the_temperature_stays_1(num, targets, note)
     assert found.note.startswith(note)
 
 
-def test_a_class_with_one_picture_does_no_harm():
+def test_a_class_with_one_image_does_no_harm():
     logits, targets = drawn_from_its_own_probabilities(80, num_classes=2, sharpness=5)
     logits = np.column_stack([logits, np.full(80, -9.0)])
     targets[0] = 2
-    assert fit_temperature(logits, targets).num_pictures == 80
+    assert fit_temperature(logits, targets).num_images == 80
 
 
 def test_the_likelihood_is_that_of_the_definition():
@@ -137,11 +137,11 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_temperature_changes_confidence_and_no_label(with_temperature, pictures, tmp_path):
+def test_a_temperature_changes_confidence_and_no_label(with_temperature, images, tmp_path):
     rows = {}
     for temperature in (1.0, 4.0):
         output = tmp_path / f"{temperature}.csv"
-        run_job(Job(with_temperature(temperature), [pictures], output, device="cpu"))
+        run_job(Job(with_temperature(temperature), [images], output, device="cpu"))
         rows[temperature] = rows_of(output)
     for plain, calibrated in zip(rows[1.0], rows[4.0], strict=True):
         assert plain["label"] == calibrated["label"]
@@ -154,17 +154,17 @@ def test_a_temperature_changes_confidence_and_no_label(with_temperature, picture
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_what_is_not_sure_enough_is_uncertain(with_temperature, pictures, tmp_path, suffix):
+def test_what_is_not_sure_enough_is_uncertain(with_temperature, images, tmp_path, suffix):
     model = with_temperature(GAIN)  # confidences between 0.4 and 0.6
     plain, marked = tmp_path / f"plain{suffix}", tmp_path / f"marked{suffix}"
-    run_job(Job(model, [pictures], plain, device="cpu"))
+    run_job(Job(model, [images], plain, device="cpu"))
     import pandas as pd
 
     read = {".csv": pd.read_csv, ".jsonl": lambda path: pd.read_json(path, lines=True)}
     read = read.get(suffix, pd.read_parquet)
     expected = read(plain)
     threshold = float(expected["confidence"].median())
-    summary = run_job(Job(model, [pictures], marked, device="cpu", min_confidence=threshold))
+    summary = run_job(Job(model, [images], marked, device="cpu", min_confidence=threshold))
     found = read(marked)
     below = expected["confidence"] < threshold
     assert 0 < below.sum() < len(below)
@@ -175,15 +175,15 @@ def test_what_is_not_sure_enough_is_uncertain(with_temperature, pictures, tmp_pa
     assert sum(summary.counts.values()) + summary.num_uncertain == len(found)
 
 
-def test_a_model_with_a_class_of_that_name_is_refused(with_temperature, pictures, tmp_path):
+def test_a_model_with_a_class_of_that_name_is_refused(with_temperature, images, tmp_path):
     model = with_temperature(1.0, classes=("uncertain", "green", "red"))
     with pytest.raises(ConfigError, match="has a class 'uncertain'"):
-        run_job(Job(model, [pictures], tmp_path / "out.csv", device="cpu", min_confidence=0.5))
+        run_job(Job(model, [images], tmp_path / "out.csv", device="cpu", min_confidence=0.5))
     assert not list(tmp_path.glob("out.csv*"))
 
 
-def test_min_confidence_on_the_command_line(with_temperature, pictures, tmp_path):
-    command = ("classify", pictures, "--model", with_temperature(GAIN), "--device", "cpu")
+def test_min_confidence_on_the_command_line(with_temperature, images, tmp_path):
+    command = ("classify", images, "--model", with_temperature(GAIN), "--device", "cpu")
     ran = run_tltools(*command, "--min-confidence", "0.99", "--json", cwd=tmp_path)
     assert msgspec.json.decode(ran.out)["num_uncertain"] == 30
     assert {row["label"] for row in rows_of(tmp_path / "predictions.csv")} == {"uncertain"}

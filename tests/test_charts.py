@@ -73,7 +73,7 @@ def row(kind="onnx fp32", *, run="cnn", ms=(2.0, 4.0), sizes=(1, 8), status="ok"
         BatchTiming(
             batch_size=size,
             rounds_s=(samples, samples),
-            pictures_per_s=1000 * size**0.5 / ms[0],
+            images_per_s=1000 * size**0.5 / ms[0],
             round_spread=0.0,
             num_outliers=0,
         )
@@ -113,7 +113,7 @@ def bench(*rows: BenchRow, best: str = "") -> BenchResult:
         run="cnn",
         name=best,
         path="exports/cnn.onnx",
-        pictures_per_s=1.0,
+        images_per_s=1.0,
         score=None,
         reason="",
         passed_over=(),
@@ -133,7 +133,7 @@ def bench(*rows: BenchRow, best: str = "") -> BenchResult:
             max_seconds=1.0,
             classify_seconds=1.0,
             accuracy_s=5.0,
-            num_pictures=100,
+            num_images=100,
             budget_s=240.0,
             may_leave_out=False,
         ),
@@ -213,7 +213,7 @@ def test_a_chart_is_one_named_element_that_scales(chart):
     assert width > 0
     assert height > 0
     named = {element.attrib["id"]: element for element in root if "id" in element.attrib}
-    title, description = (named[key] for key in root.attrib["aria-labelledby"].split())
+    title, description = (named[key] for key in root.attrib["aria-labeledby"].split())
     assert (title.tag, title.text) == (f"{SVG}title", chart.title)
     assert (description.tag, description.text) == (f"{SVG}desc", chart.description)
     assert chart.title
@@ -265,7 +265,7 @@ def drawn(root: ElementTree.Element):
     return list(walk(root, []))
 
 
-def test_no_colour_is_fixed_and_none_is_black_for_want_of_another(chart):
+def test_no_color_is_fixed_and_none_is_black_for_want_of_another(chart):
     found = drawn(parse(chart))
     assert found
     for tag, style in found:
@@ -300,7 +300,7 @@ def test_ids_of_a_page_are_unique_also_in_charts_of_a_kind():
     assert len(found) == len(set(found)) > 50
 
 
-def test_a_colour_without_a_variable_is_refused():
+def test_a_color_without_a_variable_is_refused():
     with theme():
         figure = new_figure(100)
         figure.subplots().plot([1, 2], color="#123456")
@@ -321,7 +321,7 @@ def test_a_colour_without_a_variable_is_refused():
         ("fill: none", "fill: none"),
     ],
 )
-def test_styles_keep_all_but_colours_and_the_font(written, kept):
+def test_styles_keep_all_but_colors_and_the_font(written, kept):
     assert _restyled(written) == kept
 
 
@@ -369,7 +369,7 @@ def test_history_says_where_it_ends_and_what_was_best():
     table["val_accuracy"] = [0.5, 0.75, 0.7]
     table["val_loss"] = [1.0, np.nan, 2.0]
     assert history_chart(table).description == (
-        "Loss and accuracy on the training and validation pictures over 3 epochs: validation "
+        "Loss and accuracy on the training and validation images over 3 epochs: validation "
         "accuracy ends at 70.0 %, at best 75.0 % in epoch 2; validation loss ends at 2.000, at "
         "least 1.000 in epoch 1."
     )
@@ -388,8 +388,8 @@ def test_confusion_shows_counts_and_shares_and_names_the_worst_mistake():
     chart = confusion_chart(np.array([[1500, 500], [1, 999]]), ["fire", "ice"])
     assert {"1,500", "75.0 %", "500", "25.0 %", "1", "0.1 %", "999", "99.9 %"} < set(texts(chart))
     assert chart.description.startswith(
-        "2,499 of 3,000 pictures in 2 classes are labelled right. The most frequent mistake: 500 "
-        "of fire labelled ice."
+        "2,499 of 3,000 images in 2 classes are labeled right. The most frequent mistake: 500 "
+        "of fire labeled ice."
     )
 
 
@@ -415,13 +415,13 @@ def test_confusion_of_many_classes_is_bounded_and_says_so():
     assert shown.count("name 110") == shown.count("name 3") == 2
     assert len([one for one in shown if one.startswith("name")]) == 2 * MAX_MATRIX
     assert f"Shown are the {MAX_MATRIX} of 120 classes" in chart.description
-    assert "7 of name 110 labelled name 3." in chart.description
+    assert "7 of name 110 labeled name 3." in chart.description
     assert len(chart.svg) < 100_000
 
 
-def test_confusion_shares_of_a_bounded_matrix_are_of_all_pictures():
+def test_confusion_shares_of_a_bounded_matrix_are_of_all_images():
     matrix = np.eye(60, dtype=int)
-    matrix[0] = 1  # 60 pictures: a share of a sixtieth each
+    matrix[0] = 1  # 60 images: a share of a sixtieth each
     chart = confusion_chart(matrix, [str(index) for index in range(60)])
     opacities = [float(one) for one in re.findall(r"opacity: ([\d.]+)", chart.svg)]
     assert min(opacities) == pytest.approx(0.15 + 0.85 / 60, abs=1e-6)
@@ -432,7 +432,7 @@ def test_confusion_that_does_not_fit_or_is_empty():
         confusion_chart(np.zeros((2, 3), np.int64), ["a", "b"])
     for names in ([], ["a", "b"]):
         empty = np.zeros((len(names), len(names)), np.int64)
-        assert confusion_chart(empty, names).description == "There is no picture."
+        assert confusion_chart(empty, names).description == "There is no image."
 
 
 def test_reliability_shows_the_errors_of_both():
@@ -446,16 +446,16 @@ def test_reliability_shows_the_errors_of_both():
     )
     alone = reliability_chart(after, None)
     assert "calibrated" not in " ".join(texts(alone)) + alone.description
-    assert "400 pictures" in alone.description
+    assert "400 images" in alone.description
 
 
-# -------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------- images
 
 
 def test_class_counts_in_their_order_with_shares():
     chart = class_counts_chart({"b": 3, "a": 1, "c": 0})
     assert texts(chart) == ["b", "3 (75.0 %)", "a", "1 (25.0 %)", "c", "0 (0.0 %)"]
-    assert chart.description == "4 pictures in 3 classes: most in b (3), fewest in c (0)."
+    assert chart.description == "4 images in 3 classes: most in b (3), fewest in c (0)."
 
 
 def test_class_counts_of_many_classes_end_with_the_others():
@@ -586,7 +586,7 @@ def test_axes_are_logarithmic_where_values_are_far_apart(slowest, is_log):
     assert ("0" in texts(latency_chart(bench(*rows)))) is not is_log
 
 
-# ---------------------------------------------------------------------------------------- colours
+# ---------------------------------------------------------------------------------------- colors
 
 
 def palette(css: str) -> dict[str, np.ndarray]:
@@ -610,7 +610,7 @@ def contrast(one, other) -> float:
 
 
 @pytest.mark.parametrize("scheme", PALETTES)
-def test_colours_stand_out_from_the_background(scheme):
+def test_colors_stand_out_from_the_background(scheme):
     colors = PALETTES[scheme]
     background = colors["chart-bg"]
     assert contrast(colors["chart-fg"], background) >= 7
@@ -661,7 +661,7 @@ def lab(light):
 
 @pytest.mark.parametrize("scheme", PALETTES)
 @pytest.mark.parametrize("sight", SIGHT)
-def test_colours_differ_for_colour_blind_readers(scheme, sight):
+def test_colors_differ_for_color_blind_readers(scheme, sight):
     colors = [
         lab(SIGHT[sight] @ linear(color))
         for name, color in PALETTES[scheme].items()

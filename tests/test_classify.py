@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import CLASSES, COLOURS, colour_logits, save_picture
+from conftest import CLASSES, COLORS, color_logits, save_image
 from PIL import Image
 
-from tltools.classify import ImageRef, Job, Plan, classify, list_pictures, run_job
+from tltools.classify import ImageRef, Job, Plan, classify, list_images, run_job
 from tltools.classify import listing as listing_module
 from tltools.classify.inputs import list_portions
 from tltools.errors import ConfigError, DataError, DeviceError
@@ -34,144 +34,144 @@ def predictor(onnx_path):
 
 
 def expected_probabilities(path: Path) -> np.ndarray:
-    """The tiny model's answer for a picture, computed here in float64."""
+    """The tiny model's answer for an image, computed here in float64."""
     with Image.open(path) as image:
-        logits = colour_logits(np.asarray(image.convert("RGB"))[None])[0]
+        logits = color_logits(np.asarray(image.convert("RGB"))[None])[0]
     return np.exp(logits) / np.exp(logits).sum()
 
 
-def names(pictures) -> list[str]:
-    return [picture.name for picture in pictures]
+def names(images) -> list[str]:
+    return [image.name for image in images]
 
 
-# ---------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------- images
 
 
-def test_folder_is_listed_recursively_in_order_with_relative_names(pictures):
-    expected = [f"{colour}/{number}.png" for colour in sorted(COLOURS) for number in range(10)]
-    listed = list(list_pictures([pictures]))
+def test_folder_is_listed_recursively_in_order_with_relative_names(images):
+    expected = [f"{color}/{number}.png" for color in sorted(COLORS) for number in range(10)]
+    listed = list(list_images([images]))
     assert names(listed) == expected
-    assert [Path(picture.place) for picture in listed] == [pictures / name for name in expected]
+    assert [Path(image.place) for image in listed] == [images / name for name in expected]
 
 
-@pytest.mark.parametrize("spelling", [".", "./", "red", "red/", "../pictures", "red/.."])
-def test_names_are_relative_however_the_folder_is_spelled(pictures, monkeypatch, spelling):
-    monkeypatch.chdir(pictures)
-    listed = list(list_pictures([Path(spelling)]))
+@pytest.mark.parametrize("spelling", [".", "./", "red", "red/", "../images", "red/.."])
+def test_names_are_relative_however_the_folder_is_spelled(images, monkeypatch, spelling):
+    monkeypatch.chdir(images)
+    listed = list(list_images([Path(spelling)]))
     root = Path(spelling)
-    assert names(listed) == [Path(picture.place).relative_to(root).as_posix() for picture in listed]
-    assert all(Path(picture.place).exists() for picture in listed)
+    assert names(listed) == [Path(image.place).relative_to(root).as_posix() for image in listed]
+    assert all(Path(image.place).exists() for image in listed)
 
 
-def test_names_from_several_inputs_stay_different(pictures):
-    listed = names(list_pictures([pictures / "red", pictures / "blue", pictures / "red/3.png"]))
+def test_names_from_several_inputs_stay_different(images):
+    listed = names(list_images([images / "red", images / "blue", images / "red/3.png"]))
     assert len(listed) == 21
-    assert listed[0] == (pictures / "red/0.png").as_posix()
-    assert listed[10] == (pictures / "blue/0.png").as_posix()
-    assert listed[20] == (pictures / "red/3.png").as_posix()
+    assert listed[0] == (images / "red/0.png").as_posix()
+    assert listed[10] == (images / "blue/0.png").as_posix()
+    assert listed[20] == (images / "red/3.png").as_posix()
 
 
-def test_single_file_is_taken_whatever_its_suffix(pictures, tmp_path):
-    path = tmp_path / "picture.dat"
-    shutil.copy(pictures / "red/0.png", path)
-    assert list(list_pictures([path])) == [ImageRef(path.as_posix(), str(path))]
+def test_single_file_is_taken_whatever_its_suffix(images, tmp_path):
+    path = tmp_path / "image.dat"
+    shutil.copy(images / "red/0.png", path)
+    assert list(list_images([path])) == [ImageRef(path.as_posix(), str(path))]
 
 
-def test_list_is_relative_to_its_own_folder(pictures):
-    lines = pictures / "some.txt"
+def test_list_is_relative_to_its_own_folder(images):
+    lines = images / "some.txt"
     lines.write_bytes(b"\xef\xbb\xbfred/1.png\r\n\n  \nmissing.png\nblue/../red/2.png")
-    listed = list(list_pictures([lines]))
+    listed = list(list_images([lines]))
     assert names(listed) == ["red/1.png", "missing.png", "blue/../red/2.png"]
-    assert Path(listed[0].place) == pictures / "red/1.png"
+    assert Path(listed[0].place) == images / "red/1.png"
 
 
-def test_list_may_hold_absolute_paths(pictures, tmp_path):
+def test_list_may_hold_absolute_paths(images, tmp_path):
     lines = tmp_path / "elsewhere.txt"
-    lines.write_text(f"{pictures / 'red/1.png'}\n")
-    assert [Path(picture.place) for picture in list_pictures([lines])] == [pictures / "red/1.png"]
+    lines.write_text(f"{images / 'red/1.png'}\n")
+    assert [Path(image.place) for image in list_images([lines])] == [images / "red/1.png"]
 
 
-def test_dash_reads_a_list_from_standard_input(pictures, monkeypatch):
-    monkeypatch.chdir(pictures)
+def test_dash_reads_a_list_from_standard_input(images, monkeypatch):
+    monkeypatch.chdir(images)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"red/1.png\nb.png\n")))
-    assert list(list_pictures([Path("-")])) == [
+    assert list(list_images([Path("-")])) == [
         ImageRef("red/1.png", "red/1.png"),
         ImageRef("b.png", "b.png"),
     ]
 
 
-def test_listing_is_lazy(pictures):
-    listed = list_pictures([pictures])
+def test_listing_is_lazy(images):
+    listed = list_images([images])
     assert next(listed).name == "blue/0.png"
-    for path in (pictures / "red").iterdir():
+    for path in (images / "red").iterdir():
         path.unlink()  # not reached yet, as blue and green come first
     assert names(listed) == [f"{c}/{n}.png" for c in ("blue", "green") for n in range(10)][1:]
 
 
-def test_missing_input_is_an_error_at_once(pictures):
+def test_missing_input_is_an_error_at_once(images):
     with pytest.raises(DataError, match="nowhere does not exist"):
-        list_pictures([pictures, Path("nowhere")])
+        list_images([images, Path("nowhere")])
 
 
 def test_nothing_found_is_an_error(tmp_path):
     (tmp_path / "notes.md").touch()
-    with pytest.raises(DataError, match=r"no pictures in .*searched for .*\.png"):
-        next(list_pictures([tmp_path]))
-    with pytest.raises(DataError, match="no pictures in nothing"):
-        next(list_pictures([]))
+    with pytest.raises(DataError, match=r"no images in .*searched for .*\.png"):
+        next(list_images([tmp_path]))
+    with pytest.raises(DataError, match="no images in nothing"):
+        next(list_images([]))
 
 
-def test_portions_know_their_number_before_they_are_read(pictures):
-    lines = pictures / "some.txt"
+def test_portions_know_their_number_before_they_are_read(images):
+    lines = images / "some.txt"
     lines.write_text("".join(f"{number}.png\n" for number in range(2500)))
-    portions = list(list_portions([pictures, lines, pictures / "red/0.png"]))
-    assert [portion.num_pictures for portion in portions] == [10, 10, 10, 1024, 1024, 452, 1]
+    portions = list(list_portions([images, lines, images / "red/0.png"]))
+    assert [portion.num_images for portion in portions] == [10, 10, 10, 1024, 1024, 452, 1]
     for portion in portions:
-        assert len(list(portion.pictures)) == portion.num_pictures
+        assert len(list(portion.images)) == portion.num_images
 
 
 # ---------------------------------------------------------------------------------- pipeline
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_every_plan_gives_the_same_predictions(predictor, pictures, plan):
-    listed = list(list_pictures([pictures]))
+def test_every_plan_gives_the_same_predictions(predictor, images, plan):
+    listed = list(list_images([images]))
     predictions = list(classify(predictor, iter(listed), plan=plan))
     assert names(predictions) == names(listed)
-    for picture, prediction in zip(listed, predictions, strict=True):
-        assert prediction.label == Path(picture.place).parent.name
+    for image, prediction in zip(listed, predictions, strict=True):
+        assert prediction.label == Path(image.place).parent.name
         assert prediction.error is None
         assert prediction.confidence == prediction.probabilities.max()
-        expected = expected_probabilities(Path(picture.place))
+        expected = expected_probabilities(Path(image.place))
         np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_unreadable_pictures_get_their_row_and_spare_their_neighbours(predictor, pictures, plan):
-    broken = {"red/0.png": b"", "red/4.png": b"no picture", "green/9.png": None, "red/5.png": b"\0"}
+def test_unreadable_images_get_their_row_and_spare_their_neighbors(predictor, images, plan):
+    broken = {"red/0.png": b"", "red/4.png": b"no image", "green/9.png": None, "red/5.png": b"\0"}
     for name, content in broken.items():
         if content is None:
-            (pictures / name).unlink()
-            (pictures / name).symlink_to("nowhere")
+            (images / name).unlink()
+            (images / name).symlink_to("nowhere")
         else:
-            (pictures / name).write_bytes(content)
-    listed = list(list_pictures([pictures]))
+            (images / name).write_bytes(content)
+    listed = list(list_images([images]))
     predictions = list(classify(predictor, iter(listed), plan=plan))
     assert names(predictions) == names(listed)
-    for picture, prediction in zip(listed, predictions, strict=True):
+    for image, prediction in zip(listed, predictions, strict=True):
         if prediction.name in broken:
             assert (prediction.label, prediction.confidence) == (None, None)
             assert prediction.probabilities is None
             assert prediction.error
         else:
-            expected = expected_probabilities(Path(picture.place))
+            expected = expected_probabilities(Path(image.place))
             np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fused", "ahead"])
-def test_folder_of_unreadable_pictures_never_reaches_the_model(card, tmp_path, name):
+def test_folder_of_unreadable_images_never_reaches_the_model(card, tmp_path, name):
     def refuse(_images):
-        pytest.fail("the model was called without a picture")
+        pytest.fail("the model was called without an image")
 
     predictor = SimpleNamespace(
         card=card,
@@ -181,19 +181,19 @@ def test_folder_of_unreadable_pictures_never_reaches_the_model(card, tmp_path, n
     )
     (tmp_path / "a.png").touch()
     (tmp_path / "b.png").touch()
-    predictions = list(classify(predictor, list_pictures([tmp_path]), plan=Plan(name, 1, 2)))
+    predictions = list(classify(predictor, list_images([tmp_path]), plan=Plan(name, 1, 2)))
     assert [prediction.label for prediction in predictions] == [None, None]
 
 
 @pytest.mark.parametrize("plan", [Plan("fused", 2, 2), Plan("ahead", 2, 4)], ids=str)
-def test_pictures_are_consumed_only_a_little_ahead(predictor, pictures, plan):
+def test_images_are_consumed_only_a_little_ahead(predictor, images, plan):
     consumed = 0
 
     def endless():
         nonlocal consumed
         while True:
             consumed += 1
-            yield ImageRef.of_file(pictures / "red/0.png", name=str(consumed))
+            yield ImageRef.of_file(images / "red/0.png", name=str(consumed))
 
     predictions = classify(predictor, endless(), plan=plan)
     for number in range(1, 201):
@@ -202,7 +202,7 @@ def test_pictures_are_consumed_only_a_little_ahead(predictor, pictures, plan):
     predictions.close()
 
 
-def test_failure_of_the_model_ends_the_job(card, pictures):
+def test_failure_of_the_model_ends_the_job(card, images):
     class Failing:
         device = "cpu"
 
@@ -217,7 +217,7 @@ def test_failure_of_the_model_ends_the_job(card, pictures):
 
     for plan in (Plan("fused", 2, 2), Plan("ahead", 2, 4)):
         with pytest.raises(DeviceError, match="out of memory"):
-            list(classify(Failing(), list_pictures([pictures]), plan=plan))
+            list(classify(Failing(), list_images([images]), plan=plan))
 
 
 # --------------------------------------------------------------------------------------- job
@@ -233,7 +233,7 @@ class Recorded(Silent):
         self._stop_after = stop_after
 
     @contextmanager
-    def bar(self, description, total, unit="pictures"):
+    def bar(self, description, total, unit="images"):
         self.total = total
         yield self
 
@@ -246,22 +246,22 @@ class Recorded(Silent):
         self.warnings.append(message)
 
 
-def test_job_writes_every_row_and_sums_up(onnx_path, pictures, tmp_path):
-    (pictures / "red/4.png").write_bytes(b"no picture")
-    (pictures / "blue/7.png").write_bytes(b"")
-    (pictures / "blue/8.png").write_bytes(b"")
+def test_job_writes_every_row_and_sums_up(onnx_path, images, tmp_path):
+    (images / "red/4.png").write_bytes(b"no image")
+    (images / "blue/7.png").write_bytes(b"")
+    (images / "blue/8.png").write_bytes(b"")
     progress = Recorded()
     output = tmp_path / "deep/er/predictions.csv"
-    summary = run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
+    summary = run_job(Job(onnx_path, [images], output, device="cpu"), progress=progress)
     assert summary.counts == {"red": 9, "green": 10, "blue": 8}
     assert list(summary.counts) == list(CLASSES)
-    assert (summary.num_pictures, summary.num_failed) == (30, 3)
+    assert (summary.num_images, summary.num_failed) == (30, 3)
     assert list(summary.errors.values()) == [2, 1]
     assert not any(".png" in reason for reason in summary.errors)
     assert summary.choice.device == "cpu"
     assert summary.output == output
     assert summary.seconds > 0
-    assert summary.pictures_per_s == pytest.approx(30 / summary.seconds)
+    assert summary.images_per_s == pytest.approx(30 / summary.seconds)
     assert (progress.total, progress.advanced, progress.warnings) == (30, 30, [])
     assert summary.unlisted == ()
     assert len(output.read_text().splitlines()) == 31
@@ -269,7 +269,7 @@ def test_job_writes_every_row_and_sums_up(onnx_path, pictures, tmp_path):
 
 
 def test_folder_that_cannot_be_listed_is_left_out_and_named(
-    onnx_path, pictures, tmp_path, monkeypatch
+    onnx_path, images, tmp_path, monkeypatch
 ):
     scandir = os.scandir
 
@@ -281,55 +281,55 @@ def test_folder_that_cannot_be_listed_is_left_out_and_named(
     monkeypatch.setattr(os, "scandir", refuse_green)
     progress = Recorded()
     output = tmp_path / "predictions.csv"
-    summary = run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
+    summary = run_job(Job(onnx_path, [images], output, device="cpu"), progress=progress)
     assert summary.counts == {"red": 10, "green": 0, "blue": 10}
-    assert (summary.num_pictures, summary.num_failed, progress.total) == (20, 0, 20)
+    assert (summary.num_images, summary.num_failed, progress.total) == (20, 0, 20)
     (reason,) = summary.unlisted
-    assert f"cannot list the folder {pictures / 'green'}: permission denied" in reason
+    assert f"cannot list the folder {images / 'green'}: permission denied" in reason
     assert progress.warnings == [f"left out: {reason}"]
 
 
-def test_every_folder_is_listed_once(onnx_path, pictures, tmp_path, monkeypatch):
+def test_every_folder_is_listed_once(onnx_path, images, tmp_path, monkeypatch):
     listed = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), scandir(path))[1])
     progress = Recorded()
-    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"), progress=progress)
+    run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"), progress=progress)
     assert progress.total == 30
-    expected = [pictures, *(pictures / name for name in ("blue", "green", "red"))]
+    expected = [images, *(images / name for name in ("blue", "green", "red"))]
     assert [path for path in listed if path in expected] == expected
 
 
-def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, pictures, tmp_path):
-    content = (pictures / "red/0.png").read_bytes()
+def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, images, tmp_path):
+    content = (images / "red/0.png").read_bytes()
     for number in range(5):
-        (pictures / f"red/{number}.png").write_bytes(content[: len(content) - 100 - number])
-    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
+        (images / f"red/{number}.png").write_bytes(content[: len(content) - 100 - number])
+    summary = run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
     assert summary.num_failed == 5
     assert len(summary.errors) == 1
 
 
-def test_interrupted_job_keeps_its_complete_rows(onnx_path, pictures, tmp_path):
+def test_interrupted_job_keeps_its_complete_rows(onnx_path, images, tmp_path):
     output = tmp_path / "predictions.csv"
     progress = Recorded(stop_after=12)
     with pytest.raises(KeyboardInterrupt):
-        run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
+        run_job(Job(onnx_path, [images], output, device="cpu"), progress=progress)
     part = tmp_path / "predictions.csv.part"
     assert not output.exists()
     assert progress.warnings == [f"stopped: 12 complete rows are kept in {part}"]
-    run_job(Job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu"))
+    run_job(Job(onnx_path, [images], tmp_path / "whole.csv", device="cpu"))
     whole = (tmp_path / "whole.csv").read_text().splitlines(keepends=True)
     assert part.read_text() == "".join(whole[:13])
 
 
-def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, pictures, tmp_path):
+def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, images, tmp_path):
     part = tmp_path / "predictions.csv.part"
     part.write_text("old\n" * 1000)
     output = tmp_path / "predictions.csv"
     with pytest.raises(ConfigError, match=r"csv\.part exists .*no record of it.*--overwrite"):
-        run_job(Job(onnx_path, [pictures], output, device="cpu"))
+        run_job(Job(onnx_path, [images], output, device="cpu"))
     assert part.read_text() == "old\n" * 1000
-    run_job(Job(onnx_path, [pictures], output, device="cpu", overwrite=True))
+    run_job(Job(onnx_path, [images], output, device="cpu", overwrite=True))
     assert not part.exists()
     assert len(output.read_text().splitlines()) == 31
 
@@ -342,67 +342,67 @@ def test_existing_output_is_refused_before_any_work(tmp_path):
     assert output.read_text() == "precious"
 
 
-def test_existing_output_is_replaced_when_asked(onnx_path, pictures, tmp_path):
+def test_existing_output_is_replaced_when_asked(onnx_path, images, tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("old")
-    run_job(Job(onnx_path, [pictures], output, device="cpu", overwrite=True))
+    run_job(Job(onnx_path, [images], output, device="cpu", overwrite=True))
     assert len(output.read_text().splitlines()) == 31
 
 
-def test_failed_job_leaves_the_output_it_would_have_replaced(pictures, onnx_path, tmp_path):
+def test_failed_job_leaves_the_output_it_would_have_replaced(images, onnx_path, tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("precious")
     with pytest.raises(KeyboardInterrupt):
         run_job(
-            Job(onnx_path, [pictures], output, device="cpu", overwrite=True),
+            Job(onnx_path, [images], output, device="cpu", overwrite=True),
             progress=Recorded(stop_after=3),
         )
     assert output.read_text() == "precious"
 
 
-def test_job_without_pictures_leaves_nothing_behind(onnx_path, tmp_path):
+def test_job_without_images_leaves_nothing_behind(onnx_path, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         run_job(Job(onnx_path, [tmp_path / "empty"], tmp_path / "out/predictions.csv"))
     assert not (tmp_path / "out").exists()
 
 
-def test_total_is_unknown_where_counting_takes_long(onnx_path, pictures, tmp_path, monkeypatch):
+def test_total_is_unknown_where_counting_takes_long(onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.setattr(listing_module, "COUNTING_S", 0.0)
     progress = Recorded()
-    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"), progress=progress)
+    run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"), progress=progress)
     assert (progress.total, progress.advanced) == (None, 30)
 
 
-def test_pictures_that_were_counted_are_classified(onnx_path, pictures, tmp_path, monkeypatch):
+def test_images_that_were_counted_are_classified(onnx_path, images, tmp_path, monkeypatch):
     now = iter(range(1000))  # seconds: time for the first folder and one more
     monkeypatch.setattr(listing_module, "COUNTING_S", 1.5)
     monkeypatch.setattr(listing_module.time, "perf_counter", lambda: next(now))
     progress = Recorded()
     summary = run_job(
-        Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"), progress=progress
+        Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"), progress=progress
     )
     assert (progress.total, progress.advanced) == (None, 30)
     assert summary.counts == {"red": 10, "green": 10, "blue": 10}
 
 
-def test_list_on_standard_input_is_read_once(onnx_path, pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(pictures)
+def test_list_on_standard_input_is_read_once(onnx_path, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images)
     lines = b"red/1.png\nmissing.png\nblue/2.png\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
     summary = run_job(Job(onnx_path, [Path("-")], tmp_path / "out.csv", device="cpu"))
-    assert (summary.num_pictures, summary.num_failed) == (3, 1)
+    assert (summary.num_images, summary.num_failed) == (3, 1)
 
 
 def test_empty_standard_input_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
-    with pytest.raises(DataError, match="no pictures in -"):
+    with pytest.raises(DataError, match="no images in -"):
         run_job(Job(tmp_path / "none.onnx", [Path("-")], tmp_path / "out/predictions.csv"))
     assert not (tmp_path / "out").exists()
 
 
-def test_standard_input_is_not_read_ahead_to_be_counted(onnx_path, pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(pictures)
+def test_standard_input_is_not_read_ahead_to_be_counted(onnx_path, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images)
     progress = Recorded()
 
     def lines():
@@ -414,10 +414,10 @@ def test_standard_input_is_not_read_ahead_to_be_counted(onnx_path, pictures, tmp
     summary = run_job(
         Job(onnx_path, [Path("-")], tmp_path / "o.csv", device="cpu"), progress=progress
     )
-    assert summary.num_pictures == 2
+    assert summary.num_images == 2
 
 
-def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, pictures, monkeypatch):
+def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, images, monkeypatch):
     buffers = []
     load = pipeline.load_image
 
@@ -426,17 +426,17 @@ def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, pictures,
         return load(place, rules, out=out, **options)
 
     monkeypatch.setattr(pipeline, "load_image", recording)
-    listed = list(list_pictures([pictures])) * 10
+    listed = list(list_images([images])) * 10
     predictions = list(classify(predictor, iter(listed), plan=Plan("fused", 3, 4)))
-    for picture, prediction in zip(listed, predictions, strict=True):
-        assert prediction.label == Path(picture.place).parent.name
+    for image, prediction in zip(listed, predictions, strict=True):
+        assert prediction.label == Path(image.place).parent.name
     threads, addresses = zip(*set(buffers), strict=True)
     assert len(set(threads)) == len(threads) == len(set(addresses))
 
 
-def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, pictures, tmp_path):
+def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, images, tmp_path):
     for path in (torchscript_path, onnx_path):
-        run_job(Job(path, [pictures], tmp_path / f"{path.suffix[1:]}.csv", device="cpu"))
+        run_job(Job(path, [images], tmp_path / f"{path.suffix[1:]}.csv", device="cpu"))
     rows = [(tmp_path / f"{kind}.csv").read_text().splitlines() for kind in ("pt", "onnx")]
     assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]]
 
@@ -444,9 +444,9 @@ def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, pic
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_names_that_are_not_utf8_survive(onnx_path, tmp_path, suffix):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    save_picture(folder / "a.png", COLOURS["red"], np.random.default_rng(0))
+    save_image(folder / "a.png", COLORS["red"], np.random.default_rng(0))
     (folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
     Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.png")).write_bytes(b"")
     output = tmp_path / f"out{suffix}"
@@ -455,7 +455,7 @@ def test_names_that_are_not_utf8_survive(onnx_path, tmp_path, suffix):
     assert rb"caf\udce9.png" in output.read_bytes().replace(rb"\\", b"\\")
 
 
-def test_serving_side_runs_without_the_training_side(onnx_path, pictures, tmp_path):
+def test_serving_side_runs_without_the_training_side(onnx_path, images, tmp_path):
     script = f"""
 import sys
 for name in ("torch", "torchvision", "pandas", "sklearn", "onnx", "matplotlib", "pyarrow"):
@@ -463,22 +463,22 @@ for name in ("torch", "torchvision", "pandas", "sklearn", "onnx", "matplotlib", 
 from pathlib import Path
 from tltools.classify import Job, run_job
 output = Path({str(tmp_path / "out.csv")!r})
-run_job(Job(Path({str(onnx_path)!r}), [Path({str(pictures)!r})], output))
+run_job(Job(Path({str(onnx_path)!r}), [Path({str(images)!r})], output))
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
 
 
-def test_killed_job_leaves_whole_rows(onnx_path, pictures, tmp_path):
+def test_killed_job_leaves_whole_rows(onnx_path, images, tmp_path):
     # os._exit in the middle is what kill -9 looks like to the file: nothing is flushed or closed.
     script = f"""
 import os
 from pathlib import Path
-from tltools.classify import classify, list_pictures, open_model, Output
+from tltools.classify import classify, list_images, open_model, Output
 predictor, plan = open_model(Path({str(onnx_path)!r}), device="cpu")
 with Output(Path({str(tmp_path / "out.csv")!r}), predictor.card.classes) as output:
-    pictures = list_pictures([Path({str(pictures)!r})])
-    for number, row in enumerate(classify(predictor, pictures, plan=plan), start=1):
+    images = list_images([Path({str(images)!r})])
+    for number, row in enumerate(classify(predictor, images, plan=plan), start=1):
         output.write(row)
         if number == 9:
             os._exit(1)
@@ -489,9 +489,9 @@ with Output(Path({str(tmp_path / "out.csv")!r}), predictor.card.classes) as outp
     assert lines[-1].endswith("\n")
 
 
-def test_real_pictures_are_classified_the_same_by_every_plan(predictor, shared):
+def test_real_images_are_classified_the_same_by_every_plan(predictor, shared):
     folder = shared / "data/hymenoptera/val/ants"
-    listed = list(list_pictures([folder]))
+    listed = list(list_images([folder]))
     fused = list(classify(predictor, iter(listed), plan=Plan("fused", 2, 2)))
     ahead = list(classify(predictor, iter(listed), plan=Plan("ahead", 2, 16)))
     assert [p.label for p in fused] == [p.label for p in ahead]

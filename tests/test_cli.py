@@ -78,7 +78,7 @@ class Walk(typing.NamedTuple):
     ran: dict[str, Ran]
 
     def predictions(self) -> dict[str, str]:
-        """Label by picture, as `classify` wrote them."""
+        """Label by image, as `classify` wrote them."""
         with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
             return {row["path"]: row["label"] for row in csv.DictReader(file)}
 
@@ -126,9 +126,9 @@ def test_training_ends_with_its_table(walk):
 
 def test_progress_is_on_standard_error_and_results_on_standard_output(walk):
     for name, ran in walk.ran.items():
-        assert not re.search(r"pictures/s|done in|Next:|Written:|warning:|Device:", ran.out), name
+        assert not re.search(r"images/s|done in|Next:|Written:|warning:|Device:", ran.out), name
         assert "Top-1" not in ran.err
-        assert "\x1b" not in ran.out + ran.err  # no colours or cursor movements into a file
+        assert "\x1b" not in ran.out + ran.err  # no colors or cursor movements into a file
     for name in ("sample", "classify"):
         assert walk.ran[name].out == ""
     for name in ("train", "export", "bench"):
@@ -163,12 +163,12 @@ def test_a_run_and_its_export_get_the_same_score(walk):
         roc_auc = document.pop("roc_auc")
         assert 0 <= roc_auc["value"] <= 1
     assert by_run == by_export
-    assert by_run["num_pictures"] == NUM
+    assert by_run["num_images"] == NUM
     assert (walk.folder / "scores" / "confusion_matrix.png").stat().st_size > 1000
     assert f"{by_run['accuracy']['correct']}/{NUM}" in walk.ran["evaluate run"].out
 
 
-def test_classify_labels_each_picture_as_evaluate_does(walk):
+def test_classify_labels_each_image_as_evaluate_does(walk):
     dataset = load_dataset(
         walk.folder / "sample", class_names=CLASSES.split(","), purpose="evaluate"
     )
@@ -214,7 +214,7 @@ def test_inspect_shows_a_card_as_json(walk):
 
 
 def test_inspect_audits_data(walk):
-    assert f"sample: {NUM} pictures" in walk.ran["inspect data"].out
+    assert f"sample: {NUM} images" in walk.ran["inspect data"].out
     assert (walk.folder / "sheet.png").stat().st_size > 1000
 
 
@@ -269,7 +269,7 @@ def quiet_walk(walk, tmp_path_factory):
         "classify": ("classify", "sample/images", "--device", "cpu"),
         "bench": ("bench", model, "--rounds", 1, "--iterations", 1, "--batch-sizes", "2",
                   "--device", "cpu", "--output", "report"),
-        "report": ("report", "runs/cnn", "predictions.csv", "--pictures", "sample/images"),
+        "report": ("report", "runs/cnn", "predictions.csv", "--images", "sample/images"),
         "inspect": ("inspect", "sample", *names),
         "doctor": ("doctor",),
         "docs": ("docs",),
@@ -298,17 +298,17 @@ def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
     (run,) = found["train"]
     assert run["run"] == "runs/cnn-2"
     assert set(run["metrics"]) == {"train", "val"}
-    assert found["evaluate"]["num_pictures"] == NUM
+    assert found["evaluate"]["num_images"] == NUM
     (exported,) = found["export"]
     assert exported["path"] == "exports/cnn/cnn.fp32.onnx"
     assert exported["parity"]["top1_agreement"] == 1
-    assert found["classify"]["num_pictures"] == sum(found["classify"]["counts"].values()) == NUM
+    assert found["classify"]["num_images"] == sum(found["classify"]["counts"].values()) == NUM
     assert [row["status"] for row in found["bench"]["rows"]] == ["ok", "ok"]
     assert found["report"]["report"] == "report.html"
     assert found["report"]["jobs"] == ["predictions.csv"]
-    counts = found["inspect"]["pictures"]
+    counts = found["inspect"]["images"]
     assert list(counts) == CLASSES.split(",")
-    assert sum(row["all"] for row in counts.values()) == found["inspect"]["num_pictures"] == NUM
+    assert sum(row["all"] for row in counts.values()) == found["inspect"]["num_images"] == NUM
     assert {check["name"] for check in found["doctor"]} >= {"tltools", "onnx"}
     assert set(found["docs"]) == set(CHAPTERS)
 
@@ -387,7 +387,7 @@ def test_an_export_that_disagrees_ends_with_code_3(walk, monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, onnx_path, cnn_run):
-    """A folder with a model, pictures, and things that are wrong."""
+    """A folder with a model, images, and things that are wrong."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "empty").mkdir()
     (folder / "text.onnx").write_text("not a model")
@@ -398,10 +398,10 @@ def place(tmp_path_factory, onnx_path, cnn_run):
     model = onnx.load(onnx_path)
     del model.metadata_props[:]
     onnx.save(model, folder / "plain.onnx")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     from PIL import Image
 
-    Image.new("RGB", (32, 32), "red").save(folder / "pictures" / "red.png")
+    Image.new("RGB", (32, 32), "red").save(folder / "images" / "red.png")
     (folder / "there.csv").write_text("mine")
     return folder
 
@@ -412,45 +412,45 @@ def place(tmp_path_factory, onnx_path, cnn_run):
         pytest.param(command, code, message, id=name)
         for name, command, code, message in [
             ("classify-missing-folder", "classify nowhere --model model.onnx", 1,
-             "nowhere does not exist; give folders, pictures, archives or .txt lists"),
+             "nowhere does not exist; give folders, images, archives or .txt lists"),
             ("classify-empty-folder", "classify empty --model model.onnx", 1,
-             "no pictures in empty"),
-            ("classify-missing-model", "classify pictures --model nope.onnx", 1,
+             "no images in empty"),
+            ("classify-missing-model", "classify images --model nope.onnx", 1,
              "nope.onnx does not exist; tltools export makes exports"),
-            ("classify-no-export", "classify pictures", 1,
+            ("classify-no-export", "classify images", 1,
              "no exports in exports/: make them with tltools export"),
-            ("classify-text-as-model", "classify pictures --model text.onnx", 1,
+            ("classify-text-as-model", "classify images --model text.onnx", 1,
              "text.onnx"),
-            ("classify-model-without-card", "classify pictures --model plain.onnx", 1,
+            ("classify-model-without-card", "classify images --model plain.onnx", 1,
              "plain.onnx has no tltools card"),
-            ("classify-existing-output", "classify pictures --model model.onnx -o there.csv", 2,
+            ("classify-existing-output", "classify images --model model.onnx -o there.csv", 2,
              "there.csv exists; replace it with --overwrite"),
-            ("classify-unknown-suffix", "classify pictures --model model.onnx -o out.txt", 2,
+            ("classify-unknown-suffix", "classify images --model model.onnx -o out.txt", 2,
              "--output out.txt ends in '.txt'; choose .csv, .jsonl"),
-            ("classify-output-is-a-folder", "classify pictures --model model.onnx -o empty", 2,
+            ("classify-output-is-a-folder", "classify images --model model.onnx -o empty", 2,
              "empty"),
             ("train-missing", "train nowhere", 1, "nowhere does not exist: name a CSV"),
             ("train-empty", "train empty", 1, "empty holds neither a CSV nor class folders"),
             ("train-bad-table", "train text.csv", 1, "text.csv has no label in 1 of 1 rows"),
-            ("train-no-epochs", "train pictures --epochs 0", 2,
+            ("train-no-epochs", "train images --epochs 0", 2,
              "--epochs must be 1 or more, got 0"),
-            ("train-bad-lr", "train pictures --lr -1", 2, "--lr must be positive, got -1.0"),
-            ("train-bad-batch", "train pictures --batch-size 0", 2,
+            ("train-bad-lr", "train images --lr -1", 2, "--lr must be positive, got -1.0"),
+            ("train-bad-batch", "train images --batch-size 0", 2,
              "--batch-size must be 1 or more, got 0"),
-            ("train-augment-vgg16", "train pictures --model vgg16 --augment", 2,
+            ("train-augment-vgg16", "train images --model vgg16 --augment", 2,
              "--augment works with --model cnn only"),
-            ("train-head-of-cnn", "train pictures --model cnn --head pooled", 2,
+            ("train-head-of-cnn", "train images --model cnn --head pooled", 2,
              "--head pooled does not fit --model cnn"),
             ("train-nothing-to-resume", "train --resume", 1, "nothing to resume"),
-            ("evaluate-corrupt-card", "evaluate broken pictures", 1,
+            ("evaluate-corrupt-card", "evaluate broken images", 1,
              "broken/card.json has no valid tltools card"),
-            ("evaluate-missing-model", "evaluate nowhere pictures", 1,
+            ("evaluate-missing-model", "evaluate nowhere images", 1,
              "nowhere does not exist: name a run (runs/NAME) or an export"),
-            ("evaluate-folder-as-model", "evaluate empty pictures", 1,
+            ("evaluate-folder-as-model", "evaluate empty images", 1,
              "empty is not a finished run"),
             ("evaluate-missing-data", "evaluate model.onnx nowhere --device cpu", 1,
              "nowhere does not exist: name a CSV"),
-            ("evaluate-tf32-on-cpu", "evaluate model.onnx pictures --device cpu --tf32", 1,
+            ("evaluate-tf32-on-cpu", "evaluate model.onnx images --device cpu --tf32", 1,
              "--tf32 is for NVIDIA GPUs, and the device is the CPU (as asked)"),
             ("export-no-runs", "export", 1, "no runs in runs/: make one with tltools train"),
             ("export-missing-run", "export nowhere", 1, "nowhere is not a finished run"),
@@ -461,7 +461,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist"),
             ("inspect-missing-model", "inspect nope.onnx", 1, "nope.onnx does not exist"),
             ("inspect-text-as-model", "inspect text.onnx", 1, "text.onnx is not a"),
-            ("sample-in-the-way", "sample pictures", 1, "name another folder"),
+            ("sample-in-the-way", "sample images", 1, "name another folder"),
         ]
     ],
 )  # fmt: skip
@@ -485,9 +485,9 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("train --epochs many", "--epochs"),
         ("train --no-such-option", "No such option"),
         ("classify", "Missing argument"),
-        ("classify pictures --batch-size 0", "--batch-size"),
-        ("export --pictures 0", "--pictures"),
-        ("classify pictures --device gpu", "'gpu' is not a device: choose auto, cpu, cuda"),
+        ("classify images --batch-size 0", "--batch-size"),
+        ("export --images 0", "--images"),
+        ("classify images --device gpu", "'gpu' is not a device: choose auto, cpu, cuda"),
         ("train --device tensorrt", "'tensorrt' is not one of auto, cpu, cuda"),
     ],
 )
@@ -501,8 +501,7 @@ def test_a_command_line_that_cannot_be_read_says_where(run, command, message):
 def test_an_error_cannot_steer_the_terminal(place):
     result = run_tltools("classify", "evil\x1b[31m\nname", "--model", "model.onnx", cwd=place)
     assert result.err == (
-        "error: evil\\x1b[31m\\nname does not exist; give folders, pictures, archives or .txt "
-        "lists\n"
+        "error: evil\\x1b[31m\\nname does not exist; give folders, images, archives or .txt lists\n"
     )
 
 
@@ -512,7 +511,7 @@ def test_a_bug_keeps_its_traceback(place, monkeypatch):
 
     monkeypatch.setattr("tltools.classify.run_job", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        run_tltools("classify", "pictures", "--model", "model.onnx", cwd=place)
+        run_tltools("classify", "images", "--model", "model.onnx", cwd=place)
 
 
 def snapshot(folder: Path) -> set[tuple[str, bytes]]:
@@ -594,7 +593,7 @@ def test_ctrl_c_ends_training_with_a_run_that_can_be_used(trainings):
 
 
 def test_ctrl_c_ends_classify_and_keeps_the_rows_so_far(place, tmp_path):
-    (tmp_path / "many.txt").write_text(f"{place}/pictures/red.png\n" * 1_000_000)
+    (tmp_path / "many.txt").write_text(f"{place}/images/red.png\n" * 1_000_000)
     process = start(
         ["classify", "many.txt", "--model", place / "model.onnx", "--device", "cpu"], cwd=tmp_path
     )
@@ -632,14 +631,14 @@ def assert_cuda_is_refused(err: str, runtime: str, beginnings: tuple[str, ...] =
 def test_training_on_cuda_that_does_not_work_ends_with_one_line(trainings):
     folder, result, _ = trainings
     assert result.code == 1
-    assert_cuda_is_refused(result.err, "PyTorch", ("Checking pictures: ", "drawn"))
+    assert_cuda_is_refused(result.err, "PyTorch", ("Checking images: ", "drawn"))
     assert not (folder / "on-cuda").exists()
 
 
 @no_cuda
 def test_classifying_on_cuda_that_does_not_work_ends_with_one_line(place):
     process = start(
-        ["classify", "pictures", "--model", "model.onnx", "-o", "cuda.csv", "--device", "cuda"],
+        ["classify", "images", "--model", "model.onnx", "-o", "cuda.csv", "--device", "cuda"],
         cwd=place,
     )
     out, err = process.communicate()
@@ -651,7 +650,7 @@ def test_classifying_on_cuda_that_does_not_work_ends_with_one_line(place):
 def test_a_reader_that_has_seen_enough_is_no_error(place):
     """As in `tltools classify ... -o - | head -1`."""
     lines = place / "lines.txt"
-    lines.write_text(f"{place}/pictures/red.png\n" * 20_000)
+    lines.write_text(f"{place}/images/red.png\n" * 20_000)
     process = start(
         ["classify", lines, "--model", "model.onnx", "--device", "cpu", "-o", "-"], cwd=place
     )

@@ -49,13 +49,13 @@ def visible(text):
 def test_a_bar_without_a_terminal_is_a_line_now_and_then_and_one_at_its_end():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Classify", 4000) as bar:
-        for _ in range(25):  # a second and 100 pictures each
+        for _ in range(25):  # a second and 100 images each
             clock.now += 1
             bar.advance(100, note="cat.jpg")
     assert stream.getvalue().splitlines() == [
-        "Classify: 1,000/4,000 pictures, 100 pictures/s, 30 s left, cat.jpg",
-        "Classify: 2,000/4,000 pictures, 100 pictures/s, 20 s left, cat.jpg",
-        "Classify: 2,500/4,000 pictures, done in 25 s, 100 pictures/s",
+        "Classify: 1,000/4,000 images, 100 images/s, 30 s left, cat.jpg",
+        "Classify: 2,000/4,000 images, 100 images/s, 20 s left, cat.jpg",
+        "Classify: 2,500/4,000 images, done in 25 s, 100 images/s",
     ]
 
 
@@ -89,7 +89,7 @@ def test_a_bar_of_nothing_says_so():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Classify", 0):
         pass
-    assert stream.getvalue() == "Classify: 0/0 pictures, done in 0.0 s\n"
+    assert stream.getvalue() == "Classify: 0/0 images, done in 0.0 s\n"
 
 
 def test_lines_go_to_the_stream_and_warnings_say_what_they_are():
@@ -207,7 +207,7 @@ def test_a_table_fits_80_columns_and_loses_nothing(capsys, monkeypatch):
 def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     cells = ("exports/vgg16-2/vgg16-2.fp32.onnx", "537.1", "100.00%", "1.0e-07", "153")
-    headings = ("export", "MB", "top-1 agreement", "largest logit difference", "pictures in all")
+    headings = ("export", "MB", "top-1 agreement", "largest logit difference", "images in all")
     print_table("", headings, [cells])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80

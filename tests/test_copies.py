@@ -1,4 +1,4 @@
-"""Labelled data in archives; tests/test_remote.py has data on servers."""
+"""Labeled data in archives; tests/test_remote.py has data on servers."""
 
 import io
 import tarfile
@@ -35,21 +35,21 @@ def members_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
-def test_an_archive_is_the_folder_in_it(suffix, pictures, tmp_path):
-    archive = pack(tmp_path / f"photos.{suffix}", members_of(pictures))
-    packed, plain = (load_dataset(data, purpose="inspect") for data in (archive, pictures))
+def test_an_archive_is_the_folder_in_it(suffix, images, tmp_path):
+    archive = pack(tmp_path / f"photos.{suffix}", members_of(images))
+    packed, plain = (load_dataset(data, purpose="inspect") for data in (archive, images))
     assert packed.fingerprint == plain.fingerprint
     assert packed.classes == plain.classes
     assert packed.name == "photos"
 
 
-def test_a_webdataset_shard_has_its_labels_beside_the_pictures(pictures, tmp_path):
+def test_a_webdataset_shard_has_its_labels_beside_the_images(images, tmp_path):
     members = {}
-    for number, (name, data) in enumerate(members_of(pictures).items()):
+    for number, (name, data) in enumerate(members_of(images).items()):
         members[f"./{number:04d}.png"] = data
         members[f"./{number:04d}.cls"] = name.partition("/")[0].encode() + b"\n"
     dataset = load_dataset(pack(tmp_path / "shard-0000.tar", members), purpose="inspect")
-    plain = load_dataset(pictures, purpose="inspect")
+    plain = load_dataset(images, purpose="inspect")
     assert dataset.classes == plain.classes
     assert sorted(dataset.frame["sha256"]) == sorted(plain.frame["sha256"])
     labels = dict(zip(plain.frame["sha256"], plain.frame["class"], strict=True))
@@ -57,15 +57,15 @@ def test_a_webdataset_shard_has_its_labels_beside_the_pictures(pictures, tmp_pat
     assert all(labels[sha256] == name for sha256, name in found)
 
 
-def test_a_sample_without_a_label_is_named(pictures, tmp_path):
-    data = next(iter(members_of(pictures).values()))
+def test_a_sample_without_a_label_is_named(images, tmp_path):
+    data = next(iter(members_of(images).values()))
     archive = pack(tmp_path / "s.tar", {"a.png": data, "a.cls": b"red", "b.png": data})
     with pytest.raises(DataError, match=r"\(b.png and 0 more\)"):
         local_data(archive)
 
 
-def test_an_archive_is_unpacked_once_and_anew_when_it_changes(pictures, tmp_path):
-    members = members_of(pictures)
+def test_an_archive_is_unpacked_once_and_anew_when_it_changes(images, tmp_path):
+    members = members_of(images)
     archive = pack(tmp_path / "photos.tar", members)
     folder = local_data(archive)
     stamp = (folder / "red" / "0.png").stat().st_mtime_ns
@@ -76,8 +76,8 @@ def test_an_archive_is_unpacked_once_and_anew_when_it_changes(pictures, tmp_path
 
 
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
-def test_no_name_leads_out_of_the_cache(suffix, pictures, tmp_path):
-    data = next(iter(members_of(pictures).values()))
+def test_no_name_leads_out_of_the_cache(suffix, images, tmp_path):
+    data = next(iter(members_of(images).values()))
     names = ["../a.png", "/tmp/tltools-a.png", "a/../../b.png", "c\\d.png", "a/./e.png", "ok/a.png"]  # noqa: S108
     folder = local_data(pack(tmp_path / f"evil.{suffix}", dict.fromkeys(names, data)))
     assert list(members_of(folder)) == ["ok/a.png"]
@@ -85,8 +85,8 @@ def test_no_name_leads_out_of_the_cache(suffix, pictures, tmp_path):
     assert not Path("/tmp/tltools-a.png").exists()  # noqa: S108
 
 
-def test_links_are_not_followed(pictures, tmp_path):
-    archive = pack(tmp_path / "links.tar", {"red/a.png": (pictures / "red/0.png").read_bytes()})
+def test_links_are_not_followed(images, tmp_path):
+    archive = pack(tmp_path / "links.tar", {"red/a.png": (images / "red/0.png").read_bytes()})
     with tarfile.open(archive, "a") as file:
         info = tarfile.TarInfo("red/link.png")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -94,14 +94,14 @@ def test_links_are_not_followed(pictures, tmp_path):
     assert list(members_of(local_data(archive))) == ["red/a.png"]
 
 
-def test_a_damaged_archive_leaves_nothing(pictures, tmp_path):
-    archive = pack(tmp_path / "photos.tgz", members_of(pictures))
+def test_a_damaged_archive_leaves_nothing(images, tmp_path):
+    archive = pack(tmp_path / "photos.tgz", members_of(images))
     archive.write_bytes(archive.read_bytes()[:-2000])
     for _ in range(2):
         with pytest.raises(TltoolsError, match="cannot unpack"):
             local_data(archive)
 
 
-def test_an_archive_without_pictures_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no pictures in"):
+def test_an_archive_without_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no images in"):
         local_data(pack(tmp_path / "text.tar", {"labels.csv": b"a,b\n"}))

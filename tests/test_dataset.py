@@ -17,8 +17,8 @@ def emergency(shared) -> Path:
     return shared / "data" / "emergency"
 
 
-def picture(path: Path, number: int) -> Path:
-    """Write a picture whose bytes depend on the number alone."""
+def image(path: Path, number: int) -> Path:
+    """Write an image whose bytes depend on the number alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, format="PNG")
@@ -29,7 +29,7 @@ def class_folders(root: Path, *, first: int = 0, **counts: int) -> Path:
     number = first
     for name, count in counts.items():
         for index in range(count):
-            picture(root / name / f"{index}.png", number)
+            image(root / name / f"{index}.png", number)
             number += 1
     return root
 
@@ -59,7 +59,7 @@ class Watcher:
     def __init__(self) -> None:
         self.total, self.done, self.description = 0, 0, ""
 
-    def bar(self, description, total, unit="pictures"):
+    def bar(self, description, total, unit="images"):
         self.description, self.total = f"{description} ({unit})", total
         return self
 
@@ -109,7 +109,7 @@ def test_every_check_is_reported_to_progress(tmp_path):
     watcher = Watcher()
     load_dataset(class_folders(tmp_path, a=3, b=4), progress=watcher)
     assert (watcher.description, watcher.total, watcher.done) == (
-        "Checking pictures (pictures)",
+        "Checking images (images)",
         7,
         7,
     )
@@ -117,7 +117,7 @@ def test_every_check_is_reported_to_progress(tmp_path):
 
 def test_rows_stay_in_the_order_of_the_csv(tmp_path):
     for index in range(10):
-        picture(tmp_path / f"{index}.png", index)
+        image(tmp_path / f"{index}.png", index)
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     csv = csv_of(tmp_path, *(f"{index}.png,{index % 2}" for index in order))
     dataset = load_dataset(csv)
@@ -127,7 +127,7 @@ def test_rows_stay_in_the_order_of_the_csv(tmp_path):
 # --- Fingerprint ----------------------------------------------------------------------------------
 
 
-def test_fingerprint_depends_on_pictures_classes_and_split_alone(tmp_path):
+def test_fingerprint_depends_on_images_classes_and_split_alone(tmp_path):
     data = class_folders(tmp_path / "here", a=6, b=6)
     first = load_dataset(data)
     moved = tmp_path / "there" / "too"
@@ -140,7 +140,7 @@ def test_fingerprint_depends_on_pictures_classes_and_split_alone(tmp_path):
     assert load_dataset(csv).fingerprint == first.fingerprint
     assert load_dataset(csv, seed=5).fingerprint != first.fingerprint
     assert load_dataset(csv, class_names=["x", "y"]).fingerprint != first.fingerprint
-    picture(data / "a" / "0.png", 1000)
+    image(data / "a" / "0.png", 1000)
     assert load_dataset(data).fingerprint != first.fingerprint
 
 
@@ -160,7 +160,7 @@ def test_fingerprint_follows_its_definition(tmp_path):
 def test_numbers_are_ordered_by_value_and_other_labels_as_text(tmp_path):
     labels = ["10", "9", "1.0", "-2"]
     for index in range(8):
-        picture(tmp_path / f"{index}.png", index)
+        image(tmp_path / f"{index}.png", index)
     csv = csv_of(tmp_path, *(f"{i}.png,{labels[i % 4]}" for i in range(8)))
     assert load_dataset(csv).classes == ("-2", "1", "9", "10")
     assert load_dataset(csv, class_names=["a", "b", "c", "d"]).classes == ("a", "b", "c", "d")
@@ -170,7 +170,7 @@ def test_numbers_are_ordered_by_value_and_other_labels_as_text(tmp_path):
 
 def test_class_names_rename_in_the_order_of_the_labels(tmp_path):
     for index in range(4):
-        picture(tmp_path / f"{index}.png", index)
+        image(tmp_path / f"{index}.png", index)
     csv = csv_of(tmp_path, "0.png,1", "1.png,0", "2.png,0", "3.png,1")
     dataset = load_dataset(csv, class_names=["normal", "emergency"])
     assert dataset.classes == ("normal", "emergency")
@@ -188,30 +188,30 @@ def test_class_names_rename_in_the_order_of_the_labels(tmp_path):
 )
 def test_class_names_that_do_not_fit_are_refused(tmp_path, given, message):
     for index in range(4):
-        picture(tmp_path / f"{index}.png", index)
+        image(tmp_path / f"{index}.png", index)
     csv = csv_of(tmp_path, "0.png,1", "1.png,0", "2.png,0", "3.png,1")
     with pytest.raises(ConfigError, match=message):
         load_dataset(csv, class_names=given)
 
 
-# --- Bad pictures ---------------------------------------------------------------------------------
+# --- Bad images ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def damaged(tmp_path) -> Path:
-    """20 good pictures, two that are missing and three that no one can read."""
+    """20 good images, two that are missing and three that no one can read."""
     for index in range(20):
-        picture(tmp_path / f"{index}.png", index)
+        image(tmp_path / f"{index}.png", index)
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("<html>404</html>")
-    whole = picture(tmp_path / "whole.png", 99).read_bytes()
+    whole = image(tmp_path / "whole.png", 99).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     bad = ["gone.png", "empty.png", "away.png", "text.jpg", "cut.png"]
     return csv_of(tmp_path, *(f"{i}.png,{i % 2}" for i in range(20)), *(f"{b},1" for b in bad))
 
 
-def test_missing_and_unreadable_pictures_stop_a_training(damaged):
-    with pytest.raises(DataError, match=r"2 pictures are missing .*3 pictures are unrea") as caught:
+def test_missing_and_unreadable_images_stop_a_training(damaged):
+    with pytest.raises(DataError, match=r"2 images are missing .*3 images are unrea") as caught:
         load_dataset(damaged)
     message = str(caught.value)
     for name in ("gone.png", "away.png", "empty.png", "text.jpg", "cut.png", "--skip-bad"):
@@ -243,7 +243,7 @@ def test_a_long_list_is_shortened_in_the_message_only(tmp_path):
     class_folders(tmp_path, a=2, b=2)
     lines = [f"gone{index}.png,b" for index in range(25)]
     csv = csv_of(tmp_path, "a/0.png,a", "a/1.png,a", "b/0.png,b", *lines)
-    with pytest.raises(DataError, match=r"25 pictures are missing .*gone9\.png and 15 more"):
+    with pytest.raises(DataError, match=r"25 images are missing .*gone9\.png and 15 more"):
         load_dataset(csv)
     assert len(finding(load_dataset(csv, skip_bad=True), "missing").paths) == 25
 
@@ -251,21 +251,21 @@ def test_a_long_list_is_shortened_in_the_message_only(tmp_path):
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_if_all_are_missing_the_message_names_images(tmp_path, skip_bad):
     csv = csv_of(tmp_path, "a.png,0", "b.png,1")
-    with pytest.raises(DataError, match=r"2 pictures are missing .*/a.png.* --images names"):
+    with pytest.raises(DataError, match=r"2 images are missing .*/a.png.* --images names"):
         load_dataset(csv, skip_bad=skip_bad)
     dataset = load_dataset(csv, skip_bad=skip_bad, purpose="inspect")
     assert finding(dataset, "missing").severity == "error"
     assert len(dataset.frame) == 0
 
 
-def test_a_picture_whose_name_is_not_unicode_is_like_any_other(tmp_path):
+def test_a_image_whose_name_is_not_unicode_is_like_any_other(tmp_path):
     class_folders(tmp_path, a=4, b=4)
     odd = os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff.png")
     (tmp_path / "a" / "0.png").rename(odd)
     dataset = load_dataset(tmp_path)
     assert odd in set(dataset.frame["path"])
-    Path(odd).write_text("no picture")
-    with pytest.raises(DataError, match="1 picture is unreadable") as caught:
+    Path(odd).write_text("no image")
+    with pytest.raises(DataError, match="1 image is unreadable") as caught:
         load_dataset(tmp_path)
     str(caught.value).encode()
 
@@ -285,11 +285,11 @@ def test_a_repeated_row_is_counted_once(tmp_path):
 
 @pytest.fixture
 def copied(tmp_path) -> Path:
-    """60 pictures, ten groups of copies, and two contradictions: one by copies, one by rows."""
+    """60 images, ten groups of copies, and two contradictions: one by copies, one by rows."""
     lines = []
     for index in range(60):
         label = "ab"[index % 2]
-        picture(tmp_path / f"{index}.png", index)
+        image(tmp_path / f"{index}.png", index)
         lines.append(f"{index}.png,{label}")
         if index < 10:
             shutil.copy(tmp_path / f"{index}.png", tmp_path / f"copy{index}.png")
@@ -310,8 +310,7 @@ def test_copies_stay_on_one_side_and_contradictions_are_left_out(copied, seed):
     assert "left out" in found.message
     assert not set(found.paths) & set(dataset.frame["path"])
     assert (
-        "11 groups of byte-identical pictures, with 11 surplus"
-        in finding(dataset, "copies").message
+        "11 groups of byte-identical images, with 11 surplus" in finding(dataset, "copies").message
     )
 
 
@@ -333,8 +332,8 @@ def test_copies_across_a_given_split_are_reported_and_kept(tmp_path):
     assert Counter(dataset.frame["split"]) == {"train": 20, "val": 11, "test": 11}
     leaks = [found for found in dataset.findings if found.kind == "copies-across-splits"]
     assert [found.message.split(",")[0] for found in leaks] == [
-        "1 of the 11 val pictures have a byte-identical copy in train",
-        "1 of the 11 test pictures have a byte-identical copy in val",
+        "1 of the 11 val images have a byte-identical copy in train",
+        "1 of the 11 test images have a byte-identical copy in val",
     ]
     assert [found.paths for found in leaks] == [
         (str(tmp_path / "val/a/leak.png"),),
@@ -342,7 +341,7 @@ def test_copies_across_a_given_split_are_reported_and_kept(tmp_path):
     ]
 
 
-def test_one_picture_in_train_and_val_is_a_leak_and_no_repetition(tmp_path):
+def test_one_image_in_train_and_val_is_a_leak_and_no_repetition(tmp_path):
     class_folders(tmp_path, a=4, b=4)
     lines = [f"{label}/{i}.png,{label},{'val' if i else 'train'}" for label in "ab" for i in (0, 1)]
     path = tmp_path / "labels.csv"
@@ -369,7 +368,7 @@ def test_a_given_train_without_val_gets_one(tmp_path):
     dataset = load_dataset(tmp_path)
     assert dataset.split_rule == "given"
     assert Counter(dataset.frame["split"]) == {"train": 27, "val": 3, "test": 10}
-    assert "3 of its 30 train pictures became val" in finding(dataset, "val-from-train").message
+    assert "3 of its 30 train images became val" in finding(dataset, "val-from-train").message
     in_test = [Path(path).parts[-3] == "test" for path in dataset.frame["path"]]
     assert list(dataset.frame["split"] == "test") == in_test
 
@@ -380,13 +379,13 @@ def test_classes_are_matched_by_name_across_the_split(tmp_path):
     dataset = load_dataset(tmp_path)
     assert dataset.classes == ("ant", "bee", "cat")
     assert set(dataset.targets("val")) == {1, 2}
-    assert "class ant has no picture in val" in finding(dataset, "class-not-in-val").message
+    assert "class ant has no image in val" in finding(dataset, "class-not-in-val").message
 
 
 def test_a_class_that_train_lacks_is_an_error(tmp_path):
     class_folders(tmp_path / "train", ant=4, bee=4)
     class_folders(tmp_path / "val", first=100, bee=4, wasp=4)
-    with pytest.raises(DataError, match="class wasp has no picture in train"):
+    with pytest.raises(DataError, match="class wasp has no image in train"):
         load_dataset(tmp_path)
     inspected = load_dataset(tmp_path, purpose="inspect")
     assert ("error", "class-not-in-train") in kinds(inspected)
@@ -394,7 +393,7 @@ def test_a_class_that_train_lacks_is_an_error(tmp_path):
 
 def test_a_split_without_train_is_an_error(tmp_path):
     class_folders(tmp_path / "val", a=4, b=4)
-    with pytest.raises(DataError, match="no picture is left for train"):
+    with pytest.raises(DataError, match="no image is left for train"):
         load_dataset(tmp_path)
     assert Counter(load_dataset(tmp_path, purpose="evaluate").frame["split"]) == {"val": 8}
 
@@ -424,7 +423,7 @@ def test_one_class_is_an_error_except_in_an_evaluation(tmp_path):
     assert ("error", "single-class") in kinds(load_dataset(tmp_path, purpose="inspect"))
 
 
-def test_a_class_with_one_picture_stays_in_train(tmp_path):
+def test_a_class_with_one_image_stays_in_train(tmp_path):
     class_folders(tmp_path, ant=10, bee=10, wasp=1)
     shutil.copy(tmp_path / "wasp/0.png", tmp_path / "wasp/again.png")
     dataset = load_dataset(tmp_path)
@@ -432,16 +431,16 @@ def test_a_class_with_one_picture_stays_in_train(tmp_path):
     assert set(dataset.frame.loc[dataset.frame["class"] == "wasp", "split"]) == {"train"}
 
 
-def test_a_class_that_loses_all_its_pictures_is_an_error(tmp_path):
+def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
     class_folders(tmp_path, ant=3, bee=3)
     lines = [f"{label}/{index}.png,{label}" for label in ("ant", "bee") for index in range(3)]
     csv = csv_of(tmp_path, *lines, "gone.png,wasp")
-    with pytest.raises(DataError, match="no picture is left of class wasp"):
+    with pytest.raises(DataError, match="no image is left of class wasp"):
         load_dataset(csv, skip_bad=True)
 
 
 def test_only_tiny_classes_leave_nothing_to_validate(tmp_path):
-    with pytest.raises(DataError, match="no picture is left for val"):
+    with pytest.raises(DataError, match="no image is left for val"):
         load_dataset(class_folders(tmp_path, a=1, b=1))
 
 
@@ -451,12 +450,12 @@ def test_imbalance_is_noted_beyond_ten_to_one(tmp_path, large, noted):
     assert (("note", "imbalance") in kinds(dataset)) is noted
 
 
-def test_loose_pictures_are_named(tmp_path):
+def test_loose_images_are_named(tmp_path):
     class_folders(tmp_path, a=3, b=3)
-    picture(tmp_path / "loose.png", 50)
+    image(tmp_path / "loose.png", 50)
     dataset = load_dataset(tmp_path)
     assert kinds(dataset) == [("warning", "loose")]
-    assert "1 picture is in no class folder and left out: loose.png" in dataset.findings[0].message
+    assert "1 image is in no class folder and left out: loose.png" in dataset.findings[0].message
 
 
 # --- The article's data ---------------------------------------------------------------------------

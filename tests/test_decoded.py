@@ -80,7 +80,7 @@ def test_other_images_are_mapped_from_a_file_that_leaves_nothing(paths, cache_di
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_while_decoding_into_a_file_leaves_nothing(paths, cache_dir, little_memory):
     class StopsAtOnce(Silent):
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             class Bar:
                 def __enter__(self):
                     return self

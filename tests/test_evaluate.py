@@ -28,7 +28,7 @@ class BrightnessPredictor:
 
 
 class AnswerPredictor(BrightnessPredictor):
-    """Answers with the same row for each picture."""
+    """Answers with the same row for each image."""
 
     def __init__(self, card: Card, *answer: float) -> None:
         super().__init__(card)
@@ -39,8 +39,8 @@ class AnswerPredictor(BrightnessPredictor):
 
 
 @pytest.fixture
-def dataset(pictures):
-    return load_dataset(pictures, purpose="evaluate")
+def dataset(images):
+    return load_dataset(images, purpose="evaluate")
 
 
 def test_classes_are_matched_by_name_and_the_cards_order_rules(card, dataset):
@@ -48,7 +48,7 @@ def test_classes_are_matched_by_name_and_the_cards_order_rules(card, dataset):
     result = evaluate(BrightnessPredictor(card), dataset)
     assert result.classes == card.classes == ("red", "green", "blue")
     assert [card.classes[target] for target in result.targets] == list(dataset.frame["class"])
-    assert (result.score.correct, result.score.total, result.num_pictures) == (30, 30, 30)
+    assert (result.score.correct, result.score.total, result.num_images) == (30, 30, 30)
     assert result.confusion.tolist() == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
     assert result.roc_auc.value == 1.0
     assert result.split == "test"
@@ -92,37 +92,37 @@ def test_the_cards_preprocessing_is_used(make_card, dataset):
     assert {shape[1:] for shape in predictor.batches} == {(16, 16, 3)}
 
 
-def test_data_may_lack_classes_of_the_model(card, pictures):
-    for path in (pictures / "blue").iterdir():
+def test_data_may_lack_classes_of_the_model(card, images):
+    for path in (images / "blue").iterdir():
         path.unlink()
-    (pictures / "blue").rmdir()
-    result = evaluate(BrightnessPredictor(card), load_dataset(pictures, purpose="evaluate"))
+    (images / "blue").rmdir()
+    result = evaluate(BrightnessPredictor(card), load_dataset(images, purpose="evaluate"))
     assert result.score.total == result.score.correct == 20
     assert result.per_class[2].support == 0
-    assert result.roc_auc.note == "without the classes that have no picture (1)"
+    assert result.roc_auc.note == "without the classes that have no image (1)"
 
 
-def test_data_of_one_class_has_an_accuracy_and_no_auc(card, pictures):
+def test_data_of_one_class_has_an_accuracy_and_no_auc(card, images):
     for name in ("blue", "green"):
-        (pictures / name).rename(pictures.parent / name)
-    result = evaluate(BrightnessPredictor(card), load_dataset(pictures, purpose="evaluate"))
+        (images / name).rename(images.parent / name)
+    result = evaluate(BrightnessPredictor(card), load_dataset(images, purpose="evaluate"))
     assert result.score.accuracy == 1.0
     assert json.loads(result.to_json())["roc_auc"] == {
         "value": None,
-        "note": "needs pictures of two classes",
+        "note": "needs images of two classes",
     }
 
 
-def numbered(pictures: Path) -> Path:
-    csv = pictures.parent / "labels.csv"
+def numbered(images: Path) -> Path:
+    csv = images.parent / "labels.csv"
     rows = [f"red/{n}.png,1.0" for n in range(10)] + [f"green/{n}.png,0.0" for n in range(10)]
     csv.write_text("\n".join(["image,label", *rows]))
     return csv
 
 
-def test_numbers_are_never_matched_to_names_by_guessing(make_card, pictures):
+def test_numbers_are_never_matched_to_names_by_guessing(make_card, images):
     predictor = BrightnessPredictor(make_card(classes=("green", "red")))
-    data = load_dataset(numbered(pictures), images=pictures, purpose="evaluate")
+    data = load_dataset(numbered(images), images=images, purpose="evaluate")
     with pytest.raises(
         DataError,
         match=r"does not know class 0, 1: .* 0, 1 and the model green, red; --class-names",
@@ -130,9 +130,9 @@ def test_numbers_are_never_matched_to_names_by_guessing(make_card, pictures):
         evaluate(predictor, data)
 
 
-def test_class_names_are_the_remedy(card, pictures):
+def test_class_names_are_the_remedy(card, images):
     data = load_dataset(
-        numbered(pictures), images=pictures, purpose="evaluate", class_names=["green", "red"]
+        numbered(images), images=images, purpose="evaluate", class_names=["green", "red"]
     )
     assert evaluate(BrightnessPredictor(card), data).score.accuracy == 1.0
 
@@ -146,27 +146,27 @@ def test_an_unknown_class_among_known_ones_is_an_error(make_card, dataset):
 @pytest.mark.parametrize(
     ("split", "measured", "total"),
     [
-        pytest.param(None, "val", 3, id="val rather than training pictures"),
+        pytest.param(None, "val", 3, id="val rather than training images"),
         pytest.param("train", "train", 27, id="train"),
         pytest.param("all", "all", 30, id="all"),
     ],
 )
-def test_the_split_is_chosen_and_named(card, pictures, split, measured, total):
-    data = load_dataset(pictures)
+def test_the_split_is_chosen_and_named(card, images, split, measured, total):
+    data = load_dataset(images)
     assert Counter(data.frame["split"]) == {"train": 27, "val": 3}
     result = evaluate(BrightnessPredictor(card), data, split=split)
-    assert (result.split, result.num_pictures) == (measured, total)
+    assert (result.split, result.num_images) == (measured, total)
     expected = data.frame if split == "all" else data.part(measured)
     assert result.paths == tuple(expected["path"])
 
 
-def test_a_split_without_pictures_is_an_error(card, dataset):
-    with pytest.raises(DataError, match="has no val picture: it has test"):
+def test_a_split_without_images_is_an_error(card, dataset):
+    with pytest.raises(DataError, match="has no val image: it has test"):
         evaluate(BrightnessPredictor(card), dataset, split="val")
 
 
-def test_a_picture_that_went_away_is_an_error(card, dataset, pictures):
-    (pictures / "red" / "5.png").unlink()
+def test_a_image_that_went_away_is_an_error(card, dataset, images):
+    (images / "red" / "5.png").unlink()
     with pytest.raises(DataError, match=r"5\.png"):
         evaluate(BrightnessPredictor(card), dataset)
 
@@ -175,8 +175,8 @@ def test_a_picture_that_went_away_is_an_error(card, dataset, pictures):
     ("answer", "message"),
     [
         pytest.param((0, 1), r"with \(30, 2\), its card names 3 classes", id="too few classes"),
-        pytest.param((0, float("nan"), 0), "not finite for 30 of 30 pictures", id="nan"),
-        pytest.param((0, float("inf"), 0), "not finite for 30 of 30 pictures", id="overflow"),
+        pytest.param((0, float("nan"), 0), "not finite for 30 of 30 images", id="nan"),
+        pytest.param((0, float("inf"), 0), "not finite for 30 of 30 images", id="overflow"),
     ],
 )
 def test_logits_that_cannot_be_are_refused(card, dataset, answer, message):
@@ -184,11 +184,11 @@ def test_logits_that_cannot_be_are_refused(card, dataset, answer, message):
         evaluate(AnswerPredictor(card, *answer), dataset)
 
 
-def test_json_holds_the_figures_and_no_array_per_picture(card, dataset):
+def test_json_holds_the_figures_and_no_array_per_image(card, dataset):
     result = evaluate(AnswerPredictor(card, 0, 1, 0), dataset)
     document = json.loads(result.to_json())
     assert document["accuracy"]["value"] == 10 / 30
-    assert document["accuracy"]["total"] == document["num_pictures"] == 30
+    assert document["accuracy"]["total"] == document["num_images"] == 30
     assert document["confusion"] == [[0, 10, 0], [0, 10, 0], [0, 10, 0]]
     assert document["classes"] == ["red", "green", "blue"]
     assert document["per_class"][0] == {

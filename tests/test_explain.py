@@ -1,4 +1,4 @@
-"""Heat maps lie where the picture decides, say what the library says, and go where they may."""
+"""Heat maps lie where the image decides, say what the library says, and go where they may."""
 
 import json
 
@@ -14,7 +14,7 @@ from tltools.backbones.cnn import CNN
 from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.errors import ConfigError, DataError
-from tltools.explain import evidence, explain_pictures, heat_maps, output_paths
+from tltools.explain import evidence, explain_images, heat_maps, output_paths
 from tltools.training.models import build_classifier
 
 SIZE = 32
@@ -62,7 +62,7 @@ def maps_of(model):
 
 
 def one_corner(images, corner):
-    """Black pictures with these pixels in a corner alone."""
+    """Black images with these pixels in a corner alone."""
     rows, columns = CORNERS[corner]
     alone = torch.zeros_like(images)
     alone[:, rows, columns] = images[:, rows, columns]
@@ -73,7 +73,7 @@ def one_corner(images, corner):
 
 
 @pytest.mark.parametrize("corner", CORNERS)
-def test_a_cnn_that_learnt_from_one_corner_looks_there(corner):
+def test_a_cnn_that_learned_from_one_corner_looks_there(corner):
     rows, columns = CORNERS[corner]
     images = noise(64) // 2  # dark noise everywhere
     targets = torch.arange(64) % 2
@@ -180,7 +180,7 @@ def test_a_heat_map_is_finite_shares_of_its_largest_value(name, request):
     assert largest.any()
 
 
-def test_a_batch_is_explained_as_its_pictures_alone(cnn):
+def test_a_batch_is_explained_as_its_images_alone(cnn):
     images, targets = noise(3), torch.tensor([0, 2, 1])
     together = heat_maps(cnn, maps_of(cnn), images, targets)
     for index in range(3):
@@ -188,7 +188,7 @@ def test_a_batch_is_explained_as_its_pictures_alone(cnn):
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-3)
 
 
-def test_nothing_in_favour_gives_an_empty_map_and_not_noise_blown_up(vgg16):
+def test_nothing_in_favor_gives_an_empty_map_and_not_noise_blown_up(vgg16):
     model = build_classifier(VGG16, 3, SMALL, head="pooled")
     model.load_state_dict(vgg16.state_dict(), assign=True)
     model.head.weight = torch.nn.Parameter(-torch.ones(3, 512))
@@ -249,9 +249,9 @@ def test_a_class_can_be_asked_for(place, cnn_run):
     assert dark["probability"] + bright["probability"] == pytest.approx(1)
     assert dark["output"] == "explained/0.cnn.dark.png"
     assert (place / "one.png").read_bytes() != (place / dark["output"]).read_bytes()
-    ran = run_tltools("explain", cnn_run, "0.png", "--class", "grey", cwd=place)
+    ran = run_tltools("explain", cnn_run, "0.png", "--class", "gray", cwd=place)
     assert ran.code == 2
-    assert "'grey'; --class takes one of" in ran.err
+    assert "'gray'; --class takes one of" in ran.err
     assert len(ran.err.splitlines()) == 1
 
 
@@ -273,9 +273,9 @@ def test_an_export_is_refused_and_its_run_named(place, cnn_run, cnn_exports):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n truncated"], ids=["empty", "text", "cut"]
+    "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n truncated"], ids=["empty", "text", "cut"]
 )
-def test_a_file_that_is_no_picture_is_one_line_and_nothing_is_written(place, cnn_run, content):
+def test_a_file_that_is_no_image_is_one_line_and_nothing_is_written(place, cnn_run, content):
     (place / "bad\n.jpg").write_bytes(content)
     ran = run_tltools("explain", cnn_run, "0.png", "bad\n.jpg", cwd=place)
     assert ran.code == 1
@@ -287,7 +287,7 @@ def test_a_file_that_is_no_picture_is_one_line_and_nothing_is_written(place, cnn
 def test_what_is_no_file_is_refused(place, cnn_run):
     for path in (place / "nowhere.jpg", place):
         with pytest.raises(DataError, match="cannot read image"):
-            list(explain_pictures(cnn_run, [path], place / "out"))
+            list(explain_images(cnn_run, [path], place / "out"))
     assert not (place / "out").exists()
 
 
@@ -322,17 +322,17 @@ def test_an_output_that_does_not_fit_is_refused(tmp_path, make_card):
     photo.touch()
     for output, words in (
         (tmp_path / "x.jpg", "heat maps are PNG files"),
-        (photo, "is one of the pictures"),
-        (tmp_path / "." / "photo.png", "is one of the pictures"),
+        (photo, "is one of the images"),
+        (tmp_path / "." / "photo.png", "is one of the images"),
     ):
         with pytest.raises(ConfigError, match=words):
             output_paths([photo], output, card=card)
-    with pytest.raises(ConfigError, match="one file for 2 pictures; name a folder"):
+    with pytest.raises(ConfigError, match="one file for 2 images; name a folder"):
         output_paths([photo, photo], tmp_path / "x.png", card=card)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"neither a folder nor a \.png"):
         output_paths([photo], tmp_path / "file", card=card)
     (tmp_path / "photo.tiny.png").touch()
-    with pytest.raises(ConfigError, match="is one of the pictures"):
+    with pytest.raises(ConfigError, match="is one of the images"):
         output_paths([photo, tmp_path / "photo.tiny.png"], tmp_path, card=card)
     assert output_paths([photo], tmp_path, card=card) == [tmp_path / "photo.tiny.png"]

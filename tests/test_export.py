@@ -50,7 +50,7 @@ def torchscript_file(cnn_exports):
 
 @pytest.fixture(scope="module")
 def images(drawn):
-    """The drawn pictures as the models take them, uint8 (N, 224, 224, 3)."""
+    """The drawn images as the models take them, uint8 (N, 224, 224, 3)."""
     return np.stack(
         [
             load_image(path, Preprocessing(size=224, resize="squash"))
@@ -110,7 +110,7 @@ def test_an_export_holds_its_runs_card_and_its_own_facts(
 @pytest.mark.parametrize("format_", FORMATS)
 def test_the_parity_figures_are_kept(cnn_exports, format_):
     parity = cnn_exports[format_].parity
-    assert parity.num_pictures == NUM_VAL
+    assert parity.num_images == NUM_VAL
     assert parity.top1_agreement == 1.0
     assert 0 <= parity.max_abs_logit_diff < parity.atol == 1e-4
     assert parity.batch_sizes == (1, NUM_VAL)
@@ -121,7 +121,7 @@ def test_nothing_but_the_exports_is_left_in_their_folder(cnn_exports):
     assert {path.name for path in folder.iterdir()} == {"cnn.fp32.pt", "cnn.fp32.onnx"}
 
 
-def test_the_onnx_file_takes_pictures_of_any_number_and_gives_logits(onnx_file):
+def test_the_onnx_file_takes_images_of_any_number_and_gives_logits(onnx_file):
     onnx.checker.check_model(str(onnx_file), full_check=True)
     model = onnx.load(onnx_file, load_external_data=False)
     (source,), (target, probabilities) = model.graph.input, model.graph.output
@@ -213,7 +213,7 @@ def test_a_run_from_before_calibration_is_calibrated_when_it_is_exported(
     monkeypatch.setattr(trained_module, "load_run", lambda _run: (model, card))
     (result,) = make_exports(cnn_run, ["onnx"], tmp_path, device="cpu")
     assert result.card.confidence is not None
-    assert result.card.confidence.num_pictures == NUM_VAL
+    assert result.card.confidence.num_images == NUM_VAL
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -232,7 +232,7 @@ def test_an_export_whose_probabilities_are_wrong_is_not_made(
     assert files_in(tmp_path) == []
 
 
-def test_the_networks_answers_differ_from_picture_to_picture(expected):
+def test_the_networks_answers_differ_from_image_to_image(expected):
     """Otherwise the agreement above would show little."""
     assert np.ptp(expected, axis=0).min() > 0.01
 
@@ -295,7 +295,7 @@ def in_training_mode(model):
     return model.train()  # batch norm by the batch
 
 
-class FirstPictureOnly(nn.Module):
+class FirstImageOnly(nn.Module):
     """What a constant in place of the batch axis comes to."""
 
     def __init__(self, model):
@@ -369,7 +369,7 @@ def with_frozen_batch(trained, precision, path, check):
             ("unscaled", without_scaling, ParityError, "logits differ by"),
             ("training", in_training_mode, ParityError, "logits differ by"),
             ("nan", not_a_number, ArtifactError, "logits are not finite"),
-            ("frozen", FirstPictureOnly, ArtifactError, r"gives float32 \(2, 2\)"),
+            ("frozen", FirstImageOnly, ArtifactError, r"gives float32 \(2, 2\)"),
             ("classes", OneMoreClass, ArtifactError, r"gives float32 \(6, 3\)"),
             ("double", DoublePrecision, ArtifactError, "gives float64"),
         ]
@@ -422,15 +422,15 @@ def test_a_file_that_its_card_changes_is_not_made(cnn_run, monkeypatch, tmp_path
     assert files_in(tmp_path) == []
 
 
-def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, pictures):
+def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, images):
     """A tie can change its label by a difference that is smaller than any tolerance."""
-    paths = sorted(pictures.rglob("*.png"))
+    paths = sorted(images.rglob("*.png"))
     predictor = load_predictor(onnx_path, device="cpu")
     reference = predictor(
         np.stack([load_image(path, Preprocessing(size=32, resize="squash")) for path in paths])
     )
     reference[7] = reference[7][[1, 2, 0]]
-    with pytest.raises(ParityError, match=r"96\.67% of 30 pictures .* first that differs is .*7"):
+    with pytest.raises(ParityError, match=r"96\.67% of 30 images .* first that differs is .*7"):
         compare(reference, predictor, paths, bar=ParityBar(atol=None, min_top1_agreement=1.0))
     lower = ParityBar(atol=None, min_top1_agreement=0.9)
     parity = compare(reference, predictor, paths, bar=lower)
@@ -439,7 +439,7 @@ def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, pictures
     targets = reference.argmax(axis=1)
     assert compare(reference, predictor, paths, targets, bar=lower).accuracy_drop == 1 / 30
     strict = ParityBar(atol=None, min_top1_agreement=0.9, max_accuracy_drop=0.03)
-    with pytest.raises(ParityError, match=r"accuracy on 30 pictures drops by 3\.33%, more than 3"):
+    with pytest.raises(ParityError, match=r"accuracy on 30 images drops by 3\.33%, more than 3"):
         compare(reference, predictor, paths, targets, bar=strict)
     # An export that is right more often than PyTorch has lost nothing.
     better = predictor(
@@ -469,7 +469,7 @@ def test_the_check_of_an_onnx_file_sees_a_graph_that_does_not_fit(onnx_file, tmp
         check_onnx(tmp_path / "invalid.onnx")
 
 
-# --------------------------------------------------------------- pictures, Ctrl-C, replacing
+# --------------------------------------------------------------- images, Ctrl-C, replacing
 
 
 @pytest.fixture
@@ -477,7 +477,7 @@ def run_copy(cnn_run, tmp_path):
     return shutil.copytree(cnn_run, tmp_path / "runs" / "cnn")
 
 
-def test_without_its_validation_pictures_a_run_is_not_exported(run_copy, tmp_path):
+def test_without_its_validation_images_a_run_is_not_exported(run_copy, tmp_path):
     split = run_copy / "split.csv"
     good = split.read_text()
     split.write_text(good.replace("dark", "gone"))
@@ -525,13 +525,13 @@ def test_exporting_again_replaces_and_says_so(cnn_run, tmp_path):
     assert progress.said == [f"Exporting cnn to {first.path}"]
     first.path.write_bytes(b"damaged since")
     (second,) = make_exports(
-        cnn_run, ["torchscript"], tmp_path, num_pictures=3, device="cpu", progress=progress
+        cnn_run, ["torchscript"], tmp_path, num_images=3, device="cpu", progress=progress
     )
     assert progress.said[1:] == [f"Exporting cnn to {first.path}, replacing it"]
     assert (first.replaced, second.replaced) == (False, True)
     assert second.path == first.path
     assert read_card(first.path) == second.card
-    assert second.parity.num_pictures == 3
+    assert second.parity.num_images == 3
 
 
 def test_the_exporter_is_not_heard(cnn_run, tmp_path):
@@ -582,7 +582,7 @@ def test_every_precision_is_verified_against_its_own_bar(reduced):
         assert parity.top1_agreement >= parity.min_top1_agreement == bar.min_top1_agreement
         assert parity.max_accuracy_drop == bar.max_accuracy_drop
         assert parity.accuracy_drop == 0
-        assert parity.num_pictures == NUM_VAL
+        assert parity.num_images == NUM_VAL
     assert BARS["int8"].min_top1_agreement == 0.99
     assert BARS["int8"].max_accuracy_drop == 0.005
     assert BARS["fp16"].min_top1_agreement == 0.995
@@ -601,7 +601,7 @@ def test_the_card_says_on_which_device_each_file_was_verified(reduced):
 
 def test_the_table_says_that_fp16_was_not_exercised(cnn_run, tmp_path):
     done = run_tltools(
-        "export", cnn_run, "--precision", "fp16", "--device", "cpu", "--pictures", 2, cwd=tmp_path
+        "export", cnn_run, "--precision", "fp16", "--device", "cpu", "--images", 2, cwd=tmp_path
     )
     assert done.code == 0
     assert "*: the CPU computes fp16 files in fp32" in " ".join(done.out.split())
@@ -619,7 +619,7 @@ def test_a_card_from_before_devices_were_told_is_still_read(reduced):
 
 def test_an_int8_export_says_how_it_was_calibrated(reduced):
     calibration = reduced["int8"].facts.calibration
-    assert (calibration.method, calibration.num_pictures) == ("MinMax", 7)
+    assert (calibration.method, calibration.num_images) == ("MinMax", 7)
     assert reduced["fp32"].facts.calibration is None
     assert reduced["fp16"].facts.calibration is None
 
@@ -629,7 +629,7 @@ def test_only_the_exports_are_left_in_their_folder(reduced):
     assert names == ["cnn.fp16.onnx", "cnn.fp32.onnx", "cnn.int8.onnx"]
 
 
-def test_calibration_takes_training_pictures_from_all_classes_alike(cnn_run, tmp_path, monkeypatch):
+def test_calibration_takes_training_images_from_all_classes_alike(cnn_run, tmp_path, monkeypatch):
     frame = read_split(cnn_run)
     train = frame[frame["split"] == "train"].set_index("path")
     taken = []
@@ -659,7 +659,7 @@ def test_a_reduced_export_below_its_bar_is_not_made(cnn_run, tmp_path, monkeypat
     earlier = tmp_path / "cnn" / f"cnn.{precision}.onnx"
     earlier.parent.mkdir()
     earlier.write_bytes(b"earlier")
-    with pytest.raises(ParityError, match=r"is not made: .* of 6 pictures get the same label"):
+    with pytest.raises(ParityError, match=r"is not made: .* of 6 images get the same label"):
         make_exports(cnn_run, ["onnx"], tmp_path, precisions=(precision,))
     assert files_in(tmp_path) == [earlier]
     assert earlier.read_bytes() == b"earlier"
@@ -697,7 +697,7 @@ def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
         FORMATS,
         tmp_path,
         precisions=("fp32", "fp16"),
-        num_pictures=2,
+        num_images=2,
         device="cpu",
         progress=progress,
     )
@@ -709,7 +709,7 @@ def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
     assert sum("TorchScript in fp16 is for GPUs" in line for line in progress.said) == 1
 
 
-def test_torchscript_in_fp16_takes_the_same_pictures_and_gives_float32(
+def test_torchscript_in_fp16_takes_the_same_images_and_gives_float32(
     cnn_run, cnn_exports, images, tmp_path
 ):
     """On the CPU, which is quick enough for the small network."""
@@ -725,10 +725,10 @@ def test_torchscript_in_fp16_takes_the_same_pictures_and_gives_float32(
     assert 0 < np.abs(logits - exact).max() < 0.01 * np.ptp(exact)
 
 
-def test_the_training_pictures_must_be_there_for_int8(cnn_run, tmp_path, monkeypatch):
+def test_the_training_images_must_be_there_for_int8(cnn_run, tmp_path, monkeypatch):
     frame = read_split(cnn_run)
     frame.loc[frame["split"] == "train", "path"] = str(tmp_path / "gone.png")
     monkeypatch.setattr(trained_module, "read_split", lambda run: frame)
-    with pytest.raises(DataError, match=r"cannot be calibrated on its training pictures: .*gone"):
+    with pytest.raises(DataError, match=r"cannot be calibrated on its training images: .*gone"):
         make_exports(cnn_run, ["onnx"], tmp_path, precisions=("int8",))
     assert files_in(tmp_path) == []

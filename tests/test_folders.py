@@ -18,7 +18,7 @@ def touch(root, *names):
     return [root / name for name in names]
 
 
-def test_pictures_are_found_recursively_in_sorted_order(tmp_path):
+def test_images_are_found_recursively_in_sorted_order(tmp_path):
     expected = touch(tmp_path, "b.jpg", "a/z.PNG", "a/c/x.webp", "a-b.tif", "B.jpeg", "é.gif")
     touch(tmp_path, "notes.txt", "a/labels.csv", "jpg", "a/noext.")
     assert list(find_images(tmp_path)) == sorted(expected)
@@ -30,7 +30,7 @@ def test_hidden_files_and_folders_are_skipped(tmp_path):
     assert list(find_images(tmp_path)) == expected
 
 
-def test_folder_named_like_a_picture_is_entered(tmp_path):
+def test_folder_named_like_a_image_is_entered(tmp_path):
     expected = touch(tmp_path, "x.jpg/a.jpg")
     assert list(find_images(tmp_path)) == expected
 
@@ -129,7 +129,7 @@ def test_names_come_in_order(many, monkeypatch):
 def test_names_in_one_text_take_little_memory():
     def measure(make):
         tracemalloc.start()
-        kept = make([f"picture_{number:06}.jpg" for number in range(10_000)])
+        kept = make([f"image_{number:06}.jpg" for number in range(10_000)])
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(kept) == 10_000

@@ -61,11 +61,11 @@ def assert_one_line(error: Exception) -> None:
     assert "\n" not in str(error)
 
 
-# --------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------- images
 
 
-def _pictures() -> dict[str, bytes]:
-    """Small pictures in every format and many kinds of it."""
+def _images() -> dict[str, bytes]:
+    """Small images in every format and many kinds of it."""
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (40, 31, 3), dtype=np.uint8))
     frames = [rgb.convert("P"), rgb.rotate(90, expand=True).convert("P")]
@@ -74,7 +74,7 @@ def _pictures() -> dict[str, bytes]:
     kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "jpeg": (rgb, {}),
         "jpeg progressive": (rgb, {"progressive": True}),
-        "jpeg grey": (rgb.convert("L"), {}),
+        "jpeg gray": (rgb.convert("L"), {}),
         "jpeg cmyk": (rgb.convert("CMYK"), {}),
         "jpeg exif": (rgb, {"exif": exif}),
         "png": (rgb, {}),
@@ -107,17 +107,17 @@ def _encoded(name: str, image: Image.Image, options: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-PICTURES = _pictures()
-MAGICS = [data[:size] for data in PICTURES.values() for size in (4, 12, 30)]
+IMAGES = _images()
+MAGICS = [data[:size] for data in IMAGES.values() for size in (4, 12, 30)]
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("fuzz") / "picture"
+    return tmp_path_factory.mktemp("fuzz") / "image"
 
 
-def check_picture(file: Path, data: bytes) -> None:
-    """A picture or a DataError in one line, whatever is in the file."""
+def check_image(file: Path, data: bytes) -> None:
+    """An image or a DataError in one line, whatever is in the file."""
     file.write_bytes(data)
     for resize in ("squash", "crop"):
         try:
@@ -128,14 +128,14 @@ def check_picture(file: Path, data: bytes) -> None:
             assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
 
 
-@given(st.sampled_from(sorted(PICTURES)), damages())
-def test_a_damaged_picture_is_a_picture_or_an_error(file, name, changes):
-    check_picture(file, damaged(PICTURES[name], changes))
+@given(st.sampled_from(sorted(IMAGES)), damages())
+def test_a_damaged_image_is_a_image_or_an_error(file, name, changes):
+    check_image(file, damaged(IMAGES[name], changes))
 
 
 @given(st.sampled_from([b"", *MAGICS]), st.binary(max_size=300))
-def test_any_bytes_are_a_picture_or_an_error(file, magic, rest):
-    check_picture(file, magic + rest)
+def test_any_bytes_are_a_image_or_an_error(file, magic, rest):
+    check_image(file, magic + rest)
 
 
 # ----------------------------------------------------------------------------------- labels

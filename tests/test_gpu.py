@@ -43,7 +43,7 @@ def cuda():
 def dataset(tmp_path_factory):
     from tltools.data.dataset import load_dataset
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(40):
         name = ("dark", "bright")[index % 2]
@@ -197,7 +197,7 @@ def exported(request, run, tmp_path_factory):
 
 
 def batches_in(memory, num, size=224):
-    """Views of batches of different pictures in some memory, and what they hold."""
+    """Views of batches of different images in some memory, and what they hold."""
     rng = np.random.default_rng(0)
     shape = (8, size, size, 3)
     length = int(np.prod(shape))

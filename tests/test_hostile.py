@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, COLOURS, SIZE
+from conftest import CLASSES, COLORS, SIZE
 from PIL import Image
 
 from tltools.card import Preprocessing
-from tltools.classify import Job, Output, Plan, classify, list_pictures, run_job
+from tltools.classify import Job, Output, Plan, classify, list_images, run_job
 from tltools.data import images as images_module
 from tltools.data.images import load_image
 from tltools.errors import DataError
@@ -53,10 +53,10 @@ MAGIC = {
 }
 
 
-def plain(colour: str, size: int = SIZE) -> Image.Image:
-    """A picture of one colour with some structure, so that its file has a length."""
+def plain(color: str, size: int = SIZE) -> Image.Image:
+    """An image of one color with some structure, so that its file has a length."""
     pixels = np.empty((size, size, 3), np.int16)
-    pixels[...] = COLOURS[colour]
+    pixels[...] = COLORS[color]
     pixels += np.random.default_rng(size).integers(-5, 6, pixels.shape, dtype=np.int16)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -84,8 +84,8 @@ def with_exif(exif: bytes) -> bytes:
 
 
 def good_files() -> Iterator[tuple[bytes, bytes, str]]:
-    """Names, contents and colours of pictures that are odd and have to be read."""
-    red, green, blue = (plain(colour) for colour in COLOURS)
+    """Names, contents and colors of images that are odd and have to be read."""
+    red, green, blue = (plain(color) for color in COLORS)
     yield b"plain.png", encoded(red, "PNG"), "red"
     yield b"progressive.jpg", encoded(green, "JPEG", progressive=True), "green"
     yield b"arithmetic.jpg", ARITHMETIC, "red"
@@ -122,12 +122,12 @@ def good_files() -> Iterator[tuple[bytes, bytes, str]]:
 
 
 def either_files() -> Iterator[tuple[bytes, bytes]]:
-    """Pictures without a colour to expect, and damaged ones of which some can be read."""
+    """Images without a color to expect, and damaged ones of which some can be read."""
     ramp = Image.fromarray(np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 64)
     yield b"16-bit.png", encoded(ramp, "PNG")
     yield b"1-bit.png", encoded(plain("red").convert("1"), "PNG")
     yield b"float.tif", encoded(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF")
-    yield b"grey-alpha.png", encoded(plain("red").convert("LA"), "PNG")
+    yield b"gray-alpha.png", encoded(plain("red").convert("LA"), "PNG")
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("GIF", "gif"), ("WEBP", "webp")):
         data = encoded(plain("green"), kind)
         for length in np.linspace(1, len(data) - 1, 12, dtype=int):
@@ -139,9 +139,9 @@ def either_files() -> Iterator[tuple[bytes, bytes]]:
 
 
 def bad_files() -> Iterator[tuple[bytes, bytes]]:
-    """Files that are no pictures, or must not be decoded."""
+    """Files that are no images, or must not be decoded."""
     yield b"empty.jpg", b""
-    yield b"text.jpg", b"This is not a picture.\n" * 100
+    yield b"text.jpg", b"This is not an image.\n" * 100
     yield b"page.png", b"<html><body>404</body></html>"
     yield b"document.png", b"%PDF-1.7\n"
     yield b"script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n(x) run\n"
@@ -170,7 +170,7 @@ def bad_files() -> Iterator[tuple[bytes, bytes]]:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
     """The folder, with what is no file among them."""
-    folder = tmp_path_factory.mktemp("hostile") / "pictures"
+    folder = tmp_path_factory.mktemp("hostile") / "images"
     folder.mkdir()
     for name, content, *_ in (*good_files(), *either_files(), *bad_files()):
         path = folder / os.fsdecode(name)
@@ -216,7 +216,7 @@ def rows(hostile, onnx_path, tmp_path_factory) -> dict[str, dict[str, str]]:
     )
     err = done.stderr.decode()
     assert done.returncode == 0, err
-    assert "looking for the picture" not in err  # no decoder crashed, none hung
+    assert "looking for the image" not in err  # no decoder crashed, none hung
     assert all(line.isprintable() for line in err.splitlines())
     with output.open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
@@ -233,12 +233,12 @@ def test_each_hostile_file_has_one_row(rows):
         assert (row["label"] in CLASSES) != bool(row["error"])
 
 
-def test_odd_pictures_get_their_labels(rows):
-    wanted = {text(name): colour for name, _, colour in good_files()}
+def test_odd_images_get_their_labels(rows):
+    wanted = {text(name): color for name, _, color in good_files()}
     assert {name: rows[name]["label"] for name in wanted} == wanted
 
 
-def test_files_that_are_no_pictures_get_errors(rows):
+def test_files_that_are_no_images_get_errors(rows):
     for name in (*(text(name) for name, _ in bad_files()), *NO_FILES):
         assert rows[name]["error"].startswith("cannot read image "), name
         assert rows[name]["error"].isprintable()
@@ -249,10 +249,10 @@ def test_bombs_are_refused_by_their_headers(rows):
         assert "a decompression bomb?" in rows[name]["error"], rows[name]
 
 
-def test_every_picture_gets_the_prediction_that_it_gets_alone(rows, hostile, onnx_path):
+def test_every_image_gets_the_prediction_that_it_gets_alone(rows, hostile, onnx_path):
     predictor = load_predictor(onnx_path, device="cpu", threads=1)
     errors = {}
-    for listed in list_pictures([hostile]):
+    for listed in list_images([hostile]):
         row = rows[text(listed.name)]
         try:
             image = load_image(listed, Preprocessing(size=SIZE, resize="squash"))
@@ -272,7 +272,7 @@ def test_every_plan_survives_the_hostile_folder(plan, rows, hostile, onnx_path, 
     predictor = load_predictor(onnx_path, device="cpu", threads=1)
     output = tmp_path / "out.csv"
     with Output(output, CLASSES) as writer:
-        for prediction in classify(predictor, list_pictures([hostile]), plan=plan):
+        for prediction in classify(predictor, list_images([hostile]), plan=plan):
             writer.write(prediction)
     with output.open(encoding="utf-8", newline="") as file:
         found = {row["path"]: row["label"] for row in csv.DictReader(file)}
@@ -292,7 +292,7 @@ def test_a_job_over_the_hostile_folder_goes_on(suffix, hostile, onnx_path, tmp_p
 
 
 def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
-    onnx_path, pictures, tmp_path, monkeypatch
+    onnx_path, images, tmp_path, monkeypatch
 ):
     load = pipeline.load_image
 
@@ -302,13 +302,13 @@ def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
         return load(path, rules, **options)
 
     monkeypatch.setattr(pipeline, "load_image", delete_some)
-    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
-    assert (summary.num_pictures, summary.num_failed) == (30, 3)
+    summary = run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
+    assert (summary.num_images, summary.num_failed) == (30, 3)
     assert list(summary.errors) == ["no such file or directory"]
 
 
 def test_a_file_that_grows_while_it_is_read_is_read_to_its_first_length(
-    onnx_path, pictures, tmp_path, monkeypatch
+    onnx_path, images, tmp_path, monkeypatch
 ):
     fstat, seen, grown = os.fstat, [], []
 
@@ -327,10 +327,10 @@ def test_a_file_that_grows_while_it_is_read_is_read_to_its_first_length(
         seen.append(len(data))
         return load_any(data, rules)
 
-    sizes = sorted(path.stat().st_size for path in pictures.glob("*/*.png"))
+    sizes = sorted(path.stat().st_size for path in images.glob("*/*.png"))
     monkeypatch.setattr(images_module, "_load_any", recorded)
     monkeypatch.setattr(os, "fstat", growing)
-    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
+    summary = run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
     monkeypatch.undo()
     assert summary.counts == {"red": 10, "green": 10, "blue": 10}
     assert sorted(seen) == sizes
@@ -352,14 +352,14 @@ def as_nobody() -> Iterator[None]:
         os.setegid(0)
 
 
-def test_a_file_without_the_right_to_read_it_gets_its_row(onnx_path, pictures, tmp_path):
-    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))  # imports what it needs
+def test_a_file_without_the_right_to_read_it_gets_its_row(onnx_path, images, tmp_path):
+    run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))  # imports what it needs
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
-        shutil.copytree(pictures, folder / "pictures")
+        shutil.copytree(images, folder / "images")
         model = Path(shutil.copy(onnx_path, folder / "tiny.onnx"))
-        (folder / "pictures/red/3.png").chmod(0)
+        (folder / "images/red/3.png").chmod(0)
         folder.chmod(0o777)
         with as_nobody():
-            summary = run_job(Job(model, [folder / "pictures"], folder / "out.csv", device="cpu"))
-    assert (summary.num_pictures, summary.errors) == (30, {"permission denied": 1})
+            summary = run_job(Job(model, [folder / "images"], folder / "out.csv", device="cpu"))
+    assert (summary.num_images, summary.errors) == (30, {"permission denied": 1})

@@ -36,7 +36,7 @@ def quadrants(width=SIZE, height=SIZE):
 
 
 def corners(pixels):
-    """The colours in the middle of the four quadrants, row by row."""
+    """The colors in the middle of the four quadrants, row by row."""
     near, far = pixels.shape[0] // 4, pixels.shape[0] * 3 // 4
     return [pixels[y, x].tolist() for y in (near, far) for x in (near, far)]
 
@@ -60,7 +60,7 @@ def assert_unreadable(path, match):
     return message
 
 
-# Kinds of pictures
+# Kinds of images
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def assert_unreadable(path, match):
         pytest.param("a.jp2", {}, id="jpeg2000"),
     ],
 )
-def test_every_format_gives_the_same_colours_at_the_same_places(tmp_path, name, options):
+def test_every_format_gives_the_same_colors_at_the_same_places(tmp_path, name, options):
     path = tmp_path / name
     quadrants(48, 64).save(path, **options)
     assert path.suffix in IMAGE_SUFFIXES
@@ -106,7 +106,7 @@ def test_result_goes_where_it_was_asked_to(tmp_path):
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "LA"])
-def test_a_decoded_picture_goes_the_way_of_its_file(tmp_path, resize, mode):
+def test_a_decoded_image_goes_the_way_of_its_file(tmp_path, resize, mode):
     path = tmp_path / "a.png"
     quadrants(48, 64).convert(mode).save(path)
     expected = load_image(path, Preprocessing(size=SIZE, resize=resize))
@@ -124,7 +124,7 @@ def test_a_decoded_picture_goes_the_way_of_its_file(tmp_path, resize, mode):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured(tmp_path, name, orientation):
     # What each orientation does to stored rows and columns is in the Exif standard: the stored
-    # picture is made by undoing it.
+    # image is made by undoing it.
     undo = {
         1: lambda image: image,
         2: ImageOps.mirror,
@@ -148,7 +148,7 @@ ENDS_WITHIN_A_TAG = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03"
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 @pytest.mark.parametrize("exif", [NO_TIFF, ENDS_WITHIN_A_TAG])
-def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path, exif):
+def test_damaged_exif_leaves_the_image_as_it_is(tmp_path, exif):
     quadrants().save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
     assert_quadrants(load(tmp_path / "a.jpg"))
 
@@ -183,20 +183,20 @@ def test_damaged_exif_is_not_worth_a_warning(tmp_path):
         pytest.param("a.tiff", np.float32, 0.75, id="float-tiff"),
     ],
 )
-def test_grey_pictures_of_any_depth_keep_their_full_range(tmp_path, name, dtype, white):
+def test_gray_images_of_any_depth_keep_their_full_range(tmp_path, name, dtype, white):
     values = np.zeros((SIZE, SIZE), dtype)
     values[:, SIZE // 2 :] = white
     Image.fromarray(values).save(tmp_path / name)
     assert_quadrants(load(tmp_path / name), expected=(BLACK, WHITE, BLACK, WHITE))
 
 
-def test_float_picture_of_one_value_is_black(tmp_path):
+def test_float_image_of_one_value_is_black(tmp_path):
     Image.fromarray(np.full((SIZE, SIZE), np.nan, np.float32)).save(tmp_path / "a.tiff")
     assert not load(tmp_path / "a.tiff").any()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
+def test_16_bit_gray_is_scaled_and_not_clipped(tmp_path, name):
     values = np.full((SIZE, SIZE), 65535 // 2, np.uint16)
     Image.fromarray(values).save(tmp_path / name)
     assert load(tmp_path / name)[0, 0].tolist() == [127, 127, 127]
@@ -217,7 +217,7 @@ def test_transparency_is_laid_over_white(tmp_path):
     assert_quadrants(load(tmp_path / "a.png"), atol=1, expected=expected)
 
 
-def test_grey_with_transparency_is_laid_over_white(tmp_path):
+def test_gray_with_transparency_is_laid_over_white(tmp_path):
     Image.new("LA", (SIZE, SIZE), (0, 51)).save(tmp_path / "a.png")
     np.testing.assert_allclose(load(tmp_path / "a.png"), 204, atol=1)
 
@@ -225,7 +225,7 @@ def test_grey_with_transparency_is_laid_over_white(tmp_path):
 @pytest.mark.parametrize(
     ("name", "transparency"),
     [("a.png", 1), ("a.gif", 1), ("a.png", bytes([255, 0]))],
-    ids=["png-index", "gif-index", "png-alpha-per-colour"],
+    ids=["png-index", "gif-index", "png-alpha-per-color"],
 )
 def test_palette_with_transparency_is_laid_over_white(tmp_path, name, transparency):
     image = Image.new("P", (SIZE, SIZE), 0)
@@ -235,13 +235,13 @@ def test_palette_with_transparency_is_laid_over_white(tmp_path, name, transparen
     assert_quadrants(load(tmp_path / name), expected=(RED, WHITE, RED, WHITE))
 
 
-def test_transparent_colour_of_an_rgb_png_is_white(tmp_path):
+def test_transparent_color_of_an_rgb_png_is_white(tmp_path):
     quadrants().save(tmp_path / "a.png", transparency=BLUE)
     assert_quadrants(load(tmp_path / "a.png"), expected=(RED, GREEN, WHITE, WHITE))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
-def test_cmyk_has_its_colours_and_not_their_negative(tmp_path, name):
+def test_cmyk_has_its_colors_and_not_their_negative(tmp_path, name):
     quadrants().convert("CMYK").save(tmp_path / name)
     assert_quadrants(load(tmp_path / name), atol=40)
 
@@ -384,7 +384,7 @@ def test_orientation_is_found_wherever_it_stands(tmp_path, before, kind):
     assert_quadrants(load(path), atol=40)
 
 
-def test_first_picture_of_a_multi_picture_jpeg_is_taken(tmp_path, decoders):
+def test_first_image_of_a_multi_image_jpeg_is_taken(tmp_path, decoders):
     path = tmp_path / "a.jpg"
     other = Image.new("RGB", (SIZE, SIZE), BLACK)
     quadrants().save(path, "MPO", save_all=True, append_images=[other], quality=95, subsampling=0)
@@ -410,7 +410,7 @@ def test_content_and_not_the_suffix_decides(tmp_path):
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_picture_of_the_right_size_is_not_resampled(tmp_path, resize):
+def test_image_of_the_right_size_is_not_resampled(tmp_path, resize):
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     np.testing.assert_array_equal(load(tmp_path / "a.png", resize=resize), noise)
@@ -424,14 +424,14 @@ def test_squash_is_pillows_bilinear(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (225, 900), (100, 100)])
-def test_crop_is_torchvisions_resize_and_centre_crop(tmp_path, width, height):
+def test_crop_is_torchvisions_resize_and_center_crop(tmp_path, width, height):
     from torchvision.transforms import v2
 
     rng = np.random.default_rng(0)
     blotches = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
-    picture = blotches.resize((width, height), Image.Resampling.BICUBIC)
-    picture.save(tmp_path / "a.png")
-    expected = np.asarray(v2.CenterCrop(224)(v2.Resize(256)(picture)))
+    image = blotches.resize((width, height), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "a.png")
+    expected = np.asarray(v2.CenterCrop(224)(v2.Resize(256)(image)))
     pixels = load(tmp_path / "a.png", size=224, resize="crop")
     difference = np.abs(pixels.astype(int) - expected)
     assert difference.mean() < 2  # the crop's edge may lie a fraction of a pixel away
@@ -522,13 +522,13 @@ def test_truncated_file_is_refused(tmp_path, name, options, kept):
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"hello", "not a picture of a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture of a known format"),
+        (b"hello", "not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a known format"),
         (b"\xff\xd8\xff", "cannot read"),
         (b"\x89PNG\r\n\x1a\n", "cannot read"),
     ],
 )
-def test_what_is_not_a_picture_is_refused(tmp_path, content, reason):
+def test_what_is_not_a_image_is_refused(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
     assert_unreadable(tmp_path / "a.jpg", reason)
 

@@ -14,7 +14,7 @@ def write_csv(folder: Path, text: str | bytes, name: str = "labels.csv") -> Path
     return path
 
 
-def picture(path: Path) -> Path:
+def image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(path)
     return path
@@ -30,7 +30,7 @@ def rows(frame):
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def test_first_column_is_the_picture_and_second_the_label(tmp_path):
+def test_first_column_is_the_image_and_second_the_label(tmp_path):
     csv = write_csv(tmp_path, "image_names,emergency_or_not\nb.jpg,0\na.jpg,1\n")
     frame = read_labels(csv)
     assert list(frame.columns) == ["path", "class", "split"]
@@ -40,17 +40,17 @@ def test_first_column_is_the_picture_and_second_the_label(tmp_path):
 
 def test_a_folder_with_one_csv_is_that_csv(tmp_path):
     write_csv(tmp_path, "a,b\n1.jpg,0\n")
-    picture(tmp_path / "images" / "1.jpg")
+    image(tmp_path / "images" / "1.jpg")
     frame = read_labels(tmp_path)
     assert list(frame["path"]) == [str(tmp_path / "images" / "1.jpg")]
 
 
-def test_pictures_are_found_beside_the_csv_in_images_and_where_told(tmp_path):
+def test_images_are_found_beside_the_csv_in_images_and_where_told(tmp_path):
     csv = write_csv(tmp_path, "a,b\nbeside.jpg,0\ninside.jpg,1\nsub/deep.jpg,1\ngone.jpg,0\n")
-    beside = picture(tmp_path / "beside.jpg")
-    inside = picture(tmp_path / "images" / "inside.jpg")
-    deep = picture(tmp_path / "images" / "sub" / "deep.jpg")
-    # A missing picture is named where most of the others lie.
+    beside = image(tmp_path / "beside.jpg")
+    inside = image(tmp_path / "images" / "inside.jpg")
+    deep = image(tmp_path / "images" / "sub" / "deep.jpg")
+    # A missing image is named where most of the others lie.
     gone = tmp_path / "images" / "gone.jpg"
     assert list(read_labels(csv)["path"]) == [str(p) for p in (beside, inside, deep, gone)]
     other = tmp_path / "other"
@@ -60,10 +60,10 @@ def test_pictures_are_found_beside_the_csv_in_images_and_where_told(tmp_path):
 
 
 def test_absolute_and_relative_names_become_normal_absolute_paths(tmp_path, monkeypatch):
-    there = picture(tmp_path / "pictures" / "a b.jpg")
+    there = image(tmp_path / "images" / "a b.jpg")
     folder = tmp_path / "labels"
     folder.mkdir()
-    write_csv(folder, f"a,b\n{there},0\n../pictures/a b.jpg,1\n")
+    write_csv(folder, f"a,b\n{there},0\n../images/a b.jpg,1\n")
     monkeypatch.chdir(tmp_path)
     assert list(read_labels(Path("labels/labels.csv"))["path"]) == [str(there)] * 2
 
@@ -123,7 +123,7 @@ def test_repeated_headers_matter_only_where_one_is_named(tmp_path):
         read_labels(csv, image_column="a")
 
 
-def test_one_column_cannot_be_picture_and_label(tmp_path):
+def test_one_column_cannot_be_image_and_label(tmp_path):
     csv = write_csv(tmp_path, "a,b\n1.jpg,0\n")
     with pytest.raises(ConfigError, match="'a' cannot hold both"):
         read_labels(csv, label_column="a")
@@ -145,7 +145,7 @@ def test_one_column_cannot_be_picture_and_label(tmp_path):
         pytest.param(b"a,b\n1,5.jpg,0\n", "not in line 2.*a comma in double quotes", id="comma"),
         pytest.param(b'a,b\n"1.jpg,0\n', "line 2: unexpected end", id="open quote"),
         pytest.param(b"a,b\n1.jpg,\n2.jpg,0\n3.jpg,NaN\n", "no label in 2 .*line 2, 4", id="nan"),
-        pytest.param(b"a,b\n ,0\n", r"no picture in 1 of 1 rows \(column 'a', line 2\)", id="name"),
+        pytest.param(b"a,b\n ,0\n", r"no image in 1 of 1 rows \(column 'a', line 2\)", id="name"),
         pytest.param(b"a,split\n1.jpg,train\n", "no column of labels", id="no label column"),
         pytest.param(b"a,b,split\n1.jpg,0,fold1\n", "'split' that does not say", id="odd split"),
     ],
@@ -164,7 +164,7 @@ def test_a_long_list_of_lines_is_shortened(tmp_path):
         read_labels(csv)
 
 
-def test_a_cell_that_no_file_system_accepts_is_only_a_missing_picture(tmp_path):
+def test_a_cell_that_no_file_system_accepts_is_only_a_missing_image(tmp_path):
     csv = write_csv(tmp_path, f"a,b\n{'x' * 5000},0\nn\0ul.jpg,1\n")
     assert len(read_labels(csv)) == 2
 
@@ -188,11 +188,11 @@ def test_an_empty_split_column_is_no_split(tmp_path):
 
 
 def test_class_folders_give_their_names(tmp_path):
-    picture(tmp_path / "bee" / "2.jpg")
-    picture(tmp_path / "bee" / "deep" / "er" / "1.PNG")
-    picture(tmp_path / "ant" / "a b.jpg")
-    picture(tmp_path / ".cache" / "x.jpg")
-    (tmp_path / "bee" / "notes.txt").write_text("no picture")
+    image(tmp_path / "bee" / "2.jpg")
+    image(tmp_path / "bee" / "deep" / "er" / "1.PNG")
+    image(tmp_path / "ant" / "a b.jpg")
+    image(tmp_path / ".cache" / "x.jpg")
+    (tmp_path / "bee" / "notes.txt").write_text("no image")
     frame = read_labels(tmp_path)
     assert rows(frame) == [("a b.jpg", "ant", ""), ("2.jpg", "bee", ""), ("1.PNG", "bee", "")]
     assert all(Path(path).is_file() for path in frame["path"])
@@ -200,10 +200,10 @@ def test_class_folders_give_their_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
 def test_train_and_val_folders_are_a_split(tmp_path, name):
-    picture(tmp_path / "train" / "ant" / "1.jpg")
-    picture(tmp_path / "train" / "bee" / "2.jpg")
-    picture(tmp_path / name / "bee" / "3.jpg")
-    picture(tmp_path / "test" / "ant" / "4.jpg")
+    image(tmp_path / "train" / "ant" / "1.jpg")
+    image(tmp_path / "train" / "bee" / "2.jpg")
+    image(tmp_path / name / "bee" / "3.jpg")
+    image(tmp_path / "test" / "ant" / "4.jpg")
     (tmp_path / "runs").mkdir()
     assert rows(read_labels(tmp_path)) == [
         ("1.jpg", "ant", "train"),
@@ -215,13 +215,13 @@ def test_train_and_val_folders_are_a_split(tmp_path, name):
 
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("bus", "car", "train", "train/freight"):
-        picture(tmp_path / name / "1.jpg")
+        image(tmp_path / name / "1.jpg")
     assert [label for _, label, _ in rows(read_labels(tmp_path))] == ["bus", "car"] + ["train"] * 2
 
 
-def test_pictures_without_a_class_are_told_apart(tmp_path):
+def test_images_without_a_class_are_told_apart(tmp_path):
     for name in ("train/ant/1.jpg", "train/bee/2.jpg", "train/stray.jpg", "top.jpg", "test/3.jpg"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     frame = read_labels(tmp_path)
     assert [name for name, _, _ in rows(frame)] == ["1.jpg", "2.jpg"]
     loose = [str(tmp_path / name) for name in ("test/3.jpg", "top.jpg", "train/stray.jpg")]
@@ -229,7 +229,7 @@ def test_pictures_without_a_class_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
         pytest.param(["train/1.jpg", "test/2.jpg"], "they hold no class folders", id="flat"),
         pytest.param(["train/a/1.jpg", "cats/2.jpg"], r"no split \(cats\): move", id="mixed"),
@@ -237,15 +237,15 @@ def test_pictures_without_a_class_are_told_apart(tmp_path):
         pytest.param([], "neither a CSV nor class folders", id="empty"),
     ],
 )
-def test_an_unclear_folder_is_a_clear_error(tmp_path, pictures, message):
-    for name in pictures:
-        picture(tmp_path / name)
+def test_an_unclear_folder_is_a_clear_error(tmp_path, images, message):
+    for name in images:
+        image(tmp_path / name)
     with pytest.raises(DataError, match=message):
         read_labels(tmp_path)
 
 
 def test_a_file_name_that_is_not_unicode_is_kept_and_such_a_class_refused(tmp_path):
-    picture(tmp_path / "ant" / "plain.png")
+    image(tmp_path / "ant" / "plain.png")
     (tmp_path / "ant" / "plain.png").rename(
         os.fsdecode(os.fsencode(tmp_path / "ant") + b"/\xff.png")
     )
@@ -264,12 +264,12 @@ def test_control_characters_do_not_reach_a_message(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["", "val/"])
-def test_a_class_folder_without_pictures_is_an_error(tmp_path, split):
-    picture(tmp_path / "train" / "ant" / "1.jpg")
-    picture(tmp_path / f"{split}ant" / "1.jpg") if split else picture(tmp_path / "x" / "1.jpg")
+def test_a_class_folder_without_images_is_an_error(tmp_path, split):
+    image(tmp_path / "train" / "ant" / "1.jpg")
+    image(tmp_path / f"{split}ant" / "1.jpg") if split else image(tmp_path / "x" / "1.jpg")
     root = tmp_path if split else tmp_path / "train"
     (tmp_path / "val" / "wasp" if split else root / "wasp").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"1 class folders without a picture \(wasp\)"):
+    with pytest.raises(DataError, match=r"1 class folders without an image \(wasp\)"):
         read_labels(root)
 
 
@@ -282,15 +282,15 @@ def test_several_csv_files_are_an_error_that_names_them(tmp_path):
 
 def test_a_csv_beside_class_folders_is_not_guessed(tmp_path):
     csv = write_csv(tmp_path, "a,b\nant/1.jpg,x\n")
-    picture(tmp_path / "ant" / "1.jpg")
-    with pytest.raises(DataError, match=r"labels.csv and folders of pictures \(ant\)"):
+    image(tmp_path / "ant" / "1.jpg")
+    with pytest.raises(DataError, match=r"labels.csv and folders of images \(ant\)"):
         read_labels(tmp_path)
     assert rows(read_labels(csv)) == [("1.jpg", "x", "")]
     assert rows(read_labels(tmp_path, label_column="b")) == [("1.jpg", "x", "")]
 
 
 def test_what_belongs_to_a_csv_is_refused_for_folders(tmp_path):
-    picture(tmp_path / "ant" / "1.jpg")
+    image(tmp_path / "ant" / "1.jpg")
     with pytest.raises(ConfigError, match="holds no CSV: --images"):
         read_labels(tmp_path, images=tmp_path)
 
@@ -299,7 +299,7 @@ def test_what_is_not_there_or_no_csv_is_an_error(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_labels(tmp_path / "gone")
     with pytest.raises(DataError, match=r"is not a CSV"):
-        read_labels(picture(tmp_path / "1.jpg"))
+        read_labels(image(tmp_path / "1.jpg"))
     csv = write_csv(tmp_path, "a,b\n1.jpg,0\n")
     with pytest.raises(DataError, match="--images names the folder"):
         read_labels(csv, images=tmp_path / "gone")

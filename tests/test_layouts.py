@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import COLOURS, run_tltools, save_picture
+from conftest import COLORS, run_tltools, save_image
 from google.protobuf import text_format
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -301,21 +301,21 @@ sys.path.insert(0, sys.argv.pop(1))
 from tltools.cli import main
 for output in ("a.csv", "a.jsonl"):
     try:
-        main(["classify", "pictures", "--model", "model.onnx", "--device", "cpu",
+        main(["classify", "images", "--model", "model.onnx", "--device", "cpu",
               "--changed-only", "--output", output])
     except SystemExit as leaving:
         assert not leaving.code
 from tltools.console import print_table
 print_table("what a terminal shows", ("a",), [("b",)])
 import tltools
-tltools.load_model("model.onnx").predict(["pictures/a.png"])
+tltools.load_model("model.onnx").predict(["images/a.png"])
 print("LOADED", *sys.modules)
 """
 
 
 def test_what_serving_imports_is_what_the_image_holds(requirements, onnx_path, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    save_picture(tmp_path / "pictures" / "a.png", COLOURS["red"], np.random.default_rng(0))
+    (tmp_path / "images").mkdir()
+    save_image(tmp_path / "images" / "a.png", COLORS["red"], np.random.default_rng(0))
     shutil.copy(onnx_path, tmp_path / "model.onnx")
     command = [sys.executable, "-c", SERVE, str(ROOT)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -416,7 +416,7 @@ def image(real, tmp_path):
     return opt, bin_, env, json.loads(entry)
 
 
-def test_the_images_steps_make_one_that_classifies_without_torch(image, pictures, tmp_path):
+def test_the_images_steps_make_one_that_classifies_without_torch(image, images, tmp_path):
     opt, bin_, env, entry = image
     (site,) = (bin_.parent / "lib").glob("*/site-packages")
     absent = {"torch", "torchvision", "pandas", "onnx", "scipy", "nvidia"}
@@ -424,14 +424,14 @@ def test_the_images_steps_make_one_that_classifies_without_torch(image, pictures
     total = sum(path.lstat().st_size for path in site.rglob("*"))
     own = sum(path.stat().st_size for path in (site / "tltools").rglob("*") if path.is_file())
     assert (total - own) / 1e6 == pytest.approx(docker.PACKAGES_MB, rel=0.1)
-    command = [one.replace("/opt/", f"{opt}/").replace("/data", str(pictures)) for one in entry]
-    (pictures / "bad.jpg").write_text("no picture")
-    done = subprocess.run(command, cwd=pictures, env=env, capture_output=True, text=True)
+    command = [one.replace("/opt/", f"{opt}/").replace("/data", str(images)) for one in entry]
+    (images / "bad.jpg").write_text("no image")
+    done = subprocess.run(command, cwd=images, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "CPUExecutionProvider" in done.stderr
-    made = (pictures / "predictions.csv").read_bytes()
-    (pictures / "predictions.csv").unlink()
-    arguments = ("classify", pictures, "--model", opt / "tltools" / "model.onnx")
+    made = (images / "predictions.csv").read_bytes()
+    (images / "predictions.csv").unlink()
+    arguments = ("classify", images, "--model", opt / "tltools" / "model.onnx")
     here = run_tltools(*arguments, "--device", "cpu", cwd=tmp_path)
     assert here.code == 0, here.err
     assert (tmp_path / "predictions.csv").read_bytes() == made
@@ -444,11 +444,11 @@ def test_the_images_steps_make_one_that_classifies_without_torch(image, pictures
         ),
     ):
         done = subprocess.run(
-            [*command, *options], cwd=pictures, env=env, capture_output=True, text=True
+            [*command, *options], cwd=images, env=env, capture_output=True, text=True
         )
         assert done.returncode == 2
         assert done.stderr.startswith(message)
-    assert not (pictures / "a.csv").exists()
+    assert not (images / "a.csv").exists()
 
 
 # ------------------------------------------------------------------------------------ command

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, run_tltools, save_picture
+from conftest import COLORS, run_tltools, save_image
 
 from tltools.classify import Job, run_job
 from tltools.classify.ledger import Ledger
@@ -46,36 +46,36 @@ def classify(onnx_path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2, "batch_size": 4}], ids=str)
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_what_is_known_is_not_decoded_and_gives_the_same_rows(classify, pictures, suffix, options):
-    (pictures / "red" / "bad.png").write_bytes(b"no picture")
-    _, expected, _ = classify(pictures, f"plain{suffix}", ledger=False, **options)
-    first, rows, decoded = classify(pictures, f"first{suffix}", **options)
+def test_what_is_known_is_not_decoded_and_gives_the_same_rows(classify, images, suffix, options):
+    (images / "red" / "bad.png").write_bytes(b"no image")
+    _, expected, _ = classify(images, f"plain{suffix}", ledger=False, **options)
+    first, rows, decoded = classify(images, f"first{suffix}", **options)
     assert (rows, first.num_known, len(decoded)) == (expected, 0, 31)
-    second, rows, decoded = classify(pictures, f"second{suffix}", **options)
+    second, rows, decoded = classify(images, f"second{suffix}", **options)
     assert (rows, second.num_known) == (expected, 30)
-    assert decoded == [b"no picture"]  # an error is not remembered: the file may be mended
+    assert decoded == [b"no image"]  # an error is not remembered: the file may be mended
 
 
-def test_only_new_bytes_are_decoded_wherever_they_are(classify, pictures):
-    classify(pictures, "first.csv")
-    (pictures / "red" / "0.png").rename(pictures / "elsewhere.png")
-    save_picture(pictures / "red" / "1.png", COLOURS["blue"], np.random.default_rng(99))
-    save_picture(pictures / "new.png", COLOURS["blue"], np.random.default_rng(100))
-    summary, rows, decoded = classify(pictures, "second.csv")
-    changed = {(pictures / name).read_bytes() for name in ("red/1.png", "new.png")}
+def test_only_new_bytes_are_decoded_wherever_they_are(classify, images):
+    classify(images, "first.csv")
+    (images / "red" / "0.png").rename(images / "elsewhere.png")
+    save_image(images / "red" / "1.png", COLORS["blue"], np.random.default_rng(99))
+    save_image(images / "new.png", COLORS["blue"], np.random.default_rng(100))
+    summary, rows, decoded = classify(images, "second.csv")
+    changed = {(images / name).read_bytes() for name in ("red/1.png", "new.png")}
     assert (set(decoded), len(decoded), summary.num_known) == (changed, 2, 29)
-    assert rows == classify(pictures, "plain.csv", ledger=False)[1]
+    assert rows == classify(images, "plain.csv", ledger=False)[1]
 
 
-def test_another_model_has_a_ledger_of_its_own(classify, pictures, tmp_path, make_onnx, make_card):
-    classify(pictures, "first.csv")
+def test_another_model_has_a_ledger_of_its_own(classify, images, tmp_path, make_onnx, make_card):
+    classify(images, "first.csv")
     other = make_onnx(tmp_path / "other.onnx", make_card(run="another").to_json())
-    summary, _, decoded = classify(pictures, "second.csv", model=other)
+    summary, _, decoded = classify(images, "second.csv", model=other)
     assert (summary.num_known, len(decoded)) == (0, 30)
-    assert classify(pictures, "third.csv", model=other)[0].num_known == 30
+    assert classify(images, "third.csv", model=other)[0].num_known == 30
 
 
-def test_a_job_that_is_stopped_leaves_what_it_knows(classify, pictures, monkeypatch):
+def test_a_job_that_is_stopped_leaves_what_it_knows(classify, images, monkeypatch):
     written = []
     encode = CsvCodec.encode
 
@@ -88,10 +88,10 @@ def test_a_job_that_is_stopped_leaves_what_it_knows(classify, pictures, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(CsvCodec, "encode", stop)
         with pytest.raises(KeyboardInterrupt):
-            classify(pictures, "out.csv")
-    _, rows, decoded = classify(pictures, "out.csv", overwrite=True)
+            classify(images, "out.csv")
+    _, rows, decoded = classify(images, "out.csv", overwrite=True)
     assert len(decoded) <= 6
-    assert rows == classify(pictures, "plain.csv", ledger=False)[1]
+    assert rows == classify(images, "plain.csv", ledger=False)[1]
 
 
 def test_two_jobs_at_once_share_a_ledger(tmp_path):
@@ -114,10 +114,10 @@ def test_two_jobs_at_once_share_a_ledger(tmp_path):
 def test_logits_of_another_number_of_classes_are_not_taken(tmp_path):
     """A damaged row is one that is not known."""
     with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
-        key, _ = ledger.recall(b"picture")
+        key, _ = ledger.recall(b"image")
         ledger.remember(key, np.zeros(2, np.float32))
     with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
-        assert ledger.recall(b"picture")[1] is None
+        assert ledger.recall(b"image")[1] is None
 
 
 def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path):
@@ -149,13 +149,13 @@ def test_the_error_that_ended_a_job_is_the_one_to_hear_of(tmp_path, monkeypatch)
     other.close()
 
 
-def test_changed_only_on_the_command_line(pictures, onnx_path, tmp_path):
-    command = ("classify", pictures, "--model", onnx_path, "--device", "cpu")
+def test_changed_only_on_the_command_line(images, onnx_path, tmp_path):
+    command = ("classify", images, "--model", onnx_path, "--device", "cpu")
     cache = ("--changed-only", "--cache-dir", tmp_path / "cache")
     first = run_tltools(*command, *cache, "-o", "first.csv", cwd=tmp_path)
     again = run_tltools(*command, *cache, "-o", "again.csv", cwd=tmp_path)
-    assert "0 pictures skipped" in first.err
-    assert "30 pictures skipped: this model has classified their bytes" in again.err
+    assert "0 images skipped" in first.err
+    assert "30 images skipped: this model has classified their bytes" in again.err
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "first.csv").read_text()
     assert len(list((tmp_path / "cache" / "classified").glob("*.sqlite"))) == 1
     alone = run_tltools(*command, *cache[1:], "-o", "no.csv", cwd=tmp_path)

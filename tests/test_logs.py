@@ -46,7 +46,7 @@ class Stops(Silent):
         if not self.within and message.startswith(f"epoch {self.epoch:3d}/"):
             raise KeyboardInterrupt
 
-    def bar(self, description, total, unit="pictures"):
+    def bar(self, description, total, unit="images"):
         if self.within and description.startswith("Training"):
             return StoppingBar()
         return super().bar(description, total, unit)
@@ -164,7 +164,7 @@ def test_mlflow_holds_settings_scores_and_files(logged):
         assert copy.read_bytes() == (logged / name).read_bytes()
 
 
-def test_tensorboard_holds_settings_scores_and_pictures(logged):
+def test_tensorboard_holds_settings_scores_and_images(logged):
     events, card = events_of(logged), load_card(logged)
     assert events.Scalars("final/val_accuracy")[0].value == pytest.approx(
         card.metrics["val"].accuracy

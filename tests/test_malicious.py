@@ -90,7 +90,7 @@ def external(location: str):
 
 
 def external_constant(kit: Kit) -> Path:
-    """The tensor is not an initialiser but a node's attribute."""
+    """The tensor is not an initializer but a node's attribute."""
     model = kit.model()
     tensor = TensorProto(name="c", dims=[9], data_type=TensorProto.FLOAT)
     tensor.data_location = TensorProto.EXTERNAL
@@ -286,7 +286,7 @@ def preprocessing(**changes: Any) -> Callable[[Kit], Path]:
 
 
 def self_test(**changes: Any) -> Callable[[Kit], Path]:
-    fields = {"pictures": ["iVBORw0KGgo="], "logits": "AAAA", "tolerance": 1.0} | changes
+    fields = {"images": ["iVBORw0KGgo="], "logits": "AAAA", "tolerance": 1.0} | changes
     return lambda kit: kit.with_card(lambda document: document["export"].update(self_test=fields))
 
 
@@ -387,8 +387,8 @@ CASES = {
     "fewer classes than logits": (card(classes=["a", "b"]), "should be float logits[?, 2]"),
     "one class": (card(classes=["a"]), "two or more different classes"),
     "a class twice": (card(classes=["a", "a", "b"]), "two or more different classes"),
-    "a size of 0": (preprocessing(size=0), "pictures of 0 pixels are not between 1 and 2048"),
-    "a size of 100,000": (preprocessing(size=100_000), "pictures of 100000 pixels"),
+    "a size of 0": (preprocessing(size=0), "images of 0 pixels are not between 1 and 2048"),
+    "a size of 100,000": (preprocessing(size=100_000), "images of 100000 pixels"),
     "another size": (preprocessing(size=16), r"should be uint8 images[?, 16, 16, 3]"),
     "an unknown resize": (preprocessing(resize="stretch"), "Invalid enum value 'stretch'"),
     "a std of 0": (preprocessing(std=[0.0, 1.0, 1.0]), "std must be positive"),
@@ -414,9 +414,9 @@ CASES = {
     ),
     "text that is no JSON": (card_text(lambda _: "no JSON"), "has no valid tltools card"),
     "the card of a run": (card(export=None), "has the card of a run"),
-    "a self-test of another kind": (self_test(pictures=["R0lGODlh"]), "its self-test must have 1"),
-    "a self-test of large pictures": (
-        self_test(pictures=[
+    "a self-test of another kind": (self_test(images=["R0lGODlh"]), "its self-test must have 1"),
+    "a self-test of large images": (
+        self_test(images=[
             "iVBORw0KGgoAAAANSUhEUgAAw1AAAMNQCAIAAAA="  # 50,000 x 50,000
         ]),
         "pixels",
@@ -430,21 +430,21 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_malicious_model_is_refused_in_one_line_by_every_command(kit, pictures, name):
+def test_a_malicious_model_is_refused_in_one_line_by_every_command(kit, images, name):
     make, message = CASES[name]
     path = make(kit)
     before = snapshot(kit.folder.parent)
     commands = {
         "inspect": ("inspect", path),
-        "classify": ("classify", pictures, "--model", path, "--device", "cpu"),
-        "bench": ("bench", path, "--data", pictures, "--device", "cpu"),
-        "evaluate": ("evaluate", path, pictures, "--device", "cpu"),
+        "classify": ("classify", images, "--model", path, "--device", "cpu"),
+        "bench": ("bench", path, "--data", images, "--device", "cpu"),
+        "evaluate": ("evaluate", path, images, "--device", "cpu"),
     }
     for command, args in commands.items():
         ran = run_tltools(*args, cwd=kit.folder)
         assert ran.code == 1, (command, ran)
         assert ran.out == "", command
-        # bench looks at the pictures first and says what it thinks of them.
+        # bench looks at the images first and says what it thinks of them.
         lines = [line for line in ran.err.splitlines() if not line.startswith("reading")]
         lines = lines if command != "bench" else lines[-1:]
         assert len(lines) == 1, (command, ran.err)
@@ -511,9 +511,9 @@ def test_inspect_doctor_and_listing_never_run_torchscript(kit, marking):
     assert {path.name for path in kit.folder.glob(MARK + "*")} == {MARK, MARK + "-run"}
 
 
-def test_a_pickle_within_torchscript_is_not_loaded(kit, pictures):
+def test_a_pickle_within_torchscript_is_not_loaded(kit, images):
     path = pickle_with_code(kit)
-    for command in (["inspect", path], ["classify", pictures, "--model", path, "--device", "cpu"]):
+    for command in (["inspect", path], ["classify", images, "--model", path, "--device", "cpu"]):
         ran = run_tltools(*command, cwd=kit.folder)
         assert ran.code == (0 if command[0] == "inspect" else 1)
     assert ran.err.startswith(f"error: {path} is not a TorchScript file")

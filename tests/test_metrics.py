@@ -57,15 +57,15 @@ def test_accuracy_has_its_wilson_interval_and_its_counts(correct, total):
 
 
 def test_accuracy_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no accuracy without pictures"):
+    with pytest.raises(ValueError, match="no accuracy without images"):
         score(indices(), indices())
 
 
 @pytest.mark.parametrize("num_classes", [2, 5])
-@pytest.mark.parametrize("num_pictures", [0, 1, 1000])
-def test_confusion_matrix_agrees_with_counting(num_classes, num_pictures):
+@pytest.mark.parametrize("num_images", [0, 1, 1000])
+def test_confusion_matrix_agrees_with_counting(num_classes, num_images):
     rng = np.random.default_rng(0)
-    preds, target = rng.integers(num_classes, size=(2, num_pictures))
+    preds, target = rng.integers(num_classes, size=(2, num_images))
     expected = [[0] * num_classes for _ in range(num_classes)]
     for pred, true in zip(preds.tolist(), target.tolist(), strict=True):
         expected[true][pred] += 1
@@ -125,12 +125,12 @@ def test_auc_of_more_classes_is_the_mean_of_one_against_the_rest():
     wider = np.concatenate([probs, np.zeros((90, 1))], axis=1)
     absent = roc_auc(wider, target)
     assert absent.value == pytest.approx(expected, abs=1e-12)
-    assert absent.note == "without the classes that have no picture (1)"
+    assert absent.note == "without the classes that have no image (1)"
 
 
 def test_auc_of_one_class_is_none_with_the_reason():
     probs = np.full((3, 2), 0.5)
-    assert roc_auc(probs, indices(1, 1, 1)) == RocAuc(None, "needs pictures of two classes")
+    assert roc_auc(probs, indices(1, 1, 1)) == RocAuc(None, "needs images of two classes")
 
 
 def test_softmax_is_exact_stable_and_double():
@@ -198,6 +198,6 @@ def test_mcnemar_is_the_exact_binomial_tail(only_first, only_second, p_value):
     assert mcnemar(first, second) == McNemar(only_first, only_second, pytest.approx(p_value))
 
 
-def test_mcnemar_compares_the_same_pictures():
+def test_mcnemar_compares_the_same_images():
     with pytest.raises(ValueError, match=r"must both be \(N,\)"):
         mcnemar(np.array([True]), np.array([True, False]))

@@ -35,12 +35,12 @@ def test_cnn_is_the_articles_baseline():
     assert shapes["backbone.0.weight"] == (4, 3, 3, 3)
     assert shapes["backbone.4.weight"] == (8, 4, 3, 3)
     assert shapes["head.weight"] == (2, 8 * 56 * 56)
-    # Weights and biases of two convolutions, two batch normalisations and one linear layer.
+    # Weights and biases of two convolutions, two batch normalizations and one linear layer.
     expected = (4 * 27 + 4) + (4 + 4) + (8 * 36 + 8) + (8 + 8) + (2 * 8 * 56 * 56 + 2)
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
-def test_pixels_are_scaled_and_normalised_by_channel_and_not_reshaped():
+def test_pixels_are_scaled_and_normalized_by_channel_and_not_reshaped():
     preprocessing = Preprocessing(size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
     model = build_classifier(CNN, 2, preprocessing)
     model.backbone = torch.nn.Identity()

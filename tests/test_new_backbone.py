@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import CLASSES, COLOURS, run_tltools, save_picture
+from conftest import CLASSES, COLORS, run_tltools, save_image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -78,10 +78,10 @@ def colored(tmp_path_factory):
     """Noisy images of three colors, in folders named by their color."""
     root = tmp_path_factory.mktemp("colored")
     rng = np.random.default_rng(0)
-    for name, color in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir()
         for number in range(12):
-            save_picture(root / name / f"{number}.png", color, rng)
+            save_image(root / name / f"{number}.png", color, rng)
     return root
 
 

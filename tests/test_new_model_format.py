@@ -173,7 +173,7 @@ def test_a_new_format_is_measured_beside_the_others(npz_export, workplace):
     npz = found.rows[1]
     assert npz.agreement == 1.0
     assert npz.classify is not None
-    assert npz.classify.pictures_per_s > 0
+    assert npz.classify.images_per_s > 0
     (choice,) = found.recommendation.choices
     judged = [choice.name, *(line.partition(":")[0] for line in choice.passed_over)]
     assert len(judged) == 3

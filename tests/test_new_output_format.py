@@ -67,13 +67,13 @@ def toy_output(monkeypatch):
 
 
 @pytest.fixture
-def toy_job(toy_output, onnx_path, pictures, tmp_path):
+def toy_job(toy_output, onnx_path, images, tmp_path):
     """Make a job whose rows are encoded here: another process would not know the format."""
-    (pictures / "red" / "bad.png").write_bytes(b"no picture")
+    (images / "red" / "bad.png").write_bytes(b"no image")
 
     def make(name: str, **settings) -> Job:
         options = {"device": "cpu", "threads": 2, "batch_size": 4, **settings}
-        return Job(onnx_path, [pictures], tmp_path / name, **options)
+        return Job(onnx_path, [images], tmp_path / name, **options)
 
     return make
 
@@ -96,7 +96,7 @@ def test_an_output_format_is_written_and_read(toy_job, tmp_path):
 def test_a_job_in_an_output_format_resumes(toy_job, tmp_path):
     class Stopping(Silent):
         @contextmanager
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             yield self
 
         def advance(self, amount=1, note=""):
@@ -121,8 +121,8 @@ def test_shards_in_an_output_format_merge(toy_job, tmp_path):
     assert (tmp_path / "merged.toy").read_bytes() == (tmp_path / "whole.toy").read_bytes()
 
 
-def test_the_commands_know_an_output_format(toy_output, onnx_path, pictures, tmp_path):
-    classify = ("classify", pictures, "--model", onnx_path, "--device", "cpu", "--threads", 2)
+def test_the_commands_know_an_output_format(toy_output, onnx_path, images, tmp_path):
+    classify = ("classify", images, "--model", onnx_path, "--device", "cpu", "--threads", 2)
     result = run_tltools(*classify, "-o", "out.toy", cwd=tmp_path)
     assert result.code == 0, result.err
     assert run_tltools("report", "out.toy", cwd=tmp_path).code == 0

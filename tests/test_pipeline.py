@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SIZE, colour_logits
+from conftest import SIZE, color_logits
 from PIL import Image
 
 from tltools.card import Preprocessing
@@ -14,7 +14,7 @@ from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError
 from tltools.processes import ForkServer
 from tltools.runtime import Plan, default_threads, load_predictor, open_model, pipeline, workers
 from tltools.runtime.device import DeviceChoice
-from tltools.runtime.pipeline import PredictorPool, decode_batches, run_pictures
+from tltools.runtime.pipeline import PredictorPool, decode_batches, run_images
 
 
 class FakeGpu:
@@ -52,9 +52,9 @@ def predictor(onnx_path):
 
 
 def run(model, files, plan):
-    """Return each picture's logits, or its error."""
+    """Return each image's logits, or its error."""
     outcomes = []
-    for outputs in run_pictures(
+    for outputs in run_images(
         model,
         iter(files),
         preprocessing=model.card.preprocessing,
@@ -68,15 +68,13 @@ def run(model, files, plan):
 
 
 def logits_by_hand(path):
-    return colour_logits(load_image(path, Preprocessing(size=SIZE, resize="squash"))[None])[0]
+    return color_logits(load_image(path, Preprocessing(size=SIZE, resize="squash"))[None])[0]
 
 
 @pytest.mark.parametrize("sessions", [1, 3])
 @pytest.mark.parametrize("missing", [[], [0], [3, 4, 29], range(30)], ids=str)
-def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(
-    predictor, pictures, missing, sessions
-):
-    files = [ImageRef.of_file(path) for path in sorted(pictures.rglob("*.png"))]
+def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(predictor, images, missing, sessions):
+    files = [ImageRef.of_file(path) for path in sorted(images.rglob("*.png"))]
     for index in missing:
         Path(files[index].place).write_bytes(b"")
     gpu = FakeGpu(predictor)
@@ -91,7 +89,7 @@ def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(
             np.testing.assert_allclose(outcome, logits_by_hand(files[index % 30].place), atol=1e-4)
 
 
-def test_a_pool_runs_on_all_its_gpus_at_once(predictor, pictures):
+def test_a_pool_runs_on_all_its_gpus_at_once(predictor, images):
     """Each waits for the others, so that one alone would never come back."""
     together = threading.Barrier(3, timeout=10)
 
@@ -102,7 +100,7 @@ def test_a_pool_runs_on_all_its_gpus_at_once(predictor, pictures):
 
     gpus = [Waiting(predictor, f"gpu {number}") for number in range(3)]
     pool = PredictorPool(gpus)
-    files = [ImageRef.of_file(path) for path in sorted(pictures.rglob("*.png"))]
+    files = [ImageRef.of_file(path) for path in sorted(images.rglob("*.png"))]
     outcomes = run(pool, files[:24], Plan("ahead", 2, 8, sessions=3))
     for file, outcome in zip(files, outcomes, strict=False):
         np.testing.assert_allclose(outcome, logits_by_hand(file.place), atol=1e-4)
@@ -123,13 +121,13 @@ def test_a_pool_goes_on_after_a_failure(predictor):
 
 
 @pytest.mark.parametrize(("task_s", "largest"), [(10.0, pipeline.FUSED_TASK), (0.0, 1)], ids=str)
-def test_a_worker_gets_fewer_pictures_at_once_where_each_takes_long(
-    predictor, pictures, monkeypatch, task_s, largest
+def test_a_worker_gets_fewer_images_at_once_where_each_takes_long(
+    predictor, images, monkeypatch, task_s, largest
 ):
     monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
-    files = [ImageRef.of_file(path, name=path.name) for path in sorted(pictures.rglob("*.png"))] * 8
+    files = [ImageRef.of_file(path, name=path.name) for path in sorted(images.rglob("*.png"))] * 8
     launcher = ForkServer(preload=workers.PRELOAD)
-    tasks = run_pictures(
+    tasks = run_images(
         predictor,
         iter(files),
         preprocessing=predictor.card.preprocessing,
@@ -144,13 +142,13 @@ def test_a_worker_gets_fewer_pictures_at_once_where_each_takes_long(
 
 
 def count(outputs):
-    return len(outputs.pictures)
+    return len(outputs.images)
 
 
 @pytest.mark.parametrize("task_s", [0.0, 10.0])
-def test_batches_do_not_depend_on_the_pace(predictor, pictures, monkeypatch, task_s):
-    """A resumed job, whose pace is another, has the same pictures in a batch."""
-    files = [ImageRef.of_file(path) for path in sorted(pictures.rglob("*.png"))]
+def test_batches_do_not_depend_on_the_pace(predictor, images, monkeypatch, task_s):
+    """A resumed job, whose pace is another, has the same images in a batch."""
+    files = [ImageRef.of_file(path) for path in sorted(images.rglob("*.png"))]
     for index in (0, 5, 6):
         Path(files[index].place).write_bytes(b"")
     monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
@@ -284,7 +282,7 @@ SMALL = Preprocessing(size=8)
 
 @pytest.fixture
 def numbered(tmp_path):
-    """21 pictures whose red value is their number."""
+    """21 images whose red value is their number."""
     paths = [tmp_path / f"{number}.png" for number in range(21)]
     for number, path in enumerate(paths):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
@@ -293,7 +291,7 @@ def numbered(tmp_path):
 
 @pytest.mark.parametrize("workers", [None, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 10, 21, 64])
-def test_batches_hold_all_pictures_in_order(numbered, workers, batch_size):
+def test_batches_hold_all_images_in_order(numbered, workers, batch_size):
     batches = list(
         decode_batches(numbered, preprocessing=SMALL, batch_size=batch_size, workers=workers)
     )
@@ -303,11 +301,11 @@ def test_batches_hold_all_pictures_in_order(numbered, workers, batch_size):
     assert len({id(batch) for batch in batches}) == len(batches)
 
 
-def test_no_pictures_give_no_batches():
+def test_no_images_give_no_batches():
     assert list(decode_batches([], preprocessing=SMALL, batch_size=4)) == []
 
 
-def test_first_unreadable_picture_is_raised_after_the_batches_before_it(numbered):
+def test_first_unreadable_image_is_raised_after_the_batches_before_it(numbered):
     numbered[9].write_bytes(b"")
     numbered[11].write_bytes(b"")
     batches = decode_batches(numbered, preprocessing=SMALL, batch_size=4, workers=2)
@@ -359,7 +357,7 @@ def test_the_model_waits_until_the_memory_is_locked_or_cannot_be(predictor, tmp_
     for file in files:
         Image.new("RGB", (SIZE, SIZE)).save(file.place)
     told = []
-    values = run_pictures(
+    values = run_images(
         Locked(predictor, refusal),
         iter(files),
         preprocessing=predictor.card.preprocessing,

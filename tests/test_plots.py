@@ -36,7 +36,7 @@ def read_png(path: Path) -> Image.Image:
 
 
 def is_drawn(image: Image.Image) -> bool:
-    """Whether there is something in each quarter of the picture."""
+    """Whether there is something in each quarter of the image."""
     pixels = np.asarray(image)
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     quarters = [pixels[r : r + height, c : c + width] for r in (0, height) for c in (0, width)]
@@ -81,12 +81,12 @@ def test_confusion_matrix_is_drawn_with_room_for_each_class(tmp_path, num_classe
 
 
 def test_confusion_matrix_is_drawn_the_same_twice_and_shows_its_counts(tmp_path):
-    pictures = []
+    images = []
     for name, corner in (("first", 5), ("second", 5), ("other", 6)):
         matrix = np.array([[1000, 3], [corner, 2000]])
         plot_confusion(matrix, ["a", "b"], tmp_path / f"{name}.png", title="matrix")
-        pictures.append((tmp_path / f"{name}.png").read_bytes())
-    assert pictures[0] == pictures[1] != pictures[2]
+        images.append((tmp_path / f"{name}.png").read_bytes())
+    assert images[0] == images[1] != images[2]
 
 
 def test_no_label_is_cut_off(tmp_path):
@@ -111,8 +111,8 @@ def test_a_matrix_that_does_not_fit_is_refused(tmp_path):
 
 
 @pytest.fixture
-def frame(pictures) -> pd.DataFrame:
-    paths = sorted(pictures.rglob("*.png"))
+def frame(images) -> pd.DataFrame:
+    paths = sorted(images.rglob("*.png"))
     return pd.DataFrame({"path": map(str, paths), "class": [path.parent.name for path in paths]})
 
 
@@ -129,7 +129,7 @@ def test_contact_sheet_has_a_row_per_class_in_their_order(tmp_path, frame):
         assert 0.9 * 4 * 128**2 <= mask.sum() <= 4 * 128**2
 
 
-def test_contact_sheet_takes_pictures_from_all_over_a_class(tmp_path, frame, monkeypatch):
+def test_contact_sheet_takes_images_from_all_over_a_class(tmp_path, frame, monkeypatch):
     import tltools.plots as plots
 
     seen = []
@@ -144,7 +144,7 @@ def test_contact_sheet_takes_pictures_from_all_over_a_class(tmp_path, frame, mon
     assert seen == ["0.png", "3.png", "6.png", "9.png"]
 
 
-def test_contact_sheet_of_few_pictures_empty_classes_and_odd_names(tmp_path, frame):
+def test_contact_sheet_of_few_images_empty_classes_and_odd_names(tmp_path, frame):
     few = frame.iloc[:2].assign(**{"class": ODD_NAMES[:2]})
     contact_sheet(few, ODD_NAMES, tmp_path / "sheet.png")
     assert read_png(tmp_path / "sheet.png").height > 4 * 128
@@ -156,7 +156,7 @@ def test_contact_sheet_of_many_classes_stays_small_enough_to_open(tmp_path):
     assert read_png(tmp_path / "sheet.png").height < 10_000
 
 
-def test_a_picture_that_is_gone_leaves_no_sheet(tmp_path, frame):
+def test_a_image_that_is_gone_leaves_no_sheet(tmp_path, frame):
     Path(frame["path"][0]).unlink()
     with pytest.raises(DataError, match="cannot read image"):
         contact_sheet(frame, ["red", "green", "blue"], tmp_path / "sheet.png")

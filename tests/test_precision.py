@@ -127,7 +127,7 @@ def weights_of(path):
     return {item.name: numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
 
 
-def quantised_layers(path):
+def quantized_layers(path):
     """The layers whose weights come from a DequantizeLinear."""
     nodes = nodes_of(path)
     made = {name: node for node in nodes.values() for name in node.output}
@@ -171,7 +171,7 @@ def test_a_channel_of_large_weights_does_not_spoil_the_others(tmp_path, card, ta
     assert np.abs(logits_of(target, images) - expected).max() < 0.02 * np.ptp(expected)
 
 
-def test_int8_activations_cover_the_calibration_pictures_in_all_batches(source, target, images):
+def test_int8_activations_cover_the_calibration_images_in_all_batches(source, target, images):
     dark, bright = images // 8, 255 - images // 8
     write_int8(source, target, [dark, bright])
     both = weights_of(target)["scaled_scale"]
@@ -180,7 +180,7 @@ def test_int8_activations_cover_the_calibration_pictures_in_all_batches(source, 
     assert weights_of(target)["scaled_scale"] == pytest.approx(31 / 255 / 255, rel=1e-5)
 
 
-def test_int8_logits_are_not_cut_off_beyond_the_calibration_pictures(source, target, images):
+def test_int8_logits_are_not_cut_off_beyond_the_calibration_images(source, target, images):
     write_int8(source, target, [images])
     graph = onnx.load(target).graph
     (last,) = (node for node in graph.node if "logits" in node.output)
@@ -201,27 +201,27 @@ def test_a_head_behind_a_mean_stays_float(tmp_path, card, target, images):
     head.input[0] = "smaller"
     source = saved(model, tmp_path / "in" / "mean.onnx", card)
     write_int8(source, target, [images])
-    assert quantised_layers(target) == {"first", "second"}
+    assert quantized_layers(target) == {"first", "second"}
     assert sorted(sensitive_layers(source, images)) == ["first", "second"]
 
 
 @pytest.mark.parametrize("kept", [["first"], ["second"], ["first", "head"]])
 def test_layers_kept_in_float_keep_their_weights(source, target, images, kept):
     write_int8(source, target, [images], keep_float=kept)
-    assert quantised_layers(target) == set(LAYERS) - set(kept)
+    assert quantized_layers(target) == set(LAYERS) - set(kept)
     before, after = weights_of(source), weights_of(target)
     for layer in kept:
         np.testing.assert_array_equal(after[f"{layer}_weight"], before[f"{layer}_weight"])
 
 
-def test_with_all_layers_kept_nothing_is_quantised(source, target, images):
+def test_with_all_layers_kept_nothing_is_quantized(source, target, images):
     write_int8(source, target, [images], keep_float=LAYERS)
     kinds = {node.op_type for node in nodes_of(target).values()}
     assert kinds.isdisjoint({"QuantizeLinear", "DequantizeLinear"})
     np.testing.assert_allclose(logits_of(target, images), logits_of(source, images), atol=1e-6)
 
 
-def test_normalisation_is_not_quantised(source, target, images):
+def test_normalization_is_not_quantized(source, target, images):
     write_int8(source, target, [images])
     nodes = nodes_of(target)
     assert nodes["scale_them"].input[0] == "pixels"
@@ -229,7 +229,7 @@ def test_normalisation_is_not_quantised(source, target, images):
 
 
 def residual(card, path):
-    """The same network with normalised pixels and a residual block in front of its last maximum."""
+    """The same network with normalized pixels and a residual block in front of its last maximum."""
     model = network(0)
     nodes = {node.name: node for node in model.graph.node}
     shift = numpy_helper.from_array(np.full((1, 3, 1, 1), -0.5, np.float32), "shift")
@@ -250,7 +250,7 @@ def residual(card, path):
     ("kept", "expected"),
     [([], {"join"}), (["second"], set()), (["first"], set()), (["head"], {"join"})],
 )
-def test_a_sum_is_quantised_where_both_of_its_branches_are(
+def test_a_sum_is_quantized_where_both_of_its_branches_are(
     tmp_path, card, target, images, kept, expected
 ):
     source = residual(card, tmp_path / "in" / "residual.onnx")
@@ -277,15 +277,15 @@ def test_a_sum_is_quantised_where_both_of_its_branches_are(
     )
 
 
-def test_with_all_layers_kept_no_sum_is_quantised(tmp_path, card, target, images):
+def test_with_all_layers_kept_no_sum_is_quantized(tmp_path, card, target, images):
     source = residual(card, tmp_path / "in" / "residual.onnx")
     write_int8(source, target, [images], keep_float=LAYERS)
     kinds = {node.op_type for node in nodes_of(target).values()}
     assert kinds.isdisjoint({"QuantizeLinear", "DequantizeLinear"})
 
 
-def test_int8_needs_pictures(source, target):
-    with pytest.raises(DataError, match="no pictures to calibrate on; --calibration-images"):
+def test_int8_needs_images(source, target):
+    with pytest.raises(DataError, match="no images to calibrate on; --calibration-images"):
         write_int8(source, target, [])
     assert names_in(target.parent) == []
 
@@ -322,7 +322,7 @@ def test_fp16_has_half_weights_and_the_same_inputs_and_outputs(source, target, i
     assert 0 < np.abs(logits - expected).max() < 0.005 * np.ptp(expected)
 
 
-def test_fp16_computes_in_half_after_an_fp32_normalisation(source, target):
+def test_fp16_computes_in_half_after_an_fp32_normalization(source, target):
     write_fp16(source, target)
     model = onnx.shape_inference.infer_shapes(onnx.load(target), strict_mode=True)
     kinds = {item.name: item.type.tensor_type.elem_type for item in model.graph.value_info}
@@ -331,7 +331,7 @@ def test_fp16_computes_in_half_after_an_fp32_normalisation(source, target):
         assert kinds[nodes[layer].input[0]] == TensorProto.FLOAT16
         assert kinds[nodes[layer].output[0]] == TensorProto.FLOAT16
     assert kinds[nodes["scale_them"].output[0]] == TensorProto.FLOAT
-    # One cast into half, one out of it, and the source's own of the pictures.
+    # One cast into half, one out of it, and the source's own of the images.
     assert sum(node.op_type == "Cast" for node in model.graph.node) == 3
     assert weights_of(target)["scale"].dtype == np.float32
 
@@ -396,7 +396,7 @@ def test_layers_are_kept_in_float_until_the_check_passes(
     seen = []
 
     def check(path):
-        seen.append(quantised_layers(path))
+        seen.append(quantized_layers(path))
         if len(seen) < tries:
             raise ParityError("too far")
 
@@ -405,7 +405,7 @@ def test_layers_are_kept_in_float_until_the_check_passes(
     names = quantize_until(source, target, [images], check, progress=progress)
     assert names == order[:kept]
     assert [len(layers) for layers in seen] == [3, 2, 1, 0][:tries]
-    assert quantised_layers(target) == set(LAYERS) - set(names)
+    assert quantized_layers(target) == set(LAYERS) - set(names)
     assert len(progress.said) == tries - 1
     assert all("too far" in line for line in progress.said)
 
@@ -474,7 +474,7 @@ def test_nothing_but_the_results_is_left(source, target, images, monkeypatch, tm
     assert source.read_bytes() == before
 
 
-@pytest.mark.parametrize("where", ["_quantised", "check_onnx", "_by_sensitivity"])
+@pytest.mark.parametrize("where", ["_quantized", "check_onnx", "_by_sensitivity"])
 def test_an_interrupt_leaves_nothing(source, target, images, monkeypatch, where):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -499,7 +499,7 @@ def test_a_source_that_does_not_run_is_refused(source, target, images):
     assert names_in(target.parent) == []
 
 
-def test_the_quantisers_warnings_go_nowhere(source, target, images, monkeypatch, capfd):
+def test_the_quantizers_warnings_go_nowhere(source, target, images, monkeypatch, capfd):
     from onnxruntime.quantization import QDQQuantizer
 
     root = logging.getLogger()

@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import CLASSES, SIZE, colour_logits
+from conftest import CLASSES, SIZE, color_logits
 
 from tltools.card import Preprocessing
 from tltools.errors import ArtifactError, DeviceError
@@ -27,7 +27,7 @@ def images():
 def test_logits_are_those_computed_by_hand(export_path, images):
     logits = load_predictor(export_path, device="cpu")(images)
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, colour_logits(images), atol=1e-4)
+    np.testing.assert_allclose(logits, color_logits(images), atol=1e-4)
 
 
 def test_predictor_says_what_it_is_and_where_it_runs(export_path, card):
@@ -47,7 +47,7 @@ def test_batch_of_one_agrees_with_a_batch_of_many(export_path, images):
 def test_views_are_taken(export_path, images):
     predictor = load_predictor(export_path, device="cpu")
     mirrored = images[:, :, ::-1]
-    np.testing.assert_allclose(predictor(mirrored), colour_logits(mirrored), atol=1e-4)
+    np.testing.assert_allclose(predictor(mirrored), color_logits(mirrored), atol=1e-4)
 
 
 def test_read_only_arrays_are_taken_without_a_warning(export_path, images):
@@ -57,7 +57,7 @@ def test_read_only_arrays_are_taken_without_a_warning(export_path, images):
     images.flags.writeable = False
     torch.set_warn_always(True)  # else torch warns once in a process, and maybe has
     try:
-        np.testing.assert_allclose(predictor(images), colour_logits(images), atol=1e-4)
+        np.testing.assert_allclose(predictor(images), color_logits(images), atol=1e-4)
     finally:
         torch.set_warn_always(False)
 
@@ -74,7 +74,7 @@ def test_threads_may_share_one_predictor(export_path, images):
         thread.start()
     for thread in threads:
         thread.join()
-    expected = colour_logits(images)
+    expected = color_logits(images)
     for number in range(4):
         for logits in results[number]:
             np.testing.assert_allclose(logits[0], expected[number], atol=1e-4)
@@ -218,7 +218,7 @@ def test_classes_come_in_the_cards_order(export_path):
     assert load_predictor(export_path, device="cpu").card.classes == CLASSES
 
 
-def test_size_of_the_pictures_is_the_cards(tmp_path, make_onnx, make_card):
+def test_size_of_the_images_is_the_cards(tmp_path, make_onnx, make_card):
     card = make_card(preprocessing=Preprocessing(size=16))
     predictor = load_predictor(make_onnx(tmp_path / "small.onnx", card.to_json(), size=16))
     assert predictor(np.zeros((2, 16, 16, 3), dtype=np.uint8)).shape == (2, 3)

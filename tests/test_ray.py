@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
-from conftest import COLOURS, Recorder, run_tltools, save_picture
+from conftest import COLORS, Recorder, run_tltools, save_image
 
 from tltools.classify import Job, run_job
 from tltools.classify.identity import PartsRecord
@@ -76,16 +76,14 @@ def test_a_lost_part_is_noticed(result, end):
         result.check_whole()
 
 
-def test_the_listing_is_the_same_with_and_without_parts_that_are_done(pictures):
-    every = list(part_tasks([pictures], SIZE, frozenset()))
-    assert [len(task.pictures) for task in every] == [8, 8, 8, 6, 0]
+def test_the_listing_is_the_same_with_and_without_parts_that_are_done(images):
+    every = list(part_tasks([images], SIZE, frozenset()))
+    assert [len(task.images) for task in every] == [8, 8, 8, 6, 0]
     assert [task.before for task in every[1:]] == [task.after for task in every[:-1]]
-    some = list(part_tasks([pictures], SIZE, frozenset({0, 2})))
+    some = list(part_tasks([images], SIZE, frozenset({0, 2})))
     assert some == [every[1], every[3], every[4]]
-    names = [os.fsdecode(name) for task in every for _, name in task.pictures]
-    assert names == sorted(
-        path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png")
-    )
+    names = [os.fsdecode(name) for task in every for _, name in task.images]
+    assert names == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
 
 
 def test_an_error_of_the_listing_is_handed_on(tmp_path):
@@ -93,17 +91,17 @@ def test_an_error_of_the_listing_is_handed_on(tmp_path):
     assert isinstance(task, PartTask)
     assert task.failure is not None
     assert task.failure[0] == "DataError"
-    assert "no pictures" in task.failure[1]
+    assert "no images" in task.failure[1]
 
 
 @pytest.fixture
-def actor(onnx_path, card, pictures, tmp_path, monkeypatch):
+def actor(onnx_path, card, images, tmp_path, monkeypatch):
     """An actor in this process."""
     (tmp_path / "out").mkdir()
     record = PartsRecord(
         model=str(onnx_path),
         model_sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
-        inputs=(str(pictures),),
+        inputs=(str(images),),
         classes=tuple(card.classes),
         size=card.preprocessing.size,
         resize=card.preprocessing.resize,
@@ -123,8 +121,8 @@ def actor(onnx_path, card, pictures, tmp_path, monkeypatch):
     made.close()
 
 
-def test_a_part_is_not_tried_for_ever(actor, pictures, tmp_path):
-    task = next(part_tasks([pictures], SIZE, frozenset()))
+def test_a_part_is_not_tried_for_ever(actor, images, tmp_path):
+    task = next(part_tasks([images], SIZE, frozenset()))
     part, attempts = tmp_path / "out" / "part-000000.csv", tmp_path / "out" / ".attempts"
     attempts.mkdir()
     for num_lost in range(actor_module.MAX_DEATHS + 2):
@@ -138,22 +136,22 @@ def test_a_part_is_not_tried_for_ever(actor, pictures, tmp_path):
         assert told[-1].is_done == part.exists()
     kind, message = told[-1].failure
     assert kind == "TltoolsError"
-    assert f"part 0 has ended {actor_module.MAX_DEATHS + 1} workers, and no picture" in message
+    assert f"part 0 has ended {actor_module.MAX_DEATHS + 1} workers, and no image" in message
 
 
-def test_a_part_that_cannot_be_written_ends_the_job(actor, pictures, tmp_path):
-    task = next(part_tasks([pictures], SIZE, frozenset()))
+def test_a_part_that_cannot_be_written_ends_the_job(actor, images, tmp_path):
+    task = next(part_tasks([images], SIZE, frozenset()))
     (tmp_path / "out" / "part-000000.csv").mkdir()
     told = list(actor._run(task))
     assert len(told) == actor_module.NUM_UPDATES + 1
     assert "cannot write" in told[-1].failure[1]
 
 
-def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypatch):
+def test_without_ray_the_remedy_is_named(onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>=2\.60"'):
-        run_ray_job(RayJob(onnx_path, [pictures], tmp_path / "out"))
+        run_ray_job(RayJob(onnx_path, [images], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -161,7 +159,7 @@ def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypa
     ("args", "message"),
     [
         pytest.param(["-o", "-"], "writes a folder of parts, and not standard output", id="stdout"),
-        pytest.param(["-o", "out", "--shard", "1/2"], "shares the pictures out", id="shard"),
+        pytest.param(["-o", "out", "--shard", "1/2"], "shares the images out", id="shard"),
         pytest.param(["-o", "out", "--report", "a.html"], "made of one file", id="report"),
         pytest.param(["-o", "out.csv"], "named as a file; choose --output out", id="suffix"),
         pytest.param(
@@ -170,8 +168,8 @@ def test_without_ray_the_remedy_is_named(onnx_path, pictures, tmp_path, monkeypa
         pytest.param(["-o", "out", "--changed-only"], "its ledger is on one machine", id="ledger"),
     ],
 )
-def test_options_that_the_engine_does_not_take(args, message, onnx_path, pictures, tmp_path):
-    given = (pictures, "--model", onnx_path, "--engine", "ray", *args)
+def test_options_that_the_engine_does_not_take(args, message, onnx_path, images, tmp_path):
+    given = (images, "--model", onnx_path, "--engine", "ray", *args)
     code, _, err = run_tltools("classify", *given, cwd=tmp_path)
     assert code == 2
     assert message in err
@@ -179,21 +177,21 @@ def test_options_that_the_engine_does_not_take(args, message, onnx_path, picture
 
 
 def test_archives_are_refused_with_the_remedy(onnx_path, tmp_path):
-    (tmp_path / "pictures.tar").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"pictures.tar is one; unpack it, or use --engine local"):
-        run_ray_job(RayJob(onnx_path, [tmp_path / "pictures.tar"], tmp_path / "out"))
+    (tmp_path / "images.tar").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"images.tar is one; unpack it, or use --engine local"):
+        run_ray_job(RayJob(onnx_path, [tmp_path / "images.tar"], tmp_path / "out"))
 
 
-def test_parts_of_an_unknown_format_are_refused(onnx_path, pictures, tmp_path):
-    job = RayJob(onnx_path, [pictures], tmp_path / "out", part_format="txt")
+def test_parts_of_an_unknown_format_are_refused(onnx_path, images, tmp_path):
+    job = RayJob(onnx_path, [images], tmp_path / "out", part_format="txt")
     with pytest.raises(ConfigError, match=r"ends in '\.txt'; choose \.csv, \.jsonl"):
         engine_module._check_files(job, None)
 
 
 @pytest.mark.parametrize("option", ["--ray-address", "--part-size", "--part-format"])
-def test_options_that_only_this_engine_takes(option, onnx_path, pictures, tmp_path):
+def test_options_that_only_this_engine_takes(option, onnx_path, images, tmp_path):
     value = "csv" if option == "--part-format" else "8"
-    given = (pictures, "--model", onnx_path, option, value)
+    given = (images, "--model", onnx_path, option, value)
     code, _, err = run_tltools("classify", *given, cwd=tmp_path)
     assert code == 2
     assert f"{option} is for --engine ray" in err
@@ -204,14 +202,14 @@ def test_options_that_only_this_engine_takes(option, onnx_path, pictures, tmp_pa
 
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory):
-    """Forty pictures in three folders; some cannot be read, one kills its decoder."""
+    """Forty images in three folders; some cannot be read, one kills its decoder."""
     root = tmp_path_factory.mktemp("wild")
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir()
         for number in range(12):
-            save_picture(root / name / f"{number:02}.png", colour, rng)
-    (root / "blue" / "bad.png").write_bytes(b"no picture")
+            save_image(root / name / f"{number:02}.png", color, rng)
+    (root / "blue" / "bad.png").write_bytes(b"no image")
     shutil.copy(root / "red" / "00.png", root / "red" / os.fsdecode(b"\xff=.png"))
     return root
 
@@ -257,7 +255,7 @@ def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, refere
     assert rows_of(output) == reference
     assert recorder.bars == ["classify"]
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
-    assert (summary.num_pictures, summary.num_failed) == (len(reference), 1)
+    assert (summary.num_images, summary.num_failed) == (len(reference), 1)
     assert sum(summary.counts.values()) == len(reference) - 1
     manifest = msgspec.json.decode((output / MARK).read_bytes(), type=Manifest)
     assert (manifest.num_rows, manifest.num_failed) == (len(reference), 1)
@@ -300,20 +298,18 @@ def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
     assert lines == local.read_text().splitlines()[1:]
 
 
-def test_pictures_that_have_come_or_gone_are_noticed(
-    cluster, onnx_path, wild, tmp_path, monkeypatch
-):
+def test_images_that_have_come_or_gone_are_noticed(cluster, onnx_path, wild, tmp_path, monkeypatch):
     output, folder = tmp_path / "out", tmp_path / "wild"
     shutil.copytree(wild, folder)
     with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
         run_ray_job(RayJob(onnx_path, [folder], output, part_size=SIZE))
     (folder / "blue" / "00.png").unlink()
-    with pytest.raises(ConfigError, match="pictures have come or gone"):
+    with pytest.raises(ConfigError, match="images have come or gone"):
         run_ray_job(RayJob(onnx_path, [folder], output))
     assert run_ray_job(RayJob(onnx_path, [folder], output, overwrite=True)).num_kept == 0
 
 
-def test_a_lost_node_and_a_deadly_picture_cost_no_other_row(
+def test_a_lost_node_and_a_deadly_image_cost_no_other_row(
     cluster, onnx_path, wild, reference, tmp_path, monkeypatch
 ):
     output, folder = tmp_path / "out", tmp_path / "wild"

@@ -58,7 +58,7 @@ def emergency(shared):
 
 @pytest.fixture(scope="module")
 def small_cnn(shared, tmp_path_factory):
-    """The CNN after one epoch on a few dozen real pictures: it has seen enough to be exported."""
+    """The CNN after one epoch on a few dozen real images: it has seen enough to be exported."""
     folder = tmp_path_factory.mktemp("small")
     rows = (shared / "data" / "emergency" / "emergency_train.csv").read_text().splitlines()
     (folder / "few.csv").write_text("\n".join(rows[:65]) + "\n")
@@ -84,7 +84,7 @@ def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, c
     assert again.card.metrics == run.card.metrics
 
     for result in make_exports(run.folder, FORMATS, tmp_path / "exports"):
-        assert result.parity.num_pictures == len(dataset.part("val"))
+        assert result.parity.num_images == len(dataset.part("val"))
         assert result.parity.top1_agreement == 1.0
         assert result.parity.max_abs_logit_diff < 1e-4
 
@@ -105,7 +105,7 @@ def test_vgg16_beats_the_article_on_the_articles_own_terms(emergency, train_vgg1
     assert run.card.metrics["val"].accuracy >= 0.925
 
 
-def test_classify_gives_one_row_for_each_real_picture_with_evaluates_label(
+def test_classify_gives_one_row_for_each_real_image_with_evaluates_label(
     shared, emergency, small_cnn, tmp_path
 ):
     (export,) = make_exports(small_cnn.folder, ["onnx"], tmp_path / "exports")
@@ -119,7 +119,7 @@ def test_classify_gives_one_row_for_each_real_picture_with_evaluates_label(
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".gif"}
     )
     assert len(paths) == 2329
-    assert summary.num_pictures == len(rows) == len(paths)
+    assert summary.num_images == len(rows) == len(paths)
     assert summary.num_failed == 0
 
     predictor = open_predictor(export.path, device="cpu")
@@ -173,5 +173,5 @@ def test_vgg16_in_full_size_trains_exports_to_one_file_and_classifies(
     assert sum(math.prod(one.dims) for one in initializers) == pytest.approx(parameters, rel=1e-6)
 
     summary = run_job(Job(export.path, [drawn], tmp_path / "predictions.csv", device="cpu"))
-    assert summary.num_pictures == NUM_DRAWN
+    assert summary.num_images == NUM_DRAWN
     assert summary.num_failed == 0

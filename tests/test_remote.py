@@ -1,4 +1,4 @@
-"""URLs: object stores and servers as places of pictures, data and results, with real servers."""
+"""URLs: object stores and servers as places of images, data and results, with real servers."""
 
 import contextlib
 import csv
@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import servers
-from conftest import COLOURS, save_picture
+from conftest import COLORS, save_image
 
-from tltools.classify.inputs import list_pictures
+from tltools.classify.inputs import list_images
 from tltools.data import remote, remote_images
 from tltools.data.image_ref import Content, ImageRef, RemoteObject
 from tltools.data.location import Url, is_url, location
 from tltools.data.remote_images import fetch_ahead
 from tltools.errors import ConfigError, UnreachableError
 
-NUM_PICTURES = 240
+NUM_IMAGES = 240
 FAIL_EVERY = 20
 CUT_BYTES = 400_000
 SECRET = "SECRET"  # noqa: S105 - what to look for
@@ -37,7 +37,7 @@ SECRET = "SECRET"  # noqa: S105 - what to look for
 
 @dataclass(frozen=True)
 class Place:
-    """A server with the pictures on it, and what a command needs to reach it."""
+    """A server with the images on it, and what a command needs to reach it."""
 
     url: str
     """Of a folder whose content is that of `root`."""
@@ -72,17 +72,17 @@ def run(place: Place | None, *args: object, cwd: Path, env: dict[str, str] | Non
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in folders by their colour, some of it not to be listed."""
+    """Images in folders by their color, some of it not to be listed."""
     root = tmp_path_factory.mktemp("remote") / "photos"
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir(parents=True)
-        for number in range(NUM_PICTURES // len(COLOURS)):
-            save_picture(root / name / f"{number:03d} ä.png", colour, rng)
-    save_picture(root / "ü#1 %41?.png", COLOURS["red"], rng)
+        for number in range(NUM_IMAGES // len(COLORS)):
+            save_image(root / name / f"{number:03d} ä.png", color, rng)
+    save_image(root / "ü#1 %41?.png", COLORS["red"], rng)
     (root / ".hidden").mkdir()
-    save_picture(root / ".hidden" / "x.png", COLOURS["red"], rng)
-    (root / "notes.md").write_text("no picture")
+    save_image(root / ".hidden" / "x.png", COLORS["red"], rng)
+    (root / "notes.md").write_text("no image")
     (root / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
     return root
 
@@ -202,7 +202,7 @@ def rows(root: Path, onnx_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     done = run(None, "classify", root, "--model", onnx_path, "-o", "rows.csv", cwd=folder)
     assert done.code == 0, done.err
     rows = (folder / "rows.csv").read_bytes()
-    assert rows.count(b"\n") == NUM_PICTURES + 3  # the header, a broken one, and one at the top
+    assert rows.count(b"\n") == NUM_IMAGES + 3  # the header, a broken one, and one at the top
     return rows
 
 
@@ -226,7 +226,7 @@ def test_a_server_that_fails_costs_nothing(failing, rows, onnx_path, tmp_path):
     assert (tmp_path / "a.csv").read_bytes() == rows
     assert "Traceback" not in done.err
     if failing.url.startswith("s3"):
-        assert failing.num_failed() - before >= NUM_PICTURES // FAIL_EVERY
+        assert failing.num_failed() - before >= NUM_IMAGES // FAIL_EVERY
 
 
 def pack(root: Path, path: Path) -> Path:
@@ -265,7 +265,7 @@ def test_an_archive_on_a_server_that_fails(failing, root, rows, onnx_path, tmp_p
     assert by_name((tmp_path / "a.csv").read_bytes()) == by_name(rows)
 
 
-def test_lists_and_single_pictures(place, onnx_path, tmp_path):
+def test_lists_and_single_images(place, onnx_path, tmp_path):
     (tmp_path / "list.txt").write_text("red/000 ä.png\nred/missing.png\n", encoding="utf-8")
     place.put(tmp_path / "list.txt", "list.txt")
     (tmp_path / "local.txt").write_text(f"{place.url}/green/001 ä.png\n", encoding="utf-8")
@@ -293,14 +293,14 @@ def test_what_is_not_there_is_said_in_one_line(place, onnx_path, tmp_path):
 
 
 def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path):
-    with servers.running("s3", "--end-after", NUM_PICTURES // 2) as port:
+    with servers.running("s3", "--end-after", NUM_IMAGES // 2) as port:
         gone = s3_place(port, root)
         command = ("classify", gone.url, "--model", onnx_path, "-o", "a.csv")
         done = run(gone, *command, cwd=tmp_path, env={"AWS_MAX_ATTEMPTS": "1"})
     assert done.code == 1
     assert "rows are kept in a.csv.part" in done.err
     assert "cannot reach s3://bucket/photos" in done.err.splitlines()[-1]
-    assert 0 < (tmp_path / "a.csv.part").read_bytes().count(b"\n") < NUM_PICTURES
+    assert 0 < (tmp_path / "a.csv.part").read_bytes().count(b"\n") < NUM_IMAGES
     with servers.running("s3") as port:
         back = s3_place(port, root)
         done = run(back, *command, cwd=tmp_path)
@@ -309,7 +309,7 @@ def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path
     assert (tmp_path / "a.csv").read_bytes() == rows
 
 
-def test_a_cluster_reads_where_the_pictures_are(place, rows, onnx_path, tmp_path):
+def test_a_cluster_reads_where_the_images_are(place, rows, onnx_path, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     command = ("classify", place.url, "--model", onnx_path, "--engine", "ray", "-o", "parts")
     options = ("--part-format", "csv", "--part-size", "64", "--workers", "1")
@@ -359,11 +359,11 @@ def test_an_output_that_cannot_be_sent_is_kept(root, rows, onnx_path, tmp_path):
         done = run(there, *command, "s3://later/rows.jsonl", cwd=tmp_path, env=env)
         assert done.code == 1
         assert "s3://later/rows.jsonl" in done.err
-        assert f"{NUM_PICTURES + 2} complete rows are kept" in done.err
+        assert f"{NUM_IMAGES + 2} complete rows are kept" in done.err
         s3_client(there.env).create_bucket(Bucket="later")
         again = run(there, *command, "s3://later/rows.jsonl", cwd=tmp_path, env=env)
     assert again.code == 0, again.err
-    assert f"Going on after {NUM_PICTURES + 2} rows" in again.err
+    assert f"Going on after {NUM_IMAGES + 2} rows" in again.err
 
 
 def test_shards_are_merged_from_where_they_are(place, rows, onnx_path, tmp_path):
@@ -405,13 +405,13 @@ def test_data_is_fetched_once(place, root, tmp_path):
         assert done.code in (0, 1), done.err
         return done
 
-    assert f"(0 files are there, {NUM_PICTURES + 2} are fetched)" in inspect(place.url).err
-    assert f"({NUM_PICTURES + 2} files are there, 0 are fetched)" in inspect(place.url).err
+    assert f"(0 files are there, {NUM_IMAGES + 2} are fetched)" in inspect(place.url).err
+    assert f"({NUM_IMAGES + 2} files are there, 0 are fetched)" in inspect(place.url).err
     place.put(root / "red" / "000 ä.png", "red/001 ä.png")
     place.put(root / "red" / "000 ä.png", "red/new.png")
     place.remove("red/broken.jpg")
     done = inspect(place.url)
-    assert f"({NUM_PICTURES} files are there, 2 are fetched)" in done.err
+    assert f"({NUM_IMAGES} files are there, 2 are fetched)" in done.err
     (folder,) = (tmp_path / "cache" / "tltools" / "data").glob("*/photos*")
     assert (folder / "red" / "new.png").read_bytes() == (root / "red" / "000 ä.png").read_bytes()
     assert not (folder / "red" / "broken.jpg").exists()
@@ -513,7 +513,7 @@ def test_urls_and_paths():
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tenacity", None)
     with pytest.raises(ConfigError, match=r'pip install "sshfs>=2025\.2" "tenacity>=9"'):
-        list(list_pictures([Url("sftp://host/a.png")]))
+        list(list_images([Url("sftp://host/a.png")]))
 
 
 def test_fetching_ahead_keeps_the_order_and_the_errors():
@@ -583,13 +583,13 @@ def test_what_was_read_leaves_the_memory():
     assert len(fetched) == 1
 
 
-def test_local_pictures_pass_one_by_one(root):
+def test_local_images_pass_one_by_one(root):
     seen: list[str] = []
 
     def listing() -> Iterator[ImageRef]:
-        for picture in list_pictures([root]):
-            seen.append(picture.name)
-            yield picture
+        for image in list_images([root]):
+            seen.append(image.name)
+            yield image
 
     for number, _ in enumerate(fetch_ahead(listing())):
         assert len(seen) == number + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from conftest import COLOURS, Recorder, run_tltools, save_picture
+from conftest import COLORS, Recorder, run_tltools, save_image
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
@@ -94,10 +94,10 @@ def write_csv(path: Path, rows: Iterator[Prediction] | list[Prediction]) -> Path
 # ------------------------------------------------------------------------------------ the page
 
 
-def test_a_page_is_one_file_that_asks_for_nothing(tmp_path, pictures):
-    tile = Tile(name="0.png", path=pictures / "red" / "0.png", predicted="red", confidence=0.75)
+def test_a_page_is_one_file_that_asks_for_nothing(tmp_path, images):
+    tile = Tile(name="0.png", path=images / "red" / "0.png", predicted="red", confidence=0.75)
     path = tmp_path / "new" / "report.html"
-    size = write_page(path, [Section("One", [Gallery("Pictures", (tile,))])], title="Title")
+    size = write_page(path, [Section("One", [Gallery("Images", (tile,))])], title="Title")
     page = read_page(path.read_text(encoding="utf-8"))
     assert size == path.stat().st_size
     addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset")]
@@ -151,7 +151,7 @@ def test_hidden_characters_of_names_are_shown():
     assert r"a\x00b" in page.text
 
 
-def test_a_picture_that_cannot_be_shown_says_why(tmp_path):
+def test_a_image_that_cannot_be_shown_says_why(tmp_path):
     (tmp_path / "empty.jpg").touch()
     tiles = (
         Tile(name="empty.jpg", path=tmp_path / "empty.jpg", true="red"),
@@ -162,11 +162,11 @@ def test_a_picture_that_cannot_be_shown_says_why(tmp_path):
     page = read_page(render([Section("a", [Gallery("b", tiles)])], title="c", thumbnails=made))
     assert "cannot read image empty.jpg: it is empty" in page.text
     assert "cannot read image gone.jpg: no such file" in page.text
-    assert "No picture: not found" in page.text
+    assert "No image: not found" in page.text
 
 
-def test_a_picture_is_decoded_once_and_told_of(pictures):
-    path = pictures / "red" / "0.png"
+def test_a_image_is_decoded_once_and_told_of(images):
+    path = images / "red" / "0.png"
     recorder = Recorder()
     made = make_thumbnails([Tile(name=name, path=path) for name in "ab"], progress=recorder)
     assert list(made) == [(path, "squash")]
@@ -263,7 +263,7 @@ def test_what_is_shown_of_a_job_is_bounded(tmp_path):
     assert page.tags.count("li") < MAX_TILES
 
 
-def test_many_classes_share_the_pictures(tmp_path):
+def test_many_classes_share_the_images(tmp_path):
     classes = [f"class {i}" for i in range(500)]
     layout = CsvCodec(classes)
     path = tmp_path / "rows.csv"
@@ -278,7 +278,7 @@ def test_many_classes_share_the_pictures(tmp_path):
     assert "of 500 labels" in page_of(section).text
 
 
-def test_a_job_without_a_picture_that_could_be_read(tmp_path):
+def test_a_job_without_a_image_that_could_be_read(tmp_path):
     for name in ("rows.csv", "rows.jsonl"):
         path = tmp_path / name
         write_csv(path, [prediction("bad.jpg", None)])
@@ -288,7 +288,7 @@ def test_a_job_without_a_picture_that_could_be_read(tmp_path):
         assert "1 file not classified" in page.text
         assert "cannot read image bad.jpg: it is empty" in page.text
     assert (
-        "0 pictures"
+        "0 images"
         in page_of(job_section(write_csv(path.with_suffix(".csv"), []), locate=None)).text
     )
 
@@ -332,8 +332,8 @@ def test_fields_for_spreadsheets_are_understood(tmp_path):
     assert locate_in(tmp_path)(job.chosen["=a"][0].path) == tmp_path / "=1.png"
 
 
-def test_pictures_are_found_in_the_folder_and_never_outside(tmp_path):
-    folder = tmp_path / "pictures"
+def test_images_are_found_in_the_folder_and_never_outside(tmp_path):
+    folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.png").touch()
     (tmp_path / "secret.png").touch()
@@ -344,7 +344,7 @@ def test_pictures_are_found_in_the_folder_and_never_outside(tmp_path):
         assert locate(name) is None
 
 
-def test_pictures_of_a_job_are_found_by_its_inputs(tmp_path, monkeypatch):
+def test_images_of_a_job_are_found_by_its_inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("one/a.png", "two/b.png", "lists/c.png"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -364,7 +364,7 @@ def test_pictures_of_a_job_are_found_by_its_inputs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def two_runs(cnn_run, tmp_path) -> list[Path]:
-    """Two runs on the same pictures: the second is wrong on all but one."""
+    """Two runs on the same images: the second is wrong on all but one."""
     folders = [tmp_path / "runs" / name for name in ("first", "second")]
     for folder in folders:
         shutil.copytree(cnn_run, folder)
@@ -381,12 +381,12 @@ def two_runs(cnn_run, tmp_path) -> list[Path]:
     return folders
 
 
-def test_runs_are_compared_on_the_same_pictures(two_runs):
+def test_runs_are_compared_on_the_same_images(two_runs):
     section = training_section([read_artifact(folder) for folder in two_runs])
     page = page_of(section)
     assert (
         "first and second: first is better by more than chance (p = 0.016, McNemar's exact test). "
-        "Of the same 8 validation pictures, 7 are right with first alone and 0 with second alone."
+        "Of the same 8 validation images, 7 are right with first alone and 0 with second alone."
     ) in page.text
     score = read_artifact(two_runs[0]).card.metrics["val"]
     assert f"{score.correct}/{score.total}" in page.text
@@ -410,7 +410,7 @@ def test_a_run_without_predictions_says_so_and_the_rest_is_there(two_runs):
     (two_runs[1] / "predictions.csv").unlink()
     page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
     assert "This run keeps no predictions" in page.text
-    assert "first and second cannot be compared picture by picture: second keeps no" in page.text
+    assert "first and second cannot be compared image by image: second keeps no" in page.text
     assert "Loss and accuracy of second" in page.text
     assert "Confusion matrix of first" in page.text
     assert "Confusion matrix of second" not in page.text
@@ -423,12 +423,12 @@ def test_a_run_without_history_says_so_and_the_rest_is_there(two_runs):
     assert "Confusion matrix of first" in page.text
 
 
-def test_runs_on_different_pictures_are_not_compared(two_runs):
+def test_runs_on_different_images_are_not_compared(two_runs):
     found = read_predictions(two_runs[1], ("bright", "dark"))["val"]
     other = RunPredictions(("other.png", *found.paths[1:]), found.targets, found.probs)
     write_predictions(two_runs[1], ("bright", "dark"), {"val": other})
     page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
-    assert "cannot be compared: they have different validation pictures" in page.text
+    assert "cannot be compared: they have different validation images" in page.text
 
 
 def test_classes_with_html_in_a_run_show_as_text(two_runs):
@@ -462,8 +462,8 @@ def place(cnn_exports, tmp_path_factory) -> Path:
         shutil.copytree(source / name, folder / name)
     rng = np.random.default_rng(0)
     (folder / "photos" / "sub").mkdir(parents=True)
-    for index, colour in enumerate((*COLOURS.values(),) * 2):
-        save_picture(folder / "photos" / "sub" / f"{index}.png", colour, rng)
+    for index, color in enumerate((*COLORS.values(),) * 2):
+        save_image(folder / "photos" / "sub" / f"{index}.png", color, rng)
     (folder / "photos" / f"{EVIL.replace('/', '')}.jpg").touch()
     steps = (
         ("classify", "photos", "--device", "cpu", "--report", "job.html"),
@@ -479,7 +479,7 @@ def place(cnn_exports, tmp_path_factory) -> Path:
     for name, level in (("bright", 200), ("dark", 50)):
         (data / name).mkdir(exist_ok=True)
         for index in range(3):
-            save_picture(data / name / f"{index}.png", (level, level, level), rng)
+            save_image(data / name / f"{index}.png", (level, level, level), rng)
     for step in steps:
         ran = run_tltools(*step, cwd=folder)
         assert ran.code == 0, ran
@@ -489,15 +489,15 @@ def place(cnn_exports, tmp_path_factory) -> Path:
 
 def test_each_command_writes_its_page(place):
     job = read_page((place / "job.html").read_text())
-    assert "7 pictures in predictions.csv" in job.text
+    assert "7 images in predictions.csv" in job.text
     assert EVIL.replace("/", "") in job.text
     assert job.tags.count("img") == 1 + 6
     evaluation = read_page((place / "evaluation.html").read_text())
     assert "Confusion matrix of exports/cnn/cnn.fp32.onnx" in evaluation.text
     assert evaluation.tags.count("img") == 1 + 6
     trained = read_page((place / "train.html").read_text())
-    assert "Confusion matrix of cnn, validation pictures" in trained.text
-    assert "6 of 6 pictures, evenly through the data" in trained.text
+    assert "Confusion matrix of cnn, validation images" in trained.text
+    assert "6 of 6 images, evenly through the data" in trained.text
     bench = read_page((place / "bench.html").read_text())
     for words in ("Accuracy against latency", "Recommended on this machine", "Machine", "CPU:"):
         assert words in bench.text
@@ -513,7 +513,7 @@ def test_report_finds_what_the_commands_left(place):
         "Classified: predictions.csv",
         "Benchmark",
         "Exports, verified against PyTorch",
-        "say where they are: tltools report --pictures FOLDER",
+        "say where they are: tltools report --images FOLDER",
     ):
         assert words in page.text
     assert "Runs: runs/cnn" in ran.err
@@ -524,7 +524,7 @@ def test_report_takes_what_it_is_told(place):
     (bench,) = (place / "exports").glob("bench-*.json")
     ran = run_tltools(
         "report", "predictions.csv", "scores/evaluation.json", bench, "exports", "runs",
-        "--pictures", "photos", "-o", "told.html", "--json", cwd=place,
+        "--images", "photos", "-o", "told.html", "--json", cwd=place,
     )  # fmt: skip
     assert ran.code == 0, ran
     document = json.loads(ran.out)
@@ -534,7 +534,7 @@ def test_report_takes_what_it_is_told(place):
     assert document["exports"] == ["exports/cnn/cnn.fp32.onnx", "exports/cnn/cnn.fp32.pt"]
     page = read_page((place / "told.html").read_text())
     assert "Evaluation of scores/evaluation.json" in page.text
-    assert "The file keeps figures and no pictures" in page.text
+    assert "The file keeps figures and no images" in page.text
     assert page.tags.count("img") > 6
 
 
@@ -549,7 +549,7 @@ def test_report_takes_what_it_is_told(place):
         (("list.json",), "list.json is no JSON file of tltools"),
         (("rows.json",), "rows.json is not a report of this version's tltools bench"),
         (("-o", "report.csv"), "--output report.csv is no name of a page"),
-        (("--pictures", "gone"), "--pictures gone is no folder"),
+        (("--images", "gone"), "--images gone is no folder"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(tmp_path, args, message):
@@ -613,13 +613,13 @@ def open_page(browser):
 
 @pytest.fixture(scope="module")
 def gallery_page(tmp_path_factory) -> Path:
-    """A page with seven pictures: two classes, mistakes and hits, sure and unsure."""
+    """A page with seven images: two classes, mistakes and hits, sure and unsure."""
     folder = tmp_path_factory.mktemp("gallery")
     rng = np.random.default_rng(0)
     tiles = []
     for index in range(7):
         path = folder / f"{index}.png"
-        save_picture(path, (30 * index, 90, 90), rng)
+        save_image(path, (30 * index, 90, 90), rng)
         tiles.append(
             Tile(
                 name=EVIL.replace("/", "") + str(index),
@@ -661,7 +661,7 @@ def test_filters_work(open_page, gallery_page):
     assert page.locator(".gallery").nth(1).locator("li").is_visible()
 
 
-def test_a_picture_is_enlarged_by_keyboard(open_page, gallery_page):
+def test_a_image_is_enlarged_by_keyboard(open_page, gallery_page):
     page = open_page(gallery_page)
     dialog = page.get_by_role("dialog")
     tiles = page.locator(".gallery").first.get_by_role("button")
@@ -674,7 +674,7 @@ def test_a_picture_is_enlarged_by_keyboard(open_page, gallery_page):
     assert EVIL.replace("/", "") + "2" in dialog.inner_text()
     for _ in range(9):
         page.keyboard.press("ArrowRight")
-    assert "No picture: not found" in dialog.inner_text()
+    assert "No image: not found" in dialog.inner_text()
     assert dialog.get_by_role("button", name="Next").is_disabled()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Escape")
@@ -697,7 +697,7 @@ def test_arrows_leave_out_what_is_filtered(open_page, gallery_page):
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_whole_report_fits_and_is_silent(open_page, place, width, scheme):
-    ran = run_tltools("report", "--pictures", "photos", "-o", "whole.html", cwd=place)
+    ran = run_tltools("report", "--images", "photos", "-o", "whole.html", cwd=place)
     assert ran.code == 0, ran
     page = open_page(place / "whole.html", width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -706,7 +706,7 @@ def test_a_whole_report_fits_and_is_silent(open_page, place, width, scheme):
     unnamed = page.eval_on_selector_all(
         "svg",
         "all => all.filter(one => one.getAttribute('role') !== 'img' || "
-        "!(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby'))).length",
+        "!(one.getAttribute('aria-label') || one.getAttribute('aria-labeledby'))).length",
     )
     assert unnamed == 0
     assert page.locator("svg").count() >= 8
@@ -718,7 +718,7 @@ def test_a_whole_report_fits_and_is_silent(open_page, place, width, scheme):
 
 
 def test_twenty_thousand_predictions_open_at_once(open_page, tmp_path):
-    """As many pictures as a page ever shows of a job, of noise, which nothing makes small."""
+    """As many images as a page ever shows of a job, of noise, which nothing makes small."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()

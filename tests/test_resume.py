@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import COLOURS, children, is_alive, save_picture
+from conftest import COLORS, children, is_alive, save_image
 from msgspec import structs
 
 import tltools
@@ -56,15 +56,15 @@ COMMAND = (
 )  # fmt: skip
 
 
-def link_many(folder: Path, num_pictures: int) -> Path:
-    """Make a folder of many pictures, some of them broken or with odd names."""
+def link_many(folder: Path, num_images: int) -> Path:
+    """Make a folder of many images, some of them broken or with odd names."""
     (folder / "few").mkdir(parents=True)
     rng = np.random.default_rng(0)
     sources = [folder / "few" / f"{number}.png" for number in range(30)]
     for number, source in enumerate(sources):
-        save_picture(source, list(COLOURS.values())[number % 3], rng)
-    sources[7].write_bytes(b"no picture")
-    for number in range(num_pictures):
+        save_image(source, list(COLORS.values())[number % 3], rng)
+    sources[7].write_bytes(b"no image")
+    for number in range(num_images):
         odd = ODD_NAMES[number % len(ODD_NAMES)] if number % 50 == 0 else "x.png"
         os.link(sources[number % 30], folder / f"{number:05}{odd}")
     return folder
@@ -72,7 +72,7 @@ def link_many(folder: Path, num_pictures: int) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    return link_many(tmp_path_factory.mktemp("many") / "pictures", NUM_MANY)
+    return link_many(tmp_path_factory.mktemp("many") / "images", NUM_MANY)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ class Stopping(Silent):
         self._stop_after = stop_after
 
     @contextmanager
-    def bar(self, description, total, unit="pictures"):
+    def bar(self, description, total, unit="images"):
         self.totals.append(total)
         yield self
 
@@ -230,27 +230,27 @@ def test_a_signal_ends_the_job_in_order_and_the_count_is_right(
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("after", [1, 15, 16, 29])
-def test_a_stopped_job_goes_on_to_the_same_output(suffix, after, onnx_path, pictures, tmp_path):
-    (pictures / "red/4.png").write_bytes(b"no picture")
-    (pictures / "blue/1.png").write_bytes(b"")
+def test_a_stopped_job_goes_on_to_the_same_output(suffix, after, onnx_path, images, tmp_path):
+    (images / "red/4.png").write_bytes(b"no image")
+    (images / "blue/1.png").write_bytes(b"")
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
-    expected = run_job(Job(onnx_path, [pictures], whole, device="cpu"))
-    stop(onnx_path, [pictures], output, after)
+    expected = run_job(Job(onnx_path, [images], whole, device="cpu"))
+    stop(onnx_path, [images], output, after)
     progress = Stopping()
-    summary = run_job(Job(onnx_path, [pictures], output, device="cpu"), progress=progress)
+    summary = run_job(Job(onnx_path, [images], output, device="cpu"), progress=progress)
     assert content(output) == content(whole)
     assert progress.said == [f"Going on after {after} rows in {output}.part"]
     assert (progress.totals, progress.advanced) == ([30 - after], 30 - after)
-    assert (summary.num_pictures, summary.num_kept) == (30, after)
+    assert (summary.num_images, summary.num_kept) == (30, after)
     assert (summary.counts, summary.errors) == (expected.counts, expected.errors)
-    assert summary.pictures_per_s == pytest.approx((30 - after) / summary.seconds)
-    assert sorted(tmp_path.iterdir()) == sorted([output, whole, pictures])
+    assert summary.images_per_s == pytest.approx((30 - after) / summary.seconds)
+    assert sorted(tmp_path.iterdir()) == sorted([output, whole, images])
 
 
 def test_a_list_from_standard_input_goes_on_when_it_is_given_again(
-    onnx_path, pictures, tmp_path, monkeypatch
+    onnx_path, images, tmp_path, monkeypatch
 ):
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     lines = b"".join(b"red/%d.png\nmissing%d.png\n" % (n, n) for n in range(10))
     dash = Path("-")
 
@@ -268,10 +268,10 @@ def test_a_list_from_standard_input_goes_on_when_it_is_given_again(
 
 @pytest.mark.parametrize("batch_size", [1, 5, 8])
 @pytest.mark.parametrize("name", ["fused", "ahead"])
-def test_each_picture_is_in_the_same_batch_as_without_a_stop(
-    name, batch_size, onnx_path, pictures, tmp_path, monkeypatch
+def test_each_image_is_in_the_same_batch_as_without_a_stop(
+    name, batch_size, onnx_path, images, tmp_path, monkeypatch
 ):
-    (pictures / "green/3.png").write_bytes(b"no picture")
+    (images / "green/3.png").write_bytes(b"no image")
     batches: list[bytes] = []
     call = OnnxPredictor.__call__
 
@@ -284,20 +284,20 @@ def test_each_picture_is_in_the_same_batch_as_without_a_stop(
 
     monkeypatch.setattr(opening_module, "open_model", open_so)
     monkeypatch.setattr(OnnxPredictor, "__call__", recording)
-    run_job(Job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu"))
+    run_job(Job(onnx_path, [images], tmp_path / "whole.csv", device="cpu"))
     expected = set(batches)
     for after in (3, 16, 23):
         output = tmp_path / f"{after}.csv"
-        stop(onnx_path, [pictures], output, after)
+        stop(onnx_path, [images], output, after)
         batches.clear()
-        run_job(Job(onnx_path, [pictures], output, device="cpu"))
+        run_job(Job(onnx_path, [images], output, device="cpu"))
         assert set(batches) <= expected
         assert content(output) == content(tmp_path / "whole.csv")
 
 
-def test_the_plan_of_the_first_rows_is_kept(onnx_path, pictures, tmp_path, monkeypatch):
+def test_the_plan_of_the_first_rows_is_kept(onnx_path, images, tmp_path, monkeypatch):
     output = tmp_path / "out.csv"
-    stop(onnx_path, [pictures], output, 5)
+    stop(onnx_path, [images], output, 5)
     assert json.loads((tmp_path / "out.csv.part.json").read_text())["plan"] == "fused"
     open_model = opening_module.open_model
 
@@ -306,7 +306,7 @@ def test_the_plan_of_the_first_rows_is_kept(onnx_path, pictures, tmp_path, monke
         return predictor, Plan("ahead", plan.workers, plan.batch_size)
 
     monkeypatch.setattr(opening_module, "open_model", slow)
-    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).plan.name == "fused"
+    assert run_job(Job(onnx_path, [images], output, device="cpu")).plan.name == "fused"
 
 
 # ------------------------------------------------------------------------------- torn rows
@@ -314,11 +314,11 @@ def test_the_plan_of_the_first_rows_is_kept(onnx_path, pictures, tmp_path, monke
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_part_that_is_torn_anywhere_is_mended(suffix, onnx_path, tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number, name in enumerate(ODD_NAMES):
-        save_picture(folder / name, list(COLOURS.values())[number % 3], rng)
+        save_image(folder / name, list(COLORS.values())[number % 3], rng)
     (folder / ODD_NAMES[2]).write_bytes(b"")
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
     run_job(Job(onnx_path, [folder], whole, device="cpu"))
@@ -337,27 +337,25 @@ def test_a_part_that_is_torn_anywhere_is_mended(suffix, onnx_path, tmp_path):
 
 @pytest.mark.parametrize("junk", [b"\0" * 4096, b"\xff\xfe", b'"open', b"a,b\n", b"{}\n", b"\n"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_no_row_at_the_end_of_a_part_is_cut_off(
-    suffix, junk, onnx_path, pictures, tmp_path
-):
+def test_what_is_no_row_at_the_end_of_a_part_is_cut_off(suffix, junk, onnx_path, images, tmp_path):
     output = tmp_path / f"out{suffix}"
-    run_job(Job(onnx_path, [pictures], tmp_path / f"whole{suffix}", device="cpu"))
-    stop(onnx_path, [pictures], output, 5)
+    run_job(Job(onnx_path, [images], tmp_path / f"whole{suffix}", device="cpu"))
+    stop(onnx_path, [images], output, 5)
     with (tmp_path / f"out{suffix}.part").open("ab") as file:
         file.write(junk)
-    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 5
+    assert run_job(Job(onnx_path, [images], output, device="cpu")).num_kept == 5
     assert content(output) == content(tmp_path / f"whole{suffix}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_zeros_in_the_middle_of_a_part_end_its_rows(suffix, onnx_path, pictures, tmp_path):
+def test_zeros_in_the_middle_of_a_part_end_its_rows(suffix, onnx_path, images, tmp_path):
     output, part = tmp_path / f"out{suffix}", tmp_path / f"out{suffix}.part"
-    run_job(Job(onnx_path, [pictures], tmp_path / f"whole{suffix}", device="cpu"))
-    stop(onnx_path, [pictures], output, 9)
+    run_job(Job(onnx_path, [images], tmp_path / f"whole{suffix}", device="cpu"))
+    stop(onnx_path, [images], output, 9)
     data = part.read_bytes()
     place = data.index(b"5.png") - 3
     part.write_bytes(data[:place] + b"\0" * 4 + data[place + 4 :])
-    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 5
+    assert run_job(Job(onnx_path, [images], output, device="cpu")).num_kept == 5
     assert content(output) == content(tmp_path / f"whole{suffix}")
 
 
@@ -365,10 +363,10 @@ def test_zeros_in_the_middle_of_a_part_end_its_rows(suffix, onnx_path, pictures,
 
 
 @pytest.fixture
-def stopped(onnx_path, pictures, tmp_path):
+def stopped(onnx_path, images, tmp_path):
     """A job that was stopped after twelve rows: those of blue, and two of green."""
     output = tmp_path / "out.csv"
-    stop(onnx_path, [pictures], output, 12)
+    stop(onnx_path, [images], output, 12)
     return output
 
 
@@ -381,75 +379,73 @@ def assert_refused(reason, *args, **options):
     assert part.read_bytes() == before
 
 
-def test_going_on_with_another_model_is_refused(stopped, onnx_path, make_onnx, card, pictures):
+def test_going_on_with_another_model_is_refused(stopped, onnx_path, make_onnx, card, images):
     other = make_onnx(stopped.parent / "other.onnx", card.to_json() + " ")
-    assert_refused("it was begun with another model", other, [pictures], stopped)
+    assert_refused("it was begun with another model", other, [images], stopped)
 
 
-def test_going_on_with_the_same_model_elsewhere_is_fine(stopped, onnx_path, pictures, tmp_path):
+def test_going_on_with_the_same_model_elsewhere_is_fine(stopped, onnx_path, images, tmp_path):
     shutil.copy(onnx_path, tmp_path / "moved.onnx")
-    summary = run_job(Job(tmp_path / "moved.onnx", [pictures], stopped, device="cpu"))
+    summary = run_job(Job(tmp_path / "moved.onnx", [images], stopped, device="cpu"))
     assert summary.num_kept == 12
 
 
-def test_going_on_with_other_inputs_is_refused(stopped, onnx_path, pictures):
-    for inputs in ([pictures / "red"], [pictures, pictures / "red"]):
+def test_going_on_with_other_inputs_is_refused(stopped, onnx_path, images):
+    for inputs in ([images / "red"], [images, images / "red"]):
         assert_refused("it was begun with other inputs", onnx_path, inputs, stopped)
 
 
-def test_going_on_with_another_option_is_refused(stopped, onnx_path, pictures):
-    args = (onnx_path, [pictures], stopped)
+def test_going_on_with_another_option_is_refused(stopped, onnx_path, images):
+    args = (onnx_path, [images], stopped)
     assert_refused("it was begun without --spreadsheet", *args, spreadsheet=True)
     assert_refused("it was begun with --batch-size 1", *args, batch_size=2)
     assert_refused("it was begun without --min-confidence", *args, min_confidence=0.5)
 
 
-def test_going_on_with_another_version_is_refused(stopped, onnx_path, pictures, tmp_path):
+def test_going_on_with_another_version_is_refused(stopped, onnx_path, images, tmp_path):
     record = tmp_path / "out.csv.part.json"
     record.write_text(record.read_text().replace(tltools.__version__, "0.0.0"))
-    assert_refused(r"it was begun by tltools 0\.0\.0", onnx_path, [pictures], stopped)
+    assert_refused(r"it was begun by tltools 0\.0\.0", onnx_path, [images], stopped)
 
 
-def test_going_on_on_another_device_is_refused(stopped, onnx_path, pictures, tmp_path):
+def test_going_on_on_another_device_is_refused(stopped, onnx_path, images, tmp_path):
     record = tmp_path / "out.csv.part.json"
     record.write_text(record.read_text().replace('"cpu"', '"cuda"'))
-    assert_refused("it was begun on cuda", onnx_path, [pictures], stopped)
+    assert_refused("it was begun on cuda", onnx_path, [images], stopped)
 
 
-def test_going_on_in_a_folder_that_has_changed_is_refused(stopped, onnx_path, pictures):
-    args = (onnx_path, [pictures], stopped)
-    (pictures / "blue/10.png").write_bytes(b"")
+def test_going_on_in_a_folder_that_has_changed_is_refused(stopped, onnx_path, images):
+    args = (onnx_path, [images], stopped)
+    (images / "blue/10.png").write_bytes(b"")
     assert_refused(r"row 3 is of 'blue/2\.png', where the inputs have 'blue/10\.png' now", *args)
-    (pictures / "blue/10.png").unlink()
-    (pictures / "blue/0.png").rename(pictures / "red/0a.png")
+    (images / "blue/10.png").unlink()
+    (images / "blue/0.png").rename(images / "red/0a.png")
     assert_refused(r"row 1 is of 'blue/0\.png', where the inputs have 'blue/1\.png'", *args)
     for name in ("red", "green"):
-        shutil.rmtree(pictures / name)
-    (pictures / "blue/0.png").write_bytes(b"")
+        shutil.rmtree(images / name)
+    (images / "blue/0.png").write_bytes(b"")
     assert_refused(r"row 11 is of 'green/0\.png', and the inputs have fewer", *args)
 
 
-def test_pictures_that_come_after_the_rows_are_classified(stopped, onnx_path, pictures):
-    shutil.copy(pictures / "red/0.png", pictures / "red/new.png")
-    summary = run_job(Job(onnx_path, [pictures], stopped, device="cpu"))
-    assert (summary.num_pictures, summary.counts["red"]) == (31, 11)
+def test_images_that_come_after_the_rows_are_classified(stopped, onnx_path, images):
+    shutil.copy(images / "red/0.png", images / "red/new.png")
+    summary = run_job(Job(onnx_path, [images], stopped, device="cpu"))
+    assert (summary.num_images, summary.counts["red"]) == (31, 11)
 
 
 @pytest.mark.parametrize("record", [None, b"", b"{}", b'{"tltools": 1}', b"\0" * 50])
-def test_a_part_without_a_readable_record_is_refused(
-    record, stopped, onnx_path, pictures, tmp_path
-):
+def test_a_part_without_a_readable_record_is_refused(record, stopped, onnx_path, images, tmp_path):
     path = tmp_path / "out.csv.part.json"
     path.unlink()
     if record is not None:
         path.write_bytes(record)
-    assert_refused("there is no record of it", onnx_path, [pictures], stopped)
+    assert_refused("there is no record of it", onnx_path, [images], stopped)
 
 
-def test_a_part_with_other_columns_is_refused(stopped, onnx_path, pictures, tmp_path):
+def test_a_part_with_other_columns_is_refused(stopped, onnx_path, images, tmp_path):
     part = tmp_path / "out.csv.part"
     part.write_bytes(part.read_bytes().replace(b"prob_red", b"prob_rod"))
-    assert_refused("it does not begin with the columns", onnx_path, [pictures], stopped)
+    assert_refused("it does not begin with the columns", onnx_path, [images], stopped)
 
 
 def test_every_fact_of_a_record_is_compared_or_taken_over():
@@ -481,38 +477,38 @@ def test_all_differences_are_told_in_one_order():
     assert shard_difference(record, structs.replace(record, tf32=False)) == "has --tf32 unlike"
 
 
-def test_overwrite_starts_anew(stopped, onnx_path, pictures, tmp_path):
-    summary = run_job(Job(onnx_path, [pictures / "red"], stopped, device="cpu", overwrite=True))
-    assert (summary.num_pictures, summary.num_kept) == (10, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "pictures"]
+def test_overwrite_starts_anew(stopped, onnx_path, images, tmp_path):
+    summary = run_job(Job(onnx_path, [images / "red"], stopped, device="cpu", overwrite=True))
+    assert (summary.num_images, summary.num_kept) == (10, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "images"]
 
 
-def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, pictures, tmp_path):
+def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, images, tmp_path):
     output = tmp_path / "out.csv"
     output.write_text("precious")
-    stop(onnx_path, [pictures], output, 12, overwrite=True)
+    stop(onnx_path, [images], output, 12, overwrite=True)
     assert output.read_text() == "precious"
-    stop(onnx_path, [pictures], output, 5)  # begun with overwrite: that need not be said again
+    stop(onnx_path, [images], output, 5)  # begun with overwrite: that need not be said again
     assert output.read_text() == "precious"
-    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 17
+    assert run_job(Job(onnx_path, [images], output, device="cpu")).num_kept == 17
     assert num_rows(output) == 30
     with pytest.raises(ConfigError, match=r"exists; replace it with --overwrite"):
-        run_job(Job(onnx_path, [pictures], output, device="cpu"))
+        run_job(Job(onnx_path, [images], output, device="cpu"))
 
 
 # ------------------------------------------------------------------------------- two at once
 
 
-def test_a_file_system_without_locks_is_no_obstacle(onnx_path, pictures, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_no_obstacle(onnx_path, images, tmp_path, monkeypatch):
     def refuse(*_args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
+    run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
     assert num_rows(tmp_path / "out.csv") == 30
 
 
-def test_two_jobs_cannot_write_one_output(onnx_path, pictures, tmp_path):
+def test_two_jobs_cannot_write_one_output(onnx_path, images, tmp_path):
     class Second(Stopping):
         def advance(self, amount=1, note=""):
             super().advance(amount)
@@ -521,8 +517,8 @@ def test_two_jobs_cannot_write_one_output(onnx_path, pictures, tmp_path):
                     with pytest.raises(ConfigError, match=r"another job is writing .*out\.csv"):
                         run_job(Job(*args, device="cpu", overwrite=overwrite))
 
-    args = (onnx_path, [pictures], tmp_path / "out.csv")
-    assert run_job(Job(*args, device="cpu"), progress=Second()).num_pictures == 30
+    args = (onnx_path, [images], tmp_path / "out.csv")
+    assert run_job(Job(*args, device="cpu"), progress=Second()).num_images == 30
     assert num_rows(tmp_path / "out.csv") == 30
 
 
@@ -595,7 +591,7 @@ def test_a_disk_that_is_really_full_costs_no_row(
     assert content(output) == content(wholes[suffix])
 
 
-def test_a_removed_mount_is_an_error_with_its_place(onnx_path, pictures, tmp_path, monkeypatch):
+def test_a_removed_mount_is_an_error_with_its_place(onnx_path, images, tmp_path, monkeypatch):
     append, num_appended = UnfinishedOutput.append, 0
 
     def fail(self, data):
@@ -608,13 +604,13 @@ def test_a_removed_mount_is_an_error_with_its_place(onnx_path, pictures, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(UnfinishedOutput, "append", fail)
         with pytest.raises(TltoolsError, match=r"cannot write .*csv\.part: Stale file handle"):
-            run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
-    summary = run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu"))
+            run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
+    summary = run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
     assert summary.num_kept == 11  # and the line of column names
 
 
 def test_no_room_for_the_parquet_file_itself_keeps_all_rows(
-    onnx_path, pictures, tmp_path, monkeypatch
+    onnx_path, images, tmp_path, monkeypatch
 ):
     output = tmp_path / "out.parquet"
 
@@ -624,9 +620,9 @@ def test_no_room_for_the_parquet_file_itself_keeps_all_rows(
     with monkeypatch.context() as patch:
         patch.setattr(parquet_module, "write_parquet", fail)
         with pytest.raises(TltoolsError, match="No space left"):
-            run_job(Job(onnx_path, [pictures], output, device="cpu"))
+            run_job(Job(onnx_path, [images], output, device="cpu"))
     assert num_rows(tmp_path / "out.parquet.part") == 30
-    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_kept == 30
+    assert run_job(Job(onnx_path, [images], output, device="cpu")).num_kept == 30
     assert [row["label"] for row in content(output)] == ["blue"] * 10 + ["green"] * 10 + [
         "red"
     ] * 10
@@ -634,7 +630,7 @@ def test_no_room_for_the_parquet_file_itself_keeps_all_rows(
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_rows_are_on_the_disk_before_the_file_gets_its_name(
-    suffix, onnx_path, pictures, tmp_path, monkeypatch
+    suffix, onnx_path, images, tmp_path, monkeypatch
 ):
     events: list[str] = []
     fsync, replace = os.fsync, Path.replace
@@ -653,7 +649,7 @@ def test_rows_are_on_the_disk_before_the_file_gets_its_name(
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "replace", recorded_replace)
     output = tmp_path / f"out{suffix}"
-    run_job(Job(onnx_path, [pictures], output, device="cpu"))
+    run_job(Job(onnx_path, [images], output, device="cpu"))
     renamed = events.index(f"rename to {output.name}")
     assert re.fullmatch(
         rf"sync (out{suffix}\.part|\.out\..*)",
@@ -666,16 +662,14 @@ def test_rows_are_on_the_disk_before_the_file_gets_its_name(
     assert "sync folder" in events[renamed:]
 
 
-def test_rows_and_record_are_put_on_the_disk_now_and_then(
-    onnx_path, pictures, tmp_path, monkeypatch
-):
+def test_rows_and_record_are_put_on_the_disk_now_and_then(onnx_path, images, tmp_path, monkeypatch):
     seen = []
     sync = UnfinishedOutput.sync
     monkeypatch.setattr(writer_module, "SYNC_EVERY_S", 0.0)
     monkeypatch.setattr(
         UnfinishedOutput, "sync", lambda self: (seen.append(self.num_bytes), sync(self))
     )
-    stop(onnx_path, [pictures], tmp_path / "out.csv", 20)
+    stop(onnx_path, [images], tmp_path / "out.csv", 20)
     assert len(seen) >= 19
     assert seen == sorted(set(seen))
 
@@ -686,7 +680,7 @@ DANGEROUS = """
 import ctypes, os, signal, sys, time
 kinds = dict(pair.split("=") for pair in sys.argv.pop(1).split(";") if pair)
 stat, first = os.stat, os.getpid()
-def dangerous(path, *args, **options):  # the first thing that is done with a picture
+def dangerous(path, *args, **options):  # the first thing that is done with an image
     kind = kinds.get(os.path.basename(path)) if isinstance(path, (str, os.PathLike)) else None
     crash = kind == "crash" and os.getpid() != first
     if crash or (kind == "model" and "onnxruntime" in sys.modules):
@@ -719,9 +713,9 @@ def run_dangerous(kinds: dict[str, str], *args, lines: bytes | None = None, cwd=
 
 
 @pytest.fixture
-def reference(onnx_path, pictures, tmp_path):
-    """The rows of `pictures` by name."""
-    run_job(Job(onnx_path, [pictures], tmp_path / "reference.csv", device="cpu"))
+def reference(onnx_path, images, tmp_path):
+    """The rows of `images` by name."""
+    run_job(Job(onnx_path, [images], tmp_path / "reference.csv", device="cpu"))
     return read_rows(tmp_path / "reference.csv")
 
 
@@ -731,16 +725,16 @@ def read_rows(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_picture_that_crashes_or_hangs_its_decoder_costs_its_own_row(
-    suffix, onnx_path, pictures, reference, tmp_path
+def test_a_image_that_crashes_or_hangs_its_decoder_costs_its_own_row(
+    suffix, onnx_path, images, reference, tmp_path
 ):
     kinds = {"c1.png": "crash", "c2.png": "abort", "h.png": "hang", "b.png": "blocked"}
     places = ["blue/c1.png", "blue/c2.png", "green/h.png", "red/b.png", "red/c1.png"]
     for place in places:
-        shutil.copy(pictures / "red/0.png", pictures / place)
+        shutil.copy(images / "red/0.png", images / place)
     output = tmp_path / f"out{suffix}"
-    args = (pictures, "--model", onnx_path, "--device", "cpu", "-o", output)
-    result = run_dangerous(kinds, *args, "--picture-timeout", 1)
+    args = (images, "--model", onnx_path, "--device", "cpu", "-o", output)
+    result = run_dangerous(kinds, *args, "--image-timeout", 1)
     assert result.code == 0, result.err
     assert "35 rows" in result.err
     assert "(5 with an error)" in result.err
@@ -755,24 +749,24 @@ def test_a_picture_that_crashes_or_hangs_its_decoder_costs_its_own_row(
     assert errors == {
         "blue/c1.png": "cannot read image c1.png: the decoder crashed (SIGSEGV)",
         "blue/c2.png": "cannot read image c2.png: the decoder crashed (SIGABRT)",
-        "green/h.png": "cannot read image h.png: the decoder took longer than 1 s for a picture",
-        "red/b.png": "cannot read image b.png: the decoder took longer than 1 s for a picture",
+        "green/h.png": "cannot read image h.png: the decoder took longer than 1 s for an image",
+        "red/b.png": "cannot read image b.png: the decoder took longer than 1 s for an image",
         "red/c1.png": "cannot read image c1.png: the decoder crashed (SIGSEGV)",
     }
 
 
-def test_a_crash_after_overwriting_was_asked_for_goes_on(onnx_path, pictures, tmp_path):
+def test_a_crash_after_overwriting_was_asked_for_goes_on(onnx_path, images, tmp_path):
     output = tmp_path / "out.csv"
     output.write_text("old")
-    args = (pictures, "--model", onnx_path, "--device", "cpu", "-o", output, "--overwrite")
+    args = (images, "--model", onnx_path, "--device", "cpu", "-o", output, "--overwrite")
     result = run_dangerous({"5.png": "crash"}, *args)
     assert result.code == 0
     assert num_rows(output) == 30
     assert result.err.count("it gets a row that says so") == 3
 
 
-def test_a_model_that_crashes_ends_the_job_with_an_error(onnx_path, pictures, tmp_path):
-    args = (pictures, "--model", onnx_path, "--device", "cpu", "-o", tmp_path / "out.csv")
+def test_a_model_that_crashes_ends_the_job_with_an_error(onnx_path, images, tmp_path):
+    args = (images, "--model", onnx_path, "--device", "cpu", "-o", tmp_path / "out.csv")
     result = run_dangerous({"5.png": "model"}, *args)
     assert result.code == 1
     last = result.err.splitlines()[-1]
@@ -780,33 +774,33 @@ def test_a_model_that_crashes_ends_the_job_with_an_error(onnx_path, pictures, tm
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_ctrl_c_ends_a_job_whose_decoder_hangs(onnx_path, pictures, tmp_path):
+def test_ctrl_c_ends_a_job_whose_decoder_hangs(onnx_path, images, tmp_path):
     output = tmp_path / "out.csv"
-    args = (pictures, "--model", onnx_path, "--device", "cpu", "-o", output, "--workers", 1)
+    args = (images, "--model", onnx_path, "--device", "cpu", "-o", output, "--workers", 1)
     process = subprocess.Popen(
         [sys.executable, "-c", DANGEROUS, "9.png=hang", "classify", *map(str, args)],
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(pictures.glob("*/*.hangs")):
+    while process.poll() is None and not list(images.glob("*/*.hangs")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     result = finish(process)
     assert result.code == 130
     assert "stopped by Ctrl-C" in result.err
-    assert run_job(Job(onnx_path, [pictures], output, device="cpu")).num_pictures == 30
+    assert run_job(Job(onnx_path, [images], output, device="cpu")).num_images == 30
 
 
-def test_a_crash_before_the_first_picture_ends_the_job(onnx_path, pictures, tmp_path):
+def test_a_crash_before_the_first_image_ends_the_job(onnx_path, images, tmp_path):
     shutil.copy(onnx_path, tmp_path / "model.onnx")
-    args = (pictures, "--model", tmp_path / "model.onnx", "-o", tmp_path / "out.csv")
+    args = (images, "--model", tmp_path / "model.onnx", "-o", tmp_path / "out.csv")
     result = run_dangerous({"model.onnx": "crash"}, *args)
     assert result.code == 1
-    assert "before the first picture, so that no picture is at fault" in result.err
+    assert "before the first image, so that no image is at fault" in result.err
 
 
-def test_a_crash_costs_its_own_row_on_standard_output_too(onnx_path, pictures, reference):
-    args = (pictures, "--model", onnx_path, "--device", "cpu", "-o", "-")
+def test_a_crash_costs_its_own_row_on_standard_output_too(onnx_path, images, reference):
+    args = (images, "--model", onnx_path, "--device", "cpu", "-o", "-")
     result = run_dangerous({"5.png": "crash"}, *args)
     assert result.code == 0, result.err
     _, *rows = result.out.splitlines()
@@ -820,15 +814,13 @@ def test_a_crash_costs_its_own_row_on_standard_output_too(onnx_path, pictures, r
 
 
 @pytest.mark.parametrize("piped", [False, True])
-def test_a_list_survives_a_crash_from_a_file_and_through_a_pipe(
-    piped, onnx_path, pictures, tmp_path
-):
+def test_a_list_survives_a_crash_from_a_file_and_through_a_pipe(piped, onnx_path, images, tmp_path):
     lines = tmp_path / "list"
     lines.write_text("".join(f"red/{number}.png\n" for number in range(10)))
     output = tmp_path / "out.csv"
     args = ("-", "--model", onnx_path, "--device", "cpu", "-o", output)
     if piped:
-        result = run_dangerous({"5.png": "crash"}, *args, lines=lines.read_bytes(), cwd=pictures)
+        result = run_dangerous({"5.png": "crash"}, *args, lines=lines.read_bytes(), cwd=images)
         assert result.code == 0, result.err
     else:
         with lines.open("rb") as file:
@@ -836,23 +828,23 @@ def test_a_list_survives_a_crash_from_a_file_and_through_a_pipe(
                 [sys.executable, "-c", DANGEROUS, "5.png=crash", "classify", *map(str, args)],
                 stdin=file,
                 capture_output=True,
-                cwd=pictures,
+                cwd=images,
                 timeout=60,
             )
         assert done.returncode == 0, done.stderr
     assert num_rows(output) == 10
 
 
-# ------------------------------------------------------------------- every picture accounted
+# ------------------------------------------------------------------- every image accounted
 
 
 @pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "out.parquet", "-"])
-def test_errors_go_to_a_file_of_their_own(output, onnx_path, pictures, tmp_path, monkeypatch):
+def test_errors_go_to_a_file_of_their_own(output, onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (pictures / "red/4.png").write_bytes(b"no picture")
-    (pictures / "blue/a,b\n.png").write_bytes(b"")
+    (images / "red/4.png").write_bytes(b"no image")
+    (images / "blue/a,b\n.png").write_bytes(b"")
     errors = tmp_path / "errors.csv"
-    summary = run_job(Job(onnx_path, [pictures], Path(output), device="cpu", errors_to=errors))
+    summary = run_job(Job(onnx_path, [images], Path(output), device="cpu", errors_to=errors))
     with errors.open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["path", "error"]
@@ -861,23 +853,23 @@ def test_errors_go_to_a_file_of_their_own(output, onnx_path, pictures, tmp_path,
     assert summary.num_failed == 2
 
 
-def test_errors_of_the_rows_that_were_there_are_among_them(onnx_path, pictures, tmp_path):
-    (pictures / "blue/1.png").write_bytes(b"")
-    (pictures / "red/4.png").write_bytes(b"no picture")
+def test_errors_of_the_rows_that_were_there_are_among_them(onnx_path, images, tmp_path):
+    (images / "blue/1.png").write_bytes(b"")
+    (images / "red/4.png").write_bytes(b"no image")
     errors = tmp_path / "errors.csv"
-    run_job(Job(onnx_path, [pictures], tmp_path / "whole.csv", device="cpu", errors_to=errors))
+    run_job(Job(onnx_path, [images], tmp_path / "whole.csv", device="cpu", errors_to=errors))
     expected = errors.read_bytes()
     errors.unlink()
-    stop(onnx_path, [pictures], tmp_path / "out.csv", 12, errors_to=errors)
+    stop(onnx_path, [images], tmp_path / "out.csv", 12, errors_to=errors)
     assert not errors.exists()
-    run_job(Job(onnx_path, [pictures], tmp_path / "out.csv", device="cpu", errors_to=errors))
+    run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu", errors_to=errors))
     assert errors.read_bytes() == expected
 
 
-def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, pictures, tmp_path):
+def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, images, tmp_path):
     errors = tmp_path / "errors.csv"
     errors.write_text("precious")
-    args = (onnx_path, [pictures], tmp_path / "out.csv")
+    args = (onnx_path, [images], tmp_path / "out.csv")
     with pytest.raises(ConfigError, match=r"errors\.csv exists; .*--errors-to"):
         run_job(Job(*args, device="cpu", errors_to=errors))
     with pytest.raises(ConfigError, match="both"):
@@ -890,11 +882,11 @@ def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, pictures, tm
 
 
 @pytest.mark.parametrize(("bad", "code"), [(True, 1), (False, 0)])
-def test_strict_makes_a_failed_picture_an_exit_code(bad, code, onnx_path, pictures, tmp_path):
+def test_strict_makes_a_failed_image_an_exit_code(bad, code, onnx_path, images, tmp_path):
     if bad:
-        (pictures / "red/4.png").write_bytes(b"no picture")
+        (images / "red/4.png").write_bytes(b"no image")
     output = tmp_path / "out.csv"
-    args = [pictures, "--model", onnx_path, "--device", "cpu", "-o", output, "--strict"]
+    args = [images, "--model", onnx_path, "--device", "cpu", "-o", output, "--strict"]
     result = finish(start(args))
     assert result.code == code
     assert num_rows(output) == 30
@@ -904,12 +896,12 @@ def test_strict_makes_a_failed_picture_an_exit_code(bad, code, onnx_path, pictur
 # ------------------------------------------------------------------------------ spreadsheets
 
 
-def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, pictures, tmp_path):
+def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, images, tmp_path):
     names = ["+1.png", "-1.png", "=1+1.png", "@x.png", "\tx.png", "\rx.png", "x=1.png"]
     folder = tmp_path / "odd"
     folder.mkdir()
     for name in names:
-        shutil.copy(pictures / "red/0.png", folder / name)
+        shutil.copy(images / "red/0.png", folder / name)
     (folder / "-1.png").write_bytes(b"")
 
     def paths(output, **options):
@@ -928,13 +920,13 @@ def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, 
 
 
 def test_labels_that_look_like_formulas_are_counted_under_their_names(
-    make_onnx, make_card, pictures, tmp_path
+    make_onnx, make_card, images, tmp_path
 ):
     classes = ("=red", "+green", "blue")
     model = make_onnx(tmp_path / "model.onnx", make_card(classes=classes).to_json())
     output = tmp_path / "out.csv"
-    stop(model, [pictures], output, 25, spreadsheet=True)
-    summary = run_job(Job(model, [pictures], output, device="cpu", spreadsheet=True))
+    stop(model, [images], output, 25, spreadsheet=True)
+    summary = run_job(Job(model, [images], output, device="cpu", spreadsheet=True))
     assert summary.counts == {"=red": 10, "+green": 10, "blue": 10}
     assert output.read_text().count(",'=red,") == 10
 
@@ -946,7 +938,7 @@ def kill_many(num_kills: int, seed: int = 0) -> None:
 
     card = make_card.__wrapped__()()
     model = make_onnx.__wrapped__()(work / "tiny.onnx", card.to_json())
-    folder = link_many(work / "pictures", 20_000)
+    folder = link_many(work / "images", 20_000)
     for suffix in SUFFIXES:
         run_job(Job(model, [folder], work / f"whole{suffix}", device="cpu"))
     rng = random.Random(seed)  # noqa: S311

@@ -57,9 +57,9 @@ def test_order_and_names_do_not_give_the_class_away(drawn):
     assert names == [f"{number:04d}.jpg" for number in range(20)]
 
 
-def test_no_two_pictures_are_the_same(drawn):
-    pictures = [path.read_bytes() for path in (drawn / "images").iterdir()]
-    assert len(set(pictures)) == len(pictures)
+def test_no_two_images_are_the_same(drawn):
+    images = [path.read_bytes() for path in (drawn / "images").iterdir()]
+    assert len(set(images)) == len(images)
 
 
 def test_same_seed_draws_the_same_bytes(drawn, tmp_path):
@@ -67,21 +67,21 @@ def test_same_seed_draws_the_same_bytes(drawn, tmp_path):
     assert digests(again) == digests(drawn)
 
 
-def test_other_seed_draws_other_pictures_and_labels(drawn, tmp_path):
+def test_other_seed_draws_other_images_and_labels(drawn, tmp_path):
     other = draw_sample(tmp_path / "b", num_images=20, size=64, seed=14)
     assert rows(other) != rows(drawn)
     common = {name for name, digest in digests(other).items() if digests(drawn)[name] == digest}
     assert common == set()
 
 
-def test_picture_depends_on_its_own_seed_only(drawn, tmp_path):
+def test_image_depends_on_its_own_seed_only(drawn, tmp_path):
     label = int(rows(drawn)[7]["emergency_or_not"])
     alone = draw_image(np.random.default_rng((13, 7)), emergency=bool(label), size=64)
     alone.save(tmp_path / "alone.jpg", quality=sample_folder.JPEG_QUALITY)
     assert (tmp_path / "alone.jpg").read_bytes() == (drawn / "images/0007.jpg").read_bytes()
 
 
-def test_smallest_sample_has_two_pictures_per_class(tmp_path):
+def test_smallest_sample_has_two_images_per_class(tmp_path):
     labels = [
         row["emergency_or_not"] for row in rows(draw_sample(tmp_path / "a", num_images=4, size=32))
     ]
@@ -91,8 +91,8 @@ def test_smallest_sample_has_two_pictures_per_class(tmp_path):
 @pytest.mark.parametrize("emergency", [False, True])
 def test_every_seed_can_be_drawn(emergency):
     for seed in range(150):
-        picture = draw_image(np.random.default_rng(seed), emergency=emergency, size=32)
-        assert (picture.mode, picture.size) == ("RGB", (32, 32))
+        image = draw_image(np.random.default_rng(seed), emergency=emergency, size=32)
+        assert (image.mode, image.size) == ("RGB", (32, 32))
 
 
 @pytest.mark.parametrize("emergency", [False, True])
@@ -173,7 +173,7 @@ def test_other_sample_in_the_folder_is_refused(drawn, other):
     assert digests(drawn) == before
 
 
-def test_sample_with_a_picture_missing_is_refused(tmp_path):
+def test_sample_with_a_image_missing_is_refused(tmp_path):
     folder = draw_sample(tmp_path / "a", num_images=4, size=32)
     (folder / "images/0002.jpg").unlink()
     with pytest.raises(DataError, match="is not this sample"):
@@ -229,7 +229,7 @@ def test_unusable_settings_are_refused(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_every_picture(tmp_path):
+def test_progress_counts_every_image(tmp_path):
     amounts = []
 
     class Bar:
@@ -243,7 +243,7 @@ def test_progress_counts_every_picture(tmp_path):
             return None
 
     class Recorder:
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             amounts.append(-total)
             return Bar()
 

@@ -1,4 +1,4 @@
-"""Each export carries drawn pictures and PyTorch's answers, and is refused where it differs."""
+"""Each export carries drawn images and PyTorch's answers, and is refused where it differs."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 from tltools.card import SelfTest
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ParityError
-from tltools.export.selftest import SIDE, draw_pictures, make_self_test
+from tltools.export.selftest import SIDE, draw_images, make_self_test
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.selftest import expected_logits, lacks_self_test, replay
 from tltools.training.run import open_run
@@ -68,9 +68,9 @@ def test_pytorchs_answers_travel_in_every_export_and_it_gives_them(
     exports, cnn_run, name, tmp_path
 ):
     test = self_test_of(exports[name])
-    # Through files and the front door, as any picture goes.
+    # Through files and the front door, as any image goes.
     images = []
-    for index, data in enumerate(test.pictures):
+    for index, data in enumerate(test.images):
         (tmp_path / f"{index}.png").write_bytes(data)
         rules = read_card(exports[name]).preprocessing
         images.append(load_image(tmp_path / f"{index}.png", rules))
@@ -82,17 +82,17 @@ def test_pytorchs_answers_travel_in_every_export_and_it_gives_them(
     assert off < test.tolerance < 1
 
 
-def test_its_pictures_are_drawn_and_are_never_the_users(exports):
+def test_its_images_are_drawn_and_are_never_the_users(exports):
     for path in exports.values():
-        assert self_test_of(path).pictures == draw_pictures(4)
-    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in draw_pictures(4)]
+        assert self_test_of(path).images == draw_images(4)
+    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in draw_images(4)]
     assert all(one.shape == (SIDE, SIDE, 3) for one in pixels)
     for index, one in enumerate(pixels):
         assert one.std() > 30
         assert all(np.abs(one.astype(int) - other).mean() > 30 for other in pixels[:index])
 
 
-def test_pictures_that_look_different_get_answers_that_differ(exports):
+def test_images_that_look_different_get_answers_that_differ(exports):
     """Else a model that ignores its input would pass."""
     logits = expected_logits(self_test_of(exports["cnn.fp32.onnx"]))
     test = self_test_of(exports["cnn.fp32.onnx"])
@@ -103,7 +103,7 @@ def test_pictures_that_look_different_get_answers_that_differ(exports):
 def test_changed_weights_are_noticed(exports, tmp_path, name):
     changed = with_weights_changed(exports[name], tmp_path / name, 1.2)
     with pytest.raises(
-        ParityError, match=r"fails its self-test with CPUEx.*: on picture [1-4] of 4 its logits are"
+        ParityError, match=r"fails its self-test with CPUEx.*: on image [1-4] of 4 its logits are"
     ):
         load_predictor(changed, device="cpu")
     same = with_weights_changed(exports[name], tmp_path / name, 1 + 1e-5)
@@ -138,9 +138,7 @@ def test_an_answer_beyond_the_tolerance_is_refused_and_one_within_is_not(exports
     off = float(np.abs(logits - run(path, test)).max())
     logits[2, 1] += 2.5 * test.tolerance
     copy = with_self_test(path, tmp_path / name, logits=logits.tobytes())
-    with pytest.raises(
-        ParityError, match=r"on picture 3 of 4 its logits are .* \(at most"
-    ) as caught:
+    with pytest.raises(ParityError, match=r"on image 3 of 4 its logits are .* \(at most") as caught:
         load_predictor(copy, device="cpu")
     assert "\n" not in str(caught.value)
     wide = with_self_test(
@@ -151,10 +149,10 @@ def test_an_answer_beyond_the_tolerance_is_refused_and_one_within_is_not(exports
 
 
 def run(path, test):
-    from tltools.runtime.selftest import decode_pictures
+    from tltools.runtime.selftest import decode_images
 
     predictor = load_predictor(path, device="cpu", self_test=False)
-    return predictor(decode_pictures(test, predictor.card))
+    return predictor(decode_images(test, predictor.card))
 
 
 def test_answers_that_are_not_finite_are_refused(exports, make_card):
@@ -165,9 +163,9 @@ def test_answers_that_are_not_finite_are_refused(exports, make_card):
         def __call__(self, images):
             return np.full((len(images), 2), np.nan, dtype=np.float32)
 
-    with pytest.raises(ParityError, match=r"with made up: on picture 1 of 4 its logits are nan"):
+    with pytest.raises(ParityError, match=r"with made up: on image 1 of 4 its logits are nan"):
         replay(Broken(), exports["cnn.fp32.onnx"])
-    with pytest.raises(ParityError, match="self-test's pictures are not finite"):
+    with pytest.raises(ParityError, match="self-test's images are not finite"):
         make_self_test(Broken(), Broken(), precision="fp32", num_parameters=1)
 
 
@@ -195,18 +193,18 @@ def test_rounding_that_was_asked_for_is_no_fault(exports):
         replay(Rounding("CUDAExecutionProvider"), path)
 
 
-def test_a_picture_that_cannot_be_decoded_is_the_files_fault(exports, tmp_path):
+def test_a_image_that_cannot_be_decoded_is_the_files_fault(exports, tmp_path):
     test = self_test_of(exports["cnn.fp32.onnx"])
-    broken = (test.pictures[0][:40], *test.pictures[1:])
-    copy = with_self_test(exports["cnn.fp32.onnx"], tmp_path / "cnn.onnx", pictures=broken)
+    broken = (test.images[0][:40], *test.images[1:])
+    copy = with_self_test(exports["cnn.fp32.onnx"], tmp_path / "cnn.onnx", images=broken)
     with pytest.raises(ArtifactError, match=r"cnn\.onnx has a damaged self-test: cannot decode"):
         load_predictor(copy, device="cpu")
 
 
-def test_large_models_replay_fewer_pictures(exports, cnn_run):
+def test_large_models_replay_fewer_images(exports, cnn_run):
     trained = open_run(cnn_run, device="cpu")
     few = make_self_test(trained, trained, precision="int8", num_parameters=14_000_000)
-    assert few.pictures == draw_pictures(1)
+    assert few.images == draw_images(1)
     assert few.tolerance == pytest.approx(0.05 * max(1, np.ptp(expected_logits(few))))
 
 
@@ -279,9 +277,9 @@ def test_inspect_counts_the_bytes_and_does_not_print_them(exports, tmp_path):
     ran = run_tltools("inspect", path, cwd=tmp_path)
     card = json.loads(read_card(path).to_json())
     shown = json.loads(ran.out)
-    num_bytes = sum(map(len, draw_pictures(4)))
+    num_bytes = sum(map(len, draw_images(4)))
     assert shown["export"]["self_test"] == card["export"]["self_test"] | {
-        "pictures": f"4 drawn pictures, {num_bytes:,} bytes",
+        "images": f"4 drawn images, {num_bytes:,} bytes",
         "logits": "4 x 2, float32",
     }
     del card["export"]["self_test"], shown["export"]["self_test"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from conftest import COLOURS, Recorder, run_tltools, save_picture
+from conftest import COLORS, Recorder, run_tltools, save_image
 
 from tltools.classify import ImageRef, Job, Shard, merge_shards, run_job
 from tltools.classify.listing import ShardListing
@@ -23,22 +23,22 @@ from tltools.errors import ConfigError, DataError
 from tltools.runtime.pipeline import CPU_BATCH
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-NUM_PICTURES = 10 * SHARD_BLOCK + 5
+NUM_IMAGES = 10 * SHARD_BLOCK + 5
 ODD_NAMES = ("a,b.png", 'c"d.png', "e\nf.png", '"\n",,.png', "g\r\nh.png", "=1+1.png", "é ü.png")
 COMMAND = (sys.executable, "-c", "from tltools.cli import main; main()")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder of pictures, some of them broken or with odd names."""
-    root = tmp_path_factory.mktemp("many") / "pictures"
+    """A folder of images, some of them broken or with odd names."""
+    root = tmp_path_factory.mktemp("many") / "images"
     root.mkdir()
     rng = np.random.default_rng(0)
     sources = [root / f"{number}.png" for number in range(30)]
     for number, source in enumerate(sources):
-        save_picture(source, list(COLOURS.values())[number % 3], rng)
-    sources[7].write_bytes(b"no picture")
-    for number in range(30, NUM_PICTURES):
+        save_image(source, list(COLORS.values())[number % 3], rng)
+    sources[7].write_bytes(b"no image")
+    for number in range(30, NUM_IMAGES):
         odd = ODD_NAMES[number % len(ODD_NAMES)] if number % 20 == 0 else "x.png"
         os.link(sources[number % 30], root / f"{number:05}{odd}")
     return root
@@ -57,17 +57,17 @@ def make(model, inputs, folder: Path, suffix: str, count: int, **options) -> lis
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
-@pytest.mark.parametrize("num_pictures", [0, 1, 31, 32, 33, 64, 500, 1000])
-def test_each_picture_is_in_one_shard_and_the_sizes_say_so(num_pictures, count):
-    names = [f"{number}.png" for number in range(num_pictures)]
-    pictures = [ImageRef(name, name) for name in names]
-    listings = [ShardListing(pictures, Shard(index, count)) for index in range(1, count + 1)]
+@pytest.mark.parametrize("num_images", [0, 1, 31, 32, 33, 64, 500, 1000])
+def test_each_image_is_in_one_shard_and_the_sizes_say_so(num_images, count):
+    names = [f"{number}.png" for number in range(num_images)]
+    images = [ImageRef(name, name) for name in names]
+    listings = [ShardListing(images, Shard(index, count)) for index in range(1, count + 1)]
     found = [list(listing) for listing in listings]
-    assert sorted(chain.from_iterable(found), key=pictures.index) == pictures
+    assert sorted(chain.from_iterable(found), key=images.index) == images
     sizes = [len(part) for part in found]
-    assert sizes == [listing.shard.size(num_pictures) for listing in listings]
+    assert sizes == [listing.shard.size(num_images) for listing in listings]
     assert max(sizes) - min(sizes) <= SHARD_BLOCK
-    assert {listing.num_listed for listing in listings} == {num_pictures}
+    assert {listing.num_listed for listing in listings} == {num_images}
     assert len({listing.sha256 for listing in listings}) == 1
 
 
@@ -106,14 +106,14 @@ def test_merged_shards_are_what_one_run_writes(suffix, count, folder, onnx_path,
     outputs = make(onnx_path, [folder], tmp_path, suffix, count)
     progress = Recorder()
     result = merge_shards(outputs[::-1], merged, progress=progress)
-    assert (result.num_shards, result.num_rows) == (count, NUM_PICTURES)
+    assert (result.num_shards, result.num_rows) == (count, NUM_IMAGES)
     assert progress.bars == ["merge"]
     assert merged.read_bytes() == whole.read_bytes()
     sizes = [
         msgspec.json.decode(shard_record_path(path).read_bytes(), type=ShardRecord).num_rows
         for path in outputs
     ]
-    assert sum(sizes) == NUM_PICTURES
+    assert sum(sizes) == NUM_IMAGES
     assert (0 in sizes) == (count == 13)  # more shards than blocks: some are empty, and good
     left = {path.name for path in tmp_path.iterdir()}
     records = {shard_record_path(path).name for path in outputs}
@@ -156,7 +156,7 @@ def test_the_model_gets_the_same_batches_as_in_one_run(folder, onnx_path, tmp_pa
     run_job(Job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", threads=2))
     whole, batches = batches, []
     make(onnx_path, [folder], tmp_path, ".csv", 3, threads=2)
-    assert len(whole) == -(-NUM_PICTURES // CPU_BATCH)
+    assert len(whole) == -(-NUM_IMAGES // CPU_BATCH)
     assert sorted(batches) == sorted(whole)
 
 
@@ -249,7 +249,7 @@ def test_shards_of_another_model_or_inputs_are_refused(
     assert f"{copies[1]} has other inputs" in refused(copies, tmp_path / "m.csv")
 
 
-def test_shards_that_saw_other_pictures_are_refused(copies, folder, onnx_path, tmp_path):
+def test_shards_that_saw_other_images_are_refused(copies, folder, onnx_path, tmp_path):
     extra = folder / "zzz.png"
     os.link(folder / "0.png", extra)
     try:
@@ -259,7 +259,7 @@ def test_shards_that_saw_other_pictures_are_refused(copies, folder, onnx_path, t
     finally:
         extra.unlink()
     message = refused(copies, tmp_path / "m.csv")
-    assert message.startswith(f"{copies[1]} saw other pictures than {copies[0]} (326 and 325)")
+    assert message.startswith(f"{copies[1]} saw other images than {copies[0]} (326 and 325)")
 
 
 def change_record(path: Path, **changes) -> None:
@@ -361,7 +361,7 @@ def test_shards_of_different_formats_are_refused(copies, folder, onnx_path, tmp_
 
 def test_a_merge_that_is_interrupted_leaves_nothing(copies, tmp_path):
     class Interrupting(Recorder):
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             raise KeyboardInterrupt
 
     before = set(tmp_path.iterdir())
@@ -375,10 +375,10 @@ def test_a_merge_that_is_interrupted_leaves_nothing(copies, tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_shard_that_is_killed_goes_on(suffix, folder, onnx_path, tmp_path):
-    """Of a list with each picture many times, so that there is a while to kill it in."""
+    """Of a list with each image many times, so that there is a while to kill it in."""
     names = [path.name for path in sorted(folder.iterdir()) if path.name.isprintable()]
     listing = folder.parent / "list.txt"
-    listing.write_text("".join(f"pictures/{name}\n" for name in names * 20))
+    listing.write_text("".join(f"images/{name}\n" for name in names * 20))
     run_job(Job(onnx_path, [listing], tmp_path / f"whole{suffix}", device="cpu"))
     outputs = [tmp_path / f"out-{index}{suffix}" for index in (1, 2)]
     num_kept = 0
@@ -430,7 +430,7 @@ def test_killed_between_the_record_and_the_name_a_shard_goes_on(
         merge_shards(outputs, tmp_path / "merged.csv")
     run_job(Job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2)))
     assert outputs[0].read_bytes() == first
-    assert merge_shards(outputs, tmp_path / "merged.csv").num_rows == NUM_PICTURES
+    assert merge_shards(outputs, tmp_path / "merged.csv").num_rows == NUM_IMAGES
 
 
 def test_a_job_on_everything_is_not_gone_on_with_as_a_shard(folder, onnx_path, tmp_path):
@@ -453,7 +453,7 @@ def test_a_job_on_everything_is_not_gone_on_with_as_a_shard(folder, onnx_path, t
 DANGEROUS = """
 import os, signal, sys
 name, stat = sys.argv.pop(1), os.stat
-def dangerous(path, *args, **options):  # the first thing that is done with a picture
+def dangerous(path, *args, **options):  # the first thing that is done with an image
     if isinstance(path, (str, os.PathLike)) and os.path.basename(path) == name:
         os.kill(os.getpid(), signal.SIGSEGV)
     return stat(path, *args, **options)
@@ -464,7 +464,7 @@ main()
 
 
 @pytest.mark.parametrize("index", [1, 2])
-def test_a_picture_that_crashes_its_decoder_costs_its_own_row_of_its_shard(
+def test_a_image_that_crashes_its_decoder_costs_its_own_row_of_its_shard(
     index, folder, onnx_path, tmp_path
 ):
     names = sorted(path.name for path in folder.iterdir())
@@ -494,7 +494,7 @@ def test_the_commands_make_shards_and_merge_them(folder, onnx_path, tmp_path):
     names = ("predictions-2-of-2.csv", "predictions-1-of-2.csv")
     result = run_tltools("merge", *names, cwd=tmp_path)
     assert (result.code, result.out) == (0, "")
-    assert f"{NUM_PICTURES} rows of 2 shards, written to predictions.csv" in result.err
+    assert f"{NUM_IMAGES} rows of 2 shards, written to predictions.csv" in result.err
     assert run_tltools(*args, "-o", "whole.csv", cwd=tmp_path).code == 0
     assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     result = run_tltools("merge", *names, cwd=tmp_path)
@@ -502,7 +502,7 @@ def test_the_commands_make_shards_and_merge_them(folder, onnx_path, tmp_path):
     assert "predictions.csv exists; replace it with --overwrite" in result.err
     result = run_tltools("merge", *names, "--overwrite", "--json", "--quiet", cwd=tmp_path)
     assert json.loads(result.out) == {
-        "output": "predictions.csv", "num_shards": 2, "num_rows": NUM_PICTURES
+        "output": "predictions.csv", "num_shards": 2, "num_rows": NUM_IMAGES
     }  # fmt: skip
     assert result.err == ""
     result = run_tltools("merge", names[0], "-o", "m.csv", cwd=tmp_path)
@@ -519,5 +519,5 @@ def test_a_shard_needs_a_file_and_its_summary_says_which_it_was(folder, onnx_pat
     assert result.code == 2
     assert "--shard keeps a record beside its output; name a file" in result.err
     result = run_tltools(*args, "--json", "--quiet", cwd=tmp_path)
-    assert json.loads(result.out)["num_pictures"] == Shard(2, 2).size(NUM_PICTURES)
+    assert json.loads(result.out)["num_images"] == Shard(2, 2).size(NUM_IMAGES)
     assert json.loads(result.out)["output"] == "predictions-2-of-2.csv"

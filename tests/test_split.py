@@ -14,7 +14,7 @@ def sha(value: object) -> str:
 
 
 def made_up(seed: int, *, sizes: dict[str, int], copies: float = 0.1):
-    """Rows of (class, group) in which some pictures have copies."""
+    """Rows of (class, group) in which some images have copies."""
     rng = np.random.default_rng(seed)
     classes, groups = [], []
     for name, size in sizes.items():
@@ -40,7 +40,7 @@ def test_each_class_has_its_share_and_no_copy_crosses(data_seed, val_fraction):
     for group, is_val in zip(groups, val, strict=True):
         sides.setdefault(group, set()).add(bool(is_val))
     assert all(len(side) == 1 for side in sides.values())
-    # Of different pictures: a copy goes where its group goes.
+    # Of different images: a copy goes where its group goes.
     pairs = set(zip(classes, groups, val.tolist(), strict=True))
     totals = Counter(name for name, _, _ in pairs)
     in_val = Counter(name for name, _, is_val in pairs if is_val)
@@ -57,7 +57,7 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows():
     assert again == chosen
 
 
-def test_val_is_not_a_run_of_neighbours():
+def test_val_is_not_a_run_of_neighbors():
     # A split by the order of the hashes alone would put the smallest of them all into val.
     classes, groups = ["a"] * 1000, sorted(sha(i) for i in range(1000))
     places = np.flatnonzero(divide(classes, groups))
@@ -76,20 +76,20 @@ def test_the_seed_changes_the_split_and_repeats_it():
 @pytest.mark.parametrize(
     ("sizes", "in_val"),
     [
-        pytest.param([1], 0, id="one picture stays in train"),
+        pytest.param([1], 0, id="one image stays in train"),
         pytest.param([4], 0, id="one group stays in train"),
-        pytest.param([1, 1], 1, id="two pictures are divided"),
-        pytest.param([1, 1, 1], 1, id="three pictures"),
+        pytest.param([1, 1], 1, id="two images are divided"),
+        pytest.param([1, 1, 1], 1, id="three images"),
         pytest.param([7, 7], 7, id="one of two groups of copies"),
     ],
 )
-def test_small_classes_keep_a_picture_in_train(sizes, in_val):
+def test_small_classes_keep_a_image_in_train(sizes, in_val):
     groups = [sha(index) for index, size in enumerate(sizes) for _ in range(size)]
     val = divide(["a"] * len(groups), groups, val_fraction=0.1)
     assert val.sum() == in_val
 
 
-def test_a_large_fraction_still_leaves_train_a_picture():
+def test_a_large_fraction_still_leaves_train_a_image():
     val = divide(["a"] * 5, [sha(i) for i in range(5)], val_fraction=0.99)
     assert val.sum() == 4
 
@@ -118,6 +118,6 @@ def test_the_articles_split_is_scikit_learns():
     assert val.sum() == 10
 
 
-def test_the_articles_split_of_too_few_pictures_is_an_error():
-    with pytest.raises(DataError, match=r"cannot divide these 3 pictures .*: use --split default"):
+def test_the_articles_split_of_too_few_images_is_an_error():
+    with pytest.raises(DataError, match=r"cannot divide these 3 images .*: use --split default"):
         split_article(np.array([0, 0, 1]))

@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import save_picture
+from conftest import save_image
 
 from tltools import cli
 from tltools.backbones import BACKBONES
@@ -67,9 +67,9 @@ def test_help_imports_nothing_heavy():
 def place(tmp_path, onnx_path):
     import numpy as np
 
-    (tmp_path / "pictures").mkdir()
-    for name, colour in (("r", (250, 10, 20)), ("g", (5, 240, 15))):
-        save_picture(tmp_path / "pictures" / f"{name}.png", colour, np.random.default_rng(0))
+    (tmp_path / "images").mkdir()
+    for name, color in (("r", (250, 10, 20)), ("g", (5, 240, 15))):
+        save_image(tmp_path / "images" / f"{name}.png", color, np.random.default_rng(0))
     (tmp_path / "model.onnx").write_bytes(onnx_path.read_bytes())
     return tmp_path
 
@@ -80,7 +80,7 @@ for name in sys.argv[1:]:
     sys.modules[name] = None  # so that an import of it fails
 from tltools.cli import main
 try:
-    main(["classify", "pictures", "--model", "model.onnx", "--device", "cpu"])
+    main(["classify", "images", "--model", "model.onnx", "--device", "cpu"])
 except SystemExit as leaving:
     assert not leaving.code
 print(*(name for name, module in sys.modules.items() if module is not None))
@@ -111,8 +111,8 @@ for name in sys.argv[1:]:
     sys.modules[name] = None  # so that an import of it fails
 from tltools.cli import main
 for command in (
-    ["classify", "pictures", "--model", "model.onnx", "--device", "cpu", "--report", "job.html"],
-    ["report", "predictions.csv", "--pictures", "pictures"],
+    ["classify", "images", "--model", "model.onnx", "--device", "cpu", "--report", "job.html"],
+    ["report", "predictions.csv", "--images", "images"],
 ):
     try:
         main(command)

@@ -1,4 +1,4 @@
-"""Run folders: made, interrupted, resumed, opened again. Real networks, few drawn pictures."""
+"""Run folders: made, interrupted, resumed, opened again. Real networks, few drawn images."""
 
 import json
 import re
@@ -50,9 +50,9 @@ SMALL = Preprocessing(size=32)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Noisy pictures, dark or bright: what a small network learns in a few steps."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Noisy images, dark or bright: what a small network learns in a few steps."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(NUM):
         name = ("dark", "bright")[index % 2]
@@ -63,8 +63,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def dataset(pictures):
-    return load_dataset(pictures, val_fraction=0.25)
+def dataset(images):
+    return load_dataset(images, val_fraction=0.25)
 
 
 def train(dataset, tmp_path, model="cnn", progress=None, **changes):
@@ -202,7 +202,7 @@ def test_augmentation_changes_the_training_and_repeats(dataset, tmp_path):
     assert not torch.equal(weights_of(plain)["head.weight"], weights_of(first)["head.weight"])
 
 
-def test_ctrl_c_keeps_what_was_learnt_and_resume_ends_as_if_nothing_had_happened(dataset, tmp_path):
+def test_ctrl_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_come(dataset, tmp_path):
     whole = train(dataset, tmp_path, augment=True)
     stopped = train(dataset, tmp_path, augment=True, progress=StopsAfter(1))
     assert stopped.interrupted
@@ -222,7 +222,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_ends_as_if_nothing_had_happened
 @pytest.mark.parametrize("stage", ["Decoding", "Training cnn"])
 def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path, stage):
     class StopsAtOnce(Silent):
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             if description == stage:
                 raise KeyboardInterrupt
             return super().bar(description, total, unit)
@@ -251,7 +251,7 @@ def test_a_finished_run_goes_on_with_more_epochs(dataset, tmp_path):
         resume_run(run.folder, epochs=2)
 
 
-def test_resume_without_its_pictures_says_which_have_gone(dataset, tmp_path):
+def test_resume_without_its_images_says_which_have_gone(dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     path = run.folder / "split.csv"
     path.write_text(path.read_text().replace("dark", "gone"))
@@ -302,10 +302,10 @@ def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):
     from tltools.training import features
 
     def forbidden(*_, **__):
-        raise AssertionError("a picture was decoded again")
+        raise AssertionError("an image was decoded again")
 
     monkeypatch.setattr(features, "decode_batches", forbidden)
-    monkeypatch.setattr(features, "run_pictures", forbidden)
+    monkeypatch.setattr(features, "run_images", forbidden)
     assert_same_weights(first, train(dataset, tmp_path, "vgg16", weights=vgg16_file))
 
 
@@ -328,7 +328,7 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
     }
 
     class StopsInTheMiddle(Silent):
-        def bar(self, description, total, unit="pictures"):
+        def bar(self, description, total, unit="images"):
             class Bar:
                 def __enter__(self):
                     return self
@@ -553,7 +553,7 @@ def test_what_is_not_vgg16_is_refused(suffix, tmp_path):
         load_weights(VGG16, str(path))
 
 
-def test_the_normalisation_follows_the_weights(vgg16_file, tmp_path):
+def test_the_normalization_follows_the_weights(vgg16_file, tmp_path):
     alone = load_weights(VGG16, str(vgg16_file))
     assert VGG16.choose_head(alone.state) == "pooled"
     assert alone.mean == (0.48235, 0.45882, 0.40784)

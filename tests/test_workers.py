@@ -168,7 +168,7 @@ def test_an_item_that_crashes_or_hangs_costs_itself(launcher):
     ) as crew:
         found = results(crew, tasks)
     crash = "the decoder crashed (SIGSEGV)"
-    hang = "the decoder took longer than 1 s for a picture"
+    hang = "the decoder took longer than 1 s for an image"
     assert found == [[2, crash, 4], [6], [hang, 8], [10, 12]]
     assert sorted(told) == [("crash", crash), ("hang", hang)]
 
@@ -220,8 +220,8 @@ def test_an_item_takes_no_more_memory_than_a_worker_has(launcher, monkeypatch):
 
 @linux
 @pytest.mark.parametrize("workers_given", [1, 2])
-def test_a_picture_that_needs_more_memory_than_a_container_has_costs_its_row(
-    workers_given, onnx_path, pictures, tmp_path
+def test_a_image_that_needs_more_memory_than_a_container_has_costs_its_row(
+    workers_given, onnx_path, images, tmp_path
 ):
     """38 bytes of WebP that declare 9,459 x 9,459 pixels, for which libwebp takes 2.1 GB."""
     groups = Path("/sys/fs/cgroup/memory")
@@ -235,10 +235,10 @@ def test_a_picture_that_needs_more_memory_than_a_container_has_costs_its_row(
     data = b"\x2f" + size.to_bytes(4, "little") + bytes(13)
     chunk = b"VP8L" + len(data).to_bytes(4, "little") + data
     webp = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
-    (pictures / "bomb.webp").write_bytes(webp)
+    (images / "bomb.webp").write_bytes(webp)
     output = tmp_path / "out.csv"
     command = [sys.executable, "-c", "from tltools.cli import main; main()", "classify"]
-    command += [pictures, "--model", onnx_path, "--device", "cpu", "-o", output]
+    command += [images, "--model", onnx_path, "--device", "cpu", "-o", output]
     command += ["--workers", workers_given]
     try:
         done = subprocess.run(

@@ -1,22 +1,22 @@
 """Train, export, verify, run and measure transfer-learning image classifiers.
 
-For programs that classify pictures: `load_model`, whose results are `Prediction`, and whose
+For programs that classify images: `load_model`, whose results are `Prediction`, and whose
 errors are `TltoolsError`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltools.api import PicturePredictor, load_model
+    from tltools.api import ImagePredictor, load_model
     from tltools.classify import Prediction
     from tltools.errors import TltoolsError
 
-__all__ = ["PicturePredictor", "Prediction", "TltoolsError", "__version__", "load_model"]
+__all__ = ["ImagePredictor", "Prediction", "TltoolsError", "__version__", "load_model"]
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "PicturePredictor": "tltools.api",
+    "ImagePredictor": "tltools.api",
     "Prediction": "tltools.classify",
     "TltoolsError": "tltools.errors",
     "load_model": "tltools.api",

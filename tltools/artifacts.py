@@ -58,7 +58,7 @@ def _check_exists(path: Path) -> None:
 
 
 def is_artifact(path: Path) -> bool:
-    """Tell whether a path is a run folder or an export by its name, and not labelled images."""
+    """Tell whether a path is a run folder or an export by its name, and not labeled images."""
     return (path / CARD).is_file() or is_export_name(path)
 
 

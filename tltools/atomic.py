@@ -17,7 +17,7 @@ from tltools.errors import TltoolsError
 LEFTOVER_AGE_S = 24 * 3600
 """A temporary file that has not changed for so long belongs to nobody any more."""
 MAX_ENTRIES = 1000
-"""Of a folder are looked at for such files: a result may go into a folder of a million pictures."""
+"""Of a folder are looked at for such files: a result may go into a folder of a million images."""
 _RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into names
 _LEFTOVER = rf"\..+\.{_RANDOM}\.tmp(\.[A-Za-z0-9]+)?"
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})

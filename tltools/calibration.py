@@ -10,38 +10,38 @@ from tltools.card import Confidence
 from tltools.metrics import reliability, softmax
 
 BOUNDS = (0.05, 20.0)
-"""Of a temperature. One that would lie beyond is due to pictures that say nothing of mistakes."""
-MIN_PICTURES = 30
+"""Of a temperature. One that would lie beyond is due to images that say nothing of mistakes."""
+MIN_IMAGES = 30
 """Fewer say too little about a share of mistakes."""
 FOLDS, REPEATS = 5, 10
 
 
 def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> Confidence:
-    """Fit a temperature by the likelihood, and keep it if it helps on pictures held out.
+    """Fit a temperature by the likelihood, and keep it if it helps on images held out.
 
     Temperature scaling after Guo et al., On Calibration of Modern Neural Networks (2017). What the
     calibration is worth is measured by cross-validation (`FOLDS` folds, `REPEATS` times): each
-    picture with a temperature fitted without it. Labels cannot change: all logits of a picture are
+    image with a temperature fitted without it. Labels cannot change: all logits of an image are
     divided by the same number.
 
     Args:
-        logits: Of pictures that the model was not trained on, (N, C).
+        logits: Of images that the model was not trained on, (N, C).
         targets: Their class indices, (N,).
 
     Returns:
-        The temperature fitted on all pictures, or 1 with the reason in `note`: where there are too
-        few pictures, or neither the expected calibration error nor the negative log likelihood
+        The temperature fitted on all images, or 1 with the reason in `note`: where there are too
+        few images, or neither the expected calibration error nor the negative log likelihood
         held out goes down.
     """
-    num_pictures = len(targets)
-    if num_pictures < MIN_PICTURES:
-        few = f"{num_pictures} validation pictures are too few to fit it (at least {MIN_PICTURES})"
-        return _unchanged(logits, targets, few) if num_pictures else Confidence(note=few)
+    num_images = len(targets)
+    if num_images < MIN_IMAGES:
+        few = f"{num_images} validation images are too few to fit it (at least {MIN_IMAGES})"
+        return _unchanged(logits, targets, few) if num_images else Confidence(note=few)
     right = logits.argmax(axis=1) == targets
     if right.all() or not right.any():
         all_or_none = "all" if right.all() else "none"
         return _unchanged(
-            logits, targets, f"{all_or_none} of the validation pictures get the right label"
+            logits, targets, f"{all_or_none} of the validation images get the right label"
         )
     ece_before, ece_after, nll_before, nll_after = _held_out(logits, targets)
     note = ""
@@ -60,7 +60,7 @@ def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) ->
         )
     return Confidence(
         temperature=1.0 if note else temperature,
-        num_pictures=num_pictures,
+        num_images=num_images,
         ece_before=ece_before,
         ece_after=ece_before if note else ece_after,
         nll_before=nll_before,
@@ -108,7 +108,7 @@ def _held_out(
         scaled = np.empty(logits.shape, dtype=np.float64)
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
         with warnings.catch_warnings():
-            # A class with fewer pictures than folds is missing from some, which does no harm here.
+            # A class with fewer images than folds is missing from some, which does no harm here.
             warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")
             for fitted, held_out in folds.split(logits, targets):
                 scaled[held_out] = logits[held_out] / _fit(logits[fitted], targets[fitted])
@@ -127,7 +127,7 @@ def _unchanged(logits: NDArray[np.floating], targets: NDArray[np.int64], note: s
     ece = reliability(softmax(logits), targets).ece
     nll = negative_log_likelihood(logits, targets)
     return Confidence(
-        num_pictures=len(targets),
+        num_images=len(targets),
         ece_before=ece,
         ece_after=ece,
         nll_before=nll,

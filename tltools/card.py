@@ -25,9 +25,9 @@ FORBIDDEN = frozenset('/\\:*?"<>|')
 """Characters that some system forbids in the name of a file."""
 MAX_DEPTH = 20
 """Of what is nested in `training`."""
-MAX_TEST_PICTURES = 16
+MAX_TEST_IMAGES = 16
 MAX_TEST_SIDE = 256
-"""Largest height and width of a self-test's picture in pixels."""
+"""Largest height and width of a self-test's image in pixels."""
 
 Resize = Literal["squash", "crop"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -37,13 +37,13 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     """How a file becomes the model's input.
 
     Decoding and resizing are done by `tltools.data.images.load_image`; scaling and
-    normalisation, `(x / 255 - mean) / std`, are part of the model's graph.
+    normalization, `(x / 255 - mean) / std`, are part of the model's graph.
     """
 
     size: int = 224
     """Height and width of the input in pixels."""
     resize: Resize = "squash"
-    """`squash` to a square, or scale the short side and `crop` the centre."""
+    """`squash` to a square, or scale the short side and `crop` the center."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Per channel (RGB), on the 0-1 scale."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -77,12 +77,12 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Which pictures a run was trained on."""
+    """Which images a run was trained on."""
 
     name: str
     """Name of the CSV or folder."""
     fingerprint: str
-    """SHA-256 over the sorted (picture SHA-256, class, split) of all rows."""
+    """SHA-256 over the sorted (image SHA-256, class, split) of all rows."""
     split: str
     """`default`, `article` or `given` (the data brought its own)."""
     num_train: int
@@ -90,12 +90,12 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an export's outputs are from PyTorch's on the same pictures."""
+    """How far an export's outputs are from PyTorch's on the same images."""
 
     max_abs_logit_diff: float
     top1_agreement: float
-    """Share of pictures with the same label, in [0, 1]."""
-    num_pictures: int
+    """Share of images with the same label, in [0, 1]."""
+    num_images: int
     batch_sizes: tuple[int, ...]
     """The batch sizes that were run."""
     atol: float | None
@@ -103,7 +103,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     min_top1_agreement: float
     """The smallest agreement that would have passed."""
     accuracy_drop: float | None = None
-    """PyTorch's top-1 accuracy less the export's on these pictures, in [-1, 1]."""
+    """PyTorch's top-1 accuracy less the export's on these images, in [-1, 1]."""
     max_accuracy_drop: float | None = None
     """The largest drop that would have passed; None where it was not a condition."""
 
@@ -121,12 +121,12 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
     """How the model's probabilities are calibrated: softmax(logits / temperature)."""
 
     temperature: float = 1.0
-    num_pictures: int = 0
-    """Validation pictures that it was fitted on."""
+    num_images: int = 0
+    """Validation images that it was fitted on."""
     ece_before: float | None = None
-    """Expected calibration error of softmax(logits) on them, in [0, 1]; None without a picture."""
+    """Expected calibration error of softmax(logits) on them, in [0, 1]; None without an image."""
     ece_after: float | None = None
-    """The same with a temperature, each picture with one that was fitted without it."""
+    """The same with a temperature, each image with one that was fitted without it."""
     nll_before: float | None = None
     """Mean negative log likelihood in nats, as for `ece_before`."""
     nll_after: float | None = None
@@ -139,18 +139,18 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the activations' ranges of an int8 export were found."""
 
     method: str
-    """`MinMax`: the smallest and the largest value on the calibration pictures."""
-    num_pictures: int
-    """Pictures of the run's training split."""
+    """`MinMax`: the smallest and the largest value on the calibration images."""
+    num_images: int
+    """Images of the run's training split."""
 
 
 class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
-    """A few drawn pictures and PyTorch's answers, for whoever opens an export to compare with."""
+    """A few drawn images and PyTorch's answers, for whoever opens an export to compare with."""
 
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
     """PNG files."""
     logits: bytes
-    """PyTorch's, (N, C) for the N pictures, as little-endian float32."""
+    """PyTorch's, (N, C) for the N images, as little-endian float32."""
     tolerance: float
     """How far the export's logits may be from them on any machine."""
 
@@ -164,7 +164,7 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     opset: int | None = None
     """ONNX opset; None in other formats."""
     parity: Parity
-    """On the device that ran all pictures: the GPU where there was one."""
+    """On the device that ran all images: the GPU where there was one."""
     verified: tuple[Verified, ...] = ()
     """The same for each device, the one of `parity` first; empty in exports made before several
     were tried."""
@@ -222,10 +222,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         document = msgspec.to_builtins(self)
         test = self.export and self.export.self_test
         if test:
-            num_bytes = sum(map(len, test.pictures))
+            num_bytes = sum(map(len, test.images))
             document["export"]["self_test"] |= {
-                "pictures": f"{len(test.pictures)} drawn pictures, {num_bytes:,} bytes",
-                "logits": f"{len(test.pictures)} x {len(self.classes)}, float32",
+                "images": f"{len(test.images)} drawn images, {num_bytes:,} bytes",
+                "logits": f"{len(test.images)} x {len(self.classes)}, float32",
             }
         return _indented(document)
 
@@ -284,7 +284,7 @@ def _problem(card: Card) -> str | None:
         ),
         (
             1 <= card.preprocessing.size <= MAX_SIZE,
-            f"pictures of {card.preprocessing.size} pixels are not between 1 and {MAX_SIZE}",
+            f"images of {card.preprocessing.size} pixels are not between 1 and {MAX_SIZE}",
         ),
         (
             all(value > 0 for value in card.preprocessing.std),
@@ -343,10 +343,10 @@ def _depth(value: Any) -> int:
 
 
 def _self_test_problem(test: SelfTest, num_classes: int) -> str | None:
-    num = len(test.pictures)
-    if not 1 <= num <= MAX_TEST_PICTURES or not all(map(_is_small_png, test.pictures)):
+    num = len(test.images)
+    if not 1 <= num <= MAX_TEST_IMAGES or not all(map(_is_small_png, test.images)):
         return (
-            f"its self-test must have 1 to {MAX_TEST_PICTURES} PNG pictures of at most "
+            f"its self-test must have 1 to {MAX_TEST_IMAGES} PNG images of at most "
             f"{MAX_TEST_SIDE} x {MAX_TEST_SIDE} pixels"
         )
     if len(test.logits) != 4 * num * num_classes:

@@ -37,7 +37,7 @@ _JOINERS = "\u200c\u200d"  # within words of some scripts, and emoji
 def printable(text: str, encoding: str = "utf-8") -> str:
     r"""Return `text` with everything escaped that could steer a terminal or break a line.
 
-    Names of files and classes come from anywhere: an escape sequence in one must not recolour the
+    Names of files and classes come from anywhere: an escape sequence in one must not recolor the
     screen, a line break not fake a line, and what `encoding` lacks not stop the program.
     """
     safe = "".join(
@@ -178,7 +178,7 @@ class RichProgress:
         self._bars: RichBars | None = None
         self._num_open = 0
 
-    def bar(self, description: str, total: int | None, unit: str = "pictures") -> "BarContext":
+    def bar(self, description: str, total: int | None, unit: str = "images") -> "BarContext":
         """Open a bar over `total` units (None: unknown), for use in a `with` statement."""
         if self._quiet:
             return SILENT.bar(description, total, unit)

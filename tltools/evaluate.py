@@ -1,4 +1,4 @@
-"""Measure a predictor on labelled pictures."""
+"""Measure a predictor on labeled images."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from tltools.metrics import (
 )
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
-from tltools.runtime import Outputs, Plan, run_pictures
+from tltools.runtime import Outputs, Plan, run_images
 from tltools.runtime.pipeline import readable
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from tltools.runtime.predictor import Predictor
 
 PART_SIZE = 256
-"""Most pictures that an actor of a cluster answers together: some seconds' work on few cores."""
+"""Most images that an actor of a cluster answers together: some seconds' work on few cores."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """What a predictor achieved on labelled pictures."""
+    """What a predictor achieved on labeled images."""
 
     data: str
     """Name of the data set."""
@@ -52,7 +52,7 @@ class Evaluation:
     """The split that was measured, or `all`."""
     classes: tuple[str, ...]
     """The card's classes, in the order of the logits; the data may lack some."""
-    num_pictures: int
+    num_images: int
     score: Score
     per_class: tuple[ClassScore, ...]
     """In the order of `classes`."""
@@ -68,7 +68,7 @@ class Evaluation:
     seconds: float
     """Decoding and inference together."""
     paths: tuple[str, ...]
-    """The N pictures, absolute, in source order."""
+    """The N images, absolute, in source order."""
     logits: NDArray[np.float32]
     """(N, C)."""
     preds: NDArray[np.int64]
@@ -77,11 +77,11 @@ class Evaluation:
     """Class indices, (N,)."""
 
     def to_json(self) -> str:
-        """Return all but the arrays per picture as JSON, indented for people."""
+        """Return all but the arrays per image as JSON, indented for people."""
         document: dict[str, Any] = {
             "data": self.data,
             "split": self.split,
-            "num_pictures": self.num_pictures,
+            "num_images": self.num_images,
             "accuracy": {
                 "value": self.score.accuracy,
                 "low": self.score.low,
@@ -111,7 +111,7 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Classify the pictures of one split and compare with their labels.
+    """Classify the images of one split and compare with their labels.
 
     Classes are matched by name, and the card's order rules.
 
@@ -119,12 +119,12 @@ def evaluate(
         predictor: Any opened export, or a run behind the same protocol.
         dataset: The data may lack classes that the model knows.
         split: `train`, `val`, `test` or `all`. Without it: `test`, else `val`, if the data has it,
-            because a figure that includes training pictures would mislead; else `all`.
-        batch_size: Pictures per call of the predictor.
+            because a figure that includes training images would mislead; else `all`.
+        batch_size: Images per call of the predictor.
         progress: Told of each batch.
 
     Raises:
-        DataError: If the split has no picture, a class is unknown to the model, or a picture
+        DataError: If the split has no image, a class is unknown to the model, or an image
             cannot be read.
         ArtifactError: If the logits do not fit the card or are not finite.
     """
@@ -182,7 +182,7 @@ def _evaluate(
     run: "Callable[[Sequence[Path]], NDArray[np.float32]]",
     split: str | None,
 ) -> Evaluation:
-    """Compare the logits that `run` gives for pictures, (N, C), with their labels."""
+    """Compare the logits that `run` gives for images, (N, C), with their labels."""
     _check_classes(dataset.classes, card)
     frame = dataset.frame
     present = set(frame["split"])
@@ -192,7 +192,7 @@ def _evaluate(
         frame = dataset.part(split)
     if not len(frame):
         raise DataError(
-            f"{dataset.name} has no {split} picture: it has {', '.join(sorted(present)) or 'none'}"
+            f"{dataset.name} has no {split} image: it has {', '.join(sorted(present)) or 'none'}"
         )
     index = {name: i for i, name in enumerate(card.classes)}
     targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
@@ -206,7 +206,7 @@ def _evaluate(
         data=dataset.name,
         split=split,
         classes=card.classes,
-        num_pictures=len(paths),
+        num_images=len(paths),
         score=score(preds, targets),
         per_class=classification_report(preds, targets, classes=card.classes),
         confusion=confusion_matrix(preds, targets, num_classes=len(card.classes)),
@@ -229,13 +229,13 @@ def predict(
     batch_size: int = 32,
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
-    """Return the logits of pictures, (N, C), in the order of `paths`.
+    """Return the logits of images, (N, C), in the order of `paths`.
 
     Raises:
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
         ArtifactError: If the logits do not fit the card or are not finite.
     """
-    results = run_pictures(
+    results = run_images(
         predictor,
         map(ImageRef.of_file, paths),
         preprocessing=predictor.card.preprocessing,
@@ -249,10 +249,10 @@ def predict(
 def _numbered(
     results: Iterable[Outputs[ImageRef]],
 ) -> Iterator[tuple[range, NDArray[np.float32]]]:
-    """Yield outputs with the indices of their pictures."""
+    """Yield outputs with the indices of their images."""
     start = 0
     for outputs in results:
-        stop = start + len(outputs.pictures)
+        stop = start + len(outputs.images)
         yield range(start, stop), outputs.values
         start = stop
 
@@ -263,14 +263,14 @@ def _collect(
     outputs: Iterable[tuple[range, NDArray[np.float32]]],
     progress: Progress,
 ) -> NDArray[np.float32]:
-    """Put the outputs of some pictures each into their places; see that they are logits, (N, C)."""
+    """Put the outputs of some images each into their places; see that they are logits, (N, C)."""
     num_classes = len(card.classes)
     logits = np.empty((len(paths), num_classes), dtype=np.float32)
     with progress.bar("Evaluating", len(paths)) as bar:
         for indices, batch in outputs:
             if batch.shape != (len(indices), num_classes):
                 raise ArtifactError(
-                    f"the model answers {len(indices)} pictures with {batch.shape}, its card names "
+                    f"the model answers {len(indices)} images with {batch.shape}, its card names "
                     f"{num_classes} classes: export it again"
                 )
             logits[indices.start : indices.stop] = batch
@@ -278,7 +278,7 @@ def _collect(
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise ArtifactError(
-            f"the model's logits are not finite for {bad.sum():,} of {len(paths):,} pictures "
+            f"the model's logits are not finite for {bad.sum():,} of {len(paths):,} images "
             f"(first {paths[int(bad.argmax())]}): train or export it again"
         )
     return logits

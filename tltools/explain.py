@@ -1,4 +1,4 @@
-"""Where a run's model looks: heat maps of what speaks for a class, laid over pictures."""
+"""Where a run's model looks: heat maps of what speaks for a class, laid over images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 MAX_CELLS = 14
 """Cells along a side of the grid that evidence is added up in: what an eye can tell apart."""
 _VIEW = 2
-"""How much larger than the model's input a picture is drawn, along each side."""
+"""How much larger than the model's input an image is drawn, along each side."""
 _MAX_NAME_BYTES = 80
 """Of each part of a file's name: with the others it stays below the 255 bytes of most systems."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a model says of one picture, and where it sees it."""
+    """What a model says of one image, and where it sees it."""
 
     path: Path
     label: str
@@ -55,14 +55,14 @@ class Explanation:
 def heat_maps(
     model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
 ) -> "Tensor":
-    """Return where in each picture the model finds what speaks for a class.
+    """Return where in each image the model finds what speaks for a class.
 
     HiResCAM (Draelos and Carin, arXiv:2011.08891) by captum: the activations of the last layer
     that has places, times the gradients of the class's logit there, summed over channels. For a
     head that is one linear layer on these activations or on their averages (the cnn, and vgg16's
     pooled head) the values of all places and the head's bias add up to the logit. For the pooled
     head this is the class activation map of Zhou et al. (arXiv:1512.04150), and Grad-CAM there
-    gives the same; Grad-CAM averages the gradients over the picture first, so that for the cnn,
+    gives the same; Grad-CAM averages the gradients over the image first, so that for the cnn,
     whose head weighs each place by itself, it points at places that the logit does not depend on.
 
     Args:
@@ -72,7 +72,7 @@ def heat_maps(
         targets: The class of each heat map, int64 (N,).
 
     Returns:
-        What is positive, as a share of each picture's largest value: float32 (N, S, S) in [0, 1]
+        What is positive, as a share of each image's largest value: float32 (N, S, S) in [0, 1]
         on the CPU; zeros where nothing speaks for the class.
     """
     from captum.attr import LayerAttribution
@@ -114,7 +114,7 @@ def evidence(
     return products.sum(dim=1).detach()
 
 
-def explain_pictures(
+def explain_images(
     run: Path,
     paths: Sequence[Path],
     output: Path,
@@ -123,22 +123,22 @@ def explain_pictures(
     device: Device = "auto",
     progress: Progress = SILENT,
 ) -> Iterator[Explanation]:
-    """Draw a heat map for each picture, once all of them have been found to be pictures.
+    """Draw a heat map for each image, once all of them have been found to be images.
 
     Args:
         run: A run folder: an export has no gradients.
-        paths: Pictures.
-        output: A PNG for a single picture, or a folder, which is made; see `output_paths`.
-        class_name: What to look for; None for each picture's predicted class.
+        paths: Images.
+        output: A PNG for a single image, or a folder, which is made; see `output_paths`.
+        class_name: What to look for; None for each image's predicted class.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        progress: Shows the pictures.
+        progress: Shows the images.
 
     Yields:
         What was drawn, in the order of `paths`.
 
     Raises:
         ConfigError: If the class is not one of the model's, or `output` does not fit `paths`.
-        DataError: If a file is not a picture; nothing is written then.
+        DataError: If a file is not an image; nothing is written then.
         ArtifactError, DeviceError: See `load_run` and `torch_device`.
     """
     from tltools.training.run import load_run
@@ -172,7 +172,7 @@ def _explain(
     path: Path,
     output: Path,
 ) -> Explanation:
-    """Find the heat map of one picture, (S, S, 3), for a class or for the predicted one."""
+    """Find the heat map of one image, (S, S, 3), for a class or for the predicted one."""
     import torch
 
     batch = torch.from_numpy(image[None]).to(model.scale.device)
@@ -215,7 +215,7 @@ def _draw(found: Explanation, view: NDArray[np.uint8], *, run: str) -> None:
         found.heat,
         found.output,
         title=name if name.isprintable() else ascii(name),
-        picture_title=f"{run}: {said}",
+        image_title=f"{run}: {said}",
         heat_title=f"what speaks for {found.explained}"
         if found.heat.any()
         else f"nothing speaks for {found.explained}",
@@ -225,18 +225,18 @@ def _draw(found: Explanation, view: NDArray[np.uint8], *, run: str) -> None:
 def output_paths(
     paths: Sequence[Path], output: Path, *, card: Card, class_name: str | None = None
 ) -> list[Path]:
-    """Return where each picture's heat map goes: no two in the same place, and none in a picture's.
+    """Return where each image's heat map goes: no two in the same place, and none in an image's.
 
-    In a folder the files are called after the picture, the run and the class that was asked for.
+    In a folder the files are called after the image, the run and the class that was asked for.
 
     Args:
-        paths: Pictures.
-        output: A file that ends in .png, for one picture, or a folder.
+        paths: Images.
+        output: A file that ends in .png, for one image, or a folder.
         card: Of the run.
         class_name: What was asked for.
 
     Raises:
-        ConfigError: If `output` does not fit, or would replace one of the pictures.
+        ConfigError: If `output` does not fit, or would replace one of the images.
     """
     suffix = output.suffix.lower()
     if not output.is_dir() and suffix in IMAGE_SUFFIXES:
@@ -244,7 +244,7 @@ def output_paths(
             raise ConfigError(f"heat maps are PNG files: --output {output.with_suffix('.png')}")
         if len(paths) > 1:
             raise ConfigError(
-                f"--output {output} is one file for {len(paths)} pictures; name a folder"
+                f"--output {output} is one file for {len(paths)} images; name a folder"
             )
         outputs = [output]
     elif output.exists() and not output.is_dir():
@@ -253,10 +253,10 @@ def output_paths(
         ending = "".join(f".{_part(name)}" for name in (card.run, class_name) if name)
         taken: set[str] = set()
         outputs = [output / _new_name(_part(path.stem), ending, taken) for path in paths]
-    pictures = {os.path.realpath(path) for path in paths}
+    images = {os.path.realpath(path) for path in paths}
     for one in outputs:
-        if os.path.realpath(one) in pictures:
-            raise ConfigError(f"{one} is one of the pictures: give another --output")
+        if os.path.realpath(one) in images:
+            raise ConfigError(f"{one} is one of the images: give another --output")
     return outputs
 
 

@@ -23,11 +23,11 @@ class ClassScore:
     precision: float | None
     """Share of the predictions of this class that are right; None if there is none."""
     recall: float | None
-    """Share of the class's pictures that are found; None if it has no picture."""
+    """Share of the class's images that are found; None if it has no image."""
     f1: float | None
-    """Harmonic mean of precision and recall; None if there is neither picture nor prediction."""
+    """Harmonic mean of precision and recall; None if there is neither image nor prediction."""
     support: int
-    """Pictures of the class."""
+    """Images of the class."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
 
     _check_indices(preds, target)
     if not len(target):
-        raise ValueError("no accuracy without pictures")
+        raise ValueError("no accuracy without images")
     correct, total = int((preds == target).sum()), len(target)
     interval = binomtest(correct, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
     return Score(
@@ -68,27 +68,27 @@ def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Whether two models differ by more than chance on the same pictures."""
+    """Whether two models differ by more than chance on the same images."""
 
     only_first: int
-    """Pictures that the first labels rightly and the second does not."""
+    """Images that the first labels rightly and the second does not."""
     only_second: int
     """The other way round."""
     p_value: float
     """Two-sided: how often chance alone gives so uneven a division, or a more uneven one, if the
-    models are equally good; 1 where they are right on the same pictures."""
+    models are equally good; 1 where they are right on the same images."""
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """Test whether one of two models is better, by the pictures on which only one is right.
+    """Test whether one of two models is better, by the images on which only one is right.
 
     McNemar's test, Note on the sampling error of the difference between correlated proportions or
     percentages (1947), in its exact form: of equally good models each is the right one on half of
-    these pictures, which a binomial test decides.
+    these images, which a binomial test decides.
 
     Args:
-        first: Whether the first model is right, by picture, (N,).
-        second: As for the first, of the same pictures in the same order, (N,).
+        first: Whether the first model is right, by image, (N,).
+        second: As for the first, of the same images in the same order, (N,).
 
     Raises:
         ValueError: If the shapes differ.
@@ -175,12 +175,12 @@ def roc_auc(probs: NDArray[np.float64], target: NDArray[np.int64]) -> RocAuc:
     _check_indices(target, target, num_classes=probs.shape[1])
     present = np.unique(target)
     if len(present) < 2:
-        return RocAuc(None, "needs pictures of two classes")
+        return RocAuc(None, "needs images of two classes")
     if probs.shape[1] == 2:
         return RocAuc(float(roc_auc_score(target, probs[:, 1])))
     values = [roc_auc_score(target == index, probs[:, index]) for index in present]
     num_absent = probs.shape[1] - len(present)
-    note = f"without the classes that have no picture ({num_absent})" if num_absent else ""
+    note = f"without the classes that have no image ({num_absent})" if num_absent else ""
     return RocAuc(float(np.mean(values)), note)
 
 
@@ -191,13 +191,13 @@ class Reliability:
     edges: NDArray[np.float64]
     """Of the B bins, (B + 1,), from 0 to 1. A bin holds its upper edge."""
     counts: NDArray[np.int64]
-    """Pictures by bin, (B,)."""
+    """Images by bin, (B,)."""
     confidence: NDArray[np.float64]
-    """Mean confidence by bin, (B,); NaN where there is no picture."""
+    """Mean confidence by bin, (B,); NaN where there is no image."""
     accuracy: NDArray[np.float64]
-    """Share of right labels by bin, (B,); NaN where there is no picture."""
+    """Share of right labels by bin, (B,); NaN where there is no image."""
     ece: float
-    """Expected calibration error: the mean distance of the two over all pictures, in [0, 1]."""
+    """Expected calibration error: the mean distance of the two over all images, in [0, 1]."""
 
 
 def reliability(

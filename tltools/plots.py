@@ -27,7 +27,7 @@ _MIN_STRENGTH = 0.15
 _MAX_ROWS = 50
 """Classes on one contact sheet."""
 _MAX_STRENGTH = 0.55
-"""Of a cell's colour, so that its letters have the contrast of 4.5 that WCAG 2.2 asks for."""
+"""Of a cell's color, so that its letters have the contrast of 4.5 that WCAG 2.2 asks for."""
 
 
 def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
@@ -69,7 +69,7 @@ def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> Non
 def plot_confusion(
     matrix: NDArray[np.int64], classes: Sequence[str], path: Path, *, title: str
 ) -> None:
-    """Draw a confusion matrix: counts, and each row's shares as percentages and as colour.
+    """Draw a confusion matrix: counts, and each row's shares as percentages and as color.
 
     Args:
         matrix: Counts, (C, C); row is the true class, column the predicted class.
@@ -117,18 +117,18 @@ def draw_confusion(
     shares: bool = True,
     numbers: bool = True,
 ) -> None:
-    """Draw a confusion matrix; the strength of the first colour is the share of the true class.
+    """Draw a confusion matrix; the strength of the first color is the share of the true class.
 
     Args:
         axes: To draw into.
         matrix: Counts, (C, C); row is the true class, column the predicted class.
         names: Of the C classes, short enough to show.
-        support: Pictures of each true class, (C,).
+        support: Images of each true class, (C,).
         font: Of the letters in the cells, in points.
         name_font: Of the names.
         flat: Whether the names of the columns stand upright beside each other.
         shares: Whether cells show their share below their count.
-        numbers: Whether cells show anything but their colour.
+        numbers: Whether cells show anything but their color.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
@@ -138,7 +138,7 @@ def draw_confusion(
     filled = np.argwhere(matrix > 0)
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in filled]
     alpha = by_row[matrix > 0]
-    # Without numbers the colour has to show that there is anything at all.
+    # Without numbers the color has to show that there is anything at all.
     alpha = _MAX_STRENGTH * alpha if numbers else _MIN_STRENGTH + (1 - _MIN_STRENGTH) * alpha
     axes.add_collection(PatchCollection(cells, facecolor="C0", edgecolor="none", alpha=alpha))
     axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
@@ -176,17 +176,17 @@ def plot_heat(
     path: Path,
     *,
     title: str,
-    picture_title: str,
+    image_title: str,
     heat_title: str,
 ) -> None:
-    """Draw a picture, and beside it a heat map over the same picture in grey.
+    """Draw an image, and beside it a heat map over the same image in gray.
 
     Args:
         image: Square, RGB, (H, H, 3).
         heat: In [0, 1], (S, S); of the same view, at any resolution.
         path: PNG to write.
         title: Above both.
-        picture_title: Above the picture.
+        image_title: Above the image.
         heat_title: Above the heat map.
     """
     from matplotlib.figure import Figure
@@ -197,13 +197,13 @@ def plot_heat(
     left, right = figure.subplots(1, 2)
     frame = (0, 1, 1, 0)  # left, right, bottom, top: both resolutions over each other
     left.imshow(image, extent=frame)
-    grey = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
-    right.imshow(grey, extent=frame, cmap="gray", vmin=0, vmax=255)
+    gray = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
+    right.imshow(gray, extent=frame, cmap="gray", vmin=0, vmax=255)
     shown = right.imshow(heat, extent=frame, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
     bar = figure.colorbar(shown, ax=right, fraction=0.046, pad=0.03)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     bar.set_label("share of the largest value")
-    for axes, text in ((left, picture_title), (right, heat_title)):
+    for axes, text in ((left, image_title), (right, heat_title)):
         axes.set_axis_off()
         literal(axes.set_title(short_name(text, 48), fontsize=11))
     _save(figure, path)
@@ -217,17 +217,17 @@ def contact_sheet(
     per_class: int = 6,
     resize: Resize = "squash",
 ) -> None:
-    """Show a few pictures of each class, evenly spaced through its rows.
+    """Show a few images of each class, evenly spaced through its rows.
 
     Args:
         frame: Columns `path` and `class`.
         classes: In the order of the sheet's rows; beyond the first 50 they are only counted.
         path: PNG to write.
-        per_class: Pictures in a row.
+        per_class: Images in a row.
         resize: The resize rule, so that the sheet shows what the model gets to see.
 
     Raises:
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
     """
     size, gap, caption = 128, 6, 24  # pixels
     shown = list(classes)[:_MAX_ROWS]
@@ -242,7 +242,7 @@ def contact_sheet(
     draw, font = ImageDraw.Draw(sheet), _font(15)
     for row, name in enumerate(shown):
         paths, top = paths_of[name], gap + row * row_height
-        unit = "picture" if len(paths) == 1 else "pictures"
+        unit = "image" if len(paths) == 1 else "images"
         draw.text((gap, top), f"{short_name(name)}: {len(paths):,} {unit}", "black", font)
         chosen = np.linspace(0, len(paths) - 1, min(per_class, len(paths))).round().astype(int)
         for column, index in enumerate(chosen):
@@ -290,7 +290,7 @@ def literal(text: "Text") -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Write a PNG that has the same bytes for the same picture, without the library's version."""
+    """Write a PNG that has the same bytes for the same image, without the library's version."""
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box; the reader can see that.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)

@@ -17,7 +17,7 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Where long work is reported. The library never prints; the command line passes one in."""
 
-    def bar(self, description: str, total: int | None, unit: str = "pictures") -> "BarContext":
+    def bar(self, description: str, total: int | None, unit: str = "images") -> "BarContext":
         """Open a bar over `total` units (None: unknown), for use in a `with` statement."""
         ...
 
@@ -65,7 +65,7 @@ class Silent:
         self,
         description: str,  # noqa: ARG002
         total: int | None,  # noqa: ARG002
-        unit: str = "pictures",  # noqa: ARG002
+        unit: str = "images",  # noqa: ARG002
     ) -> Iterator[Bar]:
         """Open a bar that shows nothing."""
         yield _SilentBar()

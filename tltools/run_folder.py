@@ -40,7 +40,7 @@ def load_card(folder: Path) -> Card:
 
 
 def read_split(folder: Path) -> "pd.DataFrame":
-    """Read a run's pictures: columns path, class, split, sha256, all text.
+    """Read a run's images: columns path, class, split, sha256, all text.
 
     Raises:
         ArtifactError: If the run has no split.csv.
@@ -83,10 +83,10 @@ def read_history(folder: Path) -> "pd.DataFrame":
 
 @dataclass(frozen=True, eq=False)
 class RunPredictions:
-    """What a run's model says of the labelled pictures of one split."""
+    """What a run's model says of the labeled images of one split."""
 
     paths: tuple[str, ...]
-    """The N pictures."""
+    """The N images."""
     targets: NDArray[np.int64]
     """True class indices, (N,)."""
     probs: NDArray[np.float64]
@@ -96,7 +96,7 @@ class RunPredictions:
 def write_predictions(
     folder: Path, classes: Sequence[str], predictions: Mapping[str, RunPredictions]
 ) -> None:
-    """Write `predictions.csv`: `path,split,class,prob_<class>...`, one row for each picture.
+    """Write `predictions.csv`: `path,split,class,prob_<class>...`, one row for each image.
 
     Probabilities keep all their digits, so that logits can be had from them again.
 

@@ -76,7 +76,7 @@ def plan_effort(settings: BenchSettings, *, num_candidates: int, num_images: int
         max_seconds=settings.max_seconds or limits.size_s,
         classify_seconds=settings.classify_seconds or limits.classify_s,
         accuracy_s=limits.accuracy_s,
-        num_pictures=num_images,
+        num_images=num_images,
         budget_s=settings.budget_s,
         may_leave_out=settings.batch_sizes is None,
     )
@@ -176,7 +176,7 @@ def _candidate_s(work: Work, effort: Effort) -> float:
         runs = _num_iterations(size, work.image_s, effort)
         judged = 0 if size == 1 else runs * size
         round_s += runs * size * work.image_s
-    left = max(0, effort.num_pictures - effort.rounds * judged)
+    left = max(0, effort.num_images - effort.rounds * judged)
     total = effort.rounds * round_s + min(effort.accuracy_s, left * work.image_s)
     if not work.with_classify:
         return total

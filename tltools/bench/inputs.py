@@ -46,11 +46,11 @@ class BenchInputs:
     """What a bench measures, and on what."""
 
     candidates: list[Candidate]
-    pictures: list[Path]
+    images: list[Path]
     targets: NDArray[np.int64]
-    """Class index of each picture, (N,)."""
+    """Class index of each image, (N,)."""
     name: str
-    """What the pictures are, for people."""
+    """What the images are, for people."""
     notes: tuple[str, ...]
     """What there is to say of the models beforehand."""
 
@@ -68,7 +68,7 @@ def bench_inputs(
     Args:
         models: Runs and exports; None for the exports in `export_dir`. The run that an export came
             from joins them if it is still in `run_dir`, since the others are compared with it.
-        dataset: Labelled pictures; None for the runs' own validation pictures.
+        dataset: Labeled images; None for the runs' own validation images.
         tf32: Whether fp32 exports are measured a second time in TF32, which GPUs alone have.
         run_dir: Where runs are.
         export_dir: Where exports are.
@@ -76,19 +76,19 @@ def bench_inputs(
     Raises:
         ArtifactError: If there is nothing to measure, or a model is damaged.
         DataError: If the models cannot be told apart or do not go together, or the validation
-            pictures of their runs are not the same, or have gone.
+            images of their runs are not the same, or have gone.
     """
     artifacts = [read_artifact(path) for path in models] if models else find_exports(export_dir)
     artifacts = _with_runs(artifacts, run_dir)
     _check_labels(artifacts)
     classes = _classes(artifacts)
-    frame, name = _labelled_images(artifacts, dataset)
+    frame, name = _labeled_images(artifacts, dataset)
     # In random order, so that any first part of them is a fair sample: where a model is slow, the
     # accuracy may be that of a part.
     frame = frame.sample(frac=1, random_state=0)
     return BenchInputs(
         candidates=_candidates(artifacts, tf32=tf32),
-        pictures=[Path(path) for path in frame["path"]],
+        images=[Path(path) for path in frame["path"]],
         targets=_targets(frame, classes),
         name=name,
         notes=tuple(filter(None, (lacks_self_test(one.card) for one in artifacts))),
@@ -183,7 +183,7 @@ def _check_labels(artifacts: Sequence[Artifact]) -> None:
             )
 
 
-def _labelled_images(
+def _labeled_images(
     artifacts: list[Artifact], dataset: "Dataset | None"
 ) -> "tuple[pd.DataFrame, str]":
     """Return a frame with path and class, and its name."""
@@ -193,12 +193,12 @@ def _labelled_images(
     fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
     if not runs:
         raise DataError(
-            "the runs of these exports are not in runs/, so there are no pictures to measure on: "
-            "give labelled ones with --data"
+            "the runs of these exports are not in runs/, so there are no images to measure on: "
+            "give labeled ones with --data"
         )
     if len(fingerprints) > 1:
         raise DataError(
-            "these models were trained on different data: give labelled pictures for all of them "
+            "these models were trained on different data: give labeled images for all of them "
             "with --data"
         )
     frame = read_split(runs[0].path)
@@ -206,7 +206,7 @@ def _labelled_images(
     gone = [path for path in frame["path"] if not Path(path).is_file()]
     if gone:
         raise DataError(
-            f"{len(gone)} validation pictures of {runs[0].path} have gone, the first is {gone[0]}: "
+            f"{len(gone)} validation images of {runs[0].path} have gone, the first is {gone[0]}: "
             "put them back, or give others with --data"
         )
     return frame, f"{runs[0].card.data.name} (validation)"

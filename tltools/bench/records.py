@@ -13,7 +13,7 @@ from tltools.bench.budget import NOISE, ROUND_IMAGES
 from tltools.bench.machine import Machine
 from tltools.bench.rows import BenchRow, Recommendation
 from tltools.bench.settings import Effort
-from tltools.bench.stages import MAX_PICTURES, MIN_BATCHES
+from tltools.bench.stages import MAX_IMAGES, MIN_BATCHES
 from tltools.bench.text import digits, milliseconds, percent_down
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
 from tltools.bench.verdict import (
@@ -25,7 +25,7 @@ from tltools.bench.verdict import (
 )
 
 SCOPE = (
-    "Times are of the model alone: a batch of decoded pictures in memory in, logits in memory out. "
+    "Times are of the model alone: a batch of decoded images in memory in, logits in memory out. "
     "Reading and decoding files is not part of them."
 )
 NO_VALUE = "-"
@@ -96,7 +96,7 @@ class BenchResult:
         if self.recommendation is not None:
             tables.append(
                 Table(
-                    title="classify: pictures per second, and what each stage costs",
+                    title="classify: images per second, and what each stage costs",
                     columns=(
                         "",
                         "per s",
@@ -245,7 +245,7 @@ class BenchResult:
     def _num_judged(self) -> str:
         """Say how many images stand behind the accuracies."""
         judged = {row.score.total for row in self.rows if row.score is not None}
-        wanted = self.settings.num_pictures
+        wanted = self.settings.num_images
         if not judged or judged == {wanted}:
             return f"{wanted} images"
         return (
@@ -281,12 +281,12 @@ class BenchResult:
         return [
             "classify: files in, CSV rows out, for about "
             f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
-            f"up to {min(MAX_PICTURES, settings.num_pictures)} of the images, repeated; median of "
+            f"up to {min(MAX_IMAGES, settings.num_images)} of the images, repeated; median of "
             f"the rounds, or the first alone where {MIN_BATCHES} batches take longer than that. "
             "They have been read once before, so that reading is from the system's cache and not "
             "from the disk.",
             "The rate begins with the first rows, so that starting workers is not part of it.",
-            "Stages: milliseconds per picture with the machine to itself, in as many threads as "
+            "Stages: milliseconds per image with the machine to itself, in as many threads as "
             "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
             "up and the largest is the bottleneck; a GPU works beside the cores, so that the "
             "longer of its time and the sum of the others counts. The inference of a slow model is "
@@ -356,7 +356,7 @@ def _latency_cells(row: BenchRow) -> list[str]:
 
 
 def _rate_cells(row: BenchRow, batch_sizes: Sequence[int]) -> list[str]:
-    rates = {timing.batch_size: digits(timing.pictures_per_s) for timing in row.batches}
+    rates = {timing.batch_size: digits(timing.images_per_s) for timing in row.batches}
     return [rates.get(size, NO_VALUE) for size in batch_sizes]
 
 
@@ -377,7 +377,7 @@ def _classify_cells(row: BenchRow) -> list[str]:
         return [NO_VALUE] * 6
     found = figures.bottleneck
     return [
-        digits(figures.pictures_per_s),
+        digits(figures.images_per_s),
         *map(milliseconds, figures.costs.by_stage().values()),
         f"{found.stage} {100 * found.share:.0f} %",
     ]

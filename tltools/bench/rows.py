@@ -25,7 +25,7 @@ class BatchTiming:
     batch_size: int
     rounds_s: tuple[tuple[float, ...], ...]
     """Every sample of each round, in seconds for one batch."""
-    pictures_per_s: float
+    images_per_s: float
     """Median over the rounds of `batch_size` by the round's median."""
     round_spread: float
     """By how much the slowest round's median exceeds the fastest's, as a share of it."""
@@ -34,7 +34,7 @@ class BatchTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class StageCosts:
-    """Seconds for one picture in each stage, had that stage the machine to itself.
+    """Seconds for one image in each stage, had that stage the machine to itself.
 
     Each runs as `classify` runs it: reading, decoding and a `fused` plan's inference in all the
     plan's workers at once, so that this is the time of all cores together; writing in one thread.
@@ -63,10 +63,10 @@ class ClassifyRound:
     """How decoding and the model shared the cores."""
     device: str
     costs: StageCosts
-    pictures_per_s: float
+    images_per_s: float
     """Of the whole of it: files in, rows out, all stages at the same time."""
-    num_pictures: int
-    """Rows behind `pictures_per_s`."""
+    num_images: int
+    """Rows behind `images_per_s`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,11 @@ class Bottleneck:
     stage: Stage | Literal["hand-over"]
     """`hand-over` where the stages together do not explain the rate that was reached."""
     cost_s: float
-    """Seconds for one picture in this stage."""
+    """Seconds for one image in this stage."""
     total_s: float
-    """Seconds for one picture by the stages' costs: their sum where all run on the CPU; else the
+    """Seconds for one image by the stages' costs: their sum where all run on the CPU; else the
     GPU's time or the sum of the others, whichever is longer, for they run at the same time. For
-    `hand-over`, seconds for one picture as `classify` reached them."""
+    `hand-over`, seconds for one image as `classify` reached them."""
     share: float
     """`cost_s / total_s`: how much of the time this stage is at work, in [0, 1]."""
     sentence: str
@@ -91,7 +91,7 @@ class Bottleneck:
 class ClassifyFigures:
     """How fast `classify` is with an export on this machine, and why it is no faster."""
 
-    pictures_per_s: float
+    images_per_s: float
     """Median over the rounds."""
     round_spread: float
     """By how much the fastest round's rate exceeds the slowest's, as a share of it."""
@@ -120,13 +120,13 @@ class BenchRow:
     accuracy_diff: float | None
     """Accuracy less that of the run's eager model, in [-1, 1]; None for itself."""
     agreement: float | None
-    """Share of pictures with the label that the run's eager model gives, in [0, 1]; None for it."""
+    """Share of images with the label that the run's eager model gives, in [0, 1]; None for it."""
     max_abs_logit_diff: float | None
     """Largest difference from the run's eager model; None for itself."""
     load_s: tuple[float, ...]
     """Per round: opening the file in a new process, the import of its runtime included."""
     latency: Latency | None
-    """Of single pictures, over the samples of all rounds."""
+    """Of single images, over the samples of all rounds."""
     batches: tuple[BatchTiming, ...]
     classify: ClassifyFigures | None
     """None for eager, which `classify` does not take, and where it was not measured."""
@@ -162,7 +162,7 @@ class Choice:
     """Of the candidate; empty where nothing is recommended."""
     path: str
     """Of the export; empty where nothing is recommended."""
-    pictures_per_s: float | None
+    images_per_s: float | None
     """Of `classify`."""
     score: Score | None
     reason: str

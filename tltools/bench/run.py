@@ -64,7 +64,7 @@ def run_bench(
         ValueError: If names repeat, or the targets do not fit the images.
     """
     effort = plan_effort(
-        settings, num_candidates=len(inputs.candidates), num_images=len(inputs.pictures)
+        settings, num_candidates=len(inputs.candidates), num_images=len(inputs.images)
     )
     _check(inputs, effort)
     _announce(inputs, effort, with_classify=open_model is not None, progress=progress)
@@ -160,7 +160,7 @@ class _Bench:
             iterations=effort.iterations,
             warmup=effort.warmup,
             max_seconds=effort.max_seconds,
-            pictures=tuple(self._inputs.pictures),
+            images=tuple(self._inputs.images),
             num_known=state.num_known,
             accuracy_s=effort.accuracy_s if is_last else 0.0,
             tf32=candidate.precision == "tf32",
@@ -218,11 +218,11 @@ def _check(inputs: BenchInputs, effort: Effort) -> None:
     names = [candidate.name for candidate in inputs.candidates]
     if len(set(names)) != len(names):
         raise ValueError(f"candidates' names must differ, got {names}")
-    number = len(inputs.pictures)
+    number = len(inputs.images)
     if number == 0:
-        raise DataError("no pictures to bench with: name labelled ones with --data")
+        raise DataError("no images to bench with: name labeled ones with --data")
     if inputs.targets.shape != (number,):
-        raise ValueError(f"targets {inputs.targets.shape} do not fit {number} pictures")
+        raise ValueError(f"targets {inputs.targets.shape} do not fit {number} images")
 
 
 def _first_classes(found: dict[str, Found]) -> tuple[str, ...] | None:
@@ -251,7 +251,7 @@ def _problem(
         return f"failed at accuracy: the data has a class {targets.max()}, the model has fewer"
     unusable = int((~np.isfinite(result.logits)).any(axis=1).sum())
     if unusable:
-        return f"failed at accuracy: logits of {unusable} of {number} pictures are not finite"
+        return f"failed at accuracy: logits of {unusable} of {number} images are not finite"
     return ""
 
 

@@ -57,7 +57,7 @@ class Effort:
     """For the whole of `classify`."""
     accuracy_s: float
     """For images of the accuracy that no timed batch has classified; once for each candidate."""
-    num_pictures: int
+    num_images: int
     """For the accuracy."""
     budget_s: float
     """Target for the whole."""

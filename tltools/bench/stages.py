@@ -22,7 +22,7 @@ from tltools.classify.output_formats import row_encoder
 from tltools.classify.pipeline import RowMaker, Rows
 from tltools.data.images import load_image
 from tltools.parallel import ordered_map
-from tltools.runtime import Device, Predictor, load_predictor, run_pictures
+from tltools.runtime import Device, Predictor, load_predictor, run_images
 from tltools.runtime.pipeline import FUSED_TASK, TASKS_AHEAD
 from tltools.runtime.workers import (
     IN_HAND,
@@ -36,10 +36,10 @@ from tltools.runtime.workers import (
 
 TEMPORARY = "tltools-bench-"
 """How the names of temporary folders begin."""
-MAX_PICTURES = 256
-"""Different pictures, evenly taken from all; they are repeated where more are needed."""
+MAX_IMAGES = 256
+"""Different images, evenly taken from all; they are repeated where more are needed."""
 CHUNK = 8
-"""Pictures that a worker is given at once."""
+"""Images that a worker is given at once."""
 MIN_CHUNKS = 3
 """Timed chunks for each worker at least: the first ones were begun before the clock was."""
 MAX_OVERLAP = 2
@@ -69,7 +69,7 @@ class OpenModel(Protocol):
 def measure_classify(
     open_model: OpenModel,
     path: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     device: Device,
     seconds: float,
@@ -80,30 +80,30 @@ def measure_classify(
 ) -> ClassifyRound:
     """Measure the stages one after the other, then all of them at work.
 
-    All pictures are read once before, so that the figures are of files in the system's cache: a
+    All images are read once before, so that the figures are of files in the system's cache: a
     disk's own speed would count in the first process that reads them and in no other.
 
     Args:
         open_model: Opens the export and makes the plan, as for the command without options.
         path: The export.
-        pictures: Readable pictures, one or more.
+        images: Readable images, one or more.
         device: Where to run.
         seconds: For the whole of `classify`; inference and decoding get a quarter of it each,
             reading and writing an eighth. Slow models take longer, since there are `MIN_CHUNKS`
             and `MIN_BATCHES`.
         enter: Called with the name of each stage as it begins.
         tf32: Let a GPU round fp32 products to TF32.
-        known_s: Seconds per picture by batch size, measured just before in calls with all cores.
+        known_s: Seconds per image by batch size, measured just before in calls with all cores.
             A slow model, whose batch takes longer than `seconds`, is not run again for it.
         clock: Seconds from an arbitrary start. Tests pass a fake.
 
     Raises:
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
         TltoolsError: If the export cannot be opened or run.
     """
     enter("classify: opening")
     predictor, plan = open_model(path, device=device, tf32=tf32)
-    some = pictures[:: ceil(len(pictures) / MAX_PICTURES)]
+    some = images[:: ceil(len(images) / MAX_IMAGES)]
     trial = _Trial(predictor, plan, some, seconds=seconds, clock=clock)
     enter("classify: reading")
     read_s = trial.read_s()
@@ -122,12 +122,12 @@ def measure_classify(
         device=predictor.device,
         costs=StageCosts(
             read_s=read_s,
-            decode_s=max(load_s - read_s, 0.0),  # loading a picture reads it first
+            decode_s=max(load_s - read_s, 0.0),  # loading an image reads it first
             infer_s=infer_s,
             write_s=write_s,
         ),
-        pictures_per_s=stopwatch.rate(),
-        num_pictures=stopwatch.num_rows,
+        images_per_s=stopwatch.rate(),
+        num_images=stopwatch.num_rows,
     )
 
 
@@ -138,21 +138,21 @@ class _Trial:
         self,
         predictor: Predictor,
         plan: Plan,
-        pictures: Sequence[Path],
+        images: Sequence[Path],
         *,
         seconds: float,
         clock: Callable[[], float],
     ) -> None:
         self._predictor = predictor
         self._plan = plan
-        self._pictures = pictures
+        self._images = images
         self._seconds = seconds
         self._clock = clock
 
     def read_s(self) -> float:
         """Return what reading an image takes, once all are in the system's cache."""
-        for picture in self._pictures:
-            picture.read_bytes()
+        for image in self._images:
+            image.read_bytes()
         return self._cost_in_workers_s(_read, 1 / 8)
 
     def load_s(self) -> float:
@@ -172,14 +172,14 @@ class _Trial:
             known_s = 0.0
         if known_s * self._plan.batch_size >= self._seconds:
             return known_s
-        with closing(_inference(self._predictor, self._pictures, self._plan)) as batches:
+        with closing(_inference(self._predictor, self._images, self._plan)) as batches:
             min_steps = 1 if callers == 1 else MIN_CHUNKS * callers
             return self._cost_s(lambda: next(batches), 1 / 4, min_steps)
 
     def classify(self, output: Path, *, image_s: float) -> "tuple[Stopwatch, list[Rows]]":
         """Classify as the command does, and return the rate and some rows."""
         stopwatch = Stopwatch(self._clock, skip=_num_in_work(self._plan))
-        source = _pictures_for(self._seconds, image_s, self._pictures, self._plan, stopwatch)
+        source = _images_for(self._seconds, image_s, self._images, self._plan, stopwatch)
         return stopwatch, _classify(self._predictor, source, self._plan, output, stopwatch)
 
     def write_s(self, output: Path, made: Sequence[Rows]) -> float:
@@ -189,14 +189,14 @@ class _Trial:
 
     def _cost_s(self, step: Callable[[], int], share: float, min_steps: int = 1) -> float:
         seconds = share * self._seconds
-        return seconds_per_picture(step, seconds=seconds, min_steps=min_steps, clock=self._clock)
+        return seconds_per_image(step, seconds=seconds, min_steps=min_steps, clock=self._clock)
 
     def _cost_in_workers_s(self, work: Callable[[Path], object], share: float) -> float:
-        with closing(_in_workers(work, self._pictures, self._plan.workers)) as chunks:
+        with closing(_in_workers(work, self._images, self._plan.workers)) as chunks:
             return self._cost_s(lambda: next(chunks), share, MIN_CHUNKS * self._plan.workers)
 
 
-def seconds_per_picture(
+def seconds_per_image(
     step: Callable[[], int],
     *,
     seconds: float,
@@ -205,21 +205,21 @@ def seconds_per_picture(
 ) -> float:
     """Repeat `step` for so long, after one that does not count, and return the mean.
 
-    The mean and not the median: pictures differ, and a stage's cost is what all of them take.
+    The mean and not the median: images differ, and a stage's cost is what all of them take.
 
     Args:
-        step: Does some pictures, and returns how many. It must not return before they are done.
+        step: Does some images, and returns how many. It must not return before they are done.
         seconds: No step begins later than this, once there have been `min_steps`.
         min_steps: Timed steps at least, one or more.
         clock: Seconds from an arbitrary start. Tests pass a fake.
     """
     step()
-    num_pictures = num_steps = 0
+    num_images = num_steps = 0
     start = clock()
     while num_steps < min_steps or clock() - start < seconds:
-        num_pictures += step()
+        num_images += step()
         num_steps += 1
-    return (clock() - start) / num_pictures
+    return (clock() - start) / num_images
 
 
 def is_slow(found: ClassifyRound, *, seconds: float) -> bool:
@@ -236,7 +236,7 @@ def num_callers(plan: Plan) -> int:
 
 
 def _num_in_work(plan: Plan) -> int:
-    """Return about how many pictures `classify` has in its hands at once."""
+    """Return about how many images `classify` has in its hands at once."""
     if plan.name == "fused":
         return IN_HAND * FUSED_TASK * plan.workers
     return max(plan.batch_size, CHUNK) * plan.sessions
@@ -248,7 +248,7 @@ def _read(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Each:
-    """The work of doing the same to each picture, in a worker of `classify`'s kind."""
+    """The work of doing the same to each image, in a worker of `classify`'s kind."""
 
     do: Callable[[Path], object]
 
@@ -273,17 +273,17 @@ class _Each:
 
 @dataclass(frozen=True)
 class _Infer:
-    """The work of running an export on pictures in memory, as the workers of a `fused` plan do."""
+    """The work of running an export on images in memory, as the workers of a `fused` plan do."""
 
     path: Path
     device: Device
-    pictures: Sequence[Path]
+    images: Sequence[Path]
     batch_size: int
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
-        """Open the export, and decode the pictures."""
+        """Open the export, and decode the images."""
         predictor = load_predictor(self.path, device=self.device, threads=1, self_test=False)
-        images = _images(predictor, self.pictures, max(CHUNK, self.batch_size))
+        images = _images(predictor, self.images, max(CHUNK, self.batch_size))
         step = self.batch_size
         batches = [images[i : i + step] for i in range(0, len(images), step)]
         return lambda task, mark: sum(len(predictor(batch)) for batch in batches), None  # noqa: ARG005
@@ -297,10 +297,10 @@ class _Infer:
 
 
 def _in_workers(
-    work: Callable[[Path], object], pictures: Sequence[Path], workers: int
+    work: Callable[[Path], object], images: Sequence[Path], workers: int
 ) -> Generator[int, None, None]:
-    """Do `work` on pictures in all workers, for ever, a chunk of them an iteration."""
-    chunks = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
+    """Do `work` on images in all workers, for ever, a chunk of them an iteration."""
+    chunks = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
     yield from _results(_Each(work), workers, map(Task, cycle(chunks)))
 
 
@@ -318,7 +318,7 @@ def _results(
 def _inference(
     predictor: Predictor, paths: Sequence[Path], plan: Plan
 ) -> Generator[int, None, None]:
-    """Run the model as the plan does, on pictures in memory, for ever."""
+    """Run the model as the plan does, on images in memory, for ever."""
     path: Path | None = getattr(predictor, "path", None)
     if plan.name == "fused" and path is not None:
         work = _Infer(path, getattr(predictor, "opened_with", "cpu"), paths, plan.batch_size)
@@ -339,7 +339,7 @@ def _inference(
 
 
 def _images(predictor: Predictor, paths: Sequence[Path], number: int) -> NDArray[np.uint8]:
-    """Decode so many pictures, again from the start where there are fewer: (number, H, W, 3)."""
+    """Decode so many images, again from the start where there are fewer: (number, H, W, 3)."""
     images = predictor.new_batch(number)
     for out, path in zip(images, cycle(paths), strict=False):  # the latter has no end
         load_image(path, predictor.card.preprocessing, out=out)
@@ -355,14 +355,14 @@ def _classify(
 ) -> list[Rows]:
     """Classify into a file as the command does; return some of the rows."""
     card = predictor.card
-    # A model that is no file, and runs where the pictures are, has no workers.
+    # A model that is no file, and runs where the images are, has no workers.
     has_workers = plan.name == "ahead" or getattr(predictor, "path", None) is not None
     with ExitStack() as stack:
         launcher = default_launcher() if has_workers else None
         if launcher is not None:
             stack.callback(launcher.close)
         rows = stack.enter_context(Output(output, card.classes))
-        results = run_pictures(
+        results = run_images(
             predictor,
             source,
             preprocessing=card.preprocessing,
@@ -422,20 +422,20 @@ def _write(rows: Output, made: Sequence[Rows]) -> int:
     return sum(len(some.encoded) for some in made)
 
 
-def _pictures_for(
+def _images_for(
     seconds: float, image_s: float, paths: Sequence[Path], plan: Plan, stopwatch: "Stopwatch"
 ) -> Iterator[ImageRef]:
-    """Yield pictures, whole batches of them, until rows have come for so much time.
+    """Yield images, whole batches of them, until rows have come for so much time.
 
-    A pipeline takes pictures long before their rows come, of a slow model many seconds before. So
+    A pipeline takes images long before their rows come, of a slow model many seconds before. So
     there are no more of them than the stages do in the time, each taking its `image_s`, if all
     that can overlap does.
     """
     batch = _num_in_work(plan)
     most = batch * (1 + ceil(MAX_OVERLAP * seconds / (image_s * batch)))
     source = cycle([ImageRef.of_file(path) for path in paths])
-    for number, picture in enumerate(source):
+    for number, image in enumerate(source):
         is_over = number >= most or stopwatch.seconds() >= seconds
         if is_over and number % batch == 0 and number >= MIN_BATCHES * batch:
             return
-        yield picture
+        yield image

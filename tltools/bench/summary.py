@@ -40,13 +40,13 @@ class Found:
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
-        """Those of all rounds, (n, C), of the first n pictures; None where there are none."""
+        """Those of all rounds, (n, C), of the first n images; None where there are none."""
         parts = [one.logits for one in self.rounds]
         return np.concatenate(parts) if parts else None
 
     @property
     def num_known(self) -> int:
-        """How many of the first pictures have logits."""
+        """How many of the first images have logits."""
         return sum(len(one.logits) for one in self.rounds)
 
     @property
@@ -98,7 +98,7 @@ def summarize(
 ) -> tuple[BenchRow, ...]:
     """Return a row for each candidate that has been tried, those of a run together.
 
-    All are judged on the same pictures: as many of the first ones as the slowest has come to.
+    All are judged on the same images: as many of the first ones as the slowest has come to.
     """
     numbers = [one.num_known for one in found.values() if one.rounds and not one.failure]
     targets = targets[: min(numbers, default=0)]
@@ -204,7 +204,7 @@ def _flops_per_s(flops_per_image: int | None, batches: Sequence[BatchTiming]) ->
     """Return the operations per second with the best batch size, where they are known."""
     if flops_per_image is None or not batches:
         return None
-    return flops_per_image * max(timing.pictures_per_s for timing in batches)
+    return flops_per_image * max(timing.images_per_s for timing in batches)
 
 
 def _share(flops_per_s: float | None, peak_flops_per_s: float | None) -> float | None:
@@ -218,7 +218,7 @@ def batch_timing(batch_size: int, rounds_s: Sequence[tuple[float, ...]]) -> Batc
     return BatchTiming(
         batch_size=batch_size,
         rounds_s=tuple(rounds_s),
-        pictures_per_s=median(batch_size / median(samples) for samples in rounds_s),
+        images_per_s=median(batch_size / median(samples) for samples in rounds_s),
         round_spread=round_spread(rounds_s),
         num_outliers=num_outliers([s for samples in rounds_s for s in samples]),
     )

@@ -1,4 +1,4 @@
-"""Write the bench's numbers for people: few digits, never rounded in a model's favour."""
+"""Write the bench's numbers for people: few digits, never rounded in a model's favor."""
 
 import math
 

@@ -102,9 +102,9 @@ def num_outliers(samples_s: Sequence[float]) -> int:
     Time has a floor and no ceiling, and only a slow sample says that something interfered.
     """
     samples = np.asarray(samples_s, dtype=np.float64)
-    centre = np.median(samples)
-    deviation = np.median(np.abs(samples - centre))
+    center = np.median(samples)
+    deviation = np.median(np.abs(samples - center))
     # Where more than half of the samples are equal, any other is infinitely far away; the clock's
     # own resolution is the least that can count as a difference.
     resolution = time.get_clock_info("perf_counter").resolution
-    return int(np.sum((samples - centre) / max(deviation, resolution) > OUTLIER_SCORE))
+    return int(np.sum((samples - center) / max(deviation, resolution) > OUTLIER_SCORE))

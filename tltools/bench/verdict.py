@@ -23,7 +23,7 @@ from tltools.bench.timing import MAX_ROUND_SPREAD
 from tltools.runtime.formats import FORMATS
 
 MAX_ACCURACY_LOSS = 0.005
-"""The most accuracy that a recommended export may have lost, as a share of all pictures."""
+"""The most accuracy that a recommended export may have lost, as a share of all images."""
 MIN_AGREEMENT = 0.99
 """The share of PyTorch's labels that it must give."""
 
@@ -36,7 +36,7 @@ MAX_UNEXPLAINED = 1.3
 
 REMEDIES: dict[Stage, str] = {
     "reading": "try a faster disk or more --workers",
-    "decoding": "try smaller picture files or more cores",
+    "decoding": "try smaller image files or more cores",
     "writing": "try another format of --output",
 }
 DOUBTFUL = (
@@ -52,20 +52,20 @@ def find_bottleneck(
     costs: StageCosts,
     *,
     device: str,
-    pictures_per_s: float,
+    images_per_s: float,
     precisions: Collection[str] = (),
 ) -> Bottleneck:
     """Name the stage that holds `classify` up.
 
     On the CPU the stages share the cores, so that their costs add up and the largest holds the
-    others up. A GPU works beside the cores: whichever takes longer for a picture holds up the
+    others up. A GPU works beside the cores: whichever takes longer for an image holds up the
     other. Where the rate that was reached is far below what follows from this, it is neither: then
     what lies between the stages holds them up, and the sentence says what is unexplained.
 
     Args:
-        costs: Seconds for one picture in each stage, as the plan runs it.
+        costs: Seconds for one image in each stage, as the plan runs it.
         device: Where inference runs.
-        pictures_per_s: Of the whole, as it was reached.
+        images_per_s: Of the whole, as it was reached.
         precisions: Those of the run's exports that are known; no remedy is one of them.
     """
     by_stage = costs.by_stage()
@@ -81,7 +81,7 @@ def find_bottleneck(
         del by_stage["inference"]
         stage, total_s = max(by_stage, key=by_stage.__getitem__), others_s
         where = f"the cores' time, which the GPU ({milliseconds(costs.infer_s)} ms) waits for"
-    reached_s = 1 / pictures_per_s
+    reached_s = 1 / images_per_s
     if reached_s > MAX_UNEXPLAINED * total_s:
         return _hand_over(total_s=total_s, reached_s=reached_s, where=where)
     cost_s = costs.by_stage()[stage]
@@ -93,9 +93,9 @@ def find_bottleneck(
         total_s=total_s,
         share=share,
         sentence=(
-            f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per picture "
+            f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per image "
             f"({100 * share:.0f} % of {where}; all at once took "
-            f"{milliseconds(1 / pictures_per_s)} ms): {remedy}"
+            f"{milliseconds(1 / images_per_s)} ms): {remedy}"
         ),
     )
 
@@ -128,7 +128,7 @@ def _faster_model(device: str, precisions: Collection[str]) -> str:
 
 def sum_up(rounds: Sequence[ClassifyRound], precisions: Collection[str] = ()) -> ClassifyFigures:
     """Sum up what the rounds found about one export; `precisions` as in `find_bottleneck`."""
-    rates = [one.pictures_per_s for one in rounds]
+    rates = [one.images_per_s for one in rounds]
     costs = StageCosts(
         read_s=median(one.costs.read_s for one in rounds),
         decode_s=median(one.costs.decode_s for one in rounds),
@@ -136,13 +136,13 @@ def sum_up(rounds: Sequence[ClassifyRound], precisions: Collection[str] = ()) ->
         write_s=median(one.costs.write_s for one in rounds),
     )
     return ClassifyFigures(
-        pictures_per_s=median(rates),
+        images_per_s=median(rates),
         round_spread=max(rates) / min(rates) - 1,
         costs=costs,
         bottleneck=find_bottleneck(
             costs,
             device=rounds[-1].device,
-            pictures_per_s=median(rates),
+            images_per_s=median(rates),
             precisions=precisions,
         ),
         rounds=tuple(rounds),
@@ -206,7 +206,7 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
             run=rows[0].run,
             name="",
             path="",
-            pictures_per_s=None,
+            images_per_s=None,
             score=None,
             reason=_why_none(rows[0].run, [(row, refused[row.name]) for row in exports]),
             passed_over=(),
@@ -220,7 +220,7 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
         run=chosen.run,
         name=chosen.name,
         path=chosen.path,
-        pictures_per_s=_rate(chosen),
+        images_per_s=_rate(chosen),
         score=chosen.score,
         reason=_why_chosen(chosen, rows),
         passed_over=tuple(
@@ -245,7 +245,7 @@ def _why_refused(row: BenchRow, reference: BenchRow | None) -> str:
         return row.reason
     if row.classify is None or row.score is None:
         return "classify was not measured with it"
-    rate = f"{digits(_rate(row))} pictures per second"
+    rate = f"{digits(_rate(row))} images per second"
     if reference is not None and reference.score is not None:
         loss = reference.score.accuracy - row.score.accuracy
         if loss > MAX_ACCURACY_LOSS + ROUNDING:
@@ -273,7 +273,7 @@ def _why_none(run: str, refused: Sequence[tuple[BenchRow, str]]) -> str:
 def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     """Say how fast and how good an export is, beside its run's fp32 export where there is one."""
     assert row.score is not None
-    rate = f"{digits(_rate(row))} pictures per second"
+    rate = f"{digits(_rate(row))} images per second"
     exact = [
         one
         for one in rows
@@ -284,7 +284,7 @@ def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
         times, other = _rate(row) / _rate(exact[0]), digits(_rate(exact[0]))
         rate = (
             f"{times:.1f} times as fast as {_kind(exact[0])} "
-            f"({digits(_rate(row))} against {other} pictures per second)"
+            f"({digits(_rate(row))} against {other} images per second)"
         )
     labels = (
         ""
@@ -295,7 +295,7 @@ def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
 
 
 def _why_slower(row: BenchRow, chosen: BenchRow) -> str:
-    rate = f"{digits(_rate(row))} pictures per second"
+    rate = f"{digits(_rate(row))} images per second"
     if max(_rate(row), _rate(chosen)) < (1 + NOISE) * min(_rate(row), _rate(chosen)):
         return f"{rate}, which is the same within the noise ({100 * NOISE:.0f} %)"
     return f"{rate}, slower"
@@ -303,25 +303,25 @@ def _why_slower(row: BenchRow, chosen: BenchRow) -> str:
 
 def _alternative(best: Choice, usable: Sequence[Choice]) -> str:
     """Say what the fastest of the other runs' choices would gain and cost."""
-    other = max(usable, key=lambda choice: choice.pictures_per_s or 0.0)
-    assert best.pictures_per_s is not None
-    assert other.pictures_per_s is not None
-    if other.pictures_per_s < (1 + NOISE) * best.pictures_per_s:
+    other = max(usable, key=lambda choice: choice.images_per_s or 0.0)
+    assert best.images_per_s is not None
+    assert other.images_per_s is not None
+    if other.images_per_s < (1 + NOISE) * best.images_per_s:
         return ""
     assert best.score is not None
     assert other.score is not None
     points = 100 * (best.score.accuracy - other.score.accuracy)
     return (
-        f"{other.path} is {other.pictures_per_s / best.pictures_per_s:.1f} times as fast "
-        f"({digits(other.pictures_per_s)} pictures per second) and {points:.1f} points less "
+        f"{other.path} is {other.images_per_s / best.images_per_s:.1f} times as fast "
+        f"({digits(other.images_per_s)} images per second) and {points:.1f} points less "
         f"accurate: {accuracy(other.score)}"
     )
 
 
 def _accuracy_then_rate(choice: Choice) -> tuple[float, float]:
     assert choice.score is not None
-    assert choice.pictures_per_s is not None
-    return choice.score.accuracy, choice.pictures_per_s
+    assert choice.images_per_s is not None
+    return choice.score.accuracy, choice.images_per_s
 
 
 def _exactness(row: BenchRow) -> tuple[int, int, float]:
@@ -335,7 +335,7 @@ def _format_rank(name: str) -> int:
 
 
 def _rate(row: BenchRow) -> float:
-    return row.classify.pictures_per_s if row.classify is not None else 0.0
+    return row.classify.images_per_s if row.classify is not None else 0.0
 
 
 def _kind(row: BenchRow) -> str:
@@ -393,7 +393,7 @@ def _best_rate(row: BenchRow) -> float:
     """Return the model's own rate with its best batch size; 0 if it was not measured."""
     if row.status == "failed":
         return 0.0
-    return max((timing.pictures_per_s for timing in row.batches), default=0.0)
+    return max((timing.images_per_s for timing in row.batches), default=0.0)
 
 
 def in_order(rows: Iterable[BenchRow]) -> list[BenchRow]:

@@ -65,11 +65,11 @@ class Task:
     iterations: int
     warmup: int
     max_seconds: float
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     num_known: int
-    """So many of the first pictures have logits from earlier rounds; timed batches continue."""
+    """So many of the first images have logits from earlier rounds; timed batches continue."""
     accuracy_s: float
-    """Once timing is done, pictures without logits are classified for so many seconds: 0 leaves
+    """Once timing is done, images without logits are classified for so many seconds: 0 leaves
     them to the next round."""
     tf32: bool
     """Let a GPU round fp32 products to TF32."""
@@ -94,7 +94,7 @@ class Measured:
     peak_memory_bytes: int | None
     peak_gpu_bytes: int | None
     logits: NDArray[np.float32]
-    """Of the pictures from `Task.num_known` on, as many as were classified, (n, C)."""
+    """Of the images from `Task.num_known` on, as many as were classified, (n, C)."""
     classify: ClassifyRound | None
     classify_took_s: float = 0.0
     """Seconds that it took to find `classify`."""
@@ -129,7 +129,7 @@ def measure_in_new_process(
     Args:
         task: What to measure.
         timeout_s: The process is ended if it stays silent for longer than this; it speaks before
-            each stage and after each batch of the accuracy's pictures.
+            each stage and after each batch of the accuracy's images.
         on_stage: Called with the name of each stage as it begins.
     """
     context = multiprocessing.get_context("spawn")
@@ -234,7 +234,7 @@ def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
     found = measure_classify(
         task.open_model,
         task.path,
-        task.pictures,
+        task.images,
         device=task.device,
         seconds=task.classify_seconds,
         tf32=task.tf32,
@@ -253,8 +253,8 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
     if task.tf32 and predictor.device == "cpu":
         raise DeviceError(f"TF32 exists on GPUs only; on the CPU since {predictor.choice.reason}")
 
-    enter("pictures")
-    feed = Feed(predictor, task.pictures, start=task.num_known, size=task.batch_sizes[-1])
+    enter("images")
+    feed = Feed(predictor, task.images, start=task.num_known, size=task.batch_sizes[-1])
     feed.advance()
 
     timings = _time_sizes(task, predictor, feed, gpu=gpu, enter=enter)
@@ -316,7 +316,7 @@ def _may_be_last(task: Task, batch_size: int, known_s: Mapping[int, float]) -> b
 def _time_batches(
     task: Task, predictor: Predictor, feed: "Feed", batch_size: int, *, may_be_last: bool
 ) -> Timing:
-    """Time batches of one size; those of the largest go on through the pictures.
+    """Time batches of one size; those of the largest go on through the images.
 
     Single images stay the same one: to decode another between two runs would cool the caches.
     """
@@ -343,35 +343,35 @@ def _time_batches(
 
 
 class Feed:
-    """Batches for the clock that are the accuracy's pictures, one after the other.
+    """Batches for the clock that are the accuracy's images, one after the other.
 
     So the timed runs classify what would have to be classified for the accuracy as well. What is
-    in a picture does not change how long a model takes for it.
+    in an image does not change how long a model takes for it.
     """
 
     def __init__(
-        self, predictor: Predictor, pictures: Sequence[Path], *, start: int, size: int
+        self, predictor: Predictor, images: Sequence[Path], *, start: int, size: int
     ) -> None:
-        """Begin with picture `start`, and make batches of `size`, of which none will be larger."""
+        """Begin with image `start`, and make batches of `size`, of which none will be larger."""
         self._predictor = predictor
-        self._pictures = pictures
+        self._images = images
         self._next = start
         self._num_new = 0
         self._is_filled = False
         self._memory = self.batch = predictor.new_batch(size)
         """Images, uint8 (size, H, W, 3), once `advance` was called; always the same memory."""
         self.logits: list[NDArray[np.float32]] = []
-        """Of the pictures from `start` on, (n, C) each."""
+        """Of the images from `start` on, (n, C) each."""
 
     @property
     def is_done(self) -> bool:
-        """Whether all pictures have logits."""
-        return self._next + self._num_new >= len(self._pictures)
+        """Whether all images have logits."""
+        return self._next + self._num_new >= len(self._images)
 
     @property
     def num_left(self) -> int:
-        """How many pictures have no logits yet."""
-        return len(self._pictures) - self._next
+        """How many images have no logits yet."""
+        return len(self._images) - self._next
 
     def resize(self, size: int) -> None:
         """Make batches of `size` from the next one on, in the same memory."""
@@ -382,15 +382,15 @@ class Feed:
     def advance(self) -> None:
         """Decode the next batch, unless the present one has yet to be run or is the last one.
 
-        Where there are fewer pictures left than a batch has, it goes on from the first one.
+        Where there are fewer images left than a batch has, it goes on from the first one.
         """
         if self._is_filled and (self._num_new or self.is_done):
             return
-        total = len(self._pictures)
+        total = len(self._images)
         size = len(self.batch)
         self._num_new = min(size, total - self._next)
         number = min(size, total)
-        chosen = [self._pictures[(self._next + i) % total] for i in range(number)]
+        chosen = [self._images[(self._next + i) % total] for i in range(number)]
         images = np.concatenate(list(_batches(self._predictor, chosen)))
         np.take(images, np.arange(size) % number, axis=0, out=self.batch, mode="clip")
         self._is_filled = True
@@ -404,18 +404,18 @@ class Feed:
             self._num_new = 0
 
     def finish(self, seconds: float, *, enter: Callable[[str], None]) -> None:
-        """Classify the pictures that are left, for so many seconds at most."""
+        """Classify the images that are left, for so many seconds at most."""
         start = time.perf_counter()
-        for batch in _batches(self._predictor, self._pictures[self._next :]):
+        for batch in _batches(self._predictor, self._images[self._next :]):
             self.logits.append(self._predictor(batch))
             enter("accuracy")
             if time.perf_counter() - start >= seconds:
                 return
 
 
-def _batches(predictor: Predictor, pictures: Sequence[Path]) -> Iterable[NDArray[np.uint8]]:
+def _batches(predictor: Predictor, images: Sequence[Path]) -> Iterable[NDArray[np.uint8]]:
     rules = predictor.card.preprocessing
-    return decode_batches(pictures, preprocessing=rules, batch_size=ACCURACY_BATCH)
+    return decode_batches(images, preprocessing=rules, batch_size=ACCURACY_BATCH)
 
 
 def one_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltools.classify.inputs import list_pictures
+    from tltools.classify.inputs import list_images
     from tltools.classify.job import Job, Summary
     from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.output_formats import OUTPUT_FORMATS, OutputFormat
@@ -28,7 +28,7 @@ __all__ = [
     "Summary",
     "check_output",
     "classify",
-    "list_pictures",
+    "list_images",
     "merge_shards",
     "open_model",
     "run_job",
@@ -47,7 +47,7 @@ _MODULES = {
     "Summary": "tltools.classify.job",
     "check_output": "tltools.classify.writer",
     "classify": "tltools.classify.pipeline",
-    "list_pictures": "tltools.classify.inputs",
+    "list_images": "tltools.classify.inputs",
     "merge_shards": "tltools.classify.merge",
     "open_model": "tltools.runtime",
     "run_job": "tltools.classify.run",

@@ -1,4 +1,4 @@
-"""List the pictures of folders, archives, files and lists, lazily and in a fixed order."""
+"""List the images of folders, archives, files and lists, lazily and in a fixed order."""
 
 import os
 import sys
@@ -23,61 +23,61 @@ LINES_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Some of the pictures, not yet read out; how many is known already."""
+    """Some of the images, not yet read out; how many is known already."""
 
-    num_pictures: int
-    pictures: Iterator[ImageRef]
+    num_images: int
+    images: Iterator[ImageRef]
     """To be consumed once."""
 
 
-def list_pictures(inputs: Sequence[Location]) -> Iterator[ImageRef]:
-    """List the pictures of `inputs`, in the order given.
+def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
+    """List the images of `inputs`, in the order given.
 
     Args:
         inputs: Each is one of
-            a folder: all pictures in it and below it, by suffix; their names are relative to the
+            a folder: all images in it and below it, by suffix; their names are relative to the
             folder, or start with it where there are several inputs;
             a `.txt` file: a list, one path a line, relative to the list's own folder; the name is
             the line. Files that turn out to be missing get a row with their error;
-            an archive, by its suffix (see `list_archive`): all pictures in it, in its own order,
+            an archive, by its suffix (see `list_archive`): all images in it, in its own order,
             named as those of a folder are;
             `-`: such a list from standard input, relative to the working folder;
-            any other file: a picture, whatever its suffix; the name is the path as given;
+            any other file: an image, whatever its suffix; the name is the path as given;
             a URL of any of these (see `tltools.data.remote`); lists may hold URLs as well.
 
     Returns:
         An iterator that reads folders and lists as it goes. It raises DataError if there was
-        not one picture, or if a folder, an archive or a list cannot be read, and
+        not one image, or if a folder, an archive or a list cannot be read, and
         UnreachableError if the server of a URL cannot be asked.
 
     Raises:
         DataError: If an input does not exist.
     """
-    return chain.from_iterable(portion.pictures for portion in list_portions(inputs))
+    return chain.from_iterable(portion.images for portion in list_portions(inputs))
 
 
 def list_portions(
     inputs: Sequence[Location], *, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[Portion]:
-    """List the same pictures as `list_pictures`, in portions.
+    """List the same images as `list_images`, in portions.
 
     Args:
-        inputs: See `list_pictures`.
+        inputs: See `list_images`.
         on_error: Is told of each folder that cannot be listed, and of each archive that cannot be
             read to its end, which are then left out; None to raise the error.
 
     Returns:
         An iterator over folders, or their parts between subfolders, and parts of archives and
         lists. Lines of standard input come one by one, as soon as they are there, and so do the
-        pictures of a compressed tar, which hold their bytes.
+        images of a compressed tar, which hold their bytes.
 
     Raises:
-        DataError: As `list_pictures`.
+        DataError: As `list_images`.
     """
     for source in inputs:
         if isinstance(source, Path) and source != STDIN and not source.exists():
             raise DataError(
-                f"{source} does not exist; give folders, pictures, archives or .txt lists"
+                f"{source} does not exist; give folders, images, archives or .txt lists"
             )
     return _refuse_nothing(
         chain.from_iterable(_list_one(source, len(inputs) == 1, on_error) for source in inputs),
@@ -120,10 +120,10 @@ def _list_folder(
     start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
     for folder, names in find_folders(root, on_error=on_error):
         prefix = (folder / "_").as_posix()[start:-1]
-        yield Portion(len(names), _pictures(folder, names, prefix))
+        yield Portion(len(names), _images(folder, names, prefix))
 
 
-def _pictures(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[ImageRef]:
+def _images(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[ImageRef]:
     start = os.path.join(folder, "")  # noqa: PTH118 - `Path` would drop the end
     for name in names:
         yield ImageRef(prefix + name, start + name)
@@ -136,8 +136,8 @@ def _list_archive(
 
     prefix = "" if alone else source.as_posix() + "/"
     for members in list_archive(source, on_error=on_error):
-        pictures = (member.within(prefix) for member in members)
-        yield Portion(len(members), pictures)
+        images = (member.within(prefix) for member in members)
+        yield Portion(len(members), images)
 
 
 def _list_url(
@@ -167,7 +167,7 @@ def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> It
 
 
 def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
-    """Return the picture that a line of a list in `folder` names."""
+    """Return the image that a line of a list in `folder` names."""
     if is_url(name):
         url = location(name)
         assert isinstance(url, Url)
@@ -194,6 +194,4 @@ def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> 
     if empty:
         names = ", ".join(str(source) for source in inputs) or "nothing"
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(
-            f"no pictures in {names} (folders and archives are searched for {suffixes})"
-        )
+        raise DataError(f"no images in {names} (folders and archives are searched for {suffixes})")

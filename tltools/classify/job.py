@@ -25,7 +25,7 @@ class JobSettings:
     model: Path
     """An export."""
     inputs: Sequence[Location]
-    """Folders, images and lists, as `list_pictures` takes them."""
+    """Folders, images and lists, as `list_images` takes them."""
     output: Location
     _: KW_ONLY
     device: Device = "auto"
@@ -41,7 +41,7 @@ class JobSettings:
     """A CSV of the images that could not be read, with the reasons, written at the end."""
     min_confidence: float | None = None
     """Images whose largest probability is less are labeled `UNCERTAIN`; None: none is."""
-    picture_timeout_s: float = 30.0
+    image_timeout_s: float = 30.0
     """Longest time for decoding an image."""
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Summary:
     card: Card
     output: Location | None
     """None: standard output."""
-    num_pictures: int
+    num_images: int
     """Rows of the output: `sum(counts.values()) + num_uncertain + num_failed`."""
     num_kept: int
     """Those of them that an earlier job had left, which this one went on with."""
@@ -117,16 +117,16 @@ class Summary:
     """Whether fp32 products were rounded to TF32."""
 
     @property
-    def pictures_per_s(self) -> float:
+    def images_per_s(self) -> float:
         """Images per second, from the first to the finished file."""
-        return (self.num_pictures - self.num_kept) / self.seconds
+        return (self.num_images - self.num_kept) / self.seconds
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a program wants to know, for JSON."""
         return {
             "model": str(self.model),
             "output": None if self.output is None else str(self.output),
-            "num_pictures": self.num_pictures,
+            "num_images": self.num_images,
             "num_kept": self.num_kept,
             "num_known": self.num_known,
             "counts": self.counts,
@@ -135,7 +135,7 @@ class Summary:
             "errors": self.errors,
             "unlisted": self.unlisted,
             "seconds": self.seconds,
-            "pictures_per_s": self.pictures_per_s,
+            "images_per_s": self.images_per_s,
             "device": self.choice.device,
             "provider": self.provider,
             "nodes": self.placement,

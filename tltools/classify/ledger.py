@@ -1,4 +1,4 @@
-"""What a model gave for pictures, by the bytes of their files: they need not be classified twice.
+"""What a model gave for images, by the bytes of their files: they need not be classified twice.
 
 A SQLite file for each model in the user's cache folder. SQLite is what keeps it whole when the
 machine stops, and lets several jobs use one ledger.
@@ -36,8 +36,8 @@ class Ledger:
         Args:
             folder: Where ledgers are kept.
             model_sha256: Of the export's file. This and the version of tltools, which decodes the
-                pictures, are what logits depend on; a ledger is of both.
-            num_classes: Logits for each picture.
+                images, are what logits depend on; a ledger is of both.
+            num_classes: Logits for each image.
 
         Raises:
             TltoolsError: If it cannot be opened, or is damaged.
@@ -48,7 +48,7 @@ class Ledger:
         self._new: dict[bytes, bytes] = {}
         self._next_save = time.monotonic() + SAVE_EVERY_S
         self.num_known = 0
-        """Pictures that were found, here or by a reader."""
+        """Images that were found, here or by a reader."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # One connection for all threads, of which the lock admits one at a time.
@@ -140,7 +140,7 @@ class Reader:
     """Opens a ledger in a worker process; may be pickled."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
-        """Take the ledger's file, and the bytes of a picture's logits."""
+        """Take the ledger's file, and the bytes of an image's logits."""
         self._path = path
         self._num_bytes = num_bytes
 

@@ -39,9 +39,9 @@ class NamesDigest:
 class ShardListing:
     """The images of one shard, of a listing that is read to its end."""
 
-    def __init__(self, pictures: Iterable[ImageRef], shard: Shard) -> None:
+    def __init__(self, images: Iterable[ImageRef], shard: Shard) -> None:
         """Take the whole listing, which is consumed as the shard's images are."""
-        self._pictures = pictures
+        self._images = images
         self.shard = shard
         self._digest = NamesDigest()
         self.num_listed = 0
@@ -49,11 +49,11 @@ class ShardListing:
 
     def __iter__(self) -> Iterator[ImageRef]:
         """Yield the images of the shard."""
-        for number, picture in enumerate(self._pictures):
-            self._digest.add(picture.name)
+        for number, image in enumerate(self._images):
+            self._digest.add(image.name)
             self.num_listed = number + 1
             if self.shard.holds(number):
-                yield picture
+                yield image
 
     @property
     def sha256(self) -> str:
@@ -70,7 +70,7 @@ class JobListing:
         """Begin to list.
 
         Args:
-            inputs: As `list_pictures` takes them.
+            inputs: As `list_images` takes them.
             shard: The shard of the listing that is wanted; None: all of it.
             warn: Told of each folder or archive that cannot be listed.
 
@@ -87,14 +87,14 @@ class JobListing:
         portions = list_portions(inputs, on_error=leave_out)
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
         """Number of images; None where it is not known."""
-        self.pictures: Iterator[ImageRef] = chain.from_iterable(
-            portion.pictures for portion in portions
+        self.images: Iterator[ImageRef] = chain.from_iterable(
+            portion.images for portion in portions
         )
         """To be consumed once."""
         self.of_shard: ShardListing | None = None
         if shard is not None:
-            self.of_shard = ShardListing(self.pictures, shard)
-            self.pictures = iter(self.of_shard)
+            self.of_shard = ShardListing(self.images, shard)
+            self.images = iter(self.of_shard)
             self.total = None if self.total is None else shard.size(self.total)
 
 
@@ -111,6 +111,6 @@ def count_ahead(
     while time.perf_counter() < deadline:
         portion = next(portions, None)
         if portion is None:
-            return sum(portion.num_pictures for portion in ahead), iter(ahead)
+            return sum(portion.num_images for portion in ahead), iter(ahead)
         ahead.append(portion)
     return None, chain(ahead, portions)

@@ -131,7 +131,7 @@ class _ShardFile:
         if self.record.num_rows != self.number.size(self.record.num_listed):
             raise DataError(
                 f"{self.path} has {self.record.num_rows:,} rows by its record, where shard "
-                f"{self.number} of {self.record.num_listed:,} pictures has "
+                f"{self.number} of {self.record.num_listed:,} images has "
                 f"{self.number.size(self.record.num_listed):,}; {self._again}"
             )
         with self.open() as file:
@@ -250,7 +250,7 @@ def _refuse_others(first: _ShardFile, shard: _ShardFile) -> None:
         listed = (shard.record.num_listed, shard.record.listing_sha256)
         if listed != (first.record.num_listed, first.record.listing_sha256):
             reason = (
-                f"saw other pictures than {first.path} ({listed[0]:,} and "
+                f"saw other images than {first.path} ({listed[0]:,} and "
                 f"{first.record.num_listed:,}): some have come, gone or changed their names"
             )
     if reason is not None:

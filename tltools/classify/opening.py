@@ -14,14 +14,14 @@ from tltools.runtime.pipeline import may_fuse, open_in_worker
 
 
 def open_for(
-    job: Job, kept: Kept | None, *, num_pictures: int | None, launcher: Launcher | None
+    job: Job, kept: Kept | None, *, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
     """Open the model of a job, and choose its plan or take that of the rows that are kept.
 
     Args:
         job: The job.
         kept: Rows to go on after.
-        num_pictures: Images of the job; None where that is not known.
+        num_images: Images of the job; None where that is not known.
         launcher: Starts worker processes; None to open the model in this process.
 
     Raises:
@@ -31,20 +31,20 @@ def open_for(
         DeviceError: If the device cannot run the model.
     """
     if kept is None:
-        predictor, plan = _open(job, None, num_pictures, launcher)
+        predictor, plan = _open(job, None, num_images, launcher)
     else:
-        predictor, plan = _open_again(job, kept, num_pictures, launcher)
+        predictor, plan = _open_again(job, kept, num_images, launcher)
     check_min_confidence(job.min_confidence, predictor.card.classes)
     return predictor, plan
 
 
 def _open_again(
-    job: Job, kept: Kept, num_pictures: int | None, launcher: Launcher | None
+    job: Job, kept: Kept, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
     """Open the model in the same way as for the rows that are kept."""
     record = kept.record
     again = replace(job, batch_size=record.batch_size)
-    predictor, plan = _open(again, record, num_pictures, launcher)
+    predictor, plan = _open(again, record, num_images, launcher)
     if difference := device_difference(record, predictor):
         raise refusal(kept.path, difference)
     if plan.name != record.plan:  # a measurement that comes out beyond its limit this time
@@ -55,7 +55,7 @@ def _open_again(
 
 
 def _open(
-    job: Job, record: JobRecord | None, num_pictures: int | None, launcher: Launcher | None
+    job: Job, record: JobRecord | None, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
     """Open the model in a worker if workers may run it, else in this process."""
     threads = job.threads
@@ -79,7 +79,7 @@ def _open(
         threads=threads,
         tf32=job.tf32,
         layout=record and record.layout,
-        num_pictures=num_pictures,
+        num_images=num_images,
     )
 
 

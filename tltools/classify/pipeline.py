@@ -1,4 +1,4 @@
-"""Turn pictures into predictions."""
+"""Turn images into predictions."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError
 from tltools.metrics import softmax
-from tltools.runtime import Outputs, Plan, Predictor, run_pictures
+from tltools.runtime import Outputs, Plan, Predictor, run_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 UNCERTAIN = "uncertain"
-"""The label of a picture whose most probable class is not probable enough."""
+"""The label of an image whose most probable class is not probable enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What became of one picture: a label, or an error."""
+    """What became of one image: a label, or an error."""
 
     name: str
     label: str | None
@@ -54,35 +54,35 @@ def check_min_confidence(min_confidence: float | None, classes: Sequence[str] = 
 
 def classify(
     predictor: Predictor,
-    pictures: Iterable[ImageRef],
+    images: Iterable[ImageRef],
     *,
     plan: Plan,
     min_confidence: float | None = None,
     memory: "Memory | None" = None,
     **options: Any,
 ) -> Generator[Prediction, None, None]:
-    """Classify pictures.
+    """Classify images.
 
-    A picture that cannot be read becomes a prediction with its error; the others of its batch
+    An image that cannot be read becomes a prediction with its error; the others of its batch
     go through the model without it.
 
     Args:
         predictor: The opened export; for a `fused` plan, one that uses one thread.
-        pictures: Consumed lazily, a few batches ahead.
+        images: Consumed lazily, a few batches ahead.
         plan: From `open_model`. It changes the speed, and the results only within the rounding
             of the model's own arithmetic.
-        min_confidence: What is less likely than that is labelled `UNCERTAIN`; None: nothing is.
-        memory: Knows the logits of earlier pictures, which are then not decoded.
-        **options: Others of `tltools.runtime.run_pictures`.
+        min_confidence: What is less likely than that is labeled `UNCERTAIN`; None: nothing is.
+        memory: Knows the logits of earlier images, which are then not decoded.
+        **options: Others of `tltools.runtime.run_images`.
 
     Yields:
-        One prediction for each picture, in order. Nothing accumulates.
+        One prediction for each image, in order. Nothing accumulates.
     """
     card = predictor.card
     finish = partial(predictions, card.classes, card.temperature, min_confidence=min_confidence)
-    for some in run_pictures(
+    for some in run_images(
         predictor,
-        pictures,
+        images,
         preprocessing=card.preprocessing,
         plan=plan,
         finish=finish,
@@ -99,7 +99,7 @@ def predictions(
     *,
     min_confidence: float | None,
 ) -> list[Prediction]:
-    """Return the predictions of pictures that went through the model together.
+    """Return the predictions of images that went through the model together.
 
     Args:
         classes: The model's, in the order of the logits.
@@ -111,14 +111,14 @@ def predictions(
     values = outputs.values
     rows = iter(softmax(values, temperature=temperature) if len(values) else ())
     made: list[Prediction] = []
-    for picture, error in zip(outputs.pictures, outputs.errors, strict=True):
+    for image, error in zip(outputs.images, outputs.errors, strict=True):
         if error is not None:
-            made.append(Prediction(picture.name, None, None, None, str(error)))
+            made.append(Prediction(image.name, None, None, None, str(error)))
             continue
         row = next(rows)
         index = int(row.argmax())
         label = classes[index] if row[index] >= threshold else UNCERTAIN
-        made.append(Prediction(picture.name, label, float(row[index]), row, None))
+        made.append(Prediction(image.name, label, float(row[index]), row, None))
     return made
 
 
@@ -129,7 +129,7 @@ class Rows(NamedTuple):
     labels: list[str | None]
     """A class, or `UNCERTAIN`; None where there is an error."""
     errors: list[tuple[str, str]]
-    """Name and error of each picture without a label."""
+    """Name and error of each image without a label."""
 
     def without(self, number: int) -> "Rows":
         """Return them without the first `number`."""
@@ -151,7 +151,7 @@ class RowMaker:
     again."""
 
     def __call__(self, outputs: Outputs[Any]) -> Rows:
-        """Return the rows of pictures that went through the model together."""
+        """Return the rows of images that went through the model together."""
         made = predictions(
             self.classes, self.temperature, outputs, min_confidence=self.min_confidence
         )

@@ -51,7 +51,7 @@ class Kept:
                 self.num_bytes += num_bytes
                 yield row
 
-    def matched(self, pictures: Iterator[ImageRef]) -> Iterator[tuple[Row, ImageRef]]:
+    def matched(self, images: Iterator[ImageRef]) -> Iterator[tuple[Row, ImageRef]]:
         """Yield the rows with their images, which are taken from the listing.
 
         Position alone is not trusted: each row has to have the name that is next in the listing.
@@ -60,19 +60,17 @@ class Kept:
             ConfigError: If the listing is another one than that of the rows.
         """
         for row in self.rows():
-            picture = next(pictures, None)
+            image = next(images, None)
             where = f"row {self.num_rows:,} is of {row.path!r}"
-            if picture is None:
-                raise refusal(
-                    self.path, f"{where}, and the inputs have fewer pictures than that now"
-                )
-            if self._codec.text(picture.name) != row.path:
+            if image is None:
+                raise refusal(self.path, f"{where}, and the inputs have fewer images than that now")
+            if self._codec.text(image.name) != row.path:
                 raise refusal(
                     self.path,
-                    f"{where}, where the inputs have {picture.name!r} now: pictures have come or "
+                    f"{where}, where the inputs have {image.name!r} now: images have come or "
                     "gone since",
                 )
-            yield row, picture
+            yield row, image
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def go_on(
     unfinished: UnfinishedOutput | None,
     job: JobSettings,
     identity: JobIdentity,
-    pictures: Iterator[ImageRef],
+    images: Iterator[ImageRef],
     tally: Tally,
 ) -> Start:
     """Open what an earlier job left of an output, if it did, and count its rows.
@@ -111,7 +109,7 @@ def go_on(
         unfinished: The job's; None on standard output.
         job: The job that goes on.
         identity: What makes it the same job.
-        pictures: The listing, from which the images that have rows are taken.
+        images: The listing, from which the images that have rows are taken.
         tally: Counts them.
 
     Raises:
@@ -128,9 +126,9 @@ def go_on(
     if kept is None:
         return Start()
     again: list[ImageRef] = []
-    for row, picture in kept.matched(pictures):
-        tally.add(picture.name, row.label, row.error)
-        again.append(picture)
+    for row, image in kept.matched(images):
+        tally.add(image.name, row.label, row.error)
+        again.append(image)
         if len(again) == kept.record.batch_size:
             again.clear()
     return Start(kept, again)

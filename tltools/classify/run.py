@@ -21,7 +21,7 @@ from tltools.classify.writer import Output
 from tltools.data.image_ref import ImageRef
 from tltools.processes import Launcher
 from tltools.progress import SILENT, Progress
-from tltools.runtime import Plan, Predictor, run_pictures
+from tltools.runtime import Plan, Predictor, run_images
 
 if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
@@ -52,10 +52,10 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
     listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
     identity = JobIdentity(job, overwrite=place.replaces, shard=job.shard, tf32=job.tf32)
     with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
-        start = go_on(place.unfinished, job, identity, listing.pictures, tally)
+        start = go_on(place.unfinished, job, identity, listing.images, tally)
         if start.kept is not None and start.num_rows:
             progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
-        opened = open_for(job, start.kept, num_pictures=listing.total, launcher=launcher)
+        opened = open_for(job, start.kept, num_images=listing.total, launcher=launcher)
         predictor, plan = opened
         record = place.begin(start.record, partial(identity.record, predictor, plan))
         output = Output(
@@ -69,7 +69,7 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
         )
         with _open_ledger(job, identity, predictor) as ledger:
             run = _runner(job, place, opened, ledger, launcher, progress)
-            rows = classify_missing(run, listing.pictures, start)
+            rows = classify_missing(run, listing.images, start)
             begun = time.perf_counter()
             _write_rows(output, place.unfinished, rows, tally, progress, listing.total)
     place.discard_sent()
@@ -100,26 +100,26 @@ def _runner(
     card = predictor.card
     encoder = partial(row_encoder, place.path, card.classes, spreadsheet=job.spreadsheet)
     return partial(
-        run_pictures,
+        run_images,
         predictor,
         preprocessing=card.preprocessing,
         plan=plan,
         finish=RowMaker(card.classes, card.temperature, job.min_confidence, encoder),
         memory=ledger,
         launcher=launcher,
-        timeout_s=job.picture_timeout_s,
+        timeout_s=job.image_timeout_s,
         tell=progress.warn,
     )
 
 
 def classify_missing(
     run: Callable[[Iterator[ImageRef]], Generator[Rows, None, None]],
-    pictures: Iterator[ImageRef],
+    images: Iterator[ImageRef],
     start: Start,
 ) -> Generator[Rows, None, None]:
     """Classify the images that have no rows yet."""
     num_again = len(start.again)
-    with closing(run(chain(start.again, pictures))) as results:
+    with closing(run(chain(start.again, images))) as results:
         for rows in results:
             skipped = min(num_again, len(rows.encoded))
             num_again -= skipped
@@ -165,7 +165,7 @@ def _summary(
         model=job.model,
         card=predictor.card,
         output=None if job.output == STDOUT else job.output,
-        num_pictures=output.num_rows,
+        num_images=output.num_rows,
         num_kept=start.num_rows,
         num_known=None if ledger is None else ledger.num_known,
         counts=tally.by_class(predictor.card.classes),

@@ -9,15 +9,15 @@ import msgspec
 from tltools.errors import ConfigError
 
 SHARD_BLOCK = 32
-"""Pictures of the listing that go to a shard together, before the next shard has its turn.
+"""Images of the listing that go to a shard together, before the next shard has its turn.
 
-Neighbours lie near each other on a disk and in an archive. It is `AHEAD_BATCH`, so that with the
+Neighbors lie near each other on a disk and in an archive. It is `AHEAD_BATCH`, so that with the
 default batch sizes, which divide it, the model gets the same batches as in one job.
 """
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """One of the equal parts of a listing: blocks of `SHARD_BLOCK` pictures go round the shards.
+    """One of the equal parts of a listing: blocks of `SHARD_BLOCK` images go round the shards.
 
     That keeps the parts equal however long the listing is, which nobody has to know beforehand,
     and lets a merge read all shards from their beginnings to their ends.
@@ -46,12 +46,12 @@ class Shard(msgspec.Struct, frozen=True):
         return f"{self.index}/{self.count}"
 
     def holds(self, number: int) -> bool:
-        """Tell whether the picture with that number in the listing, from 0, is of this shard."""
+        """Tell whether the image with that number in the listing, from 0, is of this shard."""
         return number // SHARD_BLOCK % self.count == self.index - 1
 
-    def size(self, num_pictures: int) -> int:
-        """Return how many pictures of a listing are of this shard."""
-        rounds, rest = divmod(num_pictures, SHARD_BLOCK * self.count)
+    def size(self, num_images: int) -> int:
+        """Return how many images of a listing are of this shard."""
+        rounds, rest = divmod(num_images, SHARD_BLOCK * self.count)
         rest -= (self.index - 1) * SHARD_BLOCK
         return rounds * SHARD_BLOCK + min(max(rest, 0), SHARD_BLOCK)
 

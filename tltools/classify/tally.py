@@ -120,6 +120,6 @@ def kind_of_error(name: str, error: str) -> str:
 
 
 def _last_name(name: str) -> str:
-    """Return a picture's name without its folders, as errors show it."""
-    last = os.path.basename(name)  # noqa: PTH119 - of a million pictures, perhaps
+    """Return an image's name without its folders, as errors show it."""
+    last = os.path.basename(name)  # noqa: PTH119 - of a million images, perhaps
     return last if last.isprintable() else ascii(last)

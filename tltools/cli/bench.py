@@ -32,8 +32,8 @@ ModelsArgument = Annotated[
 DataOption = Annotated[
     Any,  # Location | None
     typer.Option(
-        help="Labelled pictures, as for train.",
-        show_default="the runs' own validation pictures",
+        help="Labeled images, as for train.",
+        show_default="the runs' own validation images",
         parser=path_or_url,
     ),
 ]
@@ -92,12 +92,12 @@ def bench(
         iterations=iterations,
         budget_s=budget,
     )
-    dataset = _labelled(data, images, class_names, progress)
+    dataset = _labeled(data, images, class_names, progress)
     inputs = bench_inputs(models, dataset, tf32=tf32 and uses_gpu(device))
     for note in inputs.notes:
         progress.warn(note)
     progress.say(
-        f"Measuring {len(inputs.candidates)} candidates on {len(inputs.pictures)} pictures "
+        f"Measuring {len(inputs.candidates)} candidates on {len(inputs.images)} images "
         f"of {inputs.name}, in turn"
     )
     found = run_bench(
@@ -113,13 +113,13 @@ def bench(
         progress.say(f"Next: {found.recommendation.command}")
 
 
-def _labelled(
+def _labeled(
     data: "Location | None",
     images: Path | None,
     class_names: str | None,
     progress: "RichProgress",
 ) -> "Dataset | None":
-    """Return the labelled images that were named; None for the runs' own."""
+    """Return the labeled images that were named; None for the runs' own."""
     if data is None:
         return None
     from tltools.data.dataset import load_dataset

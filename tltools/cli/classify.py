@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.location import Location
 
-FAILURES = "Pictures that fail"
+FAILURES = "Images that fail"
 """Title of a part of the help."""
 
 
 InputsArgument = Annotated[
     list[Any],  # Location
     typer.Argument(
-        help="Folders (searched recursively), archives (tar, zip), pictures, or .txt lists of "
+        help="Folders (searched recursively), archives (tar, zip), images, or .txt lists of "
         "paths; or URLs of these: s3://, gs://, az://, sftp://, https://.",
         parser=path_or_url,
     ),
@@ -59,7 +59,7 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Pictures per forward pass.",
+        help="Images per forward pass.",
         show_default="by the model",
         rich_help_panel=SPEED,
     ),
@@ -73,11 +73,11 @@ ThreadsOption = Annotated[
         rich_help_panel=SPEED,
     ),
 ]
-PictureTimeoutOption = Annotated[
+ImageTimeoutOption = Annotated[
     float,
     typer.Option(
         min=0.1,
-        help="Longest time for decoding one picture, in seconds.",
+        help="Longest time for decoding one image, in seconds.",
         rich_help_panel=FAILURES,
     ),
 ]
@@ -85,14 +85,14 @@ StrictOption = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Exit with 1 if any picture could not be classified.",
+        help="Exit with 1 if any image could not be classified.",
         rich_help_panel=FAILURES,
     ),
 ]
 ErrorsToOption = Annotated[
     Path | None,
     typer.Option(
-        help="A CSV of the pictures that could not be read, with the reasons.",
+        help="A CSV of the images that could not be read, with the reasons.",
         rich_help_panel=FAILURES,
     ),
 ]
@@ -109,14 +109,14 @@ MinConfidenceOption = Annotated[
         min=0,
         max=1,
         help="Label what is less likely as 'uncertain'; probabilities are calibrated.",
-        show_default="every picture gets a class",
+        show_default="every image gets a class",
     ),
 ]
 ChangedOnlyOption = Annotated[
     bool,
     typer.Option(
         "--changed-only",
-        help="Skip pictures whose bytes this model has classified before with this option: "
+        help="Skip images whose bytes this model has classified before with this option: "
         "their rows come from a ledger.",
     ),
 ]
@@ -130,7 +130,7 @@ ShardOption = Annotated[
         metavar="K/N",
         help="Only the K-th of N parts, into predictions-K-of-N.csv; tltools merge puts all "
         "together.",
-        show_default="all pictures",
+        show_default="all images",
     ),
 ]
 EngineOption = Annotated[
@@ -144,7 +144,7 @@ PartSizeOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Pictures of a part.",
+        help="Images of a part.",
         show_default="by the model",
         rich_help_panel=CLUSTER,
     ),
@@ -169,7 +169,7 @@ def classify(
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     tf32: Tf32Option = False,
-    picture_timeout: PictureTimeoutOption = 30.0,
+    image_timeout: ImageTimeoutOption = 30.0,
     strict: StrictOption = False,
     errors_to: ErrorsToOption = None,
     spreadsheet: SpreadsheetOption = False,
@@ -183,7 +183,7 @@ def classify(
     part_size: PartSizeOption = None,
     part_format: PartFormatOption = None,
 ) -> None:
-    """Classify pictures: one row for each, with its label, probabilities or error.
+    """Classify images: one row for each, with its label, probabilities or error.
 
     A job that was stopped goes on where it was when the same command is given again.
 
@@ -213,7 +213,7 @@ def classify(
         "spreadsheet": spreadsheet,
         "errors_to": errors_to,
         "min_confidence": min_confidence,
-        "picture_timeout_s": picture_timeout,
+        "image_timeout_s": image_timeout,
     }
     model = model or _best_export(out.progress)
     if engine == "ray":
@@ -240,7 +240,7 @@ def classify(
 
 def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
     if summary.num_failed or summary.unlisted:
-        progress.warn("--strict: not every picture was classified")
+        progress.warn("--strict: not every image was classified")
         raise typer.Exit(1)
 
 
@@ -279,7 +279,7 @@ REASONS = {
     "--tf32": "actors open exports in full precision",
     "--changed-only": "its ledger is on one machine",
     "--cache-dir": "its ledger is on one machine",
-    "--shard": "a cluster shares the pictures out by itself",
+    "--shard": "a cluster shares the images out by itself",
     "--report": "a report is made of one file, and not of parts",
 }
 """Why options are for the local engine."""
@@ -306,7 +306,7 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
 def _report_command(output: Path, inputs: "list[Location]") -> str:
     words = ["tltools", "report", str(output)]
     if len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_dir():
-        words += ["--pictures", str(inputs[0])]
+        words += ["--images", str(inputs[0])]
     return shlex.join(words)
 
 
@@ -333,7 +333,7 @@ def _write_report(
     assert isinstance(summary.output, Path)
     facts = (
         f"Model {summary.model}, on {summary.choice.device}",
-        f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures per second",
+        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images per second",
     )
     section = job_section(
         summary.output,
@@ -359,7 +359,7 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     how = f", {', '.join(chosen)}" if chosen else ""
     progress.say(f"Device: {choice.device} ({choice.reason}), {where}{how}")
     progress.say(f"Plan: {summary.plan}")
-    total = max(summary.num_pictures, 1)
+    total = max(summary.num_images, 1)
     for name, count in summary.counts.items():
         progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
     if summary.num_uncertain:
@@ -369,8 +369,8 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     where = summary.output or "standard output"
     kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
     if summary.num_known is not None:
-        progress.say(f"{summary.num_known} pictures skipped: this model has classified their bytes")
+        progress.say(f"{summary.num_known} images skipped: this model has classified their bytes")
     progress.say(
-        f"{summary.num_pictures} rows{kept} ({summary.num_failed} with an error) in "
-        f"{summary.seconds:.1f} s, {summary.pictures_per_s:.0f} pictures/s, written to {where}"
+        f"{summary.num_images} rows{kept} ({summary.num_failed} with an error) in "
+        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s, written to {where}"
     )

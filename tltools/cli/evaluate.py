@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[Path, typer.Argument(help=f"A run folder, or an export ({suffixes()}).")]
 DataArgument = Annotated[
     Any,  # Location
-    typer.Argument(help="Labelled pictures, as for train.", parser=path_or_url),
+    typer.Argument(help="Labeled images, as for train.", parser=path_or_url),
 ]
 SplitOption = Annotated[
     Literal["all", "train", "val", "test"] | None,
@@ -63,7 +63,7 @@ def evaluate(
     *,
     out: Out,
     split: SplitOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     images: ImagesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
@@ -76,7 +76,7 @@ def evaluate(
     engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
 ) -> None:
-    """Score a run or an export on labelled pictures.
+    """Score a run or an export on labeled images.
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
@@ -167,18 +167,18 @@ def _print_evaluation(result: "Evaluation") -> None:
 
     auc = result.roc_auc.value
     print_table(
-        f"{result.data}, {result.split}: {result.num_pictures} pictures",
+        f"{result.data}, {result.split}: {result.num_images} images",
         ("metric", "value"),
         [
             ("top-1 accuracy (95 %)", score_text(result.score)),
             ("ROC AUC", f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})"),
             ("expected calibration error", _calibration_text(result)),
-            ("pictures per second", f"{result.num_pictures / result.seconds:.0f}"),
+            ("images per second", f"{result.num_images / result.seconds:.0f}"),
         ],
     )
     print_table(
         "By class",
-        ("class", "precision", "recall", "F1", "pictures"),
+        ("class", "precision", "recall", "F1", "images"),
         [
             (
                 row.name,

@@ -19,7 +19,7 @@ EXPLAINED = Path("explained")
 @command
 def explain(
     model: Annotated[Path, typer.Argument(help="A run folder (runs/NAME).")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures.", metavar="IMAGE...")],
+    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE...")],
     *,
     out: Out,
     class_name: Annotated[
@@ -28,22 +28,22 @@ def explain(
     ] = None,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="A folder, or a .png for a single picture."),
+        typer.Option("--output", "-o", help="A folder, or a .png for a single image."),
     ] = EXPLAINED,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw where in a picture the model finds what speaks for a class, as a heat map.
+    """Draw where in an image the model finds what speaks for a class, as a heat map.
 
     Example: tltools explain runs/vgg16 photo.jpg
     """
     from tltools.artifacts import read_artifact
-    from tltools.explain import explain_pictures
+    from tltools.explain import explain_images
 
     artifact = read_artifact(model)
     if not artifact.is_run:
         raise ConfigError(_use_run(artifact))
     found = list(
-        explain_pictures(
+        explain_images(
             model,
             images,
             output,

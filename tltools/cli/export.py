@@ -46,7 +46,7 @@ PrecisionOption = Annotated[
     ),
 ]
 CalibrationOption = Annotated[
-    int, typer.Option(min=1, help="Training pictures that int8's ranges are taken from.")
+    int, typer.Option(min=1, help="Training images that int8's ranges are taken from.")
 ]
 LayoutOption = Annotated[
     Literal["files", "triton", "docker"],
@@ -55,8 +55,8 @@ LayoutOption = Annotated[
         "docker: also what a slim image that classifies is built from, in OUTPUT/docker/."
     ),
 ]
-NumPicturesOption = Annotated[
-    int | None, typer.Option(min=1, help="Validation pictures to verify with.", show_default="all")
+NumImagesOption = Annotated[
+    int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
 ]
 
 
@@ -70,7 +70,7 @@ def export(
     calibration_images: CalibrationOption = 128,
     layout: LayoutOption = "files",
     output: Annotated[Path, typer.Option(help="Exports go to OUTPUT/RUN/.")] = Path("exports"),
-    pictures: NumPicturesOption = None,
+    images: NumImagesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Export runs; every file is verified against PyTorch on real images before it is kept.
@@ -91,7 +91,7 @@ def export(
         precisions=PRECISIONS if precision == "all" else (precision,),
         output=output,
         calibration_images=calibration_images,
-        num_pictures=pictures,
+        num_images=images,
         device=device,
     )
     given = runs or [artifact.path for artifact in find_runs()]
@@ -192,7 +192,7 @@ def _print_exports(exports: "list[Artifact]") -> None:
 
     in_fp32 = any(map(_computes_in_fp32, map(_added, exports)))
     print_table(
-        "Exports, verified against PyTorch on validation pictures"
+        "Exports, verified against PyTorch on validation images"
         + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else ""),
         # Short, so that paths stay on one line of a terminal of 80 columns.
         ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
@@ -204,7 +204,7 @@ def _print_exports(exports: "list[Artifact]") -> None:
                 f"{parity.top1_agreement:.2%}",
                 f"{0 - (parity.accuracy_drop or 0):+.2%}",
                 f"{parity.max_abs_logit_diff:.1e}",
-                str(parity.num_pictures),
+                str(parity.num_images),
             )
             for export in exports
             for device, parity in _by_device(_added(export))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[
         Any,  # Location
-        typer.Argument(help="A run, an export, or labelled pictures.", parser=path_or_url),
+        typer.Argument(help="A run, an export, or labeled images.", parser=path_or_url),
     ],
     *,
     out: Out,
@@ -35,10 +35,10 @@ def inspect(
     label_column: LabelColumnOption = None,
     class_names: ClassNamesOption = None,
     sheet: Annotated[
-        Path, typer.Option(help="Where a few pictures of each class are drawn, as a PNG.")
+        Path, typer.Option(help="Where a few images of each class are drawn, as a PNG.")
     ] = Path("inspect.png"),
 ) -> None:
-    """Show a model's card, or audit labelled pictures; runs no model.
+    """Show a model's card, or audit labeled images; runs no model.
 
     Example: tltools inspect photos/labels.csv
     """
@@ -67,7 +67,7 @@ def inspect(
 
 
 def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
-    """Return the number of pictures by class and split, `all` included."""
+    """Return the number of images by class and split, `all` included."""
     frame = dataset.frame
     splits = [split for split in ("train", "val", "test") if split in set(frame["split"])]
     counts = Counter(zip(frame["class"], frame["split"], strict=True))
@@ -81,9 +81,9 @@ def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
 def _audit(dataset: "Dataset") -> dict[str, Any]:
     return {
         "name": dataset.name,
-        "num_pictures": len(dataset.frame),
+        "num_images": len(dataset.frame),
         "split": dataset.split_rule,
-        "pictures": _counts(dataset),
+        "images": _counts(dataset),
         "findings": dataset.findings,
     }
 
@@ -94,7 +94,7 @@ def _show_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> No
         from tltools.plots import contact_sheet
 
         contact_sheet(dataset.frame, dataset.classes, sheet)
-        progress.say(f"A few pictures of each class: {sheet}")
+        progress.say(f"A few images of each class: {sheet}")
 
 
 def _print_audit(dataset: "Dataset") -> None:
@@ -103,7 +103,7 @@ def _print_audit(dataset: "Dataset") -> None:
     counts = _counts(dataset)
     columns = next(iter(counts.values()), {"all": 0})
     print_table(
-        f"{dataset.name}: {len(dataset.frame)} pictures, split: {dataset.split_rule}",
+        f"{dataset.name}: {len(dataset.frame)} images, split: {dataset.split_rule}",
         ("class", *columns),
         [(name, *map(str, row.values())) for name, row in counts.items()],
     )

@@ -136,7 +136,7 @@ ImagesOption = Annotated[
     Path | None,
     typer.Option(
         "--images",
-        help="Where a CSV's pictures lie.",
+        help="Where a CSV's images lie.",
         show_default="beside it, or images/",
         rich_help_panel=DATA,
     ),
@@ -144,7 +144,7 @@ ImagesOption = Annotated[
 ImageColumnOption = Annotated[
     str | None,
     typer.Option(
-        help="The CSV's column of pictures.", show_default="the first", rich_help_panel=DATA
+        help="The CSV's column of images.", show_default="the first", rich_help_panel=DATA
     ),
 ]
 LabelColumnOption = Annotated[
@@ -163,7 +163,7 @@ ClassNamesOption = Annotated[
 SkipBadOption = Annotated[
     bool,
     typer.Option(
-        "--skip-bad", help="Leave out missing and unreadable pictures.", rich_help_panel=DATA
+        "--skip-bad", help="Leave out missing and unreadable images.", rich_help_panel=DATA
     ),
 ]
 WorkersOption = Annotated[

@@ -24,28 +24,28 @@ def report(
         Path,
         typer.Option("--output", "-o", help="The page; an earlier one is replaced."),
     ] = Path("report.html"),
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(
-            help="The folder that was classified, to show its pictures.", show_default="none"
+            help="The folder that was classified, to show its images.", show_default="none"
         ),
     ] = None,
 ) -> None:
     """Show results on one HTML page: curves, mistakes, charts. It opens offline and prints.
 
-    Example: tltools report runs/cnn predictions.csv --pictures photos/
+    Example: tltools report runs/cnn predictions.csv --images photos/
     """
     from tltools.errors import ConfigError
     from tltools.report import check_place
 
     check_place(output, "--output")
-    if pictures is not None and not pictures.is_dir():
-        raise ConfigError(f"--pictures {pictures} is no folder; name the one that was classified")
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images} is no folder; name the one that was classified")
     from tltools.report.sources import find_sources
 
     progress = out.progress
     sources = find_sources(paths or [])
     for kind, found in sources.paths().items():
         progress.say(f"{kind.capitalize()}: {', '.join(found)}")
-    num_bytes = write_report(output, sources.sections(pictures), progress)
+    num_bytes = write_report(output, sources.sections(images), progress)
     out.result({"report": str(output), "num_bytes": num_bytes, **sources.paths()})

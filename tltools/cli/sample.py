@@ -13,8 +13,8 @@ def sample(
     folder: Annotated[Path, typer.Argument(help="A new folder.")] = Path("sample"),
     *,
     out: Out,
-    num_images: Annotated[int, typer.Option(help="Pictures to draw.")] = 300,
-    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 13,
+    num_images: Annotated[int, typer.Option(help="Images to draw.")] = 300,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 13,
 ) -> None:
     """Draw the sample set: emergency and other vehicles, with their labels.
 
@@ -24,6 +24,6 @@ def sample(
 
     progress = out.progress
     drawn = draw_sample(folder, num_images=num_images, seed=seed, progress=progress)
-    progress.say(f"{num_images} drawn pictures and their labels are in {drawn}/")
+    progress.say(f"{num_images} drawn images and their labels are in {drawn}/")
     out.result({"folder": str(drawn), "num_images": num_images, "seed": seed})
     progress.say(f"Next: tltools train {drawn} --class-names {','.join(SAMPLE_CLASSES)}")

@@ -20,7 +20,7 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 
 
 def tell_findings(dataset: "Dataset", progress: "RichProgress") -> None:
-    """Say what the audit of labelled pictures found."""
+    """Say what the audit of labeled images found."""
     for finding in dataset.findings:
         tell = progress.say if finding.severity == "note" else progress.warn
         tell(finding.message)

@@ -295,7 +295,7 @@ def train(
     data: Annotated[
         Any,  # Location | None
         typer.Argument(
-            help="A CSV (picture, label), a folder of class folders, or one with train/ and val/; "
+            help="A CSV (image, label), a folder of class folders, or one with train/ and val/; "
             "an archive or a URL of one of these.",
             show_default="the drawn sample set, in sample/",
             parser=path_or_url,
@@ -423,13 +423,13 @@ def _training_data(
         class_names = class_names or SAMPLE_CLASSES
         progress.warn(
             f"no DATA given: training on the drawn sample set in {data}/, which shows how tltools "
-            "works and knows nothing of real pictures"
+            "works and knows nothing of real images"
         )
     options = {**asdict(reading), "class_names": class_names}
     dataset = load_dataset(data, seed=seed, progress=progress, **options)
     tell_findings(dataset, progress)
     progress.say(
-        f"{dataset.name}: {len(dataset.part('train'))} pictures to train on, "
+        f"{dataset.name}: {len(dataset.part('train'))} images to train on, "
         f"{len(dataset.part('val'))} for validation; classes {', '.join(dataset.classes)}"
     )
     return dataset

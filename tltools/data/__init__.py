@@ -1,1 +1,1 @@
-"""Pictures and labels: everything between the disk and the model, without torch."""
+"""Images and labels: everything between the disk and the model, without torch."""

@@ -1,4 +1,4 @@
-"""List the pictures in tar and zip archives, and read them where they are: nothing is unpacked.
+"""List the images in tar and zip archives, and read them where they are: nothing is unpacked.
 
 Names in an archive are names only: nothing here opens a path that comes from one.
 """
@@ -27,12 +27,12 @@ from tltools.errors import DataError
 
 MEMBERS_AT_ONCE = 1024
 MAX_UNPACKED = 2**28
-"""Bytes of a picture that is compressed in its archive: an uncompressed one of as many pixels as
+"""Bytes of an image that is compressed in its archive: an uncompressed one of as many pixels as
 are decoded is no larger, and a few kilobytes could claim any size."""
 MAX_HELD = 2**27
-"""Bytes of pictures that wait unpacked, behind a compressed tar, before further ones are packed."""
+"""Bytes of images that wait unpacked, behind a compressed tar, before further ones are packed."""
 MAX_RATIO = 100
-"""How many times larger than itself a compressed tar may become; pictures hardly become smaller
+"""How many times larger than itself a compressed tar may become; images hardly become smaller
 when they are compressed, so that one which is larger is made to waste time."""
 
 _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
@@ -96,9 +96,9 @@ class RemoteArchive(_Readable, Protocol):
 def list_archive(
     path: Path | RemoteArchive, *, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[list[ImageRef]]:
-    """List the pictures of an archive, in its own order, as it is read.
+    """List the images of an archive, in its own order, as it is read.
 
-    They are the members with a picture's name, hidden ones (`.name`) left out. A member that is a
+    They are the members with an image's name, hidden ones (`.name`) left out. A member that is a
     link, a device, encrypted, or not there as a whole is one that cannot be read. Their names are
     those in the archive, without a `/` or `./` at the beginning. A zip's directory is read as a
     whole, which takes 0.6 KB of memory for each member.
@@ -109,7 +109,7 @@ def list_archive(
         on_error: Is told why the rest of an archive is left out; None to raise the error.
 
     Yields:
-        Pictures, at least one at a time. Those of a compressed tar, and of a tar on a server, come
+        Images, at least one at a time. Those of a compressed tar, and of a tar on a server, come
         one by one and hold their bytes; others are read when they are asked for, by any thread.
 
     Raises:
@@ -158,7 +158,7 @@ def _list_remote(file: RemoteArchive, members: "_Members") -> Iterator[list[Imag
         with file.random() as content:
             yield from _grouped(_list_zip(file, content, members))
         return
-    # One request for a few megabytes, and not one for each picture of a few kilobytes.
+    # One request for a few megabytes, and not one for each image of a few kilobytes.
     with file.stream() as content:
         tar = content if opener is None else opener(content)
         for image in _list_forwards(tar, file.size, members):
@@ -166,7 +166,7 @@ def _list_remote(file: RemoteArchive, members: "_Members") -> Iterator[list[Imag
 
 
 class _Members:
-    """What is to be said of an archive's members beyond the pictures among them."""
+    """What is to be said of an archive's members beyond the images among them."""
 
     def __init__(self, path: Path | RemoteArchive) -> None:
         self._path = path
@@ -174,7 +174,7 @@ class _Members:
         self._num_nested = 0
 
     def shown(self, name: str) -> str | None:
-        """Return what a member is called if it is a picture's name, else None."""
+        """Return what a member is called if it is an image's name, else None."""
         if not is_image_name(name):
             if is_archive_name(name):
                 self._num_nested += 1
@@ -188,7 +188,7 @@ class _Members:
         return "/".join(parts)
 
     def check(self) -> None:
-        """Raise the error of archives within the archive, whose pictures are left out."""
+        """Raise the error of archives within the archive, whose images are left out."""
         if self._nested is not None:
             more = f" and {self._num_nested - 1} more" if self._num_nested > 1 else ""
             raise DataError(
@@ -217,7 +217,7 @@ class _Shared:
         return cls(os.path.abspath(path), _identity(file.fileno()))  # noqa: PTH100 - links stay
 
     def __reduce__(self) -> "tuple[Callable[..., _Shared], tuple[object, ...]]":
-        """Return what another process makes of it: one for all of its pictures."""
+        """Return what another process makes of it: one for all of its images."""
         return _opened_once, (self._path, self._identity)
 
     def read(self, start: int, size: int) -> bytes:
@@ -257,7 +257,7 @@ class _Shared:
         return os.pread(handle, size, start)
 
     def __del__(self) -> None:
-        """Close the archive with its last picture."""
+        """Close the archive with its last image."""
         if self._handle is not None:
             os.close(self._handle)
 
@@ -284,7 +284,7 @@ def _list_tar(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[Im
 def _list_forwards(
     file: "BinaryIO | io.BufferedIOBase", num_packed: int, members: _Members
 ) -> Iterator[ImageRef]:
-    """List the pictures of a tar that is read once, with their bytes: there is no way back."""
+    """List the images of a tar that is read once, with their bytes: there is no way back."""
     reader = TarReader(file, max_bytes=MAX_RATIO * num_packed + 2**30)
     held = _Held()
     for name, start, size, problem in Tar(reader).members():
@@ -310,7 +310,7 @@ def _list_forwards(
 
 
 class _Held:
-    """How many bytes of pictures wait to be decoded."""
+    """How many bytes of images wait to be decoded."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
@@ -324,10 +324,10 @@ class _Held:
 
 
 class _Unpacked:
-    """The bytes of a picture until it is done with.
+    """The bytes of an image until it is done with.
 
     Where many are waiting, they are compressed: that keeps what was made to unpack to a lot as
-    small as it was. Pictures that are as large as they look cost what they are.
+    small as it was. Images that are as large as they look cost what they are.
     """
 
     def __init__(self, data: bytes, held: _Held) -> None:
@@ -403,7 +403,7 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
 
 
 def _grouped(images: Iterator[ImageRef]) -> Iterator[list[ImageRef]]:
-    """Yield pictures many at a time, and those before an error before it."""
+    """Yield images many at a time, and those before an error before it."""
     group: list[ImageRef] = []
     try:
         for image in images:

@@ -1,6 +1,6 @@
-"""Labelled data that is elsewhere, or packed, as a folder in the user's cache.
+"""Labeled data that is elsewhere, or packed, as a folder in the user's cache.
 
-Training reads each picture several times, so that it is fetched once; what has not changed since
+Training reads each image several times, so that it is fetched once; what has not changed since
 then is not fetched again.
 """
 
@@ -28,18 +28,18 @@ from tltools.parallel import ordered_map
 from tltools.progress import SILENT, Progress
 
 CLASS_SUFFIX = ".cls"
-"""Of the members of a WebDataset shard that hold the class of the picture of the same name."""
+"""Of the members of a WebDataset shard that hold the class of the image of the same name."""
 _MANIFEST = "files.json"
 _DAMAGED = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
 
 
 def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
-    """Return where labelled data is on this machine, after it was fetched or unpacked.
+    """Return where labeled data is on this machine, after it was fetched or unpacked.
 
     Args:
         data: A folder or a CSV, here or at a URL (the CSV's folder is fetched then); or a tar or
             zip of either, which may be a WebDataset shard with `.cls` members.
-        progress: Told of each picture that is fetched.
+        progress: Told of each image that is fetched.
 
     Returns:
         `data` itself where there is nothing to be done.
@@ -103,7 +103,7 @@ def _mirror(remote: Remote, progress: Progress) -> Path:
         if _is_wanted(entry.name) and _inside(folder, entry.name) is not None
     }
     if not entries:
-        raise DataError(f"no pictures in {remote.url}; name a folder (or prefix) that has some")
+        raise DataError(f"no images in {remote.url}; name a folder (or prefix) that has some")
     known = {
         name: entry.version
         for name, entry in entries.items()
@@ -184,7 +184,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     if folder.is_dir():
         return folder
     classes: dict[str, str] = {}
-    pictures: list[str] = []
+    images: list[str] = []
     with atomic_folder(folder) as temporary:
         try:
             for name, file in _members(archive):
@@ -198,15 +198,15 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                 with path.open("wb") as out:
                     shutil.copyfileobj(file, out)
                 if is_image_name(name):
-                    pictures.append(name)
+                    images.append(name)
         except _DAMAGED as error:
             raise TltoolsError(
                 f"cannot unpack {archive} to {folder}: {error}; make the archive again, or room"
             ) from error
-        if not pictures:
-            raise DataError(f"no pictures in {archive}; name an archive that has some")
+        if not images:
+            raise DataError(f"no images in {archive}; name an archive that has some")
         if classes:
-            _write_labels(archive, temporary / "labels.csv", pictures, classes)
+            _write_labels(archive, temporary / "labels.csv", images, classes)
     return folder
 
 
@@ -231,15 +231,15 @@ def _class_of(file: IO[bytes]) -> str:
 
 
 def _write_labels(
-    archive: Path, path: Path, pictures: Iterable[str], classes: dict[str, str]
+    archive: Path, path: Path, images: Iterable[str], classes: dict[str, str]
 ) -> None:
     """Write the labels of a WebDataset shard as a CSV."""
-    rows = [(name, classes.get(_key(name))) for name in pictures]
+    rows = [(name, classes.get(_key(name))) for name in images]
     bare = [name for name, label in rows if not label]
     if bare:
         raise DataError(
-            f"{archive} has {CLASS_SUFFIX} members for some pictures and none for others "
-            f"({bare[0]} and {len(bare) - 1} more): give each picture one"
+            f"{archive} has {CLASS_SUFFIX} members for some images and none for others "
+            f"({bare[0]} and {len(bare) - 1} more): give each image one"
         )
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "label"), *rows])

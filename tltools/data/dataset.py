@@ -1,4 +1,4 @@
-"""Load a labelled, checked and divided set of pictures: the one door to the data."""
+"""Load a labeled, checked and divided set of images: the one door to the data."""
 
 import hashlib
 import os
@@ -47,12 +47,12 @@ class Finding:
     message: str
     """One line: what, how many, and what was left out or is to be done."""
     paths: tuple[str, ...] = ()
-    """All pictures concerned."""
+    """All images concerned."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled pictures that were checked and divided."""
+    """Labeled images that were checked and divided."""
 
     name: str
     """Name of the CSV or folder."""
@@ -65,8 +65,8 @@ class Dataset:
     findings: tuple[Finding, ...]
     """What the audit found, the gravest first."""
     fingerprint: str
-    """SHA-256 over the sorted (picture SHA-256, class, split) of all rows: the same wherever the
-    pictures lie and in whatever order they are listed."""
+    """SHA-256 over the sorted (image SHA-256, class, split) of all rows: the same wherever the
+    images lie and in whatever order they are listed."""
 
     def part(self, split: str) -> "pd.DataFrame":
         """Return the rows of one split, `train`, `val` or `test`, in source order."""
@@ -92,9 +92,9 @@ def load_dataset(
     purpose: Purpose = "train",
     progress: Progress = SILENT,
 ) -> Dataset:
-    """Read labels, check every picture and divide the set.
+    """Read labels, check every image and divide the set.
 
-    What is done about faults: a picture that is missing or unreadable stops the work, unless
+    What is done about faults: an image that is missing or unreadable stops the work, unless
     `skip_bad` leaves it out. A row that says the same twice is dropped. Copies with contradicting
     labels are left out, except by the article's split, which is exact, and in an evaluation, which
     measures on the data as it is. Everything that was found is in `findings`.
@@ -110,11 +110,11 @@ def load_dataset(
             `split_default`; `article` is `split_article`.
         val_fraction: Share of val in a split that is made here, in (0, 1).
         seed: Of the default split.
-        skip_bad: Leave missing and unreadable pictures out instead of stopping.
-        purpose: `train` wants two classes with pictures in train. `evaluate` makes no split:
-            without one in the data all pictures are `test`. `inspect` stops only where there is
+        skip_bad: Leave missing and unreadable images out instead of stopping.
+        purpose: `train` wants two classes with images in train. `evaluate` makes no split:
+            without one in the data all images are `test`. `inspect` stops only where there is
             nothing to show, and reports as findings what would stop a training.
-        progress: Told of each picture that was checked.
+        progress: Told of each image that was checked.
 
     Raises:
         ConfigError: If an argument does not fit the data.
@@ -134,7 +134,7 @@ def load_dataset(
     audit = _Audit(purpose=purpose)
     audit.note_loose(frame.attrs["loose"])
     rows, classes = _name_classes(rows, class_names)
-    rows = _check_pictures(rows, audit, skip_bad=skip_bad, progress=progress)
+    rows = _check_images(rows, audit, skip_bad=skip_bad, progress=progress)
     rows = _drop_repeated_rows(rows, audit)
     audit.note_copies(rows, kept_together=rule == "default")
     leave_out = purpose != "evaluate" and rule != "article"
@@ -206,8 +206,8 @@ def _targets(labels: Iterable[str], classes: Sequence[str]) -> "NDArray[np.int64
     return np.array([index[label] for label in labels], dtype=np.int64)
 
 
-def _by_picture(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
-    """Group rows by their picture's bytes, in the order of first appearance."""
+def _by_image(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    """Group rows by their image's bytes, in the order of first appearance."""
     groups: dict[str, list[_Row]] = {}
     for row in rows:
         groups.setdefault(row.sha256, []).append(row)
@@ -227,12 +227,12 @@ def _fingerprint(rows: Iterable[_Row]) -> str:
 
 class _Checked(NamedTuple):
     sha256: str = ""
-    """Empty if the picture is missing or unreadable."""
+    """Empty if the image is missing or unreadable."""
     problem: str = ""
     """Why it is unreadable; empty if it is missing."""
 
 
-def _check_picture(path: str) -> _Checked:
+def _check_image(path: str) -> _Checked:
     if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file() raises on a name that is too long
         return _Checked()
     try:
@@ -243,33 +243,33 @@ def _check_picture(path: str) -> _Checked:
         return _Checked(problem=f"{path}: {reason}")
 
 
-def _check_pictures(
+def _check_images(
     rows: Sequence[_Row], audit: "_Audit", *, skip_bad: bool, progress: Progress
 ) -> list[_Row]:
-    """Return the rows whose pictures can be read, with their SHA-256."""
+    """Return the rows whose images can be read, with their SHA-256."""
     paths = list(dict.fromkeys(row.path for row in rows))
     checked: dict[str, _Checked] = {}
     workers = num_cores()
-    with progress.bar("Checking pictures", len(paths)) as bar:
-        results = ordered_map(_check_picture, paths, workers=workers, ahead=16 * workers)
+    with progress.bar("Checking images", len(paths)) as bar:
+        results = ordered_map(_check_image, paths, workers=workers, ahead=16 * workers)
         for path, result in zip(paths, results, strict=True):
             checked[path] = result
             bar.advance()
     problems = {path: result.problem for path, result in checked.items() if not result.sha256}
-    audit.note_bad(problems, num_pictures=len(paths), skip_bad=skip_bad)
+    audit.note_bad(problems, num_images=len(paths), skip_bad=skip_bad)
     rows = [row._replace(sha256=checked[row.path].sha256) for row in rows]
     return [row for row in rows if row.sha256]
 
 
 def _drop_repeated_rows(rows: Sequence[_Row], audit: "_Audit") -> list[_Row]:
-    # The same picture in train and in val is no repetition: it is a leak, and reported as one.
+    # The same image in train and in val is no repetition: it is a leak, and reported as one.
     kept = list(dict.fromkeys(rows))
     audit.note_repeated([row.path for row, count in Counter(rows).items() if count > 1])
     return kept
 
 
 def _handle_contradictions(rows: Sequence[_Row], audit: "_Audit", *, leave_out: bool) -> list[_Row]:
-    groups = _by_picture(rows).items()
+    groups = _by_image(rows).items()
     bad = {sha256: group for sha256, group in groups if len({row.label for row in group}) > 1}
     audit.note_contradictions(list(bad.values()), left_out=leave_out)
     return [row for row in rows if row.sha256 not in bad] if leave_out else list(rows)
@@ -309,7 +309,7 @@ def _divide(
         audit.add(
             "note",
             "val-from-train",
-            f"the data has no val: {val.sum():,} of its {len(free):,} train pictures became val, "
+            f"the data has no val: {val.sum():,} of its {len(free):,} train images became val, "
             "by the default split",
         )
     divided = iter(_assign(free, val))
@@ -349,25 +349,25 @@ class _Audit:
 
     def note_loose(self, paths: Sequence[str]) -> None:
         if paths:
-            text = f"{_are(paths, 'picture')} in no class folder and left out: {_names(paths)}"
+            text = f"{_are(paths, 'image')} in no class folder and left out: {_names(paths)}"
             self.add("warning", "loose", text, paths)
 
-    def note_bad(self, problems: dict[str, str], *, num_pictures: int, skip_bad: bool) -> None:
-        """Report missing and unreadable pictures, together: they are mended together."""
+    def note_bad(self, problems: dict[str, str], *, num_images: int, skip_bad: bool) -> None:
+        """Report missing and unreadable images, together: they are mended together."""
         missing = [path for path, problem in problems.items() if not problem]
         unreadable = [path for path, problem in problems.items() if problem]
         found: list[tuple[str, str, list[str]]] = []
         if missing:
-            text = f"{_are(missing, 'picture')} missing ({shorten(missing)})"
+            text = f"{_are(missing, 'image')} missing ({shorten(missing)})"
             found.append(("missing", text, missing))
         if unreadable:
             reasons = shorten((problems[path] for path in unreadable), separator="; ")
-            text = f"{_are(unreadable, 'picture')} unreadable ({reasons})"
+            text = f"{_are(unreadable, 'image')} unreadable ({reasons})"
             found.append(("unreadable", text, unreadable))
         remedy = "mend the data, or leave them out with --skip-bad"
-        if len(problems) == num_pictures:
+        if len(problems) == num_images:
             skip_bad = False
-            remedy = "no picture is left; --images names their folder, --image-column their column"
+            remedy = "no image is left; --images names their folder, --image-column their column"
         if found and not skip_bad and self.purpose != "inspect":
             raise DataError(f"{'; '.join(text for _, text, _ in found)}: {remedy}")
         for kind, text, paths in found:
@@ -379,19 +379,19 @@ class _Audit:
     def note_repeated(self, paths: Sequence[str]) -> None:
         if paths:
             text = (
-                f"{_are(paths, 'picture')} listed more than once with the same label, and counted "
+                f"{_are(paths, 'image')} listed more than once with the same label, and counted "
                 f"once: {_names(paths)}"
             )
             self.add("warning", "duplicate-row", text, paths)
 
     def note_copies(self, rows: Sequence[_Row], *, kept_together: bool) -> None:
-        groups = [list({row.path: row for row in group}) for group in _by_picture(rows).values()]
+        groups = [list({row.path: row for row in group}) for group in _by_image(rows).values()]
         copies = [group for group in groups if len(group) > 1]
         if copies:
             paths = [path for group in copies for path in group]
             text = (
                 f"{len(copies):,} {'group' if len(copies) == 1 else 'groups'} of byte-identical "
-                f"pictures, with {len(paths) - len(copies):,} surplus"
+                f"images, with {len(paths) - len(copies):,} surplus"
             )
             text += "; each group stays on one side of the split" if kept_together else ""
             self.add("note", "copies", text, paths)
@@ -400,28 +400,28 @@ class _Audit:
         if groups:
             paths = [row.path for group in groups for row in group]
             text = (
-                f"{len(paths):,} rows give different labels to byte-identical pictures and are "
+                f"{len(paths):,} rows give different labels to byte-identical images and are "
                 f"{'left out' if left_out else 'kept'}: "
                 f"{shorten(map(_contradiction, groups), separator='; ')}"
             )
             self.add("warning", "contradiction", text, paths)
 
     def note_leaks(self, rows: Sequence[_Row]) -> None:
-        pictures: dict[str, set[str]] = {"train": set(), "val": set(), "test": set(), "": set()}
+        images: dict[str, set[str]] = {"train": set(), "val": set(), "test": set(), "": set()}
         for row in rows:
-            pictures[row.split].add(row.sha256)
+            images[row.split].add(row.sha256)
         for here, there in (("val", "train"), ("test", "train"), ("test", "val")):
             part = [row for row in rows if row.split == here]
-            leaks = [row.path for row in part if row.sha256 in pictures[there]]
+            leaks = [row.path for row in part if row.sha256 in images[there]]
             if leaks:
                 text = (
-                    f"{len(leaks):,} of the {len(part):,} {here} pictures have a byte-identical "
+                    f"{len(leaks):,} of the {len(part):,} {here} images have a byte-identical "
                     f"copy in {there}, which flatters the accuracy on {here}: {_names(leaks)}"
                 )
                 self.add("warning", "copies-across-splits", text, leaks)
 
     def check_classes(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
-        """Look at the number of classes and of pictures in each."""
+        """Look at the number of classes and of images in each."""
         if len(classes) < 2:
             self.stop(
                 "single-class",
@@ -431,20 +431,20 @@ class _Audit:
         counts.update(row.label for row in rows)
         empty = [name for name, count in counts.items() if not count]
         if empty:
-            text = f"no picture is left of class {shorten(empty)} (tltools inspect shows why)"
+            text = f"no image is left of class {shorten(empty)} (tltools inspect shows why)"
             self.stop("empty-class", f"{text}: add some")
-        tiny = _classes_with_one_picture(rows)
+        tiny = _classes_with_one_image(rows)
         if tiny:
             self.add(
                 "warning",
                 "tiny-class",
-                f"only one picture of class {shorten(tiny)}: too few to learn from and to measure",
+                f"only one image of class {shorten(tiny)}: too few to learn from and to measure",
                 [row.path for row in rows if row.label in tiny],
             )
         (large, many), (small, few) = counts.most_common()[0], counts.most_common()[-1]
         if 0 < few * _IMBALANCE < many:
             text = (
-                f"class {large} has {many:,} pictures and class {small} {few:,}: read the figures "
+                f"class {large} has {many:,} images and class {small} {few:,}: read the figures "
                 "per class, not the accuracy alone"
             )
             self.add("note", "imbalance", text)
@@ -454,24 +454,24 @@ class _Audit:
         train = {row.label for row in rows if row.split == "train"}
         val = {row.label for row in rows if row.split == "val"}
         if not train or not val:
-            self.stop("no-split", f"no picture is left for {'val' if train else 'train'}: add some")
+            self.stop("no-split", f"no image is left for {'val' if train else 'train'}: add some")
             return
         lost = [name for name in classes if name not in train]
         if lost:
-            text = f"class {shorten(lost)} has no picture in train: add some, or remove the class"
+            text = f"class {shorten(lost)} has no image in train: add some, or remove the class"
             self.stop("class-not-in-train", text)
-        tiny = _classes_with_one_picture(rows)
+        tiny = _classes_with_one_image(rows)
         unmeasured = [name for name in classes if name in train - val and name not in tiny]
         if unmeasured:
-            text = f"class {shorten(unmeasured)} has no picture in val, which says nothing about it"
+            text = f"class {shorten(unmeasured)} has no image in val, which says nothing about it"
             self.add("warning", "class-not-in-val", text)
 
 
-def _classes_with_one_picture(rows: Iterable[_Row]) -> list[str]:
-    pictures: dict[str, set[str]] = {}
+def _classes_with_one_image(rows: Iterable[_Row]) -> list[str]:
+    images: dict[str, set[str]] = {}
     for row in rows:
-        pictures.setdefault(row.label, set()).add(row.sha256)
-    return sorted(name for name, members in pictures.items() if len(members) == 1)
+        images.setdefault(row.label, set()).add(row.sha256)
+    return sorted(name for name, members in images.items() if len(members) == 1)
 
 
 def _contradiction(rows: Sequence[_Row]) -> str:

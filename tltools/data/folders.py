@@ -16,7 +16,7 @@ MANY_NAMES = 200_000
 
 
 def find_images(root: Path) -> Iterator[Path]:
-    """Find the pictures under `root`, lazily and in the order of `sorted(paths)`.
+    """Find the images under `root`, lazily and in the order of `sorted(paths)`.
 
     Folders are entered, links to folders too unless they lead back to a folder that they are in.
     Hidden files and folders (`.name`) are skipped. What a name promises is not checked here: a
@@ -32,7 +32,7 @@ def find_images(root: Path) -> Iterator[Path]:
 def find_folders(
     root: Path, *, on_error: Callable[[DataError], None] | None = None
 ) -> "Iterator[tuple[Path, Names]]":
-    """Find the same pictures as `find_images`, as folders and the names in them.
+    """Find the same images as `find_images`, as folders and the names in them.
 
     Args:
         root: Where to look.
@@ -49,12 +49,12 @@ def find_folders(
     root = Path(root)
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {problem}: name a folder of pictures")
+        raise DataError(f"{root} {problem}: name a folder of images")
     return _walk(root, ancestors=frozenset(), on_error=on_error)
 
 
 class Names:
-    """The names of a folder's pictures, in sorted order, to be iterated over once.
+    """The names of a folder's images, in sorted order, to be iterated over once.
 
     They are kept as one string, which takes a fifth of the memory of a list. Sorting a million
     takes half a second, though, so that many are kept as a heap, which has its first name ready
@@ -124,7 +124,7 @@ def _walk(
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the pictures and of the folders in `folder`, in any order."""
+    """Return the names of the images and of the folders in `folder`, in any order."""
     names: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:

@@ -26,7 +26,7 @@ from tltools.errors import DataError
 DRAFT_MARGIN = 1.4
 """How much larger than needed, at least, a JPEG is still decoded.
 
-libjpeg can halve a picture up to three times while decoding it, at a fraction of the cost (its
+libjpeg can halve an image up to three times while decoding it, at a fraction of the cost (its
 scales between those gain nothing: 5/8 to 7/8 take longer than decoding in full, and 3/8 as long as
 1/2). The nearer that comes to the final size, the more the result differs from decoding in full
 and then resizing. Chosen so that photographs of 12 megapixels are decoded at an eighth with both
@@ -44,7 +44,7 @@ _MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
 
 # What a file starts with → the Pillow plugin that reads it. Plugins are called directly, and only
 # these: Image.open would warn (and not refuse) below twice the limit of pixels, and would try
-# plugins that nobody wants to meet in a folder of pictures, such as EPS, which runs Ghostscript.
+# plugins that nobody wants to meet in a folder of images, such as EPS, which runs Ghostscript.
 _PLUGINS = (
     (rb"\x89PNG\r\n\x1a\n", "PngImagePlugin", "PngImageFile"),
     (rb"GIF8[79]a", "GifImagePlugin", "GifImageFile"),
@@ -84,8 +84,8 @@ _TRANSPOSE = {
 }
 _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
-# Pillow warns about damaged tags and the like in pictures whose pixels are good: once for each
-# kind, in the middle of a progress bar, and without the picture's name. The filters belong to the
+# Pillow warns about damaged tags and the like in images whose pixels are good: once for each
+# kind, in the middle of a progress bar, and without the image's name. The filters belong to the
 # whole process and must not be changed while threads run, so this is done here and once.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -100,9 +100,9 @@ def load_image(
     """Decode one image to the square of RGB bytes that a model takes.
 
     EXIF orientation is applied; transparency is laid over white; the first frame of an animation
-    and the first page of a TIFF is taken; 16-bit grey keeps its full range, and 32-bit integers
+    and the first page of a TIFF is taken; 16-bit gray keeps its full range, and 32-bit integers
     and floats, which have no agreed white, are stretched so that their smallest value becomes 0
-    and their largest 255. Colour profiles are not applied, as in training pipelines generally.
+    and their largest 255. Color profiles are not applied, as in training pipelines generally.
     JPEGs that are much larger than needed are decoded at reduced scale (see `DRAFT_MARGIN`).
 
     Args:
@@ -165,7 +165,7 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]
     try:
         return _load_any(data, preprocessing)
     except _UNREADABLE as error:
-        raise DataError(f"cannot decode a picture: {_reason(error)}") from error
+        raise DataError(f"cannot decode an image: {_reason(error)}") from error
 
 
 def fit_image(
@@ -189,12 +189,12 @@ def fit_image(
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
-                f"a picture must be uint8 (H, W, 3), RGB, got {image.dtype} {image.shape}"
+                f"an image must be uint8 (H, W, 3), RGB, got {image.dtype} {image.shape}"
             )
         image = Image.fromarray(image)
     elif not isinstance(image, Image.Image):
         raise TypeError(
-            "a picture must be a path, the bytes of a file, a Pillow image or an array, got "
+            "an image must be a path, the bytes of a file, a Pillow image or an array, got "
             f"{type(image).__name__}"
         )
     try:
@@ -202,7 +202,7 @@ def fit_image(
         box = (0.0, 0.0, *image.size)
         return np.asarray(_to_square(image, box, _orientation(image), preprocessing))
     except _UNREADABLE as error:
-        raise DataError(f"cannot read a picture: {_reason(error)}") from error
+        raise DataError(f"cannot read an image: {_reason(error)}") from error
 
 
 def image_sha256(path: str | Path) -> str:
@@ -226,7 +226,7 @@ def _open_file(path: str | Path) -> io.FileIO:
     Unbuffered: it is read in one go, and then decoding from memory is a quarter faster than
     letting Pillow read the file piece by piece.
     """
-    info = os.stat(path)  # noqa: PTH116 - called for each picture, and Path.stat costs more
+    info = os.stat(path)  # noqa: PTH116 - called for each image, and Path.stat costs more
     if not stat.S_ISREG(info.st_mode):
         raise OSError("it is a folder" if stat.S_ISDIR(info.st_mode) else "it is not a file")
     if info.st_size > MAX_FILE_BYTES:
@@ -247,11 +247,11 @@ def _load_plain_jpeg(data: bytes, rules: Preprocessing, out: NDArray[np.uint8]) 
     """Decode an ordinary JPEG into `out`, (size, size, 3), RGB.
 
     The pixels are those that Pillow would give, for it contains the same libjpeg-turbo; but a
-    small picture takes half the time without Pillow's objects, copies and parsing.
+    small image takes half the time without Pillow's objects, copies and parsing.
 
     Returns:
         Whether it was done. If not, `out` is undefined and Pillow has to look at the file: other
-        colour spaces, pictures that are too large, and whatever is damaged, since libjpeg reads on
+        color spaces, images that are too large, and whatever is damaged, since libjpeg reads on
         after many a fault and Pillow knows which of them to forgive.
     """
     try:
@@ -295,8 +295,8 @@ def _has_app1(data: bytes) -> bool:
 
 
 def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
-    """Decode a picture of any kind with Pillow, to (size, size, 3), RGB, read-only."""
-    image = _open_picture(data)
+    """Decode an image of any kind with Pillow, to (size, size, 3), RGB, read-only."""
+    image = _open_image(data)
     width, height = image.size
     box = (0.0, 0.0, width, height)
     scale = _scale_while_decoding(width, height, rules)
@@ -307,8 +307,8 @@ def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
     return np.asarray(_to_square(image, box, _orientation(image), rules))
 
 
-def _open_picture(data: bytes) -> ImageFile:
-    """Read a picture's header: its kind, size and mode; its pixels are not decoded yet."""
+def _open_image(data: bytes) -> ImageFile:
+    """Read an image's header: its kind, size and mode; its pixels are not decoded yet."""
     file = io.BytesIO(data)
     if data.startswith(_JPEG):
         image = JpegImagePlugin.JpegImageFile(file)
@@ -318,7 +318,7 @@ def _open_picture(data: bytes) -> ImageFile:
                 image = getattr(import_module(f"PIL.{module}"), name)(file)
                 break
         else:
-            raise ValueError("it is not a picture of a known format" if data else "it is empty")
+            raise ValueError("it is not an image of a known format" if data else "it is empty")
     width, height = image.size
     if width * height > _MAX_PIXELS:
         raise ValueError(
@@ -344,13 +344,13 @@ def _to_square(
     upright: Image.Transpose | None,
     rules: Preprocessing,
 ) -> Image.Image:
-    """Bring a decoded picture to RGB, `size` x `size`, upright.
+    """Bring a decoded image to RGB, `size` x `size`, upright.
 
-    Turned upright last: a turned square is the square of the turned picture, and small.
+    Turned upright last: a turned square is the square of the turned image, and small.
 
     Args:
         image: Of any mode.
-        box: The part of `image` that is the picture.
+        box: The part of `image` that is the image.
         upright: What turns it upright.
         rules: Its `size` and `resize`.
     """
@@ -377,7 +377,7 @@ def _central_square(
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """Return what turns a decoded picture upright, None where it is upright or does not say."""
+    """Return what turns a decoded image upright, None where it is upright or does not say."""
     if _ORIENTATION_KEYS.isdisjoint(image.info):
         return None
     try:
@@ -387,7 +387,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB, transparent parts over white."""
+    """Convert an image of any mode to RGB, transparent parts over white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _stretched_to_8_bits(image)
     if image.has_transparency_data:
@@ -397,7 +397,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stretched_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grey values of more than 8 bits to 0-255; Pillow's own conversion clips them."""
+    """Scale gray values of more than 8 bits to 0-255; Pillow's own conversion clips them."""
     values = np.asarray(image).astype(np.float32)
     values[~np.isfinite(values)] = 0
     if image.mode.startswith("I;16") or image.format == "PPM":
@@ -412,7 +412,7 @@ def _stretched_to_8_bits(image: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     """Say in one line, without the path, why a file could not be read."""
     if isinstance(error, MemoryError):
-        return "decoding it takes more memory than there is for a picture; try fewer --workers"
+        return "decoding it takes more memory than there is for an image; try fewer --workers"
     return reason_of(error)
 
 

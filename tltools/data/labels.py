@@ -1,4 +1,4 @@
-"""Turn a CSV or class folders into one labelled table of pictures."""
+"""Turn a CSV or class folders into one labeled table of images."""
 
 import csv
 import io
@@ -40,14 +40,14 @@ def read_labels(
 ) -> "pd.DataFrame":
     """Read the labels of a data set, in whatever layout it has.
 
-    Pictures are named and not opened: whether they exist and can be read is `load_dataset`'s
+    Images are named and not opened: whether they exist and can be read is `load_dataset`'s
     business.
 
     Args:
         data: A CSV; a folder that holds exactly one CSV; a folder of class folders; or a folder
             with `train/` and `val/` (`valid`, `validation`, `test`) of class folders.
-        images: Where the CSV's pictures lie; without it, beside the CSV or in `images/` there.
-        image_column: The CSV's column of pictures; without it, the first.
+        images: Where the CSV's images lie; without it, beside the CSV or in `images/` there.
+        image_column: The CSV's column of images; without it, the first.
         label_column: The CSV's column of labels; without it, the next that is not `split`.
 
     Returns:
@@ -55,7 +55,7 @@ def read_labels(
         the str columns `path` (absolute), `class` and `split` (`train`, `val`, `test`, or empty
         where the data says nothing). Labels stay text: `007` is not `7`; but `1.0` is `1`,
         because a column of integers with a gap comes out of a spreadsheet as floats.
-        `attrs["loose"]` holds the paths of pictures that lie outside all class folders and
+        `attrs["loose"]` holds the paths of images that lie outside all class folders and
         therefore have no row.
 
     Raises:
@@ -74,7 +74,7 @@ def read_labels(
     if path.suffix.lower() not in LABEL_SUFFIXES:
         raise DataError(f"{path} is not a CSV: name a .csv or a folder of class folders")
     if images is not None and not images.is_dir():
-        raise DataError(f"{images} is not a folder: --images names the folder of the pictures")
+        raise DataError(f"{images} is not a folder: --images names the folder of the images")
     return _read_csv(path, images=images, image_column=image_column, label_column=label_column)
 
 
@@ -118,11 +118,11 @@ def _csv_of_folder(folder: Path, *, for_csv: bool) -> Path | None:
     if len(paths) > 1:
         names = shorten(path.name for path in paths)
         raise DataError(f"{folder} holds {len(paths)} CSV files ({names}): name one of them")
-    classes = [p for p in _folders(folder) if p.name != "images" and _has_pictures(p)]
+    classes = [p for p in _folders(folder) if p.name != "images" and _has_images(p)]
     if classes and not for_csv:
         names = shorten(path.name for path in classes)
         raise DataError(
-            f"{folder} holds {paths[0].name} and folders of pictures ({names}), and either could "
+            f"{folder} holds {paths[0].name} and folders of images ({names}), and either could "
             f"be the labels: name {paths[0]} itself, or move it away to use the folders"
         )
     return paths[0]
@@ -134,7 +134,7 @@ def _read_csv(
     header, records = _parse_csv(path)
     columns = _choose_columns(path, header, image_column=image_column, label_column=label_column)
     names = [record[columns.image] for _, record in records]
-    _check_filled(path, "picture", header[columns.image], records, columns.image)
+    _check_filled(path, "image", header[columns.image], records, columns.image)
     _check_filled(path, "label", header[columns.label], records, columns.label)
     labels = [_plain(record[columns.label]) for _, record in records]
     splits = _splits_of_column(path, header, records, columns)
@@ -155,11 +155,11 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             "save it as 'CSV UTF-8', or convert it with iconv"
         ) from error
     empty = DataError(
-        f"{path} is empty: it needs a header and one line per picture, such as image,label"
+        f"{path} is empty: it needs a header and one line per image, such as image,label"
     )
     if not text.strip().strip("".join(_DELIMITERS)):
         raise empty
-    # The header decides: a label or a picture's name may well hold another delimiter.
+    # The header decides: a label or an image's name may well hold another delimiter.
     delimiter = max(_DELIMITERS, key=text.lstrip().splitlines()[0].count)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
@@ -174,11 +174,11 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise empty
     if len(header) < 2:
         raise DataError(
-            f"{path} has one column ({header[0]!r}): it needs a picture and a label in each line, "
+            f"{path} has one column ({header[0]!r}): it needs an image and a label in each line, "
             "separated by a comma, a semicolon or a tab"
         )
     if not records:
-        raise DataError(f"{path} has a header and no rows: add one line per picture")
+        raise DataError(f"{path} has a header and no rows: add one line per image")
     ragged = [line for line, cells in records if len(cells) != len(header)]
     if ragged:
         raise DataError(
@@ -206,7 +206,7 @@ def _choose_columns(
     image = 0 if image_column is None else named(image_column, "--image-column")
     if image_column is None and label_column is None and is_image_name(header[0]):
         raise DataError(
-            f"{path} has no header: its first line names a picture ({header[0]}); "
+            f"{path} has no header: its first line names an image ({header[0]}); "
             "add a first line such as image,label"
         )
     if label_column is not None:
@@ -220,7 +220,7 @@ def _choose_columns(
             )
         label = next((i for i in others if i > image), others[0])
     if label == image:
-        raise ConfigError(f"column {header[image]!r} cannot hold both the pictures and the labels")
+        raise ConfigError(f"column {header[image]!r} cannot hold both the images and the labels")
     splits = [i for i, name in enumerate(header) if name.lower() == "split"]
     splits = [i for i in splits if i not in (image, label)]
     return _Columns(image=image, label=label, split=splits[0] if splits else None)
@@ -265,9 +265,9 @@ def _splits_of_column(
 
 
 def _locate(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Return each picture's absolute path in the first folder that has it.
+    """Return each image's absolute path in the first folder that has it.
 
-    A picture that no folder has gets the path where most of the others lie, so that a message
+    An image that no folder has gets the path where most of the others lie, so that a message
     about it names the place that its reader expects.
     """
     roots = [os.path.abspath(folder) for folder in folders]  # noqa: PTH100 - resolve() follows links
@@ -291,11 +291,11 @@ def _locate(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 def _read_folders(folder: Path) -> "pd.DataFrame":
     split_folders = _split_folders(folder)
     if not split_folders:
-        return _frame(_read_classes(folder, split=""), loose=_loose_pictures(folder))
+        return _frame(_read_classes(folder, split=""), loose=_loose_images(folder))
     rows: list[tuple[str, str, str]] = []
-    loose = _loose_pictures(folder)
+    loose = _loose_images(folder)
     for path in sorted(split_folders, key=lambda path: list(SPLITS).index(path.name.lower())):
-        loose += _loose_pictures(path)
+        loose += _loose_images(path)
         if _folders(path):  # otherwise it is a flat folder without labels
             rows += _read_classes(path, split=SPLITS[path.name.lower()])
     return _frame(rows, loose=loose)
@@ -306,22 +306,22 @@ def _split_folders(folder: Path) -> list[Path]:
 
     A class may be called `train` as well, beside `car` and `bus`.
     """
-    filled = [path for path in _folders(folder) if _has_pictures(path)]
+    filled = [path for path in _folders(folder) if _has_images(path)]
     named = [path for path in filled if path.name.lower() in SPLITS]
     others = [path for path in filled if path not in named]
     divided = [path for path in named if _folders(path)]
     if named and not others and not divided:
         raise DataError(
             f"{folder} holds {shorten(path.name for path in named)}, but they hold no class "
-            "folders: put the pictures into one folder per class, or name a CSV with the labels"
+            "folders: put the images into one folder per class, or name a CSV with the labels"
         )
     if not others:
         return named
-    if all(_loose_pictures(path) for path in divided):
+    if all(_loose_images(path) for path in divided):
         return []
     raise DataError(
         f"{folder} holds {shorten(path.name for path in divided)} with class folders, and beside "
-        f"them folders of pictures that are no split ({shorten(path.name for path in others)}): "
+        f"them folders of images that are no split ({shorten(path.name for path in others)}): "
         "move these away"
     )
 
@@ -340,13 +340,13 @@ def _read_classes(folder: Path, *, split: str) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     empty: list[str] = []
     for path in classes:
-        pictures = [os.path.abspath(picture) for picture in find_images(path)]  # noqa: PTH100
-        rows += [(picture, path.name, split) for picture in pictures]
-        if not pictures:
+        images = [os.path.abspath(image) for image in find_images(path)]  # noqa: PTH100
+        rows += [(image, path.name, split) for image in images]
+        if not images:
             empty.append(path.name)
     if empty:
         raise DataError(
-            f"{folder} has {len(empty)} class folders without a picture ({shorten(empty)}): fill "
+            f"{folder} has {len(empty)} class folders without an image ({shorten(empty)}): fill "
             "or remove them"
         )
     return rows
@@ -368,10 +368,10 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if path.is_dir() and path.name != "__MACOSX"]
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     return next(iter(find_images(folder)), None) is not None
 
 
-def _loose_pictures(folder: Path) -> list[str]:
+def _loose_images(folder: Path) -> list[str]:
     paths = [path for path in _visible(folder) if is_image_name(path.name)]
     return [os.path.abspath(path) for path in paths if path.is_file()]  # noqa: PTH100

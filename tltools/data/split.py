@@ -1,4 +1,4 @@
-"""Divide labelled pictures into train and val."""
+"""Divide labeled images into train and val."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ def split_default(
     """Choose a stratified validation split that no copy crosses.
 
     scikit-learn divides the groups, in the order of their hashes. So the split depends on the
-    pictures' contents and the seed alone, and not on their names nor on the order of the rows.
+    images' contents and the seed alone, and not on their names nor on the order of the rows.
 
     Args:
-        classes: Class of each picture, (N,).
-        groups: What must stay on one side, the SHA-256 of each picture, (N,).
+        classes: Class of each image, (N,).
+        groups: What must stay on one side, the SHA-256 of each image, (N,).
         val_fraction: Share of val in each class, in (0, 1).
         seed: Another seed gives another split.
 
     Returns:
-        Whether each picture is in val, (N,). Each class has a picture in train, and one in val
+        Whether each image is in val, (N,). Each class has an image in train, and one in val
         if it has two or more groups.
 
     Raises:
         ConfigError: If `val_fraction` is not in (0, 1).
-        ValueError: If the lengths differ, or a group has pictures of several classes.
+        ValueError: If the lengths differ, or a group has images of several classes.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"--val-fraction must lie between 0 and 1, got {val_fraction}")
@@ -43,7 +43,7 @@ def split_default(
     for name, group in zip(classes, groups, strict=True):
         classes_of[group].add(name)
     if any(len(names) > 1 for names in classes_of.values()):
-        raise ValueError("a group has pictures of several classes")
+        raise ValueError("a group has images of several classes")
     members: defaultdict[str, list[str]] = defaultdict(list)
     for group in sorted(classes_of):
         members[min(classes_of[group])].append(group)
@@ -77,13 +77,13 @@ def split_article(targets: "NDArray[np.int64]") -> "NDArray[np.bool_]":
     It knows nothing of copies, which may lie on both sides.
 
     Args:
-        targets: Class index of each picture, (N,), in the CSV's order.
+        targets: Class index of each image, (N,), in the CSV's order.
 
     Returns:
-        Whether each picture is in val, (N,).
+        Whether each image is in val, (N,).
 
     Raises:
-        DataError: If there are too few pictures to have each class on both sides.
+        DataError: If there are too few images to have each class on both sides.
     """
     from sklearn.model_selection import train_test_split
 
@@ -94,7 +94,7 @@ def split_article(targets: "NDArray[np.int64]") -> "NDArray[np.bool_]":
         )
     except ValueError as error:
         raise DataError(
-            f"the article's split cannot divide these {len(targets)} pictures ({error}): use "
+            f"the article's split cannot divide these {len(targets)} images ({error}): use "
             "--split default"
         ) from error
     return np.isin(rows, val)

@@ -12,7 +12,7 @@ _USUAL_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG")  # most names end here: foun
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file's name ends as a picture's does."""
+    """Tell whether a file's name ends as an image's does."""
     return name.endswith(_USUAL_SUFFIXES) or _suffix(name) in IMAGE_SUFFIXES
 
 

@@ -88,7 +88,7 @@ class Tar:
 
     `tarfile` takes 30 microseconds for an ordinary member and 70 for one with an extended header,
     as Python and WebDataset write them, with Python's lock held: up to a twentieth of what a small
-    picture and model take. So such headers are read here, in 10 and 17, and all others by
+    image and model take. So such headers are read here, in 10 and 17, and all others by
     `tarfile`.
     """
 

@@ -79,7 +79,7 @@ def export_run(
             run,
             settings.output,
             device=settings.device,
-            num_pictures=settings.num_pictures,
+            num_images=settings.num_images,
             calibration_images=settings.calibration_images,
             progress=progress,
             stack=stack,

@@ -22,9 +22,9 @@ class PooledConv(nn.Module):
     """Conv2d 3x3, BatchNorm2d, ReLU and MaxPool2d 2 in one: (N, C, H, W) → (N, D, H / 2, W / 2)."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-        """Take the weights of the two; the normalisation is that of eval mode."""
+        """Take the weights of the two; the normalization is that of eval mode."""
         super().__init__()
-        weight, bias = _normalised(conv, norm)
+        weight, bias = _normalized(conv, norm)
         self.num_channels = conv.out_channels
         wide = weight.new_zeros(len(WINDOW) * conv.out_channels, conv.in_channels, 4, 4)
         groups = wide.view(len(WINDOW), conv.out_channels, conv.in_channels, 4, 4)
@@ -99,8 +99,8 @@ def _is_foldable(layers: list[nn.Module]) -> bool:
 
 
 @torch.no_grad()
-def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return weight and bias, float64, of a convolution with its normalisation folded in."""
+def _normalized(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias, float64, of a convolution with its normalization folded in."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()

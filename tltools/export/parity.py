@@ -1,4 +1,4 @@
-"""Compare an export with its PyTorch model on real pictures, from bytes to label."""
+"""Compare an export with its PyTorch model on real images, from bytes to label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ BARS: dict[Precision, ParityBar] = {
 }
 BATCH_SIZE = 32
 SINGLE = 4
-"""Pictures that are also run one by one, since a batch of one can take another path."""
+"""Images that are also run one by one, since a batch of one can take another path."""
 
 
 def compare(
@@ -45,12 +45,12 @@ def compare(
     bar: ParityBar = BARS["fp32"],
     progress: Progress = SILENT,
 ) -> Parity:
-    """Run an export on pictures and compare it with PyTorch's logits on the same ones.
+    """Run an export on images and compare it with PyTorch's logits on the same ones.
 
     Args:
         reference: PyTorch's logits, (N, C).
         predictor: The export in its own runtime.
-        paths: The N pictures; the export's side decodes them by its own card.
+        paths: The N images; the export's side decodes them by its own card.
         targets: Their true classes, (N,); None: accuracy is not compared.
         bar: What the export must reach.
         progress: Told of each batch.
@@ -84,7 +84,7 @@ def compare(
     return Parity(
         max_abs_logit_diff=largest,
         top1_agreement=float(same.mean()),
-        num_pictures=len(paths),
+        num_images=len(paths),
         batch_sizes=tuple(sorted(sizes)),
         atol=bar.atol,
         min_top1_agreement=bar.min_top1_agreement,
@@ -111,12 +111,12 @@ def _check_differences(
     agreement = float(same.mean())
     if agreement < bar.min_top1_agreement:
         raise ParityError(
-            f"{agreement:.2%} of {len(paths)} pictures get the same label, fewer than "
+            f"{agreement:.2%} of {len(paths)} images get the same label, fewer than "
             f"{bar.min_top1_agreement:.2%}; the first that differs is "
             f"{paths[int(np.flatnonzero(~same)[0])]}"
         )
     if drop is not None and bar.max_accuracy_drop is not None and drop > bar.max_accuracy_drop:
         raise ParityError(
-            f"the accuracy on {len(paths)} pictures drops by {drop:.2%}, more than "
+            f"the accuracy on {len(paths)} images drops by {drop:.2%}, more than "
             f"{bar.max_accuracy_drop:.2%}"
         )

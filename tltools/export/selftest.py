@@ -1,4 +1,4 @@
-"""Make the self-test that travels in an export: drawn pictures, and PyTorch's answers to them."""
+"""Make the self-test that travels in an export: drawn images, and PyTorch's answers to them."""
 
 import io
 
@@ -13,10 +13,10 @@ from tltools.runtime.predictor import Predictor
 from tltools.runtime.selftest import TF32_TOLERANCE
 
 SIDE = 32
-"""Height and width of a drawn picture in pixels."""
-NUM_PICTURES, NUM_FOR_LARGE = 4, 1
+"""Height and width of a drawn image in pixels."""
+NUM_IMAGES, NUM_FOR_LARGE = 4, 1
 LARGE_PARAMETERS = 5_000_000
-"""Models with more of them take so long for a picture that fewer are replayed."""
+"""Models with more of them take so long for an image that fewer are replayed."""
 
 # How far another processor or provider may be from PyTorch: so many times the difference that was
 # found here, and a share of the logits' spread, since its kernels add up in another order, or
@@ -30,8 +30,8 @@ _TOLERANCES: dict[Precision, tuple[float, float]] = {
 }
 
 
-def draw_pictures(num: int) -> tuple[bytes, ...]:
-    """Draw up to four small pictures, always the same ones; PNG files.
+def draw_images(num: int) -> tuple[bytes, ...]:
+    """Draw up to four small images, always the same ones; PNG files.
 
     Not the user's own: an export may go to somebody who must not see those.
     """
@@ -39,7 +39,7 @@ def draw_pictures(num: int) -> tuple[bytes, ...]:
     radius = np.hypot(x - 0.5, y - 0.5)
     coarse = np.random.default_rng(0).uniform(size=(8, 8, 3))
     drawings = [
-        np.stack([x, y, radius < 0.3], axis=2),  # a disc on a slope of colours
+        np.stack([x, y, radius < 0.3], axis=2),  # a disc on a slope of colors
         coarse.repeat(SIDE // 8, axis=0).repeat(SIDE // 8, axis=1),  # a quilt
         np.stack([np.cos(40 * radius) / 2 + 0.5, 1 - y, x * y], axis=2),  # rings
         np.stack([(x * 4 % 1 < 0.5) ^ (y * 4 % 1 < 0.5)] * 3, axis=2),  # a chessboard
@@ -47,17 +47,17 @@ def draw_pictures(num: int) -> tuple[bytes, ...]:
     return tuple(map(_png, drawings[:num]))
 
 
-def _png(picture: NDArray[np.floating | np.bool_]) -> bytes:
-    """Encode a picture, (H, W, 3), whose values are between 0 and 1."""
+def _png(image: NDArray[np.floating | np.bool_]) -> bytes:
+    """Encode an image, (H, W, 3), whose values are between 0 and 1."""
     file = io.BytesIO()
-    Image.fromarray(np.rint(picture * 255.0).astype(np.uint8)).save(file, format="PNG")
+    Image.fromarray(np.rint(image * 255.0).astype(np.uint8)).save(file, format="PNG")
     return file.getvalue()
 
 
 def make_self_test(
     trained: Predictor, exported: Predictor, *, precision: Precision, num_parameters: int
 ) -> SelfTest:
-    """Draw pictures, take PyTorch's answers, and say how near an export must come to them.
+    """Draw images, take PyTorch's answers, and say how near an export must come to them.
 
     Args:
         trained: The run's own PyTorch model.
@@ -68,8 +68,8 @@ def make_self_test(
     Raises:
         ParityError: If an answer of either is not finite.
     """
-    num = NUM_FOR_LARGE if num_parameters > LARGE_PARAMETERS else NUM_PICTURES
-    files = draw_pictures(num)
+    num = NUM_FOR_LARGE if num_parameters > LARGE_PARAMETERS else NUM_IMAGES
+    files = draw_images(num)
     images = np.stack([decode_image(data, trained.card.preprocessing) for data in files])
     logits, answers = (
         np.concatenate([predictor(image[np.newaxis]) for image in images])
@@ -78,10 +78,10 @@ def make_self_test(
     difference = float(np.abs(answers - logits).max())
     spread = float(np.ptp(logits))
     if not np.isfinite([difference, spread]).all():
-        raise ParityError("the logits of the self-test's pictures are not finite")
+        raise ParityError("the logits of the self-test's images are not finite")
     times, share = _TOLERANCES[precision]
     return SelfTest(
-        pictures=files,
+        images=files,
         logits=logits.astype("<f4").tobytes(),
         tolerance=times * difference + share * max(1.0, spread),
     )

@@ -25,7 +25,7 @@ class ExportSettings:
     calibration_images: int = CALIBRATION_IMAGES
     """Images of the run's training split that int8's ranges are taken from and that fp16's are
     checked with, at most."""
-    num_pictures: int | None = None
+    num_images: int | None = None
     """How many images of the run's validation split are compared; None: all."""
     device: Device = "auto"
     """Where both sides of the comparison and the calibration run; TF32 is off. What is verified on

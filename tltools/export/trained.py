@@ -44,7 +44,7 @@ class TrainedRun:
         output: Path,
         *,
         device: Device,
-        num_pictures: int | None,
+        num_images: int | None,
         calibration_images: int,
         progress: Progress,
         stack: ExitStack,
@@ -55,7 +55,7 @@ class TrainedRun:
             run: The run folder.
             output: Its exports go to a folder in it, and scratch files meanwhile.
             device: Where the model is run.
-            num_pictures: How many images of the validation split are compared; None: all.
+            num_images: How many images of the validation split are compared; None: all.
             calibration_images: How many of the training split `calibration` has, at most.
             progress: Shows what is run.
             stack: Removes the scratch files when it is closed.
@@ -71,7 +71,7 @@ class TrainedRun:
         self.predictor: Predictor = open_run(run, device=device)
         self._frame = read_split(run)
         self._run = run
-        self._val = _part(self._frame, "val", run)[:num_pictures]
+        self._val = _part(self._frame, "val", run)[:num_images]
         self._num_calibration = calibration_images
         self.folder = output / self.card.run
         self._stack = stack
@@ -125,7 +125,7 @@ class TrainedRun:
 
     def describe_calibration(self) -> Calibration:
         """Return what the card says of `calibration`."""
-        return Calibration(method="MinMax", num_pictures=len(self._calibration_paths))
+        return Calibration(method="MinMax", num_images=len(self._calibration_paths))
 
     def once(self, name: str, write: Callable[[Path], object]) -> Path:
         """Return a scratch file of this name, which is written once."""
@@ -150,7 +150,7 @@ class TrainedRun:
 
 
 class HalfClassifier(nn.Module):
-    """A classifier in fp16; the images are normalised in fp32, and the logits are float32."""
+    """A classifier in fp16; the images are normalized in fp32, and the logits are float32."""
 
     def __init__(self, model: Classifier) -> None:
         """Copy the parts; the model itself is not changed."""
@@ -183,7 +183,7 @@ def _part(frame: pd.DataFrame, split: Literal["val", "train"], run: Path) -> pd.
         name, need = _SPLIT_NAMES[split]
         what = f"{gone[0]} and {len(gone) - 1} more have gone" if gone else "it has none"
         raise DataError(
-            f"run {run.name} cannot be {need} on its {name} pictures: {what}; an export "
-            f"is {need} on real pictures or not made: put them back"
+            f"run {run.name} cannot be {need} on its {name} images: {what}; an export "
+            f"is {need} on real images or not made: put them back"
         )
     return part

@@ -32,7 +32,7 @@ def write_module(
     Args:
         module: Maps images, uint8 (N, size, size, 3), to one tensor, (N, F).
         path: Where the file goes.
-        size: Height and width of a picture in pixels.
+        size: Height and width of an image in pixels.
         output: The output's name; the input is `images`.
         metadata: Goes into the file's `metadata_props`.
 

@@ -1,8 +1,8 @@
 """Make int8 and fp16 ONNX files from an fp32 one; nothing is verified here.
 
-int8 is static quantisation: each Conv's and Gemm's weights become int8, one scale per output
+int8 is static quantization: each Conv's and Gemm's weights become int8, one scale per output
 channel, and the activations between them uint8, whose ranges are the smallest and largest values
-on calibration pictures. onnxruntime's `QDQQuantizer` rewrites the graph. Its front door,
+on calibration images. onnxruntime's `QDQQuantizer` rewrites the graph. Its front door,
 `quantize_static`, is not used: it calibrates again for each file, in one copy of the model on
 the disk after another, and writes advice to the terminal.
 
@@ -11,8 +11,8 @@ What was chosen by measuring, on VGG16 (pooled head) and the CNN against fp32:
 - MinMax ranges. Largest logit differences on two data sets: MinMax 0.085 and 0.086, Percentile
   99.999 0.095 and 0.18, Percentile 99.9 0.98 and 0.93, Entropy 0.88 and 0.17. The few largest
   activations are what the classes are told apart by.
-- Float logits. As uint8 they are cut off at the calibration pictures' largest: 0.59 against 0.046.
-- A float head where its input is not quantised already (behind a mean): half the difference.
+- Float logits. As uint8 they are cut off at the calibration images' largest: 0.59 against 0.046.
+- A float head where its input is not quantized already (behind a mean): half the difference.
 - uint8 activations with int8 weights, which x86's VNNI and all other processors multiply without
   saturation; int8 activations are neither nearer nor faster.
 """
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Ranges = dict[str, tuple[np.float32, np.float32]]
-"""Smallest and largest value of each float tensor on the calibration pictures, by its name."""
+"""Smallest and largest value of each float tensor on the calibration images, by its name."""
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 """What does the work, and what int8 makes faster."""
-QUANTISED_OPS = (*WEIGHTED_OPS, "Add", "Relu", "MaxPool", "AveragePool", "Reshape", "Flatten")
-"""The others pass the bytes on, where what comes before them is quantised: an Add, as in a residual
+QUANTIZED_OPS = (*WEIGHTED_OPS, "Add", "Relu", "MaxPool", "AveragePool", "Reshape", "Flatten")
+"""The others pass the bytes on, where what comes before them is quantized: an Add, as in a residual
 block, where both of its branches are."""
 FLOAT_OUTPUTS = ("Gemm", "MatMul")
 """Products whose outputs, the logits among them, stay float; only their inputs are bytes."""
 FP16_LIMIT = 65504 / 2
-"""Half of fp16's largest number, since other pictures can go beyond those that were looked at."""
+"""Half of fp16's largest number, since other images can go beyond those that were looked at."""
 PROBE_OPSET = 18
 """onnxruntime finds smallest and largest values on CUDA by this opset and by no later one. What an
 export consists of means the same in it."""
@@ -70,24 +70,24 @@ def write_int8(
     keep_float: Sequence[str] = (),
     device: Device = "cpu",
 ) -> None:
-    """Quantise an fp32 export; the card, opset, inputs and outputs stay as they are.
+    """Quantize an fp32 export; the card, opset, inputs and outputs stay as they are.
 
     Args:
         source: The fp32 export.
         target: Where the int8 file goes, complete or not at all.
         calibration: Batches (n, size, size, 3), uint8, RGB, each run once. Only one is held.
-        keep_float: Names of nodes that are not quantised.
-        device: Where the pictures are run for calibration.
+        keep_float: Names of nodes that are not quantized.
+        device: Where the images are run for calibration.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
-        DataError: If there are no calibration pictures.
+        DataError: If there are no calibration images.
         DeviceError: If the device cannot run it.
     """
     model = _load(source)
     ranges = activation_ranges(model, calibration, device=device)
     with atomic_path(target) as temporary:
-        _save(_quantised(model, ranges, keep_float=keep_float), temporary)
+        _save(_quantized(model, ranges, keep_float=keep_float), temporary)
 
 
 def quantize_until(
@@ -99,17 +99,17 @@ def quantize_until(
     device: Device = "cpu",
     progress: Progress = SILENT,
 ) -> list[str]:
-    """Quantise an fp32 export, keeping as many layers in float as it takes to pass a check.
+    """Quantize an fp32 export, keeping as many layers in float as it takes to pass a check.
 
     First none, then the most sensitive one, two, four and so on are kept, in the end all. The
-    pictures are run for calibration once, and the sensitivity is measured only if it is needed.
+    images are run for calibration once, and the sensitivity is measured only if it is needed.
 
     Args:
         source: The fp32 export.
         target: Where the int8 file goes once it has passed, complete or not at all.
-        calibration: Batches (n, size, size, 3), uint8, RGB. One and a few pictures are held.
+        calibration: Batches (n, size, size, 3), uint8, RGB. One and a few images are held.
         check: Raises ParityError if the int8 file at the path misses the bar.
-        device: Where the pictures are run for calibration; sensitivity is measured on the CPU.
+        device: Where the images are run for calibration; sensitivity is measured on the CPU.
         progress: Told of each further try.
 
     Returns:
@@ -118,7 +118,7 @@ def quantize_until(
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
-        DataError: If there are no calibration pictures.
+        DataError: If there are no calibration images.
         DeviceError: If the device cannot run it.
         ParityError: The check's last, if no choice of layers passes; there is no file then.
     """
@@ -129,7 +129,7 @@ def quantize_until(
     keep = 0
     with atomic_path(target) as temporary:
         while True:
-            _save(_quantised(model, ranges, keep_float=order[:keep]), temporary)
+            _save(_quantized(model, ranges, keep_float=order[:keep]), temporary)
             try:
                 check(temporary)
             except ParityError as error:
@@ -148,20 +148,20 @@ def sensitive_layers(
     *,
     calibration: Iterable[NDArray[np.uint8]] | None = None,
 ) -> list[str]:
-    """Order the layers by how far the logits move when that layer alone is quantised.
+    """Order the layers by how far the logits move when that layer alone is quantized.
 
     Args:
         source: The fp32 export.
         images: What the logits are compared on, (N, size, size, 3), uint8, RGB; each layer
             costs one forward pass over them.
-        calibration: Batches of pictures for the activations' ranges; by default `images`.
+        calibration: Batches of images for the activations' ranges; by default `images`.
 
     Returns:
-        Names of the nodes that `write_int8` would quantise, the worst first.
+        Names of the nodes that `write_int8` would quantize, the worst first.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
-        DataError: If there are no pictures.
+        DataError: If there are no images.
     """
     model = _load(source)
     batches = _batches(images) if calibration is None else calibration
@@ -177,43 +177,43 @@ def write_fp16(
 ) -> list[str]:
     """Convert an fp32 export to half precision: weights and arithmetic.
 
-    The input stays uint8 and the output float32, and the normalisation stays fp32, so that the
-    pictures are rounded once only. onnxruntime's CPU provider computes such a file in fp32 with
+    The input stays uint8 and the output float32, and the normalization stays fp32, so that the
+    images are rounded once only. onnxruntime's CPU provider computes such a file in fp32 with
     the rounded weights; an activation beyond fp16's 65504 is infinite on a GPU only, where no
-    parity check on a CPU sees it. So nodes that come near it on the pictures stay fp32.
+    parity check on a CPU sees it. So nodes that come near it on the images stay fp32.
 
     Args:
         source: The fp32 export.
         target: Where the fp16 file goes, complete or not at all.
         calibration: Batches (n, size, size, 3), uint8, RGB; None: nothing is looked at.
-        device: Where the pictures are run for calibration.
+        device: Where the images are run for calibration.
 
     Returns:
         Names of the nodes that stay fp32 because their activations are too large.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
-        DataError: If `calibration` has no pictures.
+        DataError: If `calibration` has no images.
         DeviceError: If the device cannot run it.
     """
     model = _load(source)
     ranges = {} if calibration is None else activation_ranges(model, calibration, device=device)
     too_large = {name for name, (low, high) in ranges.items() if not max(-low, high) <= FP16_LIMIT}
-    normalisation = {node.name for node in _normalisation(model)}
+    normalization = {node.name for node in _normalization(model)}
     kept = [
         node.name
         for node in model.graph.node
-        if node.name not in normalisation and not too_large.isdisjoint((*node.input, *node.output))
+        if node.name not in normalization and not too_large.isdisjoint((*node.input, *node.output))
     ]
     with atomic_path(target) as temporary:
-        _save(_halved(model, keep_float=[*normalisation, *kept]), temporary)
+        _save(_halved(model, keep_float=[*normalization, *kept]), temporary)
     return kept
 
 
 def activation_ranges(
     model: ModelProto, calibration: Iterable[NDArray[np.uint8]], *, device: Device = "cpu"
 ) -> Ranges:
-    """Run pictures and return the smallest and largest value of each float tensor.
+    """Run images and return the smallest and largest value of each float tensor.
 
     The model is given outputs for them, so that only two numbers a tensor and batch leave it.
 
@@ -224,7 +224,7 @@ def activation_ranges(
 
     Raises:
         ArtifactError: If onnxruntime cannot run the model.
-        DataError: If there are no pictures.
+        DataError: If there are no images.
         DeviceError: If the device cannot run it.
     """
     known = (*model.graph.value_info, *model.graph.output)
@@ -245,7 +245,7 @@ def activation_ranges(
     del probe
     per_batch = [_run(session, images) for images in calibration]
     if not per_batch:
-        raise DataError("there are no pictures to calibrate on; --calibration-images needs some")
+        raise DataError("there are no images to calibrate on; --calibration-images needs some")
     both = np.array(per_batch, dtype=np.float32)
     lowest, highest = both[:, : len(floats)].min(0), both[:, len(floats) :].max(0)
     return dict(zip(floats, zip(lowest, highest, strict=True), strict=True))
@@ -254,7 +254,7 @@ def activation_ranges(
 # ------------------------------------------------------------------------------------ rewriting
 
 
-def _quantised(
+def _quantized(
     model: ModelProto, ranges: Ranges, *, keep_float: Sequence[str] = (), only: Sequence[str] = ()
 ) -> ModelProto:
     """Return a copy with int8 weights and uint8 activations; `only`: of these nodes alone."""
@@ -277,7 +277,7 @@ def _quantised(
             tensors_range=TensorsData(CalibrationMethod.MinMax, dict(ranges)),
             nodes_to_quantize=list(only),
             nodes_to_exclude=[*keep_float, *_float_heads(model), *_float_adds(model, keep_float)],
-            op_types_to_quantize=list(QUANTISED_OPS),
+            op_types_to_quantize=list(QUANTIZED_OPS),
             extra_options={"OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUTS)},
         )
         result = quantizer.quantize_model()
@@ -300,7 +300,7 @@ def _halved(model: ModelProto, *, keep_float: Sequence[str]) -> ModelProto:
 
 
 def _drop_round_trips(model: ModelProto) -> None:
-    """Connect neighbours in fp32 directly: the converter casts between them to fp16 and back."""
+    """Connect neighbors in fp32 directly: the converter casts between them to fp16 and back."""
     graph = model.graph
     producers = {node.output[0]: node for node in graph.node}
     original = {}
@@ -338,16 +338,16 @@ def _casts_to(node: NodeProto, kind: int) -> bool:
 
 
 def _by_sensitivity(model: ModelProto, ranges: Ranges, images: NDArray[np.uint8]) -> list[str]:
-    """Return the quantisable nodes, the one whose quantisation moves the logits most first."""
+    """Return the quantizable nodes, the one whose quantization moves the logits most first."""
     reference = _logits(model, images)
     shift = {}
-    for node in _quantisable(model):
-        only = _quantised(model, ranges, only=[node.name, *_relus_behind(model, node)])
+    for node in _quantizable(model):
+        only = _quantized(model, ranges, only=[node.name, *_relus_behind(model, node)])
         shift[node.name] = float(np.abs(_logits(only, images) - reference).mean())
     return sorted(shift, key=lambda name: -shift[name])
 
 
-def _quantisable(model: ModelProto) -> list[NodeProto]:
+def _quantizable(model: ModelProto) -> list[NodeProto]:
     heads = _float_heads(model)
     return [
         node for node in model.graph.node if node.op_type in WEIGHTED_OPS and node.name not in heads
@@ -355,49 +355,49 @@ def _quantisable(model: ModelProto) -> list[NodeProto]:
 
 
 def _relus_behind(model: ModelProto, node: NodeProto) -> list[str]:
-    """Return the Relu that is quantised as one with `node`, if there is one."""
+    """Return the Relu that is quantized as one with `node`, if there is one."""
     users = [user for user in model.graph.node if node.output[0] in user.input]
     return [user.name for user in users if user.op_type == "Relu" and len(users) == 1]
 
 
 def _float_heads(model: ModelProto) -> list[str]:
-    """Return products whose input no quantised operator makes: making bytes of it costs most."""
+    """Return products whose input no quantized operator makes: making bytes of it costs most."""
     float_adds = _float_adds(model)
-    quantised = {
+    quantized = {
         name
         for node in model.graph.node
-        if node.op_type in QUANTISED_OPS and node.name not in float_adds
+        if node.op_type in QUANTIZED_OPS and node.name not in float_adds
         for name in node.output
     }
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in FLOAT_OUTPUTS and node.input[0] not in quantised
+        if node.op_type in FLOAT_OUTPUTS and node.input[0] not in quantized
     ]
 
 
 def _float_adds(model: ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
-    """Return the sums of which a branch stays float: onnxruntime would quantise each of them.
+    """Return the sums of which a branch stays float: onnxruntime would quantize each of them.
 
-    Among them are those with a constant: the normalisation of the pixels, and a product's bias.
+    Among them are those with a constant: the normalization of the pixels, and a product's bias.
     """
-    quantised: set[str] = set()
+    quantized: set[str] = set()
     float_adds: list[str] = []
     for node in model.graph.node:  # in order of computation
         if node.op_type == "Add":
-            is_quantised = quantised.issuperset(node.input)
-            if not is_quantised:
+            is_quantized = quantized.issuperset(node.input)
+            if not is_quantized:
                 float_adds.append(node.name)
         elif node.op_type in WEIGHTED_OPS:
-            is_quantised = node.op_type not in FLOAT_OUTPUTS and node.name not in keep_float
+            is_quantized = node.op_type not in FLOAT_OUTPUTS and node.name not in keep_float
         else:
-            is_quantised = node.op_type in QUANTISED_OPS and node.input[0] in quantised
-        if is_quantised:
-            quantised.update(node.output)
+            is_quantized = node.op_type in QUANTIZED_OPS and node.input[0] in quantized
+        if is_quantized:
+            quantized.update(node.output)
     return float_adds
 
 
-def _normalisation(model: ModelProto) -> Iterator[NodeProto]:
+def _normalization(model: ModelProto) -> Iterator[NodeProto]:
     """Yield the nodes before the first layer; a graph is in order of computation."""
     return itertools.takewhile(lambda node: node.op_type not in WEIGHTED_OPS, model.graph.node)
 
@@ -413,7 +413,7 @@ def _run(session: "InferenceSession", images: NDArray[np.uint8]) -> list[NDArray
     except onnxruntime_errors() as error:
         reason = str(error).strip().partition("\n")[0]
         raise DeviceError(
-            f"the model failed on {len(images)} pictures: {reason}; free some of the device's "
+            f"the model failed on {len(images)} images: {reason}; free some of the device's "
             "memory, or choose --device cpu"
         ) from error
     return [np.asarray(output) for output in outputs]
@@ -453,7 +453,7 @@ def _like(result: ModelProto, source: ModelProto) -> ModelProto:
 def _remember(
     batches: Iterable[NDArray[np.uint8]], few: list[NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pass batches on, and put copies of the first pictures into `few`."""
+    """Pass batches on, and put copies of the first images into `few`."""
     missing = NUM_SENSITIVITY_IMAGES
     for images in batches:
         if missing > 0:
@@ -463,7 +463,7 @@ def _remember(
 
 
 def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Yield pictures in batches of a few, which bounds the activations' memory."""
+    """Yield images in batches of a few, which bounds the activations' memory."""
     for start in range(0, len(images), NUM_SENSITIVITY_IMAGES):
         yield images[start : start + NUM_SENSITIVITY_IMAGES]
 
@@ -487,7 +487,7 @@ def _onnxruntime_tools() -> Iterator[None]:
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Keep the quantiser's advice from the terminal.
+    """Keep the quantizer's advice from the terminal.
 
     It goes through `logging.warning`, which would also set the root logger up for good.
     """

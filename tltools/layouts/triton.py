@@ -77,7 +77,7 @@ def _config(
         "squash": f"scaled to {rules.size} x {rules.size}, whatever their proportions",
         "crop": f"scaled and cropped to the central {rules.size} x {rules.size}",
     }[rules.resize]
-    labelled = PROBABILITIES if PROBABILITIES in [one.name for one in outputs] else OUTPUT
+    labeled = PROBABILITIES if PROBABILITIES in [one.name for one in outputs] else OUTPUT
     preferred = ", ".join(map(str, PREFERRED_BATCHES))
     return f"""\
 # ModelConfig of NVIDIA's Triton Inference Server, by tltools export.
@@ -86,13 +86,13 @@ platform: "onnxruntime_onnx"
 backend: "onnxruntime"
 max_batch_size: {MAX_BATCH}
 
-# Decoded pictures: RGB bytes, {how}.
-# Normalisation is in the model.
+# Decoded images: RGB bytes, {how}.
+# Normalization is in the model.
 input [
 {_tensors(inputs)}
 ]
 output [
-{_tensors(outputs, labelled)}
+{_tensors(outputs, labeled)}
 ]
 
 # A place to start from: Triton's perf_analyzer says what suits a machine.
@@ -106,8 +106,8 @@ dynamic_batching {{
 """
 
 
-def _tensors(tensors: Sequence[TensorType], labelled: str = "") -> str:
-    return ",\n".join(_tensor(one, labels=one.name == labelled) for one in tensors)
+def _tensors(tensors: Sequence[TensorType], labeled: str = "") -> str:
+    return ",\n".join(_tensor(one, labels=one.name == labeled) for one in tensors)
 
 
 def _tensor(tensor: TensorType, *, labels: bool) -> str:

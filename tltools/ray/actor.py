@@ -49,7 +49,7 @@ class ActorSettings(msgspec.Struct, frozen=True):
     device: Device
     workers: int
     """Cores of an actor."""
-    picture_timeout_s: float
+    image_timeout_s: float
     record: PartsRecord
 
 
@@ -76,7 +76,7 @@ class ClassifyActor:
                 kind = ArtifactError if path == model else DataError
                 raise kind(
                     f"{path} is not there; all machines of the cluster have to see the model, the "
-                    "pictures and the output under the same paths, on a shared file system"
+                    "images and the output under the same paths, on a shared file system"
                 )
         check_digest(model, record.model_sha256)
         fused = record.plan == "fused"
@@ -108,7 +108,7 @@ class ClassifyActor:
 
     def _run(self, task: PartTask) -> Iterator[PartUpdate]:
         failure = task.failure or self._problem
-        if failure is None and not task.pictures:
+        if failure is None and not task.images:
             yield PartUpdate(
                 task.number,
                 is_end=True,
@@ -131,20 +131,20 @@ class ClassifyActor:
 
     def _classify(self, task: PartTask) -> Iterator[PartUpdate]:
         """Classify a part; yield an update `NUM_UPDATES` times on the way and one at the end."""
-        pictures = [
+        images = [
             self._remotes.image(os.fsdecode(name), os.fsdecode(place))
-            for place, name in task.pictures
+            for place, name in task.images
         ]
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"
         _count_attempt(task.number, attempts)
-        stops = [len(pictures) * step // NUM_UPDATES for step in range(NUM_UPDATES + 1)]
+        stops = [len(images) * step // NUM_UPDATES for step in range(NUM_UPDATES + 1)]
         predictions = classify(
             self._predictor,
-            pictures,
+            images,
             plan=self._plan,
             min_confidence=self._settings.record.min_confidence,
             launcher=self._launcher,
-            timeout_s=self._settings.picture_timeout_s,
+            timeout_s=self._settings.image_timeout_s,
         )
         made: list[Prediction] = []
         with closing(predictions):
@@ -174,7 +174,7 @@ class ClassifyActor:
 def _count_attempt(number: int, attempts: Path) -> None:
     """Count an attempt at a part; give up where too many workers have been lost by it.
 
-    Pictures that end a decoder do not end a worker, so that it is something else.
+    Images that end a decoder do not end a worker, so that it is something else.
     """
     try:
         attempts.parent.mkdir(exist_ok=True)
@@ -185,7 +185,7 @@ def _count_attempt(number: int, attempts: Path) -> None:
         raise cannot_write(attempts, error) from error
     if num_lost > MAX_DEATHS:
         raise TltoolsError(
-            f"part {number} has ended {num_lost} workers, and no picture of it does that: the "
+            f"part {number} has ended {num_lost} workers, and no image of it does that: the "
             "model or the machines are at fault; try --workers 1, another --device or another "
             "export"
         )

@@ -19,7 +19,7 @@ from tltools.progress import Progress
 CONNECT_S = 10.0
 """Longest time until a cluster answers."""
 STORE_BYTES = 2**28
-"""Of shared memory for a cluster of this machine's own: names of pictures go through it, features
+"""Of shared memory for a cluster of this machine's own: names of images go through it, features
 and logits of a few hundred, and a backbone (59 MB)."""
 
 

@@ -170,7 +170,7 @@ def _updates(
         output=os.path.abspath(job.folder),  # noqa: PTH100
         device=pool.device,
         workers=pool.num_cpus,
-        picture_timeout_s=job.picture_timeout_s,
+        image_timeout_s=job.image_timeout_s,
         record=record,
     )
     values = run_actors(
@@ -206,9 +206,9 @@ def _collect(
             for update in updates:
                 if first:
                     waited = time.perf_counter() - begun
-                    progress.detail(f"Ray: first pictures after {waited:.1f} s")
+                    progress.detail(f"Ray: first images after {waited:.1f} s")
                     first = False
-                bar.advance(update.num_pictures)
+                bar.advance(update.num_images)
                 result.add(update)
             result.check_whole()
             result.tally.save()
@@ -227,7 +227,7 @@ def _summary(
         model=job.model,
         card=opened.card,
         output=job.folder,
-        num_pictures=result.num_rows,
+        num_images=result.num_rows,
         num_kept=num_kept,
         num_known=None,
         counts=tally.by_class(opened.card.classes),

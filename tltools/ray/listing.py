@@ -24,7 +24,7 @@ class PartTask(msgspec.Struct, frozen=True):
 
     number: int
     """Of the part, from 0."""
-    pictures: tuple[tuple[bytes, bytes], ...] = ()
+    images: tuple[tuple[bytes, bytes], ...] = ()
     """Absolute path, or URL, and name of each. Without images: the listing has ended."""
     before: bytes = b""
     """Digest of the names of all images before these."""
@@ -72,9 +72,9 @@ def part_tasks(
     number = 0
     try:
         portions = list_portions(inputs, on_error=lambda error: unlisted.append(str(error)))
-        pictures = chain.from_iterable(portion.pictures for portion in portions)
-        while some := list(islice(pictures, part_size)):
-            before, after = digests_around(digest, (picture.name for picture in some))
+        images = chain.from_iterable(portion.images for portion in portions)
+        while some := list(islice(images, part_size)):
+            before, after = digests_around(digest, (image.name for image in some))
             if number not in done:
                 paths = ((_place(one), os.fsencode(one.name)) for one in some)
                 yield PartTask(number, tuple(paths), before, after, tuple(unlisted))
@@ -86,14 +86,14 @@ def part_tasks(
         yield PartTask(number, failure=(type(error).__name__, str(error)))
 
 
-def _place(picture: ImageRef) -> bytes:
+def _place(image: ImageRef) -> bytes:
     """Return where an image is, for every machine."""
-    if isinstance(picture.place, str):
-        return os.fsencode(os.path.abspath(picture.place))  # noqa: PTH100 - links stay
+    if isinstance(image.place, str):
+        return os.fsencode(os.path.abspath(image.place))  # noqa: PTH100 - links stay
     # And no member of an archive: those were refused.
-    assert isinstance(picture.place, RemoteObject)
-    assert picture.place.url is not None
-    return os.fsencode(picture.place.url.text)
+    assert isinstance(image.place, RemoteObject)
+    assert image.place.url is not None
+    return os.fsencode(image.place.url.text)
 
 
 def digests_around(digest: NamesDigest, names: Iterable[str]) -> tuple[bytes, bytes]:

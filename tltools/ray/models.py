@@ -33,7 +33,7 @@ from tltools.ray.messages import (
 )
 from tltools.ray.pool import choose_pool, run_actors
 from tltools.runtime.device import Device
-from tltools.runtime.pipeline import Model, Plan, readable, run_pictures
+from tltools.runtime.pipeline import Model, Plan, readable, run_images
 from tltools.runtime.workers import default_launcher
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     number: int
     width: int = 0
-    """Outputs of a picture, F."""
+    """Outputs of an image, F."""
     values: bytes = b""
     """Float32 (n, F)."""
     failure: Failure | None = None
@@ -87,7 +87,7 @@ class ModelSetup:
 
 
 class RayCluster:
-    """A cluster that runs pictures through models; joined, or started, when it is needed.
+    """A cluster that runs images through models; joined, or started, when it is needed.
 
     A context manager, which leaves it at the end.
     """
@@ -152,19 +152,19 @@ class RayCluster:
         """Run images through a model, task by task, in any order.
 
         Args:
-            paths: The pictures, which all machines have to see under these paths.
+            paths: The images, which all machines have to see under these paths.
             open_model: Called by each actor, once.
-            preprocessing: How pictures are decoded.
-            batch_size: Pictures in one call of the model.
-            task_size: Most pictures that an actor answers together.
+            preprocessing: How images are decoded.
+            batch_size: Images in one call of the model.
+            task_size: Most images that an actor answers together.
             device: Instead of the one that the cluster was asked for.
             same_files: Files of the model that all machines have to see, the same as here.
 
         Yields:
-            Indices of pictures, and their outputs, float32 (n, F): each picture once.
+            Indices of images, and their outputs, float32 (n, F): each image once.
 
         Raises:
-            DataError: If a picture cannot be read.
+            DataError: If an image cannot be read.
             TltoolsError: If Ray gives up. And what `open_model` and the model raise.
         """
         ray = self.connect()
@@ -264,7 +264,7 @@ class ModelActor:
 
     def _outputs(self, paths: Sequence[Path]) -> NDArray[np.float32]:
         setup = self._setup
-        results = run_pictures(
+        results = run_images(
             self._model,
             map(ImageRef.of_file, paths),
             preprocessing=setup.preprocessing,
@@ -285,17 +285,17 @@ def _check_same(path: Path, digest: str) -> None:
     if not path.is_file():
         raise ArtifactError(
             f"{path} is not there; all machines of the cluster have to see the model and the "
-            "pictures under the same paths, on a shared file system"
+            "images under the same paths, on a shared file system"
         )
     check_digest(path, digest)
 
 
 def _of_this_machine(error: TltoolsError, paths: Sequence[Path]) -> TltoolsError:
-    """Return what to say instead where pictures are not on this machine at all."""
+    """Return what to say instead where images are not on this machine at all."""
     gone = next((path for path in paths if not path.exists()), None)
     if not isinstance(error, DataError) or gone is None:
         return error
     return DataError(
-        f"{gone} is not there; all machines of the cluster have to see the pictures under the same "
+        f"{gone} is not there; all machines of the cluster have to see the images under the same "
         "paths, on a shared file system"
     )

@@ -121,7 +121,7 @@ class PartsFolder:
         if size % batch:
             fitting = -(-size // batch) * batch
             raise ConfigError(
-                f"--part-size {size} is not a multiple of the batch of {batch} pictures, which "
+                f"--part-size {size} is not a multiple of the batch of {batch} images, which "
                 f"makes the rows those of --engine local; choose --part-size {fitting}"
             )
         whole = PartsRecord(
@@ -143,21 +143,21 @@ class PartsFolder:
         """
         numbers = self._numbers(record.part_format)
         portions = list_portions(inputs, on_error=lambda _error: None)
-        pictures = chain.from_iterable(portion.pictures for portion in portions)
+        images = chain.from_iterable(portion.images for portion in portions)
         chosen = output_format(part_path(self._folder, 0, record.part_format))
         codec = chosen.codec(record.classes, spreadsheet=record.spreadsheet)
         digest = NamesDigest()
         for number in range(max(numbers, default=-1) + 1):
-            some = list(islice(pictures, record.part_size))
-            before, after = digests_around(digest, (picture.name for picture in some))
+            some = list(islice(images, record.part_size))
+            before, after = digests_around(digest, (image.name for image in some))
             if number not in numbers:
                 continue
             path = part_path(self._folder, number, record.part_format)
             rows = _read_part(path, record)
-            if [row.path for row in rows] != [codec.text(picture.name) for picture in some]:
+            if [row.path for row in rows] != [codec.text(image.name) for image in some]:
                 raise refusal(
                     path,
-                    "its rows are not those of the pictures that are there now: pictures have come "
+                    "its rows are not those of the images that are there now: images have come "
                     "or gone since",
                 )
             yield PartUpdate(
@@ -168,8 +168,8 @@ class PartsFolder:
                 after=after,
                 counts=Counter(row.label for row in rows if row.label is not None),
                 failures=tuple(
-                    (picture.name, row.error or "")
-                    for row, picture in zip(rows, some, strict=True)
+                    (image.name, row.error or "")
+                    for row, image in zip(rows, some, strict=True)
                     if row.label is None
                 ),
             )

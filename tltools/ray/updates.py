@@ -13,7 +13,7 @@ class PartUpdate(msgspec.Struct, frozen=True):
     """What an actor, or the driver of kept parts, says of a part."""
 
     number: int
-    num_pictures: int = 0
+    num_images: int = 0
     """Images that are done since the update before."""
     is_done: bool = False
     """Whether the part is written. What follows is of the whole of it."""
@@ -55,7 +55,7 @@ class PartsTally:
         end = self._end
         if end is None or (end.number, end.before) != (self._next, self._digest):
             raise TltoolsError(
-                "Ray has lost some parts, or pictures have come or gone during the job; the same "
+                "Ray has lost some parts, or images have come or gone during the job; the same "
                 "command goes on with the parts that are there, or says why not"
             )
 
@@ -82,7 +82,7 @@ class PartsTally:
         while (first := self._waiting.pop(self._next, None)) is not None:
             if first.before != self._digest:
                 raise TltoolsError(
-                    f"part {self._next} is not of the same listing as the parts before: pictures "
+                    f"part {self._next} is not of the same listing as the parts before: images "
                     "have come or gone during the job; run it again with --overwrite"
                 )
             self._digest = first.after

@@ -41,11 +41,11 @@ class Charts:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A picture of a gallery and what there is to say of it."""
+    """An image of a gallery and what there is to say of it."""
 
     name: str
     path: Path | None
-    """Where the picture is; None where nobody knows."""
+    """Where the image is; None where nobody knows."""
     resize: Resize = "squash"
     true: str | None = None
     """Its class; None where that is not known."""
@@ -71,7 +71,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures that can be enlarged, and filtered by class, mistake, confidence and split."""
+    """Images that can be enlarged, and filtered by class, mistake, confidence and split."""
 
     title: str
     tiles: tuple[Tile, ...]
@@ -80,12 +80,12 @@ class Gallery:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the labels of its pictures, in the order of first appearance."""
+        """Return the labels of its images, in the order of first appearance."""
         return tuple(dict.fromkeys(label for tile in self.tiles for label in tile.labels))
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Return the splits of its pictures, in the order of first appearance."""
+        """Return the splits of its images, in the order of first appearance."""
         return tuple(dict.fromkeys(tile.split for tile in self.tiles if tile.split))
 
 
@@ -100,7 +100,7 @@ class Section:
     blocks: Sequence[Block]
 
     def tiles(self) -> Iterator[Tile]:
-        """Yield the pictures of all galleries in it."""
+        """Yield the images of all galleries in it."""
         for block in self.blocks:
             if isinstance(block, Gallery):
                 yield from block.tiles
@@ -119,5 +119,5 @@ def score_cell(score: Score | None) -> str:
 
 
 def counted(number: int, one: str, many: str) -> str:
-    """Write a number with its noun: `1 picture`, `2,000 pictures`."""
+    """Write a number with its noun: `1 image`, `2,000 images`."""
     return f"{number:,} {one if number == 1 else many}"

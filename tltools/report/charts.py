@@ -1,4 +1,4 @@
-"""Charts of the HTML reports: inline SVG that follows the page's fonts and colours.
+"""Charts of the HTML reports: inline SVG that follows the page's fonts and colors.
 
 A page needs `CHART_CSS` once, and each chart in an element of the class `chart`, which scrolls
 where a large matrix is wider than the window. Where a page has several charts of a kind, it should
@@ -112,7 +112,7 @@ def confusion_chart(
     if matrix.shape != (len(classes), len(classes)):
         raise ValueError(f"matrix {matrix.shape} does not fit {len(classes)} classes")
     if not matrix.sum():
-        return _nothing(title, "There is no picture.")
+        return _nothing(title, "There is no image.")
     description, support = _describe_confusion(matrix, classes), matrix.sum(axis=1)
     names = [short_name(name) for name in classes]
     if len(names) > MAX_MATRIX:
@@ -160,7 +160,7 @@ def reliability_chart(
     *,
     title: str = "Accuracy by confidence",
 ) -> Chart:
-    """Draw how often a model is right at each confidence, and how many pictures there are.
+    """Draw how often a model is right at each confidence, and how many images there are.
 
     Args:
         calibrated: Of the model as it is.
@@ -170,7 +170,7 @@ def reliability_chart(
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     if not calibrated.counts.any():
-        return _nothing(title, "There is no picture.")
+        return _nothing(title, "There is no image.")
     with theme():
         figure = new_figure(430)
         accuracy, counts = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
@@ -213,7 +213,7 @@ def reliability_chart(
         for axis in (accuracy.yaxis, counts.xaxis):
             axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
         accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-        counts.set(xlabel="confidence", ylabel="pictures")
+        counts.set(xlabel="confidence", ylabel="images")
         counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         for axes in (accuracy, counts):
             axes.grid(visible=True)
@@ -222,21 +222,21 @@ def reliability_chart(
         return as_chart(figure, title, _describe_reliability(calibrated, uncalibrated))
 
 
-# ------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------- images
 
 
-def class_counts_chart(counts: Mapping[str, int], *, title: str = "Pictures by class") -> Chart:
-    """Draw the number of pictures of each class, in the order given."""
+def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by class") -> Chart:
+    """Draw the number of images of each class, in the order given."""
     total = sum(counts.values())
     if not total:
-        return _nothing(title, "There is no picture.")
+        return _nothing(title, "There is no image.")
     largest = set(sorted(counts, key=lambda name: -counts[name])[:MAX_ROWS])
     shown = [(short_name(name), count) for name, count in counts.items() if name in largest]
     others = [count for name, count in counts.items() if name not in largest]
     most = max(counts, key=counts.__getitem__)
     least = min(counts, key=counts.__getitem__)
     description = (
-        f"{_pictures(total)} in {_number(len(counts), 'class', 'classes')}: most in "
+        f"{_images(total)} in {_number(len(counts), 'class', 'classes')}: most in "
         f"{short_name(most)} ({counts[most]:,}), fewest in {short_name(least)} ({counts[least]:,})."
     )
     with theme():
@@ -303,7 +303,7 @@ def confidence_histogram(
 # ---------------------------------------------------------------------------------------- bench
 
 
-def latency_chart(report: BenchResult, *, title: str = "Latency of one picture") -> Chart:
+def latency_chart(report: BenchResult, *, title: str = "Latency of one image") -> Chart:
     """Draw the distribution of each candidate's latency over the samples of all rounds."""
     samples = {
         row.name: 1000 * np.concatenate([np.asarray(one) for one in timing.rounds_s])
@@ -338,20 +338,20 @@ def latency_chart(report: BenchResult, *, title: str = "Latency of one picture")
         _scale(axes, "x", np.concatenate(list(samples.values())))
         fastest = min(timed, key=lambda row: row.latency.p50_s if row.latency else math.inf)
         description = (
-            f"Milliseconds for one picture. Boxes span the middle half of the samples, the bar in "
+            f"Milliseconds for one image. Boxes span the middle half of the samples, the bar in "
             f"them is the median (p50), whiskers reach from the 5th to the 95th percentile, dots "
             f"lie beyond. The fastest is {fastest.name}: {texts[fastest.name]}."
         )
         return as_chart(figure, title, description + _left_out(report, timed))
 
 
-def throughput_chart(report: BenchResult, *, title: str = "Pictures per second") -> Chart:
-    """Draw the pictures per second against the batch size, a line for each candidate."""
+def throughput_chart(report: BenchResult, *, title: str = "Images per second") -> Chart:
+    """Draw the images per second against the batch size, a line for each candidate."""
     timed = [row for row in _good(report) if row.batches]
     if not timed:
         return _nothing(title, f"No throughput was measured.{_left_out(report, timed)}")
     rates = {
-        row.name: {timing.batch_size: timing.pictures_per_s for timing in row.batches}
+        row.name: {timing.batch_size: timing.images_per_s for timing in row.batches}
         for row in timed
     }
     sizes = sorted({size for rate in rates.values() for size in rate})
@@ -366,7 +366,7 @@ def throughput_chart(report: BenchResult, *, title: str = "Pictures per second")
             axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, map(str, sizes))
         axes.minorticks_off()
-        axes.set(xlabel="batch size", ylabel="pictures per second")
+        axes.set(xlabel="batch size", ylabel="images per second")
         _scale(axes, "y", np.array([one for rate in rates.values() for one in rate.values()]))
         axes.grid(visible=True)
         _legend(figure, handles, _labels(timed))
@@ -375,7 +375,7 @@ def throughput_chart(report: BenchResult, *, title: str = "Pictures per second")
             key=lambda key: rates[key[0]][key[1]],
         )
         description = (
-            f"Pictures per second of the model alone by batch size. The highest rate is "
+            f"Images per second of the model alone by batch size. The highest rate is "
             f"{digits(rates[name][size])}, of {name} with batches of {size}."
         )
         return as_chart(figure, title, description + _left_out(report, timed))
@@ -416,14 +416,14 @@ def accuracy_latency_chart(
                 )
         handles += rings
         names += ["recommended here"] * len(rings)
-        axes.set(xlabel="median latency of one picture, milliseconds", ylabel="accuracy")
+        axes.set(xlabel="median latency of one image, milliseconds", ylabel="accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
         _scale(axes, "x", np.array(times))
         axes.grid(visible=True)
         _legend(figure, handles, names)
         accuracies = [row.score.accuracy for row in timed if row.score is not None]
         description = (
-            f"Accuracy with its 95 % interval against the median latency of one picture, "
+            f"Accuracy with its 95 % interval against the median latency of one image, "
             f"{_number(len(timed), 'candidate', 'candidates')}: "
             f"{_span(list(map(_percent, sorted(accuracies))))} and "
             f"{_span([milliseconds(time / 1000) for time in sorted(times)])} ms.{sentence}"
@@ -475,27 +475,27 @@ def _describe_history(history: "pd.DataFrame") -> str:
             f"{name} ends at {end}, {word} {written(float(values[at]))} in epoch {epochs[at]}"
         )
     return (
-        f"Loss and accuracy on the training and validation pictures over "
+        f"Loss and accuracy on the training and validation images over "
         f"{_number(len(epochs), 'epoch', 'epochs')}: {'; '.join(parts)}."
     )
 
 
 def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     total, right = int(matrix.sum()), int(matrix.trace())
-    text = f"{right:,} of {_pictures(total)} in {len(classes)} classes are labelled right."
+    text = f"{right:,} of {_images(total)} in {len(classes)} classes are labeled right."
     wrong = matrix - np.diag(matrix.diagonal())
     row, column = divmod(int(wrong.argmax()), len(classes))
     if wrong[row, column]:
         text += (
             f" The most frequent mistake: {int(wrong[row, column]):,} of "
-            f"{short_name(classes[row])} labelled {short_name(classes[column])}."
+            f"{short_name(classes[row])} labeled {short_name(classes[column])}."
         )
-    return text + " The stronger a colour, the larger the share of its true class."
+    return text + " The stronger a color, the larger the share of its true class."
 
 
 def _describe_reliability(calibrated: Reliability, uncalibrated: Reliability | None) -> str:
     text = (
-        f"Share of right labels by confidence, {_pictures(int(calibrated.counts.sum()))}. On the "
+        f"Share of right labels by confidence, {_images(int(calibrated.counts.sum()))}. On the "
         f"diagonal confidence is accuracy. The expected calibration error (ECE) is "
         f"{_percent(calibrated.ece)}"
     )
@@ -522,8 +522,8 @@ def _left_out(report: BenchResult, shown: Sequence[BenchRow]) -> str:
     return text + (f" Unstable timings: {', '.join(unstable)}." if unstable else "")
 
 
-def _pictures(count: int) -> str:
-    return _number(count, "picture", "pictures")
+def _images(count: int) -> str:
+    return _number(count, "image", "images")
 
 
 def _number(count: int, one: str, many: str) -> str:
@@ -614,9 +614,9 @@ def _labels(rows: Sequence[BenchRow]) -> list[str]:
 def _looks(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
     """Return the look of each candidate.
 
-    Colour and marker stand for format and precision, and the line and the marker's inside for the
+    Color and marker stand for format and precision, and the line and the marker's inside for the
     run, where there are no more than two runs. Where there are more, each candidate has its own
-    pair of colour and marker.
+    pair of color and marker.
     """
     runs = list(dict.fromkeys(row.run for row in rows))
     seen: Counter[tuple[str, str, str]] = Counter()

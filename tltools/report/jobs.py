@@ -29,9 +29,9 @@ from tltools.report.charts import class_counts_chart, confidence_histogram
 NUM_BINS = 20
 """Of the confidences."""
 MAX_TILES = 360
-"""Pictures of a job in all: with 10 kB each they are a fraction of what a page may weigh."""
+"""Images of a job in all: with 10 kB each they are a fraction of what a page may weigh."""
 MAX_EACH = 12
-"""Pictures of a label, of each of the three kinds."""
+"""Images of a label, of each of the three kinds."""
 MAX_FAILED = 200
 """Failed files that are listed by name."""
 MAX_REASONS = 1000
@@ -40,11 +40,11 @@ MAX_REASONS_SHOWN = 20
 OTHER_REASONS = "other reasons"
 
 Locate = Callable[[str], Path | None]
-"""Where the picture with a name lies; None where that is not known."""
+"""Where the image with a name lies; None where that is not known."""
 
 
 class Shown(NamedTuple):
-    """A picture that may be shown."""
+    """An image that may be shown."""
 
     path: str
     label: str
@@ -53,7 +53,7 @@ class Shown(NamedTuple):
 
 @dataclass
 class _Some:
-    """Some pictures of one label, chosen as they pass: the surest, the least sure, and others."""
+    """Some images of one label, chosen as they pass: the surest, the least sure, and others."""
 
     limit: int
     """Of each kind."""
@@ -64,7 +64,7 @@ class _Some:
     num: int = 0
 
     def add(self, shown: Shown, chance: random.Random) -> None:
-        """Take a picture into account."""
+        """Take an image into account."""
         self.num += 1
         for heap, key in (
             (self.surest, shown.confidence),
@@ -75,7 +75,7 @@ class _Some:
                 heappush(heap, entry)
             elif entry > heap[0]:
                 heappushpop(heap, entry)
-        # Each picture is as likely as any other to be among them (Vitter's algorithm R).
+        # Each image is as likely as any other to be among them (Vitter's algorithm R).
         if len(self.others) < self.limit:
             self.others.append(shown)
         elif (place := int(chance.random() * self.num)) < self.limit:
@@ -94,13 +94,13 @@ class JobFacts:
 
     classes: tuple[str, ...]
     counts: dict[str, int]
-    """Pictures by label: the classes in order, then `uncertain` where there is one."""
+    """Images by label: the classes in order, then `uncertain` where there is one."""
     edges: NDArray[np.float64]
     """Of the B bins of confidence, (B + 1,)."""
     bins: dict[str, NDArray[np.int64]]
-    """Pictures by label and bin, (B,) each."""
+    """Images by label and bin, (B,) each."""
     chosen: dict[str, list[Shown]]
-    """Pictures to show by label, the surest first."""
+    """Images to show by label, the surest first."""
     num_failed: int
     reasons: dict[str, int]
     """Failed files by reason, the most frequent first."""
@@ -109,7 +109,7 @@ class JobFacts:
 
     @property
     def num_rows(self) -> int:
-        """Pictures in all."""
+        """Images in all."""
         return sum(self.counts.values()) + self.num_failed
 
 
@@ -139,7 +139,7 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
     some: dict[str, _Some] = {}
     reasons: Counter[str] = Counter()
     failed: list[tuple[str, str]] = []
-    chance = random.Random(0)  # noqa: S311 - which pictures are shown is no secret
+    chance = random.Random(0)  # noqa: S311 - which images are shown is no secret
     for number, row in enumerate(rows, 1):
         if row.label is None:
             reason = kind_of_error(row.path, row.error or "")
@@ -171,13 +171,13 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
     )
 
 
-# ----------------------------------------------------------------------------- where pictures are
+# ----------------------------------------------------------------------------- where images are
 
 
 def locate_in(folder: Path) -> Locate:
-    """Find pictures by their names relative to a folder, and never outside of it.
+    """Find images by their names relative to a folder, and never outside of it.
 
-    A file of predictions may come from somebody else: it must not put other pictures of this
+    A file of predictions may come from somebody else: it must not put other images of this
     computer on a page.
     """
     root = os.path.abspath(folder)  # noqa: PTH100 - Path.resolve would follow links
@@ -194,7 +194,7 @@ def locate_in(folder: Path) -> Locate:
 
 
 def locate_inputs(sources: Sequence[Location]) -> Locate:
-    """Find the pictures of a job that was just done, by what `classify` was given."""
+    """Find the images of a job that was just done, by what `classify` was given."""
     inputs = [source for source in sources if isinstance(source, Path)]
     if len(inputs) < len(sources):
         return lambda _name: None  # what is on a server is not fetched again
@@ -226,8 +226,8 @@ def job_section(
 
     Args:
         path: Its output.
-        locate: Finds the pictures; None where nobody knows where they are.
-        resize: How pictures are cut.
+        locate: Finds the images; None where nobody knows where they are.
+        resize: How images are cut.
         facts: What else is known of the job, a line each.
 
     Raises:
@@ -242,15 +242,15 @@ def job_section(
         failed = f"{job.num_failed:,}", _percent(job.num_failed, job.num_rows)
         rows.append(("not classified", *failed))
     blocks: list[Block] = [
-        Text((f"{counted(job.num_rows, 'picture', 'pictures')} in {path}", *facts), tone="quiet"),
-        Table("Labels", ("label", "pictures", "share"), tuple(rows)),
+        Text((f"{counted(job.num_rows, 'image', 'images')} in {path}", *facts), tone="quiet"),
+        Table("Labels", ("label", "images", "share"), tuple(rows)),
     ]
     if certain:
         blocks.append(
             Charts(
                 (
-                    class_counts_chart(job.counts, title="Pictures by label"),
-                    confidence_histogram(job.edges, job.bins, title="Pictures by confidence"),
+                    class_counts_chart(job.counts, title="Images by label"),
+                    confidence_histogram(job.edges, job.bins, title="Images by confidence"),
                 )
             )
         )
@@ -264,10 +264,10 @@ def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
     if locate is None:
         return Text(
             (
-                "To see the pictures, say where they are: tltools report --pictures FOLDER, the "
+                "To see the images, say where they are: tltools report --images FOLDER, the "
                 "folder that was classified.",
             ),
-            title="Pictures",
+            title="Images",
             tone="warning",
         )
     chosen = sorted(job.chosen.items(), key=lambda item: -job.counts[item[0]])
@@ -289,12 +289,12 @@ def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
         )
     total = sum(job.counts.values())
     note = (
-        f"{len(tiles):,} of {counted(total, 'picture', 'pictures')}: of each label the surest, "
+        f"{len(tiles):,} of {counted(total, 'image', 'images')}: of each label the surest, "
         "the least sure and some between, by chance"
     )
     if num_labels < len(chosen):
         note += f"; the {num_labels:,} most frequent of {len(chosen):,} labels"
-    return Gallery("Pictures by label and confidence", tuple(tiles), note)
+    return Gallery("Images by label and confidence", tuple(tiles), note)
 
 
 def _failures(job: JobFacts) -> Iterator[Block]:

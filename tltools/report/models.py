@@ -85,7 +85,7 @@ def training_section(runs: Sequence[Artifact]) -> Section:
 
 def _accuracy_table(runs: Sequence[Artifact]) -> Table:
     splits = [name for name in SPLITS if any(name in run.card.metrics for run in runs)]
-    names = {"train": "training pictures", "val": "validation pictures", "test": "test pictures"}
+    names = {"train": "training images", "val": "validation images", "test": "test images"}
     return Table(
         "Accuracy with its 95 % interval",
         ("run", "model", *(names[split] for split in splits)),
@@ -107,13 +107,13 @@ def _comparison(
     first_said: Mapping[str, RunPredictions],
     second_said: Mapping[str, RunPredictions],
 ) -> str:
-    """Say whether two runs differ on their validation pictures by more than chance."""
+    """Say whether two runs differ on their validation images by more than chance."""
     names = first.path.name, second.path.name
     pair = f"{names[0]} and {names[1]}"
     for run, said in ((first, first_said), (second, second_said)):
         if "val" not in said:
             return (
-                f"{pair} cannot be compared picture by picture: {run.path.name} keeps no "
+                f"{pair} cannot be compared image by image: {run.path.name} keeps no "
                 "predictions (an earlier tltools made it; train again)."
             )
     right = _right(first, first_said["val"]), _right(second, second_said["val"])
@@ -121,11 +121,11 @@ def _comparison(
         right[0][path][0] == right[1][path][0] for path in right[0]
     )
     if not same:
-        return f"{pair} cannot be compared: they have different validation pictures."
+        return f"{pair} cannot be compared: they have different validation images."
     hits = [np.array([one[path][1] for path in right[0]], dtype=np.bool_) for one in right]
     found = mcnemar(hits[0], hits[1])
     if not found.only_first + found.only_second:
-        return f"{pair} are right on the same {counted(len(hits[0]), 'picture', 'pictures')}."
+        return f"{pair} are right on the same {counted(len(hits[0]), 'image', 'images')}."
     better = names[0] if found.only_first > found.only_second else names[1]
     verdict = (
         f"{better} is better by more than chance"
@@ -134,7 +134,7 @@ def _comparison(
     )
     return (
         f"{pair}: {verdict} ({_p_text(found.p_value)}, McNemar's exact test). Of the same "
-        f"{len(hits[0]):,} validation pictures, {found.only_first:,} are right with {names[0]} "
+        f"{len(hits[0]):,} validation images, {found.only_first:,} are right with {names[0]} "
         f"alone and {found.only_second:,} with {names[1]} alone."
     )
 
@@ -144,7 +144,7 @@ def _p_text(value: float) -> str:
 
 
 def _right(run: Artifact, said: RunPredictions) -> dict[str, tuple[str, bool]]:
-    """Return the class of each picture, and whether the run gives it."""
+    """Return the class of each image, and whether the run gives it."""
     preds = said.probs.argmax(axis=1)
     return {
         path: (run.card.classes[target], bool(pred == target))
@@ -166,7 +166,7 @@ def _run_section(run: Artifact, said: Mapping[str, RunPredictions]) -> Section:
         matrix = _matrix(said[split], len(card.classes))
         charts.append(
             confusion_chart(
-                matrix, card.classes, title=f"Confusion matrix of {name}, {words} pictures"
+                matrix, card.classes, title=f"Confusion matrix of {name}, {words} images"
             )
         )
     if "val" in said:
@@ -175,7 +175,7 @@ def _run_section(run: Artifact, said: Mapping[str, RunPredictions]) -> Section:
                 said["val"].probs,
                 said["val"].targets,
                 card.temperature,
-                title=f"Accuracy by confidence of {name}, validation pictures",
+                title=f"Accuracy by confidence of {name}, validation images",
             )
         )
     blocks += [Charts(tuple(charts)), Text((_calibration_text(card.confidence),))]
@@ -207,7 +207,7 @@ def _run_facts(card: Card) -> Iterator[str]:
         stopped = ", stopped by Ctrl-C" if card.training.get("interrupted") else ""
         yield f"{counted(done, 'epoch', 'epochs')}, weights of epoch {kept}{stopped}"
     yield (
-        f"Data {card.data.name}: {card.data.num_train:,} pictures to train on, "
+        f"Data {card.data.name}: {card.data.num_train:,} images to train on, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
     yield f"Made {card.created} with tltools {card.versions.get('tltools', '?')}"
@@ -222,8 +222,8 @@ def _calibration_text(confidence: Confidence | None) -> str:
         return f"Confidence is not changed (temperature 1): {confidence.note}.{error}"
     return (
         f"Confidence is calibrated with the temperature {confidence.temperature:.2f}. Expected "
-        f"calibration error {_share(before)} before and {_share(after)} after, on pictures "
-        f"held out from {confidence.num_pictures:,}; the diagram shows all of them."
+        f"calibration error {_share(before)} before and {_share(after)} after, on images "
+        f"held out from {confidence.num_images:,}; the diagram shows all of them."
     )
 
 
@@ -233,7 +233,7 @@ def _reliability(
     """Draw the reliability of calibrated probabilities, beside that without the temperature."""
     plain = None
     if temperature != 1:
-        # log(p) are the divided logits, up to a number for each picture, which softmax ignores.
+        # log(p) are the divided logits, up to a number for each image, which softmax ignores.
         plain = reliability(softmax(np.log(np.maximum(probs, 1e-300)) * temperature), targets)
     return reliability_chart(reliability(probs, targets), plain, title=title)
 
@@ -284,7 +284,7 @@ def _confidence(tile: Tile) -> float:
 
 
 def _data_section(run: Artifact) -> Section:
-    """Show how many pictures each class and split has, and some of them."""
+    """Show how many images each class and split has, and some of them."""
     title = f"Data {run.card.data.name}"
     frame = _or_problem(read_split, run.path)
     if isinstance(frame, Text):
@@ -293,7 +293,7 @@ def _data_section(run: Artifact) -> Section:
     splits = [split for split in SPLITS if split in set(frame["split"])]
     classes = run.card.classes
     table = Table(
-        "Pictures by class and split",
+        "Images by class and split",
         ("class", *splits, "all"),
         tuple(
             (
@@ -305,9 +305,7 @@ def _data_section(run: Artifact) -> Section:
         ),
     )
     tiles = tuple(_sample(frame, classes, splits, run.card.preprocessing.resize))
-    note = (
-        f"{len(tiles):,} of {counted(len(frame), 'picture', 'pictures')}, evenly through the data"
-    )
+    note = f"{len(tiles):,} of {counted(len(frame), 'image', 'images')}, evenly through the data"
     return Section(title, [table, Gallery("A sample of each class and split", tiles, note)])
 
 
@@ -357,7 +355,7 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
 
     data: str
     split: str
-    num_pictures: int
+    num_images: int
     accuracy: _Accuracy
     roc_auc: RocAuc
     calibration: _Calibration
@@ -397,8 +395,8 @@ def evaluation_section(
     Args:
         facts: What is in its file.
         name: Of the model or the file.
-        result: With the pictures; None where only the file is left.
-        resize: The model's rule, for the pictures.
+        result: With the images; None where only the file is left.
+        resize: The model's rule, for the images.
     """
     one = facts.accuracy
     score = Score(
@@ -413,7 +411,7 @@ def evaluation_section(
         )
     blocks: list[Block] = [
         Table(
-            f"{facts.data}, {facts.split}: " + counted(facts.num_pictures, "picture", "pictures"),
+            f"{facts.data}, {facts.split}: " + counted(facts.num_images, "image", "images"),
             ("figure", "value"),
             (
                 ("accuracy with its 95 % interval", score_cell(score)),
@@ -423,7 +421,7 @@ def evaluation_section(
         ),
         Table(
             "By class",
-            ("class", "precision", "recall", "F1", "pictures"),
+            ("class", "precision", "recall", "F1", "images"),
             tuple(
                 (
                     row.name,
@@ -437,7 +435,7 @@ def evaluation_section(
     matrix = np.array(facts.confusion, dtype=np.int64)
     charts = [confusion_chart(matrix, facts.classes, title=f"Confusion matrix of {name}")]
     gallery: Block = Text(
-        ("The file keeps figures and no pictures: tltools evaluate --report shows the mistakes.",),
+        ("The file keeps figures and no images: tltools evaluate --report shows the mistakes.",),
         tone="quiet",
     )
     if result is not None:
@@ -475,7 +473,7 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
                     "same label",
                     "accuracy change",
                     "largest logit difference",
-                    "pictures",
+                    "images",
                     "layers in float",
                 ),
                 tuple(_export_cells(one) for one in exports),
@@ -483,7 +481,7 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
             ),
             Text(
                 (
-                    "Same label: the share of the pictures that get PyTorch's label, rounded down. "
+                    "Same label: the share of the images that get PyTorch's label, rounded down. "
                     "MB are 10^6 bytes.",
                 ),
                 tone="quiet",
@@ -505,6 +503,6 @@ def _export_cells(export: Artifact) -> tuple[str, ...]:
         f"{percent_down(parity.top1_agreement)} %",
         "-" if drop is None else f"{0 - 100 * drop:+.1f} points",
         f"{parity.max_abs_logit_diff:.1e}",
-        f"{parity.num_pictures:,}",
+        f"{parity.num_images:,}",
         f"{len(facts.float_layers):,}" if facts.precision != "fp32" else "-",
     )

@@ -1,4 +1,4 @@
-"""Make the page: pictures as data, everything in one file, nothing fetched."""
+"""Make the page: images as data, everything in one file, nothing fetched."""
 
 import base64
 import hashlib
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 TITLE = "tltools report"
 SIDE = 224
-"""Pixels of a picture's height and width, as large as models see it."""
+"""Pixels of an image's height and width, as large as models see it."""
 QUALITY = 75
 """Of WebP: about 8 kB for a photograph."""
 
 
 class Thumbnail(NamedTuple):
-    """A picture on the page, or why there is none."""
+    """An image on the page, or why there is none."""
 
     uri: str
     problem: str
@@ -51,7 +51,7 @@ def write_page(
         path: Where.
         sections: What it says, in order.
         title: Of the page.
-        progress: Told of each picture.
+        progress: Told of each image.
 
     Returns:
         The file's size in bytes.
@@ -68,7 +68,7 @@ def write_page(
 def make_thumbnails(
     tiles: Sequence[Tile], *, progress: Progress = SILENT
 ) -> dict[tuple[Path, Resize], Thumbnail]:
-    """Decode pictures and make them small, each once, by path and rule."""
+    """Decode images and make them small, each once, by path and rule."""
     wanted: dict[tuple[Path, Resize], None] = {
         (one.path, one.resize): None for one in tiles if one.path is not None
     }
@@ -108,7 +108,7 @@ def render(
     Args:
         sections: What it says, in order.
         title: Of the page.
-        thumbnails: Pictures by path and rule; those that are missing are named only.
+        thumbnails: Images by path and rule; those that are missing are named only.
     """
     from markupsafe import Markup
 
@@ -119,7 +119,7 @@ def render(
     script, _, _ = loader.get_source(environment, "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
-    def picture(tile: Tile) -> Thumbnail:
+    def image(tile: Tile) -> Thumbnail:
         if tile.path is None:
             return _UNKNOWN
         return thumbnails.get((tile.path, tile.resize), _UNKNOWN)
@@ -134,7 +134,7 @@ def render(
         script=Markup(script),  # noqa: S704
         script_digest=digest,
         svg=Markup,
-        picture=picture,
+        image=image,
         percent=_percent,
     )
 

@@ -45,16 +45,16 @@ class Sources:
         }
         return {kind: [str(path) for path in paths] for kind, paths in found.items() if paths}
 
-    def sections(self, pictures: Path | None) -> list[Section]:
+    def sections(self, images: Path | None) -> list[Section]:
         """Return what there is to say.
 
         Args:
-            pictures: The folder that was classified; None where that is not known.
+            images: The folder that was classified; None where that is not known.
 
         Raises:
             ArtifactError, DataError: If something is damaged.
         """
-        locate = None if pictures is None else locate_in(pictures)
+        locate = None if images is None else locate_in(images)
         return [
             *([training_section(self.runs)] if self.runs else []),
             *(evaluation_section(facts, name=str(path)) for path, facts in self.evaluations),

@@ -1,4 +1,4 @@
-"""Make a matplotlib figure an SVG element that follows the fonts and colours of its page."""
+"""Make a matplotlib figure an SVG element that follows the fonts and colors of its page."""
 
 import hashlib
 import re
@@ -32,8 +32,8 @@ CHART_CSS = """\
 """
 """The variables that the charts use, for light and dark; paper is light.
 
-The colours of a palette were searched for the largest distance between any two of them, as seen
-with each kind of colour blindness, among those with a contrast of at least 3 to the background."""
+The colors of a palette were searched for the largest distance between any two of them, as seen
+with each kind of color blindness, among those with a contrast of at least 3 to the background."""
 
 WIDTH = 440
 """Of most charts, in the SVG's units; letters are 11 high, so that a phone shows them with 9."""
@@ -44,7 +44,7 @@ LETTER = 11
 
 FG, GRID, BG = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0404{number:02x}" for number in range(1, 9))
-"""Colours that stand for the variables; `as_chart` refuses any other."""
+"""Colors that stand for the variables; `as_chart` refuses any other."""
 _VARIABLES = {
     FG: "var(--chart-fg)",
     GRID: "var(--chart-grid)",
@@ -55,20 +55,20 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture for a page, and the same in words."""
+    """An image for a page, and the same in words."""
 
     svg: str
-    """One `svg` element without fixed size or colours. Its ids are its own, unless two charts of
+    """One `svg` element without fixed size or colors. Its ids are its own, unless two charts of
     the page have the same title and the same content."""
     title: str
-    """A few words, not drawn in the picture; plain text, not escaped."""
+    """A few words, not drawn in the image; plain text, not escaped."""
     description: str
     """What it shows, with its key figures, and what it leaves out; plain text, not escaped."""
 
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Draw with the stand-in colours, whatever the user's own matplotlibrc says."""
+    """Draw with the stand-in colors, whatever the user's own matplotlibrc says."""
     import matplotlib
     from matplotlib.rcsetup import cycler
 
@@ -114,7 +114,7 @@ def as_chart(figure: "Figure", title: str, description: str) -> Chart:
     """Return a figure as a chart; to be called under `theme`.
 
     Raises:
-        KeyError: If the figure has a colour that stands for no variable.
+        KeyError: If the figure has a color that stands for no variable.
     """
     file = BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -150,14 +150,14 @@ def _themed(root: ElementTree.Element, title: str, description: str) -> str:
         "xmlns": "http://www.w3.org/2000/svg",
         "viewBox": root.attrib["viewBox"],
         "role": "img",
-        "aria-labelledby": f"{key}-title {key}-desc",
+        "aria-labeledby": f"{key}-title {key}-desc",
         "style": f"{shrinks_to}max-width: {1.25 * width:.0f}px; stroke-linejoin: round",
     }
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def _restyled(style: str) -> str:
-    """Return a style with variables for colours, and without the font, which the page gives."""
+    """Return a style with variables for colors, and without the font, which the page gives."""
     style = re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES[match[0]], style)
     parts = []
     for part in style.split("; "):

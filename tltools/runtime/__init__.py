@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         torch_device,
     )
     from tltools.runtime.exports import load_predictor, read_card
-    from tltools.runtime.pipeline import Outputs, Plan, open_model, run_pictures
+    from tltools.runtime.pipeline import Outputs, Plan, open_model, run_images
     from tltools.runtime.predictor import ExportPredictor, Predictor
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "open_session",
     "placement",
     "read_card",
-    "run_pictures",
+    "run_images",
     "torch_device",
 ]
 
@@ -49,7 +49,7 @@ _MODULES = {
     "open_session": "device",
     "placement": "device",
     "read_card": "exports",
-    "run_pictures": "pipeline",
+    "run_images": "pipeline",
     "torch_device": "device",
 }
 

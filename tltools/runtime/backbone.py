@@ -1,4 +1,4 @@
-"""A frozen backbone in onnxruntime: pictures in, features out."""
+"""A frozen backbone in onnxruntime: images in, features out."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,7 +14,7 @@ from tltools.runtime.device import Device, open_session
 from tltools.runtime.pipeline import decode_batches
 
 MAX_FEATURE_ERROR = 0.1
-"""Largest length of a picture's difference as a share of its right features' length.
+"""Largest length of an image's difference as a share of its right features' length.
 
 int8 features are about 0.03 off where processors add int8 products exactly; those that saturate
 are far off."""
@@ -46,7 +46,7 @@ class OnnxBackbone:
 
 
 def load_few(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode a few pictures, (N, H, W, 3), to compare features with."""
+    """Decode a few images, (N, H, W, 3), to compare features with."""
     return next(decode_batches(paths, preprocessing=preprocessing, batch_size=len(paths)))
 
 
@@ -70,7 +70,7 @@ def open_shared(
     Args:
         shared: Of the backbone's bytes in Ray's object store.
         preprocessing: The backbone's.
-        images: A few pictures, (N, H, W, 3).
+        images: A few images, (N, H, W, 3).
         right: Their features there, (N, F).
         device: As `open_session`.
         threads: As `open_session`.

@@ -42,7 +42,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
 COMPUTE_OPS = ("Conv", "Gemm", "MatMul", "Pool")
-"""A node whose operator's name contains one of these does arithmetic on pictures. onnxruntime
+"""A node whose operator's name contains one of these does arithmetic on images. onnxruntime
 rightly keeps others, those that compute shapes for instance, on the CPU beside a GPU."""
 REMEDY_CPU = "or choose the CPU with --device cpu"
 FATAL = 4

@@ -1,7 +1,7 @@
-"""Pictures through a model: the one way through the machine, in order and in bounded memory.
+"""Images through a model: the one way through the machine, in order and in bounded memory.
 
-Pictures are decoded by worker processes, and a model that is cheap enough is run there too; pixels
-travel in shared memory. The process that orders does work for each batch and not for each picture.
+Images are decoded by worker processes, and a model that is cheap enough is run there too; pixels
+travel in shared memory. The process that orders does work for each batch and not for each image.
 """
 
 import time
@@ -40,12 +40,12 @@ from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, 
 
 FUSED_BATCH = 1
 FUSED_TASK = 32
-"""Most pictures that a worker is given at once in a `fused` plan."""
+"""Most images that a worker is given at once in a `fused` plan."""
 FUSED_TASK_S = 0.050
-"""How long what a worker is given at once may take: of large pictures it gets fewer, or one worker
+"""How long what a worker is given at once may take: of large images it gets fewer, or one worker
 would still have many when the others have none left."""
 AHEAD_BATCH = 32
-"""Pictures in one call on a GPU, for jobs that are too small to find out what is best."""
+"""Images in one call on a GPU, for jobs that are too small to find out what is best."""
 CPU_BATCH = 8
 """On the CPU larger ones are no faster, and take memory (VGG16 fp32: 2.1 GB with 32)."""
 GPU_BATCHES = (64, 128, 256)
@@ -53,9 +53,9 @@ GPU_BATCHES = (64, 128, 256)
 GOOD_ENOUGH = 0.97
 """The share of the best speed for which a smaller batch is taken."""
 LARGE_JOB = 4096
-"""Pictures for which trying costs less than it brings: it takes a second or two."""
+"""Images for which trying costs less than it brings: it takes a second or two."""
 AHEAD_TASK = 32
-"""Most pictures that a worker decodes at once in an `ahead` plan; each task costs the process that
+"""Most images that a worker decodes at once in an `ahead` plan; each task costs the process that
 orders about 0.1 ms."""
 FIRST_TASK = 4
 """As many as long as nobody knows how long one takes."""
@@ -64,7 +64,7 @@ AHEAD_TASK_S = 0.010
 MAX_BATCH_BYTES = 2**29
 """Of the memory that batches lie in, which is more only if the fewest batches take more."""
 FUSED_FORWARD_S = 0.030
-"""The cost of one picture on one core below which a model runs inside the workers."""
+"""The cost of one image on one core below which a model runs inside the workers."""
 SMALL_BYTES = 32 * 2**20
 """A larger export holds too many weights to be cheap: not worth opening twice to find out."""
 TASKS_AHEAD = 4
@@ -98,10 +98,10 @@ Recall = Callable[[bytes], tuple[bytes, NDArray[np.float32] | None]]
 
 
 class Memory(Protocol):
-    """Outputs of earlier pictures, by the bytes of their files."""
+    """Outputs of earlier images, by the bytes of their files."""
 
     num_known: int
-    """Pictures that were found."""
+    """Images that were found."""
 
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
         """Keep the model's outputs, (F,)."""
@@ -117,36 +117,36 @@ class Plan:
     """How decoding and the model share the cores."""
 
     name: Literal["fused", "ahead"]
-    """`fused`: each worker decodes a few pictures and runs the model on them, on one core; they
+    """`fused`: each worker decodes a few images and runs the model on them, on one core; they
     stay in its cache. `ahead`: workers decode ahead of the model, which gets large batches and
     all cores, or a GPU."""
     workers: int
     """Processes that decode."""
     batch_size: int
-    """Pictures in one call of the model."""
+    """Images in one call of the model."""
     sessions: int = 1
     """Calls of the model at the same time in an `ahead` plan: two for each GPU."""
 
     def __str__(self) -> str:
         """Return the plan in words."""
-        pictures = f"{self.batch_size} picture" + "s" * (self.batch_size > 1)
+        images = f"{self.batch_size} image" + "s" * (self.batch_size > 1)
         workers = f"{self.workers} process" + "es" * (self.workers > 1)
         one = self.workers == 1
         if self.name == "fused":
             decode = "decodes and runs" if one else "each decodes and runs"
-            return f"{workers}, {decode} the model on {pictures} at a time"
+            return f"{workers}, {decode} the model on {images} at a time"
         calls = f", {self.sessions} calls at a time" if self.sessions > 1 else ""
         decode = "decodes" if one else "decode"
-        return f"{workers} {decode} ahead of the model, which gets {pictures}{calls}"
+        return f"{workers} {decode} ahead of the model, which gets {images}{calls}"
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs(Generic[Source]):
-    """What became of some pictures that went through the model together."""
+    """What became of some images that went through the model together."""
 
-    pictures: Sequence[Source]
+    images: Sequence[Source]
     errors: Sequence[DataError | None]
-    """Why a picture could not be read, for each of `pictures`; None for those that could."""
+    """Why an image could not be read, for each of `images`; None for those that could."""
     values: NDArray[Any]
     """The model's outputs, (n, F), for the n readable ones in order."""
 
@@ -163,7 +163,7 @@ def open_model(
     threads: int | None = None,
     tf32: bool = False,
     layout: Layout | None = None,
-    num_pictures: int | None = 0,
+    num_images: int | None = 0,
 ) -> tuple[Predictor, Plan]:
     """Open an export in the way that is fastest on folders, which a few forward passes tell.
 
@@ -172,13 +172,13 @@ def open_model(
     Args:
         path: The export.
         device: Where to run.
-        batch_size: Pictures in one call of the model; None to choose.
+        batch_size: Images in one call of the model; None to choose.
         workers: Processes that decode; None for one per core.
         threads: Cores of one forward pass on the CPU; None to choose. With more than one, workers
             decode ahead of the model.
         tf32: Let CUDA round fp32 products to TF32.
         layout: Of the tensors on CUDA; None to choose.
-        num_pictures: How many there are, None where that is unknown: for many, batch size and
+        num_images: How many there are, None where that is unknown: for many, batch size and
             layout are chosen by measuring.
 
     Raises:
@@ -200,7 +200,7 @@ def open_model(
     )
     if predictor.device != "cpu":
         open_on = partial(load_predictor, path, device=device, threads=threads, tf32=tf32)
-        is_large = num_pictures is None or num_pictures >= LARGE_JOB
+        is_large = num_images is None or num_images >= LARGE_JOB
         return _on_gpus(
             predictor, open_on, gpus, workers, batch_size, layout, try_settings=is_large
         )
@@ -310,7 +310,7 @@ def fastest_batch(predictor: Predictor, sizes: Sequence[int] = GPU_BATCHES) -> t
 def call_s(predictor: Predictor, batch_size: int) -> float:
     """Measure one call with a batch of noise in seconds, the best of three after one to warm up.
 
-    Noise, since arithmetic on equal values can be faster than on pictures.
+    Noise, since arithmetic on equal values can be faster than on images.
     """
     images = predictor.new_batch(batch_size)
     images[:] = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
@@ -364,7 +364,7 @@ class PredictorPool:
 
 
 def forward_s(predictor: Predictor) -> float:
-    """Measure one forward pass of one picture in seconds, after one to warm up."""
+    """Measure one forward pass of one image in seconds, after one to warm up."""
     image = predictor.new_batch(1)
     image[:] = 0
     return _best_of_three(predictor, image)
@@ -479,9 +479,9 @@ def open_in_worker(
 # ---------------------------------------------------------------------------------- running
 
 
-def run_pictures(
+def run_images(
     model: Model,
-    pictures: Iterable[Source],
+    images: Iterable[Source],
     *,
     preprocessing: Preprocessing,
     plan: Plan,
@@ -491,35 +491,35 @@ def run_pictures(
     timeout_s: float = 30.0,
     tell: Callable[[str], None] | None = None,
 ) -> Generator[Result, None, None]:
-    """Decode pictures and run the model on them.
+    """Decode images and run the model on them.
 
-    A picture that cannot be read keeps its place with its error, and one that `memory` knows keeps
-    it with the outputs from there; the others of its batch go through the model without it. A
-    picture that ends its worker, or takes it too long, is one that cannot be read.
+    An image that cannot be read keeps its place with its error, and one that `memory` knows keeps
+    it with the outputs from there; the others of its batch go through the model without it. An
+    image that ends its worker, or takes it too long, is one that cannot be read.
 
     Args:
         model: For a `fused` plan, one that uses one thread.
-        pictures: Consumed lazily, a few batches ahead; those of servers, a few dozen more.
+        images: Consumed lazily, a few batches ahead; those of servers, a few dozen more.
         preprocessing: How they are decoded.
         plan: From `open_model`. It changes the speed, and the outputs only within the rounding
             of the model's own arithmetic.
-        finish: Turns the outputs of some pictures into a result. In a `fused` plan workers do that,
-            to which it is sent; there pictures have a name only. So do they in an `ahead` plan if
+        finish: Turns the outputs of some images into a result. In a `fused` plan workers do that,
+            to which it is sent; there images have a name only. So do they in an `ahead` plan if
             `finish` has a true attribute `is_portable`; else a thread of this process does it.
-        memory: Knows the outputs of pictures, which are then neither decoded nor run; it is told
+        memory: Knows the outputs of images, which are then neither decoded nor run; it is told
             of the others.
-        launcher: Starts workers for all pictures. None: the first tenth of a second's work is done
-            in this process, which a bad picture may end, and the rest by workers of its own.
-        timeout_s: How long a picture may take to be decoded.
-        tell: Is told, in one line, of a picture that is left out because it ends its worker, and
+        launcher: Starts workers for all images. None: the first tenth of a second's work is done
+            in this process, which a bad image may end, and the rest by workers of its own.
+        timeout_s: How long an image may take to be decoded.
+        tell: Is told, in one line, of an image that is left out because it ends its worker, and
             of memory that a GPU cannot read by itself.
 
     Yields:
-        The results, which are those of all pictures in their order. Nothing accumulates.
+        The results, which are those of all images in their order. Nothing accumulates.
     """
     job = _Job(
         model=model,
-        pictures=fetch_ahead(pictures),
+        images=fetch_ahead(images),
         preprocessing=preprocessing,
         plan=plan,
         finish=finish,
@@ -548,7 +548,7 @@ def _tell_of_blame(tell: Callable[[str], None], task: Task, index: int, reason: 
 
 
 def readable(outputs: Outputs[Source]) -> Outputs[Source]:
-    """Return outputs as they are, for `run_pictures` where no picture may fail.
+    """Return outputs as they are, for `run_images` where no image may fail.
 
     Raises:
         DataError: If one could not be read.
@@ -576,12 +576,12 @@ def decode_batches(
     batch_size: int,
     workers: int | None = None,
 ) -> Generator[Image, None, None]:
-    """Decode pictures, none of which may fail, ahead of the consumer.
+    """Decode images, none of which may fail, ahead of the consumer.
 
     Args:
         paths: See `load_image`.
         preprocessing: Size and resize rule.
-        batch_size: Pictures of a batch, N; the last one may be smaller.
+        batch_size: Images of a batch, N; the last one may be smaller.
         workers: Processes; None for one per core.
 
     Returns:
@@ -589,11 +589,11 @@ def decode_batches(
 
     Raises:
         ConfigError: If `batch_size` is less than 1.
-        DataError: While iterating, where the first unreadable picture would be.
+        DataError: While iterating, where the first unreadable image would be.
     """
     if batch_size < 1:
         raise ConfigError(f"the batch size must be at least 1, got {batch_size}")
-    results = run_pictures(
+    results = run_images(
         _Pixels(),
         map(ImageRef.of_file, paths),
         preprocessing=preprocessing,
@@ -621,7 +621,7 @@ class _Job(Generic[Source, Result]):
     """What the two plans have in common."""
 
     model: Model
-    pictures: Iterator[Source]
+    images: Iterator[Source]
     preprocessing: Preprocessing
     plan: Plan
     finish: Callable[[Outputs[Source]], Result]
@@ -655,7 +655,7 @@ class _Remembered:
 
 
 class _Recalled:
-    """What a memory says of a picture, once it has been called with the bytes of its file."""
+    """What a memory says of an image, once it has been called with the bytes of its file."""
 
     __slots__ = ("_recall", "key", "values")
 
@@ -665,7 +665,7 @@ class _Recalled:
         self.values: NDArray[np.float32] | None = None
 
     def __call__(self, data: bytes) -> bool:
-        """Ask the memory; return whether it knows the picture, which need not be decoded then."""
+        """Ask the memory; return whether it knows the image, which need not be decoded then."""
         self.key, self.values = self._recall(data)
         return self.values is not None
 
@@ -681,11 +681,11 @@ def _answered(key: bytes, values: NDArray[np.float32] | None) -> _Recalled:
 
 
 _Loaded = DataError | _Recalled | None
-"""Why a picture was not decoded, or what the memory says; None: it was decoded."""
+"""Why an image was not decoded, or what the memory says; None: it was decoded."""
 
 
 def _load(place: Place, preprocessing: Preprocessing, out: Image, recall: Recall | None) -> _Loaded:
-    """Decode a picture into `out`, (size, size, 3), unless that cannot be or need not be done."""
+    """Decode an image into `out`, (size, size, 3), unless that cannot be or need not be done."""
     is_decoded = isinstance(place, ImageRef) and place.is_decoded
     recalled = None if recall is None or is_decoded else _Recalled(recall)
     try:
@@ -700,14 +700,14 @@ def _is_decoded(loaded: _Loaded) -> bool:
 
 
 def _outputs(
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     loaded: Sequence[_Loaded],
     values: Sequence[NDArray[Any]],
 ) -> tuple[Outputs[Any], _Remembered]:
     """Put together what the model and the memory say.
 
     Args:
-        pictures: All.
+        images: All.
         loaded: What became of each.
         values: The model's outputs for those that were decoded, in order.
 
@@ -728,12 +728,12 @@ def _outputs(
                     remembered.num_known += 1
         whole = np.stack(rows) if rows else whole
     errors = [one if isinstance(one, DataError) else None for one in loaded]
-    return Outputs(pictures, errors, whole), remembered
+    return Outputs(images, errors, whole), remembered
 
 
-def _place(picture: ImageRef) -> Place:
+def _place(image: ImageRef) -> Place:
     """Return what a worker gets of an image: of a file its path alone, which is cheap to send."""
-    return picture.place if isinstance(picture.place, str) else picture
+    return image.place if isinstance(image.place, str) else image
 
 
 @dataclass(frozen=True)
@@ -744,7 +744,7 @@ class _Decoding:
     recall: Callable[[], Recall] | None
 
     def try_item(self, item: Any) -> None:
-        """Decode a picture and nothing else."""
+        """Decode an image and nothing else."""
         shape = self.preprocessing.shape(1)
         _load(item, self.preprocessing, np.empty(shape, np.uint8)[0], None)
 
@@ -758,14 +758,14 @@ def _opened(reader: Callable[[], Recall] | None) -> Recall | None:
 
 
 class _Loader:
-    """Decodes the pictures of a task, in a worker or in the process that orders."""
+    """Decodes the images of a task, in a worker or in the process that orders."""
 
     def __init__(self, decoding: _Decoding, recall: Recall | None) -> None:
         self._preprocessing = decoding.preprocessing
         self._recall = recall
 
     def load(self, index: int, task: Task, out: Image, mark: Mark) -> _Loaded:
-        """Decode one of a task's pictures into `out`, (size, size, 3)."""
+        """Decode one of a task's images into `out`, (size, size, 3)."""
         place = task.items[index]
         if task.blamed and index in task.blamed:
             return unreadable(place, task.blamed[index])
@@ -793,20 +793,20 @@ class _Pace:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A picture in a worker."""
+    """An image in a worker."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Fused(_Decoding):
-    """Decode pictures and run the model on them."""
+    """Decode images and run the model on them."""
 
     path: Path
     device: Device
     batch_size: int
     most: int
-    """Pictures of a task."""
+    """Images of a task."""
     finish: Callable[[Any], Any]
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
@@ -815,14 +815,14 @@ class _Fused(_Decoding):
         return _FusedHandle(self, model, _opened(self.recall), named=True), None
 
     def pack(self, task: Task) -> tuple[Any, Any]:
-        """Return the pictures' places and names."""
-        return list(task.items), [picture.name for picture in task.details]
+        """Return the images' places and names."""
+        return list(task.items), [image.name for image in task.details]
 
 
 class _FusedHandle:
     """Does the tasks of a `fused` plan.
 
-    First it decodes all of a task's pictures, then it runs the model on all of them: in turns, they
+    First it decodes all of a task's images, then it runs the model on all of them: in turns, they
     drive each other's code and data out of the core's caches, which costs a fifth of the speed.
     The buffer stays from one task to the next: memory that is new costs a fault for each page.
     """
@@ -850,8 +850,8 @@ class _FusedHandle:
                 batches.append(self._buffer[first:num_decoded])
         mark.items_done()
         values = [self._model(batch) for batch in batches if len(batch)]
-        pictures = [_Named(name) for name in task.details] if self._named else task.details
-        outputs, remembered = _outputs(pictures, loaded, values)
+        images = [_Named(name) for name in task.details] if self._named else task.details
+        outputs, remembered = _outputs(images, loaded, values)
         told = None if self._work.recall is None else remembered
         return self._work.finish(outputs), told, time.perf_counter() - begun
 
@@ -875,7 +875,7 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
         local = _FusedHandle(work, job.model, _opened(work.recall), named=False)
     # A model that is no file stays in this process.
     with job.crew(work if path else None, local=local) as crew:
-        tasks = _fused_tasks(job.pictures, plan.batch_size, pace, crew)
+        tasks = _fused_tasks(job.images, plan.batch_size, pace, crew)
         ahead = TASKS_AHEAD * plan.workers
         for pending in in_order(crew, tasks, ahead=ahead, is_here=_is_here):
             result, remembered, seconds = pending.result()
@@ -886,14 +886,14 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
 
 
 def _fused_tasks(
-    pictures: Iterator[Source], batch_size: int, pace: _Pace, crew: Crew
+    images: Iterator[Source], batch_size: int, pace: _Pace, crew: Crew
 ) -> Iterator[Task]:
     """Yield whole batches, as many at once as `pace` says by then; the last may be shorter.
 
     What is done in this process is done batch by batch, so that each result leaves at once.
     """
-    while some := list(islice(pictures, batch_size * (1 if crew.works_here else pace.number))):
-        yield Task([_place(picture) for picture in some], some)
+    while some := list(islice(images, batch_size * (1 if crew.works_here else pace.number))):
+        yield Task([_place(image) for image in some], some)
 
 
 def _is_here(task: Task) -> bool:
@@ -906,7 +906,7 @@ def _is_here(task: Task) -> bool:
 
 @dataclass(frozen=True)
 class _Ahead(_Decoding):
-    """Decode pictures into the memory that the model's batches lie in; finish what it gives."""
+    """Decode images into the memory that the model's batches lie in; finish what it gives."""
 
     finish: Callable[[Any], Any] | None
     """None: that is done elsewhere."""
@@ -936,15 +936,15 @@ class _AheadHandle:
         self._finish = work.finish
 
     def __call__(self, task: Task, mark: Mark) -> Any:
-        """Return what became of each picture (None: all were decoded) and the seconds that it took.
+        """Return what became of each image (None: all were decoded) and the seconds that it took.
 
         Of a task of which only the end is left: what `finish` returns.
         """
         if isinstance(task.details, _Finishing):
             assert self._finish is not None
             names, errors, values = task.details
-            pictures: list[Any] = [_Named(name) for name in names]
-            return self._finish(Outputs(pictures, errors, values))
+            images: list[Any] = [_Named(name) for name in names]
+            return self._finish(Outputs(images, errors, values))
         begun = time.perf_counter()
         first: int = task.details
         with mark.bounded():
@@ -967,11 +967,11 @@ def _images(memory: mmap, preprocessing: Preprocessing) -> Image:
 
 @dataclass(slots=True)
 class _Batch(Generic[Source]):
-    """Pictures on their way through an `ahead` plan."""
+    """Images on their way through an `ahead` plan."""
 
     number: int
     """Of its place in the memory."""
-    pictures: list[Source]
+    images: list[Source]
     loaded: list[_Loaded]
     parts: deque[Pending] = field(default_factory=deque)
     future: "Future[tuple[Outputs[Any], _Remembered, Any]] | None" = None
@@ -1013,10 +1013,10 @@ class _AheadRun(Generic[Source, Result]):
         lock.on_done(crew.wake)
         self._idle = deque(range(num))
         self._batches: deque[_Batch[Source]] = deque()
-        self._source = batched(job.pictures, self._size)
+        self._source = batched(job.images, self._size)
         self._is_more = True
         self._left: tuple[_Batch[Source], int] | None = None
-        """The batch that is given out, and how many of its pictures have been."""
+        """The batch that is given out, and how many of its images have been."""
         self._pace = _Pace(min(FIRST_TASK, self._size), _most(self._size), AHEAD_TASK_S)
         self._threads = ThreadPoolExecutor(job.plan.sessions, "model")
 
@@ -1053,9 +1053,9 @@ class _AheadRun(Generic[Source, Result]):
             self._left = _Batch(self._idle.popleft(), some, [None] * len(some)), 0
             self._batches.append(self._left[0])
         batch, start = self._left
-        stop = min(start + self._pace.number, len(batch.pictures))
-        self._left = (batch, stop) if stop < len(batch.pictures) else None
-        places = [_place(one) for one in batch.pictures[start:stop]]
+        stop = min(start + self._pace.number, len(batch.images))
+        self._left = (batch, stop) if stop < len(batch.images) else None
+        places = [_place(one) for one in batch.images[start:stop]]
         task = Task(places, batch.number * self._size + start)
         batch.parts.append(self._crew.submit(task, here=_is_here(task)))
 
@@ -1087,7 +1087,7 @@ class _AheadRun(Generic[Source, Result]):
         if self._crew.works_here or future.exception() is not None:
             return
         outputs, remembered, _ = future.result()
-        names = [picture.name for picture in outputs.pictures]
+        names = [image.name for image in outputs.images]
         details = _Finishing(names, outputs.errors, outputs.values)
         batch.end = self._crew.submit(Task((), details), first=True)
         self._job.remember(remembered)
@@ -1104,10 +1104,10 @@ class _AheadRun(Generic[Source, Result]):
         if good:
             model = self._job.model
             # A GPU's libraries search for the best kernels once for each shape: it gets one shape,
-            # whose rest holds pictures of before.
+            # whose rest holds images of before.
             whole = model.device != "cpu"
             values.append(model(images if whole else images[: len(good)])[: len(good)])
-        outputs, remembered = _outputs(batch.pictures, batch.loaded, values)
+        outputs, remembered = _outputs(batch.images, batch.loaded, values)
         ends_here = not self._ends_there or self._crew.works_here
         return outputs, remembered, _Ended(self._job.finish(outputs)) if ends_here else None
 
@@ -1129,7 +1129,7 @@ class _Ended(NamedTuple):
 
 
 def _most(batch_size: int) -> int:
-    """Return how many pictures a worker is given at once, at most, in an `ahead` plan."""
+    """Return how many images a worker is given at once, at most, in an `ahead` plan."""
     return min(batch_size, AHEAD_TASK)
 
 

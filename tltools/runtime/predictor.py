@@ -19,7 +19,7 @@ REMEDY = "make it again with tltools export"
 
 
 class Predictor(Protocol):
-    """An opened export: uint8 pictures in, logits out, on one device."""
+    """An opened export: uint8 images in, logits out, on one device."""
 
     card: Card
     choice: DeviceChoice

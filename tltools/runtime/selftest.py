@@ -1,4 +1,4 @@
-"""Replay the self-test in an export: drawn pictures, and the answers that PyTorch gave to them."""
+"""Replay the self-test in an export: drawn images, and the answers that PyTorch gave to them."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _TF32_PROVIDERS = ("TensorrtExecutionProvider",)
 
 
 def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | None:
-    """Run an opened export on the pictures in its card and compare with the answers there.
+    """Run an opened export on the images in its card and compare with the answers there.
 
     Args:
         predictor: The export, opened.
@@ -27,7 +27,7 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
         The largest difference of a logit; None where the card has no self-test.
 
     Raises:
-        ArtifactError: If a picture in the card cannot be decoded.
+        ArtifactError: If an image in the card cannot be decoded.
         ParityError: If an answer is farther off than the card allows.
     """
     test = predictor.card.export and predictor.card.export.self_test
@@ -35,7 +35,7 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
         return None
     expected = expected_logits(test)
     try:
-        images = decode_pictures(test, predictor.card)
+        images = decode_images(test, predictor.card)
     except DataError as error:
         raise ArtifactError(
             f"{path} has a damaged self-test: {error}; make it again with tltools export"
@@ -49,7 +49,7 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
         tolerance += TF32_TOLERANCE * max(1.0, float(np.ptp(expected)))
     if not difference[worst] <= tolerance:
         raise ParityError(
-            f"{path} fails its self-test with {predictor.provider}: on picture {worst + 1} of "
+            f"{path} fails its self-test with {predictor.provider}: on image {worst + 1} of "
             f"{len(images)} its logits are {difference[worst]:.2g} from those of the trained model "
             f"(at most {tolerance:.2g} is right), so the file was changed or this machine computes "
             "it wrongly; copy or export it again, or choose another --device or --precision"
@@ -57,8 +57,8 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
     return float(difference[worst])
 
 
-def decode_pictures(test: SelfTest, card: Card) -> NDArray[np.uint8]:
-    """Decode a self-test's pictures, (N, size, size, 3), as any picture is decoded.
+def decode_images(test: SelfTest, card: Card) -> NDArray[np.uint8]:
+    """Decode a self-test's images, (N, size, size, 3), as any image is decoded.
 
     Raises:
         DataError: If one cannot be decoded.
@@ -66,12 +66,12 @@ def decode_pictures(test: SelfTest, card: Card) -> NDArray[np.uint8]:
     # Here, since reading a card needs no decoder.
     from tltools.data.images import decode_image
 
-    return np.stack([decode_image(data, card.preprocessing) for data in test.pictures])
+    return np.stack([decode_image(data, card.preprocessing) for data in test.images])
 
 
 def expected_logits(test: SelfTest) -> NDArray[np.float32]:
     """Return the answers in a self-test, (N, C)."""
-    return np.frombuffer(test.logits, dtype="<f4").reshape(len(test.pictures), -1)
+    return np.frombuffer(test.logits, dtype="<f4").reshape(len(test.images), -1)
 
 
 def lacks_self_test(card: Card) -> str | None:

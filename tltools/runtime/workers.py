@@ -616,7 +616,7 @@ class Crew:
         if self._stalls[place] > MAX_STALLS:
             self._failure = TltoolsError(
                 f"{reason.replace('the decoder', 'the job')}, {self._stalls[place]} times at the "
-                "same place, and no picture does it when it is decoded alone: the model or the "
+                "same place, and no image does it when it is decoded alone: the model or the "
                 "machine is at fault; try --workers 1, another --device or another export"
             )
 
@@ -624,8 +624,8 @@ class Crew:
         self._deaths_before_work += 1
         if self._deaths_before_work > MAX_STALLS:
             self._failure = TltoolsError(
-                f"{reason.replace('the decoder', 'the job')} before the first picture, so that "
-                "no picture is at fault; see that tltools works on this machine: tltools doctor"
+                f"{reason.replace('the decoder', 'the job')} before the first image, so that "
+                "no image is at fault; see that tltools works on this machine: tltools doctor"
             )
             return
         if not self._workers or self._waiting:
@@ -633,7 +633,7 @@ class Crew:
 
     def _reason(self, worker: _Worker, code: int) -> str:
         if worker.is_overdue:
-            return f"the decoder took longer than {self._timeout_s:g} s for a picture"
+            return f"the decoder took longer than {self._timeout_s:g} s for an image"
         if code >= 0:
             return f"the decoder ended with exit code {code}"
         name = _signal_name(-code)

@@ -1,4 +1,4 @@
-"""The frozen backbone's features: computed once per picture, kept on disk.
+"""The frozen backbone's features: computed once per image, kept on disk.
 
 On the CPU, and on a cluster, they are computed by onnxruntime, like everything that is
 classified, for training images with an int8 copy of the backbone. On a GPU they are computed by
@@ -30,7 +30,7 @@ from tltools.graphs.precision import quantize_until
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.ray.models import RayCluster
-from tltools.runtime import Plan, run_pictures
+from tltools.runtime import Plan, run_images
 from tltools.runtime.backbone import (
     MAX_FEATURE_ERROR,
     OnnxBackbone,
@@ -51,14 +51,14 @@ GPU_IMAGE_BYTES = 64 * 2**20
 """What an image in a batch may take: VGG16, the largest backbone, has two maps of 13 MB each at a
 time in fp32, and cuDNN needs room to work."""
 CALIBRATION_IMAGES = 64
-"""Training pictures that int8's ranges are taken from (benchmarks/LOG.md)."""
+"""Training images that int8's ranges are taken from (benchmarks/LOG.md)."""
 CHECK_IMAGES = 16
 PART_SIZE = 32
-"""Most pictures that an actor answers together: some seconds' work on few cores."""
+"""Most images that an actor answers together: some seconds' work on few cores."""
 PROBE_IMAGES = 2
-"""Pictures that each actor's features are compared with this machine's on."""
+"""Images that each actor's features are compared with this machine's on."""
 SHARD_SIZE = 512
-"""Pictures per file of the cache: what an interrupted extraction loses at most."""
+"""Images per file of the cache: what an interrupted extraction loses at most."""
 _REMEDY_FP32 = "use --feature-precision fp32"
 _DECODING = 1
 """Part of the key; goes up when `load_image` changes the pixels that it returns."""
@@ -99,7 +99,7 @@ def default_cache_dir() -> Path:
 
 
 class FeatureCache:
-    """Features of one backbone under one preprocessing, by the SHA-256 of the picture's bytes.
+    """Features of one backbone under one preprocessing, by the SHA-256 of the image's bytes.
 
     A folder of shards that are written once and never changed; its name is a hash of all that
     the features depend on. Two processes may use one cache at a time.
@@ -122,7 +122,7 @@ class FeatureCache:
             folder: Parent of all caches.
             weights_sha256: Of the backbone's weights file.
             head: The backbone's head whose input the features are.
-            preprocessing: What the pictures go through before the backbone.
+            preprocessing: What the images go through before the backbone.
             runtime: What computes them.
             precision: In which they are computed.
             calibration: SHA-256 of the images that an int8 backbone is calibrated on.
@@ -151,7 +151,7 @@ class FeatureCache:
         return found
 
     def add(self, hashes: Sequence[str], features: NDArray[np.float32]) -> None:
-        """Keep features, float32 (N, F), of the pictures with these SHA-256 values."""
+        """Keep features, float32 (N, F), of the images with these SHA-256 values."""
         digests = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
         name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
         with atomic_path(self.folder / f"{name}.safetensors") as temporary:
@@ -159,10 +159,10 @@ class FeatureCache:
 
 
 def choose_calibration(paths: Sequence[Path], hashes: Sequence[str]) -> dict[str, Path]:
-    """Return the pictures that an int8 backbone is calibrated on, by their SHA-256.
+    """Return the images that an int8 backbone is calibrated on, by their SHA-256.
 
     Those with the smallest hashes: an order that has nothing to do with names and classes, and
-    that few pictures more or less hardly change.
+    that few images more or less hardly change.
     """
     by_hash = dict(zip(hashes, paths, strict=True))
     return {sha: by_hash[sha] for sha in sorted(by_hash)[:CALIBRATION_IMAGES]}
@@ -181,12 +181,12 @@ def extract_features(
     remote: RayCluster | None = None,
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
-    """Return the backbone's features of all pictures, from the cache where it has them.
+    """Return the backbone's features of all images, from the cache where it has them.
 
     Args:
         model: Its backbone is used, in eval mode.
-        paths: The pictures.
-        hashes: SHA-256 of each picture's bytes, hexadecimal.
+        paths: The images.
+        hashes: SHA-256 of each image's bytes, hexadecimal.
         preprocessing: Size and resize rule.
         cache: Where features come from and go to; made for the same device, precision and
             calibration.
@@ -202,7 +202,7 @@ def extract_features(
         Float32 (N, F), in the order of `paths`.
 
     Raises:
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
         ParityError: If int8 or fp16 features are too far from fp32 ones on this device, or an
             actor's features from this machine's.
         TltoolsError: If the cluster cannot be reached, or gives up.
@@ -210,7 +210,7 @@ def extract_features(
     known = cache.load()
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
-        progress.say(f"Features of {reused} pictures come from the cache {cache.folder}")
+        progress.say(f"Features of {reused} images come from the cache {cache.folder}")
     if missing:
         with closing(
             _results(
@@ -308,7 +308,7 @@ def _backbone_file(
     calibration: Sequence[Path],
     progress: Progress,
 ) -> Iterator[Path]:
-    """Yield the backbone's ONNX file; int8 if there are pictures to calibrate it on, else fp32.
+    """Yield the backbone's ONNX file; int8 if there are images to calibrate it on, else fp32.
 
     Raises:
         ParityError: If int8 features are too far from fp32 ones.
@@ -348,7 +348,7 @@ def _backbone_file(
 
 
 _Results = Generator[tuple[Sequence[str], NDArray[np.float32]], None, None]
-"""Hashes of some pictures, and their features, float32 (n, F)."""
+"""Hashes of some images, and their features, float32 (n, F)."""
 
 
 def _results(
@@ -406,12 +406,10 @@ def _computed_here(
 ) -> _Results:
     plan = Plan("ahead", num_cores(), batch_size)
     images = [ImageRef.of_file(path, name=sha) for sha, path in missing.items()]
-    results = run_pictures(
-        backbone, images, preprocessing=preprocessing, plan=plan, finish=readable
-    )
+    results = run_images(backbone, images, preprocessing=preprocessing, plan=plan, finish=readable)
     with closing(results):
         for outputs in results:
-            yield [image.name for image in outputs.pictures], outputs.values
+            yield [image.name for image in outputs.images], outputs.values
 
 
 def _in_shards(results: _Results, total: int, progress: Progress) -> _Results:

@@ -298,7 +298,7 @@ def _scalars(values: dict[str, float]) -> Any:
 
 
 def _png(tag: str, path: Path) -> Any:
-    """Return TensorBoard's message of a picture, with the file's own bytes."""
+    """Return TensorBoard's message of an image, with the file's own bytes."""
     from tensorboard.compat.proto import summary_pb2
 
     data = path.read_bytes()

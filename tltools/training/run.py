@@ -98,15 +98,15 @@ def run_dataset(folder: Path) -> Dataset:
     """Return the data set that a run was planned with, from its own split.
 
     Raises:
-        DataError: If a picture has gone.
+        DataError: If an image has gone.
     """
     plan = read_plan(folder)
     frame = read_split(folder)
     gone = [path for path in frame["path"] if not os.path.exists(path)]  # noqa: PTH110 (speed)
     if gone:
         raise DataError(
-            f"{len(gone)} pictures of run {folder.name} are no longer there, the first is "
-            f"{gone[0]}: put them back, or give the pictures with --data"
+            f"{len(gone)} images of run {folder.name} are no longer there, the first is "
+            f"{gone[0]}: put them back, or give the images with --data"
         )
     return Dataset(
         name=plan.data.name,

@@ -227,7 +227,7 @@ class _Training:
                 self._save()
                 self._progress.warn(
                     f"Stopped by Ctrl-C after epoch {len(self._history)}: keeping what it has "
-                    "learnt"
+                    "learned"
                 )
             logs.follow(self._history)
             card = self._finish(interrupted=interrupted)

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const viewer = document.getElementById("viewer");
-  const picture = document.getElementById("viewer-picture");
+  const image = document.getElementById("viewer-image");
   const problem = document.getElementById("viewer-problem");
   const text = document.getElementById("viewer-text");
   const previous = document.getElementById("viewer-previous");
@@ -49,9 +49,9 @@
   const show = (tile) => {
     current = tile;
     const small = tile.querySelector("img");
-    picture.hidden = !small;
+    image.hidden = !small;
     problem.hidden = Boolean(small);
-    if (small) picture.src = small.src;
+    if (small) image.src = small.src;
     else problem.textContent = tile.querySelector(".missing").textContent;
     text.replaceChildren(tile.querySelector(".caption").cloneNode(true));
     previous.disabled = !beside(tile, -1);
@@ -82,6 +82,6 @@
   });
   viewer.addEventListener("close", () => {
     current?.querySelector("button").focus();
-    picture.removeAttribute("src");
+    image.removeAttribute("src");
   });
 })();

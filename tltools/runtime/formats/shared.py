@@ -49,7 +49,7 @@ def check_images(images: NDArray[np.uint8], size: int) -> None:
             f"images must be uint8 (N, {size}, {size}, 3), got {images.dtype} {images.shape}"
         )
     if len(images) == 0:
-        raise ValueError("images must hold at least one picture")
+        raise ValueError("images must hold at least one image")
 
 
 def no_probabilities(path: Path) -> ArtifactError:
