@@ -486,7 +486,7 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("train --no-such-option", "No such option"),
         ("classify", "Missing argument"),
         ("classify images --batch-size 0", "--batch-size"),
-        ("export --images 0", "--images"),
+        ("export --parity-images 0", "--parity-images"),
         ("classify images --device gpu", "'gpu' is not a device: choose auto, cpu, cuda"),
         ("train --device tensorrt", "'tensorrt' is not one of auto, cpu, cuda"),
     ],

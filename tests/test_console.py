@@ -9,6 +9,7 @@ import pytest
 from tltools.console import (
     RichProgress,
     duration,
+    in_options,
     print_table,
     printable,
     printable_json,
@@ -39,6 +40,19 @@ def terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
     return Terminal()
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("x exists; pass `overwrite=True`", "x exists; pass --overwrite"),
+        ("`batch_size=` must be at least 1, got 0", "--batch-size must be at least 1, got 0"),
+        ("use `device=cpu`, or `image_timeout_s=60`", "use --device cpu, or --image-timeout 60"),
+        ("the file `a b` has 1 == 2 rows", "the file `a b` has 1 == 2 rows"),
+    ],
+)
+def test_parameters_of_the_library_become_options(message, expected):
+    assert in_options(message) == expected
 
 
 def visible(text):

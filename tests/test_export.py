@@ -601,7 +601,15 @@ def test_the_card_says_on_which_device_each_file_was_verified(reduced):
 
 def test_the_table_says_that_fp16_was_not_exercised(cnn_run, tmp_path):
     done = run_tltools(
-        "export", cnn_run, "--precision", "fp16", "--device", "cpu", "--images", 2, cwd=tmp_path
+        "export",
+        cnn_run,
+        "--precision",
+        "fp16",
+        "--device",
+        "cpu",
+        "--parity-images",
+        2,
+        cwd=tmp_path,
     )
     assert done.code == 0
     assert "*: the CPU computes fp16 files in fp32" in " ".join(done.out.split())

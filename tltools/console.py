@@ -5,6 +5,7 @@ file starts without it.
 """
 
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -32,6 +33,26 @@ LINE_EVERY_S = 10.0
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible formats, surrogates, separators
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and emoji
+
+
+_PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
+_OPTIONS = {"image_timeout_s": "image-timeout", "ledger_dir": "cache-dir"}
+"""Parameters whose option is not their own name."""
+
+
+def in_options(message: str) -> str:
+    """Return a message of the library in the words of the command line.
+
+    The library names its parameters, in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
+    Here they become --overwrite, --batch-size and --device cpu.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        flag = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
+        return flag if value in {"", "True"} else f"{flag} {value}"
+
+    return _PARAMETER.sub(option, message)
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -201,6 +222,7 @@ class RichProgress:
             self._line("", message)
 
     def _line(self, prefix: str, message: str) -> None:
+        message = in_options(message)
         if self._console is None:
             self._write(prefix + message)
             return

@@ -74,9 +74,9 @@ def _run(args: list[str] | None) -> None:
         app(args, obj=args is None)
     except TltoolsError as error:
         _trace()
-        from tltools.console import printable
+        from tltools.console import in_options, printable
 
-        typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
+        typer.secho(f"error: {printable(in_options(str(error)))}", fg="red", err=True)
         raise SystemExit(error.exit_code) from error
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:

@@ -71,7 +71,9 @@ def bench(
     budget: BudgetOption = 240,
     device: InferenceDeviceOption = "auto",
     tf32: MeasureTf32Option = True,
-    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("exports"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
+        "exports"
+    ),
     report: ReportOption = None,
 ) -> None:
     """Measure each export beside its run, and say which to take on this machine.

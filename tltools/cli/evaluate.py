@@ -45,7 +45,8 @@ SplitOption = Annotated[
     typer.Option(help="Part of data that brings a split.", show_default="test, else val, else all"),
 ]
 FolderOption = Annotated[
-    Path | None, typer.Option(help="Folder for evaluation.json and confusion_matrix.png.")
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for evaluation.json and confusion_matrix.png."),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"],

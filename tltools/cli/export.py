@@ -55,7 +55,7 @@ LayoutOption = Annotated[
         "docker: also what a slim image that classifies is built from, in OUTPUT/docker/."
     ),
 ]
-NumImagesOption = Annotated[
+ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
 ]
 
@@ -69,8 +69,10 @@ def export(
     precision: PrecisionOption = "fp32",
     calibration_images: CalibrationOption = 128,
     layout: LayoutOption = "files",
-    output: Annotated[Path, typer.Option(help="Exports go to OUTPUT/RUN/.")] = Path("exports"),
-    images: NumImagesOption = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Exports go to OUTPUT/RUN/.")
+    ] = Path("exports"),
+    parity_images: ParityImagesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Export runs; every file is verified against PyTorch on real images before it is kept.
@@ -91,7 +93,7 @@ def export(
         precisions=PRECISIONS if precision == "all" else (precision,),
         output=output,
         calibration_images=calibration_images,
-        num_images=images,
+        num_images=parity_images,
         device=device,
     )
     given = runs or [artifact.path for artifact in find_runs()]
