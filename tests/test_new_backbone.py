@@ -114,7 +114,7 @@ def test_a_backbone_is_trained_exported_classified_and_measured(colored, tmp_pat
         assert all(row["label"] == Path(row["path"]).parent.name for row in rows)
     assert sums_of_bytes(tmp_path / "exports" / "toy" / "toy.int8.onnx") == 1
 
-    options = ("--rounds", 1, "--runs", 1, "--batch-sizes", "2", "--budget", 5)
+    options = ("--rounds", 1, "--iterations", 1, "--batch-sizes", "2", "--budget", 5)
     exports = [f"exports/toy/toy.{precision}.onnx" for precision in ("fp32", "int8")]
     report = json.loads(run("bench", *exports, *options, "--device", "cpu", "--json"))
     assert [row["status"] for row in report["rows"]] == ["ok", "ok", "ok"]
