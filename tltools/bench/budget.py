@@ -17,7 +17,7 @@ START_S = 2.0
 """What a new process takes to import its runtime and open the model, over all formats."""
 TORCH_START_S, ONNX_START_S = 3.5, 1.0
 """The same for each of the two runtimes."""
-GPU_START_S = 3.0
+GPU_START_S = 9.0
 """What a GPU adds to it."""
 SIZE_RANGE_S = (0.5, 10.0)
 CLASSIFY_RANGE_S = (1.0, 2.0)
