@@ -40,7 +40,7 @@ QUICK = {
     "export": {"--device": "cpu"},
     "classify": {"--device": "cpu"},
     "explain": {"--device": "cpu"},
-    "bench": {"--rounds": "1", "--runs": "1", "--batch-sizes": "1,2,4", "--device": "cpu"},
+    "bench": {"--rounds": "1", "--iterations": "1", "--batch-sizes": "1,2,4", "--device": "cpu"},
 }
 """Options that make a command quick, where the page says nothing else."""
 FOREIGN = {
