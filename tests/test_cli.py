@@ -183,7 +183,7 @@ def test_classify_labels_each_image_as_evaluate_does(walk):
 
 def test_classify_names_the_model_that_it_takes_and_what_it_did(walk):
     err = walk.ran["classify"].err
-    assert err.startswith("Model: exports/cnn/cnn.fp32.onnx (the best here")
+    assert err.startswith("Model: exports/cnn/cnn.fp32.onnx (best validation accuracy here")
     assert f"{NUM} rows (0 with an error)" in err
     for name in CLASSES.split(","):
         count = list(walk.predictions().values()).count(name)
@@ -355,7 +355,7 @@ def test_resume_goes_on_with_more_epochs(walk):
     args = ("train", "--resume", "--run-dir", "resumed", "--model", "cnn", "--device", "cpu")
     result = run_tltools(*args, "--epochs", 2, cwd=walk.folder)
     assert result.code == 0
-    assert "Going on with resumed/cnn" in result.err
+    assert "Resuming resumed/cnn" in result.err
     assert "epoch   2/2" in result.err
     nothing = run_tltools(*args, cwd=walk.folder)
     assert nothing.code == 1
@@ -584,7 +584,7 @@ def test_ctrl_c_ends_training_with_a_run_that_can_be_used(trainings):
     assert result.code == 130
     assert "Traceback" not in result.err
     assert "Stopped by Ctrl-C after epoch" in result.err
-    assert "Go on with it: tltools train --resume" in result.err
+    assert "To resume: tltools train --resume" in result.err
     assert "runs/cnn" in result.out
     card = load_card(folder / "runs" / "cnn")
     assert card.training["interrupted"]

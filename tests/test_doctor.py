@@ -188,7 +188,7 @@ def test_a_runtime_that_is_missing_fails(monkeypatch):
 
     monkeypatch.setattr(doctor, "open_session", missing)
     (check,) = doctor._onnxruntime()
-    assert check.detail == "cannot be tried: No module named 'onnxruntime'"
+    assert check.detail == "cannot be tested: No module named 'onnxruntime'"
     assert check.remedy == "pip install --force-reinstall onnxruntime-gpu"
 
 
@@ -197,7 +197,7 @@ def test_a_slim_installation_without_onnx_is_no_failure(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)  # so that an import of it fails
     (check,) = doctor._onnxruntime()
     assert (check.status, check.remedy) == ("warn", "pip install onnx")
-    assert check.detail == "not tried: that takes onnx, which is not installed"
+    assert check.detail == "not tested: the test needs onnx, which is not installed"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_torch_that_cannot_be_imported_fails(monkeypatch):
     [
         (None, "off: tltools sets ORT_DISABLE_TELEMETRY=1"),
         ("1", "off: ORT_DISABLE_TELEMETRY=1"),
-        ("0", "left as you set it: ORT_DISABLE_TELEMETRY=0"),
+        ("0", "as you set it: ORT_DISABLE_TELEMETRY=0"),
     ],
 )
 def test_usage_reports_are_told(monkeypatch, value, detail):
@@ -337,4 +337,4 @@ def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse_file)
     check = doctor._feature_cache()
     assert check.status == "warn"
-    assert check.detail == f"{tmp_path / 'new' / 'features'} cannot be written: Permission denied"
+    assert check.detail == f"{tmp_path / 'new' / 'features'} is not writable: Permission denied"

@@ -483,7 +483,7 @@ def place(cnn_exports, tmp_path_factory) -> Path:
     for step in steps:
         ran = run_tltools(*step, cwd=folder)
         assert ran.code == 0, ran
-        assert "for any browser" in ran.err
+        assert "open it in a browser" in ran.err
     return folder
 
 
@@ -549,7 +549,7 @@ def test_report_takes_what_it_is_told(place):
         (("list.json",), "list.json is no JSON file of tltools"),
         (("rows.json",), "rows.json is not a report of this version's tltools bench"),
         (("-o", "report.csv"), "--output report.csv is no name of a page"),
-        (("--images", "gone"), "--images gone is no folder"),
+        (("--images", "gone"), "--images gone is not a folder"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(tmp_path, args, message):

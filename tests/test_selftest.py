@@ -246,7 +246,9 @@ def test_bench_reports_a_model_that_fails_its_self_test_and_measures_the_others(
 def test_bench_fails_where_no_model_passes_its_self_test(bad, drawn, tmp_path):
     ran = run_tltools("bench", bad, "--data", drawn, "--device", "cpu", cwd=tmp_path)
     assert ran.code == 1
-    assert ran.err.splitlines()[-1] == "error: none of the models could be measured: see above"
+    assert ran.err.splitlines()[-1] == (
+        "error: no model could be measured; the table above has the reasons"
+    )
 
 
 def test_older_exports_still_open_and_it_is_said_once(exports, drawn, tmp_path):

@@ -1,7 +1,6 @@
 """The terminal: progress and messages on standard error, tables on standard output.
 
-rich is imported where a terminal is there to draw on, and not before: a job whose output goes to a
-file starts without it.
+rich is imported only to draw on a terminal: a job whose output goes to a file starts without it.
 """
 
 import os
@@ -23,28 +22,32 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 80
 GAP = 2
-"""Between the columns of a table."""
+"""Spaces between the columns of a table."""
 MAX_NUMBER_WORDS = 6
-"""Of a cell that counts as a number: `95.68% (91.4% to 97.9%), 155/162` has five."""
+"""Limit for a cell to count as a number: `95.68% (91.4% to 97.9%), 155/162` has five words."""
 MAX_TEXT_WIDTH = 100
-"""Columns of prose on a terminal: longer lines are hard to read."""
+"""Maximum width of prose on a terminal, in columns: longer lines are hard to read."""
 LINE_EVERY_S = 10.0
-"""Where there is no terminal, a bar is a line at most this often."""
+"""Minimum seconds between the lines of a bar without a terminal."""
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible formats, surrogates, separators
-_JOINERS = "\u200c\u200d"  # within words of some scripts, and emoji
+_JOINERS = "\u200c\u200d"  # occur within words of some scripts and within emoji
 
 
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
-_OPTIONS = {"image_timeout_s": "image-timeout", "ledger_dir": "cache-dir"}
-"""Parameters whose option is not their own name."""
+_OPTIONS = {
+    "class_name": "class",
+    "image_timeout_s": "image-timeout",
+    "ledger_dir": "cache-dir",
+}
+"""Options that are not named like their parameter."""
 
 
 def in_options(message: str) -> str:
-    """Return a message of the library in the words of the command line.
+    """Replace the parameters in a message of the library by command-line options.
 
-    The library names its parameters, in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
-    Here they become --overwrite, --batch-size and --device cpu.
+    The library writes parameters in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
+    They become --overwrite, --batch-size and --device cpu.
     """
 
     def option(match: re.Match[str]) -> str:
@@ -56,10 +59,10 @@ def in_options(message: str) -> str:
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
-    r"""Return `text` with everything escaped that could steer a terminal or break a line.
+    r"""Escape every character that could control a terminal or break a line.
 
-    Names of files and classes come from anywhere: an escape sequence in one must not recolor the
-    screen, a line break not fake a line, and what `encoding` lacks not stop the program.
+    File and class names are untrusted: an escape sequence must not recolor the screen, a line break
+    must not fake a line, and a character that `encoding` lacks must not stop the program.
     """
     safe = "".join(
         char
@@ -71,10 +74,10 @@ def printable(text: str, encoding: str = "utf-8") -> str:
 
 
 def printable_json(text: str) -> str:
-    """Return a JSON text with the same escaped in its strings; it stays the same document."""
+    """Escape the same characters in a JSON text, which stays the same document."""
     import json
 
-    # All of what `printable` escapes but the line breaks between its lines is within strings.
+    # Apart from line breaks, JSON has such characters only within strings.
     return "".join(
         char
         if char == "\n" or unicodedata.category(char) not in _HIDDEN or char in _JOINERS
@@ -86,8 +89,8 @@ def printable_json(text: str) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to standard output.
 
-    It takes the terminal's width, or 80 columns where there is no terminal; what does not fit is
-    wrapped and never cut. Columns of numbers stand to the right.
+    The table is as wide as the terminal, or 80 columns without one; long cells are wrapped, never
+    cut. Columns of numbers are right-aligned.
     """
     from rich import box
     from rich.console import Console
@@ -95,16 +98,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.text import Text
 
     def text(cell: str) -> Text:
-        return Text(printable(cell, _encoding(sys.stdout)))  # a Text, so no [markup] is read in it
+        return Text(
+            printable(cell, _encoding(sys.stdout))
+        )  # a Text, so that rich reads no [markup] in it
 
     interactive = sys.stdout.isatty()
     console = Console(file=sys.stdout, width=None if interactive else PLAIN_WIDTH, highlight=False)
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, GAP - 1, 0, 0),  # and one for the line that the box does not draw
+        padding=(0, GAP - 1, 0, 0),  # the box adds one
         pad_edge=False,
     )
-    console.print(text(title), style="bold")  # a title of the table's own wraps at its width
+    console.print(text(title), style="bold")  # a table's own title wraps at the table's width
     cell_widths = [
         max((text(row[index]).cell_len for row in rows), default=0) for index in range(len(columns))
     ]
@@ -137,7 +142,7 @@ def print_markdown(text: str) -> None:
 def _column_widths(
     headings: Sequence[str], cell_widths: Sequence[int], room: int
 ) -> list[int | None]:
-    """Let headings give way, at their spaces, before cells do; None leaves the choice to rich."""
+    """Wrap headings, at their spaces, before cells; None leaves the width to rich."""
     least = [
         max(width, *map(len, heading.split()), 0)
         for heading, width in zip(headings, cell_widths, strict=True)
@@ -154,9 +159,9 @@ def _column_widths(
 
 
 def _is_number(cell: str) -> bool:
-    """Tell whether a cell reads as a number, has none ("-"), or is empty.
+    """Tell whether a cell is a number, "-" or empty.
 
-    A unit or an interval may follow, and no sentence.
+    A unit or an interval may follow the number, but not a sentence.
     """
     if cell in ("", "-"):
         return True
@@ -171,8 +176,8 @@ def _encoding(stream: TextIO) -> str:
 class RichProgress:
     """Progress as bars and lines on standard error.
 
-    Without a terminal there are no control characters: a bar becomes a plain line now and then and
-    one at its end.
+    Without a terminal there are no control characters: a bar becomes a plain line every few seconds
+    and one at its end.
     """
 
     def __init__(
@@ -183,13 +188,13 @@ class RichProgress:
         verbose: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write to `stream`, or to standard error as it is now.
+        """Write to `stream`, or to the current standard error.
 
         Args:
-            stream: Where to write.
+            stream: Stream to write to; None is standard error.
             quiet: Show warnings only.
-            verbose: Show details too.
-            clock: Seconds from an arbitrary start; for the plain lines. Tests pass a fake.
+            verbose: Also show details.
+            clock: Return seconds from an arbitrary start, for plain lines. Tests pass a fake.
         """
         self._stream = stream or sys.stderr
         self._clock = clock
@@ -217,7 +222,7 @@ class RichProgress:
         self._line("warning: ", message)
 
     def detail(self, message: str) -> None:
-        """Write one line where everything is wanted."""
+        """Write one line if `verbose` is set."""
         if self._verbose:
             self._line("", message)
 
@@ -228,8 +233,8 @@ class RichProgress:
             return
         from rich.text import Text
 
-        # rich writes it above the bars. Soft wrap: the terminal breaks a long line, so that a path
-        # can still be copied as one.
+        # rich writes it above the bars. With soft wrap the terminal breaks long lines, so that a
+        # path can be copied as one.
         line = Text.assemble((prefix, "yellow"), self._shown(message))
         self._console.print(line, soft_wrap=True)
 
@@ -238,7 +243,7 @@ class RichProgress:
         self._stream.flush()
 
     def _open(self, description: str, total: int | None, unit: str) -> "tuple[RichBars, TaskID]":
-        """Add a bar to those on the screen."""
+        """Add a bar to the screen."""
         assert self._console is not None
         if self._bars is None:
             self._bars = _new_bars(self._console)
@@ -251,7 +256,7 @@ class RichProgress:
         return printable(text, _encoding(self._stream))
 
     def _close(self, task: "TaskID") -> None:
-        """Leave the outermost bar on the screen; remove one that was within another."""
+        """Keep the outermost bar on the screen; remove a nested one."""
         assert self._bars is not None
         self._num_open -= 1
         if self._num_open == 0:
@@ -312,7 +317,7 @@ class _PlainBar:
         )
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Report that `amount` more units are done; `note` is put at the end of the line."""
+        """Report that `amount` more units are done; `note` is appended to the line."""
         self._done += amount
         now = self._clock()
         if now - self._last < LINE_EVERY_S:
@@ -336,7 +341,7 @@ class _PlainBar:
 
 
 def _terminal(stream: TextIO) -> "Console | None":
-    """Return what draws on `stream`, or None where only plain text will do."""
+    """Return a console for `stream`, or None if only plain text works there."""
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         return None
     from rich.console import Console
@@ -345,15 +350,20 @@ def _terminal(stream: TextIO) -> "Console | None":
 
 
 def rate(per_second: float, unit: str) -> str:
-    """Write a rate: per second, or per minute where that reads better."""
+    """Format a rate per second, or per minute if it is slow."""
     if per_second >= 0.95:
         digits = 0 if per_second >= 100 else 1
         return f"{per_second:,.{digits}f} {unit}/s"
     return f"{per_second * 60:.1f} {unit}/min"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun in the singular or plural: `1 row`, `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds: float) -> str:
-    """Write seconds as people do: `8 s`, `3:05 min`, `2:03:05 h`."""
+    """Format seconds for people: `8 s`, `3:05 min`, `2:03:05 h`."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     if minutes == 0:
@@ -368,7 +378,7 @@ def _new_bars(console: "Console") -> "RichBars":
     from rich.text import Text
 
     class Count(ProgressColumn):
-        """Done of total, rate, time left (time taken once it is done)."""
+        """Show done of total, the rate, and the time left (or taken, at the end)."""
 
         def render(self, task: "Task") -> Text:
             total = "" if task.total is None else f"/{int(task.total):,}"
@@ -385,26 +395,26 @@ def _new_bars(console: "Console") -> "RichBars":
             return Text(", ".join(parts))
 
     class Note(ProgressColumn):
-        """The note, cut to the room that the others leave."""
+        """Show the note, cut to the remaining width."""
 
         def render(self, task: "Task") -> Text:
             return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
 
-    whole = Column(no_wrap=True)  # not to be narrowed
+    whole = Column(no_wrap=True)  # never narrowed
     return Progress(
         TextColumn("{task.description}", markup=False, table_column=whole.copy()),
         BarColumn(bar_width=16, table_column=whole.copy()),
         Count(table_column=whole.copy()),
         Note(),
         console=console,
-        redirect_stdout=False,  # results go there, perhaps into a file: they are not to be drawn
-        # Long enough for the rate of slow steps to be known between two of them.
+        redirect_stdout=False,  # it holds results, perhaps for a file
+        # Long enough to cover two steps of a slow bar.
         speed_estimate_period=120.0,
     )
 
 
 def flush() -> bool:
-    """Write out what was printed; return False if nobody takes it any more."""
+    """Flush standard output and error; return False if a reader has closed its end."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

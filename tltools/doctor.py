@@ -1,4 +1,4 @@
-"""Find out what works on this machine, what does not, and what would mend it."""
+"""Check what works on this machine, what does not, and how to fix it."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 
 SERVING = ("numpy", "pillow", "simplejpeg", "msgspec", "rich", "typer")
-"""Without one of these nothing works."""
+"""Packages that every command needs."""
 TRAINING = (
     "torch",
     "torchvision",
@@ -43,35 +43,35 @@ TRAINING = (
     "matplotlib",
     "platformdirs",
 )
-"""Without these `classify` works and other commands may not."""
+"""Packages that `classify` does not need but other commands may."""
 
 MIN_MEMORY = 4 * 2**30
 """Training the largest backbone, a complete VGG16, takes about 3 GiB."""
 MIN_DISK = 2 * 2**30
-"""The same takes 0.5 GiB in each of: download, checkpoint, and two exports."""
+"""It also takes 0.5 GiB each for the download, the checkpoint and two exports."""
 
 NVIDIA = "0x10de"
-"""The vendor's number on the PCI bus."""
+"""NVIDIA's vendor ID on the PCI bus."""
 DISPLAY_CLASS = "0x03"
-"""How the PCI class of a graphics or compute card begins."""
+"""Prefix of the PCI class of graphics and compute cards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: Status
-    """`warn`: works with limits. `fail`: something that should work does not."""
+    """`warn`: works with limitations. `fail`: something that should work does not."""
     detail: str
     remedy: str = ""
-    """What to do about it; empty where there is nothing to do."""
+    """How to fix it; empty if there is nothing to do."""
 
 
 def diagnose() -> list[Check]:
-    """Look at versions, machine, devices, decoder and caches; a check for each, in that order.
+    """Check versions, machine, devices, decoder and caches, in that order.
 
-    It imports torch and onnxruntime, so it takes some seconds. A machine without a GPU is in order.
+    This imports torch and onnxruntime, which takes some seconds. A missing GPU is not a fault.
     """
     telemetry = _telemetry()  # before onnxruntime is imported, which sets the variable
     return [
@@ -107,14 +107,14 @@ def _python() -> Check:
 
 
 def _tltools() -> Check:
-    """Name our own version; find the other project that has our name on PyPI."""
+    """Report our version; warn of the unrelated PyPI project with our name."""
     name = "tltools"
     if installed_versions([PYPI_NAMESAKE]):
         return Check(
             name=name,
             status="warn",
-            detail=f"{__version__}; another package named {PYPI_NAMESAKE} is installed, too, and "
-            "its files may replace these",
+            detail=f"{__version__}; an unrelated package named {PYPI_NAMESAKE} is also installed "
+            "and may overwrite these files",
             remedy=f"pip uninstall {PYPI_NAMESAKE}, then install {DISTRIBUTION} again (tltools "
             "docs install)",
         )
@@ -122,7 +122,8 @@ def _tltools() -> Check:
         return Check(
             name=name,
             status="warn",
-            detail=f"{__version__}, not installed as a package: export --layout docker needs that",
+            detail=f"{__version__}, not installed as a package: tltools export --layout docker "
+            "will not work",
             remedy="pip install -e . in its checkout",
         )
     return Check(name=name, status="ok", detail=__version__)
@@ -156,7 +157,7 @@ def _onnxruntime_builds() -> Check:
         return Check(
             name=name,
             status="warn",
-            detail=f"{detail}: they overwrite each other's files, so that CUDA may be missing",
+            detail=f"{detail}: they overwrite each other's files, so CUDA may be missing",
             remedy=install,
         )
     if not versions:
@@ -164,14 +165,12 @@ def _onnxruntime_builds() -> Check:
             name=name, status="fail", detail="not installed", remedy="pip install onnxruntime-gpu"
         )
     if "onnxruntime" in versions:
-        return Check(
-            name=name, status="ok", detail=f"{detail}: for the CPU only (for a GPU: {install})"
-        )
+        return Check(name=name, status="ok", detail=f"{detail}: CPU only (for a GPU: {install})")
     return Check(name=name, status="ok", detail=detail)
 
 
 def _cuda_versions() -> Check:
-    """Compare the CUDA that torch brings with the one that onnxruntime is built for."""
+    """Compare the CUDA version of torch with the one that onnxruntime is built for."""
     name = "CUDA versions"
     ours, theirs = _cuda_major("torch"), _cuda_major("onnxruntime-gpu")
     if ours is None or theirs is None:
@@ -183,14 +182,14 @@ def _cuda_versions() -> Check:
         return Check(
             name=name,
             status="ok",
-            detail=f"nothing to compare: {' and '.join(missing)} not there or without CUDA",
+            detail=f"nothing to compare: {' and '.join(missing)} not installed or without CUDA",
         )
     if ours != theirs:
         return Check(
             name=name,
             status="warn",
             detail=f"torch brings CUDA {ours}, onnxruntime-gpu is built for CUDA {theirs}, "
-            "so it will not find its libraries on a GPU",
+            "so onnxruntime will not find its CUDA libraries",
             remedy='pip install --upgrade torch "onnxruntime-gpu[cuda,cudnn]"',
         )
     return Check(name=name, status="ok", detail=f"torch and onnxruntime-gpu: CUDA {ours}")
@@ -218,16 +217,20 @@ def _cuda_major(package: str) -> int | None:
 
 def _cpu() -> Check:
     cores = num_cores()
-    return Check(name="CPU", status="ok", detail=f"{cpu_name()}, {cores} cores for this process")
+    return Check(
+        name="CPU",
+        status="ok",
+        detail=f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'} for this process",
+    )
 
 
 def _memory() -> Check:
     size = memory_bytes()
     if size is None:
-        return Check(name="memory", status="ok", detail="the system does not say")
+        return Check(name="memory", status="ok", detail="unknown: the system does not report it")
     detail = f"{size / 2**30:.1f} GiB"
     if size < MIN_MEMORY:
-        remedy = "train a backbone with --head pooled, and use small batches"
+        remedy = "train backbones with `head=pooled` and a small `batch_size=`"
         return Check(name="memory", status="warn", detail=detail, remedy=remedy)
     return Check(name="memory", status="ok", detail=detail)
 
@@ -236,13 +239,13 @@ def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     detail = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < MIN_DISK:
-        remedy = "make room, or work in another folder"
+        remedy = "free some disk space, or work in another folder"
         return Check(name="disk", status="warn", detail=detail, remedy=remedy)
     return Check(name="disk", status="ok", detail=detail)
 
 
 def _jpeg() -> Check:
-    """Look at what decodes ordinary JPEGs, and at Pillow, which has to know the others."""
+    """Check simplejpeg, which decodes ordinary JPEGs, and Pillow, which decodes the others."""
     from PIL import features
 
     name = "JPEG decoder"
@@ -254,14 +257,16 @@ def _jpeg() -> Check:
         return Check(name=name, status="fail", detail=reason, remedy=remedy)
     if not features.check_codec("jpg"):
         remedy = "pip install --force-reinstall pillow"
-        return Check(name=name, status="fail", detail="Pillow has none", remedy=remedy)
+        return Check(
+            name=name, status="fail", detail="Pillow is built without a JPEG decoder", remedy=remedy
+        )
     ours = f"simplejpeg {simplejpeg.__version__}"
     if not features.check_feature("libjpeg_turbo"):
         return Check(
             name=name,
             status="warn",
-            detail=f"{ours}; Pillow has libjpeg {features.version_codec('jpg')} and not "
-            "libjpeg-turbo, so the JPEGs that it decodes may differ by a level",
+            detail=f"{ours}; Pillow has libjpeg {features.version_codec('jpg')} instead of "
+            "libjpeg-turbo, so pixels of the JPEGs that it decodes may be off by one",
             remedy="pip install --force-reinstall --only-binary :all: pillow",
         )
     theirs = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
@@ -269,7 +274,7 @@ def _jpeg() -> Check:
 
 
 def _has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Tell whether the machine has an NVIDIA card, whatever its driver does (Linux only)."""
+    """Tell whether the machine has an NVIDIA card, even without a driver (Linux only)."""
     for device in devices.glob("*"):
         try:
             vendor = (device / "vendor").read_text(encoding="ascii").strip()
@@ -291,7 +296,7 @@ def _telemetry() -> Check:
     elif value == "1":
         detail = "off: ORT_DISABLE_TELEMETRY=1"
     else:
-        detail = f"left as you set it: ORT_DISABLE_TELEMETRY={value}"
+        detail = f"as you set it: ORT_DISABLE_TELEMETRY={value}"
     return Check(name="onnxruntime's usage reports", status="ok", detail=detail)
 
 
@@ -302,9 +307,9 @@ def _onnxruntime() -> list[Check]:
         detail = _run_small_model("cpu")
     except ImportError as error:
         if error.name == "onnx" and not installed_versions(["onnx"]):
-            reason = "not tried: that takes onnx, which is not installed"
+            reason = "not tested: the test needs onnx, which is not installed"
             return [Check(name=name, status="warn", detail=reason, remedy="pip install onnx")]
-        reason = f"cannot be tried: {error}"
+        reason = f"cannot be tested: {error}"
         return [Check(name=name, status="fail", detail=reason, remedy=_install_again(error))]
     except TltoolsError as error:
         return [_broken(name, error, "fail")]
@@ -313,7 +318,7 @@ def _onnxruntime() -> list[Check]:
 
 
 def _torch() -> list[Check]:
-    """Look at PyTorch's device and at what training keeps on the disk; silent without torch."""
+    """Check PyTorch's device, the feature cache and the weights; nothing without torch."""
     if not installed_versions(["torch"]):
         return []
     name = "torch"
@@ -328,7 +333,7 @@ def _torch() -> list[Check]:
         Check(
             name="TorchScript",
             status="ok",
-            detail="works; PyTorch calls it deprecated, so prefer ONNX for new work",
+            detail="works, but PyTorch has deprecated it: prefer ONNX for new work",
         ),
         _feature_cache(),
         *(_weights(one, one.pretrained) for one in BACKBONES.values() if one.pretrained),
@@ -336,7 +341,7 @@ def _torch() -> list[Check]:
 
 
 def _on_gpu(name: str, attempt: Callable[[], str]) -> Check:
-    """Try CUDA; that it is missing is a fault only where there is an NVIDIA card."""
+    """Try CUDA; a failure is a fault only on a machine with an NVIDIA card."""
     try:
         return Check(name=name, status="ok", detail=attempt())
     except DeviceError as error:
@@ -349,8 +354,8 @@ def _on_gpu(name: str, attempt: Callable[[], str]) -> Check:
 
 
 def _gpu(gpu: int) -> Check:
-    """Name a GPU by the index that --device takes; see whether it reads memory by itself."""
-    name = f"GPU {gpu}, --device cuda:{gpu}"
+    """Describe a GPU by its device index; check whether it can read page-locked memory."""
+    name = f"GPU {gpu}, `device=cuda:{gpu}`"
     try:
         major, minor = gpu_capability(gpu)
         free, total = gpu_memory(gpu)
@@ -360,7 +365,10 @@ def _gpu(gpu: int) -> Check:
         )
     except DeviceError as error:
         return Check(
-            name=name, status="fail", detail=str(error), remedy="look at nvidia-smi; restart it"
+            name=name,
+            status="fail",
+            detail=str(error),
+            remedy="check nvidia-smi, or restart the machine",
         )
     try:
         PageLock(np.zeros(2**20, dtype=np.uint8), gpu).release()
@@ -368,7 +376,7 @@ def _gpu(gpu: int) -> Check:
         return Check(
             name=name,
             status="warn",
-            detail=f"{detail}; memory cannot be page-locked, so copies to it wait ({error})",
+            detail=f"{detail}; memory cannot be page-locked, so copies to it are slow ({error})",
             remedy="raise the limit of locked memory (ulimit -l)",
         )
     return Check(name=name, status="ok", detail=f"{detail}; reads page-locked memory")
@@ -378,16 +386,16 @@ def _run_small_model(device: Device) -> str:
     """Run a model of three nodes and check its result.
 
     Returns:
-        Which provider ran how many nodes.
+        How many nodes each execution provider ran.
 
     Raises:
-        DeviceError: If the device does not work, or computes something else.
+        DeviceError: If the device does not work, or gives a wrong result.
         ArtifactError: If onnxruntime cannot open the model.
     """
     session, choice = open_session(small_model(), device=device, threads=1)
     values = np.array([[-1, 0], [1, 2]], dtype=np.float32).reshape(1, 1, 2, 2)
     result = np.ravel(cast("NDArray[np.float32]", session.run(None, {"x": values})[0]))
-    expected = 1.5  # times 2: -2, 0, 2, 4; without the negative: 0, 0, 2, 4; their mean
+    expected = 1.5  # doubled: -2, 0, 2, 4; ReLU: 0, 0, 2, 4; their mean
     if not np.allclose(result, expected):
         raise DeviceError(
             f"onnxruntime on {choice.device} gives {result} for a model of three nodes "
@@ -398,7 +406,7 @@ def _run_small_model(device: Device) -> str:
 
 
 def small_model() -> bytes:
-    """Return an ONNX model of three nodes: times two, without the negative, the mean of (2, 2)."""
+    """Return an ONNX model of three nodes: double, ReLU, and the mean of (2, 2)."""
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.full((1, 1, 1, 1), 2, dtype=np.float32)
@@ -413,12 +421,12 @@ def small_model() -> bytes:
         outputs=[helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 1, 1, 1])],
         initializer=[numpy_helper.from_array(weight, "weight")],
     )
-    # Old enough for any onnxruntime to read; onnx would write its newest.
+    # Old versions, which every onnxruntime can read; onnx would write its newest.
     opset = [helper.make_opsetid("", 17)]
     return helper.make_model(graph, ir_version=8, opset_imports=opset).SerializeToString()
 
 
-# ------------------------------------------------------------------------ what training keeps
+# ----------------------------------------------------------------- cache and weights of training
 
 
 def _feature_cache() -> Check:
@@ -434,16 +442,16 @@ def _feature_cache() -> Check:
         return Check(
             name=name,
             status="warn",
-            detail=f"{folder} cannot be written: {error.strerror}",
-            remedy="make it writable, or set XDG_CACHE_HOME to a folder that is",
+            detail=f"{folder} is not writable: {error.strerror}",
+            remedy="make it writable, or set XDG_CACHE_HOME to a writable folder",
         )
     free = shutil.disk_usage(existing).free
-    detail = f"{folder} can be written, {free / 2**30:.1f} GiB free"
+    detail = f"{folder} is writable, {free / 2**30:.1f} GiB free"
     return Check(name=name, status="ok", detail=detail)
 
 
 def _weights(backbone: Backbone, pretrained: Pretrained) -> Check:
-    """Look for the weights that a backbone takes unless others are chosen."""
+    """Look for the default weights of a backbone."""
     from tltools.training.weights import download_path
 
     name = f"{backbone.title} weights"
@@ -455,13 +463,13 @@ def _weights(backbone: Backbone, pretrained: Pretrained) -> Check:
         name=name,
         status="warn",
         detail=f"not downloaded yet ({path.name} in {path.parent})",
-        remedy=f"train --model {backbone.name} downloads them ({download.megabytes} MB), or takes "
-        "others by --weights FILE",
+        remedy=f"tltools train --model {backbone.name} downloads them ({download.megabytes} MB); "
+        "or pass a file as `weights=`",
     )
 
 
 def _broken(name: str, error: TltoolsError, status: Status) -> Check:
-    """Make a check of an error, whose message has the remedy after a semicolon."""
+    """Make a check from an error, whose message has the remedy after a semicolon."""
     problem, _, remedy = str(error).partition(";")
     return Check(name=name, status=status, detail=problem, remedy=remedy.strip())
 

@@ -1,24 +1,24 @@
-"""Every error that tltools raises on purpose.
+"""Every error that tltools raises deliberately.
 
 TltoolsError (exit code 1)
-├── ConfigError    a setting that no run can use (exit code 2)
+├── ConfigError    an invalid setting or combination of settings (exit code 2)
 ├── DataError      an image, label file or folder is missing, empty or malformed
 ├── ModelError     an unknown architecture, or weights that are missing or do not fit
 ├── ArtifactError  a run or an export cannot be read, or lacks its card
 ├── ParityError    an exported model disagrees with its source (exit code 3)
 ├── DeviceError    the requested device or execution provider is not usable here
-└── UnreachableError  a server does not answer, or not to us
+└── UnreachableError  a server does not answer, or refuses access
 """
 
 
 class TltoolsError(Exception):
-    """Something that a user can mend; the message says what is wrong and what to do."""
+    """An error that a user can fix; the message says what is wrong and what to do."""
 
     exit_code = 1
 
 
 class ConfigError(TltoolsError, ValueError):
-    """A setting that no run can use."""
+    """An invalid setting or combination of settings."""
 
     exit_code = 2
 
@@ -36,7 +36,7 @@ class ArtifactError(TltoolsError):
 
 
 class ParityError(TltoolsError):
-    """An exported model disagrees with the PyTorch model that it came from."""
+    """An exported model disagrees with its PyTorch model."""
 
     exit_code = 3
 
@@ -46,13 +46,13 @@ class DeviceError(TltoolsError):
 
 
 class UnreachableError(TltoolsError):
-    """A server does not answer, or not to us, whatever file is asked for."""
+    """A server does not answer, or refuses access, whichever file is requested."""
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's message, or the name of its type where it has none.
+    """Return the first line of an error's message, or the name of its type if it has none.
 
-    Libraries' messages run over many lines, of which the first one names the problem.
+    Messages of libraries can be many lines long; the first one names the problem.
     """
     lines = str(error).strip().splitlines()
     return lines[0].rstrip() if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Where a run's model looks: heat maps of what speaks for a class, laid over images."""
+"""Heat maps of the image regions that support a class."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from tltools.training.models import Classifier
 
 MAX_CELLS = 14
-"""Cells along a side of the grid that evidence is added up in: what an eye can tell apart."""
+"""Maximum cells per side of the grid in which evidence is summed, coarse enough to read."""
 _VIEW = 2
-"""How much larger than the model's input an image is drawn, along each side."""
+"""Scale of a drawn image relative to the model's input, along each side."""
 _MAX_NAME_BYTES = 80
-"""Of each part of a file's name: with the others it stays below the 255 bytes of most systems."""
+"""Limit for each part of a file name, so that a name stays below the usual 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a model says of one image, and where it sees it."""
+    """A model's prediction for one image, and the heat map of a class."""
 
     path: Path
     label: str
@@ -46,8 +46,8 @@ class Explanation:
     probability: float
     """Its calibrated probability, in [0, 1]."""
     heat: NDArray[np.float32]
-    """What speaks for that class, (S, S), as a share of the largest value, in [0, 1]; all zero if
-    nothing does."""
+    """Evidence for that class, (S, S), as a fraction of the largest value, in [0, 1]; all zero if
+    there is none."""
     output: Path
     """The PNG that was written."""
 
@@ -55,36 +55,35 @@ class Explanation:
 def heat_maps(
     model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
 ) -> "Tensor":
-    """Return where in each image the model finds what speaks for a class.
+    """Compute heat maps of the regions that support a class in each image.
 
-    HiResCAM (Draelos and Carin, arXiv:2011.08891) by captum: the activations of the last layer
-    that has places, times the gradients of the class's logit there, summed over channels. For a
-    head that is one linear layer on these activations or on their averages (the cnn, and vgg16's
-    pooled head) the values of all places and the head's bias add up to the logit. For the pooled
-    head this is the class activation map of Zhou et al. (arXiv:1512.04150), and Grad-CAM there
-    gives the same; Grad-CAM averages the gradients over the image first, so that for the cnn,
-    whose head weighs each place by itself, it points at places that the logit does not depend on.
+    HiResCAM (Draelos and Carin, arXiv:2011.08891) by captum: the activations of the last spatial
+    layer, times the gradients of the class's logit there, summed over channels. For a head that is
+    one linear layer on these activations or on their averages (the cnn, and vgg16's pooled head),
+    the values of all locations plus the head's bias add up to the logit. For the pooled head this
+    is the class activation map of Zhou et al. (arXiv:1512.04150), and Grad-CAM gives the same map.
+    For the cnn, whose head weights each location separately, Grad-CAM would highlight locations
+    that the logit does not depend on, because it averages the gradients over the image first.
 
     Args:
         model: In eval mode, on the images' device.
-        maps: Its last layer whose output has height and width.
+        maps: Its last spatial layer, whose output has height and width.
         images: Uint8 (N, S, S, 3).
         targets: The class of each heat map, int64 (N,).
 
     Returns:
-        What is positive, as a share of each image's largest value: float32 (N, S, S) in [0, 1]
-        on the CPU; zeros where nothing speaks for the class.
+        Positive evidence as a fraction of each image's largest value, float32 (N, S, S) in [0, 1]
+        on the CPU; zeros if nothing supports the class.
     """
     from captum.attr import LayerAttribution
 
     values = evidence(model, maps, images, targets)
     cells = min(MAX_CELLS, *values.shape[1:])
-    # Adaptive averages: the sum of a cell and its average differ by a factor that the division
-    # below removes.
+    # Averages instead of sums: the division below removes the constant factor between them.
     grid = LayerAttribution.interpolate(values[:, None], (cells, cells), "area")
     size = images.shape[1]
     heat = LayerAttribution.interpolate(grid.clamp(min=0), (size, size), "bilinear")[:, 0]
-    # By the grid's maximum: between the middles of two cells the values are lower.
+    # Divide by the maximum of the map itself: interpolation can lower the grid's maximum.
     largest = heat.amax(dim=(1, 2), keepdim=True)
     return (heat / largest.clamp(min=1e-12)).clamp(max=1).cpu()
 
@@ -92,7 +91,7 @@ def heat_maps(
 def evidence(
     model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
 ) -> "Tensor":
-    """Return what each place adds to the logit of a class; negative where it speaks against it.
+    """Compute what each location adds to the logit of a class; negative is evidence against it.
 
     Args:
         model: As for `heat_maps`.
@@ -106,8 +105,8 @@ def evidence(
     import torch
     from captum.attr import LayerGradientXActivation
 
-    # captum asks for gradients at the layer's output, so that a frozen backbone is no obstacle and
-    # none of its gradients are computed.
+    # captum needs gradients at the layer's output only, so a frozen backbone works and computes no
+    # gradients.
     method = LayerGradientXActivation(model, maps)
     products = method.attribute(images, target=targets)  # (N, C, H, W)
     assert isinstance(products, torch.Tensor)  # one layer with one output
@@ -123,22 +122,22 @@ def explain_images(
     device: Device = "auto",
     progress: Progress = SILENT,
 ) -> Iterator[Explanation]:
-    """Draw a heat map for each image, once all of them have been found to be images.
+    """Draw a heat map for each image, after checking that all images are readable.
 
     Args:
-        run: A run folder: an export has no gradients.
+        run: Run folder; an export has no gradients.
         paths: Images.
-        output: A PNG for a single image, or a folder, which is made; see `output_paths`.
-        class_name: What to look for; None for each image's predicted class.
+        output: PNG for a single image, or a folder, created if missing; see `output_paths`.
+        class_name: Class to explain; None explains each image's predicted class.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        progress: Shows the images.
+        progress: Receives progress over the images.
 
     Yields:
-        What was drawn, in the order of `paths`.
+        An explanation per image, in the order of `paths`.
 
     Raises:
         ConfigError: If the class is not one of the model's, or `output` does not fit `paths`.
-        DataError: If a file is not an image; nothing is written then.
+        DataError: If a file is not a readable image; then nothing is written.
         ArtifactError, DeviceError: See `load_run` and `torch_device`.
     """
     from tltools.training.run import load_run
@@ -149,7 +148,7 @@ def explain_images(
     outputs = output_paths(paths, output, card=card, class_name=class_name)
     rules = card.preprocessing
     large = Preprocessing(size=_VIEW * rules.size, resize=rules.resize)
-    for path in paths:  # decoded twice, which takes a fraction of what drawing takes
+    for path in paths:  # decoding twice is cheap compared with drawing
         load_image(path, rules)
     progress.say(f"Device: {choice.name} ({choice.reason})")
     model = model.to(choice.name)
@@ -172,7 +171,7 @@ def _explain(
     path: Path,
     output: Path,
 ) -> Explanation:
-    """Find the heat map of one image, (S, S, 3), for a class or for the predicted one."""
+    """Explain one image, uint8 (S, S, 3), for a class or, by default, the predicted one."""
     import torch
 
     batch = torch.from_numpy(image[None]).to(model.scale.device)
@@ -199,7 +198,7 @@ def _class_index(card: Card, class_name: str | None) -> int | None:
         return None
     if class_name not in card.classes:
         raise ConfigError(
-            f"run {card.run} knows no class {class_name!r}; --class takes one of "
+            f"run {card.run} has no class {class_name!r}; `class_name=` takes one of "
             f"{', '.join(card.classes)}"
         )
     return card.classes.index(class_name)
@@ -216,39 +215,41 @@ def _draw(found: Explanation, view: NDArray[np.uint8], *, run: str) -> None:
         found.output,
         title=name if name.isprintable() else ascii(name),
         image_title=f"{run}: {said}",
-        heat_title=f"what speaks for {found.explained}"
+        heat_title=f"evidence for {found.explained}"
         if found.heat.any()
-        else f"nothing speaks for {found.explained}",
+        else f"no evidence for {found.explained}",
     )
 
 
 def output_paths(
     paths: Sequence[Path], output: Path, *, card: Card, class_name: str | None = None
 ) -> list[Path]:
-    """Return where each image's heat map goes: no two in the same place, and none in an image's.
+    """Return a distinct path for each image's heat map, none of which replaces an image.
 
-    In a folder the files are called after the image, the run and the class that was asked for.
+    In a folder, files are named after the image, the run and the requested class.
 
     Args:
         paths: Images.
-        output: A file that ends in .png, for one image, or a folder.
-        card: Of the run.
-        class_name: What was asked for.
+        output: A .png file for one image, or a folder.
+        card: The run's card.
+        class_name: The requested class, if any.
 
     Raises:
-        ConfigError: If `output` does not fit, or would replace one of the images.
+        ConfigError: If `output` is unsuitable, or would replace one of the images.
     """
     suffix = output.suffix.lower()
     if not output.is_dir() and suffix in IMAGE_SUFFIXES:
         if suffix != ".png":
-            raise ConfigError(f"heat maps are PNG files: --output {output.with_suffix('.png')}")
+            raise ConfigError(f"heat maps are PNG files; use `output={output.with_suffix('.png')}`")
         if len(paths) > 1:
             raise ConfigError(
-                f"--output {output} is one file for {len(paths)} images; name a folder"
+                f"`output={output}` is one file for {len(paths)} images; name a folder"
             )
         outputs = [output]
     elif output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is neither a folder nor a .png: name one of them")
+        raise ConfigError(
+            f"`output={output}` is neither a folder nor a .png file; name one of them"
+        )
     else:
         ending = "".join(f".{_part(name)}" for name in (card.run, class_name) if name)
         taken: set[str] = set()
@@ -256,12 +257,12 @@ def output_paths(
     images = {os.path.realpath(path) for path in paths}
     for one in outputs:
         if os.path.realpath(one) in images:
-            raise ConfigError(f"{one} is one of the images: give another --output")
+            raise ConfigError(f"{one} is one of the images; choose another `output=`")
     return outputs
 
 
 def _part(name: str) -> str:
-    """Return a name as a part of a file's name: visible letters that no system forbids."""
+    """Make a name safe as part of a file name: printable characters that every system allows."""
     kept = "".join(
         char if char.isprintable() and char not in FORBIDDEN else "_" for char in name
     ).strip(" .")
@@ -269,7 +270,7 @@ def _part(name: str) -> str:
 
 
 def _new_name(stem: str, ending: str, taken: set[str]) -> str:
-    """Return a PNG's name that is not among `taken`, whatever the case of its letters; add it."""
+    """Return a PNG name that is not in `taken`, ignoring case, and add it."""
     number = 1
     while True:
         name = f"{stem}{'' if number == 1 else f'-{number}'}{ending}.png"

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 _DPI = 120
 _MAX_NAME = 24
-"""Characters of a class name that a plot shows."""
+"""Maximum characters of a class name in a plot."""
 _MIN_STRENGTH = 0.15
 _MAX_ROWS = 50
-"""Classes on one contact sheet."""
+"""Maximum classes on a contact sheet."""
 _MAX_STRENGTH = 0.55
-"""Of a cell's color, so that its letters have the contrast of 4.5 that WCAG 2.2 asks for."""
+"""Maximum opacity of a cell, so that its text has the contrast of 4.5 required by WCAG 2.2."""
 
 
 def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
-    """Draw loss and accuracy over the epochs.
+    """Plot loss and accuracy over the epochs.
 
     Args:
         history: Columns `epoch`, `train_loss`, `val_loss`, `train_accuracy`, `val_accuracy`
@@ -49,14 +49,14 @@ def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
 
 
 def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> None:
-    """Draw loss and accuracy over the epochs, a panel each; columns as in `plot_history`."""
+    """Draw loss and accuracy over the epochs in a panel each; columns as in `plot_history`."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     splits = (("train", "training", "--s"), ("val", "validation", "-o"))
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for split, label, style in splits:
             values = history[f"{split}_{quantity}"]
-            # A marker, because a run of one epoch has no line.
+            # Markers, because a run of one epoch has no line.
             axes.plot(history["epoch"], values, style, markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
@@ -69,7 +69,7 @@ def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> Non
 def plot_confusion(
     matrix: NDArray[np.int64], classes: Sequence[str], path: Path, *, title: str
 ) -> None:
-    """Draw a confusion matrix: counts, and each row's shares as percentages and as color.
+    """Plot a confusion matrix: counts, with each row's shares as percentages and color.
 
     Args:
         matrix: Counts, (C, C); row is the true class, column the predicted class.
@@ -78,7 +78,7 @@ def plot_confusion(
         title: Above the matrix.
 
     Raises:
-        ValueError: If the shape does not fit the classes.
+        ValueError: If the matrix is not (C, C).
     """
     from matplotlib.figure import Figure
 
@@ -88,8 +88,8 @@ def plot_confusion(
     names = [short_name(name) for name in classes]
     font = max(6.0, 11 - 0.4 * num_classes)  # points
     side = max(3.0, max(0.42, 1.1 - 0.05 * num_classes) * num_classes)  # inches
-    # The axes fill the figure, and saving makes room for the letters around them: the layout
-    # engines of matplotlib cut labels off where the axes keep their aspect.
+    # The axes fill the figure, and saving adds room for the labels around them: matplotlib's
+    # layout engines cut off labels of axes with a fixed aspect.
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))
     draw_confusion(
@@ -117,18 +117,18 @@ def draw_confusion(
     shares: bool = True,
     numbers: bool = True,
 ) -> None:
-    """Draw a confusion matrix; the strength of the first color is the share of the true class.
+    """Draw a confusion matrix; the opacity of a cell is its share of the true class.
 
     Args:
-        axes: To draw into.
+        axes: Axes to draw into.
         matrix: Counts, (C, C); row is the true class, column the predicted class.
-        names: Of the C classes, short enough to show.
+        names: Names of the C classes, short enough to show.
         support: Images of each true class, (C,).
-        font: Of the letters in the cells, in points.
-        name_font: Of the names.
-        flat: Whether the names of the columns stand upright beside each other.
+        font: Font size in the cells, in points.
+        name_font: Font size of the names, in points.
+        flat: Whether column names are horizontal.
         shares: Whether cells show their share below their count.
-        numbers: Whether cells show anything but their color.
+        numbers: Whether cells show numbers as well as their color.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
@@ -138,7 +138,7 @@ def draw_confusion(
     filled = np.argwhere(matrix > 0)
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in filled]
     alpha = by_row[matrix > 0]
-    # Without numbers the color has to show that there is anything at all.
+    # Without numbers, even the smallest share needs a visible color.
     alpha = _MAX_STRENGTH * alpha if numbers else _MIN_STRENGTH + (1 - _MIN_STRENGTH) * alpha
     axes.add_collection(PatchCollection(cells, facecolor="C0", edgecolor="none", alpha=alpha))
     axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
@@ -157,7 +157,7 @@ def draw_confusion(
     for row, column in np.ndindex(matrix.shape):
         count, share = int(matrix[row, column]), by_row[row, column]
         if not count and num_classes > 10:
-            continue  # a large matrix is mostly zeros, which would hide the rest
+            continue  # zeros would clutter a large matrix
         lines = (f"{count:,}", f"{100 * share:.{decimals}f} %")[: 2 if shares else 1]
         for line, align in zip(lines, ("bottom", "top") if shares else ("center",), strict=True):
             axes.text(
@@ -179,11 +179,11 @@ def plot_heat(
     image_title: str,
     heat_title: str,
 ) -> None:
-    """Draw an image, and beside it a heat map over the same image in gray.
+    """Plot an image beside a heat map over the same image in gray.
 
     Args:
         image: Square, RGB, (H, H, 3).
-        heat: In [0, 1], (S, S); of the same view, at any resolution.
+        heat: Values in [0, 1], (S, S); the same view at any resolution.
         path: PNG to write.
         title: Above both.
         image_title: Above the image.
@@ -195,7 +195,7 @@ def plot_heat(
     figure = Figure(figsize=(9.6, 5), layout="constrained")
     literal(figure.suptitle(short_name(title, 60)))
     left, right = figure.subplots(1, 2)
-    frame = (0, 1, 1, 0)  # left, right, bottom, top: both resolutions over each other
+    frame = (0, 1, 1, 0)  # left, right, bottom, top: aligns both resolutions
     left.imshow(image, extent=frame)
     gray = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
     right.imshow(gray, extent=frame, cmap="gray", vmin=0, vmax=255)
@@ -217,14 +217,14 @@ def contact_sheet(
     per_class: int = 6,
     resize: Resize = "squash",
 ) -> None:
-    """Show a few images of each class, evenly spaced through its rows.
+    """Draw a few images of each class, evenly spaced through its rows.
 
     Args:
         frame: Columns `path` and `class`.
-        classes: In the order of the sheet's rows; beyond the first 50 they are only counted.
+        classes: Classes in the order of the sheet's rows; only the first 50 are drawn.
         path: PNG to write.
-        per_class: Images in a row.
-        resize: The resize rule, so that the sheet shows what the model gets to see.
+        per_class: Images per row.
+        resize: Resize rule, so that the sheet shows what the model sees.
 
     Raises:
         DataError: If an image cannot be read.
@@ -249,24 +249,25 @@ def contact_sheet(
             image = Image.fromarray(load_image(paths[index], rules))
             sheet.paste(image, (gap + column * (size + gap), top + caption))
     if footer:
-        rest = f"and {len(classes) - len(shown):,} more classes"
+        num_rest = len(classes) - len(shown)
+        rest = f"and {num_rest:,} more {'class' if num_rest == 1 else 'classes'}"
         draw.text((gap, sheet.height - footer), rest, "black", font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own font, which knows more letters than Pillow's."""
+    """Return matplotlib's own font, which has more glyphs than Pillow's."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def short_name(name: str, longest: int = _MAX_NAME) -> str:
-    """Cut a long name in its middle: names that begin alike often differ at the end.
+    """Shorten a long name in its middle, since similar names often differ at the end.
 
-    Letters as wide as they are high, such as those of Korean, count as two. What has no shape
-    is shown as a replacement character.
+    Wide characters, such as Korean ones, count as two. Unprintable characters become a replacement
+    character.
     """
     name = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
     if num_columns(name) <= longest:
@@ -280,19 +281,19 @@ def short_name(name: str, longest: int = _MAX_NAME) -> str:
 
 
 def num_columns(name: str) -> int:
-    """Return how many narrow letters are as wide as a name."""
+    """Return the width of a name in narrow characters."""
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in name)
 
 
 def literal(text: "Text") -> None:
-    """Show dollar signs as they are: a class or a folder may have them in its name."""
+    """Show dollar signs literally: names of classes and folders may contain them."""
     text.set_parse_math(False)
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Write a PNG that has the same bytes for the same image, without the library's version."""
+    """Write a reproducible PNG, without matplotlib's version in it."""
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box; the reader can see that.
+        # A glyph that the font lacks is drawn as a box, which is warning enough.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(
             temporary,

@@ -1,4 +1,4 @@
-"""What the library says while long work goes on; the command line turns it into bars."""
+"""Progress of long work; the command line shows it as bars."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,27 +15,27 @@ class Bar(Protocol):
 
 
 class Progress(Protocol):
-    """Where long work is reported. The library never prints; the command line passes one in."""
+    """Receiver of progress. The library never prints; the command line passes in a printing one."""
 
     def bar(self, description: str, total: int | None, unit: str = "images") -> "BarContext":
         """Open a bar over `total` units (None: unknown), for use in a `with` statement."""
         ...
 
     def say(self, message: str) -> None:
-        """Tell the user one line that is worth knowing."""
+        """Show one line."""
         ...
 
     def warn(self, message: str) -> None:
-        """Tell the user one line that they should not miss."""
+        """Show one line as a warning."""
         ...
 
     def detail(self, message: str) -> None:
-        """Tell who wants to know everything one line more."""
+        """Show one line if the user wants details."""
         ...
 
 
 class BarContext(Protocol):
-    """What `Progress.bar` returns: a context manager that yields a bar."""
+    """Result of `Progress.bar`: a context manager that yields a bar."""
 
     def __enter__(self) -> Bar:
         """Show the bar."""
@@ -54,11 +54,11 @@ class BarContext(Protocol):
 
 class _SilentBar:
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Report nothing."""
+        """Show nothing."""
 
 
 class Silent:
-    """Progress that nobody watches: the library's default."""
+    """Progress that shows nothing: the library's default."""
 
     @contextmanager
     def bar(
@@ -71,13 +71,13 @@ class Silent:
         yield _SilentBar()
 
     def say(self, message: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def warn(self, message: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def detail(self, message: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
 
 SILENT: Progress = Silent()

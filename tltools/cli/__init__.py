@@ -29,7 +29,7 @@ COMMANDS = (
     "doctor",
     "docs",
 )
-"""In the order of the help."""
+"""In the order in which the help lists them."""
 for _name in COMMANDS:
     import_module(f"tltools.cli.{_name}")
 
@@ -37,7 +37,7 @@ SYSTEM_ERRORS = frozenset(
     {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
     | {errno.ESTALE, errno.ENOTCONN, errno.ENAMETOOLONG}
 )
-"""A full or removed disk, and what the user may not do: no faults of tltools'."""
+"""Full, failing or removed disks and missing permissions: not bugs in tltools."""
 
 
 @app.callback(invoke_without_command=True)
@@ -54,7 +54,7 @@ def _options(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line. A TltoolsError or the system's prints as one line, a bug in full."""
+    """Run the command line; print an expected error as one line and a bug as a traceback."""
     try:
         _run(args)
     except SystemExit as leaving:
@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
 
         workers.leave(leaving.code if flush() else 1)
         raise
-    except BaseException:  # a bug, which Python reports in full
+    except BaseException:  # a bug: Python prints its traceback
         workers.close()
         raise
 
@@ -70,7 +70,7 @@ def main(args: list[str] | None = None) -> None:
 def _run(args: list[str] | None) -> None:
     Out.is_verbose = False
     try:
-        # Whether this process is ours: `classify` divides it.
+        # `obj` tells `classify` whether it may fork worker processes from this process.
         app(args, obj=args is None)
     except TltoolsError as error:
         _trace()
@@ -85,18 +85,20 @@ def _run(args: list[str] | None) -> None:
         from tltools.console import printable
 
         where = f" {error.filename}" if error.filename else ""
-        message = printable(f"the system refuses{where}: {error.strerror}; mend that and run again")
+        message = printable(
+            f"cannot access{where}: {error.strerror}; fix that and run the command again"
+        )
         typer.secho(f"error: {message}", fg="red", err=True)
         raise SystemExit(1) from error
     except SystemExit as leaving:
-        # typer turns Ctrl-C into this exit code and says nothing.
+        # typer turns Ctrl-C into this exit code and prints nothing.
         if leaving.code == INTERRUPTED:
             typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
         raise
 
 
 def _trace() -> None:
-    """Show where an error came from to who asked for everything."""
+    """Print the traceback of an error with --verbose."""
     if Out.is_verbose:
         import traceback
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ModelsArgument = Annotated[
     list[Path] | None,
-    typer.Argument(help="Runs and exports.", show_default="those in exports/, and their runs"),
+    typer.Argument(help="Runs and exports.", show_default="exports/ and their runs"),
 ]
 DataOption = Annotated[
     Any,  # Location | None
@@ -40,19 +40,21 @@ DataOption = Annotated[
 BatchSizesOption = Annotated[
     str | None,
     typer.Option(
-        help="For throughput, with commas.",
-        show_default="1,8,32, on a GPU up to 256; of slow models fewer",
+        help="Batch sizes for throughput, comma-separated.",
+        show_default="1,8,32, up to 256 on a GPU; fewer for slow models",
     ),
 ]
 IterationsOption = Annotated[
-    int, typer.Option(min=1, help="Timed forward passes per round and batch size, at most.")
+    int, typer.Option(min=1, help="Maximum timed forward passes per round and batch size.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="For every candidate.", show_default="all cores")
+    int | None, typer.Option(min=1, help="CPU threads per model.", show_default="all cores")
 ]
-BudgetOption = Annotated[float, typer.Option(min=1, help="Target for the whole bench in seconds.")]
+BudgetOption = Annotated[
+    float, typer.Option(min=1, help="Target duration of the whole bench, in seconds.")
+]
 MeasureTf32Option = Annotated[
-    bool, typer.Option(help="On a GPU, measure fp32 exports in TF32 as well.")
+    bool, typer.Option(help="On a GPU, also measure fp32 exports in TF32.")
 ]
 
 
@@ -65,25 +67,26 @@ def bench(
     images: ImagesOption = None,
     class_names: ClassNamesOption = None,
     batch_sizes: BatchSizesOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in rotation.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every model.")] = 3,
     iterations: IterationsOption = 50,
     threads: ThreadsOption = None,
     budget: BudgetOption = 240,
     device: InferenceDeviceOption = "auto",
     tf32: MeasureTf32Option = True,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
         "exports"
     ),
     report: ReportOption = None,
 ) -> None:
-    """Measure each export beside its run, and say which to take on this machine.
+    """Measure exports beside their runs and recommend one for this machine.
 
-    Accuracy, latency, throughput, memory, size; how fast `classify` is and what holds it up.
+    Measures accuracy, latency, throughput, memory and size, and finds the bottleneck of classify.
 
     Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
     """
     check_report(report)
     from tltools.bench import BenchSettings, bench_inputs, run_bench, uses_gpu, write_result
+    from tltools.console import counted
 
     progress = out.progress
     settings = BenchSettings(
@@ -99,8 +102,8 @@ def bench(
     for note in inputs.notes:
         progress.warn(note)
     progress.say(
-        f"Measuring {len(inputs.candidates)} candidates on {len(inputs.images)} images "
-        f"of {inputs.name}, in turn"
+        f"Measuring {counted(len(inputs.candidates), 'candidate')} in rotation on "
+        f"{counted(len(inputs.images), 'image')} of {inputs.name}"
     )
     found = run_bench(
         inputs, settings, save=lambda partial: write_result(partial, output), progress=progress
@@ -110,7 +113,7 @@ def bench(
     progress.say("Written: " + ", ".join(map(str, paths)))
     _write_page(found, report, progress)
     if all(row.status == "failed" for row in found.rows):
-        raise TltoolsError("none of the models could be measured: see above")
+        raise TltoolsError("no model could be measured; the table above has the reasons")
     if found.recommendation is not None and found.recommendation.command:
         progress.say(f"Next: {found.recommendation.command}")
 
@@ -121,7 +124,7 @@ def _labeled(
     class_names: str | None,
     progress: "RichProgress",
 ) -> "Dataset | None":
-    """Return the labeled images that were named; None for the runs' own."""
+    """Load the labeled images of --data; return None for the runs' own."""
     if data is None:
         return None
     from tltools.data.dataset import load_dataset
@@ -138,7 +141,7 @@ def _labeled(
 
 
 def _show(found: "BenchResult", out: Out) -> None:
-    """Print the tables and the recommendation, and warn of what is doubtful."""
+    """Print the tables and the recommendation, then the notes as warnings."""
     from tltools.console import print_table, printable
 
     if out.as_json:

@@ -27,40 +27,38 @@ if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.location import Location
 
-FAILURES = "Images that fail"
-"""Title of a part of the help."""
+FAILURES = "Failed images"
+"""Title of a panel of the help."""
 
 
 InputsArgument = Annotated[
     list[Any],  # Location
     typer.Argument(
-        help="Folders (searched recursively), archives (tar, zip), images, or .txt lists of "
-        "paths; or URLs of these: s3://, gs://, az://, sftp://, https://.",
+        help="Folders (searched recursively), archives, images, .txt lists, or URLs of these.",
         parser=path_or_url,
     ),
 ]
 ModelOption = Annotated[
     Path | None,
-    typer.Option(help="An export.", show_default="the most accurate ONNX one in exports/"),
+    typer.Option(help="Export to use.", show_default="most accurate ONNX export in exports/"),
 ]
 OutputOption = Annotated[
     Any,  # Location | None
     typer.Option(
         "--output",
         "-o",
-        help=".csv, .jsonl or .parquet; a URL, too; - is standard output. A folder with "
-        "--engine ray.",
-        show_default="predictions.csv, or predictions",
+        help="A .csv, .jsonl or .parquet file or URL; - is standard output.",
+        show_default="predictions.csv, or the folder predictions with --engine ray",
         parser=path_or_url,
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
         min=1,
         help="Images per forward pass.",
-        show_default="by the model",
+        show_default="chosen for the model",
         rich_help_panel=SPEED,
     ),
 ]
@@ -68,8 +66,8 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Cores of one forward pass.",
-        show_default="by the model",
+        help="CPU threads per forward pass.",
+        show_default="chosen for the model",
         rich_help_panel=SPEED,
     ),
 ]
@@ -77,7 +75,7 @@ ImageTimeoutOption = Annotated[
     float,
     typer.Option(
         min=0.1,
-        help="Longest time for decoding one image, in seconds.",
+        help="Time limit for decoding one image, in seconds.",
         rich_help_panel=FAILURES,
     ),
 ]
@@ -85,14 +83,14 @@ StrictOption = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Exit with 1 if any image could not be classified.",
+        help="Exit with code 1 if any image could not be classified.",
         rich_help_panel=FAILURES,
     ),
 ]
 ErrorsToOption = Annotated[
     Path | None,
     typer.Option(
-        help="A CSV of the images that could not be read, with the reasons.",
+        help="CSV file to list failed images in, with their errors.",
         rich_help_panel=FAILURES,
     ),
 ]
@@ -100,7 +98,7 @@ SpreadsheetOption = Annotated[
     bool,
     typer.Option(
         "--spreadsheet",
-        help="CSV for spreadsheets: an apostrophe before what they take for a formula.",
+        help="Make the CSV safe for spreadsheets: an apostrophe precedes formulas.",
     ),
 ]
 MinConfidenceOption = Annotated[
@@ -108,7 +106,7 @@ MinConfidenceOption = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Label what is less likely as 'uncertain'; probabilities are calibrated.",
+        help="Label predictions below this confidence 'uncertain'.",
         show_default="every image gets a class",
     ),
 ]
@@ -116,27 +114,25 @@ ChangedOnlyOption = Annotated[
     bool,
     typer.Option(
         "--changed-only",
-        help="Skip images whose bytes this model has classified before with this option: "
-        "their rows come from a ledger.",
+        help="Skip images this model has already classified; a ledger keeps rows.",
     ),
 ]
 CacheDirOption = Annotated[
     Path | None,
-    typer.Option(help="Where ledgers are kept.", show_default="user cache"),
+    typer.Option(help="Folder for the ledgers of --changed-only.", show_default="user cache"),
 ]
 ShardOption = Annotated[
     str | None,
     typer.Option(
         metavar="K/N",
-        help="Only the K-th of N parts, into predictions-K-of-N.csv; tltools merge puts all "
-        "together.",
+        help="Classify only part K of N; tltools merge joins the parts.",
         show_default="all images",
     ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help='ray: a Ray cluster writes a folder of parts; pip install "ray\\[data]>=2.60".',
+        help='ray: write parts on a Ray cluster (pip install "ray\\[data]>=2.60").',
         rich_help_panel=CLUSTER,
     ),
 ]
@@ -144,14 +140,14 @@ PartSizeOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Images of a part.",
-        show_default="by the model",
+        help="Images per part.",
+        show_default="chosen for the model",
         rich_help_panel=CLUSTER,
     ),
 ]
 PartFormatOption = Annotated[
     Literal["parquet", "csv"] | None,
-    typer.Option(help="Of the parts.", show_default="parquet", rich_help_panel=CLUSTER),
+    typer.Option(help="File format of each part.", show_default="parquet", rich_help_panel=CLUSTER),
 ]
 
 
@@ -183,13 +179,13 @@ def classify(
     part_size: PartSizeOption = None,
     part_format: PartFormatOption = None,
 ) -> None:
-    """Classify images: one row for each, with its label, probabilities or error.
+    """Classify images: one row per image, with its label and probabilities or its error.
 
-    A job that was stopped goes on where it was when the same command is given again.
+    To resume a stopped job, run the same command again.
 
     Example: tltools classify photos/ --output labels.parquet
     """
-    # Before anything is imported that starts threads.
+    # Before any import that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None
     output, one_shard = _place(output, shard, engine)
     _check_output(output, report, as_json=out.as_json)
@@ -245,12 +241,12 @@ def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
 
 
 def _check_output(output: "Location", report: Path | None, *, as_json: bool) -> None:
-    """Refuse what would read or write standard output twice, or read again what is not here."""
+    """Refuse two results on standard output, and a report on an output that is not a file."""
     if as_json and output.as_posix() == "-":
-        raise ConfigError("--json and --output - would both be standard output; name a file")
+        raise ConfigError("--json and --output - would both write to standard output; name a file")
     check_report(report)
     if report is not None and (output.as_posix() == "-" or not isinstance(output, Path)):
-        raise ConfigError("--report reads the output again, so --output must be a file; name one")
+        raise ConfigError("--report needs a local output file; name one with --output")
 
 
 def _best_export(progress: "RichProgress") -> Path:
@@ -258,7 +254,7 @@ def _best_export(progress: "RichProgress") -> Path:
 
     best = best_export()
     accuracy = best.card.metrics["val"].accuracy
-    progress.say(f"Model: {best.path} (the best here, {accuracy:.1%} in validation)")
+    progress.say(f"Model: {best.path} (best validation accuracy here: {accuracy:.1%})")
     return best.path
 
 
@@ -275,18 +271,18 @@ def _place(
 
 
 REASONS = {
-    "--threads": "an actor's model uses the actor's cores, which are --workers",
-    "--tf32": "actors open exports in full precision",
-    "--changed-only": "its ledger is on one machine",
-    "--cache-dir": "its ledger is on one machine",
-    "--shard": "a cluster shares the images out by itself",
-    "--report": "a report is made of one file, and not of parts",
+    "--threads": "each actor uses its own cores, see --workers",
+    "--tf32": "actors run models in full precision",
+    "--changed-only": "the ledger is a file on one machine",
+    "--cache-dir": "the ledger is a file on one machine",
+    "--shard": "the cluster distributes the images itself",
+    "--report": "a report needs one predictions file, not a folder of parts",
 }
-"""Why options are for the local engine."""
+"""Why these options work only with the local engine."""
 
 
 def _check_engine(engine: str, *, local: dict[str, object], ray: dict[str, object]) -> None:
-    """Refuse options that only the other engine takes; those that are not given are None."""
+    """Refuse options of the other engine; an option that was not given is None."""
     check_ray_options(engine, ray)
     for option, value in local.items():
         if engine == "ray" and value is not None:
@@ -296,7 +292,7 @@ def _check_engine(engine: str, *, local: dict[str, object], ray: dict[str, objec
 def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
     if not changed_only:
         if cache_dir is not None:
-            raise ConfigError("--cache-dir is where --changed-only keeps its ledger; add that")
+            raise ConfigError("--cache-dir works only with --changed-only; add --changed-only")
         return None
     from platformdirs import user_cache_path
 
@@ -318,7 +314,7 @@ def _report(
     *,
     suggest: bool,
 ) -> None:
-    """Write the report that was asked for, or suggest the command that would."""
+    """Write the requested report, or suggest the command that writes one."""
     if path is not None:
         _write_report(path, summary, inputs, progress)
     elif suggest and isinstance(summary.output, Path):
@@ -345,7 +341,8 @@ def _write_report(
 
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
-    """Tell what a classification did, on standard error: standard output may be the result."""
+    """Summarize a job on standard error, since standard output may hold its result."""
+    from tltools.console import counted
     from tltools.runtime.selftest import lacks_self_test
 
     if note := lacks_self_test(summary.card):
@@ -365,12 +362,13 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     if summary.num_uncertain:
         progress.say(f"{summary.num_uncertain:8d}  {summary.num_uncertain / total:6.1%}  uncertain")
     for reason, count in summary.errors.items():
-        progress.warn(f"{count} not classified: {reason}")
+        progress.warn(f"{counted(count, 'image')} not classified: {reason}")
     where = summary.output or "standard output"
     kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
     if summary.num_known is not None:
-        progress.say(f"{summary.num_known} images skipped: this model has classified their bytes")
+        skipped = counted(summary.num_known, "image")
+        progress.say(f"{skipped} skipped: this model has classified their bytes")
     progress.say(
-        f"{summary.num_images} rows{kept} ({summary.num_failed} with an error) in "
+        f"{counted(summary.num_images, 'row')}{kept} ({summary.num_failed} with an error) in "
         f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s, written to {where}"
     )

@@ -1,4 +1,4 @@
-"""Make a function a command: the Typer app, and where its results and its progress go."""
+"""Turn functions into commands: the Typer app, and the output of results and progress."""
 
 import inspect
 import sys
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tltools",
-    help="Train image classifiers, export them verified, classify folders, measure it all.\n\n"
-    "A first walk: [bold]tltools train[/bold], [bold]tltools export --format onnx[/bold], "
+    help="Train image classifiers, export verified models, classify folders, measure every step."
+    "\n\nGetting started: [bold]tltools train[/bold], [bold]tltools export --format onnx[/bold], "
     "[bold]tltools classify FOLDER[/bold], [bold]tltools bench[/bold], "
     "[bold]tltools report[/bold].",
     no_args_is_help=True,
@@ -30,23 +30,23 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 
 class Out:
-    """Where a command says what it does, on standard error, and what came of it."""
+    """Output of a command: progress on standard error, the result on standard output."""
 
     is_verbose = False
-    """Of the command that runs now."""
+    """Whether the running command was called with --verbose."""
 
     def __init__(self, *, quiet: bool, verbose: bool, as_json: bool) -> None:
-        """Take what the user asked for.
+        """Store how much to print.
 
         Raises:
-            ConfigError: If that contradicts itself.
+            ConfigError: If both `quiet` and `verbose` are set.
         """
         if quiet and verbose:
-            raise ConfigError("--quiet and --verbose contradict each other; give one of them")
+            raise ConfigError("--quiet and --verbose contradict each other; use one of them")
         self.as_json = as_json
         self._quiet = quiet
         self._verbose = verbose
@@ -55,7 +55,7 @@ class Out:
 
     @property
     def progress(self) -> "RichProgress":
-        """Where progress is shown."""
+        """Progress on standard error."""
         if self._progress is None:
             from tltools.console import RichProgress
 
@@ -66,8 +66,8 @@ class Out:
         """Print the result on standard output.
 
         Args:
-            document: What msgspec can write as JSON; printed with `--json`.
-            show: Prints it for people; called without. None: they have been told already.
+            document: Printed with `--json`; anything that msgspec can encode.
+            show: Prints the result for people, without `--json`. None: nothing is left to print.
         """
         if not self.as_json:
             if show is not None:
@@ -87,7 +87,7 @@ class Out:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command; its parameter `out` becomes the options that all have.
+    """Register a function as a command; its parameter `out` becomes the common options.
 
     A parameter that is a dataclass becomes one option for each of its fields.
     """
@@ -147,7 +147,7 @@ def _options_of(group: type) -> list[inspect.Parameter]:
 
 
 def _tell_settings(out: Out, settings: dict[str, Any]) -> None:
-    """Say what a report of a fault needs."""
+    """Print what a bug report needs."""
     import platform
 
     from tltools import __version__

@@ -22,7 +22,7 @@ CHAPTERS = (
     "benchmarks",
     "development",
 )
-"""In the order of the list."""
+"""In the order in which `tltools docs` lists them."""
 
 _COMMENTS = re.compile(r"<!--.*?-->\n*", re.DOTALL)
 _LINKS = re.compile(r"\[([^\]]+)\]\((\w+)\.md\)")
@@ -37,7 +37,7 @@ def docs(
     topic: Annotated[
         str | None,
         typer.Argument(
-            help="A chapter.", show_default="the list of chapters", autocompletion=_complete
+            help="Chapter to print.", show_default="list the chapters", autocompletion=_complete
         ),
     ] = None,
     *,
@@ -59,10 +59,10 @@ def docs(
 
 
 def read_chapter(topic: str) -> str:
-    """Return a chapter as Markdown, without comments; its links are commands.
+    """Return a chapter as Markdown, without comments; links become commands.
 
     Raises:
-        ConfigError: If there is no such chapter.
+        ConfigError: If the chapter does not exist.
     """
     if topic not in CHAPTERS:
         raise ConfigError(f"no chapter {topic!r}: choose from {', '.join(CHAPTERS)}")
@@ -71,7 +71,7 @@ def read_chapter(topic: str) -> str:
 
 
 def summary(text: str) -> str:
-    """Return the sentence below a chapter's title."""
+    """Return the line below a chapter's title."""
     return text.split("\n\n")[1].replace("\n", " ")
 
 

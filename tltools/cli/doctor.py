@@ -12,13 +12,24 @@ if TYPE_CHECKING:
 
 @command
 def doctor(*, out: Out) -> None:
-    """Check versions, devices and execution providers, and say what to mend.
+    """Check versions, devices and execution providers, and suggest fixes.
 
     Example: tltools doctor
     """
+    from dataclasses import replace
+
+    from tltools.console import in_options
     from tltools.doctor import diagnose
 
-    checks = diagnose()
+    checks = [
+        replace(
+            check,
+            name=in_options(check.name),
+            detail=in_options(check.detail),
+            remedy=in_options(check.remedy),
+        )
+        for check in diagnose()
+    ]
     out.result(checks, lambda: _print_checks(checks))
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
@@ -34,7 +45,7 @@ def _print_checks(checks: "list[Check]") -> None:
             (
                 check.status,
                 check.name,
-                ". To do: ".join(filter(None, (check.detail, check.remedy))),
+                ". Fix: ".join(filter(None, (check.detail, check.remedy))),
             )
             for check in checks
         ],

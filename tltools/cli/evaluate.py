@@ -35,14 +35,16 @@ if TYPE_CHECKING:
     from tltools.ray.models import RayCluster
 
 
-ModelArgument = Annotated[Path, typer.Argument(help=f"A run folder, or an export ({suffixes()}).")]
+ModelArgument = Annotated[Path, typer.Argument(help=f"Run folder, or export ({suffixes()}).")]
 DataArgument = Annotated[
     Any,  # Location
     typer.Argument(help="Labeled images, as for train.", parser=path_or_url),
 ]
 SplitOption = Annotated[
     Literal["all", "train", "val", "test"] | None,
-    typer.Option(help="Part of data that brings a split.", show_default="test, else val, else all"),
+    typer.Option(
+        help="Split to score, if the data has one.", show_default="test, else val, else all"
+    ),
 ]
 FolderOption = Annotated[
     Path | None,
@@ -51,7 +53,7 @@ FolderOption = Annotated[
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help='ray: the model runs on a Ray cluster; pip install "ray\\[data]>=2.60".',
+        help='ray: run the model on a Ray cluster (pip install "ray\\[data]>=2.60").',
         rich_help_panel=CLUSTER,
     ),
 ]
@@ -122,7 +124,7 @@ def _open(
     tf32: bool,
     progress: "RichProgress",
 ) -> "tuple[Card, Callable[..., Evaluation]]":
-    """Open a model here, or prepare to open it on a cluster; return what then evaluates it."""
+    """Open a model here or on a cluster; return its card and the function that evaluates it."""
     from tltools.artifacts import model_files, open_predictor, read_artifact
     from tltools.evaluate import evaluate as evaluate_predictor
     from tltools.evaluate import evaluate_on_cluster
@@ -164,11 +166,11 @@ def _write_page(
 
 
 def _print_evaluation(result: "Evaluation") -> None:
-    from tltools.console import print_table
+    from tltools.console import counted, print_table
 
     auc = result.roc_auc.value
     print_table(
-        f"{result.data}, {result.split}: {result.num_images} images",
+        f"{result.data}, {result.split}: {counted(result.num_images, 'image')}",
         ("metric", "value"),
         [
             ("top-1 accuracy (95 %)", score_text(result.score)),
@@ -190,7 +192,7 @@ def _print_evaluation(result: "Evaluation") -> None:
         ],
     )
     print_table(
-        "Confusion matrix: true classes down, predicted across",
+        "Confusion matrix: rows are true classes, columns predicted ones",
         ("", *result.classes),
         [
             (name, *map(str, row))
@@ -203,7 +205,8 @@ def _calibration_text(result: "Evaluation") -> str:
     ece = f"{result.reliability.ece:.4f}"
     if result.temperature == 1:
         return ece
-    return f"{ece} ({result.ece_uncalibrated:.4f} without the temperature {result.temperature:.2f})"
+    before = f"{result.ece_uncalibrated:.4f} without temperature {result.temperature:.2f}"
+    return f"{ece} ({before})"
 
 
 def _share(value: float | None) -> str:

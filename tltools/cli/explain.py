@@ -18,21 +18,21 @@ EXPLAINED = Path("explained")
 
 @command
 def explain(
-    model: Annotated[Path, typer.Argument(help="A run folder (runs/NAME).")],
-    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE...")],
+    model: Annotated[Path, typer.Argument(help="Run folder (runs/NAME).")],
+    images: Annotated[list[Path], typer.Argument(help="Images to explain.", metavar="IMAGE...")],
     *,
     out: Out,
     class_name: Annotated[
         str | None,
-        typer.Option("--class", help="What to look for.", show_default="the predicted class"),
+        typer.Option("--class", help="Class to explain.", show_default="the predicted class"),
     ] = None,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="A folder, or a .png for a single image."),
+        typer.Option("--output", "-o", help="Output folder, or a .png file for a single image."),
     ] = EXPLAINED,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw where in an image the model finds what speaks for a class, as a heat map.
+    """Draw heat maps of the image regions that support a class.
 
     Example: tltools explain runs/vgg16 photo.jpg
     """
@@ -56,14 +56,13 @@ def explain(
 
 
 def _use_run(export: "Artifact") -> str:
-    """Say which run to name instead of an export."""
+    """Say which run to use instead of an export."""
     from tltools.artifacts import RUN_DIR
 
     run = RUN_DIR / export.card.run
     known = (run / "card.json").is_file()
-    return (
-        f"{export.path} is an export, and a heat map needs gradients, which only its run has: "
-        + (f"name {run}" if known else f"name the folder of run {export.card.run}")
+    return f"{export.path} is an export, but heat maps need gradients, which only a run has; " + (
+        f"name {run}" if known else f"name the folder of run {export.card.run}"
     )
 
 
@@ -85,7 +84,7 @@ def _print_explanations(explanations: "list[Explanation]") -> None:
     from tltools.console import print_table
 
     print_table(
-        "What the model says, and where the heat maps are",
+        "Predictions and heat maps",
         ("image", "label", "confidence", "heat map"),
         [
             (one.path.name, one.label, f"{one.confidence:.1%}", str(one.output) + _remark(one))
@@ -95,9 +94,9 @@ def _print_explanations(explanations: "list[Explanation]") -> None:
 
 
 def _remark(found: "Explanation") -> str:
-    """Say what a heat map is for where that is not its label, and whether it is empty."""
+    """Name the explained class if it is not the predicted one; say if the heat map is empty."""
     if not found.heat.any():
-        return f" (empty: nothing speaks for {found.explained})"
+        return f" (empty: no region supports {found.explained})"
     if found.explained != found.label:
         return f" (for {found.explained}, {found.probability:.1%})"
     return ""

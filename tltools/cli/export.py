@@ -20,40 +20,34 @@ if TYPE_CHECKING:
 _NEXT = {
     "files": "Next: tltools classify FOLDER, and tltools bench",
     "triton": "Next: tritonserver --model-repository={folder}",
-    "docker": "Next: docker build, in such a folder; its README.md says how to run it",
+    "docker": "Next: docker build in the folder above; its README.md says how to run the image",
 }
 
 
 IN_FP32 = "*"
 _FP16_UNTRIED = (
-    "fp16 arithmetic was not exercised, since the CPU computes such a file in fp32; on a GPU, "
-    "opening it compares its answers with PyTorch's"
+    "fp16 arithmetic was not exercised, because the CPU computes fp16 files in fp32; on a GPU, "
+    "the self-test compares the file with PyTorch when it is opened"
 )
 
 
 RunsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Run folders; with --layout also ONNX exports, which are taken as they are.",
+        help="Run folders; with --layout also existing ONNX exports.",
         show_default="the newest run of each model in runs/",
     ),
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "fp16", "int8", "all"],
-    typer.Option(
-        help="int8 (ONNX only): a quarter of the size and the fastest on most CPUs, but slower "
-        "than fp16 on GPUs. fp16: half the size, for GPUs."
-    ),
+    typer.Option(help="fp16: half the size, for GPUs; int8 (ONNX): a quarter, for CPUs."),
 ]
 CalibrationOption = Annotated[
-    int, typer.Option(min=1, help="Training images that int8's ranges are taken from.")
+    int, typer.Option(min=1, help="Training images for calibrating int8.")
 ]
 LayoutOption = Annotated[
     Literal["files", "triton", "docker"],
-    typer.Option(
-        help="triton: also a model repository for NVIDIA's Triton server, OUTPUT/triton/. "
-        "docker: also what a slim image that classifies is built from, in OUTPUT/docker/."
-    ),
+    typer.Option(help="triton: add a Triton model repository; docker: a Docker build context."),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
@@ -70,16 +64,16 @@ def export(
     calibration_images: CalibrationOption = 128,
     layout: LayoutOption = "files",
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Exports go to OUTPUT/RUN/.")
+        Path, typer.Option("--output", "-o", help="Folder for exports, which go to OUTPUT/RUN/.")
     ] = Path("exports"),
     parity_images: ParityImagesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Export runs; every file is verified against PyTorch on real images before it is kept.
 
-    Where CUDA works, on the GPU and on the CPU; with --device cpu on the CPU alone.
+    If CUDA works, files are verified on the GPU and the CPU; with --device cpu, on the CPU only.
 
-    An int8 export keeps as many layers in float as it takes to give the same labels.
+    An int8 export keeps as many layers in float as it needs to give the same labels.
 
     Example: tltools export runs/cnn --precision all
     """
@@ -97,7 +91,7 @@ def export(
         device=device,
     )
     given = runs or [artifact.path for artifact in find_runs()]
-    # An export as an argument is for those who have it already; without a layout it is no run.
+    # Existing exports are accepted with a layout only; otherwise an argument must be a run.
     done = [path for path in given if layout != "files" and is_export_name(path)]
     exports = [read_artifact(path) for path in done]
     exports += _make_exports([path for path in given if path not in done], settings, out)
@@ -113,7 +107,7 @@ def export(
 
 
 def _check_layout(layout: str, formats: Sequence[str]) -> None:
-    """Refuse a layout of which there would be nothing, before the work.
+    """Refuse a layout that none of the formats fits, before any work.
 
     Raises:
         ConfigError: If none of the formats goes into a layout.
@@ -124,15 +118,15 @@ def _check_layout(layout: str, formats: Sequence[str]) -> None:
 
     if FORMAT.name not in formats:
         raise ConfigError(
-            f"--layout {layout} takes {FORMAT.title} exports; leave out --format {formats[0]}"
+            f"--layout {layout} needs {FORMAT.title} exports; leave out --format {formats[0]}"
         )
 
 
 def _make_exports(
     folders: Sequence[Path], settings: "ExportSettings", out: Out
 ) -> "list[Artifact]":
-    """Export runs one after the other."""
-    if not folders:  # then PyTorch is not needed
+    """Export runs one after another."""
+    if not folders:  # so that PyTorch is not imported
         return []
     from tltools.artifacts import Artifact
     from tltools.export import export_run
@@ -150,7 +144,7 @@ def _lay_out(
     done: Sequence[Path],
     output: Path,
 ) -> "dict[Path, Laid]":
-    """Write the layout of each export that was given, and of the others in the layouts' format."""
+    """Write a layout for each given export, and for each new one in the layouts' format."""
     if layout == "files":
         return {}
     from tltools.layouts import FORMAT, lay_out
@@ -160,11 +154,15 @@ def _lay_out(
 
 
 def _tell_rest(exports: "list[Artifact]", out: Out) -> None:
-    """Say what the table of exports does not."""
+    """Print what the table of exports leaves out."""
+    from tltools.console import counted
+
     for export in exports:
         layers = _added(export).float_layers
         if layers:
-            out.progress.say(f"{export.path} keeps {len(layers)} in fp32: {', '.join(layers)}")
+            out.progress.say(
+                f"{export.path} keeps {counted(len(layers), 'layer')} in fp32: {', '.join(layers)}"
+            )
         if _added(export).fp16_exercised is False:
             out.progress.say(f"{export.path}: {_FP16_UNTRIED}")
 
@@ -196,7 +194,7 @@ def _print_exports(exports: "list[Artifact]") -> None:
     print_table(
         "Exports, verified against PyTorch on validation images"
         + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else ""),
-        # Short, so that paths stay on one line of a terminal of 80 columns.
+        # Short headings, so that a path fits on one line of 80 columns.
         ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
         [
             (
@@ -215,8 +213,8 @@ def _print_exports(exports: "list[Artifact]") -> None:
 
 
 def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":
-    """Return where an export was verified, and how far it was from PyTorch there."""
-    if not facts.verified:  # made before several devices were tried
+    """Return the devices an export was verified on, with its deviation from PyTorch on each."""
+    if not facts.verified:  # an older export, verified on one device
         return [("?", facts.parity)]
     mark = IN_FP32 if _computes_in_fp32(facts) else ""
     return [
@@ -225,5 +223,5 @@ def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":
 
 
 def _computes_in_fp32(facts: "ExportFacts") -> bool:
-    """Tell whether the CPU's figures of an export say nothing of fp16's arithmetic."""
+    """Tell whether an export's figures on the CPU come from fp32 arithmetic."""
     return facts.fp16_exercised is not None and not format_named(facts.format).is_for_gpus("fp16")

@@ -34,9 +34,9 @@ def inspect(
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     class_names: ClassNamesOption = None,
-    sheet: Annotated[
-        Path, typer.Option(help="Where a few images of each class are drawn, as a PNG.")
-    ] = Path("inspect.png"),
+    sheet: Annotated[Path, typer.Option(help="PNG file for a few images of each class.")] = Path(
+        "inspect.png"
+    ),
 ) -> None:
     """Show a model's card, or audit labeled images; runs no model.
 
@@ -94,16 +94,16 @@ def _show_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> No
         from tltools.plots import contact_sheet
 
         contact_sheet(dataset.frame, dataset.classes, sheet)
-        progress.say(f"A few images of each class: {sheet}")
+        progress.say(f"Contact sheet with a few images of each class: {sheet}")
 
 
 def _print_audit(dataset: "Dataset") -> None:
-    from tltools.console import print_table
+    from tltools.console import counted, print_table
 
     counts = _counts(dataset)
     columns = next(iter(counts.values()), {"all": 0})
     print_table(
-        f"{dataset.name}: {len(dataset.frame)} images, split: {dataset.split_rule}",
+        f"{dataset.name}: {counted(len(dataset.frame), 'image')}, split: {dataset.split_rule}",
         ("class", *columns),
         [(name, *map(str, row.values())) for name, row in counts.items()],
     )
@@ -111,5 +111,5 @@ def _print_audit(dataset: "Dataset") -> None:
         "Findings",
         ("", "finding"),
         [(finding.severity, finding.message) for finding in dataset.findings]
-        or [("ok", "nothing to complain about")],
+        or [("ok", "no problems found")],
     )

@@ -13,7 +13,7 @@ def merge(
     shards: Annotated[
         list[Any],  # Location
         typer.Argument(
-            help="What classify --shard wrote: all of 1/N to N/N, in any order; files or URLs.",
+            help="Outputs of classify --shard, 1/N to N/N; files or URLs.",
             parser=path_or_url,
         ),
     ],
@@ -22,22 +22,26 @@ def merge(
     output: Annotated[
         Any,  # Location
         typer.Option(
-            "--output", "-o", help="Of the shards' format; a URL, too.", parser=path_or_url
+            "--output", "-o", help="File or URL in the shards' format.", parser=path_or_url
         ),
     ] = "predictions.csv",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output.")
+    ] = False,
 ) -> None:
-    """Put the shards of a classification together, to what one job would have written.
+    """Merge the shards of a job into the output that one job would have written.
 
-    Refused are shards that are missing, double, incomplete, changed since, or of another job.
+    Rejects missing, duplicate, incomplete or changed shards, and shards of another job.
 
     Example: tltools merge predictions-*-of-4.csv --output predictions.csv
     """
     from tltools.classify import merge_shards
+    from tltools.console import counted
 
     progress = out.progress
     merged = merge_shards(shards, output, overwrite=overwrite, progress=progress)
-    said = f"{merged.num_rows} rows of {merged.num_shards} shards, written to {output}"
+    rows, parts = counted(merged.num_rows, "row"), counted(merged.num_shards, "shard")
+    said = f"{rows} of {parts}, written to {output}"
     out.result(
         {
             "output": str(merged.output),

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how lists in them are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,23 +17,30 @@ if TYPE_CHECKING:
     from tltools.runtime.device import Device
 
 
+def _bad(error: ConfigError) -> typer.BadParameter:
+    """Return what typer shows for an error of the library."""
+    from tltools.console import in_options
+
+    return typer.BadParameter(in_options(str(error)))
+
+
 def path_or_url(text: str) -> "Location":
-    """Return the path or URL that was typed.
+    """Parse a path or URL.
 
     Raises:
         BadParameter: If it is a URL that cannot be used.
     """
-    if "://" not in text:  # so that nothing is imported for what is typed most
+    if "://" not in text:  # the usual case, without an import
         return Path(text)
     from tltools.data.location import location
 
     try:
         return location(text)
     except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _bad(error) from error
 
 
-# Titles of the parts of a help with many options.
+# Titles of the panels of a help with many options.
 DATA, SPEED, CLUSTER, TERMINAL = "Data", "Speed", "Cluster", "Terminal"
 
 
@@ -42,26 +49,26 @@ AllDevices = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 
 
 def _device(text: str, kinds: tuple[str, ...]) -> str:
-    """Return a device as it was typed.
+    """Check a device and return it unchanged.
 
     Raises:
         BadParameter: If it is not a device of one of these kinds.
     """
-    if text in kinds:  # so that nothing is imported for what is typed most
+    if text in kinds:  # the usual case, without an import
         return text
     from tltools.runtime.device import parse_device
 
     try:
         kind = parse_device(text).kind
     except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _bad(error) from error
     if kind not in kinds:
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(kinds)}")
     return text
 
 
 def _starting(start: str, names: tuple[str, ...]) -> list[str]:
-    """Return the names that begin with what was typed."""
+    """Return the names that begin with `start`."""
     return [name for name in names if name.startswith(start)]
 
 
@@ -74,7 +81,7 @@ def _all_devices(incomplete: str) -> list[str]:
 
 
 def _format(text: str) -> str:
-    """Return the name of a model format, or `all`, as it was typed.
+    """Check the name of a model format, or `all`, and return it unchanged.
 
     Raises:
         BadParameter: If it is neither.
@@ -96,7 +103,7 @@ FormatOption = Annotated[
     str,
     typer.Option(
         "--format",
-        help="File format; TorchScript is deprecated by PyTorch, though it works.",
+        help="File format; TorchScript works, but PyTorch has deprecated it.",
         metavar=f"<{'|'.join((*FORMATS, ALL))}>",
         parser=_format,
         autocompletion=_formats,
@@ -106,7 +113,7 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Where to run; auto takes CUDA where it works and says so. cuda:1 is the second GPU.",
+        help="Device; auto uses CUDA if it works; cuda:1 is the second GPU.",
         metavar="<auto|cpu|cuda|cuda:N>",
         parser=partial(_device, kinds=get_args(TorchDevices)),
         autocompletion=_torch_devices,
@@ -116,9 +123,7 @@ InferenceDeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Where to run; auto takes CUDA where it works, on every GPU, and says so. cuda:1 is "
-        "the second GPU; cuda:0,cuda:1 takes two. tensorrt and openvino are onnxruntime's "
-        "execution providers, where they are installed.",
+        help="Device; auto uses all GPUs if CUDA works; cuda:0,cuda:1 uses two.",
         metavar="<auto|cpu|cuda|cuda:N|tensorrt|openvino>",
         parser=partial(_device, kinds=get_args(AllDevices)),
         autocompletion=_all_devices,
@@ -128,7 +133,7 @@ Tf32Option = Annotated[
     bool,
     typer.Option(
         "--tf32",
-        help="Let CUDA round fp32 products to TF32: faster, logits about 1e-3 off.",
+        help="Let CUDA compute fp32 in TF32: faster, logits about 1e-3 off.",
         rich_help_panel=SPEED,
     ),
 ]
@@ -136,61 +141,55 @@ ImagesOption = Annotated[
     Path | None,
     typer.Option(
         "--images",
-        help="Where a CSV's images lie.",
-        show_default="beside it, or images/",
+        help="Folder of a CSV's images.",
+        show_default="beside the CSV, or images/",
         rich_help_panel=DATA,
     ),
 ]
 ImageColumnOption = Annotated[
     str | None,
-    typer.Option(
-        help="The CSV's column of images.", show_default="the first", rich_help_panel=DATA
-    ),
+    typer.Option(help="CSV column of image paths.", show_default="the first", rich_help_panel=DATA),
 ]
 LabelColumnOption = Annotated[
     str | None,
-    typer.Option(
-        help="The CSV's column of labels.", show_default="the second", rich_help_panel=DATA
-    ),
+    typer.Option(help="CSV column of labels.", show_default="the second", rich_help_panel=DATA),
 ]
 ClassNamesOption = Annotated[
     str | None,
     typer.Option(
-        help="Names for the labels in sorted order, with commas: non-emergency,emergency",
+        help="Names for the sorted labels, comma-separated: non-emergency,emergency.",
         rich_help_panel=DATA,
     ),
 ]
 SkipBadOption = Annotated[
     bool,
-    typer.Option(
-        "--skip-bad", help="Leave out missing and unreadable images.", rich_help_panel=DATA
-    ),
+    typer.Option("--skip-bad", help="Skip missing and unreadable images.", rich_help_panel=DATA),
 ]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Processes that decode, and run models that are cheap enough.",
-        show_default="one for each core",
+        help="Processes that decode images and run cheap models.",
+        show_default="one per core",
         rich_help_panel=SPEED,
     ),
 ]
 RayAddressOption = Annotated[
     str | None,
     typer.Option(
-        help="The cluster's address, or auto.",
-        show_default="RAY_ADDRESS, or a cluster of this machine",
+        help="Address of the Ray cluster, or auto.",
+        show_default="RAY_ADDRESS, or a cluster on this machine",
         rich_help_panel=CLUSTER,
     ),
 ]
 ReportOption = Annotated[
     Path | None,
-    typer.Option("--report", help="Write an HTML page too; an earlier one is replaced."),
+    typer.Option("--report", help="Also write an HTML report, replacing an existing file."),
 ]
 QuietOption = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", help="Only results, warnings and errors.", rich_help_panel=TERMINAL
+        "--quiet", "-q", help="Show only results, warnings and errors.", rich_help_panel=TERMINAL
     ),
 ]
 VerboseOption = Annotated[
@@ -198,7 +197,7 @@ VerboseOption = Annotated[
     typer.Option(
         "--verbose",
         "-v",
-        help="Also settings, versions, times; errors in full.",
+        help="Also show settings, versions, times and full tracebacks.",
         rich_help_panel=TERMINAL,
     ),
 ]
@@ -208,24 +207,24 @@ JsonOption = Annotated[
 
 
 def check_ray_options(engine: str, options: Mapping[str, object]) -> None:
-    """Refuse options of `--engine ray` for another engine; those that are not given are None.
+    """Refuse options of `--engine ray` for another engine; one that was not given is None.
 
     Raises:
-        ConfigError: If there is one.
+        ConfigError: If one was given.
     """
     for option, value in options.items():
         if engine != "ray" and value is not None:
-            raise ConfigError(f"{option} is for --engine ray; add that")
+            raise ConfigError(f"{option} is for --engine ray; add --engine ray")
 
 
 def open_cluster(
     engine: str, address: str | None, device: "Device", progress: "Progress"
 ) -> "RayCluster | None":
-    """Return the cluster of `--engine ray`, which is joined when it is needed; else None.
+    """Return the cluster of `--engine ray`, which connects on first use, or None.
 
     Raises:
         ConfigError: If `--ray-address` is given for another engine, or Ray is missing.
-        TltoolsError: If nobody is at the address.
+        TltoolsError: If no cluster answers at the address.
     """
     check_ray_options(engine, {"--ray-address": address})
     if engine != "ray":
@@ -236,17 +235,17 @@ def open_cluster(
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """Return names that stand with commas between them."""
+    """Split comma-separated names."""
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def split_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Return whole numbers that stand with commas between them.
+    """Split comma-separated integers.
 
     Raises:
-        ConfigError: If they are not; names `option`.
+        ConfigError: If a part is not an integer; names `option`.
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{option} takes numbers with commas, got {text!r}") from None
+        raise ConfigError(f"{option} takes integers separated by commas, got {text!r}") from None

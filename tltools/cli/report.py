@@ -14,7 +14,7 @@ def report(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Runs, exports, bench-*.json, evaluation.json, or predictions of classify.",
+            help="Runs, exports, bench-*.json, evaluation.json or predictions files.",
             show_default="the newest of each in this folder",
         ),
     ] = None,
@@ -22,16 +22,14 @@ def report(
     out: Out,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="The page; an earlier one is replaced."),
+        typer.Option("--output", "-o", help="HTML file to write, replacing an existing one."),
     ] = Path("report.html"),
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder that was classified, to show its images.", show_default="none"
-        ),
+        typer.Option(help="Folder that was classified, to show its images.", show_default="none"),
     ] = None,
 ) -> None:
-    """Show results on one HTML page: curves, mistakes, charts. It opens offline and prints.
+    """Write results to one HTML page: curves, mistakes, charts. It opens offline and prints.
 
     Example: tltools report runs/cnn predictions.csv --images photos/
     """
@@ -40,7 +38,7 @@ def report(
 
     check_place(output, "--output")
     if images is not None and not images.is_dir():
-        raise ConfigError(f"--images {images} is no folder; name the one that was classified")
+        raise ConfigError(f"--images {images} is not a folder; name the folder that was classified")
     from tltools.report.sources import find_sources
 
     progress = out.progress

@@ -10,20 +10,21 @@ from tltools.cli.command import Out, command
 
 @command
 def sample(
-    folder: Annotated[Path, typer.Argument(help="A new folder.")] = Path("sample"),
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")] = Path("sample"),
     *,
     out: Out,
-    num_images: Annotated[int, typer.Option(help="Images to draw.")] = 300,
-    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 13,
+    num_images: Annotated[int, typer.Option(help="Number of images.")] = 300,
+    seed: Annotated[int, typer.Option(help="Random seed of the drawing.")] = 13,
 ) -> None:
     """Draw the sample set: emergency and other vehicles, with their labels.
 
     Example: tltools sample sample/
     """
+    from tltools.console import counted
     from tltools.sample import SAMPLE_CLASSES, draw_sample
 
     progress = out.progress
     drawn = draw_sample(folder, num_images=num_images, seed=seed, progress=progress)
-    progress.say(f"{num_images} drawn images and their labels are in {drawn}/")
+    progress.say(f"Written: {drawn}/ ({counted(num_images, 'drawn image')} with labels)")
     out.result({"folder": str(drawn), "num_images": num_images, "seed": seed})
     progress.say(f"Next: tltools train {drawn} --class-names {','.join(SAMPLE_CLASSES)}")

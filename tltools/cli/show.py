@@ -1,4 +1,4 @@
-"""What several commands show, on the terminal and on a page."""
+"""Output that several commands share, on the terminal and in reports."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 REPORT_PACKAGES = ("jinja2", "matplotlib")
-"""What every page of `--report` is made with; an installation for classifying alone has neither."""
+"""Packages that every report needs; a minimal installation for `classify` has neither."""
 
 
 def tell_findings(dataset: "Dataset", progress: "RichProgress") -> None:
-    """Say what the audit of labeled images found."""
+    """Print the findings of the audit of labeled images."""
     for finding in dataset.findings:
         tell = progress.say if finding.severity == "note" else progress.warn
         tell(finding.message)
 
 
 def check_report(report: Path | None) -> None:
-    """Refuse a page that cannot be made or a place that none can have, before the work.
+    """Refuse a report that cannot be written, before any work.
 
     Raises:
-        ConfigError: If a package that pages are made with is missing, as where tltools only
-            classifies; and see `check_place`.
+        ConfigError: If a package that reports need is not installed; see also `check_place`.
     """
     if report is not None:
         missing = [name for name in REPORT_PACKAGES if find_spec(name) is None]
         if missing:
             raise ConfigError(
-                f"--report needs {' and '.join(missing)}, which is not installed: pip install "
-                f"{' '.join(missing)}, or leave --report out"
+                f"--report needs {' and '.join(missing)}, which "
+                f"{'is' if len(missing) == 1 else 'are'} not installed: pip install "
+                f"{' '.join(missing)}, or leave out --report"
             )
         from tltools.report import check_place
 
@@ -46,16 +46,16 @@ def check_report(report: Path | None) -> None:
 
 
 def write_report(path: Path, sections: "Sequence[Section]", progress: "RichProgress") -> int:
-    """Write a page, say so, and return its size in bytes."""
+    """Write a report and return its size in bytes."""
     from tltools.report.page import write_page
 
     num_bytes = write_page(path, sections, progress=progress)
-    progress.say(f"Written: {path} ({num_bytes / 1e6:.1f} MB), for any browser")
+    progress.say(f"Written: {path} ({num_bytes / 1e6:.1f} MB); open it in a browser")
     return num_bytes
 
 
 def score_text(score: "Score | None") -> str:
-    """Write an accuracy with its interval and counts."""
+    """Format an accuracy with its interval and counts."""
     if score is None:
         return "-"
     return (

@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
 SAMPLE = Path("sample")
-TRAINING, PRETRAINED = "Training", "Pre-trained backbones"
-"""Titles of parts of the help."""
+TRAINING, PRETRAINED = "Training", "Pretrained backbones"
+"""Titles of panels of the help."""
 
 
 class LogChoice(StrEnum):
-    """`--log`; typer takes no list of a Literal."""
+    """Values of `--log`; an enum, because typer takes no list of a Literal."""
 
     TENSORBOARD = "tensorboard"
     MLFLOW = "mlflow"
 
 
-# ------------------------------------------------------------------- what the backbones offer
+# ------------------------------------------------------------------- choices of the backbones
 
 
 def _models() -> list[str]:
@@ -55,7 +55,7 @@ def _models() -> list[str]:
 
 
 def _heads() -> list[str]:
-    """Name the heads among which a backbone has a choice."""
+    """Name the heads of backbones that have more than one."""
     choices = (one.heads for one in BACKBONES.values() if len(one.heads) > 1)
     return ["auto", *dict.fromkeys(name for heads in choices for name in heads)]
 
@@ -75,7 +75,7 @@ def _trained_whole() -> str:
 
 
 def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
-    """Return an option that takes one of the names that there are when it is read."""
+    """Return an option whose choices are looked up when it is parsed."""
 
     def parse(text: str) -> str:
         if text not in names():
@@ -91,7 +91,7 @@ def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
 
 
 def _defaults(setting: str) -> str:
-    """Show what the recipes say of a setting: `15 cnn, 80 vgg16`, or `128` for all."""
+    """Show the recipes' defaults of a setting: `15 cnn, 80 vgg16`, or `128` if all agree."""
     values: dict[str, list[str]] = {}
     for name, backbone in BACKBONES.items():
         value = getattr(backbone.recipes["default"], setting)
@@ -109,21 +109,20 @@ ModelOption = Annotated[
     _choice(
         _models,
         help="; ".join(f"{name}: {one.summary}" for name, one in BACKBONES.items())
-        + "; all: each of them.",
+        + "; all: every model.",
     ),
 ]
 RecipeOption = Annotated[
     Literal["default", "article"],
     typer.Option(
-        help="Hyper-parameters: tuned, or the article's (which ends at the last epoch).",
+        help="Hyperparameters: tuned, or the article's (keeps the last epoch).",
         rich_help_panel=TRAINING,
     ),
 ]
 WeightsOption = Annotated[
     str,
     typer.Option(
-        help=f"Weights: {', '.join(_downloads())} (downloaded once), or a .safetensors or .pth "
-        "file.",
+        help=f"{', '.join(_downloads())} (downloaded once), or a .safetensors or .pth file.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -131,8 +130,7 @@ NormalizationOption = Annotated[
     str,
     _choice(
         _normalizations,
-        help="What the weights were trained with: torchvision's mean and std, or the original "
-        "mean only; auto: what suits the weights.",
+        help="Normalization the weights were trained with; auto: inferred from the weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -140,29 +138,31 @@ HeadOption = Annotated[
     str,
     _choice(
         _heads,
-        help="Where the new head goes: in place of the last layer, or behind pooled feature maps; "
-        "auto: what the weights allow.",
+        help="Replace the last layer, or pool feature maps; auto: by weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]
 FeaturePrecisionOption = Annotated[
     Literal["auto", "fp32", "fp16", "int8"],
     typer.Option(
-        help="Precision of the features used to train the head; evaluation always uses fp32. "
-        "auto: int8 on the CPU, fp16 on a GPU.",
+        help="Precision of training features; auto: int8 on CPU, fp16 on GPU.",
         rich_help_panel=PRETRAINED,
     ),
 ]
 EpochsOption = Annotated[
     int | None,
     typer.Option(
-        help="Passes over train.", show_default=_defaults("epochs"), rich_help_panel=TRAINING
+        help="Passes over the training images.",
+        show_default=_defaults("epochs"),
+        rich_help_panel=TRAINING,
     ),
 ]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
-        help="Images per step.", show_default=_defaults("batch_size"), rich_help_panel=TRAINING
+        help="Images per training step.",
+        show_default=_defaults("batch_size"),
+        rich_help_panel=TRAINING,
     ),
 ]
 LearningRateOption = Annotated[
@@ -185,14 +185,14 @@ SeedOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "amp"],
     typer.Option(
-        help="amp: mixed precision, on a GPU; auto: amp there, else fp32.",
+        help="amp: mixed precision (GPU only); auto: amp if possible, else fp32.",
         rich_help_panel=TRAINING,
     ),
 ]
 PatienceOption = Annotated[
     int | None,
     typer.Option(
-        help="Stop early after so many epochs without a lower validation loss.",
+        help="Stop after this many epochs without a lower validation loss.",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -223,22 +223,22 @@ ResizeOption = Annotated[
 SplitOption = Annotated[
     Literal["auto", "default", "article"],
     typer.Option(
-        help="default keeps identical copies on one side; article is the article's exact one; "
-        "auto keeps the data's own split, else default.",
+        help="How to split; auto: the data's own split, else default.",
         rich_help_panel=DATA,
     ),
 ]
 ValFractionOption = Annotated[
-    float, typer.Option(help="Share of images for validation.", rich_help_panel=DATA)
+    float, typer.Option(help="Fraction of images for validation.", rich_help_panel=DATA)
 ]
-RunDirOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
+RunDirOption = Annotated[Path, typer.Option(help="Folder for runs.")]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Resume the newest unfinished run with its own settings.")
+    bool,
+    typer.Option("--resume", help="Resume the newest unfinished run with its original settings."),
 ]
 CacheDirOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for cached features, and for decoded images that do not fit in memory.",
+        help="Folder for cached features and for decoded images exceeding memory.",
         show_default="user cache",
         rich_help_panel=TRAINING,
     ),
@@ -246,14 +246,14 @@ CacheDirOption = Annotated[
 LogOption = Annotated[
     list[LogChoice] | None,
     typer.Option(
-        help="Also keep an experiment log, in local files; may be given twice.",
+        help="Also keep an experiment log in local files; repeatable.",
         show_default="none",
     ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help='ray: a Ray cluster computes the frozen features; pip install "ray\\[data]>=2.60".',
+        help='ray: compute features on a Ray cluster (pip install "ray\\[data]>=2.60").',
         rich_help_panel=CLUSTER,
     ),
 ]
@@ -261,7 +261,7 @@ EngineOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SettingOptions:
-    """What changes a model's settings; None leaves a setting as its recipe has it."""
+    """Settings of a model; None keeps the recipe's value."""
 
     head: HeadOption = "auto"
     epochs: EpochsOption = None
@@ -279,7 +279,7 @@ class SettingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How labels are read and images are divided."""
+    """How labels are read and images are split."""
 
     split: SplitOption = "auto"
     val_fraction: ValFractionOption = 0.1
@@ -295,8 +295,7 @@ def train(
     data: Annotated[
         Any,  # Location | None
         typer.Argument(
-            help="A CSV (image, label), a folder of class folders, or one with train/ and val/; "
-            "an archive or a URL of one of these.",
+            help="CSV (image, label), class folders, or train/ and val/; archive or URL.",
             show_default="the drawn sample set, in sample/",
             parser=path_or_url,
         ),
@@ -318,7 +317,7 @@ def train(
     engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
 ) -> None:
-    """Train the models and compare them.
+    """Train models and compare them.
 
     Example: tltools train photos/labels.csv --weights vgg16.pth
     """
@@ -352,13 +351,13 @@ def train(
     if failure is not None:
         raise failure
     if trained[-1].interrupted:
-        out.progress.say("Go on with it: tltools train --resume")
+        out.progress.say("To resume: tltools train --resume")
         raise typer.Exit(INTERRUPTED)
     out.progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
 
 
 def _check_features(models: Sequence[str]) -> None:
-    """Refuse a cluster for models that have no frozen features."""
+    """Refuse a cluster if no model has frozen features."""
     if any(BACKBONES[name].pretrained for name in models):
         return
     others = " or ".join(name for name, one in BACKBONES.items() if one.pretrained)
@@ -374,13 +373,13 @@ def _train(
     setup: "TrainSetup",
     progress: "RichProgress",
 ) -> "tuple[list[TrainedRun], TltoolsError | None]":
-    """Train one model after the other; return those before a failure, and the failure."""
+    """Train models one after another; return those before a failure, and the failure."""
     from tltools.training import train_models
 
     trained: list[TrainedRun] = []
     try:
         for run in train_models(dataset, configs, setup=setup, progress=progress):
-            trained.append(run)  # noqa: PERF402 - those before a failure count
+            trained.append(run)  # noqa: PERF402 - keeps runs before a failure
     except TltoolsError as error:
         if not trained:
             raise
@@ -394,12 +393,12 @@ def _resume(
     from tltools.training import find_resumable, resume_run
 
     folder = find_resumable(setup.run_dir, models, epochs=epochs)
-    progress.say(f"Going on with {folder}")
+    progress.say(f"Resuming {folder}")
     return [resume_run(folder, setup, epochs=epochs, progress=progress)]
 
 
 def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
-    """Print what was trained, and write the page that was asked for."""
+    """Print a table of the runs, and write the requested report."""
     out.result([_facts(run) for run in trained], lambda: _print_summary(trained))
     if report is not None:
         from tltools.artifacts import Artifact
@@ -412,7 +411,8 @@ def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
 def _training_data(
     data: "Location | None", reading: DataOptions, seed: int, progress: "RichProgress"
 ) -> "Dataset":
-    """Load the labeled images, or draw some where none are given."""
+    """Load the labeled images, or draw a sample set if none are given."""
+    from tltools.console import counted
     from tltools.data.dataset import load_dataset
 
     class_names = split_names(reading.class_names)
@@ -422,14 +422,14 @@ def _training_data(
         data = draw_sample(SAMPLE, progress=progress)
         class_names = class_names or SAMPLE_CLASSES
         progress.warn(
-            f"no DATA given: training on the drawn sample set in {data}/, which shows how tltools "
-            "works and knows nothing of real images"
+            f"no DATA given: training on the drawn sample set in {data}/; such a model shows how "
+            "tltools works and is useless for real images"
         )
     options = {**asdict(reading), "class_names": class_names}
     dataset = load_dataset(data, seed=seed, progress=progress, **options)
     tell_findings(dataset, progress)
     progress.say(
-        f"{dataset.name}: {len(dataset.part('train'))} images to train on, "
+        f"{dataset.name}: {counted(len(dataset.part('train')), 'image')} for training, "
         f"{len(dataset.part('val'))} for validation; classes {', '.join(dataset.classes)}"
     )
     return dataset

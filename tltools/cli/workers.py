@@ -1,4 +1,4 @@
-"""The worker processes of a command: begun before anything heavy is imported, ended with it."""
+"""The worker processes of a command: started before heavy imports, ended with the command."""
 
 import os
 import signal
@@ -17,17 +17,16 @@ from tltools.processes import (
 )
 
 PRELOAD = ("tltools.runtime.pipeline", "tltools.classify.writer", "PIL.JpegImagePlugin")
-"""What workers need, and this process too, and what starts no threads: it is imported once."""
+"""Modules that workers and this process need and that start no threads; imported once."""
 TARGET = "tltools.runtime.workers:serve"
 
 _launcher: Launcher | None = None
 
 
 def start_workers() -> Launcher:
-    """Return what starts this command's workers, and have it start the first.
+    """Return the launcher of this command's workers, which starts the first one.
 
-    From here on the first signal that asks for an end ends the command in order, and the second
-    one at once.
+    From here on, the first stop signal ends the command cleanly and the second one at once.
     """
     global _launcher
     if HAS_FORK_SERVER:
@@ -55,12 +54,12 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _stop_now(number: int, _frame: FrameType | None) -> None:
-    os.write(2, b"stopped; the complete rows are kept\n")
+    os.write(2, b"stopped; complete rows are kept\n")
     leave(128 + number)
 
 
 def close() -> None:
-    """End the workers, if there are some."""
+    """End the workers, if there are any."""
     if _launcher is not None:
         _launcher.close()
 
@@ -68,11 +67,11 @@ def close() -> None:
 def leave(code: object) -> None:
     """End this process at once if it has workers; else do nothing.
 
-    What the threads of libraries do at the end of Python has nothing to do with the job, which is
-    complete; one that waits for a lost connection would keep the process.
+    The job is complete, so the threads of libraries need not finish: one that waits for a lost
+    connection would keep the process alive.
 
     Args:
-        code: As `SystemExit` has it. What was printed has to be flushed before.
+        code: As in `SystemExit`. Flush printed output first.
     """
     if _launcher is None:
         return
@@ -82,6 +81,6 @@ def leave(code: object) -> None:
 
 def _farewell() -> str:
     return printable(
-        "error: the job was ended by another program, or by a fault of the model or the machine; "
-        "for lack of memory? Its complete rows are kept: the same command resumes after them"
+        "error: the job was killed, perhaps because memory ran out, or crashed; complete rows are "
+        "kept: run the same command again to resume"
     )
