@@ -450,8 +450,8 @@ def test_members_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_UNPACKED", 2**20)
     members = [("a.png", RED), ("bomb.png", bytes(2**20 + 1)), ("c.png", RED)]
     reason = (
-        "it has 1,048,577 bytes, more than the 1,048,576 that are unpacked in memory; unpack the "
-        "archive"
+        "it has 1,048,577 bytes, more than the limit of 1,048,576 for unpacking in memory; "
+        "unpack the archive"
     )
     for data in (gzip.compress(tar_of(*members)), zip_of(*members)):
         found, errors = listed(data, tmp_path / "a.zip")

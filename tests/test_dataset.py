@@ -180,9 +180,9 @@ def test_class_names_rename_in_the_order_of_the_labels(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        pytest.param(["a"], r"has 1 names for 2 classes \(0, 1\)", id="too few"),
+        pytest.param(["a"], r"has 1 name for 2 classes \(0, 1\)", id="too few"),
         pytest.param(["a", "b", "c"], "has 3 names for 2 classes", id="too many"),
-        pytest.param(["a", " a"], "must be different", id="equal"),
+        pytest.param(["a", " a"], "must be unique", id="equal"),
         pytest.param(["a", " "], "not empty", id="empty"),
     ],
 )
@@ -214,7 +214,7 @@ def test_missing_and_unreadable_images_stop_a_training(damaged):
     with pytest.raises(DataError, match=r"2 images are missing .*3 images are unrea") as caught:
         load_dataset(damaged)
     message = str(caught.value)
-    for name in ("gone.png", "away.png", "empty.png", "text.jpg", "cut.png", "--skip-bad"):
+    for name in ("gone.png", "away.png", "empty.png", "text.jpg", "cut.png", "`skip_bad=True`"):
         assert name in message
     assert "\n" not in message
 
@@ -332,8 +332,8 @@ def test_copies_across_a_given_split_are_reported_and_kept(tmp_path):
     assert Counter(dataset.frame["split"]) == {"train": 20, "val": 11, "test": 11}
     leaks = [found for found in dataset.findings if found.kind == "copies-across-splits"]
     assert [found.message.split(",")[0] for found in leaks] == [
-        "1 of the 11 val images have a byte-identical copy in train",
-        "1 of the 11 test images have a byte-identical copy in val",
+        "1 of the 11 val images has a byte-identical duplicate in train",
+        "1 of the 11 test images has a byte-identical duplicate in val",
     ]
     assert [found.paths for found in leaks] == [
         (str(tmp_path / "val/a/leak.png"),),

@@ -136,7 +136,7 @@ def test_one_column_cannot_be_image_and_label(tmp_path):
         pytest.param(b"\n \n", "is empty", id="blank lines"),
         pytest.param(b",,\n,,\n", "is empty", id="only commas"),
         pytest.param(b"\xef\xbb\xbf", "is empty", id="only a byte order mark"),
-        pytest.param(b"a,b\n", "a header and no rows", id="header only"),
+        pytest.param(b"a,b\n", "a header but no rows", id="header only"),
         pytest.param(b"a\n1.jpg\n", r"one column \('a'\)", id="one column"),
         pytest.param(b"a,b\n1.jpg,caf\xe9\n", "is not UTF-8 .*0xe9.*CSV UTF-8", id="latin-1"),
         pytest.param("a,b\n1.jpg,x\n".encode("utf-16"), "is not UTF-8", id="utf-16"),
@@ -231,8 +231,8 @@ def test_images_without_a_class_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        pytest.param(["train/1.jpg", "test/2.jpg"], "they hold no class folders", id="flat"),
-        pytest.param(["train/a/1.jpg", "cats/2.jpg"], r"no split \(cats\): move", id="mixed"),
+        pytest.param(["train/1.jpg", "test/2.jpg"], "without class folders", id="flat"),
+        pytest.param(["train/a/1.jpg", "cats/2.jpg"], r"not splits \(cats\): move", id="mixed"),
         pytest.param(["1.jpg"], "neither a CSV nor class folders", id="no folders"),
         pytest.param([], "neither a CSV nor class folders", id="empty"),
     ],
