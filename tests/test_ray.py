@@ -364,7 +364,7 @@ def test_a_cluster_that_is_not_there(onnx_path, wild, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for address, message in (
         ("127.0.0.1:9", "cannot reach the Ray cluster at 127.0.0.1:9: "),
-        ("ray://127.0.0.1:9", "is one of Ray Client"),
+        ("ray://127.0.0.1:9", "is a Ray Client address"),
     ):
         with pytest.raises(TltoolsError, match=message):
             run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", address=address))
