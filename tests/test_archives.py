@@ -287,7 +287,7 @@ def test_members_that_are_no_files_get_errors(compress, tmp_path):
         ("last.png", RED),
     )
     found, errors = listed(compress(tar), tmp_path / "a.tar")
-    link = "it is a link in the archive; pack with --dereference --hard-dereference"
+    link = "it is a link in the archive; pack with `tar --dereference --hard-dereference`"
     assert found == {
         "good.png": RED, "link.png": link, "up.png": link, "hard.png": link,
         "device.png": "it is not a file", "block.png": "it is not a file",
@@ -309,7 +309,7 @@ def test_sparse_members_get_errors(tmp_path):
         assert len(data) < 10**6
         assert listed(data, tmp_path / "a.tar") == (
             {
-                "sparse.png": "it is a sparse file in the archive; pack without --sparse",
+                "sparse.png": "it is a sparse file in the archive; pack it without holes",
                 "good.png": RED,
             },
             [],
@@ -324,8 +324,8 @@ def test_a_size_far_larger_than_the_archive_is_an_error(tmp_path):
         info.size = size
         found, errors = listed(data + info.tobuf(tarfile.GNU_FORMAT) + RED, tmp_path / "a.tar")
         assert found["good.png"] == RED
-        assert found.get("large.png", "the archive ends before it does") == (
-            "the archive ends before it does"
+        assert found.get("large.png", "the archive ends before the image does") == (
+            "the archive ends before the image does"
         )
         assert len(errors) == 1
         assert errors[0].startswith(f"cannot read all of the archive {tmp_path / 'a.tar'}: ")
@@ -375,8 +375,8 @@ def test_a_damaged_header_ends_the_archive_with_an_error(tmp_path):
     found, (error,) = listed(bytes(tar), tmp_path / "a.tar")
     assert found == {"a.png": RED}
     assert error == (
-        f"cannot read all of the archive {tmp_path / 'a.tar'}: it is damaged at byte {start:,}; "
-        "make it again, or unpack what there is of it"
+        f"cannot read all of the archive {tmp_path / 'a.tar'}: it is corrupt at byte {start:,}; "
+        "recreate it, or unpack what is readable"
     )
 
 
@@ -402,7 +402,7 @@ def test_a_tar_without_its_end_mark_is_read_with_a_warning(tmp_path):
     tar += b"\0" * (-len(tar) % 512)
     found, (error,) = listed(tar, tmp_path / "a.tar")
     assert found == {"a.png": RED}
-    assert f"it was cut off, with more to come at byte {len(tar):,};" in error
+    assert f"it is truncated at byte {len(tar):,};" in error
 
 
 def test_archives_in_an_archive_are_told_of_and_not_opened(tmp_path):
@@ -414,8 +414,8 @@ def test_archives_in_an_archive_are_told_of_and_not_opened(tmp_path):
         found, errors = listed(data, tmp_path / "a.tar")
         assert found == {"a.png": RED}
         assert errors == [
-            f"{tmp_path / 'a.tar'} holds archives (x.tar and 1 more), which are not looked into; "
-            "unpack it and name these"
+            f"{tmp_path / 'a.tar'} contains nested archives (x.tar and 1 more), which are not "
+            "opened; unpack it and name them as inputs"
         ]
 
 
@@ -450,8 +450,8 @@ def test_members_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_UNPACKED", 2**20)
     members = [("a.png", RED), ("bomb.png", bytes(2**20 + 1)), ("c.png", RED)]
     reason = (
-        "it has 1,048,577 bytes, more than the 1,048,576 that are unpacked in memory; unpack the "
-        "archive"
+        "it has 1,048,577 bytes, more than the limit of 1,048,576 for unpacking in memory; "
+        "unpack the archive"
     )
     for data in (gzip.compress(tar_of(*members)), zip_of(*members)):
         found, errors = listed(data, tmp_path / "a.zip")
@@ -509,15 +509,15 @@ SIZE, PACKED, CRC, METHOD, PLACE = (24, "<I"), (20, "<I"), (16, "<I"), (10, "<H"
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        (SIZE, 10, "damaged in the archive"),
-        (SIZE, 10**6, "damaged in the archive"),
-        (SIZE, 2**31, "more than the 268,435,456 that are unpacked in memory"),
-        (PACKED, 10, "damaged in the archive"),
-        (PACKED, 2**31 - 1, "the archive ends before it does"),
-        (CRC, 1, "damaged in the archive: Bad CRC-32"),
-        (METHOD, 99, "damaged in the archive: "),
-        (PLACE, 7, "the archive is damaged where it begins"),
-        (PLACE, 2**30, "the archive ends before it does"),
+        (SIZE, 10, "corrupt in the archive"),
+        (SIZE, 10**6, "corrupt in the archive"),
+        (SIZE, 2**31, "more than the limit of 268,435,456 for unpacking in memory"),
+        (PACKED, 10, "corrupt in the archive"),
+        (PACKED, 2**31 - 1, "the archive ends before the image does"),
+        (CRC, 1, "corrupt in the archive: Bad CRC-32"),
+        (METHOD, 99, "corrupt in the archive: "),
+        (PLACE, 7, "the archive is corrupt where the image starts"),
+        (PLACE, 2**30, "the archive ends before the image does"),
     ],
 )
 def test_a_zip_that_lies_about_a_member_costs_that_members_row(field, value, reason, tmp_path):
@@ -786,10 +786,10 @@ def test_the_command_says_what_is_wrong_with_an_archive(images, onnx_path, tmp_p
             "--errors-to", "errors.csv")  # fmt: skip
     result = run_tltools(*args, "--strict", cwd=tmp_path)
     assert result.code == 1
-    warnings = [line for line in result.err.splitlines() if line.startswith("warning: left out")]
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: skipped")]
     assert len(warnings) == 1
     assert warnings[0].startswith(
-        "warning: left out: cannot read all of the archive photos.tar: it was cut off, with more"
+        "warning: skipped: cannot read all of the archive photos.tar: it is truncated at byte"
     )
     (tmp_path / "photos.tar").write_bytes(good)
     result = run_tltools(*args, "--overwrite", "--json", cwd=tmp_path)

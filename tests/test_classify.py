@@ -286,7 +286,7 @@ def test_folder_that_cannot_be_listed_is_left_out_and_named(
     assert (summary.num_images, summary.num_failed, progress.total) == (20, 0, 20)
     (reason,) = summary.unlisted
     assert f"cannot list the folder {images / 'green'}: permission denied" in reason
-    assert progress.warnings == [f"left out: {reason}"]
+    assert progress.warnings == [f"skipped: {reason}"]
 
 
 def test_every_folder_is_listed_once(onnx_path, images, tmp_path, monkeypatch):
@@ -326,7 +326,9 @@ def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, ima
     part = tmp_path / "predictions.csv.part"
     part.write_text("old\n" * 1000)
     output = tmp_path / "predictions.csv"
-    with pytest.raises(ConfigError, match=r"csv\.part exists .*no record of it.*--overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"cannot resume .*csv\.part: its record .*is missing.*`overwrite=True`"
+    ):
         run_job(Job(onnx_path, [images], output, device="cpu"))
     assert part.read_text() == "old\n" * 1000
     run_job(Job(onnx_path, [images], output, device="cpu", overwrite=True))
@@ -337,7 +339,7 @@ def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, ima
 def test_existing_output_is_refused_before_any_work(tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("precious")
-    with pytest.raises(ConfigError, match=r"exists; .*--overwrite.*--output"):
+    with pytest.raises(ConfigError, match=r"exists; .*`overwrite=True`.*`output=`"):
         run_job(Job(tmp_path / "none.onnx", [tmp_path / "none"], output))
     assert output.read_text() == "precious"
 

@@ -430,7 +430,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("classify-output-is-a-folder", "classify images --model model.onnx -o empty", 2,
              "empty"),
             ("train-missing", "train nowhere", 1, "nowhere does not exist: name a CSV"),
-            ("train-empty", "train empty", 1, "empty holds neither a CSV nor class folders"),
+            ("train-empty", "train empty", 1, "empty contains neither a CSV nor class folders"),
             ("train-bad-table", "train text.csv", 1, "text.csv has no label in 1 of 1 rows"),
             ("train-no-epochs", "train images --epochs 0", 2,
              "--epochs must be 1 or more, got 0"),

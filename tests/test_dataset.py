@@ -180,9 +180,9 @@ def test_class_names_rename_in_the_order_of_the_labels(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        pytest.param(["a"], r"has 1 names for 2 classes \(0, 1\)", id="too few"),
+        pytest.param(["a"], r"has 1 name for 2 classes \(0, 1\)", id="too few"),
         pytest.param(["a", "b", "c"], "has 3 names for 2 classes", id="too many"),
-        pytest.param(["a", " a"], "must be different", id="equal"),
+        pytest.param(["a", " a"], "must be unique", id="equal"),
         pytest.param(["a", " "], "not empty", id="empty"),
     ],
 )
@@ -214,13 +214,13 @@ def test_missing_and_unreadable_images_stop_a_training(damaged):
     with pytest.raises(DataError, match=r"2 images are missing .*3 images are unrea") as caught:
         load_dataset(damaged)
     message = str(caught.value)
-    for name in ("gone.png", "away.png", "empty.png", "text.jpg", "cut.png", "--skip-bad"):
+    for name in ("gone.png", "away.png", "empty.png", "text.jpg", "cut.png", "`skip_bad=True`"):
         assert name in message
     assert "\n" not in message
 
 
 def test_they_stop_an_evaluation_as_well(damaged):
-    with pytest.raises(DataError, match="--skip-bad"):
+    with pytest.raises(DataError, match="`skip_bad=True`"):
         load_dataset(damaged, purpose="evaluate")
 
 
@@ -230,7 +230,7 @@ def test_skip_bad_leaves_them_out_and_says_so(damaged):
     assert kinds(dataset) == [("warning", "missing"), ("warning", "unreadable")]
     assert names(finding(dataset, "missing").paths) == ["gone.png", "away.png"]
     assert names(finding(dataset, "unreadable").paths) == ["empty.png", "text.jpg", "cut.png"]
-    assert all(found.message.endswith("left out") for found in dataset.findings)
+    assert all(found.message.endswith("skipped") for found in dataset.findings)
 
 
 def test_an_inspection_shows_them_as_errors(damaged):
@@ -251,7 +251,7 @@ def test_a_long_list_is_shortened_in_the_message_only(tmp_path):
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_if_all_are_missing_the_message_names_images(tmp_path, skip_bad):
     csv = csv_of(tmp_path, "a.png,0", "b.png,1")
-    with pytest.raises(DataError, match=r"2 images are missing .*/a.png.* --images names"):
+    with pytest.raises(DataError, match=r"2 images are missing .*/a.png.* check `images=`"):
         load_dataset(csv, skip_bad=skip_bad)
     dataset = load_dataset(csv, skip_bad=skip_bad, purpose="inspect")
     assert finding(dataset, "missing").severity == "error"
@@ -307,7 +307,7 @@ def test_copies_stay_on_one_side_and_contradictions_are_left_out(copied, seed):
     found = finding(dataset, "contradiction")
     assert sorted(names(found.paths)) == ["50.png", "51.png", "51.png", "other.png"]
     assert "50.png (a) against other.png (b); 51.png (a) against 51.png (b)" in found.message
-    assert "left out" in found.message
+    assert "skipped" in found.message
     assert not set(found.paths) & set(dataset.frame["path"])
     assert (
         "11 groups of byte-identical images, with 11 surplus" in finding(dataset, "copies").message
@@ -332,8 +332,8 @@ def test_copies_across_a_given_split_are_reported_and_kept(tmp_path):
     assert Counter(dataset.frame["split"]) == {"train": 20, "val": 11, "test": 11}
     leaks = [found for found in dataset.findings if found.kind == "copies-across-splits"]
     assert [found.message.split(",")[0] for found in leaks] == [
-        "1 of the 11 val images have a byte-identical copy in train",
-        "1 of the 11 test images have a byte-identical copy in val",
+        "1 of the 11 val images has a byte-identical duplicate in train",
+        "1 of the 11 test images has a byte-identical duplicate in val",
     ]
     assert [found.paths for found in leaks] == [
         (str(tmp_path / "val/a/leak.png"),),
@@ -358,7 +358,7 @@ def test_one_image_in_train_and_val_is_a_leak_and_no_repetition(tmp_path):
 def test_data_with_its_own_split_refuses_another(tmp_path, split):
     class_folders(tmp_path / "train", a=10, b=10)
     class_folders(tmp_path / "val", first=100, a=5, b=5)
-    with pytest.raises(ConfigError, match=f"brings its own split: leave out --split {split}"):
+    with pytest.raises(ConfigError, match=f"has its own split: leave out `split={split}`"):
         load_dataset(tmp_path, split=split)
 
 
@@ -401,8 +401,10 @@ def test_a_split_without_train_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        pytest.param({"val_fraction": 1.5}, "--val-fraction must lie", id="fraction"),
-        pytest.param({"val_fraction": 0.2, "split": "article"}, "10% val, not 20%", id="article"),
+        pytest.param({"val_fraction": 1.5}, "`val_fraction=` must be", id="fraction"),
+        pytest.param(
+            {"val_fraction": 0.2, "split": "article"}, "10% of the data, not 20%", id="article"
+        ),
         pytest.param({"purpose": "evaluate", "split": "default"}, "makes no split", id="evaluate"),
     ],
 )
@@ -417,7 +419,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, settings, messag
 
 def test_one_class_is_an_error_except_in_an_evaluation(tmp_path):
     class_folders(tmp_path, bee=5)
-    with pytest.raises(DataError, match=r"one class only \(bee\)"):
+    with pytest.raises(DataError, match=r"only one class \(bee\)"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path, purpose="evaluate").classes == ("bee",)
     assert ("error", "single-class") in kinds(load_dataset(tmp_path, purpose="inspect"))
@@ -455,7 +457,7 @@ def test_loose_images_are_named(tmp_path):
     image(tmp_path / "loose.png", 50)
     dataset = load_dataset(tmp_path)
     assert kinds(dataset) == [("warning", "loose")]
-    assert "1 image is in no class folder and left out: loose.png" in dataset.findings[0].message
+    assert "1 image is not in a class folder and skipped: loose.png" in dataset.findings[0].message
 
 
 # --- The article's data ---------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_columns_are_chosen_by_name(tmp_path):
 
 def test_an_unknown_column_is_an_error_that_lists_the_columns(tmp_path):
     csv = write_csv(tmp_path, "id,kind\n1.jpg,bee\n")
-    with pytest.raises(ConfigError, match=r"--label-column: .* no column 'sort'.* id, kind"):
+    with pytest.raises(ConfigError, match=r"`label_column=`: .* no column 'sort'.* id, kind"):
         read_labels(csv, label_column="sort")
 
 
@@ -136,7 +136,7 @@ def test_one_column_cannot_be_image_and_label(tmp_path):
         pytest.param(b"\n \n", "is empty", id="blank lines"),
         pytest.param(b",,\n,,\n", "is empty", id="only commas"),
         pytest.param(b"\xef\xbb\xbf", "is empty", id="only a byte order mark"),
-        pytest.param(b"a,b\n", "a header and no rows", id="header only"),
+        pytest.param(b"a,b\n", "a header but no rows", id="header only"),
         pytest.param(b"a\n1.jpg\n", r"one column \('a'\)", id="one column"),
         pytest.param(b"a,b\n1.jpg,caf\xe9\n", "is not UTF-8 .*0xe9.*CSV UTF-8", id="latin-1"),
         pytest.param("a,b\n1.jpg,x\n".encode("utf-16"), "is not UTF-8", id="utf-16"),
@@ -144,10 +144,10 @@ def test_one_column_cannot_be_image_and_label(tmp_path):
         pytest.param(b"a,b\n1.jpg,0\n2.jpg\n", "not in line 3", id="a cell is missing"),
         pytest.param(b"a,b\n1,5.jpg,0\n", "not in line 2.*a comma in double quotes", id="comma"),
         pytest.param(b'a,b\n"1.jpg,0\n', "line 2: unexpected end", id="open quote"),
-        pytest.param(b"a,b\n1.jpg,\n2.jpg,0\n3.jpg,NaN\n", "no label in 2 .*line 2, 4", id="nan"),
-        pytest.param(b"a,b\n ,0\n", r"no image in 1 of 1 rows \(column 'a', line 2\)", id="name"),
-        pytest.param(b"a,split\n1.jpg,train\n", "no column of labels", id="no label column"),
-        pytest.param(b"a,b,split\n1.jpg,0,fold1\n", "'split' that does not say", id="odd split"),
+        pytest.param(b"a,b\n1.jpg,\n2.jpg,0\n3.jpg,NaN\n", "no label in 2 .*lines 2, 4", id="nan"),
+        pytest.param(b"a,b\n ,0\n", r"no image in 1 of 1 row \(column 'a', line 2\)", id="name"),
+        pytest.param(b"a,split\n1.jpg,train\n", "no label column", id="no label column"),
+        pytest.param(b"a,b,split\n1.jpg,0,fold1\n", "'split' that is not one of", id="odd split"),
     ],
 )
 def test_a_broken_csv_is_a_clear_error(tmp_path, text, message):
@@ -231,8 +231,8 @@ def test_images_without_a_class_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        pytest.param(["train/1.jpg", "test/2.jpg"], "they hold no class folders", id="flat"),
-        pytest.param(["train/a/1.jpg", "cats/2.jpg"], r"no split \(cats\): move", id="mixed"),
+        pytest.param(["train/1.jpg", "test/2.jpg"], "without class folders", id="flat"),
+        pytest.param(["train/a/1.jpg", "cats/2.jpg"], r"not splits \(cats\): move", id="mixed"),
         pytest.param(["1.jpg"], "neither a CSV nor class folders", id="no folders"),
         pytest.param([], "neither a CSV nor class folders", id="empty"),
     ],
@@ -252,7 +252,7 @@ def test_a_file_name_that_is_not_unicode_is_kept_and_such_a_class_refused(tmp_pa
     (path,) = read_labels(tmp_path)["path"]
     assert Path(path).is_file()
     (tmp_path / "ant").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe"))
-    with pytest.raises(DataError, match=r"not named in UTF-8: rename '.udcfe'") as caught:
+    with pytest.raises(DataError, match=r"names are not UTF-8: rename '.udcfe'") as caught:
         read_labels(tmp_path)
     str(caught.value).encode()
 
@@ -269,7 +269,7 @@ def test_a_class_folder_without_images_is_an_error(tmp_path, split):
     image(tmp_path / f"{split}ant" / "1.jpg") if split else image(tmp_path / "x" / "1.jpg")
     root = tmp_path if split else tmp_path / "train"
     (tmp_path / "val" / "wasp" if split else root / "wasp").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"1 class folders without an image \(wasp\)"):
+    with pytest.raises(DataError, match=r"1 empty class folder \(wasp\)"):
         read_labels(root)
 
 
@@ -291,7 +291,7 @@ def test_a_csv_beside_class_folders_is_not_guessed(tmp_path):
 
 def test_what_belongs_to_a_csv_is_refused_for_folders(tmp_path):
     image(tmp_path / "ant" / "1.jpg")
-    with pytest.raises(ConfigError, match="holds no CSV: --images"):
+    with pytest.raises(ConfigError, match="contains no CSV: leave out `images=`"):
         read_labels(tmp_path, images=tmp_path)
 
 
@@ -301,5 +301,5 @@ def test_what_is_not_there_or_no_csv_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"is not a CSV"):
         read_labels(image(tmp_path / "1.jpg"))
     csv = write_csv(tmp_path, "a,b\n1.jpg,0\n")
-    with pytest.raises(DataError, match="--images names the folder"):
+    with pytest.raises(DataError, match="name the folder of the images with `images=`"):
         read_labels(csv, images=tmp_path / "gone")

@@ -124,7 +124,7 @@ def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path):
     with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
         pass
     ledger.path.write_bytes(b"no database" * 1000)
-    with pytest.raises(TltoolsError, match=r"cannot use the ledger .*; delete it.*--cache-dir"):
+    with pytest.raises(TltoolsError, match=r"cannot use the ledger .*; delete it.*`ledger_dir=`"):
         Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
 
 

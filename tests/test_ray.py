@@ -60,7 +60,7 @@ def test_parts_in_any_order_make_a_whole(result):
 
 def test_parts_of_two_listings_are_refused(result):
     result.add(report(0, START, b"1"))
-    with pytest.raises(TltoolsError, match="part 1 is not of the same listing"):
+    with pytest.raises(TltoolsError, match="part 1 is not from the same listing"):
         result.add(report(1, b"other", b"2"))
 
 
@@ -72,7 +72,7 @@ def test_a_lost_part_is_noticed(result, end):
     if end == (1, b"1"):
         result.check_whole()
         return
-    with pytest.raises(TltoolsError, match="Ray has lost some parts"):
+    with pytest.raises(TltoolsError, match="Ray lost some parts"):
         result.check_whole()
 
 
@@ -136,7 +136,10 @@ def test_a_part_is_not_tried_for_ever(actor, images, tmp_path):
         assert told[-1].is_done == part.exists()
     kind, message = told[-1].failure
     assert kind == "TltoolsError"
-    assert f"part 0 has ended {actor_module.MAX_DEATHS + 1} workers, and no image" in message
+    assert (
+        f"part 0 has crashed {actor_module.MAX_DEATHS + 1} workers, and none of its images"
+        in message
+    )
 
 
 def test_a_part_that_cannot_be_written_ends_the_job(actor, images, tmp_path):
@@ -158,10 +161,10 @@ def test_without_ray_the_remedy_is_named(onnx_path, images, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        pytest.param(["-o", "-"], "writes a folder of parts, and not standard output", id="stdout"),
+        pytest.param(["-o", "-"], "cannot write to standard output; name a folder", id="stdout"),
         pytest.param(["-o", "out", "--shard", "1/2"], "shares the images out", id="shard"),
         pytest.param(["-o", "out", "--report", "a.html"], "made of one file", id="report"),
-        pytest.param(["-o", "out.csv"], "named as a file; choose --output out", id="suffix"),
+        pytest.param(["-o", "out.csv"], "named like a file; choose --output out", id="suffix"),
         pytest.param(
             ["-o", "out", "--threads", "2"], "--threads is for --engine local", id="cores"
         ),
@@ -178,7 +181,7 @@ def test_options_that_the_engine_does_not_take(args, message, onnx_path, images,
 
 def test_archives_are_refused_with_the_remedy(onnx_path, tmp_path):
     (tmp_path / "images.tar").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"images.tar is one; unpack it, or use --engine local"):
+    with pytest.raises(ConfigError, match=r"images.tar; unpack it, or use `engine=local`"):
         run_ray_job(RayJob(onnx_path, [tmp_path / "images.tar"], tmp_path / "out"))
 
 
@@ -266,7 +269,9 @@ def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, refere
     assert errors.read_text().splitlines()[1].startswith("blue/bad.png,cannot read image bad.png")
     # Other readers take the folder for one table, which the mark does not disturb.
     assert pyarrow.dataset.dataset(output).count_rows() == len(reference)
-    with pytest.raises(ConfigError, match="exists and is complete; replace it with --overwrite"):
+    with pytest.raises(
+        ConfigError, match="exists and is complete; replace it with `overwrite=True`"
+    ):
         run_ray_job(RayJob(onnx_path, [wild], output))
 
 
@@ -281,9 +286,9 @@ def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
     assert kept
     assert not (output / MARK).exists()
     for changes, message in (
-        ({"part_size": 16}, "begun with --part-size 8"),
-        ({"part_format": "parquet", "spreadsheet": False}, "--part-format csv"),
-        ({"min_confidence": 0.5}, "begun without --min-confidence"),
+        ({"part_size": 16}, "started with `part_size=8`"),
+        ({"part_format": "parquet", "spreadsheet": False}, "`part_format=csv`"),
+        ({"min_confidence": 0.5}, "started without `min_confidence=`"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_ray_job(RayJob(onnx_path, [wild], output, **options | changes))
@@ -304,7 +309,7 @@ def test_images_that_have_come_or_gone_are_noticed(cluster, onnx_path, wild, tmp
     with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
         run_ray_job(RayJob(onnx_path, [folder], output, part_size=SIZE))
     (folder / "blue" / "00.png").unlink()
-    with pytest.raises(ConfigError, match="images have come or gone"):
+    with pytest.raises(ConfigError, match="images were added or removed"):
         run_ray_job(RayJob(onnx_path, [folder], output))
     assert run_ray_job(RayJob(onnx_path, [folder], output, overwrite=True)).num_kept == 0
 
@@ -329,12 +334,12 @@ def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", device="cuda"))
     with pytest.raises(ConfigError, match="no machine of the cluster has the 64 cores"):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", workers=64))
-    with pytest.raises(ConfigError, match=r"not a multiple of the batch of 3 .* --part-size 9$"):
+    with pytest.raises(ConfigError, match=r"not a multiple of the batch size, 3,.* `part_size=9`$"):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", part_size=8, batch_size=3))
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds other files \('mine.txt'\)"):
+    with pytest.raises(ConfigError, match=r"contains other files \('mine.txt'\)"):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "full", overwrite=True))
 
 
@@ -349,7 +354,7 @@ def test_an_actor_that_cannot_work_ends_the_job(cluster, onnx_path, wild, tmp_pa
         return found
 
     monkeypatch.setattr(engine_module, "_open", open_and_remove)
-    with pytest.raises(TltoolsError, match="all machines of the cluster have to see the model"):
+    with pytest.raises(TltoolsError, match="all machines of the cluster must see the model"):
         run_ray_job(RayJob(model, [wild], tmp_path / "out", part_size=SIZE))
     assert not (tmp_path / "out").exists()
 
@@ -359,7 +364,7 @@ def test_a_cluster_that_is_not_there(onnx_path, wild, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for address, message in (
         ("127.0.0.1:9", "cannot reach the Ray cluster at 127.0.0.1:9: "),
-        ("ray://127.0.0.1:9", "is one of Ray Client"),
+        ("ray://127.0.0.1:9", "is a Ray Client address"),
     ):
         with pytest.raises(TltoolsError, match=message):
             run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", address=address))

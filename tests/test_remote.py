@@ -305,7 +305,7 @@ def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path
         back = s3_place(port, root)
         done = run(back, *command, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "Going on after" in done.err
+    assert "Resuming after" in done.err
     assert (tmp_path / "a.csv").read_bytes() == rows
 
 
@@ -363,7 +363,7 @@ def test_an_output_that_cannot_be_sent_is_kept(root, rows, onnx_path, tmp_path):
         s3_client(there.env).create_bucket(Bucket="later")
         again = run(there, *command, "s3://later/rows.jsonl", cwd=tmp_path, env=env)
     assert again.code == 0, again.err
-    assert f"Going on after {NUM_IMAGES + 2} rows" in again.err
+    assert f"Resuming after {NUM_IMAGES + 2} rows" in again.err
 
 
 def test_shards_are_merged_from_where_they_are(place, rows, onnx_path, tmp_path):
@@ -405,13 +405,13 @@ def test_data_is_fetched_once(place, root, tmp_path):
         assert done.code in (0, 1), done.err
         return done
 
-    assert f"(0 files are there, {NUM_IMAGES + 2} are fetched)" in inspect(place.url).err
-    assert f"({NUM_IMAGES + 2} files are there, 0 are fetched)" in inspect(place.url).err
+    assert f"(0 cached, {NUM_IMAGES + 2} to download)" in inspect(place.url).err
+    assert f"({NUM_IMAGES + 2} cached, 0 to download)" in inspect(place.url).err
     place.put(root / "red" / "000 ä.png", "red/001 ä.png")
     place.put(root / "red" / "000 ä.png", "red/new.png")
     place.remove("red/broken.jpg")
     done = inspect(place.url)
-    assert f"({NUM_IMAGES} files are there, 2 are fetched)" in done.err
+    assert f"({NUM_IMAGES} cached, 2 to download)" in done.err
     (folder,) = (tmp_path / "cache" / "tltools" / "data").glob("*/photos*")
     assert (folder / "red" / "new.png").read_bytes() == (root / "red" / "000 ä.png").read_bytes()
     assert not (folder / "red" / "broken.jpg").exists()
@@ -428,8 +428,8 @@ def test_data_in_an_archive_is_fetched_and_unpacked_once(place, suffix, root, tm
     url = f"{place.url}/{archive.name}"
     first, again = (run(place, "inspect", url, "--json", cwd=tmp_path, env=env) for _ in range(2))
     place.remove(archive.name)
-    assert f"Data: {url}, fetched to" in first.err
-    assert "fetched to" not in again.err
+    assert f"Data: {url}, downloaded to" in first.err
+    assert "downloaded to" not in again.err
     assert first.out == again.out
     (folder,) = (tmp_path / "cache" / "tltools" / "data").glob("*/packed")
     assert (folder / "red" / "000 ä.png").read_bytes() == (root / "red" / "000 ä.png").read_bytes()
@@ -469,7 +469,7 @@ def test_credentials_are_neither_printed_nor_kept(root, onnx_path, tmp_path):
 
 
 def test_passwords_in_urls_are_refused():
-    with pytest.raises(ConfigError, match="holds a password") as raised:
+    with pytest.raises(ConfigError, match="contains a password") as raised:
         location("sftp://me:SECRET@host/photos")
     assert "SECRET" not in str(raised.value)
 

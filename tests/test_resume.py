@@ -223,7 +223,7 @@ def test_a_signal_ends_the_job_in_order_and_the_count_is_right(
     assert not output.exists()
     result = finish(start(args))
     assert result.code == 0
-    assert f"Going on after {counted} rows" in result.err
+    assert f"Resuming after {counted} rows" in result.err
     assert f"{NUM_MANY + 30} rows, {counted} of them from before" in result.err
     assert content(output) == content(wholes[".csv"])
 
@@ -239,7 +239,8 @@ def test_a_stopped_job_goes_on_to_the_same_output(suffix, after, onnx_path, imag
     progress = Stopping()
     summary = run_job(Job(onnx_path, [images], output, device="cpu"), progress=progress)
     assert content(output) == content(whole)
-    assert progress.said == [f"Going on after {after} rows in {output}.part"]
+    rows = "1 row" if after == 1 else f"{after} rows"
+    assert progress.said == [f"Resuming after {rows} in {output}.part"]
     assert (progress.totals, progress.advanced) == ([30 - after], 30 - after)
     assert (summary.num_images, summary.num_kept) == (30, after)
     assert (summary.counts, summary.errors) == (expected.counts, expected.errors)
@@ -374,14 +375,14 @@ def assert_refused(reason, *args, **options):
     """Refused with the reason and a remedy, and what is there stays as it is."""
     part = args[2].with_name(args[2].name + ".part")
     before = part.read_bytes()
-    with pytest.raises(ConfigError, match=reason + r".*--overwrite.*--output"):
+    with pytest.raises(ConfigError, match=reason + r".*`overwrite=True`.*`output=`"):
         run_job(Job(*args, device="cpu", **options))
     assert part.read_bytes() == before
 
 
 def test_going_on_with_another_model_is_refused(stopped, onnx_path, make_onnx, card, images):
     other = make_onnx(stopped.parent / "other.onnx", card.to_json() + " ")
-    assert_refused("it was begun with another model", other, [images], stopped)
+    assert_refused("it was started with a different model", other, [images], stopped)
 
 
 def test_going_on_with_the_same_model_elsewhere_is_fine(stopped, onnx_path, images, tmp_path):
@@ -392,39 +393,39 @@ def test_going_on_with_the_same_model_elsewhere_is_fine(stopped, onnx_path, imag
 
 def test_going_on_with_other_inputs_is_refused(stopped, onnx_path, images):
     for inputs in ([images / "red"], [images, images / "red"]):
-        assert_refused("it was begun with other inputs", onnx_path, inputs, stopped)
+        assert_refused("it was started with different inputs", onnx_path, inputs, stopped)
 
 
 def test_going_on_with_another_option_is_refused(stopped, onnx_path, images):
     args = (onnx_path, [images], stopped)
-    assert_refused("it was begun without --spreadsheet", *args, spreadsheet=True)
-    assert_refused("it was begun with --batch-size 1", *args, batch_size=2)
-    assert_refused("it was begun without --min-confidence", *args, min_confidence=0.5)
+    assert_refused("it was started without `spreadsheet=True`", *args, spreadsheet=True)
+    assert_refused("it was started with `batch_size=1`", *args, batch_size=2)
+    assert_refused("it was started without `min_confidence=`", *args, min_confidence=0.5)
 
 
 def test_going_on_with_another_version_is_refused(stopped, onnx_path, images, tmp_path):
     record = tmp_path / "out.csv.part.json"
     record.write_text(record.read_text().replace(tltools.__version__, "0.0.0"))
-    assert_refused(r"it was begun by tltools 0\.0\.0", onnx_path, [images], stopped)
+    assert_refused(r"it was started by tltools 0\.0\.0", onnx_path, [images], stopped)
 
 
 def test_going_on_on_another_device_is_refused(stopped, onnx_path, images, tmp_path):
     record = tmp_path / "out.csv.part.json"
     record.write_text(record.read_text().replace('"cpu"', '"cuda"'))
-    assert_refused("it was begun on cuda", onnx_path, [images], stopped)
+    assert_refused("it was started on cuda", onnx_path, [images], stopped)
 
 
 def test_going_on_in_a_folder_that_has_changed_is_refused(stopped, onnx_path, images):
     args = (onnx_path, [images], stopped)
     (images / "blue/10.png").write_bytes(b"")
-    assert_refused(r"row 3 is of 'blue/2\.png', where the inputs have 'blue/10\.png' now", *args)
+    assert_refused(r"row 3 is for 'blue/2\.png', but the inputs have 'blue/10\.png' there", *args)
     (images / "blue/10.png").unlink()
     (images / "blue/0.png").rename(images / "red/0a.png")
-    assert_refused(r"row 1 is of 'blue/0\.png', where the inputs have 'blue/1\.png'", *args)
+    assert_refused(r"row 1 is for 'blue/0\.png', but the inputs have 'blue/1\.png'", *args)
     for name in ("red", "green"):
         shutil.rmtree(images / name)
     (images / "blue/0.png").write_bytes(b"")
-    assert_refused(r"row 11 is of 'green/0\.png', and the inputs have fewer", *args)
+    assert_refused(r"row 11 is for 'green/0\.png', but the inputs have fewer", *args)
 
 
 def test_images_that_come_after_the_rows_are_classified(stopped, onnx_path, images):
@@ -439,13 +440,13 @@ def test_a_part_without_a_readable_record_is_refused(record, stopped, onnx_path,
     path.unlink()
     if record is not None:
         path.write_bytes(record)
-    assert_refused("there is no record of it", onnx_path, [images], stopped)
+    assert_refused(r"its record .* is missing or damaged", onnx_path, [images], stopped)
 
 
 def test_a_part_with_other_columns_is_refused(stopped, onnx_path, images, tmp_path):
     part = tmp_path / "out.csv.part"
     part.write_bytes(part.read_bytes().replace(b"prob_red", b"prob_rod"))
-    assert_refused("it does not begin with the columns", onnx_path, [images], stopped)
+    assert_refused("it does not start with the columns", onnx_path, [images], stopped)
 
 
 def test_every_fact_of_a_record_is_compared_or_taken_over():
@@ -468,19 +469,22 @@ def test_all_differences_are_told_in_one_order():
         "batch_size": 8, "device": "cpu", "provider": "P", "inputs": ("/b",),
     }  # fmt: skip
     assert differences(record, now) == (
-        "it was begun with other inputs (/a); it was begun on cuda (C), and this is cpu (P); "
-        "it was begun with --batch-size 4; it was begun with --spreadsheet; it was begun with "
-        "--min-confidence 0.25; it was begun with --tf32; it was begun with --shard 1/2"
+        "it was started with different inputs (/a); "
+        "it was started on cuda (C), but this job runs on cpu (P); "
+        "it was started with `batch_size=4`; it was started with `spreadsheet=True`; "
+        "it was started with `min_confidence=0.25`; it was started with `tf32=True`; "
+        "it was started with `shard=1/2`"
     )
     assert differences(record, {"shard": Shard(1, 2), "tf32": True}) is None
     assert shard_difference(record, structs.replace(record, shard=Shard(2, 2))) is None
-    assert shard_difference(record, structs.replace(record, tf32=False)) == "has --tf32 unlike"
+    other = structs.replace(record, tf32=False)
+    assert shard_difference(record, other) == "has a different `tf32=` than"
 
 
 def test_overwrite_starts_anew(stopped, onnx_path, images, tmp_path):
     summary = run_job(Job(onnx_path, [images / "red"], stopped, device="cpu", overwrite=True))
     assert (summary.num_images, summary.num_kept) == (10, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "images"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
 
 
 def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, images, tmp_path):
@@ -492,7 +496,7 @@ def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, images, tmp_pat
     assert output.read_text() == "precious"
     assert run_job(Job(onnx_path, [images], output, device="cpu")).num_kept == 17
     assert num_rows(output) == 30
-    with pytest.raises(ConfigError, match=r"exists; replace it with --overwrite"):
+    with pytest.raises(ConfigError, match=r"exists; replace it with `overwrite=True`"):
         run_job(Job(onnx_path, [images], output, device="cpu"))
 
 
@@ -870,7 +874,7 @@ def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, images, tmp_
     errors = tmp_path / "errors.csv"
     errors.write_text("precious")
     args = (onnx_path, [images], tmp_path / "out.csv")
-    with pytest.raises(ConfigError, match=r"errors\.csv exists; .*--errors-to"):
+    with pytest.raises(ConfigError, match=r"errors\.csv exists; .*`errors_to=`"):
         run_job(Job(*args, device="cpu", errors_to=errors))
     with pytest.raises(ConfigError, match="both"):
         run_job(Job(*args, device="cpu", errors_to=tmp_path / "out.csv"))
@@ -915,7 +919,7 @@ def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, 
     stop(onnx_path, [folder], tmp_path / "stopped.csv", 4, spreadsheet=True)
     assert paths(tmp_path / "stopped.csv", spreadsheet=True) == expected
     assert content(tmp_path / "stopped.csv") == content(tmp_path / "sheet.csv")
-    with pytest.raises(ConfigError, match="--spreadsheet is for CSV"):
+    with pytest.raises(ConfigError, match="`spreadsheet=True` is for CSV"):
         run_job(Job(onnx_path, [folder], tmp_path / "out.jsonl", device="cpu", spreadsheet=True))
 
 

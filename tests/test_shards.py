@@ -85,7 +85,7 @@ def test_the_listings_digest_knows_names_and_their_order():
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/0", "-1/4", "a/b", "1/4/2", "", "٢/٤"])
 def test_a_shard_that_is_none_is_refused(text):
-    with pytest.raises(ConfigError, match="--shard takes K/N"):
+    with pytest.raises(ConfigError, match="`shard=` takes K/N"):
         Shard.parse(text)
 
 
@@ -190,31 +190,29 @@ def refused(paths, output: Path, **options) -> str:
 
 def test_a_missing_shard_is_refused(copies, tmp_path):
     message = refused([copies[0], copies[2]], tmp_path / "m.csv")
-    assert message == (
-        f"shard 2/3 is missing beside {copies[0]}; name it too, or make it with --shard 2/3"
-    )
+    assert message == ("shard 2/3 is missing; name it too, or create it with `shard=2/3`")
     assert "shard 1/3 (and 1 more) is missing" in refused([copies[2]], tmp_path / "m.csv")
 
 
 def test_a_doubled_shard_is_refused(copies, tmp_path):
     message = refused([*copies, copies[1]], tmp_path / "m.csv")
-    assert message == f"{copies[1]} and {copies[1]} are both shard 2/3; leave one of them out"
+    assert message == f"{copies[1]} and {copies[1]} are both shard 2/3; name only one of them"
 
 
 def test_shards_of_another_number_are_refused(copies, folder, onnx_path, tmp_path):
     other = tmp_path / "other.csv"
     run_job(Job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 4)))
     message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
-    assert message.startswith(f"{other} is shard 2/4, and {copies[0]} is shard 1/3; make all")
+    assert message.startswith(f"{other} is shard 2/4, but {copies[0]} is shard 1/3; create")
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"spreadsheet": True}, "has --spreadsheet unlike"),
-        ({"min_confidence": 0.5}, "has another --min-confidence than"),
-        ({"batch_size": 2}, "has another --batch-size than"),
-        ({"threads": 2}, "ran with another plan (--threads 1 chooses one for all) than"),
+        ({"spreadsheet": True}, "has a different `spreadsheet=` than"),
+        ({"min_confidence": 0.5}, "has a different `min_confidence=` than"),
+        ({"batch_size": 2}, "has a different `batch_size=` than"),
+        ({"threads": 2}, "ran with a different plan (`threads=1` forces the same one) than"),
     ],
     ids=["spreadsheet", "min-confidence", "batch-size", "plan"],
 )
@@ -234,7 +232,7 @@ def test_shards_with_other_options_are_refused(
     )
     message = refused(copies, tmp_path / "m.csv")
     assert message == (
-        f"{copies[1]} {reason} {copies[0]}; make all shards with the same command, but for K"
+        f"{copies[1]} {reason} {copies[0]}; create all shards with the same command except K"
     )
 
 
@@ -244,9 +242,9 @@ def test_shards_of_another_model_or_inputs_are_refused(
     other = make_onnx(tmp_path / "other.onnx", make_card(run="other").to_json())
     options = {"device": "cpu", "shard": Shard(2, 3), "overwrite": True}
     run_job(Job(other, [folder], copies[1], **options))
-    assert f"{copies[1]} was made with another model" in refused(copies, tmp_path / "m.csv")
+    assert f"{copies[1]} was made with a different model" in refused(copies, tmp_path / "m.csv")
     run_job(Job(onnx_path, [folder / "0.png"], copies[1], **options))
-    assert f"{copies[1]} has other inputs" in refused(copies, tmp_path / "m.csv")
+    assert f"{copies[1]} has different inputs" in refused(copies, tmp_path / "m.csv")
 
 
 def test_shards_that_saw_other_images_are_refused(copies, folder, onnx_path, tmp_path):
@@ -259,7 +257,7 @@ def test_shards_that_saw_other_images_are_refused(copies, folder, onnx_path, tmp
     finally:
         extra.unlink()
     message = refused(copies, tmp_path / "m.csv")
-    assert message.startswith(f"{copies[1]} saw other images than {copies[0]} (326 and 325)")
+    assert message.startswith(f"{copies[1]} listed different images than {copies[0]} (326 and 325)")
 
 
 def change_record(path: Path, **changes) -> None:
@@ -270,8 +268,8 @@ def change_record(path: Path, **changes) -> None:
 def test_a_shard_that_was_changed_is_refused(copies, tmp_path):
     content = copies[1].read_bytes()
     message = (
-        f"{copies[1]} has changed since its shard was complete; make it again with --shard 2/3 "
-        "--overwrite"
+        f"{copies[1]} has changed since the shard was completed; recreate it with `shard=2/3` and "
+        "`overwrite=True`"
     )
     for spoiled in (content[:-1], content + b"\n", content.replace(b"red", b"der", 1), b""):
         copies[1].write_bytes(spoiled)
@@ -280,7 +278,7 @@ def test_a_shard_that_was_changed_is_refused(copies, tmp_path):
 
 def test_rows_that_do_not_fit_the_record_are_refused(copies, tmp_path):
     change_record(copies[1], num_rows=95)
-    assert "has 95 rows by its record, where shard 2/3 of 325" in refused(
+    assert "has 95 rows according to its record, but shard 2/3 of 325" in refused(
         copies, tmp_path / "m.csv"
     )
 
@@ -326,28 +324,30 @@ def test_a_shard_without_a_good_record_is_refused(copies, onnx_path, folder, tmp
     )
     Path(f"{copies[1]}.part").write_text("")
     assert refused(copies, tmp_path / "m.csv") == (
-        f"{copies[1]} is not complete; give its command again"
+        f"{copies[1]} is not complete; run its command again"
     )
 
 
 def test_a_record_alone_is_refused(copies, tmp_path):
     copies[1].unlink()
-    assert "is missing, only its record is there; give its command again" in refused(
+    assert "is missing, although its record exists; run its command again" in refused(
         copies, tmp_path / "m.csv"
     )
-    assert "is the record of a shard; name the shard itself" in refused(
+    assert "is the record of a shard; name the shard's output instead" in refused(
         [shard_record_path(copies[0]), *copies], tmp_path / "m.csv"
     )
 
 
 def test_outputs_that_cannot_be_are_refused(copies, tmp_path):
     assert "one of the shards" in refused(copies, copies[0], overwrite=True)
-    assert "not of the shards' format (.csv)" in refused(copies, tmp_path / "m.jsonl")
+    assert "does not have the format of the shards; choose a name that ends in .csv" in refused(
+        copies, tmp_path / "m.jsonl"
+    )
     assert "ends in '.txt'; choose" in refused(copies, tmp_path / "m.txt")
-    with pytest.raises(ConfigError, match="writes a file or nothing"):
+    with pytest.raises(ConfigError, match="cannot write to standard output"):
         merge_shards(copies, Path("-"))
     (tmp_path / "m.csv").write_text("precious")
-    assert "exists; replace it with --overwrite" in refused(copies, tmp_path / "m.csv")
+    assert "exists; replace it with `overwrite=True`" in refused(copies, tmp_path / "m.csv")
     merge_shards(copies, tmp_path / "m.csv", overwrite=True)
     assert (tmp_path / "m.csv").read_text() != "precious"
 
@@ -356,7 +356,7 @@ def test_shards_of_different_formats_are_refused(copies, folder, onnx_path, tmp_
     other = tmp_path / "other.jsonl"
     run_job(Job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 3)))
     message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
-    assert message.startswith(f"{other} is of another format than {copies[0]}")
+    assert message.startswith(f"{other} has a different format than {copies[0]}")
 
 
 def test_a_merge_that_is_interrupted_leaves_nothing(copies, tmp_path):
@@ -397,13 +397,13 @@ def test_a_shard_that_is_killed_goes_on(suffix, folder, onnx_path, tmp_path):
             other = [*command[:-1], "2/2"]
             result = subprocess.run(other, capture_output=True, text=True)
             assert result.returncode == 2
-            assert f"cannot go on with {part}: it was begun with --shard 1/2; st" in result.stderr
+            assert f"cannot resume {part}: it was started with --shard 1/2; st" in result.stderr
             result = subprocess.run(command[:-2], capture_output=True, text=True)
             assert result.returncode == 2
-            assert "it was begun with --shard 1/2" in result.stderr
+            assert "it was started with --shard 1/2" in result.stderr
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        num_kept += "Going on after" in result.stderr
+        num_kept += "Resuming after" in result.stderr
     assert num_kept == 2
     merge_shards(outputs, tmp_path / f"merged{suffix}")
     merged, whole = tmp_path / f"merged{suffix}", tmp_path / f"whole{suffix}"
@@ -426,7 +426,7 @@ def test_killed_between_the_record_and_the_name_a_shard_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run_job(Job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2)))
     assert shard_record_path(outputs[0]).exists()
-    with pytest.raises(DataError, match="is not complete; give its command again"):
+    with pytest.raises(DataError, match="is not complete; run its command again"):
         merge_shards(outputs, tmp_path / "merged.csv")
     run_job(Job(onnx_path, [folder], outputs[0], device="cpu", shard=Shard(1, 2)))
     assert outputs[0].read_bytes() == first
@@ -446,7 +446,7 @@ def test_a_job_on_everything_is_not_gone_on_with_as_a_shard(folder, onnx_path, t
         shard_record_path(make(onnx_path, [folder], tmp_path, ".csv", 1)[0]).read_text()
     )["job"]
     Path(f"{unfinished.path}.json").write_text(json.dumps(record | {"shard": None}))
-    with pytest.raises(ConfigError, match="it was begun without --shard"):
+    with pytest.raises(ConfigError, match="it was started without `shard=`"):
         run_job(Job(onnx_path, [folder], output, device="cpu", shard=Shard(1, 2)))
 
 
@@ -508,8 +508,7 @@ def test_the_commands_make_shards_and_merge_them(folder, onnx_path, tmp_path):
     result = run_tltools("merge", names[0], "-o", "m.csv", cwd=tmp_path)
     assert result.code == 1
     assert result.err.splitlines()[-1] == (
-        "error: shard 1/2 is missing beside predictions-2-of-2.csv; name it too, or make it with "
-        "--shard 1/2"
+        "error: shard 1/2 is missing; name it too, or create it with --shard 1/2"
     )
 
 

@@ -105,7 +105,7 @@ def test_a_group_of_two_classes_is_the_callers_mistake():
 
 @pytest.mark.parametrize("val_fraction", [0.0, 1.0, -0.1, 10, float("nan")])
 def test_a_fraction_that_is_none_is_refused(val_fraction):
-    with pytest.raises(ConfigError, match="--val-fraction must lie between 0 and 1"):
+    with pytest.raises(ConfigError, match="`val_fraction=` must be between 0 and 1"):
         divide(["a"], [sha(1)], val_fraction=val_fraction)
 
 
@@ -119,5 +119,5 @@ def test_the_articles_split_is_scikit_learns():
 
 
 def test_the_articles_split_of_too_few_images_is_an_error():
-    with pytest.raises(DataError, match=r"cannot divide these 3 images .*: use --split default"):
+    with pytest.raises(DataError, match=r"cannot divide these 3 images .*: use `split=default`"):
         split_article(np.array([0, 0, 1]))

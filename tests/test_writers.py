@@ -179,7 +179,7 @@ def test_suffix_may_be_in_capitals(tmp_path):
 def test_existing_output_is_refused_unless_asked(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("precious")
-    with pytest.raises(ConfigError, match=r"out\.csv exists; .*--overwrite.*--output"):
+    with pytest.raises(ConfigError, match=r"out\.csv exists; .*`overwrite=True`.*`output=`"):
         Output(path, CLASSES)
     with Output(path, CLASSES, overwrite=True):
         assert path.read_text() == "precious"
@@ -195,7 +195,7 @@ def test_folder_as_output_is_refused(tmp_path):
 
 def test_parquet_without_pyarrow_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # so that an import of it fails
-    with pytest.raises(ConfigError, match=r"out\.parquet needs pyarrow.*pip install pyarrow"):
+    with pytest.raises(ConfigError, match=r"out\.parquet` needs pyarrow.*pip install pyarrow"):
         Output(tmp_path / "out.parquet", CLASSES)
     Output(tmp_path / "out.csv", CLASSES)
 
@@ -222,7 +222,7 @@ def test_full_disk_is_an_error_with_its_place(tmp_path, monkeypatch):
     output = Output(tmp_path / "out.csv", CLASSES)
     with (
         pytest.raises(
-            TltoolsError, match=r"cannot write .*out\.csv\.part: No space left.*--output"
+            TltoolsError, match=r"cannot write .*out\.csv\.part: No space left.*`output=`"
         ),
         output,
     ):
@@ -234,7 +234,7 @@ def test_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(
-            TltoolsError, match=r"cannot write .*(File exists|Not a directory).*--output"
+            TltoolsError, match=r"cannot write .*(File exists|Not a directory).*`output=`"
         ),
         Output(tmp_path / "file/out.csv", CLASSES),
     ):

@@ -36,6 +36,7 @@ _JOINERS = "\u200c\u200d"  # occur within words of some scripts and within emoji
 
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
 _OPTIONS = {
+    "address": "ray-address",
     "class_name": "class",
     "image_timeout_s": "image-timeout",
     "ledger_dir": "cache-dir",

@@ -1,4 +1,4 @@
-"""Images in, one row of predictions out for each: listing, the pipeline, resuming and writing."""
+"""Classify images, one row per image: listing, the pipeline, resuming and writing."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -55,10 +55,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and not before.
+    """Import a public name when it is first used.
 
-    The command has to divide its process before anything is imported that starts threads, as numpy
-    does.
+    The command must fork before importing anything that starts threads, such as numpy.
     """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """What makes two jobs the same job: the facts that their rows depend on, recorded and compared.
 
-A stopped job is gone on with only by the same job, shards are merged only if they are of one job,
-and parts on a cluster belong to one data set by the same rule.
+Only the same job resumes a stopped one, only shards of the same job are merged, and the parts that
+a cluster writes belong to one data set by the same rule.
 """
 
 import os
@@ -26,7 +26,7 @@ from tltools.errors import ArtifactError
 from tltools.runtime import Plan
 
 SMALL_MODEL = 8 * 2**20
-"""Bytes of a model whose digest is worth no library of its own."""
+"""Models below this many bytes are hashed without loading OpenSSL."""
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     tltools: str = __version__
     model: str
-    """Its path when the job was begun; what counts is `model_sha256`."""
+    """Its path when the job started; `model_sha256` is what identifies it."""
     model_sha256: str
     inputs: tuple[str, ...]
     """As absolute paths and URLs; `-` is standard input."""
@@ -48,21 +48,21 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     spreadsheet: bool
     min_confidence: float | None
     overwrite: bool
-    """Whether the complete output may replace one that exists."""
+    """Whether the complete output may replace an existing one."""
     shard: Shard | None = None
-    """The shard of the listing that has rows here; None: all of it."""
+    """The shard whose rows these are; None for the whole listing."""
     tf32: bool = False
     layout: Literal["nchw", "nhwc"] = "nchw"
-    """Of the tensors on a GPU."""
+    """Memory layout of the tensors on a GPU."""
 
 
 class PartsRecord(JobRecord, frozen=True, kw_only=True):
-    """What the rows of a data set in parts depend on."""
+    """What the rows of a data set written in parts depend on."""
 
     part_size: int
-    """Images of each part but the last."""
+    """Number of images in every part except the last."""
     part_format: str
-    """Suffix of the parts' files, without its dot."""
+    """Suffix of the part files, without the dot."""
 
 
 @dataclass(frozen=True)
@@ -71,79 +71,78 @@ class Fact:
 
     field: str
     begun: Callable[[Any, Mapping[str, Any]], str] | None = None
-    """How a stopped job differs, after "it was begun", from its record and this job's facts; None
-    where a job that goes on takes the fact from the record."""
+    """Describes how a stopped job differs, to follow "it was started"; takes its record and this
+    job's facts. None if a resumed job takes the fact from the record."""
     shard: str | None = None
-    """How a shard differs from another one, before that one's name; None where shards may."""
+    """Describes how a shard differs, to precede the other shard's name; None if shards may differ
+    in it."""
 
 
-def _given(option: str) -> Callable[[Any, Mapping[str, Any]], str]:
-    """Return what says whether a job was begun with a flag."""
-    field = option.removeprefix("--").replace("-", "_")
-    return lambda record, _now: f"{'with' if getattr(record, field) else 'without'} {option}"
+def _given(field: str) -> Callable[[Any, Mapping[str, Any]], str]:
+    """Return a function that says whether a job was started with a flag."""
+    return lambda record, _now: f"{'with' if getattr(record, field) else 'without'} `{field}=True`"
 
 
-def _valued(option: str) -> Callable[[Any, Mapping[str, Any]], str]:
-    """Return what says which value of an option a job was begun with."""
-    field = option.removeprefix("--").replace("-", "_")
+def _valued(field: str) -> Callable[[Any, Mapping[str, Any]], str]:
+    """Return a function that says with which value of a parameter a job was started."""
 
     def say(record: Any, _now: Mapping[str, Any]) -> str:
         value = getattr(record, field)
         if value is None:
-            return f"without {option}"
-        return f"with {option} {f'{value:g}' if isinstance(value, float) else value}"
+            return f"without `{field}=`"
+        return f"with `{field}={f'{value:g}' if isinstance(value, float) else value}`"
 
     return say
 
 
 def _place(record: Any, now: Mapping[str, Any]) -> str:
     here = f"{now['device']} ({now['provider']})"
-    return f"on {record.device} ({record.provider}), and this is {here}"
+    return f"on {record.device} ({record.provider}), but this job runs on {here}"
 
 
 FACTS = (
     Fact(
         "tltools",
         lambda record, _now: f"by tltools {record.tltools}",
-        "was made by another version of tltools than",
+        "was made by a different tltools version than",
     ),
     Fact(
         "model_sha256",
-        lambda record, _now: f"with another model ({record.model})",
-        "was made with another model than",
+        lambda record, _now: f"with a different model ({record.model})",
+        "was made with a different model than",
     ),
     Fact(
         "inputs",
-        lambda record, _now: f"with other inputs ({', '.join(record.inputs)})",
-        "has other inputs than",
+        lambda record, _now: f"with different inputs ({', '.join(record.inputs)})",
+        "has different inputs than",
     ),
-    Fact("classes", None, "has other classes than"),
-    Fact("device", _place, "ran on another device than"),
-    Fact("provider", _place, "ran on another execution provider than"),
-    Fact("plan", None, "ran with another plan (--threads 1 chooses one for all) than"),
-    Fact("batch_size", _valued("--batch-size"), "has another --batch-size than"),
-    Fact("spreadsheet", _given("--spreadsheet"), "has --spreadsheet unlike"),
-    Fact("min_confidence", _valued("--min-confidence"), "has another --min-confidence than"),
-    Fact("tf32", _given("--tf32"), "has --tf32 unlike"),
-    Fact("shard", _valued("--shard")),
-    Fact("part_size", _valued("--part-size")),
-    Fact("part_format", _valued("--part-format")),
+    Fact("classes", None, "has different classes than"),
+    Fact("device", _place, "ran on a different device than"),
+    Fact("provider", _place, "ran on a different execution provider than"),
+    Fact("plan", None, "ran with a different plan (`threads=1` forces the same one) than"),
+    Fact("batch_size", _valued("batch_size"), "has a different `batch_size=` than"),
+    Fact("spreadsheet", _given("spreadsheet"), "has a different `spreadsheet=` than"),
+    Fact("min_confidence", _valued("min_confidence"), "has a different `min_confidence=` than"),
+    Fact("tf32", _given("tf32"), "has a different `tf32=` than"),
+    Fact("shard", _valued("shard")),
+    Fact("part_size", _valued("part_size")),
+    Fact("part_format", _valued("part_format")),
 )
-"""All that makes jobs differ, in the order in which differences are told."""
+"""Everything in which jobs can differ, in the order in which differences are reported."""
 
 
 def differences(record: JobRecord, now: Mapping[str, Any]) -> str | None:
-    """Say in what the job that left `record` was another one than this.
+    """Describe how the job that left `record` differs from this one.
 
     Args:
-        record: Of the stopped job.
-        now: This job's facts by field, as far as they are known.
+        record: The stopped job's record.
+        now: This job's known facts, by field.
 
     Returns:
-        All differences as a clause each; None if there are none.
+        One clause per difference; None if there are none.
     """
     found = [
-        f"it was begun {fact.begun(record, now)}"
+        f"it was started {fact.begun(record, now)}"
         for fact in FACTS
         if fact.begun is not None
         and fact.field in now
@@ -153,10 +152,10 @@ def differences(record: JobRecord, now: Mapping[str, Any]) -> str | None:
 
 
 def shard_difference(record: JobRecord, first: JobRecord) -> str | None:
-    """Say in what a shard's job was another one than the first shard's; None if it was the same.
+    """Describe how a shard's job differs from the first shard's; None if it does not.
 
     Returns:
-        A clause that ends before the name of the first shard.
+        A clause to be followed by the name of the first shard.
     """
     for fact in FACTS:
         if fact.shard and getattr(record, fact.field) != getattr(first, fact.field):
@@ -165,7 +164,7 @@ def shard_difference(record: JobRecord, first: JobRecord) -> str | None:
 
 
 class OpenedModel(Protocol):
-    """What a record says of an opened model."""
+    """The properties of an opened model that a record holds."""
 
     card: Card
     device: str
@@ -173,7 +172,7 @@ class OpenedModel(Protocol):
 
 
 class JobIdentity:
-    """What makes a job the same job, as far as it is known before the model is opened."""
+    """What identifies a job before its model is opened."""
 
     def __init__(
         self,
@@ -185,15 +184,15 @@ class JobIdentity:
         part_size: int | None = None,
         part_format: str | None = None,
     ) -> None:
-        """Take a job's settings; a thread reads the model's file while there is other work.
+        """Take a job's settings and start hashing the model file in a thread.
 
         Args:
-            settings: Of the job. A batch size of None is any.
-            overwrite: Whether the output may replace one that exists.
-            shard: The shard of the listing that is classified; None: all of it.
+            settings: The job's settings. A batch size of None matches any.
+            overwrite: Whether the output may replace an existing one.
+            shard: The shard of the listing to classify; None for all of it.
             tf32: Whether fp32 products are rounded to TF32.
-            part_size: Images of a part on a cluster; None: any number.
-            part_format: Of the parts; None: any.
+            part_size: Number of images per part on a cluster; None matches any.
+            part_format: Format of the parts; None matches any.
         """
         self._settings = settings
         self._overwrite = overwrite
@@ -210,20 +209,20 @@ class JobIdentity:
 
     @property
     def model_sha256(self) -> str:
-        """SHA-256 of the model's file, as hexadecimal digits.
+        """SHA-256 of the model file, as hexadecimal digits.
 
         Raises:
-            ArtifactError: If it cannot be read.
+            ArtifactError: If the file cannot be read.
         """
         try:
             return self._sha256.result()
         except OSError as error:
             raise ArtifactError(
-                f"cannot read {self._settings.model}: {error.strerror or error}"
+                f"cannot read the model {self._settings.model}: {error.strerror or error}"
             ) from error
 
     def differences(self, record: JobRecord) -> str | None:
-        """Say in what the job that left `record` was another one; None if it was this one."""
+        """Describe how the job that left `record` differs from this one; None if it does not."""
         given = {name: value for name, value in self._any_unless_given.items() if value is not None}
         now = {
             "tltools": __version__,
@@ -237,7 +236,7 @@ class JobIdentity:
         return differences(record, now | given)
 
     def record(self, opened: OpenedModel, plan: Plan) -> JobRecord:
-        """Return the record of this job, which is about to begin."""
+        """Return the record of this job, which is about to start."""
         card = opened.card
         return JobRecord(
             model=str(self._settings.model),
@@ -260,7 +259,7 @@ class JobIdentity:
 
 
 def device_difference(record: JobRecord, opened: OpenedModel) -> str | None:
-    """Say if a job was begun on another device than its model was opened on now; None if not."""
+    """Describe how a job's device differs from the one of the opened model; None if it does not."""
     return differences(record, {"device": opened.device, "provider": opened.provider})
 
 
@@ -284,11 +283,12 @@ def _hash(path: Path, found: "Future[str]") -> None:
 
 
 def _small_sha256() -> Callable[[bytes], Any]:
-    """Return Python's own SHA-256, which needs no OpenSSL: that takes 3.5 MB and 10 ms to load.
+    """Return Python's built-in SHA-256, which avoids loading OpenSSL (3.5 MB and 10 ms).
 
-    As in the standard library's random.py. It is four times as slow, which counts for large files.
+    The standard library's random.py does the same. It is four times slower, which matters only for
+    large files.
     """
-    for module in ("_sha2", "_sha256"):  # since Python 3.12; before
+    for module in ("_sha2", "_sha256"):  # Python 3.12 and later; earlier versions
         with suppress(ImportError):
             return import_module(module).sha256
     import hashlib

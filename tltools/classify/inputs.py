@@ -1,4 +1,4 @@
-"""List the images of folders, archives, files and lists, lazily and in a fixed order."""
+"""List the images in folders, archives, files and lists, lazily and in a fixed order."""
 
 import os
 import sys
@@ -18,16 +18,16 @@ from tltools.errors import DataError
 STDIN = Path("-")
 LIST_SUFFIX = ".txt"
 LINES_AT_ONCE = 1024
-"""Lines of a list that make a portion."""
+"""Number of lines of a list that form a portion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Some of the images, not yet read out; how many is known already."""
+    """Some of the images, listed but not yet read; their number is known."""
 
     num_images: int
     images: Iterator[ImageRef]
-    """To be consumed once."""
+    """Can be consumed only once."""
 
 
 def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
@@ -35,20 +35,20 @@ def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
 
     Args:
         inputs: Each is one of
-            a folder: all images in it and below it, by suffix; their names are relative to the
-            folder, or start with it where there are several inputs;
-            a `.txt` file: a list, one path a line, relative to the list's own folder; the name is
-            the line. Files that turn out to be missing get a row with their error;
-            an archive, by its suffix (see `list_archive`): all images in it, in its own order,
-            named as those of a folder are;
+            a folder: all images in it and its subfolders, by suffix; their names are relative to
+            the folder, or start with it if there are several inputs;
+            a `.txt` file: a list with one path per line, relative to the list's folder; the line is
+            the name. A missing file gets a row with its error;
+            an archive, by suffix (see `list_archive`): all images in it, in archive order, named
+            like those of a folder;
             `-`: such a list from standard input, relative to the working folder;
-            any other file: an image, whatever its suffix; the name is the path as given;
-            a URL of any of these (see `tltools.data.remote`); lists may hold URLs as well.
+            any other file: an image, whatever its suffix; its name is the path as given;
+            a URL of any of these (see `tltools.data.remote`); lists may contain URLs, too.
 
     Returns:
-        An iterator that reads folders and lists as it goes. It raises DataError if there was
-        not one image, or if a folder, an archive or a list cannot be read, and
-        UnreachableError if the server of a URL cannot be asked.
+        An iterator that reads folders and lists as it proceeds. It raises DataError if there are
+        no images, or if a folder, archive or list cannot be read, and UnreachableError if the
+        server of a URL cannot be reached.
 
     Raises:
         DataError: If an input does not exist.
@@ -63,13 +63,13 @@ def list_portions(
 
     Args:
         inputs: See `list_images`.
-        on_error: Is told of each folder that cannot be listed, and of each archive that cannot be
-            read to its end, which are then left out; None to raise the error.
+        on_error: Called for each folder that cannot be listed and each archive that cannot be read
+            to its end, which are then skipped; None to raise the error.
 
     Returns:
-        An iterator over folders, or their parts between subfolders, and parts of archives and
-        lists. Lines of standard input come one by one, as soon as they are there, and so do the
-        images of a compressed tar, which hold their bytes.
+        An iterator over folders, or the parts of them between subfolders, and over parts of
+        archives and lists. Lines of standard input are yielded one by one as they arrive, and so
+        are the images of a compressed tar, which hold their bytes.
 
     Raises:
         DataError: As `list_images`.
@@ -77,7 +77,7 @@ def list_portions(
     for source in inputs:
         if isinstance(source, Path) and source != STDIN and not source.exists():
             raise DataError(
-                f"{source} does not exist; give folders, images, archives or .txt lists"
+                f"{source} does not exist; name folders, images, archives or .txt lists"
             )
     return _refuse_nothing(
         chain.from_iterable(_list_one(source, len(inputs) == 1, on_error) for source in inputs),
@@ -86,9 +86,9 @@ def list_portions(
 
 
 def is_slow(inputs: Sequence[Location]) -> bool:
-    """Tell whether listing ahead takes long, or much memory."""
+    """Return whether listing ahead takes long or needs much memory."""
     if STDIN in inputs or any(isinstance(source, Url) for source in inputs):
-        return True  # the end may be a long way off
+        return True  # the listing may take very long
     archives = [Path(str(source)) for source in inputs if is_archive_name(source.name)]
     if not archives:
         return False
@@ -116,7 +116,7 @@ def _list_one(
 def _list_folder(
     root: Path, alone: bool, on_error: Callable[[DataError], None] | None
 ) -> Iterator[Portion]:
-    # Slicing the text gives what `relative_to` gives, at a fraction of its cost.
+    # Slicing the text gives the same as `relative_to`, at a fraction of the cost.
     start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
     for folder, names in find_folders(root, on_error=on_error):
         prefix = (folder / "_").as_posix()[start:-1]
@@ -156,7 +156,9 @@ def _list_file(source: Path) -> Iterator[Portion]:
         with source.open("rb") as file:
             yield from _list_lines(file, source.parent, at_once=LINES_AT_ONCE)
     except OSError as error:
-        raise DataError(f"cannot read the list {source}: {error.strerror}") from error
+        raise DataError(
+            f"cannot read the list {source}: {error.strerror}; make it readable"
+        ) from error
 
 
 def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> Iterator[Portion]:
@@ -167,7 +169,7 @@ def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> It
 
 
 def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
-    """Return the image that a line of a list in `folder` names."""
+    """Return the image named by a line of a list in `folder`."""
     if is_url(name):
         url = location(name)
         assert isinstance(url, Url)
@@ -178,7 +180,7 @@ def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
 
 
 def _names(lines: Iterable[bytes]) -> Iterator[str]:
-    """Yield the lines that are not empty; bytes that are not UTF-8 survive."""
+    """Yield the non-empty lines; bytes that are not UTF-8 are preserved."""
     for number, line in enumerate(lines):
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         name = os.fsdecode(content.rstrip(b"\r\n"))
@@ -194,4 +196,6 @@ def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> 
     if empty:
         names = ", ".join(str(source) for source in inputs) or "nothing"
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"no images in {names} (folders and archives are searched for {suffixes})")
+        raise DataError(
+            f"no images in {names} (folders and archives are searched for {suffixes}); name others"
+        )

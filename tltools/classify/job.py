@@ -1,4 +1,4 @@
-"""The settings of a job, as one value; and what there is to say when it is done."""
+"""The settings of a job as one value, and the summary of a finished job."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -16,67 +16,67 @@ from tltools.runtime.predictor import Layout
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What every engine has to know of a job.
+    """The settings of a job that every engine needs.
 
     Raises:
-        ConfigError: If a number is out of its range.
+        ConfigError: If a number is out of range.
     """
 
     model: Path
-    """An export."""
+    """Path of an export."""
     inputs: Sequence[Location]
     """Folders, images and lists, as `list_images` takes them."""
     output: Location
     _: KW_ONLY
     device: Device = "auto"
     batch_size: int | None = None
-    """Images in one call of the model; None to choose."""
+    """Number of images per model call; None to choose automatically."""
     workers: int | None = None
-    """Threads that decode, one per core if None. On a cluster: cores of an actor."""
+    """Number of decoding threads; None for one per core. On a cluster: cores per actor."""
     overwrite: bool = False
-    """Replace an output that exists, and what a stopped job left of it."""
+    """Replace an existing output, and the rows that a stopped job left of it."""
     spreadsheet: bool = False
-    """Put an apostrophe before fields that a spreadsheet takes for a formula; for CSV."""
+    """Prefix fields that a spreadsheet would read as a formula with an apostrophe; CSV only."""
     errors_to: Path | None = None
-    """A CSV of the images that could not be read, with the reasons, written at the end."""
+    """A CSV of the images that could not be read and the reasons, written at the end."""
     min_confidence: float | None = None
-    """Images whose largest probability is less are labeled `UNCERTAIN`; None: none is."""
+    """Label images whose largest probability is lower `UNCERTAIN`; None labels none so."""
     image_timeout_s: float = 30.0
-    """Longest time for decoding an image."""
+    """Longest time for decoding one image, in seconds."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no job can use; with the model's classes known, more is checked."""
-        check_positive({"--batch-size": self.batch_size, "--workers": self.workers})
+        """Reject invalid numbers; more is checked once the model's classes are known."""
+        check_positive({"`batch_size=`": self.batch_size, "`workers=`": self.workers})
         check_min_confidence(self.min_confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(JobSettings):
-    """A job for this machine.
+    """A job that runs on this machine.
 
     The output is a file whose suffix is one of `OUTPUT_FORMATS`, or `-` for CSV on standard output.
-    For a URL, the rows are made in the user's cache folder and sent when they are complete.
+    If it is a URL, the rows are written to the user's cache folder and uploaded once complete.
 
     Raises:
-        ConfigError: If a number is out of its range.
+        ConfigError: If a number is out of range.
     """
 
     threads: int | None = None
-    """Cores of one forward pass on the CPU; None to choose."""
+    """Number of cores per forward pass on the CPU; None to choose automatically."""
     tf32: bool = False
     """Let CUDA round fp32 products to TF32."""
     ledger_dir: Path | None = None
-    """Where the model's ledger is: images whose bytes it has classified are neither decoded nor
-    run, and their rows are made from what it gave then; what is new is added to it. None: all
-    images are classified."""
+    """Folder of the model's ledger: images whose bytes the model has classified before are not
+    decoded or run again, and their rows come from the ledger; new results are added to it. None
+    classifies all images."""
     shard: Shard | None = None
-    """The shard of the listing to classify; a record of it is kept beside the complete output, for
-    `merge_shards`. None: all of it."""
+    """The shard of the listing to classify; its record is kept beside the complete output, for
+    `merge_shards`. None classifies the whole listing."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no job can use."""
+        """Reject invalid numbers."""
         super().__post_init__()
-        check_positive({"--threads": self.threads})
+        check_positive({"`threads=`": self.threads})
 
 
 @dataclass(frozen=True)
@@ -86,43 +86,43 @@ class Summary:
     model: Path
     card: Card
     output: Location | None
-    """None: standard output."""
+    """None for standard output."""
     num_images: int
-    """Rows of the output: `sum(counts.values()) + num_uncertain + num_failed`."""
+    """Number of rows in the output: `sum(counts.values()) + num_uncertain + num_failed`."""
     num_kept: int
-    """Those of them that an earlier job had left, which this one went on with."""
+    """Number of rows that a stopped job had left, after which this job resumed."""
     num_known: int | None
-    """Images whose bytes the ledger knew; None without one. Up to a batch of `num_kept` may be
-    among them."""
+    """Number of images found in the ledger; None without a ledger. Up to one batch of `num_kept`
+    may be included."""
     counts: dict[str, int]
-    """Images by label, in the order of the card's classes."""
+    """Number of images by label, in the order of the card's classes."""
     num_uncertain: int
-    """Images labeled `UNCERTAIN`."""
+    """Number of images labeled `UNCERTAIN`."""
     num_failed: int
     errors: dict[str, int]
-    """Images that could not be read, by reason, the most frequent first; digits are `N`."""
+    """Number of images that could not be read, by reason, most frequent first; digits are `N`."""
     unlisted: tuple[str, ...]
-    """Why a folder could not be listed, or the rest of an archive, for each that was left out; its
-    images have no rows."""
+    """Why each skipped folder, or rest of an archive, could not be listed; its images have no
+    rows."""
     seconds: float
-    """From the first image to the finished file; opening the model is not in it."""
+    """Time from the first image to the finished file, without opening the model."""
     choice: DeviceChoice
     provider: str
     placement: dict[str, int]
     """Number of the model's nodes by execution provider."""
     plan: Plan
     layout: Layout = "nchw"
-    """Of the tensors on CUDA, where it is chosen by measuring."""
+    """Memory layout of the tensors; on CUDA it is chosen by measuring."""
     tf32: bool = False
     """Whether fp32 products were rounded to TF32."""
 
     @property
     def images_per_s(self) -> float:
-        """Images per second, from the first to the finished file."""
+        """Throughput from the first image to the finished file, in images per second."""
         return (self.num_images - self.num_kept) / self.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a program wants to know, for JSON."""
+        """Return the summary as values for JSON."""
         return {
             "model": str(self.model),
             "output": None if self.output is None else str(self.output),

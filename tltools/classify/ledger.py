@@ -1,7 +1,7 @@
-"""What a model gave for images, by the bytes of their files: they need not be classified twice.
+"""Logits of images that a model has classified, by the bytes of their files.
 
-A SQLite file for each model in the user's cache folder. SQLite is what keeps it whole when the
-machine stops, and lets several jobs use one ledger.
+Each model has a SQLite file in the user's cache folder. SQLite keeps it intact if the machine
+stops, and lets several jobs share a ledger.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SAVE_EVERY_S = 1.0
-"""Longest time that logits wait to be written: what a job that is killed computes again."""
+"""Longest time before logits are written: a killed job loses at most this much work."""
 LOCK_WAIT_S = 30.0
-"""How long another job may take to write what it has."""
+"""How long to wait for another job that is writing."""
 
 
 class Ledger:
-    """Logits by the SHA-256 of a file's bytes, of one model."""
+    """The logits of one model, by the SHA-256 of a file's bytes."""
 
     def __init__(self, folder: Path, *, model_sha256: str, num_classes: int) -> None:
-        """Open the model's ledger, which is made where it is missing.
+        """Open the model's ledger, creating it if it is missing.
 
         Args:
-            folder: Where ledgers are kept.
-            model_sha256: Of the export's file. This and the version of tltools, which decodes the
-                images, are what logits depend on; a ledger is of both.
-            num_classes: Logits for each image.
+            folder: Folder of the ledgers.
+            model_sha256: SHA-256 of the export file. Logits depend on it and on the version of
+                tltools, which decodes the images; each such pair has its own ledger.
+            num_classes: Number of logits per image.
 
         Raises:
-            TltoolsError: If it cannot be opened, or is damaged.
+            TltoolsError: If the ledger cannot be opened or is corrupt.
         """
         self.path = folder / f"{model_sha256[:32]}-{__version__}.sqlite"
         self._num_bytes = num_classes * np.dtype("<f4").itemsize
@@ -48,10 +48,10 @@ class Ledger:
         self._new: dict[bytes, bytes] = {}
         self._next_save = time.monotonic() + SAVE_EVERY_S
         self.num_known = 0
-        """Images that were found, here or by a reader."""
+        """Number of images found, here or by a reader."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # One connection for all threads, of which the lock admits one at a time.
+            # One connection for all threads; the lock admits one at a time.
             self._connection = sqlite3.connect(
                 self.path, timeout=LOCK_WAIT_S, check_same_thread=False
             )
@@ -77,10 +77,10 @@ class Ledger:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """Write what is new, whatever ended the block, and close the file.
+        """Write new logits, however the block ended, and close the file.
 
         Raises:
-            TltoolsError: If that cannot be done and there is no other error to hear of.
+            TltoolsError: If writing fails and the block raised no error.
         """
         try:
             with self._lock:
@@ -107,11 +107,11 @@ class Ledger:
         return key, values
 
     def reader(self) -> "Reader":
-        """Return what opens the ledger in a worker process, to look into it only."""
+        """Return an object that opens the ledger read-only in a worker process."""
         return Reader(self.path, self._num_bytes)
 
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
-        """Keep the logits, float32 (C,), of the bytes with this SHA-256.
+        """Store the logits, float32 (C,), of the bytes with this SHA-256.
 
         Raises:
             TltoolsError: If the ledger cannot be written.
@@ -137,18 +137,18 @@ class Ledger:
 
 
 class Reader:
-    """Opens a ledger in a worker process; may be pickled."""
+    """Opens a ledger in a worker process; can be pickled."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
-        """Take the ledger's file, and the bytes of an image's logits."""
+        """Take the path of the ledger and the number of bytes of an image's logits."""
         self._path = path
         self._num_bytes = num_bytes
 
     def __call__(self) -> "Callable[[bytes], tuple[bytes, NDArray[np.float32] | None]]":
-        """Open it; return what `Ledger.recall` is.
+        """Open the ledger; return a function that works like `Ledger.recall`.
 
         Raises:
-            TltoolsError: If it cannot be opened.
+            TltoolsError: If the ledger cannot be opened.
         """
         try:
             connection = sqlite3.connect(self._path, timeout=LOCK_WAIT_S)
@@ -166,7 +166,7 @@ class Reader:
 
 
 def _find(connection: sqlite3.Connection, key: bytes, num_bytes: int) -> NDArray[np.float32] | None:
-    """Return the logits of a key, float32 (C,); None where they are missing or damaged."""
+    """Return the logits of a key, float32 (C,); None if they are missing or corrupt."""
     found = connection.execute("SELECT logits FROM classified WHERE sha256 = ?", (key,)).fetchone()
     if found is None or len(found[0]) != num_bytes:
         return None
@@ -175,6 +175,6 @@ def _find(connection: sqlite3.Connection, key: bytes, num_bytes: int) -> NDArray
 
 def _unusable(path: Path, error: Exception) -> TltoolsError:
     return TltoolsError(
-        f"cannot use the ledger {path}: {error}; delete it, or keep another with "
-        "--cache-dir, or do without --changed-only"
+        f"cannot use the ledger {path}: {error}; delete it, choose another folder with "
+        "`ledger_dir=`, or run the job without a ledger"
     )

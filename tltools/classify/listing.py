@@ -1,6 +1,6 @@
-"""The images of a job: listed lazily, counted as far as that is quick, and a digest of their names.
+"""The images of a job: listed lazily, counted ahead if that is quick, their names hashed.
 
-The digest tells whether several jobs, or several machines, saw the same images.
+The digest shows whether several jobs or machines saw the same images.
 """
 
 import time
@@ -14,21 +14,21 @@ from tltools.data.location import Location
 from tltools.errors import DataError
 
 COUNTING_S = 0.5
-"""Longest time spent on listing further folders beforehand, for the progress bar's total."""
+"""Longest time spent listing ahead to find the progress bar's total."""
 
 
 class NamesDigest:
-    """SHA-256 over the names of images, in order."""
+    """SHA-256 over image names, in order."""
 
     def __init__(self) -> None:
-        """Begin with no names."""
+        """Start with no names."""
         import hashlib  # here, because most jobs do without it
 
         self._hash = hashlib.sha256()
 
     def add(self, name: str) -> None:
-        """Take in one more name."""
-        # No file's name contains a zero byte.
+        """Add a name."""
+        # No file name contains a zero byte.
         self._hash.update(name.encode("utf-8", "surrogatepass") + b"\0")
 
     def digest(self) -> bytes:
@@ -37,15 +37,15 @@ class NamesDigest:
 
 
 class ShardListing:
-    """The images of one shard, of a listing that is read to its end."""
+    """The images of one shard; the whole listing is read to find them."""
 
     def __init__(self, images: Iterable[ImageRef], shard: Shard) -> None:
-        """Take the whole listing, which is consumed as the shard's images are."""
+        """Take the whole listing, which is consumed together with the shard's images."""
         self._images = images
         self.shard = shard
         self._digest = NamesDigest()
         self.num_listed = 0
-        """Images of the whole listing, once it has been read."""
+        """Number of images in the whole listing, once it has been read."""
 
     def __iter__(self) -> Iterator[ImageRef]:
         """Yield the images of the shard."""
@@ -57,40 +57,40 @@ class ShardListing:
 
     @property
     def sha256(self) -> str:
-        """Digest of the whole listing's names, as hexadecimal digits, once it has been read."""
+        """Digest of all names in the listing, as hexadecimal digits, once it has been read."""
         return self._digest.digest().hex()
 
 
 class JobListing:
-    """The images of a job, or of its shard; a folder that cannot be listed is left out."""
+    """The images of a job or of its shard; folders that cannot be listed are skipped."""
 
     def __init__(
         self, inputs: Sequence[Location], *, shard: Shard | None, warn: Callable[[str], None]
     ) -> None:
-        """Begin to list.
+        """Start listing.
 
         Args:
-            inputs: As `list_images` takes them.
-            shard: The shard of the listing that is wanted; None: all of it.
-            warn: Told of each folder or archive that cannot be listed.
+            inputs: See `list_images`.
+            shard: The shard of the listing to return; None for all of it.
+            warn: Called with a message for each folder or archive that cannot be listed.
 
         Raises:
             DataError: If an input does not exist, or there is no image.
         """
         self.unlisted: list[str] = []
-        """Why a folder, or the rest of an archive, was left out, for each; more may come."""
+        """Why each skipped folder, or rest of an archive, cannot be listed; may still grow."""
 
         def leave_out(error: DataError) -> None:
             self.unlisted.append(str(error))
-            warn(f"left out: {error}")
+            warn(f"skipped: {error}")
 
         portions = list_portions(inputs, on_error=leave_out)
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
-        """Number of images; None where it is not known."""
+        """Number of images; None if unknown."""
         self.images: Iterator[ImageRef] = chain.from_iterable(
             portion.images for portion in portions
         )
-        """To be consumed once."""
+        """Can be consumed only once."""
         self.of_shard: ShardListing | None = None
         if shard is not None:
             self.of_shard = ShardListing(self.images, shard)
@@ -101,10 +101,10 @@ class JobListing:
 def count_ahead(
     portions: Iterator[Portion], *, seconds: float
 ) -> tuple[int | None, Iterator[Portion]]:
-    """Count the images by listing ahead, for so long; None where that is not enough.
+    """Count the images by listing ahead for up to `seconds`; None if that is not enough.
 
-    The first portion is always read, so that finding nothing is an error at once. What is listed
-    is kept, as names only, and returned with the rest: a second time would take as long again.
+    The first portion is always read, so that an empty input fails at once. What was listed ahead is
+    kept, as names only, and returned with the rest: listing it again would take as long.
     """
     ahead = [next(portions)]
     deadline = time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""Put the outputs of shards together, and refuse what is missing, duplicate or changed."""
+"""Merge the outputs of shards; reject missing, duplicate or changed ones."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ from tltools.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge made."""
+    """The result of a merge."""
 
     output: Location
     num_shards: int
@@ -38,19 +38,19 @@ def merge_shards(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Merged:
-    """Put all shards of a job together, in the order of the listing, as one job would have written.
+    """Merge all shards of a job in listing order, into the file that a single job would write.
 
     Args:
         shards: The complete outputs of all shards, in any order, each with its record beside it;
-            those at URLs are fetched.
-        output: Of the same format as they.
-        overwrite: Replace an output that exists.
-        progress: Where to report.
+            those at URLs are downloaded.
+        output: File or URL to write, in the format of the shards.
+        overwrite: Replace an existing output.
+        progress: Where to report progress.
 
     Raises:
-        ConfigError: If `output` exists, cannot be one, or is one of the shards.
-        DataError: If a shard is missing, double, incomplete, changed, or of another job.
-        TltoolsError: If the output cannot be written, or a server cannot be asked.
+        ConfigError: If `output` exists, is not a valid output, or is one of the shards.
+        DataError: If a shard is missing, duplicate, incomplete, changed, or from another job.
+        TltoolsError: If the output cannot be written, or a server cannot be reached.
     """
     here = [shard for shard in shards if isinstance(shard, Path)]
     if len(here) == len(shards) and isinstance(output, Path):
@@ -74,18 +74,19 @@ def merge_shards(
 
 def _merge(shards: Sequence[Path], output: Path, *, overwrite: bool, progress: Progress) -> Merged:
     if output == STDOUT:
-        raise ConfigError("tltools merge writes a file or nothing; name one with --output")
+        raise ConfigError("a merge cannot write to standard output; name a file with `output=`")
     check_output(output, overwrite=overwrite)
     if not shards:
-        raise ConfigError("there is nothing to merge; name the outputs of all shards")
+        raise ConfigError("no shards to merge; name the outputs of all shards")
     if output.resolve() in {path.resolve() for path in shards}:
-        raise ConfigError(f"{output} is one of the shards; name another file with --output")
+        raise ConfigError(f"{output} is one of the shards; choose another file with `output=`")
     found = _ordered([_ShardFile(path) for path in shards])
     first = found[0]
     form = output_format(output)
     if form is not output_format(first.path):
         raise ConfigError(
-            f"--output {output} is not of the shards' format ({first.path.suffix}); end it in that"
+            f"`output={output}` does not have the format of the shards; choose a name that ends in "
+            f"{first.path.suffix}"
         )
     for shard in found:
         shard.check()
@@ -103,35 +104,35 @@ def _merge(shards: Sequence[Path], output: Path, *, overwrite: bool, progress: P
 
 
 class _ShardFile:
-    """The complete output of a shard, which is to be merged."""
+    """The complete output of a shard that is being merged."""
 
     def __init__(self, path: Path) -> None:
-        """Read the record.
+        """Read the record of the shard.
 
         Raises:
-            DataError: If there is none that can be read.
+            DataError: If the record is missing or unreadable.
         """
         self.path = path
         self.record = _read_record(path)
         shard = self.record.job.shard
         if shard is None:
             raise DataError(
-                f"{shard_record_path(path)} is not the record of a shard; make {path} again with "
-                "--shard K/N --overwrite"
+                f"{shard_record_path(path)} is not the record of a shard; recreate {path} with "
+                "`shard=K/N` and `overwrite=True`"
             )
         self.number: Shard = shard
         self._state: tuple[int, int] | None = None
 
     def check(self) -> None:
-        """See that the file is the one that the job left.
+        """Check that the file is the one that the job wrote.
 
         Raises:
             DataError: If it is not.
         """
         if self.record.num_rows != self.number.size(self.record.num_listed):
             raise DataError(
-                f"{self.path} has {self.record.num_rows:,} rows by its record, where shard "
-                f"{self.number} of {self.record.num_listed:,} images has "
+                f"{self.path} has {self.record.num_rows:,} rows according to its record, but shard "
+                f"{self.number} of {self.record.num_listed:,} images must have "
                 f"{self.number.size(self.record.num_listed):,}; {self._again}"
             )
         with self.open() as file:
@@ -144,10 +145,10 @@ class _ShardFile:
             raise self.changed()
 
     def check_unchanged(self) -> None:
-        """See that the file is as it was when it was checked.
+        """Check that the file has not changed since `check`.
 
         Raises:
-            DataError: If it is not.
+            DataError: If it has.
         """
         with self.open() as file:
             info = os.fstat(file.fileno())
@@ -156,14 +157,14 @@ class _ShardFile:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file when it was complete."""
+        """Size of the complete file, in bytes."""
         return self.record.num_bytes
 
     def open(self) -> BufferedReader:
-        """Open the file.
+        """Open the file for reading.
 
         Raises:
-            DataError: If that cannot be done.
+            DataError: If it cannot be opened.
         """
         try:
             return self.path.open("rb")
@@ -173,47 +174,53 @@ class _ShardFile:
             ) from error
 
     def changed(self) -> DataError:
-        """Return the error for a file that is not the one that the job left."""
-        return DataError(f"{self.path} has changed since its shard was complete; {self._again}")
+        """Return the error for a file that is not the one that the job wrote."""
+        return DataError(f"{self.path} has changed since the shard was completed; {self._again}")
 
     @property
     def _again(self) -> str:
-        return f"make it again with --shard {self.number} --overwrite"
+        return f"recreate it with `shard={self.number}` and `overwrite=True`"
 
 
 def _read_record(path: Path) -> ShardRecord:
     if path.name.endswith(RECORD_SUFFIX):
-        raise DataError(f"{path} is the record of a shard; name the shard itself")
+        raise DataError(f"{path} is the record of a shard; name the shard's output instead")
     record = shard_record_path(path)
     unfinished = unfinished_path(path)
     try:
         content = record.read_bytes()
     except FileNotFoundError:
         if path.exists():
-            reason = f"has no record ({record.name}) beside it: it is not the output of a shard, "
-            raise DataError(f"{path} {reason}or was moved without it") from None
+            raise DataError(
+                f"{path} has no record ({record.name}) beside it: it is not a shard, or was moved "
+                "alone; move its record too, or name a shard"
+            ) from None
         if unfinished.exists():
-            raise DataError(f"{path} is not complete; give its command again") from None
+            raise DataError(f"{path} is not complete; run its command again") from None
         raise DataError(f"{path} does not exist; name the outputs of all shards") from None
     except OSError as error:
-        raise DataError(f"cannot read {record}: {error.strerror or error}; mend that") from error
+        raise DataError(
+            f"cannot read {record}: {error.strerror or error}; make it readable"
+        ) from error
     if not path.exists():
-        what = "is not complete" if unfinished.exists() else "is missing, only its record is there"
-        raise DataError(f"{path} {what}; give its command again")
+        what = (
+            "is not complete" if unfinished.exists() else "is missing, although its record exists"
+        )
+        raise DataError(f"{path} {what}; run its command again")
     try:
         return msgspec.json.decode(content, type=ShardRecord)
     except msgspec.DecodeError as error:
         raise DataError(
-            f"{record} is not the record of a shard ({error}); make {path} again with --shard K/N "
-            "--overwrite"
+            f"{record} is not the record of a shard ({error}); recreate {path} with `shard=K/N` "
+            "and `overwrite=True`"
         ) from error
 
 
 def _ordered(shards: Sequence[_ShardFile]) -> list[_ShardFile]:
-    """Return the shards by index, each once and all of one job.
+    """Return the shards in order of their indices.
 
     Raises:
-        DataError: If they are not that.
+        DataError: If one is missing, duplicate or from another job.
     """
     first = shards[0]
     by_index: dict[int, _ShardFile] = {}
@@ -222,7 +229,7 @@ def _ordered(shards: Sequence[_ShardFile]) -> list[_ShardFile]:
         if shard.number.index in by_index:
             raise DataError(
                 f"{by_index[shard.number.index].path} and {shard.path} are both shard "
-                f"{shard.number}; leave one of them out"
+                f"{shard.number}; name only one of them"
             )
         by_index[shard.number.index] = shard
     count = first.number.count
@@ -231,34 +238,34 @@ def _ordered(shards: Sequence[_ShardFile]) -> list[_ShardFile]:
         others = count - len(by_index) - 1
         more = f" (and {others} more)" if others else ""
         raise DataError(
-            f"shard {missing}/{count}{more} is missing beside {first.path}; name it too, or make "
-            f"it with --shard {missing}/{count}"
+            f"shard {missing}/{count}{more} is missing; name it too, or create it with "
+            f"`shard={missing}/{count}`"
         )
     return [by_index[index] for index in range(1, count + 1)]
 
 
 def _refuse_others(first: _ShardFile, shard: _ShardFile) -> None:
-    """Refuse a shard of another job than the first one's."""
+    """Reject a shard that comes from another job than the first one."""
     reason = None
     if shard.number.count != first.number.count:
-        reason = f"is shard {shard.number}, and {first.path} is shard {first.number}"
+        reason = f"is shard {shard.number}, but {first.path} is shard {first.number}"
     elif output_format(shard.path) is not output_format(first.path):
-        reason = f"is of another format than {first.path}"
+        reason = f"has a different format than {first.path}"
     elif difference := shard_difference(shard.record.job, first.record.job):
         reason = f"{difference} {first.path}"
     else:
         listed = (shard.record.num_listed, shard.record.listing_sha256)
         if listed != (first.record.num_listed, first.record.listing_sha256):
             reason = (
-                f"saw other images than {first.path} ({listed[0]:,} and "
-                f"{first.record.num_listed:,}): some have come, gone or changed their names"
+                f"listed different images than {first.path} ({listed[0]:,} and "
+                f"{first.record.num_listed:,}): some were added, removed or renamed"
             )
     if reason is not None:
-        raise DataError(f"{shard.path} {reason}; make all shards with the same command, but for K")
+        raise DataError(f"{shard.path} {reason}; create all shards with the same command except K")
 
 
 def _turns(shards: Sequence[_ShardFile]) -> Iterator[tuple[_ShardFile, int]]:
-    """Yield whose rows come next, and how many of them."""
+    """Yield the shard whose rows come next, and how many of them."""
     num_listed = shards[0].record.num_listed
     for start in range(0, num_listed, SHARD_BLOCK):
         shard = shards[start // SHARD_BLOCK % len(shards)]

@@ -1,4 +1,4 @@
-"""Open a job's model: in a worker if workers may run it, and as for the rows that are kept."""
+"""Open a job's model, in a worker if possible, with the settings of rows that are kept."""
 
 from dataclasses import replace
 
@@ -16,18 +16,18 @@ from tltools.runtime.pipeline import may_fuse, open_in_worker
 def open_for(
     job: Job, kept: Kept | None, *, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
-    """Open the model of a job, and choose its plan or take that of the rows that are kept.
+    """Open the model of a job; choose a plan, or reuse the plan of the rows that are kept.
 
     Args:
         job: The job.
-        kept: Rows to go on after.
-        num_images: Images of the job; None where that is not known.
+        kept: Rows of a stopped job to resume after; None to start.
+        num_images: Number of images; None if unknown.
         launcher: Starts worker processes; None to open the model in this process.
 
     Raises:
         ArtifactError: If the model is not a usable export.
-        ConfigError: If the rows were begun on another device, or the model has a class that is
-            called as what is uncertain.
+        ConfigError: If the rows were made on another device, or `min_confidence` is set and the
+            model has a class named `UNCERTAIN`.
         DeviceError: If the device cannot run the model.
     """
     if kept is None:
@@ -41,13 +41,13 @@ def open_for(
 def _open_again(
     job: Job, kept: Kept, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
-    """Open the model in the same way as for the rows that are kept."""
+    """Open the model in the same way as for the rows that were kept."""
     record = kept.record
     again = replace(job, batch_size=record.batch_size)
     predictor, plan = _open(again, record, num_images, launcher)
     if difference := device_difference(record, predictor):
         raise refusal(kept.path, difference)
-    if plan.name != record.plan:  # a measurement that comes out beyond its limit this time
+    if plan.name != record.plan:  # this time the measurement was on the other side of its limit
         fused = record.plan == "fused"
         predictor = load_predictor(job.model, device=job.device, threads=1 if fused else None)
         plan = replace(plan, name=record.plan)
@@ -57,7 +57,7 @@ def _open_again(
 def _open(
     job: Job, record: JobRecord | None, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
-    """Open the model in a worker if workers may run it, else in this process."""
+    """Open the model in a worker if workers may run it, otherwise in this process."""
     threads = job.threads
     if launcher is not None and not job.tf32 and _may_fuse(job):
         opened = open_in_worker(
@@ -84,6 +84,6 @@ def _open(
 
 
 def _may_fuse(job: Job) -> bool:
-    """Tell whether workers might run the model, as far as that is known without opening it."""
+    """Return whether workers might run the model, judged without opening it."""
     on_cpu = job.device in ("cpu", "openvino") or (job.device == "auto" and not num_gpus())
     return on_cpu and may_fuse(job.model, job.threads)

@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 
 
 UNCERTAIN = "uncertain"
-"""The label of an image whose most probable class is not probable enough."""
+"""The label of an image whose largest probability is below the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What became of one image: a label, or an error."""
+    """The result for one image: a label or an error."""
 
     name: str
     label: str | None
-    """A class, or `UNCERTAIN`; None where there is an error."""
+    """A class or `UNCERTAIN`; None if there is an error."""
     confidence: float | None
     """The largest probability, in [0, 1]."""
     probabilities: "NDArray[np.float64] | None"
-    """(C,), in the order of the card's classes."""
+    """Probabilities, float64 (C,), in the order of the card's classes."""
     error: str | None
 
 
 def check_min_confidence(min_confidence: float | None, classes: Sequence[str] = ()) -> None:
-    """Refuse a threshold that is no probability, or whose label a class could be mistaken for.
+    """Reject a threshold outside [0, 1], or a class with the name of the threshold's label.
 
     Raises:
-        ConfigError: If it is so.
+        ConfigError: In either case.
     """
     if min_confidence is None:
         return
     if not 0 <= min_confidence <= 1:
-        raise ConfigError(f"--min-confidence is a probability, from 0 to 1, not {min_confidence}")
+        raise ConfigError(f"`min_confidence=` must be between 0 and 1, got {min_confidence}")
     if UNCERTAIN in classes:
         raise ConfigError(
-            f"the model has a class {UNCERTAIN!r}, which --min-confidence would be mistaken for; "
-            "do without that option"
+            f"the model has a class named {UNCERTAIN!r}, the label that `min_confidence=` assigns; "
+            "leave `min_confidence=` out"
         )
 
 
@@ -63,20 +63,20 @@ def classify(
 ) -> Generator[Prediction, None, None]:
     """Classify images.
 
-    An image that cannot be read becomes a prediction with its error; the others of its batch
-    go through the model without it.
+    An unreadable image becomes a prediction with its error; the rest of its batch goes through the
+    model without it.
 
     Args:
         predictor: The opened export; for a `fused` plan, one that uses one thread.
         images: Consumed lazily, a few batches ahead.
-        plan: From `open_model`. It changes the speed, and the results only within the rounding
-            of the model's own arithmetic.
-        min_confidence: What is less likely than that is labeled `UNCERTAIN`; None: nothing is.
-        memory: Knows the logits of earlier images, which are then not decoded.
-        **options: Others of `tltools.runtime.run_images`.
+        plan: From `open_model`. It affects speed, and results only within the rounding error of
+            the model's arithmetic.
+        min_confidence: Label predictions below this confidence `UNCERTAIN`; None labels none so.
+        memory: Holds the logits of earlier images, which are then not decoded again.
+        **options: Further options of `tltools.runtime.run_images`.
 
     Yields:
-        One prediction for each image, in order. Nothing accumulates.
+        One prediction per image, in order. Memory use does not grow.
     """
     card = predictor.card
     finish = partial(predictions, card.classes, card.temperature, min_confidence=min_confidence)
@@ -102,10 +102,10 @@ def predictions(
     """Return the predictions of images that went through the model together.
 
     Args:
-        classes: The model's, in the order of the logits.
-        temperature: What logits are divided by.
-        outputs: The logits of those that could be read, and the errors of the others.
-        min_confidence: As for `classify`.
+        classes: The model's classes, in the order of the logits.
+        temperature: The divisor of the logits.
+        outputs: The logits of readable images and the errors of the others.
+        min_confidence: See `classify`.
     """
     threshold = 0.0 if min_confidence is None else min_confidence
     values = outputs.values
@@ -123,32 +123,31 @@ def predictions(
 
 
 class Rows(NamedTuple):
-    """Predictions as an output holds them, and what there is to count."""
+    """Encoded predictions of an output, with their labels and errors for counting."""
 
     encoded: list[bytes]
     labels: list[str | None]
-    """A class, or `UNCERTAIN`; None where there is an error."""
+    """A class or `UNCERTAIN`; None if there is an error."""
     errors: list[tuple[str, str]]
     """Name and error of each image without a label."""
 
     def without(self, number: int) -> "Rows":
-        """Return them without the first `number`."""
+        """Return the rows without the first `number`."""
         failed = self.labels[:number].count(None)
         return Rows(self.encoded[number:], self.labels[number:], self.errors[failed:])
 
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Makes rows of outputs, in whichever process has these."""
+    """Makes rows from a model's outputs, in the process that has them."""
 
     is_portable: ClassVar[bool] = True
-    """Workers may do it."""
+    """Whether it can run in a worker."""
     classes: tuple[str, ...]
     temperature: float
     min_confidence: float | None
     encoder: Callable[[], Callable[[Prediction], bytes]]
-    """Returns what encodes a prediction; may be pickled, and costs little when it is called
-    again."""
+    """Returns a function that encodes a prediction; can be pickled, and is cheap to call again."""
 
     def __call__(self, outputs: Outputs[Any]) -> Rows:
         """Return the rows of images that went through the model together."""

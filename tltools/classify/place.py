@@ -1,4 +1,4 @@
-"""Where a job's rows go: its unfinished output, and the URL that gets the complete one."""
+"""Where a job's rows go: its unfinished output, and the URL of the complete one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +19,15 @@ class Place:
     """The output of a job on this machine."""
 
     def __init__(self, job: Job) -> None:
-        """Refuse an output that cannot or must not be written, before any work is done.
+        """Reject an output that cannot or must not be written, before any work is done.
 
         Raises:
-            ConfigError: If the output is one.
-            UnreachableError: If the server of a URL cannot be asked.
+            ConfigError: If the output is rejected.
+            UnreachableError: If the server of a URL cannot be reached.
         """
         self._destination = None
         self.path: Path
-        """Where the rows are made, or `-`."""
+        """File that the rows are written to, or `-`."""
         if isinstance(job.output, Url):
             from tltools.classify.uploads import Destination  # here, because most jobs have none
 
@@ -38,35 +38,37 @@ class Place:
             self.path = job.output
         self.unfinished = None if self.path == STDOUT else UnfinishedOutput(self.path)
         """None on standard output."""
-        # Who began a job with `overwrite` need not say it again, which would start it anew.
+        # A job started with `overwrite` resumes without it; giving it again would start over.
         self.replaces = job.overwrite or (
             self.unfinished is not None and self.unfinished.may_replace()
         )
-        """Whether an output that exists is replaced when this one is complete."""
+        """Whether an existing output is replaced when this one is complete."""
         check_output(self.path, overwrite=self.replaces, spreadsheet=job.spreadsheet)
         if self._destination is not None and not self.replaces:
             self._destination.check_free()
         if job.shard is not None and self.path == STDOUT:
-            raise ConfigError("--shard keeps a record beside its output; name a file with --output")
+            raise ConfigError(
+                "`shard=` keeps a record beside its output; name a file with `output=`"
+            )
         if job.errors_to is not None:
-            goes_on = self.unfinished is not None and self.unfinished.exists()
-            check_errors_to(job.errors_to, self.path, overwrite=self.replaces or goes_on)
+            resumes = self.unfinished is not None and self.unfinished.exists()
+            check_errors_to(job.errors_to, self.path, overwrite=self.replaces or resumes)
 
     def begin(
         self, kept: JobRecord | None, make_record: Callable[[], JobRecord]
     ) -> JobRecord | None:
-        """Open the unfinished output of a job that begins, and write its record.
+        """Open the unfinished output of a new job and write its record.
 
         Args:
-            kept: The record of the rows to go on after, whose output is open; None to begin.
-            make_record: Returns the record of a job that begins.
+            kept: The record of the rows to resume after, whose output is open; None to start.
+            make_record: Returns the record of a new job.
 
         Returns:
             The record; None on standard output, which has none.
 
         Raises:
-            ConfigError: If another job has begun the same output.
-            TltoolsError: If it cannot be written.
+            ConfigError: If another job has started the same output.
+            TltoolsError: If the record cannot be written.
         """
         if self.unfinished is None or kept is not None:
             return kept
@@ -74,18 +76,18 @@ class Place:
         if not self.unfinished.is_open:
             self.unfinished.open()
             if self.unfinished.num_bytes:
-                raise refusal(self.unfinished.path, "another job has made it in the meantime")
+                raise refusal(self.unfinished.path, "another job has created it in the meantime")
         self.unfinished.begin(record)
         return record
 
     def when_complete(
         self, record: JobRecord | None, listing: JobListing, progress: Progress
     ) -> Callable[[Path, int], None]:
-        """Return what is to be done with the complete file before it gets its name."""
+        """Return a function to call with the complete file before it is renamed."""
 
         def finish(complete: Path, num_rows: int) -> None:
             if listing.of_shard is not None and record is not None:
-                from tltools.classify.shard_record import write_shard_record  # most jobs are whole
+                from tltools.classify.shard_record import write_shard_record  # rarely needed
 
                 write_shard_record(
                     self.path, complete, job=record, listing=listing.of_shard, num_rows=num_rows
@@ -96,7 +98,7 @@ class Place:
         return finish
 
     def discard_sent(self) -> None:
-        """Remove the complete output that was sent to its URL, if it has one."""
+        """Remove the local copy of a complete output that was uploaded to its URL."""
         if self._destination is not None:
             self._destination.discard_sent()
 

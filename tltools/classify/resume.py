@@ -1,4 +1,4 @@
-"""Go on after the rows that a stopped job left."""
+"""Resume after the rows that a stopped job left."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,29 +22,29 @@ class Kept:
     """The complete rows of an unfinished output."""
 
     def __init__(self, unfinished: UnfinishedOutput, record: JobRecord, codec: RowCodec) -> None:
-        """Take an open file, which is read when the rows are."""
+        """Take an open file, which is read together with the rows."""
         self.record = record
         self.path = unfinished.path
         self.num_rows = 0
-        """Complete rows that were read."""
+        """Number of complete rows read."""
         self.num_bytes = 0
-        """Where the last of them ends."""
+        """Position in the file at which the last of them ends."""
         self._codec = codec
 
     def rows(self) -> Iterator[Row]:
-        """Yield the complete rows, which end where one is torn.
+        """Yield the complete rows, up to the first truncated one.
 
         Raises:
-            ConfigError: If the file does not begin as this job's output does.
+            ConfigError: If the file does not start like this job's output.
         """
-        # The file's own position does not matter: it is set when the rows are cut.
+        # The file's own position does not matter: it is set when the rows are truncated.
         with self.path.open("rb") as file:
             header = self._codec.header
             found = file.read(len(header))
             if found != header:
-                if header.startswith(found):  # torn within it
+                if header.startswith(found):  # the header itself is truncated
                     return
-                raise refusal(self.path, "it does not begin with the columns of its model")
+                raise refusal(self.path, "it does not start with the columns of its model")
             self.num_bytes = len(header)
             for row, num_bytes in self._codec.read(file):
                 self.num_rows += 1
@@ -54,43 +54,43 @@ class Kept:
     def matched(self, images: Iterator[ImageRef]) -> Iterator[tuple[Row, ImageRef]]:
         """Yield the rows with their images, which are taken from the listing.
 
-        Position alone is not trusted: each row has to have the name that is next in the listing.
+        Position alone is not trusted: each row must have the next name of the listing.
 
         Raises:
-            ConfigError: If the listing is another one than that of the rows.
+            ConfigError: If the listing is not the one that the rows came from.
         """
         for row in self.rows():
             image = next(images, None)
-            where = f"row {self.num_rows:,} is of {row.path!r}"
+            where = f"row {self.num_rows:,} is for {row.path!r}"
             if image is None:
-                raise refusal(self.path, f"{where}, and the inputs have fewer images than that now")
+                raise refusal(self.path, f"{where}, but the inputs have fewer images now")
             if self._codec.text(image.name) != row.path:
                 raise refusal(
                     self.path,
-                    f"{where}, where the inputs have {image.name!r} now: images have come or "
-                    "gone since",
+                    f"{where}, but the inputs have {image.name!r} there now: images were added or "
+                    "removed since",
                 )
             yield row, image
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a job begins in its listing."""
+    """Where a job starts in its listing."""
 
     kept: Kept | None = None
-    """The rows of an earlier job to go on after."""
+    """The rows of a stopped job to resume after."""
     again: Sequence[ImageRef] = ()
-    """Images that have rows and go through the model once more, so that those after them are in
-    the same batch as without a stop."""
+    """Images that have rows but go through the model again, so that those after them are in the
+    same batch as in an uninterrupted job."""
 
     @property
     def record(self) -> JobRecord | None:
-        """Of the job that is gone on with."""
+        """The record of the job that is resumed."""
         return None if self.kept is None else self.kept.record
 
     @property
     def num_rows(self) -> int:
-        """Rows that are there."""
+        """Number of rows that exist already."""
         return 0 if self.kept is None else self.kept.num_rows
 
 
@@ -101,19 +101,19 @@ def go_on(
     images: Iterator[ImageRef],
     tally: Tally,
 ) -> Start:
-    """Open what an earlier job left of an output, if it did, and count its rows.
+    """Open the rows that a stopped job left of an output, if any, and count them.
 
     With `overwrite`, they are removed instead.
 
     Args:
-        unfinished: The job's; None on standard output.
-        job: The job that goes on.
+        unfinished: The job's unfinished output; None on standard output.
+        job: The job to resume.
         identity: What makes it the same job.
-        images: The listing, from which the images that have rows are taken.
-        tally: Counts them.
+        images: The listing; the images that have rows are taken from it.
+        tally: Counts the rows.
 
     Raises:
-        ConfigError: If the rows are not of this job; the message says why.
+        ConfigError: If the rows are not from this job; the message says why.
         TltoolsError: If they cannot be opened.
     """
     if unfinished is None or not unfinished.exists():
@@ -137,14 +137,14 @@ def go_on(
 def _read_back(
     unfinished: UnfinishedOutput, identity: JobIdentity, *, spreadsheet: bool
 ) -> Kept | None:
-    """Return what can be gone on with; None if there is nothing."""
+    """Return the rows to resume after; None if there are none."""
     if unfinished.num_bytes == 0:
         return None
     record = read_record(unfinished.output)
     if record is None:
         raise ConfigError(
-            f"{unfinished.path} exists and was not left by a job that can be gone on with: there "
-            f"is no record of it ({record_path(unfinished.output).name}); move it, {REMEDY}"
+            f"cannot resume {unfinished.path}: its record ({record_path(unfinished.output).name}) "
+            f"is missing or damaged; move the file, {REMEDY}"
         )
     if difference := identity.differences(record):
         raise refusal(unfinished.path, difference)

@@ -1,4 +1,4 @@
-"""Run a job on this machine: list, open, classify, write, and sum up what happened."""
+"""Run a job on this machine: list, open, classify, write and summarize."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -30,23 +30,24 @@ if TYPE_CHECKING:
 def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None = None) -> Summary:
     """Classify images and write one row for each.
 
-    A job that was stopped, in whatever way, is gone on with where its rows end, if it is the same
-    job. A folder that cannot be listed is left out with a warning.
+    If the same job was stopped, however it was stopped, this resumes after its rows. A folder that
+    cannot be listed is skipped with a warning.
 
     Args:
         job: The job.
-        progress: Where to report.
-        launcher: Starts worker processes. With one, no image is decoded in this process, so that
-            none can end it; without, a small job is done here, and a large one begins here.
+        progress: Where to report progress.
+        launcher: Starts worker processes. With one, no image is decoded in this process, so that no
+            image can crash it; without, a small job runs here entirely, and a large one starts
+            here.
 
     Raises:
         ArtifactError: If the model is not a usable export.
-        ConfigError: If the output exists or has an unknown suffix, or is standard output for a
-            shard, another job writes the same output, or what is there of it is not of this job.
-        DataError: If an input does not exist, or there is no image.
+        ConfigError: If the output exists or has an unknown suffix, a shard's output is standard
+            output, another job is writing the output, or its unfinished rows are from another job.
+        DataError: If an input does not exist, or there are no images.
         DeviceError: If the device cannot run the model.
-        TltoolsError: If the output or the ledger cannot be written, or a server cannot be asked.
-            The rows written so far stay in `<output>.part`, here and whenever the job is stopped.
+        TltoolsError: If the output or the ledger cannot be written, or a server cannot be reached.
+            The rows written so far stay in `<output>.part`, as they do whenever a job is stopped.
     """
     place = Place(job)
     listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
@@ -54,7 +55,8 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
     with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
         start = go_on(place.unfinished, job, identity, listing.images, tally)
         if start.kept is not None and start.num_rows:
-            progress.say(f"Going on after {start.num_rows} rows in {start.kept.path}")
+            rows = "1 row" if start.num_rows == 1 else f"{start.num_rows} rows"
+            progress.say(f"Resuming after {rows} in {start.kept.path}")
         opened = open_for(job, start.kept, num_images=listing.total, launcher=launcher)
         predictor, plan = opened
         record = place.begin(start.record, partial(identity.record, predictor, plan))
@@ -69,9 +71,9 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
         )
         with _open_ledger(job, identity, predictor) as ledger:
             run = _runner(job, place, opened, ledger, launcher, progress)
-            rows = classify_missing(run, listing.images, start)
+            made = classify_missing(run, listing.images, start)
             begun = time.perf_counter()
-            _write_rows(output, place.unfinished, rows, tally, progress, listing.total)
+            _write_rows(output, place.unfinished, made, tally, progress, listing.total)
     place.discard_sent()
     return _summary(job, opened, output, start, listing, tally, ledger, begun)
 
@@ -95,7 +97,7 @@ def _runner(
     launcher: Launcher | None,
     progress: Progress,
 ) -> Callable[[Iterator[ImageRef]], Generator[Rows, None, None]]:
-    """Return what makes rows from images."""
+    """Return a function that makes rows from images."""
     predictor, plan = opened
     card = predictor.card
     encoder = partial(row_encoder, place.path, card.classes, spreadsheet=job.spreadsheet)
@@ -134,7 +136,7 @@ def _write_rows(
     progress: Progress,
     total: int | None,
 ) -> None:
-    """Write the rows that are missing; if something stops that, say how many there are."""
+    """Write the missing rows; if that is interrupted, report how many are complete."""
     try:
         with output:
             num_missing = None if total is None else total - output.num_rows
@@ -146,8 +148,10 @@ def _write_rows(
             tally.save()
     finally:
         if output.num_rows and unfinished is not None and unfinished.exists():  # not renamed
-            progress.warn(f"stopped: {output.num_rows} complete rows are kept in {unfinished.path}")
-            progress.say("The same command, without --overwrite, goes on from there")
+            one = output.num_rows == 1
+            kept = "1 complete row is" if one else f"{output.num_rows} complete rows are"
+            progress.warn(f"stopped: {kept} kept in {unfinished.path}")
+            progress.say("Run the same job again, without `overwrite=True`, to resume")
 
 
 def _summary(

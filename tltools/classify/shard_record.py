@@ -1,4 +1,4 @@
-"""The record beside the complete output of a shard: what it was made from, for the merge."""
+"""The record beside the complete output of a shard: what it was made from, for merging."""
 
 import hashlib
 import os
@@ -14,41 +14,41 @@ RECORD_SUFFIX = ".shard.json"
 
 
 class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a complete shard was made from, kept in `<output>.shard.json`."""
+    """What a complete shard was made from, stored in `<output>.shard.json`."""
 
     job: JobRecord
     num_listed: int
-    """Images of the whole listing."""
+    """Number of images in the whole listing."""
     listing_sha256: str
-    """Over their names, in order."""
+    """SHA-256 over their names, in order."""
     num_rows: int
     num_bytes: int
     sha256: str
-    """Of the output's bytes."""
+    """SHA-256 of the output's bytes."""
 
 
 def shard_record_path(output: Path) -> Path:
-    """Return where the record of a complete shard is."""
+    """Return the path of a complete shard's record."""
     return output.with_name(output.name + RECORD_SUFFIX)
 
 
 def write_shard_record(
     output: Path, complete: Path, *, job: JobRecord, listing: ShardListing, num_rows: int
 ) -> None:
-    """Write the record of a shard whose rows are complete, before they get their name.
+    """Write the record of a shard whose rows are complete, before the file is renamed.
 
-    Killed in between, the job still has its rows and goes on; a record without its output, or
-    beside an older one, is refused by the merge.
+    A job that is killed in between keeps its rows and can resume; merging rejects a record without
+    its output, or beside an older one.
 
     Args:
-        output: What the shard's output will be called.
-        complete: What it is called now.
+        output: Final path of the shard's output.
+        complete: Its path now.
         job: What its rows depend on.
-        listing: Read to its end.
-        num_rows: Rows of the output.
+        listing: The listing, read to its end.
+        num_rows: Number of rows in the output.
 
     Raises:
-        TltoolsError: If it cannot be written.
+        TltoolsError: If the record cannot be written.
     """
     with complete.open("rb") as file:
         record = ShardRecord(

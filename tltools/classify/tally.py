@@ -1,4 +1,4 @@
-"""What became of a job's images, in numbers; and the file of those that failed."""
+"""Counts of a job's results, and the file of images that failed."""
 
 import os
 import re
@@ -17,10 +17,10 @@ from tltools.errors import ConfigError, TltoolsError
 
 
 class Tally:
-    """What became of a job's images, in numbers, and the errors for `errors_to`."""
+    """Counts of a job's results, and the errors for `errors_to`."""
 
     def __init__(self, errors_to: Path | None, *, spreadsheet: bool) -> None:
-        """Count from nothing."""
+        """Start counting from zero."""
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._path = errors_to
@@ -48,19 +48,19 @@ class Tally:
 
     @property
     def num_failed(self) -> int:
-        """Images that could not be read."""
+        """Number of images that could not be read."""
         return self.reasons.total()
 
     @property
     def errors(self) -> dict[str, int]:
-        """Images that could not be read, by reason, the most frequent first."""
+        """Number of images that could not be read, by reason, most frequent first."""
         return dict(self.reasons.most_common())
 
     def save(self) -> None:
-        """Write the images that failed, completely or not at all.
+        """Write the file of failed images, completely or not at all.
 
         Raises:
-            TltoolsError: If that cannot be done.
+            TltoolsError: If it cannot be written.
         """
         if self._path is None or self._failed is None:
             return
@@ -72,7 +72,7 @@ class Tally:
             raise _cannot_write_errors(self._path, error) from error
 
     def close(self) -> None:
-        """Let go of what was collected."""
+        """Discard the collected errors."""
         if self._failed is not None:
             with suppress(OSError):
                 self._failed.close()
@@ -87,7 +87,7 @@ class Tally:
 
 
 def _nameless_file(errors_to: Path) -> BinaryIO:
-    """Open a file without a name beside `errors_to`, of which nothing is left in any case."""
+    """Open an unnamed temporary file in the folder of `errors_to`."""
     import tempfile  # here, because most jobs do without it
 
     try:
@@ -98,28 +98,28 @@ def _nameless_file(errors_to: Path) -> BinaryIO:
 
 
 def _cannot_write_errors(path: Path, error: OSError) -> TltoolsError:
-    return cannot_write(path, error, option="--errors-to")
+    return cannot_write(path, error, parameter="errors_to")
 
 
 def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
-    """Refuse a place for the errors that must not be written."""
+    """Reject a path for the errors that must not be written."""
     if path.absolute() == output.absolute():
-        raise ConfigError(f"--errors-to and --output are both {path}; name another file for one")
+        raise ConfigError(f"`errors_to=` and `output=` are both {path}; choose different files")
     if path.is_dir():
-        raise ConfigError(f"--errors-to {path} is a folder; name a file in it")
+        raise ConfigError(f"`errors_to={path}` is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise ConfigError(
-            f"{path} exists; replace it with --overwrite, or write elsewhere with --errors-to"
+            f"{path} exists; replace it with `overwrite=True`, or write elsewhere with `errors_to=`"
         )
 
 
 def kind_of_error(name: str, error: str) -> str:
-    """Return an error without the file's name and numbers, so that there are few of them."""
+    """Return an error without file name and numbers, so that equal kinds are counted together."""
     _, found, reason = error.partition(f" {_last_name(name)}: ")
     return re.sub(r"\d[\d,.]*", "N", reason if found else error)
 
 
 def _last_name(name: str) -> str:
     """Return an image's name without its folders, as errors show it."""
-    last = os.path.basename(name)  # noqa: PTH119 - of a million images, perhaps
+    last = os.path.basename(name)  # noqa: PTH119 - perhaps called for a million images
     return last if last.isprintable() else ascii(last)

@@ -1,4 +1,4 @@
-"""The file that an output's rows are in until all are there, locked, with its job's record."""
+"""The locked file that holds an output's rows until all are written, with its job's record."""
 
 import errno
 import os
@@ -19,23 +19,23 @@ if sys.platform != "win32":
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 LOCK_WAIT_S = 1.0
-"""How long a job that was just killed may take to be gone."""
+"""How long a job that was just killed may take to exit, in seconds."""
 SUFFIX = ".part"
-REMEDY = "start anew with --overwrite, or write elsewhere with --output"
+REMEDY = "start over with `overwrite=True`, or write elsewhere with `output=`"
 
 
 def unfinished_path(output: Path) -> Path:
-    """Return where the rows of an output are until all are there."""
+    """Return the path of an output's rows until all are written."""
     return output.with_name(output.name + SUFFIX)
 
 
 def record_path(output: Path) -> Path:
-    """Return where the record of an unfinished output is."""
+    """Return the path of an unfinished output's record."""
     return output.with_name(f"{output.name}{SUFFIX}.json")
 
 
 def read_record(output: Path) -> JobRecord | None:
-    """Read the record of an unfinished output; None if there is none that can be read."""
+    """Read the record of an unfinished output; None if it is missing or unreadable."""
     try:
         return msgspec.json.decode(record_path(output).read_bytes(), type=JobRecord)
     except (OSError, msgspec.DecodeError):
@@ -43,22 +43,22 @@ def read_record(output: Path) -> JobRecord | None:
 
 
 def refusal(path: Path, reason: str) -> ConfigError:
-    """Return the error for unfinished rows that this job must not go on after."""
-    return ConfigError(f"cannot go on with {path}: {reason}; {REMEDY}")
+    """Return the error for unfinished rows that this job must not resume after."""
+    return ConfigError(f"cannot resume {path}: {reason}; {REMEDY}")
 
 
-def cannot_write(path: Path | str, error: OSError, *, option: str = "--output") -> TltoolsError:
-    """Return the error for a file that cannot be written; `option` names another place for it."""
+def cannot_write(path: Path | str, error: OSError, *, parameter: str = "output") -> TltoolsError:
+    """Return the error for a file that cannot be written; `parameter` chooses another place."""
     return TltoolsError(
-        f"cannot write {path}: {error.strerror or error}; choose another place with {option}"
+        f"cannot write {path}: {error.strerror or error}; choose another place with `{parameter}=`"
     )
 
 
 class UnfinishedOutput:
-    """A file that takes an output's rows and is renamed when all are there; locked while open."""
+    """The file that collects an output's rows and is renamed when complete; locked while open."""
 
     def __init__(self, output: Path) -> None:
-        """Name the files of `output`; nothing is opened yet."""
+        """Derive the file names for `output`; nothing is opened yet."""
         self.output = output
         self.path = unfinished_path(output)
         self._record = record_path(output)
@@ -67,28 +67,28 @@ class UnfinishedOutput:
 
     @property
     def is_open(self) -> bool:
-        """Whether the file is open, and locked."""
+        """Whether the file is open and locked."""
         return self.file is not None
 
     def exists(self) -> bool:
-        """Tell whether an earlier job left the file."""
+        """Return whether an earlier job left the file."""
         try:
             return self.path.exists()
-        except OSError:  # its file system is gone, for instance
+        except OSError:  # for instance, its file system is gone
             return False
 
     def may_replace(self) -> bool:
-        """Tell whether an earlier job left rows that were to replace an existing output."""
+        """Return whether an earlier job left rows that were to replace an existing output."""
         record = read_record(self.output)
         return record is not None and record.overwrite and self.exists()
 
     def open(self) -> None:
         """Open the file, creating it if it is missing, and lock it.
 
-        The system releases the lock of a process that has ended, in whatever way.
+        The system releases the lock when the process exits, however it ends.
 
         Raises:
-            ConfigError: If another job writes it.
+            ConfigError: If another job is writing the file.
             TltoolsError: If it cannot be opened.
         """
         deadline = time.monotonic() + LOCK_WAIT_S
@@ -105,12 +105,12 @@ class UnfinishedOutput:
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"another job is writing {self.path}; wait for it, or write elsewhere with "
-                    "--output"
+                    "`output=`"
                 )
             time.sleep(0.05)
 
     def _lock(self, handle: int) -> bool:
-        """Lock the file; tell whether that was possible and it still has its name."""
+        """Lock the file; return whether that succeeded and the file still has its name."""
         if sys.platform == "win32":
             return True
         try:
@@ -120,8 +120,8 @@ class UnfinishedOutput:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            # A file system without locks: nobody keeps a second job from the same output.
-        # A job that was complete in the meantime has given the file its final name.
+            # A file system without locks: nothing keeps a second job from the same output.
+        # A job that finished in the meantime has given the file its final name.
         try:
             return os.path.samestat(os.fstat(handle), self.path.stat())
         except FileNotFoundError:
@@ -138,10 +138,10 @@ class UnfinishedOutput:
         return self.file
 
     def cut(self, num_bytes: int) -> None:
-        """Truncate the file to `num_bytes`, and write on from there.
+        """Truncate the file to `num_bytes` and continue writing there.
 
         Raises:
-            OSError: If that cannot be done.
+            OSError: If it cannot be truncated.
         """
         if self.num_bytes > num_bytes:
             self._opened.truncate(num_bytes)
@@ -149,18 +149,18 @@ class UnfinishedOutput:
             self._opened.seek(num_bytes)
 
     def append(self, data: bytes) -> None:
-        """Hand bytes to the system; a process that ends after that has not lost them.
+        """Hand bytes to the system, so that they survive the end of the process.
 
         Raises:
-            OSError: If they cannot all be written; some of them may be.
+            OSError: If not all of them can be written; some may have been.
         """
         write = self._opened.write
         written = write(data)
-        while written < len(data):  # the disk is full, which the next attempt says
+        while written < len(data):  # the disk is full, as the next attempt will report
             written += write(data[written:])
 
     def begin(self, record: JobRecord) -> None:
-        """Write the job's record, completely or not at all; the file is empty then.
+        """Write the job's record, completely or not at all, while the file is still empty.
 
         Raises:
             TltoolsError: If it cannot be written.
@@ -172,26 +172,26 @@ class UnfinishedOutput:
             raise cannot_write(self._record, error) from error
 
     def sync(self) -> None:
-        """Put what was written on the disk, so that it survives a loss of power.
+        """Flush what was written to disk, so that it survives a power failure.
 
         Raises:
-            OSError: If that cannot be done.
+            OSError: If it cannot be flushed.
         """
         os.fsync(self._opened.fileno())
-        if not self._synced_folder:  # once: the names do not change any more
+        if not self._synced_folder:  # only once: the names do not change again
             with suppress(FileNotFoundError):
                 sync_file(self._record)
             sync_folder(self.path.parent)
             self._synced_folder = True
 
     def finish(self, *, rename: bool = True) -> None:
-        """Put the file on the disk and give it its name, or remove it; release the lock.
+        """Flush the file to disk and rename it, or remove it; release the lock.
 
         Args:
-            rename: False if the output was made from it and is complete.
+            rename: False if the complete output was converted from the file.
 
         Raises:
-            OSError: If that cannot be done. The file and its record are as they were then.
+            OSError: If that fails. The file and its record are unchanged then.
         """
         if rename:
             self.sync()
@@ -203,10 +203,10 @@ class UnfinishedOutput:
         self._release()
 
     def empty(self) -> None:
-        """Remove the rows, and the record with which they could be gone on with.
+        """Remove the rows, and the record needed to resume after them.
 
         Raises:
-            TltoolsError: If that cannot be done.
+            TltoolsError: If they cannot be removed.
         """
         try:
             self.cut(0)
@@ -215,11 +215,11 @@ class UnfinishedOutput:
             raise cannot_write(self.path, error) from error
 
     def forget(self) -> None:
-        """Remove the record, with which the file could be gone on with."""
+        """Remove the record needed to resume."""
         self._record.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Release the lock and leave the file and its record, or no file where it is empty."""
+        """Release the lock; keep the file and its record, unless the file is empty."""
         if self.file is None:
             return
         try:

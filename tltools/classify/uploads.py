@@ -1,7 +1,7 @@
-"""Outputs elsewhere: a URL's rows are made on this machine, and go there when they are complete.
+"""Outputs at URLs: the rows are written on this machine and uploaded when they are complete.
 
-So a stopped job goes on from its rows as it does for a file, and what is at the URL is replaced by
-a complete file or not at all.
+A stopped job therefore resumes as it does for a file, and the object at the URL is replaced by a
+complete file or not at all.
 """
 
 from contextlib import suppress
@@ -16,33 +16,34 @@ from tltools.progress import Progress
 
 
 def staged(url: Url) -> Path:
-    """Return where an output's rows are made: the same place for the same URL, and no other's."""
+    """Return the local path of an output's rows, which is unique to the URL."""
     return cache_folder("uploads", str(url)) / url.name
 
 
 class Destination:
-    """A URL that an output is to have."""
+    """The URL that an output is uploaded to."""
 
     def __init__(self, url: Url) -> None:
-        """Take the URL; nobody is asked yet.
+        """Take the URL; no request is made yet.
 
         Raises:
-            ConfigError: If it cannot be written to, or what its protocol needs is not installed.
+            ConfigError: If the URL is read-only, or its protocol needs a package that is not
+                installed.
         """
         if url.is_web:
             raise ConfigError(
-                f"--output {url}: web servers are only read; choose s3://, gs://, az:// or sftp://"
+                f"`output={url}`: cannot write to web servers; choose s3://, gs://, az:// or sftp://"
             )
         self.url = url
         self.staged = staged(url)
         self._remote = Remote(url)
 
     def check_free(self) -> None:
-        """Refuse to replace what is there.
+        """Refuse to replace an existing file.
 
         Raises:
-            ConfigError: If there is something, or the server does not let us know.
-            UnreachableError: If the server cannot be asked.
+            ConfigError: If the URL exists, or the server does not say whether it does.
+            UnreachableError: If the server cannot be reached.
         """
         try:
             self._remote.info(self.url)
@@ -50,26 +51,27 @@ class Destination:
             return
         except OSError as error:
             raise ConfigError(
-                f"cannot tell whether {self.url} exists ({error}); see to your rights there, or "
-                "write it in any case with --overwrite"
+                f"cannot check whether {self.url} exists ({error}); check your permissions there, "
+                "or write it anyway with `overwrite=True`"
             ) from error
         raise ConfigError(
-            f"{self.url} exists; replace it with --overwrite, or write elsewhere with --output"
+            f"{self.url} exists; replace it with `overwrite=True`, or write elsewhere with "
+            "`output=`"
         )
 
     def discard_sent(self) -> None:
-        """Remove a complete output that an earlier job sent, and was killed just after that."""
+        """Remove a complete output that was uploaded by a job killed right afterwards."""
         self.staged.unlink(missing_ok=True)
-        with suppress(OSError):  # it holds another job's rows
+        with suppress(OSError):  # the folder holds another job's rows
             self.staged.parent.rmdir()
 
     def send(self, complete: Path, progress: Progress) -> None:
-        """Put a complete output there, after the record of a shard if there is one.
+        """Upload a complete output, after the shard record if there is one.
 
         Raises:
-            TltoolsError: If that cannot be done; the rows are kept here then.
+            TltoolsError: If the upload fails; the rows are kept on this machine.
         """
-        progress.say(f"Sending {complete.stat().st_size:,} bytes to {self.url}")
+        progress.say(f"Uploading {complete.stat().st_size:,} bytes to {self.url}")
         record = shard_record_path(self.staged)
         try:
             if record.exists():
@@ -81,11 +83,11 @@ class Destination:
 
 
 def fetch_shard(url: Url, folder: Path) -> Path:
-    """Fetch the output of a shard and its record into a folder of their own.
+    """Download the output of a shard and its record into a new folder.
 
     Raises:
-        DataError: If one of them is not there.
-        UnreachableError: If the server cannot be asked.
+        DataError: If one of them is missing.
+        UnreachableError: If the server cannot be reached.
     """
     remote = Remote(url)
     path = folder / url.name
@@ -96,7 +98,6 @@ def fetch_shard(url: Url, folder: Path) -> Path:
             remote.download(one, local)
         except OSError as error:
             raise DataError(
-                f"cannot read {one}: {error}; name what classify --shard wrote, with its record "
-                "beside it"
+                f"cannot read {one}: {error}; name the output of a shard, with its record beside it"
             ) from error
     return path

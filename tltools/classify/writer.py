@@ -1,4 +1,4 @@
-"""Write predictions as they are made, to an unfinished file that becomes the output at the end."""
+"""Write predictions as they are made, to an unfinished file that finally becomes the output."""
 
 import sys
 import time
@@ -17,16 +17,16 @@ from tltools.classify.unfinished import UnfinishedOutput, cannot_write
 from tltools.errors import ConfigError, TltoolsError
 
 SYNC_EVERY_S = 5.0
-"""A loss of power costs no more rows than were made in that time."""
+"""Interval of flushes to disk: a power failure loses at most the rows of this many seconds."""
 
 
 class Output:
-    """The rows of one job on their way to a file, or to standard output.
+    """Writes the rows of one job to a file or to standard output.
 
-    Rows go to `<output>.part` beside the output as they are made, each handed to the system when
-    it is complete, so that a killed job leaves its rows. At the end of the `with` block the file is
-    put on the disk and renamed, or converted where the format cannot be appended to; if something
-    stops the block, an interrupt included, it stays as a `.part` with its complete rows.
+    Rows are written to `<output>.part` beside the output as they are made, and each is handed to
+    the system when complete, so that a killed job leaves its rows. At the end of the `with` block
+    the file is flushed to disk and renamed, or converted if the format cannot be appended to. If
+    the block is interrupted, the `.part` file stays with its complete rows.
     """
 
     def __init__(
@@ -44,16 +44,17 @@ class Output:
 
         Args:
             path: Its suffix is one of `OUTPUT_FORMATS`; `-` for CSV on standard output.
-            classes: The model's, in order.
-            overwrite: Replace an output that exists.
-            spreadsheet: Put an apostrophe before fields that a spreadsheet takes for a formula.
-            opened: The unfinished output, which is open already; None to open it in the block.
-            kept: The rows in `opened` to go on after.
-            on_complete: Called with the complete file's path and its number of rows, just before
-                the file gets its name.
+            classes: The model's classes, in order.
+            overwrite: Replace an existing output.
+            spreadsheet: Prefix fields that a spreadsheet would read as a formula with an
+                apostrophe.
+            opened: The unfinished output, if it is already open; None to open it in the block.
+            kept: The rows in `opened` to resume after.
+            on_complete: Called with the path of the complete file and its number of rows, just
+                before the file is renamed.
 
         Raises:
-            ConfigError: As `check_output`.
+            ConfigError: See `check_output`.
         """
         check_output(path, overwrite=overwrite, spreadsheet=spreadsheet)
         self.path = path
@@ -65,24 +66,24 @@ class Output:
         self._classes = classes
         self._format = output_format(path)
         self._codec = self._format.codec(classes, spreadsheet=spreadsheet)
-        # One assignment changes both: whatever interrupts the program finds them in agreement.
+        # One assignment changes both, so that an interrupt always finds them consistent.
         self._num_rows_and_bytes = (0, 0)
 
     @property
     def unfinished_path(self) -> Path | None:
-        """Where the rows are until the job is complete; None on standard output."""
+        """Path of the rows until the job is complete; None on standard output."""
         return None if self._unfinished is None else self._unfinished.path
 
     @property
     def num_rows(self) -> int:
-        """Complete rows, those of an earlier job that is gone on with included."""
+        """Number of complete rows, including those of the job that is resumed."""
         return self._num_rows_and_bytes[0]
 
     def __enter__(self) -> Self:
-        """Open the `.part`; one that an earlier job left is replaced, or gone on with if asked.
+        """Open the `.part` file; one left by an earlier job is replaced unless it is resumed.
 
         Raises:
-            ConfigError: If another job writes it.
+            ConfigError: If another job is writing it.
         """
         self._next_sync = time.monotonic() + SYNC_EVERY_S
         try:
@@ -105,15 +106,15 @@ class Output:
         """Write one row.
 
         Raises:
-            TltoolsError: If the file cannot be written, for lack of space for instance.
+            TltoolsError: If the file cannot be written, for example because the disk is full.
         """
         self.write_encoded([self._codec.encode(prediction)])
 
     def write_encoded(self, rows: Sequence[bytes]) -> None:
-        """Write rows that are encoded as `row_encoder` does it.
+        """Write rows encoded by `row_encoder`.
 
         Raises:
-            TltoolsError: If the file cannot be written, for lack of space for instance.
+            TltoolsError: If the file cannot be written, for example because the disk is full.
         """
         data = b"".join(rows)
         num_rows, num_bytes = self._num_rows_and_bytes
@@ -124,12 +125,12 @@ class Output:
                 self._unfinished.sync()
                 self._next_sync = time.monotonic() + SYNC_EVERY_S
         except BrokenPipeError:
-            raise  # whoever reads standard output has seen enough: no error
+            raise  # the reader of standard output has closed it: no error
         except OSError as error:
             raise self._cannot_write(error) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
-        """Finish the file, or leave what there is of it."""
+        """Finish the file, or keep its complete rows after an error."""
         if kind is not None:
             self._stop()
             return
@@ -156,17 +157,17 @@ class Output:
             self._unfinished.append(data)
 
     def _stop(self) -> None:
-        """Leave the complete rows, and no file where there are none."""
+        """Keep the complete rows; remove the file if there are none."""
         if self._unfinished is None:
             return
         num_rows, num_bytes = self._num_rows_and_bytes
-        with suppress(OSError):  # the first error is the one to hear of
+        with suppress(OSError):  # the first error is the one to report
             self._unfinished.cut(num_bytes if num_rows else 0)
         with suppress(OSError):
             self._unfinished.close()
 
     def _convert(self) -> None:
-        """Make the output from the rows."""
+        """Convert the rows to the output."""
         assert self._unfinished is not None
         assert self._format.convert is not None
         with self._unfinished.path.open("rb") as rows, atomic_path(self.path) as temporary:
@@ -179,34 +180,36 @@ class Output:
 
 
 def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> None:
-    """Refuse an output that cannot or must not be written, before any work is done.
+    """Reject an output that cannot or must not be written, before any work is done.
 
     Raises:
-        ConfigError: If the suffix is unknown or not one for spreadsheets, a package that the format
+        ConfigError: If the suffix is unknown or has no spreadsheet mode, a package that the format
             needs is not installed, or the file exists and `overwrite` is not set.
     """
     if path == STDOUT:
         return
-    chosen = output_format(path, option="--output")
+    chosen = output_format(path, parameter="output")
     if spreadsheet and not chosen.has_spreadsheet_mode:
-        raise ConfigError(f"--spreadsheet is for CSV; --output {path.name} ends in {path.suffix}")
+        raise ConfigError(
+            f"`spreadsheet=True` is for CSV, but `output={path}` ends in {path.suffix}; choose .csv"
+        )
     if chosen.requires is not None and find_spec(chosen.requires) is None:
         raise ConfigError(
-            f"--output {path} needs {chosen.requires}, which is not installed: pip install "
+            f"`output={path}` needs {chosen.requires}, which is not installed: pip install "
             f"{chosen.requires}, or choose .csv or .jsonl"
         )
     if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; name a file in it")
+        raise ConfigError(f"`output={path}` is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise ConfigError(
-            f"{path} exists; replace it with --overwrite, or write elsewhere with --output"
+            f"{path} exists; replace it with `overwrite=True`, or write elsewhere with `output=`"
         )
 
 
 def write_complete(
     path: Path, predictions: Sequence[Prediction], classes: Sequence[str], *, spreadsheet: bool
 ) -> None:
-    """Write a file of predictions that are all there, completely or not at all.
+    """Write a file of finished predictions, completely or not at all.
 
     Raises:
         TltoolsError: If it cannot be written.

@@ -1,1 +1,1 @@
-"""Images and labels: everything between the disk and the model, without torch."""
+"""Images and labels: everything between disk and model, without torch."""

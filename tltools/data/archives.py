@@ -1,6 +1,6 @@
-"""List the images in tar and zip archives, and read them where they are: nothing is unpacked.
+"""List the images in tar and zip archives and read them in place, without unpacking to disk.
 
-Names in an archive are names only: nothing here opens a path that comes from one.
+Names in an archive are only names: nothing here opens a path taken from an archive.
 """
 
 import bz2
@@ -27,13 +27,13 @@ from tltools.errors import DataError
 
 MEMBERS_AT_ONCE = 1024
 MAX_UNPACKED = 2**28
-"""Bytes of an image that is compressed in its archive: an uncompressed one of as many pixels as
-are decoded is no larger, and a few kilobytes could claim any size."""
+"""Largest image, in bytes, unpacked from an archive: an uncompressed image with the largest number
+of pixels that is decoded is no larger, and a few kilobytes could claim any size."""
 MAX_HELD = 2**27
-"""Bytes of images that wait unpacked, behind a compressed tar, before further ones are packed."""
+"""Bytes of waiting images from a compressed tar, above which further ones are compressed again."""
 MAX_RATIO = 100
-"""How many times larger than itself a compressed tar may become; images hardly become smaller
-when they are compressed, so that one which is larger is made to waste time."""
+"""Largest expansion ratio of a compressed tar; images hardly compress, so that a tar with a larger
+ratio is malicious."""
 
 _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
@@ -43,7 +43,7 @@ _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
 _ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
 _ENCRYPTED = 0x1
-# What the standard library raises, or has raised in some version, on damaged archives.
+# What the standard library raises, or has raised in some version, for corrupt archives.
 _DAMAGED = (
     OSError,
     EOFError,
@@ -60,7 +60,7 @@ _DAMAGED = (
 
 
 def is_sequential(path: Path) -> bool:
-    """Tell whether an archive can only be read from its beginning on, as compressed tars can."""
+    """Return whether an archive can only be read sequentially, like a compressed tar."""
     try:
         with _open_file(path) as file:
             return _opener(file.read(8)) is not None
@@ -69,52 +69,52 @@ def is_sequential(path: Path) -> bool:
 
 
 class _Readable(Protocol):
-    """An archive that threads read at any place."""
+    """An archive that threads can read at any position."""
 
     def read(self, start: int, size: int) -> bytes:
-        """Return bytes of the archive; raise OSError if they are not there."""
+        """Return `size` bytes from position `start`; raise OSError if they do not exist."""
         ...
 
 
 class RemoteArchive(_Readable, Protocol):
-    """An archive on a server; its text is what messages call it."""
+    """An archive on a server; `str` returns its name for messages."""
 
     @property
     def size(self) -> int:
-        """Bytes of the archive; raises OSError if it is not there."""
+        """Size of the archive in bytes; raises OSError if it does not exist."""
         ...
 
     def stream(self) -> BinaryIO:
-        """Open it to be read once, from its beginning on."""
+        """Open the archive for reading once, sequentially."""
         ...
 
     def random(self) -> BinaryIO:
-        """Open it to be read at any place, in one thread."""
+        """Open the archive for random access in a single thread."""
         ...
 
 
 def list_archive(
     path: Path | RemoteArchive, *, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[list[ImageRef]]:
-    """List the images of an archive, in its own order, as it is read.
+    """List the images of an archive in archive order, while it is read.
 
-    They are the members with an image's name, hidden ones (`.name`) left out. A member that is a
-    link, a device, encrypted, or not there as a whole is one that cannot be read. Their names are
-    those in the archive, without a `/` or `./` at the beginning. A zip's directory is read as a
-    whole, which takes 0.6 KB of memory for each member.
+    These are the members with an image suffix, except hidden ones (`.name`). A member that is a
+    link, a device, encrypted or truncated is an image that cannot be read. Names are those in the
+    archive, without a leading `/` or `./`. The directory of a zip is read as a whole, which takes
+    0.6 KB of memory per member.
 
     Args:
-        path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides. One
-            on a server is read from its beginning on, but for a zip.
-        on_error: Is told why the rest of an archive is left out; None to raise the error.
+        path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides. A
+            tar on a server is read sequentially.
+        on_error: Called with the reason why the rest of an archive is skipped; None to raise it.
 
     Yields:
-        Images, at least one at a time. Those of a compressed tar, and of a tar on a server, come
-        one by one and hold their bytes; others are read when they are asked for, by any thread.
+        Lists of at least one image. The images of a compressed tar, and of a tar on a server, come
+        one by one and hold their bytes; others are read on demand, by any thread.
 
     Raises:
-        DataError: While iterating, where `on_error` is None.
-        UnreachableError: While iterating, if the server of one cannot be asked.
+        DataError: While iterating, if `on_error` is None.
+        UnreachableError: While iterating, if the server of an archive cannot be reached.
     """
     try:
         members = _Members(path)
@@ -129,8 +129,8 @@ def list_archive(
         on_error(error)
     except _DAMAGED as error:
         failure = DataError(
-            f"cannot read all of the archive {path}: {reason_of(error)}; make it again, or unpack "
-            "what there is of it"
+            f"cannot read all of the archive {path}: {reason_of(error)}; recreate it, or unpack "
+            "what is readable"
         )
         if on_error is None:
             raise failure from error
@@ -158,7 +158,7 @@ def _list_remote(file: RemoteArchive, members: "_Members") -> Iterator[list[Imag
         with file.random() as content:
             yield from _grouped(_list_zip(file, content, members))
         return
-    # One request for a few megabytes, and not one for each image of a few kilobytes.
+    # Requests of a few megabytes instead of one per image of a few kilobytes.
     with file.stream() as content:
         tar = content if opener is None else opener(content)
         for image in _list_forwards(tar, file.size, members):
@@ -166,7 +166,7 @@ def _list_remote(file: RemoteArchive, members: "_Members") -> Iterator[list[Imag
 
 
 class _Members:
-    """What is to be said of an archive's members beyond the images among them."""
+    """Selects the images among an archive's members and keeps track of nested archives."""
 
     def __init__(self, path: Path | RemoteArchive) -> None:
         self._path = path
@@ -174,7 +174,7 @@ class _Members:
         self._num_nested = 0
 
     def shown(self, name: str) -> str | None:
-        """Return what a member is called if it is an image's name, else None."""
+        """Return the name to show for a member if it is an image, otherwise None."""
         if not is_image_name(name):
             if is_archive_name(name):
                 self._num_nested += 1
@@ -188,12 +188,12 @@ class _Members:
         return "/".join(parts)
 
     def check(self) -> None:
-        """Raise the error of archives within the archive, whose images are left out."""
+        """Raise an error if there are nested archives, whose images are skipped."""
         if self._nested is not None:
             more = f" and {self._num_nested - 1} more" if self._num_nested > 1 else ""
             raise DataError(
-                f"{self._path} holds archives ({self._nested}{more}), which are not looked into; "
-                "unpack it and name these"
+                f"{self._path} contains nested archives ({self._nested}{more}), which are not "
+                "opened; unpack it and name them as inputs"
             )
 
 
@@ -201,10 +201,10 @@ _Identity = tuple[int, int, int, int]
 
 
 class _Shared:
-    """An archive that threads read at any place, opened when the first of them does so."""
+    """An archive that threads read at any position; opened by the first read."""
 
     def __init__(self, path: str, identity: "_Identity") -> None:
-        """Take an archive's absolute path, and which file it was when it was listed."""
+        """Take an archive's absolute path, and the identity of the file that was listed."""
         self._handle: int | None = None
         self._path = path
         self._identity = identity
@@ -217,17 +217,17 @@ class _Shared:
         return cls(os.path.abspath(path), _identity(file.fileno()))  # noqa: PTH100 - links stay
 
     def __reduce__(self) -> "tuple[Callable[..., _Shared], tuple[object, ...]]":
-        """Return what another process makes of it: one for all of its images."""
+        """Pickle as a path, so that another process opens the archive once for all images."""
         return _opened_once, (self._path, self._identity)
 
     def read(self, start: int, size: int) -> bytes:
-        """Return bytes of the archive.
+        """Return `size` bytes from position `start`.
 
         Raises:
-            OSError: If they are not there, or the archive is another one now.
+            OSError: If they do not exist, or the archive has changed since it was listed.
         """
         if start + size > self.size:
-            raise OSError("the archive ends before it does")
+            raise OSError("the archive ends before the image does")
         if size > MAX_FILE_BYTES:
             raise OSError(f"it has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
         handle = self._open() if self._handle is None else self._handle
@@ -235,7 +235,7 @@ class _Shared:
         while len(data) < size:
             more = self._read_at(handle, start + len(data), size - len(data))
             if not more:
-                raise OSError("the archive has become shorter")
+                raise OSError("the archive was truncated after it was listed")
             data += more
         return data
 
@@ -257,7 +257,7 @@ class _Shared:
         return os.pread(handle, size, start)
 
     def __del__(self) -> None:
-        """Close the archive with its last image."""
+        """Close the archive when its last image is gone."""
         if self._handle is not None:
             os.close(self._handle)
 
@@ -284,7 +284,7 @@ def _list_tar(shared: _Shared, file: BinaryIO, members: _Members) -> Iterator[Im
 def _list_forwards(
     file: "BinaryIO | io.BufferedIOBase", num_packed: int, members: _Members
 ) -> Iterator[ImageRef]:
-    """List the images of a tar that is read once, with their bytes: there is no way back."""
+    """List the images of a tar that is read once, with their bytes: it cannot be rewound."""
     reader = TarReader(file, max_bytes=MAX_RATIO * num_packed + 2**30)
     held = _Held()
     for name, start, size, problem in Tar(reader).members():
@@ -300,34 +300,34 @@ def _list_forwards(
             reader.seek(start)
             content = _Unpacked(reader.content(size), held)
         except _DAMAGED:
-            problem = "the archive ends before it does, or is damaged there"
+            problem = "the archive ends before the image does, or is corrupt there"
             yield ImageRef(shown, _refused(problem))
             raise
         yield ImageRef(shown, Content(content.read))
-    # Behind the end of the tar is the checksum of what was unpacked.
+    # The checksum of the unpacked data follows the end of the tar.
     while reader.read(MAX_HEADER):
         pass
 
 
 class _Held:
-    """How many bytes of images wait to be decoded."""
+    """Counts the bytes of images that wait to be decoded."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
         self._lock = Lock()
 
     def add(self, num_bytes: int) -> int:
-        """Add bytes, or take them away; return how many there are then."""
+        """Add bytes, or subtract them; return the new total."""
         with self._lock:
             self.num_bytes += num_bytes
             return self.num_bytes
 
 
 class _Unpacked:
-    """The bytes of an image until it is done with.
+    """The bytes of an image until it has been decoded.
 
-    Where many are waiting, they are compressed: that keeps what was made to unpack to a lot as
-    small as it was. Images that are as large as they look cost what they are.
+    If many bytes are waiting, they are compressed again, so that an archive bomb takes no more
+    memory than its packed size. Ordinary images take their own size.
     """
 
     def __init__(self, data: bytes, held: _Held) -> None:
@@ -341,11 +341,11 @@ class _Unpacked:
             held.add(self._num_held - len(data))
 
     def read(self) -> bytes:
-        """Return the bytes."""
+        """Return the image's bytes."""
         return zlib.decompress(self._data) if self._is_packed else self._data
 
     def __del__(self) -> None:
-        """Take the bytes off the account."""
+        """Subtract the bytes from the total."""
         self._held.add(-self._num_held)
 
 
@@ -377,25 +377,25 @@ def _zipped(name: str, shared: _Readable, info: zipfile.ZipInfo) -> ImageRef:
 
 
 def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a zip's member, checked.
+    """Return the bytes of a member of a zip, after checking them.
 
-    Not by `ZipFile.open`, whose threads would wait for each other at the one file.
+    `ZipFile.open` is not used because threads would wait for each other at the shared file.
 
     Raises:
-        OSError: If they are not there, or damaged.
+        OSError: If the member is missing or corrupt.
     """
     header = shared.read(info.header_offset, _LOCAL_HEADER)
     if not header.startswith(b"PK\3\4"):
-        raise OSError("the archive is damaged where it begins")
+        raise OSError("the archive is corrupt where the image starts")
     names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     packed = shared.read(info.header_offset + _LOCAL_HEADER + names, info.compress_size)
     try:
         with zipfile.ZipExtFile(io.BytesIO(packed), "r", info) as file:
             data = file.read()  # no more than `info.file_size`
     except _DAMAGED as error:
-        raise OSError(f"it is damaged in the archive: {reason_of(error)}") from error
+        raise OSError(f"it is corrupt in the archive: {reason_of(error)}") from error
     if len(data) != info.file_size:
-        raise OSError("it is damaged in the archive: it ends early")
+        raise OSError("it is corrupt in the archive: it is truncated")
     return data
 
 
@@ -403,7 +403,7 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
 
 
 def _grouped(images: Iterator[ImageRef]) -> Iterator[list[ImageRef]]:
-    """Yield images many at a time, and those before an error before it."""
+    """Yield images in lists; before an error is raised, the images that precede it are yielded."""
     group: list[ImageRef] = []
     try:
         for image in images:
@@ -425,13 +425,13 @@ def _refused(problem: str) -> Content:
 
 def _too_large(size: int) -> str:
     return (
-        f"it has {size:,} bytes, more than the {MAX_UNPACKED:,} that are unpacked in memory; "
+        f"it has {size:,} bytes, more than the limit of {MAX_UNPACKED:,} for unpacking in memory; "
         "unpack the archive"
     )
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Open a regular file; anything else could block for ever."""
+    """Open a regular file; anything else could block forever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is not a file")
     return path.open("rb")

@@ -1,7 +1,7 @@
-"""Labeled data that is elsewhere, or packed, as a folder in the user's cache.
+"""Local copies of remote or packed labeled data, as folders in the user's cache.
 
-Training reads each image several times, so that it is fetched once; what has not changed since
-then is not fetched again.
+Training reads each image several times, so images are downloaded once, and again only if they have
+changed.
 """
 
 import csv
@@ -28,25 +28,25 @@ from tltools.parallel import ordered_map
 from tltools.progress import SILENT, Progress
 
 CLASS_SUFFIX = ".cls"
-"""Of the members of a WebDataset shard that hold the class of the image of the same name."""
+"""Suffix of WebDataset members that hold the class of the image with the same name."""
 _MANIFEST = "files.json"
 _DAMAGED = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
 
 
 def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
-    """Return where labeled data is on this machine, after it was fetched or unpacked.
+    """Return the path of labeled data on this machine, after downloading or unpacking it.
 
     Args:
-        data: A folder or a CSV, here or at a URL (the CSV's folder is fetched then); or a tar or
-            zip of either, which may be a WebDataset shard with `.cls` members.
-        progress: Told of each image that is fetched.
+        data: A folder or a CSV, local or at a URL (the CSV's folder is then downloaded); or a tar
+            or zip of either, which may be a WebDataset shard with `.cls` members.
+        progress: Where to report progress.
 
     Returns:
-        `data` itself where there is nothing to be done.
+        `data` itself if it is a local folder or file.
 
     Raises:
-        DataError: If it is missing, damaged or empty.
-        UnreachableError: If a server cannot be asked.
+        DataError: If the data is missing, corrupt or empty.
+        UnreachableError: If a server cannot be reached.
         TltoolsError: If the cache cannot be written.
     """
     if isinstance(data, Path):
@@ -64,7 +64,7 @@ def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
 
 
 def cache_folder(kind: str, key: str) -> Path:
-    """Return a folder in the user's cache: the same for the same kind and key, and no other's."""
+    """Return a folder in the user's cache that is unique to a kind and key."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return user_cache_path("tltools", appauthor=False) / kind / digest
 
@@ -83,7 +83,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """Return the path that a name from elsewhere has in `folder`; None if it leads out of it."""
+    """Return the path of an untrusted name in `folder`; None if it leads out of the folder."""
     parts = name.split("/")
     strange = any(part in ("", ".", "..") or set(part) & set("\\\0:") for part in parts)
     return None if strange else folder.joinpath(*parts)
@@ -103,7 +103,7 @@ def _mirror(remote: Remote, progress: Progress) -> Path:
         if _is_wanted(entry.name) and _inside(folder, entry.name) is not None
     }
     if not entries:
-        raise DataError(f"no images in {remote.url}; name a folder (or prefix) that has some")
+        raise DataError(f"no images in {remote.url}; name a folder or prefix that contains images")
     known = {
         name: entry.version
         for name, entry in entries.items()
@@ -111,10 +111,10 @@ def _mirror(remote: Remote, progress: Progress) -> Path:
     }
     missing = [entry for name, entry in entries.items() if name not in known]
     progress.say(
-        f"Data: {remote.url} in {folder} ({len(known)} files are there, {len(missing)} are fetched)"
+        f"Data: {remote.url}, copied to {folder} ({len(known)} cached, {len(missing)} to download)"
     )
     try:
-        with progress.bar("Fetching", len(missing)) as bar:
+        with progress.bar("Downloading", len(missing)) as bar:
             fetch = partial(_fetch, remote, folder)
             for entry in ordered_map(fetch, missing, workers=READS, ahead=READS):
                 known[entry.name] = entry.version
@@ -126,7 +126,7 @@ def _mirror(remote: Remote, progress: Progress) -> Path:
 
 
 def _read_manifest(place: Path) -> dict[str, str]:
-    """Return the versions of the files that are there; none where nobody can tell."""
+    """Return the versions of the cached files by name; empty if they are unknown."""
     try:
         return msgspec.json.decode((place / _MANIFEST).read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):
@@ -140,7 +140,7 @@ def _fetch(remote: Remote, folder: Path, entry: Entry) -> Entry:
         data = remote.read(entry.path)
     except OSError as error:
         raise DataError(
-            f"cannot read {remote.url.joined(entry.name)}: {error}; mend it, or move it away"
+            f"cannot read {remote.url.joined(entry.name)}: {error}; fix or move the file"
         ) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -148,7 +148,7 @@ def _fetch(remote: Remote, folder: Path, entry: Entry) -> Entry:
 
 
 def _remove_others(folder: Path, entries: Iterable[str]) -> None:
-    """Remove what is not there any more, so that it is not trained on."""
+    """Remove files that no longer exist at the source, so that they are not used for training."""
     names = set(entries)
     for path in list(folder.rglob("*")):
         if path.is_file() and path.relative_to(folder).as_posix() not in names:
@@ -163,13 +163,15 @@ def _fetch_archive(remote: Remote, progress: Progress) -> Path:
     try:
         info = remote.info(url)
     except OSError as error:
-        raise DataError(f"cannot read {url}: {error}; name an archive that you may read") from error
+        raise DataError(
+            f"cannot read the archive {url}: {error}; check the name and your permissions"
+        ) from error
     place = _cache(f"{url}\n{info.get('size')}\n{version_of(info)}")
     folder = place / _stem(url.name)
     if folder.is_dir():
         return folder
     archive = place / url.name
-    progress.say(f"Data: {url}, fetched to {archive}")
+    progress.say(f"Data: {url}, downloaded to {archive}")
     with atomic_path(archive) as temporary:
         remote.download(url, temporary)
     try:
@@ -180,7 +182,7 @@ def _fetch_archive(remote: Remote, progress: Progress) -> Path:
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
-    """Unpack an archive into a folder, completely or not at all, unless that was done before."""
+    """Unpack an archive into a folder, completely or not at all, unless the folder exists."""
     if folder.is_dir():
         return folder
     classes: dict[str, str] = {}
@@ -201,17 +203,18 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                     images.append(name)
         except _DAMAGED as error:
             raise TltoolsError(
-                f"cannot unpack {archive} to {folder}: {error}; make the archive again, or room"
+                f"cannot unpack {archive} to {folder}: {error}; recreate the archive, or free some "
+                "disk space"
             ) from error
         if not images:
-            raise DataError(f"no images in {archive}; name an archive that has some")
+            raise DataError(f"no images in {archive}; name an archive that contains images")
         if classes:
             _write_labels(archive, temporary / "labels.csv", images, classes)
     return folder
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and content of each regular file that matters."""
+    """Yield the name and content of each relevant regular file."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as content:
             for info in content.infolist():
@@ -237,15 +240,16 @@ def _write_labels(
     rows = [(name, classes.get(_key(name))) for name in images]
     bare = [name for name, label in rows if not label]
     if bare:
+        more = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
         raise DataError(
-            f"{archive} has {CLASS_SUFFIX} members for some images and none for others "
-            f"({bare[0]} and {len(bare) - 1} more): give each image one"
+            f"{archive} has {CLASS_SUFFIX} members for some images, but not for {bare[0]}{more}: "
+            "add one for each image"
         )
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "label"), *rows])
 
 
 def _key(name: str) -> str:
-    """Return what the members of a WebDataset sample have in common: up to the first dot."""
+    """Return the common part of the member names of a WebDataset sample: up to the first dot."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Load a labeled, checked and divided set of images: the one door to the data."""
+"""Load, check and split labeled images: the single entry point to data."""
 
 import hashlib
 import os
@@ -31,42 +31,43 @@ SplitChoice = Literal["auto", "default", "article"]
 SplitRule = Literal["default", "article", "given"]
 
 _CHECK = Preprocessing(size=32)
-"""Small, because the check needs to know whether an image decodes, not its pixels."""
+"""Small, because the check only needs to know whether an image can be decoded."""
 _IMBALANCE = 10
-"""A class that is so many times larger than another deserves a note."""
+"""Ratio of the largest to the smallest class above which a note is added."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the audit of a data set has found."""
+    """One finding of the audit of a data set."""
 
     severity: Severity
-    """`error`: no training is possible; `warning`: something was left out or misleads; `note`."""
+    """`error`: training is impossible; `warning`: images were skipped, or results may mislead; or
+    `note`."""
     kind: str
-    """A stable word for programs: `missing`, `unreadable`, `copies`, `contradiction`, ..."""
+    """A stable identifier for programs: `missing`, `unreadable`, `copies`, `contradiction`, ..."""
     message: str
-    """One line: what, how many, and what was left out or is to be done."""
+    """One line: what was found, how often, and what was skipped or should be done."""
     paths: tuple[str, ...] = ()
-    """All images concerned."""
+    """All affected images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labeled images that were checked and divided."""
+    """Labeled images, checked and split."""
 
     name: str
     """Name of the CSV or folder."""
     frame: "pd.DataFrame"
-    """Columns `path`, `class`, `split`, `sha256`; the rows that were kept, in source order."""
+    """The rows that were kept, in source order; columns `path`, `class`, `split`, `sha256`."""
     classes: tuple[str, ...]
     """Class names in index order."""
     split_rule: SplitRule
-    """How `split` came about; `given` where the data brought it or none was made."""
+    """How the split was made; `given` if it came with the data or none was made."""
     findings: tuple[Finding, ...]
-    """What the audit found, the gravest first."""
+    """Findings of the audit, most severe first."""
     fingerprint: str
-    """SHA-256 over the sorted (image SHA-256, class, split) of all rows: the same wherever the
-    images lie and in whatever order they are listed."""
+    """SHA-256 over the sorted (image SHA-256, class, split) of all rows; it does not depend on the
+    location or the order of the images."""
 
     def part(self, split: str) -> "pd.DataFrame":
         """Return the rows of one split, `train`, `val` or `test`, in source order."""
@@ -92,33 +93,33 @@ def load_dataset(
     purpose: Purpose = "train",
     progress: Progress = SILENT,
 ) -> Dataset:
-    """Read labels, check every image and divide the set.
+    """Read labels, check every image and split the data set.
 
-    What is done about faults: an image that is missing or unreadable stops the work, unless
-    `skip_bad` leaves it out. A row that says the same twice is dropped. Copies with contradicting
-    labels are left out, except by the article's split, which is exact, and in an evaluation, which
-    measures on the data as it is. Everything that was found is in `findings`.
+    A missing or unreadable image is an error, unless `skip_bad` skips it. Duplicate rows are
+    dropped. Byte-identical images with contradictory labels are skipped, except with the article's
+    split, which is reproduced exactly, and in an evaluation, which uses the data as it is. All
+    problems are listed in `findings`.
 
     Args:
         data: See `read_labels`; or a URL or an archive of such data (see `local_data`).
         images: See `read_labels`.
         image_column: See `read_labels`.
         label_column: See `read_labels`.
-        class_names: Names for the classes, in the sorted order of the labels (by value if all are
-            numbers).
-        split: `auto` keeps the data's own split, else makes the default one; `default` is
-            `split_default`; `article` is `split_article`.
-        val_fraction: Share of val in a split that is made here, in (0, 1).
-        seed: Of the default split.
-        skip_bad: Leave missing and unreadable images out instead of stopping.
-        purpose: `train` wants two classes with images in train. `evaluate` makes no split:
-            without one in the data all images are `test`. `inspect` stops only where there is
-            nothing to show, and reports as findings what would stop a training.
-        progress: Told of each image that was checked.
+        class_names: Names for the classes, in the sorted order of the labels (numeric order if all
+            are numbers).
+        split: `auto` keeps the data's own split, or makes the default one if there is none;
+            `default` is `split_default`; `article` is `split_article`.
+        val_fraction: Fraction of the validation set in a split that is made here, in (0, 1).
+        seed: Random seed of the default split.
+        skip_bad: Skip missing and unreadable images instead of raising an error.
+        purpose: `train` requires two classes with images in train. `evaluate` makes no split: if
+            the data has none, all images are `test`. `inspect` raises an error only if there is
+            nothing to show, and reports what would prevent training as findings.
+        progress: Where to report progress.
 
     Raises:
         ConfigError: If an argument does not fit the data.
-        DataError: If the labels cannot be read, or the data cannot serve the purpose.
+        DataError: If the labels cannot be read, or the data is unsuitable for the purpose.
     """
     _check_split_choice(split, val_fraction=val_fraction, purpose=purpose)
     data = local_data(data, progress=progress)
@@ -127,7 +128,7 @@ def load_dataset(
     rows = [_Row(path, label, part, sha256="") for path, label, part in columns]
     given = any(row.split for row in rows)
     if given and split != "auto":
-        raise ConfigError(f"{data} brings its own split: leave out --split {split}")
+        raise ConfigError(f"{data} has its own split: leave out `split={split}`")
     rule: SplitRule = "given" if given or purpose == "evaluate" else "default"
     if split == "article":
         rule = "article"
@@ -158,14 +159,14 @@ def load_dataset(
 
 def _check_split_choice(split: SplitChoice, *, val_fraction: float, purpose: Purpose) -> None:
     if not 0 < val_fraction < 1:
-        raise ConfigError(f"--val-fraction must lie between 0 and 1, got {val_fraction}")
+        raise ConfigError(f"`val_fraction=` must be between 0 and 1, got {val_fraction}")
     if split == "article" and val_fraction != ARTICLE_VAL_FRACTION:
         raise ConfigError(
-            f"the article's split has {ARTICLE_VAL_FRACTION:.0%} val, not {val_fraction:.0%}: "
-            "leave out --val-fraction or use --split default"
+            f"the article's validation set is {ARTICLE_VAL_FRACTION:.0%} of the data, not "
+            f"{val_fraction:.0%}: leave out `val_fraction=` or use `split=default`"
         )
     if split != "auto" and purpose == "evaluate":
-        raise ConfigError(f"an evaluation makes no split: leave out --split {split}")
+        raise ConfigError(f"an evaluation makes no split: leave out `split={split}`")
 
 
 class _Row(NamedTuple):
@@ -192,11 +193,12 @@ def _name_classes(
     names = [name.strip() for name in class_names] or labels
     if len(names) != len(labels):
         raise ConfigError(
-            f"--class-names has {len(names)} names for {len(labels)} classes "
-            f"({shorten(labels)}): name each, in this order"
+            f"`class_names=` has {len(names)} {'name' if len(names) == 1 else 'names'} for "
+            f"{len(labels)} {'class' if len(labels) == 1 else 'classes'} ({shorten(labels)}): give "
+            "one name per class, in this order"
         )
     if "" in names or len(set(names)) != len(names):
-        raise ConfigError(f"--class-names must be different and not empty, got {', '.join(names)}")
+        raise ConfigError(f"`class_names=` must be unique and not empty, got {', '.join(names)}")
     name_of = dict(zip(labels, names, strict=True))
     return [row._replace(label=name_of[row.label]) for row in rows], tuple(names)
 
@@ -207,7 +209,7 @@ def _targets(labels: Iterable[str], classes: Sequence[str]) -> "NDArray[np.int64
 
 
 def _by_image(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
-    """Group rows by their image's bytes, in the order of first appearance."""
+    """Group rows by the bytes of their image, in order of first appearance."""
     groups: dict[str, list[_Row]] = {}
     for row in rows:
         groups.setdefault(row.sha256, []).append(row)
@@ -222,7 +224,7 @@ def _fingerprint(rows: Iterable[_Row]) -> str:
     return digest.hexdigest()
 
 
-# --- Faults ---------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------
 
 
 class _Checked(NamedTuple):
@@ -246,7 +248,7 @@ def _check_image(path: str) -> _Checked:
 def _check_images(
     rows: Sequence[_Row], audit: "_Audit", *, skip_bad: bool, progress: Progress
 ) -> list[_Row]:
-    """Return the rows whose images can be read, with their SHA-256."""
+    """Return the rows with readable images, with the images' SHA-256."""
     paths = list(dict.fromkeys(row.path for row in rows))
     checked: dict[str, _Checked] = {}
     workers = num_cores()
@@ -262,7 +264,7 @@ def _check_images(
 
 
 def _drop_repeated_rows(rows: Sequence[_Row], audit: "_Audit") -> list[_Row]:
-    # The same image in train and in val is no repetition: it is a leak, and reported as one.
+    # The same image in train and in val is not a duplicate row: it is reported as a leak.
     kept = list(dict.fromkeys(rows))
     audit.note_repeated([row.path for row, count in Counter(rows).items() if count > 1])
     return kept
@@ -287,7 +289,7 @@ def _divide(
     val_fraction: float,
     seed: int,
 ) -> list[_Row]:
-    """Return the rows with a split where the data left it open."""
+    """Return the rows, with a split assigned where the data has none."""
     if rule == "article":
         try:
             val = split_article(_targets((row.label for row in rows), classes))
@@ -309,8 +311,8 @@ def _divide(
         audit.add(
             "note",
             "val-from-train",
-            f"the data has no val: {val.sum():,} of its {len(free):,} train images became val, "
-            "by the default split",
+            f"the data has no validation set: {val.sum():,} of its {len(free):,} train images "
+            "became val by the default split",
         )
     divided = iter(_assign(free, val))
     return [row if row.split == "test" else next(divided) for row in rows]
@@ -327,14 +329,14 @@ def _assign(rows: Sequence[_Row], val: "NDArray[np.bool_]") -> list[_Row]:
 
 
 class _Audit:
-    """Collects findings; raises those that the purpose cannot bear."""
+    """Collects findings; raises those that make the data unusable for the purpose."""
 
     def __init__(self, *, purpose: Purpose) -> None:
         self.purpose = purpose
         self._findings: list[Finding] = []
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what was found, the gravest first."""
+        """Return all findings, most severe first."""
         grades: list[Severity] = ["error", "warning", "note"]
         return tuple(sorted(self._findings, key=lambda finding: grades.index(finding.severity)))
 
@@ -342,18 +344,18 @@ class _Audit:
         self._findings.append(Finding(severity, kind, message, tuple(paths)))
 
     def stop(self, kind: str, message: str, paths: Iterable[str] = ()) -> None:
-        """Raise what makes the data useless, except in an inspection, which shows it."""
+        """Raise an error that makes the data unusable; an inspection lists it instead."""
         if self.purpose != "inspect":
             raise DataError(message)
         self.add("error", kind, message, paths)
 
     def note_loose(self, paths: Sequence[str]) -> None:
         if paths:
-            text = f"{_are(paths, 'image')} in no class folder and left out: {_names(paths)}"
+            text = f"{_are(paths, 'image')} not in a class folder and skipped: {_names(paths)}"
             self.add("warning", "loose", text, paths)
 
     def note_bad(self, problems: dict[str, str], *, num_images: int, skip_bad: bool) -> None:
-        """Report missing and unreadable images, together: they are mended together."""
+        """Report missing and unreadable images together, since they are fixed together."""
         missing = [path for path, problem in problems.items() if not problem]
         unreadable = [path for path, problem in problems.items() if problem]
         found: list[tuple[str, str, list[str]]] = []
@@ -364,22 +366,22 @@ class _Audit:
             reasons = shorten((problems[path] for path in unreadable), separator="; ")
             text = f"{_are(unreadable, 'image')} unreadable ({reasons})"
             found.append(("unreadable", text, unreadable))
-        remedy = "mend the data, or leave them out with --skip-bad"
+        remedy = "fix the data, or skip them with `skip_bad=True`"
         if len(problems) == num_images:
             skip_bad = False
-            remedy = "no image is left; --images names their folder, --image-column their column"
+            remedy = "no image is left; check `images=` (their folder) and `image_column=`"
         if found and not skip_bad and self.purpose != "inspect":
             raise DataError(f"{'; '.join(text for _, text, _ in found)}: {remedy}")
         for kind, text, paths in found:
             if skip_bad:
-                self.add("warning", kind, f"{text}: left out", paths)
+                self.add("warning", kind, f"{text}: skipped", paths)
             else:
                 self.add("error", kind, f"{text}: {remedy}", paths)
 
     def note_repeated(self, paths: Sequence[str]) -> None:
         if paths:
             text = (
-                f"{_are(paths, 'image')} listed more than once with the same label, and counted "
+                f"{_are(paths, 'image')} listed more than once with the same label and counted "
                 f"once: {_names(paths)}"
             )
             self.add("warning", "duplicate-row", text, paths)
@@ -401,7 +403,7 @@ class _Audit:
             paths = [row.path for group in groups for row in group]
             text = (
                 f"{len(paths):,} rows give different labels to byte-identical images and are "
-                f"{'left out' if left_out else 'kept'}: "
+                f"{'skipped' if left_out else 'kept'}: "
                 f"{shorten(map(_contradiction, groups), separator='; ')}"
             )
             self.add("warning", "contradiction", text, paths)
@@ -415,55 +417,56 @@ class _Audit:
             leaks = [row.path for row in part if row.sha256 in images[there]]
             if leaks:
                 text = (
-                    f"{len(leaks):,} of the {len(part):,} {here} images have a byte-identical "
-                    f"copy in {there}, which flatters the accuracy on {here}: {_names(leaks)}"
+                    f"{len(leaks):,} of the {len(part):,} {here} images "
+                    f"{'has' if len(leaks) == 1 else 'have'} a byte-identical duplicate in "
+                    f"{there}, which inflates the accuracy on {here}: {_names(leaks)}"
                 )
                 self.add("warning", "copies-across-splits", text, leaks)
 
     def check_classes(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
-        """Look at the number of classes and of images in each."""
+        """Check the number of classes and of images per class."""
         if len(classes) < 2:
             self.stop(
                 "single-class",
-                f"the data has one class only ({shorten(classes)}): a classifier needs two or more",
+                f"the data has only one class ({shorten(classes)}): a classifier needs two or more",
             )
         counts = Counter(dict.fromkeys(classes, 0))
         counts.update(row.label for row in rows)
         empty = [name for name, count in counts.items() if not count]
         if empty:
             text = f"no image is left of class {shorten(empty)} (tltools inspect shows why)"
-            self.stop("empty-class", f"{text}: add some")
+            self.stop("empty-class", f"{text}: add images")
         tiny = _classes_with_one_image(rows)
         if tiny:
             self.add(
                 "warning",
                 "tiny-class",
-                f"only one image of class {shorten(tiny)}: too few to learn from and to measure",
+                f"only one image of class {shorten(tiny)}: too few for training and validation",
                 [row.path for row in rows if row.label in tiny],
             )
         (large, many), (small, few) = counts.most_common()[0], counts.most_common()[-1]
         if 0 < few * _IMBALANCE < many:
             text = (
-                f"class {large} has {many:,} images and class {small} {few:,}: read the figures "
-                "per class, not the accuracy alone"
+                f"class {large} has {many:,} images and class {small} {few:,}: look at the metrics "
+                "per class, not only at the accuracy"
             )
             self.add("note", "imbalance", text)
 
     def check_splits(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
-        """Look at which classes train and val have."""
+        """Check which classes train and val contain."""
         train = {row.label for row in rows if row.split == "train"}
         val = {row.label for row in rows if row.split == "val"}
         if not train or not val:
-            self.stop("no-split", f"no image is left for {'val' if train else 'train'}: add some")
+            self.stop("no-split", f"no image is left for {'val' if train else 'train'}: add images")
             return
         lost = [name for name in classes if name not in train]
         if lost:
-            text = f"class {shorten(lost)} has no image in train: add some, or remove the class"
+            text = f"class {shorten(lost)} has no image in train: add images, or remove the class"
             self.stop("class-not-in-train", text)
         tiny = _classes_with_one_image(rows)
         unmeasured = [name for name in classes if name in train - val and name not in tiny]
         if unmeasured:
-            text = f"class {shorten(unmeasured)} has no image in val, which says nothing about it"
+            text = f"class {shorten(unmeasured)} has no image in val, so it is not evaluated"
             self.add("warning", "class-not-in-val", text)
 
 

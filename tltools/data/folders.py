@@ -12,18 +12,18 @@ from tltools.data.suffixes import is_image_name
 from tltools.errors import DataError
 
 MANY_NAMES = 200_000
-"""In one folder; sorting more takes longer than people like to wait for the first result."""
+"""Number of names in a folder above which sorting would noticeably delay the first result."""
 
 
 def find_images(root: Path) -> Iterator[Path]:
     """Find the images under `root`, lazily and in the order of `sorted(paths)`.
 
-    Folders are entered, links to folders too unless they lead back to a folder that they are in.
-    Hidden files and folders (`.name`) are skipped. What a name promises is not checked here: a
-    broken link or a damaged file is yielded, so that it gets its row.
+    Subfolders are searched, including links to folders unless they lead back to a parent. Hidden
+    files and folders (`.name`) are skipped. Files are not opened: a broken link or a corrupt file
+    is yielded, so that it gets a row.
 
     Raises:
-        DataError: At the call, if `root` is missing or not a folder; while iterating, if a folder
+        DataError: When called, if `root` is missing or not a folder; while iterating, if a folder
             cannot be listed.
     """
     return (folder / name for folder, names in find_folders(root) for name in names)
@@ -35,16 +35,16 @@ def find_folders(
     """Find the same images as `find_images`, as folders and the names in them.
 
     Args:
-        root: Where to look.
-        on_error: Is told of each folder that cannot be listed, which is then left out; None to
-            raise the error.
+        root: The folder to search.
+        on_error: Called for each folder that cannot be listed, which is then skipped; None to raise
+            the error.
 
     Returns:
-        An iterator over folders, or their parts between subfolders, and the names in each, at
-        least one.
+        An iterator over folders, or the parts of them between subfolders, each with at least one
+        name.
 
     Raises:
-        DataError: As `find_images`.
+        DataError: See `find_images`.
     """
     root = Path(root)
     if not root.is_dir():
@@ -54,15 +54,15 @@ def find_folders(
 
 
 class Names:
-    """The names of a folder's images, in sorted order, to be iterated over once.
+    """The names of a folder's images in sorted order, to be iterated over once.
 
-    They are kept as one string, which takes a fifth of the memory of a list. Sorting a million
-    takes half a second, though, so that many are kept as a heap, which has its first name ready
-    ten times sooner.
+    They are stored as one string, which takes a fifth of the memory of a list. Because sorting a
+    million names takes half a second, larger numbers are stored as a heap, which has its first name
+    ready ten times sooner.
     """
 
     def __init__(self, names: list[str]) -> None:
-        """Keep `names`, which are in any order and nobody else's."""
+        """Take ownership of `names`, which may be in any order."""
         self._num_names = len(names)
         self._heap: list[str] = []
         self._text = ""
@@ -74,11 +74,11 @@ class Names:
             self._text = "/".join(names)  # no name contains it
 
     def __len__(self) -> int:
-        """Return how many there were at first."""
+        """Return the original number of names."""
         return self._num_names
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names; those of a heap leave the memory."""
+        """Yield the names; those in a heap are freed as they are yielded."""
         for match in re.finditer("[^/]+", self._text):
             yield match[0]
         while self._heap:
@@ -91,7 +91,7 @@ def _walk(
     ancestors: frozenset[tuple[int, int]],
     on_error: Callable[[DataError], None] | None,
 ) -> Iterator[tuple[Path, Names]]:
-    """Yield `folder` with its names, in parts where subfolders sort in between, and those."""
+    """Yield `folder` with its names, split where subfolders sort in between, and the subfolders."""
     try:
         info = folder.stat()
         identity = (info.st_dev, info.st_ino)
@@ -101,7 +101,7 @@ def _walk(
     except OSError as error:
         failure = DataError(
             f"cannot list the folder {folder}: {reason_of(error)}; make it readable, or move it "
-            "out of the way"
+            "elsewhere"
         )
         if on_error is None:
             raise failure from error
@@ -119,7 +119,7 @@ def _walk(
         start = stop
     if start < len(names):
         rest = Names(names[start:] if start else names)
-        del names  # or they would wait here until the rest is done with
+        del names  # otherwise they would stay in memory until the rest has been consumed
         yield folder, rest
 
 

@@ -1,4 +1,4 @@
-"""An image on its way to the model: where its bytes are, and what results call it."""
+"""References to images: where their bytes are, and their names in results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ class Content:
     """The bytes of an image that is not a file of its own, such as a member of an archive."""
 
     read: Callable[[], bytes]
-    """Returns them, in any thread; raises OSError, with a reason, if that is impossible."""
+    """Returns the bytes, from any thread; raises OSError with a reason if they are unavailable."""
     is_portable: bool = False
     """Whether `read` can be pickled; if not, it is called before the image leaves this process."""
 
     @classmethod
     def of(cls, data: bytes | OSError) -> "Self":
-        """Hold bytes that are in memory, or the reason why there are none."""
+        """Hold bytes in memory, or the reason why there are none."""
         return cls(partial(_give, data), is_portable=True)
 
     def __reduce__(self) -> "tuple[type[Content], tuple[object, ...]]":
-        """Return what another process makes this of."""
+        """Pickle the content; what is not portable is read first."""
         read = self.read if self.is_portable else Content.of(_read_now(self.read)).read
         return Content, (read, True)
 
@@ -56,10 +56,10 @@ class RemoteObject:
         """Describe a file.
 
         Args:
-            fetch: Returns its bytes, from any thread; raises OSError if the file cannot be had, and
-                UnreachableError if its server cannot.
-            num_bytes: Its size; None if the server does not report one.
-            url: Its own; None for a member of an archive.
+            fetch: Returns the bytes, from any thread; raises OSError if the file is unavailable,
+                and UnreachableError if its server is.
+            num_bytes: Size of the file; None if the server does not report it.
+            url: URL of the file; None for a member of an archive.
         """
         self.fetch = fetch
         self.num_bytes = UNKNOWN_BYTES if num_bytes is None else num_bytes
@@ -71,17 +71,17 @@ class RemoteObject:
         self._held = fetched
 
     def read(self) -> bytes:
-        """Return the bytes: those that are held, which leave the memory, or else fetched now.
+        """Return the bytes that were kept, which are then freed, or fetch them now.
 
         Raises:
-            OSError: If the file cannot be had.
+            OSError: If the file is unavailable.
             UnreachableError: If its server cannot be reached.
         """
         held, self._held = self._held, None
         return self.fetch() if held is None else _give(held)
 
     def __reduce__(self) -> "tuple[type[Content], tuple[object, ...]]":
-        """Return what another process makes this of: the bytes, fetched."""
+        """Pickle the bytes, fetching them first."""
         return Content, (Content.of(_read_now(self.read)).read, True)
 
 
@@ -90,31 +90,31 @@ class Decoded:
     """The pixels of an image that needs no decoding."""
 
     pixels: "NDArray[np.uint8] | DataError"
-    """(size, size, 3), RGB, as the model takes them; or why there are none."""
+    """Model input, uint8 (size, size, 3), RGB; or the error of an unreadable image."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image that is not read yet, and what results call it."""
+    """An image that has not been read yet, with its name in results."""
 
     name: str
-    """With `/` between folders. May hold surrogates, for bytes that are not UTF-8."""
+    """Name with `/` between folders; bytes that are not UTF-8 are surrogates."""
     place: str | Content | RemoteObject | Decoded
-    """The path of a file, as text, which costs a listing a tenth of what a `Path` does; or what
-    stands for a file."""
+    """The path of a file as a str, which costs a listing a tenth of a `Path`; or an object that
+    provides the image."""
 
     @classmethod
     def of_file(cls, path: str | Path, *, name: str | None = None) -> "Self":
-        """Refer to a file, which results call by its path unless they have a name for it."""
+        """Refer to a file; its name in results is `name`, or its path if that is None."""
         return cls(Path(path).as_posix() if name is None else name, str(path))
 
     @property
     def is_decoded(self) -> bool:
-        """Whether its pixels are in this process already."""
+        """Whether its pixels are already in memory."""
         return isinstance(self.place, Decoded)
 
     def within(self, prefix: str) -> "ImageRef":
-        """Return the same image, its name behind a prefix."""
+        """Return the same image with a prefix added to its name."""
         return ImageRef(prefix + self.name, self.place) if prefix else self
 
 

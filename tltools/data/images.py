@@ -1,4 +1,4 @@
-"""Decode images: the only place in tltools that opens one."""
+"""Decode images: the only module of tltools that opens them."""
 
 import io
 import math
@@ -24,14 +24,14 @@ from tltools.data.reasons import reason_of
 from tltools.errors import DataError
 
 DRAFT_MARGIN = 1.4
-"""How much larger than needed, at least, a JPEG is still decoded.
+"""Smallest ratio of the size at which a JPEG is decoded to the size that is needed.
 
-libjpeg can halve an image up to three times while decoding it, at a fraction of the cost (its
-scales between those gain nothing: 5/8 to 7/8 take longer than decoding in full, and 3/8 as long as
-1/2). The nearer that comes to the final size, the more the result differs from decoding in full
-and then resizing. Chosen so that photographs of 12 megapixels are decoded at an eighth with both
-resize rules, which is 4 times as fast as in full. They differ by 0.7 of 255 levels on average then;
-at the margin itself it is 1.3, without any margin 2.5.
+libjpeg can halve an image up to three times while decoding it, at a fraction of the cost (the
+scales in between gain nothing: 5/8 to 7/8 take longer than decoding at full size, and 3/8 as long
+as 1/2). The closer the decoded size is to the final size, the more the result differs from
+decoding at full size and then resizing. The value was chosen so that 12-megapixel photographs are
+decoded at one eighth with both resize rules, which is 4 times faster. They then differ by 0.7 of
+255 levels on average; at the margin itself by 1.3, without a margin by 2.5.
 """
 
 CROP_RATIO = 256 / 224
@@ -42,9 +42,9 @@ _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _PLAIN_COLORS = frozenset({"YCbCr", "RGB", "Gray"})
 _MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
 
-# What a file starts with → the Pillow plugin that reads it. Plugins are called directly, and only
-# these: Image.open would warn (and not refuse) below twice the limit of pixels, and would try
-# plugins that nobody wants to meet in a folder of images, such as EPS, which runs Ghostscript.
+# First bytes of a file → the Pillow plugin that reads it. Only these plugins are used, and they are
+# called directly: Image.open would only warn up to twice the pixel limit, and would try unsafe
+# plugins such as EPS, which runs Ghostscript.
 _PLUGINS = (
     (rb"\x89PNG\r\n\x1a\n", "PngImagePlugin", "PngImageFile"),
     (rb"GIF8[79]a", "GifImagePlugin", "GifImageFile"),
@@ -56,7 +56,7 @@ _PLUGINS = (
     (rb"(\xff\x4f\xff\x51|\0{3}\x0cjP  )", "Jpeg2KImagePlugin", "Jpeg2KImageFile"),
 )
 
-# What Pillow's readers raise, or have raised in some version, on damaged files.
+# What Pillow's readers raise, or have raised in some version, for corrupt files.
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -70,7 +70,7 @@ _UNREADABLE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Warning,  # where warnings are errors
+    Warning,  # if warnings are errors
 )
 
 _TRANSPOSE = {
@@ -84,9 +84,9 @@ _TRANSPOSE = {
 }
 _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
-# Pillow warns about damaged tags and the like in images whose pixels are good: once for each
-# kind, in the middle of a progress bar, and without the image's name. The filters belong to the
-# whole process and must not be changed while threads run, so this is done here and once.
+# Pillow warns about corrupt tags and the like in images whose pixels are good: once per kind, in
+# the middle of a progress bar, and without naming the image. Warning filters are global and must
+# not be changed while threads run, so this is done here, once.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -97,33 +97,33 @@ def load_image(
     out: NDArray[np.uint8] | None = None,
     skip: Callable[[bytes], bool] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode one image to the square of RGB bytes that a model takes.
+    """Decode one image to the square RGB array that a model takes.
 
-    EXIF orientation is applied; transparency is laid over white; the first frame of an animation
-    and the first page of a TIFF is taken; 16-bit gray keeps its full range, and 32-bit integers
-    and floats, which have no agreed white, are stretched so that their smallest value becomes 0
-    and their largest 255. Color profiles are not applied, as in training pipelines generally.
-    JPEGs that are much larger than needed are decoded at reduced scale (see `DRAFT_MARGIN`).
+    EXIF orientation is applied; transparency is composited over white; the first frame of an
+    animation and the first page of a TIFF is used; 16-bit gray keeps its full range, and 32-bit
+    integers and floats, which have no standard white level, are stretched so that their smallest
+    value becomes 0 and their largest 255. Color profiles are not applied, as is usual in training
+    pipelines. JPEGs much larger than needed are decoded at reduced scale (see `DRAFT_MARGIN`).
 
     Args:
-        image: A regular file, or what stands for one; its content and not its suffix decides how
+        image: A regular file, or a reference to an image; the content, not the suffix, decides how
             it is decoded.
-        preprocessing: Height and width of the result, `size`, and how it comes about: `squash`
+        preprocessing: `size`, the height and width of the result, and the `resize` rule: `squash`
             scales both sides to `size`; `crop` takes the central square whose side is
-            `size / round(size * CROP_RATIO)` of the short side and scales that to `size`, which is
-            torchvision's "resize 256, center crop 224" in one step. Either way bilinear with
-            antialiasing, and an image that is `size` x `size` already is left as it is. Its `mean`
-            and `std` are the model's business.
-        out: Where to put the result instead of in a new array, (size, size, 3).
-        skip: Is given the file's bytes; where it returns True, nothing is decoded.
+            `size / round(size * CROP_RATIO)` of the short side and scales it to `size`, which is
+            torchvision's "resize 256, center crop 224" in one step. Both are bilinear with
+            antialiasing; an image of `size` x `size` is not changed. `mean` and `std` are not
+            applied here.
+        out: Array for the result, uint8 (size, size, 3); None to allocate one.
+        skip: Called with the file's bytes; if it returns True, nothing is decoded.
 
     Returns:
-        Array (size, size, 3), uint8, RGB, contiguous and writable; `out` where it was given. It is
-        undefined where the image was skipped.
+        Array (size, size, 3), uint8, RGB, contiguous and writable; `out` if it was given. Its
+        content is undefined if the image was skipped.
 
     Raises:
-        DataError: If the file is missing, not a regular file, not an image, truncated, damaged,
-            or so large that it may be a decompression bomb.
+        DataError: If the file is missing, not a regular file, not an image, truncated, corrupt, or
+            so large that it may be a decompression bomb.
     """
     if out is None:
         out = np.empty(preprocessing.shape(1)[1:], np.uint8)
@@ -154,13 +154,13 @@ def unreadable(image: str | Path | ImageRef, reason: str) -> DataError:
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode an image that is in memory; as `load_image`, but Pillow decodes JPEGs, too.
+    """Decode an image in memory like `load_image`, but use Pillow even for JPEGs.
 
     Returns:
         Array (size, size, 3), uint8, RGB, read-only.
 
     Raises:
-        DataError: If it is not an image, or is damaged.
+        DataError: If the data is not an image or is corrupt.
     """
     try:
         return _load_any(data, preprocessing)
@@ -171,20 +171,20 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]
 def fit_image(
     image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing
 ) -> NDArray[np.uint8]:
-    """Bring a decoded image to the model's input by the same rules as `load_image`.
+    """Convert a decoded image to the model's input by the same rules as `load_image`.
 
     Args:
-        image: A Pillow image of any mode, turned upright by its EXIF data if it still has some; or
-            an array (H, W, 3), uint8, RGB.
-        preprocessing: Its `size` and `resize`.
+        image: A Pillow image of any mode, whose EXIF orientation is applied; or an array, uint8
+            (H, W, 3), RGB.
+        preprocessing: Its `size` and `resize` are used.
 
     Returns:
         Array (size, size, 3), uint8, RGB; it may be a view of `image`.
 
     Raises:
-        DataError: If the image's file turns out to be damaged, which Pillow reads late.
-        TypeError: If it is neither.
-        ValueError: If the array is not of that type and shape, or without a pixel.
+        DataError: If the file of a Pillow image, which is read lazily, is corrupt.
+        TypeError: If `image` is neither.
+        ValueError: If the array has another dtype or shape, or is empty.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -209,9 +209,9 @@ def image_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
 
     Raises:
-        DataError: If it is missing or not a regular file.
+        DataError: If the file is missing or not a regular file.
     """
-    import hashlib  # here, because classifying starts without it
+    import hashlib  # here, to keep it out of the start of classify
 
     try:
         with _open_file(path) as file:
@@ -221,10 +221,10 @@ def image_sha256(path: str | Path) -> str:
 
 
 def _open_file(path: str | Path) -> io.FileIO:
-    """Open a regular file; anything else could block for ever or never end.
+    """Open a regular file; anything else could block forever or never end.
 
-    Unbuffered: it is read in one go, and then decoding from memory is a quarter faster than
-    letting Pillow read the file piece by piece.
+    Unbuffered: it is read in one go, since decoding from memory is a quarter faster than letting
+    Pillow read the file piece by piece.
     """
     info = os.stat(path)  # noqa: PTH116 - called for each image, and Path.stat costs more
     if not stat.S_ISREG(info.st_mode):
@@ -235,7 +235,7 @@ def _open_file(path: str | Path) -> io.FileIO:
 
 
 def _read(file: io.FileIO) -> bytes:
-    """Read a file as long as it is now: one that grows meanwhile might never end."""
+    """Read a file up to its current size: a file that is growing might never end."""
     size = os.fstat(file.fileno()).st_size
     data = file.read(size) or b""
     while len(data) < size and (more := file.read(size - len(data))):
@@ -246,13 +246,13 @@ def _read(file: io.FileIO) -> bytes:
 def _load_plain_jpeg(data: bytes, rules: Preprocessing, out: NDArray[np.uint8]) -> bool:
     """Decode an ordinary JPEG into `out`, (size, size, 3), RGB.
 
-    The pixels are those that Pillow would give, for it contains the same libjpeg-turbo; but a
-    small image takes half the time without Pillow's objects, copies and parsing.
+    The pixels equal those of Pillow, which contains the same libjpeg-turbo; but without Pillow's
+    objects, copies and parsing a small image takes half the time.
 
     Returns:
-        Whether it was done. If not, `out` is undefined and Pillow has to look at the file: other
-        color spaces, images that are too large, and whatever is damaged, since libjpeg reads on
-        after many a fault and Pillow knows which of them to forgive.
+        Whether the image was decoded. If not, `out` is undefined and Pillow must read the file:
+        other color spaces, images that are too large, and corrupt files, since libjpeg continues
+        after many errors and Pillow knows which of them to tolerate.
     """
     try:
         rows, columns, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -266,7 +266,7 @@ def _load_plain_jpeg(data: bytes, rules: Preprocessing, out: NDArray[np.uint8]) 
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
             return True
         scale = _scale_while_decoding(width, height, rules)
-        # The smallest scale that gives at least so much is chosen, so it is 1 / scale.
+        # simplejpeg picks the smallest scale that gives at least this size, which is 1 / scale.
         pixels = simplejpeg.decode_jpeg(
             data, "RGB", min_height=math.ceil(height / scale), min_width=math.ceil(width / scale)
         )
@@ -279,9 +279,9 @@ def _load_plain_jpeg(data: bytes, rules: Preprocessing, out: NDArray[np.uint8]) 
 
 
 def _has_app1(data: bytes) -> bool:
-    """Tell whether a JPEG has an APP1 segment, the place of Exif and XMP, or may have one.
+    """Return whether a JPEG has, or may have, an APP1 segment, which holds Exif and XMP.
 
-    Finding out takes a tenth of the time that Pillow takes to read all segments.
+    This takes a tenth of the time that Pillow needs to read all segments.
     """
     position = 2
     while position + 4 <= len(data):
@@ -295,7 +295,7 @@ def _has_app1(data: bytes) -> bool:
 
 
 def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
-    """Decode an image of any kind with Pillow, to (size, size, 3), RGB, read-only."""
+    """Decode an image of any format with Pillow to uint8 (size, size, 3), RGB, read-only."""
     image = _open_image(data)
     width, height = image.size
     box = (0.0, 0.0, width, height)
@@ -308,7 +308,7 @@ def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
 
 
 def _open_image(data: bytes) -> ImageFile:
-    """Read an image's header: its kind, size and mode; its pixels are not decoded yet."""
+    """Read an image's header (format, size and mode) without decoding its pixels."""
     file = io.BytesIO(data)
     if data.startswith(_JPEG):
         image = JpegImagePlugin.JpegImageFile(file)
@@ -322,16 +322,16 @@ def _open_image(data: bytes) -> ImageFile:
     width, height = image.size
     if width * height > _MAX_PIXELS:
         raise ValueError(
-            f"{width:,} x {height:,} pixels are more than the {_MAX_PIXELS:,} that are decoded "
+            f"{width:,} x {height:,} pixels exceed the limit of {_MAX_PIXELS:,} "
             "(a decompression bomb?); scale it down"
         )
     return image
 
 
 def _scale_while_decoding(width: int, height: int, rules: Preprocessing) -> int:
-    """Return 8, 4, 2 or 1: how many times smaller a JPEG can be decoded with enough left of it.
+    """Return 8, 4, 2 or 1: the factor by which a JPEG can be scaled down while decoding.
 
-    A side that this does not divide is decoded to one pixel more, of which only a part counts.
+    A side that is not a multiple of it is decoded to one more pixel, which counts only in part.
     """
     needed = round(rules.size * CROP_RATIO) if rules.resize == "crop" else rules.size
     needed = math.ceil(needed * DRAFT_MARGIN)
@@ -344,15 +344,15 @@ def _to_square(
     upright: Image.Transpose | None,
     rules: Preprocessing,
 ) -> Image.Image:
-    """Bring a decoded image to RGB, `size` x `size`, upright.
+    """Convert a decoded image to RGB, `size` x `size`, upright.
 
-    Turned upright last: a turned square is the square of the turned image, and small.
+    Rotation comes last: it gives the same result, and the square is small.
 
     Args:
-        image: Of any mode.
-        box: The part of `image` that is the image.
-        upright: What turns it upright.
-        rules: Its `size` and `resize`.
+        image: An image of any mode.
+        box: The part of `image` to use, in pixels.
+        upright: The transposition that turns it upright; None if it is upright.
+        rules: Its `size` and `resize` are used.
     """
     size = rules.size
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
@@ -369,7 +369,7 @@ def _to_square(
 def _central_square(
     box: tuple[float, float, float, float], size: int
 ) -> tuple[float, float, float, float]:
-    """Return the part of `box` that the crop rule keeps."""
+    """Return the part of `box` that the `crop` rule keeps."""
     _, _, width, height = box
     side = min(width, height) * size / round(size * CROP_RATIO)
     left, top = (width - side) / 2, (height - side) / 2
@@ -377,17 +377,17 @@ def _central_square(
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """Return what turns a decoded image upright, None where it is upright or does not say."""
+    """Return the transposition that turns a decoded image upright; None if none is needed."""
     if _ORIENTATION_KEYS.isdisjoint(image.info):
         return None
     try:
         return _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _UNREADABLE:
-        return None  # the pixels are good, so a damaged description of them must not cost them
+        return None  # the pixels are good, so corrupt metadata must not make the image fail
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, transparent parts over white."""
+    """Convert an image of any mode to RGB, with transparent parts over white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _stretched_to_8_bits(image)
     if image.has_transparency_data:
@@ -410,14 +410,14 @@ def _stretched_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in one line, without the path, why a file could not be read."""
+    """Describe in one line, without the path, why a file could not be read."""
     if isinstance(error, MemoryError):
-        return "decoding it takes more memory than there is for an image; try fewer --workers"
+        return "not enough memory to decode it; try fewer workers"
     return reason_of(error)
 
 
 def _printable(image: str | Path | ImageRef) -> str:
-    """Return a file's name as it can be printed on one line in any terminal."""
+    """Return a file's name in a form that any terminal can print on one line."""
     if isinstance(image, ImageRef):
         image = image.place if isinstance(image.place, str) else image.name
     name = os.path.basename(image)  # noqa: PTH119 - accepts str as well

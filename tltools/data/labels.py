@@ -1,4 +1,4 @@
-"""Turn a CSV or class folders into one labeled table of images."""
+"""Read a CSV or class folders into one table of labeled images."""
 
 import csv
 import io
@@ -23,10 +23,10 @@ SPLITS = {
     "validation": "val",
     "test": "test",
 }
-"""What a folder or a `split` column may say, and the split that it means."""
+"""Names of splits in folders or a `split` column, and the split that each means."""
 
 LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
-"""Of files that may hold labels."""
+"""Suffixes of files that may hold labels."""
 _DELIMITERS = (",", ";", "\t")
 _WHOLE_FLOAT = re.compile(r"([+-]?\d+)\.0*")
 
@@ -38,29 +38,27 @@ def read_labels(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> "pd.DataFrame":
-    """Read the labels of a data set, in whatever layout it has.
+    """Read the labels of a data set in any supported layout.
 
-    Images are named and not opened: whether they exist and can be read is `load_dataset`'s
-    business.
+    Images are not opened: `load_dataset` checks that they exist and can be read.
 
     Args:
-        data: A CSV; a folder that holds exactly one CSV; a folder of class folders; or a folder
-            with `train/` and `val/` (`valid`, `validation`, `test`) of class folders.
-        images: Where the CSV's images lie; without it, beside the CSV or in `images/` there.
-        image_column: The CSV's column of images; without it, the first.
-        label_column: The CSV's column of labels; without it, the next that is not `split`.
+        data: A CSV; a folder with exactly one CSV; a folder of class folders; or a folder with
+            `train/` and `val/` (or `valid`, `validation`, `test`) of class folders.
+        images: Folder of the CSV's images; by default the CSV's folder or `images/` in it.
+        image_column: The CSV's column of images; by default the first.
+        label_column: The CSV's column of labels; by default the next one that is not `split`.
 
     Returns:
-        One row per label, in the source's order (class folders: by split, class and name), with
-        the str columns `path` (absolute), `class` and `split` (`train`, `val`, `test`, or empty
-        where the data says nothing). Labels stay text: `007` is not `7`; but `1.0` is `1`,
-        because a column of integers with a gap comes out of a spreadsheet as floats.
-        `attrs["loose"]` holds the paths of images that lie outside all class folders and
-        therefore have no row.
+        One row per label, in source order (class folders: by split, class and name), with the str
+        columns `path` (absolute), `class` and `split` (`train`, `val`, `test`, or empty if the
+        data has no split). Labels remain text: `007` is not `7`; but `1.0` becomes `1`, because
+        spreadsheets turn a column of integers with gaps into floats. `attrs["loose"]` holds the
+        paths of images outside all class folders, which have no row.
 
     Raises:
-        ConfigError: If a named column does not exist, or a CSV's option is given for folders.
-        DataError: If there is nothing to read, or its layout is broken or ambiguous.
+        ConfigError: If a named column does not exist, or a CSV argument is given for folders.
+        DataError: If there is nothing to read, or the layout is invalid or ambiguous.
     """
     for_csv = images is not None or image_column is not None or label_column is not None
     if data.is_dir():
@@ -74,12 +72,12 @@ def read_labels(
     if path.suffix.lower() not in LABEL_SUFFIXES:
         raise DataError(f"{path} is not a CSV: name a .csv or a folder of class folders")
     if images is not None and not images.is_dir():
-        raise DataError(f"{images} is not a folder: --images names the folder of the images")
+        raise DataError(f"{images} is not a folder: name the folder of the images with `images=`")
     return _read_csv(path, images=images, image_column=image_column, label_column=label_column)
 
 
 def shorten(items: Iterable[object], *, limit: int = 10, separator: str = ", ") -> str:
-    """Join the first `limit` items for a message of one line, and count the rest."""
+    """Join the first `limit` items for a one-line message, and count the rest."""
     texts = [text if text.isprintable() else repr(text) for text in map(str, items)]
     rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return separator.join(texts[:limit]) + rest
@@ -88,7 +86,7 @@ def shorten(items: Iterable[object], *, limit: int = 10, separator: str = ", ") 
 def _frame(rows: Sequence[tuple[str, str, str]], *, loose: Sequence[str] = ()) -> "pd.DataFrame":
     import pandas as pd
 
-    # object: the str type of pandas cannot hold a file name that is not valid UTF-8.
+    # object: the str dtype of pandas cannot hold a file name that is not valid UTF-8.
     frame = pd.DataFrame(rows, columns=["path", "class", "split"], dtype=object)
     frame.attrs["loose"] = tuple(loose)
     return frame
@@ -112,17 +110,18 @@ def _csv_of_folder(folder: Path, *, for_csv: bool) -> Path | None:
     if not paths:
         if for_csv:
             raise ConfigError(
-                f"{folder} holds no CSV: --images, --image-column and --label-column go with one"
+                f"{folder} contains no CSV: leave out `images=`, `image_column=` and "
+                "`label_column=`, or name a CSV"
             )
         return None
     if len(paths) > 1:
         names = shorten(path.name for path in paths)
-        raise DataError(f"{folder} holds {len(paths)} CSV files ({names}): name one of them")
+        raise DataError(f"{folder} contains {len(paths)} CSV files ({names}): name one of them")
     classes = [p for p in _folders(folder) if p.name != "images" and _has_images(p)]
     if classes and not for_csv:
         names = shorten(path.name for path in classes)
         raise DataError(
-            f"{folder} holds {paths[0].name} and folders of images ({names}), and either could "
+            f"{folder} contains {paths[0].name} and folders of images ({names}), and either could "
             f"be the labels: name {paths[0]} itself, or move it away to use the folders"
         )
     return paths[0]
@@ -148,7 +147,7 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; make it readable") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 (byte {error.start:,} is 0x{error.object[error.start]:02x}): "
@@ -159,7 +158,7 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     )
     if not text.strip().strip("".join(_DELIMITERS)):
         raise empty
-    # The header decides: a label or an image's name may well hold another delimiter.
+    # The header decides: a label or an image's name may contain another delimiter.
     delimiter = max(_DELIMITERS, key=text.lstrip().splitlines()[0].count)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
@@ -169,21 +168,22 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         header = [cell.strip() for cell in next(filled, ())]
         records = [(reader.line_num, cells) for cells in filled]
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-    if not header:  # there are quotes, and nothing in them
+        raise DataError(f"{path}, line {reader.line_num}: {error}; fix the line") from error
+    if not header:  # nothing but empty quotes
         raise empty
     if len(header) < 2:
         raise DataError(
-            f"{path} has one column ({header[0]!r}): it needs an image and a label in each line, "
+            f"{path} has only one column ({header[0]!r}): put an image and a label in each line, "
             "separated by a comma, a semicolon or a tab"
         )
     if not records:
-        raise DataError(f"{path} has a header and no rows: add one line per image")
+        raise DataError(f"{path} has a header but no rows: add one line per image")
     ragged = [line for line, cells in records if len(cells) != len(header)]
     if ragged:
         raise DataError(
-            f"{path} has {len(header)} columns, but not in line {shorten(ragged)}: put cells that "
-            f"contain {_named(delimiter)} in double quotes"
+            f"{path} has {len(header)} columns, but not in "
+            f"{'line' if len(ragged) == 1 else 'lines'} {shorten(ragged)}: put cells that contain "
+            f"{_named(delimiter)} in double quotes"
         )
     return header, records
 
@@ -195,28 +195,28 @@ def _named(delimiter: str) -> str:
 def _choose_columns(
     path: Path, header: Sequence[str], *, image_column: str | None, label_column: str | None
 ) -> _Columns:
-    def named(name: str, option: str) -> int:
+    def named(name: str, parameter: str) -> int:
         if header.count(name) != 1:
             how = "no column" if name not in header else "more than one column"
             raise ConfigError(
-                f"{option}: {path} has {how} {name!r}; its columns are {shorten(header)}"
+                f"`{parameter}=`: {path} has {how} {name!r}; its columns are {shorten(header)}"
             )
         return header.index(name)
 
-    image = 0 if image_column is None else named(image_column, "--image-column")
+    image = 0 if image_column is None else named(image_column, "image_column")
     if image_column is None and label_column is None and is_image_name(header[0]):
         raise DataError(
             f"{path} has no header: its first line names an image ({header[0]}); "
             "add a first line such as image,label"
         )
     if label_column is not None:
-        label = named(label_column, "--label-column")
+        label = named(label_column, "label_column")
     else:
         others = [i for i, name in enumerate(header) if i != image and name.lower() != "split"]
         if not others:
             raise DataError(
-                f"{path} has no column of labels beside {shorten(header)}: add one, or name it "
-                "with --label-column"
+                f"{path} has no label column besides {shorten(header)}: add one, or name it with "
+                "`label_column=`"
             )
         label = next((i for i in others if i > image), others[0])
     if label == image:
@@ -232,13 +232,14 @@ def _check_filled(
     empty = [line for line, cells in records if cells[index].strip().lower() in ("", "nan")]
     if empty:
         raise DataError(
-            f"{path} has no {what} in {len(empty):,} of {len(records):,} rows (column {column!r}, "
-            f"line {shorten(empty)}): fill them in or delete the rows"
+            f"{path} has no {what} in {len(empty):,} of {len(records):,} "
+            f"{'row' if len(records) == 1 else 'rows'} (column {column!r}, "
+            f"{'line' if len(empty) == 1 else 'lines'} {shorten(empty)}): fill in or delete them"
         )
 
 
 def _plain(label: str) -> str:
-    """Return a label as text, a whole float as an integer."""
+    """Return a label as text, with a whole float written as an integer."""
     label = label.strip()
     whole = _WHOLE_FLOAT.fullmatch(label)
     return whole[1] if whole else label
@@ -258,17 +259,18 @@ def _splits_of_column(
     unknown = [line for (line, _), word in zip(records, words, strict=True) if word not in SPLITS]
     if unknown:
         raise DataError(
-            f"{path} has a column {header[columns.split]!r} that does not say "
-            f"{', '.join(SPLITS)} in line {shorten(unknown)}: mend it or rename the column"
+            f"{path} has a column {header[columns.split]!r} that is not one of "
+            f"{', '.join(SPLITS)} in {'line' if len(unknown) == 1 else 'lines'} "
+            f"{shorten(unknown)}: fix the values or rename the column"
         )
     return [SPLITS[word] for word in words]
 
 
 def _locate(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Return each image's absolute path in the first folder that has it.
+    """Return each image's absolute path in the first folder that contains it.
 
-    An image that no folder has gets the path where most of the others lie, so that a message
-    about it names the place that its reader expects.
+    A missing image is assigned to the folder with most of the others, so that messages name the
+    expected path.
     """
     roots = [os.path.abspath(folder) for folder in folders]  # noqa: PTH100 - resolve() follows links
     found: list[str | None] = []
@@ -296,15 +298,15 @@ def _read_folders(folder: Path) -> "pd.DataFrame":
     loose = _loose_images(folder)
     for path in sorted(split_folders, key=lambda path: list(SPLITS).index(path.name.lower())):
         loose += _loose_images(path)
-        if _folders(path):  # otherwise it is a flat folder without labels
+        if _folders(path):  # otherwise a flat folder without labels
             rows += _read_classes(path, split=SPLITS[path.name.lower()])
     return _frame(rows, loose=loose)
 
 
 def _split_folders(folder: Path) -> list[Path]:
-    """Return `train/`, `val/` and so on, or nothing if the folders in `folder` are classes.
+    """Return `train/`, `val/` and so on; empty if the folders in `folder` are classes.
 
-    A class may be called `train` as well, beside `car` and `bus`.
+    A class may be named `train`, too, next to `car` and `bus`.
     """
     filled = [path for path in _folders(folder) if _has_images(path)]
     named = [path for path in filled if path.name.lower() in SPLITS]
@@ -312,17 +314,17 @@ def _split_folders(folder: Path) -> list[Path]:
     divided = [path for path in named if _folders(path)]
     if named and not others and not divided:
         raise DataError(
-            f"{folder} holds {shorten(path.name for path in named)}, but they hold no class "
-            "folders: put the images into one folder per class, or name a CSV with the labels"
+            f"{folder} contains {shorten(path.name for path in named)}, but without class folders: "
+            "put the images into one folder per class, or name a CSV with the labels"
         )
     if not others:
         return named
     if all(_loose_images(path) for path in divided):
         return []
     raise DataError(
-        f"{folder} holds {shorten(path.name for path in divided)} with class folders, and beside "
-        f"them folders of images that are no split ({shorten(path.name for path in others)}): "
-        "move these away"
+        f"{folder} contains {shorten(path.name for path in divided)} with class folders, but also "
+        f"folders of images that are not splits ({shorten(path.name for path in others)}): move "
+        "those away"
     )
 
 
@@ -330,13 +332,15 @@ def _read_classes(folder: Path, *, split: str) -> list[tuple[str, str, str]]:
     classes = _folders(folder)
     if not classes:
         raise DataError(
-            f"{folder} holds neither a CSV nor class folders: make one folder per class, or name "
-            "the CSV with the labels"
+            f"{folder} contains neither a CSV nor class folders: make one folder per class, or "
+            "name the CSV with the labels"
         )
     # Undecodable bytes are lone surrogates in a str, which no card could store.
     broken = [path.name for path in classes if not _is_unicode(path.name)]
     if broken:
-        raise DataError(f"{folder} has class folders not named in UTF-8: rename {shorten(broken)}")
+        raise DataError(
+            f"{folder} has class folders whose names are not UTF-8: rename {shorten(broken)}"
+        )
     rows: list[tuple[str, str, str]] = []
     empty: list[str] = []
     for path in classes:
@@ -346,8 +350,8 @@ def _read_classes(folder: Path, *, split: str) -> list[tuple[str, str, str]]:
             empty.append(path.name)
     if empty:
         raise DataError(
-            f"{folder} has {len(empty)} class folders without an image ({shorten(empty)}): fill "
-            "or remove them"
+            f"{folder} has {len(empty)} empty class {'folder' if len(empty) == 1 else 'folders'} "
+            f"({shorten(empty)}): add images or remove {'it' if len(empty) == 1 else 'them'}"
         )
     return rows
 
@@ -360,11 +364,11 @@ def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}") from error
+        raise DataError(f"cannot list {folder}: {error.strerror}; make it readable") from error
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the visible folders in `folder`, except what macOS adds to its archives."""
+    """Return the visible folders in `folder`, except the one that macOS adds to archives."""
     return [path for path in _visible(folder) if path.is_dir() and path.name != "__MACOSX"]
 
 

@@ -1,7 +1,7 @@
-"""Files in object stores and on other servers, by fsspec: listed, read and written.
+"""List, read and write files in object stores and on other servers, with fsspec.
 
-A request that fails is made again where that may help. Credentials come from where each service's
-own tools look for them; nothing here takes, prints or keeps any.
+A failed request is retried if that may help. Credentials come from where each service's own tools
+look for them; nothing here takes, prints or stores any.
 """
 
 import io
@@ -21,25 +21,25 @@ from tltools.packages import pip_install
 from tltools.parallel import ordered_map
 
 READS = 32
-"""Requests at a time: a request waits for tens of milliseconds, in which a core decodes many
+"""Number of concurrent requests: a request takes tens of milliseconds, in which a core decodes many
 images."""
 ATTEMPTS = 8
-"""How often a request is made before the server counts as out of reach."""
+"""Number of attempts before a server is considered unreachable."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 5.0
-"""Before a request is made again: random, up to the first and then up to twice as long each time,
-which spreads the requests of many machines (Marc Brooker, "Exponential Backoff And Jitter", 2015).
-"""
+"""Wait before a retry, in seconds: random, with an upper limit that starts at the first value and
+doubles up to the second, which spreads the requests of many machines (Marc Brooker, "Exponential
+Backoff And Jitter", 2015)."""
 BLOCK = 2**20
-"""Bytes of an archive that are asked for at once."""
+"""Number of bytes of an archive per request."""
 BLOCKS_AHEAD = 8
 PAGE = 1000
-"""Files that are listed at once; no object store gives more."""
+"""Number of files per listing request; no object store returns more."""
 
-# What a request says of its file; anything else may pass, or is the server's.
+# Errors of a single file; any others may be transient, or concern the server.
 _OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-# Faults of a program, which no server has made.
+# Programming errors, which no server has caused.
 _FAULTS = (TypeError, AttributeError, NameError, AssertionError)
-# What S3 says of whoever asks: the next file would fail as this one did.
+# S3 error codes that concern the caller: the next file would fail in the same way.
 _OF_THE_CALLER = frozenset(
     {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed"}
     | {"SignatureDoesNotMatch", "TokenRefreshRequired"}
@@ -52,10 +52,10 @@ Result = TypeVar("Result")
 
 
 class Remote:
-    """A server, connected to when it is first asked, and anew where the connection is lost."""
+    """A server; connected on the first request, and again if the connection is lost."""
 
     def __init__(self, url: Url) -> None:
-        """Take the server of a URL, and what is needed to ask it."""
+        """Take a URL of the server; no request is made yet."""
         self.url = url
         self._lock = Lock()
         self._connected: Any = None
@@ -63,26 +63,25 @@ class Remote:
 
     @property
     def path(self) -> str:
-        """The URL's path, as its server is asked for it."""
+        """The URL's path as used in requests."""
         return self.path_of(self.url)
 
     def path_of(self, url: Url) -> str:
-        """Return the path of another URL of the same server."""
+        """Return the path of another URL on the same server."""
         if url.is_web:
             return url.text
         rest = url.text.partition("://")[2]
         return "/" + rest.partition("/")[2] if url.kind == "sftp" else rest
 
     def ask(self, request: Callable[[Any], Result]) -> Result:
-        """Make a request, again and again where it fails and that may pass.
+        """Make a request, and retry it if the failure may be transient.
 
         Args:
-            request: Is given fsspec's file system.
+            request: Called with fsspec's file system.
 
         Raises:
-            OSError: If it is the file that cannot be had: missing, or not for us; or if there is
-                no room for it here.
-            UnreachableError: If it is the server.
+            OSError: If the file is missing or may not be accessed, or the local disk is full.
+            UnreachableError: If the server cannot be reached.
         """
         tenacity = sys.modules["tenacity"]
         attempts = self._retrying(
@@ -100,8 +99,8 @@ class Remote:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise kind(remote_reason(error)) from error
             raise UnreachableError(
-                f"cannot reach {self.url}: {remote_reason(error)}; see to the network, the address "
-                "and your credentials, and run it again"
+                f"cannot reach {self.url}: {remote_reason(error)}; check the network, the address "
+                "and your credentials, then run it again"
             ) from error
 
     def _ask_once(self, request: Callable[[Any], Result]) -> Result:
@@ -109,7 +108,7 @@ class Remote:
         try:
             return request(files)
         except Exception as error:
-            # Object stores are asked over many connections, and keep them by themselves.
+            # Object stores use many connections and manage them themselves.
             if self.url.kind == "sftp" and _may_pass(error):
                 with self._lock:
                     if self._connected is files:  # and no other thread's new one
@@ -123,29 +122,29 @@ class Remote:
             return self._connected
 
     def info(self, url: Url) -> dict[str, Any]:
-        """Return what the server says of a file or folder: `type`, `size`.
+        """Return the server's information about a file or folder: `type`, `size`.
 
         Raises:
-            OSError: If there is none.
-            UnreachableError: As `ask`.
+            OSError: If it does not exist.
+            UnreachableError: See `ask`.
         """
         return self.ask(lambda files: files.info(self.path_of(url)))
 
     def read(self, path: str) -> bytes:
-        """Return a file.
+        """Return the content of a file.
 
         Raises:
-            OSError: As `ask`.
-            UnreachableError: As `ask`.
+            OSError: See `ask`.
+            UnreachableError: See `ask`.
         """
         return self.ask(lambda files: files.cat_file(path))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """Return bytes of a file, from `start` to before `stop`.
+        """Return the bytes of a file from `start` up to, but not including, `stop`.
 
         Raises:
-            OSError: As `ask`, or if there are fewer.
-            UnreachableError: As `ask`.
+            OSError: See `ask`; or if there are fewer.
+            UnreachableError: See `ask`.
         """
 
         def request(files: Any) -> bytes:
@@ -157,25 +156,26 @@ class Remote:
 
         data = self.ask(request)
         if len(data) != stop - start:
-            raise OSError("the file ends early, or has changed")
+            raise OSError("the file is truncated or has changed")
         return data
 
     def download(self, url: Url, local: Path) -> None:
-        """Fetch a file that may be too large for the memory.
+        """Download a file to disk, whatever its size.
 
         Raises:
-            OSError: As `ask`, or if it cannot be written.
-            UnreachableError: As `ask`.
+            OSError: See `ask`; or if the local file cannot be written.
+            UnreachableError: See `ask`.
         """
         self.ask(lambda files: files.get_file(self.path_of(url), str(local)))
 
     def upload(self, local: Path, url: Url) -> None:
-        """Put a file in a place, completely or not at all.
+        """Upload a file, completely or not at all.
 
-        Object stores show an object when it is complete; elsewhere it is renamed then.
+        Object stores show an object only when it is complete; on other servers the file is renamed
+        at the end.
 
         Raises:
-            TltoolsError: If that cannot be done.
+            TltoolsError: If the upload fails.
         """
         path = self.path_of(url)
 
@@ -187,7 +187,7 @@ class Remote:
                 files.put_file(str(local), f"{path}.part")
                 files.mv(f"{path}.part", path)
             if files.info(path)["size"] != local.stat().st_size:
-                raise OSError("it has another size there")
+                raise OSError("the uploaded file has a different size")
 
         try:
             self.ask(request)
@@ -195,25 +195,25 @@ class Remote:
             raise
         except (OSError, NotImplementedError) as error:
             raise TltoolsError(
-                f"cannot write {url}: {remote_reason(error)}; see to your rights there, or choose "
-                "another place with --output"
+                f"cannot write {url}: {remote_reason(error)}; check your permissions there, or "
+                "choose another place with `output=`"
             ) from error
 
 
 async def _read_by_sftp(files: Any, path: str, start: int, stop: int) -> bytes:
     """Read a part of a file.
 
-    Not by the file object of sshfs, which waits for ever at its end when its connection was lost.
+    The file object of sshfs is not used because closing it hangs forever after a lost connection.
     """
     async with files._pool.get() as channel, channel.open(path, "rb") as file:
         return await file.read(stop - start, start)
 
 
 def _import(module: str, url: Url) -> Any:
-    """Import what a protocol needs.
+    """Import a module that a protocol needs.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If the module is not installed.
     """
     from importlib import import_module
 
@@ -228,11 +228,11 @@ def _import(module: str, url: Url) -> Any:
 
 
 def _open_file_system(url: Url) -> Any:
-    """Return fsspec's file system of a URL, without its cache of listings: servers change."""
+    """Return fsspec's file system of a URL, without caching of listings: servers change."""
     extra = url.kind
     common: dict[str, Any] = {"skip_instance_cache": True}
-    if extra == "sftp":  # fsspec's own takes any host key, and one request at a time
-        # It tells of each thing that waited for a connection that was lost; we ask again.
+    if extra == "sftp":  # fsspec's own accepts any host key, and only one request at a time
+        # It logs every task that waited for a lost connection; those requests are retried.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         options = _import("fsspec.utils", url).infer_storage_options(url.text)
         options = {key: options[key] for key in ("host", "port", "username") if key in options}
@@ -247,7 +247,7 @@ def _open_file_system(url: Url) -> Any:
     if extra == "s3":
         return _import("s3fs", url).S3FileSystem(
             **common,
-            max_concurrency=1,  # or it would ask for the size of each file before it
+            max_concurrency=1,  # otherwise it requests the size of each file first
             config_kwargs={"max_pool_connections": READS},
         )
     if extra == "https":
@@ -262,14 +262,14 @@ def _open_file_system(url: Url) -> Any:
 
 
 def _account(url: Url) -> dict[str, Any]:
-    """Return what a URL says of Azure's account: `abfs://CONTAINER@ACCOUNT.dfs...`."""
+    """Return the Azure account in a URL, if any: `abfs://CONTAINER@ACCOUNT.dfs...`."""
     host = url.text.partition("://")[2].partition("/")[0]
     _, at, account = host.partition("@")
     return {"account_name": account.partition(".")[0]} if at and url.protocol != "gs" else {}
 
 
 def _code(error: BaseException) -> str:
-    """Return the code that S3 gave with an error, or nothing."""
+    """Return the S3 code of an error, or an empty string."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
@@ -280,7 +280,7 @@ def _code(error: BaseException) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Tell whether it is this machine or program that failed: asking again is of no use."""
+    """Return whether this machine or program has failed, so that a retry is useless."""
     no_room = isinstance(error, OSError) and error.errno in NO_ROOM
     return no_room or isinstance(error, (TltoolsError, *_FAULTS))
 
@@ -292,14 +292,14 @@ def _is_of_the_file(error: BaseException) -> bool:
 
 
 def _has_no_answer(error: BaseException) -> bool:
-    """Tell whether fsspec calls a file missing because its web server could not be asked."""
+    """Return whether fsspec reports a file as missing because the web server is unreachable."""
     aiohttp = sys.modules.get("aiohttp")
     lost = () if aiohttp is None else (aiohttp.ClientConnectionError, TimeoutError)
     return isinstance(error.__cause__, lost)
 
 
 def _is_refused_by_sftp(error: BaseException) -> bool:
-    """Tell whether an SFTP server answered, and said no."""
+    """Return whether an SFTP server answered and refused the request."""
     asyncssh = sys.modules.get("asyncssh")
     if asyncssh is None:
         return False
@@ -308,18 +308,18 @@ def _is_refused_by_sftp(error: BaseException) -> bool:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Tell whether a request that failed in this way may succeed when it is made again."""
+    """Return whether a request that failed in this way may succeed when it is retried."""
     if not isinstance(error, Exception) or _is_ours(error):
         return False
     names = {kind.__name__ for kind in type(error).__mro__}
-    # Who has no credentials has none a second later; nor does a host key become another one.
+    # Missing credentials and untrusted host keys do not resolve themselves within seconds.
     if names & {"NoCredentialsError", "HostKeyNotVerifiable", "PermissionDenied", "ImportError"}:
         return False
     return not (_is_of_the_file(error) or isinstance(error, PermissionError | NotImplementedError))
 
 
 def remote_reason(error: BaseException | None) -> str:
-    """Say in one line why a request failed, without the address that some put before it."""
+    """Describe in one line why a request failed, without an address at the start."""
     if isinstance(error, FileNotFoundError):
         return remote_reason(error.__cause__) if _has_no_answer(error) else "no such file"
     if isinstance(error, OSError) and error.strerror:
@@ -337,31 +337,31 @@ class Entry:
     """A file on a server, from a listing."""
 
     name: str
-    """Relative to the folder that was listed, with `/` between folders."""
+    """Name relative to the listed folder, with `/` between folders."""
     path: str
-    """As the server is asked for it."""
+    """Path as used in requests."""
     num_bytes: int | None
     version: str
-    """Something that changes when the file does, as far as the server says."""
+    """A value that changes when the file changes; empty if the server has none."""
 
 
 def list_files(
     remote: Remote, *, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[list[Entry]]:
-    """List all files in and below the folder of `remote`, as the listing arrives.
+    """List all files in the folder of `remote` and its subfolders, as the listing arrives.
 
-    Hidden files and folders (`.name`) are left out. S3 gives them in the order of their keys, a
-    page at a time; other folders are listed one by one, and sorted as folders on a disk are. A
-    link to a folder is not followed.
+    Hidden files and folders (`.name`) are skipped. S3 lists files in the order of their keys, page
+    by page; elsewhere, folders are listed one by one and sorted like local folders. Links to
+    folders are not followed.
 
     Args:
-        remote: Of the folder's URL.
-        on_error: Is told of each folder below it that cannot be listed, which is then left out;
-            None to raise the error.
+        remote: The server, with the folder's URL.
+        on_error: Called for each subfolder that cannot be listed, which is then skipped; None to
+            raise the error.
 
     Raises:
         DataError: While iterating, if the folder is missing or cannot be listed.
-        UnreachableError: While iterating, if the server cannot be asked.
+        UnreachableError: While iterating, if the server cannot be reached.
     """
     if remote.url.kind == "s3":
         return _list_s3(remote)
@@ -398,7 +398,7 @@ def _list_s3(remote: Remote) -> Iterator[list[Entry]]:
 
 
 def _is_visible(key: str) -> bool:
-    """Tell whether a key names a file, and not a folder or something hidden."""
+    """Return whether a key names a file that is not hidden, rather than a folder."""
     return bool(key) and not key.endswith("/") and not key.startswith(".") and "/." not in key
 
 
@@ -434,85 +434,87 @@ def _walk(
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """Return what changes when a file does, of what a server says of it; empty where nothing."""
+    """Return a value that changes when the file does, from its information; empty if unknown."""
     return str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
 
 
 def _kind(remote: Remote, info: dict[str, Any]) -> str:
-    """Return whether something is a `file` or a `directory`, and of a link what it leads to."""
+    """Return the type of an entry, `file` or `directory`, following a link."""
     if info["type"] != "link":
         return info["type"]
     try:
         return remote.ask(lambda files: files.info(info["name"]))["type"]
-    except OSError:  # it leads nowhere: its row says so
+    except OSError:  # a broken link: its row will report the error
         return "file"
 
 
 def _cannot_list(url: Url, error: OSError) -> DataError:
     return DataError(
-        f"cannot list {url}: {remote_reason(error)}; name a folder (or prefix) that you may list"
+        f"cannot list {url}: {remote_reason(error)}; name a folder or prefix that you may list"
     )
 
 
 def read_text_lines(url: Url) -> Iterator[bytes]:
-    """Return the lines of a text on a server.
+    """Return the lines of a text file on a server.
 
     Raises:
-        DataError: If it cannot be had.
-        UnreachableError: If the server cannot.
+        DataError: If the file cannot be read.
+        UnreachableError: If the server cannot be reached.
     """
     remote = Remote(url)
     try:
         return iter(remote.read(remote.path).splitlines(keepends=True))
     except OSError as error:
-        raise DataError(f"cannot read the list {url}: {remote_reason(error)}") from error
+        raise DataError(
+            f"cannot read the list {url}: {remote_reason(error)}; check the URL"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------- archives
 
 
 class RemoteFile:
-    """An archive on a server: read from its beginning on, or at any place by any thread."""
+    """An archive on a server, read sequentially or at any position by any thread."""
 
     def __init__(self, remote: Remote) -> None:
-        """Take the file of `remote`'s URL, which is not asked for yet."""
+        """Take the server with the archive's URL; no request is made yet."""
         self._remote = remote
         self._size: int | None = None
 
     def __str__(self) -> str:
-        """Return its URL."""
+        """Return the URL."""
         return str(self._remote.url)
 
     @property
     def size(self) -> int:
-        """Bytes of the file.
+        """Size of the file in bytes.
 
         Raises:
-            OSError: If it is missing, or the server does not tell.
+            OSError: If the file is missing, or the server does not report its size.
         """
         if self._size is None:
             info = self._remote.info(self._remote.url)
             if info["type"] == "directory":
                 raise OSError("it is a folder")
             if info["size"] is None:
-                raise OSError("the server does not tell its size")
+                raise OSError("the server does not report its size")
             self._size = int(info["size"])
         return self._size
 
     def read(self, start: int, size: int) -> bytes:
-        """Return bytes of the file.
+        """Return `size` bytes from position `start`.
 
         Raises:
-            OSError: If they are not there.
+            OSError: If they do not exist.
         """
         if start + size > self.size:
-            raise OSError("the archive ends before it does")
+            raise OSError("the archive ends before the image does")
         if size > MAX_FILE_BYTES:
             raise OSError(f"it has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
         return self._remote.read_range(self._remote.path, start, start + size) if size else b""
 
     def stream(self) -> BinaryIO:
-        """Return the file to be read from its beginning on, a few blocks ahead."""
+        """Return the file for sequential reading, with a few blocks prefetched."""
         starts = range(0, self.size, BLOCK)
         blocks = ordered_map(
             lambda start: self.read(start, min(BLOCK, self.size - start)),
@@ -523,12 +525,12 @@ class RemoteFile:
         return cast("BinaryIO", io.BufferedReader(_Blocks(blocks), 2**16))
 
     def random(self) -> BinaryIO:
-        """Return the file to be read at any place, in one thread."""
+        """Return the file for random access in a single thread."""
         return cast("BinaryIO", io.BufferedReader(_Anywhere(self), 2**20))
 
 
 class _Blocks(io.RawIOBase):
-    """Blocks as a file that is read forwards."""
+    """A sequence of blocks as a file for sequential reading."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -547,7 +549,7 @@ class _Blocks(io.RawIOBase):
 
 
 class _Anywhere(io.RawIOBase):
-    """A file on a server, read where one wants."""
+    """A file on a server, read at any position."""
 
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
@@ -565,7 +567,7 @@ class _Anywhere(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
         if base + offset < 0:
-            raise OSError("there is nothing before the beginning")
+            raise OSError("cannot seek before the start of the file")
         self._position = base + offset
         return self._position
 

@@ -1,4 +1,4 @@
-"""Images on servers: listed, and fetched ahead of those who decode them."""
+"""List images on servers, and prefetch them for decoding."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError
 
 MAX_AHEAD = 2**26
-"""Bytes that are requested, or wait to be decoded, at a time; one file may have more."""
+"""Largest number of bytes requested or waiting to be decoded; a single file may exceed it."""
 
 Image = TypeVar("Image", bound=ImageRef)
 
@@ -20,19 +20,19 @@ Image = TypeVar("Image", bound=ImageRef)
 def list_remote(
     url: Url, *, on_error: Callable[[DataError], None] | None
 ) -> Iterator[list[ImageRef]]:
-    """List the images of a folder or an archive on a server, or the one that `url` names.
+    """List the images of a folder or an archive on a server, or a single image.
 
     Args:
         url: A folder, an archive or an image.
-        on_error: As for `list_files` and `list_archive`.
+        on_error: See `list_files` and `list_archive`.
 
     Yields:
-        Images; their names are relative to the folder or the archive, and that of a single image is
-        its URL.
+        Lists of images; names are relative to the folder or archive, and the name of a single image
+        is its URL.
 
     Raises:
-        DataError: As `list_files`, or if there is nothing of that name.
-        UnreachableError: If the server cannot be asked.
+        DataError: See `list_files`; or if the URL does not exist.
+        UnreachableError: If the server cannot be reached.
     """
     remote = Remote(url)
     if is_archive_name(url.name):
@@ -40,7 +40,7 @@ def list_remote(
 
         archive = RemoteFile(remote)
         try:
-            archive.size  # noqa: B018 - asked for now: a missing archive is not left out
+            archive.size  # noqa: B018 - requested now, so that a missing archive is an error
         except OSError as error:
             raise DataError(f"cannot read {url}: {remote_reason(error)}") from error
         yield from list_archive(archive, on_error=on_error)
@@ -62,7 +62,7 @@ def _is_file(remote: Remote) -> bool:
 
 
 def _object(remote: Remote, url: Url) -> RemoteObject:
-    """Return the file at a URL of `remote`'s server, which is not asked yet."""
+    """Return the file at a URL on `remote`'s server; no request is made yet."""
     path = remote.path_of(url)
     return RemoteObject(lambda: remote.read(path), url=url)
 
@@ -77,14 +77,14 @@ def _listed(remote: Remote, entry: Entry) -> ImageRef:
 
 
 class Remotes:
-    """The servers of a list of URLs, each connected to once."""
+    """The servers of a list of URLs, one connection for each."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without servers."""
         self._remotes: dict[tuple[str, str], Remote] = {}
 
     def image(self, name: str, place: str | Url) -> ImageRef:
-        """Refer to the image at a path or a URL, whose server is not asked yet.
+        """Refer to the image at a path or a URL; no request is made yet.
 
         Raises:
             ConfigError: If a package that the URL's protocol needs is not installed.
@@ -100,22 +100,22 @@ class Remotes:
 
 
 def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
-    """Yield images in order, those on servers once their bytes are here.
+    """Yield images in order; those on servers after their bytes have been fetched.
 
-    So whoever decodes never waits for a server. Others pass as they are, at no cost.
+    Decoding therefore never waits for a server. Other images are passed on unchanged.
 
     Args:
-        images: Consumed up to `READS` ahead where they are on servers, else one by one.
+        images: Consumed up to `READS` ahead if they are on servers, otherwise one by one.
 
     Raises:
-        UnreachableError: Where the first image would be whose server cannot be reached.
+        UnreachableError: At the first image whose server cannot be reached.
     """
     waiting: deque[tuple[Image, Future[bytes | OSError] | None]] = deque()
     executor: ThreadPoolExecutor | None = None
     num_bytes = 0
 
     def arrive() -> Image:
-        """Wait for the first image's bytes, which its next reader gets."""
+        """Wait for the bytes of the first image and attach them to it."""
         nonlocal num_bytes
         image, future = waiting.popleft()
         if future is not None and isinstance(image.place, RemoteObject):
@@ -147,7 +147,7 @@ def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
 
 
 def _fetch(place: RemoteObject) -> bytes | OSError:
-    """Return a file's bytes, or why there are none."""
+    """Return a file's bytes, or the error that occurred."""
     if place.num_bytes > MAX_FILE_BYTES:
         return OSError(f"the file has {place.num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")
     try:

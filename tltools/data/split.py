@@ -1,4 +1,4 @@
-"""Divide labeled images into train and val."""
+"""Split labeled images into train and val."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ ARTICLE_SEED = 13
 def split_default(
     classes: Sequence[str], groups: Sequence[str], *, val_fraction: float, seed: int
 ) -> "NDArray[np.bool_]":
-    """Choose a stratified validation split that no copy crosses.
+    """Choose a stratified validation set that keeps byte-identical images together.
 
-    scikit-learn divides the groups, in the order of their hashes. So the split depends on the
-    images' contents and the seed alone, and not on their names nor on the order of the rows.
+    scikit-learn splits the groups in the order of their hashes, so the split depends only on the
+    images' contents and the seed, not on their names or the order of the rows.
 
     Args:
         classes: Class of each image, (N,).
-        groups: What must stay on one side, the SHA-256 of each image, (N,).
-        val_fraction: Share of val in each class, in (0, 1).
-        seed: Another seed gives another split.
+        groups: Group of each image that must stay on one side, its SHA-256, (N,).
+        val_fraction: Fraction of each class in val, in (0, 1).
+        seed: Random seed.
 
     Returns:
         Whether each image is in val, (N,). Each class has an image in train, and one in val
@@ -38,7 +38,7 @@ def split_default(
         ValueError: If the lengths differ, or a group has images of several classes.
     """
     if not 0 < val_fraction < 1:
-        raise ConfigError(f"--val-fraction must lie between 0 and 1, got {val_fraction}")
+        raise ConfigError(f"`val_fraction=` must be between 0 and 1, got {val_fraction}")
     classes_of: defaultdict[str, set[str]] = defaultdict(set)
     for name, group in zip(classes, groups, strict=True):
         classes_of[group].add(name)
@@ -47,19 +47,19 @@ def split_default(
     members: defaultdict[str, list[str]] = defaultdict(list)
     for group in sorted(classes_of):
         members[min(classes_of[group])].append(group)
-    # A class with one group has nothing to divide: it stays in train.
+    # A class with one group cannot be split: it stays in train.
     divisible = {name: found for name, found in members.items() if len(found) > 1}
     val = _draw_val(divisible, val_fraction=val_fraction, seed=seed) if divisible else set()
     return np.array([group in val for group in groups], dtype=np.bool_)
 
 
 def _draw_val(members: dict[str, list[str]], *, val_fraction: float, seed: int) -> set[str]:
-    """Return the groups that go to val; `members` are each class's groups, two or more."""
+    """Return the groups that go to val; `members` holds two or more groups for each class."""
     from sklearn.model_selection import train_test_split
 
     pairs = sorted((group, name) for name, groups in members.items() for group in groups)
     groups, names = [group for group, _ in pairs], [name for _, name in pairs]
-    # scikit-learn wants each side to have room for every class.
+    # scikit-learn requires room for every class on each side.
     size = min(max(round(val_fraction * len(groups)), len(members)), len(groups) - len(members))
     _, chosen = train_test_split(groups, test_size=size, random_state=seed, stratify=names)
     val = set(chosen)
@@ -72,9 +72,9 @@ def _draw_val(members: dict[str, list[str]], *, val_fraction: float, seed: int) 
 
 
 def split_article(targets: "NDArray[np.int64]") -> "NDArray[np.bool_]":
-    """Choose the article's validation split: scikit-learn's, in the order of the rows.
+    """Choose the article's validation set: scikit-learn's split, in the order of the rows.
 
-    It knows nothing of copies, which may lie on both sides.
+    It ignores duplicates, which may end up on both sides.
 
     Args:
         targets: Class index of each image, (N,), in the CSV's order.
@@ -83,7 +83,7 @@ def split_article(targets: "NDArray[np.int64]") -> "NDArray[np.bool_]":
         Whether each image is in val, (N,).
 
     Raises:
-        DataError: If there are too few images to have each class on both sides.
+        DataError: If there are too few images to put each class on both sides.
     """
     from sklearn.model_selection import train_test_split
 
@@ -95,6 +95,6 @@ def split_article(targets: "NDArray[np.int64]") -> "NDArray[np.bool_]":
     except ValueError as error:
         raise DataError(
             f"the article's split cannot divide these {len(targets)} images ({error}): use "
-            "--split default"
+            "`split=default`"
         ) from error
     return np.isin(rows, val)

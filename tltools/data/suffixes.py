@@ -1,23 +1,23 @@
-"""What the names of images and archives end in."""
+"""The suffixes of images and archives."""
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
 )
-"""Lower-case suffixes of the files that are taken for images; their content decides how they are
+"""Lowercase suffixes of files that are treated as images; their content decides how they are
 decoded."""
 ARCHIVE_SUFFIXES = (*(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip"),)
-"""Lower-case endings of the files that are taken for archives; what kind, their content decides."""
+"""Lowercase suffixes of files that are treated as archives; their content decides the format."""
 _USUAL_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG")  # most names end here: found in one call
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file's name ends as an image's does."""
+    """Return whether a file name has an image suffix."""
     return name.endswith(_USUAL_SUFFIXES) or _suffix(name) in IMAGE_SUFFIXES
 
 
 def is_archive_name(name: str) -> bool:
-    """Tell whether a file's name ends as an archive's does."""
+    """Return whether a file name has an archive suffix."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 

@@ -1,4 +1,4 @@
-"""Read a tar member by member: forwards, in bounded memory, whatever its headers claim."""
+"""Read a tar member by member: sequentially, in bounded memory, whatever its headers claim."""
 
 import io
 import re
@@ -7,24 +7,25 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 MAX_HEADER = 2**20
-"""Bytes that the description of one member may take."""
+"""Largest number of bytes of one member's headers."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * _BLOCK
 _EXTENDED, _GLOBAL = ord("x"), ord("g")
-# Records of an extended header that change where a member is, or what it is called.
+# Records of an extended header that change the position or the name of a member.
 _MATTERS = re.compile(rb"path=|size=|GNU\.|hdrcharset=")
 
 
 class TarReader:
-    """A tar as `tarfile` reads it: forwards, and little at once whatever a header asks for."""
+    """A tar for `tarfile` to read: sequentially, in small pieces whatever a header requests."""
 
     def __init__(self, file: BinaryIO | io.BufferedIOBase, max_bytes: int | None = None) -> None:
-        """Begin at the beginning.
+        """Start at the beginning.
 
         Args:
             file: A tar.
-            max_bytes: Of the tar, if it comes from a compressed one: it cannot be sought in.
+            max_bytes: Size limit of the unpacked tar if it is compressed, and therefore not
+                seekable; None if it is plain.
         """
         self._file = file
         self._max_bytes = max_bytes
@@ -36,7 +37,7 @@ class TarReader:
         return self._position
 
     def seek(self, position: int) -> None:
-        """Go forwards; beyond the end, too."""
+        """Move forward, possibly beyond the end."""
         if position < self._position:
             raise tarfile.ReadError(f"it leads backwards at byte {self._position:,}")
         if self._max_bytes is None:
@@ -49,9 +50,11 @@ class TarReader:
                 return
 
     def read(self, size: int) -> bytes:
-        """Read a description of a member."""
+        """Read headers of a member."""
         if size > MAX_HEADER:
-            raise tarfile.ReadError(f"{size:,} bytes describe the member at {self._position:,}")
+            raise tarfile.ReadError(
+                f"the header at byte {self._position:,} claims to have {size:,} bytes"
+            )
         return self._read(size)
 
     def content(self, size: int) -> bytes:
@@ -62,11 +65,11 @@ class TarReader:
         """
         data = self._read(size)
         if len(data) < size:
-            raise EOFError("it ends early")
+            raise EOFError("it is truncated")
         return data
 
     def unread(self, data: bytes) -> None:
-        """Go back behind what was read last."""
+        """Push back the bytes that were read last."""
         self._again = data + self._again
         self._position -= len(data)
 
@@ -84,16 +87,16 @@ class TarReader:
 
 
 class Tar:
-    """The members of a tar, one after the other.
+    """The members of a tar, one after another.
 
-    `tarfile` takes 30 microseconds for an ordinary member and 70 for one with an extended header,
-    as Python and WebDataset write them, with Python's lock held: up to a twentieth of what a small
-    image and model take. So such headers are read here, in 10 and 17, and all others by
-    `tarfile`.
+    `tarfile` takes 30 microseconds for an ordinary member and 70 for one with an extended header
+    such as Python and WebDataset write, while holding Python's lock: up to a twentieth of the time
+    of a small image and model. Such headers are therefore read here, in 10 and 17 microseconds, and
+    all others by `tarfile`.
     """
 
     def __init__(self, reader: TarReader) -> None:
-        """Begin at the beginning."""
+        """Start at the beginning."""
         self._reader = reader
         self._next = 0
         self._library: tarfile.TarFile | None = None
@@ -103,8 +106,8 @@ class Tar:
         """Yield each member's name, first byte, size, and why it cannot be read (None if it can).
 
         Raises:
-            EOFError: Where the tar ends without saying so.
-            tarfile.TarError: Where it is damaged; `tarfile` raises other errors as well.
+            EOFError: If the tar is truncated.
+            tarfile.TarError: If it is corrupt; `tarfile` raises other errors as well.
         """
         reader = self._reader
         while True:
@@ -113,7 +116,7 @@ class Tar:
             if header == _END:
                 return
             if len(header) < _BLOCK:
-                raise EOFError(f"it was cut off, with more to come at byte {self._next:,}")
+                raise EOFError(f"it is truncated at byte {self._next:,}")
             if not self._has_globals:
                 if header[156] == _EXTENDED and self._passed(header):
                     continue
@@ -131,7 +134,7 @@ class Tar:
                 yield member.name, member.offset_data, member.size, _problem(member)
 
     def _passed(self, header: bytes) -> bool:
-        """Tell whether an extended header says nothing that matters; then it has been passed."""
+        """Skip an extended header without relevant records; return whether it was skipped."""
         size = _checked_size(header)
         if size is None or size > MAX_HEADER:
             return False
@@ -148,28 +151,28 @@ class Tar:
             self._library = library = tarfile.TarFile(
                 fileobj=cast("BinaryIO", self._reader), encoding="utf-8", errors="surrogateescape"
             )
-            # It has read a member, and would try again to return one if there is none.
+            # The constructor has read a member, and would try again if there is none.
             member = None if library.offset == before else library.next()
         else:
             library = self._library
             library.offset = before
             member = library.next()
-        cast("Any", library).members.clear()  # it would keep them all
+        cast("Any", library).members.clear()  # otherwise it keeps them all
         if member is None or member.size < 0 or library.offset <= before:
-            raise tarfile.ReadError(f"it is damaged at byte {before:,}")
+            raise tarfile.ReadError(f"it is corrupt at byte {before:,}")
         self._next = library.offset
         return member
 
 
 def _ordinary_file(header: bytes) -> tuple[str, int] | None:
-    """Return the name and size that a header gives a plain file; None: it is not as simple."""
+    """Return the name and size of an ordinary file from its header; None if it is not ordinary."""
     if header[156] not in b"0\0" or header[257:262] != b"ustar":
         return None
     size = _checked_size(header)
     if size is None:
         return None
     name = header[:100].partition(b"\0")[0]
-    if header[345]:  # the folders of a long name, or in GNU's own headers something else
+    if header[345]:  # the folders of a long name; something else in GNU's own headers
         if header[262]:
             return None
         name = header[345:500].partition(b"\0")[0] + b"/" + name
@@ -179,7 +182,7 @@ def _ordinary_file(header: bytes) -> tuple[str, int] | None:
 
 
 def _checked_size(header: bytes) -> int | None:
-    """Return the size in a header whose checksum holds; None if either is not as usual."""
+    """Return the size in a header with a valid checksum; None if either is unusual."""
     size, checksum = header[124:136].strip(b" \0"), header[148:156].strip(b" \0")
     if not (size.isdigit() and checksum.isdigit()):
         return None
@@ -197,7 +200,7 @@ def _padded(size: int) -> int:
 
 def _problem(member: tarfile.TarInfo) -> str | None:
     if member.issym() or member.islnk():
-        return "it is a link in the archive; pack with --dereference --hard-dereference"
+        return "it is a link in the archive; pack with `tar --dereference --hard-dereference`"
     if member.sparse is not None:
-        return "it is a sparse file in the archive; pack without --sparse"
+        return "it is a sparse file in the archive; pack it without holes"
     return None if member.isreg() else "it is not a file"

@@ -1,5 +1,6 @@
-"""Work on a Ray cluster: `--engine ray` of classify, evaluate and train.
+"""Run classify, evaluate and train on a Ray cluster.
 
-`engine.run_ray_job` classifies into a data set in parts; `models.RayCluster` runs images through a
-model for evaluations and features. Ray is an extra, and imported when it is asked for.
+`engine.run_ray_job` classifies and writes a data set in parts; `models.RayCluster` runs images
+through a model for evaluation and feature extraction. Ray is an optional dependency, imported when
+it is used.
 """

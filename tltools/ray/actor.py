@@ -1,4 +1,4 @@
-"""An actor of the pool: one predictor, which classifies a part at a time and writes its rows."""
+"""An actor of the pool: one predictor that classifies one part at a time and writes its rows."""
 
 import os
 from collections import Counter
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
     import pyarrow
 
 NUM_UPDATES = 4
-"""How often an actor says how far it is with a part."""
+"""Number of progress updates an actor sends per part."""
 MAX_DEATHS = MAX_STALLS + 1
-"""Workers that a part may cost without an image to blame; then it is not the images."""
+"""Number of workers that may die on a part without an image to blame before the job gives up."""
 
 
 class ActorSettings(msgspec.Struct, frozen=True):
-    """What an actor has to know."""
+    """The settings of an actor."""
 
     model: str
     output: str
     device: Device
     workers: int
-    """Cores of an actor."""
+    """Number of cores per actor."""
     image_timeout_s: float
     record: PartsRecord
 
 
 class ClassifyActor:
-    """One predictor, which classifies a part at a time."""
+    """One predictor that classifies one part at a time."""
 
     def __init__(self, settings: bytes) -> None:
-        """Open the model; what is wrong with that is told with the first part."""
+        """Open the model; an error is reported with the first part."""
         self._settings = msgspec.msgpack.decode(settings, type=ActorSettings)
         self._problem: Failure | None = None
         self._launcher = default_launcher()
@@ -75,8 +75,8 @@ class ClassifyActor:
             if not path.exists():
                 kind = ArtifactError if path == model else DataError
                 raise kind(
-                    f"{path} is not there; all machines of the cluster have to see the model, the "
-                    "images and the output under the same paths, on a shared file system"
+                    f"{path} does not exist here; all machines of the cluster must see the model, "
+                    "the images and the output under the same paths, on a shared file system"
                 )
         check_digest(model, record.model_sha256)
         fused = record.plan == "fused"
@@ -88,18 +88,18 @@ class ClassifyActor:
         self._remotes = Remotes()
 
     def close(self) -> None:
-        """End the worker processes; an actor's end does it too."""
+        """End the worker processes; the end of the actor does so, too."""
         self._launcher.close()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
-        """Classify parts, and write them.
+        """Classify parts and write them.
 
         Args:
-            table: A column `value`: a `PartTask` as MessagePack in each row.
+            table: A column `value` with one `PartTask` per row, as MessagePack.
 
         Yields:
-            A table with one row, `value`: a `PartUpdate` as MessagePack. As many for a part when it
-            is done again, after its worker was lost, as the first time: Ray counts on that.
+            A table with one row, `value`: a `PartUpdate` as MessagePack. A part that is retried
+            after its worker was lost yields as many as the first time: Ray relies on that.
         """
         for value in table_values(table):
             task = msgspec.msgpack.decode(value, type=PartTask)
@@ -130,7 +130,7 @@ class ClassifyActor:
             num_updates += 1
 
     def _classify(self, task: PartTask) -> Iterator[PartUpdate]:
-        """Classify a part; yield an update `NUM_UPDATES` times on the way and one at the end."""
+        """Classify a part; yield `NUM_UPDATES` updates on the way and one at the end."""
         images = [
             self._remotes.image(os.fsdecode(name), os.fsdecode(place))
             for place, name in task.images
@@ -172,9 +172,9 @@ class ClassifyActor:
 
 
 def _count_attempt(number: int, attempts: Path) -> None:
-    """Count an attempt at a part; give up where too many workers have been lost by it.
+    """Count an attempt at a part; give up if it has cost too many workers.
 
-    Images that end a decoder do not end a worker, so that it is something else.
+    Images that crash a decoder do not crash a worker, so something else must be the cause.
     """
     try:
         attempts.parent.mkdir(exist_ok=True)
@@ -185,7 +185,7 @@ def _count_attempt(number: int, attempts: Path) -> None:
         raise cannot_write(attempts, error) from error
     if num_lost > MAX_DEATHS:
         raise TltoolsError(
-            f"part {number} has ended {num_lost} workers, and no image of it does that: the "
-            "model or the machines are at fault; try --workers 1, another --device or another "
+            f"part {number} has crashed {num_lost} workers, and none of its images is to blame: "
+            "suspect the model or the machines; try `workers=1`, another `device=` or another "
             "export"
         )

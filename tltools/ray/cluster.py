@@ -1,6 +1,6 @@
 """Connect to a Ray cluster, or start one on this machine.
 
-Ray is an extra, and imported when it is asked for.
+Ray is an optional dependency, imported when it is used.
 """
 
 import os
@@ -17,10 +17,10 @@ from tltools.parallel import num_cores
 from tltools.progress import Progress
 
 CONNECT_S = 10.0
-"""Longest time until a cluster answers."""
+"""Longest time to wait for a cluster to answer, in seconds."""
 STORE_BYTES = 2**28
-"""Of shared memory for a cluster of this machine's own: names of images go through it, features
-and logits of a few hundred, and a backbone (59 MB)."""
+"""Shared memory of a cluster started on this machine: it holds image names, the features and logits
+of a few hundred images, and a backbone (59 MB)."""
 
 
 def import_ray() -> Any:
@@ -36,15 +36,15 @@ def import_ray() -> Any:
             warnings.simplefilter("ignore")
             return import_module("ray.data")
     except ImportError as error:
-        raise ConfigError(f"--engine ray needs Ray Data ({error}); {pip_install('ray')}") from error
+        raise ConfigError(f"`engine=ray` needs Ray Data ({error}); {pip_install('ray')}") from error
 
 
 def check_cluster(address: str | None) -> None:
-    """Find out early whether `cluster` can be.
+    """Check early whether `cluster` can succeed.
 
     Raises:
-        ConfigError: If Ray is not installed, or the address is one of Ray Client.
-        TltoolsError: If nobody is there.
+        ConfigError: If Ray is not installed, or the address is a Ray Client address.
+        TltoolsError: If nothing answers at the address.
     """
     import_ray()
     if address is not None:
@@ -61,7 +61,7 @@ def cluster(address: str | None, progress: Progress) -> Iterator[Any]:
     import logging
 
     ray = import_module("ray")
-    if ray.is_initialized():  # the program that calls us has its own
+    if ray.is_initialized():  # the calling program has its own connection
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS")
@@ -92,19 +92,19 @@ def cluster(address: str | None, progress: Progress) -> Iterator[Any]:
 
 
 def _check_reachable(address: str) -> None:
-    """Knock at the cluster's door: Ray waits for minutes before it says that nobody is there.
+    """Check that the cluster answers: Ray itself waits for minutes before it reports that.
 
     Raises:
-        ConfigError: If it is an address of Ray Client.
-        TltoolsError: If nobody is there.
+        ConfigError: If the address is a Ray Client address.
+        TltoolsError: If nothing answers at the address.
     """
     if address.startswith("ray://"):
         raise ConfigError(
-            f"--ray-address {address} is one of Ray Client, which has no machine of its own in the "
-            "cluster; run the command on a machine of the cluster, with --ray-address auto"
+            f"`address={address}` is a Ray Client address, and a client is not part of the "
+            "cluster; run the job on a machine of the cluster with `address=auto`"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # `auto`, or what Ray has to make sense of
+    if not host or not port.isdigit():  # `auto`, or something for Ray to interpret
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -117,16 +117,17 @@ def _unreachable(address: str | None, error: Exception) -> TltoolsError:
         return TltoolsError(f"cannot start Ray on this machine: {first_line(error)}")
     return TltoolsError(
         f"cannot reach the Ray cluster at {address}: {first_line(error)}; start it with "
-        "`ray start --head`, and name the address that it shows with --ray-address"
+        "`ray start --head`, and pass the address that it prints as `address=`"
     )
 
 
 @contextmanager
 def _told(progress: Progress) -> Iterator[None]:
-    """Show what Ray says of lost workers to who wants to know everything.
+    """Report Ray's messages about lost workers as details only.
 
-    It is written to standard output, which may be the result, and no setting stops that; it is
-    about what the engine looks after. Where a later Ray does it in another way, so be it.
+    Ray prints them to standard output, which may be the result, and no setting prevents that; the
+    engine handles lost workers itself. With a Ray version that prints differently, this does
+    nothing.
     """
     module: Any = import_module("ray._private.worker")
     show = getattr(module, "print_to_stdstream", None)
@@ -146,9 +147,9 @@ def _told(progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ part says on standard error while it starts from the terminal.
+    """Hide what Ray's C++ code writes to standard error while it starts.
 
-    Its errors reach us as exceptions; there is no setting that stops its first line.
+    Its errors also arrive as exceptions; no setting suppresses its first line.
     """
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

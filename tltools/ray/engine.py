@@ -1,9 +1,9 @@
-"""Classify on a cluster: the same job on Ray Data, its rows a data set in parts.
+"""Classify on a cluster: the same job on Ray Data, written as a data set in parts.
 
-A task beside the driver lists the images and hands them out in parts. A pool of actors, each with
-one predictor, classifies a part at a time as the local engine does and writes its rows completely
-or not at all, so that a part is there or is missing. The driver sees to it that the parts are those
-of one listing, and marks the data set when it has all of them.
+A task next to the driver lists the images and hands them out in parts. A pool of actors, each with
+one predictor, classifies one part at a time like the local engine and writes its rows completely or
+not at all, so that a part is either complete or missing. The driver checks that all parts come from
+one listing, and marks the data set as complete once it has all of them.
 """
 
 import os
@@ -41,21 +41,21 @@ from tltools.runtime.pipeline import AHEAD_BATCH
 def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
     """Classify images on a Ray cluster and write a data set in parts.
 
-    The parts, `part-000000.parquet` and on, in order are the rows of `run_job`. A job that was
-    stopped, in whatever way, is gone on with: the parts that are there are skipped.
+    The parts, `part-000000.parquet` and so on, hold the rows of `run_job` in order. A job that was
+    stopped, however it was stopped, is resumed: existing parts are skipped.
 
     Args:
         job: The job.
-        progress: Where to report.
+        progress: Where to report progress.
 
     Raises:
         ArtifactError: If the model is not a usable export, here or on another machine.
-        ConfigError: If Ray is missing, a part would not be whole batches, another job writes the
-            same output, or what is there of it is not of this job.
-        DataError: If an input does not exist, or there is no image.
+        ConfigError: If Ray is missing, a part would not consist of whole batches, another job is
+            writing the output, or its existing parts are from another job.
+        DataError: If an input does not exist, or there are no images.
         DeviceError: If the device is a GPU and the cluster has none.
-        TltoolsError: If the cluster cannot be reached, rows cannot be written, a part ends its
-            workers again and again, or images have come or gone during the job.
+        TltoolsError: If the cluster cannot be reached, rows cannot be written, a part repeatedly
+            crashes its workers, or images were added or removed during the job.
     """
     card = read_card(job.model)
     check_min_confidence(job.min_confidence, card.classes)
@@ -90,23 +90,23 @@ def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
 
 
 def _check_files(job: RayJob, kept: PartsRecord | None) -> str:
-    """Check what kinds of files the job writes; return the format of the parts.
+    """Check the files that the job writes; return the format of the parts.
 
     Raises:
-        ConfigError: If it is unknown or not one for spreadsheets, or the file for errors exists.
+        ConfigError: If it is unknown or has no spreadsheet mode, or the file for errors exists.
     """
     name = job.part_format or (kept.part_format if kept else "parquet")
     chosen = output_format(part_path(job.folder, 0, name))
     if job.spreadsheet and not chosen.has_spreadsheet_mode:
-        raise ConfigError("--spreadsheet is for CSV; add --part-format csv")
+        raise ConfigError("`spreadsheet=True` is for CSV; add `part_format=csv`")
     if job.errors_to is not None:
-        goes_on = job.overwrite or kept is not None
-        check_errors_to(job.errors_to, job.folder, overwrite=goes_on)
+        replaces = job.overwrite or kept is not None
+        check_errors_to(job.errors_to, job.folder, overwrite=replaces)
     return name
 
 
 def _count(job: RayJob) -> int | None:
-    """Return the number of images, where that is known soon."""
+    """Return the number of images; None if counting takes too long."""
     portions = list_portions(job.inputs, on_error=lambda _error: None)
     return count_ahead(portions, seconds=COUNTING_S)[0]
 
@@ -114,18 +114,23 @@ def _count(job: RayJob) -> int | None:
 def _take_in(
     parts: PartsFolder, kept: PartsRecord, job: RayJob, result: PartsTally, progress: Progress
 ) -> None:
-    """Take in the parts that an earlier job left."""
+    """Add the parts that a stopped job left."""
     for update in parts.kept(kept, job.inputs):
         result.add(update)
     if result.parts:
-        progress.say(
-            f"Going on after {result.num_rows} rows in {len(result.parts)} parts in {job.folder}"
-        )
+        progress.say(f"Resuming after {_rows_in_parts(result)} in {job.folder}")
+
+
+def _rows_in_parts(result: PartsTally) -> str:
+    """Return how many rows and parts there are, in words."""
+    rows = "1 row" if result.num_rows == 1 else f"{result.num_rows} rows"
+    parts = "1 part" if len(result.parts) == 1 else f"{len(result.parts)} parts"
+    return f"{rows} in {parts}"
 
 
 @dataclass
 class _Opened:
-    """What there is to say of the model on the actors' device."""
+    """What is known about the model on the actors' device."""
 
     card: Card
     device: str
@@ -136,9 +141,9 @@ class _Opened:
 
 
 def _open(job: RayJob, pool: Pool, kept: PartsRecord | None) -> _Opened:
-    """Choose the plan by opening the model here, or take that of the rows that are kept."""
+    """Choose the plan by opening the model here, or reuse the plan of the rows that are kept."""
     size = job.batch_size if kept is None else kept.batch_size
-    if pool.num_gpus:  # which this machine need not have
+    if pool.num_gpus:  # this machine may have none
         plan = Plan("ahead", pool.num_cpus, size or AHEAD_BATCH)
         card = read_card(job.model)
         opened = _Opened(card, pool.choice.device, pool.device, pool.choice, {}, plan)
@@ -164,7 +169,7 @@ def _open(job: RayJob, pool: Pool, kept: PartsRecord | None) -> _Opened:
 def _updates(
     ray: Any, job: RayJob, pool: Pool, record: PartsRecord, *, done: frozenset[int]
 ) -> Generator[PartUpdate, None, None]:
-    """Run the job on the cluster; yield what its actors tell, as it comes."""
+    """Run the job on the cluster; yield its actors' updates as they arrive."""
     settings = ActorSettings(
         model=os.path.abspath(job.model),  # noqa: PTH100 - links stay
         output=os.path.abspath(job.folder),  # noqa: PTH100
@@ -185,7 +190,7 @@ def _updates(
             "done": done,
             "folder": Path.cwd(),
         },
-        remedy="the same command goes on from there",
+        remedy="run the same job again to resume",
     )
     with closing(values):
         for value in values:
@@ -199,7 +204,7 @@ def _collect(
     progress: Progress,
     begun: float,
 ) -> None:
-    """Take in what the actors tell; if something stops that, say what there is."""
+    """Collect the actors' updates; if that is interrupted, report what is complete."""
     first = True
     try:
         with progress.bar("classify", total) as bar, closing(updates):
@@ -214,8 +219,9 @@ def _collect(
             result.tally.save()
     except BaseException:
         if result.parts:
-            progress.warn(f"stopped: {result.num_rows} rows in {len(result.parts)} parts are kept")
-            progress.say("The same command, without --overwrite, goes on from there")
+            verb = "is" if result.num_rows == 1 else "are"
+            progress.warn(f"stopped: {_rows_in_parts(result)} {verb} kept")
+            progress.say("Run the same job again, without `overwrite=True`, to resume")
         raise
 
 

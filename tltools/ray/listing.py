@@ -1,4 +1,4 @@
-"""List the images of a job beside the driver, and hand them out in parts."""
+"""List the images of a job next to the driver, and hand them out in parts."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 class PartTask(msgspec.Struct, frozen=True):
-    """Images that make a part, from the listing to an actor."""
+    """The images of a part, sent from the listing to an actor."""
 
     number: int
-    """Of the part, from 0."""
+    """Number of the part, from 0."""
     images: tuple[tuple[bytes, bytes], ...] = ()
-    """Absolute path, or URL, and name of each. Without images: the listing has ended."""
+    """Absolute path or URL, and name, of each image. Empty at the end of the listing."""
     before: bytes = b""
     """Digest of the names of all images before these."""
     after: bytes = b""
-    """The same with these."""
+    """Digest of the names up to and including these."""
     unlisted: tuple[str, ...] = ()
-    """Why folders before these images were left out."""
+    """Why folders before these images were skipped."""
     failure: Failure | None = None
-    """Where the listing cannot go on."""
+    """The error that ended the listing."""
 
 
 def list_parts(
@@ -44,15 +44,15 @@ def list_parts(
     done: frozenset[int],
     folder: Path,
 ) -> "Iterator[pyarrow.Table]":
-    """List images, in a task on the driver's machine, and hand them out in parts.
+    """List images in a task on the driver's machine, and hand them out in parts.
 
-    Ray takes the next part when there is room for it, and calls this again, from the first part,
-    if the process is lost.
+    Ray takes the next part when there is room for it; if the process is lost, Ray calls this again
+    from the first part.
 
     Args:
-        inputs: The job's.
-        part_size: Images of a part.
-        done: Numbers of the parts that are there.
+        inputs: The job's inputs.
+        part_size: Number of images per part.
+        done: Numbers of the parts that exist already.
         folder: The driver's working folder, to which `inputs` are relative.
 
     Yields:
@@ -87,17 +87,17 @@ def part_tasks(
 
 
 def _place(image: ImageRef) -> bytes:
-    """Return where an image is, for every machine."""
+    """Return an image's location as seen from every machine."""
     if isinstance(image.place, str):
         return os.fsencode(os.path.abspath(image.place))  # noqa: PTH100 - links stay
-    # And no member of an archive: those were refused.
+    # It is not a member of an archive: archives were rejected.
     assert isinstance(image.place, RemoteObject)
     assert image.place.url is not None
     return os.fsencode(image.place.url.text)
 
 
 def digests_around(digest: NamesDigest, names: Iterable[str]) -> tuple[bytes, bytes]:
-    """Take names in; return the digests before and after that."""
+    """Add names to a digest; return its values before and after."""
     before = digest.digest()
     for name in names:
         digest.add(name)

@@ -1,4 +1,4 @@
-"""What machines tell one another: values in tables of one column, errors, and what must agree."""
+"""Messages between machines: values in one-column tables, errors, and checks that they agree."""
 
 import hashlib
 import socket
@@ -12,41 +12,42 @@ if TYPE_CHECKING:
     import pyarrow
 
 Failure = tuple[str, str]
-"""Name of an error's class and its message: an error on its way from another machine."""
+"""An error from another machine: the name of its class and its message."""
 
 
 def value_table(value: bytes) -> "pyarrow.Table":
-    """Return a table with one row, `value`: what goes from one task to another."""
+    """Return a table with one row, `value`, to pass from one task to another."""
     import pyarrow
 
     return pyarrow.table({"value": pyarrow.array([value], pyarrow.binary())})
 
 
 def table_values(table: "pyarrow.Table") -> list[bytes]:
-    """Return what `value_table` put into the rows of a table."""
+    """Return the values that `value_table` put into the rows of a table."""
     return table.column("value").to_pylist()
 
 
 def failure_here(error: TltoolsError) -> Failure:
-    """Return what to tell the driver of an error on this machine."""
+    """Return an error on this machine as a message for the driver."""
     return type(error).__name__, f"on {socket.gethostname()}: {error}"
 
 
 def from_failure(failure: Failure) -> TltoolsError:
-    """Return the error that another process told of."""
+    """Return the error that another process reported."""
     kind, message = failure
     return getattr(errors, kind)(message)
 
 
 def check_version(wanted: str) -> None:
-    """See that this machine has the driver's tltools.
+    """Check that this machine has the driver's version of tltools.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If it has not.
     """
     if __version__ != wanted:
         raise ConfigError(
-            f"this machine has tltools {__version__}, and the command's {wanted}; install the same"
+            f"this machine has tltools {__version__}, but the driver has {wanted}; install the "
+            "same version"
         )
 
 
@@ -57,10 +58,10 @@ def file_sha256(path: Path) -> str:
 
 
 def check_digest(model: Path, digest: str) -> None:
-    """See that a model's file on this machine is the command's.
+    """Check that a model file on this machine is the same as the driver's.
 
     Raises:
-        ArtifactError: If not.
+        ArtifactError: If it is not.
     """
     if file_sha256(model) != digest:
-        raise ArtifactError(f"{model} is another file than on the machine of the command")
+        raise ArtifactError(f"{model} differs from the file on the driver's machine; copy that one")

@@ -1,6 +1,6 @@
-"""Images through a model on a Ray cluster: a pool of actors, each with the model opened once.
+"""Run images through a model on a Ray cluster, with a pool of actors that open the model once.
 
-What training and evaluation need: the outputs of images that are known and readable, in memory.
+Training and evaluation use this: it returns the outputs of known, readable images in memory.
 """
 
 import os
@@ -40,72 +40,72 @@ if TYPE_CHECKING:
     import pyarrow
 
 MAX_RETRIES = 4
-"""Workers that a task may cost besides the first: the images have been decoded before, so it is
-the model or the machines."""
+"""Number of retries of a task whose worker is lost: the images have been decoded before, so the
+model or the machines must be the cause."""
 
 
 class OpenModel(Protocol):
-    """Opens a model on an actor; has to be pickled."""
+    """Opens a model on an actor; must be picklable."""
 
     def __call__(self, *, device: Device, threads: int) -> Model:
-        """Open it on a device, on the CPU with so many cores."""
+        """Open the model on a device; on the CPU with this many cores."""
         ...
 
 
 class ModelTask(msgspec.Struct, frozen=True):
-    """Images that an actor answers together."""
+    """Images that an actor processes together."""
 
     number: int
-    """Of the task, from 0."""
+    """Number of the task, from 0."""
     paths: tuple[bytes, ...]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What became of a task."""
+    """The result of a task."""
 
     number: int
     width: int = 0
-    """Outputs of an image, F."""
+    """Number of outputs per image, F."""
     values: bytes = b""
-    """Float32 (n, F)."""
+    """The outputs, float32 (n, F)."""
     failure: Failure | None = None
 
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """What an actor has to know."""
+    """The settings of an actor."""
 
     tltools: str
     open_model: OpenModel
     device: Device
     same_files: Mapping[str, str]
-    """SHA-256 of files that have to be there, by their absolute paths."""
+    """SHA-256 of the files that must exist, by absolute path."""
     preprocessing: Preprocessing
     workers: int
-    """Cores of an actor."""
+    """Number of cores per actor."""
     batch_size: int
 
 
 class RayCluster:
-    """A cluster that runs images through models; joined, or started, when it is needed.
+    """A cluster that runs images through models; joined or started when first needed.
 
-    A context manager, which leaves it at the end.
+    A context manager that leaves the cluster at the end.
     """
 
     def __init__(
         self, address: str | None = None, *, device: Device = "auto", progress: Progress = SILENT
     ) -> None:
-        """See that there is a Ray to connect to.
+        """Check that Ray is available.
 
         Args:
-            address: Of the cluster; None for `RAY_ADDRESS`, or else one on this machine that ends
-                with the context.
-            device: Where the actors run models; `auto` takes a GPU each where there are GPUs.
-            progress: Where to report.
+            address: Address of the cluster; None for `RAY_ADDRESS` or, if that is not set, a
+                cluster on this machine that ends with the context.
+            device: Where the actors run models; `auto` gives each a GPU if there are GPUs.
+            progress: Where to report progress.
 
         Raises:
-            ConfigError: If Ray is missing, or the address is one of Ray Client.
-            TltoolsError: If nobody is at the address.
+            ConfigError: If Ray is missing, or the address is a Ray Client address.
+            TltoolsError: If nothing answers at the address.
         """
         check_cluster(address)
         self._address = address
@@ -152,20 +152,20 @@ class RayCluster:
         """Run images through a model, task by task, in any order.
 
         Args:
-            paths: The images, which all machines have to see under these paths.
-            open_model: Called by each actor, once.
+            paths: The images; all machines must see them under these paths.
+            open_model: Called once by each actor.
             preprocessing: How images are decoded.
-            batch_size: Images in one call of the model.
-            task_size: Most images that an actor answers together.
-            device: Instead of the one that the cluster was asked for.
-            same_files: Files of the model that all machines have to see, the same as here.
+            batch_size: Number of images per model call.
+            task_size: Largest number of images that an actor processes together.
+            device: Device to use instead of the cluster's.
+            same_files: Model files that all machines must see, identical to those here.
 
         Yields:
-            Indices of images, and their outputs, float32 (n, F): each image once.
+            Indices of images and their outputs, float32 (n, F); each image once.
 
         Raises:
             DataError: If an image cannot be read.
-            TltoolsError: If Ray gives up. And what `open_model` and the model raise.
+            TltoolsError: If Ray gives up. Errors of `open_model` and the model are raised, too.
         """
         ray = self.connect()
         pool = choose_pool(ray, device or self._device, None)
@@ -190,7 +190,7 @@ class RayCluster:
             setup,
             tasks=hand_out,
             tasks_options={"groups": [tuple(names[task.start : task.stop]) for task in tasks]},
-            remedy="try the same command again, or --engine local",
+            remedy="run the same command again, or use `engine=local`",
             max_task_retries=MAX_RETRIES,
         )
         with closing(values):
@@ -213,11 +213,11 @@ def _answers(values: Iterable[bytes], num_tasks: int) -> Iterator[tuple[int, NDA
             )
     if missing:
         raise TltoolsError(
-            f"Ray has lost {len(missing)} of {num_tasks} tasks; try the same command again"
+            f"Ray lost {len(missing)} of {num_tasks} tasks; run the same command again"
         )
 
 
-# ------------------------------------------------------------------------- what runs on machines
+# ------------------------------------------------------------------- code that runs on the actors
 
 
 def hand_out(_start: object, *, groups: Sequence[tuple[bytes, ...]]) -> "Iterator[pyarrow.Table]":
@@ -227,10 +227,10 @@ def hand_out(_start: object, *, groups: Sequence[tuple[bytes, ...]]) -> "Iterato
 
 
 class ModelActor:
-    """An actor: one model, which answers a task at a time."""
+    """An actor: one model that answers one task at a time."""
 
     def __init__(self, setup: ModelSetup) -> None:
-        """Open the model; what is wrong with that is the answer to the first task."""
+        """Open the model; an error becomes the answer to the first task."""
         self._setup = setup
         self._launcher = default_launcher()
         self._problem: Failure | None = None
@@ -243,7 +243,7 @@ class ModelActor:
             self._problem = failure_here(error)
 
     def close(self) -> None:
-        """End the worker processes; an actor's end does it too."""
+        """End the worker processes; the end of the actor does so, too."""
         self._launcher.close()
 
     def __call__(self, table: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
@@ -277,25 +277,25 @@ class ModelActor:
 
 
 def _check_same(path: Path, digest: str) -> None:
-    """See that a model's file is the one that the command has.
+    """Check that a model file is the same as the driver's.
 
     Raises:
-        ArtifactError: If not.
+        ArtifactError: If it is missing or differs.
     """
     if not path.is_file():
         raise ArtifactError(
-            f"{path} is not there; all machines of the cluster have to see the model and the "
+            f"{path} does not exist here; all machines of the cluster must see the model and the "
             "images under the same paths, on a shared file system"
         )
     check_digest(path, digest)
 
 
 def _of_this_machine(error: TltoolsError, paths: Sequence[Path]) -> TltoolsError:
-    """Return what to say instead where images are not on this machine at all."""
+    """Return a clearer error if an image does not exist on this machine."""
     gone = next((path for path in paths if not path.exists()), None)
     if not isinstance(error, DataError) or gone is None:
         return error
     return DataError(
-        f"{gone} is not there; all machines of the cluster have to see the images under the same "
-        "paths, on a shared file system"
+        f"{gone} does not exist here; all machines of the cluster must see the images under the "
+        "same paths, on a shared file system"
     )

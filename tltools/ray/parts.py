@@ -27,14 +27,14 @@ from tltools.ray.listing import digests_around
 from tltools.ray.updates import PartsTally, PartUpdate
 
 FAST_PART = 4096
-"""Images of a part where the model is fast, or there is a GPU: seconds of work, beside which the
-tenths of a second that Ray takes for each part are little."""
+"""Images per part if the model is fast or there is a GPU: seconds of work, compared with which
+Ray's overhead of tenths of a second per part is small."""
 SLOW_PART = 256
-"""Images of a part where it is slow: about half a minute's work for a few cores."""
+"""Images per part if the model is slow: about half a minute of work for a few cores."""
 MARK = "_SUCCESS"
-"""The file that says that a data set is complete, and what it was made of."""
+"""The file that marks a data set as complete and says what it was made from."""
 ATTEMPTS = ".attempts"
-"""A folder in an unfinished data set: how often each part in work was begun, as a file's size."""
+"""Folder in an unfinished data set that counts the attempts at each part, as the size of a file."""
 _PART_NAME = re.compile(r"part-(\d{6,})(\.\w+)")
 _OTHER_NAMES = re.compile(
     rf"{MARK}(\.part(\.json(\.new)?)?)?|{re.escape(ATTEMPTS)}|\.part-.*\.tmp.*"
@@ -42,7 +42,7 @@ _OTHER_NAMES = re.compile(
 
 
 class Manifest(PartsRecord, frozen=True, kw_only=True):
-    """The content of a complete data set's mark."""
+    """The content of the file that marks a complete data set."""
 
     num_parts: int
     num_rows: int
@@ -50,12 +50,12 @@ class Manifest(PartsRecord, frozen=True, kw_only=True):
 
 
 def part_path(folder: Path, number: int, part_format: str) -> Path:
-    """Return where a part of a data set is."""
+    """Return the path of a part of a data set."""
     return folder / f"part-{number:06d}.{part_format}"
 
 
 def part_number(name: str) -> tuple[int, str] | None:
-    """Return the number of the part in a file of that name, and its format; None if it is none."""
+    """Return the number and format of the part with this file name; None if it is not a part."""
     match = _PART_NAME.fullmatch(name)
     if match is None or match[2] not in all_suffixes():
         return None
@@ -66,28 +66,28 @@ class PartsFolder:
     """The folder of a data set, which is locked while a job writes it."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the folder; nothing is created or opened yet."""
+        """Take the path of the folder; nothing is created or opened yet."""
         self._folder = folder
         self._mark = UnfinishedOutput(folder / MARK)
         self._made = not folder.exists()
 
     def open(self, identity: JobIdentity, *, anew: bool) -> PartsRecord | None:
-        """Lock the folder; return the record of a job to go on with, None to begin.
+        """Lock the folder; return the record of the job to resume, None to start.
 
         Raises:
-            ConfigError: If the folder is complete, not ours, or of another job.
+            ConfigError: If the folder is complete, holds other files, or is from another job.
         """
         names = [] if self._made else sorted(path.name for path in self._folder.iterdir())
         others = [name for name in names if not _is_own(name)]
         if others:
             raise ConfigError(
-                f"{self._folder} holds other files ({others[0]!r}); name a folder of its own with "
-                "--output"
+                f"{self._folder} contains other files ({others[0]!r}); choose a new folder with "
+                "`output=`"
             )
         if MARK in names and not anew:
             raise ConfigError(
-                f"{self._folder} exists and is complete; replace it with --overwrite, or write "
-                "elsewhere with --output"
+                f"{self._folder} exists and is complete; replace it with `overwrite=True`, or "
+                "write elsewhere with `output=`"
             )
         self._mark.open()
         if anew:
@@ -108,21 +108,21 @@ class PartsFolder:
         return record
 
     def begin(self, record: JobRecord, part_size: int | None, part_format: str) -> PartsRecord:
-        """Write the record of a job that begins, and return it.
+        """Write the record of a new job, and return it.
 
         Raises:
-            ConfigError: If parts of that size would not be whole batches.
+            ConfigError: If parts of that size would not consist of whole batches.
         """
         size, batch = part_size, record.batch_size
         if size is None:
-            # Neither many calls of the model nor a long time to lose.
+            # Long enough to make Ray's overhead small, short enough to lose little work.
             fast = record.plan == "fused" or record.device != "cpu"
             size = -(-(FAST_PART if fast else SLOW_PART) // batch) * batch
         if size % batch:
             fitting = -(-size // batch) * batch
             raise ConfigError(
-                f"--part-size {size} is not a multiple of the batch of {batch} images, which "
-                f"makes the rows those of --engine local; choose --part-size {fitting}"
+                f"`part_size={size}` is not a multiple of the batch size, {batch}, as needed for "
+                f"the same rows as `engine=local`; choose `part_size={fitting}`"
             )
         whole = PartsRecord(
             **msgspec.structs.asdict(record), part_size=size, part_format=part_format
@@ -136,10 +136,10 @@ class PartsFolder:
         return whole
 
     def kept(self, record: PartsRecord, inputs: Sequence[Location]) -> Iterator[PartUpdate]:
-        """Yield updates of the parts that are there, compared with the listing.
+        """Yield updates for the existing parts, after comparing them with the listing.
 
         Raises:
-            ConfigError: If they are not those of the listing.
+            ConfigError: If they do not match the listing.
         """
         numbers = self._numbers(record.part_format)
         portions = list_portions(inputs, on_error=lambda _error: None)
@@ -157,8 +157,8 @@ class PartsFolder:
             if [row.path for row in rows] != [codec.text(image.name) for image in some]:
                 raise refusal(
                     path,
-                    "its rows are not those of the images that are there now: images have come "
-                    "or gone since",
+                    "its rows do not match the images that the inputs have now: images were added "
+                    "or removed since",
                 )
             yield PartUpdate(
                 number,
@@ -175,7 +175,7 @@ class PartsFolder:
             )
 
     def finish(self, record: PartsRecord, result: PartsTally) -> None:
-        """Mark the data set as complete."""
+        """Mark the data set as complete and release the lock."""
         manifest = Manifest(
             **msgspec.structs.asdict(record),
             num_parts=len(result.parts),
@@ -193,7 +193,7 @@ class PartsFolder:
             raise cannot_write(self._mark.path, error) from error
 
     def close(self) -> None:
-        """Release the lock; leave nothing where there is no part."""
+        """Release the lock; remove everything if there is no part."""
         if not self._mark.is_open:
             return
         if not any(part_number(path.name) for path in self._folder.iterdir()):
@@ -203,14 +203,14 @@ class PartsFolder:
         self._mark.close()
         if self._made:
             with suppress(OSError):
-                self._folder.rmdir()  # which fails where there is something in it
+                self._folder.rmdir()  # fails if it is not empty
 
     def _numbers(self, part_format: str) -> set[int]:
         found = (part_number(path.name) for path in self._folder.iterdir())
         return {one[0] for one in found if one is not None and one[1] == part_format}
 
     def _remove(self, names: Sequence[str]) -> None:
-        """Remove the parts; the mark first, so that nobody takes the rest for complete."""
+        """Remove the parts; the mark first, so that the rest is not mistaken for complete."""
         try:
             (self._folder / MARK).unlink(missing_ok=True)
             self._mark.empty()
@@ -223,21 +223,22 @@ class PartsFolder:
 
     def _without_record(self) -> ConfigError:
         return ConfigError(
-            f"{self._folder} holds parts that were not left by a job that can be gone on with: "
-            f"there is no record of it ({record_path(self._folder / MARK).name}); move it, {REMEDY}"
+            f"cannot resume {self._folder}: it contains parts, but their record "
+            f"({record_path(self._folder / MARK).name}) is missing or damaged; move the folder, "
+            f"{REMEDY}"
         )
 
 
 def _is_own(name: str) -> bool:
-    """Tell whether a job leaves files of that name in its folder."""
+    """Return whether a job leaves files of this name in its folder."""
     return part_number(name) is not None or _OTHER_NAMES.fullmatch(name) is not None
 
 
 def _read_part(path: Path, record: PartsRecord) -> list[Row]:
-    """Read the rows of a part that an earlier job left.
+    """Read the rows of a part that a stopped job left.
 
     Raises:
-        ConfigError: If it cannot be read.
+        ConfigError: If the part cannot be read.
     """
     try:
         classes, rows = output_format(path).read(path)
@@ -245,4 +246,4 @@ def _read_part(path: Path, record: PartsRecord) -> list[Row]:
             raise refusal(path, "it does not have the columns of its model")
         return list(rows)
     except (OSError, DataError) as error:
-        raise refusal(path, "it is damaged") from error
+        raise refusal(path, "it is corrupt") from error

@@ -1,4 +1,4 @@
-"""A pool of actors on the cluster: how many of what size, and tasks that they work on."""
+"""A pool of actors on the cluster: their number and size, and the tasks they run."""
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -22,12 +22,12 @@ class Pool:
     choice: DeviceChoice
     max_size: int
     num_cpus: int
-    """Of each actor, and threads of its predictor."""
+    """Cores of each actor, and threads of its predictor."""
     num_nodes: int
 
     @property
     def num_gpus(self) -> int:
-        """Of each actor."""
+        """GPUs of each actor."""
         return 0 if self.choice.device == "cpu" else 1
 
     def __str__(self) -> str:
@@ -40,16 +40,16 @@ class Pool:
 
 
 def choose_pool(ray: Any, device: Device, workers: int | None) -> Pool:
-    """Share the cluster's cores and GPUs out to actors, all of one size.
+    """Divide the cluster's cores and GPUs among actors of equal size.
 
     Args:
-        ray: The module, connected.
-        device: Where the actors run the model; `auto` takes a GPU each where there are GPUs.
-        workers: Cores of an actor; None for those of the smallest machine.
+        ray: The module `ray`, connected.
+        device: Where the actors run the model; `auto` gives each a GPU if there are GPUs.
+        workers: Number of cores per actor; None for those of the smallest machine.
 
     Raises:
-        ConfigError: If no machine has so many cores.
-        DeviceError: If a GPU is asked for and there is none, or there are no cores.
+        ConfigError: If no machine has that many cores.
+        DeviceError: If a GPU is requested and there is none, or there are no cores.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     device, choice = cluster_device(device, sum(int(node.get("GPU", 0)) for node in nodes))
@@ -67,7 +67,7 @@ def choose_pool(ray: Any, device: Device, workers: int | None) -> Pool:
         sizes = [min(size, int(node["GPU"])) for size, node in zip(sizes, nodes, strict=True)]
     if not sum(sizes):
         raise ConfigError(
-            f"no machine of the cluster has the {num_cpus} cores of --workers; the largest has "
+            f"no machine of the cluster has the {num_cpus} cores of `workers=`; choose at most "
             f"{max(int(node['CPU']) for node in nodes)}"
         )
     return Pool(device, choice, sum(sizes), num_cpus, len(nodes))
@@ -83,19 +83,19 @@ def run_actors(
     remedy: str,
     max_task_retries: int = -1,
 ) -> Generator[bytes, None, None]:
-    """Let a pool of actors work on tasks; yield what comes back, as it comes, in any order.
+    """Run tasks on a pool of actors; yield the results as they arrive, in any order.
 
     Args:
-        ray: The module, connected.
+        ray: The module `ray`, connected.
         pool: From `choose_pool`.
-        actor: Made with `actor_args`, then called with tables of tasks; yields tables of results,
-            as many for a task each time that it is done: after a lost worker it is done again.
-        actor_args: Pickled.
-        tasks: Run on the driver's machine, with a first argument that says nothing; yields a table
-            for each task. Called anew, and to yield the same, if its process is lost.
-        tasks_options: Its keyword arguments.
-        remedy: What to do when Ray gives up.
-        max_task_retries: Workers that one task may cost before that; -1 for any number.
+        actor: Created with `actor_args`, then called with tables of tasks; yields tables of
+            results. A task is retried after a lost worker, and must yield as many tables again.
+        actor_args: Arguments of the actor; they are pickled.
+        tasks: Runs on the driver's machine, with a first argument to be ignored; yields a table
+            per task. Called again, and must yield the same, if its process is lost.
+        tasks_options: Keyword arguments of `tasks`.
+        remedy: What to do if Ray gives up, for the error message.
+        max_task_retries: Number of retries of a task; -1 for no limit.
 
     Yields:
         The column `value` of the results.
@@ -112,8 +112,8 @@ def run_actors(
                 yield from table_values(table)
         except (ray.exceptions.RayError, faults.SystemException) as error:
             raise TltoolsError(
-                f"Ray ended the job: {first_line(error)}; {remedy}. "
-                "Every machine needs the same tltools and Ray: see Ray's logs in /tmp/ray"
+                f"Ray ended the job: {first_line(error)}; {remedy}. Check that every machine has "
+                "the same versions of tltools and Ray; Ray's logs are in /tmp/ray"
             ) from error
 
 
@@ -126,7 +126,7 @@ def _dataset(
     tasks_options: Mapping[str, object],
     max_task_retries: int,
 ) -> Any:
-    """Return the tasks, handed out on the driver's machine, through the pool of actors."""
+    """Return a data set of tasks from the driver's machine, mapped by the pool of actors."""
     data = import_module("ray.data")
     _make_quiet(data)
     strategies = import_module("ray.util.scheduling_strategies")
@@ -143,8 +143,8 @@ def _dataset(
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus or None,
         max_task_retries=max_task_retries,
-        # Down to one: at the end idle actors make room for those of a lost machine, and for the
-        # tasks that it had in work.
+        # Down to one: at the end, idle actors make room for those of a lost machine and its
+        # unfinished tasks.
         compute=data.ActorPoolStrategy(
             min_size=1, max_size=pool.max_size, initial_size=pool.max_size
         ),
@@ -153,7 +153,7 @@ def _dataset(
 
 
 def _make_quiet(data: Any) -> None:
-    """Have Ray Data print nothing, and hand on each result as soon as it is there."""
+    """Make Ray Data print nothing, and pass on each result as soon as it is ready."""
     import logging
 
     context = data.DataContext.get_current()

@@ -1,4 +1,4 @@
-"""What actors tell of their parts, and what it comes to: the parts have to be of one listing."""
+"""Updates from actors about their parts, and the check that all parts come from one listing."""
 
 import msgspec
 
@@ -10,67 +10,67 @@ from tltools.ray.messages import Failure, from_failure
 
 
 class PartUpdate(msgspec.Struct, frozen=True):
-    """What an actor, or the driver of kept parts, says of a part."""
+    """An update about a part, from an actor or, for kept parts, from the driver."""
 
     number: int
     num_images: int = 0
-    """Images that are done since the update before."""
+    """Number of images done since the previous update."""
     is_done: bool = False
-    """Whether the part is written. What follows is of the whole of it."""
+    """Whether the part is written. The fields below then describe all of it."""
     is_end: bool = False
-    """Whether it is no part, but the end of the listing."""
+    """Whether this marks the end of the listing instead of a part."""
     before: bytes = b""
     after: bytes = b""
     counts: dict[str, int] = {}
-    """Images by label."""
+    """Number of images by label."""
     failures: tuple[tuple[str, str], ...] = ()
     """Name and error of the images that could not be read, in order."""
     unlisted: tuple[str, ...] = ()
     failure: Failure | None = None
-    """As a task's: the job cannot go on."""
+    """The error that ends the job."""
 
 
 class PartsTally:
-    """What is known of a job's parts, which become complete in any order."""
+    """Counts of a job's parts, which are completed in any order."""
 
     def __init__(self, tally: Tally, progress: Progress) -> None:
-        """Know of no part yet; warnings go to `progress`."""
+        """Start without parts; warnings go to `progress`."""
         self.tally = tally
         self.parts: set[int] = set()
         self.num_rows = 0
         self.unlisted: list[str] = []
         self._progress = progress
         self._waiting: dict[int, PartUpdate] = {}
-        """Those that are complete and come after one that is not, by number."""
+        """Complete parts that come after an incomplete one, by number."""
         self._next = 0
         self._digest = NamesDigest().digest()
         self._end: PartUpdate | None = None
 
     def check_whole(self) -> None:
-        """See that the parts that are there are all that the listing has.
+        """Check that all parts of the listing are complete.
 
         Raises:
-            TltoolsError: If not.
+            TltoolsError: If some are missing.
         """
         end = self._end
         if end is None or (end.number, end.before) != (self._next, self._digest):
             raise TltoolsError(
-                "Ray has lost some parts, or images have come or gone during the job; the same "
-                "command goes on with the parts that are there, or says why not"
+                "Ray lost some parts, or images were added or removed during the job; run the same "
+                "job again to resume, or to see why that is impossible"
             )
 
     def add(self, update: PartUpdate) -> None:
-        """Take in what is told.
+        """Add an update.
 
         Raises:
-            TltoolsError: If it is a failure, or the parts are not those of one listing.
+            TltoolsError: If it reports a failure, or the parts do not come from one listing.
         """
         if update.failure is not None:
             raise from_failure(update.failure)
         for reason in update.unlisted:
-            if reason not in self.unlisted:  # a listing that begins again says it again
+            if reason not in self.unlisted:  # a listing that is restarted reports it again
                 self.unlisted.append(reason)
-                self._progress.warn(f"left out: {reason}")
+                self._progress.warn(f"skipped: {reason}")
         if update.is_end:
             self._end = update
             return
@@ -82,8 +82,9 @@ class PartsTally:
         while (first := self._waiting.pop(self._next, None)) is not None:
             if first.before != self._digest:
                 raise TltoolsError(
-                    f"part {self._next} is not of the same listing as the parts before: images "
-                    "have come or gone during the job; run it again with --overwrite"
+                    f"part {self._next} is not from the same listing as the parts before it: "
+                    "images were added or removed during the job; run it again with "
+                    "`overwrite=True`"
                 )
             self._digest = first.after
             self._next += 1

@@ -1,4 +1,4 @@
-"""The formats that predictions are written in: each is one object in one file, listed here."""
+"""The output formats of predictions: each is one object in its own file, listed here."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -24,19 +24,19 @@ __all__ = [
 ]
 
 STDOUT = Path("-")
-"""Standard output, which gets CSV."""
+"""Standard output, which receives CSV."""
 OUTPUT_FORMATS: list[OutputFormat] = [CSV, JSON_LINES, PARQUET]
 
 
-def output_format(path: Path, *, option: str | None = None) -> OutputFormat:
-    """Return the format of a file of predictions, by its suffix.
+def output_format(path: Path, *, parameter: str | None = None) -> OutputFormat:
+    """Return the format of a predictions file, by its suffix.
 
     Args:
         path: The file; `-` is standard output.
-        option: What the path was given with, for the message.
+        parameter: Name of the parameter that gave the path, for the error message.
 
     Raises:
-        ConfigError: If the suffix is none of a format; the message lists those that are.
+        ConfigError: If the suffix is unknown; the message lists the known ones.
     """
     if path == STDOUT:
         return CSV
@@ -45,13 +45,14 @@ def output_format(path: Path, *, option: str | None = None) -> OutputFormat:
         if suffix in one.suffixes:
             return one
     raise ConfigError(
-        f"{f'{option} ' if option else ''}{path} ends in {path.suffix or 'nothing'!r}; choose "
+        f"{f'`{parameter}={path}`' if parameter else path} "
+        f"{f'ends in {path.suffix!r}' if path.suffix else 'has no suffix'}; choose "
         f"{known_suffixes()}"
     )
 
 
 def all_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of all formats, in lower case."""
+    """Return the suffixes of all formats, in lowercase."""
     return tuple(suffix for one in OUTPUT_FORMATS for suffix in one.suffixes)
 
 
@@ -68,5 +69,5 @@ def known_suffixes() -> str:
 def row_encoder(
     path: Path, classes: tuple[str, ...], *, spreadsheet: bool = False
 ) -> Callable[[Prediction], bytes]:
-    """Return what encodes the rows of an output; may be called again at no cost."""
+    """Return the function that encodes the rows of an output; repeated calls are free."""
     return output_format(path).codec(classes, spreadsheet=spreadsheet).encode

@@ -1,4 +1,4 @@
-"""CSV: `path,label,confidence,prob_<class>...,error`, numbers with six decimals."""
+"""CSV: `path,label,confidence,prob_<class>...,error`, with six decimals."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ from tltools.classify.pipeline import UNCERTAIN, Prediction
 from tltools.errors import DataError
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a field begins with that a spreadsheet takes for a formula."""
+"""First characters of fields that a spreadsheet reads as a formula."""
 
 
 class CsvCodec:
     """Rows of comma-separated values."""
 
     def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:
-        """With `spreadsheet`, put an apostrophe before what would be taken for a formula."""
+        """Take the classes; with `spreadsheet`, prefix formulas with an apostrophe."""
         self.classes = classes
         self.text = _no_formula if spreadsheet else utf8_text
         self._plain = csv.writer(_Echo(), lineterminator="\n")
@@ -37,7 +37,7 @@ class CsvCodec:
         self._nothing = [""] * (self._num_fields - 2)
 
     def encode(self, prediction: Prediction) -> bytes:
-        """Return the row of a prediction; without a label its fields are empty."""
+        """Return the row of a prediction; if there is no label, its fields are empty."""
         path = self.text(prediction.name)
         if prediction.probabilities is None:
             return self.line([path, *self._nothing, self.text(prediction.error or "")])
@@ -46,15 +46,15 @@ class CsvCodec:
         return self.line([path, self._texts[prediction.label or ""], *texts, ""])
 
     def line(self, fields: Sequence[str]) -> bytes:
-        """Return fields as one line, with quotes where it takes them."""
-        # Before Python 3.13 the csv module leaves a carriage return unquoted if it is not part of
-        # the line's end, and then reads it as one.
+        """Return fields as one line, quoted where necessary."""
+        # Before Python 3.13, the csv module does not quote a carriage return that is not part of
+        # the line terminator, and then reads it as one.
         careful = any("\r" in field for field in fields)
         text: Any = (self._quoted if careful else self._plain).writerow(fields)  # from _Echo
         return text.encode()
 
     def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
-        """Yield the complete rows behind the header."""
+        """Yield the complete rows after the header."""
         for record in self.split(file):
             row = self._row(record)
             if row is None:
@@ -62,7 +62,7 @@ class CsvCodec:
             yield row, len(record)
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield rows as they stand in a file. A name may contain line ends."""
+        """Yield the rows of a file as bytes. A name may contain line breaks."""
         record = b""
         for line in file:
             record += line
@@ -72,7 +72,7 @@ class CsvCodec:
             record = b""
 
     def _row(self, record: bytes) -> Row | None:
-        # A loss of power may leave zeros where bytes should be; no name contains one.
+        # A power failure may leave zero bytes; no name contains one.
         if not record.endswith(b"\n") or b"\0" in record:
             return None
         try:
@@ -86,17 +86,17 @@ class CsvCodec:
 
 
 class _Echo:
-    """A file for `csv.writer`, whose `writerow` returns what `write` does: the line itself."""
+    """A file for `csv.writer`, whose `writerow` returns the result of `write`: the line itself."""
 
     def write(self, text: str) -> str:
         return text
 
 
 def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """Return the classes and the rows of a complete file; with or without `spreadsheet`.
+    """Return the classes and the rows of a complete file, written with or without `spreadsheet`.
 
     Raises:
-        DataError: If it is damaged, or no file of predictions; the rows raise it, too.
+        DataError: If the file is corrupt or not a predictions file; iterating may raise it, too.
     """
     lines = _fields(path)
     classes = classes_of_columns(next(lines), path)
@@ -110,7 +110,7 @@ def _fields(path: Path) -> Iterator[list[str]]:
             yield next(rows, [])
             yield from rows
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}; make it again") from error
+        raise DataError(f"{path} cannot be read as CSV: {error}; recreate it") from error
 
 
 def _rows(lines: Iterator[list[str]], classes: frozenset[str], path: Path) -> Iterator[Row]:
@@ -125,7 +125,7 @@ def _rows(lines: Iterator[list[str]], classes: frozenset[str], path: Path) -> It
 
 
 def without_apostrophe(text: str) -> str:
-    """Return a field as it was before it was made safe for a spreadsheet."""
+    """Return a field without the apostrophe added for spreadsheets."""
     return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
 
 

@@ -1,4 +1,4 @@
-"""What an output format is: one object with what encodes, reads, converts and merges its rows."""
+"""The definition of an output format: one object that encodes, reads, converts and merges rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,44 +11,44 @@ from tltools.classify.pipeline import Prediction
 from tltools.errors import DataError
 
 DECIMALS = 6
-"""Of probabilities in every format: more would be the rounding of the model's arithmetic."""
+"""Decimals of probabilities in every format; more would be rounding noise of the model."""
 
 
 class Row(NamedTuple):
-    """A row that was read back."""
+    """A row read from a file."""
 
     path: str
-    """As it stands in the file."""
+    """The path as written in the file."""
     label: str | None
-    """A class of the model, or `UNCERTAIN`; None where the image could not be read."""
+    """A class of the model or `UNCERTAIN`; None if the image could not be read."""
     confidence: float | None
     error: str | None
 
 
 class RowCodec(Protocol):
-    """Turns predictions into the rows of one job, and finds those again."""
+    """Encodes predictions as the rows of one job, and reads them back."""
 
     classes: Sequence[str]
     header: bytes
-    """What a file begins with."""
+    """The first bytes of a file."""
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the row of a prediction."""
         ...
 
     def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
-        """Yield the complete rows of a file behind its header, each with its size in bytes.
+        """Yield the complete rows of a file after its header, each with its size in bytes.
 
-        They end where a row is torn, or cannot be one.
+        Stops at the first truncated or invalid row.
         """
         ...
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield rows as they stand in a file, from where it is; the last one may be torn."""
+        """Yield the rows of a file as bytes, from its position; the last may be truncated."""
         ...
 
     def text(self, text: str) -> str:
-        """Return a name, or another text, as a row holds it."""
+        """Return a name or other text as it is stored in a row."""
         ...
 
 
@@ -56,45 +56,45 @@ class MakeCodec(Protocol):
     """Makes the codec of a job's rows."""
 
     def __call__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> RowCodec:
-        """Take the model's classes, and whether spreadsheets must not see formulas."""
+        """Take the model's classes, and whether to protect spreadsheets from formulas."""
         ...
 
 
 class ShardFile(Protocol):
-    """The complete output of a shard, which is to be merged."""
+    """The complete output of a shard that is being merged."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file when it was complete."""
+        """Size of the complete file, in bytes."""
         ...
 
     def open(self) -> BufferedReader:
-        """Open the file.
+        """Open the file for reading.
 
         Raises:
-            DataError: If that cannot be done.
+            DataError: If it cannot be opened.
         """
         ...
 
     def changed(self) -> DataError:
-        """Return the error for a file that is not the one that its job left."""
+        """Return the error for a file that is not the one that its job wrote."""
         ...
 
 
 Turn = tuple[ShardFile, int]
-"""Whose rows come next in the listing, and how many of them."""
+"""The shard whose rows come next in the listing, and how many of them."""
 
 
 def merge_rows(
     shards: Sequence[ShardFile], turns: Iterable[Turn], output: Path, codec: RowCodec
 ) -> Iterator[int]:
-    """Write the rows of shards to one file as they stand in theirs; yield how many, each time.
+    """Write the rows of shards unchanged to one file; yield the number of rows of each turn.
 
-    A file is opened for each turn, so that there may be more shards than files can be open at
-    once; a turn's rows fit into what one read fetches anyway.
+    A file is opened for each turn, so that there may be more shards than a process can have open
+    files; the rows of a turn fit into a single read anyway.
 
     Raises:
-        DataError: If a shard does not have the rows that it should.
+        DataError: If a shard does not have the expected rows.
     """
     positions = {shard: _after_header(shard, codec) for shard in shards}
     with output.open("wb") as merged:
@@ -123,58 +123,59 @@ def _after_header(shard: ShardFile, codec: RowCodec) -> int:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """A kind of file that predictions are written to: all that there is to know of it."""
+    """A file format for predictions, with everything there is to know about it."""
 
     suffixes: tuple[str, ...]
-    """In lower case; the first one names the format."""
+    """Lowercase suffixes; the first one names the format."""
     codec: MakeCodec
-    """Of the rows while they are made, which are appended to a file one after the other."""
+    """Makes the codec of the rows that are appended to the unfinished file."""
     read: Callable[[Path], tuple[list[str], Iterator[Row]]]
-    """Returns the classes and the rows of a complete file, for which nothing is known beforehand.
-    The classes may be missing where every image failed. Raises DataError, then or later, if the
-    file is damaged or no file of predictions, and OSError."""
+    """Returns the classes and the rows of a complete file; the file alone is enough. The classes
+    may be missing if every image failed. Raises DataError, at once or while iterating, if the file
+    is corrupt or not a predictions file; and OSError."""
     merge: Callable[[Sequence[ShardFile], Iterable[Turn], Path, RowCodec], Iterator[int]] = (
         merge_rows
     )
-    """Writes the rows of shards to one file; yields how many, each time. Raises DataError."""
+    """Writes the rows of shards to one file; yields the number of rows each time. Raises
+    DataError."""
     convert: Callable[[BinaryIO, Path, Sequence[str]], None] | None = None
-    """Writes the output from the file of rows, where the file itself is not the output: a format
-    whose files cannot be appended to. Takes the classes, too."""
+    """Converts the file of rows to the output, given the classes; for formats whose files cannot
+    be appended to. None if the file of rows is the output."""
     requires: str | None = None
-    """A package that has to be installed."""
+    """A package that must be installed."""
     has_spreadsheet_mode: bool = False
 
     @property
     def name(self) -> str:
-        """The first suffix without its dot."""
+        """The first suffix, without the dot."""
         return self.suffixes[0].removeprefix(".")
 
 
 def column_names(classes: Sequence[str]) -> list[str]:
-    """Return the columns of formats that are tables, in order."""
+    """Return the columns of tabular formats, in order."""
     return ["path", "label", "confidence", *(f"prob_{name}" for name in classes), "error"]
 
 
 def classes_of_columns(columns: Sequence[str], path: Path) -> list[str]:
-    """Return the classes that a table's columns speak of.
+    """Return the classes that the columns of a table name.
 
     Raises:
-        DataError: If they are not the columns of a file of predictions; names `path`.
+        DataError: If they are not the columns of a predictions file; the message names `path`.
     """
     classes = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
     if columns[:3] != ["path", "label", "confidence"] or columns[-1:] != ["error"] or not classes:
         raise DataError(
             f"{path} is not what tltools classify writes: its columns are "
-            f"{', '.join(columns[:8]) or 'none'}; name its output, or a run's folder"
+            f"{', '.join(columns[:8]) or 'none'}; name a predictions file or a run folder"
         )
     return classes
 
 
 def damaged_row(path: Path, number: int) -> DataError:
-    """Return the error for a row of a complete file, from 1, that cannot be one."""
-    return DataError(f"{path} row {number:,} is damaged; make the file again")
+    """Return the error for an invalid row, counted from 1, of a complete file."""
+    return DataError(f"{path} row {number:,} is damaged; recreate the file")
 
 
 def utf8_text(text: str) -> str:
-    r"""Return text that UTF-8 can hold: a byte of a name that is not UTF-8 becomes `\udcXX`."""
+    r"""Return text that can be encoded as UTF-8: bytes of a name that are not become `\udcXX`."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line, with the probabilities as an object by class."""
+"""JSON Lines: one object per line, with the probabilities as an object keyed by class."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -32,22 +32,22 @@ class JsonLinesCodec:
     header = b""
 
     def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:  # noqa: ARG002
-        """Keep the classes; no spreadsheet opens these files."""
+        """Take the classes; `spreadsheet` has no effect on these files."""
         self.classes = classes
         self._labels = frozenset((None, UNCERTAIN, *classes))
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(JsonRow)
 
     def encode(self, prediction: Prediction) -> bytes:
-        """Return the row of a prediction; without a label its values are null."""
+        """Return the row of a prediction; if there is no label, its values are null."""
         return self._encoder.encode(_json_row(prediction, self.classes)) + b"\n"
 
     def text(self, text: str) -> str:
-        """Return a text as a row holds it."""
+        """Return text as it is stored in a row."""
         return utf8_text(text)
 
     def split(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield rows as they stand in a file: its lines."""
+        """Yield the rows of a file as bytes: its lines."""
         return iter(file)
 
     def read(self, file: BinaryIO) -> Iterator[tuple[Row, int]]:
@@ -56,7 +56,7 @@ class JsonLinesCodec:
             yield row.short(), num_bytes
 
     def read_whole(self, file: BinaryIO) -> Iterator[tuple[JsonRow, int]]:
-        """Yield the complete rows with their probabilities."""
+        """Yield the complete rows, including their probabilities."""
         for line in file:
             if not line.endswith(b"\n"):
                 return
@@ -70,7 +70,7 @@ class JsonLinesCodec:
 
 
 def _json_row(prediction: Prediction, classes: Sequence[str]) -> JsonRow:
-    """Return the row of a prediction with its numbers rounded, by class."""
+    """Return the row of a prediction with rounded probabilities by class."""
     name = utf8_text(prediction.name)
     if prediction.probabilities is None:
         error = None if prediction.error is None else utf8_text(prediction.error)
@@ -82,14 +82,14 @@ def _json_row(prediction: Prediction, classes: Sequence[str]) -> JsonRow:
 
 
 def read_json_lines(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """Return the classes that the first row with probabilities has, and all rows.
+    """Return the classes of the first row with probabilities, and all rows.
 
     Raises:
-        DataError: If the file is damaged, or no file of predictions; the rows raise it, too.
+        DataError: If the file is corrupt or not a predictions file; iterating may raise it, too.
     """
     with closing(_lines(path)) as rows:
         probabilities = next((row.probabilities for row in rows if row.probabilities), {})
-    # From the beginning again: where every image failed, all rows have been read by now.
+    # Start over: if every image failed, all rows have been read by now.
     return list(probabilities), (row.short() for row in _lines(path))
 
 
@@ -101,7 +101,8 @@ def _lines(path: Path) -> Generator[JsonRow, None, None]:
                 yield decoder.decode(line)
             except (msgspec.MsgspecError, UnicodeError) as error:
                 raise DataError(
-                    f"{path} line {number:,} is not what tltools classify writes: {error}"
+                    f"{path} line {number:,} is not what tltools classify writes: {error}; name a "
+                    "predictions file"
                 ) from error
 
 

@@ -1,6 +1,6 @@
-"""Parquet: the columns of CSV, typed. Its files are written from rows of JSON Lines.
+"""Parquet: the columns of CSV with types, converted from rows of JSON Lines.
 
-pyarrow is imported when it is needed, so that the other formats do without it.
+pyarrow is imported lazily, so that the other formats do not need it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROW_GROUP = 4096
-"""Rows that are held in memory until they are written."""
+"""Number of rows held in memory until they are written."""
 
 
 def convert_rows(rows: BinaryIO, output: Path, classes: Sequence[str]) -> None:
-    """Write the file from rows of JSON Lines."""
+    """Convert rows of JSON Lines to a Parquet file."""
     whole = JsonLinesCodec(classes).read_whole(rows)
     write_parquet(output, (row for row, _ in whole), classes)
 
@@ -59,7 +59,7 @@ def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -
 
 
 def _schema(classes: Sequence[str]) -> "pyarrow.Schema":
-    """Return the columns: strings, and float64 for the numbers."""
+    """Return the schema: strings, and float64 for numbers."""
     import pyarrow
 
     texts = {"path", "label", "error"}
@@ -72,10 +72,10 @@ def _schema(classes: Sequence[str]) -> "pyarrow.Schema":
 
 
 def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """Return the classes and the rows of a file, of which a row group is in memory.
+    """Return the classes and the rows of a file; one row group is in memory at a time.
 
     Raises:
-        DataError: If it is damaged, or no file of predictions; the rows raise it, too.
+        DataError: If the file is corrupt or not a predictions file; iterating may raise it, too.
     """
     import pyarrow
     import pyarrow.parquet
@@ -94,7 +94,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        # Not read_table, which would take a folder's name for a partition of its parts.
+        # Not read_table, which would read a folder's name as a partition.
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(Row._fields)):
                 columns = (batch.column(name).to_pylist() for name in Row._fields)
@@ -109,18 +109,18 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as Parquet: {error}; make it again")
+    return DataError(f"{path} cannot be read as Parquet: {error}; recreate it")
 
 
 def merge_parquet(
     shards: Sequence[ShardFile], turns: Iterable[Turn], output: Path, codec: RowCodec
 ) -> Iterator[int]:
-    """Write the rows of Parquet files to one; yield how many, each time.
+    """Merge the rows of Parquet files into one; yield the number of rows written each time.
 
-    Memory: a row group of each shard, and one of the output.
+    Memory: one row group per shard, and one of the output.
 
     Raises:
-        DataError: If a shard does not have the rows that it should.
+        DataError: If a shard does not have the expected rows.
     """
     import pyarrow
     import pyarrow.parquet
@@ -146,10 +146,10 @@ def merge_parquet(
 
 
 class _ShardRows:
-    """The rows of a shard from its beginning to its end, a group of them in memory."""
+    """The rows of a shard in order, one row group in memory at a time."""
 
     def __init__(self, shard: ShardFile, schema: "pyarrow.Schema") -> None:
-        """Take a shard whose file has these columns."""
+        """Take a shard whose file has this schema."""
         self._shard = shard
         self._schema = schema
         self._group: pyarrow.Table = schema.empty_table()
@@ -157,10 +157,10 @@ class _ShardRows:
         self._start = 0
 
     def take(self, num_rows: int) -> "Iterator[pyarrow.Table]":
-        """Yield tables that have the next rows.
+        """Yield tables with the next `num_rows` rows.
 
         Raises:
-            DataError: If there are not so many.
+            DataError: If there are fewer.
         """
         while num_rows:
             if self._start == len(self._group) and not self._read_group():
@@ -171,16 +171,16 @@ class _ShardRows:
             yield some
 
     def check_end(self) -> None:
-        """See that all rows were taken.
+        """Check that all rows were taken.
 
         Raises:
-            DataError: If there are more.
+            DataError: If some are left.
         """
         if self._start < len(self._group) or self._read_group():
             raise self._shard.changed()
 
     def _read_group(self) -> bool:
-        """Read the next group; tell whether there was one."""
+        """Read the next row group; return whether there was one."""
         import pyarrow
         import pyarrow.parquet
 
