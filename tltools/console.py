@@ -36,7 +36,13 @@ _JOINERS = "\u200c\u200d"  # within words of some scripts, and emoji
 
 
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
-_OPTIONS = {"image_timeout_s": "image-timeout", "ledger_dir": "cache-dir"}
+_OPTIONS = {
+    "formats": "format",
+    "image_timeout_s": "image-timeout",
+    "ledger_dir": "cache-dir",
+    "logs": "log",
+    "precisions": "precision",
+}
 """Parameters whose option is not their own name."""
 
 
