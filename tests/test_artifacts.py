@@ -49,9 +49,9 @@ def test_the_newest_run_of_each_model_is_found(make_run, tmp_path):
 @pytest.mark.parametrize(
     ("find", "message"),
     [
-        (find_runs, r"no runs in .*nothing/: make one with tltools train"),
-        (find_exports, r"no exports in .*nothing/: make them with tltools export"),
-        (best_export, r"no exports in .*nothing/: make them with tltools export"),
+        (find_runs, r"no runs in .*nothing/: train one with tltools train"),
+        (find_exports, r"no exports in .*nothing/: create some with tltools export"),
+        (best_export, r"no exports in .*nothing/: create some with tltools export"),
     ],
 )
 def test_where_nothing_is_there_the_remedy_is_named(tmp_path, find, message):
@@ -90,7 +90,9 @@ def test_the_best_export_is_the_most_accurate_in_validation(make_export, tmp_pat
 def test_the_best_export_is_onnx_since_torchscript_needs_torch(workplace):
     assert best_export(workplace / "exports").path.name == "cnn.fp32.onnx"
     (workplace / "exports" / "cnn" / "cnn.fp32.onnx").unlink()
-    with pytest.raises(ArtifactError, match=r"no ONNX export .*--format onnx, or name .* --model"):
+    with pytest.raises(
+        ArtifactError, match=r"no ONNX export .*--format onnx, or choose .* `model=`"
+    ):
         best_export(workplace / "exports")
 
 
@@ -122,8 +124,8 @@ def test_reading_and_opening(workplace, cnn_run, cnn_exports):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", r"missing does not exist: name a run \(runs/NAME\) or an export"),
-        ("missing.onnx", r"missing\.onnx does not exist: name a run"),
+        ("missing", r"missing does not exist: choose a run \(runs/NAME\) or an export"),
+        ("missing.onnx", r"missing\.onnx does not exist: choose a run"),
         ("folder", r"folder is not a finished run: it has no card\.json"),
         ("text.csv", r"text\.csv is no export: its name ends in '\.csv'"),
         ("text.pt", r"text\.pt is not a TorchScript file"),

@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_line_for_every_library_that_writes(tmp_path):
     assert len(lines) == 8, done.stderr
     for line in lines:
         assert line.startswith("cannot write "), line
-        assert ": File too large; what was there before is unchanged: make room" in line
+        assert ": File too large; an earlier file there is unchanged; free some disk space" in line
     assert set(files_in(tmp_path).values()) == {b"earlier"}
 
 

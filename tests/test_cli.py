@@ -377,7 +377,7 @@ def test_an_export_that_disagrees_ends_with_code_3(walk, monkeypatch):
     result = run_tltools("export", "--format", "torchscript", "--output", "wrong", cwd=walk.folder)
     assert (result.code, result.out) == (3, "")
     assert last_line(result.err).startswith(
-        "error: wrong/cnn/cnn.fp32.pt is not made: the logits differ by"
+        "error: wrong/cnn/cnn.fp32.pt was not written: the logits differ by"
     )
     assert list((walk.folder / "wrong" / "cnn").iterdir()) == []
 
@@ -418,7 +418,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("classify-missing-model", "classify images --model nope.onnx", 1,
              "nope.onnx does not exist; tltools export makes exports"),
             ("classify-no-export", "classify images", 1,
-             "no exports in exports/: make them with tltools export"),
+             "no exports in exports/: create some with tltools export"),
             ("classify-text-as-model", "classify images --model text.onnx", 1,
              "text.onnx"),
             ("classify-model-without-card", "classify images --model plain.onnx", 1,
@@ -433,26 +433,26 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("train-empty", "train empty", 1, "empty contains neither a CSV nor class folders"),
             ("train-bad-table", "train text.csv", 1, "text.csv has no label in 1 of 1 rows"),
             ("train-no-epochs", "train images --epochs 0", 2,
-             "--epochs must be 1 or more, got 0"),
+             "--epochs must be at least 1, got 0"),
             ("train-bad-lr", "train images --lr -1", 2, "--lr must be positive, got -1.0"),
             ("train-bad-batch", "train images --batch-size 0", 2,
-             "--batch-size must be 1 or more, got 0"),
+             "--batch-size must be at least 1, got 0"),
             ("train-augment-vgg16", "train images --model vgg16 --augment", 2,
-             "--augment works with --model cnn only"),
+             "--augment works only with --model cnn"),
             ("train-head-of-cnn", "train images --model cnn --head pooled", 2,
-             "--head pooled does not fit --model cnn"),
+             "--model cnn has no --head pooled"),
             ("train-nothing-to-resume", "train --resume", 1, "nothing to resume"),
             ("evaluate-corrupt-card", "evaluate broken images", 1,
              "broken/card.json has no valid tltools card"),
             ("evaluate-missing-model", "evaluate nowhere images", 1,
-             "nowhere does not exist: name a run (runs/NAME) or an export"),
+             "nowhere does not exist: choose a run (runs/NAME) or an export"),
             ("evaluate-folder-as-model", "evaluate empty images", 1,
              "empty is not a finished run"),
             ("evaluate-missing-data", "evaluate model.onnx nowhere --device cpu", 1,
              "nowhere does not exist: name a CSV"),
             ("evaluate-tf32-on-cpu", "evaluate model.onnx images --device cpu --tf32", 1,
              "--tf32 is for NVIDIA GPUs, and the device is the CPU (as asked)"),
-            ("export-no-runs", "export", 1, "no runs in runs/: make one with tltools train"),
+            ("export-no-runs", "export", 1, "no runs in runs/: train one with tltools train"),
             ("export-missing-run", "export nowhere", 1, "nowhere is not a finished run"),
             ("export-corrupt-card", "export broken", 1,
              "broken/card.json has no valid tltools card"),
@@ -461,7 +461,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist"),
             ("inspect-missing-model", "inspect nope.onnx", 1, "nope.onnx does not exist"),
             ("inspect-text-as-model", "inspect text.onnx", 1, "text.onnx is not a"),
-            ("sample-in-the-way", "sample images", 1, "name another folder"),
+            ("sample-in-the-way", "sample images", 1, "choose another folder"),
         ]
     ],
 )  # fmt: skip
@@ -583,7 +583,7 @@ def test_ctrl_c_ends_training_with_a_run_that_can_be_used(trainings):
     folder, _, result = trainings
     assert result.code == 130
     assert "Traceback" not in result.err
-    assert "Stopped by Ctrl-C after epoch" in result.err
+    assert "stopped by Ctrl-C after epoch" in result.err
     assert "To resume: tltools train --resume" in result.err
     assert "runs/cnn" in result.out
     card = load_card(folder / "runs" / "cnn")

@@ -102,7 +102,7 @@ def test_ctrl_c_while_decoding_into_a_file_leaves_nothing(paths, cache_dir, litt
 def test_room_is_looked_for_before_decoding(paths, cache_dir, little_memory, monkeypatch):
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000))
     monkeypatch.setattr(decoded, "decode_batches", None)
-    with pytest.raises(TltoolsError, match=r"need 0.0 GB.*cache has 0.0 GB free; .*--cache-dir"):
+    with pytest.raises(TltoolsError, match=r"need 0.0 GB.*cache has 0.0 GB free; .*`cache_dir=`"):
         decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
 
 
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line_with_the_remedy(paths, cache_dir, little_memory
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
-        with pytest.raises(TltoolsError, match=r"cache is full; choose .* --cache-dir"):
+        with pytest.raises(TltoolsError, match=r"cache is full; choose .* `cache_dir=`"):
             decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line_with_the_remedy(paths, cache_dir, little_memory
 
 def test_a_cache_folder_that_cannot_be_made_is_one_line(paths, cache_dir, little_memory):
     cache_dir.write_text("a file")
-    with pytest.raises(TltoolsError, match=r"cannot keep decoded images in .*--cache-dir"):
+    with pytest.raises(TltoolsError, match=r"cannot keep decoded images in .*`cache_dir=`"):
         decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
 
 

@@ -125,7 +125,7 @@ def test_numbers_are_never_matched_to_names_by_guessing(make_card, images):
     data = load_dataset(numbered(images), images=images, purpose="evaluate")
     with pytest.raises(
         DataError,
-        match=r"does not know class 0, 1: .* 0, 1 and the model green, red; --class-names",
+        match=r"does not know class 0, 1: .* 0, 1 and the model has green, red; .*`class_names=`",
     ):
         evaluate(predictor, data)
 
@@ -161,7 +161,7 @@ def test_the_split_is_chosen_and_named(card, images, split, measured, total):
 
 
 def test_a_split_without_images_is_an_error(card, dataset):
-    with pytest.raises(DataError, match="has no val image: it has test"):
+    with pytest.raises(DataError, match="has no val images; it has test"):
         evaluate(BrightnessPredictor(card), dataset, split="val")
 
 

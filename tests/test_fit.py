@@ -165,14 +165,14 @@ def test_scaling_folds_into_the_head():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"epochs": 0}, "--epochs must be 1 or more, got 0", id="epochs"),
-        pytest.param({"batch_size": 0}, "--batch-size must be 1 or more", id="batch"),
-        pytest.param({"lr": -1.0}, "--lr must be positive, got -1", id="lr"),
-        pytest.param({"lr": float("nan")}, "--lr must be positive, got nan", id="nan"),
-        pytest.param({"weight_decay": -0.1}, "--weight-decay must be 0 or more", id="decay"),
-        pytest.param({"patience": -1}, "--patience must be 0 or more", id="patience"),
-        pytest.param({"seed": -1}, "--seed must be between", id="seed"),
-        pytest.param({"head": "pooled"}, "--head pooled does not fit --model cnn", id="head"),
+        pytest.param({"epochs": 0}, "`epochs=` must be at least 1, got 0", id="epochs"),
+        pytest.param({"batch_size": 0}, "`batch_size=` must be at least 1", id="batch"),
+        pytest.param({"lr": -1.0}, "`lr=` must be positive, got -1", id="lr"),
+        pytest.param({"lr": float("nan")}, "`lr=` must be positive, got nan", id="nan"),
+        pytest.param({"weight_decay": -0.1}, "`weight_decay=` must not be negative", id="decay"),
+        pytest.param({"patience": -1}, "`patience=` must not be negative", id="patience"),
+        pytest.param({"seed": -1}, "`seed=` must be between", id="seed"),
+        pytest.param({"head": "pooled"}, "`model=cnn` has no `head=pooled`", id="head"),
     ],
 )
 def test_unusable_settings_are_refused(changes, message):
@@ -203,9 +203,9 @@ def test_training_features_have_the_precision_that_suits_the_device(
 @pytest.mark.parametrize(
     ("requested", "on_gpu", "on_cluster", "message"),
     [
-        ("fp16", False, False, "fp16 needs a GPU of this machine; use int8 or fp32 on the CPU"),
-        ("fp16", True, True, "fp16 needs a GPU .* on a cluster"),
-        ("int8", True, False, "int8 is for the CPU; use fp16 or fp32 on a GPU"),
+        ("fp16", False, False, "fp16` needs a local GPU; use int8 or fp32 on the CPU"),
+        ("fp16", True, True, "fp16` needs a local GPU.* on a cluster"),
+        ("int8", True, False, "int8` needs the CPU; use fp16 or fp32 on a GPU"),
     ],
 )
 def test_a_precision_that_the_device_lacks_is_refused(requested, on_gpu, on_cluster, message):
@@ -214,7 +214,7 @@ def test_a_precision_that_the_device_lacks_is_refused(requested, on_gpu, on_clus
 
 
 def test_vgg16_cannot_be_augmented():
-    with pytest.raises(ConfigError, match="--augment works with --model cnn only"):
+    with pytest.raises(ConfigError, match="`augment=True` works only with `model=cnn`"):
         default_config("vgg16", augment=True)
 
 

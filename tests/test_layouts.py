@@ -156,7 +156,7 @@ def test_names_from_anywhere_stay_what_they_are(make_onnx, make_card, tmp_path, 
 def test_a_class_that_would_move_the_labels_is_refused(make_onnx, make_card, tmp_path, name):
     card = make_card(classes=("red", name, "blue"))
     path = make_onnx(tmp_path / "odd.onnx", card.to_json())
-    with pytest.raises(ArtifactError, match="is empty or holds a line break") as caught:
+    with pytest.raises(ArtifactError, match="is empty or contains a line break") as caught:
         lay_out("triton", path, tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "triton").exists()
@@ -189,7 +189,7 @@ def test_a_layout_replaces_its_predecessor_complete_or_not_at_all(
 
 
 def test_what_is_no_onnx_export_is_refused(torchscript_path, tmp_path):
-    with pytest.raises(ConfigError, match=r"takes ONNX exports, and .*tiny\.pt is none"):
+    with pytest.raises(ConfigError, match=r"needs an ONNX export, and .*tiny\.pt is not one"):
         lay_out("triton", torchscript_path, tmp_path)
     (tmp_path / "some.onnx").write_bytes(b"something")
     with pytest.raises(ArtifactError, match="is not an ONNX file"):
@@ -234,7 +234,7 @@ def test_the_same_package_gives_the_same_wheel():
 
 def test_a_wheel_of_another_version_is_not_made(monkeypatch):
     monkeypatch.setattr(tltools, "__version__", "99.0")
-    with pytest.raises(ConfigError, match=r"tltools 99\.0 runs and .* is installed"):
+    with pytest.raises(ConfigError, match=r"tltools 99\.0 is running, but .* is installed"):
         make_wheel()
 
 

@@ -157,7 +157,7 @@ def test_a_pretrained_backbone_is_frozen_with_weights_that_fit(colored, tmp_path
     save_file(weights, tmp_path / "other.safetensors")
     ran = run_tltools("train", colored, *options, "--weights", "other.safetensors", cwd=tmp_path)
     assert ran.code == 1
-    assert "holds no stem.0.weight: not the toy; give the toy's weights with" in ran.err
+    assert "it lacks stem.0.weight; provide the toy's weights with" in ran.err
 
 
 def usage_error(folder: Path, *args: object) -> str:
@@ -211,5 +211,5 @@ def test_every_backbone_has_what_others_take_for_granted(backbone):
 
 
 def test_a_head_that_a_backbone_does_not_have_is_refused():
-    with pytest.raises(ModelError, match="unknown head 'linear'; choose --head pooled"):
+    with pytest.raises(ModelError, match="unknown head 'linear'; choose pooled"):
         build_classifier(TOY, 2, Preprocessing(size=32), head="linear")

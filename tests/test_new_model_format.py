@@ -154,7 +154,7 @@ def test_a_wrong_export_in_a_new_format_is_not_kept(workplace, monkeypatch):
     replace_writer(monkeypatch, NPZ.name, write=write_wrong)
     done = run_tltools("export", "runs/cnn", "--format", "npz", "--device", "cpu", cwd=workplace)
     assert done.code == 3
-    assert "cnn.fp32.npz is not made: the logits differ by" in done.err
+    assert "cnn.fp32.npz was not written: the logits differ by" in done.err
     assert not list(workplace.glob("exports/cnn/*.npz"))
 
 

@@ -285,7 +285,9 @@ def test_with_all_layers_kept_no_sum_is_quantized(tmp_path, card, target, images
 
 
 def test_int8_needs_images(source, target):
-    with pytest.raises(DataError, match="no images to calibrate on; --calibration-images"):
+    with pytest.raises(
+        DataError, match="no images to calibrate on; increase `calibration_images=`"
+    ):
         write_int8(source, target, [])
     assert names_in(target.parent) == []
 

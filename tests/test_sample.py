@@ -168,7 +168,7 @@ def test_sample_that_is_there_already_is_left_alone(drawn):
 def test_other_sample_in_the_folder_is_refused(drawn, other):
     before = digests(drawn)
     arguments = {"num_images": 20, "size": 64} | other
-    with pytest.raises(DataError, match=r"is not this sample .*name another folder"):
+    with pytest.raises(DataError, match=r"is not this sample .*choose another folder"):
         draw_sample(drawn, **arguments)
     assert digests(drawn) == before
 

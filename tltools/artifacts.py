@@ -1,4 +1,4 @@
-"""Find runs and exports where the commands left them, and open either as a predictor."""
+"""Find runs and exports in their default folders, and open either as a predictor."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,24 +14,24 @@ from tltools.runtime.predictor import Predictor
 RUN_DIR = Path("runs")
 EXPORT_DIR = Path("exports")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-"""The most exact first."""
+"""Precisions, the most accurate first."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A run or an export, known by its card alone."""
+    """A run or an export, described by its card."""
 
     path: Path
     card: Card
 
     @property
     def is_run(self) -> bool:
-        """Whether this is a run folder (PyTorch) and not an export."""
+        """Whether this is a run folder (PyTorch) rather than an export."""
         return self.card.export is None
 
     @property
     def label(self) -> str:
-        """What tables call it: `RUN eager fp32`, `RUN onnx fp32` …."""
+        """Name in tables: `RUN eager fp32`, `RUN onnx fp32` …."""
         facts = self.card.export
         return f"{self.card.run} " + (
             f"{facts.format} {facts.precision}" if facts else "eager fp32"
@@ -53,12 +53,12 @@ def read_artifact(path: Path) -> Artifact:
 def _check_exists(path: Path) -> None:
     if not path.exists():
         raise ArtifactError(
-            f"{path} does not exist: name a run (runs/NAME) or an export ({suffixes()})"
+            f"{path} does not exist: choose a run (runs/NAME) or an export ({suffixes()})"
         )
 
 
 def is_artifact(path: Path) -> bool:
-    """Tell whether a path is a run folder or an export by its name, and not labeled images."""
+    """Return whether a path is a run folder or has the name of an export."""
     return (path / CARD).is_file() or is_export_name(path)
 
 
@@ -73,12 +73,14 @@ def find_runs(run_dir: Path = RUN_DIR) -> list[Artifact]:
     for artifact in sorted(map(read_artifact, folders), key=lambda one: one.card.created):
         newest[artifact.card.model] = artifact
     if not newest:
-        raise ArtifactError(f"no runs in {run_dir}/: make one with tltools train, or name one")
+        raise ArtifactError(
+            f"no runs in {run_dir}/: train one with tltools train, or give a run's path"
+        )
     return [newest[model] for model in sorted(newest)]
 
 
 def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
-    """Return the exports in a folder: of each model those of its newest run.
+    """Return the exports in a folder that belong to the newest run of each model.
 
     Raises:
         ArtifactError: If there is none.
@@ -90,16 +92,17 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
         newest[artifact.card.model] = artifact.card
     if not newest:
         raise ArtifactError(
-            f"no exports in {export_dir}/: make them with tltools export --format onnx, or name one"
+            f"no exports in {export_dir}/: create some with tltools export --format onnx, or give "
+            "an export's path"
         )
     return [one for one in artifacts if newest[one.card.model].run == one.card.run]
 
 
 def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
-    """Return the ONNX export with the highest validation accuracy, of these the most exact one.
+    """Return the ONNX export with the highest validation accuracy; ties go to higher precision.
 
-    Formats that need PyTorch are left out: `classify` starts much sooner without it.
-    Which of its precisions is the fastest depends on the machine: `tltools bench` measures it.
+    Formats that need PyTorch are skipped, because `classify` starts much sooner without it.
+    The fastest precision depends on the machine: `tltools bench` measures it.
 
     Raises:
         ArtifactError: If there is no ONNX export.
@@ -111,14 +114,14 @@ def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
     ]
     if not found:
         raise ArtifactError(
-            f"no ONNX export with a validation accuracy in {export_dir}/: make one with tltools "
-            "export --format onnx, or name an export with --model"
+            f"no ONNX export with a validation accuracy in {export_dir}/: create one with tltools "
+            "export --format onnx, or choose an export with `model=`"
         )
     return max(found, key=_quality)
 
 
 def _quality(export: Artifact) -> tuple[float, int]:
-    """Return what orders exports: their run's validation accuracy, then their precision."""
+    """Return the sort key of an export: its run's validation accuracy, then its precision."""
     assert export.card.export is not None
     return export.card.metrics["val"].accuracy, -PRECISIONS.index(export.card.export.precision)
 
@@ -131,12 +134,12 @@ def open_predictor(
     Args:
         path: A run folder, or an export's file.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        threads: Cores for one forward pass on the CPU; None for all of this process's.
-        tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
+        threads: Cores for one forward pass on the CPU; None uses all cores of this process.
+        tf32: Let CUDA round fp32 products to TF32: faster, with errors of about 1e-3 in the logits.
 
     Raises:
-        ArtifactError: If it is neither, or is damaged.
-        DeviceError: If the device is not usable here, or does not know TF32 that was asked for.
+        ArtifactError: If it is neither, or is corrupt.
+        DeviceError: If the device is not available, or TF32 is requested but not supported.
     """
     _check_exists(path)
     if not path.is_dir():
@@ -152,10 +155,10 @@ def open_predictor(
 
 
 def model_files(path: Path) -> list[Path]:
-    """Return the files that a run or an export is opened from.
+    """Return the files needed to open a run or an export.
 
     Raises:
-        ArtifactError: If it is not there.
+        ArtifactError: If the path does not exist.
     """
     _check_exists(path)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Write durably: a file or a folder completely or not at all, and on the disk when asked."""
+"""Write durably: files and folders completely or not at all, and flushed to disk on request."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ from pathlib import Path
 from tltools.errors import TltoolsError
 
 LEFTOVER_AGE_S = 24 * 3600
-"""A temporary file that has not changed for so long belongs to nobody any more."""
+"""Age at which a temporary file counts as abandoned."""
 MAX_ENTRIES = 1000
-"""Of a folder are looked at for such files: a result may go into a folder of a million images."""
-_RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into names
+"""Folder entries to search for such files: the folder may hold a million images."""
+_RANDOM = "[a-z0-9_]{8}"  # the random part of tempfile's names
 _LEFTOVER = rf"\..+\.{_RANDOM}\.tmp(\.[A-Za-z0-9]+)?"
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
-"""Numbers of the errors of a disk that is full."""
+"""Error numbers of a full disk."""
 _PROBE_BYTES = 2**20
 
 
@@ -29,12 +29,12 @@ _PROBE_BYTES = 2**20
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    Whatever stops the block, an interrupt included, leaves `path` as it was and removes the
-    temporary file. The parent folder is made where it is missing. The temporary name ends in
-    `path`'s own suffix, because some writers choose the format by it.
+    If anything stops the block, including an interrupt, `path` stays unchanged and the temporary
+    file is removed. A missing parent folder is created. The temporary name ends in `path`'s suffix,
+    because some writers infer the format from it.
 
     Raises:
-        TltoolsError: If the folder cannot be written to, or there is no room for the file.
+        TltoolsError: If the folder is not writable, or the disk is full.
     """
     with _made_beside(path):
         handle, name = tempfile.mkstemp(
@@ -46,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with _explained(path, temporary):
             yield temporary
             sync_file(temporary)
-            # mkstemp makes files private; a result should have the permissions of any new file.
+            # mkstemp creates private files; a result gets the usual permissions of a new file.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         _sync_name(path)
@@ -58,20 +58,20 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, completely or not at all.
 
     Raises:
-        TltoolsError: As `atomic_path`.
+        TltoolsError: As for `atomic_path`.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all, by way of `path` with `.new` at its end.
+    """Write `data` to `path` completely or not at all, through a file named `path` plus `.new`.
 
-    Much cheaper than `atomic_path`, and for files that have one writer: after a loss of power there
-    may be neither the old content nor the new one until `sync_file` and `sync_folder` are called.
+    This is much cheaper than `atomic_path`, and meant for files with a single writer: until
+    `sync_file` and `sync_folder` are called, a power failure may lose both old and new content.
 
     Raises:
-        OSError: If it cannot be written; `path` is as it was then.
+        OSError: If it cannot be written; `path` stays unchanged.
     """
     temporary = path.with_name(path.name + ".new")
     try:
@@ -84,7 +84,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Put a file's bytes on the disk, so that a rename never precedes them.
+    """Flush a file's bytes to disk, so that they are there before a rename.
 
     Raises:
         OSError: If that fails.
@@ -94,7 +94,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, where the system can do that (not on Windows).
+    """Flush the names in a folder to disk, if the system supports it (Windows does not).
 
     Raises:
         OSError: If that fails.
@@ -105,7 +105,8 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+        # Some network file systems do not support it.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
@@ -115,12 +116,12 @@ def sync_folder(folder: Path) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` if the block succeeds.
 
-    `path` must not exist or be an empty folder; whatever stops the block removes the temporary
-    folder.
+    `path` must not exist, or must be an empty folder. If anything stops the block, the temporary
+    folder is removed.
 
     Raises:
-        FileExistsError: If `path` has content.
-        TltoolsError: If the temporary folder cannot be made; what the block raises is raised.
+        FileExistsError: If `path` is not empty.
+        TltoolsError: If the temporary folder cannot be created. Errors of the block propagate.
     """
     with _made_beside(path):
         name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -137,13 +138,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> None:
-    """Remove what killed processes of this user left a day ago or more, as far as that goes.
+    """Remove temporary files that killed processes of this user left at least a day ago.
 
-    Nothing else has such names, and nobody who still writes leaves a file alone for so long.
+    Nothing else uses such names, and no active writer leaves a file untouched for that long.
+    Errors are ignored.
 
     Args:
-        folder: Where to look.
-        prefix: Of folders that `tempfile` made; without it, what this module makes is looked for.
+        folder: Folder to search.
+        prefix: Prefix of folders created with `tempfile`; if empty, this module's own temporary
+            files are searched for.
     """
     pattern = re.compile(re.escape(prefix) + _RANDOM if prefix else _LEFTOVER)
     oldest = time.time() - LEFTOVER_AGE_S
@@ -166,7 +169,7 @@ def _remove_if_old(entry: os.DirEntry[str], oldest: float) -> None:
 
 @contextmanager
 def _made_beside(path: Path) -> Iterator[None]:
-    """Turn any failure to make a temporary file or folder beside `path` into a TltoolsError."""
+    """Turn a failure to create a temporary file or folder beside `path` into a TltoolsError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -177,10 +180,10 @@ def _made_beside(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn the failure of a writer for want of room into a TltoolsError.
+    """Turn a writer's failure on a full disk into a TltoolsError.
 
-    Writers in C++ and Rust raise errors of their own for a full disk. So the disk is asked: if
-    the temporary file cannot grow either, that was the reason.
+    Writers in C++ and Rust raise their own errors for a full disk. So the disk is probed: if the
+    temporary file cannot grow, a full disk was the reason.
     """
     try:
         yield
@@ -198,10 +201,10 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _cannot_write(path: Path, error: OSError) -> TltoolsError:
-    remedy = "make room" if error.errno in NO_ROOM else "make its folder writable"
+    remedy = "free some disk space" if error.errno in NO_ROOM else "make its folder writable"
     return TltoolsError(
-        f"cannot write {path}: {error.strerror}; what was there before is unchanged: {remedy}, "
-        "or choose another place, and run it again"
+        f"cannot write {path}: {error.strerror}; an earlier file there is unchanged; {remedy} or "
+        "choose another path, then run it again"
     )
 
 
@@ -217,13 +220,13 @@ def _why_it_cannot_grow(path: Path) -> OSError | None:
 
 
 def _sync_name(path: Path) -> None:
-    """Put a file's new name on the disk, where that can be done: the file itself is there."""
+    """Flush a file's new name to disk if possible; the file itself is already complete."""
     with suppress(OSError):
         sync_folder(path.parent)
 
 
 def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
+    """Return the process's umask, which can be read only by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Fit a temperature, so that a model's confidence is how often it is right."""
+"""Fit a temperature, so that a model's confidence matches its accuracy."""
 
 import math
 import warnings
@@ -10,28 +10,28 @@ from tltools.card import Confidence
 from tltools.metrics import reliability, softmax
 
 BOUNDS = (0.05, 20.0)
-"""Of a temperature. One that would lie beyond is due to images that say nothing of mistakes."""
+"""Range of temperatures. A fit at a bound means that the images contain too few mistakes."""
 MIN_IMAGES = 30
-"""Fewer say too little about a share of mistakes."""
+"""Fewer images are too few to estimate an error rate."""
 FOLDS, REPEATS = 5, 10
 
 
 def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> Confidence:
-    """Fit a temperature by the likelihood, and keep it if it helps on images held out.
+    """Fit a temperature by maximum likelihood, and keep it if it helps on held-out images.
 
-    Temperature scaling after Guo et al., On Calibration of Modern Neural Networks (2017). What the
-    calibration is worth is measured by cross-validation (`FOLDS` folds, `REPEATS` times): each
-    image with a temperature fitted without it. Labels cannot change: all logits of an image are
-    divided by the same number.
+    Temperature scaling after Guo et al., On Calibration of Modern Neural Networks (2017). The
+    benefit is measured by cross-validation (`FOLDS` folds, `REPEATS` times): each image gets a
+    temperature that was fitted without it. Labels cannot change, because all logits of an image
+    are divided by the same number.
 
     Args:
-        logits: Of images that the model was not trained on, (N, C).
+        logits: Logits of images that the model was not trained on, (N, C).
         targets: Their class indices, (N,).
 
     Returns:
-        The temperature fitted on all images, or 1 with the reason in `note`: where there are too
-        few images, or neither the expected calibration error nor the negative log likelihood
-        held out goes down.
+        The temperature fitted on all images, or 1 with the reason in `note`: if there are too few
+        images, or the held-out expected calibration error or negative log likelihood does not
+        decrease.
     """
     num_images = len(targets)
     if num_images < MIN_IMAGES:
@@ -47,16 +47,16 @@ def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) ->
     note = ""
     temperature = _fit(logits, targets)
     if not BOUNDS[0] * 1.01 < temperature < BOUNDS[1] * 0.99:
-        note = f"the fit ends at {temperature:.2g}, the bound of what is sensible"
+        note = f"the fit ends at {temperature:.2g}, the bound of the plausible range"
     elif ece_after >= ece_before:
         note = (
-            f"with {temperature:.2f} the expected calibration error held out would be "
-            f"{ece_after:.4f}, and is {ece_before:.4f}"
+            f"{temperature:.2f} would not lower the held-out expected calibration error "
+            f"({ece_before:.4f} before, {ece_after:.4f} after)"
         )
     elif nll_after >= nll_before:
         note = (
-            f"with {temperature:.2f} the negative log likelihood held out would be "
-            f"{nll_after:.4f}, and is {nll_before:.4f}"
+            f"{temperature:.2f} would not lower the held-out negative log likelihood "
+            f"({nll_before:.4f} before, {nll_after:.4f} after)"
         )
     return Confidence(
         temperature=1.0 if note else temperature,
@@ -108,7 +108,7 @@ def _held_out(
         scaled = np.empty(logits.shape, dtype=np.float64)
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
         with warnings.catch_warnings():
-            # A class with fewer images than folds is missing from some, which does no harm here.
+            # A class with fewer images than folds is missing from some folds, which is harmless.
             warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")
             for fitted, held_out in folds.split(logits, targets):
                 scaled[held_out] = logits[held_out] / _fit(logits[fitted], targets[fitted])

@@ -1,7 +1,7 @@
-"""The facts that travel with a run or an export, as one JSON text with a version.
+"""The facts that travel with a run or an export, as one versioned JSON text.
 
-A card may come from a stranger. What is read of one is checked here, so that nobody else needs to:
-its size, its numbers, and the names that become parts of paths.
+A card may come from an untrusted source. Everything that other code relies on is checked here: its
+size, its numbers, and the names that become parts of paths.
 """
 
 import math
@@ -13,18 +13,18 @@ from tltools.errors import ArtifactError
 
 CARD_VERSION = 1
 CARD_KEY = "tltools.card"
-"""Where an export keeps its card: a key of ONNX `metadata_props`, a TorchScript extra file."""
+"""Name of the card in an export: a key of ONNX `metadata_props`, a TorchScript extra file."""
 
 MAX_CARD_BYTES = 2 * 2**20
-"""A card of 20,000 classes has about half of it."""
+"""Limit for a card; one with 20,000 classes takes about half of it."""
 MAX_SIZE = 2048
 """Largest height and width of a model's input in pixels."""
 MAX_NAME = 100
-"""Characters of a run's name, which is part of the names of folders and files."""
+"""Maximum length of a run's name, which becomes part of folder and file names."""
 FORBIDDEN = frozenset('/\\:*?"<>|')
-"""Characters that some system forbids in the name of a file."""
+"""Characters that some operating systems forbid in file names."""
 MAX_DEPTH = 20
-"""Of what is nested in `training`."""
+"""Maximum nesting of `training`."""
 MAX_TEST_IMAGES = 16
 MAX_TEST_SIDE = 256
 """Largest height and width of a self-test's image in pixels."""
@@ -34,16 +34,16 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
-    """How a file becomes the model's input.
+    """How an image file becomes the model's input.
 
-    Decoding and resizing are done by `tltools.data.images.load_image`; scaling and
-    normalization, `(x / 255 - mean) / std`, are part of the model's graph.
+    `tltools.data.images.load_image` decodes and resizes; scaling and normalization,
+    `(x / 255 - mean) / std`, are part of the model's graph.
     """
 
     size: int = 224
     """Height and width of the input in pixels."""
     resize: Resize = "squash"
-    """`squash` to a square, or scale the short side and `crop` the center."""
+    """`squash` to a square, or scale the shorter side and `crop` the center."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Per channel (RGB), on the 0-1 scale."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -68,23 +68,23 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the weights came from before training."""
+    """The source of the weights before training."""
 
     source: str
     """`random`, torchvision's name of the weights, or the name of a local file."""
     sha256: str = ""
-    """Of the file's bytes; empty for random weights."""
+    """SHA-256 of the file's bytes; empty for random weights."""
 
 
 class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Which images a run was trained on."""
+    """The images that a run was trained on."""
 
     name: str
     """Name of the CSV or folder."""
     fingerprint: str
     """SHA-256 over the sorted (image SHA-256, class, split) of all rows."""
     split: str
-    """`default`, `article` or `given` (the data brought its own)."""
+    """`default`, `article` or `given` (the data came with a split)."""
     num_train: int
     num_val: int
 
@@ -94,26 +94,26 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
     max_abs_logit_diff: float
     top1_agreement: float
-    """Share of images with the same label, in [0, 1]."""
+    """Fraction of images with the same label, in [0, 1]."""
     num_images: int
     batch_sizes: tuple[int, ...]
-    """The batch sizes that were run."""
+    """Batch sizes that were run."""
     atol: float | None
-    """The largest logit difference that would have passed; None where only labels count."""
+    """Largest logit difference that passes; None if only labels were checked."""
     min_top1_agreement: float
-    """The smallest agreement that would have passed."""
+    """Smallest agreement that passes."""
     accuracy_drop: float | None = None
-    """PyTorch's top-1 accuracy less the export's on these images, in [-1, 1]."""
+    """PyTorch's top-1 accuracy minus the export's on these images, in [-1, 1]."""
     max_accuracy_drop: float | None = None
-    """The largest drop that would have passed; None where it was not a condition."""
+    """Largest drop that passes; None if it was not checked."""
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an export was compared with PyTorch, and what came of it."""
+    """The result of comparing an export with PyTorch on one device."""
 
     device: Literal["cpu", "cuda"]
     provider: str
-    """onnxruntime's name of what ran the export, or `torch`."""
+    """onnxruntime's execution provider that ran the export, or `torch`."""
     parity: Parity
 
 
@@ -122,41 +122,41 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature: float = 1.0
     num_images: int = 0
-    """Validation images that it was fitted on."""
+    """Number of validation images that it was fitted on."""
     ece_before: float | None = None
-    """Expected calibration error of softmax(logits) on them, in [0, 1]; None without an image."""
+    """Expected calibration error of softmax(logits) on them, in [0, 1]; None without images."""
     ece_after: float | None = None
-    """The same with a temperature, each image with one that was fitted without it."""
+    """The same with a temperature that was fitted without the image (held out)."""
     nll_before: float | None = None
     """Mean negative log likelihood in nats, as for `ece_before`."""
     nll_after: float | None = None
-    """As for `ece_after`."""
+    """Mean negative log likelihood in nats, as for `ece_after`."""
     note: str = ""
     """Why the temperature stayed 1, if it did."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """How the activations' ranges of an int8 export were found."""
+    """How the activation ranges of an int8 export were calibrated."""
 
     method: str
     """`MinMax`: the smallest and the largest value on the calibration images."""
     num_images: int
-    """Images of the run's training split."""
+    """Number of images, from the run's training split."""
 
 
 class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
-    """A few drawn images and PyTorch's answers, for whoever opens an export to compare with."""
+    """A few drawn images and PyTorch's logits, replayed whenever an export is opened."""
 
     images: tuple[bytes, ...]
     """PNG files."""
     logits: bytes
-    """PyTorch's, (N, C) for the N images, as little-endian float32."""
+    """PyTorch's logits, (N, C) for the N images, as little-endian float32."""
     tolerance: float
-    """How far the export's logits may be from them on any machine."""
+    """Largest difference allowed between the export's logits and these, on any machine."""
 
 
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an export adds to its run's card."""
+    """The facts that an export adds to its run's card."""
 
     format: str
     """Name of a `tltools.runtime.formats.ModelFormat`."""
@@ -164,20 +164,20 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     opset: int | None = None
     """ONNX opset; None in other formats."""
     parity: Parity
-    """On the device that ran all images: the GPU where there was one."""
+    """Parity on the device that ran all images: the GPU, if there was one."""
     verified: tuple[Verified, ...] = ()
-    """The same for each device, the one of `parity` first; empty in exports made before several
-    were tried."""
+    """Parity on each device, starting with that of `parity`; empty in exports from before several
+    devices were checked."""
     fp16_exercised: bool | None = None
-    """Of fp16 exports: whether a device that verified it computes in fp16, which onnxruntime's CPU
-    provider does not; None in others and in earlier ones."""
+    """For fp16 exports: whether a device that verified it computes in fp16, which onnxruntime's CPU
+    provider does not; None in other and in earlier exports."""
     calibration: Calibration | None = None
-    """Only in int8 exports."""
+    """Set only in int8 exports."""
     float_layers: tuple[str, ...] = ()
-    """Nodes kept in fp32 so that the parity bar holds (int8), or since fp16 could not hold their
-    values."""
+    """Nodes kept in fp32 to meet the parity limits (int8), or because their values could overflow
+    fp16."""
     self_test: SelfTest | None = None
-    """None in exports made before there was one."""
+    """None in exports from before self-tests existed."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,36 +189,36 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """Name of the backbone."""
     head: str
-    """Which of the backbone's heads."""
+    """Name of the backbone's head."""
     classes: tuple[str, ...]
     """Class names in the order of the logits."""
     preprocessing: Preprocessing
     weights: Weights
     data: DataFacts
     metrics: dict[str, Score]
-    """Accuracy by split: `train`, `val` and, where the data has one, `test`."""
+    """Accuracy by split: `train`, `val` and, if the data has one, `test`."""
     confidence: Confidence | None = None
-    """None in runs and exports made before there was one; the temperature is 1 then."""
+    """None in runs and exports from before calibration existed; the temperature is then 1."""
     training: dict[str, Any]
-    """The training configuration, as in the run."""
+    """The run's training settings."""
     versions: dict[str, str]
     """Versions of tltools, torch, torchvision, pillow and Python."""
     created: str
     """UTC, ISO 8601."""
     export: ExportFacts | None = None
-    """Only in exports."""
+    """Set only in exports."""
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """Divisor of the logits before softmax."""
         return 1.0 if self.confidence is None else self.confidence.temperature
 
     def to_json(self) -> str:
-        """Return the card as JSON, indented for people."""
+        """Return the card as indented JSON."""
         return _indented(self)
 
     def to_text(self) -> str:
-        """Return the card as JSON to look at: the bytes of the self-test are only counted."""
+        """Return the card as JSON for display, with the self-test's bytes summarized."""
         document = msgspec.to_builtins(self)
         test = self.export and self.export.self_test
         if test:
@@ -238,19 +238,21 @@ def card_from_json(text: str | bytes, *, where: str) -> Card:
         where: Names the file in messages.
 
     Raises:
-        ArtifactError: If the text is not a card, is one of a later version, or holds what no card
-            can: numbers out of their range, a run's name that is not one of a folder.
+        ArtifactError: If the text is not a card, has a newer version, or holds invalid values:
+            numbers out of range, or a run's name that cannot be a folder name.
     """
     if len(text) > MAX_CARD_BYTES:
         raise ArtifactError(
             f"{where} has a card of {len(text):,} bytes, more than {MAX_CARD_BYTES:,}: "
-            "tltools did not make it"
+            "it was not written by tltools"
         )
     try:
         _check_version(text, where)
         card = msgspec.json.decode(text, type=Card)
     except RecursionError as error:
-        raise ArtifactError(f"{where} has no valid tltools card: it is nested too deep") from error
+        raise ArtifactError(
+            f"{where} has no valid tltools card: it is nested too deeply"
+        ) from error
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise ArtifactError(f"{where} has no valid tltools card: {error}") from error
     problem = _problem(card)
@@ -264,27 +266,27 @@ class _Versioned(msgspec.Struct):
 
 
 def _check_version(text: str | bytes, where: str) -> None:
-    """Raise ArtifactError if the card is of a later version, whatever else may be new in it."""
+    """Raise ArtifactError if the card has a newer version, whatever else it contains."""
     version = msgspec.json.decode(text, type=_Versioned).version
     if version > CARD_VERSION:
         raise ArtifactError(
-            f"{where} has a card of version {version}, this tltools reads up to "
+            f"{where} has a card of version {version}, but this tltools reads only up to version "
             f"{CARD_VERSION}: upgrade tltools (see tltools docs install)"
         )
 
 
 def _problem(card: Card) -> str | None:
-    """Return what is wrong with a card of the right types, None if nothing is."""
+    """Return what is wrong with the values of a well-typed card, or None."""
     checks = (
-        (_is_file_name(card.run), f"run {card.run[:MAX_NAME]!r} is no name of a folder"),
-        (card.version >= 1, f"version {card.version} never was"),
+        (_is_file_name(card.run), f"run {card.run[:MAX_NAME]!r} is not a valid folder name"),
+        (card.version >= 1, f"version {card.version} does not exist"),
         (
             len(card.classes) >= 2 and len(set(card.classes)) == len(card.classes),
             "it needs two or more different classes",
         ),
         (
             1 <= card.preprocessing.size <= MAX_SIZE,
-            f"images of {card.preprocessing.size} pixels are not between 1 and {MAX_SIZE}",
+            f"an input size of {card.preprocessing.size} pixels is not between 1 and {MAX_SIZE}",
         ),
         (
             all(value > 0 for value in card.preprocessing.std),
@@ -293,12 +295,12 @@ def _problem(card: Card) -> str | None:
         (all(map(_is_score, card.metrics.values())), "an accuracy is not between 0 and 1"),
         (
             1e-3 <= card.temperature <= 1e3,
-            f"a temperature of {card.temperature} is none that tltools fits",
+            f"a temperature of {card.temperature} is out of range",
         ),
-        (_depth(card.training) <= MAX_DEPTH, "it is nested too deep"),
+        (_depth(card.training) <= MAX_DEPTH, "it is nested too deeply"),
         (
             card.export is None or _is_format_name(card.export.format),
-            "its format is none that tltools writes",
+            "its format is not one that tltools writes",
         ),
     )
     problem = next((message for holds, message in checks if not holds), None)
@@ -308,7 +310,7 @@ def _problem(card: Card) -> str | None:
 
 
 def _is_file_name(name: str) -> bool:
-    """Tell whether a name is one part of a path on any system, and a visible one."""
+    """Return whether a name is a valid file name on any system, and not hidden."""
     return (
         0 < len(name) <= MAX_NAME
         and not name.startswith(".")
@@ -319,7 +321,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def _is_format_name(name: str) -> bool:
-    """Tell whether a name may be one of a format: this module knows none of them."""
+    """Return whether a name could name a format; this module does not know the formats."""
     return name.isidentifier() and len(name) <= MAX_NAME
 
 
@@ -329,7 +331,7 @@ def _is_score(score: Score) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """Return how deep lists and dictionaries are nested, up to a little beyond `MAX_DEPTH`."""
+    """Return how deeply lists and dictionaries are nested; stop just beyond `MAX_DEPTH`."""
     level, depth = [value], 0
     while level and depth <= MAX_DEPTH:
         containers = [
@@ -357,7 +359,7 @@ def _self_test_problem(test: SelfTest, num_classes: int) -> str | None:
 
 
 def _is_small_png(data: bytes) -> bool:
-    """Tell whether data begins as a PNG of few pixels: decoding others could cost any amount."""
+    """Return whether data starts like a PNG of few pixels; others could be costly to decode."""
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     is_png = data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR"
     return is_png and 0 < width <= MAX_TEST_SIDE and 0 < height <= MAX_TEST_SIDE

@@ -38,8 +38,11 @@ _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
 _OPTIONS = {
     "address": "ray-address",
     "class_name": "class",
+    "formats": "format",
     "image_timeout_s": "image-timeout",
     "ledger_dir": "cache-dir",
+    "logs": "log",
+    "precisions": "precision",
 }
 """Options that are not named like their parameter."""
 

@@ -1,4 +1,4 @@
-"""Measure a predictor on labeled images."""
+"""Evaluate a predictor on labeled images."""
 
 import json
 import time
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from tltools.runtime.predictor import Predictor
 
 PART_SIZE = 256
-"""Most images that an actor of a cluster answers together: some seconds' work on few cores."""
+"""Maximum number of images per task of a cluster's actor: a few seconds' work on few cores."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """What a predictor achieved on labeled images."""
+    """Results of a predictor on labeled images."""
 
     data: str
     """Name of the data set."""
     split: str
-    """The split that was measured, or `all`."""
+    """The split that was evaluated, or `all`."""
     classes: tuple[str, ...]
-    """The card's classes, in the order of the logits; the data may lack some."""
+    """The card's classes, in the order of the logits; the data may not contain all of them."""
     num_images: int
     score: Score
     per_class: tuple[ClassScore, ...]
@@ -60,15 +60,15 @@ class Evaluation:
     """Counts, (C, C); row is the true class, column the predicted class."""
     roc_auc: RocAuc
     temperature: float
-    """Of the model's card."""
+    """Temperature from the model's card."""
     reliability: Reliability
-    """Of the calibrated probabilities."""
+    """Reliability of the calibrated probabilities."""
     ece_uncalibrated: float
     """Expected calibration error of softmax(logits)."""
     seconds: float
-    """Decoding and inference together."""
+    """Wall time of decoding and inference together."""
     paths: tuple[str, ...]
-    """The N images, absolute, in source order."""
+    """Absolute paths of the N images, in source order."""
     logits: NDArray[np.float32]
     """(N, C)."""
     preds: NDArray[np.int64]
@@ -77,7 +77,7 @@ class Evaluation:
     """Class indices, (N,)."""
 
     def to_json(self) -> str:
-        """Return all but the arrays per image as JSON, indented for people."""
+        """Return everything except the per-image arrays as indented JSON."""
         document: dict[str, Any] = {
             "data": self.data,
             "split": self.split,
@@ -111,22 +111,22 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Classify the images of one split and compare with their labels.
+    """Classify the images of one split and compare the predictions with their labels.
 
-    Classes are matched by name, and the card's order rules.
+    Classes are matched by name; results follow the card's class order.
 
     Args:
-        predictor: Any opened export, or a run behind the same protocol.
-        dataset: The data may lack classes that the model knows.
-        split: `train`, `val`, `test` or `all`. Without it: `test`, else `val`, if the data has it,
-            because a figure that includes training images would mislead; else `all`.
+        predictor: Any opened export, or a run opened with the same protocol.
+        dataset: Labeled images; they need not contain every class of the model.
+        split: `train`, `val`, `test` or `all`. None chooses `test`, otherwise `val`, if the data
+            has one, because results that include training images would mislead; otherwise `all`.
         batch_size: Images per call of the predictor.
-        progress: Told of each batch.
+        progress: Shows the batches.
 
     Raises:
-        DataError: If the split has no image, a class is unknown to the model, or an image
+        DataError: If the split has no images, the model does not know a class, or an image
             cannot be read.
-        ArtifactError: If the logits do not fit the card or are not finite.
+        ArtifactError: If the logits do not match the card or are not finite.
     """
     run = partial(predict, predictor, batch_size=batch_size, progress=progress)
     return _evaluate(predictor.card, dataset, run, split)
@@ -143,21 +143,21 @@ def evaluate_on_cluster(
     batch_size: int = 32,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """As `evaluate`, with a predictor on each actor of a cluster.
+    """Evaluate like `evaluate`, with a predictor on each actor of a cluster.
 
     Args:
-        card: The predictor's.
+        card: The predictor's card.
         dataset: As in `evaluate`.
         remote: The cluster.
         open_model: Opens the predictor on an actor.
-        same_files: The predictor's, which all machines have to see.
+        same_files: Files of the predictor, which all machines must be able to read.
         split: As in `evaluate`.
         batch_size: As in `evaluate`.
         progress: As in `evaluate`.
 
     Raises:
-        DataError, ArtifactError: As `evaluate`.
-        TltoolsError: If the cluster cannot be reached, or gives up.
+        DataError, ArtifactError: As in `evaluate`.
+        TltoolsError: If the cluster cannot be reached, or fails.
     """
 
     def run(paths: Sequence[Path]) -> NDArray[np.float32]:
@@ -172,7 +172,7 @@ def evaluate_on_cluster(
         with closing(outputs):
             return _collect(card, paths, outputs, progress)
 
-    remote.connect()  # before the time is taken
+    remote.connect()  # before the clock starts
     return _evaluate(card, dataset, run, split)
 
 
@@ -182,7 +182,7 @@ def _evaluate(
     run: "Callable[[Sequence[Path]], NDArray[np.float32]]",
     split: str | None,
 ) -> Evaluation:
-    """Compare the logits that `run` gives for images, (N, C), with their labels."""
+    """Compare the logits, (N, C), that `run` returns for images with their labels."""
     _check_classes(dataset.classes, card)
     frame = dataset.frame
     present = set(frame["split"])
@@ -192,7 +192,8 @@ def _evaluate(
         frame = dataset.part(split)
     if not len(frame):
         raise DataError(
-            f"{dataset.name} has no {split} image: it has {', '.join(sorted(present)) or 'none'}"
+            f"{dataset.name} has no {split} images; it has "
+            f"{', '.join(sorted(present)) or 'no images at all'}"
         )
     index = {name: i for i, name in enumerate(card.classes)}
     targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
@@ -233,7 +234,7 @@ def predict(
 
     Raises:
         DataError: If an image cannot be read.
-        ArtifactError: If the logits do not fit the card or are not finite.
+        ArtifactError: If the logits do not match the card or are not finite.
     """
     results = run_images(
         predictor,
@@ -263,15 +264,15 @@ def _collect(
     outputs: Iterable[tuple[range, NDArray[np.float32]]],
     progress: Progress,
 ) -> NDArray[np.float32]:
-    """Put the outputs of some images each into their places; see that they are logits, (N, C)."""
+    """Collect outputs in image order, and check that they are finite logits, (N, C)."""
     num_classes = len(card.classes)
     logits = np.empty((len(paths), num_classes), dtype=np.float32)
     with progress.bar("Evaluating", len(paths)) as bar:
         for indices, batch in outputs:
             if batch.shape != (len(indices), num_classes):
                 raise ArtifactError(
-                    f"the model answers {len(indices)} images with {batch.shape}, its card names "
-                    f"{num_classes} classes: export it again"
+                    f"the model's output for {len(indices)} images has shape {batch.shape}, but "
+                    f"its card names {num_classes} classes: export it again"
                 )
             logits[indices.start : indices.stop] = batch
             bar.advance(len(indices))
@@ -289,6 +290,6 @@ def _check_classes(classes: Iterable[str], card: Card) -> None:
     if unknown:
         raise DataError(
             f"the model does not know class {', '.join(unknown)}: the data has "
-            f"{', '.join(classes)} and the model {', '.join(card.classes)}; --class-names gives "
-            "the data's classes other names, in the order of their labels"
+            f"{', '.join(classes)}, and the model has {', '.join(card.classes)}; rename the data's "
+            "classes with `class_names=`, in the order of their labels"
         )

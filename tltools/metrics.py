@@ -1,4 +1,4 @@
-"""Scores of predicted against true classes, with scikit-learn and SciPy behind them."""
+"""Score predicted against true classes, using scikit-learn and SciPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,35 +9,35 @@ from numpy.typing import NDArray
 from tltools.card import Score
 
 CONFIDENCE_LEVEL = 0.95
-"""Of the interval around an accuracy."""
+"""Level of the interval around an accuracy."""
 NUM_BINS = 15
-"""Of confidences in a reliability diagram, as in Guo et al., On Calibration of Modern Neural
-Networks (2017)."""
+"""Number of confidence bins in a reliability diagram, as in Guo et al., On Calibration of Modern
+Neural Networks (2017)."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares."""
+    """Precision, recall and F1 of one class."""
 
     name: str
     precision: float | None
-    """Share of the predictions of this class that are right; None if there is none."""
+    """Fraction of the predictions of this class that are correct; None without predictions."""
     recall: float | None
-    """Share of the class's images that are found; None if it has no image."""
+    """Fraction of the class's images that are labeled correctly; None without images."""
     f1: float | None
-    """Harmonic mean of precision and recall; None if there is neither image nor prediction."""
+    """Harmonic mean of precision and recall; None without images and predictions."""
     support: int
-    """Images of the class."""
+    """Number of images of the class."""
 
 
 @dataclass(frozen=True)
 class RocAuc:
-    """Area under the ROC curve, or why there is none."""
+    """Area under the ROC curve, or why it is undefined."""
 
     value: float | None
     """In [0, 1]; 0.5 is chance."""
     note: str = ""
-    """Why there is no value, or which classes it leaves out."""
+    """Why there is no value, or which classes it excludes."""
 
 
 def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
@@ -68,27 +68,27 @@ def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Whether two models differ by more than chance on the same images."""
+    """Whether two models differ significantly on the same images."""
 
     only_first: int
-    """Images that the first labels rightly and the second does not."""
+    """Number of images that only the first model labels correctly."""
     only_second: int
-    """The other way round."""
+    """Number of images that only the second model labels correctly."""
     p_value: float
-    """Two-sided: how often chance alone gives so uneven a division, or a more uneven one, if the
-    models are equally good; 1 where they are right on the same images."""
+    """Two-sided p-value: the probability of a division at least this uneven if the models are
+    equally good; 1 if they are correct on the same images."""
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """Test whether one of two models is better, by the images on which only one is right.
+    """Test whether one of two models is better, using the images on which only one is correct.
 
     McNemar's test, Note on the sampling error of the difference between correlated proportions or
-    percentages (1947), in its exact form: of equally good models each is the right one on half of
-    these images, which a binomial test decides.
+    percentages (1947), in its exact form: if the models are equally good, each is the correct one
+    on half of these images, which a binomial test checks.
 
     Args:
-        first: Whether the first model is right, by image, (N,).
-        second: As for the first, of the same images in the same order, (N,).
+        first: Whether the first model is correct, by image, (N,).
+        second: The same for the second model, on the same images in the same order, (N,).
 
     Raises:
         ValueError: If the shapes differ.
@@ -156,15 +156,15 @@ def classification_report(
 def roc_auc(probs: NDArray[np.float64], target: NDArray[np.int64]) -> RocAuc:
     """Return the area under the ROC curve.
 
-    Two classes: that of the second class's probability. More: the mean over the classes of
-    one against the rest.
+    With two classes, it is computed from the second class's probability; with more, it is the mean
+    over the classes, one against the rest.
 
     Args:
         probs: Probabilities, (N, C).
         target: True class indices, (N,).
 
     Raises:
-        ValueError: If the shapes do not fit, a probability is not finite or C is below 2.
+        ValueError: If the shapes do not match, a probability is not finite or C is below 2.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -186,18 +186,18 @@ def roc_auc(probs: NDArray[np.float64], target: NDArray[np.int64]) -> RocAuc:
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often a model is right at each confidence; a diagram's bins, and one figure."""
+    """Accuracy by confidence: the bins of a reliability diagram, and the calibration error."""
 
     edges: NDArray[np.float64]
-    """Of the B bins, (B + 1,), from 0 to 1. A bin holds its upper edge."""
+    """Edges of the B bins, (B + 1,), from 0 to 1. A bin includes its upper edge."""
     counts: NDArray[np.int64]
-    """Images by bin, (B,)."""
+    """Number of images by bin, (B,)."""
     confidence: NDArray[np.float64]
-    """Mean confidence by bin, (B,); NaN where there is no image."""
+    """Mean confidence by bin, (B,); NaN for empty bins."""
     accuracy: NDArray[np.float64]
-    """Share of right labels by bin, (B,); NaN where there is no image."""
+    """Fraction of correct labels by bin, (B,); NaN for empty bins."""
     ece: float
-    """Expected calibration error: the mean distance of the two over all images, in [0, 1]."""
+    """Expected calibration error: mean |confidence - accuracy| over all images, in [0, 1]."""
 
 
 def reliability(
@@ -213,7 +213,7 @@ def reliability(
         num_bins: Number of bins B.
 
     Raises:
-        ValueError: If the shapes do not fit or N is 0.
+        ValueError: If the shapes do not match or N is 0.
     """
     if probs.ndim != 2 or len(probs) != len(target) or not len(target):
         raise ValueError(f"probs {probs.shape} must be (N, C), with N {len(target)} and not 0")
@@ -233,10 +233,10 @@ def reliability(
 def softmax(logits: NDArray[np.floating], *, temperature: float = 1.0) -> NDArray[np.float64]:
     """Return probabilities, (N, C), from logits, (N, C), in double precision.
 
-    Logits are divided by the temperature first: above 1 it makes a model less sure, below 1 surer.
+    Logits are first divided by the temperature: above 1 it lowers confidence, below 1 it raises it.
     """
     shifted = np.asarray(logits, dtype=np.float64) / temperature
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)  # so that exp cannot overflow
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)  # prevents overflow in exp
     weights = np.exp(shifted)
     return weights / weights.sum(axis=-1, keepdims=True)
 

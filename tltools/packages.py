@@ -1,17 +1,17 @@
-"""What pip knows of tltools: its name there, and what its optional parts need."""
+"""Describe tltools to pip: its distribution name and the requirements of its extras."""
 
 import re
 
 DISTRIBUTION = "tltools-classifiers"
-"""The name to install, upgrade and uninstall. `tltools` on PyPI is somebody else's project."""
+"""The name to install, upgrade and uninstall. `tltools` on PyPI is an unrelated project."""
 PYPI_NAMESAKE = "tltools"
-"""The other project, whose files would lie where ours do."""
+"""The unrelated project, which installs into the same folder."""
 
 _EXTRA = re.compile(r"""\bextra == ["']([^"']+)["']""")
 
 
 def extra_requirements(extra: str) -> tuple[str, ...]:
-    """Return what an optional part of tltools needs, such as `ray[data]>=2.60`, as pip takes it.
+    """Return the requirements of an extra, such as `ray[data]>=2.60`, as pip accepts them.
 
     Args:
         extra: A name in `[project.optional-dependencies]`.
@@ -19,7 +19,7 @@ def extra_requirements(extra: str) -> tuple[str, ...]:
     Raises:
         PackageNotFoundError: If this tltools is not installed as a package.
     """
-    from importlib.metadata import requires  # 15 ms, which only an error has to wait for
+    from importlib.metadata import requires  # takes 15 ms and is needed only for errors
 
     found: list[str] = []
     for line in requires(DISTRIBUTION) or ():
@@ -31,12 +31,12 @@ def extra_requirements(extra: str) -> tuple[str, ...]:
 
 
 def pip_install(extra: str) -> str:
-    """Return the command that installs what an optional part needs.
+    """Return the command that installs the requirements of an extra.
 
-    It names the packages themselves: `pip install 'tltools[ray]'` would fetch another project.
+    It names the packages: `pip install 'tltools[ray]'` would install an unrelated project.
     """
     try:
         needed = extra_requirements(extra)
-    except ImportError:  # run from a checkout that pip has not seen
+    except ImportError:  # run from a checkout that is not installed
         return f"pip install -e '.[{extra}]' in the checkout of tltools"
     return " ".join(["pip install", *(f'"{one}"' for one in needed)])

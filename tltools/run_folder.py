@@ -1,4 +1,4 @@
-"""The files of a run folder that need no torch: what tables, reports and exports read of a run."""
+"""Read and write the files of a run folder that do not need torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,24 +26,24 @@ def load_card(folder: Path) -> Card:
     """Read a run's card.
 
     Raises:
-        ArtifactError: If the folder is not a run, or its card is damaged.
+        ArtifactError: If the folder is not a run, or its card is corrupt.
     """
     path = folder / CARD
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ArtifactError(
-            f"{folder} is not a finished run: it has no {CARD} (tltools train makes runs, "
-            "tltools train --resume finishes one)"
+            f"{folder} is not a finished run: it has no {CARD} (create a run with tltools train, "
+            "or finish one with tltools train --resume)"
         ) from error
     return card_from_json(text, where=str(path))
 
 
 def read_split(folder: Path) -> "pd.DataFrame":
-    """Read a run's images: columns path, class, split, sha256, all text.
+    """Read a run's images: columns path, class, split and sha256, all as text.
 
     Raises:
-        ArtifactError: If the run has no split.csv.
+        ArtifactError: If split.csv is missing, unreadable or lacks columns.
     """
     import pandas as pd
 
@@ -53,7 +53,8 @@ def read_split(folder: Path) -> "pd.DataFrame":
         raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
     missing = {"path", "class", "split", "sha256"} - set(frame.columns)
     if missing:
-        raise ArtifactError(f"{folder / SPLIT} lacks the columns {', '.join(sorted(missing))}")
+        columns = "column" if len(missing) == 1 else "columns"
+        raise ArtifactError(f"{folder / SPLIT} lacks the {columns} {', '.join(sorted(missing))}")
     return frame
 
 
@@ -83,10 +84,10 @@ def read_history(folder: Path) -> "pd.DataFrame":
 
 @dataclass(frozen=True, eq=False)
 class RunPredictions:
-    """What a run's model says of the labeled images of one split."""
+    """Predictions of a run's model for the labeled images of one split."""
 
     paths: tuple[str, ...]
-    """The N images."""
+    """Paths of the N images."""
     targets: NDArray[np.int64]
     """True class indices, (N,)."""
     probs: NDArray[np.float64]
@@ -96,14 +97,14 @@ class RunPredictions:
 def write_predictions(
     folder: Path, classes: Sequence[str], predictions: Mapping[str, RunPredictions]
 ) -> None:
-    """Write `predictions.csv`: `path,split,class,prob_<class>...`, one row for each image.
+    """Write `predictions.csv`: `path,split,class,prob_<class>...`, one row per image.
 
-    Probabilities keep all their digits, so that logits can be had from them again.
+    Probabilities keep all their digits, so logits can be recovered from them.
 
     Args:
         folder: The run.
-        classes: In the order of the logits.
-        predictions: By split.
+        classes: Class names in the order of the logits.
+        predictions: Predictions by split.
 
     Raises:
         TltoolsError: If the file cannot be written.
@@ -122,10 +123,10 @@ def write_predictions(
 
 
 def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredictions]:
-    """Read what `write_predictions` wrote, by split; empty if the run is older than that file.
+    """Read `predictions.csv`, by split; empty if the run predates this file.
 
     Raises:
-        ArtifactError: If it cannot be read, or does not fit the classes.
+        ArtifactError: If it cannot be read, or does not match the classes.
     """
     import pandas as pd
 
@@ -143,7 +144,9 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredi
         splits = frame["split"].to_numpy()
         paths = frame["path"].to_numpy()
     except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}; train again to make it") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error}; train again to recreate it"
+        ) from error
     return {
         str(split): RunPredictions(
             tuple(paths[splits == split]), targets[splits == split], probs[splits == split]

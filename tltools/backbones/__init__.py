@@ -1,7 +1,7 @@
-"""The backbones that tltools knows, one object in one file each.
+"""The backbones that tltools supports: one object each, in its own file.
 
-To add one, write its file and add its object below. The command line, the settings, the weights,
-the models, `explain` and `doctor` look up the rest.
+To add one, write its file and add its object below. The command line, settings, weights, models,
+`explain` and `doctor` look up everything else there.
 """
 
 from tltools.backbones.backbone import Backbone
@@ -16,14 +16,12 @@ BACKBONES: dict[str, Backbone] = {one.name: one for one in (CNN, VGG16)}
 
 
 def find_backbone(name: str) -> Backbone:
-    """Return a backbone.
+    """Return the backbone of this name.
 
     Raises:
-        ConfigError: If there is none of this name.
+        ConfigError: If the name is unknown.
     """
     try:
         return BACKBONES[name]
     except KeyError:
-        raise ConfigError(
-            f"unknown model {name!r}; choose --model {' or '.join(BACKBONES)}"
-        ) from None
+        raise ConfigError(f"unknown model {name!r}; choose {' or '.join(BACKBONES)}") from None

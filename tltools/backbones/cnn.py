@@ -1,4 +1,4 @@
-"""The article's baseline: two convolutions, all of whose weights are trained here."""
+"""The article's baseline: a small CNN with two convolutions, trained from scratch."""
 
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - it has one
+def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - only one
     from torch import nn
 
     if size % 4:
-        raise ModelError(f"the cnn needs an input size divisible by 4, got {size}")
+        raise ModelError(f"the CNN needs an input size divisible by 4, got {size}")
     layers = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),
         nn.BatchNorm2d(4),

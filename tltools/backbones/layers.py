@@ -1,4 +1,4 @@
-"""Layers that several backbones are built of."""
+"""Layers shared by several backbones."""
 
 from torch import Tensor, nn
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CLASSIFIER = tuple(f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias"))
-"""Of the layers between the convolutions and `classifier.6`, which features-only files lack."""
+"""Tensors between the convolutions and `classifier.6`, which features-only files lack."""
 
 
-def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - takes any
+def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - any size
     """Build the layers up to a head.
 
-    `last-layer` takes the place of `classifier.6`, behind 4096 features. `pooled` stands behind
-    the averages of the 512 feature maps, and needs no other layer of the classifier.
+    `last-layer` replaces `classifier.6` and takes 4096 features. `pooled` takes the averages of
+    the 512 feature maps and needs no other layer of the classifier.
     """
     from torch import nn
     from torchvision.models import vgg16
@@ -48,9 +48,9 @@ VGG16 = Backbone(
     build_layers=_build_layers,
     heads={"last-layer": _CLASSIFIER, "pooled": ()},
     recipes={
-        # Found by cross-validation on the training part: benchmarks/LOG.md.
+        # Found by cross-validation on the training split: benchmarks/LOG.md.
         "default": Recipe(epochs=80, lr=1e-3, weight_decay=0.1, standardize=True, resize="crop"),
-        # The article's transfer learning: nothing but Adam.
+        # The article's transfer learning: plain Adam.
         "article": Recipe(epochs=30, lr=5e-4, keep="last"),
     },
     last_maps="features",
@@ -59,7 +59,7 @@ VGG16 = Backbone(
         first_tensor="features.0.weight",
         downloads={IMAGENET: Download(torchvision="VGG16_Weights.IMAGENET1K_V1", megabytes=528)},
         # As torchvision publishes them: IMAGENET1K_V1 was trained with ImageNet's mean and
-        # standard deviation; IMAGENET1K_FEATURES, the authors' original, with the mean alone.
+        # standard deviation; IMAGENET1K_FEATURES, the authors' original, with the mean only.
         normalizations={
             "torchvision": Normalization(
                 mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), tensors=_CLASSIFIER

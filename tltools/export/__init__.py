@@ -13,7 +13,7 @@ _MODULES = {"ExportResult": "export", "ExportSettings": "settings", "export_run"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and not before: PyTorch takes seconds."""
+    """Import a name on first use: importing PyTorch takes seconds."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Export a run: write, load again with its own runtime, compare, and only then name the file."""
+"""Export a run: write a file, reload it in its own runtime, compare, and only then keep it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -25,11 +25,11 @@ from tltools.runtime.predictor import ExportPredictor
 from tltools.runtime.selftest import replay
 
 CPU_IMAGES = 256
-"""Images that are compared on the CPU as well where a GPU has compared all."""
+"""Images that are also compared on the CPU, after a GPU has compared all."""
 SEALED_ATOL = 1e-5
-"""How far logits may move when probabilities are added, and these be from what the logits give."""
+"""Largest change of the logits when probabilities are added, and largest error of these."""
 SEALED_GPU_ATOL = 1e-3
-"""The same of fp16 on a GPU, where PyTorch compiles a graph anew in the first calls."""
+"""The same for fp16 on a GPU, where PyTorch recompiles the graph during the first calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +40,17 @@ class ExportResult:
     card: Card
     size_bytes: int
     replaced: bool
-    """Whether an earlier export of the same run stood there."""
+    """Whether it replaced an earlier export of the same run."""
 
     @property
     def facts(self) -> ExportFacts:
-        """What the export adds to the run's card."""
+        """The facts that the export adds to the run's card."""
         assert self.card.export is not None
         return self.card.export
 
     @property
     def parity(self) -> Parity:
-        """How far the export is from PyTorch."""
+        """Parity of the export with PyTorch."""
         return self.facts.parity
 
 
@@ -61,17 +61,17 @@ def export_run(
 
     Args:
         run: The run folder.
-        settings: Which files to make, and how to verify them.
+        settings: Files to write, and how to verify them.
         progress: Shows the comparison.
 
     Raises:
         ArtifactError: If the folder is not a run, or an export is malformed.
-        ConfigError: As `ExportSettings.files`.
-        DataError: If the images of the run are gone.
-        DeviceError: If the device is not usable here, or cannot run an export.
-        ParityError: If an export misses the bar of its precision.
+        ConfigError: As for `ExportSettings.files`.
+        DataError: If images of the run are missing.
+        DeviceError: If the device is not available, or cannot run an export.
+        ParityError: If an export exceeds the parity limits of its precision.
 
-        An export that fails leaves no file; an earlier one of its name stays as it was.
+        An export that fails leaves no file; an earlier export at its path stays unchanged.
     """
     files = settings.files()
     with ExitStack() as stack:
@@ -95,30 +95,30 @@ def export_run(
 
 
 def _refusal(trained: TrainedRun, format_: ModelFormat, precision: Precision) -> str | None:
-    """Return why a file cannot be made and verified here; None if it can."""
+    """Return why a file cannot be exported and verified here; None if it can."""
     if format_.is_for_gpus(precision) and trained.predictor.device == "cpu":
         return (
-            f"{format_.title} in {precision} is for GPUs and is verified on one, and the device is "
-            f"the CPU ({trained.predictor.choice.reason}); export it where there is a GPU, or take "
-            "--format onnx"
+            f"{format_.title} in {precision} runs on GPUs and must be verified on one, but the "
+            f"device is the CPU ({trained.predictor.choice.reason}); export it on a machine with a "
+            "GPU, or use `formats=onnx`"
         )
     return None
 
 
 @dataclass
 class _File:
-    """One file on its way; what came of verifying it."""
+    """An export in progress, and the results of verifying it."""
 
     trained: TrainedRun
     format: ModelFormat
     precision: Precision
     predictor: ExportPredictor = field(init=False)
-    """The file that passed last, on the first device that it was verified on."""
+    """The file verified last, on the first device that it was verified on."""
     verified: tuple[Verified, ...] = ()
-    """What came of it on each device."""
+    """Results by device."""
 
     def export(self) -> ExportResult:
-        """Write the file, verify it and give it its name."""
+        """Write the file, verify it, and rename it to its final path."""
         card, progress = self.trained.card, self.trained.progress
         path = self.trained.folder / f"{card.run}.{self.precision}{self.format.suffix}"
         replaced = path.exists()
@@ -134,28 +134,28 @@ class _File:
                 )
                 self._seal(temporary, exported)
         except (ArtifactError, ParityError) as error:
-            other = "--format" if self.precision == "fp32" else "--precision"
+            other = "format" if self.precision == "fp32" else "precision"
             raise type(error)(
-                f"{path} is not made: {error}; try the other {other}, or other versions of torch "
+                f"{path} was not written: {error}; try another {other}, or other versions of torch "
                 "and onnxruntime"
             ) from error
         except DeviceError as error:
             reason = str(error).partition(";")[0]
             raise DeviceError(
-                f"{path} is not made: {reason}; free some of the device's memory, or verify on the "
-                "CPU alone with --device cpu"
+                f"{path} was not written: {reason}; free memory on the device, or verify only on "
+                "the CPU with `device=cpu`"
             ) from error
         return ExportResult(
             path=path, card=exported, size_bytes=path.stat().st_size, replaced=replaced
         )
 
     def verify(self, path: Path) -> None:
-        """Compare a file with PyTorch where it will run: on the GPU, if there is one, and the CPU.
+        """Compare a file with PyTorch on the CPU and, if there is one, on the GPU.
 
-        int8 is for CPUs and some formats in fp16 are for GPUs; they are compared there alone.
+        int8 is for CPUs, and some formats in fp16 are for GPUs; these are compared only there.
 
         Raises:
-            ParityError: If it misses the bar of its precision on one of them.
+            ParityError: If it exceeds the parity limits of its precision on one of the devices.
         """
         trained = self.trained
         device = "cpu" if self.precision == "int8" else trained.device
@@ -166,8 +166,8 @@ class _File:
             self.verified += (self._compare(on_cpu, CPU_IMAGES),)
         elif device != "cpu" and self.predictor.device != trained.predictor.device:
             trained.progress.warn(
-                f"{self.format.name} {self.precision} is verified on the CPU alone: "
-                f"{self.predictor.choice.reason}"
+                f"{trained.card.run}.{self.precision}{self.format.suffix} is verified only on the "
+                f"CPU: {self.predictor.choice.reason}"
             )
 
     def _compare(self, predictor: ExportPredictor, num_images: int) -> Verified:
@@ -188,7 +188,7 @@ class _File:
         return Verified(device=predictor.choice.device, provider=predictor.provider, parity=parity)
 
     def _facts(self, written: Written) -> ExportFacts:
-        """Return what the export's card says of the file."""
+        """Return the facts about the file for the export's card."""
         is_fp16 = self.precision == "fp16"
         return ExportFacts(
             format=self.format.name,
@@ -208,14 +208,14 @@ class _File:
         )
 
     def _seal(self, path: Path, card: Card) -> None:
-        """Put probabilities and the whole card into the file; see that it answers as before.
+        """Add probabilities and the complete card to the file, and check that it still agrees.
 
-        On the CPU where the file runs there, as its answers do not depend on what else is in the
-        graph; then the self-test is replayed on the GPU, if there is one.
+        The check runs on the CPU if the file can, because its outputs there do not depend on the
+        rest of the graph; then the self-test is replayed on the GPU, if there is one.
 
         Raises:
-            ParityError: If the file answers differently than before, fails its self-test, or gives
-                probabilities that are not softmax(logits / temperature).
+            ParityError: If the logits changed, the self-test fails, or the probabilities are not
+                softmax(logits / temperature).
         """
         device = self.trained.device if self.format.is_for_gpus(self.precision) else "cpu"
         few = self.trained.paths[:8]
@@ -224,7 +224,7 @@ class _File:
         sealed = load_predictor(path, device=device, self_test=False)
         atol = SEALED_ATOL if sealed.device == "cpu" else SEALED_GPU_ATOL
         if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=atol):
-            raise ParityError("the file changed its answers when its card was written")
+            raise ParityError("writing the card into the file changed its logits")
         _check_probabilities(sealed, card, few, atol=atol)
         replay(sealed, path)
         if self.verified[0].device != "cpu":
@@ -233,8 +233,8 @@ class _File:
     def _tell_int8(self) -> None:
         if self.precision == "int8" and self.trained.predictor.device != "cpu":
             self.trained.progress.say(
-                "int8 is verified on the CPU, for which it is meant: on the GPU it is slower than "
-                "fp16 and leaves nodes on the CPU; --precision fp16 is for the GPU"
+                "int8 is verified on the CPU, where it is meant to run: on a GPU it is slower than "
+                "fp16 and leaves nodes on the CPU; for GPUs use `precisions=fp16`"
             )
 
 
@@ -247,6 +247,6 @@ def _check_probabilities(
     difference = float(np.abs(sealed.probabilities(images) - expected).max())
     if not difference <= atol:
         raise ParityError(
-            f"its probabilities differ from softmax(logits / {card.temperature:g}) by "
+            f"the probabilities differ from softmax(logits / {card.temperature:g}) by "
             f"{difference:.1e}, more than {atol:g}"
         )

@@ -1,9 +1,9 @@
-"""Rewrite narrow convolutions as fewer and wider ones that compute the same.
+"""Rewrite narrow convolutions as fewer, wider ones with the same result.
 
-Processors multiply 8 or 16 channels at once, and their libraries pad what is narrower: of the small
-CNN's first layer, with 4 channels, three quarters of the work is on padding. A 3x3 convolution
-that a 2x2 maximum follows is computed here as one with four times the channels, one group for
-each position in the 2x2 window, of which the largest is taken.
+Processors multiply 8 or 16 channels at once, and their libraries pad narrower layers: in the small
+CNN's first layer, with 4 channels, three quarters of the work is padding. Here, a 3x3 convolution
+followed by 2x2 max pooling becomes one convolution with four times the channels: one group for each
+position in the 2x2 window. The output is the maximum over the groups.
 """
 
 import copy
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tltools.training.models import Classifier
 
 MAX_CHANNELS = 32
-"""Of a folded convolution: wider ones fill the processor's vectors by themselves."""
+"""Limit for a folded convolution: wider layers already fill the processor's vectors."""
 WINDOW = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 class PooledConv(nn.Module):
-    """Conv2d 3x3, BatchNorm2d, ReLU and MaxPool2d 2 in one: (N, C, H, W) → (N, D, H / 2, W / 2)."""
+    """Conv2d 3x3, BatchNorm2d, ReLU, MaxPool2d 2 in one: (N, C, H, W) → (N, D, H / 2, W / 2)."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-        """Take the weights of the two; the normalization is that of eval mode."""
+        """Combine the weights of both, with the normalization in eval mode."""
         super().__init__()
         weight, bias = _normalized(conv, norm)
         self.num_channels = conv.out_channels
@@ -42,10 +42,10 @@ class PooledConv(nn.Module):
 
 
 class FoldedClassifier(nn.Module):
-    """A classifier whose first convolution scales the pixels: the same logits."""
+    """A classifier whose first convolution also scales the pixels, with the same logits."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        """Join the parts."""
+        """Combine a backbone and a head."""
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -57,10 +57,10 @@ class FoldedClassifier(nn.Module):
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """Return a module with the same logits that runs faster; the model itself if there is none.
+    """Return a faster module with the same logits, or the model itself if it cannot be folded.
 
     Args:
-        model: A classifier in eval mode, which is not changed; anything else is left alone.
+        model: A classifier in eval mode, which is not changed; anything else is returned as it is.
     """
     if not isinstance(model, Classifier) or model.training:
         return model
@@ -76,7 +76,7 @@ def fold(model: nn.Module) -> nn.Module:
         else:
             folded.append(layers.pop(0))
     first = folded[0] if folded else None
-    # Padding is with zeros: a shift of the pixels cannot move behind it, a scale can.
+    # The layer pads with zeros, so a scale of the pixels can move behind the padding, a shift not.
     if not isinstance(first, PooledConv) or model.shift.any():
         return model
     first.conv.weight *= model.scale

@@ -1,4 +1,4 @@
-"""Write a model as ONNX, in fp32 from PyTorch and in other precisions by rewriting that file."""
+"""Write a model as ONNX: in fp32 from PyTorch, in other precisions by converting that file."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +17,9 @@ from tltools.runtime.predictor import OUTPUT, PROBABILITIES
 def write(
     trained: Trained, precision: Precision, path: Path, check: Callable[[Path], object]
 ) -> Written:
-    """Write a file, and have it checked; see `tltools.runtime.formats.Writer`.
+    """Write a file and check it; see `tltools.runtime.formats.Writer`.
 
-    An int8 file that fails its check is tried again with more layers in float.
+    If an int8 file fails its check, it is written again with more layers in float.
     """
     if precision == "fp32":
         write_fp32(trained, path)
@@ -59,7 +59,7 @@ def write_fp32(trained: Trained, path: Path) -> None:
 
 
 def seal(path: Path, card: Card) -> None:
-    """Append the nodes of the second output, and replace the card; see `Writer`."""
+    """Append the nodes for the second output, and replace the card; see `Writer`."""
     model = onnx.load(path)
     (logits,) = model.graph.output
     name = "temperature"

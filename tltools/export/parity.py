@@ -1,4 +1,4 @@
-"""Compare an export with its PyTorch model on real images, from bytes to label."""
+"""Compare an export with its PyTorch model on real images, from file to label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from tltools.runtime.predictor import Predictor
 
 @dataclass(frozen=True, kw_only=True)
 class ParityBar:
-    """What an export of one precision must reach, or it is not made."""
+    """Parity limits that an export of one precision must meet to be kept."""
 
     atol: float | None
-    """The largest logit difference that passes; None: only labels and accuracy count."""
+    """Largest logit difference that passes; None checks only labels and accuracy."""
     min_top1_agreement: float
-    """The smallest share of equal labels that passes."""
+    """Smallest fraction of equal labels that passes."""
     max_accuracy_drop: float | None = None
-    """The largest loss of top-1 accuracy that passes; None: it is not a condition."""
+    """Largest drop in top-1 accuracy that passes; None does not check it."""
 
 
 BARS: dict[Precision, ParityBar] = {
@@ -33,7 +33,7 @@ BARS: dict[Precision, ParityBar] = {
 }
 BATCH_SIZE = 32
 SINGLE = 4
-"""Images that are also run one by one, since a batch of one can take another path."""
+"""Images that are also run one by one, since a batch of one may use other kernels."""
 
 
 def compare(
@@ -45,18 +45,18 @@ def compare(
     bar: ParityBar = BARS["fp32"],
     progress: Progress = SILENT,
 ) -> Parity:
-    """Run an export on images and compare it with PyTorch's logits on the same ones.
+    """Run an export on images and compare its logits with PyTorch's on the same images.
 
     Args:
         reference: PyTorch's logits, (N, C).
         predictor: The export in its own runtime.
-        paths: The N images; the export's side decodes them by its own card.
-        targets: Their true classes, (N,); None: accuracy is not compared.
-        bar: What the export must reach.
-        progress: Told of each batch.
+        paths: The N images, which are decoded according to the export's own card.
+        targets: Their true class indices, (N,); None skips the comparison of accuracy.
+        bar: Limits that the export must meet.
+        progress: Shows the batches.
 
     Raises:
-        ParityError: If the export is beyond a limit, or its answer depends on the batch size.
+        ParityError: If the export exceeds a limit, or its labels depend on the batch size.
     """
     batch_size = min(BATCH_SIZE, max(2, len(paths)))
     logits = predict(predictor, paths, batch_size=batch_size, progress=progress)
@@ -80,7 +80,7 @@ def compare(
         drop = (before - after) / len(paths)
     _check_differences(paths, difference, same, drop, bar, largest=largest)
     if bar.min_top1_agreement == 1.0 and not same_single.all():
-        raise ParityError(f"a batch of one gets another label than a batch of {batch_size}")
+        raise ParityError(f"labels differ between a batch of one and a batch of {batch_size}")
     return Parity(
         max_abs_logit_diff=largest,
         top1_agreement=float(same.mean()),
@@ -102,18 +102,18 @@ def _check_differences(
     *,
     largest: float,
 ) -> None:
-    """Raise ParityError if a figure is beyond the bar."""
+    """Raise ParityError if a result exceeds its limit."""
     if bar.atol is not None and largest > bar.atol:
         raise ParityError(
-            f"the logits differ by {largest:.2e}, more than {bar.atol:.0e}, at worst on "
-            f"{paths[int(difference.argmax())]}"
+            f"the logits differ by up to {largest:.2e}, more than {bar.atol:.0e} (worst image "
+            f"{paths[int(difference.argmax())]})"
         )
     agreement = float(same.mean())
     if agreement < bar.min_top1_agreement:
         raise ParityError(
-            f"{agreement:.2%} of {len(paths)} images get the same label, fewer than "
-            f"{bar.min_top1_agreement:.2%}; the first that differs is "
-            f"{paths[int(np.flatnonzero(~same)[0])]}"
+            f"only {agreement:.2%} of {len(paths)} images get the same label, less than "
+            f"{bar.min_top1_agreement:.2%} (first difference "
+            f"{paths[int(np.flatnonzero(~same)[0])]})"
         )
     if drop is not None and bar.max_accuracy_drop is not None and drop > bar.max_accuracy_drop:
         raise ParityError(

@@ -1,4 +1,4 @@
-"""Make the self-test that travels in an export: drawn images, and PyTorch's answers to them."""
+"""Create the self-test embedded in an export: drawn images and PyTorch's logits for them."""
 
 import io
 
@@ -16,13 +16,13 @@ SIDE = 32
 """Height and width of a drawn image in pixels."""
 NUM_IMAGES, NUM_FOR_LARGE = 4, 1
 LARGE_PARAMETERS = 5_000_000
-"""Models with more of them take so long for an image that fewer are replayed."""
+"""Models with more parameters replay fewer images, because each takes longer."""
 
-# How far another processor or provider may be from PyTorch: so many times the difference that was
-# found here, and a share of the logits' spread, since its kernels add up in another order, or
-# round other activations up and down. fp32's share is ten times what parity demands. fp16's is
-# TF32's, which has the same ten bits: onnxruntime's CPU provider computes fp16 files in fp32, so
-# what is found on a CPU tells nothing of fp16 (VGG16 on an H200: 5.5e-3, on a CPU 5e-4).
+# How far another processor or execution provider may be from PyTorch: a multiple of the difference
+# measured here, plus a fraction of the logits' spread, since other kernels sum in another order or
+# round activations differently. fp32's fraction is ten times the parity limit. fp16's is that of
+# TF32, which has the same ten bits: onnxruntime's CPU provider computes fp16 files in fp32, so a
+# difference measured on a CPU says nothing about fp16 (VGG16 on an H200: 5.5e-3, on a CPU 5e-4).
 _TOLERANCES: dict[Precision, tuple[float, float]] = {
     "fp32": (2.0, 1e-3),
     "fp16": (2.0, TF32_TOLERANCE),
@@ -31,9 +31,9 @@ _TOLERANCES: dict[Precision, tuple[float, float]] = {
 
 
 def draw_images(num: int) -> tuple[bytes, ...]:
-    """Draw up to four small images, always the same ones; PNG files.
+    """Draw up to four small images, always the same ones, as PNG files.
 
-    Not the user's own: an export may go to somebody who must not see those.
+    The user's own images are not used: an export may go to people who must not see them.
     """
     y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
     radius = np.hypot(x - 0.5, y - 0.5)
@@ -57,16 +57,16 @@ def _png(image: NDArray[np.floating | np.bool_]) -> bytes:
 def make_self_test(
     trained: Predictor, exported: Predictor, *, precision: Precision, num_parameters: int
 ) -> SelfTest:
-    """Draw images, take PyTorch's answers, and say how near an export must come to them.
+    """Draw images, compute PyTorch's logits, and set the tolerance for the export.
 
     Args:
-        trained: The run's own PyTorch model.
-        exported: The export, opened by its own runtime.
-        precision: Of the export.
-        num_parameters: Of the model.
+        trained: The run's PyTorch model.
+        exported: The export, opened in its own runtime.
+        precision: Precision of the export.
+        num_parameters: Number of parameters of the model.
 
     Raises:
-        ParityError: If an answer of either is not finite.
+        ParityError: If a logit of either is not finite.
     """
     num = NUM_FOR_LARGE if num_parameters > LARGE_PARAMETERS else NUM_IMAGES
     files = draw_images(num)

@@ -1,4 +1,4 @@
-"""What an export is asked for; without PyTorch, so that a command can build it at once."""
+"""Export settings, without PyTorch, so that a command can create them without delay."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,34 +9,33 @@ from tltools.runtime.device import Device
 from tltools.runtime.formats import ModelFormat, format_named
 
 CALIBRATION_IMAGES = 128
-"""Images that int8's ranges are taken from: more change little (benchmarks/LOG.md)."""
+"""Default number of images for int8 calibration; more change little (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Which files to make of a run, and how to verify them."""
+    """Which files to export from a run, and how to verify them."""
 
     formats: tuple[str, ...] = ("onnx",)
     """Names of `tltools.runtime.formats.FORMATS`."""
     precisions: tuple[Precision, ...] = ("fp32",)
-    """A format that lacks one of them leaves it out."""
+    """Precisions of the files; a format skips those that it does not support."""
     output: Path = Path("exports")
     """Exports go to `output`/RUN/RUN.PRECISION.SUFFIX."""
     calibration_images: int = CALIBRATION_IMAGES
-    """Images of the run's training split that int8's ranges are taken from and that fp16's are
-    checked with, at most."""
+    """Maximum number of images of the run's training split for calibrating int8 and for checking
+    the range of fp16."""
     num_images: int | None = None
-    """How many images of the run's validation split are compared; None: all."""
+    """Number of images of the run's validation split to compare; None: all."""
     device: Device = "auto"
-    """Where both sides of the comparison and the calibration run; TF32 is off. What is verified on
-    a GPU is verified on the CPU too, and int8 on the CPU alone."""
+    """Device for the comparison and the calibration; TF32 is off. Exports verified on a GPU are
+    also verified on the CPU, and int8 only on the CPU."""
 
     def files(self) -> list[tuple[ModelFormat, Precision]]:
         """Return the format and the precision of each file.
 
         Raises:
-            ConfigError: If a format is unknown, or there is no file since the formats have none of
-                the precisions.
+            ConfigError: If a format is unknown, or no format supports any of the precisions.
         """
         formats = [format_named(name) for name in self.formats]
         found: list[tuple[ModelFormat, Precision]] = [
@@ -48,7 +47,7 @@ class ExportSettings:
         if not found:
             one, wanted = formats[0], self.precisions[0]
             raise ConfigError(
-                f"{one.title} exports are {' or '.join(one.precisions)}; --precision {wanted} "
-                "needs --format onnx"
+                f"{one.title} supports only {' and '.join(one.precisions)}; "
+                f"`precisions={wanted}` needs `formats=onnx`"
             )
         return found

@@ -1,4 +1,4 @@
-"""A run on its way into files: its model, its images, and what its exports share."""
+"""A run being exported: its model, its images, and intermediate results that its files share."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ CALIBRATION_BATCH = 16
 class TrainedRun:
     """A run's model and images; a `tltools.runtime.formats.Trained`.
 
-    What its files have in common is made once, when it is needed.
+    Results that several files share are computed once, on first use.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class TrainedRun:
 
         Args:
             run: The run folder.
-            output: Its exports go to a folder in it, and scratch files meanwhile.
-            device: Where the model is run.
-            num_images: How many images of the validation split are compared; None: all.
-            calibration_images: How many of the training split `calibration` has, at most.
-            progress: Shows what is run.
+            output: Parent folder of the run's exports; scratch files go there too.
+            device: Device that runs the model.
+            num_images: Number of images of the validation split to compare; None: all.
+            calibration_images: Maximum number of training images that `calibration` yields.
+            progress: Shows the images being run.
             stack: Removes the scratch files when it is closed.
 
         Raises:
             ArtifactError: If the folder is not a run.
-            DataError: If its validation images are gone, or it has none.
-            DeviceError: If the device is not usable here.
+            DataError: If the run has no validation images, or some are missing.
+            DeviceError: If the device is not available.
         """
         self.model, self.card = load_run(run)
         self.device: Device = device
@@ -76,7 +76,7 @@ class TrainedRun:
         self.folder = output / self.card.run
         self._stack = stack
         self.paths = [Path(path) for path in self._val["path"]]
-        """Of the N validation images that exports are compared on."""
+        """Paths of the N validation images that exports are compared on."""
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -91,16 +91,16 @@ class TrainedRun:
 
     @cached_property
     def confidence(self) -> Confidence:
-        """The run's calibration; one that was trained before there was any gets it here."""
+        """The run's calibration, computed now for a run that was trained without."""
         return self.card.confidence or fit_temperature(self.reference, self.targets)
 
     @property
     def num_parameters(self) -> int:
-        """Of the model."""
+        """Number of parameters of the model."""
         return sum(one.numel() for one in self.model.parameters())
 
     def module(self, precision: Precision) -> nn.Module:
-        """Return the model to write: folded in fp32, or in fp16 on the device of the run."""
+        """Return the model to write: folded for fp32, or on the run's device for fp16."""
         if precision == "fp16":
             return HalfClassifier(self.model).eval().to(self.predictor.choice.name)
         return fold(self.model)
@@ -108,13 +108,13 @@ class TrainedRun:
     def example(self, precision: Precision) -> Tensor:
         """Return two images, uint8 (2, size, size, 3), on the device of `module`.
 
-        Noise, for a writer that runs the model once.
+        They are noise, for a writer that traces the model.
         """
         images = example_images(self.card.preprocessing.size)
         return images.to(self.predictor.choice.name) if precision == "fp16" else images
 
     def calibration(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield images of the training split in batches, from all classes alike, as they go."""
+        """Yield batches of training images, balanced across the classes where possible."""
         paths = self._calibration_paths
         with self.progress.bar("Calibrating", len(paths)) as bar:
             for images in decode_batches(
@@ -124,11 +124,11 @@ class TrainedRun:
                 bar.advance(len(images))
 
     def describe_calibration(self) -> Calibration:
-        """Return what the card says of `calibration`."""
+        """Return the facts about `calibration` for the card."""
         return Calibration(method="MinMax", num_images=len(self._calibration_paths))
 
     def once(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Return a scratch file of this name, which is written once."""
+        """Return the scratch file of this name; write it on first use."""
         path = self._scratch / name
         if not path.exists():
             write(path)
@@ -150,10 +150,10 @@ class TrainedRun:
 
 
 class HalfClassifier(nn.Module):
-    """A classifier in fp16; the images are normalized in fp32, and the logits are float32."""
+    """A classifier in fp16; images are normalized in fp32, and the logits are float32."""
 
     def __init__(self, model: Classifier) -> None:
-        """Copy the parts; the model itself is not changed."""
+        """Copy the model's parts; the model itself is not changed."""
         super().__init__()
         self.backbone = copy.deepcopy(model.backbone).half()
         self.head = copy.deepcopy(model.head).half()
@@ -172,18 +172,19 @@ _SPLIT_NAMES = {"val": ("validation", "verified"), "train": ("training", "calibr
 
 
 def _part(frame: pd.DataFrame, split: Literal["val", "train"], run: Path) -> pd.DataFrame:
-    """Return the rows of a split, whose images must all be there.
+    """Return the rows of a split, all of whose images must exist.
 
     Raises:
-        DataError: If it has no image, or some are gone.
+        DataError: If it has no images, or some are missing.
     """
     part = frame.loc[frame["split"] == split]
     gone = [path for path in part["path"] if not Path(path).is_file()]
     if gone or not len(part):
         name, need = _SPLIT_NAMES[split]
-        what = f"{gone[0]} and {len(gone) - 1} more have gone" if gone else "it has none"
+        what = f"{len(gone):,} are missing (first {gone[0]})" if gone else "it has none"
+        remedy = "restore them" if gone else "train a run that has some"
         raise DataError(
-            f"run {run.name} cannot be {need} on its {name} images: {what}; an export "
-            f"is {need} on real images or not made: put them back"
+            f"run {run.name} cannot be {need} on its {name} images: {what}; every export is {need} "
+            f"on real images: {remedy}"
         )
     return part

@@ -1,1 +1,1 @@
-"""ONNX files as graphs: write them from PyTorch, check them, make them int8 or fp16."""
+"""ONNX graphs: write them from PyTorch, check them, convert them to int8 or fp16."""

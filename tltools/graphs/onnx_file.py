@@ -1,4 +1,4 @@
-"""Write a PyTorch module as one ONNX file, and check such a file; nothing is verified here."""
+"""Write a PyTorch module as one ONNX file, and check its format; parity is verified elsewhere."""
 
 import logging
 import warnings
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from tltools.errors import ArtifactError
 
 OPSET = 20
-"""What torch's exporter writes without conversion, and onnxruntime has read since 1.17."""
+"""Opset that torch's exporter writes without conversion; onnxruntime reads it since 1.17."""
 IR_VERSION = 10
-"""What torch writes and onnxruntime has read since 1.18; onnx's helpers would raise it."""
+"""IR version that torch writes; onnxruntime reads it since 1.18. onnx's helpers would raise it."""
 
 
 def example_images(size: int) -> Tensor:
-    """Return a batch of two, uint8 (2, size, size, 3): one of one would be taken for a constant."""
+    """Return two images, uint8 (2, size, size, 3): a batch of one would become a constant."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
 
@@ -31,10 +31,10 @@ def write_module(
 
     Args:
         module: Maps images, uint8 (N, size, size, 3), to one tensor, (N, F).
-        path: Where the file goes.
+        path: Path of the file.
         size: Height and width of an image in pixels.
         output: The output's name; the input is `images`.
-        metadata: Goes into the file's `metadata_props`.
+        metadata: Entries of the file's `metadata_props`.
 
     Raises:
         ArtifactError: If the exporter froze the batch axis.
@@ -58,11 +58,11 @@ def write_module(
 
 
 def check_onnx(path: Path) -> None:
-    """Run onnx's own checker with full shape inference, and look at the batch axis.
+    """Run onnx's checker with full shape inference, and check that the batch axis is symbolic.
 
     Raises:
-        ArtifactError: If the file fails the check, or its batch axis is a number (seen with
-            torch's exporter: pytorch issue 157621).
+        ArtifactError: If the file fails the check, or its batch axis is a number (a known problem
+            of torch's exporter: pytorch issue 157621).
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -76,7 +76,7 @@ def check_onnx(path: Path) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's advice to developers of exporters from the terminal."""
+    """Suppress the exporter's messages, which are meant for its developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

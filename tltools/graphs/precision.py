@@ -1,20 +1,20 @@
-"""Make int8 and fp16 ONNX files from an fp32 one; nothing is verified here.
+"""Convert an fp32 ONNX file to int8 or fp16; the result is verified elsewhere.
 
-int8 is static quantization: each Conv's and Gemm's weights become int8, one scale per output
-channel, and the activations between them uint8, whose ranges are the smallest and largest values
-on calibration images. onnxruntime's `QDQQuantizer` rewrites the graph. Its front door,
-`quantize_static`, is not used: it calibrates again for each file, in one copy of the model on
-the disk after another, and writes advice to the terminal.
+int8 is static quantization: the weights of each Conv and Gemm become int8 with one scale per output
+channel, and the activations between them become uint8, with the smallest and largest values on the
+calibration images as their range. onnxruntime's `QDQQuantizer` rewrites the graph. The usual entry
+point, `quantize_static`, is not used: it calibrates again for every file, writes several copies of
+the model to disk, and prints advice to the terminal.
 
-What was chosen by measuring, on VGG16 (pooled head) and the CNN against fp32:
+These choices were made by measurement, on VGG16 (pooled head) and the CNN against fp32:
 
 - MinMax ranges. Largest logit differences on two data sets: MinMax 0.085 and 0.086, Percentile
   99.999 0.095 and 0.18, Percentile 99.9 0.98 and 0.93, Entropy 0.88 and 0.17. The few largest
-  activations are what the classes are told apart by.
-- Float logits. As uint8 they are cut off at the calibration images' largest: 0.59 against 0.046.
-- A float head where its input is not quantized already (behind a mean): half the difference.
+  activations separate the classes.
+- Float logits. As uint8 they saturate at the calibration images' maximum: 0.59 against 0.046.
+- A float head if its input is not already quantized (after a mean): half the difference.
 - uint8 activations with int8 weights, which x86's VNNI and all other processors multiply without
-  saturation; int8 activations are neither nearer nor faster.
+  saturation; int8 activations are neither more accurate nor faster.
 """
 
 import itertools
@@ -48,17 +48,17 @@ Ranges = dict[str, tuple[np.float32, np.float32]]
 """Smallest and largest value of each float tensor on the calibration images, by its name."""
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
-"""What does the work, and what int8 makes faster."""
+"""Operators that do most of the work and that int8 speeds up."""
 QUANTIZED_OPS = (*WEIGHTED_OPS, "Add", "Relu", "MaxPool", "AveragePool", "Reshape", "Flatten")
-"""The others pass the bytes on, where what comes before them is quantized: an Add, as in a residual
-block, where both of its branches are."""
+"""Operators that are quantized. Those without weights pass bytes through if their input is
+quantized; an Add, as in a residual block, only if both of its branches are."""
 FLOAT_OUTPUTS = ("Gemm", "MatMul")
-"""Products whose outputs, the logits among them, stay float; only their inputs are bytes."""
+"""Products whose outputs, including the logits, stay float; only their inputs are bytes."""
 FP16_LIMIT = 65504 / 2
-"""Half of fp16's largest number, since other images can go beyond those that were looked at."""
+"""Half of fp16's largest number, since other images may exceed the values seen in calibration."""
 PROBE_OPSET = 18
-"""onnxruntime finds smallest and largest values on CUDA by this opset and by no later one. What an
-export consists of means the same in it."""
+"""Latest opset in which onnxruntime computes minima and maxima on CUDA. The operators of an export
+mean the same in it."""
 NUM_SENSITIVITY_IMAGES = 8
 
 
@@ -70,14 +70,14 @@ def write_int8(
     keep_float: Sequence[str] = (),
     device: Device = "cpu",
 ) -> None:
-    """Quantize an fp32 export; the card, opset, inputs and outputs stay as they are.
+    """Quantize an fp32 export; the card, opset, inputs and outputs stay unchanged.
 
     Args:
         source: The fp32 export.
-        target: Where the int8 file goes, complete or not at all.
-        calibration: Batches (n, size, size, 3), uint8, RGB, each run once. Only one is held.
+        target: Path of the int8 file, written completely or not at all.
+        calibration: Batches (n, size, size, 3), uint8, RGB, each run once; one is held at a time.
         keep_float: Names of nodes that are not quantized.
-        device: Where the images are run for calibration.
+        device: Device that runs the calibration images.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
@@ -99,28 +99,28 @@ def quantize_until(
     device: Device = "cpu",
     progress: Progress = SILENT,
 ) -> list[str]:
-    """Quantize an fp32 export, keeping as many layers in float as it takes to pass a check.
+    """Quantize an fp32 export, keeping as many layers in float as needed to pass a check.
 
-    First none, then the most sensitive one, two, four and so on are kept, in the end all. The
-    images are run for calibration once, and the sensitivity is measured only if it is needed.
+    The first try keeps none; then the most sensitive one, two, four and so on, finally all. The
+    calibration images are run once, and sensitivity is measured only if the first try fails.
 
     Args:
         source: The fp32 export.
-        target: Where the int8 file goes once it has passed, complete or not at all.
-        calibration: Batches (n, size, size, 3), uint8, RGB. One and a few images are held.
-        check: Raises ParityError if the int8 file at the path misses the bar.
-        device: Where the images are run for calibration; sensitivity is measured on the CPU.
-        progress: Told of each further try.
+        target: Path of the int8 file, written completely and only if it passes.
+        calibration: Batches (n, size, size, 3), uint8, RGB. One batch and a few images are held.
+        check: Raises ParityError if the int8 file at the path fails.
+        device: Device that runs the calibration images; sensitivity is measured on the CPU.
+        progress: Reports each further try.
 
     Returns:
-        The names of the nodes kept in float, the most sensitive first; those that stay float
-        in any case are not among them.
+        The names of the nodes kept in float, the most sensitive first, without those that stay
+        float in any case.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
         DataError: If there are no calibration images.
         DeviceError: If the device cannot run it.
-        ParityError: The check's last, if no choice of layers passes; there is no file then.
+        ParityError: The last error of the check, if no choice of layers passes; no file is written.
     """
     model = _load(source)
     few: list[NDArray[np.uint8]] = []
@@ -137,7 +137,7 @@ def quantize_until(
                 if keep >= len(order):
                     raise
                 keep = min(max(1, 2 * keep), len(order))
-                progress.say(f"int8: {error}; trying with {keep} of {len(order)} layers in float")
+                progress.say(f"int8: {error}; retrying with {keep} of {len(order)} layers in float")
             else:
                 return order[:keep]
 
@@ -148,16 +148,16 @@ def sensitive_layers(
     *,
     calibration: Iterable[NDArray[np.uint8]] | None = None,
 ) -> list[str]:
-    """Order the layers by how far the logits move when that layer alone is quantized.
+    """Order the layers by how much the logits change if only that layer is quantized.
 
     Args:
         source: The fp32 export.
-        images: What the logits are compared on, (N, size, size, 3), uint8, RGB; each layer
-            costs one forward pass over them.
-        calibration: Batches of images for the activations' ranges; by default `images`.
+        images: Images to compare the logits on, (N, size, size, 3), uint8, RGB; each layer costs
+            one forward pass over them.
+        calibration: Batches of calibration images; the default is `images`.
 
     Returns:
-        Names of the nodes that `write_int8` would quantize, the worst first.
+        Names of the nodes that `write_int8` would quantize, the most sensitive first.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the source.
@@ -175,18 +175,18 @@ def write_fp16(
     *,
     device: Device = "cpu",
 ) -> list[str]:
-    """Convert an fp32 export to half precision: weights and arithmetic.
+    """Convert the weights and arithmetic of an fp32 export to half precision.
 
-    The input stays uint8 and the output float32, and the normalization stays fp32, so that the
-    images are rounded once only. onnxruntime's CPU provider computes such a file in fp32 with
-    the rounded weights; an activation beyond fp16's 65504 is infinite on a GPU only, where no
-    parity check on a CPU sees it. So nodes that come near it on the images stay fp32.
+    The input stays uint8 and the output float32, and normalization stays fp32, so images are
+    rounded only once. onnxruntime's CPU execution provider computes such a file in fp32 with the
+    rounded weights; an activation beyond fp16's 65504 overflows only on a GPU, where a parity check
+    on the CPU cannot see it. So nodes that come near this limit on the images stay fp32.
 
     Args:
         source: The fp32 export.
-        target: Where the fp16 file goes, complete or not at all.
-        calibration: Batches (n, size, size, 3), uint8, RGB; None: nothing is looked at.
-        device: Where the images are run for calibration.
+        target: Path of the fp16 file, written completely or not at all.
+        calibration: Batches (n, size, size, 3), uint8, RGB; None skips the check for overflow.
+        device: Device that runs the calibration images.
 
     Returns:
         Names of the nodes that stay fp32 because their activations are too large.
@@ -215,12 +215,13 @@ def activation_ranges(
 ) -> Ranges:
     """Run images and return the smallest and largest value of each float tensor.
 
-    The model is given outputs for them, so that only two numbers a tensor and batch leave it.
+    The minima and maxima are computed inside the graph, as extra outputs: two numbers per tensor
+    and batch.
 
     Args:
         model: An fp32 model.
         calibration: Batches (n, size, size, 3), uint8, RGB, each run once.
-        device: Where they are run; TF32 is off.
+        device: Device that runs them; TF32 is off.
 
     Raises:
         ArtifactError: If onnxruntime cannot run the model.
@@ -245,7 +246,7 @@ def activation_ranges(
     del probe
     per_batch = [_run(session, images) for images in calibration]
     if not per_batch:
-        raise DataError("there are no images to calibrate on; --calibration-images needs some")
+        raise DataError("there are no images to calibrate on; increase `calibration_images=`")
     both = np.array(per_batch, dtype=np.float32)
     lowest, highest = both[:, : len(floats)].min(0), both[:, len(floats) :].max(0)
     return dict(zip(floats, zip(lowest, highest, strict=True), strict=True))
@@ -257,7 +258,7 @@ def activation_ranges(
 def _quantized(
     model: ModelProto, ranges: Ranges, *, keep_float: Sequence[str] = (), only: Sequence[str] = ()
 ) -> ModelProto:
-    """Return a copy with int8 weights and uint8 activations; `only`: of these nodes alone."""
+    """Return a copy with int8 weights and uint8 activations, for the nodes in `only` or for all."""
     import_onnxruntime()
     with _onnxruntime_tools():
         from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
@@ -265,7 +266,7 @@ def _quantized(
 
     copy = ModelProto()
     copy.CopyFrom(model)
-    # Says that shapes are inferred, or onnxruntime would do it again in files of its own.
+    # Marks the shapes as inferred; otherwise onnxruntime would infer them again, in its own files.
     add_infer_metadata(copy)
     with _quiet_quantizer():
         quantizer = QDQQuantizer(
@@ -285,7 +286,7 @@ def _quantized(
 
 
 def _halved(model: ModelProto, *, keep_float: Sequence[str]) -> ModelProto:
-    """Return a copy in half precision, apart from `keep_float`."""
+    """Return a copy in half precision, except for the nodes in `keep_float`."""
     import_onnxruntime()
     with _onnxruntime_tools():
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -300,7 +301,7 @@ def _halved(model: ModelProto, *, keep_float: Sequence[str]) -> ModelProto:
 
 
 def _drop_round_trips(model: ModelProto) -> None:
-    """Connect neighbors in fp32 directly: the converter casts between them to fp16 and back."""
+    """Remove the casts to fp16 and back that the converter puts between neighbors in fp32."""
     graph = model.graph
     producers = {node.output[0]: node for node in graph.node}
     original = {}
@@ -309,7 +310,7 @@ def _drop_round_trips(model: ModelProto) -> None:
         if halving is not None and _casts_to(halving, TensorProto.FLOAT16):
             original[name] = halving.input[0]
     for value in graph.output:
-        if value.name in original:  # a node in fp32 makes an output, and takes its name
+        if value.name in original:  # an fp32 node produces this output, and takes its name
             graph.node.remove(producers[value.name])
             made = original.pop(value.name)
             producers[made].output[0] = value.name
@@ -338,7 +339,7 @@ def _casts_to(node: NodeProto, kind: int) -> bool:
 
 
 def _by_sensitivity(model: ModelProto, ranges: Ranges, images: NDArray[np.uint8]) -> list[str]:
-    """Return the quantizable nodes, the one whose quantization moves the logits most first."""
+    """Return the quantizable nodes, the one that changes the logits most first."""
     reference = _logits(model, images)
     shift = {}
     for node in _quantizable(model):
@@ -355,13 +356,13 @@ def _quantizable(model: ModelProto) -> list[NodeProto]:
 
 
 def _relus_behind(model: ModelProto, node: NodeProto) -> list[str]:
-    """Return the Relu that is quantized as one with `node`, if there is one."""
+    """Return the Relu that is quantized together with `node`, if there is one."""
     users = [user for user in model.graph.node if node.output[0] in user.input]
     return [user.name for user in users if user.op_type == "Relu" and len(users) == 1]
 
 
 def _float_heads(model: ModelProto) -> list[str]:
-    """Return products whose input no quantized operator makes: making bytes of it costs most."""
+    """Return products whose input is not quantized: quantizing it would cost the most accuracy."""
     float_adds = _float_adds(model)
     quantized = {
         name
@@ -377,9 +378,9 @@ def _float_heads(model: ModelProto) -> list[str]:
 
 
 def _float_adds(model: ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
-    """Return the sums of which a branch stays float: onnxruntime would quantize each of them.
+    """Return the Adds with a float branch, which onnxruntime would quantize anyway.
 
-    Among them are those with a constant: the normalization of the pixels, and a product's bias.
+    These include Adds of a constant: the normalization of the pixels, and a product's bias.
     """
     quantized: set[str] = set()
     float_adds: list[str] = []
@@ -398,7 +399,7 @@ def _float_adds(model: ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
 
 
 def _normalization(model: ModelProto) -> Iterator[NodeProto]:
-    """Yield the nodes before the first layer; a graph is in order of computation."""
+    """Yield the nodes before the first layer; a graph is topologically sorted."""
     return itertools.takewhile(lambda node: node.op_type not in WEIGHTED_OPS, model.graph.node)
 
 
@@ -413,8 +414,8 @@ def _run(session: "InferenceSession", images: NDArray[np.uint8]) -> list[NDArray
     except onnxruntime_errors() as error:
         reason = str(error).strip().partition("\n")[0]
         raise DeviceError(
-            f"the model failed on {len(images)} images: {reason}; free some of the device's "
-            "memory, or choose --device cpu"
+            f"the model failed on a batch of {len(images)}: {reason}; free memory on the device, "
+            "or use `device=cpu`"
         ) from error
     return [np.asarray(output) for output in outputs]
 
@@ -423,9 +424,10 @@ def _run(session: "InferenceSession", images: NDArray[np.uint8]) -> list[NDArray
 
 
 def _load(source: Path) -> ModelProto:
-    """Load an export and infer the shape and type of each tensor that a node makes.
+    """Load an export and infer the shape and type of each tensor that a node outputs.
 
-    torch's exporter notes those of the weights as well; both rewriters take them for activations.
+    torch's exporter records those of the weights as well, which both rewriters would mistake for
+    activations.
     """
     model = onnx.load(source)
     del model.graph.value_info[:]
@@ -438,12 +440,12 @@ def _save(model: ModelProto, path: Path) -> None:
 
 
 def _like(result: ModelProto, source: ModelProto) -> ModelProto:
-    """Give a rewritten model its source's card and IR version back, and its nodes an order."""
+    """Sort a rewritten model's nodes, and restore the card and IR version of its source."""
     with _onnxruntime_tools():
         from onnxruntime.quantization.onnx_model import ONNXModel
 
     ONNXModel(result).topological_sort()
-    del result.graph.value_info[:]  # of before; whoever needs the types infers them again
+    del result.graph.value_info[:]  # outdated; the types are inferred again when needed
     result.ir_version = source.ir_version
     del result.metadata_props[:]
     result.metadata_props.extend(source.metadata_props)
@@ -453,7 +455,7 @@ def _like(result: ModelProto, source: ModelProto) -> ModelProto:
 def _remember(
     batches: Iterable[NDArray[np.uint8]], few: list[NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pass batches on, and put copies of the first images into `few`."""
+    """Yield the batches unchanged, and put copies of the first images into `few`."""
     missing = NUM_SENSITIVITY_IMAGES
     for images in batches:
         if missing > 0:
@@ -463,17 +465,17 @@ def _remember(
 
 
 def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Yield images in batches of a few, which bounds the activations' memory."""
+    """Yield images in small batches, which bounds the activations' memory."""
     for start in range(0, len(images), NUM_SENSITIVITY_IMAGES):
         yield images[start : start + NUM_SENSITIVITY_IMAGES]
 
 
 @contextmanager
 def _onnxruntime_tools() -> Iterator[None]:
-    """Let onnxruntime's tools find their own modules, and nobody else.
+    """Let onnxruntime's tools import their own modules, within the block only.
 
-    Importing them puts their folder on Python's search path for good, where a module of theirs
-    could take the place of somebody else's.
+    Importing the tools leaves their folder on Python's search path, where their modules could
+    shadow those of other packages.
     """
     path = list(sys.path)
     try:
@@ -487,9 +489,9 @@ def _onnxruntime_tools() -> Iterator[None]:
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Keep the quantizer's advice from the terminal.
+    """Suppress the quantizer's advice.
 
-    It goes through `logging.warning`, which would also set the root logger up for good.
+    It is logged with `logging.warning`, which would also configure the root logger permanently.
     """
     root = logging.getLogger()
     disabled, handlers = root.manager.disable, list(root.handlers)

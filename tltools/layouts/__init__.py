@@ -1,4 +1,4 @@
-"""Set exports up for serving: a model repository for Triton, the makings of a slim image."""
+"""Prepare exports for serving: a Triton model repository, or a Docker build context."""
 
 from tltools.layouts.layout import FORMAT, Laid, Layout, lay_out
 

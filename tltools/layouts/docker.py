@@ -1,4 +1,4 @@
-"""A Docker build context for a slim image that classifies a mounted folder without torch."""
+"""Create a Docker build context: a slim image that classifies a mounted folder without torch."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,13 +9,13 @@ from tltools.layouts.wheel import NAME, make_wheel
 PYTHON = "3.11"
 """Python version of the base image; requirements.txt is tested with it."""
 PACKAGES_MB = 182
-"""Installed size of requirements.txt in megabytes, with bytecode: a test measures it."""
+"""Installed size of requirements.txt in megabytes, including bytecode; a test measures it."""
 PYARROW = "26.0.1"
-"""Version for users who add Parquet; the one in constraints.txt."""
+"""Version for users who add Parquet, as in constraints.txt."""
 
 
 def docker_files(export: Path) -> dict[str, str | bytes | Path]:
-    """Return the files of the build context; no text from the export goes into them.
+    """Return the files of the build context; they contain no text from the export.
 
     Raises:
         ConfigError: If this tltools is not installed as a package.

@@ -1,4 +1,4 @@
-"""Write an export's layout: a folder with all that somebody else's server needs of it."""
+"""Write an export's layout: a folder with everything that a server needs to run it."""
 
 import shutil
 from collections.abc import Mapping
@@ -16,39 +16,39 @@ from tltools.runtime.formats import ONNX, format_of
 
 Layout: TypeAlias = Literal["triton", "docker"]
 FORMAT = ONNX
-"""Of the exports that go into a layout: both run them with onnxruntime."""
+"""Format of the exports in a layout: both layouts run them with onnxruntime."""
 Contents: TypeAlias = Mapping[str, str | bytes | Path]
-"""What the files of a layout hold, by their place in its folder: text, bytes, or a file's copy."""
+"""Contents of a layout's files, by their path in its folder: text, bytes, or a file to copy."""
 
 
 @dataclass(frozen=True)
 class Laid:
-    """One export in its layout."""
+    """The layout of one export."""
 
     folder: Path
     size_bytes: int
-    """Of all files together."""
+    """Total size of all files."""
 
 
 def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     """Write the layout of an export to `output`/LAYOUT/RUN_PRECISION/.
 
-    Its files replace those of an earlier layout of that name together, when all are complete.
+    Its files replace those of an earlier layout of the same name only after all are complete.
 
     Args:
         layout: `triton` or `docker`.
-        export: An ONNX export. It is copied byte for byte.
-        output: Where layouts go.
+        export: An ONNX export, which is copied byte for byte.
+        output: Parent folder of the layouts.
 
     Raises:
-        ArtifactError: If it is no export, or a class has a name that the layout cannot hold.
-        ConfigError: If it is of another format, or tltools is not installed as a package.
+        ArtifactError: If it is not an export, or the layout does not support a class name.
+        ConfigError: If it has another format, or tltools is not installed as a package.
         TltoolsError: If the folder cannot be written.
     """
     if format_of(export) is not FORMAT:
         raise ConfigError(
-            f"--layout {layout} takes {FORMAT.title} exports, and {export} is none: export it with "
-            f"--format {FORMAT.name}"
+            f"`layout={layout}` needs an {FORMAT.title} export, and {export} is not one: export "
+            f"the run with `formats={FORMAT.name}`"
         )
     card = read_card(export)
     assert card.export is not None
@@ -57,7 +57,7 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     contents: Contents
     contents = triton_files(export, card, name) if layout == "triton" else docker_files(export)
     with ExitStack() as stack:
-        # All are complete before the first gets its name.
+        # All files are complete before the first one is renamed.
         opened = {name: stack.enter_context(atomic_path(folder / name)) for name in contents}
         for name, content in contents.items():
             if isinstance(content, Path):

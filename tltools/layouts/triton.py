@@ -1,7 +1,7 @@
-"""A model repository for NVIDIA's Triton Inference Server.
+"""Create a model repository for NVIDIA's Triton Inference Server.
 
-The configuration is written as text, and not by way of Triton's protobuf classes: it is a page of
-fixed fields, and the package that has the classes would be there for nothing else. A test parses it
+The configuration is written as text rather than with Triton's protobuf classes: it is a page of
+fixed fields, and the package with the classes would be needed for nothing else. A test parses it
 with these classes.
 """
 
@@ -15,14 +15,14 @@ from tltools.runtime.onnx_reader import TensorType
 from tltools.runtime.predictor import OUTPUT, PROBABILITIES
 
 MAX_BATCH = 32
-"""As many as `classify` gives a GPU."""
+"""Maximum batch size, the same as that of `classify` on a GPU."""
 PREFERRED_BATCHES = (8, MAX_BATCH)
-"""Few, since a GPU's libraries look for the best kernels once for each size that occurs."""
+"""Few sizes, because a GPU's libraries search for the best kernels once per batch size."""
 MAX_QUEUE_DELAY_US = 2000
-"""How long Triton holds a request back for others, in microseconds."""
+"""Longest time that Triton delays a request to form a batch, in microseconds."""
 LABELS = "labels.txt"
 TYPES = {"uint8": "TYPE_UINT8", "float": "TYPE_FP32"}
-"""Triton's names of the element types that exports have at their ends."""
+"""Triton's names for the element types of an export's inputs and outputs."""
 
 
 def triton_files(export: Path, card: Card, name: str) -> dict[str, str | Path]:
@@ -31,10 +31,10 @@ def triton_files(export: Path, card: Card, name: str) -> dict[str, str | Path]:
     Args:
         export: The ONNX export.
         card: Its card.
-        name: Of the model, which is that of its folder too.
+        name: Name of the model and of its folder.
 
     Raises:
-        ArtifactError: If a class has a name that takes no line, or more than one, of the labels.
+        ArtifactError: If a class name is not exactly one line of text.
     """
     inputs, outputs = read_signature(export)
     return {
@@ -45,21 +45,21 @@ def triton_files(export: Path, card: Card, name: str) -> dict[str, str | Path]:
 
 
 def labels_text(classes: Sequence[str]) -> str:
-    r"""Return the classes' names, one a line, as Triton reads them.
+    r"""Return the class names, one per line, as Triton reads them.
 
-    A name with a line break in it is refused and not escaped: every label behind it would move, and
-    a client that compares labels with the card's classes would not know an escaped one.
+    A name with a line break is rejected: unescaped, it would shift every label after it; escaped,
+    it would no longer equal the card's class name, with which clients compare it.
 
     Raises:
-        ArtifactError: If a name is empty or holds a line break, of the kinds that Python and
-            Unicode know; Triton knows `\n` alone, but its clients read the file too.
+        ArtifactError: If a name is empty or contains any line break known to Python and Unicode;
+            Triton splits only at `\n`, but its clients read the file too.
     """
     for name in classes:
         if name.splitlines() != [name]:
             raise ArtifactError(
-                f"class {name!r} is empty or holds a line break, and Triton's {LABELS} has a line "
-                "for each class: rename the class in the data and train again (the docker layout "
-                "takes any name)"
+                f"class {name!r} is empty or contains a line break, but Triton's {LABELS} needs a "
+                "line per class: rename the class in the data and train again (the docker layout "
+                "supports any name)"
             )
     return "".join(f"{name}\n" for name in classes)
 
@@ -69,13 +69,13 @@ def _config(
 ) -> str:
     """Return a ModelConfig in protobuf's text format.
 
-    The names in it need no escapes: a run's has no quotes, backslashes and control characters,
-    which its card would not have passed with, and the graph's are tltools' own.
+    The names need no escaping: a valid card's run name has no quotes, backslashes or control
+    characters, and the names in the graph are tltools' own.
     """
     rules = card.preprocessing
     how = {
-        "squash": f"scaled to {rules.size} x {rules.size}, whatever their proportions",
-        "crop": f"scaled and cropped to the central {rules.size} x {rules.size}",
+        "squash": f"resized to {rules.size} x {rules.size}, ignoring the aspect ratio",
+        "crop": f"resized and cropped to the central {rules.size} x {rules.size}",
     }[rules.resize]
     labeled = PROBABILITIES if PROBABILITIES in [one.name for one in outputs] else OUTPUT
     preferred = ", ".join(map(str, PREFERRED_BATCHES))
@@ -95,13 +95,13 @@ output [
 {_tensors(outputs, labeled)}
 ]
 
-# A place to start from: Triton's perf_analyzer says what suits a machine.
+# A starting point: use Triton's perf_analyzer to tune it for your machine.
 dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
   max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US}
 }}
 
-# Triton decides on instances: one on each GPU, or one on the CPU. Other numbers, for instance:
+# Triton's default is one instance per GPU, or one on the CPU. To change it, for example:
 # instance_group [ {{ kind: KIND_CPU count: 2 }} ]
 """
 
@@ -111,7 +111,7 @@ def _tensors(tensors: Sequence[TensorType], labeled: str = "") -> str:
 
 
 def _tensor(tensor: TensorType, *, labels: bool) -> str:
-    """Return an input or output; the batch is Triton's business and not among the dims."""
+    """Return an input or output; Triton adds the batch dimension itself."""
     dims = ", ".join(str(size) for size in tensor.shape[1:])
     lines = [
         f'name: "{tensor.name}"',

@@ -1,7 +1,7 @@
-"""Pack this very tltools as a wheel, without a network and whatever it was installed from.
+"""Pack the running tltools as a wheel, offline and however it was installed.
 
-A build would need the sources' pyproject.toml, which an installed package has not, and a build
-backend. What a wheel is, in contrast, is a page: a zip archive with the package, its metadata and a
+A regular build would need a build backend and the sources' pyproject.toml, which an installed
+package does not have. But a wheel is simple: a zip archive with the package, its metadata and a
 list of the files (https://packaging.python.org/specifications/binary-distribution-format/).
 """
 
@@ -26,10 +26,10 @@ _MODE = 0o100644
 
 
 def make_wheel() -> bytes:
-    """Return the wheel; the same package always gives the same bytes.
+    """Return the wheel; the same package always yields the same bytes.
 
     Raises:
-        ConfigError: If this tltools is not installed, or another version of it is.
+        ConfigError: If tltools is not installed as a package, or another version of it is.
     """
     files = _package_files() | _metadata_files()
     record = "".join(f"{name},{_digest(data)},{len(data)}\n" for name, data in files.items())
@@ -54,14 +54,15 @@ def _package_files() -> dict[str, bytes]:
 
 
 def _metadata_files() -> dict[str, bytes]:
-    remedy = "pip install -e . in its checkout, and run this again"
+    remedy = "run pip install -e . in its checkout, then run this again"
     try:
         installed = distribution(DISTRIBUTION)
     except PackageNotFoundError:
         raise ConfigError(f"this tltools is not installed as a package: {remedy}") from None
     if installed.version != tltools.__version__:
         raise ConfigError(
-            f"tltools {tltools.__version__} runs and {installed.version} is installed: {remedy}"
+            f"tltools {tltools.__version__} is running, but {installed.version} is installed: "
+            f"{remedy}"
         )
     texts = {name: installed.read_text(name) for name in _METADATA}
     files = {name: text.encode() for name, text in texts.items() if text is not None}

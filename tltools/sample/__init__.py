@@ -1,4 +1,4 @@
-"""The drawn sample set: emergency and other vehicles, so that everything can be tried at once."""
+"""The drawn sample set: emergency and other vehicles, for trying everything right away."""
 
 from tltools.sample.folder import SAMPLE_CLASSES, SAMPLE_CSV, draw_sample
 from tltools.sample.image import draw_image

@@ -1,7 +1,7 @@
 """The shapes of vehicles, seen from the side.
 
-Vehicles have coordinates of their own: x from the rear (0) to the front (1), y up from the road in
-the same unit.
+Each vehicle has its own coordinates: x from the rear (0) to the front (1), and y upward from the
+road in the same unit.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ class Body:
     outline: tuple[Point, ...]
     windows: tuple[tuple[Point, ...], ...]
     wheels: tuple[float, ...]
-    """x of the axles."""
+    """x coordinates of the axles."""
     radius: float
     roof: tuple[float, float, float]
-    """Where a light bar can stand: from x, to x, at y."""
+    """Place for a light bar: from x, to x, at y."""
     panel: tuple[float, float, float, float]
-    """The flank that liveries and letters are painted on: left, bottom, right, top."""
+    """The side panel for liveries and letters: left, bottom, right, top."""
     sill: float
-    """y of the lower edge."""
+    """y coordinate of the lower edge."""
     doors: tuple[float, ...] = ()
-    """x of the gaps between doors."""
+    """x coordinates of the gaps between doors."""
     cargo: tuple[float, float, float, float] | None = None
-    """A box behind the cab: left, bottom, right, top."""
+    """The box behind the cab: left, bottom, right, top."""
 
 
 def box(left: float, bottom: float, right: float, top: float) -> tuple[Point, ...]:

@@ -29,17 +29,17 @@ def jittered(rng: np.random.Generator, color: Color, amount: int = 18) -> Color:
 
 
 def pick(rng: np.random.Generator, colors: Sequence[Color]) -> Color:
-    """Return one of `colors`, each as likely as it is frequent."""
+    """Return one of `colors` at random; repeated colors are more likely."""
     return colors[int(rng.integers(len(colors)))]
 
 
 def mixed(first: Color, second: Color, share: float) -> Color:
-    """Return the color at `share` of the way from `first` to `second`."""
+    """Return the color that lies a fraction `share` of the way from `first` to `second`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def scaled(image: Image.Image, factors: tuple[float, float, float]) -> Image.Image:
-    """Multiply the three channels."""
+    """Multiply the three channels by the factors."""
     table = [min(255, round(value * factor)) for factor in factors for value in range(256)]
     return image.point(table)

@@ -1,4 +1,4 @@
-"""How vehicles are painted and equipped, by chance."""
+"""Choose at random how vehicles are painted and equipped."""
 
 from dataclasses import dataclass, replace
 
@@ -52,12 +52,12 @@ class Design:
     text: str = ""
     text_color: Color = BLACK
     emblem: str = ""
-    """`cross`, `star`, `disc` or nothing."""
+    """`cross`, `star`, `disc` or empty."""
     emblem_color: Color = RED
     lights: tuple[Color, ...] = ()
-    """Colors of the light bar, from the rear."""
+    """Colors of the light bar, starting at the rear."""
     roof_item: str = ""
-    """`taxi`, `rack`, `ladder` or nothing."""
+    """`taxi`, `rack`, `ladder` or empty."""
     lockers: bool = False
 
 
@@ -132,13 +132,13 @@ def design_emergency(rng: np.random.Generator) -> Design:
     design = designers[int(rng.integers(len(designers)))](rng)
     if rng.random() < 0.4:
         design = replace(design, text="")
-    if rng.random() < 0.06:  # seen without its light bar
+    if rng.random() < 0.06:  # light bar not visible
         design = replace(design, lights=())
     return design
 
 
 def design_civil(rng: np.random.Generator) -> Design:
-    """Return any other vehicle; some resemble those above in color, stripes or lights."""
+    """Return any other vehicle; some resemble emergency vehicles in color, stripes or lights."""
     body = str(rng.choice(list(_CIVIL_ODDS), p=list(_CIVIL_ODDS.values())))
     color = jittered(rng, pick(rng, CIVIL_COLORS))
     accent = pick(rng, (RED, BLUE, GREEN, ORANGE, YELLOW, NAVY))
@@ -166,7 +166,7 @@ def design_civil(rng: np.random.Generator) -> Design:
         design = replace(design, roof_item="rack")
     if (
         body in ("pickup", "truck", "van", "suv") and rng.random() < 0.12
-    ):  # a tow truck, or road work
+    ):  # a tow truck or a road work vehicle
         color = pick(rng, (YELLOW, ORANGE, WHITE))
         design = replace(design, color=color, lights=(AMBER_LIGHT, AMBER_LIGHT), roof_item="")
     return design

@@ -1,4 +1,4 @@
-"""Write the sample set into a folder: images, their labels, and what makes it this sample."""
+"""Write the sample set into a folder: images, their labels, and the settings of the sample."""
 
 import csv
 from pathlib import Path
@@ -19,18 +19,18 @@ SAMPLE_CSV = "sample.csv"
 """Name of the table in the sample's folder; the images are in `images/` beside it."""
 
 EMERGENCY_SHARE = 0.45
-"""Share of the images that show an emergency vehicle."""
+"""Fraction of the images that show an emergency vehicle."""
 JPEG_QUALITY = 90
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes a sample this sample; kept in its folder as `sample.json`."""
+    """The settings that identify a sample; stored in its folder as `sample.json`."""
 
     num_images: int
     seed: int
     size: int
     version: int = 1
-    """Of the drawing code; incremented when the same seed gives other images."""
+    """Version of the drawing code; incremented when the same seed yields different images."""
 
 
 def draw_sample(
@@ -44,15 +44,15 @@ def draw_sample(
     """Draw the sample set into `folder`, in the layout of the article's data.
 
     `sample.csv` has the columns `image_names` and `emergency_or_not` (1 or 0); the images are in
-    `images/`. The same arguments give the same images. A folder that holds this sample already is
-    left as it is.
+    `images/`. The same arguments yield the same images. A folder that already holds this sample is
+    left unchanged.
 
     Args:
-        folder: Where to draw; must not exist, be empty, or hold this very sample.
-        num_images: How many, of which `EMERGENCY_SHARE` show an emergency vehicle.
-        seed: Of all chance.
+        folder: Folder to draw into; it must not exist, be empty, or hold the same sample.
+        num_images: Number of images, of which `EMERGENCY_SHARE` show an emergency vehicle.
+        seed: Random seed.
         size: Height and width of an image in pixels.
-        progress: Told about each image.
+        progress: Shows the images being drawn.
 
     Returns:
         `folder`.
@@ -83,7 +83,7 @@ def draw_sample(
 
 
 def _holds(folder: Path, facts: _Facts) -> bool:
-    """Tell whether `folder` holds this sample; False if it is free to be drawn into."""
+    """Return whether `folder` holds this sample; False if it is empty or does not exist."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -95,7 +95,7 @@ def _holds(folder: Path, facts: _Facts) -> bool:
         return True
     raise DataError(
         f"{folder} exists and is not this sample ({facts.num_images} images, seed {facts.seed}): "
-        "name another folder, or delete it first"
+        "choose another folder, or delete it first"
     )
 
 

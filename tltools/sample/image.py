@@ -1,7 +1,7 @@
-"""Draw one image: a vehicle in its surroundings, and what a camera makes of them.
+"""Draw one image: a vehicle in its surroundings, with the flaws of a photograph.
 
-It is drawn at twice its size and then halved, which smooths the edges. Chance decides everything
-but the class, so that no single color or shape gives the class away: there are red trucks, white
+It is drawn at twice its size and then halved, which smooths the edges. Everything except the class
+is random, so that no single color or shape gives the class away: there are red trucks, white
 vans with stripes, taxis with roof signs, tow trucks with amber light bars, and police cars at night
 behind a tree.
 """
@@ -45,7 +45,7 @@ def draw_image(rng: np.random.Generator, *, emergency: bool, size: int) -> Image
 
 
 def _add_glow(image: Image.Image, lamps: Sequence[Lamp], strength: float) -> Image.Image:
-    """Let lamps shine on what is around them."""
+    """Add the glow of lamps to their surroundings."""
     if not lamps:
         return image
     glow = Image.new("RGB", image.size)

@@ -1,4 +1,4 @@
-"""Draw what surrounds a vehicle: sky, buildings, trees, road, and what stands in front of it."""
+"""Draw a vehicle's surroundings: sky, buildings, trees, road, and objects in front of it."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -140,7 +140,7 @@ def draw_occluder(
 
 
 def draw_shadow(image: Image.Image, left: int, bottom: int, width: int) -> None:
-    """Draw the shadow of a vehicle whose wheels stand at `bottom`, in pixels."""
+    """Draw the shadow of a vehicle whose wheels touch the road at `bottom`, in pixels."""
     height = max(4, width // 22)
     shadow = Image.new("L", (width, 2 * height), 0)
     ImageDraw.Draw(shadow).ellipse((0, 0, width - 1, 2 * height - 1), fill=150)

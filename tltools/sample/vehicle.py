@@ -24,16 +24,16 @@ from tltools.sample.colors import (
 from tltools.sample.designs import Design, design_civil, design_emergency
 
 Lamp = tuple[float, float, float, Color]
-"""Something that shines: x, y and radius in pixels, color."""
+"""A light source: x, y and radius in pixels, and its color."""
 
 
 def draw_vehicle(
     rng: np.random.Generator, emergency: bool, length: int
 ) -> tuple[Image.Image, list[Lamp]]:
-    """Draw one vehicle on a transparent ground, its wheels at the lower edge.
+    """Draw one vehicle on a transparent background, its wheels at the lower edge.
 
     Returns:
-        The RGBA image, and what shines on it.
+        The RGBA image, and the lamps that are lit.
     """
     design = design_emergency(rng) if emergency else design_civil(rng)
     view = rng.random()
@@ -50,14 +50,14 @@ def draw_vehicle(
 
 
 class _Pen:
-    """Draws in a vehicle's coordinates: y up, in units of its length."""
+    """Draw in a vehicle's coordinates: y upward, in units of its length."""
 
     def __init__(self, image: Image.Image, unit: float, *, mirrored: bool = False) -> None:
         self.image = image
         self.draw = ImageDraw.Draw(image)
         self.unit = unit
         self.mirrored = mirrored
-        """Whether the image will be flipped, so that letters are written backwards now."""
+        """Whether the image will be flipped, so that letters must be drawn mirrored."""
 
     def xy(self, x: float, y: float) -> Point:
         return x * self.unit, self.image.height - y * self.unit
@@ -96,7 +96,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def draw_side(
     rng: np.random.Generator, design: Design, length: int, *, mirrored: bool
 ) -> tuple[Image.Image, list[Lamp]]:
-    """Draw a vehicle of this length from the side; `mirrored` if the result will be flipped."""
+    """Draw a vehicle of this length from the side; `mirrored` means the result will be flipped."""
     body = BODIES[design.body]
     color = jittered(rng, design.color, 10)
     size = (length, round(length * 0.68))
@@ -141,14 +141,14 @@ def draw_side(
 
 
 def _shaded(paint: Image.Image) -> Image.Image:
-    """Darken towards the road, as light from above does."""
+    """Darken toward the road, like light from above."""
     pixels = np.asarray(paint)
     rows = np.linspace(1.06, 0.72, paint.height)[:, None, None]
     return Image.fromarray(np.clip(pixels * rows, 0, 255).astype(np.uint8))
 
 
 def _paint_livery(rng: np.random.Generator, pen: _Pen, design: Design, body: Body) -> None:
-    """Paint pattern, lockers, emblem and letters on the flank."""
+    """Paint the pattern, lockers, emblem and letters on the side."""
     _paint_pattern(rng, pen, design, body)
     if design.lockers:
         for column in range(4):

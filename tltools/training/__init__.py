@@ -1,4 +1,4 @@
-"""The torch side: models, frozen features, the training loop, and run folders."""
+"""Train with PyTorch: models, frozen features, the training loop, and run folders."""
 
 from tltools.training.config import TrainConfig, TrainSetup, default_config, default_configs
 from tltools.training.run import load_run, open_run

@@ -1,9 +1,9 @@
-"""Random flips, crops and color changes: drawn on the CPU, applied to whole batches anywhere.
+"""Random flips, crops and color changes: drawn on the CPU, applied to batches on any device.
 
 The distribution is that of torchvision's `RandomHorizontalFlip()`, `RandomResizedCrop(size,
 scale=(0.6, 1.0))` and `ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)`, in this order.
-Each image has random numbers of its own. Unlike torchvision, which rounds to bytes after each
-operation, the result is rounded once.
+Every image gets its own random numbers. torchvision rounds to bytes after each operation; here the
+result is rounded once.
 """
 
 import math
@@ -13,26 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AREA = (0.6, 1.0)
-"""Smallest and largest area of a crop, as a share of the image's."""
+"""Smallest and largest area of a crop, as a fraction of the image's area."""
 ASPECT_RATIO = (3 / 4, 4 / 3)
 """Smallest and largest width of a crop divided by its height; uniform on a log scale."""
 FACTOR = (0.8, 1.2)
-"""Of brightness, contrast and saturation."""
+"""Range of the brightness, contrast and saturation factors."""
 LUMA = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue in an image's gray version, as in torchvision."""
+"""Weights of red, green and blue in the grayscale image, as in torchvision."""
 _TRIES = 10
-"""Crops that are drawn for an image; if none of them fits into it, it stays whole."""
+"""Crops drawn per image; if none of them fits, the image is not cropped."""
 _CPU_CHUNK = 8
-"""Images that the CPU changes at once: as floats, a batch of 128 would take 80 MB several times."""
+"""Images per step on the CPU: a batch of 128 in float would need several copies of 80 MB."""
 
 
 def draw_changes(num_images: int, size: int, generator: torch.Generator) -> Tensor:
-    """Draw how each image will change.
+    """Draw the random changes of each image.
 
     Args:
         num_images: N.
         size: Height and width of the images in pixels.
-        generator: On the CPU, so that every device sees the same changes.
+        generator: A CPU generator, so that every device applies the same changes.
 
     Returns:
         Float32 (N, 11), on the CPU: 1 for a flip; left, top, width and height of the crop in
@@ -83,16 +83,16 @@ def apply_changes(images: Tensor, changes: Tensor) -> Tensor:
 
 
 def _cropped(pixels: Tensor, where: Tensor) -> Tensor:
-    """Flip images (N, 3, S, S) and scale a crop of each to their size, bilinearly.
+    """Flip images (N, 3, S, S), crop each one, and resize the crop to S x S, bilinearly.
 
-    A crop is never larger than its image, so that no antialiasing is needed.
+    A crop is never larger than its image, so no antialiasing is needed.
     """
     size = pixels.shape[-1]
     flip, left, top, width, height = where[:, :, None].unbind(1)  # (N, 1) each
     centers = torch.arange(size, device=pixels.device) + 0.5
 
     def sources(start: Tensor, length: Tensor) -> Tensor:
-        """Return where each pixel of an axis comes from, (N, S); nothing outside of the crop."""
+        """Return the source position of each pixel along an axis, (N, S), within the crop."""
         inside = (centers * (length / size) - 0.5).clamp(min=0)
         return torch.minimum(inside, length - 1) + start
 
@@ -104,7 +104,7 @@ def _cropped(pixels: Tensor, where: Tensor) -> Tensor:
 
 
 def _recolored(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Blend images (N, 3, S, S), 0 to 255, with black, their mean gray and their gray versions."""
+    """Blend images (N, 3, S, S), 0 to 255, with black, their mean gray and their grayscale."""
     for operation in order.long().split(1, dim=1):  # (N, 1): each image has its own order
         factor = factors.gather(1, operation)[:, :, None, None]
         kind = operation[:, :, None, None]

@@ -1,4 +1,4 @@
-"""What a training is told: the settings that change its result, and where and with what it runs."""
+"""Training settings: hyper-parameters that change the result, and where the training runs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,20 +24,20 @@ class TrainConfig(Recipe):
     model: str
     """Name of the backbone."""
     head: str = "auto"
-    """One of the backbone's; `auto` is the first that the weights allow."""
+    """One of the backbone's heads; `auto` is the first one that the weights support."""
     seed: int = 13
-    """Of the initial weights, the order of the images and the augmentation."""
+    """Random seed for initial weights, shuffling and augmentation."""
     precision: TrainPrecision = "auto"
-    """`amp` is mixed precision, which needs a GPU; `auto` uses it there, and fp32 elsewhere."""
+    """`amp` is mixed precision and needs a GPU; `auto` is `amp` on a GPU and fp32 on the CPU."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
     augment: bool = False
-    """Flip, crop and recolor the training images at random; not with a frozen backbone."""
+    """Randomly flip, crop and recolor the training images; not available for frozen backbones."""
     class_weights: bool = False
     """Weight the loss by inverse class frequency."""
     feature_precision: FeaturePrecision = "auto"
-    """Of a frozen backbone's features in training; evaluation always uses fp32. `auto`: int8 on
-    the CPU and fp16 on a GPU, each of which is several times as fast as fp32 there."""
+    """Precision of a frozen backbone's training features; evaluation always uses fp32. `auto` is
+    int8 on the CPU and fp16 on a GPU, each several times as fast as fp32."""
 
     @property
     def backbone(self) -> Backbone:
@@ -45,67 +45,67 @@ class TrainConfig(Recipe):
         return find_backbone(self.model)
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use.
+        """Check the settings.
 
         Raises:
             ConfigError: If a value is out of range or contradicts another.
         """
         if self.epochs < 1:
-            raise ConfigError(f"--epochs must be 1 or more, got {self.epochs}")
+            raise ConfigError(f"`epochs=` must be at least 1, got {self.epochs}")
         if self.batch_size < 1:
-            raise ConfigError(f"--batch-size must be 1 or more, got {self.batch_size}")
+            raise ConfigError(f"`batch_size=` must be at least 1, got {self.batch_size}")
         if not 0 < self.lr < float("inf"):
-            raise ConfigError(f"--lr must be positive, got {self.lr}")
+            raise ConfigError(f"`lr=` must be positive, got {self.lr}")
         if not 0 <= self.weight_decay < float("inf"):
-            raise ConfigError(f"--weight-decay must be 0 or more, got {self.weight_decay}")
+            raise ConfigError(f"`weight_decay=` must not be negative, got {self.weight_decay}")
         if self.patience < 0:
-            raise ConfigError(f"--patience must be 0 or more, got {self.patience}")
+            raise ConfigError(f"`patience=` must not be negative, got {self.patience}")
         if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {self.seed}")
+            raise ConfigError(f"`seed=` must be between 0 and 2**32 - 1, got {self.seed}")
         self._check_backbone()
 
     def _check_backbone(self) -> None:
-        """Refuse what does not fit the backbone."""
+        """Check that the settings suit the backbone."""
         frozen = self.backbone.pretrained is not None
         if self.head not in ("auto", *self.backbone.heads):
             raise ConfigError(
-                f"--head {self.head} does not fit --model {self.model}, which takes auto or "
-                f"{' or '.join(self.backbone.heads)}"
+                f"`model={self.model}` has no `head={self.head}`; choose "
+                f"{' or '.join(('auto', *self.backbone.heads))}"
             )
         if frozen and self.augment:
             raise ConfigError(
-                f"--augment works with --model {_names(frozen=False)} only: the features of "
-                f"{self.model} are computed once"
+                f"`augment=True` works only with `model={_names(frozen=False)}`: the features of "
+                f"{self.model} are computed only once"
             )
         if not frozen and self.feature_precision != "auto":
             raise ConfigError(
-                f"--feature-precision is for --model {_names(frozen=True)}: {self.model} has no "
-                "frozen features"
+                f"`feature_precision=` works only with `model={_names(frozen=True)}`: {self.model} "
+                "has no frozen features"
             )
 
 
 def _names(*, frozen: bool) -> str:
-    """Name the backbones whose layers are frozen, or the others."""
+    """Name the backbones whose layers are frozen, or those that are trained."""
     return " or ".join(
         name for name, one in BACKBONES.items() if (one.pretrained is not None) == frozen
     )
 
 
 def default_config(model: str, recipe: RecipeName = "default", **changes: Any) -> TrainConfig:
-    """Return a model's settings with the given changes; a change to None keeps the default.
+    """Return a model's default settings with the given changes; None keeps a default.
 
     Args:
         model: Name of a backbone.
-        recipe: Which of its hyper-parameters.
+        recipe: Name of a set of hyper-parameters of the backbone.
         changes: Fields of `TrainConfig`.
 
     Raises:
-        ConfigError: If the result is not usable, or there is no such model or recipe.
+        ConfigError: If a value is invalid, or the model or recipe does not exist.
     """
     recipes = find_backbone(model).recipes
     if recipe not in recipes:
         raise ConfigError(
-            f"--model {model} has no --recipe {recipe}; choose {' or '.join(recipes)}"
+            f"`model={model}` has no `recipe={recipe}`; choose {' or '.join(recipes)}"
         )
     config = TrainConfig(model=model, **asdict(recipes[recipe]))
     return replace(config, **{key: value for key, value in changes.items() if value is not None})
@@ -116,8 +116,8 @@ def default_configs(
 ) -> list[TrainConfig]:
     """Return the settings of several models, as `default_config` does for one.
 
-    A change that suits some of them alone (a head, augmentation, the precision of frozen
-    features) changes nothing for the others; of a single model, it is an error.
+    With several models, a change that does not apply to one of them (a head, augmentation, the
+    precision of frozen features) is ignored for that model; with a single model it is an error.
 
     Args:
         models: Names of backbones.
@@ -142,20 +142,20 @@ def default_configs(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """Where a training takes its weights from, where it runs, and where it leaves what it makes."""
+    """Where a training gets its weights, where it runs, and where it saves its results."""
 
     weights: str = IMAGENET
-    """Of a pre-trained backbone: the name of a download, or a file; others take none."""
+    """Weights of a pre-trained backbone: the name of a download, or a file."""
     normalization: str = "auto"
-    """What the weights were trained with: see `load_weights`."""
+    """Normalization that the weights were trained with: see `load_weights`."""
     device: "Device" = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     run_dir: Path = Path("runs")
-    """Where run folders are made."""
+    """Parent of the run folders."""
     cache_dir: Path | None = None
-    """Where features are kept, and decoded images that do not fit in memory; None for the user's
-    cache folder."""
+    """Folder for cached features, and for decoded images that do not fit in memory; None is the
+    user's cache folder."""
     logs: tuple[str, ...] = ()
     """Experiment logs to write: `tensorboard`, `mlflow`."""
     remote: "RayCluster | None" = None
-    """A cluster that computes the features of a frozen backbone."""
+    """A Ray cluster that computes the features of a frozen backbone."""

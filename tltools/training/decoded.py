@@ -1,4 +1,4 @@
-"""The images of a training: decoded once, and kept as bytes for all of its epochs."""
+"""Decode the images of a training once, and keep them as bytes for all epochs."""
 
 import mmap
 import os
@@ -22,18 +22,18 @@ from tltools.runtime.device import free_gpu_memory
 from tltools.runtime.pipeline import decode_batches
 
 MEMORY_SHARE = 0.5
-"""Most of the memory that this process may still use that decoded images take."""
+"""Largest fraction of the memory still available to this process used for decoded images."""
 GPU_SHARE = 0.25
-"""Most of a GPU's free memory that images or features take; a training step needs the rest."""
+"""Largest fraction of a GPU's free memory used for images or features; training needs the rest."""
 DECODE_BATCH = 64
-"""Images that are decoded and stored together."""
+"""Images decoded and stored together."""
 
 Keep = Callable[[NDArray[np.uint8], int], None]
-"""Stores a batch of images, uint8 (n, H, W, 3), the first of which has the given index."""
+"""Stores a batch of images, uint8 (n, H, W, 3), starting at the given index."""
 
 
 def fits_on_gpu(num_bytes: int, device: torch.device) -> bool:
-    """Tell whether samples of so many bytes are kept on a device that is not the CPU."""
+    """Return whether this many bytes of samples fit on the device; False for the CPU."""
     return device.type != "cpu" and num_bytes <= GPU_SHARE * free_gpu_memory(device)
 
 
@@ -45,26 +45,26 @@ def decode_once(
     cache_dir: Path,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """Decode images and keep them where they fit: on the GPU, in memory, or in a file.
+    """Decode images and keep them wherever they fit: on the GPU, in memory, or in a file.
 
-    They go to the GPU if they take at most `GPU_SHARE` of its free memory, else into memory if
-    they take at most `MEMORY_SHARE` of what this process may still use, else into a file in
-    `cache_dir` that is mapped into memory. The file has no name (on Windows it is deleted when it
-    is closed), so that nothing is left behind, however the process ends.
+    They go to the GPU if they take at most `GPU_SHARE` of its free memory, otherwise into memory
+    if they take at most `MEMORY_SHARE` of what is available to this process, otherwise into a
+    memory-mapped file in `cache_dir`. The file has no name (on Windows it is deleted when it is
+    closed), so nothing is left behind, however the process ends.
 
     Args:
         paths: N images.
         preprocessing: Size and resize rule.
-        device: Where the training runs.
-        cache_dir: Where the file is made, if there is one.
-        progress: Shows the decoding, and tells where the images are.
+        device: Device that the training runs on.
+        cache_dir: Folder of the memory-mapped file, if one is needed.
+        progress: Shows the decoding, and reports where the images are kept.
 
     Returns:
         Uint8 (N, H, W, 3), RGB, in the order of `paths`; on `device` or on the CPU.
 
     Raises:
         DataError: If an image cannot be read.
-        TltoolsError: If there is no room for the file, or it cannot be written.
+        TltoolsError: If the disk is too full for the file, or it cannot be written.
     """
     shape = preprocessing.shape(len(paths))
     num_bytes = int(np.prod(shape))
@@ -73,7 +73,7 @@ def decode_once(
     elif num_bytes <= MEMORY_SHARE * available_memory():
         images, place = torch.empty(shape, dtype=torch.uint8), "in memory"
     else:
-        images, place = None, f"in a temporary file in {cache_dir}: they do not fit in memory"
+        images, place = None, f"in a temporary file in {cache_dir}; they do not fit in memory"
     if images is None:
         images = _in_file(paths, preprocessing, num_bytes, cache_dir, progress).view(shape)
     else:
@@ -127,34 +127,34 @@ def _in_file(
     def keep(batch: NDArray[np.uint8], start: int) -> None:  # noqa: ARG001
         with _explained(cache_dir, num_bytes):
             left = np.ascontiguousarray(batch).data.cast("B")
-            while left:  # a file without a buffer may take a part at a time
+            while left:  # an unbuffered file may write only part of the data
                 left = left[file.write(left) :]
 
     with file:
         _decode(paths, preprocessing, keep, progress)
         with _explained(cache_dir, num_bytes):
-            os.fsync(file.fileno())  # some file systems tell only now that a disk is full
-            # Private: what would be written to the tensor would not reach the file.
+            os.fsync(file.fileno())  # some file systems report a full disk only now
+            # Private mapping: writes to the tensor never reach the file.
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return torch.frombuffer(mapping, dtype=torch.uint8)
 
 
 @contextmanager
 def _explained(cache_dir: Path, num_bytes: int) -> Iterator[None]:
-    """Turn the failure of the cache folder's disk into one line with the remedy."""
+    """Turn a disk error in the cache folder into one line that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
             raise _no_room(cache_dir, num_bytes, "is full") from error
         raise TltoolsError(
-            f"cannot keep decoded images in {cache_dir}: {error.strerror}; choose another folder "
-            "with --cache-dir"
+            f"cannot write decoded images to {cache_dir}: {error.strerror}; choose another folder "
+            "with `cache_dir=`"
         ) from error
 
 
 def _no_room(cache_dir: Path, num_bytes: int, state: str) -> TltoolsError:
     return TltoolsError(
-        f"decoded images need {num_bytes / 1e9:,.1f} GB, and the disk of {cache_dir} {state}; "
-        "choose another folder with --cache-dir"
+        f"decoded images need {num_bytes / 1e9:,.1f} GB, but the disk of {cache_dir} {state}; "
+        "choose another folder with `cache_dir=`"
     )

@@ -1,9 +1,8 @@
-"""The frozen backbone's features: computed once per image, kept on disk.
+"""The frozen backbone's features: computed once per image and cached on disk.
 
-On the CPU, and on a cluster, they are computed by onnxruntime, like everything that is
-classified, for training images with an int8 copy of the backbone. On a GPU they are computed by
-PyTorch, for training images in fp16. What a head is judged by, its validation and test images,
-gets fp32 features, which are those of the exported model.
+On the CPU and on a cluster, onnxruntime computes them, as it does in `classify`; training images
+go through an int8 copy of the backbone. On a GPU, PyTorch computes them; training images in fp16.
+Validation and test images always get fp32 features, which match those of the exported model.
 """
 
 import hashlib
@@ -44,38 +43,38 @@ from tltools.training.config import FeaturePrecision
 from tltools.training.models import Classifier
 
 BATCH_SIZE = 16
-"""Images per forward pass; larger ones are no faster on a CPU (benchmarks/LOG.md)."""
+"""Images per forward pass; larger batches are no faster on a CPU (benchmarks/LOG.md)."""
 GPU_BATCH_SIZE = 128
 """Images per forward pass on a GPU, if `GPU_IMAGE_BYTES` for each fit into half of its memory."""
 GPU_IMAGE_BYTES = 64 * 2**20
-"""What an image in a batch may take: VGG16, the largest backbone, has two maps of 13 MB each at a
-time in fp32, and cuDNN needs room to work."""
+"""Memory budget per image of a batch: VGG16, the largest backbone, holds two feature maps of 13 MB
+each at a time in fp32, and cuDNN needs workspace."""
 CALIBRATION_IMAGES = 64
-"""Training images that int8's ranges are taken from (benchmarks/LOG.md)."""
+"""Training images used to calibrate int8 (benchmarks/LOG.md)."""
 CHECK_IMAGES = 16
 PART_SIZE = 32
-"""Most images that an actor answers together: some seconds' work on few cores."""
+"""Maximum number of images per task of an actor: a few seconds' work on few cores."""
 PROBE_IMAGES = 2
-"""Images that each actor's features are compared with this machine's on."""
+"""Images on which each actor's features are compared with this machine's."""
 SHARD_SIZE = 512
-"""Images per file of the cache: what an interrupted extraction loses at most."""
-_REMEDY_FP32 = "use --feature-precision fp32"
+"""Images per cache file: the most that an interrupted extraction loses."""
+_REMEDY_FP32 = "use `feature_precision=fp32`"
 _DECODING = 1
-"""Part of the key; goes up when `load_image` changes the pixels that it returns."""
+"""Part of the cache key; incremented when `load_image` returns different pixels."""
 
 
 Precision = Literal["fp32", "fp16", "int8"]
-"""In which features are computed; they are kept as float32."""
+"""Precision in which features are computed; they are stored as float32."""
 
 
 def choose_precision(requested: FeaturePrecision, *, on_gpu: bool, on_cluster: bool) -> Precision:
     """Choose the precision of the features that a head is trained on.
 
-    `auto` is fp16 on a GPU and int8 on the CPU. A cluster, which computes int8 on CPUs and fp32 on
-    GPUs, gets the one that suits this machine.
+    `auto` is fp16 on a GPU and int8 on the CPU. On a cluster, which computes int8 on CPUs and fp32
+    on GPUs, it is fp32 if this machine has a GPU and int8 otherwise.
 
     Raises:
-        ConfigError: If what is to compute the features has no such precision.
+        ConfigError: If the device or the cluster cannot compute that precision.
     """
     if requested == "auto":
         if not on_gpu:
@@ -83,26 +82,24 @@ def choose_precision(requested: FeaturePrecision, *, on_gpu: bool, on_cluster: b
         return "fp32" if on_cluster else "fp16"
     if requested == "fp16" and (on_cluster or not on_gpu):
         where = "on a cluster" if on_cluster else "on the CPU"
-        raise ConfigError(
-            f"--feature-precision fp16 needs a GPU of this machine; use int8 or fp32 {where}"
-        )
+        raise ConfigError(f"`feature_precision=fp16` needs a local GPU; use int8 or fp32 {where}")
     if requested == "int8" and on_gpu and not on_cluster:
         raise ConfigError(
-            "--feature-precision int8 is for the CPU; use fp16 or fp32 on a GPU, or --device cpu"
+            "`feature_precision=int8` needs the CPU; use fp16 or fp32 on a GPU, or `device=cpu`"
         )
     return requested
 
 
 def default_cache_dir() -> Path:
-    """Return where features are kept when nobody says otherwise: the user's cache folder."""
+    """Return the default folder of cached features, in the user's cache folder."""
     return user_cache_path("tltools", appauthor=False) / "features"
 
 
 class FeatureCache:
-    """Features of one backbone under one preprocessing, by the SHA-256 of the image's bytes.
+    """Features of one backbone with one preprocessing, keyed by the SHA-256 of the image's bytes.
 
-    A folder of shards that are written once and never changed; its name is a hash of all that
-    the features depend on. Two processes may use one cache at a time.
+    A folder of shards, each written once and never changed; the folder's name is a hash of
+    everything that the features depend on. Several processes can share one cache.
     """
 
     def __init__(
@@ -116,31 +113,31 @@ class FeatureCache:
         precision: "Precision" = "fp32",
         calibration: Sequence[str] = (),
     ) -> None:
-        """Open or make the cache.
+        """Open the cache, which need not exist yet.
 
         Args:
             folder: Parent of all caches.
-            weights_sha256: Of the backbone's weights file.
-            head: The backbone's head whose input the features are.
-            preprocessing: What the images go through before the backbone.
-            runtime: What computes them.
-            precision: In which they are computed.
-            calibration: SHA-256 of the images that an int8 backbone is calibrated on.
+            weights_sha256: SHA-256 of the backbone's weights file.
+            head: Head of the backbone that takes the features.
+            preprocessing: Preprocessing of the images.
+            runtime: Runtime that computes the features.
+            precision: Precision in which they are computed.
+            calibration: SHA-256 of the images used to calibrate an int8 backbone.
         """
         parts = [weights_sha256, head, repr(preprocessing), str(_DECODING), runtime, precision]
         parts += calibration
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         self.folder = folder / key[:16]
         self.backbone = self.folder / "backbone.onnx"
-        """The int8 backbone, once it has been made."""
+        """The int8 backbone, once it has been written."""
 
     def load(self) -> dict[str, NDArray[np.float32]]:
         """Return all features, float32 (F,), by hexadecimal SHA-256.
 
-        A shard that cannot be read is removed: its features are computed again.
+        Unreadable shards are deleted; their features are computed again.
         """
         found: dict[str, NDArray[np.float32]] = {}
-        for path in sorted(self.folder.glob("[!.]*.safetensors")):  # not those being written
+        for path in sorted(self.folder.glob("[!.]*.safetensors")):  # skip files being written
             try:
                 shard = load_file(path)
                 hashes, features = shard["sha256"], shard["features"]
@@ -151,7 +148,7 @@ class FeatureCache:
         return found
 
     def add(self, hashes: Sequence[str], features: NDArray[np.float32]) -> None:
-        """Keep features, float32 (N, F), of the images with these SHA-256 values."""
+        """Store features, float32 (N, F), of the images with these SHA-256 values."""
         digests = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
         name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
         with atomic_path(self.folder / f"{name}.safetensors") as temporary:
@@ -159,10 +156,10 @@ class FeatureCache:
 
 
 def choose_calibration(paths: Sequence[Path], hashes: Sequence[str]) -> dict[str, Path]:
-    """Return the images that an int8 backbone is calibrated on, by their SHA-256.
+    """Return the images used to calibrate an int8 backbone, by their SHA-256.
 
-    Those with the smallest hashes: an order that has nothing to do with names and classes, and
-    that few images more or less hardly change.
+    The images with the smallest hashes are chosen: this order is independent of names and classes,
+    and adding or removing a few images hardly changes it.
     """
     by_hash = dict(zip(hashes, paths, strict=True))
     return {sha: by_hash[sha] for sha in sorted(by_hash)[:CALIBRATION_IMAGES]}
@@ -181,21 +178,20 @@ def extract_features(
     remote: RayCluster | None = None,
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
-    """Return the backbone's features of all images, from the cache where it has them.
+    """Return the backbone's features of all images, computing those that are not cached.
 
     Args:
-        model: Its backbone is used, in eval mode.
+        model: Classifier whose backbone is run in eval mode.
         paths: The images.
         hashes: SHA-256 of each image's bytes, hexadecimal.
         preprocessing: Size and resize rule.
-        cache: Where features come from and go to; made for the same device, precision and
-            calibration.
-        device: Where the backbone runs: on the CPU in onnxruntime, on a GPU in PyTorch.
+        cache: Cache to read and write, created for the same device, precision and calibration.
+        device: Device that runs the backbone: the CPU uses onnxruntime, a GPU uses PyTorch.
         precision: See `choose_precision`.
-        calibration: Images to make an int8 copy of the backbone with, which is faster on the CPU;
-            none for other precisions.
-        remote: A cluster whose actors compute the features, in onnxruntime: int8 ones on CPUs,
-            fp32 ones on its GPUs if it has some. It is not joined where there is nothing to do.
+        calibration: Images used to calibrate an int8 copy of the backbone, which is faster on the
+            CPU; empty for other precisions.
+        remote: A cluster whose actors compute the features with onnxruntime: int8 on CPUs, fp32
+            on GPUs if it has any. It is not joined if all features are cached.
         progress: Shows the extraction.
 
     Returns:
@@ -203,14 +199,15 @@ def extract_features(
 
     Raises:
         DataError: If an image cannot be read.
-        ParityError: If int8 or fp16 features are too far from fp32 ones on this device, or an
+        ParityError: If int8 or fp16 features differ too much from fp32 ones on this device, or an
             actor's features from this machine's.
-        TltoolsError: If the cluster cannot be reached, or gives up.
+        TltoolsError: If the cluster cannot be reached, or fails.
     """
     known = cache.load()
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
-        progress.say(f"Features of {reused} images come from the cache {cache.folder}")
+        images = "image" if reused == 1 else "images"
+        progress.say(f"Features of {reused:,} {images} come from the cache {cache.folder}")
     if missing:
         with closing(
             _results(
@@ -232,7 +229,7 @@ def extract_features(
 
 
 class TorchBackbone:
-    """The backbone in PyTorch, on a GPU."""
+    """A backbone that runs in PyTorch on a GPU."""
 
     def __init__(
         self,
@@ -242,7 +239,7 @@ class TorchBackbone:
         *,
         fp16: bool = False,
     ) -> None:
-        """Move the model to the device; `fp16` computes with autocast, otherwise in full fp32."""
+        """Move the model to the device; `fp16` uses autocast, otherwise full fp32."""
         allow_tf32(False)
         self._model = model.to(device).to(memory_format=torch.channels_last).eval()
         self._preprocessing = preprocessing
@@ -260,17 +257,17 @@ class TorchBackbone:
             on_device = torch.from_numpy(images).to(self._device, non_blocking=True)
             features = self._model.features(on_device).float().cpu().numpy()
         if self._fp16 and not np.isfinite(features).all():
-            raise ParityError(f"features are too large for fp16; {_REMEDY_FP32}")
+            raise ParityError(f"the features overflow fp16; {_REMEDY_FP32}")
         return features
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3), in memory that the GPU reads by itself."""
+        """Allocate images, (N, H, W, 3), in page-locked memory, which the GPU reads directly."""
         shape = self._preprocessing.shape(num_images)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def gpu_batch_size(device: torch.device) -> int:
-    """Return how many images a GPU takes at once: fewer than `GPU_BATCH_SIZE` if it is small."""
+    """Return the GPU's batch size: less than `GPU_BATCH_SIZE` if its memory is small."""
     room = free_gpu_memory(device) // (2 * GPU_IMAGE_BYTES)
     return min(GPU_BATCH_SIZE, 2 ** max(0, room.bit_length() - 1))
 
@@ -279,12 +276,13 @@ def check_fp16(features: NDArray[np.float32], right: NDArray[np.float32]) -> Non
     """Compare features in fp16 with those in fp32, both float32 (N, F).
 
     Raises:
-        ParityError: If they are further off than `MAX_FEATURE_ERROR`.
+        ParityError: If the relative error exceeds `MAX_FEATURE_ERROR`.
     """
     error = feature_error(features, right)
     if not error <= MAX_FEATURE_ERROR:
         raise ParityError(
-            f"fp16 features are {error:.1%} off, more than {MAX_FEATURE_ERROR:.0%}; {_REMEDY_FP32}"
+            f"fp16 features differ from fp32 ones by {error:.1%}, more than "
+            f"{MAX_FEATURE_ERROR:.0%}; {_REMEDY_FP32}"
         )
 
 
@@ -308,10 +306,10 @@ def _backbone_file(
     calibration: Sequence[Path],
     progress: Progress,
 ) -> Iterator[Path]:
-    """Yield the backbone's ONNX file; int8 if there are images to calibrate it on, else fp32.
+    """Yield the backbone's ONNX file: int8 if there are calibration images, otherwise fp32.
 
     Raises:
-        ParityError: If int8 features are too far from fp32 ones.
+        ParityError: If int8 features differ too much from fp32 ones.
     """
     if calibration and cache.backbone.is_file():
         yield cache.backbone
@@ -340,7 +338,8 @@ def _backbone_file(
             error = feature_error(OnnxBackbone(path, preprocessing)(few), reference)
             if not error <= MAX_FEATURE_ERROR:
                 raise ParityError(
-                    f"int8 features are {error:.1%} off, more than {MAX_FEATURE_ERROR:.0%}"
+                    f"int8 features differ from fp32 ones by {error:.1%}, more than "
+                    f"{MAX_FEATURE_ERROR:.0%}"
                 )
 
         quantize_until(fp32, cache.backbone, batches(), check, progress=progress)
@@ -362,7 +361,7 @@ def _results(
     remote: RayCluster | None,
     progress: Progress,
 ) -> _Results:
-    """Prepare the backbone; return what computes features with it, here or on a cluster.
+    """Prepare the backbone; return an iterator over its features, computed here or on a cluster.
 
     `missing` are the images' paths by SHA-256.
     """
@@ -413,7 +412,7 @@ def _computed_here(
 
 
 def _in_shards(results: _Results, total: int, progress: Progress) -> _Results:
-    """Yield hashes and features, a shard at a time; what is done when interrupted comes last."""
+    """Yield hashes and features, a shard at a time; an interrupt yields the partial shard first."""
     hashes: list[str] = []
     parts: list[NDArray[np.float32]] = []
     try:

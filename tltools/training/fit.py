@@ -1,4 +1,4 @@
-"""The training loop: one epoch at a time, so that the caller prints, saves and stops."""
+"""The training loop: one epoch at a time; the caller prints, saves and stops."""
 
 import copy
 import time
@@ -16,7 +16,7 @@ from tltools.training.config import TrainConfig
 from tltools.training.sources import Source
 
 REPORT_EVERY_S = 0.5
-"""How often the loss is read at most while an epoch runs: reading it makes a GPU wait."""
+"""Shortest interval between reads of the loss within an epoch: each read blocks a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class EpochStats:
     epoch: int
     """Counts from 1."""
     train_loss: float
-    """Mean cross-entropy over the training samples, as seen while training."""
+    """Mean cross-entropy over the training samples, measured during training."""
     train_accuracy: float
-    """As seen while training (before each step), in [0, 1]."""
+    """Measured during training (before each step), in [0, 1]."""
     val_loss: float
     """Mean cross-entropy over the validation samples, in eval mode."""
     val_accuracy: float
@@ -44,19 +44,19 @@ def train_step(
     target: Tensor,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step, all of it on the inputs' device.
+    """Take one optimizer step, entirely on the inputs' device.
 
     Args:
-        model: In training mode.
-        optimizer: Of the model's trainable parameters.
-        scaler: Mixed precision is used where it is enabled (fp16, as in torch's AMP recipe).
+        model: Model in training mode.
+        optimizer: Optimizer of the model's trainable parameters.
+        scaler: If enabled, the step uses mixed precision (fp16, as in torch's AMP recipe).
         inputs: (N, …).
         target: Class indices, int64 (N,).
         class_weights: Float32 (C,), or None.
 
     Returns:
-        The summed loss and the number of correct predictions, scalars on the device: reading
-        them is left to the caller, since it makes a GPU wait.
+        The summed loss and the number of correct predictions, scalars on the device. They are not
+        read here, because reading blocks a GPU.
     """
     amp = scaler.is_enabled()
     with torch.autocast(inputs.device.type, torch.float16) if amp else nullcontext():
@@ -66,7 +66,7 @@ def train_step(
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    # A sum, so that a short last batch counts right.
+    # A sum, so that a short last batch gets its proper weight.
     return loss.detach() * len(target), (logits.detach().argmax(dim=1) == target).sum()
 
 
@@ -83,10 +83,10 @@ def predict_source(model: nn.Module, source: Source) -> tuple[Tensor, Tensor]:
 
 
 class Trainer:
-    """Training of one model, epoch by epoch; its state can be saved and loaded between epochs.
+    """Train one model, epoch by epoch; the state can be saved and loaded between epochs.
 
-    The order of the samples and the augmentation depend on the seed and the epoch alone, so
-    training that is resumed ends with the same weights as training that never stopped.
+    The order of the samples and the augmentation depend only on the seed and the epoch, so a
+    resumed training ends with the same weights as one that never stopped.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class Trainer:
         num_classes: int,
         train_targets: np.ndarray,
     ) -> None:
-        """Make the optimizer.
+        """Create the optimizer.
 
         Args:
-            model: On the device; parameters without gradient stay as they are.
+            model: Model on the device; parameters without gradient are not trained.
             config: Settings.
             train: Training samples.
             val: Validation samples.
-            device: Where the steps run.
+            device: Device that the steps run on.
             num_classes: C.
             train_targets: Class indices of the training samples, for class weights.
         """
@@ -119,8 +119,8 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
         self._epoch_end: dict[str, Any] = {}
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # The article's optimizer. Its L2 penalty served better than AdamW's (benchmarks/LOG.md).
-        # On a GPU the fused one: with mixed precision, others wait for the device at each step.
+        # The article's optimizer. Its L2 penalty worked better than AdamW's (benchmarks/LOG.md).
+        # Fused on a GPU: with mixed precision, the others wait for the device at each step.
         self.optimizer = torch.optim.Adam(
             trainable,
             lr=config.lr,
@@ -144,14 +144,14 @@ class Trainer:
         return self.epoch >= config.epochs or bool(self.epoch and impatient)
 
     def batches_per_epoch(self) -> int:
-        """Return the number of optimizer steps of an epoch."""
+        """Return the number of optimizer steps per epoch."""
         return max(1, round(len(self.train) / self.config.batch_size))
 
     def run_epoch(self) -> Iterator[tuple[int, float]]:
-        """Train one epoch, yielding (samples done since the last time, mean loss so far).
+        """Train one epoch, yielding (samples since the last yield, mean loss so far).
 
-        That happens every `REPORT_EVERY_S` and after the last step; the steps between do not wait
-        for a GPU. The validation follows the last step; call `stats` then.
+        It yields every `REPORT_EVERY_S` and after the last step; the steps in between do not wait
+        for a GPU. Validation follows the last step; afterwards, read `stats`.
         """
         config = self.config
         start = reported = time.perf_counter()
@@ -191,8 +191,8 @@ class Trainer:
         self._epoch_end = copy.deepcopy(self._state())
 
     def chosen_state(self) -> dict[str, Tensor]:
-        """Return the weights that the run keeps, on the CPU: the best epoch's or the last's."""
-        # Without one finite validation loss there is no best epoch.
+        """Return the weights to keep, on the CPU: the best epoch's or the last epoch's."""
+        # If no validation loss was finite, there is no best epoch.
         use_best = self.config.keep == "best" and self.best_state
         return self.best_state if use_best else self._weights()
 
@@ -201,13 +201,13 @@ class Trainer:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def rewind(self) -> None:
-        """Go back to the end of the last whole epoch, after an interrupt within one."""
+        """Return to the end of the last complete epoch, after an interrupt within an epoch."""
         self.load_state_dict(self._epoch_end)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs besides its samples and settings.
+        """Return the state at the end of the last complete epoch.
 
-        It is that of the end of the last whole epoch.
+        It holds everything that a resumed training needs besides its samples and settings.
         """
         return self._epoch_end
 
@@ -223,10 +223,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Resume from a saved state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(_for_this_device(state["optimizer"], self.optimizer))
-        if state["scaler"]:  # empty where the training so far was in fp32, on the CPU for instance
+        if state["scaler"]:  # empty if the saved epochs were in fp32, for instance on the CPU
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]
@@ -234,7 +234,7 @@ class Trainer:
 
 
 def _for_this_device(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state that is fused as `optimizer` is, wherever it was saved."""
+    """Return a saved optimizer state with the `fused` flags of `optimizer`."""
     groups = [
         {**group, "fused": ours["fused"]}
         for group, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)

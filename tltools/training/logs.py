@@ -1,7 +1,7 @@
-"""A training's experiment logs: TensorBoard and MLflow, written to local folders.
+"""Write experiment logs of a training, for TensorBoard and MLflow, to local folders.
 
-A log follows what the run has saved, never ahead of it: so a training that is resumed, whatever
-stopped it, goes on with its logs where they end, and no epoch is in one twice.
+An epoch is logged only after the run has saved it. So however a training was stopped, a resumed one
+continues its logs where they end, and no epoch is logged twice.
 """
 
 import json
@@ -29,65 +29,65 @@ LogName = Literal["tensorboard", "mlflow"]
 Status = Literal["finished", "interrupted", "failed"]
 
 TENSORBOARD = "tensorboard"
-"""The folder in the run's."""
+"""Folder inside the run folder."""
 MLFLOW_DB = "mlflow.db"
 MLFLOW_ARTIFACTS = "mlartifacts"
-"""Beside the runs, which share them."""
+"""Next to the run folders, which share the store."""
 MLFLOW_RUN = "mlflow.txt"
-"""In the run's folder: MLflow's id of the run."""
+"""File in the run folder that holds MLflow's ID of the run."""
 EXPERIMENT = "tltools"
 _PACKAGES = {
     "tensorboard": ("tensorboard",),
-    "mlflow": ("mlflow", "sqlalchemy", "alembic"),  # mlflow-skinny comes without the latter two
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),  # mlflow-skinny lacks the latter two
 }
 _HOW_TO_WATCH = {
     "tensorboard": "Watch: tensorboard --logdir {runs}",
-    "mlflow": f"Watch: mlflow ui --backend-store-uri sqlite:///{{runs}}/{MLFLOW_DB} (its server is "
-    "in the whole mlflow package)",
+    "mlflow": f"Watch: mlflow ui --backend-store-uri sqlite:///{{runs}}/{MLFLOW_DB} (needs the "
+    "full mlflow package)",
 }
 _FILES = ("card.json", "history.csv", "predictions.csv", "curves.png", "confusion_matrix.png")
-"""What MLflow gets a copy of, as far as the run has it."""
+"""Files of the run that are copied to MLflow if they exist."""
 _FINAL = ".final"
-"""Ending of the event file of a finished training: replaced when it is resumed and ends anew."""
+"""Suffix of a finished training's last event file; resuming the training replaces it."""
 _MLFLOW_STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
 class TrainingLog(Protocol):
-    """Where the figures of one training go."""
+    """An experiment log of one training."""
 
     num_epochs: int
-    """How many epochs it holds."""
+    """Number of epochs logged so far."""
 
     def epoch(self, stats: EpochStats) -> None:
-        """Log an epoch that follows those that are there."""
+        """Log the next epoch."""
         ...
 
     def finish(self, card: Card) -> None:
-        """Log the settings, the final scores and the plots; the run's folder is complete."""
+        """Log the settings, the final scores and the plots of a complete run folder."""
         ...
 
     def close(self, status: Status) -> None:
-        """Leave the log as its own tools can read it."""
+        """Close the log, so that its own tools can read it."""
         ...
 
 
 def check_logs(names: Sequence[str]) -> None:
-    """See whether logs can be written, before any work is done.
+    """Check that the logs can be written, before any work is done.
 
     Raises:
-        ConfigError: If one is unknown, or its packages are missing.
+        ConfigError: If a log is unknown, or its packages are missing.
     """
     for name in names:
         if name not in _PACKAGES:
             known = " or ".join(get_args(LogName))
-            raise ConfigError(f"there is no log {name!r}: --log takes {known}")
+            raise ConfigError(f"unknown log {name!r}; choose {known}")
         missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
         if missing:
-            raise ConfigError(f"--log {name} needs {' and '.join(missing)}: {pip_install(name)}")
+            raise ConfigError(f"`logs={name}` needs {' and '.join(missing)}: {pip_install(name)}")
 
 
 class Logs:
-    """Several logs as one. A log that fails is given up with a warning: training goes on."""
+    """Several logs as one. A log that fails is dropped with a warning; training continues."""
 
     def __init__(self, logs: dict[str, TrainingLog], progress: Progress) -> None:
         """Take logs by name."""
@@ -96,7 +96,7 @@ class Logs:
         self._status: Status = "finished"
 
     def follow(self, history: Sequence[EpochStats]) -> None:
-        """Log the epochs of a saved history that are not logged yet."""
+        """Log all epochs of a saved history that have not been logged yet."""
         for name, log in list(self._logs.items()):
             with self._kept_or_given_up(name):
                 for stats in history[log.num_epochs :]:
@@ -110,7 +110,7 @@ class Logs:
                 log.finish(card)
 
     def close(self, *, failed: bool) -> None:
-        """Close all."""
+        """Close all logs."""
         for name, log in list(self._logs.items()):
             with self._kept_or_given_up(name):
                 log.close("failed" if failed else self._status)
@@ -119,29 +119,31 @@ class Logs:
     def _kept_or_given_up(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is, hours of training are worth more
+        except Exception as error:  # no failure of a log is worth losing hours of training
             lost = self._logs.pop(name)
             with suppress(Exception):
                 lost.close("failed")
             reason = first_line(error)
-            self._progress.warn(f"the {name} log ends here: {reason}; the training goes on")
+            self._progress.warn(
+                f"the {name} log failed: {reason}; training continues without this log"
+            )
 
 
 @contextmanager
 def open_logs(
     names: Sequence[str], folder: Path, progress: Progress, *, resumed: bool = False
 ) -> Iterator[Logs]:
-    """Open a run's logs, new ones or where they ended; close them whatever happens.
+    """Open a run's logs, creating or continuing them; close them in any case.
 
     Args:
-        names: Which ones.
-        folder: The run's.
-        progress: Is warned if one fails later.
-        resumed: Warn of a log that cannot be opened, too: the run must not depend on it. It gets
-            what it lacks when the run is resumed another time.
+        names: Names of the logs.
+        folder: The run folder.
+        progress: Shows a warning if a log fails later.
+        resumed: Only warn if a log cannot be opened, because a resumed run must not depend on it.
+            The missing epochs are logged when the run is resumed again.
 
     Raises:
-        ConfigError: If one cannot be opened.
+        ConfigError: If a log cannot be opened.
     """
     opened: dict[str, TrainingLog] = {}
     for name in dict.fromkeys(names):
@@ -152,7 +154,7 @@ def open_logs(
             if not resumed:
                 Logs(opened, progress).close(failed=True)
                 raise
-            progress.warn(f"{error} (the training goes on without it)")
+            progress.warn(f"{error} (training continues without this log)")
             continue
         progress.say(_HOW_TO_WATCH[name].format(runs=folder.parent))
     logs = Logs(opened, progress)
@@ -165,14 +167,14 @@ def open_logs(
 
 
 def _epoch_values(stats: EpochStats) -> dict[str, float]:
-    """Return an epoch's figures by name. The learning rate is constant, and so a setting."""
+    """Return an epoch's metrics by name. The learning rate is constant, hence a setting."""
     values = asdict(stats)
     values.pop("epoch")
     return values
 
 
 def _final_values(card: Card) -> dict[str, float]:
-    """Return what a card says of the trained model, by name."""
+    """Return a card's metrics of the trained model, by name."""
     values: dict[str, float] = {}
     for split, score in card.metrics.items():
         values |= {
@@ -192,7 +194,7 @@ def _final_values(card: Card) -> dict[str, float]:
 
 
 def _settings(card: Card) -> dict[str, Any]:
-    """Return what the training was told, and on what."""
+    """Return the training's settings and facts about its data, by name."""
     told = {
         name: value
         for name, value in card.training.items()
@@ -211,16 +213,16 @@ def _settings(card: Card) -> dict[str, Any]:
 
 
 class TensorBoardLog:
-    """Event files in the run's folder."""
+    """Log to TensorBoard event files in the run folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Find where the log ends.
+        """Open the log and find its last epoch.
 
         Args:
-            folder: The run's.
+            folder: The run folder.
 
         Raises:
-            ConfigError: If an event file cannot be made or read.
+            ConfigError: If an event file cannot be created or read.
         """
         from torch.utils.tensorboard import FileWriter
 
@@ -233,8 +235,8 @@ class TensorBoardLog:
             self._writer = FileWriter(str(self._place))
         except OSError as error:
             raise ConfigError(
-                f"the tensorboard log in {self._place} cannot be written: {error.strerror}; mend "
-                "that, or go without --log tensorboard"
+                f"cannot write the TensorBoard log in {self._place}: {error.strerror}; fix this, "
+                "or omit `logs=tensorboard`"
             ) from error
 
     def _last_step(self) -> int:
@@ -244,20 +246,20 @@ class TensorBoardLog:
 
         events = EventAccumulator(str(self._place), size_guidance={"scalars": 0})
         events.Reload()
-        tag = _tag("val_loss")  # any would do: an epoch's values are one record
+        tag = _tag("val_loss")  # any tag works: all values of an epoch are one record
         if tag not in events.Tags()["scalars"]:
             return 0
         return max(event.step for event in events.Scalars(tag))
 
     def epoch(self, stats: EpochStats) -> None:
-        """Log an epoch as one record, which is in the file whole or not at all."""
+        """Log an epoch as one record, which is written completely or not at all."""
         values = {_tag(name): value for name, value in _epoch_values(stats).items()}
         self._writer.add_summary(_scalars(values), stats.epoch)
         self._writer.flush()
         self.num_epochs = stats.epoch
 
     def finish(self, card: Card) -> None:
-        """Log the end in a file of its own."""
+        """Log the final results in a separate file."""
         from torch.utils.tensorboard import FileWriter
         from torch.utils.tensorboard.summary import hparams, text
 
@@ -266,14 +268,14 @@ class TensorBoardLog:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in _settings(card).items()
         }
-        indented = card.to_json().replace("\n", "\n    ")  # Markdown's sign for code
+        indented = card.to_json().replace("\n", "\n    ")  # a Markdown code block
         summaries = [
             *hparams(settings, finals),
             _scalars(finals),
             text("card", f"    {indented}"),
             *(_png(name, self._folder / f"{name}.png") for name in ("curves", "confusion_matrix")),
         ]
-        # Not by SummaryWriter.add_hparams, which makes another run of them, in a folder below.
+        # Not SummaryWriter.add_hparams, which would create another run in a subfolder.
         writer = FileWriter(str(self._place), filename_suffix=_FINAL)
         try:
             for summary in summaries:
@@ -281,13 +283,13 @@ class TensorBoardLog:
         finally:
             writer.close()
 
-    def close(self, status: Status) -> None:  # noqa: ARG002 - event files have no such thing
-        """Write what is left."""
+    def close(self, status: Status) -> None:  # noqa: ARG002 - event files have no status
+        """Flush and close the event file."""
         self._writer.close()
 
 
 def _scalars(values: dict[str, float]) -> Any:
-    """Return TensorBoard's message of several values."""
+    """Return a TensorBoard summary with several values."""
     from torch.utils.tensorboard.summary import scalar
 
     merged = scalar("", 0)
@@ -298,7 +300,7 @@ def _scalars(values: dict[str, float]) -> Any:
 
 
 def _png(tag: str, path: Path) -> Any:
-    """Return TensorBoard's message of an image, with the file's own bytes."""
+    """Return a TensorBoard summary with an image, using the file's own bytes."""
     from tensorboard.compat.proto import summary_pb2
 
     data = path.read_bytes()
@@ -311,19 +313,19 @@ def _png(tag: str, path: Path) -> Any:
 
 
 def _tag(name: str) -> str:
-    """Return what TensorBoard groups by: `loss/train` and `loss/val` stand side by side."""
+    """Return a tag that TensorBoard groups by: `loss/train` is shown next to `loss/val`."""
     split, _, quantity = name.rpartition("_")
     return f"{quantity}/{split}" if split else f"epoch/{name}"
 
 
 class MlflowLog:
-    """A run in an SQLite database beside the run folders, its files in a folder beside it."""
+    """Log to MLflow: an SQLite database and an artifact folder next to the run folders."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the store, and the run that was begun before, if there is one.
+        """Open the store, and the MLflow run of an earlier session, if there is one.
 
         Args:
-            folder: The run's.
+            folder: The run folder.
 
         Raises:
             ConfigError: If the store cannot be opened.
@@ -332,10 +334,10 @@ class MlflowLog:
         self._run_id: str | None = None
         self.num_epochs = 0
         root = folder.parent.absolute()
-        if "?" in str(root):  # where a database's URI ends
+        if "?" in str(root):  # would start the query part of the database's URI
             raise ConfigError(
-                f"MLflow cannot keep a store in {root}: give a --run-dir without a question mark, "
-                "or go without --log mlflow"
+                f"MLflow cannot use {root}: choose a `run_dir=` without a question mark, or omit "
+                "`logs=mlflow`"
             )
         try:
             self._client = _open_mlflow(root)
@@ -343,12 +345,12 @@ class MlflowLog:
             self._find_run()
         except Exception as error:
             raise ConfigError(
-                f"the MLflow store {root / MLFLOW_DB} cannot be used: {first_line(error)}; mend or "
-                "move it, or go without --log mlflow"
+                f"cannot open the MLflow store {root / MLFLOW_DB}: {first_line(error)}; fix or "
+                "move it, or omit `logs=mlflow`"
             ) from error
 
     def _find_run(self) -> None:
-        """Go on with the run that was begun, if its store still knows it."""
+        """Continue the run of an earlier session, if the store still has it."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -358,7 +360,7 @@ class MlflowLog:
         try:
             found = self._client.get_run(run_id)
         except MlflowException:
-            return  # another store, or one begun anew: it gets the whole history
+            return  # a different or new store: the whole history is logged again
         if found.info.lifecycle_stage != "active":
             return
         self._run_id = run_id
@@ -367,7 +369,7 @@ class MlflowLog:
         self.num_epochs = max(steps, default=0)
 
     def _run(self) -> str:
-        """Return MLflow's id of the run. It is made with its first epoch."""
+        """Return MLflow's ID of the run, which is created with the first epoch."""
         if self._run_id is None:
             run = self._client.create_run(self._experiment, run_name=self._folder.name)
             self._run_id = run.info.run_id
@@ -392,7 +394,7 @@ class MlflowLog:
 
         run_id = self._run()
         settings = {name: str(value) for name, value in _settings(card).items()}
-        # MLflow's parameters never change, and a resumed training may have more epochs.
+        # MLflow's parameters cannot change, but a resumed training may have more epochs.
         tags = {name: settings.pop(name) for name in ("epochs",)}
         tags["versions"] = json.dumps(card.versions)
         self._client.log_batch(
@@ -409,19 +411,19 @@ class MlflowLog:
                 self._client.log_artifact(run_id, str(self._folder / name))
 
     def close(self, status: Status) -> None:
-        """Say how it ended."""
+        """Set the status of the MLflow run."""
         if self._run_id is not None:
             self._client.set_terminated(self._run_id, status=_MLFLOW_STATUS[status])
 
 
 def _open_mlflow(root: Path) -> "MlflowClient":
-    """Open the store in a folder: no server, no network, and no reports of use."""
+    """Open the store in a folder, without a server, network access or telemetry."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # which announce each table that they make
+    for name in ("mlflow", "alembic"):  # both log every table that they create
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Given here, so that MLFLOW_TRACKING_URI, which may be a server, is not asked.
+    # An explicit URI overrides MLFLOW_TRACKING_URI, which may name a server.
     return MlflowClient(tracking_uri=f"sqlite:///{root / MLFLOW_DB}")
 
 

@@ -12,15 +12,15 @@ from tltools.errors import ArtifactError, ModelError
 
 
 class Classifier(nn.Module):
-    """Images as they are decoded → logits; scaling and normalization are inside."""
+    """Map decoded images to logits; scaling and normalization are part of the model."""
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, preprocessing: Preprocessing) -> None:
-        """Join the parts.
+        """Combine a backbone and a head.
 
         Args:
             backbone: Maps normalized images (N, 3, H, W) to features (N, F).
             head: Maps features (N, F) to logits (N, C).
-            preprocessing: Its mean and std become constants of the graph.
+            preprocessing: Mean and std, which become constants of the graph.
         """
         super().__init__()
         self.backbone = backbone
@@ -55,26 +55,26 @@ def build_classifier(
     head: str = "auto",
     state: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
-    """Build a backbone with a new head, whose weights come from torch's generator.
+    """Build a backbone with a new head, initialized from torch's random generator.
 
     Args:
-        backbone: One that is trained here gets weights from torch's generator, too. The layers of
-            a pre-trained one are frozen.
+        backbone: A pre-trained backbone's layers are frozen; others are initialized from torch's
+            generator too.
         num_classes: C.
         preprocessing: Size, mean and std.
-        head: One of the backbone's; `auto` is the first that the weights allow.
-        state: Weights of a pre-trained backbone. Without them (for a checkpoint that is about to
-            be loaded) its tensors have no values (`meta` device).
+        head: One of the backbone's heads; `auto` is the first one that the weights support.
+        state: Weights of a pre-trained backbone. Without them (if a checkpoint is loaded next)
+            its tensors have no values (`meta` device).
 
     Raises:
-        ModelError: If there is no such head, or weights that the backbone needs are missing or
-            have another shape.
+        ModelError: If the head does not exist, or weights that the backbone needs are missing or
+            have the wrong shape.
     """
     if head == "auto":
         head = backbone.choose_head(state or {})
     elif head not in backbone.heads:
-        raise ModelError(f"unknown head {head!r}; choose --head {' or '.join(backbone.heads)}")
-    # No time and memory for random values that are replaced anyway.
+        raise ModelError(f"unknown head {head!r}; choose {' or '.join(backbone.heads)}")
+    # Spend no time and memory on random values that are replaced anyway.
     with torch.device("meta") if backbone.pretrained else nullcontext():
         layers, num_features = backbone.build_layers(head, preprocessing.size)
     if state is not None:
@@ -91,16 +91,17 @@ def _load_weights(
     missing = [name for name in wanted if name not in state]
     if missing:
         possible = backbone.choose_head(state)
-        hint = f"; --head {possible} needs fewer" if possible != head else ""
+        hint = f"; `head={possible}` needs fewer" if possible != head else ""
+        tensors = "tensor" if len(missing) == 1 else "tensors"
         raise ModelError(
-            f"the weights lack {missing[0]} and {len(missing) - 1} more tensors that this head "
-            f"needs{hint}"
+            f"the weights lack {len(missing)} {tensors} that this head needs (first "
+            f"{missing[0]}){hint}"
         )
     for name, shape in wanted.items():
         if state[name].shape != shape:
             raise ModelError(
-                f"{name} has the shape {tuple(state[name].shape)} and {backbone.title} needs "
-                f"{tuple(shape)}: are these weights of another network?"
+                f"{name} has shape {tuple(state[name].shape)}, but {backbone.title} needs "
+                f"{tuple(shape)}; are these the weights of another network?"
             )
     values = {name: state[name] for name in wanted}
     layers.load_state_dict(
@@ -120,18 +121,20 @@ def build_from_card(card: Card, state: Mapping[str, Tensor]) -> Classifier:
         state: The checkpoint's tensors.
 
     Raises:
-        ArtifactError: If this tltools has no such backbone, or the checkpoint does not fit the
+        ArtifactError: If the card names an unknown backbone, or the checkpoint does not match the
             card.
     """
     backbone = BACKBONES.get(card.model)
     if backbone is None:
-        raise ArtifactError(f"run {card.run} has a model unknown here: {card.model!r}")
+        raise ArtifactError(
+            f"run {card.run} has a model that this tltools does not know: {card.model!r}"
+        )
     model = build_classifier(backbone, len(card.classes), card.preprocessing, head=card.head)
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ArtifactError(
-            f"the checkpoint of run {card.run} does not fit its card: {reason}"
+            f"the checkpoint of run {card.run} does not match its card: {reason}"
         ) from error
     return model.eval()

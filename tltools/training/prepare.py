@@ -1,4 +1,4 @@
-"""What a training works with: the model, and the samples that its loop takes."""
+"""Prepare a training: build the model, and the samples for the training loop."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -30,12 +30,12 @@ from tltools.training.sources import Source
 from tltools.training.weights import load_weights
 
 _SMALLEST_STD = 0.01
-"""Of a feature that is scaled, as a share of the root mean square of all features."""
+"""Floor for a feature's standard deviation, as a fraction of the RMS of all features."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What features go through before a head is trained on them: (x - mean) / std."""
+    """Standardization of features before a head is trained on them: (x - mean) / std."""
 
     mean: Tensor
     """Float32 (F,), on the CPU."""
@@ -45,7 +45,7 @@ class Scaling:
     @classmethod
     def fit(cls, features: Tensor) -> "Scaling":
         """Return the scaling that gives features, float32 (N, F), zero mean and unit variance."""
-        # A feature that hardly varies here would be noise, blown up, on an image that differs.
+        # Without the floor, a nearly constant feature would be amplified noise on a new image.
         floor = _SMALLEST_STD * features.square().mean().sqrt().item()
         std = features.std(dim=0, correction=0).clamp(min=max(floor, 1e-12))
         return cls(features.mean(dim=0), std)
@@ -56,7 +56,10 @@ class Scaling:
 
     @torch.no_grad()
     def fold_into(self, head: nn.Linear) -> None:
-        """Let a head trained on scaled features take raw ones: W (x - mean) / std + b, in place."""
+        """Fold the scaling into a head, in place, so that it takes raw features.
+
+        W (x - mean) / std + b becomes W' x + b'.
+        """
         weight = head.weight.detach().double().cpu() / self.std.double()
         bias = head.bias.detach().double().cpu() - weight @ self.mean.double()
         head.weight.copy_(weight)
@@ -65,42 +68,44 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a training works with: the same for a new one and for one that is resumed."""
+    """A prepared training, whether new or resumed."""
 
     config: TrainConfig
-    """With the head that was chosen."""
+    """Settings with the head that was chosen for `auto`."""
     dataset: Dataset
     model: Classifier
     trained: nn.Module
-    """What the optimizer sees: the whole model, or the head of a frozen backbone."""
+    """The part that the optimizer updates: the whole model, or the head of a frozen backbone."""
     sources: dict[str, Source]
     """By split."""
     weights: Weights
     preprocessing: Preprocessing
     device: torch.device
     scaling: Scaling | None = None
-    """Where the head is trained on scaled features."""
+    """Set if the head is trained on scaled features."""
 
 
 def prepare(dataset: Dataset, config: TrainConfig, setup: TrainSetup, *, progress: Progress) -> Job:
     """Build the model; decode the images, or compute the features of a frozen backbone.
 
     Raises:
-        ConfigError: If the device, or the cluster, cannot do what the settings ask for.
+        ConfigError: If the device or the cluster does not support the settings.
         DataError: If an image cannot be read.
-        DeviceError: If the device is not usable here.
-        ModelError: If pre-trained weights cannot be had.
+        DeviceError: If the device is not available.
+        ModelError: If pre-trained weights cannot be loaded.
     """
     choice = torch_device(setup.device)
     progress.say(f"Device: {choice.device} ({choice.reason})")
     if config.precision == "amp" and choice.device == "cpu":
-        raise ConfigError("--precision amp needs a GPU; use --precision fp32 on the CPU")
-    allow_tf32(False)  # a run is judged by what its exports compute, in full fp32
+        raise ConfigError("`precision=amp` needs a GPU; use `precision=fp32` on the CPU")
+    allow_tf32(False)  # exports are verified against the run in full fp32
     make_deterministic()
     device = torch.device(choice.name)
     if config.backbone.pretrained is None:
         if setup.remote is not None:
-            progress.say(f"{config.model} has no features for Ray to compute; it is trained here")
+            progress.say(
+                f"{config.model} has no features for Ray to compute; training it on this machine"
+            )
         return _prepare_images(dataset, config, setup, device, progress)
     return _prepare_features(dataset, config, setup, device, progress)
 
@@ -112,7 +117,7 @@ def _prepare_images(
     device: torch.device,
     progress: Progress,
 ) -> Job:
-    """Prepare a model all of whose layers are trained, on decoded images."""
+    """Prepare to train all layers of a model on decoded images."""
     config = _with_head(config, {})
     size = config.backbone.input_size
     preprocessing = Preprocessing(size=size, resize=config.resize)  # pixels on the 0-1 scale
@@ -151,7 +156,7 @@ def _prepare_features(
     device: torch.device,
     progress: Progress,
 ) -> Job:
-    """Prepare the head of a frozen backbone, and the features that it is trained on."""
+    """Prepare to train the head of a frozen backbone on its features."""
     backbone = config.backbone
     pretrained = load_weights(backbone, setup.weights, normalization=setup.normalization)
     config = _with_head(config, pretrained.state)
@@ -172,7 +177,7 @@ def _prepare_features(
     precision = choose_precision(
         config.feature_precision, on_gpu=device.type != "cpu", on_cluster=setup.remote is not None
     )
-    with setup.remote or nullcontext():  # the epochs need no cluster
+    with setup.remote or nullcontext():  # leave the cluster before the epochs
         features = _features(dataset, frozen, precision)
     scaling = None
     if config.standardize:
@@ -199,7 +204,7 @@ def _prepare_features(
 
 
 def _with_head(config: TrainConfig, state: Mapping[str, Tensor]) -> TrainConfig:
-    """Return the settings with the head that the weights allow in place of `auto`."""
+    """Return the settings with `auto` replaced by the head that the weights support."""
     if config.head != "auto":
         return config
     return replace(config, head=config.backbone.choose_head(state))
@@ -211,7 +216,7 @@ def _build(
     preprocessing: Preprocessing,
     state: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
-    """Build the model with random values that depend on the seed alone."""
+    """Build the model with random values that depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_classifier(
@@ -227,7 +232,7 @@ def _source(
 
 @dataclass(frozen=True, kw_only=True)
 class _FrozenBackbone:
-    """Computes features, or finds them in the cache."""
+    """Compute features, or find them in the cache."""
 
     model: Classifier
     head: str
@@ -269,7 +274,7 @@ class _FrozenBackbone:
 def _features(dataset: Dataset, frozen: _FrozenBackbone, precision: Precision) -> Tensor:
     """Return the frozen features of all images, float32 (N, F), in the frame's order.
 
-    `precision` is the training split's; what the head is judged by is always fp32.
+    `precision` applies to the training split; the others always use fp32.
     """
     rows = dataset.frame.reset_index(drop=True)
     parts: list[NDArray[np.float32]] = []
@@ -287,7 +292,7 @@ def _features(dataset: Dataset, frozen: _FrozenBackbone, precision: Precision) -
 
 
 def _rows(dataset: Dataset, split: str) -> Tensor:
-    """Tell which of the frame's images are in a split, bool (N,)."""
+    """Return which of the frame's images are in a split, bool (N,)."""
     return torch.from_numpy(dataset.frame["split"].to_numpy() == split)
 
 

@@ -1,4 +1,4 @@
-"""A run folder: what one training writes, and how it is opened again."""
+"""Write the files of a run folder, and open a run again."""
 
 import os
 import pickle
@@ -33,17 +33,17 @@ STATE = "state.pt"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training set out to do: written first, so that it can be resumed."""
+    """The plan of a training, written first, so that the training can be resumed."""
 
     config: dict[str, Any]
     """`TrainConfig` as a dictionary."""
     data: DataFacts
     classes: tuple[str, ...]
     weights: str | None
-    """Of a frozen backbone: the name of a download, or an absolute path; None for others."""
+    """Name of a download or absolute path, for a frozen backbone; None for others."""
     normalization: str
     logs: tuple[str, ...] = ()
-    """Experiment logs that were asked for: see `tltools.training.logs`."""
+    """Experiment logs to write: see `tltools.training.logs`."""
 
     def train_config(self) -> TrainConfig:
         """Return the settings."""
@@ -51,14 +51,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a run did all that it set out to do (an interrupted one has a card too)."""
+    """Return whether a run completed its plan (an interrupted run has a card too)."""
     if not (folder / CARD).is_file():
         return False
     return not load_card(folder).training.get("interrupted", False)
 
 
 def new_run_folder(run_dir: Path, model: str) -> Path:
-    """Make `run_dir`/`model`, or the first of `model`-2, `model`-3 … that is not taken."""
+    """Create `run_dir`/`model`, or the first of `model`-2, `model`-3 … that does not exist."""
     number = 1
     while True:
         folder = run_dir / (model if number == 1 else f"{model}-{number}")
@@ -86,27 +86,28 @@ def read_plan(folder: Path) -> Plan:
     """Read a run's plan.
 
     Raises:
-        ArtifactError: If the folder has none, or it is damaged.
+        ArtifactError: If the folder has no plan, or the plan is corrupt.
     """
     try:
         return msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
     except (OSError, msgspec.MsgspecError) as error:
-        raise ArtifactError(f"{folder} is not a run that can be resumed: {error}") from error
+        raise ArtifactError(f"{folder} is not a resumable run: {error}") from error
 
 
 def run_dataset(folder: Path) -> Dataset:
-    """Return the data set that a run was planned with, from its own split.
+    """Return a run's data set, read from its own split.
 
     Raises:
-        DataError: If an image has gone.
+        DataError: If an image is missing.
     """
     plan = read_plan(folder)
     frame = read_split(folder)
     gone = [path for path in frame["path"] if not os.path.exists(path)]  # noqa: PTH110 (speed)
     if gone:
+        images = "1 image" if len(gone) == 1 else f"{len(gone):,} images"
         raise DataError(
-            f"{len(gone)} images of run {folder.name} are no longer there, the first is "
-            f"{gone[0]}: put them back, or give the images with --data"
+            f"{images} of run {folder.name} can no longer be found (first {gone[0]}); restore "
+            "the data, or train a new run"
         )
     return Dataset(
         name=plan.data.name,
@@ -119,17 +120,17 @@ def run_dataset(folder: Path) -> Dataset:
 
 
 def save_state(folder: Path, state: dict[str, Any], history: list[EpochStats]) -> None:
-    """Save what `--resume` needs, after each epoch."""
+    """Save the state and the history, from which the run can be resumed."""
     with atomic_path(folder / STATE) as temporary:
         torch.save({**state, "history": [asdict(stats) for stats in history]}, temporary)
     write_history(folder, [asdict(stats) for stats in history])
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], list[EpochStats]]:
-    """Read what `save_state` wrote.
+    """Read the state and the history that `save_state` wrote.
 
     Raises:
-        ArtifactError: If it cannot be read.
+        ArtifactError: If they cannot be read.
     """
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -139,7 +140,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], list[EpochStats]]:
 
 
 def save_run(folder: Path, model: Classifier, card: Card) -> None:
-    """Write the checkpoint, then the card: a folder with a card is a run that can be used."""
+    """Write the checkpoint, then the card: a folder with a card is a usable run."""
     with atomic_path(folder / CHECKPOINT) as temporary:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary)
@@ -150,7 +151,7 @@ def load_run(folder: Path) -> tuple[Classifier, Card]:
     """Open a run: its model in eval mode on the CPU, and its card.
 
     Raises:
-        ArtifactError: If the folder is not a run, or its files do not fit each other.
+        ArtifactError: If the folder is not a run, or its files do not match each other.
     """
     card = load_card(folder)
     try:
@@ -162,7 +163,7 @@ def load_run(folder: Path) -> tuple[Classifier, Card]:
 
 @dataclass(kw_only=True)
 class EagerPredictor:
-    """A run's own PyTorch model as a predictor: what every export is compared with."""
+    """A run's PyTorch model as a predictor, the reference for every export."""
 
     model: Classifier
     card: Card
@@ -190,18 +191,18 @@ def open_run(
     Args:
         folder: The run.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        threads: Of torch's operators, process-wide; None leaves torch's own choice.
+        threads: Number of threads of torch's operators, process-wide; None keeps torch's default.
 
     Raises:
         ArtifactError: If the folder is not a run.
-        DeviceError: If the device is not usable here.
+        DeviceError: If the device is not available.
     """
     choice = torch_device(device)
     allow_tf32(False)  # exports are compared with this model, in full fp32
     if threads:
         torch.set_num_threads(threads)
     model, card = load_run(folder)
-    # The layout that convolutions run fastest in, on CPUs and on GPUs.
+    # The fastest memory layout for convolutions, on CPUs and GPUs.
     model = model.to(choice.name).to(memory_format=torch.channels_last)
     return EagerPredictor(
         model=model,
@@ -213,7 +214,7 @@ def open_run(
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
+    """Return the versions of the packages that a run depends on."""
     names = ("torch", "torchvision", "pillow")
     ours = {"tltools": __version__, "python": platform.python_version()}
     return ours | {name: version(name) for name in names}

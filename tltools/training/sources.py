@@ -1,4 +1,4 @@
-"""Where the training loop gets its batches."""
+"""Yield batches of samples for the training loop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Source:
-    """Samples of one split, and the device that takes them."""
+    """Samples of one split, and the device that their batches go to."""
 
     samples: Tensor
     """Uint8 images (N, H, W, 3) or float32 features (N, F); on `device` or on the CPU."""
@@ -30,14 +30,14 @@ class Source:
     def batches(
         self, order: Tensor, *, augment: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches on the device; a GPU is never waited for.
+        """Yield batches on the device, without ever waiting for a GPU.
 
         Args:
             order: Indices of the samples, int64 (M,), on the CPU.
-            augment: Draws how images are augmented; None leaves them as they are.
+            augment: Random generator for the augmentation of images; None disables it.
 
         Yields:
-            Inputs (n, …), of the samples' type, and targets, int64 (n,).
+            Inputs (n, …), with the samples' dtype, and targets, int64 (n,).
         """
         targets = self.targets[order].to(self.device).split(self.batch_size)
         indices = order.to(self.samples.device).split(self.batch_size)
@@ -55,10 +55,10 @@ class Source:
             return self.samples.index_select(0, indices)
         samples, rows = self.samples.numpy(), indices.numpy()
         if self.device.type == "cpu":
-            return torch.from_numpy(samples[rows])  # a fifth of index_select's time with bytes
-        # Page-locked memory is copied while the GPU goes on; torch keeps it until that is done.
+            return torch.from_numpy(samples[rows])  # five times as fast as index_select on bytes
+        # Page-locked memory is copied asynchronously; torch keeps it until the copy is done.
         shape = (len(rows), *samples.shape[1:])
         taken = torch.empty(shape, dtype=self.samples.dtype, pin_memory=True)
-        # "clip", since numpy would fill a buffer of its own first; no row is out of bounds.
+        # "clip" avoids numpy's intermediate buffer; no row is out of bounds.
         np.take(samples, rows, axis=0, out=taken.numpy(), mode="clip")
         return taken.to(self.device, non_blocking=True)

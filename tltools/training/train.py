@@ -1,4 +1,4 @@
-"""One training from a data set to a run folder: start, resume, interrupt, finish."""
+"""Train from a data set to a run folder: start, resume, interrupt and finish."""
 
 import math
 import shutil
@@ -26,19 +26,19 @@ from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, prepare
 
 _SAVE_EVERY_S = 2.0
-"""How much of a training a power cut may cost: a head's epochs are shorter than saving one."""
+"""Most training time that a power failure can cost: saving takes longer than a head's epoch."""
 _DEFAULT_SETUP = TrainSetup()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """What one training made."""
+    """The result of one training."""
 
     folder: Path
     card: Card
     history: tuple[EpochStats, ...]
     interrupted: bool
-    """Ended by Ctrl-C; the run is usable and can be resumed."""
+    """Whether Ctrl-C stopped the training; the run is usable and can be resumed."""
 
 
 def train_model(
@@ -50,11 +50,11 @@ def train_model(
 ) -> TrainedRun:
     """Train one model and write its run folder.
 
-    Ctrl-C during the epochs ends the training with what it has; before the first epoch is
-    done, nothing is left behind but cached features.
+    Ctrl-C stops the training and keeps the epochs completed so far; before the end of the first
+    epoch it leaves nothing behind but cached features.
 
     Args:
-        dataset: Labeled images with train and val.
+        dataset: Labeled images with a training and a validation split.
         config: Settings that change the result.
         setup: Weights, device and folders.
         progress: Shows epochs and losses.
@@ -70,7 +70,7 @@ def train_model(
         runs.write_plan(folder, plan, dataset)
         return _Training(job, folder, plan, [], progress).run()
     finally:
-        if not (folder / runs.STATE).exists():  # not one epoch: nothing that is worth keeping
+        if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
             shutil.rmtree(folder)
 
 
@@ -81,11 +81,11 @@ def train_models(
     setup: TrainSetup = _DEFAULT_SETUP,
     progress: Progress = SILENT,
 ) -> Iterator[TrainedRun]:
-    """Train several models on the same images, one after the other; Ctrl-C ends them all.
+    """Train several models on the same images, one after the other; Ctrl-C stops all of them.
 
     Args:
         dataset: As in `train_model`.
-        configs: One for each model.
+        configs: Settings of each model.
         setup: As in `train_model`.
         progress: As in `train_model`.
     """
@@ -97,15 +97,15 @@ def train_models(
 
 
 def find_resumable(run_dir: Path, models: Sequence[str], *, epochs: int | None) -> Path:
-    """Return the newest run that has something left to do.
+    """Return the newest run that has epochs left to train.
 
     Args:
-        run_dir: Where runs are.
-        models: Which models count.
-        epochs: A new number of epochs, which gives finished runs something to do.
+        run_dir: Parent of the run folders.
+        models: Models to consider.
+        epochs: A new total number of epochs; finished runs with fewer epochs count too.
 
     Raises:
-        ArtifactError: If there is none.
+        ArtifactError: If there is no such run.
     """
     states = sorted(run_dir.glob(f"*/{runs.STATE}"), key=lambda path: path.stat().st_mtime)
     for path in reversed(states):
@@ -115,8 +115,8 @@ def find_resumable(run_dir: Path, models: Sequence[str], *, epochs: int | None) 
         if config.model in models and (more or not runs.is_finished(folder)):
             return folder
     raise ArtifactError(
-        f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; a finished "
-        "one goes on with a larger --epochs"
+        f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; to extend a "
+        "finished run, increase `epochs=`"
     )
 
 
@@ -131,14 +131,14 @@ def resume_run(
 
     Args:
         folder: The run.
-        setup: Device and cache folder. The run keeps its own weights, normalization and logs; logs
-            that it does not have yet get all of its epochs.
-        epochs: A new number of epochs in all; None keeps the run's own.
+        setup: Device, cache folder and logs. The run keeps its own weights, normalization and
+            logs; new logs receive all of its epochs.
+        epochs: A new total number of epochs; None keeps the run's own.
         progress: As in `train_model`.
 
     Raises:
-        ArtifactError: If the folder is not a run that can be resumed.
-        ConfigError: If the run has done as many epochs already.
+        ArtifactError: If the folder is not a resumable run.
+        ConfigError: If the run has already completed more epochs.
     """
     check_logs(setup.logs)
     plan = runs.read_plan(folder)
@@ -149,7 +149,7 @@ def resume_run(
     state, history = runs.read_state(folder)
     if state["epoch"] > config.epochs:
         raise ConfigError(
-            f"run {folder.name} has done {state['epoch']} epochs already; --epochs must be more"
+            f"run {folder.name} has already completed {state['epoch']} epochs; increase `epochs=`"
         )
     if plan.weights is not None:
         setup = replace(setup, weights=plan.weights)
@@ -180,7 +180,7 @@ def _plan(job: Job, setup: TrainSetup) -> runs.Plan:
 
 
 def _weights_to_resume_with(config: TrainConfig, weights: str) -> str | None:
-    """Return the weights of a frozen backbone; a file's path is absolute, for any folder."""
+    """Return the weights of a frozen backbone; a file as an absolute path, valid in any folder."""
     pretrained = config.backbone.pretrained
     if pretrained is None:
         return None
@@ -188,7 +188,7 @@ def _weights_to_resume_with(config: TrainConfig, weights: str) -> str | None:
 
 
 class _Training:
-    """One run on its way, from its first epoch, or the next one, to its card."""
+    """A run in progress, from its first or next epoch to its card."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class _Training:
         )
 
     def run(self, *, resumed: bool = False) -> TrainedRun:
-        """Train the epochs that are left, and finish the run; Ctrl-C keeps the whole epochs."""
+        """Train the remaining epochs and finish the run; Ctrl-C keeps the complete epochs."""
         interrupted = False
         with open_logs(self._plan.logs, self._folder, self._progress, resumed=resumed) as logs:
             try:
@@ -226,8 +226,8 @@ class _Training:
                 self.trainer.rewind()
                 self._save()
                 self._progress.warn(
-                    f"Stopped by Ctrl-C after epoch {len(self._history)}: keeping what it has "
-                    "learned"
+                    f"Training of {self._folder} stopped by Ctrl-C after epoch "
+                    f"{len(self._history)}; finishing the run with the epochs so far"
                 )
             logs.follow(self._history)
             card = self._finish(interrupted=interrupted)
@@ -264,11 +264,12 @@ class _Training:
                 )
             if trainer.epoch < config.epochs:
                 self._progress.say(
-                    f"No lower validation loss for {config.patience} epochs: stopped early"
+                    f"Stopped early: no lower validation loss for {config.patience} "
+                    f"{'epoch' if config.patience == 1 else 'epochs'}"
                 )
 
     def _finish(self, *, interrupted: bool) -> Card:
-        """Score the chosen epoch's weights, then write plots, checkpoint and, last, the card."""
+        """Score the kept epoch's weights, then write plots, the checkpoint and finally the card."""
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
         outputs = self._outputs()
@@ -349,7 +350,7 @@ class _Training:
 
 @dataclass(frozen=True, eq=False)
 class _Outputs:
-    """What the trained model says of a split."""
+    """Outputs of the trained model on a split."""
 
     logits: NDArray[np.float32]
     """(N, C)."""
@@ -363,7 +364,7 @@ class _Outputs:
 
 
 def _of_confidence(confidence: Confidence) -> str:
-    """Say what the calibration came to."""
+    """Describe the calibration in one line."""
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
         return f"Temperature 1: {confidence.note}"

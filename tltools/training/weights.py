@@ -1,4 +1,4 @@
-"""Pre-trained weights: torchvision's own or a local file, never pickled code."""
+"""Load pre-trained weights from torchvision or a local file, never unpickling code."""
 
 import hashlib
 import pickle
@@ -17,10 +17,10 @@ from tltools.errors import ModelError, first_line
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedWeights:
-    """Frozen weights and what their training tells about using them."""
+    """Frozen weights, where they come from, and the normalization of their training."""
 
     state: Mapping[str, Tensor]
-    """Under torchvision's names, `features.0.weight` …"""
+    """Tensors under torchvision's names, `features.0.weight` …"""
     facts: Weights
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -32,22 +32,22 @@ def load_weights(
     """Load the weights of a pre-trained backbone.
 
     Args:
-        backbone: Whose weights they are.
-        source: The name of a download (kept in torch's cache, hash checked), or a path of a
-            `.safetensors` or `.pth` file, which may lack what some heads do not need.
-        normalization: What the weights were trained with, by the backbone's name for it; `auto`
-            finds that out from the tensors that they have.
+        backbone: The pre-trained backbone.
+        source: The name of a download (kept in torch's cache, hash verified), or the path of a
+            `.safetensors` or `.pth` file, which may lack tensors that the head does not need.
+        normalization: Normalization that the weights were trained with, by the backbone's name
+            for it; `auto` infers it from the tensors present.
 
     Raises:
-        ModelError: If the weights cannot be had or are not the backbone's; the message says how
-            to get them.
+        ModelError: If the weights cannot be loaded or are not the backbone's; the message says
+            how to get them.
     """
     pretrained = backbone.pretrained
     assert pretrained is not None, f"{backbone.name} has no weights to load"
     names = ("auto", *pretrained.normalizations)
     if normalization not in names:
         raise ModelError(
-            f"unknown --normalization {normalization!r}; choose {', '.join(names[:-1])} or "
+            f"unknown normalization {normalization!r}; choose {', '.join(names[:-1])} or "
             f"{names[-1]}"
         )
     remedy = _remedy(backbone)
@@ -55,7 +55,8 @@ def load_weights(
     state, facts = _read(Path(source), remedy) if download is None else _fetch(download, backbone)
     if pretrained.first_tensor not in state:
         raise ModelError(
-            f"{source} holds no {pretrained.first_tensor}: not {backbone.title}; {remedy}"
+            f"{source} holds no {backbone.title} weights: it lacks {pretrained.first_tensor}; "
+            f"{remedy}"
         )
     if normalization == "auto":
         normalization = pretrained.choose_normalization(state)
@@ -64,7 +65,7 @@ def load_weights(
 
 
 def download_path(download: Download) -> Path:
-    """Return where torch keeps a download, whether it is there or not."""
+    """Return the path of a download in torch's cache, whether it exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(_url(download)).name
 
 
@@ -76,9 +77,9 @@ def _url(download: Download) -> str:
 
 def _remedy(backbone: Backbone) -> str:
     return (
-        f"give {backbone.title}'s weights with --weights FILE (.safetensors or .pth under "
-        f"torchvision's names), or run once with a network, so that --weights {IMAGENET} can "
-        "download them"
+        f"provide {backbone.title}'s weights with `weights=FILE` (.safetensors or .pth with "
+        f"torchvision's tensor names), or run once with network access, so that "
+        f"`weights={IMAGENET}` can download them"
     )
 
 
@@ -91,10 +92,12 @@ def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor]
     except (URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise ModelError(
-            f"{backbone.title}'s weights cannot be downloaded ({reason}); {remedy}"
+            f"cannot download {backbone.title}'s weights ({reason}); {remedy}"
         ) from error
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{backbone.title}'s download is unusable ({error}); {remedy}") from error
+        raise ModelError(
+            f"the download of {backbone.title}'s weights is unusable ({error}); {remedy}"
+        ) from error
     facts = Weights(source=download.torchvision, sha256=_sha256(download_path(download)))
     return state, facts
 
@@ -104,7 +107,7 @@ def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise ModelError(f"no weights at {path}; {remedy}")
+        raise ModelError(f"{path} does not exist; {remedy}")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -112,7 +115,7 @@ def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = first_line(error)
-        raise ModelError(f"{path} cannot be read as weights ({reason}); {remedy}") from error
+        raise ModelError(f"cannot read weights from {path} ({reason}); {remedy}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path} is not a state dict of tensors; {remedy}")
     return state, Weights(source=path.name, sha256=_sha256(path))
