@@ -359,7 +359,8 @@ def test_a_log_that_fails_does_not_cost_the_training(drawn_dataset, tmp_path, mo
     folder = train(drawn_dataset, tmp_path, progress=progress, epochs=2)
     warnings = [line for line in progress.said if "log ends here" in line]
     assert warnings == [
-        "the tensorboard log failed: [Errno 28] No space left on device; training continues without this log"
+        "the tensorboard log failed: [Errno 28] No space left on device; training continues "
+        "without this log"
     ]
     assert load_card(folder).training["epochs_done"] == 2
     assert [step for step, _ in mlflow_history(folder)["val_loss"]] == [1, 2]
