@@ -32,7 +32,7 @@ PLAN = "plan.json"
 STATE = "state.pt"
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of a training, written first, so that the training can be resumed."""
 
     config: dict[str, Any]
@@ -70,26 +70,26 @@ def new_run_folder(run_dir: Path, model: str) -> Path:
             return folder
 
 
-def write_plan(folder: Path, plan: Plan, dataset: Dataset) -> None:
+def write_plan(folder: Path, plan: RunPlan, dataset: Dataset) -> None:
     """Write the plan and the split, before the first epoch."""
     with atomic_path(folder / SPLIT) as temporary:
         dataset.frame.to_csv(temporary, index=False)
     save_plan(folder, plan)
 
 
-def save_plan(folder: Path, plan: Plan) -> None:
+def save_plan(folder: Path, plan: RunPlan) -> None:
     """Write the plan."""
     write_text(folder / PLAN, msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> RunPlan:
     """Read a run's plan.
 
     Raises:
         ArtifactError: If the folder has no plan, or the plan is corrupt.
     """
     try:
-        return msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
+        return msgspec.json.decode((folder / PLAN).read_bytes(), type=RunPlan)
     except (OSError, msgspec.MsgspecError) as error:
         raise ArtifactError(f"{folder} is not a resumable run: {error}") from error
 

@@ -161,9 +161,9 @@ def resume_run(
     return training.run(resumed=True)
 
 
-def _plan(job: Job, setup: TrainSetup) -> runs.Plan:
+def _plan(job: Job, setup: TrainSetup) -> runs.RunPlan:
     dataset = job.dataset
-    return runs.Plan(
+    return runs.RunPlan(
         config=asdict(job.config),
         data=DataFacts(
             name=dataset.name,
@@ -194,7 +194,7 @@ class _Training:
         self,
         job: Job,
         folder: Path,
-        plan: runs.Plan,
+        plan: runs.RunPlan,
         history: list[EpochStats],
         progress: Progress,
     ) -> None:
