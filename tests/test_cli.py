@@ -412,7 +412,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
         pytest.param(command, code, message, id=name)
         for name, command, code, message in [
             ("classify-missing-folder", "classify nowhere --model model.onnx", 1,
-             "nowhere does not exist; give folders, images, archives or .txt lists"),
+             "nowhere does not exist; name folders, images, archives or .txt lists"),
             ("classify-empty-folder", "classify empty --model model.onnx", 1,
              "no images in empty"),
             ("classify-missing-model", "classify images --model nope.onnx", 1,
@@ -431,7 +431,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
              "empty"),
             ("train-missing", "train nowhere", 1, "nowhere does not exist: name a CSV"),
             ("train-empty", "train empty", 1, "empty contains neither a CSV nor class folders"),
-            ("train-bad-table", "train text.csv", 1, "text.csv has no label in 1 of 1 rows"),
+            ("train-bad-table", "train text.csv", 1, "text.csv has no label in 1 of 1 row"),
             ("train-no-epochs", "train images --epochs 0", 2,
              "--epochs must be at least 1, got 0"),
             ("train-bad-lr", "train images --lr -1", 2, "--lr must be positive, got -1.0"),
@@ -501,7 +501,7 @@ def test_a_command_line_that_cannot_be_read_says_where(run, command, message):
 def test_an_error_cannot_steer_the_terminal(place):
     result = run_tltools("classify", "evil\x1b[31m\nname", "--model", "model.onnx", cwd=place)
     assert result.err == (
-        "error: evil\\x1b[31m\\nname does not exist; give folders, images, archives or .txt lists\n"
+        "error: evil\\x1b[31m\\nname does not exist; name folders, images, archives or .txt lists\n"
     )
 
 
