@@ -221,7 +221,7 @@ def test_a_command_that_runs_models_refuses_with_one_line(bad, drawn, tmp_path, 
     ran = run_tltools(command, *args, "--device", "cpu", cwd=tmp_path)
     assert ran.code == ParityError.exit_code
     assert ran.err.startswith(
-        f"error: {bad} fails its self-test with CPUExecutionProvider: on pict"
+        f"error: {bad} fails its self-test with CPUExecutionProvider: on image"
     )
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "predictions.csv").exists()

@@ -36,7 +36,12 @@ _JOINERS = "\u200c\u200d"  # within words of some scripts, and emoji
 
 
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
-_OPTIONS = {"image_timeout_s": "image-timeout", "ledger_dir": "cache-dir"}
+_OPTIONS = {
+    "budget_s": "budget",
+    "dataset": "data",
+    "image_timeout_s": "image-timeout",
+    "ledger_dir": "cache-dir",
+}
 """Parameters whose option is not their own name."""
 
 
@@ -44,15 +49,17 @@ def in_options(message: str) -> str:
     """Return a message of the library in the words of the command line.
 
     The library names its parameters, in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
-    Here they become --overwrite, --batch-size and --device cpu.
+    Here they become --overwrite, --batch-size and --device cpu; `tf32=False` becomes --no-tf32.
     """
 
-    def option(match: re.Match[str]) -> str:
+    def as_option(match: re.Match[str]) -> str:
         name, value = match.groups()
-        flag = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
-        return flag if value in {"", "True"} else f"{flag} {value}"
+        option = _OPTIONS.get(name, name.replace("_", "-"))
+        if value == "False":
+            return f"--no-{option}"
+        return f"--{option}" if value in {"", "True"} else f"--{option} {value}"
 
-    return _PARAMETER.sub(option, message)
+    return _PARAMETER.sub(as_option, message)
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
