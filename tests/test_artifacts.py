@@ -127,7 +127,7 @@ def test_reading_and_opening(workplace, cnn_run, cnn_exports):
         ("missing", r"missing does not exist: choose a run \(runs/NAME\) or an export"),
         ("missing.onnx", r"missing\.onnx does not exist: choose a run"),
         ("folder", r"folder is not a finished run: it has no card\.json"),
-        ("text.csv", r"text\.csv is no export: its name ends in '\.csv'"),
+        ("text.csv", r"text\.csv is not an export: its name ends in '\.csv'"),
         ("text.pt", r"text\.pt is not a TorchScript file"),
         ("text.onnx", r"cannot open .*text\.onnx|text\.onnx is not an? ONNX file"),
     ],

@@ -265,8 +265,8 @@ TROUBLES = {
     ),
     "killed": (
         {"at_load": "killed"},
-        "failed at load: the process was ended by SIGKILL, by the system perhaps, for want of "
-        "memory: try smaller batches",
+        "failed at load: the process was killed by SIGKILL, perhaps out of memory: try smaller "
+        "batches",
     ),
     "nan": (
         {"at_call": "nan"},
@@ -278,8 +278,8 @@ TROUBLES = {
     ),
     "classes": (
         {"classes": ("light", "dark", "other")},
-        "failed: its classes (light, dark, other) are not those of the others (dark, light, "
-        "other), in this order: bench it by itself",
+        "failed: its classes (light, dark, other) differ from those of the others (dark, light, "
+        "other), or are in another order: bench it separately",
     ),
 }
 
@@ -302,7 +302,7 @@ def test_a_candidate_that_hangs_is_ended_and_not_tried_again(fake, images, tmp_p
     assert time.monotonic() - start < 60
     slow, good = report.rows
     assert slow.reason == (
-        "failed at batch size 1: no sign of life for 3 s, so it was ended (round 1)"
+        "failed at batch size 1: no sign of life for 3 s, so the process was killed (round 1)"
     )
     assert good.status != "failed"
     lines = (tmp_path / "log").read_text().split()
@@ -416,9 +416,9 @@ def test_the_command_line_is_what_was_typed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_sizes": (0, 8)}, "--batch-sizes must be 1 or more, got 0"),
-        ({"rounds": 0}, "--rounds must be 1 or more, got 0"),
-        ({"iterations": -1}, "--iterations must be 1 or more, got -1"),
+        ({"batch_sizes": (0, 8)}, "`batch_sizes=` must be at least 1, got 0"),
+        ({"rounds": 0}, "`rounds=` must be at least 1, got 0"),
+        ({"iterations": -1}, "`iterations=` must be at least 1, got -1"),
     ],
 )
 def test_numbers_that_measure_nothing_are_refused(fake, images, options, message):
@@ -508,7 +508,7 @@ def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, ima
     assert [len(samples) for samples in slow.batches[1].rounds_s] == [5, 5]
     assert slow.score.total == 100  # the last round classifies what is left
     assert report.tables()[1].rows[1][6] == "-"
-    assert any(line.startswith("A batch size is left out where ") for line in report.method())
+    assert any(line.startswith("A batch size is skipped if ") for line in report.method())
 
 
 def test_batches_that_gain_are_timed_however_slow_they_are(fake, images):
@@ -603,7 +603,7 @@ def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, images):
     fp32, tf32 = report.rows
     assert fp32.status != "failed"
     assert tf32.reason == (
-        "failed at load: TF32 exists on GPUs only; on the CPU since as asked (round 1)"
+        "failed at load: TF32 needs a GPU, but this runs on the CPU: as asked (round 1)"
     )
 
 
@@ -613,7 +613,7 @@ def test_the_time_is_told_at_the_start_and_after_each_round(fake, images):
     watcher.say = lines.append
     bench([fake("a"), fake("b", at_load="raise")], images, rounds=2, progress=watcher)
     first, failure, left = lines
-    assert re.match(r"This takes about \d+ s \(an estimate: 2 candidates, 2 rounds, ", first)
+    assert re.match(r"This takes about \d+ s \(estimate: 2 candidates, 2 rounds, ", first)
     assert failure.startswith("b failed at load")
     assert re.fullmatch(r"Round 1 of 2 done: about \d+ s left", left)
 
@@ -774,7 +774,7 @@ def test_exports_are_classified_with_and_runs_are_not(fake, images, tmp_path):
     names = (tmp_path / "log").read_text().split()[::2]
     assert names == ["eager", "onnx", "onnx", "eager", "onnx", "onnx"]
     table = report.tables()[2]
-    assert table.title == "classify: images per second, and what each stage costs"
+    assert table.title == "classify: images per second, and the cost of each stage"
     assert table.rows[1] == ("  eager fp32", *["-"] * 6)
     assert re.fullmatch(r"(reading|decoding|inference|writing|hand-over) \d+ %", table.rows[2][-1])
     assert report.recommendation.choice.name == "onnx"
@@ -829,18 +829,19 @@ def test_the_bottleneck_is_the_stage_that_the_others_wait_for(
 def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
     cpu = find_bottleneck(costs(0.01, 0.5, 1.5, 0.0123), device="cpu", images_per_s=400)
     assert cpu.sentence == (
-        "inference takes 1.50 of 2.02 ms per image (74 % of the stages' sum on the cores; all at "
-        "once took 2.50 ms): try int8, a GPU, more cores or a smaller model"
+        "inference takes 1.50 of 2.02 ms per image (74 % of the sum of the stages on the "
+        "cores; all stages together took 2.50 ms): try int8, a GPU, more cores or a smaller model"
     )
     waiting_gpu = find_bottleneck(costs(0.1, 0.5, 0.4, 0), device="cuda", images_per_s=1600)
     assert waiting_gpu.sentence == (
         "decoding takes 0.500 of 0.600 ms per image (83 % of the cores' time, which the GPU "
-        "(0.400 ms) waits for; all at once took 0.625 ms): try smaller image files or more cores"
+        "(0.400 ms) waits for; all stages together took 0.625 ms): try smaller image files or "
+        "more cores"
     )
     busy_gpu = find_bottleneck(costs(0.1, 0.5, 0.8, 0), device="cuda", images_per_s=1000)
     assert busy_gpu.sentence == (
         "inference takes 0.800 of 0.800 ms per image (100 % of the GPU's time, which the cores "
-        "(0.600 ms) wait for; all at once took 1.00 ms): try fp16 or a smaller model"
+        "(0.600 ms) wait for; all stages together took 1.00 ms): try fp16 or a smaller model"
     )
 
 
@@ -855,7 +856,7 @@ def test_what_no_stage_explains_is_not_blamed_on_the_slowest_stage():
     assert found.share == pytest.approx(0.511, abs=1e-3)
     assert found.sentence == (
         "hand-over between the stages takes 0.102 of 0.200 ms per image: the stages explain 0.098 "
-        "ms (the cores' time, which the GPU (0.011 ms) waits for), the rest is handing images on, "
+        "ms (the cores' time, which the GPU (0.011 ms) waits for), the rest is passing images on, "
         "keeping their order and waiting, or something that was not measured: try another number "
         "of --workers, a larger --batch-size, or several jobs with --shard"
     )
@@ -969,7 +970,7 @@ def test_the_fastest_that_keeps_the_labels_is_recommended_with_its_figures():
     assert recommendation_lines(found) == [
         # 52 / 14 = 3.71
         "Recommended on this machine: exports/a/a.int8.onnx: 3.7 times as fast as onnx fp32 "
-        "(52.0 against 14.0 images per second) with 100.0 % of PyTorch's labels; accuracy "
+        "(52.0 against 14.0 images per second), agrees with 100.0 % of PyTorch's labels; accuracy "
         "96.0 % (94.0 to 97.0)",
         "Not onnx fp32: 14.0 images per second, slower",
         "Not onnx fp16: 9.00 images per second, slower",
@@ -1049,10 +1050,11 @@ def test_what_is_faster_and_not_chosen_is_explained():
         row("onnx int8", 50, agreement=0.98996),
     ]
     assert choose([EAGER, *rows]).passed_over == (
-        "onnx int8: 50.0 images per second, but only 98.9 % of PyTorch's labels (99 % are needed)",
+        "onnx int8: 50.0 images per second, but agrees with only 98.9 % of PyTorch's labels (99 % "
+        "are required)",
         "onnx fp16: 40.0 images per second, but 2.0 points less accurate than PyTorch (940 "
-        "instead of 960 of 1000; 0.5 points are allowed)",
-        "torchscript fp32: 10.2 images per second, which is the same within the noise (5 %)",
+        "instead of 960 of 1000 correct; 0.5 points are allowed)",
+        "torchscript fp32: 10.2 images per second, the same within measurement noise (5 %)",
     )
 
 
@@ -1104,9 +1106,9 @@ def test_where_nothing_qualifies_the_reasons_are_given():
     assert found.command == ""
     assert recommendation_lines(found) == [
         "Recommended on this machine: none",
-        "nothing of a is recommended: onnx int8: 50.0 images per second, but 6.0 points less "
-        "accurate than PyTorch (900 instead of 960 of 1000; 0.5 points are allowed); onnx fp16: "
-        "failed at load: it is damaged",
+        "no export of a is recommended: onnx int8: 50.0 images per second, but 6.0 points less "
+        "accurate than PyTorch (900 instead of 960 of 1000 correct; 0.5 points are allowed); "
+        "onnx fp16: failed at load: it is damaged",
     ]
 
 
@@ -1114,7 +1116,7 @@ def test_a_run_without_exports_says_so_beside_the_recommendation():
     found = recommend([EAGER, row("onnx fp32", 10), row("eager fp32", 0, run="b")])
     assert found.choice.run == "a"
     assert recommendation_lines(found)[-1] == (
-        "nothing of b is recommended: there is no export of it; make one with tltools export"
+        "no export of b is recommended: it has no export; create one with tltools export"
     )
 
 
@@ -1122,8 +1124,8 @@ def test_unstable_timings_make_the_recommendation_doubtful():
     stable = recommendation_lines(recommend([EAGER, row("onnx fp32", 10)]))
     shaky = recommendation_lines(recommend([EAGER, row("onnx fp32", 10, status="unstable")]))
     assert shaky[0] == stable[0]
-    assert not any("doubtful" in line for line in stable)
-    assert "so the figures are doubtful" in shaky[1]
+    assert not any("unstable" in line for line in stable)
+    assert "were unstable (see the notes)" in shaky[1]
 
 
 def test_a_path_with_a_space_is_quoted_in_the_command():
@@ -1214,11 +1216,11 @@ def test_int8_on_a_gpu_is_set_beside_fp16():
     fp16 = row("onnx fp16", 1, batches=batches(5448.0), **gpu)
     assert int8_notes([EAGER, fp16, int8]) == [
         # 1223 / 5448 = 0.224
-        "a onnx int8: on a GPU, 13 of 89 nodes run on the CPU all the same; int8 does 1,223 images "
+        "a onnx int8: on a GPU, 13 of 89 nodes still run on the CPU; int8 does 1,223 images "
         "per second and onnx fp16 5,448 (0.22 times as fast)"
     ]
     (line,) = int8_notes([int8, row("onnx fp16", 1, run="b", batches=batches(5448.0), **gpu)])
-    assert line.endswith("which was not measured: export and bench it")
+    assert line.endswith("which was not measured: export it and run again")
     assert int8_notes([fp16, row("onnx int8", 1, batches=batches(1223.0))]) == []  # on the CPU
     assert int8_notes([replace(int8, status="failed", reason="no")]) == []
 

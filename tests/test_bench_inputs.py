@@ -77,7 +77,7 @@ def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):
     path = workplace / "runs" / "cnn" / "card.json"
     card = load_card(path.parent)
     path.write_text(msgspec.structs.replace(card, created="2020-01-01T00:00:00+00:00").to_json())
-    with pytest.raises(DataError, match=r"not in runs/.* with --data"):
+    with pytest.raises(DataError, match=r"not in runs/.* with `dataset=`"):
         inputs(workplace)
 
 
@@ -99,7 +99,7 @@ def test_a_model_is_measured_once_however_often_it_is_named(workplace, monkeypat
 def test_two_files_that_tables_would_call_the_same_are_refused(workplace):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
     copy = shutil.copy(export, workplace / "copy.onnx")
-    with pytest.raises(DataError, match=r"are both called 'cnn onnx fp32': measure them one after"):
+    with pytest.raises(DataError, match=r"are both called 'cnn onnx fp32': bench them"):
         inputs(workplace, [export, copy])
 
 
@@ -109,7 +109,7 @@ def test_models_of_different_data_need_images_for_all(workplace, drawn):
     card = read_artifact(export).card
     data = msgspec.structs.replace(card.data, fingerprint="f" * 64)
     set_card(other, msgspec.structs.replace(card, run="other", data=data))
-    with pytest.raises(DataError, match=r"trained on different data: .* with --data"):
+    with pytest.raises(DataError, match=r"trained on different data: .* with `dataset=`"):
         inputs(workplace, [export, other])
     dataset = load_dataset(drawn, purpose="evaluate")
     assert len(inputs(workplace, [export, other], dataset).candidates) == 3
@@ -117,7 +117,7 @@ def test_models_of_different_data_need_images_for_all(workplace, drawn):
 
 def test_models_of_different_classes_are_not_compared(workplace, make_export):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
-    with pytest.raises(DataError, match=r"has other classes than .*: measure them one after"):
+    with pytest.raises(DataError, match=r"have different classes: bench them"):
         inputs(workplace, [export, make_export("colors")])
 
 
@@ -125,12 +125,14 @@ def test_images_of_an_unknown_class_are_refused(workplace, drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "renamed")
     (tmp_path / "renamed" / "dark").rename(tmp_path / "renamed" / "night")
     dataset = load_dataset(tmp_path / "renamed", purpose="evaluate")
-    with pytest.raises(DataError, match=r"do not know class night, they know bright, dark"):
+    with pytest.raises(DataError, match=r"do not know: night \(they know bright, dark\)"):
         inputs(workplace, dataset=dataset)
 
 
 def test_validation_images_that_have_gone_are_named(workplace):
     split = workplace / "runs" / "cnn" / "split.csv"
     split.write_text(split.read_text().replace("/dark/", "/gone/"))
-    with pytest.raises(DataError, match=r"3 validation images .* have gone, the first is .*/gone/"):
+    with pytest.raises(
+        DataError, match=r"3 validation images are missing .*, the first is .*/gone/"
+    ):
         inputs(workplace)

@@ -152,7 +152,7 @@ def test_durations_are_rough(seconds, text):
 
 def test_the_estimate_says_what_it_is_and_how_to_shorten_it():
     line = announcement(240, num_candidates=10, rounds=3, on_gpu=True)
-    assert line.startswith("This takes about 4 min (an estimate: 10 candidates, 3 rounds, ")
-    for option in ("--rounds 1", "--batch-sizes", "--no-tf32", "--budget"):
+    assert line.startswith("This takes about 4 min (estimate: 10 candidates, 3 rounds, ")
+    for option in ("`rounds=1`", "`batch_sizes=`", "`tf32=False`", "`budget_s=`"):
         assert option in line
     assert "tf32" not in announcement(240, num_candidates=10, rounds=3, on_gpu=False)

@@ -345,7 +345,7 @@ def test_a_model_that_cannot_be_trained_leaves_those_before_it_and_their_table(w
                          cwd=walk.folder)  # fmt: skip
     assert result.code == 1
     assert "both/cnn" in result.out
-    assert last_line(result.err).startswith("error: no weights at nowhere.pth; give VGG16's")
+    assert last_line(result.err).startswith("error: nowhere.pth does not exist; provide VGG16's")
     assert result.err.count("error:") == 1
     assert [path.name for path in (walk.folder / "both").iterdir()] == ["cnn"]
 
@@ -416,7 +416,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("classify-empty-folder", "classify empty --model model.onnx", 1,
              "no images in empty"),
             ("classify-missing-model", "classify images --model nope.onnx", 1,
-             "nope.onnx does not exist; tltools export makes exports"),
+             "nope.onnx does not exist; name an export, or create one"),
             ("classify-no-export", "classify images", 1,
              "no exports in exports/: create some with tltools export"),
             ("classify-text-as-model", "classify images --model text.onnx", 1,
@@ -451,7 +451,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("evaluate-missing-data", "evaluate model.onnx nowhere --device cpu", 1,
              "nowhere does not exist: name a CSV"),
             ("evaluate-tf32-on-cpu", "evaluate model.onnx images --device cpu --tf32", 1,
-             "--tf32 is for NVIDIA GPUs, and the device is the CPU (as asked)"),
+             "--tf32 needs an NVIDIA GPU, but the device is the CPU (as asked)"),
             ("export-no-runs", "export", 1, "no runs in runs/: train one with tltools train"),
             ("export-missing-run", "export nowhere", 1, "nowhere is not a finished run"),
             ("export-corrupt-card", "export broken", 1,

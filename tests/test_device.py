@@ -101,7 +101,7 @@ def test_auto_takes_the_cpu_and_says_why(onnx_path):
 
 @needs_no_driver
 def test_cuda_without_a_driver_fails_with_reason_and_remedy(onnx_path):
-    with pytest.raises(DeviceError, match=r"driver is missing.*install the driver.*--device cpu"):
+    with pytest.raises(DeviceError, match=r"driver is missing.*install the driver.*`device=cpu`"):
         open_session(onnx_path, device="cuda")
 
 
@@ -192,7 +192,7 @@ def test_tf32_is_on_only_when_asked_for_and_the_reason_says_so(recorded, onnx_pa
 @pytest.mark.parametrize(("asked", "reason"), [("cpu", "as asked"), ("auto", ".*CUDA.*")])
 def test_tf32_on_the_cpu_is_refused_with_the_reason(request, path, asked, reason):
     with pytest.raises(
-        DeviceError, match=rf"--tf32 is for NVIDIA GPUs, .* the CPU \({reason}\); leave out"
+        DeviceError, match=rf"`tf32=True` needs an NVIDIA GPU, .* the CPU \({reason}\); leave it"
     ):
         load_predictor(request.getfixturevalue(path), device=asked, tf32=True)
 
@@ -217,7 +217,7 @@ def test_auto_takes_cuda_where_it_works(onnx_path):
 @pytest.mark.parametrize("op", ["Conv", "FusedConv", "Gemm", "QLinearMatMul", "GlobalAveragePool"])
 def test_compute_nodes_left_on_the_cpu_are_an_error(recorded, onnx_path, monkeypatch, op):
     monkeypatch.setattr(recorded, "nodes", [(CUDA_PROVIDER, "Conv"), (CPU_PROVIDER, op)])
-    with pytest.raises(DeviceError, match=rf"left on the CPU: 1 {op}\).*--precision"):
+    with pytest.raises(DeviceError, match=rf"left on the CPU: 1 {op}\).*`precision=`"):
         open_session(onnx_path, device="cuda")
 
 
@@ -227,7 +227,7 @@ def test_failure_inside_cuda_is_a_device_error(recorded, onnx_path, monkeypatch)
 
     monkeypatch.setattr(recorded, "__init__", fail)
     monkeypatch.setattr(device, "_missing_library", lambda *_args: None)  # they are all there
-    with pytest.raises(DeviceError, match="driver version is insufficient; look at"):
+    with pytest.raises(DeviceError, match="driver version is insufficient; run"):
         open_session(onnx_path, device="cuda")
 
 
@@ -285,7 +285,7 @@ def test_torch_falls_to_the_cpu_with_the_reason():
 
 @needs_no_driver
 def test_torch_on_cuda_fails_with_the_remedy():
-    with pytest.raises(DeviceError, match=r"CUDA does not work in PyTorch here.*--device cpu"):
+    with pytest.raises(DeviceError, match=r"CUDA does not work in PyTorch here.*`device=cpu`"):
         device.torch_device("cuda")
 
 
@@ -350,7 +350,7 @@ def test_real_fallback_from_tensorrt_is_caught(onnx_path):
 @needs_no_driver
 def test_tensorrt_without_a_driver_fails_with_reason_and_remedy(onnx_path):
     with pytest.raises(
-        DeviceError, match=r"TensorRT does not work .*driver is missing.*device cpu"
+        DeviceError, match=r"TensorRT does not work .*driver is missing.*device=cpu"
     ):
         open_session(onnx_path, device="tensorrt")
 
@@ -386,7 +386,7 @@ def test_a_provider_that_is_not_installed_is_named_with_its_package(onnx_path, m
 @pytest.mark.parametrize("name", ["tensorrt", "openvino"])
 def test_pytorch_runs_on_neither(name):
     with pytest.raises(
-        DeviceError, match=rf"--device {name} runs ONNX exports only.*an .onnx file"
+        DeviceError, match=rf"`device={name}` runs ONNX exports only.*an .onnx file"
     ):
         device.torch_device(name)
 
@@ -423,7 +423,7 @@ def test_what_is_not_a_device_is_refused_in_one_line(text):
 
 
 def test_a_gpu_is_named_once():
-    with pytest.raises(ConfigError, match=r"'cuda:1,cuda:1' names a GPU twice"):
+    with pytest.raises(ConfigError, match=r"'cuda:1,cuda:1' lists a GPU twice"):
         parse_device("cuda:1,cuda:1")
 
 
@@ -467,7 +467,7 @@ def test_a_session_runs_on_the_gpu_that_is_named(recorded, onnx_path, monkeypatc
 
 def test_one_session_takes_one_gpu(onnx_path):
     with pytest.raises(
-        DeviceError, match=r"--device cuda:0,cuda:1 names several GPUs.*choose --device cuda:0$"
+        DeviceError, match=r"`device=cuda:0,cuda:1` names several GPUs.*choose `device=cuda:0`$"
     ):
         open_session(onnx_path, device="cuda:0,cuda:1")
     with pytest.raises(DeviceError, match=r"names several GPUs"):
@@ -483,7 +483,7 @@ def test_a_named_gpu_without_a_driver_fails_as_cuda_does(onnx_path):
 
 
 def test_a_cluster_hands_out_its_gpus_itself():
-    with pytest.raises(DeviceError, match=r"--device cuda:1 names GPUs of one.*--device cuda$"):
+    with pytest.raises(DeviceError, match=r"`device=cuda:1` names GPUs of one.*`device=cuda`$"):
         cluster_device("cuda:1", 4)
 
 

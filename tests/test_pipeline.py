@@ -266,7 +266,7 @@ def test_the_threads_of_the_user_are_kept(onnx_path):
 
 @pytest.mark.parametrize("flag", ["batch_size", "workers", "threads"])
 def test_numbers_below_one_are_refused(onnx_path, flag):
-    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=f"`{flag}=` must be at least 1, got 0"):
         open_model(onnx_path, **{flag: 0})
 
 
@@ -328,7 +328,7 @@ def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
 
 
 def test_impossible_batch_size_is_refused_at_the_call(numbered):
-    with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="`batch_size=` must be at least 1, got 0"):
         decode_batches(numbered, preprocessing=SMALL, batch_size=0)
 
 
@@ -366,5 +366,5 @@ def test_the_model_waits_until_the_memory_is_locked_or_cannot_be(predictor, tmp_
         tell=told.append,
     )
     assert sum(map(len, values)) == len(files)
-    expected = f"batches are copied before the GPU takes them: {refusal}"
+    expected = f"cannot page-lock memory, so copies to the GPU are slower: {refusal}"
     assert told == ([expected] if refusal else [])

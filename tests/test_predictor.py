@@ -210,7 +210,7 @@ def test_failing_model_is_a_device_error_with_the_batch(onnx_path, images):
             raise RuntimeError("out of memory\nat line 1")
 
     predictor._session = Failing()
-    with pytest.raises(DeviceError, match=r"batch of 5: out of memory; .*--batch-size"):
+    with pytest.raises(DeviceError, match=r"batch of 5: out of memory; .*`batch_size=`"):
         predictor(images)
 
 

@@ -185,7 +185,7 @@ def test_a_confidence_below_one_is_not_certainty(share, text):
 @pytest.mark.parametrize("name", ["report", "report.csv", "folder.html"])
 def test_a_place_that_is_no_page_is_refused(tmp_path, name):
     (tmp_path / "folder.html").mkdir()
-    with pytest.raises(ConfigError, match=rf"--report .*{name} is"):
+    with pytest.raises(ConfigError, match=rf"`report=` .*{name} "):
         check_place(tmp_path / name)
     check_place(tmp_path / "report.HTML")
 

@@ -766,7 +766,7 @@ def test_a_crash_after_overwriting_was_asked_for_goes_on(onnx_path, images, tmp_
     result = run_dangerous({"5.png": "crash"}, *args)
     assert result.code == 0
     assert num_rows(output) == 30
-    assert result.err.count("it gets a row that says so") == 3
+    assert result.err.count("the error is recorded in its row") == 3
 
 
 def test_a_model_that_crashes_ends_the_job_with_an_error(onnx_path, images, tmp_path):
@@ -800,7 +800,7 @@ def test_a_crash_before_the_first_image_ends_the_job(onnx_path, images, tmp_path
     args = (images, "--model", tmp_path / "model.onnx", "-o", tmp_path / "out.csv")
     result = run_dangerous({"model.onnx": "crash"}, *args)
     assert result.code == 1
-    assert "before the first image, so that no image is at fault" in result.err
+    assert "before the first image, so no image is at fault" in result.err
 
 
 def test_a_crash_costs_its_own_row_on_standard_output_too(onnx_path, images, reference):

@@ -181,7 +181,7 @@ def test_an_item_is_blamed_for_a_kill_when_it_happens_again_and_again(
     """Somebody may kill a worker, and once more by chance while it tries the item alone."""
     with Crew(Double(), size=1, launcher=launcher) as crew:
         ((found,),) = results(crew, [Task([(str(tmp_path / "tries"), times)])])
-    assert found == (outcome or "the decoder was ended by SIGKILL, for lack of memory perhaps")
+    assert found == (outcome or "the decoder was killed by SIGKILL, perhaps out of memory")
 
 
 @linux

@@ -37,7 +37,9 @@ _JOINERS = "\u200c\u200d"  # occur within words of some scripts and within emoji
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)=([^`]*)`")
 _OPTIONS = {
     "address": "ray-address",
+    "budget_s": "budget",
     "class_name": "class",
+    "dataset": "data",
     "formats": "format",
     "image_timeout_s": "image-timeout",
     "ledger_dir": "cache-dir",
@@ -50,16 +52,23 @@ _OPTIONS = {
 def in_options(message: str) -> str:
     """Replace the parameters in a message of the library by command-line options.
 
+    <<<<<<< HEAD
     The library writes parameters in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
     They become --overwrite, --batch-size and --device cpu.
+    =======
+    The library names its parameters, in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
+    Here they become --overwrite, --batch-size and --device cpu; `tf32=False` becomes --no-tf32.
+    >>>>>>> w4
     """
 
-    def option(match: re.Match[str]) -> str:
+    def as_option(match: re.Match[str]) -> str:
         name, value = match.groups()
-        flag = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
-        return flag if value in {"", "True"} else f"{flag} {value}"
+        option = _OPTIONS.get(name, name.replace("_", "-"))
+        if value == "False":
+            return f"--no-{option}"
+        return f"--{option}" if value in {"", "True"} else f"--{option} {value}"
 
-    return _PARAMETER.sub(option, message)
+    return _PARAMETER.sub(as_option, message)
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:

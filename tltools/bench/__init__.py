@@ -1,4 +1,4 @@
-"""Measure models side by side, and say which to take: accuracy, speed, memory, size, loading."""
+"""Compare models' accuracy, speed, memory, size and loading time, and recommend one."""
 
 from tltools.bench.flops import onnx_flops
 from tltools.bench.gpu import uses_gpu

@@ -1,4 +1,4 @@
-"""Share the bench's time among its measurements, and say beforehand how long it will take."""
+"""Divide the bench's time among its measurements, and estimate its duration."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,48 +14,48 @@ from tltools.parallel import num_cores
 from tltools.runtime.formats import format_named
 
 START_S = 2.0
-"""What a new process takes to import its runtime and open the model, over all formats."""
+"""Seconds a new process takes to import its runtime and open the model, averaged over formats."""
 TORCH_START_S, ONNX_START_S = 3.5, 1.0
-"""The same for each of the two runtimes."""
+"""The same for each runtime."""
 GPU_START_S = 9.0
-"""What a GPU adds to it."""
+"""Extra start-up time on a GPU, in seconds."""
 SIZE_RANGE_S = (0.5, 10.0)
 CLASSIFY_RANGE_S = (1.0, 2.0)
 ACCURACY_SHARE = 0.25
-"""Of the budget, for images of the accuracy that no timed batch has classified."""
+"""Share of the budget for images that no timed batch has classified, to measure the accuracy."""
 MIN_ACCURACY_S = 5.0
 GPU_FLOPS_PER_S = 20e12
-"""A guess, for the estimate alone."""
+"""A guess, for the estimate only."""
 INT8_SPEEDUP = 3.0
-"""A guess, for the estimate alone."""
+"""A guess, for the estimate only."""
 MIN_IMAGE_S = 4e-4
-"""What an image takes of a small model, whose memory and calls cost more than its arithmetic."""
+"""Seconds per image with a small model, where memory and calls cost more than arithmetic."""
 CLASSIFY_START_S = 0.6
-"""What it takes to start the workers of `classify`."""
+"""Seconds to start the workers of `classify`."""
 CLASSIFY_SHARES = 1.75
-"""What reading, decoding, inference, the whole and writing take, by what the whole may take."""
+"""Time for all stages of `classify` and the whole of it, relative to the time for the whole."""
 CLASSIFY_BATCH, CLASSIFY_BATCHES = 8, 3
-"""Images in a batch of `classify` with a slow model, and so many batches of them."""
+"""Images in a batch of `classify` with a slow model, and the number of such batches."""
 ROUND_IMAGES = 48
-"""That a round classifies at least for the accuracy, in timed batches; 144 in three rounds."""
+"""Images per round that timed batches classify for the accuracy, at least; 144 in three rounds."""
 NOISE = 0.05
-"""A rate that is higher by a smaller share is no reason to choose, nor to try a larger batch."""
+"""Relative differences in throughput below this do not count."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long the steps of one measurement may take, in seconds."""
+    """Time limits for the steps of one measurement, in seconds."""
 
     size_s: float
-    """Timed runs of one batch size."""
+    """For the timed runs of one batch size."""
     classify_s: float
-    """The whole of `classify`."""
+    """For the whole of `classify`."""
     accuracy_s: float
-    """Accuracy, once for each candidate."""
+    """For the accuracy, once per candidate."""
 
 
 def plan_effort(settings: BenchSettings, *, num_candidates: int, num_images: int) -> Effort:
-    """Decide what is done with each candidate, by what was asked for and how many there are."""
+    """Decide how to measure each candidate, from the settings and the number of candidates."""
     sizes = settings.batch_sizes
     if sizes is None:
         sizes = GPU_BATCH_SIZES if uses_gpu(settings.device) else CPU_BATCH_SIZES
@@ -83,10 +83,10 @@ def plan_effort(settings: BenchSettings, *, num_candidates: int, num_images: int
 
 
 def share_out(budget_s: float, *, num_candidates: int, rounds: int, num_sizes: int) -> Limits:
-    """Divide the time among the steps that all candidates take in all rounds.
+    """Divide the time among the steps of all candidates in all rounds.
 
-    With few candidates each step takes as long as is of use, and with many not less than is
-    needed, so that the whole takes less or more than the budget then.
+    The time for a step has an upper and a lower limit, so the whole may take less than the budget
+    with few candidates, and more with many.
     """
     measurements = num_candidates * rounds
     left_s = (1 - ACCURACY_SHARE) * budget_s - START_S * measurements
@@ -104,19 +104,19 @@ def _within(value: float, limits: tuple[float, float]) -> float:
 
 
 def outlasts(batch_size: int, image_s: float, *, size_s: float) -> bool:
-    """Tell whether the fewest batches of a size, one to warm up and one timed, outlast its time."""
+    """Return whether one warm-up batch and one timed batch of a size exceed its time limit."""
     return 2 * batch_size * image_s > size_s
 
 
 def cannot_pay(batch_size: int, known_s: Mapping[int, float], *, size_s: float) -> bool:
-    """Tell whether a batch size may be left out: a slow model's, which would gain nothing by it.
+    """Return whether a batch size can be skipped: a slow model's, which gains nothing from it.
 
-    A call costs something, whatever the batch, and each image as much again. The two largest sizes
-    that are known tell both, and so what a larger batch would gain.
+    A call has a fixed cost and a cost per image. The two largest measured sizes give both, and so
+    the expected gain of a larger batch.
 
     Args:
-        batch_size: Larger than those that are known.
-        known_s: Seconds for one batch by its size, ascending; two or more decide.
+        batch_size: A batch size larger than those measured.
+        known_s: Seconds for one batch by its size, ascending; at least two are needed to decide.
         size_s: Seconds for the timed runs of one batch size.
     """
     if len(known_s) < 2:
@@ -130,17 +130,17 @@ def cannot_pay(batch_size: int, known_s: Mapping[int, float], *, size_s: float) 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is known of a candidate before it is measured."""
+    """What is known about a candidate before it is measured."""
 
     image_s: float
-    """Seconds that one image may take; 0 where nothing is known."""
+    """Estimated seconds per image; 0 if unknown."""
     with_classify: bool
     start_s: float = START_S
-    """To import the runtime and open the model."""
+    """Seconds to import the runtime and open the model."""
 
 
 def works(candidates: Sequence[Candidate], *, on_gpu: bool, with_classify: bool) -> list[Work]:
-    """Guess how fast each candidate is, by its arithmetic and that of the machine."""
+    """Estimate how fast each candidate is, from its FLOPs and the machine's FLOP/s."""
     flops_per_s = GPU_FLOPS_PER_S if on_gpu else quick_flops_per_s()
     flops = {one.run: one.flops_per_image for one in candidates if one.flops_per_image}
     return [
@@ -163,14 +163,14 @@ def _needs_torch(name: str) -> bool:
 
 
 def estimate_s(works: Sequence[Work], effort: Effort) -> float:
-    """Guess how many seconds a bench will take."""
+    """Estimate how many seconds a bench will take."""
     return sum(_candidate_s(work, effort) for work in works)
 
 
 def _candidate_s(work: Work, effort: Effort) -> float:
-    """Guess how many seconds all rounds of one candidate will take."""
+    """Estimate how many seconds all rounds of one candidate will take."""
     round_s = work.start_s
-    judged = 0  # by the timed batches of a round
+    judged = 0  # images classified by the timed batches of a round
     sizes = _likely_sizes(work.image_s, effort)
     for size in sizes:
         runs = _num_iterations(size, work.image_s, effort)
@@ -181,13 +181,13 @@ def _candidate_s(work: Work, effort: Effort) -> float:
     if not work.with_classify:
         return total
     batches_s = CLASSIFY_BATCHES * CLASSIFY_BATCH * work.image_s
-    if batches_s > effort.classify_seconds:  # the first round alone
+    if batches_s > effort.classify_seconds:  # only in the first round
         return total + CLASSIFY_START_S + 0.5 * effort.classify_seconds + batches_s
     return total + effort.rounds * (CLASSIFY_START_S + CLASSIFY_SHARES * effort.classify_seconds)
 
 
 def _likely_sizes(image_s: float, effort: Effort) -> list[int]:
-    """Return the batch sizes that will be timed if batches of a slow model gain nothing."""
+    """Return the batch sizes that will be timed if a slow model gains nothing from batches."""
     if not effort.may_leave_out or not image_s:
         return list(effort.batch_sizes)
     known_s = {size: size * image_s for size in effort.batch_sizes[:2]}
@@ -202,7 +202,7 @@ def _likely_sizes(image_s: float, effort: Effort) -> list[int]:
 
 
 def _num_iterations(size: int, image_s: float, effort: Effort) -> int:
-    """Return how often a batch will be run, the untimed runs included."""
+    """Return how often a batch will be run, including the warm-up runs."""
     run_s = size * image_s
     least = MIN_LATENCY_RUNS if size == 1 else max(1, ceil(ROUND_IMAGES / size) - 1)
     if not run_s:
@@ -213,7 +213,7 @@ def _num_iterations(size: int, image_s: float, effort: Effort) -> int:
 
 
 def image_seconds(flops_per_image: int | None, *, flops_per_s: float, int8: bool = False) -> float:
-    """Guess how long a model takes for an image; 0 where its arithmetic is not known."""
+    """Estimate a model's seconds per image; 0 if its FLOPs are unknown."""
     if flops_per_image is None:
         return 0.0
     seconds = flops_per_image / (flops_per_s * (INT8_SPEEDUP if int8 else 1.0))
@@ -221,7 +221,7 @@ def image_seconds(flops_per_image: int | None, *, flops_per_s: float, int8: bool
 
 
 def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:
-    """Measure how fast the CPU multiplies fp32 matrices, in a fraction of a second."""
+    """Measure the CPU's FLOP/s in fp32 matrix products, within a fraction of a second."""
     import numpy as np
 
     matrix = np.ones((size, size), dtype=np.float32)
@@ -234,18 +234,19 @@ def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:
 
 
 def announcement(seconds: float, *, num_candidates: int, rounds: int, on_gpu: bool) -> str:
-    """Say how long a bench will take and how to shorten it."""
-    no_tf32 = ", --no-tf32" if on_gpu else ""
+    """Return a line with the bench's estimated duration and how to change it."""
+    no_tf32 = ", `tf32=False`" if on_gpu else ""
+    candidates = f"{num_candidates} candidate" + "s" * (num_candidates != 1)
     return (
-        f"This takes about {duration(seconds)} (an estimate: {num_candidates} candidates, {rounds} "
-        "rounds, a new process for each measurement). To shorten it, name fewer models or use "
-        f"--rounds 1, fewer --batch-sizes{no_tf32}; to measure more exactly, a larger --budget or "
-        "more --rounds"
+        f"This takes about {duration(seconds)} (estimate: {candidates}, {rounds} "
+        f"round{'s' * (rounds != 1)}, a new process for each measurement). To shorten it, name "
+        f"fewer models or use `rounds=1`, fewer `batch_sizes=`{no_tf32}; for more precise results, "
+        "use a larger `budget_s=` or more `rounds=`"
     )
 
 
 def duration(seconds: float) -> str:
-    """Write a rough duration: seconds in tens, then minutes in halves."""
+    """Format a rough duration: seconds in tens, then minutes in halves."""
     if seconds < 90:
         return f"{max(10, 10 * round(seconds / 10))} s"
     return f"{round(2 * seconds / 60) / 2:g} min"

@@ -1,4 +1,4 @@
-"""Count the arithmetic of a model in an ONNX file: convolutions and matrix products."""
+"""Count the FLOPs of a model in an ONNX file: convolutions and matrix products."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
 Shape = tuple[int, ...]
-"""A symbolic axis, that of the batch, counts as one."""
+"""A symbolic axis (the batch) counts as one."""
 
 
 def onnx_flops(path: Path) -> int | None:
-    """Count the floating-point operations for one image; a multiply-add is two of them.
+    """Count the floating-point operations for one image; a multiply-add counts as two.
 
-    Biases, activations, pooling and normalization are left out, as is usual: together they are a
-    percent or less. In an int8 model the same operations are counted, though most are on integers.
+    Biases, activations, pooling and normalization are not counted, as is customary: together they
+    are one percent or less. An int8 model counts the same operations, though most are on integers.
 
     Args:
-        path: An ONNX export, whose first axis is the batch.
+        path: An ONNX export whose first axis is the batch.
 
     Returns:
-        Operations per image; None if the shapes are not all known.
+        Operations per image; None if not all shapes are known.
     """
     import onnx
 
@@ -40,7 +40,7 @@ def _counted(node: "NodeProto") -> bool:
 
 
 def _shapes(graph: "GraphProto") -> dict[str, Shape]:
-    """Return the shape of each value that has one, constants included."""
+    """Return the shape of each value that has one, including constants."""
     shapes = {one.name: tuple(one.dims) for one in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
@@ -50,7 +50,7 @@ def _shapes(graph: "GraphProto") -> dict[str, Shape]:
 
 
 def _conv(node: "NodeProto", shapes: Mapping[str, Shape]) -> int:
-    """Count a convolution: each output value takes the products of one filter."""
+    """Count a convolution: each output value needs the products of one filter."""
     output, weight = (
         shapes[node.output[0]],
         shapes[node.input[1]],
@@ -59,7 +59,7 @@ def _conv(node: "NodeProto", shapes: Mapping[str, Shape]) -> int:
 
 
 def _gemm(node: "NodeProto", shapes: Mapping[str, Shape]) -> int:
-    """Count a product with a matrix, transposed or not."""
+    """Count a matrix product, transposed or not."""
     output, weight = shapes[node.output[0]], shapes[node.input[1]]
     transposed = any(one.name == "transB" and one.i for one in node.attribute)
     return 2 * prod(output) * weight[-1 if transposed else -2]

@@ -1,4 +1,4 @@
-"""Ask the NVIDIA driver how much of a GPU's memory a measurement takes."""
+"""Measure how much GPU memory a measurement uses, by asking the NVIDIA driver."""
 
 import ctypes
 
@@ -7,24 +7,24 @@ from tltools.runtime.device import DRIVER_LIBRARY, num_gpus
 
 
 def uses_gpu(device: str) -> bool:
-    """Tell whether models that are opened on `device` should run on a GPU of this machine."""
+    """Return whether models opened on `device` should run on a GPU of this machine."""
     return device not in ("cpu", "openvino") and num_gpus() > 0
 
 
 class GpuMemory:
-    """Watch the memory that is taken on a GPU from now on, by any runtime in this process.
+    """Tracks the GPU memory allocated from now on by any runtime in this process.
 
-    The driver's own figure of free memory (`cuMemGetInfo`) is compared with what it was at the
-    start. PyTorch and onnxruntime keep what they have once taken, so that it is enough to look
-    after each step of work. Not included is the CUDA context itself; what other programs take on
-    the same GPU meanwhile is.
+    The driver's free memory (`cuMemGetInfo`) is compared with its initial value. PyTorch and
+    onnxruntime keep the memory they have allocated, so it is enough to check after each step of
+    work. The CUDA context itself is not included; memory that other programs allocate on the same
+    GPU meanwhile is.
     """
 
     def __init__(self, index: int = 0) -> None:
-        """Start to watch; this creates the CUDA context that the runtimes then use as well.
+        """Start tracking; this creates the CUDA context that the runtimes also use.
 
         Args:
-            index: Which of the GPUs that this process may use, from 0.
+            index: Index of the GPU among those visible to this process, from 0.
 
         Raises:
             DeviceError: If the driver refuses.
@@ -32,7 +32,7 @@ class GpuMemory:
         try:
             self._driver = ctypes.CDLL(DRIVER_LIBRARY)
         except OSError as error:
-            raise DeviceError(f"cannot ask for the GPU's memory: {error}") from error
+            raise DeviceError(f"cannot query the GPU's memory: {error}") from error
         self._context = ctypes.c_void_p()
         device = ctypes.c_int()
         self._call("cuInit", ctypes.c_uint(0))
@@ -41,12 +41,12 @@ class GpuMemory:
         self._free_at_start = self._least_free = self._free_bytes()
 
     def look(self) -> None:
-        """Note how much is free now."""
+        """Record how much memory is free now."""
         self._least_free = min(self._least_free, self._free_bytes())
 
     @property
     def peak_bytes(self) -> int:
-        """The most that was taken, in bytes, whenever `look` was called."""
+        """The largest allocation, in bytes, over all calls of `look`."""
         return self._free_at_start - self._least_free
 
     def _free_bytes(self) -> int:
@@ -65,9 +65,9 @@ class GpuMemory:
 
 
 def watch_gpu(device: str) -> GpuMemory | None:
-    """Start to watch the GPU that `device` means, if it is one.
+    """Start tracking the GPU named by `device`, if it is one.
 
-    Of several (`NAME:INDEX,NAME:INDEX`) it is the first, on which single models are measured.
+    If it names several (`NAME:INDEX,NAME:INDEX`), the first is tracked, where models are measured.
 
     Raises:
         DeviceError: If the driver refuses.

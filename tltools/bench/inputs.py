@@ -1,4 +1,4 @@
-"""Find what a bench measures: candidates, the images to measure them on, and their classes."""
+"""Collect the inputs of a bench: candidates, the images to measure them on, and their classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,28 +31,28 @@ class Candidate:
     name: str
     """Unique in the bench; for messages."""
     run: str
-    """Candidates of one run are compared with its eager one, and stand together in the tables."""
+    """The run; its candidates are compared with its eager model, and grouped in the tables."""
     format: str
-    """Of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
+    """Name of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
     precision: BenchPrecision
     path: Path
     """The export; for `eager`, the run folder."""
     flops_per_image: int | None = None
-    """Operations of convolutions and matrix products; None where that is not known."""
+    """Operations of convolutions and matrix products; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BenchInputs:
-    """What a bench measures, and on what."""
+    """The candidates of a bench, and the images to measure them on."""
 
     candidates: list[Candidate]
     images: list[Path]
     targets: NDArray[np.int64]
     """Class index of each image, (N,)."""
     name: str
-    """What the images are, for people."""
+    """Name of the images, to print."""
     notes: tuple[str, ...]
-    """What there is to say of the models beforehand."""
+    """Warnings about the models."""
 
 
 def bench_inputs(
@@ -63,28 +63,28 @@ def bench_inputs(
     run_dir: Path = RUN_DIR,
     export_dir: Path = EXPORT_DIR,
 ) -> BenchInputs:
-    """Collect what `bench` measures.
+    """Collect the candidates and images of a bench.
 
     Args:
-        models: Runs and exports; None for the exports in `export_dir`. The run that an export came
-            from joins them if it is still in `run_dir`, since the others are compared with it.
+        models: Runs and exports; None for the exports in `export_dir`. The run of an export is
+            added if it is still in `run_dir`, as the reference for comparison.
         dataset: Labeled images; None for the runs' own validation images.
-        tf32: Whether fp32 exports are measured a second time in TF32, which GPUs alone have.
-        run_dir: Where runs are.
-        export_dir: Where exports are.
+        tf32: Also measure fp32 exports in TF32, which needs a GPU.
+        run_dir: Folder of runs.
+        export_dir: Folder of exports.
 
     Raises:
-        ArtifactError: If there is nothing to measure, or a model is damaged.
-        DataError: If the models cannot be told apart or do not go together, or the validation
-            images of their runs are not the same, or have gone.
+        ArtifactError: If there is nothing to measure, or a model is corrupt.
+        DataError: If models have the same name or different classes, or their runs' validation
+            images differ or are missing.
     """
     artifacts = [read_artifact(path) for path in models] if models else find_exports(export_dir)
     artifacts = _with_runs(artifacts, run_dir)
     _check_labels(artifacts)
     classes = _classes(artifacts)
     frame, name = _labeled_images(artifacts, dataset)
-    # In random order, so that any first part of them is a fair sample: where a model is slow, the
-    # accuracy may be that of a part.
+    # Shuffled, so that any prefix is a fair sample: a slow model's accuracy may be measured on a
+    # prefix only.
     frame = frame.sample(frac=1, random_state=0)
     return BenchInputs(
         candidates=_candidates(artifacts, tf32=tf32),
@@ -96,13 +96,13 @@ def bench_inputs(
 
 
 def _classes(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
-    """Return the classes that all models have in the same order."""
+    """Return the classes, which must be the same for all models, in the same order."""
     classes = artifacts[0].card.classes
     for artifact in artifacts:
         if artifact.card.classes != classes:
             raise DataError(
-                f"{artifact.path} has other classes than {artifacts[0].path}: measure them one "
-                "after the other"
+                f"{artifact.path} and {artifacts[0].path} have different classes: bench them "
+                "separately"
             )
     return classes
 
@@ -113,14 +113,14 @@ def _targets(frame: "pd.DataFrame", classes: tuple[str, ...]) -> NDArray[np.int6
     unknown = sorted(set(frame["class"]) - set(index))
     if unknown:
         raise DataError(
-            f"the models do not know class {', '.join(unknown)}, they know {', '.join(classes)}: "
-            "--class-names gives the data's classes other names"
+            f"the data has classes that the models do not know: {', '.join(unknown)} (they know "
+            f"{', '.join(classes)}); rename the data's classes with `class_names=`"
         )
     return np.array([index[one] for one in frame["class"]], dtype=np.int64)
 
 
 def _candidates(artifacts: Sequence[Artifact], *, tf32: bool) -> list[Candidate]:
-    """Return a candidate for each artifact; fp32 exports a second time in TF32 if asked for."""
+    """Return a candidate for each artifact; if requested, another in TF32 for fp32 exports."""
     flops = _flops_by_run(artifacts)
     candidates: list[Candidate] = []
     for artifact in artifacts:
@@ -131,7 +131,7 @@ def _candidates(artifacts: Sequence[Artifact], *, tf32: bool) -> list[Candidate]
             format=facts.format if facts else EAGER,
             precision=facts.precision if facts else "fp32",
             path=artifact.path,
-            # Exports of small models are folded, so a run itself computes less.
+            # Exports of small models are folded, so the run itself computes less.
             flops_per_image=flops.get(artifact.card.run) if facts else None,
         )
         candidates.append(candidate)
@@ -142,7 +142,7 @@ def _candidates(artifacts: Sequence[Artifact], *, tf32: bool) -> list[Candidate]
 
 
 def _flops_by_run(artifacts: Sequence[Artifact]) -> dict[str, int]:
-    """Count the operations for one image, by one ONNX export of each run that has any."""
+    """Count each run's operations per image, from one of its ONNX exports if it has any."""
     found: dict[str, int] = {}
     for artifact in artifacts:
         is_onnx = not artifact.is_run and format_of(artifact.path) is ONNX
@@ -154,7 +154,7 @@ def _flops_by_run(artifacts: Sequence[Artifact]) -> dict[str, int]:
 
 
 def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
-    """Return the artifacts by run, each run's own folder first where it can be found."""
+    """Return the artifacts grouped by run, with each run's own folder first if it exists."""
     found: dict[Path, Artifact] = {}
     for artifact in sorted(artifacts, key=lambda one: one.card.run):
         folder = run_dir / artifact.card.run
@@ -167,7 +167,7 @@ def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
 
 
 def _came_from(export: Card, run: Card) -> bool:
-    """Tell whether an export was made of a run; one without calibration got it then."""
+    """Return whether an export was made from a run; exporting adds a missing calibration."""
     changes = {"confidence": None} if run.confidence is None else {}
     return run == msgspec.structs.replace(export, export=None, **changes)
 
@@ -178,15 +178,15 @@ def _check_labels(artifacts: Sequence[Artifact]) -> None:
         other = known.setdefault(artifact.label, artifact.path)
         if other != artifact.path:
             raise DataError(
-                f"{other} and {artifact.path} are both called {artifact.label!r}: measure them one "
-                "after the other"
+                f"{other} and {artifact.path} are both called {artifact.label!r}: bench them "
+                "separately"
             )
 
 
 def _labeled_images(
     artifacts: list[Artifact], dataset: "Dataset | None"
 ) -> "tuple[pd.DataFrame, str]":
-    """Return a frame with path and class, and its name."""
+    """Return a frame with the columns path and class, and its name."""
     if dataset is not None:
         return dataset.frame, dataset.name
     runs = [artifact for artifact in artifacts if artifact.is_run]
@@ -194,19 +194,20 @@ def _labeled_images(
     if not runs:
         raise DataError(
             "the runs of these exports are not in runs/, so there are no images to measure on: "
-            "give labeled ones with --data"
+            "provide labeled images with `dataset=`"
         )
     if len(fingerprints) > 1:
         raise DataError(
-            "these models were trained on different data: give labeled images for all of them "
-            "with --data"
+            "these models were trained on different data: provide labeled images for all of them "
+            "with `dataset=`"
         )
     frame = read_split(runs[0].path)
     frame = frame.loc[frame["split"] == "val"]
     gone = [path for path in frame["path"] if not Path(path).is_file()]
     if gone:
         raise DataError(
-            f"{len(gone)} validation images of {runs[0].path} have gone, the first is {gone[0]}: "
-            "put them back, or give others with --data"
+            f"{len(gone)} validation image{'s are' if len(gone) > 1 else ' is'} missing from "
+            f"{runs[0].path}, the first is {gone[0]}: restore them, or provide others with "
+            "`dataset=`"
         )
     return frame, f"{runs[0].card.data.name} (validation)"

@@ -1,4 +1,4 @@
-"""Describe the machine that the numbers come from, and the memory that a process took."""
+"""Describe the machine of a measurement, and measure a process's peak memory."""
 
 import os
 import platform
@@ -26,22 +26,22 @@ PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a reader needs to know to compare two reports."""
+    """The facts about a machine that are needed to compare two results."""
 
     cpu: str
     cores: int
-    """Cores that this process may use."""
+    """Cores available to this process."""
     memory_bytes: int | None
-    """Main memory of the machine; None where the system does not say."""
+    """Main memory of the machine; None if unknown."""
     os: str
     gpus: tuple[str, ...]
     """Name, memory and driver of each NVIDIA GPU."""
     versions: dict[str, str]
-    """Of Python, tltools and each installed package in `PACKAGES`."""
+    """Versions of Python, tltools and each installed package in `PACKAGES`."""
 
 
 def describe_machine() -> Machine:
-    """Describe this machine without importing any of the packages whose versions it names."""
+    """Describe this machine, without importing the packages whose versions are listed."""
     return Machine(
         cpu=cpu_name(),
         cores=num_cores(),
@@ -54,7 +54,7 @@ def describe_machine() -> Machine:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the version of each of `packages` that is installed, from its metadata alone."""
+    """Return the version of each installed package of `packages`, from its metadata."""
     versions: dict[str, str] = {}
     for package in packages:
         try:
@@ -65,7 +65,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as reported by the system."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -78,7 +78,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def memory_bytes() -> int | None:
-    """Return the size of the main memory, or None where the system does not say."""
+    """Return the size of the main memory in bytes; None if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -86,7 +86,7 @@ def memory_bytes() -> int | None:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return name, memory and driver of each NVIDIA GPU that the driver's own tool lists."""
+    """Return name, memory and driver of each NVIDIA GPU listed by nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -103,10 +103,10 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """Return the most memory that this process has occupied so far (resident set size).
+    """Return the peak resident set size of this process so far, in bytes.
 
-    Linux says so in `VmHWM`. Elsewhere it is `getrusage`'s `ru_maxrss`, which on Linux would be
-    wrong: a new process inherits its parent's peak there. None where neither exists (Windows).
+    On Linux this is `VmHWM`. Elsewhere it is `getrusage`'s `ru_maxrss`, which is wrong on Linux,
+    where a new process inherits its parent's peak. None if neither exists (Windows).
     """
     try:
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()

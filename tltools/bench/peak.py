@@ -1,4 +1,4 @@
-"""Measure the GPU's peak once for a bench, in a process of its own."""
+"""Measure the GPU's peak FLOP/s once per bench, in a separate process."""
 
 import multiprocessing
 from collections.abc import Collection
@@ -11,11 +11,11 @@ from tltools.runtime import Device
 
 
 def measure_peaks(device: Device, precisions: Collection[str]) -> tuple[dict[str, float], str]:
-    """Measure how fast a GPU multiplies large matrices; the CPU is left out.
+    """Measure how fast a GPU multiplies large matrices; the CPU is not measured.
 
     Returns:
-        Floating-point operations per second by precision, empty without a GPU; and, for people,
-        why they could not be measured, or nothing.
+        Floating-point operations per second by precision, empty without a GPU; and a message why
+        they could not be measured, or an empty string.
     """
     if not uses_gpu(device):
         return {}, ""
@@ -27,4 +27,4 @@ def measure_peaks(device: Device, precisions: Collection[str]) -> tuple[dict[str
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             return pool.submit(matmul_flops_per_s, device, sorted(precisions)).result(), ""
     except (TltoolsError, ImportError, RuntimeError, BrokenProcessPool) as error:
-        return {}, f"the GPU's peak could not be measured ({error}): its share is left out"
+        return {}, f"cannot measure the GPU's peak FLOP/s ({error}): shares of it are left out"

@@ -1,4 +1,4 @@
-"""What a bench found: rows with every sample, tables for people, files for programs."""
+"""The results of a bench: rows with every sample, tables to read, and files for programs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,17 @@ from tltools.bench.verdict import (
 )
 
 SCOPE = (
-    "Times are of the model alone: a batch of decoded images in memory in, logits in memory out. "
-    "Reading and decoding files is not part of them."
+    "Times are for the model alone, from a batch of decoded images in memory to logits in memory; "
+    "reading and decoding files is not included."
 )
 NO_VALUE = "-"
 MAX_SIZES_BESIDE = 3
-"""Batch sizes that fit a terminal of 80 columns beside the latency."""
+"""Number of batch sizes that fit beside the latency on a terminal of 80 columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table for people."""
+    """A table to print."""
 
     title: str
     columns: tuple[str, ...]
@@ -44,32 +44,32 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """All rows, and what is needed to judge and repeat them."""
+    """All rows, and everything needed to interpret and reproduce them."""
 
     version: int = 1
     created: str
     """UTC, ISO 8601."""
     command: str
     complete: bool
-    """False in the results written while the bench goes on."""
+    """False in the results written while the bench is still running."""
     scope: str = SCOPE
     settings: Effort
     machine: Machine
     peak_flops_per_s: dict[str, float] = field(default_factory=dict)
-    """Of the GPU in a large matrix product, by precision; empty without a GPU."""
+    """FLOP/s of the GPU in a large matrix product, by precision; empty without a GPU."""
     rows: tuple[BenchRow, ...]
     recommendation: Recommendation | None
-    """None where `classify` was not measured."""
+    """None if `classify` was not measured."""
 
     def to_json(self) -> str:
-        """Return everything, samples included; what is unknown is null."""
+        """Return everything as JSON, including samples; unknown values are null."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode() + "\n"
 
     def to_markdown(self) -> str:
-        """Return the page for people: tables, notes, method and machine."""
+        """Return a Markdown page: tables, notes, method and machine."""
         parts = ["# Benchmark", f"{self.created}: `{self.command}`"]
         if not self.complete:
-            parts.append("**Not complete: the bench was still running.**")
+            parts.append("**Incomplete: the bench was still running.**")
         lines = self.recommended()
         if lines:
             parts += ["## Recommendation", "\n".join(f"- {line}" for line in lines)]
@@ -86,9 +86,9 @@ class BenchResult:
         return "\n\n".join(parts) + "\n"
 
     def tables(self) -> tuple[Table, ...]:
-        """Return what fits a terminal: what each candidate gives and costs, and its speed.
+        """Return tables that fit a terminal: accuracy and cost of each candidate, and its speed.
 
-        That of the GPU is there where one was used, that of `classify` where it was measured.
+        The GPU's table is included if a GPU was used, that of `classify` if it was measured.
         """
         tables = [self._cost_table(), *self._speed_tables()]
         if self._on_gpu:
@@ -96,7 +96,7 @@ class BenchResult:
         if self.recommendation is not None:
             tables.append(
                 Table(
-                    title="classify: images per second, and what each stage costs",
+                    title="classify: images per second, and the cost of each stage",
                     columns=(
                         "",
                         "per s",
@@ -116,7 +116,7 @@ class BenchResult:
         return any(row.peak_gpu_bytes is not None for row in self.rows)
 
     def _cost_table(self) -> Table:
-        """Main memory and the GPU's stand apart; where both are shown, nodes are further down."""
+        """Return the cost table; with GPU memory, nodes are in the GPU's table."""
         last = ("GPU MB", "load s") if self._on_gpu else ("load s", "nodes")
         return Table(
             title="Accuracy and cost",
@@ -125,7 +125,7 @@ class BenchResult:
         )
 
     def _speed_tables(self) -> list[Table]:
-        """Return one table, or two where there are too many batch sizes for a terminal."""
+        """Return one table, or two if there are too many batch sizes for a terminal."""
         sizes = self.settings.batch_sizes
         latencies = [_latency_cells(row) for row in self.rows]
         rates = [_rate_cells(row, sizes) for row in self.rows]
@@ -148,18 +148,18 @@ class BenchResult:
 
     def _gpu_table(self) -> Table:
         return self._table(
-            "GPU: arithmetic per second, and its share of the peak in that precision",
+            "GPU: FLOP/s, and share of the peak in the same precision",
             ("nodes", "GFLOP per image", "TFLOP/s", "peak TFLOP/s", "of peak"),
             [_gpu_cells(row, self.peak_flops_per_s) for row in self.rows],
         )
 
     def _table(self, title: str, columns: Sequence[str], *parts: Sequence[Sequence[str]]) -> Table:
-        """Return a table whose rows are made of parts that stand side by side."""
+        """Return a table whose rows are joined from parts side by side."""
         cells = [[cell for part in row for cell in part] for row in zip(*parts, strict=True)]
         return Table(title=title, columns=("", *columns), rows=self._grouped(cells))
 
     def recommended(self) -> list[str]:
-        """Return which export to take on this machine, why, and how, a line each."""
+        """Return which export to use on this machine, and why, one line each."""
         if self.recommendation is None:
             return []
         lines = recommendation_lines(self.recommendation)
@@ -167,11 +167,11 @@ class BenchResult:
         if best is not None:
             row = next(row for row in self.rows if row.name == best.name)
             assert row.classify is not None
-            lines.append(f"The bottleneck of classify with it: {row.classify.bottleneck.sentence}")
+            lines.append(f"Bottleneck of classify with it: {row.classify.bottleneck.sentence}")
         return lines
 
     def bottlenecks(self) -> list[str]:
-        """Return what holds `classify` up with each export, a line each."""
+        """Return the bottleneck of `classify` with each export, one line each."""
         return [
             f"{row.name}: {row.classify.bottleneck.sentence}"
             for row in self.rows
@@ -179,7 +179,7 @@ class BenchResult:
         ]
 
     def notes(self) -> list[str]:
-        """Return failures and warnings, a line each."""
+        """Return failures and warnings, one line each."""
         lines: list[str] = []
         for row in self.rows:
             if row.reason:
@@ -188,39 +188,40 @@ class BenchResult:
         return lines + int8_notes(self.rows)
 
     def method(self) -> list[str]:
-        """Return how the figures came about and what they mean, a line each."""
+        """Return how the figures were measured and what they mean, one line each."""
         settings = self.settings
         return [
             self.scope,
-            f"Device asked for: {settings.device}; threads: {settings.threads}; used: "
+            f"Requested device: {settings.device}; threads: {settings.threads}; used: "
             + "; ".join(sorted({_placement(row) for row in self.rows if row.provider}) or ["none"])
             + ".",
-            f"{settings.rounds} rounds in rotation, each measurement in a new process: "
-            f"{settings.warmup} runs of warm-up, then {settings.iterations} timed, fewer where "
-            f"they take more than {settings.max_seconds:.3g} s, but at least {MIN_LATENCY_RUNS} of "
-            f"single images and {MIN_THROUGHPUT_RUNS} of a larger batch, and as many of the "
-            f"largest as {ROUND_IMAGES} images take.",
+            f"{settings.rounds} round{'s' * (settings.rounds != 1)} in rotation, each measurement "
+            f"in a new process: {settings.warmup} warm-up runs, then {settings.iterations} timed "
+            f"runs, fewer if they take more than {settings.max_seconds:.3g} s, but at least "
+            f"{MIN_LATENCY_RUNS} with single images, {MIN_THROUGHPUT_RUNS} with larger batches, "
+            f"and with the largest batch as many as {ROUND_IMAGES} images need.",
             *self._left_out_method(),
             *self._budget_method(),
             "Latency: percentiles over the samples of all rounds. Images per second: batch size "
-            "by the median time, median of the rounds.",
-            f"Accuracy: {self._num_judged()}, with the 95 % Wilson interval. agree: "
-            "the same label as the eager PyTorch model of the same run (rounded down). The timed "
-            "runs of the largest batches are part of it.",
-            "Host MB: the largest resident memory of the process, runtime included, over all batch "
-            "sizes. Load: opening the file in a new process, the import of its runtime included. "
-            "MB are 10^6 bytes.",
+            "divided by the median time, median over the rounds.",
+            f"Accuracy: {self._num_judged()}, with the 95 % Wilson interval. agree: share of "
+            "images with the same label as the eager PyTorch model of the same run (rounded down). "
+            "The timed runs with the largest batches are included.",
+            "Host MB: peak resident memory of the process, including its runtime, over all batch "
+            "sizes. Load: seconds to open the file in a new process, including the import of its "
+            "runtime. 1 MB is 10^6 bytes.",
             *(self._gpu_method() if self._on_gpu else []),
-            "nodes: how many of the graph's nodes the provider runs, by the session's own record.",
+            "nodes: number of the graph's nodes that the execution provider runs, as recorded by "
+            "the session.",
             *(self._classify_method() if self.recommendation is not None else []),
         ]
 
     def describe_machine(self) -> list[str]:
-        """Return the machine, a line for each fact."""
+        """Return facts about the machine, one line each."""
         machine = self.machine
         memory = f"{machine.memory_bytes / 2**30:.0f} GiB" if machine.memory_bytes else "unknown"
         return [
-            f"CPU: {machine.cpu}, {machine.cores} cores",
+            f"CPU: {machine.cpu}, {machine.cores} core{'s' * (machine.cores != 1)}",
             f"Memory: {memory}",
             f"GPU: {'; '.join(machine.gpus) or 'none'}",
             f"System: {machine.os}",
@@ -231,26 +232,27 @@ class BenchResult:
         if not self.settings.may_leave_out:
             return []
         return [
-            "A batch size is left out where two batches of it take longer than that and would gain "
-            f"less than {100 * NOISE:.0f} % by what a call and an image cost in smaller ones; a "
-            "larger --budget or --batch-sizes brings it back."
+            "A batch size is skipped if two batches of it take longer than that and would gain "
+            f"less than {100 * NOISE:.0f} %, estimated from smaller batches; a larger --budget or "
+            "--batch-sizes includes it."
         ]
 
     def _budget_method(self) -> list[str]:
         return [
-            f"--budget {self.settings.budget_s:g} (seconds) is shared out among the candidates, so "
-            "that each step takes less time where there are many of them."
+            f"--budget {self.settings.budget_s:g} (seconds) is divided among the candidates: the "
+            "more candidates, the less time for each step."
         ]
 
     def _num_judged(self) -> str:
-        """Say how many images stand behind the accuracies."""
+        """Return how many images the accuracies are measured on."""
         judged = {row.score.total for row in self.rows if row.score is not None}
         wanted = self.settings.num_images
         if not judged or judged == {wanted}:
             return f"{wanted} images"
         return (
             f"{min(judged)} of the {wanted} images, in random order, the same for all candidates: "
-            "the slowest did no more in its share of the time, and a larger --budget gives it more"
+            "as many as the slowest classified in its share of the time (a larger --budget gives "
+            "it more)"
         )
 
     def _gpu_method(self) -> list[str]:
@@ -259,50 +261,49 @@ class BenchResult:
             for precision, rate in self.peak_flops_per_s.items()
         )
         return [
-            "GPU MB: memory taken on the GPU at most, over all batch sizes, by the driver's figure "
-            "of free memory before the model is opened and after each batch size: model, "
-            "activations and the runtime's reserve, without the CUDA context. Other programs on "
-            "the same GPU would count.",
-            "TFLOP/s: the exported graph's convolutions and matrix products (a multiply-add is two "
-            "operations) at the best batch size, copies to and from the GPU included. Peak: a "
-            "product of two large matrices in PyTorch in the same precision, measured in this run: "
-            f"{peaks or 'unknown'} TFLOP/s.",
+            "GPU MB: peak GPU memory over all batch sizes, from the driver's free memory before "
+            "the model is opened and after each batch size: model, activations and the runtime's "
+            "reserve, without the CUDA context. Other programs on the same GPU are included.",
+            "TFLOP/s: the exported graph's convolutions and matrix products (a multiply-add counts "
+            "as two operations) at the best batch size, including copies to and from the GPU. "
+            "Peak: a product of two large matrices in PyTorch in the same precision, measured in "
+            f"this run: {peaks or 'unknown'} TFLOP/s.",
         ]
 
     def _classify_method(self) -> list[str]:
         settings = self.settings
         plans = {
-            f"{row.format} {row.precision}: {plan.name}, {plan.workers} workers, batches of "
-            f"{plan.batch_size}"
+            f"{row.format} {row.precision}: {plan.name}, {plan.workers} "
+            f"worker{'s' * (plan.workers != 1)}, batches of {plan.batch_size}"
             for row in self.rows
             if row.classify is not None
             for plan in [row.classify.rounds[-1].plan]
         }
         return [
-            "classify: files in, CSV rows out, for about "
-            f"{settings.classify_seconds:.3g} s a round with the plan that it makes for itself, on "
-            f"up to {min(MAX_IMAGES, settings.num_images)} of the images, repeated; median of "
-            f"the rounds, or the first alone where {MIN_BATCHES} batches take longer than that. "
-            "They have been read once before, so that reading is from the system's cache and not "
-            "from the disk.",
-            "The rate begins with the first rows, so that starting workers is not part of it.",
-            "Stages: milliseconds per image with the machine to itself, in as many threads as "
-            "the plan has (writing: one). On the CPU they share the cores, so that the costs add "
-            "up and the largest is the bottleneck; a GPU works beside the cores, so that the "
-            "longer of its time and the sum of the others counts. The inference of a slow model is "
-            "that of its timed batches above, if they are as large as the plan's. Where an image "
-            f"takes more than {MAX_UNEXPLAINED:g} times as long as that, the bottleneck is the "
-            "hand-over between the stages, or something else that was not measured.",
+            "classify: from files to CSV rows, for about "
+            f"{settings.classify_seconds:.3g} s per round with the plan that classify chooses, on "
+            f"up to {min(MAX_IMAGES, settings.num_images)} of the images, repeated; median over "
+            f"the rounds, or the first round only if {MIN_BATCHES} batches take longer than that. "
+            "The images have been read before, so they come from the system's cache, not from the "
+            "disk.",
+            "The rate is measured from the first rows on and excludes the start of the workers.",
+            "Stages: milliseconds per image when a stage runs alone, in as many threads as the "
+            "plan has (writing: one). On the CPU the stages share the cores, so their costs add "
+            "up and the largest is the bottleneck; a GPU works in parallel to the cores, so the "
+            "longer of its time and the sum of the others counts. Inference with a slow model is "
+            "taken from its timed batches above, if they have the plan's size. If an image takes "
+            f"more than {MAX_UNEXPLAINED:g} times as long as the stages explain, the bottleneck is "
+            "the hand-over between the stages, or something that was not measured.",
             f"Plans: {'; '.join(sorted(plans)) or 'none'}.",
-            "Recommended: of each run's exports that lose no more than "
-            f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and give "
-            f"{100 * MIN_AGREEMENT:.0f} % of its labels, the one that classifies fastest; within "
-            f"{100 * NOISE:.0f} % the most exact, and ONNX before TorchScript. Of the runs, the "
-            "most accurate.",
+            "Recommended: among each run's exports that lose at most "
+            f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and agree with at "
+            f"least {100 * MIN_AGREEMENT:.0f} % of its labels, the one that classifies fastest; "
+            f"within {100 * NOISE:.0f} %, the most exact one, and ONNX before TorchScript. Among "
+            "the runs, the most accurate one.",
         ]
 
     def _grouped(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-        """Put a line with the run's name above its candidates; `cells` are in the rows' order."""
+        """Insert a line with the run's name above its candidates; `cells` are in row order."""
         counts = Counter((row.run, row.format, row.precision) for row in self.rows)
         lines: list[tuple[str, ...]] = []
         for run in dict.fromkeys(row.run for row in self.rows):
@@ -318,8 +319,8 @@ class BenchResult:
 def write_result(result: BenchResult, folder: Path) -> tuple[Path, Path]:
     """Write a result as JSON and as Markdown, each completely or not at all.
 
-    The names carry the moment the bench began, so that a later bench never replaces them and the
-    results of one bench, complete or not, replace each other.
+    The names contain the start time of the bench, so that a later bench never replaces them, and
+    the complete result replaces the incomplete ones of the same bench.
 
     Returns:
         The paths of the JSON file and of the Markdown file.
@@ -384,7 +385,7 @@ def _classify_cells(row: BenchRow) -> list[str]:
 
 
 def _nodes(row: BenchRow) -> str:
-    """Return how many of the graph's nodes the provider runs: `CPU 39/39`, `CUDA 150/152`."""
+    """Return how many of the graph's nodes the provider runs, such as `CUDA 150/152`."""
     name = row.provider.removesuffix("ExecutionProvider")
     if not row.placement:
         return name
@@ -392,12 +393,12 @@ def _nodes(row: BenchRow) -> str:
 
 
 def _placement(row: BenchRow) -> str:
-    threads = "" if row.threads is None else f", {row.threads} threads"
+    threads = "" if row.threads is None else f", {row.threads} thread" + "s" * (row.threads != 1)
     return f"{row.format} on {row.provider}{threads} ({row.device}: {row.device_reason})"
 
 
 def _markdown_table(table: Table) -> str:
-    """Write a table with its first column to the left and the others to the right."""
+    """Format a table with the first column left-aligned and the others right-aligned."""
     lines = [
         table.columns,
         ("---", *["--:"] * (len(table.columns) - 1)),

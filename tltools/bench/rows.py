@@ -1,4 +1,4 @@
-"""The facts that a bench finds for each candidate, and what follows from them."""
+"""The measurements of a bench for each candidate, and the conclusions from them."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -8,14 +8,14 @@ from tltools.card import Score
 from tltools.classify import Plan
 
 EAGER = "eager"
-"""The format of a run itself: PyTorch, as it was trained."""
+"""The format of a run itself: PyTorch, as trained."""
 BenchPrecision = Literal["fp32", "tf32", "fp16", "int8"]
-"""`tf32` is an fp32 model whose products a GPU rounds to TF32."""
+"""`tf32` is an fp32 model whose products are rounded to TF32 on a GPU."""
 Status = Literal["ok", "unstable", "failed"]
 Stage: TypeAlias = Literal["reading", "decoding", "inference", "writing"]
-"""Of `classify`: file to bytes, bytes to pixels, pixels to logits, predictions to rows."""
+"""Stages of `classify`: file to bytes, bytes to pixels, pixels to logits, predictions to rows."""
 HAND_OVER: Literal["hand-over"] = "hand-over"
-"""What no stage explains: handing images between workers, keeping their order, waiting."""
+"""Time that no stage explains: passing images between workers, keeping their order, waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,18 @@ class BatchTiming:
     rounds_s: tuple[tuple[float, ...], ...]
     """Every sample of each round, in seconds for one batch."""
     images_per_s: float
-    """Median over the rounds of `batch_size` by the round's median."""
+    """Median over the rounds of `batch_size` divided by the round's median time."""
     round_spread: float
-    """By how much the slowest round's median exceeds the fastest's, as a share of it."""
+    """Relative difference between the slowest and the fastest round's median."""
     num_outliers: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCosts:
-    """Seconds for one image in each stage, had that stage the machine to itself.
+    """Seconds per image in each stage when it runs alone on the machine.
 
-    Each runs as `classify` runs it: reading, decoding and a `fused` plan's inference in all the
-    plan's workers at once, so that this is the time of all cores together; writing in one thread.
+    Each runs as in `classify`: reading, decoding and a `fused` plan's inference in all of the
+    plan's workers at once, so this is the time of all cores together; writing in one thread.
     """
 
     read_s: float
@@ -46,7 +46,7 @@ class StageCosts:
     write_s: float
 
     def by_stage(self) -> dict[Stage, float]:
-        """Return the costs under the stages' names."""
+        """Return the costs by the stages' names."""
         return {
             "reading": self.read_s,
             "decoding": self.decode_s,
@@ -57,34 +57,34 @@ class StageCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRound:
-    """What one process found about `classify`."""
+    """One process's measurements of `classify`."""
 
     plan: Plan
     """How decoding and the model shared the cores."""
     device: str
     costs: StageCosts
     images_per_s: float
-    """Of the whole of it: files in, rows out, all stages at the same time."""
+    """Throughput of the whole, from files to rows, with all stages running concurrently."""
     num_images: int
-    """Rows behind `images_per_s`."""
+    """Number of rows that `images_per_s` is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck:
-    """The stage that holds `classify` up."""
+    """The bottleneck of `classify`."""
 
     stage: Stage | Literal["hand-over"]
-    """`hand-over` where the stages together do not explain the rate that was reached."""
+    """The stage, or `hand-over` if the stages together do not explain the measured rate."""
     cost_s: float
-    """Seconds for one image in this stage."""
+    """Seconds per image in this stage."""
     total_s: float
-    """Seconds for one image by the stages' costs: their sum where all run on the CPU; else the
-    GPU's time or the sum of the others, whichever is longer, for they run at the same time. For
-    `hand-over`, seconds for one image as `classify` reached them."""
+    """Seconds per image according to the stages' costs: their sum if all run on the CPU; otherwise
+    the GPU's time or the sum of the others, whichever is longer, since they run concurrently. For
+    `hand-over`, the measured seconds per image."""
     share: float
-    """`cost_s / total_s`: how much of the time this stage is at work, in [0, 1]."""
+    """`cost_s / total_s`: the share of the time this stage is at work, in [0, 1]."""
     sentence: str
-    """The same for people, with what would help."""
+    """The same as a sentence, with a suggestion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class ClassifyFigures:
     images_per_s: float
     """Median over the rounds."""
     round_spread: float
-    """By how much the fastest round's rate exceeds the slowest's, as a share of it."""
+    """Relative difference between the fastest and the slowest round's rate."""
     costs: StageCosts
     """Medians over the rounds."""
     bottleneck: Bottleneck
@@ -103,53 +103,53 @@ class ClassifyFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One candidate's results. Where it failed, what is unknown is None or empty."""
+    """One candidate's results. If it failed, unknown values are None or empty."""
 
     name: str
     run: str
     format: str
-    """Of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
+    """Name of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
     precision: BenchPrecision
     path: str
     status: Status
     reason: str
-    """Of a failure: the stage and the error, in one line. Else empty."""
+    """The stage and the error of a failure, in one line; otherwise empty."""
     warnings: tuple[str, ...]
-    """What makes the figures doubtful and what to do about it, a line each."""
+    """What makes the figures unreliable and what to do about it, one line each."""
     score: Score | None
     accuracy_diff: float | None
-    """Accuracy less that of the run's eager model, in [-1, 1]; None for itself."""
+    """Accuracy minus that of the run's eager model, in [-1, 1]; None for the eager model."""
     agreement: float | None
-    """Share of images with the label that the run's eager model gives, in [0, 1]; None for it."""
+    """Share of images with the same label as the run's eager model, in [0, 1]; None for it."""
     max_abs_logit_diff: float | None
-    """Largest difference from the run's eager model; None for itself."""
+    """Largest difference from the run's eager model; None for the eager model."""
     load_s: tuple[float, ...]
-    """Per round: opening the file in a new process, the import of its runtime included."""
+    """Seconds per round to open the file in a new process, including the runtime's import."""
     latency: Latency | None
-    """Of single images, over the samples of all rounds."""
+    """Latency of single images, over the samples of all rounds."""
     batches: tuple[BatchTiming, ...]
     classify: ClassifyFigures | None
-    """None for eager, which `classify` does not take, and where it was not measured."""
+    """None for eager, which `classify` does not accept, and if it was not measured."""
     size_bytes: int
-    """Of the export; for eager, of the checkpoint."""
+    """Size of the export; for eager, of the checkpoint."""
     peak_memory_bytes: int | None
-    """Main memory of the process at most, its runtime included, before accuracy is measured."""
+    """Peak main memory of the process, including its runtime, before accuracy is measured."""
     peak_gpu_bytes: int | None = None
-    """Memory taken on the GPU at most by model, runtime and all batch sizes, without the CUDA
-    context; by the driver's figure of free memory. None on the CPU."""
+    """Peak GPU memory of model, runtime and all batch sizes, without the CUDA context, from the
+    driver's free memory. None on the CPU."""
     flops_per_image: int | None = None
     """Operations of the export's convolutions and matrix products, a multiply-add counted as two;
-    None for eager, which may do the same with less."""
+    None for eager, which may need fewer."""
     flops_per_s: float | None = None
-    """Reached with the best batch size, copies to and from the device included."""
+    """Reached at the best batch size, including copies to and from the device."""
     peak_share: float | None = None
-    """`flops_per_s` by those of a large matrix product in the same precision on the same GPU."""
+    """`flops_per_s` relative to a large matrix product in the same precision on the same GPU."""
     device: str
     device_reason: str
     provider: str
-    """What really runs it: onnxruntime's execution provider, or `torch`."""
+    """The onnxruntime execution provider that runs it, or `torch`."""
     placement: dict[str, int]
-    """Number of the graph's nodes by provider, as onnxruntime recorded it; else empty."""
+    """Number of the graph's nodes by execution provider, as recorded by onnxruntime; else empty."""
     threads: int | None
 
 
@@ -159,31 +159,31 @@ class Choice:
 
     run: str
     name: str
-    """Of the candidate; empty where nothing is recommended."""
+    """Name of the candidate; empty if nothing is recommended."""
     path: str
-    """Of the export; empty where nothing is recommended."""
+    """Path of the export; empty if nothing is recommended."""
     images_per_s: float | None
-    """Of `classify`."""
+    """Throughput of `classify`."""
     score: Score | None
     reason: str
     """Why this one, or why none, with the figures."""
     passed_over: tuple[str, ...]
-    """Why not each of the run's other exports, a line each, the fastest first."""
+    """Why not each of the run's other exports, one line each, the fastest first."""
     doubtful: bool
-    """Whether the timings it rests on are unstable."""
+    """Whether the underlying timings are unstable."""
     options: str = ""
-    """What `classify` needs besides the path, as `--tf32`."""
+    """Options that `classify` needs besides the path, such as `--tf32`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """Which export to take on this machine."""
+    """The export to use on this machine."""
 
     choice: Choice | None
-    """That of the run with the highest accuracy; None where no run has one."""
+    """The choice of the run with the highest accuracy; None if no run has one."""
     alternative: str
-    """What another run would gain in speed and cost in accuracy; else empty."""
+    """What another run would gain in speed and cost in accuracy; otherwise empty."""
     command: str
-    """What classifies with it; empty where nothing is recommended."""
+    """The command that classifies with it; empty if nothing is recommended."""
     choices: tuple[Choice, ...]
-    """One for each run."""
+    """One choice per run."""

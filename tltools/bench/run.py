@@ -40,28 +40,28 @@ def run_bench(
     save: Callable[[BenchResult], object] | None = None,
     progress: Progress = SILENT,
 ) -> BenchResult:
-    """Measure all candidates in turn, for several rounds, each time in a new process.
+    """Measure all candidates in rotation, for several rounds, each time in a new process.
 
-    The turns (A B C A B C) make a machine that warms up or is busy for a while as hard on one
-    candidate as on the others. A candidate that fails gets a row that says so; the others go on.
+    The rotation (A B C A B C) ensures that a machine that warms up, or is busy for a while, affects
+    all candidates alike. A candidate that fails gets a row with the reason; the others continue.
     New processes import the calling program's main module, so a script that calls this needs
     `if __name__ == "__main__":`.
 
     Args:
-        inputs: What to measure, and the images to measure it on.
-        settings: How.
-        open_predictor: Opens a candidate's path on a device with so many threads. It runs in the
-            new process, so it is a function at the top of a module.
+        inputs: The candidates, and the images to measure them on.
+        settings: How to measure.
+        open_predictor: Opens a candidate's path on a device with a number of threads. It runs in
+            the new process, so it must be a top-level function of a module.
         open_model: Opens an export as `classify` does, in the new process like `open_predictor`;
-            None to leave out what `classify` costs, and the recommendation with it.
-        command: For the result; None for this process's command line.
-        save: Called with the result so far after each measurement, so that a crash keeps it.
-        progress: Shows measurements done, and says of failures as they come.
+            None to skip the measurement of `classify` and the recommendation.
+        command: The command to record in the result; None for this process's command line.
+        save: Called with the result so far after each measurement, so that it survives a crash.
+        progress: Shows finished measurements, and failures as they occur.
 
     Raises:
         ConfigError: If there is no candidate, or a number is not positive.
         DataError: If there is no image.
-        ValueError: If names repeat, or the targets do not fit the images.
+        ValueError: If names are not unique, or the targets do not match the images.
     """
     effort = plan_effort(
         settings, num_candidates=len(inputs.candidates), num_images=len(inputs.images)
@@ -83,7 +83,7 @@ def run_bench(
 
 
 class _Bench:
-    """A bench that is going on: what has been found of each candidate."""
+    """A running bench, with the results of each candidate so far."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Bench:
                     )
 
     def _measure(self, candidate: Candidate, turn: int, bar: Bar) -> bool:
-        """Measure a candidate unless it has failed before; tell whether anything new is known."""
+        """Measure a candidate unless it has failed before; return whether it was measured."""
         state = self._found[candidate.name]
         if state.failure:
             return False
@@ -169,12 +169,12 @@ class _Bench:
         )
 
     def _seconds_left(self, turn: int) -> float:
-        """Return what the rounds after this one may take."""
+        """Return the expected duration of the rounds after this one, in seconds."""
         round_s = sum(one.seconds for one in self._found.values() if not one.failure)
         return (self._effort.rounds - 1 - turn) * round_s
 
     def result(self, *, complete: bool) -> BenchResult:
-        """Return what has been found so far."""
+        """Return the result so far."""
         rows = summarize(self._inputs.candidates, self._found, self._inputs.targets, self._peaks)
         return BenchResult(
             created=self._created,
@@ -191,7 +191,7 @@ class _Bench:
 def _announce(
     inputs: BenchInputs, effort: Effort, *, with_classify: bool, progress: Progress
 ) -> None:
-    """Say how long this will take, by a guess of how fast each model is."""
+    """Report how long the bench will take, from an estimate of each model's speed."""
     on_gpu = uses_gpu(effort.device)
     guesses = works(inputs.candidates, on_gpu=on_gpu, with_classify=with_classify)
     progress.say(
@@ -206,21 +206,21 @@ def _announce(
 
 def _check(inputs: BenchInputs, effort: Effort) -> None:
     if not inputs.candidates:
-        raise ConfigError("nothing to bench: name a run or an export, or make one by tltools train")
-    for option, value in [
-        ("--batch-sizes", effort.batch_sizes[0]),
-        ("--rounds", effort.rounds),
-        ("--iterations", effort.iterations),
-        ("--threads", effort.threads),
+        raise ConfigError("nothing to bench: name a run or an export, or train one first")
+    for name, value in [
+        ("batch_sizes", effort.batch_sizes[0]),
+        ("rounds", effort.rounds),
+        ("iterations", effort.iterations),
+        ("threads", effort.threads),
     ]:
         if value < 1:
-            raise ConfigError(f"{option} must be 1 or more, got {value}")
+            raise ConfigError(f"`{name}=` must be at least 1, got {value}")
     names = [candidate.name for candidate in inputs.candidates]
     if len(set(names)) != len(names):
-        raise ValueError(f"candidates' names must differ, got {names}")
+        raise ValueError(f"the candidates' names must differ, got {names}")
     number = len(inputs.images)
     if number == 0:
-        raise DataError("no images to bench with: name labeled ones with --data")
+        raise DataError("no images to bench with: provide labeled images with `dataset=`")
     if inputs.targets.shape != (number,):
         raise ValueError(f"targets {inputs.targets.shape} do not fit {number} images")
 
@@ -235,20 +235,23 @@ def _first_classes(found: dict[str, Found]) -> tuple[str, ...] | None:
 def _problem(
     result: Measured | Failure, classes: tuple[str, ...] | None, targets: NDArray[np.int64]
 ) -> str:
-    """Return why a result cannot be compared with the others, or nothing."""
+    """Return why a result cannot be compared with the others, or an empty string."""
     if isinstance(result, Failure):
         return ""
     if classes is not None and result.classes != classes:
         return (
-            f"failed: its classes ({', '.join(result.classes)}) are not those of the others "
-            f"({', '.join(classes)}), in this order: bench it by itself"
+            f"failed: its classes ({', '.join(result.classes)}) differ from those of the others "
+            f"({', '.join(classes)}), or are in another order: bench it separately"
         )
     number = len(result.logits)
     expected = (number, len(result.classes))
     if number and result.logits.shape != expected:
         return f"failed at accuracy: logits of shape {result.logits.shape} instead of {expected}"
     if targets.max() >= len(result.classes):
-        return f"failed at accuracy: the data has a class {targets.max()}, the model has fewer"
+        return (
+            f"failed at accuracy: the data has a class with index {targets.max()}, but the model "
+            f"has only {len(result.classes)} classes"
+        )
     unusable = int((~np.isfinite(result.logits)).any(axis=1).sum())
     if unusable:
         return f"failed at accuracy: logits of {unusable} of {number} images are not finite"
@@ -256,7 +259,7 @@ def _problem(
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """Return what was typed, without the program's folder."""
+    """Return the command line as typed, without the program's folder."""
     program = Path(argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name
     return shlex.join([name, *argv[1:]])

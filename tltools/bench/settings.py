@@ -1,48 +1,48 @@
-"""What a bench is asked for, and what comes of it for each measurement."""
+"""Settings of a bench, and the resulting effort for each measurement."""
 
 from dataclasses import dataclass
 
 from tltools.runtime import Device
 
 BUDGET_S = 240.0
-"""For a whole bench, so that both models with all their exports end within five minutes on two
-cores. A target: slow models take longer, since each measurement has its fewest iterations."""
+"""Target seconds for a whole bench, so that both models with all exports take under five minutes
+on two cores. Slow models take longer, since each measurement has a minimum number of iterations."""
 CPU_BATCH_SIZES = (1, 8, 32)
 GPU_BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """What is asked for; None leaves the choice to the bench."""
+    """Requested settings; None leaves the choice to the bench."""
 
     device: Device = "auto"
-    """Where every candidate runs."""
+    """Device for all candidates."""
     threads: int | None = None
-    """For all candidates alike; None: this process's cores."""
+    """CPU threads for all candidates; None: the cores available to this process."""
     batch_sizes: tuple[int, ...] | None = None
-    """For throughput; single images, whose latency is measured, always join them. None: the usual
-    ones, of which those are left out for slow models that cannot pay."""
+    """Batch sizes for throughput; size 1, for latency, is always added. None: the default sizes,
+    without those that gain nothing for slow models."""
     rounds: int = 3
-    """Turns, in each of which every candidate is measured in a new process."""
+    """Rounds, in each of which every candidate is measured in a new process."""
     iterations: int = 50
-    """Timed forward passes per round and batch size, at most."""
+    """Maximum number of timed forward passes per round and batch size."""
     warmup: int = 5
-    """Untimed ones before them, at most."""
+    """Maximum number of warm-up passes before them."""
     budget_s: float = BUDGET_S
-    """Target for the whole bench in seconds, shared out among all measurements."""
+    """Target for the whole bench in seconds, divided among all measurements."""
     max_seconds: float | None = None
-    """Ends a measurement's timed passes early, though not before there are 10 of single images and
-    one of batches; None: its share of the budget."""
+    """Time limit for a measurement's timed passes, though at least 10 with single images and one
+    with batches are run; None: its share of the budget."""
     classify_seconds: float | None = None
-    """For a measurement of the whole `classify`; None: its share of the budget."""
+    """Seconds for measuring the whole of `classify`; None: its share of the budget."""
     timeout_s: float = 300.0
-    """A process that stays silent for longer is ended, and its candidate has failed. It speaks
-    before each batch size and after each batch of the accuracy's images."""
+    """A process without a sign of life for this long is killed, and its candidate fails. A process
+    reports before each batch size and after each batch of images for the accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """What is done with each candidate, as the result states it."""
+    """How each candidate is measured, as recorded in the result."""
 
     device: Device
     threads: int
@@ -56,10 +56,10 @@ class Effort:
     classify_seconds: float
     """For the whole of `classify`."""
     accuracy_s: float
-    """For images of the accuracy that no timed batch has classified; once for each candidate."""
+    """For images that no timed batch has classified, once per candidate."""
     num_images: int
-    """For the accuracy."""
+    """Number of images for the accuracy."""
     budget_s: float
-    """Target for the whole."""
+    """Target for the whole bench."""
     may_leave_out: bool
-    """Whether the larger batch sizes of slow models are left out where they cannot pay."""
+    """Whether larger batch sizes of slow models are skipped if they gain nothing."""

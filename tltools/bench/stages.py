@@ -1,4 +1,4 @@
-"""Measure what each stage of `classify` costs on this machine, and the whole of it."""
+"""Measure the cost of each stage of `classify` on this machine, and the throughput of the whole."""
 
 import tempfile
 import time
@@ -35,23 +35,23 @@ from tltools.runtime.workers import (
 )
 
 TEMPORARY = "tltools-bench-"
-"""How the names of temporary folders begin."""
+"""Prefix of temporary folders."""
 MAX_IMAGES = 256
-"""Different images, evenly taken from all; they are repeated where more are needed."""
+"""Largest number of different images, sampled evenly; they are repeated if more are needed."""
 CHUNK = 8
-"""Images that a worker is given at once."""
+"""Images in a worker's task."""
 MIN_CHUNKS = 3
-"""Timed chunks for each worker at least: the first ones were begun before the clock was."""
+"""Minimum number of timed chunks per worker: the first ones started before the clock did."""
 MAX_OVERLAP = 2
-"""A GPU and the cores work at the same time: of two that take as long, twice as many are done."""
+"""Largest speed-up from overlap: a GPU and the cores, if equally slow, work concurrently."""
 MIN_BATCHES = 2
-"""Batches of the whole `classify` at least. A large model takes seconds for one."""
+"""Minimum number of batches of the whole `classify`. A large model takes seconds for one."""
 MAX_ROWS = 256
-"""Tasks' rows that are kept to measure writing with."""
+"""Number of tasks whose rows are kept to measure writing."""
 
 
 class OpenModel(Protocol):
-    """How `classify` opens an export; at the top of a module, so that a new process finds it."""
+    """Opens an export as `classify` does; a top-level function, so a new process can import it."""
 
     def __call__(
         self,
@@ -62,7 +62,7 @@ class OpenModel(Protocol):
         workers: int | None = None,
         tf32: bool = False,
     ) -> tuple[Predictor, Plan]:
-        """Return the opened export, and how decoding and the model are to share the cores."""
+        """Return the opened export, and how decoding and the model share the cores."""
         ...
 
 
@@ -78,24 +78,24 @@ def measure_classify(
     known_s: Mapping[int, float] = MappingProxyType({}),
     clock: Callable[[], float] = time.perf_counter,
 ) -> ClassifyRound:
-    """Measure the stages one after the other, then all of them at work.
+    """Measure the stages one after the other, then all of them together.
 
-    All images are read once before, so that the figures are of files in the system's cache: a
-    disk's own speed would count in the first process that reads them and in no other.
+    All images are read once before, so that files come from the system's cache: otherwise the
+    disk's speed would affect only the first process that reads them.
 
     Args:
-        open_model: Opens the export and makes the plan, as for the command without options.
+        open_model: Opens the export and chooses the plan, like the command without options.
         path: The export.
-        images: Readable images, one or more.
-        device: Where to run.
-        seconds: For the whole of `classify`; inference and decoding get a quarter of it each,
-            reading and writing an eighth. Slow models take longer, since there are `MIN_CHUNKS`
-            and `MIN_BATCHES`.
+        images: One or more readable images.
+        device: Device to run on.
+        seconds: Time for the whole of `classify`; inference and decoding get a quarter of it each,
+            reading and writing an eighth. Slow models take longer, because of `MIN_CHUNKS` and
+            `MIN_BATCHES`.
         enter: Called with the name of each stage as it begins.
         tf32: Let a GPU round fp32 products to TF32.
-        known_s: Seconds per image by batch size, measured just before in calls with all cores.
-            A slow model, whose batch takes longer than `seconds`, is not run again for it.
-        clock: Seconds from an arbitrary start. Tests pass a fake.
+        known_s: Seconds per image by batch size, measured before in calls with all cores. A slow
+            model, whose batch takes longer than `seconds`, is not measured again.
+        clock: Returns seconds from an arbitrary start. Tests pass a fake.
 
     Raises:
         DataError: If an image cannot be read.
@@ -122,7 +122,7 @@ def measure_classify(
         device=predictor.device,
         costs=StageCosts(
             read_s=read_s,
-            decode_s=max(load_s - read_s, 0.0),  # loading an image reads it first
+            decode_s=max(load_s - read_s, 0.0),  # loading an image includes reading it
             infer_s=infer_s,
             write_s=write_s,
         ),
@@ -150,22 +150,22 @@ class _Trial:
         self._clock = clock
 
     def read_s(self) -> float:
-        """Return what reading an image takes, once all are in the system's cache."""
+        """Return the seconds to read an image from the system's cache."""
         for image in self._images:
             image.read_bytes()
         return self._cost_in_workers_s(_read, 1 / 8)
 
     def load_s(self) -> float:
-        """Return what reading and decoding an image take."""
+        """Return the seconds to read and decode an image."""
         rules = self._predictor.card.preprocessing
         load = partial(load_image, preprocessing=rules)
         return self._cost_in_workers_s(load, 1 / 4)
 
     def infer_s(self, known_s: float) -> float:
-        """Return what an image takes in the model, which is not run where a batch takes long.
+        """Return the seconds per image in the model, which is not run if a batch takes long.
 
         Args:
-            known_s: The same, measured before in calls with all cores; 0 where it is not known.
+            known_s: The same, measured before in calls with all cores; 0 if unknown.
         """
         callers = num_callers(self._plan)
         if not (self._plan.name == "ahead" and callers == 1):
@@ -183,7 +183,7 @@ class _Trial:
         return stopwatch, _classify(self._predictor, source, self._plan, output, stopwatch)
 
     def write_s(self, output: Path, made: Sequence[Rows]) -> float:
-        """Return what writing the row of an image takes."""
+        """Return the seconds to write the row of an image."""
         with Output(output, self._predictor.card.classes, overwrite=True) as rows:
             return self._cost_s(partial(_write, rows, made), 1 / 8)
 
@@ -203,15 +203,15 @@ def seconds_per_image(
     min_steps: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Repeat `step` for so long, after one that does not count, and return the mean.
+    """Repeat `step` for `seconds`, after a warm-up, and return the mean per image.
 
-    The mean and not the median: images differ, and a stage's cost is what all of them take.
+    The mean, not the median, since images differ and a stage's cost is that of all of them.
 
     Args:
-        step: Does some images, and returns how many. It must not return before they are done.
-        seconds: No step begins later than this, once there have been `min_steps`.
-        min_steps: Timed steps at least, one or more.
-        clock: Seconds from an arbitrary start. Tests pass a fake.
+        step: Processes some images, and returns how many. It must not return before it is done.
+        seconds: No step starts later than this, after the first `min_steps`.
+        min_steps: Minimum number of timed steps, at least 1.
+        clock: Returns seconds from an arbitrary start. Tests pass a fake.
     """
     step()
     num_images = num_steps = 0
@@ -223,20 +223,20 @@ def seconds_per_image(
 
 
 def is_slow(found: ClassifyRound, *, seconds: float) -> bool:
-    """Tell whether the fewest batches of the whole `classify` outlast the time that it was given.
+    """Return whether `MIN_BATCHES` of the whole `classify` exceed its time limit.
 
-    Its rate then is the model's, which differs little from round to round.
+    Then its rate is the model's, which differs little from round to round.
     """
     return MIN_BATCHES * found.plan.batch_size * found.costs.infer_s > seconds
 
 
 def num_callers(plan: Plan) -> int:
-    """Return how many threads run the model at the same time."""
+    """Return how many threads run the model concurrently."""
     return plan.workers if plan.name == "fused" else plan.sessions
 
 
 def _num_in_work(plan: Plan) -> int:
-    """Return about how many images `classify` has in its hands at once."""
+    """Return about how many images `classify` has in progress at once."""
     if plan.name == "fused":
         return IN_HAND * FUSED_TASK * plan.workers
     return max(plan.batch_size, CHUNK) * plan.sessions
@@ -248,20 +248,20 @@ def _read(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Each:
-    """The work of doing the same to each image, in a worker of `classify`'s kind."""
+    """Work that does the same to each image, in a worker like those of `classify`."""
 
     do: Callable[[Path], object]
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
-        """Need nothing."""
+        """Return the handle; nothing has to be opened."""
         return self._do_all, None
 
     def pack(self, task: Task) -> tuple[Any, Any]:
-        """Send the paths."""
+        """Return the paths to send."""
         return task.items, task.details
 
     def try_item(self, item: Path) -> None:
-        """Do it to one."""
+        """Process one image."""
         self.do(item)
 
     def _do_all(self, task: Task, mark: Mark) -> int:
@@ -273,7 +273,7 @@ class _Each:
 
 @dataclass(frozen=True)
 class _Infer:
-    """The work of running an export on images in memory, as the workers of a `fused` plan do."""
+    """Work that runs an export on images in memory, like the workers of a `fused` plan."""
 
     path: Path
     device: Device
@@ -289,17 +289,17 @@ class _Infer:
         return lambda task, mark: sum(len(predictor(batch)) for batch in batches), None  # noqa: ARG005
 
     def pack(self, task: Task) -> tuple[Any, Any]:
-        """Send nothing."""
+        """Return nothing to send."""
         return task.items, task.details
 
     def try_item(self, item: Any) -> None:
-        """There are no items."""
+        """Do nothing: there are no items."""
 
 
 def _in_workers(
     work: Callable[[Path], object], images: Sequence[Path], workers: int
 ) -> Generator[int, None, None]:
-    """Do `work` on images in all workers, for ever, a chunk of them an iteration."""
+    """Do `work` on images in all workers, forever, one chunk per iteration."""
     chunks = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
     yield from _results(_Each(work), workers, map(Task, cycle(chunks)))
 
@@ -318,7 +318,7 @@ def _results(
 def _inference(
     predictor: Predictor, paths: Sequence[Path], plan: Plan
 ) -> Generator[int, None, None]:
-    """Run the model as the plan does, on images in memory, for ever."""
+    """Run the model as the plan does, on images in memory, forever."""
     path: Path | None = getattr(predictor, "path", None)
     if plan.name == "fused" and path is not None:
         work = _Infer(path, getattr(predictor, "opened_with", "cpu"), paths, plan.batch_size)
@@ -339,9 +339,9 @@ def _inference(
 
 
 def _images(predictor: Predictor, paths: Sequence[Path], number: int) -> NDArray[np.uint8]:
-    """Decode so many images, again from the start where there are fewer: (number, H, W, 3)."""
+    """Decode `number` images, repeating paths if there are fewer: uint8 (number, H, W, 3)."""
     images = predictor.new_batch(number)
-    for out, path in zip(images, cycle(paths), strict=False):  # the latter has no end
+    for out, path in zip(images, cycle(paths), strict=False):  # the latter is endless
         load_image(path, predictor.card.preprocessing, out=out)
     return images
 
@@ -355,7 +355,7 @@ def _classify(
 ) -> list[Rows]:
     """Classify into a file as the command does; return some of the rows."""
     card = predictor.card
-    # A model that is no file, and runs where the images are, has no workers.
+    # A model that is not a file, and runs in this process, has no workers.
     has_workers = plan.name == "ahead" or getattr(predictor, "path", None) is not None
     with ExitStack() as stack:
         launcher = default_launcher() if has_workers else None
@@ -383,13 +383,13 @@ def _classify(
 
 
 class Stopwatch:
-    """Measure a rate from the moment when the first rows have come.
+    """Measures a rate from the first rows on.
 
-    What the pipeline does once, such as starting its workers, is not part of it.
+    One-time work of the pipeline, such as starting its workers, is excluded.
     """
 
     def __init__(self, clock: Callable[[], float], *, skip: int) -> None:
-        """Skip so many rows before the time begins; more must come than these."""
+        """Skip the first `skip` rows; there must be more."""
         self._clock = clock
         self._skip = skip
         self._start = self._end = 0.0
@@ -404,11 +404,11 @@ class Stopwatch:
             self._num_before = self.num_rows
 
     def stop(self) -> None:
-        """End after the last row."""
+        """Stop after the last row."""
         self._end = self._clock()
 
     def seconds(self) -> float:
-        """Return how long ago the time began; 0 if it has not."""
+        """Return the seconds since the start; 0 before it."""
         return self._clock() - self._start if self._num_before else 0.0
 
     def rate(self) -> float:
@@ -425,11 +425,11 @@ def _write(rows: Output, made: Sequence[Rows]) -> int:
 def _images_for(
     seconds: float, image_s: float, paths: Sequence[Path], plan: Plan, stopwatch: "Stopwatch"
 ) -> Iterator[ImageRef]:
-    """Yield images, whole batches of them, until rows have come for so much time.
+    """Yield whole batches of images until rows have come for `seconds`.
 
-    A pipeline takes images long before their rows come, of a slow model many seconds before. So
-    there are no more of them than the stages do in the time, each taking its `image_s`, if all
-    that can overlap does.
+    A pipeline takes images long before their rows come, many seconds with a slow model. So the
+    number of images is limited to what the stages can do in that time at `image_s` per image, with
+    the largest possible overlap.
     """
     batch = _num_in_work(plan)
     most = batch * (1 + ceil(MAX_OVERLAP * seconds / (image_s * batch)))

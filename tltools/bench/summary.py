@@ -1,4 +1,4 @@
-"""What the rounds of each candidate come to: a row with its figures and their doubts."""
+"""Combine the rounds of each candidate into a row with figures and warnings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,32 +26,32 @@ from tltools.card import Score
 from tltools.metrics import score
 
 MAX_OUTLIERS = 0.01
-"""A larger share of outliers among the samples makes a row unstable: it moves the percentiles."""
+"""Largest share of outliers in a stable row: more of them distort the percentiles."""
 
 
 @dataclass
 class Found:
-    """What is known of a candidate so far."""
+    """What has been measured for a candidate so far."""
 
     rounds: list[Measured] = field(default_factory=list)
     failure: str = ""
     seconds: float = 0.0
-    """What another round may take, by the latest one."""
+    """Expected duration of another round, in seconds."""
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
-        """Those of all rounds, (n, C), of the first n images; None where there are none."""
+        """Logits of all rounds for the first n images, (n, C); None if there are none."""
         parts = [one.logits for one in self.rounds]
         return np.concatenate(parts) if parts else None
 
     @property
     def num_known(self) -> int:
-        """How many of the first images have logits."""
+        """Number of images, from the first on, that have logits."""
         return sum(len(one.logits) for one in self.rounds)
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """The largest of all rounds; None where no system told."""
+        """The largest of all rounds; None if unknown."""
         peaks = [one.peak_memory_bytes for one in self.rounds if one.peak_memory_bytes is not None]
         return max(peaks, default=None)
 
@@ -62,7 +62,7 @@ class Found:
         return max(peaks, default=None)
 
     def batches(self) -> tuple[BatchTiming, ...]:
-        """Sum up the timings, by batch size."""
+        """Return the combined timings, by batch size."""
         sizes = list(self.rounds[0].timings) if self.rounds else []
         return tuple(
             batch_timing(size, [measured.timings[size].samples_s for measured in self.rounds])
@@ -70,22 +70,22 @@ class Found:
         )
 
     def classify(self, precisions: set[BenchPrecision]) -> ClassifyFigures | None:
-        """Sum up what the rounds found of `classify`; None where it was not measured."""
+        """Return the combined figures of `classify`; None if it was not measured."""
         classified = [one.classify for one in self.rounds if one.classify is not None]
         return sum_up(classified, precisions) if classified else None
 
     def add(self, result: Measured, effort: Effort) -> None:
-        """Take the result of another round."""
+        """Add the result of another round."""
         self.rounds.append(result)
         if self.has_classified(effort.classify_seconds):
             self.seconds -= result.classify_took_s
 
     def batch_sizes(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the batch sizes to time: those of the first round where there was one."""
+        """Return the batch sizes to time: those of the first round once there is one."""
         return tuple(self.rounds[0].timings) if self.rounds else wanted
 
     def has_classified(self, seconds: float) -> bool:
-        """Tell whether one round of `classify`, which had so many seconds, was enough."""
+        """Return whether one round of `classify`, limited to `seconds`, was enough."""
         found = self.rounds[0].classify if self.rounds else None
         return found is not None and is_slow(found, seconds=seconds)
 
@@ -96,9 +96,9 @@ def summarize(
     targets: NDArray[np.int64],
     peaks: Mapping[str, float],
 ) -> tuple[BenchRow, ...]:
-    """Return a row for each candidate that has been tried, those of a run together.
+    """Return a row for each candidate that has been tried, grouped by run.
 
-    All are judged on the same images: as many of the first ones as the slowest has come to.
+    All are evaluated on the same images: as many as the slowest candidate has classified.
     """
     numbers = [one.num_known for one in found.values() if one.rounds and not one.failure]
     targets = targets[: min(numbers, default=0)]
@@ -169,7 +169,7 @@ def _row(
 
 @dataclass(frozen=True)
 class _Judgement:
-    """How good a candidate's labels are; the fields are those of `BenchRow`."""
+    """The quality of a candidate's labels; the fields are those of `BenchRow`."""
 
     score: Score | None = None
     accuracy_diff: float | None = None
@@ -182,9 +182,9 @@ def _judge(
     targets: NDArray[np.int64],
     eager_logits: NDArray[np.float32] | None,
 ) -> _Judgement:
-    """Count how many labels are right, and compare with the eager model's where there is one."""
+    """Count the correct labels, and compare with the eager model's labels if there is one."""
     if logits is None or not 0 < len(targets) <= len(logits):
-        return _Judgement()  # it failed before it came so far
+        return _Judgement()  # it failed before
     logits = logits[: len(targets)]
     preds = logits.argmax(axis=1)
     result = score(preds, targets)
@@ -201,7 +201,7 @@ def _judge(
 
 
 def _flops_per_s(flops_per_image: int | None, batches: Sequence[BatchTiming]) -> float | None:
-    """Return the operations per second with the best batch size, where they are known."""
+    """Return the operations per second at the best batch size; None if unknown."""
     if flops_per_image is None or not batches:
         return None
     return flops_per_image * max(timing.images_per_s for timing in batches)
@@ -214,7 +214,7 @@ def _share(flops_per_s: float | None, peak_flops_per_s: float | None) -> float |
 
 
 def batch_timing(batch_size: int, rounds_s: Sequence[tuple[float, ...]]) -> BatchTiming:
-    """Sum up the rounds of one batch size."""
+    """Combine the rounds of one batch size."""
     return BatchTiming(
         batch_size=batch_size,
         rounds_s=tuple(rounds_s),
@@ -225,28 +225,28 @@ def batch_timing(batch_size: int, rounds_s: Sequence[tuple[float, ...]]) -> Batc
 
 
 def doubts(batches: Sequence[BatchTiming]) -> list[str]:
-    """Say what makes a candidate's timings doubtful, and what to do about it, a line each."""
+    """Return what makes a candidate's timings unreliable, and what to do, one line each."""
     lines: list[str] = []
     worst = max(batches, key=lambda timing: timing.round_spread, default=None)
     if worst is not None and worst.round_spread > MAX_ROUND_SPREAD:
         lines.append(
             f"the slowest round took {1 + worst.round_spread:.2f} times as long as the fastest (at "
-            f"batch size {worst.batch_size}): the machine was busy or changed its clock; close "
-            "other programs and run again, or take more --rounds"
+            f"batch size {worst.batch_size}): the machine was busy or changed its clock speed; "
+            "close other programs and run again, or use more --rounds"
         )
     for timing in batches:
         num_samples = sum(len(samples) for samples in timing.rounds_s)
         if timing.num_outliers > MAX_OUTLIERS * num_samples:
             lines.append(
                 f"{timing.num_outliers} of {num_samples} runs were far slower than the rest (at "
-                f"batch size {timing.batch_size}): p99 and perhaps p95 tell of something else that "
-                "was running; close it and run again"
+                f"batch size {timing.batch_size}), so p99 and perhaps p95 reflect other programs; "
+                "close them and run again"
             )
             break
     return lines
 
 
 def _size_bytes(path: Path) -> int:
-    """Return a file's size; of a run folder, the size of its checkpoint; 0 if there is none."""
+    """Return the size in bytes of a file, or of the checkpoint of a run folder (0 if none)."""
     files = path.glob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())

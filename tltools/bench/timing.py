@@ -1,4 +1,4 @@
-"""Time a step of work and judge the samples; pure, so that tests need no model and no waiting."""
+"""Time a step of work and evaluate the samples; pure, so tests need no model and no waiting."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,23 +8,23 @@ from statistics import median
 import numpy as np
 
 MAX_ROUND_SPREAD = 0.10
-"""Rounds whose medians differ by a larger share are unstable."""
+"""Largest relative difference between the medians of stable rounds."""
 OUTLIER_SCORE = 14.826
 """Smallest modified Z-score of an outlier: ten standard deviations, since 1.4826 times the
 median absolute deviation estimates one (Iglewicz and Hoaglin, 1993; hyperfine uses the same)."""
 MIN_LATENCY_RUNS = 10
 MIN_THROUGHPUT_RUNS = 1
-"""In each round; a batch of a slow model takes seconds, and its time differs little."""
+"""Per round; a slow model's batch takes seconds, and its time varies little."""
 MIN_WARMUP = 2
 """TorchScript profiles in the first run and compiles in the second."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one measurement found."""
+    """The samples of one measurement."""
 
     samples_s: tuple[float, ...]
-    """Every timed run, in order, in seconds."""
+    """Seconds of every timed run, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,14 @@ def measure(
     Args:
         step: The work. It must not return before the work is done (a predictor returns numpy
             arrays, so it waits for a GPU).
-        warmup: Untimed runs that come first: they fill caches and choose kernels. A slow step gets
-            fewer: they end once they have taken a quarter of `max_seconds`.
-        runs: Timed runs.
-        max_seconds: Timed runs end early once they have taken this long.
-        min_runs: But never before there are this many of them (or `runs`, where that is less).
-        min_warmup: The same for the untimed runs.
-        prepare: Called before each run, timed or not, outside the clock.
-        clock: Seconds from an arbitrary start. Tests pass a fake.
+        warmup: Number of untimed runs before the timed ones, to fill caches and choose kernels.
+            They end early once they have taken a quarter of `max_seconds`.
+        runs: Number of timed runs.
+        max_seconds: Timed runs end early once they have taken this long, in seconds.
+        min_runs: Minimum number of timed runs (or `runs` if that is less).
+        min_warmup: Minimum number of warm-up runs.
+        prepare: Called before each run, including warm-up runs, and not timed.
+        clock: Returns seconds from an arbitrary start. Tests pass a fake.
     """
     ready = prepare or _nothing
     start = clock()
@@ -81,30 +81,30 @@ def measure(
 
 
 def _nothing() -> None:
-    """Prepare nothing."""
+    """Do nothing."""
 
 
 def latency(samples_s: Sequence[float]) -> Latency:
-    """Return the percentiles of one or more samples (linear interpolation between them)."""
+    """Return the percentiles of one or more samples, with linear interpolation."""
     p50, p95, p99 = np.percentile(samples_s, [50, 95, 99])
     return Latency(p50_s=float(p50), p95_s=float(p95), p99_s=float(p99), num_samples=len(samples_s))
 
 
 def round_spread(rounds_s: Sequence[Sequence[float]]) -> float:
-    """Return by how much the slowest round's median exceeds the fastest's, as a share of it."""
+    """Return the relative difference between the slowest and the fastest round's median."""
     medians = [median(samples) for samples in rounds_s]
     return max(medians) / min(medians) - 1
 
 
 def num_outliers(samples_s: Sequence[float]) -> int:
-    """Count the samples whose modified Z-score exceeds `OUTLIER_SCORE`, on the slow side.
+    """Count the slow samples whose modified Z-score exceeds `OUTLIER_SCORE`.
 
-    Time has a floor and no ceiling, and only a slow sample says that something interfered.
+    Times have a lower bound but no upper one, so only slow samples indicate interference.
     """
     samples = np.asarray(samples_s, dtype=np.float64)
     center = np.median(samples)
     deviation = np.median(np.abs(samples - center))
-    # Where more than half of the samples are equal, any other is infinitely far away; the clock's
-    # own resolution is the least that can count as a difference.
+    # If more than half of the samples are equal, any other is infinitely far away; the clock's
+    # resolution is the smallest meaningful difference.
     resolution = time.get_clock_info("perf_counter").resolution
     return int(np.sum((samples - center) / max(deviation, resolution) > OUTLIER_SCORE))

@@ -1,4 +1,4 @@
-"""Say what the figures come to: the bottleneck of `classify`, and the export to take here."""
+"""Interpret the figures: the bottleneck of `classify`, and the export to use on this machine."""
 
 import shlex
 from collections.abc import Collection, Iterable, Sequence
@@ -23,25 +23,25 @@ from tltools.bench.timing import MAX_ROUND_SPREAD
 from tltools.runtime.formats import FORMATS
 
 MAX_ACCURACY_LOSS = 0.005
-"""The most accuracy that a recommended export may have lost, as a share of all images."""
+"""Largest loss of accuracy of a recommended export, as a share of all images."""
 MIN_AGREEMENT = 0.99
-"""The share of PyTorch's labels that it must give."""
+"""Smallest share of images on which it must agree with PyTorch."""
 
 PRECISION_ORDER: tuple[BenchPrecision, ...] = ("fp32", "tf32", "fp16", "int8")
 """The most exact first."""
 ROUNDING = 1e-9
-"""Of differences between shares: 0.955 - 0.96 is a little less than -0.005."""
+"""Rounding error of differences between shares: 0.955 - 0.96 is slightly less than -0.005."""
 MAX_UNEXPLAINED = 1.3
-"""Where an image takes more than so many times what the stages explain, no stage is to blame."""
+"""If an image takes more than this many times what the stages explain, no stage is to blame."""
 
 REMEDIES: dict[Stage, str] = {
     "reading": "try a faster disk or more --workers",
     "decoding": "try smaller image files or more cores",
-    "writing": "try another format of --output",
+    "writing": "try another --output format",
 }
 DOUBTFUL = (
-    "The timings behind this were unstable (see the notes), so the figures are doubtful: "
-    "run again on a quiet machine"
+    "The timings behind this recommendation were unstable (see the notes): run again on an idle "
+    "machine"
 )
 
 
@@ -55,25 +55,25 @@ def find_bottleneck(
     images_per_s: float,
     precisions: Collection[str] = (),
 ) -> Bottleneck:
-    """Name the stage that holds `classify` up.
+    """Find the bottleneck stage of `classify`.
 
-    On the CPU the stages share the cores, so that their costs add up and the largest holds the
-    others up. A GPU works beside the cores: whichever takes longer for an image holds up the
-    other. Where the rate that was reached is far below what follows from this, it is neither: then
-    what lies between the stages holds them up, and the sentence says what is unexplained.
+    On the CPU the stages share the cores, so their costs add up and the largest is the bottleneck.
+    A GPU works in parallel to the cores: whichever takes longer for an image is the bottleneck. If
+    the measured rate is far below what follows from this, the bottleneck is the hand-over between
+    the stages, and the sentence says how much is unexplained.
 
     Args:
-        costs: Seconds for one image in each stage, as the plan runs it.
-        device: Where inference runs.
-        images_per_s: Of the whole, as it was reached.
-        precisions: Those of the run's exports that are known; no remedy is one of them.
+        costs: Seconds per image in each stage, as the plan runs it.
+        device: Device of the inference.
+        images_per_s: Measured rate of the whole.
+        precisions: Precisions of the run's exports, which are not suggested again.
     """
     by_stage = costs.by_stage()
     others_s = sum(by_stage.values()) - costs.infer_s
     if device == "cpu":
         stage = max(by_stage, key=by_stage.__getitem__)
         total_s = others_s + costs.infer_s
-        where = "the stages' sum on the cores"
+        where = "the sum of the stages on the cores"
     elif costs.infer_s >= others_s:
         stage, total_s = "inference", costs.infer_s
         where = f"the GPU's time, which the cores ({milliseconds(others_s)} ms) wait for"
@@ -94,14 +94,14 @@ def find_bottleneck(
         share=share,
         sentence=(
             f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per image "
-            f"({100 * share:.0f} % of {where}; all at once took "
+            f"({100 * share:.0f} % of {where}; all stages together took "
             f"{milliseconds(1 / images_per_s)} ms): {remedy}"
         ),
     )
 
 
 def _hand_over(*, total_s: float, reached_s: float, where: str) -> Bottleneck:
-    """Blame what lies between the stages."""
+    """Return the hand-over between the stages as the bottleneck."""
     rest_s = reached_s - total_s
     return Bottleneck(
         stage=HAND_OVER,
@@ -111,7 +111,7 @@ def _hand_over(*, total_s: float, reached_s: float, where: str) -> Bottleneck:
         sentence=(
             f"hand-over between the stages takes {milliseconds(rest_s)} of "
             f"{milliseconds(reached_s)} ms per image: the stages explain {milliseconds(total_s)} "
-            f"ms ({where}), the rest is handing images on, keeping their order and waiting, or "
+            f"ms ({where}), the rest is passing images on, keeping their order and waiting, or "
             "something that was not measured: try another number of --workers, a larger "
             "--batch-size, or several jobs with --shard"
         ),
@@ -127,7 +127,7 @@ def _faster_model(device: str, precisions: Collection[str]) -> str:
 
 
 def sum_up(rounds: Sequence[ClassifyRound], precisions: Collection[str] = ()) -> ClassifyFigures:
-    """Sum up what the rounds found about one export; `precisions` as in `find_bottleneck`."""
+    """Combine the rounds of one export; for `precisions` see `find_bottleneck`."""
     rates = [one.images_per_s for one in rounds]
     costs = StageCosts(
         read_s=median(one.costs.read_s for one in rounds),
@@ -150,13 +150,13 @@ def sum_up(rounds: Sequence[ClassifyRound], precisions: Collection[str] = ()) ->
 
 
 def classify_doubts(figures: ClassifyFigures | None) -> list[str]:
-    """Say what makes the figures doubtful, and what to do about it, a line each."""
+    """Return what makes the figures unreliable, and what to do about it, one line each."""
     if figures is None or figures.round_spread <= MAX_ROUND_SPREAD:
         return []
     return [
         f"classify's fastest round had {1 + figures.round_spread:.2f} times the rate of the "
-        "slowest: the machine was busy or changed its clock; close other programs and run again, "
-        "or take more --rounds"
+        "slowest: the machine was busy or changed its clock speed; close other programs and run "
+        "again, or use more --rounds"
     ]
 
 
@@ -164,10 +164,10 @@ def classify_doubts(figures: ClassifyFigures | None) -> list[str]:
 
 
 def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
-    """Choose the export to take on this machine; None where `classify` was not measured at all.
+    """Recommend an export for this machine; None if `classify` was not measured at all.
 
-    Of each run it is the fastest of those that are as accurate as its PyTorch model (see
-    `choose`); over all runs, that of the most accurate one.
+    For each run it is the fastest export that is as accurate as the run's PyTorch model (see
+    `choose`); over all runs, the choice of the most accurate run.
     """
     if all(row.classify is None for row in rows):
         return None
@@ -184,7 +184,7 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
 
 
 def _command(choice: Choice) -> str:
-    """Return what classifies with a choice."""
+    """Return the command that classifies with a choice."""
     options = f" {choice.options}" if choice.options else ""
     return f"tltools classify FOLDER --model {shlex.quote(choice.path)}{options}"
 
@@ -192,10 +192,10 @@ def _command(choice: Choice) -> str:
 def choose(rows: Sequence[BenchRow]) -> Choice:
     """Choose among the exports of one run.
 
-    Those qualify that did not fail, whose accuracy is not lower than the run's PyTorch model's by
-    more than `MAX_ACCURACY_LOSS`, and which give `MIN_AGREEMENT` of its labels. Of these the one
-    with the highest rate of `classify`; of those whose rates differ by less than `NOISE` from it,
-    the most exact, and ONNX before TorchScript.
+    An export qualifies if it did not fail, its accuracy is at most `MAX_ACCURACY_LOSS` below that
+    of the run's PyTorch model, and it agrees with at least `MIN_AGREEMENT` of its labels. The
+    fastest in `classify` is chosen; among those within `NOISE` of it, the most exact one, and ONNX
+    before TorchScript.
     """
     exports = [row for row in rows if row.format != EAGER]
     reference = _reference(rows)
@@ -232,7 +232,7 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
 
 
 def _reference(rows: Sequence[BenchRow]) -> BenchRow | None:
-    """Return what the exports' accuracy is compared with: PyTorch, or else the fp32 export."""
+    """Return the reference for the exports' accuracy: PyTorch, or else the fp32 export."""
     known = [row for row in rows if row.score is not None and row.status != "failed"]
     eager = [row for row in known if row.format == EAGER]
     exact = [row for row in known if row.precision == "fp32"]
@@ -240,7 +240,7 @@ def _reference(rows: Sequence[BenchRow]) -> BenchRow | None:
 
 
 def _why_refused(row: BenchRow, reference: BenchRow | None) -> str:
-    """Return why an export does not qualify, or nothing."""
+    """Return why an export does not qualify, or an empty string."""
     if row.status == "failed":
         return row.reason
     if row.classify is None or row.score is None:
@@ -252,26 +252,26 @@ def _why_refused(row: BenchRow, reference: BenchRow | None) -> str:
             return (
                 f"{rate}, but {100 * loss:.1f} points less accurate than {_kind(reference)} "
                 f"({row.score.correct} instead of {reference.score.correct} of "
-                f"{row.score.total}; {100 * MAX_ACCURACY_LOSS:.1f} points are allowed)"
+                f"{row.score.total} correct; {100 * MAX_ACCURACY_LOSS:.1f} points are allowed)"
             )
     if row.agreement is not None and row.agreement < MIN_AGREEMENT:
         return (
-            f"{rate}, but only {percent_down(row.agreement)} % of PyTorch's labels "
-            f"({100 * MIN_AGREEMENT:.0f} % are needed)"
+            f"{rate}, but agrees with only {percent_down(row.agreement)} % of PyTorch's labels "
+            f"({100 * MIN_AGREEMENT:.0f} % are required)"
         )
     return ""
 
 
 def _why_none(run: str, refused: Sequence[tuple[BenchRow, str]]) -> str:
     if not refused:
-        why = "there is no export of it; make one with tltools export"
+        why = "it has no export; create one with tltools export"
     else:
         why = "; ".join(f"{_kind(row)}: {why}" for row, why in refused)
-    return f"nothing of {run} is recommended: {why}"
+    return f"no export of {run} is recommended: {why}"
 
 
 def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
-    """Say how fast and how good an export is, beside its run's fp32 export where there is one."""
+    """Return how fast and accurate an export is, compared with its run's fp32 export if any."""
     assert row.score is not None
     rate = f"{digits(_rate(row))} images per second"
     exact = [
@@ -289,7 +289,7 @@ def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     labels = (
         ""
         if row.agreement is None
-        else f" with {percent_down(row.agreement)} % of PyTorch's labels"
+        else f", agrees with {percent_down(row.agreement)} % of PyTorch's labels"
     )
     return f"{rate}{labels}; accuracy {accuracy(row.score)}"
 
@@ -297,12 +297,12 @@ def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
 def _why_slower(row: BenchRow, chosen: BenchRow) -> str:
     rate = f"{digits(_rate(row))} images per second"
     if max(_rate(row), _rate(chosen)) < (1 + NOISE) * min(_rate(row), _rate(chosen)):
-        return f"{rate}, which is the same within the noise ({100 * NOISE:.0f} %)"
+        return f"{rate}, the same within measurement noise ({100 * NOISE:.0f} %)"
     return f"{rate}, slower"
 
 
 def _alternative(best: Choice, usable: Sequence[Choice]) -> str:
-    """Say what the fastest of the other runs' choices would gain and cost."""
+    """Return what the fastest choice of another run would gain and cost."""
     other = max(usable, key=lambda choice: choice.images_per_s or 0.0)
     assert best.images_per_s is not None
     assert other.images_per_s is not None
@@ -325,12 +325,12 @@ def _accuracy_then_rate(choice: Choice) -> tuple[float, float]:
 
 
 def _exactness(row: BenchRow) -> tuple[int, int, float]:
-    """Return what sorts the most exact export first, then by format, then the fastest."""
+    """Return a sort key: the most exact export first, then by format, then the fastest."""
     return PRECISION_ORDER.index(row.precision), _format_rank(row.format), -_rate(row)
 
 
 def _format_rank(name: str) -> int:
-    """Return a format's place among all, the preferred one first and PyTorch itself last."""
+    """Return a format's rank, the preferred one first and PyTorch itself last."""
     return list(FORMATS).index(name) if name in FORMATS else len(FORMATS)
 
 
@@ -343,7 +343,7 @@ def _kind(row: BenchRow) -> str:
 
 
 def recommendation_lines(found: Recommendation | None) -> list[str]:
-    """Return the recommendation for people: what, why, and why none of the others, a line each."""
+    """Return the recommendation, its reasons, and why not the others, one line each."""
     if found is None:
         return []
     best = found.choice
@@ -361,7 +361,7 @@ def recommendation_lines(found: Recommendation | None) -> list[str]:
 
 
 def int8_notes(rows: Sequence[BenchRow]) -> list[str]:
-    """Say how int8 compares with fp16 on a GPU, a line for each int8 row that ran on one."""
+    """Return how int8 compares with fp16 on a GPU, one line per int8 row that ran on a GPU."""
     lines: list[str] = []
     for row in rows:
         if row.precision != "int8" or row.device in ("", "cpu") or not _best_rate(row):
@@ -370,7 +370,7 @@ def int8_notes(rows: Sequence[BenchRow]) -> list[str]:
         num_nodes = sum(row.placement.values())
         stranded = num_nodes - row.placement.get(row.provider, 0)
         if stranded:
-            line += f", {stranded} of {num_nodes} nodes run on the CPU all the same;"
+            line += f", {stranded} of {num_nodes} nodes still run on the CPU;"
         others = [
             one
             for one in rows
@@ -378,7 +378,9 @@ def int8_notes(rows: Sequence[BenchRow]) -> list[str]:
         ]
         fp16 = max(others, key=_best_rate, default=None)
         if fp16 is None:
-            line += " int8 is usually slower than fp16, which was not measured: export and bench it"
+            line += (
+                " int8 is usually slower than fp16, which was not measured: export it and run again"
+            )
         else:
             times = _best_rate(row) / _best_rate(fp16)
             line += (
@@ -390,7 +392,7 @@ def int8_notes(rows: Sequence[BenchRow]) -> list[str]:
 
 
 def _best_rate(row: BenchRow) -> float:
-    """Return the model's own rate with its best batch size; 0 if it was not measured."""
+    """Return the model's throughput at its best batch size; 0 if it was not measured."""
     if row.status == "failed":
         return 0.0
     return max((timing.images_per_s for timing in row.batches), default=0.0)
@@ -404,7 +406,7 @@ def in_order(rows: Iterable[BenchRow]) -> list[BenchRow]:
         rows,
         key=lambda row: (
             runs.index(row.run),
-            # From PyTorch outward, so that the format that is preferred stands last.
+            # PyTorch first, so that the preferred format is last.
             -_format_rank(row.format),
             PRECISION_ORDER.index(row.precision),
         ),

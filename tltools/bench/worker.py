@@ -1,4 +1,4 @@
-"""One measurement in one new process: open the model, time it, and send back what was found."""
+"""Run one measurement in a new process: open the model, time it, and send back the results."""
 
 import multiprocessing
 import os
@@ -38,7 +38,7 @@ from tltools.runtime.pipeline import decode_batches
 
 
 class OpenPredictor(Protocol):
-    """Opens a candidate; a function at the top of a module, so that a new process finds it."""
+    """Opens a candidate; a top-level function of a module, so that a new process can import it."""
 
     def __call__(
         self, path: Path, device: Device, threads: int | None, *, tf32: bool = False
@@ -61,26 +61,26 @@ class Task:
     batch_sizes: tuple[int, ...]
     """Ascending, 1 included."""
     may_leave_out: bool
-    """Leave out the larger batch sizes of a slow model where they cannot pay."""
+    """Skip larger batch sizes of a slow model if they gain nothing."""
     iterations: int
     warmup: int
     max_seconds: float
     images: tuple[Path, ...]
     num_known: int
-    """So many of the first images have logits from earlier rounds; timed batches continue."""
+    """Number of images with logits from earlier rounds; timed batches continue after them."""
     accuracy_s: float
-    """Once timing is done, images without logits are classified for so many seconds: 0 leaves
-    them to the next round."""
+    """Seconds for classifying images without logits after the timing; 0 leaves them to the next
+    round."""
     tf32: bool
     """Let a GPU round fp32 products to TF32."""
     open_model: OpenModel | None
-    """What `classify` opens it with; None where that is not to be measured."""
+    """Opens it as `classify` does; None to skip that measurement."""
     classify_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the new process found."""
+    """The results of the new process."""
 
     classes: tuple[str, ...]
     device: str
@@ -94,10 +94,10 @@ class Measured:
     peak_memory_bytes: int | None
     peak_gpu_bytes: int | None
     logits: NDArray[np.float32]
-    """Of the images from `Task.num_known` on, as many as were classified, (n, C)."""
+    """Logits of the n images classified from `Task.num_known` on, (n, C)."""
     classify: ClassifyRound | None
     classify_took_s: float = 0.0
-    """Seconds that it took to find `classify`."""
+    """Seconds that the measurement of `classify` took."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A sign of life: what the process does next."""
+    """A sign of life: the process enters a stage."""
 
     name: str
 
@@ -122,14 +122,14 @@ class _Stage:
 def measure_in_new_process(
     task: Task, *, timeout_s: float, on_stage: Callable[[str], object]
 ) -> Measured | Failure:
-    """Run `task` in a process of its own and wait for it.
+    """Run `task` in a new process and wait for it.
 
-    Whatever happens to that process, an exception, a crash or silence, is returned as a failure.
+    An exception, a crash or silence of that process is returned as a failure.
 
     Args:
-        task: What to measure.
-        timeout_s: The process is ended if it stays silent for longer than this; it speaks before
-            each stage and after each batch of the accuracy's images.
+        task: The measurement.
+        timeout_s: The process is killed after this many seconds without a sign of life; it reports
+            before each stage and after each batch of images for the accuracy.
         on_stage: Called with the name of each stage as it begins.
     """
     context = multiprocessing.get_context("spawn")
@@ -140,7 +140,7 @@ def measure_in_new_process(
         process = context.Process(target=_work, args=(task, sender, log))
         with _interrupts_ignored():
             process.start()
-        sender.close()  # so that the process's end is the end of the pipe
+        sender.close()  # so that the pipe ends when the process does
         try:
             return _listen(process, receiver, log, timeout_s=timeout_s, on_stage=on_stage)
         finally:
@@ -152,10 +152,10 @@ def measure_in_new_process(
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Have a process that is started meanwhile ignore Ctrl-C, as it inherits that.
+    """Make processes started within the block ignore Ctrl-C, which they inherit.
 
-    The terminal sends Ctrl-C to it as well, and it would answer with a traceback; it is for this
-    process to end it. Signals are the main thread's business, so others change nothing.
+    The terminal also sends Ctrl-C to them, and they would print a traceback; this process ends
+    them. Only the main thread may set signal handlers, so other threads change nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -187,16 +187,16 @@ def _listen(
         if message.name != stage:
             stage = message.name
             on_stage(stage)
-    return Failure(stage, f"no sign of life for {timeout_s:g} s, so it was ended")
+    return Failure(stage, f"no sign of life for {timeout_s:g} s, so the process was killed")
 
 
 def _how_it_ended(exit_code: int | None, log: Path) -> str:
-    """Say how a process ended that sent no result, with the last thing it wrote."""
+    """Describe how a process without a result ended, with the last line it wrote."""
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
-        ending = f"the process was ended by {name}"
+        ending = f"the process was killed by {name}"
         if name == "SIGKILL":
-            ending += ", by the system perhaps, for want of memory: try smaller batches"
+            ending += ", perhaps out of memory: try smaller batches"
     else:
         ending = f"the process ended with exit code {exit_code}"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -205,9 +205,9 @@ def _how_it_ended(exit_code: int | None, log: Path) -> str:
 
 
 def _work(task: Task, sender: Connection, log: Path) -> None:
-    """Do the task; runs in the new process."""
-    # What runtimes write by themselves must not tear the parent's progress bar; a crash's last
-    # words are read from here.
+    """Do the task, in the new process."""
+    # Output of the runtimes must not break the parent's progress bar; after a crash, its last line
+    # is read from here.
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -220,14 +220,14 @@ def _work(task: Task, sender: Connection, log: Path) -> None:
 
     try:
         message: Measured | Failure = _measure(task, enter)
-    except Exception as error:  # a border: whatever one candidate does, the others go on
+    except Exception as error:  # a boundary: whatever one candidate does, the others continue
         message = Failure(stage, one_line(error))
     sender.send(message)
     sender.close()
 
 
 def _measure(task: Task, enter: Callable[[str], None]) -> Measured:
-    measured = _measure_model(task, enter)  # which is closed now: two of them may not fit in memory
+    measured = _measure_model(task, enter)  # closed by now: two models may not fit in memory
     if task.open_model is None:
         return measured
     start = time.perf_counter()
@@ -251,7 +251,7 @@ def _measure_model(task: Task, enter: Callable[[str], None]) -> Measured:
     predictor = task.open_predictor(task.path, task.device, task.threads, tf32=task.tf32)
     load_s = time.perf_counter() - start
     if task.tf32 and predictor.device == "cpu":
-        raise DeviceError(f"TF32 exists on GPUs only; on the CPU since {predictor.choice.reason}")
+        raise DeviceError(f"TF32 needs a GPU, but this runs on the CPU: {predictor.choice.reason}")
 
     enter("images")
     feed = Feed(predictor, task.images, start=task.num_known, size=task.batch_sizes[-1])
@@ -287,7 +287,7 @@ def _time_sizes(
     gpu: GpuMemory | None,
     enter: Callable[[str], None],
 ) -> dict[int, Timing]:
-    """Time batches of each size, the smallest first, up to the last one that can pay."""
+    """Time batches of each size, the smallest first, up to the last one that may gain anything."""
     timings: dict[int, Timing] = {}
     for batch_size in task.batch_sizes:
         known_s = {size: median(one.samples_s) for size, one in timings.items()}
@@ -303,7 +303,7 @@ def _time_sizes(
 
 
 def _may_be_last(task: Task, batch_size: int, known_s: Mapping[int, float]) -> bool:
-    """Tell whether there may be no larger batch, by the seconds that smaller ones take."""
+    """Return whether this may be the largest batch, judging by the time of smaller ones."""
     larger = [size for size in task.batch_sizes if size > batch_size]
     if not larger:
         return True
@@ -316,16 +316,16 @@ def _may_be_last(task: Task, batch_size: int, known_s: Mapping[int, float]) -> b
 def _time_batches(
     task: Task, predictor: Predictor, feed: "Feed", batch_size: int, *, may_be_last: bool
 ) -> Timing:
-    """Time batches of one size; those of the largest go on through the images.
+    """Time batches of one size; those of the largest size advance through the images.
 
-    Single images stay the same one: to decode another between two runs would cool the caches.
+    A single image stays the same: decoding another between two runs would cool the caches.
     """
     single = batch_size == 1
     min_runs = MIN_LATENCY_RUNS if single else MIN_THROUGHPUT_RUNS
     if may_be_last and not single:
         feed.resize(batch_size)
         step, prepare = feed.run, feed.advance
-        # With the one that warms up, as many as the round's share of the accuracy takes.
+        # Including the warm-up, as many as the round's share of the accuracy needs.
         min_runs = max(min_runs, ceil(min(ROUND_IMAGES, feed.num_left) / batch_size) - 1)
     else:
         batch = predictor.new_batch(batch_size)
@@ -343,25 +343,25 @@ def _time_batches(
 
 
 class Feed:
-    """Batches for the clock that are the accuracy's images, one after the other.
+    """Provides batches of the images for the accuracy to the timed runs, one after the other.
 
-    So the timed runs classify what would have to be classified for the accuracy as well. What is
-    in an image does not change how long a model takes for it.
+    So the timed runs do work that the accuracy needs anyway. The content of an image does not
+    change how long a model takes for it.
     """
 
     def __init__(
         self, predictor: Predictor, images: Sequence[Path], *, start: int, size: int
     ) -> None:
-        """Begin with image `start`, and make batches of `size`, of which none will be larger."""
+        """Start at image `start`, with batches of `size`, the largest there will be."""
         self._predictor = predictor
         self._images = images
         self._next = start
         self._num_new = 0
         self._is_filled = False
         self._memory = self.batch = predictor.new_batch(size)
-        """Images, uint8 (size, H, W, 3), once `advance` was called; always the same memory."""
+        """Images, uint8 (size, H, W, 3), after `advance` was called; always the same memory."""
         self.logits: list[NDArray[np.float32]] = []
-        """Of the images from `start` on, (n, C) each."""
+        """Logits of the images from `start` on, (n, C) each."""
 
     @property
     def is_done(self) -> bool:
@@ -370,19 +370,19 @@ class Feed:
 
     @property
     def num_left(self) -> int:
-        """How many images have no logits yet."""
+        """Number of images without logits."""
         return len(self._images) - self._next
 
     def resize(self, size: int) -> None:
-        """Make batches of `size` from the next one on, in the same memory."""
+        """Use batches of `size` from the next one on, in the same memory."""
         if size != len(self.batch):
             self.batch = self._memory[:size]
             self._is_filled, self._num_new = False, 0
 
     def advance(self) -> None:
-        """Decode the next batch, unless the present one has yet to be run or is the last one.
+        """Decode the next batch, unless the current one is still to be run or is the last one.
 
-        Where there are fewer images left than a batch has, it goes on from the first one.
+        If fewer images are left than a batch holds, it continues with the first ones.
         """
         if self._is_filled and (self._num_new or self.is_done):
             return
@@ -396,7 +396,7 @@ class Feed:
         self._is_filled = True
 
     def run(self) -> None:
-        """Run the model on the batch, and keep what is new of it."""
+        """Run the model on the batch, and keep the logits of new images."""
         logits = self._predictor(self.batch)
         if self._num_new:
             self.logits.append(logits[: self._num_new])
@@ -404,7 +404,7 @@ class Feed:
             self._num_new = 0
 
     def finish(self, seconds: float, *, enter: Callable[[str], None]) -> None:
-        """Classify the images that are left, for so many seconds at most."""
+        """Classify the remaining images, for at most `seconds`."""
         start = time.perf_counter()
         for batch in _batches(self._predictor, self._images[self._next :]):
             self.logits.append(self._predictor(batch))
@@ -419,6 +419,6 @@ def _batches(predictor: Predictor, images: Sequence[Path]) -> Iterable[NDArray[n
 
 
 def one_line(error: Exception) -> str:
-    """Return an error as one line; ours are written for people, others need their type's name."""
+    """Return an error as one line, with the type's name unless it is a TltoolsError."""
     line, kind = first_line(error), type(error).__name__
     return line if isinstance(error, TltoolsError) or line == kind else f"{kind}: {line}"

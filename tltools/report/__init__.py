@@ -7,7 +7,7 @@ from tltools.errors import ConfigError
 SUFFIXES = (".html", ".htm")
 
 
-def check_place(path: Path, option: str = "--report") -> None:
+def check_place(path: Path, option: str = "`report=`") -> None:
     """Refuse a place for a report before any work is done.
 
     A report replaces an earlier one, so that the suffix guards everything else.

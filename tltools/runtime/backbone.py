@@ -1,4 +1,4 @@
-"""A frozen backbone in onnxruntime: images in, features out."""
+"""Run a frozen backbone in onnxruntime: images in, features out."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,14 +14,14 @@ from tltools.runtime.device import Device, open_session
 from tltools.runtime.pipeline import decode_batches
 
 MAX_FEATURE_ERROR = 0.1
-"""Largest length of an image's difference as a share of its right features' length.
+"""Largest relative error (L2 norm) of an image's features.
 
-int8 features are about 0.03 off where processors add int8 products exactly; those that saturate
-are far off."""
+int8 features are about 0.03 off on processors that add int8 products exactly, and far off on
+those that saturate."""
 
 
 class OnnxBackbone:
-    """The backbone in onnxruntime, on the CPU's cores or on a GPU."""
+    """A backbone in onnxruntime, on the CPU or on a GPU."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class OnnxBackbone:
         device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
-        """Open a backbone's file, or its bytes; see `open_session`."""
+        """Open a backbone from a file or from bytes; see `open_session`."""
         self._session, choice = open_session(model, device=device, threads=threads)
         self.device: str = choice.device
         self._preprocessing = preprocessing
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to features, (N, F)."""
+        """Map images, uint8 (N, H, W, 3), to features, float32 (N, F)."""
         return np.asarray(self._session.run(None, {"images": images})[0])
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
@@ -46,12 +46,12 @@ class OnnxBackbone:
 
 
 def load_few(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode a few images, (N, H, W, 3), to compare features with."""
+    """Decode a few images, uint8 (N, H, W, 3), to compare features on."""
     return next(decode_batches(paths, preprocessing=preprocessing, batch_size=len(paths)))
 
 
 def feature_error(features: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """Return the largest length of a row's difference, as a share of the right row's length."""
+    """Return the largest relative error (L2 norm) of a row of features, (N, F)."""
     lengths = np.linalg.norm(right, axis=1)
     return float((np.linalg.norm(features - right, axis=1) / lengths).max())
 
@@ -65,25 +65,25 @@ def open_shared(
     device: Device,
     threads: int,
 ) -> OnnxBackbone:
-    """Open a backbone on an actor, and see that its features are those of the driver's machine.
+    """Open a backbone in a Ray actor, and check its features against the driver machine's.
 
     Args:
-        shared: Of the backbone's bytes in Ray's object store.
-        preprocessing: The backbone's.
-        images: A few images, (N, H, W, 3).
-        right: Their features there, (N, F).
-        device: As `open_session`.
-        threads: As `open_session`.
+        shared: Reference to the backbone's bytes in Ray's object store.
+        preprocessing: The backbone's preprocessing.
+        images: A few images, uint8 (N, H, W, 3).
+        right: Their features on the driver's machine, float32 (N, F).
+        device: See `open_session`.
+        threads: See `open_session`.
 
     Raises:
-        ParityError: If they are not.
+        ParityError: If the features differ by more than `MAX_FEATURE_ERROR`.
     """
     model = import_module("ray").get(shared)
     backbone = OnnxBackbone(model, preprocessing, device=device, threads=threads)
     error = feature_error(backbone(images), right)
     if not error <= MAX_FEATURE_ERROR:
         raise ParityError(
-            f"this machine's features are {error:.1%} off those of the command's machine, more "
-            f"than {MAX_FEATURE_ERROR:.0%}; try --feature-precision fp32"
+            f"this machine's features are {error:.1%} off those of the machine that started the "
+            f"job (at most {MAX_FEATURE_ERROR:.0%} is allowed); use `feature_precision=fp32`"
         )
     return backbone

@@ -1,4 +1,4 @@
-"""Pick the device that a model runs on, and prove that it runs there.
+"""Choose the device that a model runs on, and verify that it runs there.
 
 This is the only module that imports onnxruntime and the only one that names a kind of GPU, so
 everything that depends on the machine is here.
@@ -27,63 +27,63 @@ if TYPE_CHECKING:
     import torch
 
 Device: TypeAlias = str
-"""What a user may ask for: a `Kind`, or the GPUs to take as `cuda:1` or `cuda:0,cuda:1`, likewise
-with `tensorrt`. `parse_device` reads it."""
+"""A requested device: a `Kind`, or specific GPUs, such as `cuda:1` or `cuda:0,cuda:1` (likewise
+with `tensorrt`). `parse_device` reads it."""
 Kind = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
-"""`auto` takes CUDA where it works and says what it chose; the last two are onnxruntime's execution
-providers of that name, for NVIDIA GPUs and for Intel's processors."""
+"""`auto` uses CUDA if it works and reports its choice; the last two are onnxruntime's execution
+providers of that name, for NVIDIA GPUs and for Intel processors."""
 TorchKind = Literal["auto", "cpu", "cuda"]
-"""What PyTorch runs on."""
+"""Kinds that PyTorch runs on."""
 GPU_KINDS = ("cuda", "tensorrt")
-"""Kinds that may name GPUs."""
+"""Kinds that accept GPU indices."""
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
 COMPUTE_OPS = ("Conv", "Gemm", "MatMul", "Pool")
-"""A node whose operator's name contains one of these does arithmetic on images. onnxruntime
-rightly keeps others, those that compute shapes for instance, on the CPU beside a GPU."""
-REMEDY_CPU = "or choose the CPU with --device cpu"
+"""A node whose operator name contains one of these does arithmetic on images. onnxruntime
+rightly keeps other nodes, such as those that compute shapes, on the CPU beside a GPU."""
+REMEDY_CPU = "or choose the CPU with `device=cpu`"
 FATAL = 4
-"""onnxruntime's highest log severity. Its errors reach us as exceptions or are looked for here;
-what it writes to the terminal by itself alarms people whose job runs well."""
+"""onnxruntime's highest log severity. Its errors arrive as exceptions or are detected here; what
+it writes to the terminal by itself alarms users whose job runs well."""
 
 
 TF32_CAPABILITY = (8, 0)
-"""Older GPUs do not know TF32 and would compute in fp32 without a word."""
+"""Older GPUs do not support TF32 and would silently compute in fp32."""
 
 
 @dataclass(frozen=True)
 class DeviceRequest:
-    """A `Device`, taken apart."""
+    """A parsed `Device`."""
 
     kind: Kind
     gpus: tuple[int, ...] = ()
-    """Indices of the GPUs that are named, in the order given; empty if none is."""
+    """Indices of the named GPUs, in the order given; empty if none is named."""
 
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Where a model runs, and why there."""
+    """The device a model runs on, and why."""
 
     device: Literal["cpu", "cuda"]
     reason: str
     """Completes the sentence "the device is X: ...", in one line."""
     gpu: int | None = None
-    """Index of the GPU; None on the CPU, and on a cluster, whose workers have a GPU each."""
+    """Index of the GPU; None on the CPU, and on a cluster, where each worker has its own GPU."""
 
     @property
     def name(self) -> str:
-        """What PyTorch calls the device: `cpu`, or `cuda:1` for instance."""
+        """PyTorch's name of the device, such as `cpu` or `cuda:1`."""
         return self.device if self.gpu is None else f"{self.device}:{self.gpu}"
 
 
 def parse_device(text: Device) -> DeviceRequest:
-    """Read what a user asks for.
+    """Parse a requested device, without checking that this machine has it.
 
     Raises:
-        ConfigError: If it is not a device. Whether the machine has it is not looked at.
+        ConfigError: If it is not a device.
     """
     if text in get_args(Kind):
         return DeviceRequest(cast("Kind", text))
@@ -96,22 +96,22 @@ def parse_device(text: Device) -> DeviceRequest:
             "or several such as cuda:0,cuda:1"
         )
     if len(set(gpus)) < len(gpus):
-        raise ConfigError(f"{text!r} names a GPU twice; name each once")
+        raise ConfigError(f"{text!r} lists a GPU twice; list each one once")
     return DeviceRequest(cast("Kind", kinds.pop()), gpus)
 
 
 def chosen_gpus(device: Device) -> tuple[int, ...]:
-    """Return the indices of the GPUs that a request means, without opening any.
+    """Return the indices of the requested GPUs, without opening any.
 
     Args:
         device: `auto`, `cuda` and `tensorrt` mean all GPUs; `cuda:1` means that one.
 
     Returns:
-        The indices in the order given; empty for the CPU, and where there is no GPU.
+        The indices in the order given; empty for the CPU, and if there is no GPU.
 
     Raises:
-        ConfigError: If it is not a device.
-        DeviceError: If a GPU is named that does not exist.
+        ConfigError: If `device` is not a device.
+        DeviceError: If a named GPU does not exist.
     """
     request = parse_device(device)
     if request.kind in ("cpu", "openvino"):
@@ -134,7 +134,7 @@ def _check_exist(gpus: tuple[int, ...]) -> None:
 
 
 def _one_gpu(request: DeviceRequest, gpu: int | None) -> int:
-    """Return the GPU of one session or module; `gpu` decides if given.
+    """Return the GPU for one session or module; `gpu` takes precedence if given.
 
     Raises:
         DeviceError: If the request names several.
@@ -144,55 +144,55 @@ def _one_gpu(request: DeviceRequest, gpu: int | None) -> int:
     if len(request.gpus) > 1:
         names = ",".join(f"{request.kind}:{gpu}" for gpu in request.gpus)
         raise DeviceError(
-            f"--device {names} names several GPUs, and this takes one; "
-            f"choose --device {request.kind}:{request.gpus[0]}"
+            f"`device={names}` names several GPUs, but only one can be used here; "
+            f"choose `device={request.kind}:{request.gpus[0]}`"
         )
     return request.gpus[0] if request.gpus else 0
 
 
 def check_tf32(choice: DeviceChoice) -> None:
-    """See that a device can round to TF32, which was asked for.
+    """Check that a device supports the requested TF32.
 
     Raises:
-        DeviceError: If it cannot.
+        DeviceError: If it does not.
     """
     if choice.device == "cpu":
         raise DeviceError(
-            f"--tf32 is for NVIDIA GPUs, and the device is the CPU ({choice.reason}); "
-            "leave out --tf32, or choose --device cuda"
+            f"`tf32=True` needs an NVIDIA GPU, but the device is the CPU ({choice.reason}); "
+            "leave it out, or choose `device=cuda`"
         )
     major, minor = gpu_capability(choice.gpu or 0)
     if (major, minor) < TF32_CAPABILITY:
         raise DeviceError(
-            f"--tf32 needs a GPU of compute capability 8.0 or later, this one has {major}.{minor}; "
-            "leave out --tf32"
+            "`tf32=True` needs a GPU of compute capability 8.0 or later, but this one has "
+            f"{major}.{minor}; leave it out"
         )
 
 
 def default_threads() -> int:
-    """Return the number of threads that use this process's cores fully."""
+    """Return the number of threads that fully use the cores available to this process."""
     return num_cores()
 
 
 def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoice]:
-    """Choose the device of the workers of a cluster, which are other machines than this one.
+    """Choose the device of a cluster's workers, which run on other machines than this one.
 
     Args:
-        requested: What was asked for.
-        num_gpus: GPUs of the cluster.
+        requested: The requested device.
+        num_gpus: Number of GPUs in the cluster.
 
     Returns:
-        What each worker opens the model with, never `auto`; and the choice.
+        The device each worker opens the model on, never `auto`; and the choice.
 
     Raises:
-        ConfigError: If it is not a device.
-        DeviceError: If a GPU is asked for and there is none, or GPUs are named by index.
+        ConfigError: If `requested` is not a device.
+        DeviceError: If a GPU is requested and there is none, or GPUs are named by index.
     """
     request = parse_device(requested)
     if request.gpus:
         raise DeviceError(
-            f"--device {requested} names GPUs of one machine, and a cluster hands out its own; "
-            f"choose --device {request.kind}"
+            f"`device={requested}` names GPUs of one machine, but a cluster assigns its own; "
+            f"choose `device={request.kind}`"
         )
     if requested in ("cpu", "openvino"):
         return requested, DeviceChoice("cpu", "as asked")
@@ -201,7 +201,7 @@ def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoi
         return device, DeviceChoice("cuda", f"GPUs of the cluster: {num_gpus}")
     if requested == "auto":
         return "cpu", DeviceChoice("cpu", "the cluster has no GPU")
-    raise DeviceError(f"--device {requested}: the cluster has no GPU; add one, {REMEDY_CPU}")
+    raise DeviceError(f"`device={requested}`: the cluster has no GPU; add one, {REMEDY_CPU}")
 
 
 # ------------------------------------------------------------------------------------- torch
@@ -210,25 +210,25 @@ def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoi
 def torch_device(requested: Device, gpu: int | None = None) -> DeviceChoice:
     """Choose the device for PyTorch: `torch.device(choice.name)`.
 
-    A GPU that is chosen by its index becomes the calling thread's current one too, for what PyTorch
-    does without naming a device.
+    A GPU chosen by its index also becomes the calling thread's current one, for PyTorch calls that
+    do not name a device.
 
     Args:
-        requested: What was asked for.
-        gpu: Index of the GPU, in place of the one in `requested`.
+        requested: The requested device.
+        gpu: Index of the GPU; overrides the one in `requested`.
 
     Raises:
-        ConfigError: If it is not a device.
-        DeviceError: If CUDA is asked for and PyTorch cannot use it, or what is asked for runs
-            ONNX files only, or is several GPUs.
+        ConfigError: If `requested` is not a device.
+        DeviceError: If CUDA is requested and PyTorch cannot use it, or the requested device runs
+            ONNX files only, or it names several GPUs.
     """
     request = parse_device(requested)
     if request.kind == "cpu":
         return DeviceChoice("cpu", "as asked")
     if request.kind not in get_args(TorchKind):
         raise DeviceError(
-            f"--device {requested} runs ONNX exports only, and this is PyTorch; "
-            "choose --device auto, cpu or cuda, or an .onnx file"
+            f"`device={requested}` runs ONNX exports only, but this model runs in PyTorch; "
+            "choose auto, cpu or cuda, or use an .onnx file"
         )
     index = _one_gpu(request, gpu)
     problem, remedy = _torch_problem()
@@ -249,9 +249,9 @@ def _torch_gpu(gpu: int, *, named: bool) -> DeviceChoice:
 
 
 def allow_tf32(enabled: bool) -> None:
-    """Let PyTorch's CUDA kernels round to TF32, or keep them at full fp32 (parity needs that).
+    """Let PyTorch's CUDA kernels round to TF32, or keep them in full fp32 (needed for parity).
 
-    A setting of the whole process; without a GPU it has no effect.
+    This setting applies to the whole process; it has no effect without a GPU.
     """
     import torch
 
@@ -260,9 +260,9 @@ def allow_tf32(enabled: bool) -> None:
 
 
 def make_deterministic() -> None:
-    """Let PyTorch's CUDA kernels give the same result each time, for a seed to mean something.
+    """Make PyTorch's CUDA kernels deterministic, so that a seed gives the same result each time.
 
-    A setting of the whole process; without a GPU it has no effect.
+    This setting applies to the whole process; it has no effect without a GPU.
     """
     import torch
 
@@ -273,7 +273,7 @@ def make_deterministic() -> None:
 def free_gpu_memory(device: "torch.device") -> int:
     """Return how many bytes of a CUDA device's memory PyTorch can still use.
 
-    That is what the driver has free, and what PyTorch holds for later without using it.
+    This is the driver's free memory plus what PyTorch has reserved but not allocated.
     """
     import torch
 
@@ -282,7 +282,7 @@ def free_gpu_memory(device: "torch.device") -> int:
 
 
 def _torch_problem() -> tuple[str | None, str]:
-    """Return why PyTorch cannot use CUDA (None: it can), and what would mend that."""
+    """Return why PyTorch cannot use CUDA (None: it can), and how to fix it."""
     import torch
 
     if torch.version.cuda is None:
@@ -304,11 +304,10 @@ def _torch_problem() -> tuple[str | None, str]:
 
 
 def import_onnxruntime() -> "ModuleType":
-    """Import onnxruntime without its usage reports and without its messages on the terminal.
+    """Import onnxruntime with telemetry and terminal messages turned off.
 
-    The official builds report usage and write a device id under the user's cache folder when
-    they are imported; the variable that stops both must be set before. A user who has set it to
-    something else has decided, and is left alone.
+    On import, the official builds report usage and write a device id under the user's cache folder;
+    the variable that stops both must be set before. A value set by the user is respected.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -318,7 +317,7 @@ def import_onnxruntime() -> "ModuleType":
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that onnxruntime raises; they have no base class of their own."""
+    """Return the exceptions that onnxruntime raises; they share no base class."""
     import_onnxruntime()
     import onnxruntime.capi.onnxruntime_pybind11_state as state
 
@@ -346,24 +345,25 @@ def open_session(
     gpu: int | None = None,
     nhwc: bool = False,
 ) -> "tuple[onnxruntime.InferenceSession, DeviceChoice]":
-    """Open an ONNX model on the chosen device, and prove that it is there.
+    """Open an ONNX model on the chosen device, and verify that it runs there.
 
-    onnxruntime falls back to the CPU without an error even when only CUDA was asked for. So the
-    session is asked which providers it has, and which of them got each node.
+    onnxruntime falls back to the CPU without an error even if only CUDA was requested. So the
+    session is asked which execution providers it has, and which of them got each node.
 
     Args:
         model: An ONNX file, or its bytes.
-        device: `auto` takes CUDA if all compute nodes run there, else the CPU, with the reason.
-        threads: Cores for one forward pass on the CPU; None for all of this process's.
-        tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
-        gpu: Index of the GPU, in place of the one in `device`.
-        nhwc: Let CUDA compute with the channels last, which is faster for some models; without
-            effect elsewhere.
+        device: `auto` uses CUDA if all compute nodes run there; otherwise the CPU, with the reason.
+        threads: Cores for one forward pass on the CPU; None for all available to this process.
+        tf32: Let CUDA round fp32 products to TF32: faster, with an error of about 1e-3 in the
+            logits.
+        gpu: Index of the GPU; overrides the one in `device`.
+        nhwc: Let CUDA compute in channels-last layout, which is faster for some models; no effect
+            on other devices.
 
     Raises:
         ArtifactError: If onnxruntime cannot read the model.
         ConfigError: If `device` is not a device.
-        DeviceError: If a device is asked for that cannot run the model, or several GPUs.
+        DeviceError: If the requested device cannot run the model, or it names several GPUs.
     """
     request = parse_device(device)
     if request.kind == "cpu":
@@ -389,12 +389,12 @@ def _placed(session: "onnxruntime.InferenceSession", provider: str) -> str:
 
 
 def placement(session: "onnxruntime.InferenceSession") -> dict[str, int]:
-    """Return how many nodes of an opened model each execution provider runs."""
+    """Return the number of nodes of an opened model by execution provider."""
     return dict(Counter(provider for provider, _op in _assigned_nodes(session)))
 
 
 def _assigned_nodes(session: "onnxruntime.InferenceSession") -> list[tuple[str, str]]:
-    """Return (provider, operator) of each node, as onnxruntime has recorded them."""
+    """Return (provider, operator) for each node, as recorded by onnxruntime."""
     return [
         (subgraph.ep_name, node.op_type)
         for subgraph in session.get_provider_graph_assignment_info()
@@ -415,15 +415,15 @@ def _gpu_session(
     tf32: bool,
     nhwc: bool,
 ) -> "onnxruntime.InferenceSession":
-    """Open a session whose compute nodes are all on CUDA, or on TensorRT and CUDA.
+    """Open a session with all compute nodes on CUDA, or on TensorRT and CUDA.
 
     Raises:
-        DeviceError: With the reason and the remedy; the reason ends at the first semicolon.
+        DeviceError: With the reason and the remedy, separated by the first semicolon.
     """
     ort = import_onnxruntime()
     cuda_options = {
         "device_id": str(gpu),
-        # Each new shape costs EXHAUSTIVE, the default, 0.3 to 1.3 s; DEFAULT picks slow kernels.
+        # EXHAUSTIVE, the default, costs 0.3 to 1.3 s per new shape; DEFAULT picks slow kernels.
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": "1" if tf32 else "0",
     }
@@ -441,7 +441,7 @@ def _gpu_session(
     if request.gpus:
         _check_exist((gpu,))
     if hasattr(ort, "preload_dlls"):
-        with redirect_stdout(io.StringIO()):  # it prints what it misses; we look for that below
+        with redirect_stdout(io.StringIO()):  # it prints missing libraries; they are found below
             ort.preload_dlls()
     return _proven_session(model, threads, providers, name, libraries)
 
@@ -449,7 +449,7 @@ def _gpu_session(
 def _openvino_session(
     model: Path | bytes, *, threads: int | None
 ) -> "onnxruntime.InferenceSession":
-    """Open a session whose compute nodes are all on OpenVINO's CPU device.
+    """Open a session with all compute nodes on OpenVINO's CPU device.
 
     Raises:
         DeviceError: With the reason and the remedy.
@@ -471,7 +471,7 @@ def _check_built(ort: "ModuleType", provider: str, name: str, wheel: str) -> Non
 def _proven_session(
     model: Path | bytes, threads: int | None, providers: list[Any], name: str, package: str
 ) -> "onnxruntime.InferenceSession":
-    """Open a session, and see that the first provider is in it and no compute node on the CPU.
+    """Open a session; check that it has the first provider and no compute node on the CPU.
 
     Raises:
         DeviceError: With the reason and the remedy.
@@ -482,7 +482,7 @@ def _proven_session(
         session = _new_session(model, threads=threads, providers=providers)
     except onnxruntime_errors() as error:
         missing = _missing_library(ort, provider)
-        remedy = f"pip install {package}" if missing else "look at `tltools doctor`"
+        remedy = f"pip install {package}" if missing else "run `tltools doctor`"
         raise DeviceError(
             f"{name} does not work in onnxruntime here: {missing or first_line(error)}; "
             f"{remedy}, {REMEDY_CPU}"
@@ -492,8 +492,8 @@ def _proven_session(
         fallen_to = "the CPU" if active[0] == CPU_PROVIDER else active[0]
         reason = _missing_library(ort, provider) or f"{provider} is not in the session"
         raise DeviceError(
-            f"onnxruntime fell back to {fallen_to}: {reason}; install the libraries that it was "
-            f"built for with pip install {package}, {REMEDY_CPU}"
+            f"onnxruntime fell back to {fallen_to}: {reason}; install the libraries it needs "
+            f"with pip install {package}, {REMEDY_CPU}"
         )
     stranded = Counter(
         op
@@ -504,13 +504,13 @@ def _proven_session(
         names = ", ".join(f"{count} {op}" for op, count in sorted(stranded.items()))
         raise DeviceError(
             f"{name} cannot run all of this model (left on the CPU: {names}); "
-            f"export it with another --precision, {REMEDY_CPU}"
+            f"export it with another `precision=`, {REMEDY_CPU}"
         )
     return session
 
 
 def _tensorrt_options(gpu: int) -> dict[str, str]:
-    """Keep the engines that TensorRT builds: building one takes minutes."""
+    """Return options that cache TensorRT's engines, since building one takes minutes."""
     from platformdirs import user_cache_path
 
     folder = user_cache_path("tltools", appauthor=False) / "tensorrt"
@@ -528,13 +528,13 @@ def _new_session(
     """Open a session.
 
     Raises:
-        ArtifactError: If the model cannot be read and the CPU alone was asked for.
-        Exception: One of `onnxruntime_errors()` in other cases.
+        ArtifactError: If the model cannot be read and only the CPU was requested.
+        Exception: One of `onnxruntime_errors()` otherwise.
     """
     ort = import_onnxruntime()
     options = _session_options(threads)
     try:
-        # enable_fallback=0: no second try on the CPU after an exception, not in run() either.
+        # enable_fallback=0: no retry on the CPU after an exception, in run() either.
         return ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             options,
@@ -546,8 +546,7 @@ def _new_session(
             raise
         name = "the model" if isinstance(model, bytes) else model
         raise ArtifactError(
-            f"onnxruntime cannot open {name}: {first_line(error)}; "
-            f"make it again with tltools export"
+            f"onnxruntime cannot open {name}: {first_line(error)}; recreate it with tltools export"
         ) from error
 
 
@@ -566,7 +565,7 @@ def _driver_problem() -> tuple[str | None, str]:
     """Ask the NVIDIA driver for a GPU.
 
     Returns:
-        What is wrong (None: there is a GPU), and what would mend it.
+        The problem (None: there is a GPU), and how to fix it.
     """
     driver = load_driver()
     if driver is None:
@@ -577,15 +576,15 @@ def _driver_problem() -> tuple[str | None, str]:
     if num_gpus() == 0:
         return (
             f"the NVIDIA driver finds no GPU (status {driver.cuInit(0)})",
-            f"look at nvidia-smi and CUDA_VISIBLE_DEVICES, {REMEDY_CPU}",
+            f"check nvidia-smi and CUDA_VISIBLE_DEVICES, {REMEDY_CPU}",
         )
-    return None, f"look at `tltools doctor`, {REMEDY_CPU}"
+    return None, f"run `tltools doctor`, {REMEDY_CPU}"
 
 
 def _missing_library(ort: "ModuleType", provider: str) -> str | None:
-    """Return which library a provider's own cannot load; onnxruntime logs that and raises nothing.
+    """Return which dependency of a provider's library is missing; onnxruntime only logs it.
 
-    None where that is not the problem.
+    None if that is not the problem.
     """
     folder = Path(str(ort.__file__)).parent / "capi"
     windows = sys.platform == "win32"

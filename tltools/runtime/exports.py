@@ -1,4 +1,4 @@
-"""Open an export of any format, and see that it answers here as it did where it was made."""
+"""Open an export of any format, and check that it gives the same results as where it was made."""
 
 from pathlib import Path
 
@@ -20,28 +20,28 @@ def load_predictor(
     nhwc: bool = False,
     self_test: bool = True,
 ) -> ExportPredictor:
-    """Open an export in the format that its suffix stands for.
+    """Open an export; its suffix decides the format.
 
-    An ONNX file is looked into before onnxruntime opens it, and refused if it is not what tltools
-    writes. A format that is code (`ModelFormat.is_code`) runs what the file's maker put into it.
+    An ONNX file is inspected before onnxruntime opens it, and rejected if it is not what tltools
+    writes. A format that is code (`ModelFormat.is_code`) runs the code in the file.
 
     Args:
         path: The file.
-        device: Where to run; `auto` takes CUDA where it works.
-        threads: Cores for one forward pass on the CPU; None for all of this process's.
-        tf32: Let CUDA round fp32 products to TF32: faster, about 1e-3 off in the logits.
-        gpu: Index of the GPU, in place of the one in `device`: one of `chosen_gpus(device)`.
-        nhwc: Let ONNX on CUDA compute with the channels last, which is faster for some models;
-            without effect elsewhere, as `layout` tells.
-        self_test: Compare with the answers in the file that its maker got from PyTorch, where it
-            has some. Only who is making the file does without.
+        device: Device to run on; `auto` uses CUDA if it works.
+        threads: Cores for one forward pass on the CPU; None for all available to this process.
+        tf32: Let CUDA round fp32 products to TF32: faster, with an error of about 1e-3 in the
+            logits.
+        gpu: Index of the GPU, one of `chosen_gpus(device)`; overrides the one in `device`.
+        nhwc: Let ONNX on CUDA compute in channels-last layout, which is faster for some models; no
+            effect elsewhere (see `layout`).
+        self_test: Compare with PyTorch's logits stored in the file, if it has any. Only the
+            exporter turns this off.
 
     Raises:
-        ArtifactError: If the file is missing, is not an export, lacks its card or contradicts it.
+        ArtifactError: If the file is missing, is not an export, has no card or contradicts it.
         ConfigError: If `device` is not a device.
-        DeviceError: If a device is asked for that cannot run the model, or TF32 on one that does
-            not know it.
-        ParityError: If the model answers otherwise here than where it was made.
+        DeviceError: If the requested device cannot run the model, or does not support TF32.
+        ParityError: If the model gives other results here than where it was made.
     """
     reader = format_of(path).load_reader()
     predictor = reader.open_export(
@@ -56,7 +56,7 @@ def load_predictor(
 
 
 def read_card(path: Path) -> Card:
-    """Read the card of an export, and see that the file is one, without running any of it.
+    """Read the card of an export, and check that the file is one, without running any of it.
 
     Raises:
         ArtifactError: If the file is missing, is not an export, or has no valid card.
@@ -68,4 +68,4 @@ def read_card(path: Path) -> Card:
 
 def _check_is_export(path: Path, card: Card) -> None:
     if card.export is None:
-        raise ArtifactError(f"{path} has the card of a run, so it is no finished export; {REMEDY}")
+        raise ArtifactError(f"{path} has the card of a run: it is an unfinished export; {REMEDY}")

@@ -1,7 +1,7 @@
-"""Images through a model: the one way through the machine, in order and in bounded memory.
+"""Run images through a model: in order, and in bounded memory.
 
-Images are decoded by worker processes, and a model that is cheap enough is run there too; pixels
-travel in shared memory. The process that orders does work for each batch and not for each image.
+Worker processes decode the images, and run the model too if it is cheap enough; pixels are passed
+in shared memory. The main process does work per batch, not per image.
 """
 
 import time
@@ -40,48 +40,47 @@ from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, 
 
 FUSED_BATCH = 1
 FUSED_TASK = 32
-"""Most images that a worker is given at once in a `fused` plan."""
+"""Most images in a task of a `fused` plan."""
 FUSED_TASK_S = 0.050
-"""How long what a worker is given at once may take: of large images it gets fewer, or one worker
-would still have many when the others have none left."""
+"""Target duration of a task: a task of large images has fewer of them, or one worker would still
+have many to do when the others are done."""
 AHEAD_BATCH = 32
-"""Images in one call on a GPU, for jobs that are too small to find out what is best."""
+"""Batch size on a GPU for jobs that are too small to find the best one by measuring."""
 CPU_BATCH = 8
-"""On the CPU larger ones are no faster, and take memory (VGG16 fp32: 2.1 GB with 32)."""
+"""Batch size on the CPU: larger ones are no faster and take memory (VGG16 fp32: 2.1 GB at 32)."""
 GPU_BATCHES = (64, 128, 256)
-"""Those that a large job tries on a GPU."""
+"""Batch sizes that a large job tries on a GPU."""
 GOOD_ENOUGH = 0.97
-"""The share of the best speed for which a smaller batch is taken."""
+"""Share of the best throughput at which a smaller batch is preferred."""
 LARGE_JOB = 4096
-"""Images for which trying costs less than it brings: it takes a second or two."""
+"""Number of images from which trying batch sizes, which takes a second or two, pays off."""
 AHEAD_TASK = 32
-"""Most images that a worker decodes at once in an `ahead` plan; each task costs the process that
-orders about 0.1 ms."""
+"""Most images in a task of an `ahead` plan; each task costs the main process about 0.1 ms."""
 FIRST_TASK = 4
-"""As many as long as nobody knows how long one takes."""
+"""Images in a task before the time per image is known."""
 AHEAD_TASK_S = 0.010
-"""How long what a worker decodes at once may take."""
+"""Target duration of a decoding task."""
 MAX_BATCH_BYTES = 2**29
-"""Of the memory that batches lie in, which is more only if the fewest batches take more."""
+"""Most memory for batches; exceeded only if the smallest number of batches needs more."""
 FUSED_FORWARD_S = 0.030
-"""The cost of one image on one core below which a model runs inside the workers."""
+"""Seconds for one image on one core below which the model runs inside the workers."""
 SMALL_BYTES = 32 * 2**20
-"""A larger export holds too many weights to be cheap: not worth opening twice to find out."""
+"""A larger export has too many weights to be cheap: opening it twice to find out is a waste."""
 TASKS_AHEAD = 4
-"""Tasks for each worker that may be done or in work before those ahead of them are."""
+"""Tasks per worker that may be finished or in progress ahead of the one that is due."""
 CALLS_PER_GPU = 2
-"""Calls of the model at a time, so that one copies while the other computes."""
+"""Concurrent calls of the model per GPU, so that one copies while the other computes."""
 
 Image = NDArray[np.uint8]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Place = str | ImageRef
-"""What a worker gets of an image: the path of a file, or what stands for one."""
+"""An image as it is sent to a worker: the path of a file, or another reference."""
 Source = TypeVar("Source", bound=ImageRef)
 
 
 class Model(Protocol):
-    """What the pipeline runs: a predictor, or a backbone that gives features."""
+    """A model that the pipeline runs: a predictor, or a backbone that gives features."""
 
     @property
     def device(self) -> str:
@@ -89,26 +88,26 @@ class Model(Protocol):
         ...
 
     def __call__(self, images: Image) -> NDArray[Any]:
-        """Map images, (N, H, W, 3), to outputs, (N, F); from several threads at once."""
+        """Map images, uint8 (N, H, W, 3), to outputs, (N, F); must be thread-safe."""
         ...
 
 
 Recall = Callable[[bytes], tuple[bytes, NDArray[np.float32] | None]]
-"""Returns a file's key and, where it is known, the model's outputs for it, (F,)."""
+"""Maps a file's bytes to its key and the model's outputs for it, (F,), or None if unknown."""
 
 
 class Memory(Protocol):
-    """Outputs of earlier images, by the bytes of their files."""
+    """A cache of outputs, keyed by the bytes of the image files."""
 
     num_known: int
-    """Images that were found."""
+    """Number of images found in the cache."""
 
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
-        """Keep the model's outputs, (F,)."""
+        """Store the model's outputs, (F,)."""
         ...
 
     def reader(self) -> Callable[[], Recall]:
-        """Return what opens it to be asked, in this process or in a worker; may be pickled."""
+        """Return a picklable function that opens the cache for reading, here or in a worker."""
         ...
 
 
@@ -117,15 +116,15 @@ class Plan:
     """How decoding and the model share the cores."""
 
     name: Literal["fused", "ahead"]
-    """`fused`: each worker decodes a few images and runs the model on them, on one core; they
-    stay in its cache. `ahead`: workers decode ahead of the model, which gets large batches and
+    """`fused`: each worker decodes a few images and runs the model on them, on one core, while
+    they are in its cache. `ahead`: workers decode ahead of the model, which gets large batches and
     all cores, or a GPU."""
     workers: int
-    """Processes that decode."""
+    """Number of processes that decode."""
     batch_size: int
     """Images in one call of the model."""
     sessions: int = 1
-    """Calls of the model at the same time in an `ahead` plan: two for each GPU."""
+    """Concurrent calls of the model in an `ahead` plan: two per GPU."""
 
     def __str__(self) -> str:
         """Return the plan in words."""
@@ -142,13 +141,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outputs(Generic[Source]):
-    """What became of some images that went through the model together."""
+    """The results of images that went through the model together."""
 
     images: Sequence[Source]
     errors: Sequence[DataError | None]
-    """Why an image could not be read, for each of `images`; None for those that could."""
+    """For each of `images`, why it could not be read; None if it could."""
     values: NDArray[Any]
-    """The model's outputs, (n, F), for the n readable ones in order."""
+    """The model's outputs, (n, F), for the n readable images, in order."""
 
 
 # ---------------------------------------------------------------------------------- opening
@@ -165,28 +164,28 @@ def open_model(
     layout: Layout | None = None,
     num_images: int | None = 0,
 ) -> tuple[Predictor, Plan]:
-    """Open an export in the way that is fastest on folders, which a few forward passes tell.
+    """Open an export, and choose the fastest plan for many images by a few forward passes.
 
-    On a machine with several GPUs, each gets a session of its own.
+    On a machine with several GPUs, each gets its own session.
 
     Args:
         path: The export.
-        device: Where to run.
+        device: Device to run on.
         batch_size: Images in one call of the model; None to choose.
-        workers: Processes that decode; None for one per core.
-        threads: Cores of one forward pass on the CPU; None to choose. With more than one, workers
+        workers: Number of processes that decode; None for one per core.
+        threads: Cores for one forward pass on the CPU; None to choose. With more than one, workers
             decode ahead of the model.
         tf32: Let CUDA round fp32 products to TF32.
-        layout: Of the tensors on CUDA; None to choose.
-        num_images: How many there are, None where that is unknown: for many, batch size and
-            layout are chosen by measuring.
+        layout: Memory layout on CUDA; None to choose.
+        num_images: Number of images, None if unknown. For many (or None), batch size and layout
+            are chosen by measuring.
 
     Raises:
-        ArtifactError: As `load_predictor`.
+        ArtifactError: See `load_predictor`.
         ConfigError: If `batch_size`, `workers` or `threads` is not positive.
-        DeviceError: As `load_predictor`.
+        DeviceError: See `load_predictor`.
     """
-    check_positive({"--batch-size": batch_size, "--workers": workers, "--threads": threads})
+    check_positive({"`batch_size=`": batch_size, "`workers=`": workers, "`threads=`": threads})
     workers = workers or default_threads()
     gpus = chosen_gpus(device)
     try_fused = may_fuse(path, threads)
@@ -212,11 +211,11 @@ def open_model(
 
 
 def may_fuse(path: Path, threads: int | None) -> bool:
-    """Tell whether workers might run an export: its runtime must not be PyTorch, nor its size big.
+    """Return whether workers may run an export: a small file that does not need PyTorch.
 
     Args:
         path: The export.
-        threads: What was asked for; None: nothing.
+        threads: Requested cores for one forward pass; None if not specified.
     """
     if path.suffix.lower() != ".onnx" or threads not in (None, 1):
         return False
@@ -224,14 +223,17 @@ def may_fuse(path: Path, threads: int | None) -> bool:
 
 
 def check_positive(given: Mapping[str, int | None]) -> None:
-    """Refuse numbers below 1, by the options that they were given with; None was not given.
+    """Check that numbers are at least 1; None means not given.
+
+    Args:
+        given: Numbers by the name to use in messages, such as `` `batch_size=` ``.
 
     Raises:
-        ConfigError: If there is one.
+        ConfigError: If a number is less than 1.
     """
-    for flag, value in given.items():
+    for name, value in given.items():
         if value is not None and value < 1:
-            raise ConfigError(f"{flag} must be at least 1, got {value}")
+            raise ConfigError(f"{name} must be at least 1, got {value}")
 
 
 def _on_gpus(
@@ -244,15 +246,15 @@ def _on_gpus(
     *,
     try_settings: bool,
 ) -> tuple[Predictor, Plan]:
-    """Choose batch size and layout, open the export on the other GPUs too, and warm all up.
+    """Choose batch size and layout, open the export on the other GPUs too, and warm up all.
 
     Args:
-        predictor: The export on the first GPU, in the layout that was asked for, if one was.
-        open_on: Opens it on another GPU, or in another layout.
+        predictor: The export on the first GPU, in the requested layout if any.
+        open_on: Opens the export on another GPU, or in another layout.
         gpus: Indices of the GPUs.
-        workers: Processes that decode.
-        batch_size: None to choose.
-        layout: None to choose.
+        workers: Number of processes that decode.
+        batch_size: Images in one call; None to choose.
+        layout: Memory layout; None to choose.
         try_settings: Whether to choose by measuring.
     """
     sizes = GPU_BATCHES if batch_size is None else (batch_size,)
@@ -277,23 +279,23 @@ def _on_gpus(
 
 
 def _may_gain_by_layout(predictor: ExportPredictor) -> bool:
-    """Tell whether channels-last may be faster: for tensor cores, on onnxruntime's own CUDA."""
+    """Return whether channels-last may be faster: with tensor cores, on the CUDA provider."""
     export = predictor.card.export
     is_half = export is not None and export.precision == "fp16"
     return (is_half or predictor.tf32) and predictor.provider == CUDA_PROVIDER
 
 
 def fastest_batch(predictor: Predictor, sizes: Sequence[int] = GPU_BATCHES) -> tuple[int, float]:
-    """Return the smallest batch that is about as fast as the best, and its images per second.
+    """Return the smallest batch size that is about as fast as the best, and its images/s.
 
-    Larger ones than the GPU's memory takes are not among them.
+    Batch sizes that do not fit the GPU's memory are skipped.
 
     Args:
-        predictor: On a GPU.
-        sizes: To choose from, ascending.
+        predictor: A predictor on a GPU.
+        sizes: Candidate batch sizes, ascending.
 
     Raises:
-        DeviceError: If the smallest one fails already.
+        DeviceError: If even the smallest batch fails.
     """
     rates: dict[int, float] = {}
     for size in sizes:
@@ -308,9 +310,9 @@ def fastest_batch(predictor: Predictor, sizes: Sequence[int] = GPU_BATCHES) -> t
 
 
 def call_s(predictor: Predictor, batch_size: int) -> float:
-    """Measure one call with a batch of noise in seconds, the best of three after one to warm up.
+    """Measure one call with a batch of noise, in seconds: the best of three after a warm-up.
 
-    Noise, since arithmetic on equal values can be faster than on images.
+    Noise is used since arithmetic on equal values can be faster than on images.
     """
     images = predictor.new_batch(batch_size)
     images[:] = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
@@ -327,10 +329,10 @@ def _best_of_three(predictor: Predictor, images: Image) -> float:
 
 
 class PredictorPool:
-    """The same export on one GPU or several; a call goes to the one that has least to do."""
+    """The same export on one or several GPUs; each call goes to the least busy one."""
 
     def __init__(self, predictors: Sequence[ExportPredictor]) -> None:
-        """Take predictors of one export, at least one."""
+        """Pool one or more predictors of the same export."""
         first = predictors[0]
         self.card: Card = first.card
         self.device: str = first.device
@@ -347,7 +349,7 @@ class PredictorPool:
             self._idle.put(predictor)
 
     def __call__(self, images: Image) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to logits, (N, C); waits where no GPU is idle."""
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C); wait for an idle GPU."""
         predictor = self._idle.get()
         try:
             return predictor(images)
@@ -355,7 +357,7 @@ class PredictorPool:
             self._idle.put(predictor)
 
     def new_batch(self, num_images: int) -> Image:
-        """Allocate images, (N, H, W, 3)."""
+        """Allocate images, uint8 (N, H, W, 3)."""
         return self._first.new_batch(num_images)
 
     def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
@@ -364,20 +366,20 @@ class PredictorPool:
 
 
 def forward_s(predictor: Predictor) -> float:
-    """Measure one forward pass of one image in seconds, after one to warm up."""
+    """Measure a forward pass of one image, in seconds, after a warm-up."""
     image = predictor.new_batch(1)
     image[:] = 0
     return _best_of_three(predictor, image)
 
 
 class WorkerModel:
-    """An export that workers run, each by itself; in this process it is opened when it is called.
+    """An export that each worker runs by itself; this process opens it only if it is called.
 
-    What it says of itself is what the first worker has told.
+    Its attributes are those reported by the first worker.
     """
 
     def __init__(self, path: Path, card: Card, device: Device, told: "Told") -> None:
-        """Take the export, what a worker has opened it with, and what that says of it."""
+        """Take the export, the device a worker opened it on, and that worker's report."""
         self.path = path
         self.opened_with = device
         self.card = card
@@ -389,7 +391,7 @@ class WorkerModel:
         self._opened: Predictor | None = None
 
     def __call__(self, images: Image) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to logits, (N, C)."""
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         if self._opened is None:
             self._opened = load_predictor(
                 self.path, device=self.opened_with, threads=1, self_test=False
@@ -397,12 +399,12 @@ class WorkerModel:
         return self._opened(images)
 
     def new_batch(self, num_images: int) -> Image:
-        """Allocate images, (N, H, W, 3)."""
+        """Allocate images, uint8 (N, H, W, 3)."""
         return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
 
 class Told(NamedTuple):
-    """What a worker that has opened an export says of it."""
+    """A worker's report about the export it opened."""
 
     choice: DeviceChoice
     provider: str
@@ -412,23 +414,23 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True)
 class _Opening:
-    """The work of opening an export in a worker, to learn about it."""
+    """Work that opens an export in a worker, to learn about it."""
 
     path: Path
     device: Device
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
-        """Open it, see that it is right, and measure it."""
+        """Open the export, verify it and measure it."""
         model = _opened_once(self.path, self.device)
         told = Told(model.choice, model.provider, model.placement, forward_s(model))
         return _no_tasks, told
 
     def pack(self, task: Task) -> tuple[Any, Any]:
-        """There are no tasks."""
+        """Do nothing: there are no tasks."""
         return task.items, task.details
 
     def try_item(self, item: Any) -> None:
-        """There are no items."""
+        """Do nothing: there are no items."""
 
 
 def _no_tasks(task: Task, mark: Mark) -> None:  # noqa: ARG001
@@ -437,7 +439,7 @@ def _no_tasks(task: Task, mark: Mark) -> None:  # noqa: ARG001
 
 @lru_cache(maxsize=1)
 def _opened_once(path: Path, device: Device) -> Predictor:
-    """Open an export in a worker, where the job that follows finds it open."""
+    """Open an export in a worker, and keep it open for the job that follows."""
     return load_predictor(path, device=device, threads=1)
 
 
@@ -450,21 +452,21 @@ def open_in_worker(
     launcher: Launcher,
     plan: Literal["fused", "ahead"] | None = None,
 ) -> tuple[Predictor, Plan] | None:
-    """Open an export in a worker, which is the first of those that run it if it is cheap enough.
+    """Open an export in a worker, which will be the first to run it if the model is cheap enough.
 
     Args:
         path: An ONNX export.
         device: `cpu`, or `auto` on a machine without a GPU.
-        batch_size: As `open_model`.
-        workers: As `open_model`.
+        batch_size: See `open_model`.
+        workers: See `open_model`.
         launcher: Starts the worker, and keeps it for the job.
-        plan: What the job's rows were begun with; None to choose.
+        plan: The plan of the resumed job; None to choose.
 
     Returns:
-        None where the model is for an `ahead` plan, and so to be opened in this process.
+        None if the model needs an `ahead` plan, and so has to be opened in this process.
 
     Raises:
-        ArtifactError, DeviceError, ParityError: As `load_predictor`.
+        ArtifactError, DeviceError, ParityError: See `load_predictor`.
     """
     card = read_card(path)
     with Crew(_Opening(path, device), size=1, launcher=launcher) as crew:
@@ -493,29 +495,29 @@ def run_images(
 ) -> Generator[Result, None, None]:
     """Decode images and run the model on them.
 
-    An image that cannot be read keeps its place with its error, and one that `memory` knows keeps
-    it with the outputs from there; the others of its batch go through the model without it. An
-    image that ends its worker, or takes it too long, is one that cannot be read.
+    An unreadable image keeps its place with its error, and one found in `memory` keeps it with the
+    stored outputs; the rest of the batch goes through the model without them. An image that
+    crashes its worker, or exceeds the time limit, counts as unreadable.
 
     Args:
-        model: For a `fused` plan, one that uses one thread.
-        images: Consumed lazily, a few batches ahead; those of servers, a few dozen more.
-        preprocessing: How they are decoded.
-        plan: From `open_model`. It changes the speed, and the outputs only within the rounding
-            of the model's own arithmetic.
-        finish: Turns the outputs of some images into a result. In a `fused` plan workers do that,
-            to which it is sent; there images have a name only. So do they in an `ahead` plan if
-            `finish` has a true attribute `is_portable`; else a thread of this process does it.
-        memory: Knows the outputs of images, which are then neither decoded nor run; it is told
-            of the others.
-        launcher: Starts workers for all images. None: the first tenth of a second's work is done
-            in this process, which a bad image may end, and the rest by workers of its own.
-        timeout_s: How long an image may take to be decoded.
-        tell: Is told, in one line, of an image that is left out because it ends its worker, and
-            of memory that a GPU cannot read by itself.
+        model: The model; for a `fused` plan, one that uses a single thread.
+        images: Consumed lazily, a few batches ahead; remote images, a few dozen more.
+        preprocessing: How to decode the images.
+        plan: The plan from `open_model`. It affects the speed; outputs change only within the
+            rounding error of the model's arithmetic.
+        finish: Turns the outputs of some images into a result. It runs in the workers, where
+            images only have a name, in a `fused` plan, and in an `ahead` plan if it has a true
+            attribute `is_portable`; otherwise in a thread of this process.
+        memory: Cache of outputs: images found there are neither decoded nor run; the outputs of
+            the others are stored.
+        launcher: Starts workers for all images. None: this process, which a bad image may crash,
+            does the first tenth of a second of work, and newly started workers the rest.
+        timeout_s: Time limit for decoding one image, in seconds.
+        tell: Called with one line for each image that is skipped because it crashes its worker,
+            and for memory that a GPU cannot read directly.
 
     Yields:
-        The results, which are those of all images in their order. Nothing accumulates.
+        The results for all images, in order. Nothing accumulates.
     """
     job = _Job(
         model=model,
@@ -538,20 +540,20 @@ def run_images(
 
 
 def _say_nothing(_message: str) -> None:
-    """Nobody listens."""
+    """Ignore a message."""
 
 
 def _tell_of_blame(tell: Callable[[str], None], task: Task, index: int, reason: str) -> None:
     place = task.items[index]
     name = place if isinstance(place, str) else place.name
-    tell(f"{name}: {reason}; it gets a row that says so")
+    tell(f"{name}: {reason}; the error is recorded in its row")
 
 
 def readable(outputs: Outputs[Source]) -> Outputs[Source]:
-    """Return outputs as they are, for `run_images` where no image may fail.
+    """Return outputs unchanged: a `finish` for `run_images` if no image may fail.
 
     Raises:
-        DataError: If one could not be read.
+        DataError: If an image could not be read.
     """
     for error in outputs.errors:
         if error is not None:
@@ -560,12 +562,12 @@ def readable(outputs: Outputs[Source]) -> Outputs[Source]:
 
 
 class _Pixels:
-    """A model that gives the images themselves."""
+    """A model that returns the images themselves."""
 
     device = "cpu"
 
     def __call__(self, images: Image) -> Image:
-        """Return a copy of images, (N, H, W, 3): their memory is decoded into again."""
+        """Return a copy of images, uint8 (N, H, W, 3), since their memory is reused."""
         return images.copy()
 
 
@@ -576,23 +578,23 @@ def decode_batches(
     batch_size: int,
     workers: int | None = None,
 ) -> Generator[Image, None, None]:
-    """Decode images, none of which may fail, ahead of the consumer.
+    """Decode images ahead of the consumer; fail at the first unreadable one.
 
     Args:
         paths: See `load_image`.
         preprocessing: Size and resize rule.
-        batch_size: Images of a batch, N; the last one may be smaller.
-        workers: Processes; None for one per core.
+        batch_size: Images in a batch, N; the last batch may be smaller.
+        workers: Number of processes; None for one per core.
 
     Returns:
         Arrays (N, size, size, 3), uint8, RGB, in order.
 
     Raises:
         ConfigError: If `batch_size` is less than 1.
-        DataError: While iterating, where the first unreadable image would be.
+        DataError: While iterating, at the first unreadable image.
     """
     if batch_size < 1:
-        raise ConfigError(f"the batch size must be at least 1, got {batch_size}")
+        raise ConfigError(f"`batch_size=` must be at least 1, got {batch_size}")
     results = run_images(
         _Pixels(),
         map(ImageRef.of_file, paths),
@@ -610,7 +612,7 @@ def _values_of(results: Generator[Outputs[ImageRef], None, None]) -> Generator[I
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of `size`; the last may be shorter."""
+    """Yield the items in lists of length `size`; the last may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -618,7 +620,7 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job(Generic[Source, Result]):
-    """What the two plans have in common."""
+    """The settings that both plans share."""
 
     model: Model
     images: Iterator[Source]
@@ -628,15 +630,15 @@ class _Job(Generic[Source, Result]):
     memory: Memory | None
     crew: Callable[..., Crew]
     is_isolated: bool
-    """Whether nothing is decoded in this process."""
+    """Whether all images are decoded in workers, none in this process."""
     tell: Callable[[str], None]
 
     def recall(self) -> "Callable[[], Recall] | None":
-        """Return what opens the memory in a worker."""
+        """Return the function that opens the memory in a worker."""
         return None if self.memory is None else self.memory.reader()
 
     def remember(self, loaded: "_Remembered") -> None:
-        """Tell the memory what workers have found in it and what is new."""
+        """Count what workers found in the memory, and store what is new."""
         if self.memory is not None:
             self.memory.num_known += loaded.num_known
             for key, values in loaded.new:
@@ -645,7 +647,7 @@ class _Job(Generic[Source, Result]):
 
 @dataclass(slots=True)
 class _Remembered:
-    """What has to be said to a memory."""
+    """An update for a memory."""
 
     num_known: int = 0
     new: list[tuple[bytes, NDArray[np.float32]]] = field(default_factory=list)
@@ -655,7 +657,7 @@ class _Remembered:
 
 
 class _Recalled:
-    """What a memory says of an image, once it has been called with the bytes of its file."""
+    """A memory's answer for an image, once it has been called with the bytes of its file."""
 
     __slots__ = ("_recall", "key", "values")
 
@@ -665,12 +667,12 @@ class _Recalled:
         self.values: NDArray[np.float32] | None = None
 
     def __call__(self, data: bytes) -> bool:
-        """Ask the memory; return whether it knows the image, which need not be decoded then."""
+        """Ask the memory; return whether it knows the image, so that decoding can be skipped."""
         self.key, self.values = self._recall(data)
         return self.values is not None
 
     def __reduce__(self) -> "tuple[Callable[..., _Recalled], tuple[object, ...]]":
-        """Return what was said, for another process."""
+        """Pickle the answer, for another process."""
         return _answered, (self.key, self.values)
 
 
@@ -681,11 +683,11 @@ def _answered(key: bytes, values: NDArray[np.float32] | None) -> _Recalled:
 
 
 _Loaded = DataError | _Recalled | None
-"""Why an image was not decoded, or what the memory says; None: it was decoded."""
+"""Why an image was not decoded, or the memory's answer; None: it was decoded."""
 
 
 def _load(place: Place, preprocessing: Preprocessing, out: Image, recall: Recall | None) -> _Loaded:
-    """Decode an image into `out`, (size, size, 3), unless that cannot be or need not be done."""
+    """Decode an image into `out`, uint8 (size, size, 3), unless it is unreadable or known."""
     is_decoded = isinstance(place, ImageRef) and place.is_decoded
     recalled = None if recall is None or is_decoded else _Recalled(recall)
     try:
@@ -704,15 +706,15 @@ def _outputs(
     loaded: Sequence[_Loaded],
     values: Sequence[NDArray[Any]],
 ) -> tuple[Outputs[Any], _Remembered]:
-    """Put together what the model and the memory say.
+    """Combine the model's outputs with the memory's answers.
 
     Args:
-        images: All.
-        loaded: What became of each.
-        values: The model's outputs for those that were decoded, in order.
+        images: All images.
+        loaded: The outcome of loading each image.
+        values: The model's outputs for the decoded images, in order.
 
     Returns:
-        The outputs; and what the memory is to be told.
+        The outputs, and the update for the memory.
     """
     whole = np.concatenate(values) if values else np.empty((0, 0), dtype=np.float32)
     remembered = _Remembered()
@@ -732,24 +734,24 @@ def _outputs(
 
 
 def _place(image: ImageRef) -> Place:
-    """Return what a worker gets of an image: of a file its path alone, which is cheap to send."""
+    """Return an image as it is sent to a worker: for a file only its path, which is cheap."""
     return image.place if isinstance(image.place, str) else image
 
 
 @dataclass(frozen=True)
 class _Decoding:
-    """What both plans' workers do."""
+    """Work that the workers of both plans do."""
 
     preprocessing: Preprocessing
     recall: Callable[[], Recall] | None
 
     def try_item(self, item: Any) -> None:
-        """Decode an image and nothing else."""
+        """Only decode an image."""
         shape = self.preprocessing.shape(1)
         _load(item, self.preprocessing, np.empty(shape, np.uint8)[0], None)
 
     def pack(self, task: Task) -> tuple[Any, Any]:
-        """Return a task's items and details as workers get them."""
+        """Return a task's items and details as they are sent to workers."""
         return list(task.items), task.details
 
 
@@ -758,14 +760,14 @@ def _opened(reader: Callable[[], Recall] | None) -> Recall | None:
 
 
 class _Loader:
-    """Decodes the images of a task, in a worker or in the process that orders."""
+    """Decodes the images of a task, in a worker or in the main process."""
 
     def __init__(self, decoding: _Decoding, recall: Recall | None) -> None:
         self._preprocessing = decoding.preprocessing
         self._recall = recall
 
     def load(self, index: int, task: Task, out: Image, mark: Mark) -> _Loaded:
-        """Decode one of a task's images into `out`, (size, size, 3)."""
+        """Decode one of a task's images into `out`, uint8 (size, size, 3)."""
         place = task.items[index]
         if task.blamed and index in task.blamed:
             return unreadable(place, task.blamed[index])
@@ -777,40 +779,40 @@ class _Loader:
 
 
 class _Pace:
-    """How much a worker is given at once, from how long the last tasks took."""
+    """The size of the next task, by the duration of the last ones."""
 
     def __init__(self, first: int, most: int, seconds: float) -> None:
-        """Begin with `first`; later what takes so many seconds, at most `most`."""
+        """Start with size `first`; then aim at a duration of `seconds`, with at most `most`."""
         self.number = first
         self.most = most
         self._seconds = seconds
 
     def took(self, seconds: float, number: int) -> None:
-        """Learn from a task that is done."""
+        """Learn from a finished task of size `number`."""
         fitting = int(self._seconds * number / max(seconds, 1e-9))
         self.number = min(max(1, fitting), self.most)
 
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """An image in a worker."""
+    """An image as known to a worker: by its name only."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Fused(_Decoding):
-    """Decode images and run the model on them."""
+    """Work that decodes images and runs the model on them."""
 
     path: Path
     device: Device
     batch_size: int
     most: int
-    """Images of a task."""
+    """Most images in a task."""
     finish: Callable[[Any], Any]
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
-        """Open the model, unless it is open."""
+        """Open the model, unless it is already open."""
         model = _opened_once(self.path, self.device)
         return _FusedHandle(self, model, _opened(self.recall), named=True), None
 
@@ -822,9 +824,9 @@ class _Fused(_Decoding):
 class _FusedHandle:
     """Does the tasks of a `fused` plan.
 
-    First it decodes all of a task's images, then it runs the model on all of them: in turns, they
-    drive each other's code and data out of the core's caches, which costs a fifth of the speed.
-    The buffer stays from one task to the next: memory that is new costs a fault for each page.
+    It decodes all of a task's images before it runs the model on them: alternating between the two
+    evicts each other's code and data from the core's caches, which costs about 20 % of throughput.
+    The buffer is reused from task to task, since new memory costs a page fault for each page.
     """
 
     def __init__(self, work: _Fused, model: Model, recall: Recall | None, *, named: bool) -> None:
@@ -835,7 +837,7 @@ class _FusedHandle:
         self._buffer = np.empty(work.preprocessing.shape(work.most), np.uint8)
 
     def __call__(self, task: Task, mark: Mark) -> tuple[Any, _Remembered | None, float]:
-        """Return what `finish` makes of the outputs, what is to be remembered, and the seconds."""
+        """Return the result of `finish`, the update for the memory, and the seconds taken."""
         begun = time.perf_counter()
         loaded: list[_Loaded] = []
         batches: list[Image] = []
@@ -857,7 +859,7 @@ class _FusedHandle:
 
 
 def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
-    """Have workers decode and run the model; put what they make in order."""
+    """Decode and run the model in workers; yield the results in order."""
     plan = job.plan
     pace = _Pace(1, max(1, FUSED_TASK // plan.batch_size), FUSED_TASK_S)
     path: Path | None = getattr(job.model, "path", None)
@@ -873,7 +875,7 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
     local: Handle | None = None
     if not job.is_isolated:
         local = _FusedHandle(work, job.model, _opened(work.recall), named=False)
-    # A model that is no file stays in this process.
+    # A model that is not a file stays in this process.
     with job.crew(work if path else None, local=local) as crew:
         tasks = _fused_tasks(job.images, plan.batch_size, pace, crew)
         ahead = TASKS_AHEAD * plan.workers
@@ -888,16 +890,16 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
 def _fused_tasks(
     images: Iterator[Source], batch_size: int, pace: _Pace, crew: Crew
 ) -> Iterator[Task]:
-    """Yield whole batches, as many at once as `pace` says by then; the last may be shorter.
+    """Yield tasks of whole batches, as many as `pace` allows; the last may be shorter.
 
-    What is done in this process is done batch by batch, so that each result leaves at once.
+    In this process a task is a single batch, so that each result is available at once.
     """
     while some := list(islice(images, batch_size * (1 if crew.works_here else pace.number))):
         yield Task([_place(image) for image in some], some)
 
 
 def _is_here(task: Task) -> bool:
-    """Tell whether a task's pixels are in this process already; no array is sent to another."""
+    """Return whether a task's pixels are already in this process; arrays are never sent."""
     return any(isinstance(place, ImageRef) and place.is_decoded for place in task.items)
 
 
@@ -906,21 +908,21 @@ def _is_here(task: Task) -> bool:
 
 @dataclass(frozen=True)
 class _Ahead(_Decoding):
-    """Decode images into the memory that the model's batches lie in; finish what it gives."""
+    """Work that decodes images into the memory of the model's batches, and finishes outputs."""
 
     finish: Callable[[Any], Any] | None
-    """None: that is done elsewhere."""
+    """None: outputs are finished elsewhere."""
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:
-        """Take the memory."""
+        """Map the batches' memory."""
         assert memory is not None
-        _opened_once.cache_clear()  # it has turned out to be none for workers
+        _opened_once.cache_clear()  # the model turned out not to run in workers
         images = _images(memory, self.preprocessing)
         return _AheadHandle(self, images, _opened(self.recall)), None
 
 
 class _Finishing(NamedTuple):
-    """The details of a task of which only the end is left."""
+    """The details of a task that only has to be finished."""
 
     names: list[str]
     errors: Sequence[DataError | None]
@@ -928,7 +930,7 @@ class _Finishing(NamedTuple):
 
 
 class _AheadHandle:
-    """Does the tasks of an `ahead` plan; a task's details are its first place in the memory."""
+    """Does the tasks of an `ahead` plan; a task's details are its first index in the memory."""
 
     def __init__(self, work: _Ahead, images: Image, recall: Recall | None) -> None:
         self._loader = _Loader(work, recall)
@@ -936,9 +938,9 @@ class _AheadHandle:
         self._finish = work.finish
 
     def __call__(self, task: Task, mark: Mark) -> Any:
-        """Return what became of each image (None: all were decoded) and the seconds that it took.
+        """Return the outcome for each image (None: all were decoded) and the seconds taken.
 
-        Of a task of which only the end is left: what `finish` returns.
+        For a task that only has to be finished, return the result of `finish`.
         """
         if isinstance(task.details, _Finishing):
             assert self._finish is not None
@@ -958,7 +960,7 @@ class _AheadHandle:
 
 
 def _images(memory: mmap, preprocessing: Preprocessing) -> Image:
-    """Return memory as images, (N, size, size, 3), as many as fit."""
+    """View memory as images, uint8 (N, size, size, 3), as many as fit."""
     shape = preprocessing.shape(1)[1:]
     each = int(np.prod(shape))
     number = len(memory) // each
@@ -967,42 +969,42 @@ def _images(memory: mmap, preprocessing: Preprocessing) -> Image:
 
 @dataclass(slots=True)
 class _Batch(Generic[Source]):
-    """Images on their way through an `ahead` plan."""
+    """A batch on its way through an `ahead` plan."""
 
     number: int
-    """Of its place in the memory."""
+    """Index of its slot in the memory."""
     images: list[Source]
     loaded: list[_Loaded]
     parts: deque[Pending] = field(default_factory=deque)
     future: "Future[tuple[Outputs[Any], _Remembered, Any]] | None" = None
     end: Pending | None = None
-    """What a worker makes of the outputs, if that is left to one."""
+    """The finishing task, if a worker finishes the outputs."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result is available."""
         if self.end is not None:
             return self.end.is_done
         return self.future is not None and self.future.done()
 
 
 class _AheadRun(Generic[Source, Result]):
-    """Three stages: workers decode, threads run the model, the caller takes what comes of it.
+    """Three stages: workers decode, threads run the model, the caller takes the results.
 
-    Batches go round: what the model is done with is decoded into again.
+    Batches are recycled: once the model is done with one, new images are decoded into it.
     """
 
     def __init__(
         self, job: _Job[Source, Result], crew: Crew, images: Image, num: int, lock: "_Locking"
     ) -> None:
-        """Prepare.
+        """Prepare the run.
 
         Args:
-            job: What is to be done.
-            crew: Who decodes.
-            images: The batches' memory.
-            num: How many batches there is room for.
-            lock: Of that memory; the model's first batch waits for it, decoding does not.
+            job: The job.
+            crew: The workers that decode.
+            images: The batches' memory, uint8 (N, size, size, 3).
+            num: Number of batches that fit in it.
+            lock: Page lock of that memory; the model's first batch waits for it, decoding does not.
         """
         self._job = job
         self._crew = crew
@@ -1016,7 +1018,7 @@ class _AheadRun(Generic[Source, Result]):
         self._source = batched(job.images, self._size)
         self._is_more = True
         self._left: tuple[_Batch[Source], int] | None = None
-        """The batch that is given out, and how many of its images have been."""
+        """The batch being handed out, and how many of its images have been."""
         self._pace = _Pace(min(FIRST_TASK, self._size), _most(self._size), AHEAD_TASK_S)
         self._threads = ThreadPoolExecutor(job.plan.sessions, "model")
 
@@ -1044,7 +1046,7 @@ class _AheadRun(Generic[Source, Result]):
         return self._crew.has_room and bool(self._left or (self._is_more and self._idle))
 
     def _submit(self) -> None:
-        """Give out the next task; begin a batch if it takes one."""
+        """Hand out the next task; start a new batch if necessary."""
         if self._left is None:
             some = next(self._source, None)
             if some is None:
@@ -1060,7 +1062,7 @@ class _AheadRun(Generic[Source, Result]):
         batch.parts.append(self._crew.submit(task, here=_is_here(task)))
 
     def _pass_on(self) -> None:
-        """Give decoded batches to the model, in order."""
+        """Pass decoded batches to the model, in order."""
         for batch in self._batches:
             if batch.future is not None:
                 if batch.end is None and self._ends_there and batch.future.done():
@@ -1083,7 +1085,7 @@ class _AheadRun(Generic[Source, Result]):
             batch.future.add_done_callback(lambda _done: self._crew.wake())
 
     def _finish_elsewhere(self, batch: _Batch[Source], future: "Future[Any]") -> None:
-        """Let a worker finish a batch that the model is done with, whose memory is free then."""
+        """Let a worker finish a batch that the model is done with, and free its memory."""
         if self._crew.works_here or future.exception() is not None:
             return
         outputs, remembered, _ = future.result()
@@ -1094,7 +1096,7 @@ class _AheadRun(Generic[Source, Result]):
         self._idle.append(batch.number)
 
     def _run(self, batch: _Batch[Source]) -> tuple[Outputs[Source], _Remembered, Any]:
-        """Run the model on a batch, in one of its threads."""
+        """Run the model on a batch, in one of the model's threads."""
         start = batch.number * self._size
         images = self._images[start : start + self._size]
         good = [index for index, loaded in enumerate(batch.loaded) if _is_decoded(loaded)]
@@ -1103,8 +1105,8 @@ class _AheadRun(Generic[Source, Result]):
         values: list[NDArray[Any]] = []
         if good:
             model = self._job.model
-            # A GPU's libraries search for the best kernels once for each shape: it gets one shape,
-            # whose rest holds images of before.
+            # GPU libraries search for the best kernels once per shape: the shape is always the
+            # same, padded with earlier images.
             whole = model.device != "cpu"
             values.append(model(images if whole else images[: len(good)])[: len(good)])
         outputs, remembered = _outputs(batch.images, batch.loaded, values)
@@ -1129,15 +1131,15 @@ class _Ended(NamedTuple):
 
 
 def _most(batch_size: int) -> int:
-    """Return how many images a worker is given at once, at most, in an `ahead` plan."""
+    """Return the largest number of images in a task of an `ahead` plan."""
     return min(batch_size, AHEAD_TASK)
 
 
 def _num_batches(plan: Plan, num_bytes: int) -> int:
-    """Return for how many batches, of so many bytes, there has to be room.
+    """Return the number of batches, of `num_bytes` each, to allocate.
 
-    For those that the model has, the one that is filled, and what workers have in hand; and half of
-    that again, for batches that are complete behind one that is not.
+    These are the batches in the model, the one being filled, and those the workers have in
+    progress, plus half of the latter for complete batches that wait behind an incomplete one.
     """
     in_hand = IN_HAND * plan.workers * _most(plan.batch_size)
     wanted = plan.sessions + 1 + -(-3 * in_hand // (2 * plan.batch_size))
@@ -1145,7 +1147,7 @@ def _num_batches(plan: Plan, num_bytes: int) -> int:
 
 
 def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
-    """Have workers decode ahead of the model."""
+    """Decode in workers, ahead of the model."""
     plan = job.plan
     each = int(np.prod(job.preprocessing.shape(plan.batch_size)))
     num = _num_batches(plan, each)
@@ -1160,19 +1162,19 @@ def _run_ahead(job: _Job[Source, Result]) -> Iterator[Result]:
             local = _AheadHandle(work, images, _opened(work.recall))
         crew = stack.enter_context(job.crew(work, local=local, memory=memory))
         if job.model.device != "cpu" and job.is_isolated:
-            crew.staff(plan.workers)  # they get ready while the memory is locked
+            crew.staff(plan.workers)  # they get ready while the memory is being locked
         lock = stack.enter_context(_Locking(job.model, images, job.tell))
         yield from _AheadRun(job, crew, images, num, lock)
 
 
 class _Locking:
-    """Has the batches' memory page-locked, so that a GPU reads it by itself; a context manager.
+    """Page-locks the batches' memory, so that a GPU reads it directly; a context manager.
 
-    A thread does it, since it takes a tenth of a second, in which workers decode already.
+    A thread does it, since it takes a tenth of a second, while workers already decode.
     """
 
     def __init__(self, model: Model, images: Image, tell: Callable[[str], None]) -> None:
-        """Begin, if the model's device takes locked memory."""
+        """Start locking, if the model's device benefits from it."""
         self._tell = tell
         self._is_told = False
         self._future: Future[PageLock | DeviceError | None] = Future()
@@ -1185,25 +1187,25 @@ class _Locking:
         thread.shutdown(wait=False)
 
     def is_done(self) -> bool:
-        """Return whether the memory may be read; tell, once, if it could not be locked."""
+        """Return whether the memory may be read; warn, once, if it could not be locked."""
         if not self._future.done():
             return False
         outcome = self._future.result()
         if isinstance(outcome, DeviceError) and not self._is_told:
             self._is_told = True
-            self._tell(f"batches are copied before the GPU takes them: {outcome}")
+            self._tell(f"cannot page-lock memory, so copies to the GPU are slower: {outcome}")
         return True
 
     def on_done(self, call: Callable[[], None]) -> None:
-        """Have `call` called when the memory may be read, in whichever thread."""
+        """Call `call`, in any thread, once the memory may be read."""
         self._future.add_done_callback(lambda _done: call())
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_details: object) -> None:
-        """Release the memory."""
+        """Unlock the memory."""
         lock = self._future.result()
         if isinstance(lock, PageLock):
             lock.release()

@@ -1,4 +1,4 @@
-"""What an opened export is to everybody: images in, logits out, on one device."""
+"""The interface of an opened export: images in, logits out, on one device."""
 
 from typing import Any, Literal, Protocol
 
@@ -10,12 +10,12 @@ from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
 
 Layout = Literal["nchw", "nhwc"]
-"""Order of the axes that a model's convolutions compute in; its input is (N, H, W, 3) always."""
+"""Memory layout of a model's convolutions; its input is always (N, H, W, 3)."""
 INPUT = "images"
 OUTPUT = "logits"
 PROBABILITIES = "probabilities"
-"""The second output, softmax(logits / temperature), for those who run a file by other means."""
-REMEDY = "make it again with tltools export"
+"""The second output, softmax(logits / temperature), for programs that run a file directly."""
+REMEDY = "recreate it with tltools export"
 
 
 class Predictor(Protocol):
@@ -26,25 +26,25 @@ class Predictor(Protocol):
     device: str
     """`choice.device`."""
     provider: str
-    """onnxruntime's name of what runs the model, or `torch`."""
+    """The onnxruntime execution provider that runs the model, or `torch`."""
     placement: dict[str, int]
-    """Number of nodes by provider, as onnxruntime recorded it; empty for TorchScript."""
+    """Number of nodes by execution provider, as recorded by onnxruntime; empty for TorchScript."""
     threads: int
-    """Cores that one call uses on the CPU."""
+    """Cores used by one call on the CPU."""
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to logits, (N, C); returns when they are ready.
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C), and wait for them.
 
         Safe to call from several threads at once.
 
         Raises:
-            ValueError: If the array's type or shape is not what the card says.
-            DeviceError: If the device fails, for lack of memory for instance.
+            ValueError: If the array's dtype or shape does not match the card.
+            DeviceError: If the device fails, for example because it is out of memory.
         """
         ...
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3), to fill and pass to a call as often as one likes."""
+        """Allocate images, uint8 (N, H, W, 3), to fill and pass to any number of calls."""
         ...
 
 
@@ -60,18 +60,18 @@ class ExportPredictor(Predictor, Protocol):
         ...
 
     def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
-        """Page-lock memory, so that a GPU reads images in it by itself; see `PageLock`.
+        """Page-lock memory, so that a GPU reads images from it directly; see `PageLock`.
 
-        Any call with an array that lies in the memory profits from it. Lock memory once, however
-        many predictors read it: a lock holds for all GPUs.
+        Every call with an array in that memory benefits. Lock memory once, however many
+        predictors read it: a lock is valid for all GPUs.
 
         Args:
-            memory: Contiguous; the whole of a shared mapping, for instance.
+            memory: A contiguous array, such as a whole shared mapping.
 
         Returns:
-            The lock, to release before the memory goes; None on the CPU, which needs none.
+            The lock, to release before the memory is freed; None on the CPU, which needs none.
 
         Raises:
-            DeviceError: If the driver refuses; the predictor works without the lock.
+            DeviceError: If the driver refuses; the predictor also works without the lock.
         """
         ...

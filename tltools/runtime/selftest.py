@@ -1,4 +1,4 @@
-"""Replay the self-test in an export: drawn images, and the answers that PyTorch gave to them."""
+"""Replay the self-test of an export: drawn images, and PyTorch's logits for them."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ from tltools.errors import ArtifactError, DataError, ParityError
 from tltools.runtime.predictor import Predictor
 
 TF32_TOLERANCE = 0.02
-"""What rounding to TF32 may add, as a share of the logits' spread; it is about 1e-3."""
+"""Extra tolerance for TF32 rounding, as a share of the logits' spread; the error is about 1e-3."""
 _TF32_PROVIDERS = ("TensorrtExecutionProvider",)
-"""They round to TF32 unless they are told not to."""
+"""Execution providers that round to TF32 by default."""
 
 
 def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | None:
-    """Run an opened export on the images in its card and compare with the answers there.
+    """Run an opened export on the images in its card, and compare with the logits stored there.
 
     Args:
-        predictor: The export, opened.
+        predictor: The opened export.
         path: Its file, for messages.
-        tf32: Whether TF32 was asked for.
+        tf32: Whether TF32 was requested.
 
     Returns:
-        The largest difference of a logit; None where the card has no self-test.
+        The largest absolute difference of a logit; None if the card has no self-test.
 
     Raises:
         ArtifactError: If an image in the card cannot be decoded.
-        ParityError: If an answer is farther off than the card allows.
+        ParityError: If a difference exceeds the card's tolerance.
     """
     test = predictor.card.export and predictor.card.export.self_test
     if not test:
@@ -38,9 +38,9 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
         images = decode_images(test, predictor.card)
     except DataError as error:
         raise ArtifactError(
-            f"{path} has a damaged self-test: {error}; make it again with tltools export"
+            f"{path} has a damaged self-test: {error}; recreate it with tltools export"
         ) from error
-    # One by one: together they would take memory that nobody needs afterwards, and more time.
+    # One at a time: a batch would take more time, and memory that is not needed afterwards.
     logits = np.concatenate([predictor(image[np.newaxis]) for image in images])
     difference = np.abs(logits - expected).max(axis=1)
     worst = int(np.nan_to_num(difference, nan=np.inf).argmax())
@@ -50,35 +50,36 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
     if not difference[worst] <= tolerance:
         raise ParityError(
             f"{path} fails its self-test with {predictor.provider}: on image {worst + 1} of "
-            f"{len(images)} its logits are {difference[worst]:.2g} from those of the trained model "
-            f"(at most {tolerance:.2g} is right), so the file was changed or this machine computes "
-            "it wrongly; copy or export it again, or choose another --device or --precision"
+            f"{len(images)} its logits are {difference[worst]:.2g} off those of the trained model "
+            f"(at most {tolerance:.2g} is allowed), so the file was modified or this machine "
+            "computes wrong results; copy or export it again, or choose another `device=` or "
+            "`precision=`"
         )
     return float(difference[worst])
 
 
 def decode_images(test: SelfTest, card: Card) -> NDArray[np.uint8]:
-    """Decode a self-test's images, (N, size, size, 3), as any image is decoded.
+    """Decode a self-test's images, uint8 (N, size, size, 3), like any other image.
 
     Raises:
         DataError: If one cannot be decoded.
     """
-    # Here, since reading a card needs no decoder.
+    # Imported here, since reading a card needs no decoder.
     from tltools.data.images import decode_image
 
     return np.stack([decode_image(data, card.preprocessing) for data in test.images])
 
 
 def expected_logits(test: SelfTest) -> NDArray[np.float32]:
-    """Return the answers in a self-test, (N, C)."""
+    """Return the logits stored in a self-test, float32 (N, C)."""
     return np.frombuffer(test.logits, dtype="<f4").reshape(len(test.images), -1)
 
 
 def lacks_self_test(card: Card) -> str | None:
-    """Return what there is to say of an export without a self-test, None of others and of runs."""
+    """Return a warning about an export without a self-test; None for other exports and for runs."""
     if card.export is None or card.export.self_test is not None:
         return None
     return (
-        f"this export of {card.run} has no self-test, so that nothing shows whether this machine "
-        "computes it right: tltools export makes one with it"
+        f"this export of {card.run} has no self-test to verify its results on this machine; "
+        "export it again to add one"
     )

@@ -1,9 +1,9 @@
-"""A crew of worker processes that does tasks, and loses nothing when one of them dies or hangs.
+"""Run tasks in a crew of worker processes, and lose nothing if one of them crashes or hangs.
 
-Each worker notes in shared memory which item of which task it has in hand. One that dies, or does
-not come on for too long, is replaced; what it had in hand is done again. If it ended at an item,
-a new worker first tries that item alone: one that ends that worker as well is to blame, and is
-left out with the reason.
+Each worker records in shared memory which item of which task it is processing. A worker that dies,
+or makes no progress for too long, is replaced, and its tasks are retried. If it died at an item, a
+new worker first tries that item alone: if that worker dies too, the item is to blame and is
+skipped, with the reason.
 """
 
 import signal
@@ -40,67 +40,67 @@ if sys.platform != "win32":
 
 TARGET = f"{__name__}:serve"
 PRELOAD = ("tltools.runtime.workers", "tltools.runtime.pipeline", "PIL.JpegImagePlugin")
-"""What the fork server imports for its workers: no module that starts threads, onnxruntime does."""
+"""Modules that the fork server imports; none that starts threads, as onnxruntime does."""
 CRASHES = frozenset(
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")
     if hasattr(signal, name)
 )
-"""Signals by which a program ends through its own fault."""
+"""Signals that mean a program crashed by its own fault."""
 KILLED = getattr(signal, "SIGKILL", signal.SIGTERM)
-"""The signal by which others end a program, the system for one when memory runs out."""
+"""The signal that kills a program from outside, for example when the system is out of memory."""
 IN_HAND = 2
-"""Tasks that a worker has been sent, so that it need not wait for the next one."""
+"""Tasks sent to a worker at a time, so that it need not wait for the next one."""
 MAX_STALLS = 2
-"""Workers that may end at one place, beyond the first, without an item to blame."""
+"""Workers that may die at the same place, beyond the first, without an item to blame."""
 MAX_TICK_S = 1.0
-"""Longest time between two looks at what the workers do."""
+"""Longest time between two checks of the workers' progress, in seconds."""
 STOPPED_S = 3.0
-"""How long a worker that somebody has stopped (SIGSTOP) is waited for."""
+"""How long to wait for a worker that was stopped (SIGSTOP), in seconds."""
 OPENING_S = 300.0
-"""How long a worker may take to get ready: to open the model, from a slow disk perhaps."""
+"""How long a worker may take to get ready, that is to open the model from a slow disk."""
 INLINE_S = 0.1
-"""Work that is done in the calling process before workers are started for the rest."""
+"""Seconds of work done in the calling process before workers are started for the rest."""
 RESERVE = 0.2
-"""The share of the memory that is left to the process that orders, and to the system."""
+"""Share of the memory that is left to the main process and to the system."""
 MIN_SHARE = 2**26
-"""Bytes that a worker may take for an item, however little there is."""
+"""Bytes that a worker may always use for an item."""
 _CELL = struct.Struct("<QQ")
-_ITEMS = 2**24  # more than a task has
+_ITEMS = 2**24  # more than any task has
 
 
 class Mark:
-    """Where a worker notes what it does; a call costs less than a microsecond."""
+    """Records a worker's progress; a call costs less than a microsecond."""
 
     __slots__ = ("_beat", "_limit", "_task", "_view")
 
     def __init__(self, view: memoryview | None = None) -> None:
-        """Take the worker's two numbers in shared memory; None to note nothing."""
+        """Take the worker's two numbers in shared memory; None to record nothing."""
         self._view = view
         self._task = 0
         self._beat = 0
         self._limit: tuple[int, int] | None = None
 
     def begin(self, task: int) -> None:
-        """Note which task comes."""
+        """Record that a task begins."""
         self._task = task * _ITEMS
 
     def item(self, index: int) -> None:
-        """Note that item number `index` of the task is begun."""
+        """Record that item number `index` of the task begins."""
         if self._view is not None:
             self._beat += 1
             self._view[1] = self._beat
             self._view[0] = self._task + index + 1
 
     def items_done(self) -> None:
-        """Note that no item is in hand any more, whatever follows."""
+        """Record that no item is being processed any more."""
         if self._view is not None:
             self._beat += 1
             self._view[1] = self._beat
             self._view[0] = 0
 
     def bound(self, num_bytes: int | None) -> None:
-        """Let items take so many bytes at the most, beyond what this process takes now."""
+        """Limit the memory of items to `num_bytes` beyond what this process uses now."""
         self._limit = None
         if num_bytes is None or not sys.platform.startswith("linux"):
             return
@@ -111,7 +111,7 @@ class Mark:
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """Hold what is done within to the bound: an allocation beyond it fails."""
+        """Enforce the memory limit within the block: an allocation beyond it fails."""
         if self._limit is None:
             yield
             return
@@ -124,7 +124,7 @@ class Mark:
 
 
 def _private_bytes() -> int:
-    """Return what RLIMIT_DATA counts of this process."""
+    """Return the bytes of this process that count toward RLIMIT_DATA."""
     with open("/proc/self/status", "rb") as file:  # noqa: PTH123 - in each worker
         for line in file:
             if line.startswith(b"VmData:"):
@@ -133,16 +133,16 @@ def _private_bytes() -> int:
 
 
 class Work(Protocol):
-    """What workers do; pickled and sent to each of them once."""
+    """The work that workers do; pickled and sent to each of them once."""
 
     def open(self, memory: mmap | None) -> "tuple[Handle, object]":
         """Get ready in a worker.
 
         Args:
-            memory: What it shares with the process that orders, if anything.
+            memory: Memory shared with the main process, if any.
 
         Returns:
-            What does a task; and something to tell that process.
+            The function that does a task, and a report for the main process.
         """
         ...
 
@@ -151,58 +151,58 @@ class Work(Protocol):
         ...
 
     def try_item(self, item: Any) -> None:
-        """Do what might end the process with an item of a task, without anything else."""
+        """Do only the part of an item's processing that might crash the process."""
         ...
 
 
 class Handle(Protocol):
-    """Does a task."""
+    """A function that does tasks."""
 
     def __call__(self, task: "Task", mark: Mark) -> Any:
-        """Do it, and note on `mark` which of its items is in hand."""
+        """Do a task, and record on `mark` which of its items is being processed."""
         ...
 
 
 @dataclass(slots=True)
 class Task:
-    """What a worker is given at once."""
+    """The items that a worker is sent at once."""
 
     items: Sequence[Any]
-    """Each may end its worker."""
+    """Items, each of which may crash its worker."""
     details: Any = None
-    """Whatever else its `Work` has to know."""
+    """Anything else its `Work` needs."""
     blamed: dict[int, str] = field(default_factory=dict)
-    """Why an item must not be touched, by its index."""
+    """Why an item must be skipped, by its index."""
 
 
 class Pending:
-    """A task on its way."""
+    """A submitted task."""
 
     __slots__ = ("_error", "_value", "is_done", "is_held", "number", "task")
 
     def __init__(self, number: int, task: Task) -> None:
-        """It is not done yet."""
+        """Start unfinished."""
         self.number = number
         self.task = task
         self.is_done = False
         self.is_held = False
-        """Whether one of its items is tried alone, so that nobody else must meet it."""
+        """Whether one of its items is being tried alone, so that no other worker may get it."""
         self._value: Any = None
         self._error: BaseException | None = None
 
     def finish(self, value: Any, error: BaseException | None = None) -> None:
-        """Note what came of it."""
+        """Record the result or the error."""
         self._value, self._error, self.is_done = value, error, True
 
     def result(self) -> Any:
-        """Return what came of it, or raise that."""
+        """Return the result, or raise the error."""
         if self._error is not None:
             raise self._error
         return self._value
 
 
 class _Worker:
-    """A worker process, as the crew sees it."""
+    """The crew's view of a worker process."""
 
     def __init__(self, process: Process, view: memoryview, opening: bool) -> None:
         self.process = process
@@ -212,26 +212,26 @@ class _Worker:
         self.is_open = False
         self.is_opening = opening
         self.suspect: _Suspect | None = None
-        """What it tries alone."""
+        """The item it tries alone."""
         self.seen: tuple[int, int, int] = (-1, -1, 0)
         self.waited_s = 0.0
-        """Since it came on, as far as the looks at it tell."""
+        """Seconds since its last observed progress."""
         self.is_overdue = False
 
 
 @dataclass(slots=True)
 class _Suspect:
-    """An item at which a worker has ended."""
+    """An item at which a worker died."""
 
     pending: Pending
     index: int
     reason: str
     num_trials: int
-    """How many of them it has to end in to be blamed."""
+    """Number of further workers that must die at it before it is blamed."""
 
 
 class Crew:
-    """Worker processes for one kind of work; a context manager, which ends them."""
+    """Worker processes for one kind of work; a context manager that ends them."""
 
     def __init__(
         self,
@@ -244,17 +244,17 @@ class Crew:
         timeout_s: float = 30.0,
         on_blame: Callable[[Task, int, str], None] | None = None,
     ) -> None:
-        """Prepare; no process is started before there is work for it.
+        """Prepare the crew; processes are started on demand.
 
         Args:
-            work: What they do; None: there are no workers, and `local` does it all.
-            size: Workers at the most.
-            launcher: Starts them, and is not closed in the end; None for one of its own.
-            local: Does tasks in this process, as long as that is less work than starting others;
-                None to leave all to workers, which a bad item may end.
-            memory: What all processes share.
-            timeout_s: How long an item may take.
-            on_blame: Is told of an item that is left out, and why.
+            work: The work that workers do; None: there are no workers, and `local` does it all.
+            size: Largest number of workers.
+            launcher: Starts the workers, and stays open at the end; None to create one.
+            local: Does tasks in this process while that is cheaper than starting workers; None to
+                leave all tasks, and the risk of crashing, to workers.
+            memory: Memory that all processes share.
+            timeout_s: Time limit for an item, in seconds.
+            on_blame: Called with the task, index and reason of each skipped item.
         """
         self._work = work
         self._size = size
@@ -279,14 +279,14 @@ class Crew:
         for end in (self._wake, self._waker):
             end.setblocking(False)
         self.told: object = None
-        """What the first worker that was ready had to tell."""
+        """The report of the first worker that was ready."""
 
     def __enter__(self) -> Self:
         """Return the crew."""
         return self
 
     def __exit__(self, *_details: object) -> None:
-        """End all workers; those that wait for work are left to a launcher that keeps them."""
+        """End all workers; idle ones go back to the launcher if it keeps them."""
         for worker in self._workers:
             if self._is_kept(worker):
                 continue
@@ -302,7 +302,7 @@ class Crew:
         self._waker.close()
 
     def _is_kept(self, worker: _Worker) -> bool:
-        """Leave a worker to the launcher, if that is possible; return whether it was."""
+        """Return a worker to the launcher if possible; return whether it was."""
         if self._owned is not None or not isinstance(self._launcher, ForkServer):
             return False
         if not worker.is_open or worker.hand:
@@ -318,12 +318,12 @@ class Crew:
 
     @property
     def has_room(self) -> bool:
-        """Whether a further task would find a worker that waits for one, or soon will."""
+        """Whether a worker is, or soon will be, waiting for another task."""
         return self.works_here or self._num_unfinished < IN_HAND * self._size
 
     @property
     def is_complete(self) -> bool:
-        """Whether all workers that were started are ready."""
+        """Whether all started workers are ready."""
         return bool(self._workers) and all(worker.is_open for worker in self._workers)
 
     @property
@@ -341,12 +341,12 @@ class Crew:
         return any(worker.is_open for worker in self._workers)
 
     def submit(self, task: Task, *, here: bool = False, first: bool = False) -> Pending:
-        """Have a task done, now or later.
+        """Do a task now, or queue it.
 
         Args:
-            task: To be done.
-            here: In this process in any case, as what cannot be sent has to be.
-            first: Before those that nobody has in hand.
+            task: The task.
+            here: Do it in this process, since it cannot be sent.
+            first: Put it at the front of the queue.
         """
         self._number += 1
         pending = Pending(self._number, task)
@@ -374,27 +374,27 @@ class Crew:
         self._local_s += time.perf_counter() - begun
 
     def _grow(self) -> None:
-        """Start workers for the tasks that nobody has in hand."""
+        """Start workers for the queued tasks."""
         wanted = min(self._size, self._num_unfinished)
         if len(self._workers) < wanted:
             self.staff(wanted)
 
     def staff(self, size: int) -> None:
-        """Start workers, so that there are `size` of them.
+        """Start workers until there are `size` of them.
 
         Raises:
-            TltoolsError: If the system starts none.
+            TltoolsError: If the system cannot start any.
         """
         while len(self._workers) < min(size, self._size):
             try:
                 self._start()
             except OSError as error:
-                if self._workers:  # fewer do the same
+                if self._workers:  # fewer will do
                     self._size = len(self._workers)
                     return
                 raise TltoolsError(
                     f"cannot start a worker process: {error.strerror or error}; close other "
-                    "programs, or raise the limit of processes (ulimit -u)"
+                    "programs, or raise the process limit (ulimit -u)"
                 ) from error
 
     def _start(self, suspect: _Suspect | None = None) -> None:
@@ -424,10 +424,10 @@ class Crew:
             else:
                 process.channel.send(("open",))
         except ClosedError:
-            return  # it has died already, which `wait` will see
+            return  # it has already died, which `wait` will notice
 
     def _hand_out(self) -> None:
-        # Those that are ready first leave something to those that soon will be.
+        # The first workers to be ready leave tasks for those that soon will be.
         most = IN_HAND if all(one.is_open for one in self._workers) else 1
         while pending := next((one for one in self._waiting if not one.is_held), None):
             able = [one for one in self._workers if one.is_open and len(one.hand) < most]
@@ -437,7 +437,7 @@ class Crew:
             self._waiting.remove(pending)
             worker.hand.append(pending)
             packed = self._packed(pending.task)
-            with suppress(ClosedError):  # `wait` sees that it has died
+            with suppress(ClosedError):  # `wait` notices that it has died
                 worker.process.channel.post(("do", pending.number, *packed))
 
     def _packed(self, task: Task) -> tuple[Any, Any, dict[int, str]]:
@@ -448,15 +448,15 @@ class Crew:
     # ------------------------------------------------------------------------- getting results
 
     def wake(self) -> None:
-        """End a `wait`, from another thread."""
+        """Interrupt `wait`, from another thread."""
         with suppress(BlockingIOError):
             self._waker.send(b"w")
 
     def wait(self, timeout_s: float = MAX_TICK_S) -> None:
-        """Wait until something has happened, and see to it.
+        """Wait for the next event, and handle it.
 
         Raises:
-            TltoolsError: If the work cannot be done, whoever does it.
+            TltoolsError: If no worker can do the work.
         """
         tick = min(MAX_TICK_S, self._timeout_s / 4, timeout_s)
         by_channel = {worker.process.channel: worker for worker in self._workers}
@@ -473,10 +473,10 @@ class Crew:
             raise self._failure
 
     def ready(self) -> object:
-        """Wait for the first worker to be ready; return what it had to tell.
+        """Wait for the first worker to be ready; return its report.
 
         Raises:
-            TltoolsError: What it could not get ready for.
+            TltoolsError: If it could not get ready.
         """
         self.staff(1)
         while not self.is_staffed:
@@ -500,7 +500,7 @@ class Crew:
             worker.is_open, worker.is_opening = True, False
             self.told = self.told or content[0]
             self._deaths_before_work = 0
-        elif kind == "failed":  # with an error and not with its process
+        elif kind == "failed":  # an error, while the process lives on
             number, error = content
             if number is None:
                 self._failure = error
@@ -512,9 +512,9 @@ class Crew:
     # ---------------------------------------------------------------------- death and blame
 
     def _look(self) -> None:
-        """See which workers have come on since the last look; end those that do not.
+        """Check which workers have made progress since the last check; kill those that are stuck.
 
-        The time between looks counts only so far, for a job that was suspended as a whole.
+        The time between checks is capped, in case the whole job was suspended.
         """
         now = time.monotonic()
         tick = min(MAX_TICK_S, self._timeout_s / 4)
@@ -542,10 +542,10 @@ class Crew:
         return OPENING_S if worker.is_opening else max(OPENING_S, 2 * self._timeout_s)
 
     def _bury(self, worker: _Worker) -> None:
-        """Take back what a dead worker had in hand, and start another one."""
+        """Take back a dead worker's tasks, and start another worker."""
         place, _ = worker.view
         worker.process.channel.close()
-        worker.process.kill()  # one that has closed its channel only
+        worker.process.kill()  # in case it only closed its channel
         code = worker.process.wait()
         self._workers.remove(worker)
         self._free_cells.append(self._cell_of.pop(worker.process.pid))
@@ -560,7 +560,7 @@ class Crew:
             self._suspect(worker, place, code, reason)
 
     def _suspect(self, worker: _Worker, place: int, code: int, reason: str) -> None:
-        """Look for the item that has ended a worker, if one has."""
+        """Find the item that killed a worker, if any."""
         number, index = divmod(place - 1, _ITEMS) if place else (0, 0)
         pending = next((one for one in worker.hand if one.number == number), None)
         if pending is None:
@@ -569,7 +569,7 @@ class Crew:
             self.staff(1)
             self._grow()
             return
-        # One that others have ended may be tried twice: they may do it again.
+        # A worker killed from outside gets a second trial: it may be killed again.
         num_trials = 2 if code == -KILLED and not worker.is_overdue else 1
         self._try(_Suspect(pending, index, reason, num_trials))
 
@@ -581,8 +581,8 @@ class Crew:
             self._failure = TltoolsError(f"cannot start a worker process: {error}")
 
     def _judge(self, suspect: _Suspect, reason: str, *, tried: bool) -> None:
-        """A worker has ended that had nothing to do but to try the suspect."""
-        if not tried:  # it was ended before it began
+        """Handle the death of a worker whose only task was to try the suspect."""
+        if not tried:  # it died before it began
             self._count_start(reason)
             if self._failure is None:
                 self._try(suspect)
@@ -600,7 +600,7 @@ class Crew:
         self._grow()
 
     def _acquit(self, worker: _Worker) -> None:
-        """The suspect has done nothing, so that something else has ended the worker."""
+        """Clear a harmless suspect: something else killed the worker."""
         suspect, worker.suspect = worker.suspect, None
         assert suspect is not None
         suspect.pending.is_held = False
@@ -616,16 +616,16 @@ class Crew:
         if self._stalls[place] > MAX_STALLS:
             self._failure = TltoolsError(
                 f"{reason.replace('the decoder', 'the job')}, {self._stalls[place]} times at the "
-                "same place, and no image does it when it is decoded alone: the model or the "
-                "machine is at fault; try --workers 1, another --device or another export"
+                "same place, but no image causes it when decoded alone: the model or the machine "
+                "is at fault; try `workers=1`, another `device=` or another export"
             )
 
     def _count_start(self, reason: str) -> None:
         self._deaths_before_work += 1
         if self._deaths_before_work > MAX_STALLS:
             self._failure = TltoolsError(
-                f"{reason.replace('the decoder', 'the job')} before the first image, so that "
-                "no image is at fault; see that tltools works on this machine: tltools doctor"
+                f"{reason.replace('the decoder', 'the job')} before the first image, so no image "
+                "is at fault; check this machine with tltools doctor"
             )
             return
         if not self._workers or self._waiting:
@@ -639,7 +639,7 @@ class Crew:
         name = _signal_name(-code)
         if -code in CRASHES:
             return f"the decoder crashed ({name})"
-        return f"the decoder was ended by {name}, for lack of memory perhaps"
+        return f"the decoder was killed by {name}, perhaps out of memory"
 
 
 def in_order(
@@ -649,19 +649,19 @@ def in_order(
     ahead: int,
     is_here: Callable[[Task], bool] = lambda _task: False,
 ) -> Iterator[Pending]:
-    """Have tasks done by a crew; yield them, done, in their order.
+    """Run tasks in a crew; yield them in order once they are done.
 
     Args:
-        crew: Who does them.
+        crew: The crew.
         tasks: Consumed lazily.
-        ahead: How many may be done or in work beyond the one that is waited for.
-        is_here: Whether a task has to be done in this process.
+        ahead: Most tasks that may be finished or in progress beyond the one that is due.
+        is_here: Returns whether a task has to be done in this process.
     """
     pending: deque[Pending] = deque()
     is_more = True
     while True:
         is_done = bool(pending) and pending[0].is_done
-        # Workers must not run dry; what is done in this process leaves it at once.
+        # Workers must not run dry; results of this process are yielded at once.
         is_hungry = is_more and len(pending) < ahead and crew.has_room
         if is_hungry and not (is_done and not crew.is_staffed):
             task = next(tasks, None)
@@ -678,18 +678,18 @@ def in_order(
 
 
 def share_of_memory(num_workers: int) -> int | None:
-    """Return how many bytes each worker may take for an item; None where that is unknown."""
+    """Return how many bytes each worker may use for an item; None if unknown."""
     left = available_memory()
     return None if left == UNKNOWN else max(MIN_SHARE, int(left * (1 - RESERVE) / num_workers))
 
 
 def default_launcher() -> Launcher:
-    """Return what starts workers on this system, from a program that may have threads."""
+    """Return a launcher for this system, for a program that may have threads."""
     return ForkServer(preload=PRELOAD) if HAS_FORK_SERVER else Spawner()
 
 
 def _is_stopped(pid: int) -> bool:
-    """Tell whether somebody has stopped a process, by SIGSTOP for instance (Linux)."""
+    """Return whether a process is stopped, for example by SIGSTOP (Linux)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
             return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
@@ -708,11 +708,11 @@ def _signal_name(number: int) -> str:
 
 
 def serve(channel: Channel) -> None:
-    """Be a worker: do what the other end says until it is closed."""
+    """Run a worker: follow the other end's messages until it is closed."""
     _offer_to_the_system()
     while True:
         kind, *content = channel.receive()
-        if kind == "warm":  # for what comes next, while the other end has something else to do
+        if kind == "warm":  # import ahead of the work, while the other end is busy
             import_onnxruntime()
         else:
             _serve_crew(channel, *content)
@@ -780,12 +780,12 @@ def _answer(
 
 
 def _bug(error: Exception) -> RuntimeError:
-    """Return an error that says where it comes from, which its own traceback cannot."""
+    """Return an error that includes the traceback, which is lost between processes."""
     text = "".join(traceback.format_exception(error))
     return RuntimeError(f"a worker process failed:\n{text}")
 
 
 def _offer_to_the_system() -> None:
-    """When memory runs out, let the system end a worker rather than the process that orders."""
+    """Make the system kill a worker rather than the main process when out of memory."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("1000")

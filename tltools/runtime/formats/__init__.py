@@ -1,8 +1,8 @@
-"""The formats of exports: the facts of each, and where its reader and its writer are.
+"""The formats of exports: the facts of each, and how to load its reader and its writer.
 
-A new format is a module beside this one, with a `Reader` and a `Writer`, and an entry in `FORMATS`.
-The facts are here, and both are loaded when they are needed, so that the command line can name the
-formats without importing anything heavy, and `classify` can open ONNX where PyTorch is missing.
+To add a format, write a module beside this one with a `Reader` and a `Writer`, and add an entry to
+`FORMATS`. Readers and writers are loaded on demand, so that the command line can list the formats
+without importing anything heavy, and `classify` can open ONNX without PyTorch.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """Opens the files of one format; a module with these functions is one."""
+    """Opens the files of one format; a module with these functions qualifies."""
 
     def read_card(self, path: Path) -> "Card":
-        """Read the card, and see that the file is one of this format, without running any of it.
+        """Read the card, and check that the file has this format, without running any of it.
 
         Raises:
-            ArtifactError: If the file is missing, damaged, of another format, or has no valid card.
+            ArtifactError: If the file is missing, corrupt, in another format, or has no valid card.
         """
         ...
 
@@ -50,23 +50,23 @@ class Reader(Protocol):
 
 
 class Trained(Protocol):
-    """A trained model on its way into files, as writers get it."""
+    """A trained model to be written to files, as writers get it."""
 
     card: "Card"
-    """The run's, which a file has until it is sealed."""
+    """The run's card, which a file has until it is sealed."""
     device: "Device"
-    """Where images are run to find the ranges of activations."""
+    """Device for the forward passes that find the ranges of activations."""
     progress: "Progress"
 
     def module(self, precision: "Precision") -> "torch.nn.Module":
-        """Return the model in fp32 on the CPU, or in fp16 where it is verified.
+        """Return the model, in fp32 on the CPU or in fp16 on the device that verifies it.
 
         It maps images, uint8 (N, size, size, 3), to logits, float32 (N, C).
         """
         ...
 
     def example(self, precision: "Precision") -> "torch.Tensor":
-        """Return images, uint8 (2, size, size, 3), where `module` has its weights."""
+        """Return images, uint8 (2, size, size, 3), on the device of the weights of `module`."""
         ...
 
     def calibration(self) -> "Iterator[NDArray[np.uint8]]":
@@ -74,27 +74,27 @@ class Trained(Protocol):
         ...
 
     def describe_calibration(self) -> "Calibration":
-        """Return what the card says of `calibration`."""
+        """Return the card's description of `calibration`."""
         ...
 
     def once(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Return a scratch file of this name, which is written once for all files of the model."""
+        """Return a temporary file of this name, written once for all files of the model."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What the card says of how a file was written."""
+    """How a file was written, as recorded in its card."""
 
     opset: int | None = None
-    """Of ONNX."""
+    """ONNX opset."""
     calibration: "Calibration | None" = None
     float_layers: tuple[str, ...] = ()
     """Nodes that stay in fp32 in a file of another precision."""
 
 
 class Writer(Protocol):
-    """Writes the files of one format; a module with these functions is one."""
+    """Writes the files of one format; a module with these functions qualifies."""
 
     def write(
         self,
@@ -103,24 +103,24 @@ class Writer(Protocol):
         path: Path,
         check: Callable[[Path], object],
     ) -> Written:
-        """Write a file with the run's card, and have it checked.
+        """Write a file with the run's card, and check it.
 
         Args:
             trained: The model.
-            precision: One of the format's.
-            path: Where the file goes.
-            check: Compares the file with PyTorch; to be called with `path` at least once, and after
-                the last change of it. It raises ParityError if the file misses its bar; a writer
-                that has another way then tries it.
+            precision: One of the format's precisions.
+            path: Path of the file.
+            check: Compares the file with PyTorch; must be called with `path` after the last change
+                to the file. It raises ParityError if the file misses its tolerance; a writer
+                with an alternative then tries it.
 
         Raises:
-            ArtifactError: If the file came out malformed.
-            ParityError: If no way passes the check.
+            ArtifactError: If the written file is malformed.
+            ParityError: If no alternative passes the check.
         """
         ...
 
     def seal(self, path: Path, card: "Card") -> None:
-        """Put the second output and the export's card into a file; `logits` stay as they are.
+        """Add the second output and the export's card to a file; `logits` stay unchanged.
 
         The second output, `probabilities`, float32 (N, C), is softmax(logits / card.temperature).
 
@@ -132,31 +132,31 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFormat:
-    """What there is to know of a format, with its reader and its writer."""
+    """The facts of a format, with its reader and its writer."""
 
     name: str
-    """What options and cards call it."""
+    """Name in options and cards."""
     title: str
-    """What sentences call it."""
+    """Name in sentences."""
     suffix: str
-    """Of its files' names, in lower case, with the dot."""
+    """Suffix of its files, in lower case, with the dot."""
     precisions: "tuple[Precision, ...]"
     gpu_precisions: "tuple[Precision, ...]" = ()
-    """Those that CPUs are too slow for, so that a file is verified on a GPU alone."""
+    """Precisions that are too slow on CPUs, so that files are verified on a GPU only."""
     is_code: bool
-    """Whether opening a file runs what its maker put into it."""
+    """Whether opening a file runs code from it."""
     needs_torch: bool
-    """Whether it runs in PyTorch, which takes seconds and 650 MB to import."""
+    """Whether it runs in PyTorch, which takes seconds and 650 MB of memory to import."""
     load_reader: Callable[[], Reader]
     load_writer: Callable[[], Writer]
 
     def is_for_gpus(self, precision: "Precision") -> bool:
-        """Tell whether CPUs are too slow for a file of this precision."""
+        """Return whether CPUs are too slow for files of this precision."""
         return precision in self.gpu_precisions
 
 
 def _module(name: str) -> Callable[[], Any]:
-    """Return what imports a module with a reader's or a writer's functions, when it is called."""
+    """Return a function that imports the module of a reader or a writer."""
     return lambda: import_module(name)
 
 
@@ -168,7 +168,7 @@ ONNX = ModelFormat(
     is_code=False,
     needs_torch=False,
     load_reader=_module("tltools.runtime.formats.onnx"),
-    # Beside the graphs that it rewrites: it is the only one whose reader does without PyTorch.
+    # Kept with the graph rewriting it uses: this is the only format whose reader needs no PyTorch.
     load_writer=_module("tltools.export.onnx_writer"),
 )
 TORCHSCRIPT = ModelFormat(
@@ -183,40 +183,40 @@ TORCHSCRIPT = ModelFormat(
     load_writer=_module("tltools.runtime.formats.torchscript"),
 )
 FORMATS: dict[str, ModelFormat] = {one.name: one for one in (ONNX, TORCHSCRIPT)}
-"""By name. Of exports that are as good and as fast, those of an earlier format are preferred."""
+"""Formats by name. Between equally accurate and fast exports, the earlier format is preferred."""
 
 
 def format_named(name: str) -> ModelFormat:
-    """Return the format of this name.
+    """Return the format with this name.
 
     Raises:
         ConfigError: If there is none.
     """
     if name not in FORMATS:
-        raise ConfigError(f"there is no model format {name!r}: choose from {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown model format {name!r}: choose from {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def format_of(path: Path) -> ModelFormat:
-    """Return the format that a file's suffix stands for.
+    """Return the format of a file by its suffix.
 
     Raises:
-        ArtifactError: If it stands for none.
+        ArtifactError: If no format has this suffix.
     """
     for one in FORMATS.values():
         if path.suffix.lower() == one.suffix:
             return one
     raise ArtifactError(
-        f"{path} is no export: its name ends in {path.suffix or 'nothing'!r}, exports end in "
+        f"{path} is not an export: its name ends in {path.suffix or 'nothing'!r}, exports end in "
         f"{suffixes(' or ')}"
     )
 
 
 def is_export_name(path: Path) -> bool:
-    """Tell whether a path has the suffix of some format."""
+    """Return whether a path has the suffix of a format."""
     return any(path.suffix.lower() == one.suffix for one in FORMATS.values())
 
 
 def suffixes(separator: str = ", ") -> str:
-    """Return the suffixes of all formats for sentences, as `.onnx, .pt`."""
+    """Return the suffixes of all formats for sentences, such as `.onnx, .pt`."""
     return separator.join(one.suffix for one in FORMATS.values())

@@ -1,6 +1,6 @@
-"""ONNX: read and opened with onnxruntime, without PyTorch.
+"""Read and open ONNX files with onnxruntime, without PyTorch.
 
-A file is looked into before onnxruntime opens it, and refused if it is not what tltools writes.
+A file is inspected before onnxruntime opens it, and rejected if it is not what tltools writes.
 """
 
 from collections.abc import Sequence
@@ -71,28 +71,28 @@ class OnnxPredictor:
         self.path = path
         """The export."""
         self.opened_with: Device = device
-        """What was asked for."""
+        """The requested device."""
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to logits, (N, C)."""
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         return self._run(images, OUTPUT)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
+        """Return the graph's own probabilities, float32 (N, C), for images, uint8 (N, H, W, 3).
 
         Raises:
-            ArtifactError: If it has none, as exports made before there were any.
+            ArtifactError: If the graph has no such output, as in older exports.
         """
         if PROBABILITIES not in [value.name for value in self._session.get_outputs()]:
             raise no_probabilities(self._path)
         return self._run(images, PROBABILITIES)
 
     def _run(self, images: NDArray[np.uint8], output: str) -> NDArray[np.float32]:
-        """Run on images where they lie: onnxruntime wraps a contiguous array without a copy.
+        """Run the model in place: onnxruntime wraps a contiguous array without a copy.
 
-        On a GPU, `run` queues the copy to it on a stream of this call's own, without Python's lock;
-        from page-locked memory the GPU then copies by itself while other calls compute. An I/O
-        binding would copy when the input is bound, under the lock.
+        On a GPU, `run` queues the copy on this call's own stream, without holding the GIL; from
+        page-locked memory the GPU copies by itself while other calls compute. An I/O binding
+        would copy when the input is bound, while holding the GIL.
         """
         check_images(images, self.card.preprocessing.size)
         try:
@@ -104,7 +104,7 @@ class OnnxPredictor:
         )
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3)."""
+        """Allocate images, uint8 (N, H, W, 3)."""
         return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
     def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
@@ -113,7 +113,7 @@ class OnnxPredictor:
 
 
 def read_card(path: Path) -> Card:
-    """Read the card, and see that the file is safe to open and as the card says; see `Reader`."""
+    """Read the card, and check that the file is safe to open and matches it; see `Reader`."""
     check_is_file(path)
     try:
         found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
@@ -143,10 +143,10 @@ def _signature_problem(found: OnnxFile, card: Card) -> str | None:
 
 
 open_export = OnnxPredictor
-"""Of `Reader`."""
+"""Implements `Reader.open_export`."""
 
 
 def read_signature(path: Path) -> tuple[Sequence[TensorType], Sequence[TensorType]]:
-    """Return the inputs and the outputs of an ONNX export, which `read_card` has passed."""
+    """Return the inputs and the outputs of an ONNX export that `read_card` has accepted."""
     found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
     return found.inputs, found.outputs

@@ -1,6 +1,6 @@
-"""TorchScript: a zip archive of code and weights, which PyTorch runs, traces and writes.
+"""Read and write TorchScript files: zip archives of code and weights, which PyTorch runs.
 
-PyTorch is imported when a file is opened or written, and not to read its card.
+PyTorch is imported to open or write a file, but not to read its card.
 """
 
 import warnings
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from tltools.runtime.predictor import Layout
 
 MAX_UNPACKED_BYTES = 64 * 2**20
-"""Of a file; torch compresses the code alone, which is some kilobytes."""
+"""Most bytes a file may unpack to; torch compresses only the code, a few kilobytes."""
 
 
 class TorchScriptPredictor:
-    """A TorchScript export in PyTorch, which is imported here and not before."""
+    """A TorchScript export in PyTorch, which is imported only here."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TorchScriptPredictor:
     ) -> None:
         """Open `path`; the arguments and errors are those of `tltools.runtime.load_predictor`.
 
-        PyTorch's number of threads and its TF32 switch are settings of the whole process.
+        PyTorch's number of threads and its TF32 switch apply to the whole process.
         """
         self.card = read_card(path)
         self.choice = torch_device(device, gpu)
@@ -76,21 +76,21 @@ class TorchScriptPredictor:
         self._path = path
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map images, (N, H, W, 3), to logits, (N, C)."""
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         return self._run(images, 0)
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3).
+        """Return the graph's own probabilities, float32 (N, C), for images, uint8 (N, H, W, 3).
 
         Raises:
-            ArtifactError: If it has none, as exports made before there were any.
+            ArtifactError: If the graph has no such output, as in older exports.
         """
         return self._run(images, 1)
 
     def _run(self, images: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
         check_images(images, self.card.preprocessing.size)
         torch = self._torch
-        # "W": torch warns about arrays that it must not write to; C order spares it a copy.
+        # "W": torch warns about read-only arrays; C order saves a copy.
         batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         try:
             with torch.inference_mode():
@@ -104,7 +104,7 @@ class TorchScriptPredictor:
         return check_logits(array, len(images), self.card, self._path)
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3)."""
+        """Allocate images, uint8 (N, H, W, 3)."""
         return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
     def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
@@ -113,8 +113,8 @@ class TorchScriptPredictor:
 
 
 def read_card(path: Path) -> Card:
-    """Read the card from the archive; its code is not touched. See `Reader`."""
-    import zipfile  # here, because it takes a twentieth of the start-up time of the other format
+    """Read the card from the archive without touching its code. See `Reader`."""
+    import zipfile  # here, because importing it takes 5 % of the start-up time with ONNX
 
     check_is_file(path)
     try:
@@ -141,7 +141,7 @@ def read_card(path: Path) -> Card:
 
 
 open_export = TorchScriptPredictor
-"""Of `Reader`."""
+"""Implements `Reader.open_export`."""
 
 # -------------------------------------------------------------------------------- writing
 
@@ -160,7 +160,7 @@ def write(
 
 
 def seal(path: Path, card: Card) -> None:
-    """Wrap the saved module in one that gives probabilities too; see `Writer`."""
+    """Wrap the saved module in one that also gives probabilities; see `Writer`."""
     import torch
 
     class WithProbabilities(torch.nn.Module):
@@ -181,18 +181,18 @@ def seal(path: Path, card: Card) -> None:
 def _save(module: object, path: Path, card: Card) -> None:
     """Save TorchScript with its card.
 
-    Through memory: torch's own writer of files ends the process when the disk is full.
+    The file is written through memory, since torch's own file writer aborts on a full disk.
     """
     import torch
 
-    assert isinstance(module, torch.jit.ScriptModule)  # and not the graph of a function
+    assert isinstance(module, torch.jit.ScriptModule)  # not the graph of a function
     with path.open("wb") as file:
         torch.jit.save(module, file, _extra_files={CARD_KEY: card.to_json()})
 
 
 @contextmanager
 def _deprecation_untold() -> Iterator[None]:
-    """Keep from the terminal that PyTorch has deprecated TorchScript: a fact for the documents."""
+    """Hide PyTorch's deprecation warnings about TorchScript; the documentation mentions it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
