@@ -543,7 +543,7 @@ def test_report_takes_what_it_is_told(place):
     [
         ((), r"nothing to report here: .*tltools train"),
         (("gone.csv",), "gone.csv does not exist"),
-        (("notes.txt",), "notes.txt is nothing that can be reported"),
+        (("notes.txt",), "notes.txt cannot be reported"),
         (("empty",), "empty holds neither runs nor exports"),
         (("some.json",), "some.json is neither of tltools bench nor of"),
         (("list.json",), "list.json is no JSON file of tltools"),

@@ -52,13 +52,8 @@ _OPTIONS = {
 def in_options(message: str) -> str:
     """Replace the parameters in a message of the library by command-line options.
 
-    <<<<<<< HEAD
-    The library writes parameters in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
-    They become --overwrite, --batch-size and --device cpu.
-    =======
-    The library names its parameters, in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
+    The library names its parameters in backticks: `overwrite=True`, `batch_size=`, `device=cpu`.
     Here they become --overwrite, --batch-size and --device cpu; `tf32=False` becomes --no-tf32.
-    >>>>>>> w4
     """
 
     def as_option(match: re.Match[str]) -> str:

@@ -39,7 +39,7 @@ HAS_FORK_SERVER = sys.platform == "linux"
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals by which somebody asks a program to end. A terminal and a service manager send them to
+"""Signals that ask a program to end. A terminal and a service manager send them to
 every process of a job; only the one that orders the work answers."""
 ANSWER_S = 5.0
 """How long the fork server may take to answer; it is never busy."""
@@ -242,7 +242,7 @@ class SharedMemory:
     """
 
     def __init__(self, num_bytes: int) -> None:
-        """Allocate them; pages that nobody writes take no room.
+        """Allocate them; pages that are never written take no room.
 
         Raises:
             OSError: If there is no room.
@@ -354,8 +354,8 @@ def _run(target: str, channel: Channel) -> NoReturn:
         getattr(import_module(module), name)(channel)
         code = 0
     except (ClosedError, KeyboardInterrupt):
-        code = 0  # nobody is there to work for
-    except BaseException:  # a bug; nobody is above this frame
+        code = 0  # the process it worked for is gone
+    except BaseException:  # a bug; there is no caller above this frame
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -374,7 +374,7 @@ def _detach() -> None:
 def _end_with_parent(parent: int) -> None:
     """Have the system kill this process when the thread that started it ends (Linux).
 
-    A process that somebody has stopped could not do that by itself.
+    A stopped process (SIGSTOP) could not do that by itself.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -452,7 +452,7 @@ class ForkServer:
             return self._kept.pop()
         try:
             return self._start(target)
-        except (ClosedError, TimeoutError):  # somebody has ended the server, or stopped it
+        except (ClosedError, TimeoutError):  # the server was ended or stopped
             self.close()
             self._begin(fork=False)
         try:
@@ -534,14 +534,14 @@ class ForkServer:
         if self._program is not None:
             try:
                 self._program.wait(ANSWER_S)
-            except subprocess.TimeoutExpired:  # somebody has stopped it
+            except subprocess.TimeoutExpired:  # it was stopped
                 self._program.kill()
                 self._program.wait()
             self._program = None
 
 
 def _reap(pid: int) -> None:
-    """Wait for a child's end; kill it if it does not come, since somebody has stopped it then."""
+    """Wait for a child's end; kill it if it does not come, which means that it was stopped."""
     deadline = time.monotonic() + ANSWER_S
     while not os.waitpid(pid, os.WNOHANG)[0]:
         if time.monotonic() > deadline:

@@ -27,8 +27,8 @@ ATTEMPTS = 8
 """Number of attempts before a server is considered unreachable."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 5.0
 """Wait before a retry, in seconds: random, with an upper limit that starts at the first value and
-doubles up to the second, which spreads the requests of many machines (Marc Brooker, "Exponential
-Backoff And Jitter", 2015)."""
+grows twofold up to the second, which spreads the requests of many machines (Marc Brooker,
+"Exponential Backoff And Jitter", 2015)."""
 BLOCK = 2**20
 """Number of bytes of an archive per request."""
 BLOCKS_AHEAD = 8

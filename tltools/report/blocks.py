@@ -45,7 +45,7 @@ class Tile:
 
     name: str
     path: Path | None
-    """Where the image is; None where nobody knows."""
+    """Where the image is; None if unknown."""
     resize: Resize = "squash"
     true: str | None = None
     """Its class; None where that is not known."""

@@ -177,7 +177,7 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
 def locate_in(folder: Path) -> Locate:
     """Find images by their names relative to a folder, and never outside of it.
 
-    A file of predictions may come from somebody else: it must not put other images of this
+    A file of predictions may come from another person: it must not put other images of this
     computer on a page.
     """
     root = os.path.abspath(folder)  # noqa: PTH100 - Path.resolve would follow links
@@ -226,7 +226,7 @@ def job_section(
 
     Args:
         path: Its output.
-        locate: Finds the images; None where nobody knows where they are.
+        locate: Finds the images; None if their place is unknown.
         resize: How images are cut.
         facts: What else is known of the job, a line each.
 

@@ -35,7 +35,7 @@ class Sources:
     jobs: list[Path] = field(default_factory=list)
 
     def paths(self) -> dict[str, list[str]]:
-        """Return where everything comes from, by kind; only kinds that there are."""
+        """Return where everything comes from, by kind; kinds without any are left out."""
         found = {
             "runs": [one.path for one in self.runs],
             "evaluations": [path for path, _ in self.evaluations],
@@ -72,7 +72,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             predictions; empty for the newest of each that the commands left in this folder.
 
     Raises:
-        ConfigError: If a path is nothing that can be reported, or there is nothing at all.
+        ConfigError: If a path cannot be reported, or there is nothing to report.
         ArtifactError, DataError: If something is damaged.
     """
     sources = Sources()
@@ -103,7 +103,7 @@ def _add(sources: Sources, path: Path) -> None:
         sources.jobs.append(path)
     else:
         raise ConfigError(
-            f"{path} is nothing that can be reported: name a run's folder, an export "
+            f"{path} cannot be reported: name a run's folder, an export "
             f"({suffixes()}), a bench-*.json, an evaluation.json, or predictions "
             f"({known_suffixes()})"
         )
