@@ -213,7 +213,7 @@ FULL = {
         r"cannot write runs/cnn-2/state.pt: File too large",
     ),
     "export": (
-        ("export", "runs/cnn", "--format", "all", "--images", "2"),
+        ("export", "runs/cnn", "--format", "all", "--parity-images", "2"),
         100_000,
         "cannot write exports/cnn/cnn.fp32.pt: File too large",
     ),

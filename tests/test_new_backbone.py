@@ -19,6 +19,7 @@ from tltools.artifacts import open_predictor
 from tltools.backbones import BACKBONES, Backbone
 from tltools.backbones.backbone import IMAGENET, Download, Normalization, Pretrained, Recipe
 from tltools.backbones.layers import GlobalAveragePool
+from tltools.bench.run import run_bench
 from tltools.card import Preprocessing
 from tltools.errors import ModelError
 from tltools.training.models import build_classifier
@@ -94,7 +95,7 @@ def run_in(folder: Path, *args: object) -> str:
 
 def test_a_backbone_is_trained_exported_classified_and_measured(colored, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, TOY.name, TOY)
-    monkeypatch.setattr("tltools.artifacts.open_predictor", open_with_toy)
+    monkeypatch.setitem(run_bench.__kwdefaults__, "open_predictor", open_with_toy)
     run = partial(run_in, tmp_path)
 
     run("train", colored, "--model", "toy", "--val-fraction", 0.25, "--device", "cpu")
@@ -114,7 +115,7 @@ def test_a_backbone_is_trained_exported_classified_and_measured(colored, tmp_pat
         assert all(row["label"] == Path(row["path"]).parent.name for row in rows)
     assert sums_of_bytes(tmp_path / "exports" / "toy" / "toy.int8.onnx") == 1
 
-    options = ("--rounds", 1, "--runs", 1, "--batch-sizes", "2", "--budget", 5)
+    options = ("--rounds", 1, "--iterations", 1, "--batch-sizes", "2", "--budget", 5)
     exports = [f"exports/toy/toy.{precision}.onnx" for precision in ("fp32", "int8")]
     report = json.loads(run("bench", *exports, *options, "--device", "cpu", "--json"))
     assert [row["status"] for row in report["rows"]] == ["ok", "ok", "ok"]
