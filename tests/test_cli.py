@@ -345,7 +345,7 @@ def test_a_model_that_cannot_be_trained_leaves_those_before_it_and_their_table(w
                          cwd=walk.folder)  # fmt: skip
     assert result.code == 1
     assert "both/cnn" in result.out
-    assert last_line(result.err).startswith("error: no weights at nowhere.pth; give VGG16's")
+    assert last_line(result.err).startswith("error: nowhere.pth does not exist; provide VGG16's")
     assert result.err.count("error:") == 1
     assert [path.name for path in (walk.folder / "both").iterdir()] == ["cnn"]
 
