@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line_with_the_remedy(paths, cache_dir, little_memory
 
 def test_a_cache_folder_that_cannot_be_made_is_one_line(paths, cache_dir, little_memory):
     cache_dir.write_text("a file")
-    with pytest.raises(TltoolsError, match=r"cannot keep decoded images in .*`cache_dir=`"):
+    with pytest.raises(TltoolsError, match=r"cannot write decoded images to .*`cache_dir=`"):
         decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
 
 

@@ -125,7 +125,7 @@ def test_numbers_are_never_matched_to_names_by_guessing(make_card, images):
     data = load_dataset(numbered(images), images=images, purpose="evaluate")
     with pytest.raises(
         DataError,
-        match=r"does not know class 0, 1: .* 0, 1 and the model has green, red; .*`class_names=`",
+        match=r"does not know class 0, 1: .* 0, 1, and the model has green, red; .*`class_names=`",
     ):
         evaluate(predictor, data)
 
@@ -174,7 +174,9 @@ def test_a_image_that_went_away_is_an_error(card, dataset, images):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        pytest.param((0, 1), r"with \(30, 2\), its card names 3 classes", id="too few classes"),
+        pytest.param(
+            (0, 1), r"shape \(30, 2\), but its card names 3 classes", id="too few classes"
+        ),
         pytest.param((0, float("nan"), 0), "not finite for 30 of 30 images", id="nan"),
         pytest.param((0, float("inf"), 0), "not finite for 30 of 30 images", id="overflow"),
     ],

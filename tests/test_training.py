@@ -436,7 +436,7 @@ def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch)
     extract, _ = int8_features
     progress = Recorder()
     extract(progress)
-    tries = [line for line in progress.said if line.startswith("int8: int8 features are")]
+    tries = [line for line in progress.said if line.startswith("int8: int8 features differ")]
     assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers in float", tries[-1])
 
 
