@@ -49,7 +49,7 @@ def torchscript_file(cnn_exports):
 
 
 @pytest.fixture(scope="module")
-def decoded(drawn):
+def pixels(drawn):
     """The drawn images as the models take them, uint8 (N, 224, 224, 3)."""
     return np.stack(
         [
@@ -60,13 +60,13 @@ def decoded(drawn):
 
 
 @pytest.fixture(scope="module")
-def expected(cnn_run, decoded):
+def expected(cnn_run, pixels):
     """The logits by the network's definition, from the checkpoint's tensors, in float64."""
     state = {
         name: tensor.double()
         for name, tensor in load_file(cnn_run / "checkpoint.safetensors").items()
     }
-    maps = torch.from_numpy(decoded).permute(0, 3, 1, 2).double() / 255
+    maps = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
     for conv, norm in ((0, 1), (4, 5)):
         maps = F.conv2d(
             maps, state[f"backbone.{conv}.weight"], state[f"backbone.{conv}.bias"], padding=1
@@ -173,13 +173,13 @@ def test_onnxruntime_opens_the_file_without_a_warning(onnx_file):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_all_formats_agree_with_the_definition(
-    cnn_run, onnx_file, torchscript_file, decoded, expected, batch_size
+    cnn_run, onnx_file, torchscript_file, pixels, expected, batch_size
 ):
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     answers = {
-        "eager": open_run(cnn_run, device="cpu")(decoded[:batch_size]),
-        "onnx": session.run(["logits"], {"images": decoded[:batch_size]})[0],
-        "torchscript": load_predictor(torchscript_file, device="cpu")(decoded[:batch_size]),
+        "eager": open_run(cnn_run, device="cpu")(pixels[:batch_size]),
+        "onnx": session.run(["logits"], {"images": pixels[:batch_size]})[0],
+        "torchscript": load_predictor(torchscript_file, device="cpu")(pixels[:batch_size]),
     }
     for name, logits in answers.items():
         np.testing.assert_allclose(logits, expected[:batch_size], rtol=0, atol=2e-5, err_msg=name)
@@ -187,7 +187,7 @@ def test_all_formats_agree_with_the_definition(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 def test_probabilities_are_calibrated_and_logits_stay(
-    cnn_run, decoded, expected, monkeypatch, tmp_path, temperature
+    cnn_run, pixels, expected, monkeypatch, tmp_path, temperature
 ):
     card = replace(load_card(cnn_run), confidence=Confidence(temperature=temperature))
     model, _ = load_run(cnn_run)
@@ -195,10 +195,10 @@ def test_probabilities_are_calibrated_and_logits_stay(
     precisions = ("fp32", "fp16", "int8")
     for result in make_exports(cnn_run, FORMATS, tmp_path, precisions=precisions, device="cpu"):
         predictor = load_predictor(result.path, device="cpu")
-        logits = predictor(decoded[:5])
+        logits = predictor(pixels[:5])
         scaled = np.exp(logits / temperature)
         by_hand = scaled / scaled.sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(predictor.probabilities(decoded[:5]), by_hand, atol=1e-6)
+        np.testing.assert_allclose(predictor.probabilities(pixels[:5]), by_hand, atol=1e-6)
         assert (by_hand.argmax(axis=1) == logits.argmax(axis=1)).all()
         if result.facts.precision == "fp32":
             np.testing.assert_allclose(logits, expected[:5], rtol=0, atol=2e-5)
@@ -237,8 +237,8 @@ def test_the_networks_answers_differ_from_image_to_image(expected):
     assert np.ptp(expected, axis=0).min() > 0.01
 
 
-def test_torchscript_runs_without_tltools(torchscript_file, decoded, expected, tmp_path):
-    np.save(tmp_path / "decoded.npy", decoded[:3])
+def test_torchscript_runs_without_tltools(torchscript_file, pixels, expected, tmp_path):
+    np.save(tmp_path / "images.npy", pixels[:3])
     subprocess.run(
         [
             sys.executable,
@@ -249,7 +249,7 @@ def test_torchscript_runs_without_tltools(torchscript_file, decoded, expected, t
             "sys.modules['tltools'] = None\n"
             "import numpy, torch\n"
             "module = torch.jit.load(sys.argv[1])\n"
-            "logits, probabilities = module(torch.from_numpy(numpy.load('decoded.npy')))\n"
+            "logits, probabilities = module(torch.from_numpy(numpy.load('images.npy')))\n"
             "numpy.save('logits.npy', logits.detach().numpy())\n",
             str(torchscript_file),
         ],
@@ -435,7 +435,7 @@ def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, images):
         np.stack([load_image(path, Preprocessing(size=32, resize="squash")) for path in paths])
     )
     reference[7] = reference[7][[1, 2, 0]]
-    with pytest.raises(ParityError, match=r"96\.67% of 30 images .* first that differs is .*7"):
+    with pytest.raises(ParityError, match=r"96\.67% of 30 images .*\(first difference .*7"):
         compare(reference, predictor, paths, bar=ParityBar(atol=None, min_top1_agreement=1.0))
     lower = ParityBar(atol=None, min_top1_agreement=0.9)
     parity = compare(reference, predictor, paths, bar=lower)
@@ -696,7 +696,7 @@ def test_layers_stay_float_until_the_bar_holds_and_the_card_names_them(
     assert len(result.facts.float_layers) == 2
     kept = {node.name for node in onnx.load(result.path).graph.node}
     assert kept.issuperset(result.facts.float_layers)
-    assert sum("int8: too far; trying with" in line for line in progress.said) == 2
+    assert sum("int8: too far; retrying with" in line for line in progress.said) == 2
 
 
 def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
@@ -723,7 +723,7 @@ def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
 
 
 def test_torchscript_in_fp16_takes_the_same_images_and_gives_float32(
-    cnn_run, cnn_exports, decoded, tmp_path
+    cnn_run, cnn_exports, pixels, tmp_path
 ):
     """On the CPU, which is quick enough for the small network."""
     model, _ = load_run(cnn_run)
@@ -732,8 +732,8 @@ def test_torchscript_in_fp16_takes_the_same_images_and_gives_float32(
     halves = [one.dtype for one in torch.jit.load(path).parameters()]
     assert set(halves) == {torch.float16}
     assert next(model.parameters()).dtype == torch.float32
-    logits = load_predictor(path, device="cpu", self_test=False)(decoded[:3])
-    exact = load_predictor(cnn_exports["torchscript"].path, device="cpu")(decoded[:3])
+    logits = load_predictor(path, device="cpu", self_test=False)(pixels[:3])
+    exact = load_predictor(cnn_exports["torchscript"].path, device="cpu")(pixels[:3])
     assert logits.dtype == np.float32
     assert 0 < np.abs(logits - exact).max() < 0.01 * np.ptp(exact)
 

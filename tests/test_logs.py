@@ -283,7 +283,7 @@ def test_a_run_can_be_resumed_where_its_log_cannot(drawn_dataset, tmp_path, monk
         patch.setattr(logs, "find_spec", lambda name: None if name == "mlflow" else found(name))
         resume_run(folder, TrainSetup(device="cpu"), epochs=2, progress=progress)
     (warning,) = (line for line in progress.said if "continues without this log" in line)
-    assert warning.startswith(f"--log mlflow needs mlflow: {pip_install('mlflow')}")
+    assert warning.startswith(f"`logs=mlflow` needs mlflow: {pip_install('mlflow')}")
     assert [step for step, _ in mlflow_history(folder)["val_loss"]] == [1]
     assert [step for step, _ in tensorboard_history(folder)["val_loss"]] == [1, 2]
     resume_run(folder, TrainSetup(device="cpu"), epochs=3)
@@ -357,10 +357,10 @@ def test_a_log_that_fails_does_not_cost_the_training(drawn_dataset, tmp_path, mo
     monkeypatch.setattr(logs.TensorBoardLog, "epoch", fail)
     progress = Recorder()
     folder = train(drawn_dataset, tmp_path, progress=progress, epochs=2)
-    warnings = [line for line in progress.said if "log ends here" in line]
+    warnings = [line for line in progress.said if "log failed" in line]
     assert warnings == [
-        "the tensorboard log failed: [Errno 28] No space left on device; training continues "
-        "without this log"
+        "the tensorboard log failed: [Errno 28] No space left on device; "
+        "training continues without this log"
     ]
     assert load_card(folder).training["epochs_done"] == 2
     assert [step for step, _ in mlflow_history(folder)["val_loss"]] == [1, 2]

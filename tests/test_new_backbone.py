@@ -19,7 +19,7 @@ from tltools.artifacts import open_predictor
 from tltools.backbones import BACKBONES, Backbone
 from tltools.backbones.backbone import IMAGENET, Download, Normalization, Pretrained, Recipe
 from tltools.backbones.layers import GlobalAveragePool
-from tltools.bench import run_bench
+from tltools.bench.run import run_bench
 from tltools.card import Preprocessing
 from tltools.errors import ModelError
 from tltools.training.models import build_classifier
