@@ -567,7 +567,7 @@ def test_what_cannot_be_reported_is_one_line(tmp_path, args, message):
 def test_a_report_needs_a_file_to_read_again(tmp_path):
     ran = run_tltools("classify", ".", "-o", "-", "--report", "a.html", cwd=tmp_path)
     assert ran.code == 2
-    assert "--output must be a file" in ran.err
+    assert "--report needs a local output file" in ran.err
 
 
 # ---------------------------------------------------------------------------------- in a browser
