@@ -177,7 +177,7 @@ def test_what_is_not_sure_enough_is_uncertain(with_temperature, images, tmp_path
 
 def test_a_model_with_a_class_of_that_name_is_refused(with_temperature, images, tmp_path):
     model = with_temperature(1.0, classes=("uncertain", "green", "red"))
-    with pytest.raises(ConfigError, match="has a class 'uncertain'"):
+    with pytest.raises(ConfigError, match="has a class named 'uncertain'"):
         run_job(Job(model, [images], tmp_path / "out.csv", device="cpu", min_confidence=0.5))
     assert not list(tmp_path.glob("out.csv*"))
 

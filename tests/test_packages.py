@@ -67,4 +67,4 @@ def test_nothing_tells_anybody_to_install_the_other_project():
 def test_help_names_the_packages_of_the_ray_engine(command):
     parameters = get_command(cli.app).commands[command].params
     (engine,) = (one for one in parameters if one.name == "engine")
-    assert engine.help.replace("\\[", "[").endswith(f"; {pip_install('ray')}.")
+    assert engine.help.replace("\\[", "[").endswith(f"({pip_install('ray')}).")
