@@ -365,11 +365,6 @@ def rate(per_second: float, unit: str) -> str:
     return f"{per_second * 60:.1f} {unit}/min"
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number with its noun in the singular or plural: `1 row`, `2 rows`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def duration(seconds: float) -> str:
     """Format seconds for people: `8 s`, `3:05 min`, `2:03:05 h`."""
     whole = round(seconds)

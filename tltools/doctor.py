@@ -23,6 +23,7 @@ from tltools.packages import DISTRIBUTION, PYPI_NAMESAKE
 from tltools.parallel import num_cores
 from tltools.runtime.device import Device, open_session, placement, torch_device
 from tltools.runtime.driver import PageLock, gpu_capability, gpu_memory, gpu_name, num_gpus
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -220,7 +221,7 @@ def _cpu() -> Check:
     return Check(
         name="CPU",
         status="ok",
-        detail=f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'} for this process",
+        detail=f"{cpu_name()}, {counted(cores, 'core')} for this process",
     )
 
 

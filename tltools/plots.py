@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing, Resize
 from tltools.data.images import load_image
+from tltools.wording import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,7 +243,7 @@ def contact_sheet(
     draw, font = ImageDraw.Draw(sheet), _font(15)
     for row, name in enumerate(shown):
         paths, top = paths_of[name], gap + row * row_height
-        unit = "image" if len(paths) == 1 else "images"
+        unit = plural(len(paths), "image")
         draw.text((gap, top), f"{short_name(name)}: {len(paths):,} {unit}", "black", font)
         chosen = np.linspace(0, len(paths) - 1, min(per_class, len(paths))).round().astype(int)
         for column, index in enumerate(chosen):
@@ -250,7 +251,7 @@ def contact_sheet(
             sheet.paste(image, (gap + column * (size + gap), top + caption))
     if footer:
         num_rest = len(classes) - len(shown)
-        rest = f"and {num_rest:,} more {'class' if num_rest == 1 else 'classes'}"
+        rest = f"and {num_rest:,} more {plural(num_rest, 'class', 'classes')}"
         draw.text((gap, sheet.height - footer), rest, "black", font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")

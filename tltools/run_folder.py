@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tltools.atomic import atomic_path
 from tltools.card import Card, card_from_json
 from tltools.errors import ArtifactError
+from tltools.wording import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ def read_split(folder: Path) -> "pd.DataFrame":
         raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
     missing = {"path", "class", "split", "sha256"} - set(frame.columns)
     if missing:
-        columns = "column" if len(missing) == 1 else "columns"
+        columns = plural(len(missing), "column")
         raise ArtifactError(f"{folder / SPLIT} lacks the {columns} {', '.join(sorted(missing))}")
     return frame
 

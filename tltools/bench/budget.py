@@ -12,6 +12,7 @@ from tltools.bench.settings import CPU_BATCH_SIZES, GPU_BATCH_SIZES, BenchSettin
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_WARMUP
 from tltools.parallel import num_cores
 from tltools.runtime.formats import format_named
+from tltools.wording import counted, plural
 
 START_S = 2.0
 """Seconds a new process takes to import its runtime and open the model, averaged over formats."""
@@ -236,10 +237,10 @@ def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:
 def announcement(seconds: float, *, num_candidates: int, rounds: int, on_gpu: bool) -> str:
     """Return a line with the bench's estimated duration and how to change it."""
     no_tf32 = ", `tf32=False`" if on_gpu else ""
-    candidates = f"{num_candidates} candidate" + "s" * (num_candidates != 1)
+    candidates = f"{counted(num_candidates, 'candidate')}"
     return (
         f"This takes about {duration(seconds)} (estimate: {candidates}, {rounds} "
-        f"round{'s' * (rounds != 1)}, a new process for each measurement). To shorten it, name "
+        f"{plural(rounds, 'round')}, a new process for each measurement). To shorten it, name "
         f"fewer models or use `rounds=1`, fewer `batch_sizes=`{no_tf32}; for more precise results, "
         "use a larger `budget_s=` or more `rounds=`"
     )

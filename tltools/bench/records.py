@@ -23,6 +23,7 @@ from tltools.bench.verdict import (
     int8_notes,
     recommendation_lines,
 )
+from tltools.wording import counted, plural
 
 SCOPE = (
     "Times are for the model alone, from a batch of decoded images in memory to logits in memory; "
@@ -195,7 +196,7 @@ class BenchResult:
             f"Requested device: {settings.device}; threads: {settings.threads}; used: "
             + "; ".join(sorted({_placement(row) for row in self.rows if row.provider}) or ["none"])
             + ".",
-            f"{settings.rounds} round{'s' * (settings.rounds != 1)} in rotation, each measurement "
+            f"{counted(settings.rounds, 'round')} in rotation, each measurement "
             f"in a new process: {settings.warmup} warm-up runs, then {settings.iterations} timed "
             f"runs, fewer if they take more than {settings.max_seconds:.3g} s, but at least "
             f"{MIN_LATENCY_RUNS} with single images, {MIN_THROUGHPUT_RUNS} with larger batches, "
@@ -221,7 +222,7 @@ class BenchResult:
         machine = self.machine
         memory = f"{machine.memory_bytes / 2**30:.0f} GiB" if machine.memory_bytes else "unknown"
         return [
-            f"CPU: {machine.cpu}, {machine.cores} core{'s' * (machine.cores != 1)}",
+            f"CPU: {machine.cpu}, {counted(machine.cores, 'core')}",
             f"Memory: {memory}",
             f"GPU: {'; '.join(machine.gpus) or 'none'}",
             f"System: {machine.os}",
@@ -274,7 +275,7 @@ class BenchResult:
         settings = self.settings
         plans = {
             f"{row.format} {row.precision}: {plan.name}, {plan.workers} "
-            f"worker{'s' * (plan.workers != 1)}, batches of {plan.batch_size}"
+            f"{plural(plan.workers, 'worker')}, batches of {plan.batch_size}"
             for row in self.rows
             if row.classify is not None
             for plan in [row.classify.rounds[-1].plan]
@@ -393,7 +394,9 @@ def _nodes(row: BenchRow) -> str:
 
 
 def _placement(row: BenchRow) -> str:
-    threads = "" if row.threads is None else f", {row.threads} thread" + "s" * (row.threads != 1)
+    threads = ""
+    if row.threads is not None:
+        threads = f", {counted(row.threads, 'thread')}"
     return f"{row.format} on {row.provider}{threads} ({row.device}: {row.device_reason})"
 
 

@@ -1,7 +1,8 @@
 """Classify images, one row per image: listing, the pipeline, resuming and writing."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tltools.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tltools.classify.inputs import list_images
@@ -34,31 +35,25 @@ __all__ = [
     "run_job",
 ]
 
-_MODULES = {
-    "OUTPUT_FORMATS": "tltools.classify.output_formats",
-    "Job": "tltools.classify.job",
-    "Merged": "tltools.classify.merge",
-    "Output": "tltools.classify.writer",
-    "OutputFormat": "tltools.classify.output_formats",
-    "ImageRef": "tltools.data.image_ref",
-    "Plan": "tltools.runtime",
-    "Prediction": "tltools.classify.pipeline",
-    "Shard": "tltools.classify.shards",
-    "Summary": "tltools.classify.job",
-    "check_output": "tltools.classify.writer",
-    "classify": "tltools.classify.pipeline",
-    "list_images": "tltools.classify.inputs",
-    "merge_shards": "tltools.classify.merge",
-    "open_model": "tltools.runtime",
-    "run_job": "tltools.classify.run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used.
-
-    The command must fork before importing anything that starts threads, such as numpy.
-    """
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+# The command must fork before importing anything that starts threads, such as numpy.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "OUTPUT_FORMATS": "tltools.classify.output_formats",
+        "Job": "tltools.classify.job",
+        "Merged": "tltools.classify.merge",
+        "Output": "tltools.classify.writer",
+        "OutputFormat": "tltools.classify.output_formats",
+        "ImageRef": "tltools.data.image_ref",
+        "Plan": "tltools.runtime",
+        "Prediction": "tltools.classify.pipeline",
+        "Shard": "tltools.classify.shards",
+        "Summary": "tltools.classify.job",
+        "check_output": "tltools.classify.writer",
+        "classify": "tltools.classify.pipeline",
+        "list_images": "tltools.classify.inputs",
+        "merge_shards": "tltools.classify.merge",
+        "open_model": "tltools.runtime",
+        "run_job": "tltools.classify.run",
+    },
+)

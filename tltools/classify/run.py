@@ -16,12 +16,13 @@ from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows
 from tltools.classify.place import Place
 from tltools.classify.resume import Start, go_on
 from tltools.classify.tally import Tally
-from tltools.classify.unfinished import UnfinishedOutput
+from tltools.classify.unfinished import HOW_TO_RESUME, UnfinishedOutput
 from tltools.classify.writer import Output
 from tltools.data.image_ref import ImageRef
 from tltools.processes import Launcher
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Plan, Predictor, run_images
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
@@ -55,7 +56,7 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
     with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
         start = go_on(place.unfinished, job, identity, listing.images, tally)
         if start.kept is not None and start.num_rows:
-            rows = "1 row" if start.num_rows == 1 else f"{start.num_rows} rows"
+            rows = counted(start.num_rows, "row")
             progress.say(f"Resuming after {rows} in {start.kept.path}")
         opened = open_for(job, start.kept, num_images=listing.total, launcher=launcher)
         predictor, plan = opened
@@ -148,10 +149,9 @@ def _write_rows(
             tally.save()
     finally:
         if output.num_rows and unfinished is not None and unfinished.exists():  # not renamed
-            one = output.num_rows == 1
-            kept = "1 complete row is" if one else f"{output.num_rows} complete rows are"
+            kept = counted(output.num_rows, "complete row is", "complete rows are")
             progress.warn(f"stopped: {kept} kept in {unfinished.path}")
-            progress.say("Run the same job again, without `overwrite=True`, to resume")
+            progress.say(HOW_TO_RESUME)
 
 
 def _summary(

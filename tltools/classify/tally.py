@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from tltools.atomic import atomic_path
 from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.pipeline import Rows
-from tltools.classify.unfinished import cannot_write
+from tltools.classify.unfinished import cannot_write, exists_already
 from tltools.errors import ConfigError, TltoolsError
 
 
@@ -108,9 +108,7 @@ def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise ConfigError(f"`errors_to={path}` is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise ConfigError(
-            f"{path} exists; replace it with `overwrite=True`, or write elsewhere with `errors_to=`"
-        )
+        raise exists_already(path, parameter="errors_to")
 
 
 def kind_of_error(name: str, error: str) -> str:

@@ -21,6 +21,7 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 LOCK_WAIT_S = 1.0
 """How long a job that was just killed may take to exit, in seconds."""
 SUFFIX = ".part"
+HOW_TO_RESUME = "Run the same job again, without `overwrite=True`, to resume"
 REMEDY = "start over with `overwrite=True`, or write elsewhere with `output=`"
 
 
@@ -45,6 +46,13 @@ def read_record(output: Path) -> JobRecord | None:
 def refusal(path: Path, reason: str) -> ConfigError:
     """Return the error for unfinished rows that this job must not resume after."""
     return ConfigError(f"cannot resume {path}: {reason}; {REMEDY}")
+
+
+def exists_already(path: object, *, parameter: str = "output") -> ConfigError:
+    """Return the error for a file that must not be replaced; `parameter` chooses another place."""
+    return ConfigError(
+        f"{path} exists; replace it with `overwrite=True`, or write elsewhere with `{parameter}=`"
+    )
 
 
 def cannot_write(path: Path | str, error: OSError, *, parameter: str = "output") -> TltoolsError:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tltools.classify.shard_record import shard_record_path
+from tltools.classify.unfinished import exists_already
 from tltools.data.copies import cache_folder
 from tltools.data.location import Url
 from tltools.data.remote import Remote
@@ -54,10 +55,7 @@ class Destination:
                 f"cannot check whether {self.url} exists ({error}); check your permissions there, "
                 "or write it anyway with `overwrite=True`"
             ) from error
-        raise ConfigError(
-            f"{self.url} exists; replace it with `overwrite=True`, or write elsewhere with "
-            "`output=`"
-        )
+        raise exists_already(self.url)
 
     def discard_sent(self) -> None:
         """Remove a complete output that was uploaded by a job killed right afterwards."""

@@ -13,7 +13,7 @@ from tltools.atomic import atomic_path
 from tltools.classify.output_formats import STDOUT, output_format
 from tltools.classify.pipeline import Prediction
 from tltools.classify.resume import Kept
-from tltools.classify.unfinished import UnfinishedOutput, cannot_write
+from tltools.classify.unfinished import UnfinishedOutput, cannot_write, exists_already
 from tltools.errors import ConfigError, TltoolsError
 
 SYNC_EVERY_S = 5.0
@@ -201,9 +201,7 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
     if path.is_dir():
         raise ConfigError(f"`output={path}` is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise ConfigError(
-            f"{path} exists; replace it with `overwrite=True`, or write elsewhere with `output=`"
-        )
+        raise exists_already(path)
 
 
 def write_complete(

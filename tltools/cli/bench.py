@@ -17,6 +17,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import TltoolsError
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.bench import BenchResult
@@ -86,7 +87,6 @@ def bench(
     """
     check_report(report)
     from tltools.bench import BenchSettings, bench_inputs, run_bench, uses_gpu, write_result
-    from tltools.console import counted
 
     progress = out.progress
     settings = BenchSettings(

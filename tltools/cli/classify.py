@@ -21,6 +21,7 @@ from tltools.cli.options import (
 from tltools.cli.show import check_report, write_report
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.classify import Shard, Summary
@@ -342,7 +343,6 @@ def _write_report(
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
-    from tltools.console import counted
     from tltools.runtime.selftest import lacks_self_test
 
     if note := lacks_self_test(summary.card):

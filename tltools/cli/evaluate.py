@@ -25,6 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.runtime.formats import suffixes
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +167,7 @@ def _write_page(
 
 
 def _print_evaluation(result: "Evaluation") -> None:
-    from tltools.console import counted, print_table
+    from tltools.console import print_table
 
     auc = result.roc_auc.value
     print_table(

@@ -10,6 +10,7 @@ from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption
 from tltools.errors import ConfigError
 from tltools.runtime.formats import FORMATS, format_named, format_of, is_export_name
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -155,8 +156,6 @@ def _lay_out(
 
 def _tell_rest(exports: "list[Artifact]", out: Out) -> None:
     """Print what the table of exports leaves out."""
-    from tltools.console import counted
-
     for export in exports:
         layers = _added(export).float_layers
         if layers:

@@ -16,6 +16,7 @@ from tltools.cli.options import (
     path_or_url,
     split_names,
 )
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -98,7 +99,7 @@ def _show_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> No
 
 
 def _print_audit(dataset: "Dataset") -> None:
-    from tltools.console import counted, print_table
+    from tltools.console import print_table
 
     counts = _counts(dataset)
     columns = next(iter(counts.values()), {"all": 0})

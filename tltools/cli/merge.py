@@ -6,6 +6,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import path_or_url
+from tltools.wording import counted
 
 
 @command
@@ -36,7 +37,6 @@ def merge(
     Example: tltools merge predictions-*-of-4.csv --output predictions.csv
     """
     from tltools.classify import merge_shards
-    from tltools.console import counted
 
     progress = out.progress
     merged = merge_shards(shards, output, overwrite=overwrite, progress=progress)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tltools.cli.command import Out, command
+from tltools.wording import counted
 
 
 @command
@@ -20,7 +21,6 @@ def sample(
 
     Example: tltools sample sample/
     """
-    from tltools.console import counted
     from tltools.sample import SAMPLE_CLASSES, draw_sample
 
     progress = out.progress

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.errors import ConfigError
+from tltools.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def check_report(report: Path | None) -> None:
         if missing:
             raise ConfigError(
                 f"--report needs {' and '.join(missing)}, which "
-                f"{'is' if len(missing) == 1 else 'are'} not installed: pip install "
+                f"{plural(len(missing), 'is', 'are')} not installed: pip install "
                 f"{' '.join(missing)}, or leave out --report"
             )
         from tltools.report import check_place

@@ -28,6 +28,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
+from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -412,7 +413,6 @@ def _training_data(
     data: "Location | None", reading: DataOptions, seed: int, progress: "RichProgress"
 ) -> "Dataset":
     """Load the labeled images, or draw a sample set if none are given."""
-    from tltools.console import counted
     from tltools.data.dataset import load_dataset
 
     class_names = split_names(reading.class_names)

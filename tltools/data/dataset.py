@@ -20,6 +20,7 @@ from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_defaul
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
+from tltools.wording import counted, grouped, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,8 +194,8 @@ def _name_classes(
     names = [name.strip() for name in class_names] or labels
     if len(names) != len(labels):
         raise ConfigError(
-            f"`class_names=` has {len(names)} {'name' if len(names) == 1 else 'names'} for "
-            f"{len(labels)} {'class' if len(labels) == 1 else 'classes'} ({shorten(labels)}): give "
+            f"`class_names=` has {counted(len(names), 'name')} for "
+            f"{counted(len(labels), 'class', 'classes')} ({shorten(labels)}): give "
             "one name per class, in this order"
         )
     if "" in names or len(set(names)) != len(names):
@@ -381,7 +382,7 @@ class _Audit:
     def note_repeated(self, paths: Sequence[str]) -> None:
         if paths:
             text = (
-                f"{_are(paths, 'image')} listed more than once with the same label and counted "
+                f"{_are(paths, 'image')} listed more than once with the same label and grouped "
                 f"once: {_names(paths)}"
             )
             self.add("warning", "duplicate-row", text, paths)
@@ -392,7 +393,7 @@ class _Audit:
         if copies:
             paths = [path for group in copies for path in group]
             text = (
-                f"{len(copies):,} {'group' if len(copies) == 1 else 'groups'} of byte-identical "
+                f"{grouped(len(copies), 'group')} of byte-identical "
                 f"images, with {len(paths) - len(copies):,} surplus"
             )
             text += "; each group stays on one side of the split" if kept_together else ""
@@ -418,7 +419,7 @@ class _Audit:
             if leaks:
                 text = (
                     f"{len(leaks):,} of the {len(part):,} {here} images "
-                    f"{'has' if len(leaks) == 1 else 'have'} a byte-identical duplicate in "
+                    f"{plural(len(leaks), 'has', 'have')} a byte-identical duplicate in "
                     f"{there}, which inflates the accuracy on {here}: {_names(leaks)}"
                 )
                 self.add("warning", "copies-across-splits", text, leaks)
@@ -485,7 +486,7 @@ def _contradiction(rows: Sequence[_Row]) -> str:
 
 
 def _are(items: Sequence[str], noun: str) -> str:
-    return f"1 {noun} is" if len(items) == 1 else f"{len(items):,} {noun}s are"
+    return f"{grouped(len(items), noun)} {plural(len(items), 'is', 'are')}"
 
 
 def _names(paths: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tltools.data.folders import find_images
 from tltools.data.suffixes import is_image_name
 from tltools.errors import ConfigError, DataError
+from tltools.wording import counted, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +183,7 @@ def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if ragged:
         raise DataError(
             f"{path} has {len(header)} columns, but not in "
-            f"{'line' if len(ragged) == 1 else 'lines'} {shorten(ragged)}: put cells that contain "
+            f"{plural(len(ragged), 'line')} {shorten(ragged)}: put cells that contain "
             f"{_named(delimiter)} in double quotes"
         )
     return header, records
@@ -233,8 +234,8 @@ def _check_filled(
     if empty:
         raise DataError(
             f"{path} has no {what} in {len(empty):,} of {len(records):,} "
-            f"{'row' if len(records) == 1 else 'rows'} (column {column!r}, "
-            f"{'line' if len(empty) == 1 else 'lines'} {shorten(empty)}): fill in or delete them"
+            f"{plural(len(records), 'row')} (column {column!r}, "
+            f"{plural(len(empty), 'line')} {shorten(empty)}): fill in or delete them"
         )
 
 
@@ -260,7 +261,7 @@ def _splits_of_column(
     if unknown:
         raise DataError(
             f"{path} has a column {header[columns.split]!r} that is not one of "
-            f"{', '.join(SPLITS)} in {'line' if len(unknown) == 1 else 'lines'} "
+            f"{', '.join(SPLITS)} in {plural(len(unknown), 'line')} "
             f"{shorten(unknown)}: fix the values or rename the column"
         )
     return [SPLITS[word] for word in words]
@@ -350,8 +351,8 @@ def _read_classes(folder: Path, *, split: str) -> list[tuple[str, str, str]]:
             empty.append(path.name)
     if empty:
         raise DataError(
-            f"{folder} has {len(empty)} empty class {'folder' if len(empty) == 1 else 'folders'} "
-            f"({shorten(empty)}): add images or remove {'it' if len(empty) == 1 else 'them'}"
+            f"{folder} has {counted(len(empty), 'empty class folder')} "
+            f"({shorten(empty)}): add images or remove {plural(len(empty), 'it', 'them')}"
         )
     return rows
 

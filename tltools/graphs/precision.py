@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from tltools.atomic import atomic_path
-from tltools.errors import DataError, DeviceError, ParityError
+from tltools.errors import DataError, DeviceError, ParityError, first_line
 from tltools.graphs.onnx_file import check_onnx
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import (
@@ -412,10 +412,9 @@ def _run(session: "InferenceSession", images: NDArray[np.uint8]) -> list[NDArray
     try:
         outputs = session.run(None, {session.get_inputs()[0].name: images})
     except onnxruntime_errors() as error:
-        reason = str(error).strip().partition("\n")[0]
         raise DeviceError(
-            f"the model failed on a batch of {len(images)}: {reason}; free memory on the device, "
-            "or use `device=cpu`"
+            f"the model failed on a batch of {len(images)}: {first_line(error)}; free memory on "
+            "the device, or use `device=cpu`"
         ) from error
     return [np.asarray(output) for output in outputs]
 

@@ -24,7 +24,7 @@ from tltools.classify.listing import COUNTING_S, count_ahead
 from tltools.classify.output_formats import output_format
 from tltools.classify.pipeline import UNCERTAIN, check_min_confidence
 from tltools.classify.tally import Tally, check_errors_to
-from tltools.classify.unfinished import refusal
+from tltools.classify.unfinished import HOW_TO_RESUME, refusal
 from tltools.errors import ConfigError
 from tltools.progress import SILENT, Progress
 from tltools.ray.actor import ActorSettings, ClassifyActor
@@ -36,6 +36,7 @@ from tltools.ray.pool import Pool, choose_pool, run_actors
 from tltools.ray.updates import PartsTally, PartUpdate
 from tltools.runtime import DeviceChoice, Plan, open_model, read_card
 from tltools.runtime.pipeline import AHEAD_BATCH
+from tltools.wording import counted, plural
 
 
 def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
@@ -123,8 +124,7 @@ def _take_in(
 
 def _rows_in_parts(result: PartsTally) -> str:
     """Return how many rows and parts there are, in words."""
-    rows = "1 row" if result.num_rows == 1 else f"{result.num_rows} rows"
-    parts = "1 part" if len(result.parts) == 1 else f"{len(result.parts)} parts"
+    rows, parts = counted(result.num_rows, "row"), counted(len(result.parts), "part")
     return f"{rows} in {parts}"
 
 
@@ -219,9 +219,9 @@ def _collect(
             result.tally.save()
     except BaseException:
         if result.parts:
-            verb = "is" if result.num_rows == 1 else "are"
+            verb = plural(result.num_rows, "is", "are")
             progress.warn(f"stopped: {_rows_in_parts(result)} {verb} kept")
-            progress.say("Run the same job again, without `overwrite=True`, to resume")
+            progress.say(HOW_TO_RESUME)
         raise
 
 

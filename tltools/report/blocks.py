@@ -116,8 +116,3 @@ def score_cell(score: Score | None) -> str:
         f"{100 * score.accuracy:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f}), "
         f"{score.correct}/{score.total}"
     )
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """Write a number with its noun: `1 image`, `2,000 images`."""
-    return f"{number:,} {one if number == 1 else many}"

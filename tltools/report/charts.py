@@ -31,6 +31,7 @@ from tltools.report.svg import (
     new_figure,
     theme,
 )
+from tltools.wording import grouped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,13 +237,13 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by cla
     most = max(counts, key=counts.__getitem__)
     least = min(counts, key=counts.__getitem__)
     description = (
-        f"{_images(total)} in {_number(len(counts), 'class', 'classes')}: most in "
+        f"{_images(total)} in {grouped(len(counts), 'class', 'classes')}: most in "
         f"{short_name(most)} ({counts[most]:,}), fewest in {short_name(least)} ({counts[least]:,})."
     )
     with theme():
         lines = [_Line(name, f"{count:,} ({_percent(count / total)})") for name, count in shown]
         if others:  # without a bar, beside which those of the classes would be short
-            name = _number(len(others), "other class", "other classes")
+            name = grouped(len(others), "other class", "other classes")
             lines.append(_Line(name, f"{sum(others):,} ({_percent(sum(others) / total)})"))
         figure, axes = _rows(lines)
         _bars(axes, [(place, count) for place, (_, count) in enumerate(shown)])
@@ -273,7 +274,7 @@ def confidence_histogram(
     panels = [(short_name(label), part) for label, part in counts.items() if label in largest]
     others = [part for label, part in counts.items() if label not in largest]
     if others:
-        name = _number(len(others), "other label", "other labels")
+        name = grouped(len(others), "other label")
         panels.append((name, np.sum(others, axis=0)))
     panels = [("all", everything), *(panels if len(panels) > 1 else [])]
     with theme():
@@ -286,7 +287,7 @@ def confidence_histogram(
             axes.yaxis.set_major_formatter("{x:,.0f}")
             axes.grid(visible=True, axis="y")
             if len(panels) > 1:
-                label = f"{name}: {_number(int(part.sum()), 'prediction', 'predictions')}"
+                label = f"{name}: {grouped(int(part.sum()), 'prediction')}"
                 literal(axes.set_title(label, loc="left", fontsize=LETTER))
         subplots[-1, 0].set(xlabel="confidence", xlim=(0, 1))
         subplots[-1, 0].xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
@@ -294,7 +295,7 @@ def confidence_histogram(
         low = everything[edges[1:] <= 0.5 + _EDGE].sum() / everything.sum()
         high = everything[edges[:-1] >= 0.9 - _EDGE].sum() / everything.sum()
         description = (
-            f"Confidence of {_number(int(everything.sum()), 'prediction', 'predictions')}: "
+            f"Confidence of {grouped(int(everything.sum()), 'prediction')}: "
             f"{_percent(low)} lie below 50 %, {_percent(high)} at 90 % or above."
         )
         return as_chart(figure, title, description)
@@ -424,7 +425,7 @@ def accuracy_latency_chart(
         accuracies = [row.score.accuracy for row in timed if row.score is not None]
         description = (
             f"Accuracy with its 95 % interval against the median latency of one image, "
-            f"{_number(len(timed), 'candidate', 'candidates')}: "
+            f"{grouped(len(timed), 'candidate')}: "
             f"{_span(list(map(_percent, sorted(accuracies))))} and "
             f"{_span([milliseconds(time / 1000) for time in sorted(times)])} ms.{sentence}"
         )
@@ -476,7 +477,7 @@ def _describe_history(history: "pd.DataFrame") -> str:
         )
     return (
         f"Loss and accuracy on the training and validation images over "
-        f"{_number(len(epochs), 'epoch', 'epochs')}: {'; '.join(parts)}."
+        f"{grouped(len(epochs), 'epoch')}: {'; '.join(parts)}."
     )
 
 
@@ -523,11 +524,7 @@ def _left_out(report: BenchResult, shown: Sequence[BenchRow]) -> str:
 
 
 def _images(count: int) -> str:
-    return _number(count, "image", "images")
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
+    return grouped(count, "image")
 
 
 def _span(values: Sequence[str]) -> str:

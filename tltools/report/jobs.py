@@ -23,8 +23,9 @@ from tltools.classify.tally import kind_of_error
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import DataError
-from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, counted
+from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile
 from tltools.report.charts import class_counts_chart, confidence_histogram
+from tltools.wording import grouped
 
 NUM_BINS = 20
 """Of the confidences."""
@@ -35,7 +36,7 @@ MAX_EACH = 12
 MAX_FAILED = 200
 """Failed files that are listed by name."""
 MAX_REASONS = 1000
-"""Different reasons that are counted; further ones are counted together."""
+"""Different reasons that are grouped; further ones are grouped together."""
 MAX_REASONS_SHOWN = 20
 OTHER_REASONS = "other reasons"
 
@@ -242,7 +243,7 @@ def job_section(
         failed = f"{job.num_failed:,}", _percent(job.num_failed, job.num_rows)
         rows.append(("not classified", *failed))
     blocks: list[Block] = [
-        Text((f"{counted(job.num_rows, 'image', 'images')} in {path}", *facts), tone="quiet"),
+        Text((f"{grouped(job.num_rows, 'image')} in {path}", *facts), tone="quiet"),
         Table("Labels", ("label", "images", "share"), tuple(rows)),
     ]
     if certain:
@@ -289,7 +290,7 @@ def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
         )
     total = sum(job.counts.values())
     note = (
-        f"{len(tiles):,} of {counted(total, 'image', 'images')}: of each label the surest, "
+        f"{len(tiles):,} of {grouped(total, 'image')}: of each label the surest, "
         "the least sure and some between, by chance"
     )
     if num_labels < len(chosen):
@@ -304,7 +305,7 @@ def _failures(job: JobFacts) -> Iterator[Block]:
     if rest:
         shown.append((OTHER_REASONS, rest))
     yield Table(
-        f"{counted(job.num_failed, 'file', 'files')} not classified, by reason",
+        f"{grouped(job.num_failed, 'file')} not classified, by reason",
         ("reason", "files"),
         tuple((reason, f"{count:,}") for reason, count in shown),
     )

@@ -30,7 +30,6 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
-    counted,
     score_cell,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
@@ -40,6 +39,7 @@ from tltools.run_folder import (
     read_predictions,
     read_split,
 )
+from tltools.wording import grouped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +125,7 @@ def _comparison(
     hits = [np.array([one[path][1] for path in right[0]], dtype=np.bool_) for one in right]
     found = mcnemar(hits[0], hits[1])
     if not found.only_first + found.only_second:
-        return f"{pair} are right on the same {counted(len(hits[0]), 'image', 'images')}."
+        return f"{pair} are right on the same {grouped(len(hits[0]), 'image')}."
     better = names[0] if found.only_first > found.only_second else names[1]
     verdict = (
         f"{better} is better by more than chance"
@@ -205,7 +205,7 @@ def _run_facts(card: Card) -> Iterator[str]:
     yield f"{card.model}, head {card.head}, weights {card.weights.source}"
     if isinstance(done, int) and isinstance(kept, int):
         stopped = ", stopped by Ctrl-C" if card.training.get("interrupted") else ""
-        yield f"{counted(done, 'epoch', 'epochs')}, weights of epoch {kept}{stopped}"
+        yield f"{grouped(done, 'epoch')}, weights of epoch {kept}{stopped}"
     yield (
         f"Data {card.data.name}: {card.data.num_train:,} images to train on, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
@@ -273,8 +273,8 @@ def _mistakes(tiles: Iterator[Tile]) -> Gallery:
     return Gallery(
         "The most confident mistakes and the least confident hits",
         chosen,
-        f"{shown[0]:,} of {counted(len(mistakes), 'mistake', 'mistakes')}, "
-        f"{shown[1]:,} of {counted(len(hits), 'hit', 'hits')}; cut and scaled as the model "
+        f"{shown[0]:,} of {grouped(len(mistakes), 'mistake')}, "
+        f"{shown[1]:,} of {grouped(len(hits), 'hit')}; cut and scaled as the model "
         "gets them.",
     )
 
@@ -305,7 +305,7 @@ def _data_section(run: Artifact) -> Section:
         ),
     )
     tiles = tuple(_sample(frame, classes, splits, run.card.preprocessing.resize))
-    note = f"{len(tiles):,} of {counted(len(frame), 'image', 'images')}, evenly through the data"
+    note = f"{len(tiles):,} of {grouped(len(frame), 'image')}, evenly through the data"
     return Section(title, [table, Gallery("A sample of each class and split", tiles, note)])
 
 
@@ -411,7 +411,7 @@ def evaluation_section(
         )
     blocks: list[Block] = [
         Table(
-            f"{facts.data}, {facts.split}: " + counted(facts.num_images, "image", "images"),
+            f"{facts.data}, {facts.split}: " + grouped(facts.num_images, "image"),
             ("figure", "value"),
             (
                 ("accuracy with its 95 % interval", score_cell(score)),

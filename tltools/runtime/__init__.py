@@ -1,7 +1,8 @@
 """Opened exports: uint8 images in, logits out, on a device that is known."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tltools.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tltools.runtime.device import (
@@ -35,27 +36,24 @@ __all__ = [
     "torch_device",
 ]
 
-_MODULES = {
-    "Device": "device",
-    "DeviceChoice": "device",
-    "ExportPredictor": "predictor",
-    "Outputs": "pipeline",
-    "Plan": "pipeline",
-    "Predictor": "predictor",
-    "chosen_gpus": "device",
-    "default_threads": "device",
-    "load_predictor": "exports",
-    "open_model": "pipeline",
-    "open_session": "device",
-    "placement": "device",
-    "read_card": "exports",
-    "run_images": "pipeline",
-    "torch_device": "device",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for, and not before: the facts of the formats are for `--help` too."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# The facts of the formats are for `--help` too.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Device": "tltools.runtime.device",
+        "DeviceChoice": "tltools.runtime.device",
+        "ExportPredictor": "tltools.runtime.predictor",
+        "Outputs": "tltools.runtime.pipeline",
+        "Plan": "tltools.runtime.pipeline",
+        "Predictor": "tltools.runtime.predictor",
+        "chosen_gpus": "tltools.runtime.device",
+        "default_threads": "tltools.runtime.device",
+        "load_predictor": "tltools.runtime.exports",
+        "open_model": "tltools.runtime.pipeline",
+        "open_session": "tltools.runtime.device",
+        "placement": "tltools.runtime.device",
+        "read_card": "tltools.runtime.exports",
+        "run_images": "tltools.runtime.pipeline",
+        "torch_device": "tltools.runtime.device",
+    },
+)

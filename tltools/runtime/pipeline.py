@@ -37,6 +37,7 @@ from tltools.runtime.driver import PageLock, sleep_while_waiting
 from tltools.runtime.exports import load_predictor, read_card
 from tltools.runtime.predictor import ExportPredictor, Layout, Predictor
 from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, in_order
+from tltools.wording import counted
 
 FUSED_BATCH = 1
 FUSED_TASK = 32
@@ -128,8 +129,8 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the plan in words."""
-        images = f"{self.batch_size} image" + "s" * (self.batch_size > 1)
-        workers = f"{self.workers} process" + "es" * (self.workers > 1)
+        images = counted(self.batch_size, "image")
+        workers = counted(self.workers, "process", "processes")
         one = self.workers == 1
         if self.name == "fused":
             decode = "decodes and runs" if one else "each decodes and runs"

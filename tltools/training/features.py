@@ -41,6 +41,7 @@ from tltools.runtime.device import allow_tf32, free_gpu_memory
 from tltools.runtime.pipeline import Model, decode_batches, readable
 from tltools.training.config import FeaturePrecision
 from tltools.training.models import Classifier
+from tltools.wording import plural
 
 BATCH_SIZE = 16
 """Images per forward pass; larger batches are no faster on a CPU (benchmarks/LOG.md)."""
@@ -206,7 +207,7 @@ def extract_features(
     known = cache.load()
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
-        images = "image" if reused == 1 else "images"
+        images = plural(reused, "image")
         progress.say(f"Features of {reused:,} {images} come from the cache {cache.folder}")
     if missing:
         with closing(

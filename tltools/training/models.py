@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tltools.backbones import BACKBONES, Backbone
 from tltools.card import Card, Preprocessing
 from tltools.errors import ArtifactError, ModelError
+from tltools.wording import plural
 
 
 class Classifier(nn.Module):
@@ -92,7 +93,7 @@ def _load_weights(
     if missing:
         possible = backbone.choose_head(state)
         hint = f"; `head={possible}` needs fewer" if possible != head else ""
-        tensors = "tensor" if len(missing) == 1 else "tensors"
+        tensors = plural(len(missing), "tensor")
         raise ModelError(
             f"the weights lack {len(missing)} {tensors} that this head needs (first "
             f"{missing[0]}){hint}"

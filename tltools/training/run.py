@@ -26,6 +26,7 @@ from tltools.runtime.device import Device, DeviceChoice, allow_tf32, torch_devic
 from tltools.training.config import TrainConfig
 from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
+from tltools.wording import grouped
 
 CHECKPOINT = "checkpoint.safetensors"
 PLAN = "plan.json"
@@ -104,10 +105,9 @@ def run_dataset(folder: Path) -> Dataset:
     frame = read_split(folder)
     gone = [path for path in frame["path"] if not os.path.exists(path)]  # noqa: PTH110 (speed)
     if gone:
-        images = "1 image" if len(gone) == 1 else f"{len(gone):,} images"
         raise DataError(
-            f"{images} of run {folder.name} can no longer be found (first {gone[0]}); restore "
-            "the data, or train a new run"
+            f"{grouped(len(gone), 'image')} of run {folder.name} can no longer be found (first "
+            f"{gone[0]}); restore the data, or train a new run"
         )
     return Dataset(
         name=plan.data.name,

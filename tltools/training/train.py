@@ -24,6 +24,7 @@ from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.fit import EpochStats, Trainer, predict_source
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, prepare
+from tltools.wording import plural
 
 _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
@@ -265,7 +266,7 @@ class _Training:
             if trainer.epoch < config.epochs:
                 self._progress.say(
                     f"Stopped early: no lower validation loss for {config.patience} "
-                    f"{'epoch' if config.patience == 1 else 'epochs'}"
+                    f"{plural(config.patience, 'epoch')}"
                 )
 
     def _finish(self, *, interrupted: bool) -> Card:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card
-from tltools.errors import ArtifactError, DeviceError
+from tltools.errors import ArtifactError, DeviceError, first_line
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
 from tltools.runtime.predictor import PROBABILITIES, REMEDY
@@ -64,9 +64,8 @@ def no_card(path: Path) -> ArtifactError:
 
 def not_a(path: Path, what: str, error: object) -> ArtifactError:
     """Return the error for a file that is not in the format called `what`."""
-    reason = str(error).strip().partition("\n")[0]
     article = "an" if what == "ONNX" else "a"
-    return ArtifactError(f"{path} is not {article} {what} file ({reason}); {REMEDY}")
+    return ArtifactError(f"{path} is not {article} {what} file ({first_line(error)}); {REMEDY}")
 
 
 def refused(path: Path, reason: object) -> ArtifactError:
@@ -76,7 +75,7 @@ def refused(path: Path, reason: object) -> ArtifactError:
 
 def failed_run(num_images: int, error: Exception) -> DeviceError:
     """Return the error for a forward pass on `num_images` images that failed."""
-    reason = str(error).strip().partition("\n")[0]
     return DeviceError(
-        f"the model failed on a batch of {num_images}: {reason}; use a smaller `batch_size=`"
+        f"the model failed on a batch of {num_images}: {first_line(error)}; use a smaller "
+        "`batch_size=`"
     )

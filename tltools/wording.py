@@ -1,0 +1,18 @@
+"""Nouns and verbs that agree with a number."""
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """Return the form for `number`: `one` for 1, else `many`, by default `one` with an s."""
+    if number == 1:
+        return one
+    return f"{one}s" if many is None else many
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Write a number with its noun: `1 row`, `2000 rows`."""
+    return f"{number} {plural(number, one, many)}"
+
+
+def grouped(number: int, one: str, many: str | None = None) -> str:
+    """Write a number with its noun, and commas between thousands: `1 image`, `2,000 images`."""
+    return f"{number:,} {plural(number, one, many)}"
