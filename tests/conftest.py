@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tltools import cli
 from tltools.card import (
     CARD_KEY,
     Card,
@@ -31,6 +32,8 @@ from tltools.progress import SILENT, Progress, Silent
 if TYPE_CHECKING:
     from tltools.data.dataset import Dataset
     from tltools.export import ExportResult
+
+cli.load_commands()  # of which a process of `tltools` loads the one that it is given
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = 32

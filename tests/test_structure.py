@@ -47,6 +47,21 @@ def python(code: str, *args: object, cwd: Path = ROOT) -> str:
 # ------------------------------------------------------------------------------------- imports
 
 
+def test_a_command_does_not_import_the_others():
+    loaded = python(
+        "import sys\n"
+        "from tltools.cli import main\n"
+        "try:\n"
+        "    main(['classify', '--help'])\n"
+        "except SystemExit as leaving:\n"
+        "    assert not leaving.code\n"
+        "print('LOADED', *sys.modules)\n",
+    )
+    names = loaded.partition("LOADED ")[2].split()
+    commands = {f"tltools.cli.{name}" for name in cli.COMMANDS}
+    assert commands & set(names) == {"tltools.cli.classify"}
+
+
 def test_help_imports_nothing_heavy():
     loaded = python(
         "import sys\n"

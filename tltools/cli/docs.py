@@ -1,7 +1,6 @@
 """`tltools docs`."""
 
 import re
-from importlib.resources import files
 from typing import Annotated
 
 import typer
@@ -66,6 +65,8 @@ def read_chapter(topic: str) -> str:
     """
     if topic not in CHAPTERS:
         raise ConfigError(f"no chapter {topic!r}: choose from {', '.join(CHAPTERS)}")
+    from importlib.resources import files  # here, because most commands do without it
+
     text = (files("tltools") / "docs" / f"{topic}.md").read_text(encoding="utf-8")
     return _LINKS.sub(r"\1 (`tltools docs \2`)", _COMMENTS.sub("", text))
 
