@@ -231,7 +231,7 @@ def test_images_without_a_class_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        pytest.param(["train/1.jpg", "test/2.jpg"], "without class folders", id="flat"),
+        pytest.param(["train/1.jpg", "test/2.jpg"], "but no class folders", id="flat"),
         pytest.param(["train/a/1.jpg", "cats/2.jpg"], r"not splits \(cats\): move", id="mixed"),
         pytest.param(["1.jpg"], "neither a CSV nor class folders", id="no folders"),
         pytest.param([], "neither a CSV nor class folders", id="empty"),

@@ -315,7 +315,7 @@ def _split_folders(folder: Path) -> list[Path]:
     divided = [path for path in named if _folders(path)]
     if named and not others and not divided:
         raise DataError(
-            f"{folder} contains {shorten(path.name for path in named)}, but without class folders: "
+            f"{folder} contains {shorten(path.name for path in named)}, but no class folders: "
             "put the images into one folder per class, or name a CSV with the labels"
         )
     if not others:
