@@ -162,13 +162,13 @@ def test_without_ray_the_remedy_is_named(onnx_path, images, tmp_path, monkeypatc
     ("args", "message"),
     [
         pytest.param(["-o", "-"], "cannot write to standard output; name a folder", id="stdout"),
-        pytest.param(["-o", "out", "--shard", "1/2"], "shares the images out", id="shard"),
-        pytest.param(["-o", "out", "--report", "a.html"], "made of one file", id="report"),
+        pytest.param(["-o", "out", "--shard", "1/2"], "the cluster distributes the images itself", id="shard"),
+        pytest.param(["-o", "out", "--report", "a.html"], "a report needs one predictions file", id="report"),
         pytest.param(["-o", "out.csv"], "named like a file; choose --output out", id="suffix"),
         pytest.param(
             ["-o", "out", "--threads", "2"], "--threads is for --engine local", id="cores"
         ),
-        pytest.param(["-o", "out", "--changed-only"], "its ledger is on one machine", id="ledger"),
+        pytest.param(["-o", "out", "--changed-only"], "the ledger is a file on one machine", id="ledger"),
     ],
 )
 def test_options_that_the_engine_does_not_take(args, message, onnx_path, images, tmp_path):
@@ -330,7 +330,7 @@ def test_a_lost_node_and_a_deadly_image_cost_no_other_row(
 
 
 def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
-    with pytest.raises(DeviceError, match="--device cuda: the cluster has no GPU"):
+    with pytest.raises(DeviceError, match="`device=cuda`: the cluster has no GPU"):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", device="cuda"))
     with pytest.raises(ConfigError, match="no machine of the cluster has the 64 cores"):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", workers=64))

@@ -4,9 +4,7 @@ For programs that classify images: `load_model`, whose results are `Prediction`,
 errors are `TltoolsError`.
 """
 
-from typing import TYPE_CHECKING
-
-from tltools.lazy import lazy_names
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tltools.api import ImagePredictor, load_model
@@ -17,13 +15,18 @@ __all__ = ["ImagePredictor", "Prediction", "TltoolsError", "__version__", "load_
 
 __version__ = "0.1.0"
 
-# So that `tltools --help` loads nothing heavy.
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "ImagePredictor": "tltools.api",
-        "Prediction": "tltools.classify",
-        "TltoolsError": "tltools.errors",
-        "load_model": "tltools.api",
-    },
-)
+_MODULES = {
+    "ImagePredictor": "tltools.api",
+    "Prediction": "tltools.classify",
+    "TltoolsError": "tltools.errors",
+    "load_model": "tltools.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and not before, so that `tltools --help` loads nothing heavy."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_MODULES[name]), name)
