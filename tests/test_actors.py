@@ -106,7 +106,12 @@ def test_an_actor_says_what_its_machine_lacks(setup, images, onnx_path, tmp_path
     image = images / "red" / "0.png"
     for changes, asked, kind, message in (
         ({"tltools": "0.0"}, image, "ConfigError", "but the driver has 0.0; install the same"),
-        ({"same_files": {str(onnx_path): "0"}}, image, "ArtifactError", "differs from the file on the driver"),
+        (
+            {"same_files": {str(onnx_path): "0"}},
+            image,
+            "ArtifactError",
+            "differs from the file on the driver",
+        ),
         ({"same_files": {"/no/model": "0"}}, image, "ArtifactError", "see the model and the"),
         ({}, tmp_path / "gone.png", "DataError", "gone.png does not exist here; all machines"),
         ({}, onnx_path, "DataError", "cannot read image tiny.onnx"),
@@ -128,7 +133,9 @@ def test_a_machine_with_other_features_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda shared: shared))
     opened = backbones.open_shared(data, spec, images, right, device="cpu", threads=1)
     np.testing.assert_allclose(opened(images), right, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ParityError, match=r"features are \d+.\d% off those of the machine that started"):
+    with pytest.raises(
+        ParityError, match=r"features are \d+.\d% off those of the machine that started"
+    ):
         backbones.open_shared(data, spec, images, 2 * right, device="cpu", threads=1)
 
 

@@ -162,13 +162,19 @@ def test_without_ray_the_remedy_is_named(onnx_path, images, tmp_path, monkeypatc
     ("args", "message"),
     [
         pytest.param(["-o", "-"], "cannot write to standard output; name a folder", id="stdout"),
-        pytest.param(["-o", "out", "--shard", "1/2"], "the cluster distributes the images itself", id="shard"),
-        pytest.param(["-o", "out", "--report", "a.html"], "a report needs one predictions file", id="report"),
+        pytest.param(
+            ["-o", "out", "--shard", "1/2"], "the cluster distributes the images itself", id="shard"
+        ),
+        pytest.param(
+            ["-o", "out", "--report", "a.html"], "a report needs one predictions file", id="report"
+        ),
         pytest.param(["-o", "out.csv"], "named like a file; choose --output out", id="suffix"),
         pytest.param(
             ["-o", "out", "--threads", "2"], "--threads is for --engine local", id="cores"
         ),
-        pytest.param(["-o", "out", "--changed-only"], "the ledger is a file on one machine", id="ledger"),
+        pytest.param(
+            ["-o", "out", "--changed-only"], "the ledger is a file on one machine", id="ledger"
+        ),
     ],
 )
 def test_options_that_the_engine_does_not_take(args, message, onnx_path, images, tmp_path):
