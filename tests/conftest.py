@@ -269,7 +269,7 @@ def make_exports(
 
 def replace_writer(patch: pytest.MonkeyPatch, name: str, **functions: Callable[..., Any]) -> None:
     """Have the files of a format written by other functions: `write`, `seal` or both."""
-    from tltools.runtime.formats import FORMATS
+    from tltools.runtime.model_formats import FORMATS
 
     writer = FORMATS[name].load_writer()
     changed = SimpleNamespace(**({"write": writer.write, "seal": writer.seal} | functions))

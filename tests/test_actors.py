@@ -23,8 +23,8 @@ from tltools.data.dataset import load_dataset
 from tltools.errors import ConfigError, DataError, ParityError, TltoolsError
 from tltools.evaluate import evaluate, evaluate_on_cluster
 from tltools.ray.models import ModelActor, ModelSetup, ModelTask, RayCluster
-from tltools.runtime import backbone as backbones
 from tltools.runtime import load_predictor
+from tltools.runtime import onnx_backbone as backbones
 from tltools.training import TrainSetup, default_config, train_model
 from tltools.training import features as features_module
 from tltools.training.features import FeatureCache, choose_calibration, extract_features

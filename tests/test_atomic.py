@@ -151,7 +151,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tltools.atomic import atomic_path
 from tltools.errors import TltoolsError
-from tltools.runtime.formats.torchscript import _save
+from tltools.runtime.model_formats.torchscript import _save
 
 class card:
     to_json = lambda: "{}"

@@ -29,7 +29,7 @@ from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
 from tltools.runtime import read_card
-from tltools.runtime.formats import torchscript
+from tltools.runtime.model_formats import torchscript
 from tltools.training import TrainConfig, default_config
 from tltools.training.run import load_card
 

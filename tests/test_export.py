@@ -29,8 +29,8 @@ from tltools.export.parity import BARS, ParityBar, compare
 from tltools.export.trained import HalfClassifier
 from tltools.graphs.onnx_file import check_onnx, example_images
 from tltools.runtime import load_predictor, read_card
-from tltools.runtime.formats import FORMATS as MODEL_FORMATS
-from tltools.runtime.formats import torchscript
+from tltools.runtime.model_formats import FORMATS as MODEL_FORMATS
+from tltools.runtime.model_formats import torchscript
 from tltools.training import load_run, open_run
 from tltools.training.run import load_card, read_split
 

@@ -14,7 +14,7 @@ from tltools.bench import BenchSettings, bench_inputs, run_bench
 from tltools.card import Card, card_from_json
 from tltools.runtime import open_model, read_card
 from tltools.runtime.device import torch_device
-from tltools.runtime.formats import FORMATS, ModelFormat, Written
+from tltools.runtime.model_formats import FORMATS, ModelFormat, Written
 
 # ------------------------------------------------------------------------------- a model format
 #

@@ -12,7 +12,7 @@ from typer.main import get_command
 from tltools import cli
 from tltools.classify import Job, Shard, merge_shards, output_formats, run_job
 from tltools.classify.output_formats import OutputFormat, Row, output_format
-from tltools.classify.pipeline import Prediction
+from tltools.classify.predict import Prediction
 from tltools.errors import ConfigError, DataError
 from tltools.progress import Silent
 from tltools.report.jobs import read_job

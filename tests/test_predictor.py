@@ -11,7 +11,7 @@ from tltools.card import Preprocessing
 from tltools.errors import ArtifactError, DeviceError
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.device import CPU_PROVIDER
-from tltools.runtime.formats.onnx import OnnxPredictor
+from tltools.runtime.model_formats.onnx import OnnxPredictor
 
 
 @pytest.fixture(params=["onnx", "torchscript"])

@@ -21,7 +21,7 @@ from tltools.artifacts import read_artifact
 from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.output_formats.parquet import write_parquet
-from tltools.classify.pipeline import Prediction
+from tltools.classify.predict import Prediction
 from tltools.errors import ConfigError, DataError
 from tltools.report import check_place
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile

@@ -45,7 +45,7 @@ from tltools.classify.unfinished import UnfinishedOutput
 from tltools.errors import ConfigError, TltoolsError
 from tltools.progress import Silent
 from tltools.runtime import Plan, load_predictor
-from tltools.runtime.formats.onnx import OnnxPredictor
+from tltools.runtime.model_formats.onnx import OnnxPredictor
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 NUM_MANY = 6000

@@ -142,7 +142,7 @@ def test_parquet_of_many_row_groups_merges_row_for_row(folder, onnx_path, tmp_pa
 
 
 def test_the_model_gets_the_same_batches_as_in_one_run(folder, onnx_path, tmp_path, monkeypatch):
-    from tltools.runtime.formats.onnx import OnnxPredictor
+    from tltools.runtime.model_formats.onnx import OnnxPredictor
 
     call = OnnxPredictor.__call__
     batches: list[bytes] = []

@@ -42,8 +42,8 @@ from tltools.training.features import (
     gpu_batch_size,
 )
 from tltools.training.models import build_classifier
+from tltools.training.pretrained import load_weights
 from tltools.training.run import STATE, load_card, load_run
-from tltools.training.weights import load_weights
 
 NUM = 24
 SMALL = Preprocessing(size=32)

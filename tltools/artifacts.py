@@ -8,7 +8,7 @@ from tltools.errors import ArtifactError
 from tltools.run_folder import CARD, load_card
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
-from tltools.runtime.formats import format_of, is_export_name, suffixes
+from tltools.runtime.model_formats import format_of, is_export_name, suffixes
 from tltools.runtime.predictor import Predictor
 
 RUN_DIR = Path("runs")

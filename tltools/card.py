@@ -159,7 +159,7 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that an export adds to its run's card."""
 
     format: str
-    """Name of a `tltools.runtime.formats.ModelFormat`."""
+    """Name of a `tltools.runtime.model_formats.ModelFormat`."""
     precision: Precision
     opset: int | None = None
     """ONNX opset; None in other formats."""

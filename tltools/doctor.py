@@ -453,7 +453,7 @@ def _feature_cache() -> Check:
 
 def _weights(backbone: Backbone, pretrained: Pretrained) -> Check:
     """Look for the default weights of a backbone."""
-    from tltools.training.weights import download_path
+    from tltools.training.pretrained import download_path
 
     name = f"{backbone.title} weights"
     download = pretrained.downloads[IMAGENET]

@@ -11,7 +11,7 @@ from tltools.bench.rows import EAGER
 from tltools.bench.settings import CPU_BATCH_SIZES, GPU_BATCH_SIZES, BenchSettings, Effort
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_WARMUP
 from tltools.parallel import num_cores
-from tltools.runtime.formats import format_named
+from tltools.runtime.model_formats import format_named
 from tltools.wording import counted, plural
 
 START_S = 2.0

@@ -15,7 +15,7 @@ from tltools.bench.rows import EAGER, BenchPrecision
 from tltools.card import Card
 from tltools.errors import DataError
 from tltools.run_folder import CARD, read_split
-from tltools.runtime.formats import ONNX, format_of
+from tltools.runtime.model_formats import ONNX, format_of
 from tltools.runtime.selftest import lacks_self_test
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Candidate:
     run: str
     """The run; its candidates are compared with its eager model, and grouped in the tables."""
     format: str
-    """Name of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
+    """Name of a `tltools.runtime.model_formats.ModelFormat`, or `EAGER`."""
     precision: BenchPrecision
     path: Path
     """The export; for `eager`, the run folder."""

@@ -108,7 +108,7 @@ class BenchRow:
     name: str
     run: str
     format: str
-    """Name of a `tltools.runtime.formats.ModelFormat`, or `EAGER`."""
+    """Name of a `tltools.runtime.model_formats.ModelFormat`, or `EAGER`."""
     precision: BenchPrecision
     path: str
     status: Status

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tltools.bench.rows import ClassifyRound, StageCosts
 from tltools.classify import ImageRef, Output, Plan
 from tltools.classify.output_formats import row_encoder
-from tltools.classify.pipeline import RowMaker, Rows
+from tltools.classify.predict import RowMaker, Rows
 from tltools.data.images import load_image
 from tltools.parallel import ordered_map
 from tltools.runtime import Device, Predictor, load_predictor, run_images

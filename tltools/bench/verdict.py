@@ -20,7 +20,7 @@ from tltools.bench.rows import (
 )
 from tltools.bench.text import accuracy, digits, milliseconds, percent_down
 from tltools.bench.timing import MAX_ROUND_SPREAD
-from tltools.runtime.formats import FORMATS
+from tltools.runtime.model_formats import FORMATS
 
 MAX_ACCURACY_LOSS = 0.005
 """Largest loss of accuracy of a recommended export, as a share of all images."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tltools.classify.job import Job, Summary
     from tltools.classify.merge import Merged, merge_shards
     from tltools.classify.output_formats import OUTPUT_FORMATS, OutputFormat
-    from tltools.classify.pipeline import Prediction, classify
+    from tltools.classify.predict import Prediction, classify
     from tltools.classify.run import run_job
     from tltools.classify.shards import Shard
     from tltools.classify.writer import Output, check_output
@@ -46,11 +46,11 @@ __getattr__ = lazy_names(
         "OutputFormat": "tltools.classify.output_formats",
         "ImageRef": "tltools.data.image_ref",
         "Plan": "tltools.runtime",
-        "Prediction": "tltools.classify.pipeline",
+        "Prediction": "tltools.classify.predict",
         "Shard": "tltools.classify.shards",
         "Summary": "tltools.classify.job",
         "check_output": "tltools.classify.writer",
-        "classify": "tltools.classify.pipeline",
+        "classify": "tltools.classify.predict",
         "list_images": "tltools.classify.inputs",
         "merge_shards": "tltools.classify.merge",
         "open_model": "tltools.runtime",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tltools.card import Card
-from tltools.classify.pipeline import check_min_confidence
+from tltools.classify.predict import check_min_confidence
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
 from tltools.runtime import Device, DeviceChoice, Plan

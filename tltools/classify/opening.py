@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tltools.classify.identity import JobRecord, device_difference
 from tltools.classify.job import Job
-from tltools.classify.pipeline import check_min_confidence
+from tltools.classify.predict import check_min_confidence
 from tltools.classify.resume import Kept
 from tltools.classify.unfinished import refusal
 from tltools.processes import Launcher

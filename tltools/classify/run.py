@@ -12,8 +12,8 @@ from tltools.classify.job import Job, Summary
 from tltools.classify.listing import JobListing
 from tltools.classify.opening import open_for
 from tltools.classify.output_formats import STDOUT, row_encoder
-from tltools.classify.pipeline import UNCERTAIN, RowMaker, Rows
-from tltools.classify.place import Place
+from tltools.classify.output_place import OutputPlace
+from tltools.classify.predict import UNCERTAIN, RowMaker, Rows
 from tltools.classify.resume import Start, go_on
 from tltools.classify.tally import Tally
 from tltools.classify.unfinished import HOW_TO_RESUME, UnfinishedOutput
@@ -50,7 +50,7 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
         TltoolsError: If the output or the ledger cannot be written, or a server cannot be reached.
             The rows written so far stay in `<output>.part`, as they do whenever a job is stopped.
     """
-    place = Place(job)
+    place = OutputPlace(job)
     listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
     identity = JobIdentity(job, overwrite=place.replaces, shard=job.shard, tf32=job.tf32)
     with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
@@ -92,7 +92,7 @@ def _open_ledger(
 
 def _runner(
     job: Job,
-    place: Place,
+    place: OutputPlace,
     opened: tuple[Predictor, Plan],
     ledger: "Ledger | None",
     launcher: Launcher | None,

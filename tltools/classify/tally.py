@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from tltools.atomic import atomic_path
 from tltools.classify.output_formats.csv_rows import CsvCodec
-from tltools.classify.pipeline import Rows
+from tltools.classify.predict import Rows
 from tltools.classify.unfinished import cannot_write, exists_already
 from tltools.errors import ConfigError, TltoolsError
 

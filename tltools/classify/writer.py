@@ -11,7 +11,7 @@ from typing import Self
 
 from tltools.atomic import atomic_path
 from tltools.classify.output_formats import STDOUT, output_format
-from tltools.classify.pipeline import Prediction
+from tltools.classify.predict import Prediction
 from tltools.classify.resume import Kept
 from tltools.classify.unfinished import UnfinishedOutput, cannot_write, exists_already
 from tltools.errors import ConfigError, TltoolsError

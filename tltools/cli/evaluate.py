@@ -24,7 +24,7 @@ from tltools.cli.options import (
     split_names,
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
-from tltools.runtime.formats import suffixes
+from tltools.runtime.model_formats import suffixes
 from tltools.wording import counted
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption
 from tltools.errors import ConfigError
-from tltools.runtime.formats import FORMATS, format_named, format_of, is_export_name
+from tltools.runtime.model_formats import FORMATS, format_named, format_of, is_export_name
 from tltools.wording import counted
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from tltools.errors import ConfigError
-from tltools.runtime.formats import FORMATS, format_named
+from tltools.runtime.model_formats import FORMATS, format_named
 
 if TYPE_CHECKING:
     from tltools.data.location import Location

@@ -19,7 +19,7 @@ from tltools.export.trained import TrainedRun
 from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
 from tltools.runtime import load_predictor
-from tltools.runtime.formats import ModelFormat, Written
+from tltools.runtime.model_formats import ModelFormat, Written
 from tltools.runtime.pipeline import decode_batches
 from tltools.runtime.predictor import ExportPredictor
 from tltools.runtime.selftest import replay

@@ -10,14 +10,14 @@ import onnx
 from tltools.card import CARD_KEY, Card, Precision
 from tltools.graphs.onnx_file import OPSET, check_onnx, write_module
 from tltools.graphs.precision import quantize_until, write_fp16
-from tltools.runtime.formats import Trained, Written
+from tltools.runtime.model_formats import Trained, Written
 from tltools.runtime.predictor import OUTPUT, PROBABILITIES
 
 
 def write(
     trained: Trained, precision: Precision, path: Path, check: Callable[[Path], object]
 ) -> Written:
-    """Write a file and check it; see `tltools.runtime.formats.Writer`.
+    """Write a file and check it; see `tltools.runtime.model_formats.Writer`.
 
     If an int8 file fails its check, it is written again with more layers in float.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from tltools.card import Precision
 from tltools.errors import ConfigError
 from tltools.runtime.device import Device
-from tltools.runtime.formats import ModelFormat, format_named
+from tltools.runtime.model_formats import ModelFormat, format_named
 
 CALIBRATION_IMAGES = 128
 """Default number of images for int8 calibration; more change little (benchmarks/LOG.md)."""
@@ -17,7 +17,7 @@ class ExportSettings:
     """Which files to export from a run, and how to verify them."""
 
     formats: tuple[str, ...] = ("onnx",)
-    """Names of `tltools.runtime.formats.FORMATS`."""
+    """Names of `tltools.runtime.model_formats.FORMATS`."""
     precisions: tuple[Precision, ...] = ("fp32",)
     """Precisions of the files; a format skips those that it does not support."""
     output: Path = Path("exports")

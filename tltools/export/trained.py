@@ -33,7 +33,7 @@ CALIBRATION_BATCH = 16
 
 
 class TrainedRun:
-    """A run's model and images; a `tltools.runtime.formats.Trained`.
+    """A run's model and images; a `tltools.runtime.model_formats.Trained`.
 
     Results that several files share are computed once, on first use.
     """

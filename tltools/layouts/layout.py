@@ -12,7 +12,7 @@ from tltools.errors import ConfigError
 from tltools.layouts.docker import docker_files
 from tltools.layouts.triton import triton_files
 from tltools.runtime import read_card
-from tltools.runtime.formats import ONNX, format_of
+from tltools.runtime.model_formats import ONNX, format_of
 
 Layout: TypeAlias = Literal["triton", "docker"]
 FORMAT = ONNX

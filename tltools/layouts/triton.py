@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tltools.card import Card
 from tltools.errors import ArtifactError
-from tltools.runtime.formats.onnx import read_signature
+from tltools.runtime.model_formats.onnx import read_signature
 from tltools.runtime.onnx_reader import TensorType
 from tltools.runtime.predictor import OUTPUT, PROBABILITIES
 

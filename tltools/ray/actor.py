@@ -12,7 +12,7 @@ import msgspec
 
 from tltools.classify.identity import PartsRecord
 from tltools.classify.output_formats.format import utf8_text
-from tltools.classify.pipeline import Prediction, classify
+from tltools.classify.predict import Prediction, classify
 from tltools.classify.unfinished import cannot_write
 from tltools.classify.writer import write_complete
 from tltools.data.location import is_url

@@ -22,7 +22,7 @@ from tltools.classify.inputs import list_portions
 from tltools.classify.job import Summary
 from tltools.classify.listing import COUNTING_S, count_ahead
 from tltools.classify.output_formats import output_format
-from tltools.classify.pipeline import UNCERTAIN, check_min_confidence
+from tltools.classify.predict import UNCERTAIN, check_min_confidence
 from tltools.classify.tally import Tally, check_errors_to
 from tltools.classify.unfinished import HOW_TO_RESUME, refusal
 from tltools.errors import ConfigError

@@ -18,7 +18,7 @@ from tltools.card import Resize
 from tltools.classify.inputs import LIST_SUFFIX
 from tltools.classify.output_formats import Row, output_format
 from tltools.classify.output_formats.csv_rows import without_apostrophe
-from tltools.classify.pipeline import UNCERTAIN
+from tltools.classify.predict import UNCERTAIN
 from tltools.classify.tally import kind_of_error
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name

@@ -21,7 +21,7 @@ from tltools.report.models import (
     training_section,
 )
 from tltools.run_folder import CARD, SPLIT
-from tltools.runtime.formats import is_export_name, suffixes
+from tltools.runtime.model_formats import is_export_name, suffixes
 
 
 @dataclass

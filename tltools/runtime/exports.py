@@ -5,7 +5,7 @@ from pathlib import Path
 from tltools.card import Card
 from tltools.errors import ArtifactError
 from tltools.runtime.device import Device, check_tf32
-from tltools.runtime.formats import format_of
+from tltools.runtime.model_formats import format_of
 from tltools.runtime.predictor import REMEDY, ExportPredictor
 from tltools.runtime.selftest import replay
 

@@ -30,14 +30,14 @@ from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.ray.models import RayCluster
 from tltools.runtime import Plan, run_images
-from tltools.runtime.backbone import (
+from tltools.runtime.device import allow_tf32, free_gpu_memory
+from tltools.runtime.onnx_backbone import (
     MAX_FEATURE_ERROR,
     OnnxBackbone,
     feature_error,
     load_few,
     open_shared,
 )
-from tltools.runtime.device import allow_tf32, free_gpu_memory
 from tltools.runtime.pipeline import Model, decode_batches, readable
 from tltools.training.config import FeaturePrecision
 from tltools.training.models import Classifier

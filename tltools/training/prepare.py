@@ -26,8 +26,8 @@ from tltools.training.features import (
     extract_features,
 )
 from tltools.training.models import Classifier, build_classifier
+from tltools.training.pretrained import load_weights
 from tltools.training.sources import Source
-from tltools.training.weights import load_weights
 
 _SMALLEST_STD = 0.01
 """Floor for a feature's standard deviation, as a fraction of the RMS of all features."""

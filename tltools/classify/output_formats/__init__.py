@@ -8,7 +8,7 @@ from tltools.classify.output_formats.csv_rows import CSV
 from tltools.classify.output_formats.format import OutputFormat, Row, RowCodec
 from tltools.classify.output_formats.json_lines import JSON_LINES
 from tltools.classify.output_formats.parquet import PARQUET
-from tltools.classify.pipeline import Prediction
+from tltools.classify.predict import Prediction
 from tltools.errors import ConfigError
 
 __all__ = [

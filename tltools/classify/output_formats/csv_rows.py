@@ -14,7 +14,7 @@ from tltools.classify.output_formats.format import (
     damaged_row,
     utf8_text,
 )
-from tltools.classify.pipeline import UNCERTAIN, Prediction
+from tltools.classify.predict import UNCERTAIN, Prediction
 from tltools.errors import DataError
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

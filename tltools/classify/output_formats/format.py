@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from tltools.classify.pipeline import Prediction
+from tltools.classify.predict import Prediction
 from tltools.errors import DataError
 
 DECIMALS = 6

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import msgspec
 
 from tltools.classify.output_formats.format import DECIMALS, OutputFormat, Row, utf8_text
-from tltools.classify.pipeline import UNCERTAIN, Prediction
+from tltools.classify.predict import UNCERTAIN, Prediction
 from tltools.errors import DataError
 
 

@@ -21,7 +21,7 @@ from tltools.runtime.device import (
     placement,
 )
 from tltools.runtime.driver import PageLock
-from tltools.runtime.formats.shared import (
+from tltools.runtime.model_formats.shared import (
     check_images,
     check_is_file,
     check_logits,

@@ -15,7 +15,7 @@ from tltools.errors import ConfigError
 from tltools.progress import Progress
 
 
-class Place:
+class OutputPlace:
     """The output of a job on this machine."""
 
     def __init__(self, job: Job) -> None:

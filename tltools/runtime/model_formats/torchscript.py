@@ -16,8 +16,8 @@ from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, Precision, card_from_js
 from tltools.errors import ArtifactError
 from tltools.runtime.device import Device, allow_tf32, default_threads, torch_device
 from tltools.runtime.driver import PageLock
-from tltools.runtime.formats import Trained, Written
-from tltools.runtime.formats.shared import (
+from tltools.runtime.model_formats import Trained, Written
+from tltools.runtime.model_formats.shared import (
     check_images,
     check_is_file,
     check_logits,

@@ -167,7 +167,7 @@ ONNX = ModelFormat(
     precisions=("fp32", "fp16", "int8"),
     is_code=False,
     needs_torch=False,
-    load_reader=_module("tltools.runtime.formats.onnx"),
+    load_reader=_module("tltools.runtime.model_formats.onnx"),
     # Kept with the graph rewriting it uses: this is the only format whose reader needs no PyTorch.
     load_writer=_module("tltools.export.onnx_writer"),
 )
@@ -179,8 +179,8 @@ TORCHSCRIPT = ModelFormat(
     gpu_precisions=("fp16",),
     is_code=True,
     needs_torch=True,
-    load_reader=_module("tltools.runtime.formats.torchscript"),
-    load_writer=_module("tltools.runtime.formats.torchscript"),
+    load_reader=_module("tltools.runtime.model_formats.torchscript"),
+    load_writer=_module("tltools.runtime.model_formats.torchscript"),
 )
 FORMATS: dict[str, ModelFormat] = {one.name: one for one in (ONNX, TORCHSCRIPT)}
 """Formats by name. Between equally accurate and fast exports, the earlier format is preferred."""
