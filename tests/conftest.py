@@ -431,3 +431,13 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def features_of(paths, hashes, *, progress=SILENT, **settings):
+    """Return the features of all images as one array, (N, F); `settings` are an `Extraction`'s."""
+    import torch
+
+    from tltools.training.features import Extraction, extract
+
+    rows = extract(paths, hashes, Extraction(**settings), progress=progress)
+    return torch.stack(rows).numpy()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Recorder, run_tltools
+from conftest import Recorder, features_of, run_tltools
 
 from tltools import __version__
 from tltools.artifacts import model_files, open_predictor, read_artifact
@@ -27,7 +27,7 @@ from tltools.runtime import load_predictor
 from tltools.runtime import onnx_backbone as backbones
 from tltools.training import TrainSetup, default_config, train_model
 from tltools.training import features as features_module
-from tltools.training.features import FeatureCache, choose_calibration, extract_features
+from tltools.training.features import Extraction, FeatureCache, choose_calibration
 from tltools.training.models import build_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
@@ -126,7 +126,8 @@ def test_a_machine_with_other_features_is_refused(tmp_path, monkeypatch):
     spec = Preprocessing(size=32)
     model = build_classifier(CNN, 2, spec).eval()
     cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=spec)
-    with features_module._backbone_file(model, spec, cache, (), Recorder()) as path:
+    settings = Extraction(model=model, preprocessing=spec, cache=cache, device=torch.device("cpu"))
+    with features_module._backbone_file(settings, Recorder()) as path:
         data = path.read_bytes()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     right = backbones.OnnxBackbone(data, spec)(images)
@@ -156,7 +157,7 @@ class FakeRemote:
 @pytest.mark.parametrize(("int8", "device"), [(True, "cpu"), (False, None)])
 def test_int8_features_are_computed_on_cpus(extraction, int8, device):
     with pytest.raises(AskedError) as asked:
-        extract_features(**extraction("ray", int8=int8), remote=FakeRemote())
+        features_of(**extraction("ray", int8=int8), cluster=FakeRemote())
     assert asked.value.args == (device,)  # None: that of the cluster
 
 
@@ -171,7 +172,7 @@ def remote(cluster):
 
 @pytest.fixture
 def extraction(images, tmp_path):
-    """Make what `extract_features` takes, of a small network, with a cache of its own."""
+    """Make what `features_of` takes, of a small network, with a cache of its own."""
     dataset = load_dataset(images, val_fraction=0.25)
     spec = Preprocessing(size=32)
     torch.manual_seed(0)
@@ -201,16 +202,16 @@ def extraction(images, tmp_path):
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_features_are_those_of_this_machine(remote, extraction, int8):
-    local = extract_features(**extraction("local", int8=int8))
+    local = features_of(**extraction("local", int8=int8))
     recorder = Recorder()
     arguments = extraction("ray", int8=int8)
-    features = extract_features(**arguments, remote=remote, progress=recorder)
+    features = features_of(**arguments, cluster=remote, progress=recorder)
     assert (features.shape, features.dtype) == (local.shape, np.float32)
     np.testing.assert_allclose(features, local, rtol=1e-4, atol=1e-5)
     assert recorder.bars[-1] == "Extracting features"
     # Either engine finds them under the same keys.
     again = Recorder()
-    np.testing.assert_array_equal(extract_features(**arguments, progress=again), features)
+    np.testing.assert_array_equal(features_of(**arguments, progress=again), features)
     assert again.bars == []
 
 
@@ -236,13 +237,11 @@ def test_an_interrupted_extraction_goes_on_from_the_cache(remote, extraction, mo
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract_features(**arguments, remote=remote, progress=StopsInTheMiddle())
+        features_of(**arguments, cluster=remote, progress=StopsInTheMiddle())
     num_kept = len(arguments["cache"].load())
     assert 0 < num_kept < 30
-    features = extract_features(**arguments, remote=remote)
-    np.testing.assert_allclose(
-        features, extract_features(**extraction("local")), rtol=1e-4, atol=1e-5
-    )
+    features = features_of(**arguments, cluster=remote)
+    np.testing.assert_allclose(features, features_of(**extraction("local")), rtol=1e-4, atol=1e-5)
 
 
 class Dying:
@@ -345,7 +344,7 @@ def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16
                 device="cpu",
                 run_dir=tmp_path / name,
                 cache_dir=tmp_path / "cache",
-                remote=remote,
+                cluster=remote,
             ),
             progress=progress,
         )

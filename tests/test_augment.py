@@ -60,7 +60,7 @@ def test_each_change_is_torchvisions(images, change):
 
 
 def test_each_image_has_its_own_change(images):
-    drawn = draw_changes(len(images), SIZE, torch.Generator().manual_seed(3))
+    drawn = draw_changes(len(images), SIZE, "color", torch.Generator().manual_seed(3))
     for image, change, changed in zip(images, drawn, apply_changes(images, drawn), strict=True):
         expected = reference(image, change)
         torch.testing.assert_close(changed.double(), expected, atol=0.52, rtol=0)
@@ -71,14 +71,14 @@ def test_no_change_is_the_image(images):
 
 
 def test_an_image_does_not_depend_on_its_batch(images):
-    drawn = draw_changes(len(images), SIZE, torch.Generator().manual_seed(4))
+    drawn = draw_changes(len(images), SIZE, "color", torch.Generator().manual_seed(4))
     whole = apply_changes(images, drawn)
     assert torch.equal(apply_changes(images[5:16], drawn[5:16]), whole[5:16])
 
 
 def test_a_seed_repeats_and_another_differs():
     first, again, other = (
-        draw_changes(50, SIZE, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        draw_changes(50, SIZE, "color", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -86,7 +86,7 @@ def test_a_seed_repeats_and_another_differs():
 
 def test_crops_are_distributed_as_torchvisions():
     num, size = 20_000, 224
-    drawn = draw_changes(num, size, torch.Generator().manual_seed(5)).double()
+    drawn = draw_changes(num, size, "color", torch.Generator().manual_seed(5)).double()
     left, top, width, height = drawn[:, 1:5].unbind(1)
     assert ((left >= 0) & (left + width <= size) & (top >= 0) & (top + height <= size)).all()
     crop = v2.RandomResizedCrop(size, scale=(0.6, 1.0))
@@ -104,7 +104,7 @@ def test_crops_are_distributed_as_torchvisions():
 
 def test_flips_factors_and_orders_are_uniform():
     num = 20_000
-    drawn = draw_changes(num, SIZE, torch.Generator().manual_seed(7))
+    drawn = draw_changes(num, SIZE, "color", torch.Generator().manual_seed(7))
     assert drawn[:, 0].mean().item() == pytest.approx(0.5, abs=0.02)
     factors = drawn[:, 5:8]
     assert factors.min() >= 0.8

@@ -437,8 +437,10 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("train-bad-lr", "train images --lr -1", 2, "--lr must be positive, got -1.0"),
             ("train-bad-batch", "train images --batch-size 0", 2,
              "--batch-size must be at least 1, got 0"),
-            ("train-augment-vgg16", "train images --model vgg16 --augment", 2,
-             "--augment works only with --model cnn"),
+            ("train-fine-tuned-cnn", "train images --model cnn --fine-tune all", 2,
+             "--fine-tune works only with --model vgg16"),
+            ("train-bad-dropout", "train images --model vgg16 --fine-tune all --dropout 1", 2,
+             "--dropout must be at least 0 and less than 1, got 1.0"),
             ("train-head-of-cnn", "train images --model cnn --head pooled", 2,
              "--model cnn has no --head pooled"),
             ("train-nothing-to-resume", "train --resume", 1, "nothing to resume"),
@@ -725,9 +727,14 @@ CHANGES = {
     "precision": "fp32",
     "patience": 4,
     "resize": "crop",
-    "augment": True,
+    "augment": "color",
     "class_weights": True,
+    "schedule": "cosine",
+    "optimizer": "adamw",
+    "label_smoothing": 0.25,
+    "clip_grad": 0.5,
 }
+FINE_TUNING_CHANGES = {"backbone_lr": 0.125, "dropout": 0.25}
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(TrainConfig)])
@@ -750,6 +757,13 @@ def test_a_training_option_changes_its_setting_and_no_other(run, monkeypatch, fi
     elif field == "head":
         model, head, args = "vgg16", "pooled", ["--head", "pooled"]
         expected = replace(default_config("vgg16"), head=head)
+    elif field == "fine_tune":
+        model, args = "vgg16", ["--fine-tune", "all"]
+        expected = default_config("vgg16", fine_tune="all")
+    elif field in FINE_TUNING_CHANGES:
+        value = FINE_TUNING_CHANGES[field]
+        model, args = "vgg16", ["--fine-tune", "all", "--" + field.replace("_", "-"), value]
+        expected = replace(default_config("vgg16", fine_tune="all"), **{field: value})
     elif field == "feature_precision":
         model, args = "vgg16", ["--feature-precision", "fp32"]
         expected = replace(default_config("vgg16"), feature_precision="fp32")

@@ -9,8 +9,8 @@ from tltools.training import fit
 from tltools.training.config import default_config
 from tltools.training.features import choose_precision
 from tltools.training.fit import Trainer, predict_source
-from tltools.training.prepare import Scaling
-from tltools.training.sources import Source
+from tltools.training.scaling import Scaling
+from tltools.training.sources import FeatureSource
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ def blobs(num, *, seed=0, batch_size=16):
     generator = torch.Generator().manual_seed(seed)
     target = torch.arange(num) % 2
     features = torch.randn(num, 4, generator=generator) + target[:, None] * 6 - 3
-    return Source(features, target, batch_size)
+    return FeatureSource(features[None], target, batch_size)
 
 
 def make_trainer(**changes):
@@ -150,7 +150,7 @@ def test_class_weights_are_scikit_learns_balanced_ones():
         train_targets=targets,
     )
     expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=targets)
-    np.testing.assert_allclose(trainer.class_weights.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(trainer.step.class_weights.numpy(), expected, rtol=1e-6)
 
 
 def test_scaling_folds_into_the_head():

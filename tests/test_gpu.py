@@ -10,6 +10,7 @@ import os
 import threading
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,26 +103,33 @@ def test_frozen_features_are_the_same_on_the_gpu(dataset, tmp_path):
 
     from tltools.backbones.cnn import CNN
     from tltools.card import Preprocessing
-    from tltools.training.features import FeatureCache, extract_features
+    from tltools.training.features import Extraction, FeatureCache, extract
     from tltools.training.models import build_classifier
 
     preprocessing = Preprocessing(size=32)
     torch.manual_seed(0)
     model = build_classifier(CNN, 2, preprocessing)
     features = [
-        extract_features(
-            model,
+        extract(
             [Path(path) for path in dataset.frame["path"]],
             list(dataset.frame["sha256"]),
-            preprocessing=preprocessing,
-            cache=FeatureCache(
-                tmp_path / device, weights_sha256="0", head="pooled", preprocessing=preprocessing
+            Extraction(
+                model=model,
+                preprocessing=preprocessing,
+                cache=FeatureCache(
+                    tmp_path / device,
+                    weights_sha256="0",
+                    head="pooled",
+                    preprocessing=preprocessing,
+                ),
+                device=torch.device(device),
             ),
-            device=torch.device(device),
         )
         for device in ("cpu", "cuda")
     ]
-    np.testing.assert_allclose(features[0], features[1], atol=1e-3)
+    torch.testing.assert_close(
+        torch.stack(features[0]), torch.stack(features[1]), atol=1e-3, rtol=0
+    )
 
 
 # ------------------------------------------------------------------------------------ the driver
@@ -363,7 +371,7 @@ def train_cnn(dataset, folder, **changes):
 
     from tltools.training import TrainSetup, default_config, train_model
 
-    settings = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "augment": True} | changes
+    settings = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "augment": "color"} | changes
     run = train_model(
         dataset, default_config("cnn", **settings), TrainSetup(device="cuda", run_dir=folder)
     )
@@ -424,26 +432,24 @@ def test_no_step_waits_for_the_gpu(on_gpu, amp):
     from tltools.backbones.cnn import CNN
     from tltools.card import Preprocessing
     from tltools.training import default_config
-    from tltools.training.fit import Trainer, train_step
+    from tltools.training.fit import Trainer
     from tltools.training.models import build_classifier
-    from tltools.training.sources import Source
+    from tltools.training.sources import ImageSource
 
     device = torch.device("cuda")
     images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
     targets = torch.arange(40) % 2
-    source = Source(images.to(device) if on_gpu else images, targets, 8, device)
+    samples = images.to(device) if on_gpu else images
+    source = ImageSource(samples, targets, 8, device, augment="color")
     model = build_classifier(CNN, 2, Preprocessing(size=32)).to(device).train()
     config = default_config("cnn", precision="amp" if amp else "fp32")
     trainer = Trainer(
         model, config, source, source, device=device, num_classes=2, train_targets=targets.numpy()
     )
-    batches = source.batches(torch.arange(40), augment=torch.Generator().manual_seed(0))
-    train_step(model, trainer.optimizer, trainer.scaler, *next(batches))  # libraries start
+    batches = source.batches(torch.arange(40), torch.Generator().manual_seed(0))
+    trainer.step(model, *next(batches))  # libraries start
     with syncs_are_errors():
-        losses = [
-            train_step(model, trainer.optimizer, trainer.scaler, inputs, target)[0]
-            for inputs, target in batches
-        ]
+        losses = [trainer.step(model, inputs, target)[0] for inputs, target in batches]
     assert len(losses) == 4
     assert all(loss.isfinite() for loss in losses)
 
@@ -455,7 +461,7 @@ def test_the_gpu_augments_as_the_cpu_does():
 
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (16, 224, 224, 3), dtype=torch.uint8, generator=generator)
-    changes = draw_changes(16, 224, generator)
+    changes = draw_changes(16, 224, "color", generator)
     on_cpu = apply_changes(images, changes).short()
     on_gpu = apply_changes(images.cuda(), changes.cuda()).cpu().short()
     difference = (on_cpu - on_gpu).abs()
@@ -466,27 +472,28 @@ def test_the_gpu_augments_as_the_cpu_does():
 def test_training_features_are_fp16_and_others_fp32_on_the_gpu(
     dataset, tmp_path, vgg16_file, monkeypatch
 ):
+    import torch
+
     from tltools.training import TrainSetup, default_config, prepare, train_model
-    from tltools.training.features import FeatureCache, extract_features
+    from tltools.training.features import FeatureCache, extract
 
     seen = []
 
-    def record(model, paths, hashes, **options):
-        features = extract_features(model, paths, hashes, **options)
+    def record(paths, hashes, settings, *, progress):
+        rows = extract(paths, hashes, settings, progress=progress)
         cache = FeatureCache(
             tmp_path / "exact",
             weights_sha256="0",
             head="pooled",
-            preprocessing=options["preprocessing"],
+            preprocessing=settings.preprocessing,
         )
-        exact = extract_features(
-            model, paths, hashes, **options | {"precision": "fp32", "cache": cache}
-        )
-        error = np.linalg.norm(features - exact, axis=1) / np.linalg.norm(exact, axis=1)
-        seen.append((options["precision"], error.max()))
-        return features
+        exactly = replace(settings, precision="fp32", cache=cache)
+        exact = torch.stack(extract(paths, hashes, exactly)).numpy()
+        error = np.linalg.norm(torch.stack(rows).numpy() - exact, axis=1)
+        seen.append((settings.precision, (error / np.linalg.norm(exact, axis=1)).max()))
+        return rows
 
-    monkeypatch.setattr(prepare, "extract_features", record)
+    monkeypatch.setattr(prepare, "extract", record)
     train_model(
         dataset,
         default_config("vgg16", epochs=2),

@@ -9,9 +9,9 @@ from tltools.backbones.layers import split_sequential
 from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.errors import ModelError
-from tltools.training.fit import train_step
+from tltools.training.fit import Step
 from tltools.training.models import build_classifier
-from tltools.training.sources import Source
+from tltools.training.sources import ImageSource
 
 SMALL = Preprocessing(size=32)
 
@@ -116,19 +116,24 @@ def test_a_training_step_runs_on_one_device_and_never_waits_for_it():
         model = build_classifier(CNN, 2, SMALL).train()
         images = torch.empty((4, 32, 32, 3), dtype=torch.uint8)
         target, class_weights = torch.empty(4, dtype=torch.int64), torch.empty(2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    loss, correct = train_step(model, optimizer, scaler, images, target, class_weights)
+    step = Step(
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-4),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        class_weights=class_weights,
+        label_smoothing=0.1,
+        clip_grad=1.0,
+    )
+    loss, correct = step(model, images, target)
     assert loss.device.type == correct.device.type == "meta"
 
 
 def test_batches_are_made_on_one_device_without_waiting_for_it():
     meta = torch.device("meta")
     images = torch.empty((10, 32, 32, 3), dtype=torch.uint8, device=meta)
-    source = Source(images, torch.arange(10) % 2, batch_size=4, device=meta)
+    source = ImageSource(images, torch.arange(10) % 2, batch_size=4, device=meta, augment="color")
     order = torch.randperm(10)
-    for augment in (None, torch.Generator().manual_seed(0)):
-        batches = list(source.batches(order, augment=augment))
+    for generator in (None, torch.Generator().manual_seed(0)):
+        batches = list(source.batches(order, generator))
         assert [len(inputs) for inputs, _ in batches] == [4, 4, 2]
         for inputs, target in batches:
             assert inputs.device == target.device == meta

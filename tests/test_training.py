@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Recorder
+from conftest import Recorder, features_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -38,7 +38,7 @@ from tltools.training.features import (
     TorchBackbone,
     check_fp16,
     choose_calibration,
-    extract_features,
+    extract,
     gpu_batch_size,
 )
 from tltools.training.models import build_classifier
@@ -181,9 +181,9 @@ def test_images_are_decoded_once(dataset, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_images_in_a_file_give_the_same_weights(dataset, tmp_path, monkeypatch, augment):
-    in_memory = train(dataset, tmp_path, augment=augment)
+    in_memory = train(dataset, tmp_path, augment="color" if augment else "none")
     monkeypatch.setattr(decoded, "available_memory", lambda: 0)
-    assert_same_weights(in_memory, train(dataset, tmp_path, augment=augment))
+    assert_same_weights(in_memory, train(dataset, tmp_path, augment="color" if augment else "none"))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -197,14 +197,14 @@ def test_a_gpu_would_compute_in_strict_fp32_and_repeat_itself(dataset, tmp_path,
 
 def test_augmentation_changes_the_training_and_repeats(dataset, tmp_path):
     plain = train(dataset, tmp_path)
-    first = train(dataset, tmp_path, augment=True)
-    assert_same_weights(first, train(dataset, tmp_path, augment=True))
+    first = train(dataset, tmp_path, augment="color")
+    assert_same_weights(first, train(dataset, tmp_path, augment="color"))
     assert not torch.equal(weights_of(plain)["head.weight"], weights_of(first)["head.weight"])
 
 
 def test_ctrl_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_come(dataset, tmp_path):
-    whole = train(dataset, tmp_path, augment=True)
-    stopped = train(dataset, tmp_path, augment=True, progress=StopsAfter(1))
+    whole = train(dataset, tmp_path, augment="color")
+    stopped = train(dataset, tmp_path, augment="color", progress=StopsAfter(1))
     assert stopped.interrupted
     card = load_card(stopped.folder)
     assert card.training["epochs_done"] == 1
@@ -343,9 +343,9 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
 
     monkeypatch.setattr(features, "BATCH_SIZE", 10)
     with pytest.raises(KeyboardInterrupt):
-        extract_features(**arguments, progress=StopsInTheMiddle())
+        features_of(**arguments, progress=StopsInTheMiddle())
     assert len(cache.load()) == 10
-    result = extract_features(**arguments)
+    result = features_of(**arguments)
     with torch.inference_mode():
         from tltools.data.images import load_image
 
@@ -361,14 +361,14 @@ def test_the_head_learns_from_the_chosen_features_and_is_judged_by_fp32(
     dataset, tmp_path, vgg16_file, monkeypatch, precision
 ):
     seen = []
-    extract = prepare.extract_features
 
-    def record(model, paths, hashes, **options):
-        features = extract(model, paths, hashes, **options)
-        seen.append((set(paths), bool(options["calibration"]), features, model))
-        return features
+    def record(paths, hashes, settings, *, progress):
+        rows = extract(paths, hashes, settings, progress=progress)
+        features = torch.stack(rows).numpy()
+        seen.append((set(paths), bool(settings.calibration), features, settings.model))
+        return rows
 
-    monkeypatch.setattr(prepare, "extract_features", record)
+    monkeypatch.setattr(prepare, "extract", record)
     train(dataset, tmp_path, "vgg16", weights=vgg16_file, feature_precision=precision)
     parts = [{Path(path) for path in dataset.part(split)["path"]} for split in ("train", "val")]
     assert [paths for paths, *_ in seen] == parts
@@ -403,11 +403,11 @@ def int8_features(dataset, tmp_path):
         calibration=list(calibration),
     )
 
-    def extract(progress):
-        return extract_features(
-            model,
+    def compute(progress):
+        return features_of(
             [Path(path) for path in dataset.frame["path"]],
             hashes,
+            model=model,
             preprocessing=preprocessing,
             cache=cache,
             device=torch.device("cpu"),
@@ -415,17 +415,17 @@ def int8_features(dataset, tmp_path):
             progress=progress,
         )
 
-    return extract, cache
+    return compute, cache
 
 
 def test_an_int8_backbone_is_made_once_and_kept_with_its_features(int8_features):
-    extract, cache = int8_features
+    compute, cache = int8_features
     first, second = Recorder(), Recorder()
-    features = extract(first)
+    features = compute(first)
     assert first.bars == ["Calibrating int8 features", "Extracting features"]
     for shard in cache.folder.glob("*.safetensors"):
         shard.unlink()  # as if the extraction had been stopped before its first shard
-    np.testing.assert_array_equal(extract(second), features)
+    np.testing.assert_array_equal(compute(second), features)
     assert second.bars == ["Extracting features"]
 
 
@@ -433,9 +433,9 @@ def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch)
     from tltools.training import features
 
     monkeypatch.setattr(features, "MAX_FEATURE_ERROR", 1e-6)
-    extract, _ = int8_features
+    compute, _ = int8_features
     progress = Recorder()
-    extract(progress)
+    compute(progress)
     tries = [line for line in progress.said if line.startswith("int8: int8 features differ")]
     assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers in float", tries[-1])
 
@@ -499,6 +499,8 @@ def test_a_damaged_shard_is_computed_again(tmp_path):
         {"precision": "fp16"},
         {"calibration": ["ab" * 32]},
         {"calibration": ["ab" * 32, "cd" * 32]},
+        {"layers": "before features.24"},
+        {"view": "mirrored"},
     ],
 )
 def test_features_are_never_shared_by_what_computes_them_differently(other, tmp_path):

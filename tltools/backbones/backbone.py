@@ -4,7 +4,7 @@ Nothing here imports torch, so the command line can list the backbones without w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Keep = Literal["best", "last"]
 RecipeName = Literal["default", "article"]
+FineTune = Literal["none", "last-block", "all"]
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
+Augment = Literal["none", "flip", "crop", "color"]
 
 IMAGENET = "imagenet"
 """Name of the default weights, which every pre-trained backbone has."""
@@ -26,11 +30,28 @@ class Recipe:
     epochs: int
     """Passes over the training split."""
     lr: float
-    """Adam's learning rate."""
+    """Learning rate of the head, and of all layers that are trained from random values."""
+    backbone_lr: float = 0.0
+    """Learning rate of fine-tuned pre-trained layers; unused if there are none."""
     batch_size: int = 128
     """Images per optimizer step."""
+    optimizer: Optimizer = "adam"
+    """`adam` adds the weight decay to the gradient (L2 penalty); `adamw` decouples it."""
     weight_decay: float = 0.0
-    """L2 penalty, part of the loss as in torch's Adam (not decoupled as in AdamW)."""
+    """Weight decay of the optimizer."""
+    schedule: Schedule = "constant"
+    """Learning rates over the training: constant, or a linear warm-up followed by a cosine decay to
+    zero."""
+    label_smoothing: float = 0.0
+    """Probability mass spread evenly over all classes in the targets of the loss, in [0, 1)."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient; 0 does not clip it."""
+    dropout: float = 0.0
+    """Fraction of the features set to zero before the head during training, in [0, 1)."""
+    augment: Augment = "none"
+    """Random changes of training images: `flip` mirrors them, `crop` also crops them, `color` also
+    changes brightness, contrast and saturation. A frozen part sees a few fixed ones of each
+    image, since its output is computed once."""
     standardize: bool = False
     """Train the head on features with zero mean and unit variance (folded into it afterwards)."""
     keep: Keep = "best"
@@ -101,6 +122,8 @@ class Backbone:
     default is the first one whose tensors are all present."""
     recipes: Mapping[RecipeName, Recipe]
     """Sets of hyper-parameters by name, among them `default`."""
+    fine_tuning: Mapping[FineTune, Recipe] = field(default_factory=dict[FineTune, Recipe])
+    """Sets of hyper-parameters for training pre-trained layers too, by which layers are trained."""
     last_maps: str
     """The last layer whose output has height and width, used for heat maps: its name in the layers
     from `build_layers`, as torch's `get_submodule` takes it."""

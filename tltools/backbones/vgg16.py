@@ -1,6 +1,6 @@
 """VGG16 (Simonyan and Zisserman, arXiv:1409.1556) as torchvision builds it, frozen."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tltools.backbones.backbone import (
     IMAGENET,
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 
 _CLASSIFIER = tuple(f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias"))
 """Tensors between the convolutions and `classifier.6`, which features-only files lack."""
+
+_FINE_TUNING: dict[str, Any] = {
+    "lr": 1e-3,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+    "clip_grad": 1.0,
+    "dropout": 0.5,
+    "augment": "crop",
+    "standardize": True,
+    "resize": "crop",
+}
+"""Hyper-parameters shared by all kinds of fine-tuning."""
 
 
 def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - any size
@@ -52,6 +67,11 @@ VGG16 = Backbone(
         "default": Recipe(epochs=80, lr=1e-3, weight_decay=0.1, standardize=True, resize="crop"),
         # The article's transfer learning: plain Adam.
         "article": Recipe(epochs=30, lr=5e-4, keep="last"),
+    },
+    fine_tuning={
+        # Found by cross-validation on the training split: benchmarks/LOG.md.
+        "last-block": Recipe(epochs=8, backbone_lr=5e-5, **_FINE_TUNING),
+        "all": Recipe(epochs=8, backbone_lr=3e-5, **_FINE_TUNING),
     },
     last_maps="features",
     last_block=("features.24", "features.26", "features.28"),

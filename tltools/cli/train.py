@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tltools.backbones import BACKBONES
-from tltools.backbones.backbone import IMAGENET
+from tltools.backbones.backbone import IMAGENET, FineTune, RecipeName
 from tltools.cli.command import INTERRUPTED, Out, command
 from tltools.cli.options import (
     CLUSTER,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
     from tltools.data.location import Location
+    from tltools.runtime.device import Device
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
 SAMPLE = Path("sample")
@@ -71,10 +72,6 @@ def _downloads() -> list[str]:
     return list(dict.fromkeys(name for names in known for name in names))
 
 
-def _trained_whole() -> str:
-    return " or ".join(name for name, one in BACKBONES.items() if one.pretrained is None)
-
-
 def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
     """Return an option whose choices are looked up when it is parsed."""
 
@@ -93,14 +90,36 @@ def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
 
 def _defaults(setting: str) -> str:
     """Show the recipes' defaults of a setting: `15 cnn, 80 vgg16`, or `128` if all agree."""
-    values: dict[str, list[str]] = {}
-    for name, backbone in BACKBONES.items():
-        value = getattr(backbone.recipes["default"], setting)
+    return _shown(
+        {name: getattr(one.recipes["default"], setting) for name, one in BACKBONES.items()}
+    )
+
+
+def _fine_tuning_defaults(setting: str) -> str:
+    """Show the defaults of a setting for each kind of fine-tuning."""
+    return _shown(
+        {
+            kind: getattr(recipe, setting)
+            for one in BACKBONES.values()
+            for kind, recipe in one.fine_tuning.items()
+        }
+    )
+
+
+def _both_defaults(setting: str) -> str:
+    """Show the default of a setting, and the one for fine-tuning."""
+    usual, tuned = _defaults(setting), _fine_tuning_defaults(setting)
+    return usual if usual == tuned else f"{usual}; {tuned} with --fine-tune"
+
+
+def _shown(values: dict[str, Any]) -> str:
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
         shown = value if isinstance(value, str) else f"{value:g}"
-        values.setdefault(shown, []).append(name)
-    if len(values) == 1:
-        return next(iter(values))
-    return ", ".join(f"{value} {' '.join(names)}" for value, names in values.items())
+        names.setdefault(shown, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{value} {' '.join(some)}" for value, some in names.items())
 
 
 # -------------------------------------------------------------------------------- the options
@@ -154,7 +173,7 @@ EpochsOption = Annotated[
     int | None,
     typer.Option(
         help="Passes over the training images.",
-        show_default=_defaults("epochs"),
+        show_default=_both_defaults("epochs"),
         rich_help_panel=TRAINING,
     ),
 ]
@@ -162,18 +181,24 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option(
         help="Images per training step.",
-        show_default=_defaults("batch_size"),
+        show_default=_both_defaults("batch_size"),
         rich_help_panel=TRAINING,
     ),
 ]
 LearningRateOption = Annotated[
     float | None,
-    typer.Option(help="Learning rate.", show_default=_defaults("lr"), rich_help_panel=TRAINING),
+    typer.Option(
+        help="Learning rate of the head and new layers.",
+        show_default=_both_defaults("lr"),
+        rich_help_panel=TRAINING,
+    ),
 ]
 WeightDecayOption = Annotated[
     float | None,
     typer.Option(
-        help="Adam's L2 penalty.", show_default=_defaults("weight_decay"), rich_help_panel=TRAINING
+        help="Weight decay of the optimizer.",
+        show_default=_both_defaults("weight_decay"),
+        rich_help_panel=TRAINING,
     ),
 ]
 SeedOption = Annotated[
@@ -186,7 +211,7 @@ SeedOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "amp"],
     typer.Option(
-        help="amp: mixed precision (GPU only); auto: amp if possible, else fp32.",
+        help="amp: mixed precision (fp16 on GPU, bf16 on CPU); auto: where faster.",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -198,11 +223,68 @@ PatienceOption = Annotated[
     ),
 ]
 AugmentOption = Annotated[
-    bool | None,
+    Literal["none", "flip", "crop", "color"] | None,
     typer.Option(
-        "--augment",
-        help=f"Augment the training images ({_trained_whole()}).",
+        help="Random changes of training images; each includes those before it.",
+        show_default=_both_defaults("augment"),
         rich_help_panel=TRAINING,
+    ),
+]
+FineTuneOption = Annotated[
+    Literal["none", "last-block", "all"] | None,
+    typer.Option(
+        help="Pre-trained layers to train besides the head.",
+        show_default="none; on a GPU, --model all adds last-block",
+        rich_help_panel=PRETRAINED,
+    ),
+]
+BackboneLearningRateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--backbone-lr",
+        help="Learning rate of fine-tuned layers.",
+        show_default=_fine_tuning_defaults("backbone_lr"),
+        rich_help_panel=PRETRAINED,
+    ),
+]
+ScheduleOption = Annotated[
+    Literal["constant", "cosine"] | None,
+    typer.Option(
+        help="Learning rate: constant, or warm-up and cosine decay.",
+        show_default=_both_defaults("schedule"),
+        rich_help_panel=TRAINING,
+    ),
+]
+OptimizerOption = Annotated[
+    Literal["adam", "adamw"] | None,
+    typer.Option(
+        help="Adam with an L2 penalty, or AdamW with decoupled weight decay.",
+        show_default=_both_defaults("optimizer"),
+        rich_help_panel=TRAINING,
+    ),
+]
+LabelSmoothingOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Probability spread over all classes in the loss's targets.",
+        show_default=_both_defaults("label_smoothing"),
+        rich_help_panel=TRAINING,
+    ),
+]
+ClipGradOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest norm of the gradient; 0 does not clip.",
+        show_default=_both_defaults("clip_grad"),
+        rich_help_panel=TRAINING,
+    ),
+]
+DropoutOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of features dropped before the head (fine-tuning).",
+        show_default=_fine_tuning_defaults("dropout"),
+        rich_help_panel=PRETRAINED,
     ),
 ]
 ClassWeightsOption = Annotated[
@@ -268,12 +350,18 @@ class SettingOptions:
     epochs: EpochsOption = None
     batch_size: BatchSizeOption = None
     lr: LearningRateOption = None
+    backbone_lr: BackboneLearningRateOption = None
+    schedule: ScheduleOption = None
+    optimizer: OptimizerOption = None
     weight_decay: WeightDecayOption = None
     seed: SeedOption = 13
     precision: PrecisionOption = "auto"
     feature_precision: FeaturePrecisionOption = "auto"
     patience: PatienceOption = None
     augment: AugmentOption = None
+    label_smoothing: LabelSmoothingOption = None
+    clip_grad: ClipGradOption = None
+    dropout: DropoutOption = None
     class_weights: ClassWeightsOption = None
     resize: ResizeOption = None
 
@@ -305,6 +393,7 @@ def train(
     out: Out,
     model: ModelOption = "all",
     recipe: RecipeOption = "default",
+    fine_tune: FineTuneOption = None,
     weights: WeightsOption = IMAGENET,
     normalization: NormalizationOption = "auto",
     settings: SettingOptions,
@@ -323,13 +412,13 @@ def train(
     Example: tltools train photos/labels.csv --weights vgg16.pth
     """
     check_report(report)
-    models = list(BACKBONES) if model == "all" else [model]
+    models = _models_of(model)
     if engine == "ray":
         _check_features(models)
-    from tltools.training import TrainSetup, default_configs
+    from tltools.training import TrainSetup
     from tltools.training.logs import check_logs
 
-    configs = default_configs(models, recipe, **asdict(settings))
+    configs = _configs(model, recipe, fine_tune, settings, device)
     logs = tuple(one.value for one in log or ())
     check_logs(logs)
     setup = TrainSetup(
@@ -339,7 +428,7 @@ def train(
         run_dir=run_dir,
         cache_dir=cache_dir,
         logs=logs,
-        remote=open_cluster(engine, ray_address, device, out.progress),
+        cluster=open_cluster(engine, ray_address, device, out.progress),
     )
     if resume:
         trained, failure = _resume(models, setup, settings.epochs, out.progress), None
@@ -355,6 +444,33 @@ def train(
         out.progress.say("To resume: tltools train --resume")
         raise typer.Exit(INTERRUPTED)
     out.progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
+
+
+def _configs(
+    model: str,
+    recipe: "RecipeName",
+    fine_tune: "FineTune | None",
+    settings: SettingOptions,
+    device: "Device",
+) -> "list[TrainConfig]":
+    """Return the settings of all models to train.
+
+    Fine-tuning is quick on a GPU, so there it is part of the comparison of all models.
+    """
+    from tltools.runtime.device import torch_device
+    from tltools.training import default_configs
+
+    models, changes = _models_of(model), asdict(settings)
+    configs = default_configs(models, recipe, fine_tune=fine_tune or "none", **changes)
+    wanted = fine_tune is None and len(models) > 1 and recipe == "default"
+    if wanted and torch_device(device).device != "cpu":
+        tuned = default_configs(models, recipe, fine_tune="last-block", **changes)
+        configs += [one for one in tuned if one.fine_tune != "none"]
+    return configs
+
+
+def _models_of(model: str) -> list[str]:
+    return list(BACKBONES) if model == "all" else [model]
 
 
 def _check_features(models: Sequence[str]) -> None:
@@ -446,6 +562,12 @@ def _facts(run: "TrainedRun") -> dict[str, Any]:
     }
 
 
+def _title(run: "TrainedRun") -> str:
+    """Name the model, its head and what was fine-tuned."""
+    tuned = run.card.training["fine_tune"]
+    return f"{run.card.model} {run.card.head}" + ("" if tuned == "none" else f", {tuned} tuned")
+
+
 def _print_summary(trained: "list[TrainedRun]") -> None:
     from tltools.console import print_table
 
@@ -460,7 +582,7 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
         ("model", *(titles[split] for split in splits), "run"),
         [
             (
-                f"{run.card.model} {run.card.head}",
+                _title(run),
                 *(score_text(run.card.metrics.get(split)) for split in splits),
                 str(run.folder),
             )

@@ -51,9 +51,10 @@ def load_few(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.
 
 
 def feature_error(features: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """Return the largest relative error (L2 norm) of a row of features, (N, F)."""
-    lengths = np.linalg.norm(right, axis=1)
-    return float((np.linalg.norm(features - right, axis=1) / lengths).max())
+    """Return the largest relative error (L2 norm) of an image's outputs, both (N, …)."""
+    rows, right_rows = features.reshape(len(features), -1), right.reshape(len(right), -1)
+    lengths = np.linalg.norm(right_rows, axis=1)
+    return float((np.linalg.norm(rows - right_rows, axis=1) / lengths).max())
 
 
 def open_shared(

@@ -1,5 +1,8 @@
 """Random flips, crops and color changes: drawn on the CPU, applied to batches on any device.
 
+A frozen part of a network sees a few fixed views of each image instead, since its output is
+computed once: see `View`.
+
 The distribution is that of torchvision's `RandomHorizontalFlip()`, `RandomResizedCrop(size,
 scale=(0.6, 1.0))` and `ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)`, in this order.
 Every image gets its own random numbers. torchvision rounds to bytes after each operation; here the
@@ -7,10 +10,17 @@ result is rounded once.
 """
 
 import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from tltools.backbones.backbone import Augment
 
 AREA = (0.6, 1.0)
 """Smallest and largest area of a crop, as a fraction of the image's area."""
@@ -26,12 +36,52 @@ _CPU_CHUNK = 8
 """Images per step on the CPU: a batch of 128 in float would need several copies of 80 MB."""
 
 
-def draw_changes(num_images: int, size: int, generator: torch.Generator) -> Tensor:
+NUM_VIEWS: Mapping[Augment, int] = {"none": 1, "flip": 2, "crop": 6, "color": 6}
+"""Fixed views of an image, by augmentation: unchanged, mirrored, and random crops."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A fixed view of each image, which depends on its pixels only and not on its neighbors."""
+
+    number: int
+    """0 leaves the images unchanged, 1 mirrors them, others are random."""
+    augment: Augment
+
+    @property
+    def name(self) -> str:
+        """Name that tells different views apart."""
+        if self.number < 2:
+            return ("unchanged", "mirrored")[self.number]
+        return f"{self.augment} {self.number}"
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Change images, uint8 (N, S, S, 3), as far as the view does."""
+        if self.number == 0:
+            return images
+        if self.number == 1:
+            return np.ascontiguousarray(images[:, :, ::-1])
+        changes = torch.cat([self._changes(image) for image in images])
+        return apply_changes(torch.from_numpy(images), changes).numpy()
+
+    def _changes(self, image: NDArray[np.uint8]) -> Tensor:
+        seed = zlib.crc32(np.ascontiguousarray(image).data, self.number)
+        generator = torch.Generator().manual_seed(seed)
+        return draw_changes(1, len(image), self.augment, generator)
+
+
+UNCHANGED = View(0, "none")
+
+
+def draw_changes(
+    num_images: int, size: int, augment: Augment, generator: torch.Generator
+) -> Tensor:
     """Draw the random changes of each image.
 
     Args:
         num_images: N.
         size: Height and width of the images in pixels.
+        augment: Kinds of changes.
         generator: A CPU generator, so that every device applies the same changes.
 
     Returns:
@@ -58,7 +108,12 @@ def draw_changes(num_images: int, size: int, generator: torch.Generator) -> Tens
     top = (uniform(0, 1) * (size - height + 1)).floor()
     where = torch.stack([flip.double(), left, top, width, height], dim=1)
     order = uniform(0, 1, 3).argsort(dim=1)
-    return torch.cat([where, uniform(*FACTOR, 3), order.double()], dim=1).float()
+    factors = uniform(*FACTOR, 3)
+    if augment != "color":
+        factors.fill_(1)
+    if augment == "flip":
+        where[:, 1:3], where[:, 3:] = 0, size
+    return torch.cat([where, factors, order.double()], dim=1).float()
 
 
 def apply_changes(images: Tensor, changes: Tensor) -> Tensor:
@@ -71,13 +126,15 @@ def apply_changes(images: Tensor, changes: Tensor) -> Tensor:
     Returns:
         Uint8 (N, S, S, 3), on the same device.
     """
+    recolor = images.device.type != "cpu" or bool((changes[:, 5:8] != 1).any())  # never wait
     chunk = _CPU_CHUNK if images.device.type == "cpu" else len(images)
     changed = torch.empty_like(images)
     for out, some, how in zip(
         changed.split(chunk), images.split(chunk), changes.split(chunk), strict=True
     ):
         pixels = _cropped(some.permute(0, 3, 1, 2).float(), how[:, :5])
-        pixels = _recolored(pixels, how[:, 5:8], how[:, 8:])
+        if recolor:
+            pixels = _recolored(pixels, how[:, 5:8], how[:, 8:])
         out.copy_(pixels.round_().permute(0, 2, 3, 1))
     return changed
 

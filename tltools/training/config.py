@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tltools.backbones import BACKBONES, Backbone, find_backbone
-from tltools.backbones.backbone import IMAGENET, Recipe, RecipeName
+from tltools.backbones.backbone import IMAGENET, FineTune, Recipe, RecipeName
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.ray.models import RayCluster
     from tltools.runtime.device import Device
+
+FINE_TUNING_ONLY = frozenset({"backbone_lr", "dropout"})
+"""Settings without effect unless pre-trained layers are trained."""
 
 TrainPrecision = Literal["auto", "fp32", "amp"]
 FeaturePrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -23,20 +26,21 @@ class TrainConfig(Recipe):
 
     model: str
     """Name of the backbone."""
+    fine_tune: FineTune = "none"
+    """Pre-trained layers to train besides the head: `none`, the `last-block` or `all`."""
     head: str = "auto"
     """One of the backbone's heads; `auto` is the first one that the weights support."""
     seed: int = 13
     """Random seed for initial weights, shuffling and augmentation."""
     precision: TrainPrecision = "auto"
-    """`amp` is mixed precision and needs a GPU; `auto` is `amp` on a GPU and fp32 on the CPU."""
+    """`amp` is mixed precision: fp16 on a GPU, bf16 on a CPU with bf16 instructions. `auto` is
+    `amp` on a GPU, and on such a CPU if pre-trained layers are fine-tuned; otherwise fp32."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
-    augment: bool = False
-    """Randomly flip, crop and recolor the training images; not available for frozen backbones."""
     class_weights: bool = False
     """Weight the loss by inverse class frequency."""
     feature_precision: FeaturePrecision = "auto"
-    """Precision of a frozen backbone's training features; evaluation always uses fp32. `auto` is
+    """Precision in which frozen layers see training images; evaluation always uses fp32. `auto` is
     int8 on the CPU and fp16 on a GPU, each several times as fast as fp32."""
 
     @property
@@ -50,93 +54,127 @@ class TrainConfig(Recipe):
         Raises:
             ConfigError: If a value is out of range or contradicts another.
         """
-        if self.epochs < 1:
-            raise ConfigError(f"`epochs=` must be at least 1, got {self.epochs}")
-        if self.batch_size < 1:
-            raise ConfigError(f"`batch_size=` must be at least 1, got {self.batch_size}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}=` must be at least 1, got {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise ConfigError(f"`lr=` must be positive, got {self.lr}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ConfigError(f"`weight_decay=` must not be negative, got {self.weight_decay}")
-        if self.patience < 0:
-            raise ConfigError(f"`patience=` must not be negative, got {self.patience}")
+        for name in ("backbone_lr", "weight_decay", "clip_grad", "patience"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"`{name}=` must not be negative, got {getattr(self, name)}")
+        for name in ("label_smoothing", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"`{name}=` must be at least 0 and less than 1, got {getattr(self, name)}"
+                )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"`seed=` must be between 0 and 2**32 - 1, got {self.seed}")
         self._check_backbone()
 
     def _check_backbone(self) -> None:
         """Check that the settings suit the backbone."""
-        frozen = self.backbone.pretrained is not None
+        pretrained = self.backbone.pretrained is not None
         if self.head not in ("auto", *self.backbone.heads):
             raise ConfigError(
                 f"`model={self.model}` has no `head={self.head}`; choose "
                 f"{' or '.join(('auto', *self.backbone.heads))}"
             )
-        if frozen and self.augment:
+        if not pretrained and self.fine_tune != "none":
             raise ConfigError(
-                f"`augment=True` works only with `model={_names(frozen=False)}`: the features of "
-                f"{self.model} are computed only once"
+                f"`fine_tune=` works only with `model={_names(pretrained=True)}`: all layers of "
+                f"{self.model} are trained anyway"
             )
-        if not frozen and self.feature_precision != "auto":
+        if self.fine_tune != "none" and not self.backbone_lr:
+            raise ConfigError(f"`fine_tune={self.fine_tune}` needs a positive `backbone_lr=`")
+        for name in FINE_TUNING_ONLY:
+            if self.fine_tune == "none" and getattr(self, name):
+                raise ConfigError(f"`{name}=` works only with `fine_tune=last-block` or `all`")
+        if not pretrained and self.feature_precision != "auto":
             raise ConfigError(
-                f"`feature_precision=` works only with `model={_names(frozen=True)}`: {self.model} "
-                "has no frozen features"
+                f"`feature_precision=` works only with `model={_names(pretrained=True)}`: "
+                f"{self.model} has no frozen features"
             )
 
 
-def _names(*, frozen: bool) -> str:
-    """Name the backbones whose layers are frozen, or those that are trained."""
+def _names(*, pretrained: bool) -> str:
+    """Name the backbones that are pre-trained, or those that are not."""
     return " or ".join(
-        name for name, one in BACKBONES.items() if (one.pretrained is not None) == frozen
+        name for name, one in BACKBONES.items() if (one.pretrained is not None) == pretrained
     )
 
 
-def default_config(model: str, recipe: RecipeName = "default", **changes: Any) -> TrainConfig:
+def default_config(
+    model: str, recipe: RecipeName = "default", *, fine_tune: FineTune = "none", **changes: Any
+) -> TrainConfig:
     """Return a model's default settings with the given changes; None keeps a default.
 
     Args:
         model: Name of a backbone.
         recipe: Name of a set of hyper-parameters of the backbone.
+        fine_tune: Pre-trained layers to train; has hyper-parameters of its own.
         changes: Fields of `TrainConfig`.
 
     Raises:
         ConfigError: If a value is invalid, or the model or recipe does not exist.
     """
-    recipes = find_backbone(model).recipes
-    if recipe not in recipes:
-        raise ConfigError(
-            f"`model={model}` has no `recipe={recipe}`; choose {' or '.join(recipes)}"
-        )
-    config = TrainConfig(model=model, **asdict(recipes[recipe]))
+    chosen = _recipe(find_backbone(model), recipe, fine_tune)
+    config = TrainConfig(model=model, fine_tune=fine_tune, **asdict(chosen))
     return replace(config, **{key: value for key, value in changes.items() if value is not None})
 
 
+def _recipe(backbone: Backbone, recipe: RecipeName, fine_tune: FineTune) -> Recipe:
+    if recipe not in backbone.recipes:
+        raise ConfigError(
+            f"`model={backbone.name}` has no `recipe={recipe}`; choose "
+            f"{' or '.join(backbone.recipes)}"
+        )
+    if fine_tune == "none":
+        return backbone.recipes[recipe]
+    if recipe != "default":
+        raise ConfigError(
+            f"`recipe={recipe}` trains only a head; use it without `fine_tune={fine_tune}`"
+        )
+    if fine_tune not in backbone.fine_tuning:
+        # TrainConfig says why a backbone that is not pre-trained cannot be fine-tuned.
+        return backbone.recipes[recipe]
+    return backbone.fine_tuning[fine_tune]
+
+
 def default_configs(
-    models: Sequence[str], recipe: RecipeName = "default", **changes: Any
+    models: Sequence[str],
+    recipe: RecipeName = "default",
+    *,
+    fine_tune: FineTune = "none",
+    **changes: Any,
 ) -> list[TrainConfig]:
     """Return the settings of several models, as `default_config` does for one.
 
-    With several models, a change that does not apply to one of them (a head, augmentation, the
+    With several models, a change that does not apply to one of them (a head, fine-tuning, the
     precision of frozen features) is ignored for that model; with a single model it is an error.
 
     Args:
         models: Names of backbones.
         recipe: As in `default_config`.
+        fine_tune: As in `default_config`.
         changes: As in `default_config`.
 
     Raises:
         ConfigError: As in `default_config`.
     """
     if len(models) == 1:
-        return [default_config(models[0], recipe, **changes)]
+        return [default_config(models[0], recipe, fine_tune=fine_tune, **changes)]
     configs: list[TrainConfig] = []
     for model in models:
         backbone = find_backbone(model)
-        unfit = {"feature_precision"} if backbone.pretrained is None else {"augment"}
+        pretrained = backbone.pretrained is not None
+        tuned: FineTune = fine_tune if pretrained else "none"
+        unfit = set[str]() if pretrained else {"feature_precision"}
+        if tuned == "none":
+            unfit |= FINE_TUNING_ONLY
         if changes.get("head") not in backbone.heads:
             unfit.add("head")
         fitting = {name: value for name, value in changes.items() if name not in unfit}
-        configs.append(default_config(model, recipe, **fitting))
+        configs.append(default_config(model, recipe, fine_tune=tuned, **fitting))
     return configs
 
 
@@ -157,5 +195,5 @@ class TrainSetup:
     user's cache folder."""
     logs: tuple[str, ...] = ()
     """Experiment logs to write: `tensorboard`, `mlflow`."""
-    remote: "RayCluster | None" = None
+    cluster: "RayCluster | None" = None
     """A Ray cluster that computes the features of a frozen backbone."""

@@ -1,13 +1,15 @@
-"""The frozen backbone's features: computed once per image and cached on disk.
+"""The outputs of frozen layers: computed once per image and cached on disk.
 
+They are the features that a head is trained on, or the activations that fine-tuned layers take.
 On the CPU and on a cluster, onnxruntime computes them, as it does in `classify`; training images
-go through an int8 copy of the backbone. On a GPU, PyTorch computes them; training images in fp16.
-Validation and test images always get fp32 features, which match those of the exported model.
+go through an int8 copy of the layers. On a GPU, PyTorch computes them; training images in fp16.
+Validation and test images always get fp32 outputs, which match those of the exported model.
 """
 
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing
@@ -39,6 +42,7 @@ from tltools.runtime.onnx_backbone import (
     open_shared,
 )
 from tltools.runtime.pipeline import Model, decode_batches, readable
+from tltools.training.augment import UNCHANGED, View
 from tltools.training.config import FeaturePrecision
 from tltools.training.models import Classifier
 from tltools.wording import plural
@@ -97,7 +101,7 @@ def default_cache_dir() -> Path:
 
 
 class FeatureCache:
-    """Features of one backbone with one preprocessing, keyed by the SHA-256 of the image's bytes.
+    """Outputs of frozen layers with one preprocessing, keyed by the SHA-256 of the image's bytes.
 
     A folder of shards, each written once and never changed; the folder's name is a hash of
     everything that the features depend on. Several processes can share one cache.
@@ -113,6 +117,8 @@ class FeatureCache:
         runtime: str = "onnxruntime",
         precision: "Precision" = "fp32",
         calibration: Sequence[str] = (),
+        layers: str = "",
+        view: str = "",
     ) -> None:
         """Open the cache, which need not exist yet.
 
@@ -124,36 +130,55 @@ class FeatureCache:
             runtime: Runtime that computes the features.
             precision: Precision in which they are computed.
             calibration: SHA-256 of the images used to calibrate an int8 backbone.
+            layers: Name of the frozen layers; empty for all layers up to the head.
+            view: Name of the view of each image; empty for the unchanged image.
         """
         parts = [weights_sha256, head, repr(preprocessing), str(_DECODING), runtime, precision]
         parts += calibration
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        self.folder = folder / key[:16]
-        self.backbone = self.folder / "backbone.onnx"
-        """The int8 backbone, once it has been written."""
+        parts += [f"layers {layers}"] if layers else []
+        self.backbone = folder / _key(parts) / "backbone.onnx"
+        """The int8 layers, once they have been written; the same for all views."""
+        parts += [f"view {view}"] if view else []
+        self.folder = folder / _key(parts)
+        self.dtype = torch.float16 if layers and precision != "fp32" else torch.float32
+        """Type of the outputs on disk. Activations are large, and fp16 is closer to fp32 than the
+        precisions that it is used for."""
 
-    def load(self) -> dict[str, NDArray[np.float32]]:
-        """Return all features, float32 (F,), by hexadecimal SHA-256.
+    def load(self) -> dict[str, Tensor]:
+        """Return all outputs, memory-mapped, without the batch axis, by hexadecimal SHA-256.
 
-        Unreadable shards are deleted; their features are computed again.
+        Unreadable shards are deleted; their outputs are computed again.
         """
-        found: dict[str, NDArray[np.float32]] = {}
+        found: dict[str, Tensor] = {}
         for path in sorted(self.folder.glob("[!.]*.safetensors")):  # skip files being written
             try:
                 shard = load_file(path)
-                hashes, features = shard["sha256"], shard["features"]
+                hashes, features = shard["sha256"].numpy(), shard["features"]
             except (SafetensorError, KeyError, OSError):
                 path.unlink(missing_ok=True)
                 continue
             found.update(zip((row.tobytes().hex() for row in hashes), features, strict=True))
         return found
 
-    def add(self, hashes: Sequence[str], features: NDArray[np.float32]) -> None:
-        """Store features, float32 (N, F), of the images with these SHA-256 values."""
+    def add(self, hashes: Sequence[str], features: NDArray[np.float32]) -> dict[str, Tensor]:
+        """Store outputs, float32 (N, …), of the images with these SHA-256 values.
+
+        Returns:
+            The stored outputs, memory-mapped, by SHA-256.
+        """
         digests = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
         name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
-        with atomic_path(self.folder / f"{name}.safetensors") as temporary:
-            save_file({"sha256": digests.copy(), "features": features}, temporary)
+        path = self.folder / f"{name}.safetensors"
+        stored = torch.from_numpy(features)
+        if self.dtype == torch.float16 and stored.half().isfinite().all():
+            stored = stored.half()
+        with atomic_path(path) as temporary:
+            save_file({"sha256": torch.from_numpy(digests.copy()), "features": stored}, temporary)
+        return dict(zip(hashes, load_file(path)["features"], strict=True))
+
+
+def _key(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def choose_calibration(paths: Sequence[Path], hashes: Sequence[str]) -> dict[str, Path]:
@@ -166,67 +191,66 @@ def choose_calibration(paths: Sequence[Path], hashes: Sequence[str]) -> dict[str
     return {sha: by_hash[sha] for sha in sorted(by_hash)[:CALIBRATION_IMAGES]}
 
 
-def extract_features(
-    model: Classifier,
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What the outputs of frozen layers are computed with."""
+
+    model: Classifier
+    """Run in eval mode."""
+    preprocessing: Preprocessing
+    cache: FeatureCache
+    """Cache to read and write, created for the same layers, device, precision and calibration."""
+    device: torch.device
+    """The CPU uses onnxruntime, a GPU uses PyTorch."""
+    precision: Precision = "fp32"
+    """See `choose_precision`."""
+    calibration: Sequence[Path] = ()
+    """Images used to calibrate an int8 copy of the layers, which is faster on the CPU; empty for
+    other precisions."""
+    layers: nn.Module | None = None
+    """The frozen layers, which map normalized images to activations; None for the backbone."""
+    view: View = UNCHANGED
+    """What is done to each image."""
+    cluster: RayCluster | None = None
+    """A cluster whose actors compute the features of unchanged images with onnxruntime: int8 on
+    CPUs, fp32 on GPUs if it has any. It is not joined if all features are cached."""
+
+
+def extract(
     paths: Sequence[Path],
     hashes: Sequence[str],
+    settings: Extraction,
     *,
-    preprocessing: Preprocessing,
-    cache: FeatureCache,
-    device: torch.device,
-    precision: Precision = "fp32",
-    calibration: Sequence[Path] = (),
-    remote: RayCluster | None = None,
     progress: Progress = SILENT,
-) -> NDArray[np.float32]:
-    """Return the backbone's features of all images, computing those that are not cached.
+) -> list[Tensor]:
+    """Return the outputs of frozen layers for all images, computing those that are not cached.
 
     Args:
-        model: Classifier whose backbone is run in eval mode.
         paths: The images.
         hashes: SHA-256 of each image's bytes, hexadecimal.
-        preprocessing: Size and resize rule.
-        cache: Cache to read and write, created for the same device, precision and calibration.
-        device: Device that runs the backbone: the CPU uses onnxruntime, a GPU uses PyTorch.
-        precision: See `choose_precision`.
-        calibration: Images used to calibrate an int8 copy of the backbone, which is faster on the
-            CPU; empty for other precisions.
-        remote: A cluster whose actors compute the features with onnxruntime: int8 on CPUs, fp32
-            on GPUs if it has any. It is not joined if all features are cached.
+        settings: The layers, and what they are computed with.
         progress: Shows the extraction.
 
     Returns:
-        Float32 (N, F), in the order of `paths`.
+        A tensor for each image, float32 or float16, memory-mapped; in the order of `paths`.
 
     Raises:
         DataError: If an image cannot be read.
-        ParityError: If int8 or fp16 features differ too much from fp32 ones on this device, or an
-            actor's features from this machine's.
+        ParityError: If int8 or fp16 outputs differ too much from fp32 ones on this device, or an
+            actor's from this machine's.
         TltoolsError: If the cluster cannot be reached, or fails.
     """
+    cache = settings.cache
     known = cache.load()
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
         images = plural(reused, "image")
         progress.say(f"Features of {reused:,} {images} come from the cache {cache.folder}")
     if missing:
-        with closing(
-            _results(
-                model,
-                missing,
-                preprocessing,
-                cache,
-                device,
-                precision,
-                calibration,
-                remote,
-                progress,
-            )
-        ) as results:
+        with closing(_results(missing, settings, progress)) as results:
             for shard, features in _in_shards(results, len(missing), progress):
-                cache.add(shard, features)
-                known.update(zip(shard, features, strict=True))
-    return np.stack([known[sha] for sha in hashes])
+                known |= cache.add(shard, features)
+    return [known[sha] for sha in hashes]
 
 
 class TorchBackbone:
@@ -238,11 +262,13 @@ class TorchBackbone:
         preprocessing: Preprocessing,
         device: torch.device,
         *,
+        layers: nn.Module | None = None,
         fp16: bool = False,
     ) -> None:
         """Move the model to the device; `fp16` uses autocast, otherwise full fp32."""
         allow_tf32(False)
-        self._model = model.to(device).to(memory_format=torch.channels_last).eval()
+        model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self._layers = _Frozen(model, layers)
         self._preprocessing = preprocessing
         self._device = device
         self._fp16 = fp16
@@ -256,7 +282,7 @@ class TorchBackbone:
         """
         with torch.inference_mode(), torch.autocast(self.device, torch.float16, self._fp16):
             on_device = torch.from_numpy(images).to(self._device, non_blocking=True)
-            features = self._model.features(on_device).float().cpu().numpy()
+            features = self._layers(on_device).float().cpu().numpy()
         if self._fp16 and not np.isfinite(features).all():
             raise ParityError(f"the features overflow fp16; {_REMEDY_FP32}")
         return features
@@ -287,108 +313,129 @@ def check_fp16(features: NDArray[np.float32], right: NDArray[np.float32]) -> Non
         )
 
 
-class _Features(torch.nn.Module):
-    """A classifier without its head."""
+class _Frozen(nn.Module):
+    """The frozen layers of a classifier and its normalization."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, layers: nn.Module | None) -> None:
         super().__init__()
         self.model = model
+        self.layers = model.backbone if layers is None else layers
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map images, uint8 (N, H, W, 3), to features, float32 (N, F)."""
-        return self.model.features(images)
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, uint8 (N, H, W, 3), to features (N, F) or activations (N, …)."""
+        return self.layers(self.model.normalized(images))
+
+
+class _Viewed:
+    """A backbone that sees a view of each image."""
+
+    def __init__(self, backbone: "TorchBackbone | OnnxBackbone", view: View) -> None:
+        self._backbone, self._view = backbone, view
+        self.device, self.new_batch = backbone.device, backbone.new_batch
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map images, uint8 (N, H, W, 3), to the outputs of their views, (N, …)."""
+        return self._backbone(self._view(images))
 
 
 @contextmanager
-def _backbone_file(
-    model: Classifier,
-    preprocessing: Preprocessing,
-    cache: FeatureCache,
-    calibration: Sequence[Path],
-    progress: Progress,
-) -> Iterator[Path]:
-    """Yield the backbone's ONNX file: int8 if there are calibration images, otherwise fp32.
+def _backbone_file(settings: Extraction, progress: Progress) -> Iterator[Path]:
+    """Yield the layers' ONNX file: int8 if there are calibration images, otherwise fp32.
 
     Raises:
-        ParityError: If int8 features differ too much from fp32 ones.
+        ParityError: If int8 outputs differ too much from fp32 ones.
     """
-    if calibration and cache.backbone.is_file():
-        yield cache.backbone
+    int8 = settings.cache.backbone
+    if settings.calibration and int8.is_file():
+        yield int8
         return
     with TemporaryDirectory(prefix="tltools-backbone-") as folder:
         fp32 = Path(folder) / "fp32.onnx"
-        write_module(
-            _Features(model).eval(), fp32, size=preprocessing.size, output="features", metadata={}
-        )
-        if not calibration:
+        frozen = _Frozen(settings.model, settings.layers).eval()
+        size = settings.preprocessing.size
+        write_module(frozen, fp32, size=size, output="features", metadata={})
+        if not settings.calibration:
             yield fp32
             return
+        _write_int8(fp32, int8, settings, progress)
+    yield int8
 
-        def batches() -> Iterator[NDArray[np.uint8]]:
-            with progress.bar("Calibrating int8 features", len(calibration)) as bar:
-                for images in decode_batches(
-                    calibration, preprocessing=preprocessing, batch_size=BATCH_SIZE
-                ):
-                    yield images
-                    bar.advance(len(images))
 
-        few = load_few(calibration[:CHECK_IMAGES], preprocessing)
-        reference = OnnxBackbone(fp32, preprocessing)(few)
+def _write_int8(fp32: Path, int8: Path, settings: Extraction, progress: Progress) -> None:
+    """Write an int8 copy of the layers, and compare its outputs with those of fp32."""
+    images, preprocessing = settings.calibration, settings.preprocessing
 
-        def check(path: Path) -> None:
-            error = feature_error(OnnxBackbone(path, preprocessing)(few), reference)
-            if not error <= MAX_FEATURE_ERROR:
-                raise ParityError(
-                    f"int8 features differ from fp32 ones by {error:.1%}, more than "
-                    f"{MAX_FEATURE_ERROR:.0%}"
-                )
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        with progress.bar("Calibrating int8 features", len(images)) as bar:
+            for batch in decode_batches(images, preprocessing=preprocessing, batch_size=BATCH_SIZE):
+                yield batch
+                bar.advance(len(batch))
 
-        quantize_until(fp32, cache.backbone, batches(), check, progress=progress)
-    yield cache.backbone
+    few = load_few(images[:CHECK_IMAGES], preprocessing)
+    reference = OnnxBackbone(fp32, preprocessing)(few)
+
+    def check(path: Path) -> None:
+        error = feature_error(OnnxBackbone(path, preprocessing)(few), reference)
+        if not error <= MAX_FEATURE_ERROR:
+            raise ParityError(
+                f"int8 features differ from fp32 ones by {error:.1%}, more than "
+                f"{MAX_FEATURE_ERROR:.0%}"
+            )
+
+    quantize_until(fp32, int8, batches(), check, progress=progress)
 
 
 _Results = Generator[tuple[Sequence[str], NDArray[np.float32]], None, None]
-"""Hashes of some images, and their features, float32 (n, F)."""
+"""Hashes of some images, and their outputs, float32 (n, …)."""
 
 
-def _results(
-    model: Classifier,
-    missing: dict[str, Path],
-    preprocessing: Preprocessing,
-    cache: FeatureCache,
-    device: torch.device,
-    precision: Precision,
-    calibration: Sequence[Path],
-    remote: RayCluster | None,
-    progress: Progress,
-) -> _Results:
-    """Prepare the backbone; return an iterator over its features, computed here or on a cluster.
+def _results(missing: dict[str, Path], settings: Extraction, progress: Progress) -> _Results:
+    """Prepare the layers; return an iterator over their outputs, computed here or on a cluster.
 
     `missing` are the images' paths by SHA-256.
     """
-    paths = list(missing.values())
-    if remote is None and device.type != "cpu":
-        exact = TorchBackbone(model, preprocessing, device)
-        batch_size = gpu_batch_size(device)
-        if precision != "fp16":
-            return _computed_here(exact, missing, preprocessing, batch_size)
-        half = TorchBackbone(model, preprocessing, device, fp16=True)
-        few = load_few(paths[:CHECK_IMAGES], preprocessing)
-        check_fp16(half(few), exact(few))
-        return _computed_here(half, missing, preprocessing, batch_size)
-    with _backbone_file(model, preprocessing, cache, calibration, progress) as path:
+    if settings.cluster is not None:
+        return _results_of_cluster(missing, settings, progress)
+    if settings.device.type != "cpu":
+        return _results_of_gpu(missing, settings)
+    with _backbone_file(settings, progress) as path:
+        backbone = OnnxBackbone(path, settings.preprocessing)
+    return _computed_here(_Viewed(backbone, settings.view), missing, settings, BATCH_SIZE)
+
+
+def _results_of_gpu(missing: dict[str, Path], settings: Extraction) -> _Results:
+    open_backbone = partial(
+        TorchBackbone,
+        settings.model,
+        settings.preprocessing,
+        settings.device,
+        layers=settings.layers,
+    )
+    backbone = open_backbone(fp16=settings.precision == "fp16")
+    if settings.precision == "fp16":
+        few = load_few(list(missing.values())[:CHECK_IMAGES], settings.preprocessing)
+        check_fp16(backbone(few), open_backbone()(few))
+    viewed = _Viewed(backbone, settings.view)
+    return _computed_here(viewed, missing, settings, gpu_batch_size(settings.device))
+
+
+def _results_of_cluster(
+    missing: dict[str, Path], settings: Extraction, progress: Progress
+) -> _Results:
+    cluster, preprocessing = settings.cluster, settings.preprocessing
+    assert cluster is not None
+    with _backbone_file(settings, progress) as path:
         backbone = OnnxBackbone(path, preprocessing)
-        data = b"" if remote is None else path.read_bytes()
-    if remote is None:
-        return _computed_here(backbone, missing, preprocessing, BATCH_SIZE)
+        data = path.read_bytes()
+    paths = list(missing.values())
     few = load_few(paths[:PROBE_IMAGES], preprocessing)
-    outputs = remote.outputs(
+    outputs = cluster.outputs(
         paths,
-        partial(open_shared, remote.connect().put(data), preprocessing, few, backbone(few)),
+        partial(open_shared, cluster.connect().put(data), preprocessing, few, backbone(few)),
         preprocessing=preprocessing,
         batch_size=BATCH_SIZE,
         task_size=PART_SIZE,
-        device="cpu" if calibration else None,
+        device="cpu" if settings.calibration else None,
     )
     return _computed_there(outputs, list(missing))
 
@@ -402,11 +449,13 @@ def _computed_there(
 
 
 def _computed_here(
-    backbone: Model, missing: dict[str, Path], preprocessing: Preprocessing, batch_size: int
+    backbone: Model, missing: dict[str, Path], settings: Extraction, batch_size: int
 ) -> _Results:
     plan = Plan("ahead", num_cores(), batch_size)
     images = [ImageRef.of_file(path, name=sha) for sha, path in missing.items()]
-    results = run_images(backbone, images, preprocessing=preprocessing, plan=plan, finish=readable)
+    results = run_images(
+        backbone, images, preprocessing=settings.preprocessing, plan=plan, finish=readable
+    )
     with closing(results):
         for outputs in results:
             yield [image.name for image in outputs.images], outputs.values

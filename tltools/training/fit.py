@@ -1,6 +1,7 @@
 """The training loop: one epoch at a time; the caller prints, saves and stops."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -12,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tltools.errors import ConfigError
 from tltools.training.config import TrainConfig
 from tltools.training.sources import Source
 
+WARM_UP = 0.1
+"""Fraction of the steps in which the learning rates of a cosine schedule rise."""
 REPORT_EVERY_S = 0.5
 """Shortest interval between reads of the loss within an epoch: each read blocks a GPU."""
 
@@ -36,38 +40,52 @@ class EpochStats:
     seconds: float
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    inputs: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step, entirely on the inputs' device.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Step:
+    """One kind of optimizer step, entirely on the inputs' device."""
 
-    Args:
-        model: Model in training mode.
-        optimizer: Optimizer of the model's trainable parameters.
-        scaler: If enabled, the step uses mixed precision (fp16, as in torch's AMP recipe).
-        inputs: (N, …).
-        target: Class indices, int64 (N,).
-        class_weights: Float32 (C,), or None.
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Scales the loss of fp16, whose gradients would underflow; disabled for other precisions."""
+    autocast: torch.dtype | None = None
+    """Precision of a forward pass in mixed precision; None for fp32."""
+    class_weights: Tensor | None = None
+    """Float32 (C,)."""
+    label_smoothing: float = 0.0
+    clip_grad: float = 0.0
+    """Largest norm of the gradient; 0 does not clip it."""
 
-    Returns:
-        The summed loss and the number of correct predictions, scalars on the device. They are not
-        read here, because reading blocks a GPU.
-    """
-    amp = scaler.is_enabled()
-    with torch.autocast(inputs.device.type, torch.float16) if amp else nullcontext():
-        logits = model(inputs)  # (N, C)
-        loss = F.cross_entropy(logits, target, weight=class_weights)
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    # A sum, so that a short last batch gets its proper weight.
-    return loss.detach() * len(target), (logits.detach().argmax(dim=1) == target).sum()
+    def __call__(self, model: nn.Module, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            model: Model in training mode.
+            inputs: (N, …).
+            target: Class indices, int64 (N,).
+
+        Returns:
+            The summed loss and the number of correct predictions, scalars on the device. They are
+            not read here, because reading blocks a GPU.
+        """
+        with (
+            torch.autocast(inputs.device.type, self.autocast)
+            if self.autocast is not None
+            else nullcontext()
+        ):
+            logits = model(inputs)  # (N, C)
+            loss = F.cross_entropy(
+                logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # A sum, so that a short last batch gets its proper weight.
+        return loss.detach() * len(target), (logits.detach().argmax(dim=1) == target).sum()
 
 
 @torch.inference_mode()
@@ -103,7 +121,9 @@ class Trainer:
         """Create the optimizer.
 
         Args:
-            model: Model on the device; parameters without gradient are not trained.
+            model: Model on the device; parameters without gradient are not trained. Those of a
+                child named `backbone` are pre-trained and have their own learning rate, if the
+                settings fine-tune them.
             config: Settings.
             train: Training samples.
             val: Validation samples.
@@ -118,23 +138,20 @@ class Trainer:
         self.best_val_loss = float("inf")
         self.best_state: dict[str, Tensor] = {}
         self._epoch_end: dict[str, Any] = {}
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # The article's optimizer. Its L2 penalty worked better than AdamW's (benchmarks/LOG.md).
-        # Fused on a GPU: with mixed precision, the others wait for the device at each step.
-        self.optimizer = torch.optim.Adam(
-            trainable,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=device.type != "cpu" or None,
+        self.optimizer = _optimizer(model, config, device)
+        self._highest_rates = [group["lr"] for group in self.optimizer.param_groups]
+        precision = mixed_precision(config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        self.step = Step(
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            autocast=precision,
+            class_weights=_class_weights(train_targets, num_classes, device)
+            if config.class_weights
+            else None,
+            label_smoothing=config.label_smoothing,
+            clip_grad=config.clip_grad,
         )
-        amp = config.precision == "amp" or (config.precision == "auto" and device.type != "cpu")
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp)
-        self.class_weights: Tensor | None = None
-        if config.class_weights:
-            counts = np.bincount(train_targets, minlength=num_classes)
-            # scikit-learn's "balanced" rule: N / (C * count of the class).
-            balanced = len(train_targets) / (num_classes * np.maximum(counts, 1))
-            self.class_weights = torch.tensor(balanced, dtype=torch.float32, device=device)
 
     @property
     def finished(self) -> bool:
@@ -145,7 +162,7 @@ class Trainer:
 
     def batches_per_epoch(self) -> int:
         """Return the number of optimizer steps per epoch."""
-        return max(1, round(len(self.train) / self.config.batch_size))
+        return -(-len(self.train) // self.config.batch_size)
 
     def run_epoch(self) -> Iterator[tuple[int, float]]:
         """Train one epoch, yielding (samples since the last yield, mean loss so far).
@@ -163,11 +180,10 @@ class Trainer:
         num_seen = num_reported = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed * 1_000_003 + self.epoch)
-            augment = generator if config.augment else None
-            for inputs, target in self.train.batches(order, augment=augment):
-                loss, correct = train_step(
-                    self.model, self.optimizer, self.scaler, inputs, target, self.class_weights
-                )
+            batches = self.train.batches(order, generator)
+            for number, (inputs, target) in enumerate(batches):
+                self._set_learning_rates(number)
+                loss, correct = self.step(self.model, inputs, target)
                 loss_sum += loss
                 num_correct += correct
                 num_seen += len(target)
@@ -189,6 +205,18 @@ class Trainer:
             self.best_val_loss, self.best_epoch = self.stats.val_loss, self.epoch
             self.best_state = self._weights()
         self._epoch_end = copy.deepcopy(self._state())
+
+    def _set_learning_rates(self, number: int) -> None:
+        """Set the learning rates of this epoch's next step, counted from 0.
+
+        They depend on nothing else, so a resumed training follows the same curve.
+        """
+        if self.config.schedule == "constant":
+            return
+        steps = self.batches_per_epoch()
+        factor = warm_up_and_cosine(self.epoch * steps + number, self.config.epochs * steps)
+        for group, highest in zip(self.optimizer.param_groups, self._highest_rates, strict=True):
+            group["lr"] = highest * factor
 
     def chosen_state(self) -> dict[str, Tensor]:
         """Return the weights to keep, on the CPU: the best epoch's or the last epoch's."""
@@ -231,6 +259,72 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]
         self._epoch_end = copy.deepcopy(state)
+
+
+def mixed_precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """Return the precision of the forward pass besides fp32: fp16, bf16, or None.
+
+    Raises:
+        ConfigError: If mixed precision is required, but the CPU does not compute in bf16.
+    """
+    if device.type != "cpu":
+        return None if config.precision == "fp32" else torch.float16
+    if config.precision == "amp" and not computes_in_bf16():
+        raise ConfigError(
+            "`precision=amp` needs a GPU or a CPU that computes in bf16; use `precision=fp32`"
+        )
+    wanted = config.precision == "amp" or (
+        # The small CNN is bound by memory and gains nothing.
+        config.precision == "auto" and config.fine_tune != "none" and computes_in_bf16()
+    )
+    return torch.bfloat16 if wanted else None
+
+
+def computes_in_bf16() -> bool:
+    """Return whether this CPU has instructions for bf16, which are twice as fast as fp32's."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _optimizer(
+    model: nn.Module, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the trainable parameters.
+
+    The article's is Adam; for a head, its L2 penalty worked better than AdamW (benchmarks/LOG.md).
+    """
+    trainable = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    groups = [{"params": list(trainable.values())}]
+    if config.fine_tune != "none":
+        tuned = [one for name, one in trainable.items() if name.startswith("backbone.")]
+        new = [one for name, one in trainable.items() if not name.startswith("backbone.")]
+        groups = [{"params": new}, {"params": tuned, "lr": config.backbone_lr}]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    # Fused on a GPU: with mixed precision, the others wait for the device at each step.
+    return kind(
+        groups,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=device.type != "cpu" or None,
+    )
+
+
+def warm_up_and_cosine(step: int, steps: int) -> float:
+    """Return the factor of the learning rates: up linearly, then down to zero along a cosine.
+
+    As in one-cycle schedules (Smith and Topin, arXiv:1708.07120), without their momentum cycle.
+    """
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    return (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, steps - warm_up)))) / 2
+
+
+def _class_weights(targets: np.ndarray, num_classes: int, device: torch.device) -> Tensor:
+    """Return scikit-learn's "balanced" weights, N / (C * count of the class), float32 (C,)."""
+    counts = np.bincount(targets, minlength=num_classes)
+    balanced = len(targets) / (num_classes * np.maximum(counts, 1))
+    return torch.tensor(balanced, dtype=torch.float32, device=device)
 
 
 def _for_this_device(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

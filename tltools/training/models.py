@@ -34,10 +34,13 @@ class Classifier(nn.Module):
         self.register_buffer("scale", _channels(1 / (255 * std)), persistent=False)
         self.register_buffer("shift", _channels(-mean / std), persistent=False)
 
+    def normalized(self, images: Tensor) -> Tensor:
+        """Map images, uint8 (N, H, W, 3), to the backbone's input, float32 (N, 3, H, W)."""
+        return images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+
     def features(self, images: Tensor) -> Tensor:
         """Map images, uint8 (N, H, W, 3), to features, float32 (N, F)."""
-        pixels = images.permute(0, 3, 1, 2).float()  # (N, 3, H, W)
-        return self.backbone(pixels * self.scale + self.shift)
+        return self.backbone(self.normalized(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""

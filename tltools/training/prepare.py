@@ -1,69 +1,43 @@
 """Prepare a training: build the model, and the samples for the training loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
-from tltools.errors import ConfigError
 from tltools.progress import Progress
 from tltools.runtime.device import allow_tf32, make_deterministic, torch_device
+from tltools.training.augment import NUM_VIEWS, UNCHANGED, View
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.decoded import decode_once, fits_on_gpu
 from tltools.training.features import (
+    Extraction,
     FeatureCache,
     Precision,
     choose_calibration,
     choose_precision,
     default_cache_dir,
-    extract_features,
+    extract,
 )
+from tltools.training.fine_tuning import FineTuned, fit_scaling
+from tltools.training.fit import mixed_precision
 from tltools.training.models import Classifier, build_classifier
 from tltools.training.pretrained import load_weights
-from tltools.training.sources import Source
+from tltools.training.scaling import Scaling
+from tltools.training.sources import FeatureSource, ImageSource, Source
 
-_SMALLEST_STD = 0.01
-"""Floor for a feature's standard deviation, as a fraction of the RMS of all features."""
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """Standardization of features before a head is trained on them: (x - mean) / std."""
-
-    mean: Tensor
-    """Float32 (F,), on the CPU."""
-    std: Tensor
-    """Float32 (F,), on the CPU; positive."""
-
-    @classmethod
-    def fit(cls, features: Tensor) -> "Scaling":
-        """Return the scaling that gives features, float32 (N, F), zero mean and unit variance."""
-        # Without the floor, a nearly constant feature would be amplified noise on a new image.
-        floor = _SMALLEST_STD * features.square().mean().sqrt().item()
-        std = features.std(dim=0, correction=0).clamp(min=max(floor, 1e-12))
-        return cls(features.mean(dim=0), std)
-
-    def apply(self, features: Tensor) -> Tensor:
-        """Scale features, float32 (N, F)."""
-        return (features - self.mean) / self.std
-
-    @torch.no_grad()
-    def fold_into(self, head: nn.Linear) -> None:
-        """Fold the scaling into a head, in place, so that it takes raw features.
-
-        W (x - mean) / std + b becomes W' x + b'.
-        """
-        weight = head.weight.detach().double().cpu() / self.std.double()
-        bias = head.bias.detach().double().cpu() - weight @ self.mean.double()
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+SCALING_IMAGES = 512
+"""Images that the scaling of features is fitted on before layers are fine-tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +56,17 @@ class Job:
     preprocessing: Preprocessing
     device: torch.device
     scaling: Scaling | None = None
-    """Set if the head is trained on scaled features."""
+    """Set if a head alone is trained on scaled features."""
+
+    def fold_scaling(self) -> None:
+        """Make the head take the backbone's own features, once the training is done."""
+        scaling = self.trained.scaling if isinstance(self.trained, FineTuned) else self.scaling
+        if scaling is not None:
+            scaling.fold_into(self.model.head)
 
 
 def prepare(dataset: Dataset, config: TrainConfig, setup: TrainSetup, *, progress: Progress) -> Job:
-    """Build the model; decode the images, or compute the features of a frozen backbone.
+    """Build the model; decode the images, or compute the outputs of frozen layers.
 
     Raises:
         ConfigError: If the device or the cluster does not support the settings.
@@ -96,18 +76,25 @@ def prepare(dataset: Dataset, config: TrainConfig, setup: TrainSetup, *, progres
     """
     choice = torch_device(setup.device)
     progress.say(f"Device: {choice.device} ({choice.reason})")
-    if config.precision == "amp" and choice.device == "cpu":
-        raise ConfigError("`precision=amp` needs a GPU; use `precision=fp32` on the CPU")
+    device = torch.device(choice.name)
+    mixed_precision(config, device)  # raises an error before any work
     allow_tf32(False)  # exports are verified against the run in full fp32
     make_deterministic()
-    device = torch.device(choice.name)
+    if setup.cluster is not None and (trains := _trained_on_images(config)):
+        progress.say(f"{trains}: there are no features for Ray to compute; it runs on this machine")
     if config.backbone.pretrained is None:
-        if setup.remote is not None:
-            progress.say(
-                f"{config.model} has no features for Ray to compute; training it on this machine"
-            )
         return _prepare_images(dataset, config, setup, device, progress)
-    return _prepare_features(dataset, config, setup, device, progress)
+    frozen = _load_frozen(dataset, config, setup, device, progress)
+    if config.fine_tune == "none":
+        return _prepare_features(dataset, frozen)
+    return _prepare_fine_tuning(dataset, frozen)
+
+
+def _trained_on_images(config: TrainConfig) -> str:
+    """Say why a training needs no features, or return an empty string."""
+    if config.backbone.pretrained is None:
+        return f"{config.model} is trained on images"
+    return "" if config.fine_tune == "none" else f"`fine_tune={config.fine_tune}`"
 
 
 def _prepare_images(
@@ -122,6 +109,28 @@ def _prepare_images(
     size = config.backbone.input_size
     preprocessing = Preprocessing(size=size, resize=config.resize)  # pixels on the 0-1 scale
     model = _build(dataset, config, preprocessing)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return Job(
+        config=config,
+        dataset=dataset,
+        model=model,
+        trained=model,
+        sources=_image_sources(dataset, config, preprocessing, setup, device, progress),
+        weights=Weights(source="random"),
+        preprocessing=preprocessing,
+        device=device,
+    )
+
+
+def _image_sources(
+    dataset: Dataset,
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    setup: TrainSetup,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Source]:
+    """Decode all images, and return those of each split."""
     paths = {
         split: [Path(path) for path in dataset.part(split)["path"]] for split in _splits(dataset)
     }
@@ -133,74 +142,106 @@ def _prepare_images(
         progress=progress,
     )
     parts = images.split([len(part) for part in paths.values()])
-    model = model.to(device).to(memory_format=torch.channels_last)
-    return Job(
-        config=config,
-        dataset=dataset,
-        model=model,
-        trained=model,
-        sources={
-            split: _source(dataset, split, samples, config, device)
-            for split, samples in zip(paths, parts, strict=True)
-        },
-        weights=Weights(source="random"),
-        preprocessing=preprocessing,
-        device=device,
-    )
+    return {
+        split: ImageSource(
+            samples, _targets(dataset, split), config.batch_size, device, config.augment
+        )
+        for split, samples in zip(paths, parts, strict=True)
+    }
 
 
-def _prepare_features(
+def _load_frozen(
     dataset: Dataset,
     config: TrainConfig,
     setup: TrainSetup,
     device: torch.device,
     progress: Progress,
-) -> Job:
-    """Prepare to train the head of a frozen backbone on its features."""
+) -> "_Frozen":
+    """Load pre-trained weights and build the model around them."""
     backbone = config.backbone
     pretrained = load_weights(backbone, setup.weights, normalization=setup.normalization)
     config = _with_head(config, pretrained.state)
     preprocessing = Preprocessing(
         size=backbone.input_size, resize=config.resize, mean=pretrained.mean, std=pretrained.std
     )
-    model = _build(dataset, config, preprocessing, pretrained.state)
     progress.say(f"{backbone.title}: weights {pretrained.facts.source}, head {config.head}")
-    frozen = _FrozenBackbone(
-        model=model,
-        head=config.head,
-        weights_sha256=pretrained.facts.sha256,
+    return _Frozen(
+        config=config,
+        model=_build(dataset, config, preprocessing, pretrained.state),
+        weights=pretrained.facts,
         preprocessing=preprocessing,
         setup=setup,
         device=device,
         progress=progress,
     )
-    precision = choose_precision(
-        config.feature_precision, on_gpu=device.type != "cpu", on_cluster=setup.remote is not None
-    )
-    with setup.remote or nullcontext():  # leave the cluster before the epochs
-        features = _features(dataset, frozen, precision)
+
+
+def _prepare_features(dataset: Dataset, frozen: "_Frozen") -> Job:
+    """Prepare to train the head of a frozen backbone on its features."""
+    config, device = frozen.config, frozen.device
+    with frozen.setup.cluster or nullcontext():  # leave the cluster before the epochs
+        rows = frozen.outputs(dataset)
+    features = {
+        split: torch.stack([torch.stack(view) for view in views]) for split, views in rows.items()
+    }  # (V, N, F)
     scaling = None
     if config.standardize:
-        scaling = Scaling.fit(features[_rows(dataset, "train")])
-        features = scaling.apply(features)
-    if fits_on_gpu(features.nbytes, device):
-        features = features.to(device)
-    return Job(
-        config=config,
-        dataset=dataset,
-        model=model,
-        trained=model.head.to(device),
+        scaling = Scaling.fit(features["train"].flatten(0, 1))
+        features = {split: scaling.apply(values) for split, values in features.items()}
+    if fits_on_gpu(sum(values.nbytes for values in features.values()), device):
+        features = {split: values.to(device) for split, values in features.items()}
+    return frozen.job(
+        dataset,
+        trained=frozen.model.head.to(device),
         sources={
-            split: _source(
-                dataset, split, features[_rows(dataset, split).to(features.device)], config, device
-            )
-            for split in _splits(dataset)
+            split: FeatureSource(values, _targets(dataset, split), config.batch_size, device)
+            for split, values in features.items()
         },
-        weights=pretrained.facts,
-        preprocessing=preprocessing,
-        device=device,
         scaling=scaling,
     )
+
+
+def _prepare_fine_tuning(dataset: Dataset, frozen: "_Frozen") -> Job:
+    """Prepare to train pre-trained layers and the head.
+
+    On the CPU, the layers before the last block are run once; a GPU is so fast that it sees
+    different random crops in each epoch.
+    """
+    config, model, device = frozen.config, frozen.model, frozen.device
+    before, rest = None, model.backbone
+    if config.fine_tune == "last-block":
+        before, rest = config.backbone.split(model.backbone)
+    sources: dict[str, Source]
+    if before is not None and device.type == "cpu":
+        rows = frozen.outputs(dataset, before)
+        sources = {
+            split: FeatureSource(views, _targets(dataset, split), config.batch_size)
+            for split, views in rows.items()
+        }
+        to_inputs = _unchanged
+    else:
+        sources = _image_sources(
+            dataset, config, frozen.preprocessing, frozen.setup, device, frozen.progress
+        )
+        model.to(device).to(memory_format=torch.channels_last)
+        to_inputs = partial(_through, model, (before or nn.Identity()).eval())
+    scaling = None
+    if config.standardize:
+        chosen = torch.arange(len(sources["train"]))[:: len(sources["train"]) // SCALING_IMAGES + 1]
+        few = [to_inputs(samples) for samples, _ in sources["train"].batches(chosen)]
+        scaling = fit_scaling(rest, few)
+    trained = FineTuned(rest, model.head, frozen=to_inputs, scaling=scaling, dropout=config.dropout)
+    return frozen.job(dataset, trained=trained.to(device), sources=sources)
+
+
+def _unchanged(samples: Tensor) -> Tensor:
+    return samples
+
+
+@torch.no_grad()
+def _through(model: Classifier, layers: nn.Module, images: Tensor) -> Tensor:
+    """Map images, uint8 (N, H, W, 3), to the output of a model's first layers."""
+    return layers(model.normalized(images))
 
 
 def _with_head(config: TrainConfig, state: Mapping[str, Tensor]) -> TrainConfig:
@@ -224,76 +265,93 @@ def _build(
         )
 
 
-def _source(
-    dataset: Dataset, split: str, samples: Tensor, config: TrainConfig, device: torch.device
-) -> Source:
-    return Source(samples, torch.from_numpy(dataset.targets(split)), config.batch_size, device)
-
-
 @dataclass(frozen=True, kw_only=True)
-class _FrozenBackbone:
-    """Compute features, or find them in the cache."""
+class _Frozen:
+    """A pre-trained model, and what its frozen layers are run with."""
 
+    config: TrainConfig
     model: Classifier
-    head: str
-    weights_sha256: str
+    weights: Weights
     preprocessing: Preprocessing
     setup: TrainSetup
     device: torch.device
     progress: Progress
 
-    def features(
-        self, paths: Sequence[Path], hashes: Sequence[str], precision: Precision
-    ) -> NDArray[np.float32]:
-        """Return the features of images with these SHA-256 values, float32 (N, F)."""
-        remote = self.setup.remote
+    def job(self, dataset: Dataset, **trained: Any) -> Job:
+        """Return the prepared training of these layers."""
+        return Job(
+            config=self.config,
+            dataset=dataset,
+            model=self.model,
+            weights=self.weights,
+            preprocessing=self.preprocessing,
+            device=self.device,
+            **trained,
+        )
+
+    def outputs(
+        self, dataset: Dataset, layers: nn.Module | None = None
+    ) -> dict[str, list[list[Tensor]]]:
+        """Return the outputs of frozen layers for each split, each view and each image.
+
+        The training split has all views of the augmentation, in the precision of the settings;
+        the others have unchanged images in fp32.
+
+        Args:
+            dataset: The images.
+            layers: The layers, which map normalized images to activations; None for the backbone.
+        """
+        config = self.config
+        precision = choose_precision(
+            config.feature_precision,
+            on_gpu=self.device.type != "cpu",
+            on_cluster=self.setup.cluster is not None,
+        )
+        views = [View(number, config.augment) for number in range(NUM_VIEWS[config.augment])]
+        train = dataset.part("train")
+        found = {"train": [self._extract(train, precision, layers, view) for view in views]}
+        others = dataset.frame.query("split != 'train'")
+        if len(others):
+            rows = list(
+                zip(others["split"], self._extract(others, "fp32", layers, UNCHANGED), strict=True)
+            )
+            for split in _splits(dataset)[1:]:
+                found[split] = [[row for its_split, row in rows if its_split == split]]
+        return found
+
+    def _extract(
+        self, part: "pd.DataFrame", precision: Precision, layers: nn.Module | None, view: View
+    ) -> list[Tensor]:
+        cluster = self.setup.cluster
+        paths, hashes = [Path(path) for path in part["path"]], list(part["sha256"])
         calibration = choose_calibration(paths, hashes) if precision == "int8" else {}
         cache = FeatureCache(
             self.setup.cache_dir or default_cache_dir(),
-            weights_sha256=self.weights_sha256,
-            head=self.head,
+            weights_sha256=self.weights.sha256,
+            head=self.config.head,
             preprocessing=self.preprocessing,
-            runtime="torch" if remote is None and self.device.type != "cpu" else "onnxruntime",
+            runtime="torch" if cluster is None and self.device.type != "cpu" else "onnxruntime",
             precision=precision,
             calibration=list(calibration),
+            layers="" if layers is None else f"before {'.'.join(self.config.backbone.split_at)}",
+            view="" if view == UNCHANGED or not view.number else view.name,
         )
-        return extract_features(
-            self.model,
-            paths,
-            hashes,
+        settings = Extraction(
+            model=self.model,
             preprocessing=self.preprocessing,
             cache=cache,
             device=self.device,
             precision=precision,
             calibration=list(calibration.values()),
-            remote=remote,
-            progress=self.progress,
+            layers=layers,
+            view=view,
+            cluster=cluster,
         )
+        return extract(paths, hashes, settings, progress=self.progress)
 
 
-def _features(dataset: Dataset, frozen: _FrozenBackbone, precision: Precision) -> Tensor:
-    """Return the frozen features of all images, float32 (N, F), in the frame's order.
-
-    `precision` applies to the training split; the others always use fp32.
-    """
-    rows = dataset.frame.reset_index(drop=True)
-    parts: list[NDArray[np.float32]] = []
-    order: list[int] = []
-    in_train = rows["split"] == "train"
-    precisions: tuple[Precision, Precision] = (precision, "fp32")
-    for part, computed_in in zip((rows[in_train], rows[~in_train]), precisions, strict=True):
-        if len(part):
-            paths = [Path(path) for path in part["path"]]
-            parts.append(frozen.features(paths, list(part["sha256"]), computed_in))
-            order += list(part.index)
-    features = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
-    features[order] = np.concatenate(parts)
-    return torch.from_numpy(features)
-
-
-def _rows(dataset: Dataset, split: str) -> Tensor:
-    """Return which of the frame's images are in a split, bool (N,)."""
-    return torch.from_numpy(dataset.frame["split"].to_numpy() == split)
+def _targets(dataset: Dataset, split: str) -> Tensor:
+    return torch.from_numpy(dataset.targets(split))
 
 
 def _splits(dataset: Dataset) -> list[str]:

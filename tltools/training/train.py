@@ -21,6 +21,7 @@ from tltools.progress import SILENT, Progress
 from tltools.run_folder import RunPredictions, write_predictions
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
+from tltools.training.estimate import suggest_fine_tuning
 from tltools.training.fit import EpochStats, Trainer, predict_source
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, prepare
@@ -66,13 +67,20 @@ def train_model(
     check_logs(setup.logs)
     job = prepare(dataset, config, setup, progress=progress)
     plan = _plan(job, setup)
-    folder = runs.new_run_folder(setup.run_dir, config.model)
+    folder = runs.new_run_folder(setup.run_dir, _run_name(config))
     try:
         runs.write_plan(folder, plan, dataset)
-        return _Training(job, folder, plan, [], progress).run()
+        trained = _Training(job, folder, plan, [], progress).run()
     finally:
         if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
             shutil.rmtree(folder)
+    if job.device.type == "cpu" and not trained.interrupted:
+        suggest_fine_tuning(job, progress)
+    return trained
+
+
+def _run_name(config: TrainConfig) -> str:
+    return config.model if config.fine_tune == "none" else f"{config.model}-{config.fine_tune}"
 
 
 def train_models(
@@ -277,8 +285,7 @@ class _Training:
         metrics = {name: score(one.preds, one.targets) for name, one in outputs.items()}
         confidence = fit_temperature(outputs["val"].logits, outputs["val"].targets)
         self._progress.say(_of_confidence(confidence))
-        if job.scaling is not None:
-            job.scaling.fold_into(job.model.head)
+        job.fold_scaling()
         card = self._card(metrics, confidence, interrupted=interrupted)
         self._plot(outputs["val"])
         write_predictions(

@@ -1,0 +1,79 @@
+"""Estimate how long fine-tuning takes on this machine."""
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+
+from tltools.progress import Progress
+from tltools.training.augment import NUM_VIEWS
+from tltools.training.config import TrainConfig, default_config
+from tltools.training.fine_tuning import FineTuned
+from tltools.training.fit import Step, mixed_precision
+from tltools.training.prepare import Job
+
+_IMAGES = 4
+"""Images of a timed step; a larger batch takes less time per image."""
+
+
+def suggest_fine_tuning(job: Job, progress: Progress) -> None:
+    """Say how long fine-tuning the last block would take on the CPU, if a head was trained."""
+    backbone = job.config.backbone
+    if job.config.fine_tune != "none" or "last-block" not in backbone.fine_tuning:
+        return
+    seconds = fine_tuning_seconds(job)
+    takes = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    progress.say(
+        f"Fine-tuning {backbone.title}'s last block is usually more accurate and takes at most "
+        f"about {takes} on this CPU: use `model={backbone.name}` and `fine_tune=last-block`"
+    )
+
+
+def fine_tuning_seconds(job: Job) -> float:
+    """Return an upper estimate of the time to fine-tune the last block on the CPU, in seconds.
+
+    One forward pass of the frozen layers and one step of the others are timed. The frozen layers
+    are timed in fp32, although training images go through an int8 copy of them, which is faster.
+    """
+    config = default_config(job.config.model, fine_tune="last-block")
+    num_train = len(job.dataset.part("train"))
+    num_others = len(job.dataset.frame) - num_train
+    before, rest = config.backbone.split(job.model.backbone)
+    images = torch.zeros(job.preprocessing.shape(_IMAGES), dtype=torch.uint8)
+    with torch.no_grad():
+        normalized = job.model.normalized(images)
+        frozen_s = _seconds(lambda: before(normalized)) / _IMAGES
+        tuned_s = _seconds(lambda: rest(before(normalized))) / _IMAGES - frozen_s
+    step_s = _step_seconds(job, config, before(normalized)) / _IMAGES
+    outputs = num_train * NUM_VIEWS[config.augment] + num_others
+    return outputs * frozen_s + config.epochs * (num_train * step_s + num_others * tuned_s)
+
+
+def _step_seconds(job: Job, config: TrainConfig, inputs: torch.Tensor) -> float:
+    """Return the time of one optimizer step on copies of the layers."""
+    _, rest = config.backbone.split(copy.deepcopy(job.model.backbone))
+    model = FineTuned(
+        rest,
+        copy.deepcopy(job.model.head),
+        frozen=lambda samples: samples,
+        scaling=None,
+        dropout=config.dropout,
+    ).train()
+    step = Step(
+        optimizer=torch.optim.AdamW(model.parameters(), lr=0.0),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        autocast=mixed_precision(config, torch.device("cpu")),
+    )
+    target = torch.zeros(len(inputs), dtype=torch.int64)
+    return _seconds(lambda: step(model, inputs.clone(), target))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the shorter time of two calls; the first one also prepares torch's kernels."""
+    times: list[float] = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
