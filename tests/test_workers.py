@@ -271,6 +271,18 @@ def test_a_fork_server_killed_or_stopped_from_outside_is_replaced(kind, number, 
     assert not is_alive(server)
 
 
+@linux
+def test_a_fork_server_may_take_longer_to_start_than_to_answer(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(processes, "ANSWER_S", 0.5)
+    launcher = ForkServer(preload=("slow_to_import",))
+    worker = launcher.start(workers.TARGET)
+    assert is_alive(worker.pid)
+    worker.channel.close()
+    launcher.close()
+
+
 def test_a_failure_to_open_is_raised(launcher):
     with Crew(Unable(), size=2, launcher=launcher) as crew, pytest.raises(DataError, match="no su"):
         results(crew, [Task([1])])

@@ -41,8 +41,10 @@ STOPS = tuple(
 )
 """Signals that ask a program to end. Terminals and service managers send them to every process of
 a job; only the main process reacts."""
+START_S = 60.0
+"""How long the fork server may take to start, that is to import its modules, in seconds."""
 ANSWER_S = 5.0
-"""How long the fork server may take to answer, in seconds; it is never busy."""
+"""How long the fork server may take to answer afterwards, in seconds; it is never busy."""
 _LENGTH = struct.Struct("<Q")
 _BLOCK = 2**16
 _PR_SET_PDEATHSIG = 1
@@ -431,6 +433,7 @@ class ForkServer:
         """Start the server's process."""
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
+        self._is_started = False
         self._pid = 0
         self._program: subprocess.Popen[bytes] | None = None
         # The system notifies a child when the thread that started it ends, not the process.
@@ -507,12 +510,13 @@ class ForkServer:
 
     def _answer(self, is_it: Callable[[Any], bool]) -> Any:
         """Wait for a message from the server; record the exit codes that arrive before it."""
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + (ANSWER_S if self._is_started else START_S)
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not _select([self._channel], [], left)[0]:
                 raise TimeoutError
             message = self._channel.receive()
+            self._is_started = True
             if message[0] == "ended":
                 self.ended[message[1]] = message[2]
             if is_it(message):
