@@ -426,7 +426,7 @@ class ForkServer:
         self._preload = preload
         self._farewell = farewell
         self._kept: list[Process] = []
-        self._asked_for: deque[Channel] = deque()
+        self._requested: deque[Channel] = deque()
         self._begin(fork=fork)
 
     def _begin(self, *, fork: bool) -> None:
@@ -463,9 +463,9 @@ class ForkServer:
             raise OSError("the process that starts workers has ended") from error
 
     def _start(self, target: str) -> Process:
-        if not self._asked_for:
+        if not self._requested:
             self._ask(target)
-        channel = self._asked_for.popleft()
+        channel = self._requested.popleft()
         try:
             pid = self._answer(lambda message: message[0] == "started")[1]
         except (ClosedError, TimeoutError):
@@ -487,13 +487,13 @@ class ForkServer:
             raise
         finally:
             theirs.close()
-        self._asked_for.append(Channel(ours))
+        self._requested.append(Channel(ours))
 
     def prepare(self, target: str, message: object) -> None:
         """Start a worker and send it a message, without waiting for it."""
         with suppress(ClosedError):  # `start` will report it
             self._ask(target)
-            self._asked_for[-1].send(message)
+            self._requested[-1].send(message)
 
     def keep(self, process: Process) -> None:
         """Keep an idle worker for the next `start`."""
@@ -526,9 +526,9 @@ class ForkServer:
         """End the server and all its workers."""
         with suppress(ClosedError):
             self._channel.send("")
-        for channel in (self._channel, *self._asked_for, *(one.channel for one in self._kept)):
+        for channel in (self._channel, *self._requested, *(one.channel for one in self._kept)):
             channel.close()
-        self._asked_for.clear()
+        self._requested.clear()
         self._kept.clear()
         if self._pid:
             with suppress(ChildProcessError):

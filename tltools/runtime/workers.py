@@ -278,7 +278,7 @@ class Crew:
         self._wake, self._waker = socket.socketpair()
         for end in (self._wake, self._waker):
             end.setblocking(False)
-        self.told: object = None
+        self.report: object = None
         """The report of the first worker that was ready."""
 
     def __enter__(self) -> Self:
@@ -481,7 +481,7 @@ class Crew:
         self.staff(1)
         while not self.is_staffed:
             self.wait()
-        return self.told
+        return self.report
 
     def _listen(self, worker: _Worker) -> None:
         worker.waited_s = 0.0
@@ -498,7 +498,7 @@ class Crew:
             pending.finish(content[1])
         elif kind == "opened":
             worker.is_open, worker.is_opening = True, False
-            self.told = self.told or content[0]
+            self.report = self.report or content[0]
             self._deaths_before_work = 0
         elif kind == "failed":  # an error, while the process lives on
             number, error = content
@@ -746,7 +746,7 @@ def _serve_crew(
             channel.send(("survived",))
         elif kind == "open":
             try:
-                handle, told = work.open(memory)
+                handle, report = work.open(memory)
             except TltoolsError as error:
                 channel.send(("failed", None, error))
                 continue
@@ -754,7 +754,7 @@ def _serve_crew(
                 channel.send(("failed", None, _bug(error)))
                 continue
             mark.bound(share)
-            channel.send(("opened", told))
+            channel.send(("opened", report))
         else:
             assert handle is not None
             channel.send(_answer(handle, mark, *content))
