@@ -1,7 +1,7 @@
-"""Start measurements in processes of their own: with a time limit, on chosen cores, rows kept.
+"""Run measurements in separate processes, with a time limit and on chosen cores.
 
-A measurement that outlives its limit is ended with everything that it started, and the rows that
-it had written until then count.
+A measurement that exceeds its time limit is killed with all its children; the rows that it has
+written are kept.
 """
 
 import json
@@ -31,7 +31,7 @@ TIMEOUT_S = 3600.0
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a measuring process: this one's, offline, with this tltools."""
+    """Return the environment for a measuring process: this one's, offline, with this checkout."""
     paths = (str(HERE.parent), os.environ.get("PYTHONPATH", ""))
     found = dict(os.environ) | OFFLINE | more
     found["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -39,7 +39,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class MeasurementError(Exception):
-    """A measurement did not come about; the message says why."""
+    """A measurement failed; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Asker:
     """How measuring processes are started."""
 
     work: Path
-    """Their current folder, for their answers and logs."""
+    """Working folder of the processes, for their answers and logs."""
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=environment)
     under: Sequence[str] = ()
@@ -57,7 +57,7 @@ class Asker:
         """Run one task of worker.py in a new process, and return its result.
 
         Raises:
-            MeasurementError: If it fails, with its own reason, ends without one, or takes longer.
+            MeasurementError: If it fails, or exceeds the time limit.
         """
         answer, _rows = self._run(task, timeout_s, request)
         if "failure" in answer:
@@ -67,10 +67,10 @@ class Asker:
     def ask_rows(
         self, task: str, *, timeout_s: float = TIMEOUT_S, **request: Any
     ) -> tuple[list[dict[str, Any]], str]:
-        """Run a task that yields rows; return those that came, and why there are no more.
+        """Run a task that yields rows; keep the rows even if it fails.
 
         Returns:
-            The rows; the reason why the task ended early, empty if it did not.
+            The rows, and the reason why the task failed; empty if it did not.
         """
         answer, rows = self._run(task, timeout_s, request)
         return rows, answer.get("failure", "")
@@ -101,15 +101,15 @@ class Asker:
 
 
 def run_limited(command: Sequence[str], timeout_s: float, **options: Any) -> int | None:
-    """Run a command; end it with all that it started once the time is up.
+    """Run a command; kill it and all its children when the time is up.
 
     Args:
         command: The program and its arguments.
-        timeout_s: The limit.
+        timeout_s: Time limit, in seconds.
         options: As for `subprocess.Popen`.
 
     Returns:
-        Its exit status; None if the time was up.
+        The exit status; None if the time was up.
     """
     with subprocess.Popen(command, start_new_session=True, **options) as process:
         try:
@@ -121,7 +121,7 @@ def run_limited(command: Sequence[str], timeout_s: float, **options: Any) -> int
 
 
 def end_group(group: int) -> None:
-    """Kill the processes of a group, if any is left."""
+    """Kill the processes of a group, if any are left."""
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
@@ -138,14 +138,14 @@ def classify_command(
     words: Sequence[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> dict[str, Any]:
-    """Run the real `tltools classify` and return what it says about itself.
+    """Run the real `tltools classify` and return its summary.
 
     Returns:
-        `images_per_s`, from the first image to the finished file, by the command's own JSON;
+        `images_per_s`, from the first image to the finished file, from the command's JSON;
         `wall_s`, of the whole process; `num_images`, `num_failed`, and the `plan`.
 
     Raises:
-        MeasurementError: If it fails, takes longer, or cannot read an image.
+        MeasurementError: If it fails, exceeds the time limit, or cannot read an image.
     """
     command = [*asker.under, asker.python, "-m", "tltools", "classify", str(folder)]
     command += ["--model", str(export), "--device", device, "-o", str(output), "--overwrite"]
@@ -172,10 +172,10 @@ def classify_command(
 
 
 def read_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what benchmarks want from the JSON of `tltools classify`.
+    """Return the benchmarks' figures from the JSON of `tltools classify`.
 
     Raises:
-        MeasurementError: If it is not there.
+        MeasurementError: If a figure is missing.
     """
     for key in ("images_per_s", "num_images"):
         if key not in summary:
@@ -221,10 +221,10 @@ def _numbers(text: str) -> list[int]:
 
 @contextmanager
 def only_cores(count: int) -> Iterator[list[int]]:
-    """Let this process, and what it starts meanwhile, use so many cores.
+    """Restrict this process, and its children, to the given number of cores.
 
     Raises:
-        MeasurementError: If it may not use so many.
+        MeasurementError: If fewer cores are allowed.
     """
     cores = spread_cores()
     if count > len(cores):
@@ -237,5 +237,5 @@ def only_cores(count: int) -> Iterator[list[int]]:
 
 
 def say(line: str) -> None:
-    """Tell the person who waits."""
+    """Print a line of progress on standard error."""
     print(line, file=sys.stderr, flush=True)

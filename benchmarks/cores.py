@@ -1,4 +1,4 @@
-"""`tltools classify` and decoding alone over 1, 2, 4, 8 and 16 cores: what another core brings."""
+"""Measure `tltools classify` and decoding alone on 1, 2, 4, 8 and 16 cores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,16 +26,16 @@ def over_cores(
     seconds: float,
     timeout_s: float,
 ) -> Iterator[dict[str, Any]]:
-    """Measure on so many cores: the command on the CPU, then decoding in as many processes.
+    """Measure on each number of cores: the command on the CPU, then decoding in as many processes.
 
     Args:
-        asker: Starts the processes, which get the cores that this one has then.
-        export: Of a model for which decoding counts.
-        sources: JPEGs on the file system of the asker's folder, which are linked.
-        counts: Of cores.
-        images_per_core: So that each job takes about as long.
-        seconds: Of decoding alone.
-        timeout_s: Of each measurement.
+        asker: Starts the processes, which inherit the cores of this one.
+        export: Export of a model so fast that decoding matters.
+        sources: JPEGs on the file system of the asker's folder; they are hard-linked.
+        counts: Numbers of cores.
+        images_per_core: Images per core, so that all jobs take about equally long.
+        seconds: Duration of decoding alone, in seconds.
+        timeout_s: Time limit of each measurement, in seconds.
 
     Yields:
         `cores`, `classify_per_s` and `decoding_per_s` in images per second, None where `failure`
@@ -74,13 +74,13 @@ def _on_cores(
 
 
 def efficiency(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], what: str) -> float:
-    """Return a rate as a multiple of one core's rate; not a number where either is missing."""
+    """Return a rate as a multiple of one core's rate; NaN if either is missing."""
     one = next((other[what] for other in rows if other["cores"] == 1), None)
     return row[what] / one if one and row[what] else float("nan")
 
 
 def core_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return the table's columns and lines, as text."""
+    """Return the table's columns and rows, as text."""
     columns = ["cores", "classify, images/s", "times one core", "efficiency"]
     columns += ["decoding alone, images/s", "times one core"]
     table: list[list[str]] = []

@@ -1,7 +1,7 @@
-"""The forms of a model that its user has: eager, compiled, TorchScript, and an ONNX session.
+"""Open a model in every form: eager, compiled, TorchScript, and an ONNX session.
 
-All have the same weights and take what a `DataLoader` brings: uint8 images, (N, H, W, 3), on the
-host. Each is opened in the way of its own documentation.
+All forms have the same weights and accept what a `DataLoader` yields: uint8 images, (N, H, W, 3),
+on the host. Each is opened as its documentation recommends.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 Model = Callable[["Tensor"], "Tensor"]
 """Maps uint8 images, (N, H, W, 3), on the host to probabilities, (N, C), on the model's device; on
-CUDA it returns before they are there."""
+CUDA it returns before they are computed."""
 
 
 def open_form(form: str, job: Job, *, device: str, precision: str, threads: int | None) -> Model:
@@ -32,12 +32,12 @@ def open_form(form: str, job: Job, *, device: str, precision: str, threads: int 
         job: Names the ONNX export, which `ONNX` opens, and the run; TorchScript is the `.pt`
             beside the export.
         device: `cpu` or `cuda`.
-        precision: One of `PRECISIONS`; the last two on CUDA only. fp16 is autocast for
-            TorchScript, half weights for the rest of PyTorch, and for ONNX what the export is.
-        threads: torch's, or onnxruntime's, of one call on the CPU; None for its own number.
+        precision: One of `PRECISIONS`; tf32 and fp16 only on CUDA. fp16 means autocast for
+            TorchScript, half weights for eager and compiled, and an fp16 export for ONNX.
+        threads: Threads of one call on the CPU; None for the library's default.
 
     Raises:
-        FileNotFoundError: If the form's file is not there.
+        FileNotFoundError: If the form's file does not exist.
     """
     if form == ONNX:
         return _session_model(job, device=device, precision=precision, threads=threads)
@@ -58,7 +58,7 @@ def open_form(form: str, job: Job, *, device: str, precision: str, threads: int 
 
 
 def set_tf32(*, enabled: bool) -> None:
-    """Let PyTorch round fp32 products to TF32 on CUDA, or not; it times kernels either way."""
+    """Let PyTorch round fp32 products to TF32 on CUDA, or not; enable cuDNN's autotuner."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = enabled
@@ -67,7 +67,7 @@ def set_tf32(*, enabled: bool) -> None:
 
 
 def open_module(form: str, job: Job, *, device: str, precision: str) -> Any:
-    """Open a PyTorch form on a device; it maps uint8 images there, (N, H, W, 3), to logits."""
+    """Open a PyTorch form on a device; it maps uint8 images on it, (N, H, W, 3), to logits."""
     import torch
 
     if form == TORCHSCRIPT:
@@ -80,7 +80,7 @@ def open_module(form: str, job: Job, *, device: str, precision: str) -> Any:
 
 
 def logits_of(output: Any) -> "Tensor":
-    """Return a module's logits; an export gives probabilities as well."""
+    """Return a module's logits; an export returns probabilities too."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -111,13 +111,13 @@ def _network(job: Job, *, half: bool) -> Any:
 def open_session(
     export: str, *, device: str, threads: int = 0, options: Mapping[str, str] | None = None
 ) -> Any:
-    """Open an export in onnxruntime as it comes; on CUDA it must really be there.
+    """Open an export in onnxruntime with default settings; refuse a fallback to the CPU.
 
     Args:
         export: Path of the file.
         device: `cpu` or `cuda`.
-        threads: Of one call on the CPU; 0 for onnxruntime's own choice.
-        options: Of the CUDA provider.
+        threads: Threads of one call on the CPU; 0 for onnxruntime's default.
+        options: Options of the CUDA provider.
 
     Raises:
         RuntimeError: If onnxruntime fell back to the CPU.

@@ -1,13 +1,13 @@
-"""Measure a machine with a GPU in one go: its limits, tltools, the best loops, and the ratios.
+"""Measure a machine with a GPU: its limits, tltools, the fastest loops, and their ratios.
 
     python benchmarks/gpu_check.py --images FOLDER --cnn cnn.fp32.onnx --vgg16 vgg16.fp32.onnx
 
-Every step is measured in processes of its own with a time limit; one that fails is a row that says
-why. Rows are written to OUTPUT/rows.jsonl as they come, the tables (also printed, last) to
-OUTPUT/gpu.md, and everything to OUTPUT/gpu.json. The most important steps come first; those for
-which `--budget-s` leaves no time are skipped, with a note. Runs (for PyTorch's own forms) are found
-in runs/ beside exports/, other precisions and TorchScript beside the exports. `--device cpu --tiny`
-tries all of it on a machine without a GPU.
+Each step runs in separate processes with a time limit; the row of a step that fails says why. Rows
+are appended to OUTPUT/rows.jsonl as they come; the tables go to OUTPUT/gpu.md and, at the end, to
+standard output; everything goes to OUTPUT/gpu.json. The most important steps come first; steps
+that do not fit into `--budget-s` are skipped with a note. Runs (for PyTorch's forms) are found in
+runs/ beside exports/, other precisions and TorchScript beside the exports. `--device cpu --tiny`
+tests all of this on a machine without a GPU.
 """
 
 import argparse
@@ -37,36 +37,36 @@ from tltools.parallel import num_cores
 
 HERE = Path(__file__).resolve().parent
 CPU_CORES_FACTOR = 10.0
-"""The CNN on 16 cores of the CPU is to be so many times as fast as on one."""
+"""Target for the CNN: speed on 16 CPU cores as a multiple of the speed on one."""
 LEAST_STEP_S = 15.0
-"""A step that has less time left is not begun."""
+"""A step with less time left is not started, in seconds."""
 LIMIT_SHARE = 0.9
-"""End to end is to reach so much of the smaller of decoding and the bare session."""
+"""Target: share of the smaller of decoding and the bare session that end-to-end speed reaches."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """How much to measure."""
 
     cnn: int = 100_000
-    """Images of a job of the CNN on the GPU."""
+    """Images of a CNN job on the GPU."""
     vgg16: int = 24_000
     loop: int = 16_000
-    """Images of a loop with the CNN; of VGG16 as for `vgg16`."""
+    """Images of a loop with the CNN; loops with VGG16 use `vgg16`."""
     per_core: int = 2500
-    """Images for each core of a job of the CNN on the CPU."""
+    """Images per core of a CNN job on the CPU."""
     seconds: float = 1.5
-    """Of each limit."""
+    """Duration of each limit."""
     decode_s: float = 3.0
     batches: tuple[int, ...] = (64, 128, 256)
     loop_batches: tuple[int, ...] = (64, 256)
     warmup: int = 1024
     turns: int = 2
-    """Of each job end to end."""
+    """Turns of each end-to-end job."""
     full: bool = False
-    """Try the whole grid of loops, and decoding in fewer processes, too."""
+    """Whether to try the whole grid of loops, and decoding in fewer processes."""
 
 
 TINY = Sizes(
@@ -91,7 +91,7 @@ PRESETS = {
 
 @dataclass
 class Check:
-    """One run of the measurements: what is given, and the rows so far."""
+    """One run of the measurements: its inputs, and the rows so far."""
 
     asker: Asker
     sizes: Sizes
@@ -99,7 +99,7 @@ class Check:
     exports: Mapping[str, Path]
     """By name: `cnn fp32`, `vgg16 fp32`, `vgg16 fp16`, `vgg16 int8`."""
     runs: Mapping[str, Path]
-    """By model; those that are there."""
+    """Existing runs, by model."""
     sources: Sequence[Path]
     """JPEGs on the file system of the asker's folder."""
     deadline: float
@@ -113,7 +113,7 @@ class Check:
         """Return the time limit of a step, in seconds.
 
         Raises:
-            MeasurementError: If too little is left to begin one.
+            MeasurementError: If too little time is left to start one.
         """
         left = self.deadline - time.perf_counter()
         if left < LEAST_STEP_S:
@@ -121,7 +121,7 @@ class Check:
         return min(limit, left)
 
     def keep(self, group: str, rows: Sequence[Row], failure: str = "", name: str = "") -> None:
-        """Keep rows of a group; a failure of the whole is a row, too."""
+        """Keep the rows of a group; a failure of the whole group becomes a row too."""
         found = [{"group": group} | row for row in rows]
         if failure:
             found.append({"group": group, "name": name, "images_per_s": None, "failure": failure})
@@ -135,14 +135,14 @@ class Check:
         self.rows += found
 
     def folder(self, count: int) -> Path:
-        """Return a folder of so many linked images."""
+        """Return a folder of `count` hard-linked images."""
         folder = self.asker.work / f"images-{count}"
         if not folder.exists():
             image_files.links(self.sources, folder, count)
         return folder
 
     def job(self, name: str) -> dict[str, str]:
-        """Return what a system is given for an export, by its name.
+        """Return a system's job for an export, by name.
 
         Raises:
             MeasurementError: If there is no such export.
@@ -151,7 +151,7 @@ class Check:
         return asdict(Job(str(self.export(name)), str(run or ""), str(self.asker.work)))
 
     def export(self, name: str) -> Path:
-        """Return an export by its name.
+        """Return an export by name.
 
         Raises:
             MeasurementError: If there is none.
@@ -161,7 +161,7 @@ class Check:
         return self.exports[name]
 
     def rate(self, group: str, start: str) -> float | None:
-        """Return the largest rate of a group's rows whose names start so; None without one."""
+        """Return the highest rate of a group's rows whose names start with `start`, or None."""
         return max(
             (
                 row["images_per_s"]
@@ -178,7 +178,7 @@ class Check:
 
 
 def decode_step(check: Check) -> None:
-    """Decoding in as many processes as cores, the limit of every job, and in fewer."""
+    """Measure decoding in one process per core, the limit of every job, and in fewer."""
     cores = num_cores()
     few = [count for count in COUNTS if count < cores] if check.sizes.full else []
     counts = {"processes": [*few, cores], "threads": [*few, cores] if few else [min(8, cores)]}
@@ -194,7 +194,7 @@ def decode_step(check: Check) -> None:
 
 
 def sessions_step(check: Check, name: str, **how: Any) -> None:
-    """The bare session of an export at each batch size."""
+    """Measure the bare session of an export at each batch size."""
     settings = [session_setting(batch, device=check.device, **how) for batch in check.sizes.batches]
     rows, failure = check.asker.ask_rows(
         "bare_sessions",
@@ -208,7 +208,7 @@ def sessions_step(check: Check, name: str, **how: Any) -> None:
 
 
 def classify_step(check: Check, name: str, *words: str) -> None:
-    """`tltools classify` end to end with an export; the labels of the last turn are kept."""
+    """Measure `tltools classify` end to end with an export, and keep the last turn's labels."""
     title = " ".join([f"classify {name}", *words])
     number = check.sizes.cnn if name.startswith("cnn") else check.sizes.vgg16
     rates: list[float] = []
@@ -233,7 +233,7 @@ def classify_step(check: Check, name: str, *words: str) -> None:
 
 
 def loops_step(check: Check, name: str, form: str, precision: str, *decoders: str) -> None:
-    """A form of the model in a `DataLoader` loop with a worker for each core."""
+    """Measure a form of the model in a `DataLoader` loop with one worker per core."""
     model = name.split()[0]
     number = check.sizes.loop if model == "cnn" else check.sizes.vgg16
     settings = _loop_settings(check, form, precision, decoders or (PILLOW,))
@@ -269,10 +269,10 @@ def _loop_settings(
 
 
 def _labels_of_tltools(check: Check, model: str, number: int) -> str:
-    """Return a CSV of tltools' labels for a folder of so many images; empty where it failed.
+    """Return a CSV of tltools' labels for a folder of `number` images; empty if it failed.
 
-    Images repeat in the same order in every folder, so that a larger one's rows begin with a
-    smaller one's; the loops compare those that they have.
+    Images repeat in the same order in every folder, so the rows of a larger folder begin with
+    those of a smaller one.
     """
     for path in sorted(check.asker.work.glob(f"classify-{model}-*.csv")):
         lines = path.read_text(encoding="utf-8").splitlines()[: number + 1]
@@ -284,7 +284,7 @@ def _labels_of_tltools(check: Check, model: str, number: int) -> str:
 
 
 def torch_step(check: Check, name: str, form: str, precision: str, *batches: int) -> None:
-    """The network alone in PyTorch, channels_last."""
+    """Measure the network alone in PyTorch, channels_last."""
     sizes = [batch for batch in check.sizes.batches if batch in batches] or check.sizes.batches
     precision = precision if check.device == "cuda" else "fp32"
     settings = [{"form": form, "precision": precision, "batch": batch} for batch in sizes]
@@ -301,7 +301,7 @@ def torch_step(check: Check, name: str, form: str, precision: str, *batches: int
 
 
 def nvjpeg_step(check: Check) -> None:
-    """Decoding on the GPU."""
+    """Measure decoding on the GPU."""
     rows, failure = check.asker.ask_rows(
         "nvjpeg",
         timeout_s=check.left_s(45),
@@ -313,7 +313,7 @@ def nvjpeg_step(check: Check) -> None:
 
 
 def cores_step(check: Check) -> None:
-    """The CNN on the CPU alone with 1, 2, 4, 8 and 16 cores; the ends first."""
+    """Measure the CNN on the CPU with 1, 2, 4, 8 and 16 cores, fewest and most first."""
     counts = core_counts()
     order = sorted(counts, key=lambda count: (count not in (counts[0], counts[-1]), count))
     for count in order:
@@ -332,7 +332,7 @@ def cores_step(check: Check) -> None:
 
 
 def peer_step(check: Check, peer: str) -> None:
-    """A library's own way, set up for CUDA as it documents."""
+    """Measure a library with its documented setup for CUDA."""
     number = check.sizes.loop
     row: Row = {"name": peer, "images_per_s": None, "failure": ""}
     try:
@@ -398,7 +398,7 @@ def plan(check: Check) -> dict[str, Callable[[], None]]:
 
 
 def measure(check: Check, only: Sequence[str] = (), leave_out: Sequence[str] = ()) -> None:
-    """Do all steps, or those whose names start with one of `only`; a failure is a row."""
+    """Run all steps, or those whose names start with one of `only`; record failures."""
     for name, step in plan(check).items():
         if name in leave_out or (only and not name.startswith(tuple(only))):
             continue
@@ -416,7 +416,7 @@ def measure(check: Check, only: Sequence[str] = (), leave_out: Sequence[str] = (
 
 
 def checks(check: Check) -> list[list[str]]:
-    """Return what must hold: the demand, what was measured, and whether it holds."""
+    """Return the targets: name, measured value, target, and verdict."""
     decoding = check.rate("limit", f"decoding, {num_cores()} process")
     loop = check.rate("loop", "cnn ")
     cnn = check.rate("tltools", "classify cnn fp32")
@@ -476,7 +476,7 @@ def _demand(name: str, value: float | None, least: float) -> list[str]:
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
-    """Return the tables of kept results."""
+    """Return the tables of saved results as Markdown."""
     machine = results["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     parts = [
@@ -507,7 +507,7 @@ def _line(row: Mapping[str, Any]) -> list[str]:
 
 
 def to_json(check: Check, took_s: float) -> dict[str, Any]:
-    """Return everything that was measured."""
+    """Return all measurements, for JSON."""
     versions = ("torch", "torchvision", "onnxruntime-gpu", *PACKAGES)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -557,18 +557,18 @@ def open_check(
     sizes: Sizes,
     budget_s: float,
 ) -> Check:
-    """Prepare a check: copies of the images, and what lies beside the exports.
+    """Prepare a check: copy the images, and find the runs and exports beside those given.
 
     Args:
         images: A folder of JPEGs.
         cnn: An ONNX export.
         vgg16: An ONNX export in fp32.
         runs: By model; None to look beside the export.
-        work: An empty folder that is this check's own.
-        output: Where to write rows.
+        work: An empty folder for this check alone.
+        output: Folder for the rows.
         device: `cpu` or `cuda`.
-        sizes: How much is measured.
-        budget_s: All steps together.
+        sizes: How much to measure.
+        budget_s: Time limit of all steps together, in seconds.
     """
     output.mkdir(parents=True, exist_ok=True)
     (output / "rows.jsonl").unlink(missing_ok=True)
@@ -599,20 +599,22 @@ def finish(check: Check, begun: float) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print the tables; the exit code is 1 where a demand is measured and fails."""
+    """Measure and print the tables; the exit code is 1 if a target is missed."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--images", type=Path, required=True, help="a folder of JPEGs")
-    add("--cnn", type=Path, required=True, help="an fp32 ONNX export")
-    add("--vgg16", type=Path, help="an fp32 ONNX export; fp16 and int8 are looked for beside it")
-    add("--cnn-run", type=Path, help="its run, for PyTorch's own forms")
-    add("--vgg16-run", type=Path, help="its run")
+    add("--images", type=Path, required=True, help="folder of JPEGs")
+    add("--cnn", type=Path, required=True, help="fp32 ONNX export of the CNN")
+    add(
+        "--vgg16", type=Path, help="fp32 ONNX export; its fp16 and int8 exports are found beside it"
+    )
+    add("--cnn-run", type=Path, help="run of the CNN, for PyTorch's forms")
+    add("--vgg16-run", type=Path, help="run of VGG16, for PyTorch's forms")
     add("--output", type=Path, default=HERE / "results", help="folder for the results")
-    add("--budget-s", type=float, default=330, help="of all steps, in seconds (default: 330)")
-    add("--only", nargs="+", default=(), help="steps whose names start so")
-    add("--device", choices=("cuda", "cpu"), default="cuda")
-    add("--tiny", action="store_true", help="a few images, to try the script")
+    add("--budget-s", type=float, default=330, help="time limit in seconds (default: 330)")
+    add("--only", nargs="+", default=(), help="steps to run, by the start of their names")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only tests the script")
+    add("--tiny", action="store_true", help="use a few images, to test the script")
     add("--work", type=Path, help="parent of the folder for images; must allow hard links")
     options = parser.parse_args(arguments)
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The images that are classified: copies, links, large ones and a damaged one."""
+"""Make the images to classify: copies, hard links, large JPEGs and a truncated one."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ from systems import SUFFIX
 
 LARGE_SIZE = (4000, 3000)
 LARGE_QUALITIES = (92, 85)
-"""Of JPEG, which make 3.5 and 2.1 MB of 12 megapixels with grain: a camera's, and that of a photo
-that was edited and saved."""
+"""JPEG qualities: as from a camera, and as saved by an editor. With grain, 12 megapixels take
+3.5 and 2.1 MB."""
 NUM_LARGE = 16
 GRAIN = 5.0
-"""Standard deviation of the noise on a large image, in levels of 255: as a phone's at dusk."""
+"""Standard deviation of the noise on a large image, in levels of 255, like a phone's at dusk."""
 
 
 def find_jpegs(folder: Path) -> list[Path]:
@@ -32,7 +32,7 @@ def find_jpegs(folder: Path) -> list[Path]:
 
 
 def copies(sources: Sequence[Path], folder: Path, count: int) -> Path:
-    """Fill a new folder with files of their own, repeating the images as often as it takes."""
+    """Fill a new folder with copies of the images, repeating them as often as needed."""
     return _fill(sources, folder, count, shutil.copyfile)
 
 
@@ -42,7 +42,7 @@ def links(sources: Sequence[Path], folder: Path, count: int) -> Path:
 
 
 def link_tree(sources: Sequence[Path], folder: Path, count: int, *, folders: int) -> Path:
-    """Spread hard links over so many folders, or put all into one if `folders` is 0."""
+    """Spread hard links over `folders` folders, or put all into one if it is 0."""
     if not folders:
         return links(sources, folder, count)
     for number in range(folders):
@@ -52,9 +52,9 @@ def link_tree(sources: Sequence[Path], folder: Path, count: int, *, folders: int
 
 
 def large(sources: Sequence[Path], folder: Path, count: int, *, quality: int) -> Path:
-    """Scale images up to 12 megapixels and add grain, so that they weigh what photographs do.
+    """Scale images up to 12 megapixels and add grain, so that the files are as large as photos.
 
-    Only `NUM_LARGE` are made, which takes a second each; the others are copies.
+    Only `NUM_LARGE` are made, at a second each; the rest are copies.
     """
     made = folder.with_name(folder.name + "-made")
     made.mkdir(parents=True)
@@ -69,7 +69,7 @@ def large(sources: Sequence[Path], folder: Path, count: int, *, quality: int) ->
 
 
 def with_broken(sources: Sequence[Path], folder: Path, count: int) -> tuple[Path, str]:
-    """Copy images, and cut the one in the middle off at half its length; return its name."""
+    """Copy images, and truncate the middle one to half its length; return its name."""
     copies(sources, folder, count)
     broken = folder / f"{count // 2:07}{SUFFIX}"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])

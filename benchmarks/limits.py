@@ -1,4 +1,4 @@
-"""What tltools cannot be faster than, and what large images cost: work without the rest of it.
+"""Upper limits of speed: decoding alone and the bare session; and loaders of large images.
 
 Each is a system as in `systems`, so that all are measured in one rotation.
 """
@@ -23,11 +23,11 @@ from tltools.parallel import num_cores
 from tltools.runtime import read_card
 
 CHUNK = 16
-"""Images that a thread takes at once."""
+"""Images given to a thread at once."""
 
 
 def combined(decode_s: float, infer_s: float) -> float:
-    """Return the least time for two kinds of work that both want all cores, in seconds.
+    """Return the minimum time for two kinds of work that both use all cores, in seconds.
 
     As rates it is 1 / (1 / decode + 1 / infer).
     """
@@ -35,7 +35,7 @@ def combined(decode_s: float, infer_s: float) -> float:
 
 
 def open_decoding(job: Job) -> Work:
-    """Prepare decoding alone: `load_image` in a thread per core, into memory that is used again."""
+    """Prepare decoding alone: `load_image` in one thread per core, into reused memory."""
     preprocessing = read_card(Path(job.export)).preprocessing
 
     def load(paths: Sequence[Path]) -> None:
@@ -47,12 +47,12 @@ def open_decoding(job: Job) -> Work:
 
 
 def open_bare_session(job: Job, *, callers: int, threads: int, batch_size: int) -> Work:
-    """Prepare the bare onnxruntime session on images in memory; the clock starts once they are.
+    """Prepare the bare onnxruntime session; the clock starts once the images are in memory.
 
     Args:
         job: Names the export.
-        callers: Threads that call the session at the same time, each on batches of its own.
-        threads: onnxruntime's own for one call.
+        callers: Threads that call the session concurrently, each with its own batches.
+        threads: Threads of onnxruntime for one call.
         batch_size: Images in a call.
     """
     session = open_session(job.export, device="cpu", threads=threads)
@@ -82,7 +82,7 @@ def open_bare_session(job: Job, *, callers: int, threads: int, batch_size: int) 
 
 
 def open_loader(job: Job, *, load: Callable[..., object], resize: Resize) -> Work:
-    """Prepare one way to bring images to the model's size, in a thread per core."""
+    """Prepare one way to decode and resize images, in one thread per core."""
     rules = Preprocessing(size=read_card(Path(job.export)).preprocessing.size, resize=resize)
 
     def load_all(paths: Sequence[Path]) -> None:
@@ -93,7 +93,7 @@ def open_loader(job: Job, *, load: Callable[..., object], resize: Resize) -> Wor
 
 
 def load_in_full(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
-    """Decode with Pillow at full resolution and resize, as torchvision's transforms do."""
+    """Decode with Pillow at full resolution and resize, like torchvision's transforms."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     size = rules.size

@@ -1,7 +1,7 @@
 """The loop that most people write, a `DataLoader` and a model, in every form and many settings.
 
-First all settings of a grid are tried once on some of the images, a process for each form; then
-the fastest are measured beside tltools, in turns.
+First, every setting of a grid is tried once on some of the images, in one process per form. Then
+the fastest settings are measured beside tltools, in alternating turns.
 """
 
 import importlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PILLOW, TORCHVISION = DECODERS = ("Pillow", "torchvision.io")
 NUM_FINAL = 3
-"""Of the grid's settings, those that are measured beside tltools in turns."""
+"""Number of settings that are measured beside tltools in turns."""
 
 Setting = dict[str, Any]
 """Arguments of `open_loop` without the job."""
@@ -37,7 +37,7 @@ class Images:
         self.size = size
         self.load = _with_pillow
         if decoder == TORCHVISION:
-            # Here and not in the workers, which would each import it again.
+            # Imported here; otherwise every worker would import it again.
             importlib.import_module("torchvision.transforms.v2.functional")
             self.load = _with_torchvision
 
@@ -84,12 +84,11 @@ def open_loop(
     precision: str = "fp32",
     decoder: str = PILLOW,
 ) -> Work:
-    """Prepare a loop; images stay bytes until they are in the model.
+    """Prepare a loop; images stay uint8 until they are in the model.
 
-    `threads` are those of a call of the model on the CPU; None for the library's own number.
-
-    On CUDA batches are page-locked and copied without waiting, and a batch's results are fetched
-    after the next one has been started.
+    `threads` is the number of threads of one call of the model on the CPU; None for the library's
+    default. On CUDA, batches are page-locked and copied asynchronously, and the results of a batch
+    are fetched after the next batch has started.
     """
     from torch.utils.data import DataLoader
 
@@ -114,7 +113,7 @@ def open_loop(
 
 
 def _begin(model: Model, images: "Tensor", batch_size: int) -> Callable[[], "Tensor"]:
-    """Start a batch; return what waits for its probabilities, (N, C), and returns them."""
+    """Start a batch; return a function that waits for and returns its probabilities, (N, C)."""
     import torch
 
     probs = _padded(model, images, batch_size)
@@ -132,7 +131,7 @@ def _begin(model: Model, images: "Tensor", batch_size: int) -> Callable[[], "Ten
 
 
 def _padded(model: Model, images: "Tensor", batch_size: int) -> "Tensor":
-    """Run a batch at its full size: another shape would be compiled or planned anew."""
+    """Pad a batch to its full size and run it: another shape would be compiled or planned again."""
     import torch
 
     number = len(images)
@@ -151,11 +150,11 @@ def search_loops(
     output: str,
     expected: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Time each setting once, after a warm-up; one that fails is a row that says why.
+    """Time each setting once, after a warm-up; the row of a failed setting says why.
 
     Yields:
-        For each setting its name and itself, `num_images` and `seconds` from the first image to
-        the last row, and the share of labels that are those of the CSV `expected`; or `failure`.
+        For each setting its name, the setting, `num_images`, `seconds` from the first image to the
+        last row, and the share of labels equal to those in the CSV `expected`; or `failure`.
     """
     for setting in settings:
         row: dict[str, Any] = {"name": loop_name(setting), "setting": setting, "failure": ""}
@@ -187,14 +186,14 @@ def _time_loop(
 
 
 def same_labels(output: Path, expected: Path) -> float:
-    """Return the share of labels in one CSV that are those of another, by file name.
+    """Return the share of labels in one CSV that equal those in another, by file name.
 
     Raises:
-        ValueError: If the first lacks an image of the second, or has others.
+        ValueError: If the two CSVs do not list the same images.
     """
     found, wanted = read_rows(output), read_rows(expected)
     if set(found) != set(wanted):
-        raise ValueError(f"{len(found)} rows where {len(wanted)} are expected, or of other images")
+        raise ValueError(f"{len(found)} rows instead of {len(wanted)}, or rows of other images")
     return sum(found[name]["label"] == row["label"] for name, row in wanted.items()) / len(wanted)
 
 
@@ -223,7 +222,7 @@ def cpu_grid(cores: int, *, quick: bool) -> dict[str, list[Setting]]:
         grid[form] = [
             {"form": form, "workers": w, "threads": t, "batch_size": b}
             for w, t, b in product(workers, threads, batches)
-            if b > 1 or form != "compiled"  # a batch of one is compiled for minutes to no use
+            if b > 1 or form != "compiled"  # compiling for a batch of one takes minutes
         ]
         grid[form].append(
             {"form": form, "workers": cores, "threads": 1, "batch_size": 16}
@@ -255,7 +254,7 @@ DATALOADERS: dict[str, Callable[[Job], Work]] = {
 
 
 def fastest(rows: Iterable[Mapping[str, Any]], count: int = NUM_FINAL) -> list[Mapping[str, Any]]:
-    """Return the fastest settings, and the fastest eager one where it is not among them."""
+    """Return the fastest settings, and the fastest eager one if it is not among them."""
     good = [row for row in rows if not row["failure"]]
     good.sort(key=lambda row: -row["images_per_s"])
     eager = [row for row in good if row["setting"]["form"] == EAGER][:1]

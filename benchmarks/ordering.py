@@ -1,10 +1,10 @@
-"""Measure the CPU time that the process which orders and writes the rows takes for each image.
+"""Measure the CPU time per image of the process that orders and writes the rows.
 
     python benchmarks/ordering.py --model EXPORT --images FOLDER [--max-us 15]
 
-The process of `tltools classify` alone, without those that it starts: its user and system time for
-two jobs that differ by 4,500 images. Their difference has no start-up in it. The images are linked,
-as often as it takes. Prints microseconds per image; the exit code is 1 above `--max-us`.
+It compares the user and system time of the main process of `tltools classify`, without its
+workers, for two jobs that differ by 4,500 images; the difference excludes start-up. Images are
+hard-linked as often as needed. Prints microseconds per image; exits with code 1 above `--max-us`.
 """
 
 import argparse
@@ -39,11 +39,11 @@ def ordering_us(
         images: A folder of JPEGs.
         sizes: Images of the two jobs, the smaller first.
         workers: `--workers` of the jobs.
-        rounds: How often both are run, in turn.
+        rounds: How often both jobs run, in turn.
         work: A folder for copies of the images and links to them.
 
     Raises:
-        MeasurementError: If a job fails, or an image of it.
+        MeasurementError: If a job or one of its images fails.
     """
     found_there = image_files.find_jpegs(images)
     copied = image_files.copies(found_there, work / "copied", min(len(found_there), sizes[1]))

@@ -1,4 +1,4 @@
-"""Pages of results: tables in Markdown, and their place between two marks of a page."""
+"""Write results into Markdown pages: tables, and the two marks that they stand between."""
 
 import re
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ def marks(block: str) -> tuple[str, str]:
 
 MARKS = marks("results")
 SPEED = "speed"
-"""The block of these pages that is made of the tables of benchmarks/README.md."""
+"""Name of the block in `SPEED_PAGES` that is made from the tables in benchmarks/README.md."""
 SPEED_PAGES = ("README.md", "tltools/docs/benchmarks.md")
 
 
 def with_results(page: str, results: str, block: str = "results") -> str:
-    """Replace the results in the text of a page, which stand between its two marks.
+    """Replace the results between two marks in the text of a page.
 
     Raises:
         ValueError: If the page lacks a mark.
@@ -31,7 +31,7 @@ def with_results(page: str, results: str, block: str = "results") -> str:
 
 
 def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a heading and a table as Markdown; nothing where there are no rows."""
+    """Return a heading and a table as Markdown; an empty list if there are no rows."""
     if not rows:
         return []
     return [f"### {title}", _table(columns, ["---"] * len(columns), rows)]
@@ -43,7 +43,7 @@ def _table(columns: Sequence[str], alignment: Sequence[str], rows: Sequence[Sequ
 
 
 def rate_text(value: float) -> str:
-    """Return a rate for a table."""
+    """Format a rate for a table."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
@@ -51,9 +51,9 @@ def rate_text(value: float) -> str:
 
 
 def speed_table(page: str) -> str:
-    """Return the table that README and the chapter show, from the tables of benchmarks/README.md.
+    """Return the table for README and the chapter, made from the tables in benchmarks/README.md.
 
-    The limit is the smaller of decoding alone and the bare session. What was not measured is "-".
+    The limit is the smaller of decoding alone and the bare session. A missing figure is "-".
 
     Args:
         page: The text of benchmarks/README.md.
@@ -94,12 +94,12 @@ def _on_gpu(
 
 
 def _best(rates: dict[str, float], pattern: str) -> float | None:
-    """Return the highest rate of the rows whose names begin so."""
+    """Return the highest rate of the rows whose names match a pattern at their start."""
     return max((rate for name, rate in rates.items() if re.match(pattern, name)), default=None)
 
 
 def _rates(page: str, block: str) -> dict[str, dict[str, float]]:
-    """Return the second column of a block's tables, by the table's title and the row's name."""
+    """Return the second column of a block's tables, by title of the table and name of the row."""
     found: dict[str, dict[str, float]] = {}
     for part in re.split("^### ", _between(page, block), flags=re.MULTILINE)[1:]:
         title, _, body = part.partition("\n")

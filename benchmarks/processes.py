@@ -1,6 +1,6 @@
-"""Whole processes of the command line: memory, the first row of a long list, starting up.
+"""Measure whole processes of the command line: memory, time to the first row, start-up.
 
-And the question whether settings change results, which is no measurement of time.
+`stability` also compares the results of different settings.
 """
 
 import csv
@@ -22,30 +22,30 @@ import numpy as np
 from tltools.classify import classify, list_images, open_model
 
 SETTINGS = ((1, 1), (1, 8), (2, 1), (2, 32), (3, 7), (4, 64))
-"""Workers and batch sizes whose results are compared; the first are compared with."""
+"""Workers and batch sizes whose results are compared with those of the first pair."""
 
 
 def peak_memory(
     *, export: str, folder: str, output: str, words: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Run `tltools classify` and return the most memory that the largest of its processes took.
+    """Run `tltools classify` and return the peak memory of its largest process.
 
-    The system's figure for ended children. It counts this process too, as the one that became
-    them; so this one must be the smaller, and is.
+    The figure is the system's for children that have ended. It includes the moment before a child
+    becomes another program, so it is only valid above this process's own peak.
     """
     _classify(folder, export, output, *words)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024  # else it is KiB
     own = own_peak_bytes()
     if peak_bytes <= own:
-        raise RuntimeError(f"this process took {own} and hides the {peak_bytes} of what it started")
+        raise RuntimeError(f"this process's peak of {own} bytes hides its child's {peak_bytes}")
     return {"peak_bytes": peak_bytes}
 
 
 def own_peak_bytes() -> int:
-    """Return the most memory that this process took so far."""
+    """Return the peak memory of this process so far."""
     status = Path("/proc/self/status")
-    # On Linux `ru_maxrss` begins with that of the process that started this one.
+    # On Linux `ru_maxrss` is at least that of the parent process.
     if status.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.M)
         if found:
@@ -57,16 +57,16 @@ def own_peak_bytes() -> int:
 def whole_job(
     *, export: str, folder: str, output: str, workers: int, part_size: int
 ) -> dict[str, float]:
-    """Time `tltools classify` from start to end; with `part_size` images of a part, on Ray.
+    """Time `tltools classify` from start to end, on Ray if `part_size` is not 0.
 
     Returns:
-        `seconds`; `output_bytes`, of the file or all parts; `peak_bytes` as `peak_memory`, without
-        Ray: its workers are nobody's children here.
+        `seconds`; `output_bytes`, of the file or all parts; `peak_bytes` as in `peak_memory`, but
+        not on Ray, whose workers are not children of this process.
     """
     words = ["--workers", str(workers)]
     if part_size:
         words += ["--engine", "ray", "--part-size", str(part_size)]
-        # Ray gives its workers the lowest priority otherwise.
+        # Otherwise Ray gives its workers the lowest priority.
         os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
     peak: dict[str, float] = {}
     start = time.perf_counter()
@@ -81,11 +81,10 @@ def whole_job(
 
 
 def job_cpu(*, export: str, folder: str, workers: int) -> dict[str, float]:
-    """Do a job in this process; return the CPU time that this process alone took in all.
+    """Run a job in this process; return the CPU time of this process alone.
 
     Returns:
-        `cpu_s`: user and system time from the start of the process, in seconds, without those of
-        the processes that it started.
+        `cpu_s`: user and system time since the process started, in seconds, without its children.
     """
     from tltools.classify import Job, run_job
 
@@ -99,10 +98,10 @@ def job_cpu(*, export: str, folder: str, workers: int) -> dict[str, float]:
 
 
 def list_names(*, folder: str) -> dict[str, float]:
-    """List a folder's images and do nothing with them.
+    """List a folder's images and do nothing else.
 
     Returns:
-        `num_names`; `seconds`; `bytes`: how much the process grew at most.
+        `num_names`; `seconds`; `bytes`: growth of the process's peak memory.
     """
     before = own_peak_bytes()
     start = time.perf_counter()
@@ -112,7 +111,7 @@ def list_names(*, folder: str) -> dict[str, float]:
 
 
 def stages(*, export: str, folder: str, seconds: float) -> dict[str, float]:
-    """Measure what each stage of `classify` costs, as `tltools bench` does."""
+    """Measure what each stage of `classify` costs, like `tltools bench`."""
     from tltools.bench.stages import measure_classify
 
     images = sorted(Path(folder).iterdir())
@@ -123,7 +122,7 @@ def stages(*, export: str, folder: str, seconds: float) -> dict[str, float]:
 
 
 def first_row(*, export: str, folder: str) -> dict[str, float]:
-    """Time `tltools classify FOLDER --output -` from its start to the first row, and end it."""
+    """Time `tltools classify FOLDER --output -` from its start to the first row, then stop it."""
     command = [*tltools(), "classify", folder, "--model", export, "--output", "-"]
     start = time.perf_counter()
     with subprocess.Popen(
@@ -132,17 +131,17 @@ def first_row(*, export: str, folder: str) -> dict[str, float]:
         assert process.stdout is not None
         header, row = process.stdout.readline(), process.stdout.readline()
         seconds = time.perf_counter() - start
-        process.terminate()  # which it passes on to the process that does the work
+        process.terminate()  # it passes the signal on to its worker processes
     if not row:
         raise RuntimeError(f"no row, only {header!r}")
     return {"seconds": seconds}
 
 
 def start_up(*, export: str, image: str, runs: int) -> dict[str, Any]:
-    """Time whole processes that classify one image, after one that is not timed.
+    """Time whole processes that classify one image, after an untimed one.
 
     Returns:
-        `seconds`, and `imports`: seconds by package, of the modules' own time, the largest first.
+        `seconds`, and `imports`: seconds of the modules' own time by package, largest first.
     """
     command = [*tltools(), "classify", image, "--model", export, "--output", "-"]
     seconds: list[float] = []
@@ -160,7 +159,7 @@ def start_up(*, export: str, image: str, runs: int) -> dict[str, Any]:
 
 
 def import_times(lines: str) -> list[tuple[str, float]]:
-    """Sum what `python -X importtime` prints by package, in seconds, the largest first."""
+    """Sum the output of `python -X importtime` by package, in seconds, largest first."""
     totals: Counter[str] = Counter()
     for own_us, name in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", lines, re.M):
         package = name.partition(".")[0]
@@ -171,7 +170,7 @@ def import_times(lines: str) -> list[tuple[str, float]]:
 def stability(*, export: str, folder: str) -> dict[str, Any]:
     """Classify a folder with several settings, and compare labels and probabilities.
 
-    The plans are those that `open_model` makes with these settings.
+    `open_model` makes the plan for each setting.
     """
     found: list[tuple[list[str | None], Any]] = []
     for workers, batch_size in SETTINGS:
@@ -189,7 +188,7 @@ def stability(*, export: str, folder: str) -> dict[str, Any]:
 
 
 def _classify(folder: str, export: str, output: str, *words: str) -> None:
-    """Run the command; its own words are the reason if it fails."""
+    """Run the command; if it fails, raise its own message."""
     command = [*tltools(), "classify", folder, "--model", export, "--output", output, *words]
     result = subprocess.run(
         [*command, "--overwrite"], check=False, capture_output=True, text=True, errors="replace"

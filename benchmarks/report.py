@@ -1,4 +1,4 @@
-"""Results into ratios, Markdown tables and a plot; pure, from what `run.py` keeps as JSON."""
+"""Turn the results that `run.py` saves as JSON into ratios, Markdown tables and a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from limits import DECODING, LARGE_SESSIONS, SMALL_SESSIONS, combined
 from pages import rate_text, section
 
 Results = Mapping[str, Any]
-"""What run.py keeps: `comparisons` by name, each with `rows` of measured systems, and the rest."""
+"""The JSON of run.py: `comparisons` by name, each with `rows` of measured systems, and other parts.
+"""
 
 
 RESULTS = ("broken", "memory", "listing", "startup", "stability")
@@ -20,7 +21,7 @@ RESULTS = ("broken", "memory", "listing", "startup", "stability")
 CORES = ("loops_search", "cores", "ordering")
 """Parts of the block `cores`."""
 ORDERING_US = 15
-"""CPU time that the ordering process is to take for each image of the CNN, in microseconds."""
+"""Target for the ordering process: CPU time per image of the CNN, in microseconds."""
 
 
 class Ratio(NamedTuple):
@@ -31,12 +32,12 @@ class Ratio(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """Return it for a table."""
+        """Format the ratio for a table."""
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 class Figure(NamedTuple):
-    """A figure with a bound that it is meant to keep."""
+    """A figure with its target."""
 
     name: str
     measured: str
@@ -45,19 +46,19 @@ class Figure(NamedTuple):
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
-    """Divide what was measured in the same turns."""
+    """Divide times measured in the same turns."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return Ratio(median(ratios), min(ratios), max(ratios))
 
 
 def seconds(results: Results, comparison: str, system: str) -> list[float] | None:
-    """Return a system's times in a comparison, one for each turn; None where there are none."""
+    """Return a system's times in a comparison, one for each turn; None if it has none."""
     rows = results.get("comparisons", {}).get(comparison, {}).get("rows", ())
     return next((row["seconds"] for row in rows if row["name"] == system and _good(row)), None)
 
 
 def best(results: Results, comparison: str, prefix: str) -> tuple[str, list[float]] | None:
-    """Return the fastest system whose name starts so, by its median."""
+    """Return the system with the fastest median among those whose names start with `prefix`."""
     rows = results.get("comparisons", {}).get(comparison, {}).get("rows", ())
     good = [row for row in rows if row["name"].startswith(prefix) and _good(row)]
     if not good:
@@ -76,7 +77,7 @@ def combined_limit(results: Results) -> list[float] | None:
 
 
 def figures(results: Results) -> list[Figure]:
-    """Return the figures that have a bound, of those that were measured."""
+    """Return the measured figures that have a target."""
     return _speed_figures(results) + _process_figures(results)
 
 
@@ -133,7 +134,7 @@ def _process_figures(results: Results) -> list[Figure]:
 
 
 def blocks(results: Results) -> dict[str, str]:
-    """Return the blocks of results that were measured, as Markdown, by the names of their marks."""
+    """Return the measured blocks of results as Markdown, by the names of their marks."""
     found: dict[str, str] = {}
     if any(part in results for part in RESULTS) or _others(results):
         found["results"] = to_markdown(results)
@@ -149,14 +150,14 @@ def _others(results: Results) -> list[str]:
 
 
 def cores_markdown(results: Results) -> str:
-    """Return what loops, cores and ordering gave, as Markdown."""
+    """Return the results of loops, cores and ordering as Markdown."""
     parts = [f"Measured {results['created']}: `{results['command']}`."]
     parts += ["\n".join(f"- {line}" for line in _context(results))]
     if "ordering" in results:
         values = results["ordering"]["us_per_image"]
         parts.append(
             f"The process that orders and writes the rows takes {median(values):.1f} us of CPU "
-            f"per image ({min(values):.1f} to {max(values):.1f}; at most {ORDERING_US} are meant)."
+            f"per image ({min(values):.1f} to {max(values):.1f}; target: at most {ORDERING_US})."
         )
     if sentence := loop_sentence(results):
         parts.append(sentence)
@@ -170,7 +171,7 @@ def cores_markdown(results: Results) -> str:
 
 
 def loop_sentence(results: Results) -> str:
-    """Say how tltools compares with the best loop, and which that is; empty without one."""
+    """Say how tltools compares with the best loop, and name that loop; empty without one."""
     loop, times = best(results, "loops", "loop"), seconds(results, "loops", "tltools")
     if loop is None or not times:
         return ""
@@ -188,7 +189,7 @@ def _search_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def to_markdown(results: Results) -> str:
-    """Return the results beside those of loops, cores, ordering and the GPU, as Markdown."""
+    """Return all results but those of loops, cores, ordering and the GPU as Markdown."""
     parts = [f"Measured {results['created']}: `{results['command']}`."]
     parts += ["\n".join(f"- {line}" for line in _context(results))]
     bounded = [[*figure[:3], "yes" if figure.held else "**no**"] for figure in figures(results)]
@@ -212,7 +213,7 @@ def to_markdown(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw images a second for each comparison that was measured, to a file."""
+    """Draw the images per second of every measured comparison, and save the plot."""
     from matplotlib.figure import Figure as Plot
 
     names = [name for name, comp in results["comparisons"].items() if any(map(_good, comp["rows"]))]
@@ -232,7 +233,7 @@ def draw(results: Results, path: Path) -> None:
         axis.set_title(results["comparisons"][name]["title"], loc="left", fontsize=10)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("images a second (in brackets: relative to tltools)", fontsize=8)
+    axes[-1, 0].set_xlabel("images per second (in brackets: relative to tltools)", fontsize=8)
     plot.savefig(path, dpi=130)
 
 

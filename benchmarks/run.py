@@ -1,9 +1,9 @@
-"""Measure tltools beside what people use today and beside its limits: one command for all.
+"""Measure tltools beside other tools and beside the machine's limits, with one command.
 
     python benchmarks/run.py --images FOLDER --cnn EXPORT.onnx --vgg16 EXPORT.onnx
 
 Writes results.json (every sample), results.md and results.png into the output folder, after each
-part. Without images it draws tltools' sample set, without an export it trains a small CNN on it.
+part. Without images, it draws tltools' sample set; without an export, it trains a small CNN on it.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from tltools.parallel import num_cores
 
 HERE = Path(__file__).resolve().parent
 SMALL_FOLDER = 10_000
-"""Larger ones are classified once only, by the scaling part."""
+"""Images of a folder; the scaling part classifies larger folders only once."""
 TREE_FOLDERS = 1000
 COMMAND_S = 600
 """Time limit of one command over some of the cores."""
 MIDDLE_FOLDER = 100_000
-"""Larger ones with all cores and the local engine only."""
+"""Images of a folder; larger folders run only on all cores and with the local engine."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Entry:
     system: str
     job: Job
     settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the system beside the job."""
+    """Arguments of the system, besides the job."""
 
 
 class Bench:
     """One run of this program: its settings, its images and its results so far."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
-        """Make the images and the exports that are not given, in `work`."""
+        """Create the images and exports that are not given, in `work`."""
         self.options = options
         self.work = work
         self.under: list[str] = shlex.split(options.under)
@@ -122,18 +122,18 @@ class Bench:
         """Run one task of worker.py in a new process.
 
         Raises:
-            MeasurementError: If it fails, with its own reason, or ends without one.
+            MeasurementError: If it fails.
         """
         with_peers = task == "run_system" or request.get("part_size")
         return self.asker(with_peers=bool(with_peers)).ask(task, **request)
 
     def asker(self, *, with_peers: bool) -> Asker:
-        """Return how processes are started, with the peers installed or without them."""
+        """Return an asker that starts processes with or without the peers installed."""
         python = sys.executable if with_peers else self.options.python
         return Asker(self.work, python, self.environment, self.under)
 
     def ask_for(self, entry: Entry, folder: Path, warmup: Path | None, output: Path) -> Any:
-        """Let a system do the job in a new process; return its start-up and its seconds."""
+        """Run a system's job in a new process; return its start-up time and its seconds."""
         return self.ask(
             "run_system",
             system=entry.system,
@@ -147,7 +147,7 @@ class Bench:
     def compare(
         self, name: str, title: str, entries: Sequence[Entry], folder: Path, warmup: Path
     ) -> None:
-        """Measure all entries in turn, for several turns; keep times, and labels' agreement."""
+        """Measure all entries in alternating turns; keep times, and how many labels agree."""
         number = len(images_in(folder))
         rows: dict[str, dict[str, Any]] = {
             entry.name: {"name": entry.name, "seconds": [], "start_up_s": [], "failure": ""}
@@ -183,7 +183,7 @@ class Bench:
         self.save()
 
     def save(self) -> None:
-        """Write everything known so far."""
+        """Write all results so far."""
         folder = self.options.output
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.results, indent=1)
@@ -224,7 +224,7 @@ class Bench:
         self.compare("vgg16", "VGG16", entries, folder, warmup)
 
     def large(self) -> None:
-        """Compare ways to bring 12 megapixels to the model's size."""
+        """Compare ways to decode and resize images of 12 megapixels."""
         entries = [Entry(name, name, self.cnn) for name in (*LOADERS, "tltools")]
         for quality in image_files.LARGE_QUALITIES:
             name = f"large-{quality}"
@@ -237,7 +237,7 @@ class Bench:
             self.compare(name, title, entries, folder, self.warmup)
 
     def broken(self) -> None:
-        """See what each system does with a truncated JPEG."""
+        """Record what each system does with a truncated JPEG."""
         folder, broken = image_files.with_broken(self.sources, self.work / "broken", 12)
         rows = self.results["broken"] = []
         for name in ("tltools", *loops.DATALOADERS, *PEERS):
@@ -307,7 +307,7 @@ class Bench:
                 say(f"stability: {rows[-1]}")
 
     def scaling(self) -> None:
-        """Time whole jobs on folders of several sizes, and what they are made of."""
+        """Time whole jobs on folders of several sizes, and their stages."""
         cores = num_cores()
         sizes = [path.stat().st_size for path in self.copied]
         found = self.results["scaling"] = {
@@ -377,7 +377,7 @@ class Bench:
         return self._job(script.with_suffix(".onnx"), Path(self.cnn.run))
 
     def cores(self) -> None:
-        """Measure the command on the CPU and decoding over 1, 2, 4, 8 and 16 cores."""
+        """Measure the command on the CPU and decoding alone on 1, 2, 4, 8 and 16 cores."""
         rows = self.results["cores"] = []
         for row in over_cores(
             self.asker(with_peers=False),
@@ -393,7 +393,7 @@ class Bench:
             self.save()
 
     def ordering(self) -> None:
-        """Measure the CPU time that ordering and writing a row takes."""
+        """Measure the CPU time of ordering and writing a row."""
         sizes = (self.options.num_images // 3, self.options.num_images // 3 * 4)
         found = ordering.ordering_us(
             Path(self.cnn.export),
@@ -454,7 +454,7 @@ class Bench:
         return jobs
 
     def _vgg16_exports(self, part: str) -> dict[str, str]:
-        """Return VGG16's exports; note under the name of a part if there is no int8 one."""
+        """Return VGG16's exports; if int8 is missing, record the named part as skipped."""
         fp32 = self.options.vgg16
         if fp32 is None:
             self.results["skipped"]["scaling, VGG16"] = "no --vgg16 given"
@@ -466,7 +466,7 @@ class Bench:
         return {name: str(path) for name, path in found.items() if path is not None}
 
     def _time_job(self, job: dict[str, Any], turn: int, folder: Path) -> None:
-        """Time one job; one that fails is noted, and is not tried again."""
+        """Time one job; a job that fails is recorded as skipped and not retried."""
         name = f"scaling: {scaling.job_name(job)}, {scaling.images_of(job)}"
         if name in self.results["skipped"]:
             return
@@ -505,7 +505,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def what_became(output: Path, broken: str, total: int) -> str:
-    """Say in words what a CSV of predictions holds for a damaged image among `total`."""
+    """Describe what a CSV of predictions contains for a damaged image among `total`."""
     rows = read_rows(output)
     count = f"{len(rows)} of {total} rows"
     if broken not in rows:
@@ -553,8 +553,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gpu_device": "cpu",
     },
 }
-"""Defaults of the options by preset: quick takes less than six minutes on 16 cores with a GPU, tiny
-tries the program."""
+"""Defaults of the options by preset: quick takes under six minutes on 16 cores with a GPU, tiny
+only tests the program."""
 
 
 def parser_of_options() -> argparse.ArgumentParser:
@@ -562,11 +562,13 @@ def parser_of_options() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="Measure tltools.", formatter_class=formatter)
     add = parser.add_argument
-    add("--images", type=Path, help="a folder of JPEGs; without it the sample set is drawn")
-    add("--cnn", type=Path, help="an ONNX export; without it a CNN is trained")
-    add("--cnn-run", type=Path, help="its run, for the peers; found beside exports/ in runs/")
-    add("--vgg16", type=Path, help="an fp32 ONNX export; fp16 and int8 are looked for beside it")
-    add("--preset", choices=PRESETS, default="full", help="other defaults for these options")
+    add("--images", type=Path, help="folder of JPEGs; if omitted, the sample set is drawn")
+    add("--cnn", type=Path, help="ONNX export; if omitted, a CNN is trained")
+    add("--cnn-run", type=Path, help="its run, for the peers; by default runs/ beside exports/")
+    add(
+        "--vgg16", type=Path, help="fp32 ONNX export; its fp16 and int8 exports are found beside it"
+    )
+    add("--preset", choices=PRESETS, default="full", help="set of defaults for these options")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     add("--runs", type=int, default=5, help="turns of each comparison")
     add("--output", type=Path, default=HERE / "results", help="folder for the results")
@@ -576,23 +578,23 @@ def parser_of_options() -> argparse.ArgumentParser:
     add("--memory", type=int, nargs=2, default=[5_000, 100_000], help="images of the two jobs")
     add("--memory-runs", type=int, default=3, help="turns of the two jobs")
     add("--names", type=int, default=1_000_000, help="names in the long list")
-    sizes_help = "folders of the scaling part; the full ones go to 1000000"
+    sizes_help = "images in the folders of the scaling part; full results go up to 1000000"
     add("--sizes", type=int, nargs="+", default=[1_000, 10_000], help=sizes_help)
     add("--num-search", type=int, default=1000, help="images for each setting of a loop")
     add("--form-s", type=float, default=600, help="time limit of one form's settings, in seconds")
-    add("--num-per-core", type=int, default=2500, help="images for each core of the cores part")
-    add("--limit-s", type=float, default=3.0, help="seconds of decoding alone on so many cores")
+    add("--num-per-core", type=int, default=2500, help="images per core in the cores part")
+    add("--limit-s", type=float, default=3.0, help="duration of decoding alone, in seconds")
     add("--gpu-s", type=float, default=1500, help="time limit of the gpu part, in seconds")
-    add("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the gpu part")
-    add("--readme", action="store_true", help="put the results into the pages that show them, too")
+    add("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu only tests the gpu part")
+    add("--readme", action="store_true", help="also write the results into the pages")
     add(
         "--python",
         default=sys.executable,
-        help="an interpreter without the peers, whose tltools "
-        "is measured where whole processes are: some of its libraries import some of theirs",
+        help="interpreter without the peers for measuring whole processes, because tltools' "
+        "libraries import some of the peers'",
     )
     add("--work", type=Path, help="parent of the folder for images; must allow hard links")
-    add("--under", default="", help="command to start each measuring process with: 'taskset -c 0'")
+    add("--under", default="", help="command that starts each process, such as 'taskset -c 0'")
     return parser
 
 
@@ -608,7 +610,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def write_pages(options: argparse.Namespace, results: report.Results) -> None:
-    """Put each block of results that was measured into its page; the others stay.
+    """Write each measured block of results into its page; keep the other blocks.
 
     README and the chapter on benchmarks repeat some of these figures.
     """
@@ -630,7 +632,7 @@ def write_pages(options: argparse.Namespace, results: report.Results) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what was asked for; a part that fails is noted, and the others go on."""
+    """Measure the requested parts; record a part that fails, and continue with the others."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="tltools-bench-") as name:
         bench = Bench(options, Path(name))

@@ -1,7 +1,7 @@
-"""Growth on paper: from measured folders to a model, and from it to 10^8 and 10^9 images.
+"""Estimate how jobs scale: fit a cost model to measured folders, project 10^8 and 10^9 images.
 
-Pure, from what `run.py --only scaling` keeps as JSON. The page is written again, without measuring,
-by `python benchmarks/scaling.py RESULTS.json`.
+The input is the JSON of `run.py --only scaling`. `python benchmarks/scaling.py RESULTS.json`
+rewrites the page without measuring.
 """
 
 import json
@@ -19,16 +19,16 @@ from pages import section, with_results
 PAGE = Path(__file__).with_name("SCALING.md")
 TARGETS = (10**8, 10**9)
 DEADLINE_H = 8.0
-"""A night; more hours are fewer machines for the same money."""
+"""One night, in hours; with more hours, fewer machines do the work for the same money."""
 JOB_CORES = 2
-"""Of one job, as measured; a machine runs as many side by side as its cores allow."""
+"""Cores of one job, as measured; a machine runs as many jobs as its cores allow."""
 TAR_IMAGES = 1000
 TAR_RANGE = 2**20
-"""Bytes of a tar that one GET of `classify` brings."""
+"""Bytes of a tar that `classify` reads with one GET."""
 LIST_NAMES = 1000
 """Names in one answer of S3."""
 RAY_PART = 4096
-"""Images of a part, the default for fast models."""
+"""Images per part, the default for fast models."""
 
 INSTANCE = "c7a.8xlarge"
 INSTANCE_CORES = 32
@@ -40,7 +40,7 @@ LIST_USD = 0.005 / 1000
 STORAGE_USD_GB = 0.023
 PREFIX_GETS_PER_S = 5500
 LATENCY_S = 0.03
-"""Of a GET of a small object: "tens of milliseconds"."""
+"""Latency of a GET of a small object, in seconds: "tens of milliseconds"."""
 
 ASSUMPTIONS = (
     (
@@ -93,26 +93,26 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What jobs of one kind take, in seconds of the machine that was measured."""
+    """Costs of one kind of job, in seconds on the measured machine."""
 
     fixed_s: float
-    """Of the whole job: starting, opening the model; with Ray its cluster."""
+    """Per job: start-up, opening the model and, with Ray, starting the cluster."""
     part_s: float
-    """Of each part that Ray makes; 0 without Ray."""
+    """Per part that Ray writes; 0 without Ray."""
     image_s: float
 
     def seconds(self, num_images: int, num_parts: int = 0) -> float:
-        """Return what a job would take."""
+        """Return the estimated seconds of a job."""
         return self.fixed_s + self.part_s * num_parts + self.image_s * num_images
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a number of images would take on rented machines."""
+    """Estimated needs of a number of images on rented machines."""
 
     core_hours: float
     machines: int
-    """So many end within `DEADLINE_H`."""
+    """Machines needed to finish within `DEADLINE_H`."""
     hours: float
     compute_usd: float
     num_jobs: int
@@ -121,11 +121,11 @@ class Need:
 
 
 def fit(points: Iterable[tuple[int, int, float]]) -> Cost:
-    """Fit fixed, part and image costs, none of them negative, to measured seconds.
+    """Fit nonnegative fixed, part and image costs to measured seconds.
 
     Args:
-        points: Images, parts and seconds of each job. Errors count relative to the seconds:
-            otherwise the largest folder alone would decide.
+        points: Images, parts and seconds of each job. Relative errors are minimized; otherwise
+            the largest folder would decide alone.
     """
     from scipy.optimize import nnls
 
@@ -135,11 +135,11 @@ def fit(points: Iterable[tuple[int, int, float]]) -> Cost:
         seconds.append(value)
     matrix = np.array(columns, float) / np.array(seconds)[:, None]
     found, _ = nnls(matrix, np.ones(len(seconds)))
-    return Cost(*(float(value) if value > 1e-9 else 0.0 for value in found))  # else it is rounding
+    return Cost(*(float(value) if value > 1e-9 else 0.0 for value in found))  # drop rounding errors
 
 
 def need(num_images: int, *, core_s: float) -> Need:
-    """Return what so many images of `core_s` core-seconds each take on instances."""
+    """Return what `num_images` images of `core_s` core-seconds each need on instances."""
     core_hours = num_images * core_s / 3600
     hours_of_one = core_hours / INSTANCE_CORES
     machines = max(1, math.ceil(hours_of_one / DEADLINE_H))
@@ -315,7 +315,7 @@ def _projection(
 
 
 def _breaks(scaling: Mapping[str, Any], kinds: Mapping[str, float]) -> list[list[str]]:
-    """Return what stands in the way at each target, with figures from what was measured."""
+    """Return the obstacles at each target, with figures from the measurements."""
     rows: list[list[str]] = []
     fast, slow = (pick(kinds.items(), key=lambda item: item[1]) for pick in (min, max))
     needs = {name: [need(n, core_s=core_s) for n in TARGETS] for name, core_s in (fast, slow)}
@@ -421,7 +421,7 @@ def _layout(row: Mapping[str, Any]) -> str:
 
 
 def images_of(job: Mapping[str, Any]) -> str:
-    """Say how many images a job has, and how they lie."""
+    """Describe how many images a job has, and in how many folders."""
     return f"{job['num_images']:,} in {_layout(job)}"
 
 
@@ -433,7 +433,7 @@ def job_name(job: Mapping[str, Any]) -> str:
 
 
 def _row_bytes(scaling: Mapping[str, Any]) -> dict[str, float]:
-    """Return an output's bytes an image by format, of the CNN's largest job of each engine."""
+    """Return an output's bytes per image by format, from the CNN's largest job of each engine."""
     found: dict[str, float] = {}
     for job in sorted(_measured(scaling), key=lambda job: job["num_images"]):
         if job["model"] == "CNN" and job["part_size"] in (0, RAY_PART):
@@ -458,7 +458,7 @@ def _size(num_bytes: float) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the page again from kept results."""
+    """Rewrite the page from saved results."""
     results = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(with_results(text, to_markdown(results)), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What the parts of the machine do alone, for a few seconds each: decoders, sessions, networks.
+"""Measure single parts at a steady rate for a few seconds: decoders, sessions, networks.
 
-Each task yields a row for each setting, with `images_per_s` or the reason why there is none.
+Each task yields a row for each setting, with `images_per_s` or the reason why it failed.
 """
 
 import multiprocessing
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 WARMUP_CALLS = 2
 WARMUP_S = 0.5
-"""At most; short measurements have as short a warm-up."""
+"""Longest warm-up, in seconds; shorter measurements have an equally short warm-up."""
 MIN_CALLS = 3
 READY_S = 60.0
-"""Longest time until all decoding processes are ready."""
+"""How long decoding processes may take to get ready, in seconds."""
 FEEDS = ("host", "page-locked", "device")
-"""Where a session's input lies: in ordinary memory, in memory that the GPU can copy from by itself,
-or on the GPU already."""
+"""Where a session's input is: in ordinary memory, in memory that the GPU copies from by itself, or
+already on the GPU."""
 
 Row = dict[str, Any]
 
@@ -47,12 +47,12 @@ def tried(name: str, measure: Callable[[], float], **facts: Any) -> Row:
 
 
 def rate(call: Callable[[], object], seconds: float, num_images: int) -> float:
-    """Call again and again and return images per second.
+    """Call repeatedly and return images per second.
 
     Args:
-        call: Handles `num_images` and returns when they are done.
-        seconds: Measured for so long, and for `MIN_CALLS` at least, after a warm-up.
-        num_images: Of one call.
+        call: Processes `num_images` images and returns when they are done.
+        seconds: Minimum duration after a warm-up; there are at least `MIN_CALLS` calls.
+        num_images: Images of one call.
     """
     _repeat(call, min(seconds, WARMUP_S), WARMUP_CALLS)
     calls, took_s = _repeat(call, seconds, MIN_CALLS)
@@ -60,7 +60,7 @@ def rate(call: Callable[[], object], seconds: float, num_images: int) -> float:
 
 
 def _repeat(call: Callable[[], object], seconds: float, least: int) -> tuple[int, float]:
-    """Call for so long and so often at least; return the number of calls and their seconds."""
+    """Call for the given time, and at least `least` times; return the calls and their seconds."""
     calls, start = 0, time.perf_counter()
     while calls < least or time.perf_counter() - start < seconds:
         call()
@@ -79,7 +79,7 @@ def decoding(
     processes: Sequence[int] = (),
     threads: Sequence[int] = (),
 ) -> Iterator[Row]:
-    """Decode a folder's images with `load_image`, in so many processes, and in so many threads."""
+    """Decode a folder's images with `load_image`, for each number of processes and of threads."""
     preprocessing = read_card(Path(export)).preprocessing
     paths = images_in(Path(folder))
     how = (preprocessing, seconds)
@@ -94,7 +94,7 @@ def decoding(
 def decode_for(
     paths: Sequence[Path], preprocessing: Preprocessing, seconds: float, start: "Barrier"
 ) -> float:
-    """Decode images in turn from the moment that all are ready; return images per second."""
+    """Decode images in turn, starting when all decoders are ready; return images per second."""
     out = np.empty(preprocessing.shape(1)[1:], np.uint8)
     for path in islice(cycle(paths), 16):
         load_image(path, preprocessing, out=out)
@@ -109,7 +109,7 @@ def decode_for(
 
 
 def put_rate(rates: "Queue[float]", *arguments: Any) -> None:
-    """Do a decoding process's work."""
+    """Decode in a process, and put the rate into the queue."""
     rates.put(decode_for(*arguments))
 
 
@@ -173,10 +173,10 @@ def session_setting(
     Args:
         batch: Images of a call.
         device: `cpu` or `cuda`.
-        tf32: Round fp32 products to TF32.
+        tf32: Whether to round fp32 products to TF32.
         nhwc: The CUDA provider's `prefer_nhwc`.
         feed: One of `FEEDS`.
-        callers: Threads that call the session at the same time.
+        callers: Threads that call the session concurrently.
     """
     return {
         "batch": batch,
@@ -202,7 +202,7 @@ def session_name(model: str, setting: Mapping[str, Any]) -> str:
 def bare_sessions(
     *, export: str, model: str, settings: Sequence[Mapping[str, Any]], seconds: float
 ) -> Iterator[Row]:
-    """Run an export in onnxruntime without anything else, on images of random bytes."""
+    """Run an export in onnxruntime alone, on random images."""
     size = read_card(Path(export)).preprocessing.size
     opened: dict[tuple[Any, ...], Any] = {}
 
@@ -230,7 +230,7 @@ def bare_sessions(
 
 
 def _session_call(session: Any, setting: Mapping[str, Any], size: int) -> Callable[[], object]:
-    """Return a function that runs the session once, on an input of its own."""
+    """Return a function that runs the session once, on its own input."""
     shape = (setting["batch"], size, size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     name = session.get_outputs()[0].name
@@ -275,7 +275,7 @@ def bare_torch(
     seconds: float,
     device: str,
 ) -> Iterator[Row]:
-    """Run a network in PyTorch on images that are on the device: nothing is copied or fetched."""
+    """Run a network in PyTorch on images that are already on the device, without any copies."""
     for setting in settings:
         yield tried(
             torch_name(model, setting),

@@ -1,11 +1,11 @@
-"""What is compared: tltools and its peers, each doing the same job in a process of its own.
+"""The systems to compare: tltools and its peers, each doing the same job in a separate process.
 
-The job: a folder of images becomes a CSV with a label and its probability for each. A system is
-a function that imports and loads what it needs and returns another that does the job; the packages
-of a system are imported inside it, so that a missing one costs its own row only.
+The job turns a folder of images into a CSV with the label and its probability for each image. A
+system is a function that imports and loads what it needs and returns a function that does the job.
+Each system imports its own packages, so that a missing package costs only its own row.
 
-All have the same weights: those of the run that the export was made from. How each is set up was
-chosen by trying; README.md says what was tried.
+All systems have the same weights: those of the run that the export was made from. Their settings
+are the fastest of those tried; README.md lists what was tried.
 """
 
 import csv
@@ -23,24 +23,24 @@ SUFFIX = ".jpg"
 Row = tuple[str, str, float]
 """Name, label and the label's probability."""
 Work = Callable[[Path, Path], float | None]
-"""Does the job: a folder, and the CSV to write. Where something had to be made ready first, the
-reading of `time.perf_counter` (which all processes share) at the end of that."""
+"""Does the job, given the folder and the CSV to write. If preparation should not count, returns the
+time at its end: a reading of `time.perf_counter`, which all processes share."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a system is given."""
+    """The inputs of a system."""
 
     export: str
     """Path of an ONNX export."""
     run: str
-    """Path of the run that it was made from; empty if it is not there."""
+    """Path of the run that it was made from; empty if unknown."""
     scratch: str
-    """A folder for files of a system's own."""
+    """A folder for the system's own files."""
 
 
 def open_tltools(job: Job) -> Work:
-    """Prepare `tltools classify`, with the settings that it chooses itself."""
+    """Prepare `tltools classify` with its default settings."""
     from tltools.classify import Output, classify, list_images, open_model
 
     predictor, plan = open_model(Path(job.export))
@@ -54,9 +54,9 @@ def open_tltools(job: Job) -> Work:
 
 
 def open_timm(job: Job, *, device: str = "cpu", workers: int = 2) -> Work:
-    """Prepare the path of timm's inference.py: its dataset, its loader, its way to keep results.
+    """Prepare what timm's inference.py does: its dataset, its loader, its collection of results.
 
-    On CUDA with its prefetcher, page-locked memory and fp16. Two workers are inference.py's own.
+    On CUDA, with its prefetcher, page-locked memory and fp16. Two workers are its default.
     """
     import timm.data
     import torch
@@ -97,9 +97,9 @@ def open_timm(job: Job, *, device: str = "cpu", workers: int = 2) -> Work:
 
 
 def open_ultralytics(job: Job, *, device: str = "cpu", workers: int = 0) -> Work:
-    """Prepare Ultralytics' predict on an ONNX model of the layout that its own exports have.
+    """Prepare Ultralytics' predict on an ONNX model in the layout of its own exports.
 
-    It reads images by itself, without `workers`.
+    It reads images itself and ignores `workers`.
     """
     del workers
     import onnx
@@ -198,10 +198,10 @@ def open_transformers(job: Job, *, device: str = "cpu", workers: int = 0) -> Wor
 
 
 def open_ray(job: Job) -> Work:
-    """Prepare Ray Data as its guide to batch inference has it: read_images, then actors.
+    """Prepare Ray Data as in its guide to batch inference: read_images, then actors.
 
-    Each job starts new actors. The clock starts when the first of them has its model, which is in
-    Ray's favor: reading has begun by then.
+    Each job starts new actors. The clock starts when the first actor has its model, which favors
+    Ray, since reading has begun by then.
     """
     import ray
 
@@ -270,13 +270,13 @@ PEERS: dict[str, Callable[[Job], Work]] = {
     "Ray Data": open_ray,
 }
 CUDA_PEERS = ("timm", "transformers", "Ultralytics")
-"""Peers that take `device` and `workers`."""
+"""Peers that accept `device` and `workers`."""
 PACKAGES = ("timm", "ultralytics", "transformers", "ray", "opencv-python", "simplejpeg")
-"""Whose versions belong to the results, beside those that tltools names itself."""
+"""Packages whose versions are recorded, besides those that tltools itself records."""
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the JPEGs that a system is given, in order."""
+    """Return the JPEGs of a folder, in order."""
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
@@ -284,7 +284,7 @@ def run_of(job: Job) -> Path:
     """Return the run that the export was made from.
 
     Raises:
-        FileNotFoundError: If it is not there.
+        FileNotFoundError: If the run is unknown.
     """
     if not job.run:
         raise FileNotFoundError("needs the run that the export was made from: --cnn-run")
@@ -292,7 +292,7 @@ def run_of(job: Job) -> Path:
 
 
 def _on_floats(model: Any) -> "nn.Module":
-    """Return the same network for what peers feed it: floats in [0, 1], (N, 3, H, W)."""
+    """Return the same network for the peers' inputs: floats in [0, 1], (N, 3, H, W)."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `worker.py REQUEST RESULT`, both JSON."""
+"""Run one measurement in a separate process: `worker.py REQUEST RESULT`, both JSON."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ def run_system(
     output: str,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Prepare a system, let it do the job on the images of the warm-up, then time it.
+    """Prepare a system, run it on the warm-up's images, then time it.
 
     Returns:
         `start_up_s`: imports and loading; `seconds`: from the first image to the last row.
@@ -47,7 +47,7 @@ MODULES = {
     "bare_sessions": "steady",
     "bare_torch": "steady",
 }
-"""Where tasks are; those that are not named are in `processes`."""
+"""Module of each task; other tasks are in `processes`."""
 
 
 def _run(request: dict[str, Any]) -> Any:
@@ -59,7 +59,7 @@ def _run(request: dict[str, Any]) -> Any:
 
 
 def _keep_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
-    """Write each row as it comes, a line of JSON; return their number."""
+    """Write each row as it comes, as a line of JSON; return the number of rows."""
     number = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -70,7 +70,7 @@ def _keep_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
 
 
 def main() -> None:
-    """Answer the request; an error of any kind is an answer too."""
+    """Run the requested task and write its result, or the error."""
     request, result = sys.argv[1:]
     try:
         found = _run(json.loads(request))
@@ -79,7 +79,7 @@ def main() -> None:
         answer = {"result": found}
     except Exception as error:
         error = getattr(error, "cause", None) or error  # Ray's own names what happened there
-        # The last line: those before it are the traceback of another process, where there is one.
+        # The last line; the lines before it may be the traceback of another process.
         reason = (str(error).strip().splitlines() or [""])[-1]
         answer = {"failure": f"{type(error).__name__}: {reason}"}
     Path(result).write_text(json.dumps(answer), encoding="utf-8")

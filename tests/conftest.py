@@ -55,7 +55,7 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep every cache, ours and the libraries', out of the home folder."""
+    """Keep all caches out of the home folder, including those of libraries."""
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "xdg"))
@@ -222,7 +222,7 @@ class Recorder(Silent):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of noisy images, `dark` and `bright`: what a network learns in one epoch."""
+    """Folders of noisy images, `dark` and `bright`, which a network learns in one epoch."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     for index in range(NUM_DRAWN):
@@ -241,7 +241,7 @@ def drawn_dataset(drawn: Path) -> "Dataset":
 
 @pytest.fixture(scope="session")
 def cnn_run(drawn_dataset: "Dataset", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real run of the CNN, in seconds; a test that changes it takes a copy."""
+    """The folder of a real run of the CNN, trained in seconds; tests that change it copy it."""
     from tltools.training import TrainSetup, default_config, train_model
 
     config = default_config("cnn", epochs=1, batch_size=5, lr=1e-3)
@@ -309,7 +309,7 @@ def make_export(
 
 @pytest.fixture
 def workplace(cnn_run: Path, cnn_exports: "dict[str, ExportResult]", tmp_path: Path) -> Path:
-    """A copy of a real run and its two exports, as the commands leave them."""
+    """A copy of a real run and its two exports, laid out as by the commands."""
     shutil.copytree(cnn_run, tmp_path / "runs" / "cnn")
     (tmp_path / "exports" / "cnn").mkdir(parents=True)
     for result in cnn_exports.values():
@@ -359,7 +359,7 @@ os.stat = dangerous
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A cluster of two nodes with a core each; `crash.png` kills the worker that decodes it."""
+    """A cluster of two one-core nodes; `crash.png` kills the worker that decodes it."""
     pytest.importorskip("ray.data", reason="needs Ray: pip install 'ray[data]>=2.60'")
     import ray
     from ray.cluster_utils import Cluster
@@ -410,7 +410,7 @@ def run_tltools(*args: object, cwd: Path) -> Ran:
 
 
 def children(pid: int) -> list[int]:
-    """All processes below one."""
+    """All descendants of a process."""
     parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -21,7 +21,7 @@ FAILED = "/failed-requests"
 
 
 def serve_s3(fail_every: int, end_after: int) -> None:
-    """Serve S3 from memory; every so many-th reading request fails, in two ways by turns."""
+    """Serve S3 from memory; every N-th read request fails, alternating between two ways."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -62,7 +62,7 @@ def serve_s3(fail_every: int, end_after: int) -> None:
 
 
 def serve_cut(target: int, num_bytes: int) -> None:
-    """Pass connections on to a port, and cut each off after so many bytes."""
+    """Forward connections to a port, and cut each off after a number of bytes."""
 
     def pump(source: socket.socket, sink: socket.socket, left: list[int]) -> None:
         with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ def running(*args: object) -> Iterator[int]:
 
 
 def find_sshd() -> str | None:
-    """Return OpenSSH's server, which is not on everybody's path."""
+    """Return OpenSSH's server, which is not on every user's PATH."""
     return shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 

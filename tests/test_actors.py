@@ -1,4 +1,4 @@
-"""Features and evaluations on a Ray cluster of two nodes; those tests are skipped without Ray."""
+"""Features and evaluations on a two-node Ray cluster; skipped without Ray."""
 
 import json
 import os
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
         ),
     ],
 )  # fmt: skip
-def test_options_that_do_not_fit_are_refused(args, message, images, tmp_path):
+def test_options_that_contradict_each_other_are_refused(args, message, images, tmp_path):
     code, _, err = run_tltools(*args, cwd=tmp_path)
     assert code == 2
     assert message in err
@@ -63,7 +63,9 @@ def test_options_that_do_not_fit_are_refused(args, message, images, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["train"], ["evaluate", "model.onnx"]])
-def test_without_ray_the_remedy_is_named_first(command, images, tmp_path, monkeypatch):
+def test_without_ray_the_error_names_the_package_before_anything_else(
+    command, images, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     code, _, err = run_tltools(*command, images, "--engine", "ray", cwd=tmp_path)
@@ -91,7 +93,7 @@ def answer(setup, *paths):
         return actor._answer(ModelTask(0, tuple(os.fsencode(path) for path in paths)))
 
 
-def test_an_actor_answers_with_the_models_outputs(setup, images, onnx_path):
+def test_an_actor_returns_the_models_outputs(setup, images, onnx_path):
     paths = sorted(images.rglob("*.png"))
     told = answer(setup, *paths)
     values = np.frombuffer(told.values, np.float32).reshape(-1, told.width)
@@ -102,7 +104,7 @@ def test_an_actor_answers_with_the_models_outputs(setup, images, onnx_path):
     np.testing.assert_array_equal(values, np.stack([by_path[str(path)] for path in paths]))
 
 
-def test_an_actor_says_what_its_machine_lacks(setup, images, onnx_path, tmp_path):
+def test_an_actor_reports_what_its_machine_lacks(setup, images, onnx_path, tmp_path):
     image = images / "red" / "0.png"
     for changes, asked, kind, message in (
         ({"tltools": "0.0"}, image, "ConfigError", "but the driver has 0.0; install the same"),
@@ -122,7 +124,7 @@ def test_an_actor_says_what_its_machine_lacks(setup, images, onnx_path, tmp_path
         assert message in failure[1]
 
 
-def test_a_machine_with_other_features_is_refused(tmp_path, monkeypatch):
+def test_a_machine_that_computes_different_features_is_refused(tmp_path, monkeypatch):
     spec = Preprocessing(size=32)
     model = build_classifier(CNN, 2, spec).eval()
     cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=spec)
@@ -145,7 +147,7 @@ class AskedError(Exception):
 
 
 class FakeRemote:
-    """Keeps what it is asked for."""
+    """Records the requests."""
 
     def connect(self):
         return SimpleNamespace(put=lambda data: data)
@@ -172,7 +174,7 @@ def remote(cluster):
 
 @pytest.fixture
 def extraction(images, tmp_path):
-    """Make what `features_of` takes, of a small network, with a cache of its own."""
+    """Return arguments of `features_of` for a small network, with its own cache."""
     dataset = load_dataset(images, val_fraction=0.25)
     spec = Preprocessing(size=32)
     torch.manual_seed(0)
@@ -201,7 +203,7 @@ def extraction(images, tmp_path):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_features_are_those_of_this_machine(remote, extraction, int8):
+def test_ray_computes_the_same_features_as_this_machine(remote, extraction, int8):
     local = features_of(**extraction("local", int8=int8))
     recorder = Recorder()
     arguments = extraction("ray", int8=int8)
@@ -215,7 +217,7 @@ def test_features_are_those_of_this_machine(remote, extraction, int8):
     assert again.bars == []
 
 
-def test_an_interrupted_extraction_goes_on_from_the_cache(remote, extraction, monkeypatch):
+def test_an_interrupted_extraction_resumes_from_the_cache(remote, extraction, monkeypatch):
     monkeypatch.setattr(features_module, "BATCH_SIZE", 4)
     monkeypatch.setattr(features_module, "PART_SIZE", 4)
     arguments = extraction("ray")
@@ -245,7 +247,7 @@ def test_an_interrupted_extraction_goes_on_from_the_cache(remote, extraction, mo
 
 
 class Dying:
-    """A model that ends its process, once for each file that it can remove."""
+    """A model that kills its process, once for each file that it can delete."""
 
     device = "cpu"
 
@@ -265,7 +267,7 @@ def open_dying(path, folder, *, device, threads):
 
 
 @pytest.mark.parametrize("num_lives", [1, 12])
-def test_a_lost_worker_costs_nothing_and_many_end_it(
+def test_one_lost_worker_is_harmless_and_many_end_the_job(
     remote, onnx_path, images, tmp_path, num_lives
 ):
     (tmp_path / "lives").mkdir()
@@ -293,7 +295,7 @@ def test_a_lost_worker_costs_nothing_and_many_end_it(
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript", "run"])
-def test_an_evaluation_is_that_of_this_machine(
+def test_ray_evaluates_the_same_as_this_machine(
     remote, kind, onnx_path, torchscript_path, cnn_run, drawn, images
 ):
     path, data = {
@@ -320,7 +322,7 @@ def test_an_evaluation_is_that_of_this_machine(
     assert (result.paths, result.split, result.score) == (local.paths, local.split, local.score)
 
 
-def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, images, tmp_path):
+def test_the_commands_print_the_same_with_both_engines(cluster, onnx_path, images, tmp_path):
     def told(*args):
         code, out, _ = run_tltools(
             "evaluate", onnx_path, images, "--device", "cpu", "--json", *args, cwd=tmp_path
@@ -333,7 +335,7 @@ def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, images
     assert told("--engine", "ray") == told()
 
 
-def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16_file, tmp_path):
+def test_vgg16_trains_on_features_from_the_cluster(cluster, drawn_dataset, vgg16_file, tmp_path):
     def train(name, progress, remote=None):
         config = default_config("vgg16", epochs=2, feature_precision="fp32")
         return train_model(
@@ -361,7 +363,7 @@ def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16
     assert [one.train_loss for one in first.history] == [one.train_loss for one in second.history]
 
 
-def test_a_image_that_cannot_be_read_is_an_error(remote, onnx_path, images):
+def test_an_unreadable_image_ends_the_evaluation(remote, onnx_path, images):
     dataset = load_dataset(images, purpose="evaluate")
     (images / "red" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"on .*: cannot read image 0.png"):
@@ -374,7 +376,7 @@ def test_a_image_that_cannot_be_read_is_an_error(remote, onnx_path, images):
         )
 
 
-def test_an_address_that_cannot_be_is_refused_at_once(monkeypatch):
+def test_an_impossible_address_is_refused_at_once(monkeypatch):
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     with pytest.raises(TltoolsError, match=r"cannot reach the Ray cluster at 127.0.0.1:9"):
         RayCluster("127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""`from tltools import load_model`: what a program that embeds tltools relies on."""
+"""`from tltools import load_model`: the interface for programs that embed tltools."""
 
 import io
 import json
@@ -35,13 +35,13 @@ def red(tmp_path):
     return path
 
 
-def test_it_knows_its_classes_card_and_device(predictor, card):
+def test_a_predictor_knows_its_classes_card_and_device(predictor, card):
     assert predictor.classes == CLASSES
     assert predictor.card == card
     assert predictor.device == "cpu"
 
 
-def test_the_numbers_are_those_of_the_models_definition(make_onnx, make_card, red, tmp_path):
+def test_the_probabilities_are_those_of_the_models_definition(make_onnx, make_card, red, tmp_path):
     card = make_card(confidence=Confidence(temperature=2.5, num_images=9))
     predictor = load_model(make_onnx(tmp_path / "warm.onnx", card.to_json()), device="cpu")
     (prediction,) = predictor.predict([red])
@@ -52,7 +52,7 @@ def test_the_numbers_are_those_of_the_models_definition(make_onnx, make_card, re
     assert prediction.confidence == prediction.probabilities.max()
 
 
-def test_every_form_of_a_image_gives_the_same_answer(predictor, red):
+def test_every_form_of_an_image_gets_the_same_prediction(predictor, red):
     image = Image.open(red)
     forms = [str(red), red, red.read_bytes(), image, np.asarray(image), Image.open(red)]
     predictions = predictor.predict(forms)
@@ -62,14 +62,14 @@ def test_every_form_of_a_image_gives_the_same_answer(predictor, red):
         np.testing.assert_array_equal(one.probabilities, predictions[0].probabilities)
 
 
-def test_a_jpegs_bytes_give_what_its_file_gives(predictor, tmp_path):
+def test_a_jpegs_bytes_get_the_same_prediction_as_its_file(predictor, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
     file, data = predictor.predict([tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()])
     np.testing.assert_array_equal(file.probabilities, data.probabilities)
 
 
-def test_a_decoded_image_is_turned_upright_and_made_rgb(predictor, tmp_path):
+def test_a_decoded_image_is_rotated_and_converted_to_rgb(predictor, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_a_decoded_image_is_turned_upright_and_made_rgb(predictor, tmp_path):
     np.testing.assert_array_equal(file.probabilities, image.probabilities)
 
 
-def test_a_bad_image_costs_its_own_answer_and_no_other(predictor, red, tmp_path):
+def test_a_bad_image_costs_only_its_own_prediction(predictor, red, tmp_path):
     good = red.read_bytes()
     torn = Image.open(io.BytesIO(good[: len(good) // 2]))
     forms = [tmp_path / "missing.png", good, b"no image", red, torn, b""]
@@ -100,13 +100,13 @@ def test_many_images_keep_their_order(onnx_path, images, batch_size):
     assert predictor.predict([]) == []
 
 
-def test_an_array_of_images_is_several_images(predictor):
+def test_an_array_of_images_gets_one_prediction_per_image(predictor):
     images = np.zeros((2, SIZE, SIZE, 3), np.uint8)
     images[0, ..., 2] = images[1, ..., 1] = 255
     assert [one.label for one in predictor.predict(images)] == ["blue", "green"]
 
 
-def test_what_is_not_likely_enough_is_uncertain(predictor, red):
+def test_a_prediction_below_min_confidence_is_uncertain(predictor, red):
     (sure,) = predictor.predict([red])
     above = np.nextafter(sure.confidence, 1)
     labels = [
@@ -125,7 +125,7 @@ def test_threads_may_share_a_predictor(predictor, images):
     assert all([one.label for one in answer] == expected for answer in answers)
 
 
-def test_it_answers_what_the_command_writes(predictor, onnx_path, images, tmp_path):
+def test_predictions_equal_the_rows_that_the_command_writes(predictor, onnx_path, images, tmp_path):
     from conftest import run_tltools
 
     arguments = ("classify", images, "--model", onnx_path, "--device", "cpu", "-o", "rows.jsonl")
@@ -158,12 +158,12 @@ def test_it_answers_what_the_command_writes(predictor, onnx_path, images, tmp_pa
         pytest.param([np.zeros((8, 0, 3), np.uint8)], ValueError, r"\(8, 0, 3\)", id="empty"),
     ],
 )
-def test_a_callers_mistake_is_an_error(predictor, wrong, error, message):
+def test_a_wrong_argument_is_an_error(predictor, wrong, error, message):
     with pytest.raises(error, match=message):
         predictor.predict(wrong)
 
 
-def test_settings_are_checked(predictor, onnx_path, red, tmp_path):
+def test_invalid_settings_are_refused(predictor, onnx_path, red, tmp_path):
     with pytest.raises(ConfigError, match=r"min_confidence must be in \[0, 1\], got 7"):
         predictor.predict([red], min_confidence=7)
     with pytest.raises(ConfigError, match="must be at least 1, got 0"):
@@ -175,7 +175,7 @@ def test_settings_are_checked(predictor, onnx_path, red, tmp_path):
 # ------------------------------------------------------------------------------------ the door
 
 
-def test_everything_that_is_named_can_be_imported_and_nothing_else():
+def test_exactly_the_documented_names_can_be_imported():
     for name in tltools.__all__:
         assert getattr(tltools, name) is not None
     assert set(tltools._MODULES) == set(tltools.__all__) - {"__version__"}
@@ -197,7 +197,7 @@ def test_importing_tltools_imports_nothing_else():
     }
 
 
-def test_it_works_without_torch(onnx_path, red):
+def test_a_predictor_works_without_torch(onnx_path, red):
     code = (
         "import sys\n"
         "sys.modules['torch'] = None  # so that an import of it fails\n"
@@ -254,8 +254,8 @@ except TltoolsError as error:
 """
 
 
-def test_a_users_type_checker_sees_the_types(tmp_path):
-    """Strict pyright on a program in an environment where tltools is installed as a wheel is."""
+def test_a_type_checker_sees_the_types(tmp_path):
+    """Run strict pyright on a program, with tltools installed as from a wheel."""
     import venv
 
     (tmp_path / "user.py").write_text(USER)

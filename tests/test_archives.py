@@ -1,4 +1,4 @@
-"""Images in tar and zip archives: the rows of a folder, and nothing that an archive can do."""
+"""Images in tar and zip archives: the same rows as in a folder, and no harm from bad archives."""
 
 import bz2
 import csv
@@ -129,7 +129,7 @@ def test_an_archive_has_the_rows_of_its_folder(kind, images, onnx_path, tmp_path
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_each_compression_of_a_zip_can_be_read(compression, tmp_path):
+def test_every_zip_compression_can_be_read(compression, tmp_path):
     members = [(f"{number}.png", image(seed=number)) for number in range(3)]
     data = zip_of(*members, compression=compression)
     assert listed(data, tmp_path / "a.zip") == (dict(members), [])
@@ -137,7 +137,7 @@ def test_each_compression_of_a_zip_can_be_read(compression, tmp_path):
 
 @pytest.mark.parametrize("plan", [{"threads": 1}, {"threads": 2}, {"workers": 3}])
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
-def test_every_plan_reads_archives(kind, plan, images, onnx_path, tmp_path):
+def test_archives_give_the_same_rows_under_every_plan(kind, plan, images, onnx_path, tmp_path):
     archive = pack(images, kind, tmp_path)
     run_job(Job(onnx_path, [archive], tmp_path / "out.csv", device="cpu", **plan))
     assert [row["path"] for row in rows_of(tmp_path / "out.csv")] == [
@@ -146,7 +146,7 @@ def test_every_plan_reads_archives(kind, plan, images, onnx_path, tmp_path):
     assert all(row["label"] == row["path"].split("/")[0] for row in rows_of(tmp_path / "out.csv"))
 
 
-def test_several_inputs_put_the_archives_name_before_the_members(images, tmp_path, monkeypatch):
+def test_with_several_inputs_the_archives_name_precedes_its_members(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tar = pack(images, "tar", tmp_path).relative_to(tmp_path)
     (tmp_path / "two.zip").write_bytes(zip_of(("b/c.png", RED)))
@@ -157,19 +157,19 @@ def test_several_inputs_put_the_archives_name_before_the_members(images, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "A.TGZ"])
-def test_the_content_and_not_the_suffix_decides_the_kind(name, tmp_path):
+def test_the_kind_of_an_archive_depends_on_its_content_not_its_suffix(name, tmp_path):
     tar = tar_of(("a.png", RED))
     for data in (tar, gzip.compress(tar), bz2.compress(tar), zip_of(("a.png", RED))):
         assert listed(data, tmp_path / name) == ({"a.png": RED}, [])
 
 
-def test_a_webdataset_shard_gives_its_images_in_its_own_order(tmp_path):
+def test_a_webdataset_shard_keeps_its_order(tmp_path):
     members = [("b.cls", b"1"), ("b.jpg", RED), ("b.json", b"{}"), ("a.cls", b"0"), ("a.jpg", RED)]
     found, errors = listed(tar_of(*members), tmp_path / "train-0000.tar")
     assert (list(found), errors) == (["b.jpg", "a.jpg"], [])
 
 
-def test_names_are_those_in_the_archive(tmp_path):
+def test_member_names_are_kept_unchanged(tmp_path):
     names = {
         "./a.png": "a.png",
         "./b/./c.png": "b/c.png",
@@ -188,7 +188,7 @@ def test_names_are_those_in_the_archive(tmp_path):
     assert listed(data, tmp_path / "a.zip") == (dict.fromkeys(names.values(), RED), [])
 
 
-def test_doubled_names_get_a_row_each(onnx_path, tmp_path):
+def test_duplicate_names_get_one_row_each(onnx_path, tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(tar_of(("a.png", image("red")), ("a.png", image("blue"))))
     run_job(Job(onnx_path, [path], tmp_path / "out.csv", device="cpu"))
@@ -202,7 +202,7 @@ LONG = ["x" * 94 + ".png", "y" * 150 + "/" + "z" * 90 + ".png", "d/" * 200 + "w"
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_those_that_tarfile_finds(kind, tmp_path):
+def test_the_reader_finds_the_same_members_as_tarfile(kind, tmp_path):
     path = tmp_path / "a.tar"
     usual = ["a.png", "b/c.png", "bytes-\udcff.png", "e\nf.png", *LONG[:2]]
     with tarfile.open(path, "w", format=kind, errors="surrogateescape") as tar:
@@ -225,7 +225,7 @@ def test_members_are_those_that_tarfile_finds(kind, tmp_path):
     assert listed(path.read_bytes(), path) == (expected, [])
 
 
-def test_a_header_for_all_members_is_heeded(tmp_path):
+def test_a_global_header_applies_to_all_members(tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", pax_headers={"comment": "git"}) as tar:
         for name in ("a.png", "b.png"):
@@ -235,8 +235,8 @@ def test_a_header_for_all_members_is_heeded(tmp_path):
     assert listed(file.getvalue(), tmp_path / "a.tar") == ({"a.png": RED, "b.png": RED}, [])
 
 
-def test_a_size_in_an_extended_header_counts(tmp_path):
-    """As for members of more than 8 GB, but small."""
+def test_the_size_in_an_extended_header_takes_precedence(tmp_path):
+    """Write the header of a member of more than 8 GB, with a small member."""
     record = b"%d size=%d\n" % (len("13 size=....\n"), 1000 + len(RED) % 9000)
     size = 1000 + len(RED) % 9000
     info = tarfile.TarInfo("pax")
@@ -250,8 +250,8 @@ def test_a_size_in_an_extended_header_counts(tmp_path):
     assert listed(data, tmp_path / "a.tar") == ({"a.png": content, "b.png": RED}, [])
 
 
-def test_the_headers_of_real_tools_are_read(images, tmp_path):
-    """GNU tar's, in each of its formats."""
+def test_headers_written_by_real_tools_are_read(images, tmp_path):
+    """GNU tar writes them, in each of its formats."""
     expected = dict(files_of(images))
     for kind in ("gnu", "oldgnu", "pax", "posix", "ustar", "v7"):
         path = tmp_path / f"{kind}.tar"
@@ -272,7 +272,7 @@ def header(name: str, kind: bytes, **fields) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
-def test_members_that_are_no_files_get_errors(compress, tmp_path):
+def test_members_that_are_not_files_get_error_rows(compress, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(RED)
     tar = tar_of(
@@ -296,7 +296,7 @@ def test_members_that_are_no_files_get_errors(compress, tmp_path):
     assert errors == []
 
 
-def test_sparse_members_get_errors(tmp_path):
+def test_sparse_members_get_error_rows(tmp_path):
     path = tmp_path / "sparse.png"
     with path.open("wb") as file:
         file.truncate(10**9)
@@ -332,7 +332,7 @@ def test_a_size_far_larger_than_the_archive_is_an_error(tmp_path):
 
 
 def negative_size(size: int) -> bytes:
-    """A header whose size is negative, in base 256: it leads back to before itself."""
+    """A header with a negative size, in base 256, which points back before itself."""
     info = bytearray(tarfile.TarInfo("back.png").tobuf(tarfile.GNU_FORMAT))
     info[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")
     info[148:156] = b" " * 8
@@ -342,7 +342,7 @@ def negative_size(size: int) -> bytes:
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 @pytest.mark.parametrize("size", [-512, -1024, -10_000, -1])
-def test_a_negative_size_does_not_lead_in_circles(size, compress, tmp_path):
+def test_a_negative_size_does_not_loop_forever(size, compress, tmp_path):
     data = tar_of(("good.png", RED)).rstrip(b"\0")
     data += b"\0" * (-len(data) % 512)
     found, errors = listed(compress(data + negative_size(size) * 2), tmp_path / "a.tar")
@@ -352,7 +352,7 @@ def test_a_negative_size_does_not_lead_in_circles(size, compress, tmp_path):
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
-def test_descriptions_of_any_size_and_number_are_refused(kind, compress, tmp_path):
+def test_oversized_or_endless_extended_headers_are_refused(kind, compress, tmp_path):
     good = tar_of(("good.png", RED)).rstrip(b"\0")
     good += b"\0" * (-len(good) % 512)
     large = header("x", kind, size=64 * 2**20).tobuf(tarfile.GNU_FORMAT) + b"a" * (64 * 2**20)
@@ -381,7 +381,7 @@ def test_a_damaged_header_ends_the_archive_with_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "zip"])
-def test_each_way_to_cut_a_tar_off_keeps_the_members_before(kind, tmp_path):
+def test_a_truncated_tar_keeps_the_members_before_the_cut(kind, tmp_path):
     members = [(f"{number}.png", image(seed=number)) for number in range(4)]
     data = COMPRESSORS[kind](tar_of(*members))
     counts = set()
@@ -405,7 +405,7 @@ def test_a_tar_without_its_end_mark_is_read_with_a_warning(tmp_path):
     assert f"it is truncated at byte {len(tar):,};" in error
 
 
-def test_archives_in_an_archive_are_told_of_and_not_opened(tmp_path):
+def test_nested_archives_are_reported_and_not_opened(tmp_path):
     inner = tar_of(("b.png", RED))
     for data in (
         tar_of(("a.png", RED), ("x.tar", inner), ("y.ZIP", zip_of(("c.png", RED)))),
@@ -422,7 +422,7 @@ def test_archives_in_an_archive_are_told_of_and_not_opened(tmp_path):
 # ---------------------------------------------------------------------------------- compression
 
 
-def test_what_waits_of_a_compressed_tar_is_packed_again_where_it_is_much(tmp_path, monkeypatch):
+def test_large_pending_data_of_a_compressed_tar_is_recompressed(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_HELD", 2**20)
     zeros = bytes(2**20)
     members = [(f"{number}.png", RED + zeros) for number in range(50)]
@@ -437,8 +437,8 @@ def test_what_waits_of_a_compressed_tar_is_packed_again_where_it_is_much(tmp_pat
     tracemalloc.stop()
 
 
-def test_bytes_that_are_done_with_make_room(tmp_path, monkeypatch):
-    """What waits at any one time counts, and not what has gone through."""
+def test_finished_members_do_not_count_toward_the_memory_limit(tmp_path, monkeypatch):
+    """Only pending data counts, not what has already been read."""
     path = tmp_path / "a.tgz"
     path.write_bytes(gzip.compress(tar_of(*((f"{number}.png", RED) for number in range(50)))))
     monkeypatch.setattr(archives, "MAX_HELD", 3 * len(RED))
@@ -446,7 +446,7 @@ def test_bytes_that_are_done_with_make_room(tmp_path, monkeypatch):
     assert sum(len(group) for group in list_archive(path)) == 50
 
 
-def test_members_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
+def test_members_that_unpack_beyond_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_UNPACKED", 2**20)
     members = [("a.png", RED), ("bomb.png", bytes(2**20 + 1)), ("c.png", RED)]
     reason = (
@@ -459,7 +459,7 @@ def test_members_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
         assert errors == []
 
 
-def test_a_tar_that_unpacks_to_far_more_than_itself_is_left(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_abandoned(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_RATIO", 5)
     unlimited = tar.TarReader
 
@@ -476,7 +476,7 @@ def test_a_tar_that_unpacks_to_far_more_than_itself_is_left(tmp_path, monkeypatc
 # ----------------------------------------------------------------------------------- hostile zips
 
 
-def test_encrypted_members_and_links_of_a_zip_get_errors(tmp_path):
+def test_encrypted_members_and_links_in_a_zip_get_error_rows(tmp_path):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as content:
         link = zipfile.ZipInfo("link.png")
@@ -520,7 +520,7 @@ SIZE, PACKED, CRC, METHOD, PLACE = (24, "<I"), (20, "<I"), (16, "<I"), (10, "<H"
         (PLACE, 2**30, "the archive ends before the image does"),
     ],
 )
-def test_a_zip_that_lies_about_a_member_costs_that_members_row(field, value, reason, tmp_path):
+def test_a_wrong_zip_entry_costs_only_its_own_row(field, value, reason, tmp_path):
     offset, kind = field
     content = b"\0" * 1000 + RED
     data = zip_of(("a.png", content), ("b.png", RED))
@@ -531,7 +531,7 @@ def test_a_zip_that_lies_about_a_member_costs_that_members_row(field, value, rea
     assert reason in found["a.png"]
 
 
-def test_zips_that_cannot_be_listed_are_left_out_with_one_error(tmp_path):
+def test_an_unlistable_zip_is_skipped_with_one_error(tmp_path):
     good = zip_of(("aaaa.png", RED), ("b.png", RED))
     not_utf8 = bytearray(good)
     place = good.index(b"PK\1\2")
@@ -563,7 +563,7 @@ SEEDS = (
     changes=st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), max_size=8),
     cut=st.one_of(st.none(), st.integers(0, 6000)),
 )
-def test_whatever_is_damaged_there_are_rows_and_known_errors(seed, changes, cut, tmp_path_factory):
+def test_a_damaged_archive_gives_rows_and_known_errors_only(seed, changes, cut, tmp_path_factory):
     data = bytearray(seed)
     for position, value in changes:
         data[position % len(data)] = value
@@ -577,7 +577,7 @@ def test_whatever_is_damaged_there_are_rows_and_known_errors(seed, changes, cut,
 # --------------------------------------------------------------------- files that are no archives
 
 
-def test_files_that_are_no_archives_are_errors(tmp_path, onnx_path):
+def test_files_that_are_not_archives_are_errors(tmp_path, onnx_path):
     (tmp_path / "text.tar").write_text("This is no archive.\n" * 100)
     (tmp_path / "empty.zip").write_bytes(b"")
     (tmp_path / "nothing.tar").write_bytes(tar_of())
@@ -601,7 +601,7 @@ def num_open_files() -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_path):
+def test_archives_are_open_only_while_they_are_read(kind, tmp_path):
     before = num_open_files()
     paths = [tmp_path / f"{number}.{kind}" for number in range(20)]
     for number, path in enumerate(paths):
@@ -623,7 +623,7 @@ def test_archives_are_opened_when_they_are_read_and_closed_after_that(kind, tmp_
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_an_archive_that_changes_after_it_was_listed_gives_errors(kind, images, tmp_path):
+def test_an_archive_that_changes_after_listing_gives_error_rows(kind, images, tmp_path):
     path = pack(images, kind, tmp_path)
     for change in (lambda: os.utime(path, (1, 1)), path.unlink):
         sources = [source for group in list_archive(path) for source in group]
@@ -633,7 +633,7 @@ def test_an_archive_that_changes_after_it_was_listed_gives_errors(kind, images, 
 
 
 @pytest.mark.parametrize("kind", ["tar", "tgz"])
-def test_memory_does_not_grow_with_the_archive(kind, tmp_path):
+def test_memory_does_not_grow_with_the_size_of_the_archive(kind, tmp_path):
     def peak(num_members: int) -> int:
         members = ((f"{number:06}.png", RED) for number in range(num_members))
         path = tmp_path / f"{num_members}.{kind}"
@@ -648,7 +648,7 @@ def test_memory_does_not_grow_with_the_archive(kind, tmp_path):
     assert peak(12_000) < 1.2 * peak(3000)
 
 
-def test_listing_does_not_wait_for_the_end(tmp_path, monkeypatch):
+def test_listing_yields_members_before_the_archive_is_read(tmp_path, monkeypatch):
     path = tmp_path / "a.tgz"
     path.write_bytes(gzip.compress(tar_of(*((f"{number}.png", RED) for number in range(100)))))
     next(list_archive(path))
@@ -686,7 +686,7 @@ class Stopping(Recorder):
 
 @pytest.mark.parametrize("after", [1, 17, 29])
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
-def test_a_job_over_an_archive_goes_on(kind, after, images, onnx_path, tmp_path):
+def test_a_job_over_an_archive_resumes(kind, after, images, onnx_path, tmp_path):
     archive = pack(images, kind, tmp_path)
     run_job(
         Job(onnx_path, [archive], tmp_path / "whole.csv", device="cpu", threads=2, batch_size=4)
@@ -716,7 +716,7 @@ main()
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_members_that_crash_or_hang_their_decoder_cost_their_own_rows(
+def test_members_that_crash_or_hang_their_decoder_cost_only_their_own_rows(
     kind, images, onnx_path, tmp_path
 ):
     members = files_of(images)
@@ -735,7 +735,7 @@ def test_members_that_crash_or_hang_their_decoder_cost_their_own_rows(
     }
 
 
-def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(images, onnx_path, tmp_path):
+def test_the_ledger_knows_an_archives_images_from_their_folder(images, onnx_path, tmp_path):
     run_job(
         Job(onnx_path, [images], tmp_path / "a.csv", device="cpu", ledger_dir=tmp_path / "known")
     )
@@ -753,7 +753,7 @@ def test_what_a_folder_taught_the_ledger_an_archive_need_not_learn(images, onnx_
         assert (tmp_path / f"{kind}.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
-def test_a_report_does_not_take_other_files_for_members(images, tmp_path, monkeypatch):
+def test_a_report_does_not_mistake_other_files_for_members(images, tmp_path, monkeypatch):
     from tltools.report.jobs import locate_inputs
 
     monkeypatch.chdir(images)
@@ -765,7 +765,7 @@ def test_a_report_does_not_take_other_files_for_members(images, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
-def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
+def test_shards_of_an_archive_merge_into_the_rows_of_one_job(kind, onnx_path, tmp_path):
     members = [(f"{number}.png", image(list(COLORS)[number % 3], number)) for number in range(70)]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(zip_of(*members) if kind == "zip" else COMPRESSORS[kind](tar_of(*members)))
@@ -777,7 +777,7 @@ def test_shards_of_an_archive_merge_to_one_run(kind, onnx_path, tmp_path):
     assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_the_command_says_what_is_wrong_with_an_archive(images, onnx_path, tmp_path):
+def test_the_command_reports_what_is_wrong_with_an_archive(images, onnx_path, tmp_path):
     members = files_of(images)
     members[3] = ("odd\x1b.png", b"no image")
     good = tar_of(*members)

@@ -1,4 +1,4 @@
-"""Runs and exports are found where the commands left them, and opened as predictors."""
+"""Runs and exports are found where the commands write them, and opened as predictors."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ from tltools.training.run import EagerPredictor, load_card
 
 @pytest.fixture
 def make_run(make_card, tmp_path):
-    """Write what is looked at of a run: its card."""
+    """Write the only part of a run that is read here: its card."""
 
     def make(name: str, **changes) -> Path:
         folder = tmp_path / "runs" / name
@@ -54,7 +54,7 @@ def test_the_newest_run_of_each_model_is_found(make_run, tmp_path):
         (best_export, r"no exports in .*nothing/: create some with tltools export"),
     ],
 )
-def test_where_nothing_is_there_the_remedy_is_named(tmp_path, find, message):
+def test_without_runs_or_exports_the_error_says_how_to_create_them(tmp_path, find, message):
     with pytest.raises(ArtifactError, match=message):
         find(tmp_path / "nothing")
     (tmp_path / "nothing" / "folder").mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_where_nothing_is_there_the_remedy_is_named(tmp_path, find, message):
         find(tmp_path / "nothing")
 
 
-def test_a_damaged_card_is_named_and_not_passed_over(make_run, tmp_path):
+def test_a_damaged_card_is_reported_and_not_skipped(make_run, tmp_path):
     make_run("cnn")
     damaged = make_run("cnn-2") / "card.json"
     damaged.write_text("{")
@@ -70,7 +70,7 @@ def test_a_damaged_card_is_named_and_not_passed_over(make_run, tmp_path):
         find_runs(tmp_path / "runs")
 
 
-def test_exports_of_older_runs_and_files_that_are_no_exports_are_passed_over(make_export, tmp_path):
+def test_exports_of_older_runs_and_other_files_are_skipped(make_export, tmp_path):
     old = make_export("cnn", created="2026-01-01T00:00:00+00:00")
     new = make_export("cnn-2", created="2026-02-01T00:00:00+00:00")
     second = make_export("cnn-2", created="2026-02-01T00:00:00+00:00", name="cnn-2.fp16.onnx")
@@ -80,14 +80,14 @@ def test_exports_of_older_runs_and_files_that_are_no_exports_are_passed_over(mak
     assert {one.path for one in find_exports(tmp_path / "exports")} == {new, second, other}
 
 
-def test_the_best_export_is_the_most_accurate_in_validation(make_export, tmp_path):
+def test_the_best_export_has_the_highest_validation_accuracy(make_export, tmp_path):
     make_export("cnn", val=0.7)
     best = make_export("vgg16", model="vgg16", val=0.9)
     make_export("other", model="other", val=0.8)
     assert best_export(tmp_path / "exports").path == best
 
 
-def test_the_best_export_is_onnx_since_torchscript_needs_torch(workplace):
+def test_the_best_export_is_onnx_because_torchscript_needs_torch(workplace):
     assert best_export(workplace / "exports").path.name == "cnn.fp32.onnx"
     (workplace / "exports" / "cnn" / "cnn.fp32.onnx").unlink()
     with pytest.raises(
@@ -96,7 +96,7 @@ def test_the_best_export_is_onnx_since_torchscript_needs_torch(workplace):
         best_export(workplace / "exports")
 
 
-def test_what_is_an_artifact_is_told_by_its_name(workplace, drawn):
+def test_artifacts_are_recognized_by_their_names(workplace, drawn):
     assert is_artifact(workplace / "runs" / "cnn")
     assert is_artifact(workplace / "exports" / "cnn" / "cnn.fp32.pt")
     assert is_artifact(Path("missing.onnx"))
@@ -104,7 +104,7 @@ def test_what_is_an_artifact_is_told_by_its_name(workplace, drawn):
     assert not is_artifact(Path("labels.csv"))
 
 
-def test_reading_and_opening(workplace, cnn_run, cnn_exports):
+def test_artifacts_are_read_and_opened(workplace, cnn_run, cnn_exports):
     run = read_artifact(workplace / "runs" / "cnn")
     assert run.card == load_card(cnn_run)
     assert run.label == "cnn eager fp32"
@@ -132,7 +132,7 @@ def test_reading_and_opening(workplace, cnn_run, cnn_exports):
         ("text.onnx", r"cannot open .*text\.onnx|text\.onnx is not an? ONNX file"),
     ],
 )
-def test_what_is_no_artifact_is_refused(tmp_path, function, name, message):
+def test_other_paths_are_refused_as_artifacts(tmp_path, function, name, message):
     (tmp_path / "folder").mkdir()
     for suffix in ("csv", "pt", "onnx"):
         (tmp_path / f"text.{suffix}").write_text("some text")

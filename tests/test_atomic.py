@@ -44,7 +44,7 @@ def make_old(path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_stops_a_writer_leaves_the_earlier_file_and_nothing_else(tmp_path, error):
+def test_an_interrupted_writer_leaves_only_the_earlier_file(tmp_path, error):
     path = tmp_path / "new" / "result.txt"
     write_text(path, "earlier")
 
@@ -86,13 +86,13 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_path_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TltoolsError, match=r"cannot write .*file/x/result\.csv: .*choose another"):
         write_text(tmp_path / "file" / "x" / "result.csv", "")
 
 
-def test_what_killed_processes_left_goes_after_a_day_and_not_before(tmp_path):
+def test_leftovers_of_killed_processes_are_deleted_after_a_day(tmp_path):
     script = (
         "import os, signal, sys; from pathlib import Path\n"
         "from tltools.atomic import atomic_folder, atomic_path\n"
@@ -115,7 +115,7 @@ def test_what_killed_processes_left_goes_after_a_day_and_not_before(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([*others, *left[1::2]])
 
 
-def test_what_a_killed_bench_left_goes_too(tmp_path):
+def test_leftovers_of_a_killed_bench_are_deleted_too(tmp_path):
     old, new = tmp_path / "tltools-bench-abcdefgh", tmp_path / "tltools-bench-12345678"
     for folder in (old, new, tmp_path / "tltools-bench-mine"):
         folder.mkdir()
@@ -186,7 +186,7 @@ for name, write in writers.items():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_full_disk_is_one_line_for_every_library_that_writes(tmp_path):
+def test_a_full_disk_is_a_one_line_error_for_every_library_that_writes(tmp_path):
     done = run_limited(20_000, WRITERS, cwd=tmp_path)
     lines = done.stdout.splitlines()
     assert len(lines) == 8, done.stderr
@@ -227,7 +227,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_on_a_full_disk_a_command_says_so_and_works_once_there_is_room(workplace, drawn, name):
+def test_a_command_reports_a_full_disk_and_works_once_there_is_space(workplace, drawn, name):
     args, limit, message = FULL[name]
     args = [arg.format(drawn=drawn) for arg in args]
     earlier = files_in(workplace)
@@ -282,7 +282,7 @@ print(len(cache.load()))
 """
 
 
-def test_two_trainings_share_a_cache_and_do_not_harm_each_other(tmp_path):
+def test_two_trainings_can_share_a_cache(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SHARING, str(tmp_path), str(seed)],
@@ -301,7 +301,7 @@ def test_two_trainings_share_a_cache_and_do_not_harm_each_other(tmp_path):
     assert all(".tmp" not in name for name in files_in(tmp_path))
 
 
-def test_a_half_written_shard_is_not_used_and_not_taken_from_its_writer(tmp_path):
+def test_a_half_written_shard_is_not_used_and_a_temporary_one_is_kept(tmp_path):
     cache = FeatureCache(tmp_path, weights_sha256="w", head="h", preprocessing=Preprocessing())
     features = np.arange(4, dtype=np.float32).reshape(1, 4)
     cache.add(["0" * 64], features)
@@ -315,7 +315,7 @@ def test_a_half_written_shard_is_not_used_and_not_taken_from_its_writer(tmp_path
     assert not shard.exists()
 
 
-def test_bytes_are_replaced_in_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     replace_bytes(path, b"first")
     replace_bytes(path, b"second")
@@ -332,9 +332,7 @@ def test_bytes_are_replaced_in_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
-def test_a_file_system_that_cannot_sync_folders_is_told_from_one_that_fails(
-    number, raised, tmp_path, monkeypatch
-):
+def test_only_a_real_failure_to_sync_a_folder_is_raised(number, raised, tmp_path, monkeypatch):
     def fail(_handle):
         raise OSError(number, os.strerror(number))
 

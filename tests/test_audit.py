@@ -28,13 +28,13 @@ def printing(text: str, *, to: str = "stdout", code: int = 0) -> tuple[str, ...]
         ([ABSENT], 0, "audit skipped: PyPI's vulnerabilities of 1 packages cannot be had"),
     ],
 )
-def test_only_a_vulnerability_fails(capsys, packages, code, said):
+def test_only_a_vulnerability_fails_the_audit(capsys, packages, code, said):
     command = printing(json.dumps({"dependencies": packages}), code=code)
     assert audit(command) == code
     assert said in capsys.readouterr().out
 
 
-def test_without_an_answer_it_is_skipped_and_said(capsys):
+def test_without_an_answer_the_audit_is_skipped_with_a_note(capsys):
     trouble = "Traceback\nServiceError: connection refused"
     assert audit(printing(trouble, to="stderr", code=1)) == 0
     assert capsys.readouterr().out == "audit skipped: ServiceError: connection refused\n"

@@ -27,7 +27,7 @@ def changes(*, flip=0.0, box=WHOLE, factors=(1.0, 1.0, 1.0), order=(0, 1, 2)):
 
 
 def reference(image, change):
-    """Return what torchvision makes of one image, without rounding between the operations."""
+    """Return torchvision's result for one image, without rounding between the operations."""
     flip, left, top, width, height, *factors = change[:8].tolist()
     pixels = image.permute(2, 0, 1).double() / 255
     if flip:
@@ -53,30 +53,30 @@ def reference(image, change):
         pytest.param(changes(factors=(1.2, 0.8, 1.2), order=(2, 0, 1)), id="order"),
     ],
 )
-def test_each_change_is_torchvisions(images, change):
+def test_every_transform_equals_torchvisions(images, change):
     changed = apply_changes(images[:1], change)[0]
     assert not torch.equal(changed, images[0])
     torch.testing.assert_close(changed.double(), reference(images[0], change[0]), atol=0.52, rtol=0)
 
 
-def test_each_image_has_its_own_change(images):
+def test_every_image_gets_its_own_transform(images):
     drawn = draw_changes(len(images), SIZE, "color", torch.Generator().manual_seed(3))
     for image, change, changed in zip(images, drawn, apply_changes(images, drawn), strict=True):
         expected = reference(image, change)
         torch.testing.assert_close(changed.double(), expected, atol=0.52, rtol=0)
 
 
-def test_no_change_is_the_image(images):
+def test_no_transform_leaves_the_image_unchanged(images):
     assert torch.equal(apply_changes(images, changes().expand(len(images), -1)), images)
 
 
-def test_an_image_does_not_depend_on_its_batch(images):
+def test_an_augmented_image_does_not_depend_on_its_batch(images):
     drawn = draw_changes(len(images), SIZE, "color", torch.Generator().manual_seed(4))
     whole = apply_changes(images, drawn)
     assert torch.equal(apply_changes(images[5:16], drawn[5:16]), whole[5:16])
 
 
-def test_a_seed_repeats_and_another_differs():
+def test_the_same_seed_repeats_and_another_differs():
     first, again, other = (
         draw_changes(50, SIZE, "color", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
@@ -84,7 +84,7 @@ def test_a_seed_repeats_and_another_differs():
     assert not torch.equal(first, other)
 
 
-def test_crops_are_distributed_as_torchvisions():
+def test_crops_are_distributed_like_torchvisions():
     num, size = 20_000, 224
     drawn = draw_changes(num, size, "color", torch.Generator().manual_seed(5)).double()
     left, top, width, height = drawn[:, 1:5].unbind(1)
@@ -115,7 +115,7 @@ def test_flips_factors_and_orders_are_uniform():
     torch.testing.assert_close(counts / num, torch.full((6,), 1 / 6), atol=0.02, rtol=0)
 
 
-def test_changes_are_applied_on_one_device_without_waiting_for_it():
+def test_transforms_run_on_one_device_without_waiting_for_it():
     with torch.device("meta"):  # reading a value there fails
         images = torch.empty((4, SIZE, SIZE, 3), dtype=torch.uint8)
         drawn = torch.empty((4, 11))

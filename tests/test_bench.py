@@ -105,7 +105,7 @@ def do(what, images=None):
 
 
 def open_fake(path: Path, device: str, threads: int | None, *, tf32: bool = False):
-    """Open what `fake` has written."""
+    """Open the model that `fake` wrote."""
     facts = json.loads(path.read_text())
     assert device == "cpu"
     with Path(facts["log"]).open("a") as log:
@@ -124,7 +124,7 @@ def open_fake(path: Path, device: str, threads: int | None, *, tf32: bool = Fals
 
 
 def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None, tf32=False):
-    """Open what `fake` has written as `classify` would."""
+    """Open the model that `fake` wrote, like `classify`."""
     assert (batch_size, workers, tf32) == (None, None, False)
     facts = json.loads(path.read_text())
     if facts["at_load"] == "refuse classify":
@@ -135,7 +135,7 @@ def open_fake_model(path: Path, *, device: str, batch_size=None, workers=None, t
 
 
 def open_fake_ahead(path: Path, **options):
-    """Open what `fake` has written as `classify` opens a slow model."""
+    """Open the model that `fake` wrote, like `classify` opens a slow model."""
     return open_fake_model(path, **options)[0], Plan("ahead", 2, 8)
 
 
@@ -175,7 +175,7 @@ TARGETS = np.array([0, 0, 1, 1, 1])
 def bench(
     candidates, images, *, targets=TARGETS, open_model=None, save=None, progress=SILENT, **changes
 ):
-    """Bench candidates with little effort; `changes` are fields of the settings."""
+    """Run a short bench of candidates; `changes` are fields of the settings."""
     few = {"batch_sizes": (1, 8), "rounds": 1, "iterations": 4, "warmup": 1}
     settings = BenchSettings(**{"device": "cpu", "threads": 1} | few | changes)
     inputs = BenchInputs(
@@ -211,7 +211,7 @@ def test_accuracy_and_agreement_are_counted_over_all_images(fake, images):
     assert strict.max_abs_logit_diff == 1.0
 
 
-def test_each_run_is_compared_with_its_own_eager_model(fake, images):
+def test_every_run_is_compared_with_its_own_eager_model(fake, images):
     report = bench(
         [
             fake("onnx-a", run="a", threshold=175),
@@ -284,7 +284,7 @@ TROUBLES = {
 }
 
 
-def test_candidates_that_fail_get_rows_and_the_others_go_on(fake, images):
+def test_failed_candidates_get_rows_and_the_others_continue(fake, images):
     troubled = [fake(name, **trouble) for name, (trouble, _) in TROUBLES.items()]
     report = bench([fake("first"), *troubled, fake("last")], images)
     first, *rows, last = report.rows
@@ -296,7 +296,7 @@ def test_candidates_that_fail_get_rows_and_the_others_go_on(fake, images):
     assert set(report.notes()) >= {f"{row.name}: {row.reason}" for row in rows}
 
 
-def test_a_candidate_that_hangs_is_ended_and_not_tried_again(fake, images, tmp_path):
+def test_a_candidate_that_hangs_is_killed_and_not_retried(fake, images, tmp_path):
     start = time.monotonic()
     report = bench([fake("slow", at_call="sleep"), fake("good")], images, timeout_s=3.0, rounds=2)
     assert time.monotonic() - start < 60
@@ -311,13 +311,13 @@ def test_a_candidate_that_hangs_is_ended_and_not_tried_again(fake, images, tmp_p
         os.kill(int(lines[1]), 0)
 
 
-def test_what_a_model_prints_stays_out_of_the_terminal(fake, images, capfd):
+def test_a_models_output_stays_out_of_the_terminal(fake, images, capfd):
     report = bench([fake("a", at_call="print")], images)
     assert report.rows[0].status != "failed"
     assert capfd.readouterr() == ("", "")
 
 
-def test_peak_memory_is_that_of_the_candidates_own_process(fake, images):
+def test_peak_memory_is_measured_in_the_candidates_own_process(fake, images):
     report = bench([fake("grows", at_call="grow"), fake("small")], images, batch_sizes=(1, 20))
     grows, small = (row.peak_memory_bytes for row in report.rows)
     assert grows - small == pytest.approx(200e6, rel=0.1)  # 20 images of 10 MB
@@ -342,7 +342,7 @@ def test_the_report_is_saved_after_each_measurement(fake, images):
     assert [len(report.rows[0].load_s) for report in reports] == [1, 1, 2]
 
 
-def test_the_files_hold_every_row_and_repeat_no_name(fake, images, tmp_path):
+def test_the_files_contain_every_row_and_no_duplicate_names(fake, images, tmp_path):
     report = bench([fake("good", run="r|un"), fake("bad", at_load="raise")], images)
     json_path, markdown_path = write_result(report, tmp_path / "out")
     assert re.fullmatch(r"bench-\d{8}T\d{6}\.json", json_path.name)
@@ -377,7 +377,7 @@ def test_every_table_row_has_a_cell_for_each_column(fake, images):
     assert speed.rows[2][1:] == ("-", "-", "-", "-", "-", "-", "failed")
 
 
-def test_agreement_is_not_rounded_up_to_full(fake, images):
+def test_agreement_is_not_rounded_up_to_100_percent(fake, images):
     report = bench([fake("a")], images)
     almost = replace(report, rows=(replace(report.rows[0], agreement=0.99996),))
     assert almost.tables()[0].rows[1][2] == "99.9"
@@ -395,20 +395,20 @@ def timing(*, spread=0.0, outliers=0, samples=100):
     )
 
 
-def test_rounds_that_differ_make_a_row_doubtful():
+def test_a_row_is_unstable_if_its_rounds_differ():
     assert doubts([timing(spread=0.1)]) == []
     (line,) = doubts([timing(spread=0.05), timing(spread=0.234), timing(spread=0.2)])
     assert line.startswith("the slowest round took 1.23 times as long as the fastest")
     assert "--rounds" in line
 
 
-def test_more_than_one_outlier_in_a_hundred_makes_a_row_doubtful():
+def test_a_row_is_unstable_with_more_than_one_percent_outliers():
     assert doubts([timing(outliers=1)]) == []
     (line,) = doubts([timing(), timing(outliers=2)])
     assert line.startswith("2 of 100 runs were far slower than the rest (at batch size 8)")
 
 
-def test_the_command_line_is_what_was_typed():
+def test_the_report_quotes_the_command_as_typed():
     assert command_line(["/venv/bin/tltools", "bench", "a b"]) == "tltools bench 'a b'"
     assert command_line(["/src/tltools/__main__.py", "bench"]) == "tltools bench"
 
@@ -421,12 +421,12 @@ def test_the_command_line_is_what_was_typed():
         ({"iterations": -1}, "`iterations=` must be at least 1, got -1"),
     ],
 )
-def test_numbers_that_measure_nothing_are_refused(fake, images, options, message):
+def test_settings_below_one_are_refused(fake, images, options, message):
     with pytest.raises(ConfigError, match=message):
         bench([fake("a")], images, **options)
 
 
-def test_nothing_to_measure_is_refused(fake, images):
+def test_a_bench_without_candidates_is_refused(fake, images):
     with pytest.raises(ConfigError, match="nothing to bench"):
         bench([], images)
     with pytest.raises(DataError, match="no images to bench with"):
@@ -443,11 +443,11 @@ def feed(images, **options):
 
 
 def lights(one):
-    """Return which of the images that a feed has classified are light, or None."""
+    """Return which images a feed classified as light; None for those not classified."""
     return None if not one.logits else np.concatenate(one.logits).argmax(axis=1).tolist()
 
 
-def test_timed_batches_go_through_the_images_once(images):
+def test_timed_batches_use_every_image_once(images):
     one = feed(images, start=0, size=2)
     seen = []
     for _ in range(4):
@@ -478,7 +478,7 @@ def test_timed_batches_begin_where_the_last_round_ended(images):
     assert later.batch[:, 0, 0, 0].tolist() == [0, 50]
 
 
-def test_timed_batches_of_another_size_go_on_with_the_images(images):
+def test_timed_batches_of_another_size_continue_with_the_next_images(images):
     one = feed(images, start=0, size=4)
     one.advance()
     one.resize(2)
@@ -494,12 +494,12 @@ def test_timed_batches_of_another_size_go_on_with_the_images(images):
 
 
 def bench_slow(candidates, images, **options):
-    """Bench candidates of which an image takes 10 ms, by the usual batch sizes."""
+    """Bench candidates that take 10 ms per image, at the default batch sizes."""
     slow = {"iterations": 50, "max_seconds": 0.02, "batch_sizes": None} | options
     return bench(candidates, images * 20, targets=np.tile(TARGETS, 20), **slow)
 
 
-def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, images):
+def test_slow_models_skip_batch_sizes_that_gain_nothing(fake, images):
     report = bench_slow([fake("slow", at_call="10 ms an image"), fake("fast")], images, rounds=2)
     slow, fast = report.rows
     assert [one.batch_size for one in slow.batches] == [1, 8]
@@ -511,20 +511,20 @@ def test_of_slow_models_the_batch_sizes_that_gain_nothing_are_left_out(fake, ima
     assert any(line.startswith("A batch size is skipped if ") for line in report.method())
 
 
-def test_batches_that_gain_are_timed_however_slow_they_are(fake, images):
+def test_batch_sizes_that_gain_are_timed_even_if_slow(fake, images):
     report = bench_slow([fake("slow", at_call="80 ms a call")], images, rounds=1)
     assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
     assert report.rows[0].score.total == 100
 
 
-def test_batch_sizes_that_are_asked_for_are_timed(fake, images):
+def test_requested_batch_sizes_are_always_timed(fake, images):
     slow = fake("slow", at_call="10 ms an image")
     report = bench_slow([slow], images, rounds=1, batch_sizes=(8, 32))
     assert [one.batch_size for one in report.rows[0].batches] == [1, 8, 32]
     assert not any("left out" in line for line in report.method())
 
 
-def test_classify_is_measured_in_one_round_with_a_slow_model(fake, images):
+def test_a_slow_model_gets_one_round_of_classify(fake, images):
     candidates = [fake("slow", at_call="10 ms an image"), fake("fast")]
     report = bench_slow(
         candidates,
@@ -537,7 +537,7 @@ def test_classify_is_measured_in_one_round_with_a_slow_model(fake, images):
     assert [len(one.classify.rounds) for one in report.rows] == [1, 2]
 
 
-def test_what_the_clock_has_not_seen_is_classified_for_a_while(images):
+def test_images_not_yet_timed_are_classified_within_a_time_limit(images):
     one = feed(images * 10, start=0, size=2)
     one.advance()
     one.run()
@@ -552,7 +552,7 @@ def test_what_the_clock_has_not_seen_is_classified_for_a_while(images):
     assert entered == ["accuracy"]
 
 
-def test_accuracy_of_a_part_says_of_how_many(fake, images, monkeypatch):
+def test_accuracy_on_some_images_says_on_how_many(fake, images, monkeypatch):
     hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
     monkeypatch.setattr("tltools.bench.budget.share_out", lambda *_, **__: hurry)
     report = bench(
@@ -571,7 +571,9 @@ def test_accuracy_of_a_part_says_of_how_many(fake, images, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "eager"])
-def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, images, monkeypatch, kind):
+def test_a_candidate_that_fails_midway_does_not_reduce_the_others_images(
+    fake, images, monkeypatch, kind
+):
     hurry = Limits(size_s=1, classify_s=1, accuracy_s=1e-9)
     monkeypatch.setattr("tltools.bench.budget.share_out", lambda *_, **__: hurry)
     report = bench(
@@ -588,7 +590,7 @@ def test_what_fails_midway_does_not_shorten_the_others_accuracy(fake, images, mo
     assert rows["good"].agreement is None
 
 
-def test_candidates_are_judged_on_the_images_that_all_have_classified(fake, images):
+def test_candidates_are_scored_on_the_images_that_all_classified(fake, images):
     both = [fake("eager", kind="eager"), fake("a", threshold=175)]
     report = bench(both, images, rounds=2, save=(partials := []).append)
     assert {row.score.total for row in report.rows} == {5}
@@ -597,7 +599,7 @@ def test_candidates_are_judged_on_the_images_that_all_have_classified(fake, imag
     assert line.startswith("Accuracy: 5 images, with the 95 % Wilson interval.")
 
 
-def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, images):
+def test_tf32_without_a_gpu_fails_with_a_reason(fake, images):
     plain = fake("plain")
     report = bench([plain, replace(plain, name="tf32", precision="tf32")], images)
     fp32, tf32 = report.rows
@@ -607,7 +609,7 @@ def test_tf32_without_a_gpu_is_a_failure_with_its_reason(fake, images):
     )
 
 
-def test_the_time_is_told_at_the_start_and_after_each_round(fake, images):
+def test_the_remaining_time_is_printed_at_the_start_and_after_each_round(fake, images):
     lines = []
     watcher = Silent()
     watcher.say = lines.append
@@ -618,7 +620,7 @@ def test_the_time_is_told_at_the_start_and_after_each_round(fake, images):
     assert re.fullmatch(r"Round 1 of 2 done: about \d+ s left", left)
 
 
-def test_operations_per_second_are_those_of_the_best_batch_size(fake, images):
+def test_operations_per_second_come_from_the_best_batch_size(fake, images):
     (row,) = bench([replace(fake("a"), flops_per_image=1000)], images).rows
     assert row.flops_per_s == 1000 * max(timing.images_per_s for timing in row.batches)
     assert row.peak_share is None  # there is no GPU
@@ -626,7 +628,7 @@ def test_operations_per_second_are_those_of_the_best_batch_size(fake, images):
     assert row.flops_per_s is None
 
 
-def test_results_without_a_gpus_figures_are_read(fake, images):
+def test_results_without_gpu_figures_can_be_read(fake, images):
     report = bench([fake("a")], images)
     found = json.loads(report.to_json())
     del found["peak_flops_per_s"]
@@ -636,7 +638,7 @@ def test_results_without_a_gpus_figures_are_read(fake, images):
     assert read == report
 
 
-def test_single_images_alone_leave_the_accuracy_to_the_end(fake, images):
+def test_with_batch_size_one_accuracy_is_measured_last(fake, images):
     reports = []
     report = bench([fake("a")], images, batch_sizes=(1,), rounds=2, save=reports.append)
     assert [one.rows[0].score is None for one in reports] == [True, False]
@@ -659,7 +661,7 @@ def test_the_machine_is_described_without_heavy_imports():
     assert memory_bytes() > 2**28
 
 
-def test_the_processor_is_named_as_the_system_does(tmp_path):
+def test_the_cpu_has_the_systems_name(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast CPU @ 9 GHz\nmodel name\t: other\n")
     assert cpu_name(cpuinfo) == "Fast CPU @ 9 GHz"
@@ -677,7 +679,7 @@ def test_peak_memory_is_read_from_the_system(tmp_path):
 # ------------------------------------------------------------------------------------- classify
 
 
-def test_a_stage_costs_the_mean_after_a_first_step():
+def test_a_stages_cost_is_its_mean_without_the_first_step():
     now = 100.0
     durations = iter([50.0, 1.0, 3.0, 2.0, 1000.0])
 
@@ -690,7 +692,7 @@ def test_a_stage_costs_the_mean_after_a_first_step():
     assert seconds_per_image(step, seconds=5, min_steps=1, clock=lambda: now) == 6 / 12
 
 
-def test_a_slow_stage_gets_its_smallest_number_of_steps():
+def test_a_slow_stage_runs_the_minimum_number_of_steps():
     now = 0.0
 
     def step():
@@ -720,7 +722,7 @@ class SlowPredictor(FakePredictor):
         return super().__call__(images)
 
 
-def test_the_model_is_measured_as_the_plan_runs_it(images, tmp_path):
+def test_the_model_stage_runs_as_in_the_plan(images, tmp_path):
     predictor = SlowPredictor()
     entered = []
     found = measure_classify(
@@ -746,7 +748,7 @@ def test_the_model_is_measured_as_the_plan_runs_it(images, tmp_path):
     assert entered == [f"classify: {stage}" for stage in stages]
 
 
-def test_a_slow_model_is_not_fed_for_longer_than_its_time(images, tmp_path):
+def test_a_slow_model_stays_within_its_time(images, tmp_path):
     # Eight at a time take 0.8 s, more than there is: one such batch is timed, after a first one.
     predictor = SlowPredictor()
     found = measure_classify(
@@ -764,7 +766,7 @@ def test_a_slow_model_is_not_fed_for_longer_than_its_time(images, tmp_path):
     assert predictor.batches == [8, 8]  # so it was not run for it
 
 
-def test_exports_are_classified_with_and_runs_are_not(fake, images, tmp_path):
+def test_classify_is_measured_for_exports_and_not_for_runs(fake, images, tmp_path):
     candidates = [fake("eager", kind="eager"), fake("onnx")]
     report = bench(candidates, images, open_model=open_fake_model, classify_seconds=0.1, rounds=2)
     eager, onnx = report.rows
@@ -780,7 +782,7 @@ def test_exports_are_classified_with_and_runs_are_not(fake, images, tmp_path):
     assert report.recommendation.choice.name == "onnx"
 
 
-def test_an_export_that_classify_cannot_use_has_failed(fake, images):
+def test_an_export_that_classify_cannot_open_fails(fake, images):
     candidates = [fake("bad", at_load="refuse classify"), fake("good")]
     report = bench(candidates, images, open_model=open_fake_model, classify_seconds=0.1)
     bad, good = report.rows
@@ -790,7 +792,7 @@ def test_an_export_that_classify_cannot_use_has_failed(fake, images):
     assert f"Not onnx fp32: {bad.reason}" in report.recommended()
 
 
-def test_without_classify_there_is_no_advice(fake, images):
+def test_without_classify_there_is_no_recommendation(fake, images):
     report = bench([fake("a")], images)
     assert report.recommendation is None
     assert report.recommended() == report.bottlenecks() == []
@@ -815,7 +817,7 @@ def costs(*milliseconds):
         pytest.param((3, 1, 4, 2), "cuda", "reading", 6, 0.5, id="gpu waits for the disk"),
     ],
 )
-def test_the_bottleneck_is_the_stage_that_the_others_wait_for(
+def test_the_bottleneck_is_the_stage_that_others_wait_for(
     milliseconds, device, stage, total_ms, share
 ):
     reached = 1000 / (1.2 * total_ms)  # a fifth slower than by the costs: still explained
@@ -845,7 +847,7 @@ def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
     )
 
 
-def test_what_no_stage_explains_is_not_blamed_on_the_slowest_stage():
+def test_unexplained_time_is_not_blamed_on_the_slowest_stage():
     # The CNN on an H200 with 16 cores: reading is the dearest stage, and all of them together
     # explain half of the 0.2 ms that an image took; Python's lock was the rest.
     found = find_bottleneck(costs(0.06, 0.03, 0.011, 0.008), device="cuda", images_per_s=4990)
@@ -872,7 +874,7 @@ def test_what_no_stage_explains_is_not_blamed_on_the_slowest_stage():
         pytest.param("cuda", (0, 2, 1, 0), 1.5, "decoding", id="faster than by the costs"),
     ],
 )
-def test_stages_are_blamed_only_where_they_explain_the_rate(
+def test_a_stage_is_blamed_only_if_it_explains_the_throughput(
     device, milliseconds, reached_ms, stage
 ):
     found = find_bottleneck(costs(*milliseconds), device=device, images_per_s=1000 / reached_ms)
@@ -889,7 +891,7 @@ def test_stages_are_blamed_only_where_they_explain_the_rate(
         ("cuda", {"fp32", "fp16"}, "try a smaller model"),
     ],
 )
-def test_a_precision_that_was_measured_is_no_remedy(device, precisions, remedy):
+def test_a_precision_already_measured_is_not_suggested(device, precisions, remedy):
     found = find_bottleneck(
         costs(0, 0, 1, 0), device=device, images_per_s=1000, precisions=precisions
     )
@@ -906,7 +908,7 @@ def classify_round(rate, *milliseconds, device="cpu"):
     )
 
 
-def test_rounds_of_classify_are_summed_up_by_their_medians():
+def test_rounds_of_classify_are_summarized_by_their_medians():
     found = sum_up(
         [
             classify_round(40, 1, 2, 9, 4),
@@ -964,7 +966,7 @@ def row(kind, rate, *, correct=960, agreement=1.0, status="ok", run="a", **chang
 EAGER = row("eager fp32", 0)
 
 
-def test_the_fastest_that_keeps_the_labels_is_recommended_with_its_figures():
+def test_the_fastest_export_that_keeps_the_labels_is_recommended():
     found = recommend([EAGER, row("onnx fp32", 14), row("onnx fp16", 9), row("onnx int8", 52)])
     assert found.choice.path == "exports/a/a.int8.onnx"
     assert recommendation_lines(found) == [
@@ -1037,12 +1039,12 @@ def test_the_fastest_that_keeps_the_labels_is_recommended_with_its_figures():
         ),
     ],
 )
-def test_the_choice_within_a_run(rows, chosen):
+def test_the_recommended_export_of_a_run(rows, chosen):
     assert choose([EAGER, *rows]).name == f"a {chosen}"
     assert choose([*rows[::-1], EAGER]).name == f"a {chosen}"
 
 
-def test_what_is_faster_and_not_chosen_is_explained():
+def test_a_faster_export_that_is_not_recommended_is_explained():
     rows = [
         row("onnx fp32", 10),
         row("torchscript fp32", 10.2),
@@ -1070,7 +1072,7 @@ def test_without_its_run_an_export_is_compared_with_fp32():
     assert "labels" not in found.reason
 
 
-def test_of_several_runs_the_most_accurate_is_recommended():
+def test_the_most_accurate_of_several_runs_is_recommended():
     found = recommend(
         [
             row("eager fp32", 0, run="cnn", correct=775),
@@ -1090,7 +1092,7 @@ def test_of_several_runs_the_most_accurate_is_recommended():
     assert recommendation_lines(found)[-1] == found.alternative
 
 
-def test_a_run_that_is_less_accurate_and_no_faster_is_not_offered():
+def test_a_less_accurate_run_that_is_no_faster_is_not_suggested():
     found = recommend(
         [row("onnx fp32", 10.4, run="cnn", correct=775), row("onnx fp32", 10, run="vgg16")]
     )
@@ -1098,7 +1100,7 @@ def test_a_run_that_is_less_accurate_and_no_faster_is_not_offered():
     assert found.alternative == ""
 
 
-def test_where_nothing_qualifies_the_reasons_are_given():
+def test_if_no_export_qualifies_the_reasons_are_given():
     found = recommend(
         [EAGER, row("onnx int8", 50, correct=900), row("onnx fp16", 9, status="failed")]
     )
@@ -1112,7 +1114,7 @@ def test_where_nothing_qualifies_the_reasons_are_given():
     ]
 
 
-def test_a_run_without_exports_says_so_beside_the_recommendation():
+def test_a_run_without_exports_is_noted_beside_the_recommendation():
     found = recommend([EAGER, row("onnx fp32", 10), row("eager fp32", 0, run="b")])
     assert found.choice.run == "a"
     assert recommendation_lines(found)[-1] == (
@@ -1120,7 +1122,7 @@ def test_a_run_without_exports_says_so_beside_the_recommendation():
     )
 
 
-def test_unstable_timings_make_the_recommendation_doubtful():
+def test_unstable_timings_are_noted_in_the_recommendation():
     stable = recommendation_lines(recommend([EAGER, row("onnx fp32", 10)]))
     shaky = recommendation_lines(recommend([EAGER, row("onnx fp32", 10, status="unstable")]))
     assert shaky[0] == stable[0]
@@ -1133,7 +1135,7 @@ def test_a_path_with_a_space_is_quoted_in_the_command():
     assert found.command == "tltools classify FOLDER --model 'my exports/a.onnx'"
 
 
-def test_rows_of_a_run_stand_in_the_order_of_formats_and_precisions():
+def test_rows_of_a_run_are_ordered_by_format_and_precision():
     kinds = ["onnx int8", "torchscript fp32", "onnx fp16", "eager fp32", "onnx fp32"]
     rows = [
         row("onnx int8", 1, run="b"),
@@ -1168,7 +1170,7 @@ def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, images):
     assert "which the GPU (0.400 ms) waits for" in report.recommended()[-1]
 
 
-def test_a_gpu_has_a_table_of_its_own_and_its_memory_beside_the_hosts(fake, images):
+def test_a_gpu_has_its_own_table_and_its_memory_is_listed_beside_the_hosts(fake, images):
     report = bench([fake("a")], images)
     gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
     sizes = (1, 8, 32, 64, 128, 256)
@@ -1209,7 +1211,7 @@ def batches(rate):
     return (replace(timing(), images_per_s=rate / 2), replace(timing(), images_per_s=rate))
 
 
-def test_int8_on_a_gpu_is_set_beside_fp16():
+def test_int8_on_a_gpu_is_compared_with_fp16():
     gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
     placed = {"CUDAExecutionProvider": 76, "CPUExecutionProvider": 13}
     int8 = row("onnx int8", 1, batches=batches(1223.0), placement=placed, **gpu)
@@ -1225,7 +1227,7 @@ def test_int8_on_a_gpu_is_set_beside_fp16():
     assert int8_notes([replace(int8, status="failed", reason="no")]) == []
 
 
-def test_int8_on_a_gpu_is_recommended_only_where_it_is_the_fastest():
+def test_int8_on_a_gpu_is_recommended_only_if_it_is_fastest():
     gpu = {"device": "cuda", "provider": "CUDAExecutionProvider"}
     rows = [row("onnx fp32", 1373, **gpu), row("onnx fp16", 4788, **gpu)]
     assert choose([EAGER, *rows, row("onnx int8", 1223, **gpu)]).name == "a onnx fp16"
@@ -1252,7 +1254,7 @@ def test_tf32_is_recommended_with_its_option():
     assert choose([EAGER, row("onnx tf32", 100), row("onnx fp16", 104)]).name == "a onnx tf32"
 
 
-def test_a_rate_leaves_out_what_comes_before_the_first_rows():
+def test_throughput_excludes_the_time_before_the_first_rows():
     now = 0.0
     watch = Stopwatch(lambda: now, skip=2)
     for time_of_row in (10.0, 10.5, 11.0, 12.5):
@@ -1297,7 +1299,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(fake, images, capsys):
             assert line.split() == " ".join(table.rows[1 + kinds.index(kind)]).split()
 
 
-def test_real_exports_are_measured_in_all_their_stages(make_onnx, make_card, tmp_path):
+def test_real_exports_are_measured_in_every_stage(make_onnx, make_card, tmp_path):
     paths = []
     for value in (10, 200):
         paths.append(tmp_path / f"{value}.jpg")

@@ -1,4 +1,4 @@
-"""What a bench measures is found, fits together, and is told apart."""
+"""The inputs of a bench are found, belong together, and have distinct names."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ def inputs(workplace, models=None, dataset=None, *, tf32=False):
     )
 
 
-def test_bench_takes_all_exports_their_run_and_its_validation_images(workplace, drawn):
+def test_bench_measures_all_exports_and_their_run_on_its_validation_images(workplace, drawn):
     found = inputs(workplace)
     assert [(one.format, one.path) for one in found.candidates] == [
         ("eager", workplace / "runs" / "cnn"),
@@ -37,7 +37,7 @@ def test_bench_takes_all_exports_their_run_and_its_validation_images(workplace, 
     assert found.name == f"{drawn.name} (validation)"
 
 
-def test_bench_takes_given_images_instead(workplace, drawn):
+def test_bench_uses_the_given_images_instead(workplace, drawn):
     dataset = load_dataset(drawn, purpose="evaluate")
     shutil.rmtree(workplace / "runs")
     found = inputs(workplace, dataset=dataset)
@@ -47,7 +47,7 @@ def test_bench_takes_given_images_instead(workplace, drawn):
     assert {path.parent.name for path in found.images[:8]} == {"bright", "dark"}
 
 
-def test_fp32_exports_are_measured_in_tf32_as_well_where_that_is_asked_for(workplace):
+def test_fp32_exports_are_also_measured_in_tf32_on_request(workplace):
     found = inputs(workplace, tf32=True)
     assert [(one.name, one.precision) for one in found.candidates] == [
         ("cnn eager fp32", "fp32"),
@@ -61,7 +61,7 @@ def test_fp32_exports_are_measured_in_tf32_as_well_where_that_is_asked_for(workp
     }
 
 
-def test_exports_of_a_run_know_the_arithmetic_of_its_onnx_export(workplace):
+def test_exports_of_a_run_share_the_operation_count_of_its_onnx_export(workplace):
     found = inputs(workplace)
     # As it is folded: 16 filters of 3 x 4 x 4 on 112 x 112, 32 of 4 x 4 x 4 on 56 x 56, and
     # 8 x 56 x 56 values to two classes.
@@ -81,7 +81,7 @@ def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):
         inputs(workplace)
 
 
-def test_a_run_from_before_calibration_is_that_of_its_exports(workplace):
+def test_a_run_from_before_calibration_matches_its_exports(workplace):
     path = workplace / "runs" / "cnn" / "card.json"
     card = load_card(path.parent)
     assert card.confidence is not None
@@ -96,14 +96,14 @@ def test_a_model_is_measured_once_however_often_it_is_named(workplace, monkeypat
     assert sorted(one.format for one in found.candidates) == ["eager", "onnx"]
 
 
-def test_two_files_that_tables_would_call_the_same_are_refused(workplace):
+def test_two_files_with_the_same_name_in_the_tables_are_refused(workplace):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
     copy = shutil.copy(export, workplace / "copy.onnx")
     with pytest.raises(DataError, match=r"are both called 'cnn onnx fp32': bench them"):
         inputs(workplace, [export, copy])
 
 
-def test_models_of_different_data_need_images_for_all(workplace, drawn):
+def test_models_trained_on_different_data_need_given_images(workplace, drawn):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
     other = shutil.copy(export, workplace / "other.onnx")
     card = read_artifact(export).card
@@ -115,7 +115,7 @@ def test_models_of_different_data_need_images_for_all(workplace, drawn):
     assert len(inputs(workplace, [export, other], dataset).candidates) == 3
 
 
-def test_models_of_different_classes_are_not_compared(workplace, make_export):
+def test_models_with_different_classes_are_not_compared(workplace, make_export):
     export = workplace / "exports" / "cnn" / "cnn.fp32.onnx"
     with pytest.raises(DataError, match=r"have different classes: bench them"):
         inputs(workplace, [export, make_export("colors")])
@@ -129,7 +129,7 @@ def test_images_of_an_unknown_class_are_refused(workplace, drawn, tmp_path):
         inputs(workplace, dataset=dataset)
 
 
-def test_validation_images_that_have_gone_are_named(workplace):
+def test_missing_validation_images_are_named(workplace):
     split = workplace / "runs" / "cnn" / "split.csv"
     split.write_text(split.read_text().replace("/dark/", "/gone/"))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""benchmarks/: what needs no peer. The measurements themselves have no right answer."""
+"""benchmarks/, as far as it needs no peers. Measured times have no right answer to test."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def benchmarks() -> Iterator[None]:
 
 @pytest.fixture
 def jpegs(tmp_path: Path) -> Path:
-    """A dozen images, each of another shade."""
+    """A dozen images, each in a different shade."""
     folder = tmp_path / "jpegs"
     folder.mkdir()
     for number in range(12):
@@ -86,13 +86,13 @@ def results() -> dict[str, Any]:
     }
 
 
-def test_the_combined_limit_is_that_of_two_kinds_of_work_in_a_row():
+def test_the_combined_limit_adds_the_times_of_both_kinds_of_work():
     from limits import combined
 
     assert 1 / combined(1 / 4000, 1 / 2000) == pytest.approx(1 / (1 / 4000 + 1 / 2000))
 
 
-def test_ratios_compare_what_was_measured_in_the_same_turn(results):
+def test_ratios_compare_times_from_the_same_turn(results):
     import report
 
     found = {figure.name: figure for figure in report.figures(results)}
@@ -106,7 +106,7 @@ def test_ratios_compare_what_was_measured_in_the_same_turn(results):
     assert len(found) == 3  # nothing is said about what was not measured
 
 
-def test_the_tables_show_failures_and_what_was_left_out(results):
+def test_the_tables_show_failures_and_skipped_parts(results):
     import report
 
     text = report.to_markdown(results)
@@ -116,7 +116,7 @@ def test_the_tables_show_failures_and_what_was_left_out(results):
     assert "Not measured: vgg16: no --vgg16 given" in text
 
 
-def test_the_plot_is_a_image(results, tmp_path):
+def test_the_plot_is_an_image(results, tmp_path):
     import report
 
     report.draw(results, tmp_path / "plot.png")
@@ -137,7 +137,7 @@ def test_the_plot_is_a_image(results, tmp_path):
         ),
     ],
 )
-def test_what_became_of_a_broken_image(tmp_path, rows, expected):
+def test_the_outcome_for_a_broken_image_is_described(tmp_path, rows, expected):
     from run import what_became
 
     with (tmp_path / "output.csv").open("w", newline="") as file:
@@ -160,7 +160,7 @@ def test_one_image_among_the_broken_ones_is_broken(jpegs, tmp_path):
     assert unreadable == [broken]
 
 
-def test_links_are_spread_over_folders(jpegs, tmp_path):
+def test_hard_links_are_spread_over_folders(jpegs, tmp_path):
     import image_files
 
     sources = image_files.find_jpegs(jpegs)
@@ -204,7 +204,7 @@ def scaling_job(number: int, seconds: list[float], **more: Any) -> dict[str, Any
 
 @pytest.fixture
 def scaling_results(results) -> dict[str, Any]:
-    """Jobs of exactly 1 s and 1 ms an image; with Ray 8 s, 0.5 s a part and 1 ms."""
+    """Jobs that cost 1 s plus 1 ms per image; on Ray 8 s, 0.5 s per part and 1 ms per image."""
     ray = {"engine": "ray", "peak_bytes": [], "part_size": 4096}
     results["scaling"] = {
         "cores": 2,
@@ -224,7 +224,7 @@ def scaling_results(results) -> dict[str, Any]:
     return results
 
 
-def test_costs_are_those_that_jobs_were_made_of(scaling_results):
+def test_fitted_costs_equal_those_that_generated_the_jobs(scaling_results):
     from scaling import costs
 
     found = costs(scaling_results["scaling"])
@@ -243,7 +243,7 @@ def test_a_cost_is_never_negative():
     assert 0.1 < found.image_s < 0.2
 
 
-def test_without_a_cost_of_a_image_nothing_is_projected(scaling_results):
+def test_without_a_cost_per_image_nothing_is_projected(scaling_results):
     from scaling import to_markdown
 
     jobs = [scaling_job(20, [0.4]), scaling_job(60, [0.4])]
@@ -252,7 +252,7 @@ def test_without_a_cost_of_a_image_nothing_is_projected(scaling_results):
     assert "### What 10^8" not in text
 
 
-def test_what_images_need_follows_from_their_core_seconds(monkeypatch):
+def test_machines_and_prices_follow_from_core_seconds(monkeypatch):
     import scaling
 
     monkeypatch.setattr(scaling, "INSTANCE_USD_H", 2.0)
@@ -265,7 +265,7 @@ def test_what_images_need_follows_from_their_core_seconds(monkeypatch):
     assert large.compute_usd == pytest.approx(40)
 
 
-def test_the_page_of_scaling_has_measured_and_projected_figures(scaling_results):
+def test_the_scaling_page_has_measured_and_projected_figures(scaling_results):
     from pages import MARKS, with_results
     from scaling import PAGE, to_markdown
 
@@ -287,7 +287,7 @@ def test_help_names_every_part():
     assert all(part in result.stdout for part in PARTS)
 
 
-def test_limits_from_images_to_plot(jpegs, onnx_path, tmp_path):
+def test_the_limits_part_runs_from_images_to_plot(jpegs, onnx_path, tmp_path):
     import run
 
     output = tmp_path / "results"
@@ -307,7 +307,7 @@ def test_limits_from_images_to_plot(jpegs, onnx_path, tmp_path):
     assert not list(tmp_path.glob("tltools-bench-*"))  # images do not stay behind
 
 
-def test_scaling_from_images_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
+def test_the_scaling_part_runs_from_images_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
     import run
 
     # As where Ray is not installed: to start it takes longer than all the rest.
@@ -330,7 +330,7 @@ def test_scaling_from_images_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
     assert "has no Ray" in (output / "scaling.md").read_text(encoding="utf-8")
 
 
-def test_a_peer_that_is_missing_costs_its_own_row_only(jpegs, onnx_path, tmp_path, monkeypatch):
+def test_a_missing_peer_costs_only_its_own_row(jpegs, onnx_path, tmp_path, monkeypatch):
     import run
 
     (tmp_path / "absent").mkdir()
@@ -355,7 +355,7 @@ def test_a_peer_that_is_missing_costs_its_own_row_only(jpegs, onnx_path, tmp_pat
     assert outcomes["tltools"].startswith("12 of 12 rows; its row has the error: cannot read")
 
 
-def test_every_preset_changes_options_that_there_are():
+def test_every_preset_changes_existing_options():
     import gpu_check
     from run import PRESETS, parse
 
@@ -372,7 +372,7 @@ def loop_row(form: str, rate: float | None, **more: Any) -> dict[str, Any]:
     return {"name": form, "setting": setting, "images_per_s": rate, "failure": failure} | more
 
 
-def test_the_fastest_loops_are_measured_and_the_fastest_eager_one():
+def test_the_fastest_loops_and_the_fastest_eager_loop_are_measured():
     from loops import fastest
 
     rows = [loop_row("eager", 2.0), loop_row("ONNX", 9.0), loop_row("compiled", None)]
@@ -404,7 +404,7 @@ def test_the_ratio_to_the_best_loop_names_the_loop(results):
     assert "### Loops" not in report.blocks(results)["results"]
 
 
-def test_efficiency_is_the_factor_to_one_core_over_the_cores():
+def test_efficiency_is_the_speedup_divided_by_the_cores():
     from cores import core_table
 
     rows = [{"cores": 1, "classify_per_s": 100.0, "decoding_per_s": 200.0, "failure": ""}]
@@ -415,7 +415,7 @@ def test_efficiency_is_the_factor_to_one_core_over_the_cores():
     assert table[2] == ["8", "failed: too slow", "", "", "", ""]
 
 
-def test_cores_are_taken_one_thread_of_each_physical_core_first(tmp_path, monkeypatch):
+def test_one_thread_of_each_physical_core_is_used_first(tmp_path, monkeypatch):
     import asking
 
     for cpu, siblings in enumerate(("0-1", "0-1", "2,3", "2,3")):
@@ -460,7 +460,7 @@ def test_the_summary_of_classify_is_read():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-def test_a_measurement_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
+def test_a_measurement_beyond_its_time_limit_is_killed_with_its_children(tmp_path):
     from asking import run_limited
 
     script = (
@@ -484,7 +484,7 @@ def test_a_measurement_that_takes_too_long_is_ended_with_what_it_started(tmp_pat
         time.sleep(0.05)
 
 
-def test_rows_that_were_written_before_a_failure_count(jpegs, tmp_path):
+def test_rows_written_before_a_failure_are_kept(jpegs, tmp_path):
     from asking import Asker
 
     request = {"folder": str(jpegs), "seconds": 0.01, "export": str(tmp_path / "missing.onnx")}
@@ -493,7 +493,7 @@ def test_rows_that_were_written_before_a_failure_count(jpegs, tmp_path):
     assert "missing.onnx" in failure
 
 
-def test_a_loop_that_fails_is_a_row_and_the_others_have_tltools_labels(jpegs, onnx_path, tmp_path):
+def test_a_failed_loop_is_a_row_and_the_others_give_the_same_labels(jpegs, onnx_path, tmp_path):
     import run
     from asking import Asker
 
@@ -518,7 +518,7 @@ def test_a_loop_that_fails_is_a_row_and_the_others_have_tltools_labels(jpegs, on
     assert onnx["same_labels"] == 1.0
 
 
-def test_the_plain_loop_is_a_peer_that_is_found_by_its_name(jpegs, onnx_path, tmp_path):
+def test_the_plain_loop_is_found_among_the_peers(jpegs, onnx_path, tmp_path):
     from asking import Asker, MeasurementError
     from loops import DATALOADERS
 
@@ -536,7 +536,7 @@ def test_the_plain_loop_is_a_peer_that_is_found_by_its_name(jpegs, onnx_path, tm
             )
 
 
-def test_the_gpu_check_on_the_cpu_from_images_to_verdicts(jpegs, onnx_path, tmp_path):
+def test_the_gpu_check_runs_on_the_cpu_from_images_to_verdicts(jpegs, onnx_path, tmp_path):
     import gpu_check
 
     output = tmp_path / "results"
@@ -566,7 +566,7 @@ def test_the_gpu_check_on_the_cpu_from_images_to_verdicts(jpegs, onnx_path, tmp_
     assert not list(tmp_path.glob("tltools-gpu-*"))
 
 
-def test_a_check_without_time_skips_its_steps_and_says_so(jpegs, onnx_path, tmp_path):
+def test_a_check_without_time_left_skips_its_steps_with_a_reason(jpegs, onnx_path, tmp_path):
     import gpu_check
 
     words = ["--images", str(jpegs), "--cnn", str(onnx_path), "--tiny", "--budget-s", "0"]
@@ -620,7 +620,7 @@ def test_verdicts_compare_with_the_smaller_limit(tmp_path, monkeypatch):
     assert found["CNN on the CPU, 16 cores to one"] == ("12.00", "pass")
 
 
-def test_the_ordering_process_costs_something_and_a_limit_below_it_fails(
+def test_the_ordering_process_takes_cpu_time_and_a_lower_limit_fails(
     jpegs, onnx_path, tmp_path, capsys
 ):
     import ordering
@@ -634,7 +634,7 @@ def test_the_ordering_process_costs_something_and_a_limit_below_it_fails(
     assert ordering.main([*words, "--max-us=-1e9"]) == 1
 
 
-def test_a_tiny_run_of_cores_and_ordering_fills_its_block(jpegs, onnx_path, tmp_path):
+def test_a_tiny_run_of_cores_and_ordering_fills_its_tables(jpegs, onnx_path, tmp_path):
     import run
 
     output = tmp_path / "results"
@@ -650,9 +650,7 @@ def test_a_tiny_run_of_cores_and_ordering_fills_its_block(jpegs, onnx_path, tmp_
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_loops_measures_the_best_in_turns_with_tltools(
-    cnn_run, cnn_exports, tmp_path
-):
+def test_a_tiny_run_of_loops_measures_the_fastest_beside_tltools(cnn_run, cnn_exports, tmp_path):
     import run
 
     jpegs = tmp_path / "jpegs"
@@ -681,9 +679,7 @@ def test_a_tiny_run_of_loops_measures_the_best_in_turns_with_tltools(
     assert "### What must hold" in (output / "gpu.md").read_text(encoding="utf-8")
 
 
-def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
-    results, tmp_path, monkeypatch
-):
+def test_only_measured_blocks_are_replaced_in_the_readme(results, tmp_path, monkeypatch):
     import report
     import run
     from pages import SPEED_PAGES, marks, speed_table
@@ -703,7 +699,7 @@ def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
         (tmp_path / f"{block}.md").write_text(text, encoding="utf-8")
     run.write_pages(run.parse(["--output", str(tmp_path)]), measured)
     after = (pages / "README.md").read_text(encoding="utf-8")
-    assert "takes 12.0 us of CPU per image (11.0 to 13.0; at most 15 are meant)" in after
+    assert "takes 12.0 us of CPU per image (11.0 to 13.0; target: at most 15)" in after
     start, end = marks("cores")
     assert after.split(start)[0] == before.split(start)[0]
     assert after.split(end)[1] == before.split(end)[1]
@@ -714,7 +710,7 @@ def test_only_the_blocks_that_were_measured_are_replaced_in_the_readme(
         assert "CPU cores | - | - | - |" in page
 
 
-def test_the_figures_of_speed_on_other_pages_are_those_of_the_benchmarks():
+def test_other_pages_repeat_the_measured_speed():
     from pages import SPEED, SPEED_PAGES, marks, speed_table
 
     table = speed_table((BENCHMARKS / "README.md").read_text(encoding="utf-8"))
@@ -725,7 +721,7 @@ def test_the_figures_of_speed_on_other_pages_are_those_of_the_benchmarks():
         assert page.partition(first)[2].partition(last)[0].strip() == table.strip()
 
 
-def test_figures_of_speed_come_from_their_tables():
+def test_the_speed_table_is_made_from_the_measured_tables():
     from pages import speed_table
 
     page = """<!-- cores -->

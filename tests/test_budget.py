@@ -26,12 +26,12 @@ def test_many_candidates_share_the_time():
     assert found == Limits(size_s=1.0, classify_s=1.0, accuracy_s=6.0)
 
 
-def test_few_candidates_are_measured_as_long_as_is_of_use():
+def test_few_candidates_are_not_measured_longer_than_useful():
     found = share_out(BUDGET_S, num_candidates=1, rounds=3, num_sizes=3)
     assert found == Limits(size_s=10.0, classify_s=2.0, accuracy_s=60.0)
 
 
-def test_too_many_candidates_still_get_the_least():
+def test_too_many_candidates_still_get_the_minimum_time():
     found = share_out(BUDGET_S, num_candidates=100, rounds=3, num_sizes=6)
     assert found == Limits(size_s=0.5, classify_s=1.0, accuracy_s=5.0)
 
@@ -56,14 +56,14 @@ def guess(*works, **changes):
     return estimate_s(works, replace(EFFORT, **changes))
 
 
-def test_a_fast_model_is_estimated_by_its_runs():
+def test_a_fast_model_is_estimated_from_its_runs():
     # 2 s to start; 55 x 1, 55 x 8 and 55 x 32 ms: 0.055 + 0.44 + 1.76.
     assert guess(Work(image_s=0.001, with_classify=False)) == pytest.approx(2 + 2.255)
     # classify takes 1.75 of its second, and 0.6 to start.
     assert guess(Work(image_s=0.001, with_classify=True)) == pytest.approx(2 + 2.255 + 2.35)
 
 
-def test_a_slow_model_is_estimated_by_its_fewest_runs():
+def test_a_slow_model_is_estimated_from_its_minimum_runs():
     slow = Work(image_s=0.1, with_classify=True)
     # Single images: 5 and 20 of 0.1 s. Batches of 8: one, and five for the accuracy's 48 images.
     # Of 32: one, and one. classify: three batches of 8, its start and half of its second.
@@ -73,7 +73,7 @@ def test_a_slow_model_is_estimated_by_its_fewest_runs():
     assert guess(slow, slow, rounds=3) == pytest.approx(2 * (3 * runs + classify))
 
 
-def test_batches_that_cannot_pay_are_not_in_the_estimate():
+def test_the_estimate_excludes_batch_sizes_that_cannot_pay_off():
     slow = Work(image_s=0.1, with_classify=False)
     assert guess(slow, may_leave_out=True) == pytest.approx(2 + 2.5 + 6 * 0.8)
     # At 10 ms two batches of 32 fit into 2 s.
@@ -81,7 +81,7 @@ def test_batches_that_cannot_pay_are_not_in_the_estimate():
     assert guess(fast, may_leave_out=True) == guess(fast)
 
 
-def test_images_that_no_timed_batch_has_classified_take_their_time():
+def test_the_estimate_includes_images_outside_the_timed_batches():
     slow = Work(image_s=0.1, with_classify=False)
     three = guess(slow, may_leave_out=True, rounds=3)
     assert guess(slow, may_leave_out=True, rounds=3, num_images=144) == pytest.approx(three)
@@ -121,23 +121,23 @@ def test_both_models_with_all_exports_take_less_than_five_minutes():
         pytest.param({1: 0.1, 8: 0.8}, 12.8, False, id="a larger budget brings it back"),
     ],
 )
-def test_a_batch_size_is_left_out_where_it_takes_long_and_gains_nothing(known_s, size_s, expected):
+def test_a_slow_batch_size_that_gains_nothing_is_skipped(known_s, size_s, expected):
     size = 64 if 32 in known_s else 32
     assert cannot_pay(size, known_s, size_s=size_s) is expected
 
 
-def test_of_an_unknown_model_the_start_alone_is_estimated():
+def test_for_an_unknown_model_only_the_start_up_is_estimated():
     assert image_seconds(None, flops_per_s=1e9) == 0
     assert guess(Work(image_s=0, with_classify=False, start_s=3)) == 3
 
 
-def test_the_time_for_an_image_follows_from_the_arithmetic():
+def test_the_time_per_image_follows_from_the_operation_count():
     assert image_seconds(31_000_000_000, flops_per_s=310e9) == pytest.approx(0.1)
     assert image_seconds(31_000_000_000, flops_per_s=310e9, int8=True) == pytest.approx(0.1 / 3)
     assert image_seconds(31_000_000, flops_per_s=310e9) == MIN_IMAGE_S
 
 
-def test_the_processor_is_tried_in_a_moment():
+def test_the_cpu_is_timed_in_under_a_second():
     rate = quick_flops_per_s(size=256)
     assert 1e7 < rate < 1e14
 
@@ -146,7 +146,7 @@ def test_the_processor_is_tried_in_a_moment():
     ("seconds", "text"),
     [(0, "10 s"), (44, "40 s"), (89, "90 s"), (90, "1.5 min"), (239, "4 min"), (270, "4.5 min")],
 )
-def test_durations_are_rough(seconds, text):
+def test_estimated_durations_are_rounded(seconds, text):
     assert duration(seconds) == text
 
 

@@ -1,4 +1,4 @@
-"""The temperature: what it is fitted to, when it is kept, and what it does to predictions."""
+"""The temperature: how it is fitted, when it is kept, and how it changes predictions."""
 
 import csv
 import math
@@ -20,7 +20,7 @@ from tltools.metrics import reliability, softmax
 
 
 def drawn_from_its_own_probabilities(num, *, num_classes=3, sharpness=1.0, seed=0):
-    """Logits whose softmax is right, multiplied: the temperature that mends them is `sharpness`."""
+    """Calibrated logits, scaled by `sharpness`, which is the temperature that corrects them."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(num, num_classes)) * 2
     targets = np.array([rng.choice(num_classes, p=row) for row in softmax(logits)])
@@ -28,7 +28,7 @@ def drawn_from_its_own_probabilities(num, *, num_classes=3, sharpness=1.0, seed=
 
 
 @pytest.mark.parametrize("sharpness", [0.25, 0.5, 3.0, 8.0])
-def test_the_temperature_undoes_what_was_multiplied(sharpness):
+def test_the_temperature_undoes_a_scaling_of_the_logits(sharpness):
     logits, targets = drawn_from_its_own_probabilities(4000, sharpness=sharpness)
     found = fit_temperature(logits, targets)
     assert found.temperature == pytest.approx(sharpness, rel=0.1)
@@ -40,8 +40,8 @@ def test_the_temperature_undoes_what_was_multiplied(sharpness):
     assert found.ece_after == pytest.approx(calibrated, abs=0.01)
 
 
-def test_what_is_calibrated_already_stays_and_the_card_says_why():
-    """On few images a fitted temperature does not help those held out, for some draws."""
+def test_a_calibrated_model_keeps_temperature_1_and_the_card_says_why():
+    """On few images, a fitted temperature does not always help the held-out ones."""
     kept, changed = [], []
     for seed in range(12):
         logits, targets = drawn_from_its_own_probabilities(60, seed=seed)
@@ -67,7 +67,7 @@ def test_what_is_calibrated_already_stays_and_the_card_says_why():
         (MIN_IMAGES, "wrong", "none of the validation images get the right label"),
     ],
 )
-def test_where_nothing_can_be_learned_the_temperature_stays_1(num, targets, note):
+def test_without_information_the_temperature_stays_1(num, targets, note):
     logits, drawn = drawn_from_its_own_probabilities(num, num_classes=2)
     if targets == "right":
         drawn = logits.argmax(axis=1)
@@ -85,7 +85,7 @@ def test_a_class_with_one_image_does_no_harm():
     assert fit_temperature(logits, targets).num_images == 80
 
 
-def test_the_likelihood_is_that_of_the_definition():
+def test_the_likelihood_follows_its_definition():
     logits, targets = drawn_from_its_own_probabilities(50)
     probs = softmax(logits, temperature=2.5)
     by_hand = -np.log(probs[np.arange(50), targets]).mean()
@@ -97,7 +97,7 @@ def test_the_likelihood_is_that_of_the_definition():
 # ---------------------------------------------------------------------------------- reliability
 
 
-def test_the_calibration_error_by_hand():
+def test_the_calibration_error_equals_a_hand_calculation():
     probs = np.array([[0.9, 0.1], [0.95, 0.05], [0.3, 0.7], [0.5, 0.5]])
     found = reliability(probs, np.array([0, 1, 1, 1]), num_bins=10)
     # (0.8, 0.9]: 0.9, right. (0.9, 1]: 0.95, wrong. (0.6, 0.7]: 0.7, right. (0.4, 0.5]: wrong.
@@ -108,14 +108,14 @@ def test_the_calibration_error_by_hand():
     assert found.confidence[[4, 6, 8, 9]] == pytest.approx([0.5, 0.7, 0.9, 0.95])
 
 
-def test_certainty_falls_into_the_last_bin():
+def test_a_confidence_of_1_falls_into_the_last_bin():
     found = reliability(np.array([[1.0, 0.0]]), np.array([0]))
     assert found.counts.tolist() == [0] * 14 + [1]
     assert found.ece == 0
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (3, 2)])
-def test_shapes_that_do_not_fit_are_refused(shape):
+def test_mismatched_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="must be"):
         reliability(np.zeros(shape), np.zeros(0, dtype=np.int64))
 
@@ -137,7 +137,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_temperature_changes_confidence_and_no_label(with_temperature, images, tmp_path):
+def test_the_temperature_changes_confidence_and_no_label(with_temperature, images, tmp_path):
     rows = {}
     for temperature in (1.0, 4.0):
         output = tmp_path / f"{temperature}.csv"
@@ -154,7 +154,7 @@ def test_a_temperature_changes_confidence_and_no_label(with_temperature, images,
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_what_is_not_sure_enough_is_uncertain(with_temperature, images, tmp_path, suffix):
+def test_a_label_below_min_confidence_is_uncertain(with_temperature, images, tmp_path, suffix):
     model = with_temperature(GAIN)  # confidences between 0.4 and 0.6
     plain, marked = tmp_path / f"plain{suffix}", tmp_path / f"marked{suffix}"
     run_job(Job(model, [images], plain, device="cpu"))
@@ -175,14 +175,14 @@ def test_what_is_not_sure_enough_is_uncertain(with_temperature, images, tmp_path
     assert sum(summary.counts.values()) + summary.num_uncertain == len(found)
 
 
-def test_a_model_with_a_class_of_that_name_is_refused(with_temperature, images, tmp_path):
+def test_a_model_with_a_class_named_uncertain_is_refused(with_temperature, images, tmp_path):
     model = with_temperature(1.0, classes=("uncertain", "green", "red"))
     with pytest.raises(ConfigError, match="has a class named 'uncertain'"):
         run_job(Job(model, [images], tmp_path / "out.csv", device="cpu", min_confidence=0.5))
     assert not list(tmp_path.glob("out.csv*"))
 
 
-def test_min_confidence_on_the_command_line(with_temperature, images, tmp_path):
+def test_min_confidence_works_on_the_command_line(with_temperature, images, tmp_path):
     command = ("classify", images, "--model", with_temperature(GAIN), "--device", "cpu")
     ran = run_tltools(*command, "--min-confidence", "0.99", "--json", cwd=tmp_path)
     assert msgspec.json.decode(ran.out)["num_uncertain"] == 30

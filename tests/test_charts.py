@@ -1,4 +1,4 @@
-"""Charts are checked as text; that they are good to look at takes a browser and a reader."""
+"""Charts, checked as text; their looks take a browser and a reader."""
 
 import itertools
 import re
@@ -220,7 +220,7 @@ def test_a_chart_is_one_named_element_that_scales(chart):
     assert chart.description.endswith(".")
 
 
-def test_a_chart_brings_nothing_for_the_whole_page_and_asks_for_nothing(chart):
+def test_a_chart_has_no_global_styles_and_loads_nothing(chart):
     tags = {element.tag.removeprefix(SVG) for element in parse(chart).iter()}
     assert tags <= {"svg", "title", "desc", "defs", "g", "path", "rect", "clipPath", "use", "text"}
     for element in parse(chart).iter():
@@ -230,7 +230,7 @@ def test_a_chart_brings_nothing_for_the_whole_page_and_asks_for_nothing(chart):
             assert re.findall(r"url\((?!#)", value) == []
 
 
-def test_ids_are_few_and_each_reference_finds_its_own(chart):
+def test_every_id_is_used_and_every_reference_resolves(chart):
     found = ids(chart)
     used = re.findall(r'(?:href="|url\()#([\w-]+)', chart.svg)
     assert len(found) == len(set(found))
@@ -240,7 +240,7 @@ def test_ids_are_few_and_each_reference_finds_its_own(chart):
 
 
 def drawn(root: ElementTree.Element):
-    """Yield what is drawn with the styles that hold for it, an element's own last."""
+    """Yield each drawn element with its inherited and its own styles."""
     by_id = {one.attrib["id"]: one for one in root.iter() if "id" in one.attrib}
 
     def walk(element, styles):
@@ -265,7 +265,7 @@ def drawn(root: ElementTree.Element):
     return list(walk(root, []))
 
 
-def test_no_color_is_fixed_and_none_is_black_for_want_of_another(chart):
+def test_every_color_is_a_variable(chart):
     found = drawn(parse(chart))
     assert found
     for tag, style in found:
@@ -279,14 +279,14 @@ def test_no_color_is_fixed_and_none_is_black_for_want_of_another(chart):
     assert re.findall(r"#[0-9a-fA-F]{3,8}\b(?!-)|rgba?\(|hsl|DejaVu", attributes) == []
 
 
-def test_every_variable_has_a_value_for_light_and_for_dark(chart):
+def test_every_variable_has_a_light_and_a_dark_value(chart):
     used = set(re.findall(r"var\((--[\w-]+)\)", chart.svg))
     assert len(used) >= 1
     for css in CHART_CSS.split("@media screen"):
         assert used <= set(re.findall(r"(--[\w-]+):", css))
 
 
-def test_charts_are_the_same_twice_whatever_the_user_set(monkeypatch):
+def test_charts_are_reproducible_regardless_of_the_users_settings(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # its import fails from now on
     with mpl.rc_context({"axes.edgecolor": "red", "lines.linewidth": 9}):
         again = every_chart()
@@ -294,7 +294,7 @@ def test_charts_are_the_same_twice_whatever_the_user_set(monkeypatch):
     assert again == CHARTS
 
 
-def test_ids_of_a_page_are_unique_also_in_charts_of_a_kind():
+def test_ids_are_unique_among_charts_of_the_same_kind():
     pages = [*CHARTS.values(), *every_chart(title="Another run").values()]
     found = [one for chart in pages for one in ids(chart)]
     assert len(found) == len(set(found)) > 50
@@ -321,7 +321,7 @@ def test_a_color_without_a_variable_is_refused():
         ("fill: none", "fill: none"),
     ],
 )
-def test_styles_keep_all_but_colors_and_the_font(written, kept):
+def test_styles_keep_everything_but_colors_and_the_font(written, kept):
     assert _restyled(written) == kept
 
 
@@ -334,7 +334,7 @@ def charts_of_strangers():
 
 
 @pytest.mark.parametrize("kind", CHARTS)
-def test_names_of_strangers_are_text(kind):
+def test_hostile_names_are_shown_as_text(kind):
     chart = charts_of_strangers()[kind]
     chart.svg.encode()
     assert "<script" not in chart.svg
@@ -355,7 +355,7 @@ def test_long_names_keep_both_ends_and_wide_letters_count_twice():
     assert short_name("구" * 30).startswith("구" * 6 + "…")
 
 
-def test_a_title_of_a_stranger_is_text():
+def test_a_hostile_title_is_shown_as_text():
     chart = history_chart(history(2), title="<b>&</b>\x00")
     assert chart.title == "<b>&</b>\N{REPLACEMENT CHARACTER}"
     assert parse(chart).find(f"{SVG}title").text == chart.title
@@ -364,32 +364,32 @@ def test_a_title_of_a_stranger_is_text():
 # ---------------------------------------------------------------------------------------- models
 
 
-def test_history_says_where_it_ends_and_what_was_best():
+def test_history_names_the_last_and_the_best_values():
     table = history(3)
     table["val_accuracy"] = [0.5, 0.75, 0.7]
     table["val_loss"] = [1.0, np.nan, 2.0]
     assert history_chart(table).description == (
         "Loss and accuracy on the training and validation images over 3 epochs: validation "
-        "accuracy ends at 70.0 %, at best 75.0 % in epoch 2; validation loss ends at 2.000, at "
-        "least 1.000 in epoch 1."
+        "accuracy ends at 70.0 % (highest: 75.0 % in epoch 2); validation loss ends at 2.000 "
+        "(lowest: 1.000 in epoch 1)."
     )
 
 
-def test_history_of_one_epoch_of_none_and_without_a_finite_loss():
+def test_history_of_one_epoch_of_no_epoch_and_without_a_finite_loss():
     assert "over 1 epoch: " in history_chart(history(1)).description
     assert "1" in texts(history_chart(history(1)))  # the epoch, and no fractions of it
     assert "0.95" not in " ".join(texts(history_chart(history(1))))
-    assert history_chart(history(1)[:0]).description == "The training has no epoch yet."
+    assert history_chart(history(1)[:0]).description == "No epoch is complete yet."
     table = history(2).assign(val_loss=[np.nan, np.inf])
     assert "validation loss is never finite" in history_chart(table).description
 
 
-def test_confusion_shows_counts_and_shares_and_names_the_worst_mistake():
+def test_confusion_shows_counts_and_shares_and_names_the_most_frequent_mistake():
     chart = confusion_chart(np.array([[1500, 500], [1, 999]]), ["fire", "ice"])
     assert {"1,500", "75.0 %", "500", "25.0 %", "1", "0.1 %", "999", "99.9 %"} < set(texts(chart))
     assert chart.description.startswith(
-        "2,499 of 3,000 images in 2 classes are labeled right. The most frequent mistake: 500 "
-        "of fire labeled ice."
+        "2,499 of 3,000 images in 2 classes are labeled correctly. The most frequent mistake: 500 "
+        "images of fire labeled ice."
     )
 
 
@@ -406,7 +406,7 @@ def test_confusion_of_few_classes_has_numbers(num_classes):
     assert [shown.count(name) for name in names] == [2] * num_classes
 
 
-def test_confusion_of_many_classes_is_bounded_and_says_so():
+def test_confusion_of_many_classes_is_limited_and_says_so():
     matrix = 1234 * np.eye(120, dtype=int)
     matrix[110, 3] = 7  # two classes with mistakes, of which the first comes among the first 50
     chart = confusion_chart(matrix, [f"name {index}" for index in range(120)])
@@ -414,12 +414,12 @@ def test_confusion_of_many_classes_is_bounded_and_says_so():
     assert "1,234" not in shown
     assert shown.count("name 110") == shown.count("name 3") == 2
     assert len([one for one in shown if one.startswith("name")]) == 2 * MAX_MATRIX
-    assert f"Shown are the {MAX_MATRIX} of 120 classes" in chart.description
-    assert "7 of name 110 labeled name 3." in chart.description
+    assert f"Only the {MAX_MATRIX} of 120 classes" in chart.description
+    assert "7 images of name 110 labeled name 3." in chart.description
     assert len(chart.svg) < 100_000
 
 
-def test_confusion_shares_of_a_bounded_matrix_are_of_all_images():
+def test_confusion_shares_of_a_limited_matrix_refer_to_all_images():
     matrix = np.eye(60, dtype=int)
     matrix[0] = 1  # 60 images: a share of a sixtieth each
     chart = confusion_chart(matrix, [str(index) for index in range(60)])
@@ -427,12 +427,12 @@ def test_confusion_shares_of_a_bounded_matrix_are_of_all_images():
     assert min(opacities) == pytest.approx(0.15 + 0.85 / 60, abs=1e-6)
 
 
-def test_confusion_that_does_not_fit_or_is_empty():
-    with pytest.raises(ValueError, match=r"matrix \(2, 3\) does not fit 2 classes"):
+def test_a_confusion_matrix_that_is_empty_or_mismatched():
+    with pytest.raises(ValueError, match=r"matrix \(2, 3\) does not match 2 classes"):
         confusion_chart(np.zeros((2, 3), np.int64), ["a", "b"])
     for names in ([], ["a", "b"]):
         empty = np.zeros((len(names), len(names)), np.int64)
-        assert confusion_chart(empty, names).description == "There is no image."
+        assert confusion_chart(empty, names).description == "There are no images."
 
 
 def test_reliability_shows_the_errors_of_both():
@@ -441,7 +441,7 @@ def test_reliability_shows_the_errors_of_both():
     shown = " ".join(texts(chart))
     for name, one in (("calibrated", after), ("uncalibrated", before)):
         assert f"{name} (ECE {100 * one.ece:.1f} %)" in shown
-    assert f"is {100 * after.ece:.1f} %, uncalibrated {100 * before.ece:.1f} %." in (
+    assert f"is {100 * after.ece:.1f} %, and {100 * before.ece:.1f} % uncalibrated." in (
         chart.description
     )
     alone = reliability_chart(after, None)
@@ -452,7 +452,7 @@ def test_reliability_shows_the_errors_of_both():
 # -------------------------------------------------------------------------------------- images
 
 
-def test_class_counts_in_their_order_with_shares():
+def test_class_counts_are_in_order_with_shares():
     chart = class_counts_chart({"b": 3, "a": 1, "c": 0})
     assert texts(chart) == ["b", "3 (75.0 %)", "a", "1 (25.0 %)", "c", "0 (0.0 %)"]
     assert chart.description == "4 images in 3 classes: most in b (3), fewest in c (0)."
@@ -465,7 +465,7 @@ def test_class_counts_of_many_classes_end_with_the_others():
     assert shown[-2:] == ["70 other classes", "2,415 (48.8 %)"]  # 69 * 70 / 2 of 4,950
 
 
-def test_confidences_by_label_with_the_others_summed():
+def test_confidence_is_drawn_by_label_with_the_others_summed():
     counts = {f"label {index}": np.full(20, index + 1) for index in range(12)}
     chart = confidence_histogram(EDGES, counts)
     shown = texts(chart)
@@ -473,16 +473,16 @@ def test_confidences_by_label_with_the_others_summed():
     assert "label 11: 240 predictions" in shown
     assert f"{12 - MAX_HISTOGRAMS} other labels: 200 predictions" in shown  # 20 * (1 + 2 + 3 + 4)
     assert chart.description == (
-        "Confidence of 1,560 predictions: 50.0 % lie below 50 %, 10.0 % at 90 % or above."
+        "Confidence of 1,560 predictions: 50.0 % are below 50 %, 10.0 % at 90 % or above."
     )
 
 
-def test_confidences_of_one_label_and_of_none():
+def test_confidence_of_one_label_and_of_none():
     one = confidence_histogram(EDGES, {"a": np.eye(20, dtype=int)[19]})
-    assert "Confidence of 1 prediction: 0.0 % lie below 50 %, 100.0 % at" in one.description
+    assert "Confidence of 1 prediction: 0.0 % are below 50 %, 100.0 % at" in one.description
     assert not any("prediction:" in text for text in texts(one))
     for counts in ({}, {"a": np.zeros(20, int)}):
-        assert confidence_histogram(EDGES, counts).description == "There is no prediction."
+        assert confidence_histogram(EDGES, counts).description == "There are no predictions."
 
 
 # ----------------------------------------------------------------------------------------- bench
@@ -496,24 +496,24 @@ def test_latency_names_the_percentiles_and_the_fastest():
     assert "The fastest is cnn onnx fp32: p50 3.00, p95 3.90 ms." in chart.description
 
 
-def test_runs_have_their_names_above_their_candidates():
+def test_run_names_are_above_their_candidates():
     chart = latency_chart(bench(row(run="cnn"), row(run="vgg16"), row("onnx int8", run="cnn")))
     shown = [text for text in texts(chart) if not re.match(r"p50|[\d.]+$|milli", text)]
     assert shown == ["cnn", "onnx fp32", "onnx int8", "vgg16", "onnx fp32"]
 
 
-def test_two_files_of_a_kind_go_by_their_names():
+def test_two_files_of_the_same_kind_are_told_apart_by_name():
     chart = size_chart(bench(row(name="first"), row(name="second")))
     assert texts(chart) == ["first", "1.50 MB", "second", "1.50 MB"]
 
 
 def test_throughput_names_the_highest_rate():
     chart = throughput_chart(bench(row(ms=(2.0, 4.0), sizes=(1, 16)), row("eager fp32", ms=(9, 9))))
-    assert "The highest rate is 2,000, of cnn onnx fp32 with batches of 16." in chart.description
+    assert "throughput is 2,000: cnn onnx fp32 with batches of 16." in chart.description
     assert {"1", "8", "16", "eager fp32", "onnx fp32"} < set(texts(chart))
 
 
-def test_accuracy_marks_the_recommended():
+def test_accuracy_marks_the_recommended_candidate():
     rows = [row("onnx int8", ms=(2.0, 4.0)), row("eager fp32", ms=(20.0, 40.0))]
     chart = accuracy_latency_chart(bench(*rows, best="cnn onnx int8"))
     assert "recommended here" in texts(chart)
@@ -526,7 +526,7 @@ def test_accuracy_marks_the_recommended():
 
 
 @pytest.mark.parametrize("draw", BENCH[:3])
-def test_what_failed_or_was_not_measured_is_left_out_in_words(draw):
+def test_failed_and_unmeasured_candidates_are_named_and_not_drawn(draw):
     failed = row("onnx int8", status="failed", ms=(0.001, 0.002))
     report = bench(row(), failed, row("onnx fp16", ms=()), row("eager fp32", status="unstable"))
     chart = draw(report)
@@ -543,7 +543,7 @@ def test_what_failed_or_was_not_measured_is_left_out_in_words(draw):
     [[], [row(ms=(), size_bytes=0)], [row(status="failed", ms=(), score=None, size_bytes=0)]],
     ids=["no row", "not measured", "failed"],
 )
-def test_nothing_to_draw_is_said(draw, rows):
+def test_an_empty_chart_says_why(draw, rows):
     chart = draw(bench(*rows))
     assert texts(chart) == ["no data"]
     assert chart.description.startswith("No ")
@@ -555,7 +555,7 @@ def test_one_candidate_and_one_batch_size(draw):
 
 
 @pytest.mark.parametrize("runs", [["cnn"], ["cnn", "vgg16"], [f"run{n}" for n in range(9)]])
-def test_no_look_is_used_twice(runs):
+def test_no_combination_of_color_and_marker_is_used_twice(runs):
     kinds = ("eager fp32", "torchscript fp32", "onnx fp32", "onnx fp16", "onnx int8")
     rows = [row(kind, run=run) for run in runs for kind in kinds]
     chart = accuracy_latency_chart(bench(*rows))
@@ -624,7 +624,7 @@ def test_colors_stand_out_from_the_background(scheme):
 
 @pytest.mark.parametrize("scheme", PALETTES)
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
-def test_letters_on_the_cells_of_a_matrix_can_be_read(scheme, share):
+def test_text_in_the_cells_of_a_matrix_is_readable(scheme, share):
     colors, strength = PALETTES[scheme], share * _MAX_STRENGTH
     cell = strength * colors["series-1"] + (1 - strength) * colors["chart-bg"]
     assert contrast(colors["chart-fg"], cell) >= 4.5

@@ -34,7 +34,7 @@ def predictor(onnx_path):
 
 
 def expected_probabilities(path: Path) -> np.ndarray:
-    """The tiny model's answer for an image, computed here in float64."""
+    """The tiny model's prediction for an image, computed here in float64."""
     with Image.open(path) as image:
         logits = color_logits(np.asarray(image.convert("RGB"))[None])[0]
     return np.exp(logits) / np.exp(logits).sum()
@@ -47,7 +47,7 @@ def names(images) -> list[str]:
 # ---------------------------------------------------------------------------------- images
 
 
-def test_folder_is_listed_recursively_in_order_with_relative_names(images):
+def test_a_folder_is_listed_recursively_in_order_with_relative_names(images):
     expected = [f"{color}/{number}.png" for color in sorted(COLORS) for number in range(10)]
     listed = list(list_images([images]))
     assert names(listed) == expected
@@ -55,7 +55,7 @@ def test_folder_is_listed_recursively_in_order_with_relative_names(images):
 
 
 @pytest.mark.parametrize("spelling", [".", "./", "red", "red/", "../images", "red/.."])
-def test_names_are_relative_however_the_folder_is_spelled(images, monkeypatch, spelling):
+def test_names_are_relative_regardless_of_how_the_folder_is_spelled(images, monkeypatch, spelling):
     monkeypatch.chdir(images)
     listed = list(list_images([Path(spelling)]))
     root = Path(spelling)
@@ -71,13 +71,13 @@ def test_names_from_several_inputs_stay_different(images):
     assert listed[20] == (images / "red/3.png").as_posix()
 
 
-def test_single_file_is_taken_whatever_its_suffix(images, tmp_path):
+def test_a_single_file_is_classified_whatever_its_suffix(images, tmp_path):
     path = tmp_path / "image.dat"
     shutil.copy(images / "red/0.png", path)
     assert list(list_images([path])) == [ImageRef(path.as_posix(), str(path))]
 
 
-def test_list_is_relative_to_its_own_folder(images):
+def test_a_list_is_relative_to_its_own_folder(images):
     lines = images / "some.txt"
     lines.write_bytes(b"\xef\xbb\xbfred/1.png\r\n\n  \nmissing.png\nblue/../red/2.png")
     listed = list(list_images([lines]))
@@ -85,13 +85,13 @@ def test_list_is_relative_to_its_own_folder(images):
     assert Path(listed[0].place) == images / "red/1.png"
 
 
-def test_list_may_hold_absolute_paths(images, tmp_path):
+def test_a_list_may_contain_absolute_paths(images, tmp_path):
     lines = tmp_path / "elsewhere.txt"
     lines.write_text(f"{images / 'red/1.png'}\n")
     assert [Path(image.place) for image in list_images([lines])] == [images / "red/1.png"]
 
 
-def test_dash_reads_a_list_from_standard_input(images, monkeypatch):
+def test_a_dash_reads_a_list_from_standard_input(images, monkeypatch):
     monkeypatch.chdir(images)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"red/1.png\nb.png\n")))
     assert list(list_images([Path("-")])) == [
@@ -108,12 +108,12 @@ def test_listing_is_lazy(images):
     assert names(listed) == [f"{c}/{n}.png" for c in ("blue", "green") for n in range(10)][1:]
 
 
-def test_missing_input_is_an_error_at_once(images):
+def test_a_missing_input_is_an_immediate_error(images):
     with pytest.raises(DataError, match="nowhere does not exist"):
         list_images([images, Path("nowhere")])
 
 
-def test_nothing_found_is_an_error(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "notes.md").touch()
     with pytest.raises(DataError, match=r"no images in .*searched for .*\.png"):
         next(list_images([tmp_path]))
@@ -121,7 +121,7 @@ def test_nothing_found_is_an_error(tmp_path):
         next(list_images([]))
 
 
-def test_portions_know_their_number_before_they_are_read(images):
+def test_the_number_of_images_is_known_before_they_are_read(images):
     lines = images / "some.txt"
     lines.write_text("".join(f"{number}.png\n" for number in range(2500)))
     portions = list(list_portions([images, lines, images / "red/0.png"]))
@@ -147,7 +147,7 @@ def test_every_plan_gives_the_same_predictions(predictor, images, plan):
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_unreadable_images_get_their_row_and_spare_their_neighbors(predictor, images, plan):
+def test_unreadable_images_get_error_rows_and_spare_their_neighbors(predictor, images, plan):
     broken = {"red/0.png": b"", "red/4.png": b"no image", "green/9.png": None, "red/5.png": b"\0"}
     for name, content in broken.items():
         if content is None:
@@ -169,7 +169,7 @@ def test_unreadable_images_get_their_row_and_spare_their_neighbors(predictor, im
 
 
 @pytest.mark.parametrize("name", ["fused", "ahead"])
-def test_folder_of_unreadable_images_never_reaches_the_model(card, tmp_path, name):
+def test_unreadable_images_never_reach_the_model(card, tmp_path, name):
     def refuse(_images):
         pytest.fail("the model was called without an image")
 
@@ -186,7 +186,7 @@ def test_folder_of_unreadable_images_never_reaches_the_model(card, tmp_path, nam
 
 
 @pytest.mark.parametrize("plan", [Plan("fused", 2, 2), Plan("ahead", 2, 4)], ids=str)
-def test_images_are_consumed_only_a_little_ahead(predictor, images, plan):
+def test_images_are_read_only_a_little_ahead(predictor, images, plan):
     consumed = 0
 
     def endless():
@@ -202,7 +202,7 @@ def test_images_are_consumed_only_a_little_ahead(predictor, images, plan):
     predictions.close()
 
 
-def test_failure_of_the_model_ends_the_job(card, images):
+def test_a_failing_model_ends_the_job(card, images):
     class Failing:
         device = "cpu"
 
@@ -246,7 +246,7 @@ class Recorded(Silent):
         self.warnings.append(message)
 
 
-def test_job_writes_every_row_and_sums_up(onnx_path, images, tmp_path):
+def test_a_job_writes_every_row_and_a_summary(onnx_path, images, tmp_path):
     (images / "red/4.png").write_bytes(b"no image")
     (images / "blue/7.png").write_bytes(b"")
     (images / "blue/8.png").write_bytes(b"")
@@ -268,7 +268,7 @@ def test_job_writes_every_row_and_sums_up(onnx_path, images, tmp_path):
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_folder_that_cannot_be_listed_is_left_out_and_named(
+def test_a_folder_that_cannot_be_listed_is_skipped_and_named(
     onnx_path, images, tmp_path, monkeypatch
 ):
     scandir = os.scandir
@@ -300,7 +300,7 @@ def test_every_folder_is_listed_once(onnx_path, images, tmp_path, monkeypatch):
     assert [path for path in listed if path in expected] == expected
 
 
-def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, images, tmp_path):
+def test_errors_that_differ_only_in_numbers_are_counted_together(onnx_path, images, tmp_path):
     content = (images / "red/0.png").read_bytes()
     for number in range(5):
         (images / f"red/{number}.png").write_bytes(content[: len(content) - 100 - number])
@@ -309,7 +309,7 @@ def test_errors_that_differ_in_numbers_only_are_one_kind(onnx_path, images, tmp_
     assert len(summary.errors) == 1
 
 
-def test_interrupted_job_keeps_its_complete_rows(onnx_path, images, tmp_path):
+def test_an_interrupted_job_keeps_its_complete_rows(onnx_path, images, tmp_path):
     output = tmp_path / "predictions.csv"
     progress = Recorded(stop_after=12)
     with pytest.raises(KeyboardInterrupt):
@@ -322,7 +322,7 @@ def test_interrupted_job_keeps_its_complete_rows(onnx_path, images, tmp_path):
     assert part.read_text() == "".join(whole[:13])
 
 
-def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, images, tmp_path):
+def test_a_part_without_a_record_is_refused_unless_overwritten(onnx_path, images, tmp_path):
     part = tmp_path / "predictions.csv.part"
     part.write_text("old\n" * 1000)
     output = tmp_path / "predictions.csv"
@@ -336,7 +336,7 @@ def test_part_without_a_record_is_refused_and_replaced_when_asked(onnx_path, ima
     assert len(output.read_text().splitlines()) == 31
 
 
-def test_existing_output_is_refused_before_any_work(tmp_path):
+def test_an_existing_output_is_refused_before_any_work(tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("precious")
     with pytest.raises(ConfigError, match=r"exists; .*`overwrite=True`.*`output=`"):
@@ -344,14 +344,14 @@ def test_existing_output_is_refused_before_any_work(tmp_path):
     assert output.read_text() == "precious"
 
 
-def test_existing_output_is_replaced_when_asked(onnx_path, images, tmp_path):
+def test_an_existing_output_is_replaced_on_request(onnx_path, images, tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("old")
     run_job(Job(onnx_path, [images], output, device="cpu", overwrite=True))
     assert len(output.read_text().splitlines()) == 31
 
 
-def test_failed_job_leaves_the_output_it_would_have_replaced(images, onnx_path, tmp_path):
+def test_a_failed_job_keeps_the_earlier_output(images, onnx_path, tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("precious")
     with pytest.raises(KeyboardInterrupt):
@@ -362,14 +362,14 @@ def test_failed_job_leaves_the_output_it_would_have_replaced(images, onnx_path, 
     assert output.read_text() == "precious"
 
 
-def test_job_without_images_leaves_nothing_behind(onnx_path, tmp_path):
+def test_a_job_without_images_leaves_nothing_behind(onnx_path, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         run_job(Job(onnx_path, [tmp_path / "empty"], tmp_path / "out/predictions.csv"))
     assert not (tmp_path / "out").exists()
 
 
-def test_total_is_unknown_where_counting_takes_long(onnx_path, images, tmp_path, monkeypatch):
+def test_the_total_is_unknown_if_counting_takes_too_long(onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.setattr(listing_module, "COUNTING_S", 0.0)
     progress = Recorded()
     run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"), progress=progress)
@@ -388,7 +388,7 @@ def test_images_that_were_counted_are_classified(onnx_path, images, tmp_path, mo
     assert summary.counts == {"red": 10, "green": 10, "blue": 10}
 
 
-def test_list_on_standard_input_is_read_once(onnx_path, images, tmp_path, monkeypatch):
+def test_a_list_on_standard_input_is_read_once(onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.chdir(images)
     lines = b"red/1.png\nmissing.png\nblue/2.png\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
@@ -436,7 +436,7 @@ def test_buffers_are_reused_by_each_thread_and_never_shared(predictor, images, m
     assert len(set(threads)) == len(threads) == len(set(addresses))
 
 
-def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, images, tmp_path):
+def test_a_torchscript_export_classifies_the_same(torchscript_path, onnx_path, images, tmp_path):
     for path in (torchscript_path, onnx_path):
         run_job(Job(path, [images], tmp_path / f"{path.suffix[1:]}.csv", device="cpu"))
     rows = [(tmp_path / f"{kind}.csv").read_text().splitlines() for kind in ("pt", "onnx")]
@@ -445,7 +445,7 @@ def test_torchscript_export_classifies_the_same(torchscript_path, onnx_path, ima
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_names_that_are_not_utf8_survive(onnx_path, tmp_path, suffix):
+def test_names_that_are_not_utf8_are_kept(onnx_path, tmp_path, suffix):
     folder = tmp_path / "images"
     folder.mkdir()
     save_image(folder / "a.png", COLORS["red"], np.random.default_rng(0))
@@ -457,7 +457,7 @@ def test_names_that_are_not_utf8_survive(onnx_path, tmp_path, suffix):
     assert rb"caf\udce9.png" in output.read_bytes().replace(rb"\\", b"\\")
 
 
-def test_serving_side_runs_without_the_training_side(onnx_path, images, tmp_path):
+def test_classify_runs_without_the_training_packages(onnx_path, images, tmp_path):
     script = f"""
 import sys
 for name in ("torch", "torchvision", "pandas", "sklearn", "onnx", "matplotlib", "pyarrow"):
@@ -471,7 +471,7 @@ run_job(Job(Path({str(onnx_path)!r}), [Path({str(images)!r})], output))
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
 
 
-def test_killed_job_leaves_whole_rows(onnx_path, images, tmp_path):
+def test_a_killed_job_leaves_complete_rows(onnx_path, images, tmp_path):
     # os._exit in the middle is what kill -9 looks like to the file: nothing is flushed or closed.
     script = f"""
 import os

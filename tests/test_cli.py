@@ -50,7 +50,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_commands_help_has_an_example_that_the_command_line_takes(run, command):
+def test_every_example_in_the_help_is_a_valid_command(run, command):
     result = run(command, "--help")
     assert result.code == 0
     example = re.search(rf"Example: tltools {command}( .*)?$", result.out, re.MULTILINE)
@@ -85,7 +85,7 @@ class Walk(typing.NamedTuple):
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
-    """Each command once, in one folder, each with what the one before has left."""
+    """Run each command once, in one folder, on the results of the command before."""
     folder = tmp_path_factory.mktemp("walk")
     names = ("--class-names", CLASSES)
     model = "exports/cnn/cnn.fp32.onnx"
@@ -114,7 +114,7 @@ def walk(tmp_path_factory):
     return Walk(folder, ran)
 
 
-def test_training_ends_with_its_table(walk):
+def test_training_ends_with_a_table(walk):
     out, err = walk.ran["train"].out, walk.ran["train"].err
     score = load_card(walk.folder / "runs" / "cnn").metrics["val"]
     assert "Top-1 accuracy with its 95 % interval" in out
@@ -137,13 +137,13 @@ def test_progress_is_on_standard_error_and_results_on_standard_output(walk):
         assert walk.ran[name].err == ""
 
 
-def test_each_step_names_the_next(walk):
+def test_every_command_names_the_next_step(walk):
     assert "Next: tltools train sample" in walk.ran["sample"].err
     assert "Next: tltools export" in walk.ran["train"].err
     assert "Next: tltools classify" in walk.ran["export"].err
 
 
-def test_both_formats_are_exported_with_their_figures(walk):
+def test_both_formats_are_exported_and_listed_with_their_parity(walk):
     out = walk.ran["export"].out
     for suffix in ("pt", "onnx"):
         parity = read_card(walk.folder / f"exports/cnn/cnn.fp32.{suffix}").export.parity
@@ -181,7 +181,7 @@ def test_classify_labels_each_image_as_evaluate_does(walk):
     assert len(walk.predictions()) == NUM
 
 
-def test_classify_names_the_model_that_it_takes_and_what_it_did(walk):
+def test_classify_names_its_model_and_summarizes_the_job(walk):
     err = walk.ran["classify"].err
     assert err.startswith("Model: exports/cnn/cnn.fp32.onnx (best validation accuracy here")
     assert f"{NUM} rows (0 with an error)" in err
@@ -225,7 +225,7 @@ def test_doctor_names_what_is_installed(walk):
     assert all(name in walk.ran["doctor"].out for name in ("torch", "onnxruntime on the CPU"))
 
 
-def test_an_existing_output_is_replaced_when_told_to(walk):
+def test_overwrite_replaces_an_existing_output(walk):
     args = ("classify", "sample/images", "--device", "cpu", "-o", "again.csv")
     again = walk.folder / "again.csv"
     again.write_text("precious\n")
@@ -254,7 +254,7 @@ def test_train_without_data_draws_the_sample_and_says_so(walk, monkeypatch):
 
 @pytest.fixture(scope="module")
 def quiet_walk(walk, tmp_path_factory):
-    """Each command with --json and --quiet, on what the walk has made; its documents by command."""
+    """Run each command with --json and --quiet; return the documents by command."""
     folder = tmp_path_factory.mktemp("quiet")
     for name in ("sample", "runs", "exports"):
         shutil.copytree(walk.folder / name, folder / name)
@@ -287,12 +287,12 @@ ELSEWHERE = {"explain", "merge"}
 """Commands whose options are tested with their own tests."""
 
 
-def test_quiet_commands_say_nothing_but_warnings_on_standard_error(quiet_walk):
+def test_quiet_commands_print_only_warnings_on_standard_error(quiet_walk):
     for name, ran in quiet_walk.items():
         assert all(line.startswith("warning: ") for line in ran.err.splitlines()), (name, ran.err)
 
 
-def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
+def test_every_command_prints_its_result_as_one_json_document(quiet_walk):
     found = {name: json.loads(ran.out) for name, ran in quiet_walk.items()}
     assert found["sample"] == {"folder": "drawn", "num_images": 4, "seed": 13}
     (run,) = found["train"]
@@ -313,7 +313,7 @@ def test_each_command_prints_its_result_as_one_json_document(quiet_walk):
     assert set(found["docs"]) == set(CHAPTERS)
 
 
-def test_verbose_says_what_a_report_of_a_fault_needs(walk):
+def test_verbose_prints_what_a_bug_report_needs(walk):
     result = run_tltools("inspect", "runs/cnn", "--verbose", cwd=walk.folder)
     assert f"tltools {__version__}, Python" in result.err
     assert "path = 'runs/cnn'" in result.err
@@ -339,7 +339,7 @@ def test_contradicting_options_are_refused(walk):
     assert "--json and --output -" in stdout.err
 
 
-def test_a_model_that_cannot_be_trained_leaves_those_before_it_and_their_table(walk):
+def test_a_failed_training_keeps_the_models_before_it_and_their_table(walk):
     result = run_tltools("train", "sample", "--model", "all", "--epochs", 1, "--weights",
                          "nowhere.pth", "--run-dir", "both", "--device", "cpu",
                          cwd=walk.folder)  # fmt: skip
@@ -350,7 +350,7 @@ def test_a_model_that_cannot_be_trained_leaves_those_before_it_and_their_table(w
     assert [path.name for path in (walk.folder / "both").iterdir()] == ["cnn"]
 
 
-def test_resume_goes_on_with_more_epochs(walk):
+def test_resume_trains_for_more_epochs(walk):
     shutil.copytree(walk.folder / "runs", walk.folder / "resumed")
     args = ("train", "--resume", "--run-dir", "resumed", "--model", "cnn", "--device", "cpu")
     result = run_tltools(*args, "--epochs", 2, cwd=walk.folder)
@@ -362,7 +362,7 @@ def test_resume_goes_on_with_more_epochs(walk):
     assert nothing.err.startswith("error: nothing to resume")
 
 
-def test_an_export_that_disagrees_ends_with_code_3(walk, monkeypatch):
+def test_an_export_that_disagrees_exits_with_code_3(walk, monkeypatch):
     def write_wrong(trained, precision, path, check):
         model, rules = trained.model, replace_std(trained.card.preprocessing)
         trained.model = type(model)(model.backbone, model.head, rules).eval()
@@ -387,7 +387,7 @@ def test_an_export_that_disagrees_ends_with_code_3(walk, monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, onnx_path, cnn_run):
-    """A folder with a model, images, and things that are wrong."""
+    """A folder with a model, images, and broken files."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "empty").mkdir()
     (folder / "text.onnx").write_text("not a model")
@@ -493,14 +493,14 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("train --device tensorrt", "'tensorrt' is not one of auto, cpu, cuda"),
     ],
 )
-def test_a_command_line_that_cannot_be_read_says_where(run, command, message):
+def test_an_invalid_command_line_names_the_invalid_part(run, command, message):
     result = run(*command.split())
     assert (result.code, result.out) == (2, "")
     assert re.search(message, result.err)
     assert "Traceback" not in result.err
 
 
-def test_an_error_cannot_steer_the_terminal(place):
+def test_an_error_cannot_control_the_terminal(place):
     result = run_tltools("classify", "evil\x1b[31m\nname", "--model", "model.onnx", cwd=place)
     assert result.err == (
         "error: evil\\x1b[31m\\nname does not exist; name folders, images, archives or .txt lists\n"
@@ -562,7 +562,7 @@ def interrupt(process: "subprocess.Popen[str]") -> Ran:
 
 @pytest.fixture(scope="module")
 def trainings(drawn, tmp_path_factory):
-    """In one process, since torch takes seconds to load: asked for CUDA, then stopped by Ctrl-C."""
+    """Request CUDA, then press Ctrl-C, in one process, because torch takes seconds to load."""
     folder = tmp_path_factory.mktemp("trainings")
     train = ["train", drawn, "--model", "cnn"]
     process = start(
@@ -581,7 +581,7 @@ def trainings(drawn, tmp_path_factory):
     return folder, Ran(int(code), "", on_cuda), stopped._replace(err=rest + stopped.err)
 
 
-def test_ctrl_c_ends_training_with_a_run_that_can_be_used(trainings):
+def test_ctrl_c_ends_training_with_a_usable_run(trainings):
     folder, _, result = trainings
     assert result.code == 130
     assert "Traceback" not in result.err
@@ -622,7 +622,7 @@ no_cuda = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="CUDA may w
 
 
 def assert_cuda_is_refused(err: str, runtime: str, beginnings: tuple[str, ...] = ()) -> None:
-    """Heard at the file descriptor, where the runtimes' own libraries write."""
+    """Read at the file descriptor, where the runtimes' own libraries write."""
     *progress, line = err.splitlines()
     assert line.startswith(f"error: CUDA does not work in {runtime} here: ")
     assert "--device cpu" in line
@@ -630,7 +630,7 @@ def assert_cuda_is_refused(err: str, runtime: str, beginnings: tuple[str, ...] =
 
 
 @no_cuda
-def test_training_on_cuda_that_does_not_work_ends_with_one_line(trainings):
+def test_training_on_broken_cuda_is_a_one_line_error(trainings):
     folder, result, _ = trainings
     assert result.code == 1
     assert_cuda_is_refused(result.err, "PyTorch", ("Checking images: ", "drawn"))
@@ -638,7 +638,7 @@ def test_training_on_cuda_that_does_not_work_ends_with_one_line(trainings):
 
 
 @no_cuda
-def test_classifying_on_cuda_that_does_not_work_ends_with_one_line(place):
+def test_classifying_on_broken_cuda_is_a_one_line_error(place):
     process = start(
         ["classify", "images", "--model", "model.onnx", "-o", "cuda.csv", "--device", "cuda"],
         cwd=place,
@@ -649,7 +649,7 @@ def test_classifying_on_cuda_that_does_not_work_ends_with_one_line(place):
     assert not (place / "cuda.csv").exists()
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(place):
+def test_a_closed_pipe_is_not_an_error(place):
     """As in `tltools classify ... -o - | head -1`."""
     lines = place / "lines.txt"
     lines.write_text(f"{place}/images/red.png\n" * 20_000)
@@ -699,8 +699,8 @@ def option_list() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_options_are_those_that_were_agreed_on():
-    """A promise to scripts: whoever changes an option sees it in the diff of a file."""
+def test_the_options_equal_the_recorded_ones():
+    """A promise to scripts: a changed option shows up in the diff of a file."""
     assert option_list() == GOLDEN.read_text(encoding="utf-8"), (
         "the options have changed; if that is meant: "
         "python tests/test_cli.py > tests/golden/options.txt"
@@ -711,7 +711,7 @@ NOT_OPTIONS = {"standardize", "keep"}
 """Settings that come with the recipe."""
 
 
-def test_each_training_setting_has_an_option_of_its_name():
+def test_every_training_setting_has_an_option_of_the_same_name():
     options = {names for names, *_ in options_of("train")}
     for field in fields(TrainConfig):
         if field.name not in NOT_OPTIONS:
@@ -738,8 +738,8 @@ FINE_TUNING_CHANGES = {"backbone_lr": 0.125, "dropout": 0.25}
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(TrainConfig)])
-def test_a_training_option_changes_its_setting_and_no_other(run, monkeypatch, field):
-    """Up to the library's door: what `train_models` is given."""
+def test_a_training_option_changes_only_its_setting(run, monkeypatch, field):
+    """Return the arguments that the command passes to `train_models`."""
     seen: list[TrainConfig] = []
 
     def train_models(dataset, configs, **options):

@@ -18,7 +18,7 @@ from tltools.console import (
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -60,7 +60,7 @@ def visible(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def test_a_bar_without_a_terminal_is_a_line_now_and_then_and_one_at_its_end():
+def test_without_a_terminal_a_bar_is_an_occasional_line_and_a_last_one():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Classify", 4000) as bar:
         for _ in range(25):  # a second and 100 images each
@@ -84,7 +84,7 @@ def test_a_bar_without_a_total_shows_count_and_rate():
     ]
 
 
-def test_a_bar_that_an_error_ends_says_where_it_stopped():
+def test_a_bar_that_ends_with_an_error_says_where_it_stopped():
     stream, clock = io.StringIO(), Clock()
     bar = RichProgress(stream, clock=clock).bar("Train", 10, unit="epochs")
 
@@ -99,14 +99,14 @@ def test_a_bar_that_an_error_ends_says_where_it_stopped():
     assert stream.getvalue() == "Train: 3/10 epochs, stopped after 6.0 s, 30.0 epochs/min\n"
 
 
-def test_a_bar_of_nothing_says_so():
+def test_a_bar_without_items_says_so():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Classify", 0):
         pass
     assert stream.getvalue() == "Classify: 0/0 images, done in 0.0 s\n"
 
 
-def test_lines_go_to_the_stream_and_warnings_say_what_they_are():
+def test_warnings_are_labeled_as_warnings():
     stream = io.StringIO()
     progress = RichProgress(stream)
     progress.say("hello [bold]you[/bold]")
@@ -142,7 +142,7 @@ def test_a_long_note_does_not_push_the_figures_off_the_line(terminal, monkeypatc
     assert any("2/9 measurements" in line and "nnn…" in line for line in lines)
 
 
-def test_bars_within_bars_and_lines_between_them(terminal):
+def test_bars_can_be_nested_with_lines_between_them(terminal):
     progress = RichProgress(terminal)
     with progress.bar("Outer", 2, unit="runs") as outer:
         for _ in range(2):
@@ -158,7 +158,7 @@ def test_bars_within_bars_and_lines_between_them(terminal):
     assert "Inner" not in shown[shown.rindex("Outer") :]  # an inner bar goes when it is done
 
 
-def test_standard_output_is_left_alone_while_a_bar_is_shown(terminal, capsys):
+def test_a_bar_does_not_touch_standard_output(terminal, capsys):
     with RichProgress(terminal).bar("Classify", 1):
         print("cat.jpg,cat")
     assert capsys.readouterr().out == "cat.jpg,cat\n"
@@ -192,11 +192,11 @@ def test_a_long_line_is_not_broken(terminal):
         pytest.param("caf\udce9", "caf\\udce9", id="a byte that is no text"),
     ],
 )
-def test_names_cannot_steer_the_terminal(name, shown):
+def test_names_cannot_control_the_terminal(name, shown):
     assert printable(name) == shown
 
 
-def test_what_an_encoding_lacks_is_escaped():
+def test_characters_that_the_encoding_lacks_are_escaped():
     assert printable("é写", "latin-1") == "é\\u5199"
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     RichProgress(stream).say("写")
@@ -230,7 +230,7 @@ def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
     assert "largest logit difference" not in out
 
 
-def test_numbers_stand_to_the_right(capsys):
+def test_numbers_are_right_aligned(capsys):
     print_table("", ("name", "ms"), [("a", "1.5"), ("b", "100.0"), ("c", "-")])
     rows = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert [line[-5:] for line in rows if line.strip()[:1] in ("a", "b", "c")] == [
@@ -251,7 +251,7 @@ def test_numbers_stand_to_the_right(capsys):
         (7385, "2:03:05 h"),
     ],
 )
-def test_durations_are_written_as_people_do(seconds, text):
+def test_durations_are_written_in_natural_units(seconds, text):
     assert duration(seconds) == text
 
 
@@ -269,7 +269,7 @@ def test_importing_the_console_does_not_import_rich():
     assert (result.stdout, result.stderr) == ("False\n", "")
 
 
-def test_json_stays_the_same_document_and_cannot_steer_a_terminal():
+def test_json_is_unchanged_and_cannot_control_the_terminal():
     document = {
         "name": "a\x1b[31m\x9b\u202eb\x7f\U000e0001",
         "plain": "é ü\u200d 日本",

@@ -35,7 +35,7 @@ def members_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
-def test_an_archive_is_the_folder_in_it(suffix, images, tmp_path):
+def test_an_archive_gives_the_same_data_as_its_folder(suffix, images, tmp_path):
     archive = pack(tmp_path / f"photos.{suffix}", members_of(images))
     packed, plain = (load_dataset(data, purpose="inspect") for data in (archive, images))
     assert packed.fingerprint == plain.fingerprint
@@ -43,7 +43,7 @@ def test_an_archive_is_the_folder_in_it(suffix, images, tmp_path):
     assert packed.name == "photos"
 
 
-def test_a_webdataset_shard_has_its_labels_beside_the_images(images, tmp_path):
+def test_a_webdataset_shard_is_labeled_by_its_cls_members(images, tmp_path):
     members = {}
     for number, (name, data) in enumerate(members_of(images).items()):
         members[f"./{number:04d}.png"] = data
@@ -64,7 +64,7 @@ def test_a_sample_without_a_label_is_named(images, tmp_path):
         local_data(archive)
 
 
-def test_an_archive_is_unpacked_once_and_anew_when_it_changes(images, tmp_path):
+def test_an_archive_is_unpacked_once_and_again_when_it_changes(images, tmp_path):
     members = members_of(images)
     archive = pack(tmp_path / "photos.tar", members)
     folder = local_data(archive)
@@ -76,7 +76,7 @@ def test_an_archive_is_unpacked_once_and_anew_when_it_changes(images, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
-def test_no_name_leads_out_of_the_cache(suffix, images, tmp_path):
+def test_no_name_escapes_the_cache(suffix, images, tmp_path):
     data = next(iter(members_of(images).values()))
     names = ["../a.png", "/tmp/tltools-a.png", "a/../../b.png", "c\\d.png", "a/./e.png", "ok/a.png"]  # noqa: S108
     folder = local_data(pack(tmp_path / f"evil.{suffix}", dict.fromkeys(names, data)))

@@ -76,7 +76,7 @@ class Watcher:
 # --- A clean set ----------------------------------------------------------------------------------
 
 
-def test_clean_class_folders_are_divided_without_a_finding(tmp_path):
+def test_clean_class_folders_are_split_without_a_finding(tmp_path):
     data = class_folders(tmp_path / "insects", bee=20, ant=30)
     dataset = load_dataset(data)
     assert dataset.name == "insects"
@@ -95,7 +95,7 @@ def test_clean_class_folders_are_divided_without_a_finding(tmp_path):
         assert digest == hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def test_parts_and_targets_go_together(tmp_path):
+def test_splits_and_targets_match(tmp_path):
     dataset = load_dataset(class_folders(tmp_path, b=10, a=10, c=10), val_fraction=0.3)
     for split, total in (("train", 21), ("val", 9), ("test", 0)):
         part, targets = dataset.part(split), dataset.targets(split)
@@ -127,7 +127,7 @@ def test_rows_stay_in_the_order_of_the_csv(tmp_path):
 # --- Fingerprint ----------------------------------------------------------------------------------
 
 
-def test_fingerprint_depends_on_images_classes_and_split_alone(tmp_path):
+def test_the_fingerprint_depends_only_on_images_classes_and_split(tmp_path):
     data = class_folders(tmp_path / "here", a=6, b=6)
     first = load_dataset(data)
     moved = tmp_path / "there" / "too"
@@ -144,7 +144,7 @@ def test_fingerprint_depends_on_images_classes_and_split_alone(tmp_path):
     assert load_dataset(data).fingerprint != first.fingerprint
 
 
-def test_fingerprint_follows_its_definition(tmp_path):
+def test_the_fingerprint_follows_its_definition(tmp_path):
     dataset = load_dataset(class_folders(tmp_path, a=4, b=4))
     lines = sorted(
         "\0".join(row)
@@ -186,7 +186,7 @@ def test_class_names_rename_in_the_order_of_the_labels(tmp_path):
         pytest.param(["a", " "], "not empty", id="empty"),
     ],
 )
-def test_class_names_that_do_not_fit_are_refused(tmp_path, given, message):
+def test_class_names_that_do_not_match_the_labels_are_refused(tmp_path, given, message):
     for index in range(4):
         image(tmp_path / f"{index}.png", index)
     csv = csv_of(tmp_path, "0.png,1", "1.png,0", "2.png,0", "3.png,1")
@@ -199,7 +199,7 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path, given, message):
 
 @pytest.fixture
 def damaged(tmp_path) -> Path:
-    """20 good images, two that are missing and three that no one can read."""
+    """20 good images, two missing and three unreadable ones."""
     for index in range(20):
         image(tmp_path / f"{index}.png", index)
     (tmp_path / "empty.png").touch()
@@ -210,7 +210,7 @@ def damaged(tmp_path) -> Path:
     return csv_of(tmp_path, *(f"{i}.png,{i % 2}" for i in range(20)), *(f"{b},1" for b in bad))
 
 
-def test_missing_and_unreadable_images_stop_a_training(damaged):
+def test_missing_and_unreadable_images_stop_training(damaged):
     with pytest.raises(DataError, match=r"2 images are missing .*3 images are unrea") as caught:
         load_dataset(damaged)
     message = str(caught.value)
@@ -219,12 +219,12 @@ def test_missing_and_unreadable_images_stop_a_training(damaged):
     assert "\n" not in message
 
 
-def test_they_stop_an_evaluation_as_well(damaged):
+def test_missing_and_unreadable_images_stop_an_evaluation_too(damaged):
     with pytest.raises(DataError, match="`skip_bad=True`"):
         load_dataset(damaged, purpose="evaluate")
 
 
-def test_skip_bad_leaves_them_out_and_says_so(damaged):
+def test_skip_bad_leaves_bad_images_out_with_a_note(damaged):
     dataset = load_dataset(damaged, skip_bad=True)
     assert len(dataset.frame) == 20
     assert kinds(dataset) == [("warning", "missing"), ("warning", "unreadable")]
@@ -233,13 +233,13 @@ def test_skip_bad_leaves_them_out_and_says_so(damaged):
     assert all(found.message.endswith("skipped") for found in dataset.findings)
 
 
-def test_an_inspection_shows_them_as_errors(damaged):
+def test_an_inspection_lists_bad_images_as_errors(damaged):
     dataset = load_dataset(damaged, purpose="inspect")
     assert kinds(dataset) == [("error", "missing"), ("error", "unreadable")]
     assert len(dataset.frame) == 20
 
 
-def test_a_long_list_is_shortened_in_the_message_only(tmp_path):
+def test_a_long_list_is_shortened_only_in_the_message(tmp_path):
     class_folders(tmp_path, a=2, b=2)
     lines = [f"gone{index}.png,b" for index in range(25)]
     csv = csv_of(tmp_path, "a/0.png,a", "a/1.png,a", "b/0.png,b", *lines)
@@ -249,7 +249,7 @@ def test_a_long_list_is_shortened_in_the_message_only(tmp_path):
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_if_all_are_missing_the_message_names_images(tmp_path, skip_bad):
+def test_if_all_images_are_missing_the_message_suggests_the_images_option(tmp_path, skip_bad):
     csv = csv_of(tmp_path, "a.png,0", "b.png,1")
     with pytest.raises(DataError, match=r"2 images are missing .*/a.png.* check `images=`"):
         load_dataset(csv, skip_bad=skip_bad)
@@ -258,7 +258,7 @@ def test_if_all_are_missing_the_message_names_images(tmp_path, skip_bad):
     assert len(dataset.frame) == 0
 
 
-def test_a_image_whose_name_is_not_unicode_is_like_any_other(tmp_path):
+def test_an_image_whose_name_is_not_unicode_is_like_any_other(tmp_path):
     class_folders(tmp_path, a=4, b=4)
     odd = os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff.png")
     (tmp_path / "a" / "0.png").rename(odd)
@@ -285,7 +285,7 @@ def test_a_repeated_row_is_counted_once(tmp_path):
 
 @pytest.fixture
 def copied(tmp_path) -> Path:
-    """60 images, ten groups of copies, and two contradictions: one by copies, one by rows."""
+    """60 images, ten groups of duplicates, and two contradictions: duplicate files and rows."""
     lines = []
     for index in range(60):
         label = "ab"[index % 2]
@@ -299,7 +299,7 @@ def copied(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_copies_stay_on_one_side_and_contradictions_are_left_out(copied, seed):
+def test_duplicates_stay_in_one_split_and_contradictions_are_left_out(copied, seed):
     dataset = load_dataset(copied, val_fraction=0.4, seed=seed)
     sides = dataset.frame.groupby("sha256")["split"].nunique()
     assert set(sides) == {1}
@@ -321,7 +321,7 @@ def test_an_evaluation_keeps_contradictions_and_makes_no_split(copied):
     assert "are kept" in finding(dataset, "contradiction").message
 
 
-def test_copies_across_a_given_split_are_reported_and_kept(tmp_path):
+def test_duplicates_across_a_given_split_are_reported_and_kept(tmp_path):
     class_folders(tmp_path / "train", a=10, b=10)
     class_folders(tmp_path / "val", first=100, a=5, b=5)
     class_folders(tmp_path / "test", first=200, a=5, b=5)
@@ -341,7 +341,7 @@ def test_copies_across_a_given_split_are_reported_and_kept(tmp_path):
     ]
 
 
-def test_one_image_in_train_and_val_is_a_leak_and_no_repetition(tmp_path):
+def test_an_image_in_train_and_val_is_a_leak_and_not_a_repeated_row(tmp_path):
     class_folders(tmp_path, a=4, b=4)
     lines = [f"{label}/{i}.png,{label},{'val' if i else 'train'}" for label in "ab" for i in (0, 1)]
     path = tmp_path / "labels.csv"
@@ -355,14 +355,14 @@ def test_one_image_in_train_and_val_is_a_leak_and_no_repetition(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["default", "article"])
-def test_data_with_its_own_split_refuses_another(tmp_path, split):
+def test_data_with_its_own_split_cannot_be_split_again(tmp_path, split):
     class_folders(tmp_path / "train", a=10, b=10)
     class_folders(tmp_path / "val", first=100, a=5, b=5)
     with pytest.raises(ConfigError, match=f"has its own split: leave out `split={split}`"):
         load_dataset(tmp_path, split=split)
 
 
-def test_a_given_train_without_val_gets_one(tmp_path):
+def test_a_given_train_split_without_val_gets_one(tmp_path):
     class_folders(tmp_path / "train", a=20, b=10)
     class_folders(tmp_path / "test", first=100, a=5, b=5)
     dataset = load_dataset(tmp_path)
@@ -382,7 +382,7 @@ def test_classes_are_matched_by_name_across_the_split(tmp_path):
     assert "class ant has no image in val" in finding(dataset, "class-not-in-val").message
 
 
-def test_a_class_that_train_lacks_is_an_error(tmp_path):
+def test_a_class_missing_from_train_is_an_error(tmp_path):
     class_folders(tmp_path / "train", ant=4, bee=4)
     class_folders(tmp_path / "val", first=100, bee=4, wasp=4)
     with pytest.raises(DataError, match="class wasp has no image in train"):
@@ -408,7 +408,7 @@ def test_a_split_without_train_is_an_error(tmp_path):
         pytest.param({"purpose": "evaluate", "split": "default"}, "makes no split", id="evaluate"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(tmp_path, settings, message):
+def test_contradictory_settings_are_refused(tmp_path, settings, message):
     class_folders(tmp_path, a=4, b=4)
     with pytest.raises(ConfigError, match=message):
         load_dataset(tmp_path, **settings)
@@ -441,7 +441,7 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
         load_dataset(csv, skip_bad=True)
 
 
-def test_only_tiny_classes_leave_nothing_to_validate(tmp_path):
+def test_data_with_only_tiny_classes_has_nothing_to_validate(tmp_path):
     with pytest.raises(DataError, match="no image is left for val"):
         load_dataset(class_folders(tmp_path, a=1, b=1))
 
@@ -452,7 +452,7 @@ def test_imbalance_is_noted_beyond_ten_to_one(tmp_path, large, noted):
     assert (("note", "imbalance") in kinds(dataset)) is noted
 
 
-def test_loose_images_are_named(tmp_path):
+def test_images_outside_class_folders_are_named(tmp_path):
     class_folders(tmp_path, a=3, b=3)
     image(tmp_path / "loose.png", 50)
     dataset = load_dataset(tmp_path)
@@ -465,7 +465,7 @@ def test_loose_images_are_named(tmp_path):
 
 @pytest.fixture
 def same_bytes(emergency) -> list[list[str]]:
-    """Groups of file names with the same bytes, compared as bytes and not by a hash."""
+    """Groups of byte-identical files, compared by bytes rather than by hash."""
     groups: dict[bytes, list[str]] = {}
     for path in sorted((emergency / "images").iterdir()):
         groups.setdefault(path.read_bytes(), []).append(path.name)

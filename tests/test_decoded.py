@@ -1,4 +1,4 @@
-"""Images that are decoded once: where they are kept, and that nothing is left behind."""
+"""Images that are decoded once: where they are kept, and that no file remains."""
 
 import resource
 import sys
@@ -40,7 +40,7 @@ def cache_dir(tmp_path):
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    """Memory for less than the images of `paths`, at the share that they may take."""
+    """Return slightly too little memory for the images of `paths`."""
     monkeypatch.setattr(decoded, "available_memory", lambda: 2 * 10 * 16 * 16 * 3 - 1)
     monkeypatch.setattr(decoded, "DECODE_BATCH", 4)
 
@@ -50,13 +50,13 @@ def expected(paths):
 
 
 def deleted_files(folder: Path) -> list[str]:
-    """Return what this process holds open or mapped in `folder` without a name."""
+    """Return the unnamed files in `folder` that this process has open or mapped."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     names = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return [line for line in (*names, *maps) if str(folder) in line]
 
 
-def test_images_are_kept_in_memory_where_they_fit(paths, cache_dir):
+def test_images_are_kept_in_memory_if_they_fit(paths, cache_dir):
     progress = Recorder()
     images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=progress)
     np.testing.assert_array_equal(images.numpy(), expected(paths))
@@ -66,7 +66,7 @@ def test_images_are_kept_in_memory_where_they_fit(paths, cache_dir):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_other_images_are_mapped_from_a_file_that_leaves_nothing(paths, cache_dir, little_memory):
+def test_larger_sets_are_mapped_from_a_temporary_file(paths, cache_dir, little_memory):
     progress = Recorder()
     images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=progress)
     np.testing.assert_array_equal(images.numpy(), expected(paths))
@@ -99,14 +99,14 @@ def test_ctrl_c_while_decoding_into_a_file_leaves_nothing(paths, cache_dir, litt
     assert deleted_files(cache_dir) == []
 
 
-def test_room_is_looked_for_before_decoding(paths, cache_dir, little_memory, monkeypatch):
+def test_free_space_is_checked_before_decoding(paths, cache_dir, little_memory, monkeypatch):
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000))
     monkeypatch.setattr(decoded, "decode_batches", None)
     with pytest.raises(TltoolsError, match=r"need 0.0 GB.*cache has 0.0 GB free; .*`cache_dir=`"):
         decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
 
 
-def test_a_full_disk_is_one_line_with_the_remedy(paths, cache_dir, little_memory):
+def test_a_full_disk_is_a_one_line_error_with_a_remedy(paths, cache_dir, little_memory):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_line_with_the_remedy(paths, cache_dir, little_memory
     assert list(cache_dir.iterdir()) == []
 
 
-def test_a_cache_folder_that_cannot_be_made_is_one_line(paths, cache_dir, little_memory):
+def test_an_uncreatable_cache_folder_is_a_one_line_error(paths, cache_dir, little_memory):
     cache_dir.write_text("a file")
     with pytest.raises(TltoolsError, match=r"cannot write decoded images to .*`cache_dir=`"):
         decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
@@ -133,7 +133,7 @@ def test_an_image_that_cannot_be_read_is_named(paths, cache_dir, little_memory):
 @pytest.mark.parametrize(
     ("free", "place"), [(4 * 10 * 16 * 16 * 3, "meta"), (4 * 10 * 16 * 16 * 3 - 1, "cpu")]
 )
-def test_images_are_kept_on_the_gpu_where_they_take_a_quarter_of_it(
+def test_images_are_kept_on_the_gpu_if_they_take_a_quarter_of_it(
     paths, cache_dir, monkeypatch, free, place
 ):
     monkeypatch.setattr(decoded, "free_gpu_memory", lambda _: free)

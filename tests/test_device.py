@@ -74,13 +74,13 @@ def recorded(monkeypatch, driver_says_yes):
     return RecordedSession
 
 
-def test_cpu_is_taken_as_asked(onnx_path):
+def test_the_cpu_is_used_on_request(onnx_path):
     session, choice = open_session(onnx_path, device="cpu")
     assert session.get_providers() == [CPU_PROVIDER]
     assert (choice.device, choice.reason) == ("cpu", "as asked")
 
 
-def test_model_can_be_given_as_bytes(onnx_path):
+def test_a_model_can_be_given_as_bytes(onnx_path):
     session, _ = open_session(onnx_path.read_bytes(), device="cpu")
     assert [node.name for node in session.get_inputs()] == ["images"]
 
@@ -91,7 +91,7 @@ def test_placement_counts_the_nodes_by_provider(onnx_path):
 
 
 @needs_no_driver
-def test_auto_takes_the_cpu_and_says_why(onnx_path):
+def test_auto_uses_the_cpu_and_says_why(onnx_path):
     session, choice = open_session(onnx_path, device="auto")
     assert session.get_providers() == [CPU_PROVIDER]
     assert choice.device == "cpu"
@@ -100,14 +100,14 @@ def test_auto_takes_the_cpu_and_says_why(onnx_path):
 
 
 @needs_no_driver
-def test_cuda_without_a_driver_fails_with_reason_and_remedy(onnx_path):
+def test_cuda_without_a_driver_fails_with_a_reason_and_a_remedy(onnx_path):
     with pytest.raises(DeviceError, match=r"driver is missing.*install the driver.*`device=cpu`"):
         open_session(onnx_path, device="cuda")
 
 
 @needs_no_driver
 @pytest.mark.usefixtures("driver_says_yes")
-def test_real_fallback_of_onnxruntime_is_caught(onnx_path):
+def test_a_real_fallback_of_onnxruntime_is_caught(onnx_path):
     # onnxruntime itself is asked for CUDA here, raises nothing and gives a session on the CPU.
     with pytest.raises(DeviceError, match=r"fell back to the CPU: lib\S+: cannot open shared"):
         open_session(onnx_path, device="cuda")
@@ -115,7 +115,7 @@ def test_real_fallback_of_onnxruntime_is_caught(onnx_path):
 
 @needs_no_driver
 @pytest.mark.usefixtures("driver_says_yes")
-def test_real_fallback_is_the_reason_that_auto_gives(onnx_path):
+def test_auto_reports_a_real_fallback_as_its_reason(onnx_path):
     _, choice = open_session(onnx_path, device="auto")
     assert choice.device == "cpu"
     assert "onnxruntime fell back to the CPU" in choice.reason
@@ -156,7 +156,7 @@ def test_onnxruntime_writes_no_device_id(onnx_path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cuda_gets_the_providers_and_options_that_it_needs(recorded, onnx_path):
+def test_cuda_gets_the_providers_and_options_it_needs(recorded, onnx_path):
     _, choice = open_session(onnx_path, device="cuda")
     cuda, cpu = recorded.asked["providers"]
     options = {"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
@@ -168,7 +168,7 @@ def test_cuda_gets_the_providers_and_options_that_it_needs(recorded, onnx_path):
 
 
 @pytest.mark.usefixtures("recorded")
-def test_libraries_are_preloaded_in_silence(onnx_path, monkeypatch, capsys):
+def test_libraries_are_preloaded_without_output(onnx_path, monkeypatch, capsys):
     calls = []
 
     def preload():
@@ -181,7 +181,7 @@ def test_libraries_are_preloaded_in_silence(onnx_path, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_tf32_is_on_only_when_asked_for_and_the_reason_says_so(recorded, onnx_path):
+def test_tf32_is_used_only_on_request_and_the_reason_says_so(recorded, onnx_path):
     _, choice = open_session(onnx_path, device="cuda", tf32=True)
     assert recorded.asked["providers"][0][1]["use_tf32"] == "1"
     assert choice.reason == "onnxruntime placed 1 of 2 nodes on it, TF32"
@@ -197,19 +197,19 @@ def test_tf32_on_the_cpu_is_refused_with_the_reason(request, path, asked, reason
         load_predictor(request.getfixturevalue(path), device=asked, tf32=True)
 
 
-def test_channels_come_last_only_when_asked_for(recorded, onnx_path):
+def test_channels_come_last_only_on_request(recorded, onnx_path):
     open_session(onnx_path, device="cuda", nhwc=True)
     assert recorded.asked["providers"][0][1]["prefer_nhwc"] == "1"
 
 
 @pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
-def test_on_the_cpu_channels_come_first_whatever_is_asked_for(request, path):
+def test_on_the_cpu_channels_always_come_first(request, path):
     predictor = load_predictor(request.getfixturevalue(path), device="cpu", nhwc=True)
     assert (predictor.layout, predictor.tf32) == ("nchw", False)
 
 
 @pytest.mark.usefixtures("recorded")
-def test_auto_takes_cuda_where_it_works(onnx_path):
+def test_auto_uses_cuda_if_it_works(onnx_path):
     _, choice = open_session(onnx_path, device="auto")
     assert choice.device == "cuda"
 
@@ -221,7 +221,7 @@ def test_compute_nodes_left_on_the_cpu_are_an_error(recorded, onnx_path, monkeyp
         open_session(onnx_path, device="cuda")
 
 
-def test_failure_inside_cuda_is_a_device_error(recorded, onnx_path, monkeypatch):
+def test_a_failure_inside_cuda_is_a_device_error(recorded, onnx_path, monkeypatch):
     def fail(_self, *_args, **_kwargs):
         raise RuntimeError("CUDA failure 35: driver version is insufficient\nstack\ntrace")
 
@@ -231,7 +231,7 @@ def test_failure_inside_cuda_is_a_device_error(recorded, onnx_path, monkeypatch)
         open_session(onnx_path, device="cuda")
 
 
-def test_onnxruntime_without_cuda_says_which_package_has_it(monkeypatch, onnx_path):
+def test_onnxruntime_without_cuda_names_the_package_that_has_it(monkeypatch, onnx_path):
     ort = device.import_onnxruntime()
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU_PROVIDER])
     with pytest.raises(DeviceError, match=r"built without CUDA; .*pip install onnxruntime-gpu"):
@@ -241,7 +241,7 @@ def test_onnxruntime_without_cuda_says_which_package_has_it(monkeypatch, onnx_pa
 @pytest.mark.parametrize(
     ("status", "count", "problem"), [(100, 0, "no GPU \\(status 100"), (0, 0, "no GPU \\(status 0")]
 )
-def test_driver_without_a_gpu_is_a_reason(monkeypatch, onnx_path, status, count, problem):
+def test_a_driver_without_a_gpu_is_a_reason(monkeypatch, onnx_path, status, count, problem):
     driver = SimpleNamespace(cuInit=lambda _flags: status, cuDeviceGetCount=lambda _count: count)
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: driver)
     with pytest.raises(DeviceError, match=problem):
@@ -249,21 +249,21 @@ def test_driver_without_a_gpu_is_a_reason(monkeypatch, onnx_path, status, count,
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x0a"])
-def test_file_that_is_no_model_is_an_artifact_error(tmp_path, content):
+def test_a_file_that_is_not_a_model_is_an_artifact_error(tmp_path, content):
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"onnxruntime cannot open .*broken\.onnx.*export"):
         open_session(path, device="cpu")
 
 
-def test_threads_are_those_asked_for_or_all_cores(onnx_path, monkeypatch):
+def test_threads_are_as_requested_or_one_per_core(onnx_path, monkeypatch):
     monkeypatch.setattr(device, "num_cores", lambda: 7)
     for asked, given in [(3, 3), (None, 7)]:
         session, _ = open_session(onnx_path, device="cpu", threads=asked)
         assert session.get_session_options().intra_op_num_threads == given
 
 
-def test_torch_is_on_the_cpu_when_asked():
+def test_torch_runs_on_the_cpu_on_request():
     assert device.torch_device("cpu") == device.DeviceChoice("cpu", "as asked")
 
 
@@ -277,19 +277,19 @@ def test_torch_is_not_imported_to_choose_the_cpu_for_onnxruntime(onnx_path):
 
 
 @needs_no_driver
-def test_torch_falls_to_the_cpu_with_the_reason():
+def test_torch_falls_back_to_the_cpu_with_a_reason():
     choice = device.torch_device("auto")
     assert choice.device == "cpu"
     assert "driver is missing" in choice.reason or "built without CUDA" in choice.reason
 
 
 @needs_no_driver
-def test_torch_on_cuda_fails_with_the_remedy():
+def test_torch_on_broken_cuda_fails_with_a_remedy():
     with pytest.raises(DeviceError, match=r"CUDA does not work in PyTorch here.*`device=cpu`"):
         device.torch_device("cuda")
 
 
-def test_torch_takes_cuda_where_it_works(monkeypatch):
+def test_torch_uses_cuda_if_it_works(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -324,7 +324,7 @@ def test_cuda_gives_the_same_logits_as_the_cpu(onnx_path):
 # ------------------------------------------------------------------- other execution providers
 
 
-def test_tensorrt_comes_before_cuda_and_keeps_its_engines(recorded, onnx_path, monkeypatch):
+def test_tensorrt_comes_before_cuda_and_caches_its_engines(recorded, onnx_path, monkeypatch):
     monkeypatch.setattr(
         recorded, "nodes", [(TENSORRT_PROVIDER, "TRTKernel"), (CUDA_PROVIDER, "Conv")]
     )
@@ -340,7 +340,7 @@ def test_tensorrt_comes_before_cuda_and_keeps_its_engines(recorded, onnx_path, m
 
 @needs_no_driver
 @pytest.mark.usefixtures("driver_says_yes")
-def test_real_fallback_from_tensorrt_is_caught(onnx_path):
+def test_a_real_fallback_from_tensorrt_is_caught(onnx_path):
     with pytest.raises(
         DeviceError, match=r"TensorRT does not work .* here: lib\S+: cannot .*pip install tensorrt,"
     ):
@@ -348,14 +348,14 @@ def test_real_fallback_from_tensorrt_is_caught(onnx_path):
 
 
 @needs_no_driver
-def test_tensorrt_without_a_driver_fails_with_reason_and_remedy(onnx_path):
+def test_tensorrt_without_a_driver_fails_with_a_reason_and_a_remedy(onnx_path):
     with pytest.raises(
         DeviceError, match=r"TensorRT does not work .*driver is missing.*device=cpu"
     ):
         open_session(onnx_path, device="tensorrt")
 
 
-def test_openvino_is_asked_for_its_cpu_with_the_given_threads(onnx_path, monkeypatch):
+def test_openvino_runs_on_its_cpu_with_the_given_threads(onnx_path, monkeypatch):
     ort = device.import_onnxruntime()
     monkeypatch.setattr(ort, "InferenceSession", RecordedSession)
     monkeypatch.setattr(RecordedSession, "nodes", [(OPENVINO_PROVIDER, "Conv")] * 3)
@@ -384,7 +384,7 @@ def test_a_provider_that_is_not_installed_is_named_with_its_package(onnx_path, m
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "openvino"])
-def test_pytorch_runs_on_neither(name):
+def test_pytorch_runs_on_neither_tensorrt_nor_openvino(name):
     with pytest.raises(
         DeviceError, match=rf"`device={name}` runs ONNX exports only.*an .onnx file"
     ):
@@ -407,7 +407,7 @@ def test_pytorch_runs_on_neither(name):
         ("tensorrt:1", "tensorrt", (1,)),
     ],
 )
-def test_a_device_is_a_kind_and_maybe_some_gpus(text, kind, gpus):
+def test_a_device_is_a_kind_and_optionally_some_gpus(text, kind, gpus):
     assert parse_device(text) == DeviceRequest(kind, gpus)
 
 
@@ -416,13 +416,13 @@ def test_a_device_is_a_kind_and_maybe_some_gpus(text, kind, gpus):
     ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", "cuda:0,1", "cuda,cuda:1",
      "cuda:0,tensorrt:1", "cpu:0", "openvino:1", "auto:0", "cuda:0,", "cuda:\u0661"],
 )  # fmt: skip
-def test_what_is_not_a_device_is_refused_in_one_line(text):
+def test_an_unknown_device_is_a_one_line_error(text):
     with pytest.raises(ConfigError, match=r"is not a device: choose auto, .* cuda:1, or") as caught:
         parse_device(text)
     assert "\n" not in str(caught.value)
 
 
-def test_a_gpu_is_named_once():
+def test_a_gpu_may_be_named_only_once():
     with pytest.raises(ConfigError, match=r"'cuda:1,cuda:1' lists a GPU twice"):
         parse_device("cuda:1,cuda:1")
 
@@ -439,7 +439,7 @@ def test_a_gpu_is_named_once():
         ("openvino", ()),
     ],
 )
-def test_a_request_means_the_gpus_that_it_names_or_all(monkeypatch, asked, expected):
+def test_a_request_uses_the_gpus_that_it_names_or_all(monkeypatch, asked, expected):
     monkeypatch.setattr(device, "num_gpus", lambda: 3)
     assert chosen_gpus(asked) == expected
 
@@ -447,7 +447,7 @@ def test_a_request_means_the_gpus_that_it_names_or_all(monkeypatch, asked, expec
 @pytest.mark.parametrize(
     ("count", "have"), [(0, "no GPU"), (1, "one GPU, cuda:0"), (2, "2 GPUs, from cuda:0")]
 )
-def test_a_gpu_that_does_not_exist_is_refused_with_what_there_is(monkeypatch, count, have):
+def test_a_missing_gpu_is_refused_with_a_list_of_gpus(monkeypatch, count, have):
     monkeypatch.setattr(device, "num_gpus", lambda: count)
     with pytest.raises(
         DeviceError, match=rf"GPU 2 does not exist: this process sees {have}.*; choose .*cpu"
@@ -455,7 +455,7 @@ def test_a_gpu_that_does_not_exist_is_refused_with_what_there_is(monkeypatch, co
         chosen_gpus("cuda:0,cuda:2" if count else "cuda:2")
 
 
-def test_a_session_runs_on_the_gpu_that_is_named(recorded, onnx_path, monkeypatch):
+def test_a_session_runs_on_the_named_gpu(recorded, onnx_path, monkeypatch):
     monkeypatch.setattr(device, "num_gpus", lambda: 2)
     for asked, gpu, expected in (("cuda", None, 0), ("cuda:1", None, 1), ("cuda:0,cuda:1", 1, 1)):
         _, choice = open_session(onnx_path, device=asked, gpu=gpu)
@@ -465,7 +465,7 @@ def test_a_session_runs_on_the_gpu_that_is_named(recorded, onnx_path, monkeypatc
         open_session(onnx_path, device="cuda:2")
 
 
-def test_one_session_takes_one_gpu(onnx_path):
+def test_a_session_uses_one_gpu(onnx_path):
     with pytest.raises(
         DeviceError, match=r"`device=cuda:0,cuda:1` names several GPUs.*choose `device=cuda:0`$"
     ):
@@ -482,11 +482,11 @@ def test_a_named_gpu_without_a_driver_fails_as_cuda_does(onnx_path):
         device.torch_device("cuda:1")
 
 
-def test_a_cluster_hands_out_its_gpus_itself():
+def test_a_cluster_assigns_its_own_gpus():
     with pytest.raises(DeviceError, match=r"`device=cuda:1` names GPUs of one.*`device=cuda`$"):
         cluster_device("cuda:1", 4)
 
 
-def test_the_cpu_has_no_use_for_page_locked_memory(onnx_path, torchscript_path):
+def test_the_cpu_does_not_page_lock_memory(onnx_path, torchscript_path):
     for path in (onnx_path, torchscript_path):
         assert load_predictor(path, device="cpu").lock_pages(np.zeros(10, np.uint8)) is None

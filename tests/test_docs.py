@@ -1,4 +1,4 @@
-"""README and the chapters: what they show runs, what they name exists, and `tltools docs`."""
+"""README and the chapters: their commands run, the files they name exist; and `tltools docs`."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class Shown(NamedTuple):
     words: list[str]
     line: str
     mark: str
-    """What follows `#`; empty for a command that is run here."""
+    """Text after `#`; empty for a command that is run here."""
     output: list[str]
 
 
@@ -85,7 +85,7 @@ ALL = [(page, one) for page in PAGES for one in shown(page)]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, vgg16_file):
-    """A folder as a reader may have it: images, archives, weights, a run and its export."""
+    """A reader's folder: images, archives, weights, a run and its export."""
     folder = tmp_path_factory.mktemp("reader")
     assert run_tltools("sample", "sample", "--num-images", NUM, cwd=folder).code == 0
     shutil.copytree(folder / "sample" / "images", folder / "photos" / "images")
@@ -111,7 +111,7 @@ def trained(tmp_path_factory, vgg16_file):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs_and_answers_as_shown(page, trained, tmp_path, monkeypatch):
+def test_the_commands_on_a_page_run_and_print_what_it_shows(page, trained, tmp_path, monkeypatch):
     """In a copy of the folder, one after the other; for README, with nothing made before.
 
     Where a page leaves the choice of the model, it is the CNN here, and not VGG16 as well.
@@ -154,12 +154,12 @@ def quick(words: list[str]) -> list[str]:
 
 
 def words_of(output: str) -> set[str]:
-    """Return what was printed as words, without figures."""
+    """Return the printed words, without figures."""
     same = re.sub(r"\bunstable\b", "ok", re.sub(r"[+-]?\d[\d.,]*", "0", output))
     return {word.strip("(),%") for word in same.split()}
 
 
-def test_every_listing_is_marked_or_run():
+def test_every_listing_is_run_or_marked():
     assert {one.mark for _, one in ALL if one.mark} <= ELSEWHERE
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", text_of(page), re.MULTILINE)[::2]
@@ -170,7 +170,7 @@ def test_every_listing_is_marked_or_run():
 @pytest.mark.parametrize(
     "line", sorted({one.line for _, one in ALL if one.mark and one.words[0] == "tltools"})
 )
-def test_a_command_that_is_not_run_is_one_that_the_command_line_takes(line):
+def test_a_command_that_is_not_run_is_a_valid_command(line):
     _, *words = shlex.split(line)
     group = get_command(cli.app)
     if words[0] in group.commands:
@@ -182,7 +182,7 @@ def test_a_command_that_is_not_run_is_one_that_the_command_line_takes(line):
 @pytest.mark.parametrize(
     "line", sorted({one.line for _, one in ALL if one.words[0] == "rm" and not one.mark})
 )
-def test_what_is_deleted_is_there(line, trained, tmp_path, monkeypatch):
+def test_paths_deleted_on_a_page_exist(line, trained, tmp_path, monkeypatch):
     """With a home folder that is none: only relative paths and those below ~ are let through."""
     folder = tmp_path / "reader"
     shutil.copytree(trained, folder)
@@ -204,7 +204,7 @@ def test_what_is_deleted_is_there(line, trained, tmp_path, monkeypatch):
     assert not any((folder / path).exists() for path in before)
 
 
-def test_other_programs_are_named_with_what_there_is():
+def test_make_and_pip_commands_name_existing_targets_and_packages():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     wheel = f"dist/{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl"
     for page, one in ALL:
@@ -271,7 +271,7 @@ def test_files_on_a_page_exist(page):
         assert (ROOT / path).is_file(), path
 
 
-def test_the_map_names_every_part_of_the_package():
+def test_the_map_lists_every_part_of_the_package():
     paths = re.findall(r"^(\S+/\S*)  ", text_of("development"), re.MULTILINE)
     assert all((ROOT / path).exists() for path in paths)
     rooms = {f"tltools/{path.parent.name}/" for path in (ROOT / "tltools").glob("*/__init__.py")}
@@ -295,7 +295,7 @@ def test_docs_lists_the_chapters_with_a_line_each(tmp_path):
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_docs_prints_a_chapter_as_plain_text_where_it_is_piped(name, tmp_path):
+def test_docs_prints_plain_text_into_a_pipe(name, tmp_path):
     ran = run_tltools("docs", name, cwd=tmp_path)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("# ")
@@ -335,7 +335,7 @@ def test_docs_formats_a_chapter_on_a_terminal():
     assert max(len(line.rstrip()) for line in plain.splitlines()) <= 80
 
 
-def test_an_unknown_chapter_is_one_line_that_names_those_there_are(tmp_path):
+def test_an_unknown_chapter_is_a_one_line_error_that_lists_the_chapters(tmp_path):
     ran = run_tltools("docs", "cooking", cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == f"error: no chapter 'cooking': choose from {', '.join(CHAPTERS)}\n"

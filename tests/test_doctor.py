@@ -16,7 +16,7 @@ GPU = "onnxruntime on a GPU"
 
 @pytest.fixture(scope="module")
 def checks(tmp_path_factory):
-    """What this machine gives, by name."""
+    """The checks of this machine, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
@@ -25,7 +25,7 @@ def checks(tmp_path_factory):
 
 @pytest.fixture
 def no_card(monkeypatch):
-    """Make this a machine without an NVIDIA card, whatever it is."""
+    """Pretend that this machine has no NVIDIA card."""
     monkeypatch.setattr(doctor, "gpu_names", lambda: ())
     monkeypatch.setattr(doctor, "_has_nvidia_card", lambda: False)
 
@@ -35,7 +35,7 @@ def refuse(*_args, **_options):
 
 
 def pretend_requirements(monkeypatch, requirements):
-    """Make packages require what `requirements` says; the others are not installed."""
+    """Pretend that only these packages are installed, with these requirements."""
 
     def requires(package):
         if package not in requirements:
@@ -62,7 +62,7 @@ def test_a_machine_that_runs_these_tests_has_no_failures(checks):
     assert checks["onnxruntime's usage reports"].detail.startswith("off")
 
 
-def test_our_own_version_is_named_and_the_project_of_the_same_name_is_found(monkeypatch):
+def test_the_version_is_named_and_the_other_tltools_is_detected(monkeypatch):
     pretend_installed(monkeypatch, tltools_classifiers=__version__)
     assert doctor._tltools() == doctor.Check(name="tltools", status="ok", detail=__version__)
     pretend_installed(monkeypatch, tltools_classifiers=__version__, tltools="2.0.5")
@@ -142,7 +142,7 @@ def test_a_gpu_that_works_is_named_with_its_nodes(monkeypatch):
     assert check.detail == "runs a small model correctly; nodes: 3 on CUDAExecutionProvider"
 
 
-def test_a_device_that_computes_something_else_fails(monkeypatch):
+def test_a_device_that_computes_wrong_results_fails(monkeypatch):
     pretend_session(monkeypatch, 1.4, {"CUDAExecutionProvider": 3})
     (check,) = doctor._onnxruntime()
     assert check.status == "fail"
@@ -151,7 +151,7 @@ def test_a_device_that_computes_something_else_fails(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_card")
-def test_no_gpu_is_in_order():
+def test_having_no_gpu_is_fine():
     check = doctor._on_gpu(GPU, refuse)
     assert check.status == "ok"
     assert check.detail == (
@@ -173,7 +173,7 @@ def test_a_gpu_with_a_driver_that_cannot_be_used_is_a_failure(monkeypatch):
     assert (check.status, check.remedy) == ("fail", "install it, or the CPU")
 
 
-def test_a_runtime_that_opens_no_model_fails_and_ends_there(monkeypatch):
+def test_a_runtime_that_cannot_open_a_model_fails(monkeypatch):
     def broken(*_args, **_options):
         raise ArtifactError("onnxruntime cannot open the model: bad; make it again")
 
@@ -192,7 +192,7 @@ def test_a_runtime_that_is_missing_fails(monkeypatch):
     assert check.remedy == "pip install --force-reinstall onnxruntime-gpu"
 
 
-def test_a_slim_installation_without_onnx_is_no_failure(monkeypatch):
+def test_a_slim_installation_without_onnx_does_not_fail(monkeypatch):
     pretend_installed(monkeypatch, onnxruntime="1.31")
     monkeypatch.setitem(sys.modules, "onnx", None)  # so that an import of it fails
     (check,) = doctor._onnxruntime()
@@ -273,12 +273,12 @@ def test_two_onnxruntimes_at_once_are_a_warning(monkeypatch):
 @pytest.mark.parametrize(
     ("installed", "status"), [({}, "fail"), ({"onnxruntime": "1"}, "ok"), ({"torch": "1"}, "fail")]
 )
-def test_one_onnxruntime_is_needed(monkeypatch, installed, status):
+def test_a_missing_onnxruntime_fails(monkeypatch, installed, status):
     pretend_installed(monkeypatch, **installed)
     assert doctor._onnxruntime_builds().status == status
 
 
-def test_missing_packages_are_told_apart(monkeypatch):
+def test_missing_optional_and_required_packages_are_distinguished(monkeypatch):
     pretend_installed(monkeypatch, tltools="0.1", numpy="2")
     checks = {check.name: check for check in doctor._packages()}
     assert (checks["numpy"].status, checks["numpy"].detail) == ("ok", "2")
@@ -287,7 +287,7 @@ def test_missing_packages_are_told_apart(monkeypatch):
     assert "classify works without it" in checks["torch"].detail
 
 
-def test_nothing_is_said_of_torch_where_it_is_not_installed(monkeypatch):
+def test_torch_is_not_mentioned_if_it_is_not_installed(monkeypatch):
     pretend_installed(monkeypatch)
     assert doctor._torch() == []
 
@@ -307,7 +307,7 @@ def test_a_torch_that_cannot_be_imported_fails(monkeypatch):
         ("0", "as you set it: ORT_DISABLE_TELEMETRY=0"),
     ],
 )
-def test_usage_reports_are_told(monkeypatch, value, detail):
+def test_usage_reporting_is_listed(monkeypatch, value, detail):
     if value is None:
         monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     else:
@@ -315,7 +315,7 @@ def test_usage_reports_are_told(monkeypatch, value, detail):
     assert doctor._telemetry().detail == detail
 
 
-def test_a_small_machine_is_warned_about(monkeypatch, tmp_path):
+def test_a_small_machine_gets_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "memory_bytes", lambda: 3 * 2**30)
     assert (doctor._memory().status, doctor._memory().detail) == ("warn", "3.0 GiB")
     monkeypatch.setattr(doctor, "memory_bytes", lambda: None)

@@ -1,4 +1,4 @@
-"""The NVIDIA driver as far as a machine without one can tell; test_gpu.py has the rest."""
+"""The NVIDIA driver, as far as testable without a GPU; test_gpu.py has the rest."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ class Counted:
 @pytest.mark.parametrize(
     ("library", "expected"), [(None, 0), (Counted(3), 3), (Counted(3, status=100), 0)]
 )
-def test_gpus_are_those_that_the_driver_counts(monkeypatch, library, expected):
+def test_the_number_of_gpus_comes_from_the_driver(monkeypatch, library, expected):
     monkeypatch.setattr(driver, "load_driver", lambda: library)
     assert num_gpus() == expected
 
@@ -42,6 +42,6 @@ def test_without_a_driver_the_error_says_so(ask):
 
 
 @pytest.mark.parametrize("array", [np.zeros(0), np.zeros((4, 4))[:, :2]])
-def test_memory_that_is_empty_or_has_gaps_is_not_locked(array):
-    with pytest.raises(ValueError, match="only a contiguous array that is not empty"):
+def test_empty_or_noncontiguous_memory_is_not_page_locked(array):
+    with pytest.raises(ValueError, match="an array that is empty or not contiguous"):
         PageLock(array)

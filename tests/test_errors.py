@@ -13,5 +13,5 @@ from tltools.errors import first_line
         pytest.param("said\nmore", "said", id="text"),
     ],
 )
-def test_the_first_line_of_an_error_is_what_it_says_or_its_kind(error, line):
+def test_the_first_line_of_an_error_is_its_message_or_its_type(error, line):
     assert first_line(error) == line

@@ -43,7 +43,7 @@ def dataset(images):
     return load_dataset(images, purpose="evaluate")
 
 
-def test_classes_are_matched_by_name_and_the_cards_order_rules(card, dataset):
+def test_classes_are_matched_by_name_in_the_cards_order(card, dataset):
     assert dataset.classes != card.classes  # else this test could not fail
     result = evaluate(BrightnessPredictor(card), dataset)
     assert result.classes == card.classes == ("red", "green", "blue")
@@ -130,7 +130,7 @@ def test_numbers_are_never_matched_to_names_by_guessing(make_card, images):
         evaluate(predictor, data)
 
 
-def test_class_names_are_the_remedy(card, images):
+def test_numeric_labels_can_be_named_with_class_names(card, images):
     data = load_dataset(
         numbered(images), images=images, purpose="evaluate", class_names=["green", "red"]
     )
@@ -165,7 +165,7 @@ def test_a_split_without_images_is_an_error(card, dataset):
         evaluate(BrightnessPredictor(card), dataset, split="val")
 
 
-def test_a_image_that_went_away_is_an_error(card, dataset, images):
+def test_an_image_deleted_meanwhile_is_an_error(card, dataset, images):
     (images / "red" / "5.png").unlink()
     with pytest.raises(DataError, match=r"5\.png"):
         evaluate(BrightnessPredictor(card), dataset)
@@ -181,12 +181,12 @@ def test_a_image_that_went_away_is_an_error(card, dataset, images):
         pytest.param((0, float("inf"), 0), "not finite for 30 of 30 images", id="overflow"),
     ],
 )
-def test_logits_that_cannot_be_are_refused(card, dataset, answer, message):
+def test_invalid_logits_are_refused(card, dataset, answer, message):
     with pytest.raises(ArtifactError, match=message):
         evaluate(AnswerPredictor(card, *answer), dataset)
 
 
-def test_json_holds_the_figures_and_no_array_per_image(card, dataset):
+def test_json_contains_the_figures_and_no_array_per_image(card, dataset):
     result = evaluate(AnswerPredictor(card, 0, 1, 0), dataset)
     document = json.loads(result.to_json())
     assert document["accuracy"]["value"] == 10 / 30

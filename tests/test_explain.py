@@ -1,4 +1,4 @@
-"""Heat maps lie where the image decides, say what the library says, and go where they may."""
+"""Heat maps: the right regions, the library's values, and safe output paths."""
 
 import json
 
@@ -62,7 +62,7 @@ def maps_of(model):
 
 
 def one_corner(images, corner):
-    """Black images with these pixels in a corner alone."""
+    """Black images with these pixels in one corner."""
     rows, columns = CORNERS[corner]
     alone = torch.zeros_like(images)
     alone[:, rows, columns] = images[:, rows, columns]
@@ -94,7 +94,7 @@ def test_a_cnn_that_learned_from_one_corner_looks_there(corner):
 
 
 def test_a_cnn_whose_head_reads_one_corner_is_explained_by_it_alone(cnn):
-    """And Grad-CAM, which averages gradients first, points elsewhere: why it is not used."""
+    """Grad-CAM, which averages gradients first, points elsewhere; so it is not used."""
     model = build_classifier(CNN, 3, SMALL).eval()
     model.load_state_dict(cnn.state_dict())
     weight = model.head.weight.data.view(3, 8, SIZE // 4, SIZE // 4)
@@ -132,7 +132,7 @@ def test_a_frozen_vgg16_looks_at_what_is_bright(vgg16, corner):
 
 
 @pytest.mark.parametrize("name", ["cnn", "vgg16"])
-def test_the_evidence_and_the_bias_add_up_to_the_logit(name, request):
+def test_the_map_and_the_bias_add_up_to_the_logit(name, request):
     model = request.getfixturevalue(name)
     images, targets = noise(3), torch.tensor([2, 0, 1])
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_the_evidence_and_the_bias_add_up_to_the_logit(name, request):
     torch.testing.assert_close(total, logits, atol=1e-5, rtol=1e-4)
 
 
-def test_the_pooled_vgg16s_map_is_grad_cam_by_hand(vgg16):
+def test_the_pooled_vgg16s_map_equals_a_hand_computed_grad_cam(vgg16):
     images, targets = noise(4), torch.tensor([0, 1, 2, 2])
     by_hand = LayerGradCam(vgg16, vgg16.backbone.features).attribute(
         images, targets, relu_attributions=True
@@ -168,7 +168,7 @@ def last_layer():
 
 
 @pytest.mark.parametrize("name", ["cnn", "vgg16", "last_layer"])
-def test_a_heat_map_is_finite_shares_of_its_largest_value(name, request):
+def test_a_heat_map_has_finite_values_up_to_one(name, request):
     model = request.getfixturevalue(name)
     heat = heat_maps(model, maps_of(model), noise(5), torch.tensor([0, 1, 2, 0, 1]))
     assert heat.shape == (5, SIZE, SIZE)
@@ -180,7 +180,7 @@ def test_a_heat_map_is_finite_shares_of_its_largest_value(name, request):
     assert largest.any()
 
 
-def test_a_batch_is_explained_as_its_images_alone(cnn):
+def test_a_batch_is_explained_like_its_images_alone(cnn):
     images, targets = noise(3), torch.tensor([0, 2, 1])
     together = heat_maps(cnn, maps_of(cnn), images, targets)
     for index in range(3):
@@ -188,14 +188,14 @@ def test_a_batch_is_explained_as_its_images_alone(cnn):
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-3)
 
 
-def test_nothing_in_favor_gives_an_empty_map_and_not_noise_blown_up(vgg16):
+def test_without_supporting_evidence_the_map_is_empty(vgg16):
     model = build_classifier(VGG16, 3, SMALL, head="pooled")
     model.load_state_dict(vgg16.state_dict(), assign=True)
     model.head.weight = torch.nn.Parameter(-torch.ones(3, 512))
     assert not heat_maps(model.eval(), maps_of(model), noise(1), torch.tensor([1])).any()
 
 
-def test_explaining_leaves_the_model_as_it_was(cnn):
+def test_explaining_leaves_the_model_unchanged(cnn):
     before = {name: tensor.clone() for name, tensor in cnn.state_dict().items()}
     heat_maps(cnn, maps_of(cnn), noise(1), torch.tensor([0]))
     assert all(torch.equal(before[name], tensor) for name, tensor in cnn.state_dict().items())
@@ -213,7 +213,7 @@ def place(tmp_path, drawn):
     return tmp_path
 
 
-def test_the_command_draws_and_says_what_classify_says(place, cnn_run, cnn_exports):
+def test_the_command_draws_and_predicts_like_classify(place, cnn_run, cnn_exports):
     names = [f"{number}.png" for number in range(3)]
     ran = run_tltools("explain", cnn_run, *names, "--json", "--device", "cpu", cwd=place)
     assert ran.code == 0, ran.err
@@ -236,7 +236,7 @@ def test_the_command_draws_and_says_what_classify_says(place, cnn_run, cnn_expor
         assert len(np.unique(pixels[:, pixels.shape[1] // 2 :].reshape(-1, 3), axis=0)) > 50
 
 
-def test_a_class_can_be_asked_for(place, cnn_run):
+def test_a_class_can_be_chosen(place, cnn_run):
     ran = run_tltools(
         "explain", cnn_run, "0.png", "--class", "bright", "-o", "one.png", "--json", cwd=place
     )
@@ -255,14 +255,14 @@ def test_a_class_can_be_asked_for(place, cnn_run):
     assert len(ran.err.splitlines()) == 1
 
 
-def test_the_table_names_label_and_file(place, cnn_run):
+def test_the_table_lists_label_and_file(place, cnn_run):
     ran = run_tltools("explain", cnn_run, "0.png", cwd=place)
     assert ran.code == 0, ran.err
     assert "explained/0.cnn.png" in ran.out
     assert "dark" in ran.out or "bright" in ran.out
 
 
-def test_an_export_is_refused_and_its_run_named(place, cnn_run, cnn_exports):
+def test_an_export_is_refused_with_the_name_of_its_run(place, cnn_run, cnn_exports):
     export = cnn_exports["onnx"].path
     ran = run_tltools("explain", export, "0.png", cwd=cnn_run.parents[1])
     assert (ran.code, len(ran.err.splitlines())) == (2, 1)
@@ -275,7 +275,7 @@ def test_an_export_is_refused_and_its_run_named(place, cnn_run, cnn_exports):
 @pytest.mark.parametrize(
     "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n truncated"], ids=["empty", "text", "cut"]
 )
-def test_a_file_that_is_no_image_is_one_line_and_nothing_is_written(place, cnn_run, content):
+def test_a_file_that_is_not_an_image_is_a_one_line_error(place, cnn_run, content):
     (place / "bad\n.jpg").write_bytes(content)
     ran = run_tltools("explain", cnn_run, "0.png", "bad\n.jpg", cwd=place)
     assert ran.code == 1
@@ -284,14 +284,14 @@ def test_a_file_that_is_no_image_is_one_line_and_nothing_is_written(place, cnn_r
     assert not (place / "explained").exists()
 
 
-def test_what_is_no_file_is_refused(place, cnn_run):
+def test_a_path_that_is_not_a_file_is_refused(place, cnn_run):
     for path in (place / "nowhere.jpg", place):
         with pytest.raises(DataError, match="cannot read image"):
             list(explain_images(cnn_run, [path], place / "out"))
     assert not (place / "out").exists()
 
 
-def test_names_that_are_no_text_are_drawn_and_written(place, cnn_run):
+def test_names_that_are_not_utf8_are_drawn_and_written(place, cnn_run):
     odd = place / "a\udcff\n<b>$x$.png"
     odd.write_bytes((place / "0.png").read_bytes())
     ran = run_tltools("explain", cnn_run, odd, "--json", cwd=place)
@@ -303,7 +303,7 @@ def test_names_that_are_no_text_are_drawn_and_written(place, cnn_run):
 # ------------------------------------------------------------------------------- where files go
 
 
-def test_names_neither_collide_nor_escape(tmp_path, make_card):
+def test_output_names_neither_collide_nor_escape_the_folder(tmp_path, make_card):
     paths = [
         tmp_path / "a.jpg", tmp_path / "b" / "a.png", tmp_path / "A.gif", tmp_path / "a-2.jpg",
         tmp_path / "...jpg", tmp_path / (80 * "구" + ".jpg"), tmp_path / "c:\\d.jpg",
@@ -317,7 +317,7 @@ def test_names_neither_collide_nor_escape(tmp_path, make_card):
     assert names[0] == "a.tiny._.._x_y.png"
 
 
-def test_an_output_that_does_not_fit_is_refused(tmp_path, make_card):
+def test_an_unsuitable_output_is_refused(tmp_path, make_card):
     card, photo = make_card(), tmp_path / "photo.png"
     photo.touch()
     for output, words in (

@@ -1,4 +1,4 @@
-"""Exports of a real run: what is in them, that they agree, and that a wrong one is not made."""
+"""Exports of a real run: contents, parity, and that a wrong export is never written."""
 
 import copy
 import json
@@ -87,7 +87,7 @@ def expected(cnn_run, pixels):
 @pytest.mark.parametrize(
     ("format_", "suffix", "opset"), [("torchscript", ".pt", None), ("onnx", ".onnx", 20)]
 )
-def test_an_export_holds_its_runs_card_and_its_own_facts(
+def test_an_export_contains_its_runs_card_and_its_own_facts(
     cnn_run, cnn_exports, format_, suffix, opset
 ):
     result = cnn_exports[format_]
@@ -108,7 +108,7 @@ def test_an_export_holds_its_runs_card_and_its_own_facts(
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_parity_figures_are_kept(cnn_exports, format_):
+def test_the_parity_figures_are_in_the_card(cnn_exports, format_):
     parity = cnn_exports[format_].parity
     assert parity.num_images == NUM_VAL
     assert parity.top1_agreement == 1.0
@@ -116,12 +116,12 @@ def test_the_parity_figures_are_kept(cnn_exports, format_):
     assert parity.batch_sizes == (1, NUM_VAL)
 
 
-def test_nothing_but_the_exports_is_left_in_their_folder(cnn_exports):
+def test_only_the_exports_remain_in_their_folder(cnn_exports):
     folder = cnn_exports["onnx"].path.parent
     assert {path.name for path in folder.iterdir()} == {"cnn.fp32.pt", "cnn.fp32.onnx"}
 
 
-def test_the_onnx_file_takes_images_of_any_number_and_gives_logits(onnx_file):
+def test_the_onnx_file_accepts_any_batch_size_and_returns_logits(onnx_file):
     onnx.checker.check_model(str(onnx_file), full_check=True)
     model = onnx.load(onnx_file, load_external_data=False)
     (source,), (target, probabilities) = model.graph.input, model.graph.output
@@ -144,7 +144,7 @@ def test_the_onnx_file_takes_images_of_any_number_and_gives_logits(onnx_file):
 
 
 def test_onnxruntime_opens_the_file_without_a_warning(onnx_file):
-    """With its own settings, in a process without tltools, listening to the file descriptor."""
+    """Open the file in a process without tltools, and capture its file descriptors."""
     done = subprocess.run(
         [
             sys.executable,
@@ -186,7 +186,7 @@ def test_all_formats_agree_with_the_definition(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-def test_probabilities_are_calibrated_and_logits_stay(
+def test_probabilities_are_calibrated_and_logits_are_unchanged(
     cnn_run, pixels, expected, monkeypatch, tmp_path, temperature
 ):
     card = replace(load_card(cnn_run), confidence=Confidence(temperature=temperature))
@@ -205,9 +205,7 @@ def test_probabilities_are_calibrated_and_logits_stay(
         assert result.card.temperature == temperature
 
 
-def test_a_run_from_before_calibration_is_calibrated_when_it_is_exported(
-    cnn_run, monkeypatch, tmp_path
-):
+def test_a_run_from_before_calibration_is_calibrated_on_export(cnn_run, monkeypatch, tmp_path):
     card = replace(load_card(cnn_run), confidence=None)
     model, _ = load_run(cnn_run)
     monkeypatch.setattr(trained_module, "load_run", lambda _run: (model, card))
@@ -217,9 +215,7 @@ def test_a_run_from_before_calibration_is_calibrated_when_it_is_exported(
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_an_export_whose_probabilities_are_wrong_is_not_made(
-    cnn_run, monkeypatch, tmp_path, format_
-):
+def test_an_export_with_wrong_probabilities_is_not_written(cnn_run, monkeypatch, tmp_path, format_):
     seal = MODEL_FORMATS[format_].load_writer().seal
 
     def seal_wrongly(path, card):
@@ -332,7 +328,7 @@ def save(module, card, path):
 
 
 def writing(change, format_):
-    """What writes another model than it is given."""
+    """A writer that writes a different model."""
     write = MODEL_FORMATS[format_].load_writer().write
 
     def write_wrong(trained, precision, path, check):
@@ -384,7 +380,7 @@ def with_frozen_batch(trained, precision, path, check):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
-def test_an_export_that_is_wrong_is_not_made(
+def test_a_wrong_export_is_not_written(
     cnn_run, monkeypatch, tmp_path, format_, writer, kind, message
 ):
     replace_writer(monkeypatch, format_, write=writer)
@@ -416,7 +412,7 @@ def test_a_good_export_stays_when_the_next_format_is_wrong(cnn_run, monkeypatch,
     assert [path.name for path in files_in(tmp_path)] == ["cnn.fp32.pt"]
 
 
-def test_a_file_that_its_card_changes_is_not_made(cnn_run, monkeypatch, tmp_path):
+def test_a_file_changed_by_its_card_is_not_written(cnn_run, monkeypatch, tmp_path):
     def seal_another(path, card):
         model, _ = load_run(cnn_run)
         save(other_bias(model), card, path)
@@ -427,8 +423,8 @@ def test_a_file_that_its_card_changes_is_not_made(cnn_run, monkeypatch, tmp_path
     assert files_in(tmp_path) == []
 
 
-def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, images):
-    """A tie can change its label by a difference that is smaller than any tolerance."""
+def test_different_labels_within_the_logit_tolerance_fail(onnx_path, images):
+    """A difference smaller than any tolerance can change the label of a tie."""
     paths = sorted(images.rglob("*.png"))
     predictor = load_predictor(onnx_path, device="cpu")
     reference = predictor(
@@ -456,7 +452,7 @@ def test_labels_that_differ_within_the_tolerance_do_not_pass(onnx_path, images):
 
 
 @pytest.mark.parametrize("axis", ["input", "output"])
-def test_the_check_of_an_onnx_file_sees_a_frozen_batch_axis(onnx_file, tmp_path, axis):
+def test_the_onnx_check_detects_a_fixed_batch_size(onnx_file, tmp_path, axis):
     check_onnx(onnx_file)
     proto = onnx.load(onnx_file)
     getattr(proto.graph, axis)[0].type.tensor_type.shape.dim[0].dim_value = 2
@@ -466,7 +462,7 @@ def test_the_check_of_an_onnx_file_sees_a_frozen_batch_axis(onnx_file, tmp_path,
         check_onnx(tmp_path / "frozen.onnx")
 
 
-def test_the_check_of_an_onnx_file_sees_a_graph_that_does_not_fit(onnx_file, tmp_path):
+def test_the_onnx_check_detects_a_graph_that_contradicts_its_card(onnx_file, tmp_path):
     proto = onnx.load(onnx_file)
     proto.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(proto, tmp_path / "invalid.onnx")
@@ -512,7 +508,7 @@ def write_half(trained, precision, path, check):
 
 
 @pytest.mark.parametrize("stage", ["writing", "comparing", "sealing"])
-def test_ctrl_c_leaves_nothing(cnn_run, monkeypatch, tmp_path, stage):
+def test_ctrl_c_leaves_no_files(cnn_run, monkeypatch, tmp_path, stage):
     if stage == "writing":
         replace_writer(monkeypatch, "torchscript", write=write_half)
     elif stage == "sealing":
@@ -524,7 +520,7 @@ def test_ctrl_c_leaves_nothing(cnn_run, monkeypatch, tmp_path, stage):
     assert files_in(tmp_path) == []
 
 
-def test_exporting_again_replaces_and_says_so(cnn_run, tmp_path):
+def test_exporting_again_replaces_the_export_with_a_note(cnn_run, tmp_path):
     progress = Recorder()
     (first,) = make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu", progress=progress)
     assert progress.said == [f"Exporting cnn to {first.path}"]
@@ -539,7 +535,7 @@ def test_exporting_again_replaces_and_says_so(cnn_run, tmp_path):
     assert second.parity.num_images == 3
 
 
-def test_the_exporter_is_not_heard(cnn_run, tmp_path):
+def test_the_exporter_prints_nothing(cnn_run, tmp_path):
     """Neither its log nor PyTorch's warnings reach the terminal; only our own lines do."""
     done = subprocess.run(
         [sys.executable, "-m", "tltools", "export", str(cnn_run), "--format", "all"],
@@ -564,7 +560,7 @@ def files_in(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def reduced(cnn_run, tmp_path_factory):
-    """The CNN's exports in all precisions, by precision, and what was said."""
+    """The CNN's exports by precision, and the messages."""
     progress = Recorder()
     results = make_exports(
         cnn_run,
@@ -578,7 +574,7 @@ def reduced(cnn_run, tmp_path_factory):
     return {result.facts.precision: result for result in results}
 
 
-def test_every_precision_is_verified_against_its_own_bar(reduced):
+def test_every_precision_is_verified_against_its_own_threshold(reduced):
     assert list(reduced) == ["fp32", "fp16", "int8"]
     for precision, result in reduced.items():
         assert result.path.name == f"cnn.{precision}.onnx"
@@ -622,7 +618,7 @@ def test_the_table_says_that_fp16_was_not_exercised(cnn_run, tmp_path):
     assert "cnn.fp16.onnx: fp16 arithmetic was not exercised" in done.err
 
 
-def test_a_card_from_before_devices_were_told_is_still_read(reduced):
+def test_a_card_without_devices_can_still_be_read(reduced):
     document = json.loads(reduced["fp16"].card.to_json())
     del document["export"]["verified"], document["export"]["fp16_exercised"]
     facts = card_from_json(json.dumps(document), where="an earlier one").export
@@ -637,12 +633,12 @@ def test_an_int8_export_says_how_it_was_calibrated(reduced):
     assert reduced["fp16"].facts.calibration is None
 
 
-def test_only_the_exports_are_left_in_their_folder(reduced):
+def test_only_exports_of_all_precisions_remain_in_their_folder(reduced):
     names = sorted(path.name for path in reduced["int8"].path.parent.iterdir())
     assert names == ["cnn.fp16.onnx", "cnn.fp32.onnx", "cnn.int8.onnx"]
 
 
-def test_calibration_takes_training_images_from_all_classes_alike(cnn_run, tmp_path, monkeypatch):
+def test_calibration_uses_training_images_of_all_classes_equally(cnn_run, tmp_path, monkeypatch):
     frame = read_split(cnn_run)
     train = frame[frame["split"] == "train"].set_index("path")
     taken = []
@@ -666,7 +662,9 @@ def test_calibration_takes_training_images_from_all_classes_alike(cnn_run, tmp_p
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_reduced_export_below_its_bar_is_not_made(cnn_run, tmp_path, monkeypatch, precision):
+def test_a_reduced_export_below_its_threshold_is_not_written(
+    cnn_run, tmp_path, monkeypatch, precision
+):
     """The source is broken, so no choice of layers can help."""
     replace_writer(monkeypatch, "onnx", write=writing(classes_swapped, "onnx"))
     earlier = tmp_path / "cnn" / f"cnn.{precision}.onnx"
@@ -678,10 +676,10 @@ def test_a_reduced_export_below_its_bar_is_not_made(cnn_run, tmp_path, monkeypat
     assert earlier.read_bytes() == b"earlier"
 
 
-def test_layers_stay_float_until_the_bar_holds_and_the_card_names_them(
+def test_layers_stay_float_until_the_threshold_is_met_and_the_card_names_them(
     cnn_run, tmp_path, monkeypatch
 ):
-    """The first two tries are read with a PyTorch side that disagrees."""
+    """The first two attempts are compared with a PyTorch model that disagrees."""
     tries = []
 
     def compare_strictly(*args, **rest):
@@ -722,7 +720,7 @@ def test_torchscript_has_no_int8_and_fp16_only_with_a_gpu(cnn_run, tmp_path):
     assert sum("TorchScript in fp16 runs on GPUs" in line for line in progress.said) == 1
 
 
-def test_torchscript_in_fp16_takes_the_same_images_and_gives_float32(
+def test_torchscript_in_fp16_accepts_the_same_images_and_returns_float32(
     cnn_run, cnn_exports, pixels, tmp_path
 ):
     """On the CPU, which is quick enough for the small network."""
@@ -738,7 +736,7 @@ def test_torchscript_in_fp16_takes_the_same_images_and_gives_float32(
     assert 0 < np.abs(logits - exact).max() < 0.01 * np.ptp(exact)
 
 
-def test_the_training_images_must_be_there_for_int8(cnn_run, tmp_path, monkeypatch):
+def test_int8_needs_the_training_images(cnn_run, tmp_path, monkeypatch):
     frame = read_split(cnn_run)
     frame.loc[frame["split"] == "train", "path"] = str(tmp_path / "gone.png")
     monkeypatch.setattr(trained_module, "read_split", lambda run: frame)

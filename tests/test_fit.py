@@ -47,7 +47,7 @@ def run(trainer, epochs):
     return history
 
 
-def test_training_learns_and_repeats_exactly():
+def test_training_learns_and_is_reproducible():
     first, second = make_trainer(), make_trainer()
     losses = [stats.train_loss for stats in run(first, 5)]
     assert losses == [stats.train_loss for stats in run(second, 5)]
@@ -72,7 +72,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
     ("every_s", "expected"),
     [pytest.param(float("inf"), [50], id="once"), pytest.param(0, [16, 16, 16, 2], id="steps")],
 )
-def test_the_loss_is_read_now_and_then_and_at_the_end(monkeypatch, every_s, expected):
+def test_the_loss_is_read_occasionally_and_at_the_end(monkeypatch, every_s, expected):
     monkeypatch.setattr(fit, "REPORT_EVERY_S", every_s)
     trainer = make_trainer()
     reports = list(trainer.run_epoch())
@@ -80,7 +80,7 @@ def test_the_loss_is_read_now_and_then_and_at_the_end(monkeypatch, every_s, expe
     assert reports[-1][1] == pytest.approx(trainer.stats.train_loss)
 
 
-def test_an_optimizer_is_fused_as_its_device_needs_and_not_as_it_was_saved():
+def test_a_restored_optimizer_is_fused_only_if_its_device_allows():
     trainer = make_trainer()
     run(trainer, 1)
     state = trainer.state_dict()
@@ -93,7 +93,7 @@ def test_an_optimizer_is_fused_as_its_device_needs_and_not_as_it_was_saved():
     assert torch.equal(trainer.model.weight, resumed.model.weight)
 
 
-def test_a_short_last_batch_counts_by_its_size():
+def test_a_short_last_batch_is_weighted_by_its_size():
     trainer = make_trainer(lr=1e-12, batch_size=16)  # 50 samples: batches of 16, 16, 16 and 2
     expected = predict_source(trainer.model, trainer.train)
     loss = F.cross_entropy(*expected).item()
@@ -136,7 +136,7 @@ def test_patience_stops_after_epochs_without_a_better_loss():
     assert trainer.finished
 
 
-def test_class_weights_are_scikit_learns_balanced_ones():
+def test_class_weights_equal_scikit_learns_balanced_ones():
     from sklearn.utils.class_weight import compute_class_weight
 
     targets = np.array([0] * 30 + [1] * 10)
@@ -175,7 +175,7 @@ def test_scaling_folds_into_the_head():
         pytest.param({"head": "pooled"}, "`model=cnn` has no `head=pooled`", id="head"),
     ],
 )
-def test_unusable_settings_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         default_config("cnn", **changes)
 
@@ -208,7 +208,9 @@ def test_training_features_have_the_precision_that_suits_the_device(
         ("int8", True, False, "int8` needs the CPU; use fp16 or fp32 on a GPU"),
     ],
 )
-def test_a_precision_that_the_device_lacks_is_refused(requested, on_gpu, on_cluster, message):
+def test_a_precision_that_the_device_does_not_support_is_refused(
+    requested, on_gpu, on_cluster, message
+):
     with pytest.raises(ConfigError, match=message):
         choose_precision(requested, on_gpu=on_gpu, on_cluster=on_cluster)
 
@@ -218,7 +220,7 @@ def test_vgg16_cannot_be_augmented():
         default_config("vgg16", augment=True)
 
 
-def test_the_article_recipe_has_the_articles_hyper_parameters():
+def test_the_article_recipe_uses_the_articles_hyper_parameters():
     cnn, vgg16 = default_config("cnn", "article"), default_config("vgg16", "article")
     assert (cnn.epochs, cnn.batch_size, cnn.lr, cnn.weight_decay) == (15, 128, 1e-4, 0)
     assert (vgg16.epochs, vgg16.batch_size, vgg16.lr, vgg16.weight_decay) == (30, 128, 5e-4, 0)

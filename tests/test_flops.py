@@ -41,7 +41,7 @@ def test_convolutions_and_products_are_counted_for_one_image(tmp_path, batch):
     assert onnx_flops(path) == 2 * (384 * 36 + 160 * 27 + 5 * 10 + 7 * 5)
 
 
-def test_int8_is_counted_as_the_model_that_it_was_made_of(tmp_path):
+def test_int8_counts_the_operations_of_its_fp32_model(tmp_path):
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale"], ["d"]),
@@ -61,7 +61,7 @@ def test_unknown_shapes_are_not_guessed(tmp_path):
     assert onnx_flops(save(tmp_path / "model.onnx", nodes, [("w", (6, 4, 3, 3))])) is None
 
 
-def test_a_matrix_product_is_measured_in_the_precisions_that_there_are():
+def test_a_matrix_product_is_timed_in_every_supported_precision():
     rates = matmul_flops_per_s("cpu", ["fp16", "fp32", "int8", "tf32"], size=64, round_s=0.01)
     assert sorted(rates) == ["fp16", "fp32", "tf32"]
     assert min(rates.values()) > 1e6

@@ -30,12 +30,12 @@ def test_hidden_files_and_folders_are_skipped(tmp_path):
     assert list(find_images(tmp_path)) == expected
 
 
-def test_folder_named_like_a_image_is_entered(tmp_path):
+def test_a_folder_named_like_an_image_is_entered(tmp_path):
     expected = touch(tmp_path, "x.jpg/a.jpg")
     assert list(find_images(tmp_path)) == expected
 
 
-def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+def test_links_to_folders_are_followed_but_not_in_loops(tmp_path):
     touch(tmp_path, "a/b/1.jpg", "elsewhere/2.jpg")
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
     (tmp_path / "a/self").symlink_to(tmp_path / "a/self")
@@ -44,7 +44,7 @@ def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
     assert found == ["b/1.jpg", "link/2.jpg"]
 
 
-def test_broken_link_is_yielded_so_that_it_gets_its_row(tmp_path):
+def test_a_broken_link_is_yielded_so_that_it_gets_a_row(tmp_path):
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
     assert list(find_images(tmp_path)) == [tmp_path / "a.jpg"]
     with pytest.raises(DataError, match="no such file"):
@@ -63,18 +63,18 @@ def test_finding_is_lazy(tmp_path, monkeypatch):
     assert listed == [tmp_path, tmp_path / "b"]
 
 
-def test_missing_root_is_refused_at_the_call(tmp_path):
+def test_a_missing_root_is_refused_immediately(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         find_images(tmp_path / "gone")
 
 
-def test_file_as_root_is_refused_at_the_call(tmp_path):
+def test_a_file_as_root_is_refused_immediately(tmp_path):
     (path,) = touch(tmp_path, "a.jpg")
     with pytest.raises(DataError, match="is not a folder"):
         find_images(path)
 
 
-def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     touch(tmp_path, "a/1.jpg")
 
     def refuse(path):
@@ -85,7 +85,7 @@ def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         list(find_images(tmp_path))
 
 
-def test_folder_that_cannot_be_listed_is_left_out_when_somebody_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_skipped_if_a_callback_is_given(tmp_path, monkeypatch):
     touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/c/1.jpg", "d.jpg")
     scandir = os.scandir
 
@@ -104,7 +104,7 @@ def test_folder_that_cannot_be_listed_is_left_out_when_somebody_is_told(tmp_path
     assert f"cannot list the folder {tmp_path / 'b'}: permission denied" in str(told[0])
 
 
-def test_folders_come_in_parts_where_subfolders_sort_in_between(tmp_path):
+def test_a_folder_comes_in_parts_if_subfolders_sort_between_its_files(tmp_path):
     touch(tmp_path, "a.jpg", "b.jpg", "c/1.jpg", "d.jpg", "e/1.jpg", "f/notes.txt")
     parts = [(folder, len(names), list(names)) for folder, names in find_folders(tmp_path)]
     assert parts == [
@@ -116,7 +116,7 @@ def test_folders_come_in_parts_where_subfolders_sort_in_between(tmp_path):
 
 
 @pytest.mark.parametrize("many", [0, 10**6], ids=["heap", "text"])
-def test_names_come_in_order(many, monkeypatch):
+def test_names_are_in_order(many, monkeypatch):
     monkeypatch.setattr(folders, "MANY_NAMES", many)
     given = [f"é {number * 7919 % 1009}\n\udcff.jpg" for number in range(1009)]
     expected = sorted(given)
@@ -126,7 +126,7 @@ def test_names_come_in_order(many, monkeypatch):
     assert len(names) == 1009
 
 
-def test_names_in_one_text_take_little_memory():
+def test_names_joined_in_one_string_take_little_memory():
     def measure(make):
         tracemalloc.start()
         kept = make([f"image_{number:06}.jpg" for number in range(10_000)])

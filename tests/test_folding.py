@@ -9,7 +9,7 @@ from tltools.training.models import Classifier, build_classifier
 
 
 def with_random_values(module: nn.Module) -> nn.Module:
-    """Let every layer and every channel differ, so that none can take another's place."""
+    """Make every layer and channel different, so that a mix-up shows."""
     torch.manual_seed(1)
     for name, tensor in module.state_dict().items():
         if name.endswith("running_var"):
@@ -21,7 +21,7 @@ def with_random_values(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [(3, 4), (4, 8), (1, 3)], ids=str)
-def test_a_pooled_convolution_computes_what_its_four_layers_do(channels, size):
+def test_a_folded_convolution_computes_the_same_as_its_four_layers(channels, size):
     layers = nn.Sequential(
         nn.Conv2d(*channels, 3, padding=1), nn.BatchNorm2d(channels[1]), nn.ReLU(), nn.MaxPool2d(2)
     ).double()
@@ -33,7 +33,7 @@ def test_a_pooled_convolution_computes_what_its_four_layers_do(channels, size):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-def test_the_cnn_folds_and_keeps_its_logits():
+def test_folding_the_cnn_keeps_its_logits():
     model = with_random_values(build_classifier(CNN, 3, Preprocessing(size=32)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded = fold(model)
@@ -66,7 +66,7 @@ def block(**changes) -> list[nn.Module]:
         pytest.param([*block()[:2], nn.MaxPool2d(2)], (0.0, 0.0, 0.0), id="no ReLU"),
     ],
 )
-def test_what_is_not_the_same_by_this_rule_stays_as_it_is(layers, mean):
+def test_layers_that_cannot_be_folded_exactly_are_unchanged(layers, mean):
     backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     num_features = layers[1].num_features
     preprocessing = Preprocessing(size=16, mean=mean)

@@ -31,7 +31,7 @@ SIZE = 24
 
 @st.composite
 def damages(draw: st.DrawFn) -> list[tuple[str, float, bytes]]:
-    """A few changes to a file: what is done, where (as a share of its length), and with what."""
+    """A few changes to a file: the kind, the place as a share of its length, and the value."""
     kinds = st.sampled_from(["put", "insert", "cut", "repeat", "drop"])
     where = st.floats(0, 1, exclude_max=True)
     bits = st.binary(min_size=1, max_size=8) | st.sampled_from(
@@ -65,7 +65,7 @@ def assert_one_line(error: Exception) -> None:
 
 
 def _images() -> dict[str, bytes]:
-    """Small images in every format and many kinds of it."""
+    """Small images in every format and many variants."""
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (40, 31, 3), dtype=np.uint8))
     frames = [rgb.convert("P"), rgb.rotate(90, expand=True).convert("P")]
@@ -117,7 +117,7 @@ def file(tmp_path_factory) -> Path:
 
 
 def check_image(file: Path, data: bytes) -> None:
-    """An image or a DataError in one line, whatever is in the file."""
+    """Check that the file gives an image or a one-line DataError."""
     file.write_bytes(data)
     for resize in ("squash", "crop"):
         try:
@@ -129,12 +129,12 @@ def check_image(file: Path, data: bytes) -> None:
 
 
 @given(st.sampled_from(sorted(IMAGES)), damages())
-def test_a_damaged_image_is_a_image_or_an_error(file, name, changes):
+def test_a_damaged_image_is_decoded_or_an_error(file, name, changes):
     check_image(file, damaged(IMAGES[name], changes))
 
 
 @given(st.sampled_from([b"", *MAGICS]), st.binary(max_size=300))
-def test_any_bytes_are_a_image_or_an_error(file, magic, rest):
+def test_any_bytes_are_an_image_or_an_error(file, magic, rest):
     check_image(file, magic + rest)
 
 
@@ -171,7 +171,7 @@ def csv_files(draw: st.DrawFn) -> bytes:
 )
 @example(b'""\n', None, None)
 @example(b"\x0b", None, None)
-def test_any_csv_is_labels_or_an_error(file, data, image_column, label_column):
+def test_any_csv_gives_labels_or_an_error(file, data, image_column, label_column):
     path = file.with_suffix(".csv")
     path.write_bytes(data)
     try:
@@ -218,7 +218,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def check_card(text: str | bytes) -> None:
-    """A card that can be used and written again, or an ArtifactError in one line."""
+    """Check that the text gives a usable card or a one-line ArtifactError."""
     try:
         card = card_from_json(text, where="somewhere")
     except ArtifactError as error:
@@ -239,7 +239,7 @@ def card_document(cnn_exports) -> dict[str, Any]:
 
 
 @given(st.data())
-def test_any_value_anywhere_in_a_card_is_taken_or_an_error(card_document, data):
+def test_any_value_in_a_card_is_accepted_or_an_error(card_document, data):
     document = card_document
     for _ in range(data.draw(st.integers(1, 3))):
         if isinstance(document, dict | list):
@@ -249,7 +249,7 @@ def test_any_value_anywhere_in_a_card_is_taken_or_an_error(card_document, data):
 
 
 @given(damages())
-def test_a_damaged_card_is_a_card_or_an_error(card_document, changes):
+def test_a_damaged_card_is_read_or_an_error(card_document, changes):
     check_card(damaged(json.dumps(card_document).encode(), changes))
 
 
@@ -268,17 +268,17 @@ def check_export(file: Path, data: bytes, suffix: str) -> None:
 
 
 @given(damages())
-def test_a_damaged_onnx_file_is_an_export_or_an_error(file, onnx_path, changes):
+def test_a_damaged_onnx_file_is_opened_or_an_error(file, onnx_path, changes):
     check_export(file, damaged(onnx_path.read_bytes(), changes), ".onnx")
 
 
 @given(damages())
-def test_a_damaged_torchscript_file_is_an_export_or_an_error(file, torchscript_path, changes):
+def test_a_damaged_torchscript_file_is_opened_or_an_error(file, torchscript_path, changes):
     check_export(file, damaged(torchscript_path.read_bytes(), changes), ".pt")
 
 
 @given(st.sampled_from([".onnx", ".pt"]), st.binary(max_size=200))
 @example(".onnx", b"\x3a\x00")
 @example(".pt", b"PK\x05\x06" + bytes(18))
-def test_any_bytes_are_no_export(file, suffix, data):
+def test_random_bytes_are_not_an_export(file, suffix, data):
     check_export(file, data, suffix)

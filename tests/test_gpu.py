@@ -135,7 +135,7 @@ def test_frozen_features_are_the_same_on_the_gpu(dataset, tmp_path):
 # ------------------------------------------------------------------------------------ the driver
 
 
-def test_the_driver_and_pytorch_say_the_same_of_each_gpu():
+def test_the_driver_and_pytorch_agree_about_every_gpu():
     import torch
 
     assert num_gpus() == torch.cuda.device_count()
@@ -147,7 +147,7 @@ def test_the_driver_and_pytorch_say_the_same_of_each_gpu():
         assert total == torch.cuda.mem_get_info(gpu)[1]
 
 
-def test_doctor_names_each_gpu_by_the_index_that_chooses_it():
+def test_doctor_lists_gpus_by_the_index_that_selects_them():
     from tltools import doctor
 
     for gpu in range(num_gpus()):
@@ -158,7 +158,7 @@ def test_doctor_names_each_gpu_by_the_index_that_chooses_it():
 
 @pytest.fixture
 def shared_memory():
-    """A mapping that other processes could share, of 8 MiB; uint8 (N,)."""
+    """A shareable mapping of 8 MiB; uint8 (N,)."""
     number = os.memfd_create("test")
     os.ftruncate(number, 2**23)
     mapping = mmap.mmap(number, 2**23)
@@ -171,7 +171,7 @@ def test_shared_memory_is_page_locked_until_it_is_released(shared_memory):
     lock = PageLock(shared_memory)
     assert is_page_locked(shared_memory)
     assert is_page_locked(shared_memory[5_000_000:])
-    with pytest.raises(DeviceError, match=r"fails in cuMemHostRegister_v2: CUDA_ERROR_.*, "):
+    with pytest.raises(DeviceError, match=r"failed in cuMemHostRegister_v2: CUDA_ERROR_.*, "):
         PageLock(shared_memory)
     lock.release()
     lock.release()
@@ -181,7 +181,7 @@ def test_shared_memory_is_page_locked_until_it_is_released(shared_memory):
     assert not is_page_locked(shared_memory)
 
 
-def test_a_lock_outlives_the_session_that_it_was_made_for(onnx_path, shared_memory):
+def test_a_page_lock_outlives_its_session(onnx_path, shared_memory):
     predictor = load_predictor(onnx_path, device="cuda")
     lock = predictor.lock_pages(shared_memory)
     assert lock is not None
@@ -195,7 +195,7 @@ def test_a_lock_outlives_the_session_that_it_was_made_for(onnx_path, shared_memo
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def exported(request, run, tmp_path_factory):
-    """An export that was verified on the CPU alone, as on a machine without a GPU."""
+    """An export verified only on the CPU, as on a machine without a GPU."""
 
     folder = tmp_path_factory.mktemp("exported")
     (result,) = make_exports(
@@ -205,7 +205,7 @@ def exported(request, run, tmp_path_factory):
 
 
 def batches_in(memory, num, size=224):
-    """Views of batches of different images in some memory, and what they hold."""
+    """Batches of different images, as views of the given memory."""
     rng = np.random.default_rng(0)
     shape = (8, size, size, 3)
     length = int(np.prod(shape))
@@ -216,7 +216,9 @@ def batches_in(memory, num, size=224):
     return views
 
 
-def test_calls_in_flight_from_locked_memory_give_the_plain_calls_answers(exported, shared_memory):
+def test_concurrent_calls_from_locked_memory_return_the_same_as_plain_calls(
+    exported, shared_memory
+):
     predictor = load_predictor(exported.path, device="cuda")
     batches = batches_in(shared_memory, 4)
     plain = [predictor(batch.copy()) for batch in batches]
@@ -238,7 +240,7 @@ def test_calls_in_flight_from_locked_memory_give_the_plain_calls_answers(exporte
     assert np.ptp(plain, axis=0).max() > 0.05  # else the answers could be another batch's
 
 
-def test_memory_that_is_filled_again_gives_new_answers(exported, shared_memory):
+def test_refilled_memory_gives_new_results(exported, shared_memory):
     predictor = load_predictor(exported.path, device="cuda")
     (batch,) = batches_in(shared_memory, 1)
     with predictor.lock_pages(shared_memory):
@@ -249,7 +251,7 @@ def test_memory_that_is_filled_again_gives_new_answers(exported, shared_memory):
 
 
 @pytest.mark.parametrize("options", [{"nhwc": True}, {"tf32": True}, {"nhwc": True, "tf32": True}])
-def test_layout_and_rounding_change_the_logits_little(exported, options, shared_memory):
+def test_layout_and_tf32_change_the_logits_only_slightly(exported, options, shared_memory):
     (batch,) = batches_in(shared_memory, 1)
     expected = load_predictor(exported.path, device="cpu")(batch)
     predictor = load_predictor(exported.path, device="cuda", **options)
@@ -259,7 +261,7 @@ def test_layout_and_rounding_change_the_logits_little(exported, options, shared_
     assert np.abs(predictor(batch) - expected).max() < 0.02 * max(1.0, np.ptp(expected))
 
 
-def test_an_fp16_export_is_tested_when_a_gpu_opens_it_first(exported, tmp_path):
+def test_an_fp16_export_is_self_tested_when_a_gpu_first_opens_it(exported, tmp_path):
     import onnx
     from onnx import numpy_helper
 
@@ -278,7 +280,7 @@ def test_an_fp16_export_is_tested_when_a_gpu_opens_it_first(exported, tmp_path):
         load_predictor(tmp_path / "changed.onnx", device="cuda")
 
 
-def test_a_gpu_is_chosen_by_its_index(exported, shared_memory):
+def test_a_gpu_is_selected_by_its_index(exported, shared_memory):
     (batch,) = batches_in(shared_memory, 1)
     last = num_gpus() - 1
     predictor = load_predictor(exported.path, device=f"cuda:{last}")
@@ -315,7 +317,7 @@ def test_exports_are_verified_on_both_devices_and_the_card_says_so(run, tmp_path
     assert on_gpu != on_cpu  # the CPU computes fp16 in fp32
 
 
-def test_torchscript_in_fp16_is_verified_on_the_gpu_alone(run, tmp_path):
+def test_torchscript_in_fp16_is_verified_only_on_the_gpu(run, tmp_path):
 
     (result,) = make_exports(run.folder, ["torchscript"], tmp_path, precisions=("fp16",))
     assert result.path.name.endswith(".fp16.pt")
@@ -327,7 +329,7 @@ def test_torchscript_in_fp16_is_verified_on_the_gpu_alone(run, tmp_path):
     assert (logits.dtype, logits.shape) == (np.float32, (3, 2))
 
 
-def test_ranges_are_the_same_on_the_gpu_and_are_found_there(run, tmp_path, monkeypatch):
+def test_calibration_ranges_are_the_same_when_computed_on_the_gpu(run, tmp_path, monkeypatch):
     import onnx
 
     from tltools.export.folding import fold
@@ -388,7 +390,7 @@ def test_the_same_seed_gives_the_same_weights_on_the_gpu(dataset, tmp_path, prec
         assert torch.equal(tensor, second[name]), name
 
 
-def test_images_beside_the_gpu_give_the_same_weights_as_images_on_it(
+def test_images_in_host_memory_give_the_same_weights_as_images_on_the_gpu(
     dataset, tmp_path, monkeypatch
 ):
     import torch
@@ -402,7 +404,7 @@ def test_images_beside_the_gpu_give_the_same_weights_as_images_on_it(
         assert torch.equal(tensor, in_memory[name]), name
 
 
-def test_a_run_of_the_gpu_resumes_on_the_cpu_and_on_the_gpu(dataset, tmp_path):
+def test_a_run_from_the_gpu_resumes_on_the_cpu_and_on_the_gpu(dataset, tmp_path):
     from tltools.training import TrainSetup, resume_run
 
     run, _ = train_cnn(dataset, tmp_path, epochs=1)
@@ -426,7 +428,7 @@ def syncs_are_errors():
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 @pytest.mark.parametrize("amp", [True, False])
-def test_no_step_waits_for_the_gpu(on_gpu, amp):
+def test_no_training_step_waits_for_the_gpu(on_gpu, amp):
     import torch
 
     from tltools.backbones.cnn import CNN
@@ -454,7 +456,7 @@ def test_no_step_waits_for_the_gpu(on_gpu, amp):
     assert all(loss.isfinite() for loss in losses)
 
 
-def test_the_gpu_augments_as_the_cpu_does():
+def test_the_gpu_augments_like_the_cpu():
     import torch
 
     from tltools.training.augment import apply_changes, draw_changes
@@ -469,7 +471,7 @@ def test_the_gpu_augments_as_the_cpu_does():
     assert (difference > 0).float().mean() < 0.01
 
 
-def test_training_features_are_fp16_and_others_fp32_on_the_gpu(
+def test_on_the_gpu_training_features_are_fp16_and_others_fp32(
     dataset, tmp_path, vgg16_file, monkeypatch
 ):
     import torch
@@ -510,7 +512,7 @@ def test_training_features_are_fp16_and_others_fp32_on_the_gpu(
     assert val_error < 1e-5
 
 
-def test_memory_that_pytorch_holds_counts_as_free():
+def test_memory_cached_by_pytorch_counts_as_free():
     import torch
 
     from tltools.runtime.device import free_gpu_memory
@@ -522,7 +524,7 @@ def test_memory_that_pytorch_holds_counts_as_free():
     assert free_gpu_memory(device) - used == pytest.approx(2**28, rel=0.1)
 
 
-def test_bench_knows_the_gpus_memory_and_its_peak(run, dataset, tmp_path):
+def test_bench_measures_the_gpus_memory_and_its_peak(run, dataset, tmp_path):
     from tltools.bench import BenchSettings, bench_inputs, run_bench
 
     exports = [
@@ -553,7 +555,7 @@ def test_bench_knows_the_gpus_memory_and_its_peak(run, dataset, tmp_path):
     assert "GPU MB" in report.to_markdown()
 
 
-def test_the_driver_tells_what_a_process_has_taken():
+def test_the_driver_reports_the_memory_that_a_process_uses():
     import torch
 
     from tltools.bench.gpu import GpuMemory, uses_gpu

@@ -1,4 +1,4 @@
-"""A folder of files from the wild: one row each, no crash, no hang, and the good ones unharmed."""
+"""A folder of files from the wild: one row each, no crash, no hang, correct good images."""
 
 import base64
 import csv
@@ -84,7 +84,7 @@ def with_exif(exif: bytes) -> bytes:
 
 
 def good_files() -> Iterator[tuple[bytes, bytes, str]]:
-    """Names, contents and colors of images that are odd and have to be read."""
+    """Names, contents and colors of unusual images that must be readable."""
     red, green, blue = (plain(color) for color in COLORS)
     yield b"plain.png", encoded(red, "PNG"), "red"
     yield b"progressive.jpg", encoded(green, "JPEG", progressive=True), "green"
@@ -169,7 +169,7 @@ def bad_files() -> Iterator[tuple[bytes, bytes]]:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """The folder, with what is no file among them."""
+    """The folder, including entries that are not files."""
     folder = tmp_path_factory.mktemp("hostile") / "images"
     folder.mkdir()
     for name, content, *_ in (*good_files(), *either_files(), *bad_files()):
@@ -201,7 +201,7 @@ NO_FILES = {"fifo.jpg", "itself.jpg", "nowhere.jpg", "endless.jpg", "socket.jpg"
 
 
 def text(name: bytes | str) -> str:
-    """A name as results hold it."""
+    """A name as written in the results."""
     return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
 
 
@@ -225,7 +225,7 @@ def rows(hostile, onnx_path, tmp_path_factory) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_each_hostile_file_has_one_row(rows):
+def test_every_hostile_file_gets_one_row(rows):
     made = [name for name, *_ in (*good_files(), *either_files(), *bad_files())]
     assert len(made) > 60
     assert set(rows) == {text(name) for name in made} | NO_FILES
@@ -233,23 +233,23 @@ def test_each_hostile_file_has_one_row(rows):
         assert (row["label"] in CLASSES) != bool(row["error"])
 
 
-def test_odd_images_get_their_labels(rows):
+def test_unusual_images_get_their_labels(rows):
     wanted = {text(name): color for name, _, color in good_files()}
     assert {name: rows[name]["label"] for name in wanted} == wanted
 
 
-def test_files_that_are_no_images_get_errors(rows):
+def test_files_that_are_not_images_get_error_rows(rows):
     for name in (*(text(name) for name, _ in bad_files()), *NO_FILES):
         assert rows[name]["error"].startswith("cannot read image "), name
         assert rows[name]["error"].isprintable()
 
 
-def test_bombs_are_refused_by_their_headers(rows):
+def test_decompression_bombs_are_refused_by_their_headers(rows):
     for name in ("bomb.png", "bomb-max.png", "bomb.gif", "bomb.bmp", "bomb.ppm", "bomb.jpg"):
         assert "a decompression bomb?" in rows[name]["error"], rows[name]
 
 
-def test_every_image_gets_the_prediction_that_it_gets_alone(rows, hostile, onnx_path):
+def test_every_image_gets_the_same_prediction_as_alone(rows, hostile, onnx_path):
     predictor = load_predictor(onnx_path, device="cpu", threads=1)
     errors = {}
     for listed in list_images([hostile]):
@@ -280,7 +280,7 @@ def test_every_plan_survives_the_hostile_folder(plan, rows, hostile, onnx_path, 
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_a_job_over_the_hostile_folder_goes_on(suffix, hostile, onnx_path, tmp_path):
+def test_a_job_over_the_hostile_folder_resumes(suffix, hostile, onnx_path, tmp_path):
     from test_resume import content, stop
 
     run_job(Job(onnx_path, [hostile], tmp_path / f"whole{suffix}", device="cpu"))
@@ -291,9 +291,7 @@ def test_a_job_over_the_hostile_folder_goes_on(suffix, hostile, onnx_path, tmp_p
     assert content(output) == content(tmp_path / f"whole{suffix}")
 
 
-def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
-    onnx_path, images, tmp_path, monkeypatch
-):
+def test_a_file_deleted_after_listing_gets_an_error_row(onnx_path, images, tmp_path, monkeypatch):
     load = pipeline.load_image
 
     def delete_some(path, rules, **options):
@@ -307,9 +305,7 @@ def test_a_file_that_is_deleted_after_it_was_listed_gets_its_row(
     assert list(summary.errors) == ["no such file or directory"]
 
 
-def test_a_file_that_grows_while_it_is_read_is_read_to_its_first_length(
-    onnx_path, images, tmp_path, monkeypatch
-):
+def test_a_growing_file_is_read_up_to_its_initial_size(onnx_path, images, tmp_path, monkeypatch):
     fstat, seen, grown = os.fstat, [], []
 
     def growing(handle):
@@ -352,7 +348,7 @@ def as_nobody() -> Iterator[None]:
         os.setegid(0)
 
 
-def test_a_file_without_the_right_to_read_it_gets_its_row(onnx_path, images, tmp_path):
+def test_a_file_without_read_permission_gets_an_error_row(onnx_path, images, tmp_path):
     run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))  # imports what it needs
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""One type for an image on its way, whatever stands for its file."""
+"""References to images: files, bytes, archive members, URLs, decoded images."""
 
 import dataclasses
 import pickle
@@ -17,7 +17,7 @@ RULES = Preprocessing(size=8)
 
 @pytest.fixture
 def path(tmp_path):
-    """An image of noise, which no two ways to decode would agree on by chance."""
+    """An image of noise, on which two decoders could not agree by chance."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     return tmp_path / "a.png"
@@ -37,13 +37,13 @@ def refs(path):
     ]
 
 
-def test_all_that_stands_for_a_file_is_decoded_to_the_same_pixels(path):
+def test_every_reference_to_a_file_decodes_to_the_same_pixels(path):
     expected = load_image(path, RULES)
     for image in refs(path):
         np.testing.assert_array_equal(load_image(image, RULES), expected)
 
 
-def test_all_that_stands_for_a_file_reaches_another_process(path):
+def test_every_reference_to_a_file_can_be_sent_to_another_process(path):
     expected = load_image(path, RULES)
     for image in refs(path):
         sent = pickle.loads(pickle.dumps(image))  # noqa: S301 - made here
@@ -51,7 +51,7 @@ def test_all_that_stands_for_a_file_reaches_another_process(path):
         np.testing.assert_array_equal(load_image(sent, RULES), expected)
 
 
-def test_what_cannot_be_pickled_is_read_before_it_is_sent():
+def test_a_reference_that_cannot_be_pickled_is_read_before_it_is_sent():
     read = []
 
     def fetch():
@@ -72,24 +72,24 @@ def refuse():
 @pytest.mark.parametrize(
     "place", [Content(refuse), Content.of(OSError("it is encrypted")), RemoteObject(refuse)]
 )
-def test_why_there_are_no_bytes_is_told_here_and_in_another_process(place):
+def test_a_read_error_is_the_same_here_and_in_another_process(place):
     for image in (one := ImageRef("a/b.png", place), pickle.loads(pickle.dumps(one))):  # noqa: S301
         with pytest.raises(DataError, match=r"^cannot read image b\.png: it is encrypted$"):
             load_image(image, RULES)
 
 
-def test_why_there_are_no_pixels_is_told():
+def test_a_decoding_error_is_reported():
     with pytest.raises(DataError, match=r"^no pixels$"):
         load_image(ImageRef("0", Decoded(DataError("no pixels"))), RULES)
 
 
-def test_a_file_is_called_by_its_own_name_in_its_error(tmp_path):
+def test_an_error_names_its_file(tmp_path):
     image = ImageRef.of_file(tmp_path / "gone.png", name="a line of a list")
     with pytest.raises(DataError, match=r"^cannot read image gone\.png: no such file"):
         load_image(image, RULES)
 
 
-def test_a_server_out_of_reach_is_no_fault_of_the_image():
+def test_an_unreachable_server_is_not_an_image_error():
     def fetch():
         raise UnreachableError("cannot reach s3://bucket")
 
@@ -99,7 +99,7 @@ def test_a_server_out_of_reach_is_no_fault_of_the_image():
         pickle.dumps(ImageRef("n", RemoteObject(fetch)))
 
 
-def test_a_reference_does_not_change(path):
+def test_a_reference_is_immutable(path):
     image = ImageRef.of_file(path)
     with pytest.raises(dataclasses.FrozenInstanceError):
         image.name = "another"
@@ -108,7 +108,7 @@ def test_a_reference_does_not_change(path):
     assert image.within("") is image
 
 
-def test_results_call_a_file_by_its_path_or_by_a_name_of_theirs(tmp_path):
+def test_results_name_a_file_by_its_path_or_by_a_given_name(tmp_path):
     path = tmp_path / "a.png"
     assert ImageRef.of_file(path) == ImageRef(path.as_posix(), str(path))
     assert ImageRef.of_file(path, name="a") == ImageRef("a", str(path))

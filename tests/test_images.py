@@ -26,7 +26,7 @@ SIZE = 32
 
 
 def quadrants(width=SIZE, height=SIZE):
-    """Red, green / blue, white: every flip and turn of it is different."""
+    """Red, green / blue, white: every flip and rotation looks different."""
     image = Image.new("RGB", (width, height), WHITE)
     half_width, half_height = width // 2, height // 2
     image.paste(RED, (0, 0, half_width, half_height))
@@ -88,14 +88,14 @@ def test_every_format_gives_the_same_colors_at_the_same_places(tmp_path, name, o
     assert_quadrants(load(path))
 
 
-def test_result_is_contiguous_and_writable(tmp_path):
+def test_the_result_is_contiguous_and_writable(tmp_path):
     quadrants().save(tmp_path / "a.png")
     pixels = load(tmp_path / "a.png")
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
 
 
-def test_result_goes_where_it_was_asked_to(tmp_path):
+def test_the_result_is_written_to_the_given_array(tmp_path):
     quadrants().save(tmp_path / "a.png")
     batch = np.zeros((2, SIZE, SIZE, 3), np.uint8)
     result = load_image(tmp_path / "a.png", Preprocessing(size=SIZE, resize="squash"), out=batch[1])
@@ -106,7 +106,7 @@ def test_result_goes_where_it_was_asked_to(tmp_path):
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "LA"])
-def test_a_decoded_image_goes_the_way_of_its_file(tmp_path, resize, mode):
+def test_a_decoded_image_is_processed_like_its_file(tmp_path, resize, mode):
     path = tmp_path / "a.png"
     quadrants(48, 64).convert(mode).save(path)
     expected = load_image(path, Preprocessing(size=SIZE, resize=resize))
@@ -122,7 +122,7 @@ def test_a_decoded_image_goes_the_way_of_its_file(tmp_path, resize, mode):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff", "a.avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(tmp_path, name, orientation):
+def test_exif_orientation_is_honored(tmp_path, name, orientation):
     # What each orientation does to stored rows and columns is in the Exif standard: the stored
     # image is made by undoing it.
     undo = {
@@ -148,12 +148,12 @@ ENDS_WITHIN_A_TAG = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03"
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 @pytest.mark.parametrize("exif", [NO_TIFF, ENDS_WITHIN_A_TAG])
-def test_damaged_exif_leaves_the_image_as_it_is(tmp_path, exif):
+def test_damaged_exif_leaves_the_image_unchanged(tmp_path, exif):
     quadrants().save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
     assert_quadrants(load(tmp_path / "a.jpg"))
 
 
-def test_damaged_exif_is_not_worth_a_warning(tmp_path):
+def test_damaged_exif_gives_no_warning(tmp_path):
     path = tmp_path / "a.jpg"
     quadrants().save(path, exif=ENDS_WITHIN_A_TAG)
     pillow = f"from PIL import Image\nwith Image.open({str(path)!r}) as image: image.getexif()"
@@ -190,7 +190,7 @@ def test_gray_images_of_any_depth_keep_their_full_range(tmp_path, name, dtype, w
     assert_quadrants(load(tmp_path / name), expected=(BLACK, WHITE, BLACK, WHITE))
 
 
-def test_float_image_of_one_value_is_black(tmp_path):
+def test_a_constant_float_image_is_black(tmp_path):
     Image.fromarray(np.full((SIZE, SIZE), np.nan, np.float32)).save(tmp_path / "a.tiff")
     assert not load(tmp_path / "a.tiff").any()
 
@@ -208,7 +208,7 @@ def test_16_bit_pgm_is_scaled_and_not_clipped(tmp_path):
     assert load(tmp_path / "a.pgm")[0, 0].tolist() == [64, 64, 64]
 
 
-def test_transparency_is_laid_over_white(tmp_path):
+def test_transparency_is_composited_over_white(tmp_path):
     rgba = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
     rgba.paste((255, 0, 0, 255), (0, 0, SIZE // 2, SIZE))
     rgba.paste((0, 0, 0, 128), (0, SIZE // 2, SIZE // 2, SIZE))
@@ -217,7 +217,7 @@ def test_transparency_is_laid_over_white(tmp_path):
     assert_quadrants(load(tmp_path / "a.png"), atol=1, expected=expected)
 
 
-def test_gray_with_transparency_is_laid_over_white(tmp_path):
+def test_gray_with_transparency_is_composited_over_white(tmp_path):
     Image.new("LA", (SIZE, SIZE), (0, 51)).save(tmp_path / "a.png")
     np.testing.assert_allclose(load(tmp_path / "a.png"), 204, atol=1)
 
@@ -227,7 +227,7 @@ def test_gray_with_transparency_is_laid_over_white(tmp_path):
     [("a.png", 1), ("a.gif", 1), ("a.png", bytes([255, 0]))],
     ids=["png-index", "gif-index", "png-alpha-per-color"],
 )
-def test_palette_with_transparency_is_laid_over_white(tmp_path, name, transparency):
+def test_a_palette_with_transparency_is_composited_over_white(tmp_path, name, transparency):
     image = Image.new("P", (SIZE, SIZE), 0)
     image.putpalette([*RED, *BLUE])
     image.paste(1, (SIZE // 2, 0, SIZE, SIZE))
@@ -235,13 +235,13 @@ def test_palette_with_transparency_is_laid_over_white(tmp_path, name, transparen
     assert_quadrants(load(tmp_path / name), expected=(RED, WHITE, RED, WHITE))
 
 
-def test_transparent_color_of_an_rgb_png_is_white(tmp_path):
+def test_the_transparent_color_of_an_rgb_png_is_white(tmp_path):
     quadrants().save(tmp_path / "a.png", transparency=BLUE)
     assert_quadrants(load(tmp_path / "a.png"), expected=(RED, GREEN, WHITE, WHITE))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
-def test_cmyk_has_its_colors_and_not_their_negative(tmp_path, name):
+def test_cmyk_is_not_inverted(tmp_path, name):
     quadrants().convert("CMYK").save(tmp_path / name)
     assert_quadrants(load(tmp_path / name), atol=40)
 
@@ -251,7 +251,7 @@ def test_cmyk_has_its_colors_and_not_their_negative(tmp_path, name):
 
 @pytest.fixture
 def decoders(monkeypatch):
-    """What has decoded something: `simplejpeg` or `Pillow`."""
+    """Names of the decoders used: `simplejpeg` or `Pillow`."""
     used = []
 
     def recording(name, function):
@@ -303,7 +303,7 @@ def by_pillow(path, *, scale=1):
         pytest.param({"icc_profile": b"\xff\xda" * 40_000}, id="icc-profile"),
     ],
 )
-def test_plain_jpeg_has_pillows_pixels(tmp_path, decoders, mode, size, options):
+def test_a_plain_jpeg_has_pillows_pixels(tmp_path, decoders, mode, size, options):
     path = tmp_path / "a.jpg"
     blotches(*size).convert(mode).save(path, **options)
     pixels = load(path)
@@ -312,7 +312,7 @@ def test_plain_jpeg_has_pillows_pixels(tmp_path, decoders, mode, size, options):
 
 
 @pytest.mark.parametrize("keep_rgb", [False, True], ids=["ycbcr", "rgb"])
-def test_plain_jpeg_goes_where_it_was_asked_to(tmp_path, decoders, keep_rgb):
+def test_a_plain_jpeg_is_written_to_the_given_array(tmp_path, decoders, keep_rgb):
     path = tmp_path / "a.jpg"
     blotches(SIZE, SIZE).save(path, keep_rgb=keep_rgb)
     batch = np.zeros((2, SIZE, SIZE, 3), np.uint8)
@@ -322,7 +322,7 @@ def test_plain_jpeg_goes_where_it_was_asked_to(tmp_path, decoders, keep_rgb):
     assert not batch[0].any()
 
 
-def test_jpeg_that_only_pillow_can_convert_is_left_to_it(tmp_path, decoders):
+def test_a_jpeg_that_only_pillow_can_convert_is_left_to_pillow(tmp_path, decoders):
     path = tmp_path / "a.jpg"
     blotches(SIZE, SIZE).convert("CMYK").save(path)
     pixels = load(path)
@@ -331,7 +331,7 @@ def test_jpeg_that_only_pillow_can_convert_is_left_to_it(tmp_path, decoders):
 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (50, 40)])
-def test_jpeg_with_a_forgivable_fault_is_left_to_pillow(tmp_path, decoders, size):
+def test_a_jpeg_with_a_minor_fault_is_left_to_pillow(tmp_path, decoders, size):
     path = tmp_path / "a.jpg"
     blotches(*size).save(path)
     data = path.read_bytes()
@@ -345,7 +345,7 @@ def test_jpeg_with_a_forgivable_fault_is_left_to_pillow(tmp_path, decoders, size
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (50, 40)])
 @pytest.mark.parametrize("orientation", [1, 2, 6])
-def test_jpeg_that_is_turned_has_pillows_pixels(tmp_path, decoders, size, orientation):
+def test_a_rotated_jpeg_has_pillows_pixels(tmp_path, decoders, size, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "a.jpg"
@@ -370,7 +370,7 @@ def segment(marker, content):
     ],
 )
 @pytest.mark.parametrize("kind", ["exif", "xmp"])
-def test_orientation_is_found_wherever_it_stands(tmp_path, before, kind):
+def test_the_orientation_is_found_anywhere_in_the_header(tmp_path, before, kind):
     exif = Image.Exif()
     exif[0x0112] = 3
     content = {
@@ -384,7 +384,7 @@ def test_orientation_is_found_wherever_it_stands(tmp_path, before, kind):
     assert_quadrants(load(path), atol=40)
 
 
-def test_first_image_of_a_multi_image_jpeg_is_taken(tmp_path, decoders):
+def test_the_first_image_of_a_multi_image_jpeg_is_used(tmp_path, decoders):
     path = tmp_path / "a.jpg"
     other = Image.new("RGB", (SIZE, SIZE), BLACK)
     quadrants().save(path, "MPO", save_all=True, append_images=[other], quality=95, subsampling=0)
@@ -393,13 +393,13 @@ def test_first_image_of_a_multi_image_jpeg_is_taken(tmp_path, decoders):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tiff"])
-def test_first_frame_of_an_animation_is_taken(tmp_path, name):
+def test_the_first_frame_of_an_animation_is_used(tmp_path, name):
     other = Image.new("RGB", (SIZE, SIZE), BLACK)
     quadrants().save(tmp_path / name, save_all=True, append_images=[other, other])
     assert_quadrants(load(tmp_path / name), atol=40)
 
 
-def test_content_and_not_the_suffix_decides(tmp_path):
+def test_the_format_depends_on_the_content_not_the_suffix(tmp_path):
     buffer = io.BytesIO()
     quadrants().save(buffer, "PNG")
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
@@ -410,13 +410,13 @@ def test_content_and_not_the_suffix_decides(tmp_path):
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_image_of_the_right_size_is_not_resampled(tmp_path, resize):
+def test_an_image_of_the_right_size_is_not_resampled(tmp_path, resize):
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     np.testing.assert_array_equal(load(tmp_path / "a.png", resize=resize), noise)
 
 
-def test_squash_is_pillows_bilinear(tmp_path):
+def test_squash_equals_pillows_bilinear_resize(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8))
     noise.save(tmp_path / "a.png")
     expected = np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
@@ -424,7 +424,7 @@ def test_squash_is_pillows_bilinear(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (225, 900), (100, 100)])
-def test_crop_is_torchvisions_resize_and_center_crop(tmp_path, width, height):
+def test_crop_equals_torchvisions_resize_and_center_crop(tmp_path, width, height):
     from torchvision.transforms import v2
 
     rng = np.random.default_rng(0)
@@ -458,7 +458,7 @@ def smooth_photo(width, height):
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("width", [600, 603, 1201])
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-def test_jpeg_at_reduced_scale_is_close_to_one_decoded_in_full(
+def test_a_jpeg_decoded_at_reduced_scale_is_close_to_full_scale(
     tmp_path, monkeypatch, resize, width, orientation, mode
 ):
     exif = Image.Exif()
@@ -480,7 +480,7 @@ def test_jpeg_at_reduced_scale_is_close_to_one_decoded_in_full(
 
 @pytest.mark.parametrize(("side", "scale"), [(89, 1), (90, 2), (179, 2), (180, 4), (361, 8)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True, "subsampling": 0}])
-def test_scale_is_the_smallest_that_leaves_the_margin(tmp_path, decoders, side, scale, options):
+def test_the_scale_is_the_smallest_that_keeps_the_margin(tmp_path, decoders, side, scale, options):
     # 1.4 times 32 is 44.8, so at least 45 pixels of each side are needed.
     path = tmp_path / "a.jpg"
     blotches(side + 30, side).save(path, **options)
@@ -508,7 +508,7 @@ def test_scale_is_the_smallest_that_leaves_the_margin(tmp_path, decoders, side, 
     ],
 )
 @pytest.mark.parametrize("kept", [0.05, 0.5, 0.9])
-def test_truncated_file_is_refused(tmp_path, name, options, kept):
+def test_a_truncated_file_is_refused(tmp_path, name, options, kept):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     whole = tmp_path / f"whole{name}"
     Image.fromarray(noise).save(whole, **options)
@@ -528,22 +528,22 @@ def test_truncated_file_is_refused(tmp_path, name, options, kept):
         (b"\x89PNG\r\n\x1a\n", "cannot read"),
     ],
 )
-def test_what_is_not_a_image_is_refused(tmp_path, content, reason):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
     assert_unreadable(tmp_path / "a.jpg", reason)
 
 
-def test_missing_file_is_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     message = assert_unreadable(tmp_path / "a.jpg", "no such file")
     assert message == "cannot read image a.jpg: no such file or directory"
 
 
-def test_folder_is_refused(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     (tmp_path / "a.jpg").mkdir()
     assert_unreadable(tmp_path / "a.jpg", "it is a folder")
 
 
-def test_fifo_is_refused_at_once(tmp_path):
+def test_a_fifo_is_refused_immediately(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     raised = []
 
@@ -559,7 +559,7 @@ def test_fifo_is_refused_at_once(tmp_path):
     assert raised == ["cannot read image a.jpg: it is not a file"]
 
 
-def test_failure_to_read_is_reported_without_the_path(tmp_path, monkeypatch):
+def test_a_read_failure_is_reported_without_the_path(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -570,7 +570,7 @@ def test_failure_to_read_is_reported_without_the_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factor", [1.5, 3], ids=["pillow-warns", "pillow-refuses"])
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.jpg", "a.webp", "a.tiff", "a.bmp"])
-def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, name, factor):
+def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, name, factor):
     Image.new("RGB", (60, 50)).save(tmp_path / name)
     limit = int(60 * 50 / factor)
     monkeypatch.setattr(images, "_MAX_PIXELS", limit)
@@ -580,17 +580,17 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, na
     assert_unreadable(tmp_path / name, "pixels")
 
 
-def test_limit_of_pixels_is_pillows():
+def test_the_pixel_limit_is_pillows():
     assert images._MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
-def test_name_that_would_break_the_line_is_escaped(tmp_path):
+def test_a_name_with_a_line_break_is_escaped(tmp_path):
     (tmp_path / "a\nb.jpg").write_bytes(b"")
     message = assert_unreadable(tmp_path / "a\nb.jpg", "it is empty")
     assert message == r"cannot read image 'a\nb.jpg': it is empty"
 
 
-def test_path_may_be_a_string(tmp_path):
+def test_a_path_may_be_a_string(tmp_path):
     quadrants().save(tmp_path / "a.png")
     assert_quadrants(load(str(tmp_path / "a.png")))
     with pytest.raises(DataError, match=r"^cannot read image b\.png: no such file"):
@@ -600,13 +600,13 @@ def test_path_may_be_a_string(tmp_path):
 # Hashes
 
 
-def test_sha256_is_that_of_the_bytes(tmp_path):
+def test_the_sha256_is_that_of_the_bytes(tmp_path):
     data = bytes(range(256)) * 1000
     (tmp_path / "a.jpg").write_bytes(data)
     assert image_sha256(tmp_path / "a.jpg") == hashlib.sha256(data).hexdigest()
 
 
-def test_sha256_of_a_missing_file_is_an_error(tmp_path):
+def test_the_sha256_of_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"cannot read image a\.jpg: no such file"):
         image_sha256(tmp_path / "a.jpg")
 

@@ -45,7 +45,7 @@ def test_a_folder_with_one_csv_is_that_csv(tmp_path):
     assert list(frame["path"]) == [str(tmp_path / "images" / "1.jpg")]
 
 
-def test_images_are_found_beside_the_csv_in_images_and_where_told(tmp_path):
+def test_images_are_found_beside_the_csv_in_images_and_in_the_given_folder(tmp_path):
     csv = write_csv(tmp_path, "a,b\nbeside.jpg,0\ninside.jpg,1\nsub/deep.jpg,1\ngone.jpg,0\n")
     beside = image(tmp_path / "beside.jpg")
     inside = image(tmp_path / "images" / "inside.jpg")
@@ -150,7 +150,7 @@ def test_one_column_cannot_be_image_and_label(tmp_path):
         pytest.param(b"a,b,split\n1.jpg,0,fold1\n", "'split' that is not one of", id="odd split"),
     ],
 )
-def test_a_broken_csv_is_a_clear_error(tmp_path, text, message):
+def test_a_broken_csv_is_an_error(tmp_path, text, message):
     csv = write_csv(tmp_path, text)
     with pytest.raises(DataError, match=message) as caught:
         read_labels(csv)
@@ -164,13 +164,13 @@ def test_a_long_list_of_lines_is_shortened(tmp_path):
         read_labels(csv)
 
 
-def test_a_cell_that_no_file_system_accepts_is_only_a_missing_image(tmp_path):
+def test_a_cell_that_is_not_a_valid_path_is_a_missing_image(tmp_path):
     csv = write_csv(tmp_path, f"a,b\n{'x' * 5000},0\nn\0ul.jpg,1\n")
     assert len(read_labels(csv)) == 2
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "VAL "])
-def test_a_split_column_is_honoured(tmp_path, word):
+def test_a_split_column_is_honored(tmp_path, word):
     csv = write_csv(tmp_path, f"a,Split,b\n1.jpg,train,x\n2.jpg,{word},y\n3.jpg,test,y\n")
     assert rows(read_labels(csv)) == [
         ("1.jpg", "x", "train"),
@@ -219,7 +219,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert [label for _, label, _ in rows(read_labels(tmp_path))] == ["bus", "car"] + ["train"] * 2
 
 
-def test_images_without_a_class_are_told_apart(tmp_path):
+def test_images_without_a_class_are_listed_separately(tmp_path):
     for name in ("train/ant/1.jpg", "train/bee/2.jpg", "train/stray.jpg", "top.jpg", "test/3.jpg"):
         image(tmp_path / name)
     frame = read_labels(tmp_path)
@@ -237,7 +237,7 @@ def test_images_without_a_class_are_told_apart(tmp_path):
         pytest.param([], "neither a CSV nor class folders", id="empty"),
     ],
 )
-def test_an_unclear_folder_is_a_clear_error(tmp_path, images, message):
+def test_an_ambiguous_folder_is_an_error(tmp_path, images, message):
     for name in images:
         image(tmp_path / name)
     with pytest.raises(DataError, match=message):
@@ -289,13 +289,13 @@ def test_a_csv_beside_class_folders_is_not_guessed(tmp_path):
     assert rows(read_labels(tmp_path, label_column="b")) == [("1.jpg", "x", "")]
 
 
-def test_what_belongs_to_a_csv_is_refused_for_folders(tmp_path):
+def test_csv_options_are_refused_for_folders(tmp_path):
     image(tmp_path / "ant" / "1.jpg")
     with pytest.raises(ConfigError, match="contains no CSV: leave out `images=`"):
         read_labels(tmp_path, images=tmp_path)
 
 
-def test_what_is_not_there_or_no_csv_is_an_error(tmp_path):
+def test_a_missing_path_or_a_file_that_is_not_csv_is_an_error(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_labels(tmp_path / "gone")
     with pytest.raises(DataError, match=r"is not a CSV"):

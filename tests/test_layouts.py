@@ -1,4 +1,4 @@
-"""Layouts: Triton's own definitions read its repository; the image's steps make one that works."""
+"""Layouts: Triton's definitions accept the repository; the Dockerfile's steps work."""
 
 import ast
 import base64
@@ -92,7 +92,7 @@ def assert_matches_graph(model_config, configured, graph):
         assert list(mine.dims) == [one.dim_value for one in dims]
 
 
-def test_tritons_definitions_read_the_configuration_and_the_graph_agrees(
+def test_the_configuration_fits_tritons_definitions_and_the_graph(
     real, tmp_path, model_config, read_config
 ):
     folder = lay_out("triton", real, tmp_path).folder
@@ -107,7 +107,7 @@ def test_tritons_definitions_read_the_configuration_and_the_graph_agrees(
     assert [one.label_filename for one in config.output] == ["", "labels.txt"]
 
 
-def test_batching_is_on_and_the_model_takes_its_sizes(real, tmp_path, read_config):
+def test_dynamic_batching_is_on_and_the_model_accepts_its_sizes(real, tmp_path, read_config):
     folder = lay_out("triton", real, tmp_path).folder
     config = read_config(folder)
     assert config.HasField("dynamic_batching")
@@ -125,7 +125,7 @@ def test_batching_is_on_and_the_model_takes_its_sizes(real, tmp_path, read_confi
         assert [array.shape for array in outputs] == [(size, *one.dims) for one in config.output]
 
 
-def test_the_repository_holds_the_export_and_a_label_for_each_output(real, tmp_path):
+def test_the_repository_contains_the_export_and_a_label_for_each_output(real, tmp_path):
     laid = lay_out("triton", real, tmp_path)
     files = files_of(laid.folder)
     assert set(files) == {"config.pbtxt", "labels.txt", "1/model.onnx"}
@@ -143,7 +143,7 @@ def test_an_export_without_probabilities_has_its_labels_on_the_logits(
     assert [(one.name, one.label_filename) for one in config.output] == [("logits", "labels.txt")]
 
 
-def test_names_from_anywhere_stay_what_they_are(make_onnx, make_card, tmp_path, read_config):
+def test_arbitrary_names_are_kept_unchanged(make_onnx, make_card, tmp_path, read_config):
     classes = ('name: "x"', "#1 ☃", "=SUM(A1)")
     card = make_card(run="Käfer 'n' #1 {x}", classes=classes)
     path = make_onnx(tmp_path / "odd.onnx", card.to_json())
@@ -153,7 +153,7 @@ def test_names_from_anywhere_stay_what_they_are(make_onnx, make_card, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\r", "\n", "a\u2028b", "a\x0bb"])
-def test_a_class_that_would_move_the_labels_is_refused(make_onnx, make_card, tmp_path, name):
+def test_a_class_that_is_empty_or_has_a_line_break_is_refused(make_onnx, make_card, tmp_path, name):
     card = make_card(classes=("red", name, "blue"))
     path = make_onnx(tmp_path / "odd.onnx", card.to_json())
     with pytest.raises(ArtifactError, match="is empty or contains a line break") as caught:
@@ -165,9 +165,7 @@ def test_a_class_that_would_move_the_labels_is_refused(make_onnx, make_card, tmp
     assert lay_out("docker", path, tmp_path).folder.is_dir()
 
 
-def test_a_layout_replaces_its_predecessor_complete_or_not_at_all(
-    make_onnx, make_card, tmp_path, monkeypatch
-):
+def test_a_layout_is_replaced_completely_or_not_at_all(make_onnx, make_card, tmp_path, monkeypatch):
     old = make_onnx(tmp_path / "old.onnx", make_card().to_json())
     new = make_onnx(tmp_path / "new.onnx", make_card(classes=("a", "b", "c")).to_json())
     folder = lay_out("triton", old, tmp_path).folder
@@ -188,7 +186,7 @@ def test_a_layout_replaces_its_predecessor_complete_or_not_at_all(
     assert after["1/model.onnx"] == new.read_bytes()
 
 
-def test_what_is_no_onnx_export_is_refused(torchscript_path, tmp_path):
+def test_a_file_that_is_not_an_onnx_export_is_refused(torchscript_path, tmp_path):
     with pytest.raises(ConfigError, match=r"needs an ONNX export, and .*tiny\.pt is not one"):
         lay_out("triton", torchscript_path, tmp_path)
     (tmp_path / "some.onnx").write_bytes(b"something")
@@ -206,7 +204,7 @@ def wheel():
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_the_wheel_holds_the_package_and_a_right_record_of_it(wheel):
+def test_the_wheel_contains_the_package_and_a_correct_record(wheel):
     package = {
         path.relative_to(ROOT).as_posix(): path.read_bytes()
         for path in (ROOT / "tltools").rglob("*")
@@ -232,7 +230,7 @@ def test_the_same_package_gives_the_same_wheel():
     assert make_wheel() == make_wheel()
 
 
-def test_a_wheel_of_another_version_is_not_made(monkeypatch):
+def test_a_wheel_of_another_version_is_not_built(monkeypatch):
     monkeypatch.setattr(tltools, "__version__", "99.0")
     with pytest.raises(ConfigError, match=r"tltools 99\.0 is running, but .* is installed"):
         make_wheel()
@@ -266,7 +264,7 @@ INSTALLED = {"onnxruntime": "onnxruntime-gpu"}
 """What this environment has of the same version in place of the image's package."""
 
 
-def test_the_images_versions_are_those_that_everything_is_tested_with(requirements):
+def test_the_images_versions_equal_the_tested_ones(requirements):
     constraints = pins(ROOT / "constraints.txt")
     image = pins(ROOT / "tltools" / "layouts" / "image" / "requirements.txt")
     assert set(image) == requirements[0] | requirements[1]
@@ -284,7 +282,7 @@ def test_the_chapter_states_the_images_size_and_number_of_packages(requirements)
     assert f"without PyTorch and CUDA: {docker.PACKAGES_MB} MB" in chapter
 
 
-def test_the_images_packages_are_complete_and_no_more(requirements):
+def test_the_image_installs_exactly_the_needed_packages(requirements):
     needed = set()
     for name in requirements[0] | requirements[1]:
         for text in importlib.metadata.requires(INSTALLED.get(name, name)) or ():
@@ -313,7 +311,7 @@ print("LOADED", *sys.modules)
 """
 
 
-def test_what_serving_imports_is_what_the_image_holds(requirements, onnx_path, tmp_path):
+def test_the_image_contains_what_serving_imports(requirements, onnx_path, tmp_path):
     (tmp_path / "images").mkdir()
     save_image(tmp_path / "images" / "a.png", COLORS["red"], np.random.default_rng(0))
     shutil.copy(onnx_path, tmp_path / "model.onnx")
@@ -346,7 +344,7 @@ def imported_by(module: str) -> set[str]:
     return names
 
 
-def test_the_image_is_built_from_what_lies_beside_its_dockerfile(real, tmp_path):
+def test_the_image_is_built_from_the_files_beside_its_dockerfile(real, tmp_path):
     laid = lay_out("docker", real, tmp_path)
     files = files_of(laid.folder)
     assert set(files) == {"Dockerfile", "README.md", "requirements.txt", "model.onnx", NAME}
@@ -416,7 +414,9 @@ def image(real, tmp_path):
     return opt, bin_, env, json.loads(entry)
 
 
-def test_the_images_steps_make_one_that_classifies_without_torch(image, images, tmp_path):
+def test_an_environment_built_by_the_dockerfiles_steps_classifies_without_torch(
+    image, images, tmp_path
+):
     opt, bin_, env, entry = image
     (site,) = (bin_.parent / "lib").glob("*/site-packages")
     absent = {"torch", "torchvision", "pandas", "onnx", "scipy", "nvidia"}
@@ -473,9 +473,7 @@ def test_the_command_lays_out_what_it_exports(cnn_run, tmp_path):
         ("docker", "Dockerfile", "docker build"),
     ],
 )
-def test_the_command_takes_an_export_that_there_is_without_torch(
-    real, tmp_path, layout, file, hint
-):
+def test_the_command_lays_out_an_existing_export_without_torch(real, tmp_path, layout, file, hint):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from tltools.cli import main\n"
@@ -494,7 +492,7 @@ def test_the_command_takes_an_export_that_there_is_without_torch(
     assert (tmp_path / "exports" / layout / "cnn_fp32" / file).is_file()
 
 
-def test_what_cannot_be_laid_out_is_refused_before_it_is_exported(cnn_run, real, tmp_path):
+def test_an_impossible_layout_is_refused_before_exporting(cnn_run, real, tmp_path):
     arguments = ("export", cnn_run, "--layout", "docker", "--format", "torchscript")
     done = run_tltools(*arguments, cwd=tmp_path)
     assert (done.code, done.out) == (2, "")

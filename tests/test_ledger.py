@@ -1,4 +1,4 @@
-"""`classify --changed-only`: bytes that a model has classified are not classified again."""
+"""`classify --changed-only`: a model never classifies the same bytes twice."""
 
 import sqlite3
 from pathlib import Path
@@ -46,7 +46,7 @@ def classify(onnx_path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2, "batch_size": 4}], ids=str)
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_what_is_known_is_not_decoded_and_gives_the_same_rows(classify, images, suffix, options):
+def test_known_images_are_not_decoded_and_get_the_same_rows(classify, images, suffix, options):
     (images / "red" / "bad.png").write_bytes(b"no image")
     _, expected, _ = classify(images, f"plain{suffix}", ledger=False, **options)
     first, rows, decoded = classify(images, f"first{suffix}", **options)
@@ -56,7 +56,7 @@ def test_what_is_known_is_not_decoded_and_gives_the_same_rows(classify, images, 
     assert decoded == [b"no image"]  # an error is not remembered: the file may be mended
 
 
-def test_only_new_bytes_are_decoded_wherever_they_are(classify, images):
+def test_only_new_bytes_are_decoded_wherever_the_files_are(classify, images):
     classify(images, "first.csv")
     (images / "red" / "0.png").rename(images / "elsewhere.png")
     save_image(images / "red" / "1.png", COLORS["blue"], np.random.default_rng(99))
@@ -67,7 +67,7 @@ def test_only_new_bytes_are_decoded_wherever_they_are(classify, images):
     assert rows == classify(images, "plain.csv", ledger=False)[1]
 
 
-def test_another_model_has_a_ledger_of_its_own(classify, images, tmp_path, make_onnx, make_card):
+def test_every_model_has_its_own_ledger(classify, images, tmp_path, make_onnx, make_card):
     classify(images, "first.csv")
     other = make_onnx(tmp_path / "other.onnx", make_card(run="another").to_json())
     summary, _, decoded = classify(images, "second.csv", model=other)
@@ -75,7 +75,7 @@ def test_another_model_has_a_ledger_of_its_own(classify, images, tmp_path, make_
     assert classify(images, "third.csv", model=other)[0].num_known == 30
 
 
-def test_a_job_that_is_stopped_leaves_what_it_knows(classify, images, monkeypatch):
+def test_a_stopped_job_keeps_what_it_classified(classify, images, monkeypatch):
     written = []
     encode = CsvCodec.encode
 
@@ -111,8 +111,8 @@ def test_two_jobs_at_once_share_a_ledger(tmp_path):
     assert ledger.num_known == 100
 
 
-def test_logits_of_another_number_of_classes_are_not_taken(tmp_path):
-    """A damaged row is one that is not known."""
+def test_logits_with_another_number_of_classes_are_not_used(tmp_path):
+    """A damaged row counts as unknown."""
     with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
         key, _ = ledger.recall(b"image")
         ledger.remember(key, np.zeros(2, np.float32))
@@ -120,7 +120,7 @@ def test_logits_of_another_number_of_classes_are_not_taken(tmp_path):
         assert ledger.recall(b"image")[1] is None
 
 
-def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path):
+def test_a_damaged_ledger_is_refused_with_a_remedy(tmp_path):
     with Ledger(tmp_path, model_sha256=SHA256, num_classes=3) as ledger:
         pass
     ledger.path.write_bytes(b"no database" * 1000)
@@ -128,7 +128,7 @@ def test_a_damaged_ledger_is_refused_with_what_to_do(tmp_path):
         Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
 
 
-def test_a_ledger_that_another_program_keeps_to_itself(tmp_path, monkeypatch):
+def test_a_ledger_locked_by_another_program_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("tltools.classify.ledger.LOCK_WAIT_S", 0.1)
     ledger = Ledger(tmp_path, model_sha256=SHA256, num_classes=1)
     other = sqlite3.connect(ledger.path)
@@ -138,7 +138,7 @@ def test_a_ledger_that_another_program_keeps_to_itself(tmp_path, monkeypatch):
     other.close()
 
 
-def test_the_error_that_ended_a_job_is_the_one_to_hear_of(tmp_path, monkeypatch):
+def test_a_ledger_error_does_not_hide_the_error_that_ended_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr("tltools.classify.ledger.LOCK_WAIT_S", 0.1)
     ledger = Ledger(tmp_path, model_sha256=SHA256, num_classes=1)
     other = sqlite3.connect(ledger.path)
@@ -149,7 +149,7 @@ def test_the_error_that_ended_a_job_is_the_one_to_hear_of(tmp_path, monkeypatch)
     other.close()
 
 
-def test_changed_only_on_the_command_line(images, onnx_path, tmp_path):
+def test_changed_only_works_on_the_command_line(images, onnx_path, tmp_path):
     command = ("classify", images, "--model", onnx_path, "--device", "cpu")
     cache = ("--changed-only", "--cache-dir", tmp_path / "cache")
     first = run_tltools(*command, *cache, "-o", "first.csv", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Experiment logs hold what the history holds, whatever stops a training, for their own readers."""
+"""Experiment logs match the history, whatever stops a training, and their own tools read them."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def train(dataset, run_dir, *, progress=None, log=BOTH, epochs=3):
 
 
 class Stops(Silent):
-    """Presses Ctrl-C when an epoch is reported, or while it goes on."""
+    """Presses Ctrl-C after or during an epoch."""
 
     def __init__(self, epoch, *, within=False):
         self.epoch, self.within = epoch, within
@@ -99,7 +99,7 @@ def tensorboard_history(folder):
 
 
 def assert_as_history(folder, *, seconds=True, epochs):
-    """Both logs have each epoch of history.csv once, in order, with its values."""
+    """Check that both logs have each epoch of history.csv once, in order, with its values."""
     history = pd.read_csv(folder / "history.csv")
     assert list(history["epoch"]) == list(range(1, epochs + 1))
     for found in (mlflow_history(folder), tensorboard_history(folder)):
@@ -135,11 +135,11 @@ def logged(drawn_dataset, tmp_path_factory):
 # --------------------------------------------------------------------------- what they hold
 
 
-def test_both_logs_hold_the_history(logged):
+def test_both_logs_contain_the_history(logged):
     assert_as_history(logged, epochs=3)
 
 
-def test_mlflow_holds_settings_scores_and_files(logged):
+def test_mlflow_contains_settings_scores_and_files(logged):
     (run,) = mlflow_runs(logged)
     card = load_card(logged)
     assert (run.info.run_name, run.info.status) == ("cnn", "FINISHED")
@@ -164,7 +164,7 @@ def test_mlflow_holds_settings_scores_and_files(logged):
         assert copy.read_bytes() == (logged / name).read_bytes()
 
 
-def test_tensorboard_holds_settings_scores_and_images(logged):
+def test_tensorboard_contains_settings_scores_and_images(logged):
     events, card = events_of(logged), load_card(logged)
     assert events.Scalars("final/val_accuracy")[0].value == pytest.approx(
         card.metrics["val"].accuracy
@@ -194,7 +194,7 @@ def hyperparameters(events):
 # ------------------------------------------------------------------------ stopped and resumed
 
 
-def test_ctrl_c_leaves_readable_logs_and_resume_goes_on_with_them(drawn_dataset, tmp_path):
+def test_ctrl_c_leaves_readable_logs_and_resume_continues_them(drawn_dataset, tmp_path):
     folder = train(drawn_dataset, tmp_path, progress=Stops(2), epochs=4)
     assert_as_history(folder, epochs=2)
     (run,) = mlflow_runs(folder)
@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_readable_logs_and_resume_goes_on_with_them(drawn_dataset,
     assert run.info.status == "FINISHED"
 
 
-def test_a_finished_training_that_goes_on_ends_with_its_new_figures(drawn_dataset, tmp_path):
+def test_a_continued_training_logs_its_new_figures(drawn_dataset, tmp_path):
     folder = train(drawn_dataset, tmp_path, epochs=1)
     resume_run(folder, TrainSetup(device="cpu"), epochs=3)
     assert_as_history(folder, epochs=3)
@@ -241,7 +241,7 @@ train_model(dataset, config, setup, progress=Kills())
 """
 
 
-def test_a_killed_training_goes_on_with_each_epoch_once(drawn, tmp_path):
+def test_a_resumed_training_logs_every_epoch_once(drawn, tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, drawn, tmp_path], check=False)
     assert killed.returncode == -9
     folder = tmp_path / "cnn"
@@ -254,7 +254,7 @@ def test_a_killed_training_goes_on_with_each_epoch_once(drawn, tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["moved", "deleted"])
-def test_a_lost_log_is_made_anew_with_all_epochs(drawn_dataset, tmp_path, lost):
+def test_a_lost_log_is_recreated_with_all_epochs(drawn_dataset, tmp_path, lost):
     folder = train(drawn_dataset, tmp_path, epochs=1)
     shutil.rmtree(folder / "tensorboard")
     if lost == "moved":
@@ -266,7 +266,7 @@ def test_a_lost_log_is_made_anew_with_all_epochs(drawn_dataset, tmp_path, lost):
     assert_as_history(folder, epochs=2)
 
 
-def test_a_log_can_join_later_and_stays(drawn_dataset, tmp_path):
+def test_a_log_can_be_added_later(drawn_dataset, tmp_path):
     folder = train(drawn_dataset, tmp_path, epochs=1, log=["tensorboard"])
     assert not (tmp_path / "mlflow.db").exists()
     resume_run(folder, TrainSetup(device="cpu", logs=["mlflow"]), epochs=2)
@@ -275,7 +275,7 @@ def test_a_log_can_join_later_and_stays(drawn_dataset, tmp_path):
     assert_as_history(folder, epochs=3)
 
 
-def test_a_run_can_be_resumed_where_its_log_cannot(drawn_dataset, tmp_path, monkeypatch):
+def test_a_run_can_be_resumed_without_its_log(drawn_dataset, tmp_path, monkeypatch):
     """And the log catches up when it can be opened again."""
     folder = train(drawn_dataset, tmp_path, epochs=1)
     found, progress = logs.find_spec, Recorder()
@@ -290,7 +290,7 @@ def test_a_run_can_be_resumed_where_its_log_cannot(drawn_dataset, tmp_path, monk
     assert_as_history(folder, epochs=3)
 
 
-def test_a_plan_from_before_there_were_logs_is_read(drawn_dataset, tmp_path):
+def test_a_plan_without_logs_can_still_be_read(drawn_dataset, tmp_path):
     folder = train(drawn_dataset, tmp_path, epochs=1, log=())
     plan = json.loads((folder / "plan.json").read_text())
     assert plan.pop("logs") == []
@@ -306,7 +306,7 @@ def test_a_training_stopped_in_its_first_epoch_leaves_no_run(drawn_dataset, tmp_
     assert mlflow_runs(tmp_path / "cnn") == []
 
 
-def test_a_loss_that_is_no_number_is_logged(tmp_path):
+def test_a_loss_that_is_not_finite_is_logged(tmp_path):
     folder = tmp_path / "cnn"
     folder.mkdir()
     rest = dict.fromkeys(COLUMNS, 0.5) | {"train_loss": float("nan")}
@@ -331,7 +331,9 @@ def test_two_trainings_share_a_store(drawn_dataset, tmp_path):
     ("name", "missing"),
     [("tensorboard", "tensorboard"), ("mlflow", "mlflow"), ("mlflow", "alembic")],
 )
-def test_a_missing_package_is_one_line_before_any_work(drawn, tmp_path, monkeypatch, name, missing):
+def test_a_missing_package_is_a_one_line_error_before_any_work(
+    drawn, tmp_path, monkeypatch, name, missing
+):
     found = logs.find_spec
     monkeypatch.setattr(logs, "find_spec", lambda one: None if one == missing else found(one))
     ran = run_tltools("train", drawn, "--model", "cnn", "--log", name, cwd=tmp_path)
@@ -346,11 +348,11 @@ def test_an_unknown_log_is_refused(drawn, tmp_path):
     assert run_tltools("train", drawn, "--log", "wandb", cwd=tmp_path).code == 2
 
 
-def test_the_command_offers_the_logs_that_there_are():
+def test_the_command_lists_the_available_logs():
     assert tuple(LogChoice) == get_args(logs.LogName)
 
 
-def test_a_log_that_fails_does_not_cost_the_training(drawn_dataset, tmp_path, monkeypatch):
+def test_a_failing_log_does_not_end_the_training(drawn_dataset, tmp_path, monkeypatch):
     def fail(self, stats):
         raise OSError(28, "No space left on device")
 
@@ -366,7 +368,7 @@ def test_a_log_that_fails_does_not_cost_the_training(drawn_dataset, tmp_path, mo
     assert [step for step, _ in mlflow_history(folder)["val_loss"]] == [1, 2]
 
 
-def test_a_store_that_is_none_is_one_line_and_no_run(drawn, tmp_path):
+def test_an_invalid_store_is_a_one_line_error(drawn, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mlflow.db").write_text("no database " * 100)
     ran = run_tltools("train", drawn, "--model", "cnn", "--log", "mlflow", cwd=tmp_path)
@@ -376,7 +378,7 @@ def test_a_store_that_is_none_is_one_line_and_no_run(drawn, tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
 
 
-def test_logs_lie_in_folders_of_any_name(drawn_dataset, tmp_path):
+def test_log_folders_may_have_any_name(drawn_dataset, tmp_path):
     name = "a b 100%41 x#y 구급차 a&b=c"
     folder = train(drawn_dataset, tmp_path / name, epochs=1)
     assert (folder.parent / "mlflow.db").is_file()
@@ -412,7 +414,7 @@ print("LOADED", *sys.modules)
 
 
 @pytest.mark.parametrize("log", [["--log", "mlflow", "--log", "tensorboard"], []])
-def test_nothing_goes_over_the_network_and_nothing_loads_unasked(drawn, tmp_path, log):
+def test_logging_uses_no_network_and_loads_nothing_unrequested(drawn, tmp_path, log):
     unset = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:1"  # a server that is not to be asked

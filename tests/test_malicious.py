@@ -319,7 +319,7 @@ def pickled(kit: Kit) -> Path:
 
 
 def pickled_archive(kit: Kit) -> Path:
-    """As `torch.save` writes it, with a card."""
+    """A file as from `torch.save`, with a card."""
     path = kit.folder / "model.pt"
     torch.save(Marks(kit.folder / MARK), path)
     with zipfile.ZipFile(path, "a") as archive:
@@ -328,7 +328,7 @@ def pickled_archive(kit: Kit) -> Path:
 
 
 def pickle_with_code(kit: Kit) -> Path:
-    """TorchScript in all but that its data are a pickle of a Python object."""
+    """TorchScript, except that its data is the pickle of a Python object."""
     with zipfile.ZipFile(kit.torchscript) as source:
         members = {name: source.read(name) for name in source.namelist()}
     name = next(name for name in members if name.endswith("/data.pkl"))
@@ -366,11 +366,11 @@ CASES = {
     "an absurd claim": (absurd_claim, "tensor 'big' claims 1048576 x 1048576 elements"),
     "an absurd claim of numbers": (absurd_typed_claim, "tensor 'big' claims 1099511627776 el"),
     "a negative size": (negative_size, "tensor 'less' has a negative size"),
-    "memory from nothing": (memory_from_nothing, "a node ConstantOfShape, which can ask for any"),
-    "a second input": (second_input, "its input is uint8 images[?, 32, 32, 3], float more[1], by"),
-    "a third output": (third_output, "float probabilities[?, 3], float more[?, 3], by"),
-    "a second output": (second_output, "its output is float logits[?, 3], float means[?, 3], by"),
-    "a float input": (float_input, "its input is float images[?, 32, 32, 3], by its card"),
+    "memory from nothing": (memory_from_nothing, "a node ConstantOfShape, which can request any"),
+    "a second input": (second_input, "its input is uint8 images[?, 32, 32, 3], float more[1], but"),
+    "a third output": (third_output, "float probabilities[?, 3], float more[?, 3], but by"),
+    "a second output": (second_output, "its output is float logits[?, 3], float means[?, 3], but"),
+    "a float input": (float_input, "its input is float images[?, 32, 32, 3], but by its card"),
     "a fixed batch": (fixed_batch, "its input has a fixed batch size of 1"),
     "no card": (no_card, "has no tltools card"),
     "two cards": (two_cards, "it has two cards"),
@@ -430,7 +430,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_malicious_model_is_refused_in_one_line_by_every_command(kit, images, name):
+def test_every_command_refuses_a_malicious_model_in_one_line(kit, images, name):
     make, message = CASES[name]
     path = make(kit)
     before = snapshot(kit.folder.parent)
@@ -511,7 +511,7 @@ def test_inspect_doctor_and_listing_never_run_torchscript(kit, marking):
     assert {path.name for path in kit.folder.glob(MARK + "*")} == {MARK, MARK + "-run"}
 
 
-def test_a_pickle_within_torchscript_is_not_loaded(kit, images):
+def test_a_pickle_inside_torchscript_is_not_loaded(kit, images):
     path = pickle_with_code(kit)
     for command in (["inspect", path], ["classify", images, "--model", path, "--device", "cpu"]):
         ran = run_tltools(*command, cwd=kit.folder)
@@ -526,7 +526,7 @@ def test_a_pickle_within_torchscript_is_not_loaded(kit, images):
 # ---------------------------------------------------------------------------- the ONNX reader
 
 
-def test_the_reader_says_of_exports_what_the_onnx_package_says(cnn_exports):
+def test_the_reader_agrees_with_the_onnx_package_about_exports(cnn_exports):
     path = cnn_exports["onnx"].path
     model = onnx.load(path)
     found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
@@ -542,8 +542,8 @@ def test_the_reader_says_of_exports_what_the_onnx_package_says(cnn_exports):
 
 @pytest.mark.parametrize("kind", ["float_data", "int32_data", "int64_data", "double_data"])
 @pytest.mark.parametrize("missing", [0, 1])
-def test_numbers_that_are_not_stored_as_bytes_are_counted(kit, kind, missing):
-    """By their least size: as many 4-byte numbers as there are bytes may not be seen to lack."""
+def test_typed_tensor_values_are_counted(kit, kind, missing):
+    """By their minimum size: up to four missing bytes per number may go undetected."""
     types = {"float_data": 1, "int32_data": 6, "int64_data": 7, "double_data": 11}
     model = kit.model()
     tensor = TensorProto(name="numbers", dims=[1 + missing * 8, 1], data_type=types[kind])
@@ -557,8 +557,8 @@ def test_numbers_that_are_not_stored_as_bytes_are_counted(kit, kind, missing):
         assert read_card(path).run == "tiny"
 
 
-def test_every_cut_of_an_export_is_refused_or_harmless(kit):
-    """Fields may end where the file is cut: such a file is shorter, and not damaged."""
+def test_every_truncated_export_is_refused_or_harmless(kit):
+    """A file cut between two fields is shorter, but not damaged."""
     whole = kit.good.read_bytes()
     path = kit.folder / "cut.onnx"
     for length in range(len(whole)):

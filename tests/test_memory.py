@@ -1,4 +1,4 @@
-"""How much memory a process may use: from copies of what Linux says."""
+"""How much memory a process may use, from copies of Linux's files."""
 
 from tltools.memory import UNKNOWN, available_memory
 
@@ -27,12 +27,12 @@ def version_1(folder, *, limit, usage, inactive=0):
     (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {inactive}\n")
 
 
-def test_without_a_limit_it_is_what_the_system_has(tmp_path):
+def test_without_a_limit_all_of_the_systems_memory_is_available(tmp_path):
     system(tmp_path, membership="0::/\n")
     assert available_memory(tmp_path) == 1024 * MIB
 
 
-def test_version_2_counts_every_level_and_the_cache(tmp_path):
+def test_cgroups_version_2_counts_every_level_and_the_cache(tmp_path):
     system(tmp_path, membership="0::/pod/job\n")
     mount = tmp_path / "sys/fs/cgroup"
     version_2(mount / "pod/job", limit="max", usage=50 * MIB)
@@ -42,25 +42,25 @@ def test_version_2_counts_every_level_and_the_cache(tmp_path):
     assert available_memory(tmp_path) == 50 * MIB
 
 
-def test_version_1_in_a_container_whose_path_is_the_hosts(tmp_path):
+def test_cgroups_version_1_works_in_a_container_with_the_hosts_path(tmp_path):
     system(tmp_path, membership="9:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")
     mount = tmp_path / "sys/fs/cgroup/memory"
     version_1(mount, limit=300 * MIB, usage=100 * MIB, inactive=10 * MIB)
     assert available_memory(tmp_path) == 210 * MIB
 
 
-def test_version_1_without_a_limit(tmp_path):
+def test_cgroups_version_1_works_without_a_limit(tmp_path):
     system(tmp_path, membership="4:memory:/\n")
     version_1(tmp_path / "sys/fs/cgroup/memory", limit=UNLIMITED, usage=100 * MIB)
     assert available_memory(tmp_path) == 1024 * MIB
 
 
-def test_a_limit_that_is_passed_leaves_nothing(tmp_path):
+def test_an_exceeded_limit_leaves_no_memory(tmp_path):
     system(tmp_path, membership="0::/\n")
     version_2(tmp_path / "sys/fs/cgroup", limit=100 * MIB, usage=120 * MIB)
     assert available_memory(tmp_path) == 0
 
 
-def test_this_machine_has_memory():
+def test_this_machine_has_available_memory():
     assert available_memory() > 100 * MIB
     assert UNKNOWN > 0

@@ -47,7 +47,7 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("correct", "total"), [(0, 1), (1, 1), (0, 10), (10, 10), (7, 10), (153, 165), (1, 10_000)]
 )
-def test_accuracy_has_its_wilson_interval_and_its_counts(correct, total):
+def test_accuracy_has_a_wilson_interval_and_counts(correct, total):
     target = np.zeros(total, dtype=np.int64)
     preds = (np.arange(total) >= correct).astype(np.int64)
     result = score(preds, target)
@@ -74,7 +74,7 @@ def test_confusion_matrix_agrees_with_counting(num_classes, num_images):
     assert actual.dtype == np.int64
 
 
-def test_report_of_a_case_counted_by_hand():
+def test_the_report_equals_a_hand_count():
     #                a  a  a  b  b  c
     target = indices(0, 0, 0, 1, 1, 2)
     preds = indices(0, 0, 1, 1, 0, 0)
@@ -86,7 +86,7 @@ def test_report_of_a_case_counted_by_hand():
     )
 
 
-def test_report_agrees_with_scikit_learns():
+def test_the_report_agrees_with_scikit_learn():
     from sklearn.metrics import precision_recall_fscore_support
 
     rng = np.random.default_rng(1)
@@ -107,7 +107,7 @@ def pairwise_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return sum(wins) / len(wins)
 
 
-def test_auc_of_two_classes_is_that_of_the_second():
+def test_auc_of_two_classes_is_for_the_second_class():
     rng = np.random.default_rng(2)
     target = rng.integers(2, size=80)
     second = np.round(np.clip(target * 0.2 + rng.random(80) * 0.8, 0, 1), 1)  # rounded: with ties
@@ -116,7 +116,7 @@ def test_auc_of_two_classes_is_that_of_the_second():
     assert result.note == ""
 
 
-def test_auc_of_more_classes_is_the_mean_of_one_against_the_rest():
+def test_auc_of_more_classes_is_the_one_versus_rest_mean():
     rng = np.random.default_rng(3)
     target = rng.integers(3, size=90)
     probs = softmax(rng.normal(size=(90, 3)) + np.eye(3)[target])
@@ -128,7 +128,7 @@ def test_auc_of_more_classes_is_the_mean_of_one_against_the_rest():
     assert absent.note == "without the classes that have no image (1)"
 
 
-def test_auc_of_one_class_is_none_with_the_reason():
+def test_auc_of_one_class_is_none_with_a_reason():
     probs = np.full((3, 2), 0.5)
     assert roc_auc(probs, indices(1, 1, 1)) == RocAuc(None, "needs images of two classes")
 
@@ -152,7 +152,7 @@ def test_softmax_is_exact_stable_and_double():
         pytest.param(np.array([0.0, 1.0]), indices(0, 1), "must be integers", id="floats"),
     ],
 )
-def test_indices_that_are_none_are_refused(preds, target, message):
+def test_invalid_indices_are_refused(preds, target, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(preds, target, num_classes=2)
 
@@ -166,7 +166,7 @@ def test_indices_that_are_none_are_refused(preds, target, message):
         pytest.param(np.full((3, 2), np.nan), "finite", id="nan"),
     ],
 )
-def test_probabilities_that_are_none_are_refused(probs, message):
+def test_invalid_probabilities_are_refused(probs, message):
     with pytest.raises(ValueError, match=message):
         roc_auc(probs, indices(0, 1, 0))
 

@@ -31,7 +31,7 @@ def vgg16_state():
     }
 
 
-def test_cnn_is_the_articles_baseline():
+def test_the_cnn_is_the_articles_baseline():
     model = build_classifier(CNN, 2, Preprocessing())
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     assert shapes["backbone.0.weight"] == (4, 3, 3, 3)
@@ -42,7 +42,7 @@ def test_cnn_is_the_articles_baseline():
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
-def test_pixels_are_scaled_and_normalized_by_channel_and_not_reshaped():
+def test_pixels_are_normalized_by_channel_and_not_reshaped():
     preprocessing = Preprocessing(size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
     model = build_classifier(CNN, 2, preprocessing)
     model.backbone = torch.nn.Identity()
@@ -127,7 +127,7 @@ def test_a_training_step_runs_on_one_device_and_never_waits_for_it():
     assert loss.device.type == correct.device.type == "meta"
 
 
-def test_batches_are_made_on_one_device_without_waiting_for_it():
+def test_batches_are_assembled_on_one_device_without_waiting_for_it():
     meta = torch.device("meta")
     images = torch.empty((10, 32, 32, 3), dtype=torch.uint8, device=meta)
     source = ImageSource(images, torch.arange(10) % 2, batch_size=4, device=meta, augment="color")
@@ -151,7 +151,7 @@ def empty_vgg16():
 
 @pytest.fixture
 def on_fake_cuda():
-    """Tensors without data that claim to be on a GPU, and refuse to mix with others."""
+    """Tensors without data that claim to be on a GPU, and reject others."""
     with FakeTensorMode(), torch.device("cuda"):
         yield
 

@@ -1,4 +1,4 @@
-"""What it takes to add something: one object, here in the tests, and the commands know it."""
+"""Adding a backbone takes one object, defined in this test; the commands then know it."""
 
 import json
 from dataclasses import replace
@@ -167,7 +167,7 @@ def usage_error(folder: Path, *args: object) -> str:
     return " ".join(ran.err.replace("│", " ").split())
 
 
-def test_the_command_line_takes_what_the_backbones_offer(tmp_path, monkeypatch):
+def test_the_command_line_accepts_what_the_backbones_offer(tmp_path, monkeypatch):
     wrong = {"--model": "lenet", "--head": "first", "--normalization": "none"}
     known = {
         "--model": "cnn, vgg16, all",
@@ -201,7 +201,7 @@ def test_the_layers_that_a_backbone_names_exist(backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=lambda one: one.name)
-def test_every_backbone_has_what_others_take_for_granted(backbone):
+def test_every_backbone_has_what_the_other_modules_rely_on(backbone):
     assert "default" in backbone.recipes
     if backbone.pretrained is not None:
         assert IMAGENET in backbone.pretrained.downloads
@@ -210,6 +210,6 @@ def test_every_backbone_has_what_others_take_for_granted(backbone):
         assert list(backbone.heads.values())[-1] == ()
 
 
-def test_a_head_that_a_backbone_does_not_have_is_refused():
+def test_an_unknown_head_of_a_backbone_is_refused():
     with pytest.raises(ModelError, match="unknown head 'linear'; choose pooled"):
         build_classifier(TOY, 2, Preprocessing(size=32), head="linear")

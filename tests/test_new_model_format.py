@@ -1,4 +1,4 @@
-"""What it takes to extend tltools: each section adds one object, here alone, and uses it."""
+"""Adding a model format takes one object, defined in this test; the commands then know it."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What it takes to add something: one object, here in the tests, and the commands know it."""
+"""Adding an output format takes one object, defined in this test; the commands then know it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from tltools.report.jobs import read_job
 
 
 class ToyCodec:
-    """Rows with bars between their fields, which no name in these tests has."""
+    """Rows with fields separated by bars, which no name in these tests contains."""
 
     def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:
         self.classes = classes

@@ -1,4 +1,4 @@
-"""What is printed about installing: the packages themselves, never somebody else's project."""
+"""Printed install commands: the right packages, never the other project named tltools."""
 
 import re
 import tomllib
@@ -23,13 +23,13 @@ PRINTED = [
 ]
 
 
-def test_the_distribution_has_the_projects_name_and_not_the_one_that_is_taken():
+def test_the_distribution_does_not_use_the_name_taken_on_pypi():
     assert PROJECT["name"] == DISTRIBUTION != PYPI_NAMESAKE
     assert PROJECT["scripts"] == {"tltools": "tltools.cli:main"}
 
 
 @pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "dev"])
-def test_an_optional_part_needs_what_the_project_says(extra):
+def test_an_optional_part_needs_the_packages_in_pyproject(extra):
     expected = {(one.name, frozenset(one.extras), one.specifier) for one in requirements(extra)}
     found = map(Requirement, extra_requirements(extra))
     assert {(one.name, frozenset(one.extras), one.specifier) for one in found} == expected
@@ -44,7 +44,7 @@ def test_the_command_names_each_package_with_its_version():
     assert pip_install("s3") == 'pip install "s3fs>=2025.3" "tenacity>=9"'
 
 
-def test_without_metadata_the_remedy_is_the_checkouts(monkeypatch):
+def test_without_metadata_the_remedy_is_to_install_from_the_checkout(monkeypatch):
     def absent(name):
         raise PackageNotFoundError(name)
 
@@ -52,7 +52,7 @@ def test_without_metadata_the_remedy_is_the_checkouts(monkeypatch):
     assert packages.pip_install("ray") == "pip install -e '.[ray]' in the checkout of tltools"
 
 
-def test_nothing_tells_anybody_to_install_the_other_project():
+def test_no_text_tells_users_to_install_the_other_tltools():
     for path in PRINTED:
         if path.name == "packages.py":
             continue  # says so in a docstring

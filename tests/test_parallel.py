@@ -1,4 +1,4 @@
-"""What this process may use of the machine."""
+"""The number of cores that this process may use."""
 
 import os
 
@@ -9,7 +9,7 @@ from tltools import parallel
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine of 64 cores, whose control groups are files in `tmp_path`."""
+    """A machine with 64 cores, whose cgroups are files in `tmp_path`."""
 
     def make(own: str, files: dict[str, str]) -> None:
         (tmp_path / "cgroup").write_text(own)
@@ -57,18 +57,18 @@ def v1(folder, quota, period=100_000):
         pytest.param("0::/\n", {"cpu.max": "garbage"}, 64, id="garbage"),
     ],
 )
-def test_the_cores_are_those_of_the_quota(machine, own, files, expected):
+def test_the_number_of_cores_follows_the_cpu_quota(machine, own, files, expected):
     machine(own, files)
     assert parallel.num_cores() == expected
 
 
-def test_affinity_counts_where_it_is_less(machine, monkeypatch):
+def test_a_smaller_affinity_takes_precedence(machine, monkeypatch):
     machine("0::/\n", {"cpu.max": "800000 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 5}, raising=False)
     assert parallel.num_cores() == 2
 
 
-def test_no_control_groups_are_no_limit(machine, tmp_path):
+def test_without_cgroups_there_is_no_limit(machine, tmp_path):
     machine("", {})
     (tmp_path / "cgroup").unlink()
     assert parallel.num_cores() == 64

@@ -18,7 +18,7 @@ from tltools.runtime.pipeline import PredictorPool, decode_batches, run_images
 
 
 class FakeGpu:
-    """A predictor that says it is on a GPU, and keeps the shapes that it was called with."""
+    """A predictor that claims to be on a GPU, and records the shapes of its inputs."""
 
     device = "gpu"
     provider = "FakeProvider"
@@ -73,7 +73,7 @@ def logits_by_hand(path):
 
 @pytest.mark.parametrize("sessions", [1, 3])
 @pytest.mark.parametrize("missing", [[], [0], [3, 4, 29], range(30)], ids=str)
-def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(predictor, images, missing, sessions):
+def test_a_gpu_gets_batches_of_one_shape_from_reused_buffers(predictor, images, missing, sessions):
     files = [ImageRef.of_file(path) for path in sorted(images.rglob("*.png"))]
     for index in missing:
         Path(files[index].place).write_bytes(b"")
@@ -90,7 +90,7 @@ def test_a_gpu_gets_batches_of_one_shape_and_buffers_go_round(predictor, images,
 
 
 def test_a_pool_runs_on_all_its_gpus_at_once(predictor, images):
-    """Each waits for the others, so that one alone would never come back."""
+    """Each waits for the others, so that one alone would never return."""
     together = threading.Barrier(3, timeout=10)
 
     class Waiting(FakeGpu):
@@ -108,7 +108,7 @@ def test_a_pool_runs_on_all_its_gpus_at_once(predictor, images):
     assert pool.choice == DeviceChoice("cuda", "gpu 0, on each of 3 GPUs")
 
 
-def test_a_pool_goes_on_after_a_failure(predictor):
+def test_a_pool_continues_after_a_failure(predictor):
     class Failing(FakeGpu):
         def __call__(self, images):
             raise DeviceError("out of memory")
@@ -121,7 +121,7 @@ def test_a_pool_goes_on_after_a_failure(predictor):
 
 
 @pytest.mark.parametrize(("task_s", "largest"), [(10.0, pipeline.FUSED_TASK), (0.0, 1)], ids=str)
-def test_a_worker_gets_fewer_images_at_once_where_each_takes_long(
+def test_a_worker_gets_fewer_images_at_once_if_they_are_slow(
     predictor, images, monkeypatch, task_s, largest
 ):
     monkeypatch.setattr(pipeline, "FUSED_TASK_S", task_s)
@@ -146,8 +146,8 @@ def count(outputs):
 
 
 @pytest.mark.parametrize("task_s", [0.0, 10.0])
-def test_batches_do_not_depend_on_the_pace(predictor, images, monkeypatch, task_s):
-    """A resumed job, whose pace is another, has the same images in a batch."""
+def test_batches_do_not_depend_on_timing(predictor, images, monkeypatch, task_s):
+    """A resumed job, which runs at another pace, has the same images in a batch."""
     files = [ImageRef.of_file(path) for path in sorted(images.rglob("*.png"))]
     for index in (0, 5, 6):
         Path(files[index].place).write_bytes(b"")
@@ -160,20 +160,20 @@ def test_batches_do_not_depend_on_the_pace(predictor, images, monkeypatch, task_
 # -------------------------------------------------------------------------------- open_model
 
 
-def test_cheap_model_runs_in_the_decoding_threads(onnx_path):
+def test_a_cheap_model_runs_in_the_decoding_threads(onnx_path):
     predictor, plan = open_model(onnx_path, device="cpu")
     assert plan == Plan("fused", default_threads(), pipeline.FUSED_BATCH)
     assert predictor.threads == 1
 
 
-def test_costly_model_gets_all_cores(onnx_path, monkeypatch):
+def test_an_expensive_model_gets_all_cores(onnx_path, monkeypatch):
     monkeypatch.setattr(pipeline, "forward_s", lambda _predictor: 0.5)
     predictor, plan = open_model(onnx_path, device="cpu")
     assert plan == Plan("ahead", default_threads(), pipeline.CPU_BATCH)
     assert predictor.threads == default_threads()
 
 
-def test_large_model_is_opened_once(onnx_path, monkeypatch):
+def test_a_large_model_is_opened_once(onnx_path, monkeypatch):
     opened = []
 
     def load(path, **options):
@@ -188,7 +188,7 @@ def test_large_model_is_opened_once(onnx_path, monkeypatch):
 
 
 @pytest.mark.parametrize("gpus", [(0,), (0, 1, 2, 3), (2, 1)], ids=str)
-def test_each_gpu_gets_a_session_that_is_warm(onnx_path, predictor, monkeypatch, gpus):
+def test_every_gpu_gets_a_warmed_up_session(onnx_path, predictor, monkeypatch, gpus):
     opened = {}
 
     def load(_path, *, device, gpu, nhwc=False, **_options):
@@ -206,7 +206,7 @@ def test_each_gpu_gets_a_session_that_is_warm(onnx_path, predictor, monkeypatch,
 
 
 class Timed(FakeGpu):
-    """A GPU whose calls take so long by the clock that the pipeline reads."""
+    """A GPU whose calls take a given time by the pipeline's clock."""
 
     def __init__(self, predictor, clock, seconds, most=1000):
         super().__init__(predictor)
@@ -236,7 +236,7 @@ class Clock:
         (lambda n: 0.01 + n * 0.001, 100, 64),
     ],
 )
-def test_the_smallest_batch_that_is_about_as_fast_as_the_best_is_taken(
+def test_the_smallest_batch_size_nearly_as_fast_as_the_best_is_chosen(
     predictor, monkeypatch, seconds, most, best
 ):
     clock = Clock()
@@ -244,12 +244,12 @@ def test_the_smallest_batch_that_is_about_as_fast_as_the_best_is_taken(
     assert pipeline.fastest_batch(Timed(predictor, clock, seconds, most))[0] == best
 
 
-def test_a_gpu_that_takes_no_batch_is_an_error(predictor):
+def test_a_gpu_without_memory_for_any_batch_is_an_error(predictor):
     with pytest.raises(DeviceError, match="out of memory"):
         pipeline.fastest_batch(Timed(predictor, Clock(), float, most=1))
 
 
-def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
+def test_the_users_settings_are_kept(onnx_path, monkeypatch):
     _, plan = open_model(onnx_path, device="cpu", batch_size=5, workers=3)
     assert plan == Plan("fused", 3, 5)
     monkeypatch.setattr(pipeline, "SMALL_BYTES", 0)
@@ -257,7 +257,7 @@ def test_numbers_of_the_user_are_kept(onnx_path, monkeypatch):
     assert plan == Plan("ahead", 3, 5)
 
 
-def test_the_threads_of_the_user_are_kept(onnx_path):
+def test_the_users_threads_are_kept(onnx_path):
     predictor, plan = open_model(onnx_path, device="cpu", threads=1)
     assert (predictor.threads, plan.name) == (1, "fused")
     predictor, plan = open_model(onnx_path, device="cpu", threads=3)
@@ -270,7 +270,7 @@ def test_numbers_below_one_are_refused(onnx_path, flag):
         open_model(onnx_path, **{flag: 0})
 
 
-def test_missing_model_is_an_artifact_error(tmp_path):
+def test_a_missing_model_is_an_artifact_error(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
         open_model(tmp_path / "none.onnx")
 
@@ -291,7 +291,7 @@ def numbered(tmp_path):
 
 @pytest.mark.parametrize("workers", [None, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 10, 21, 64])
-def test_batches_hold_all_images_in_order(numbered, workers, batch_size):
+def test_batches_contain_all_images_in_order(numbered, workers, batch_size):
     batches = list(
         decode_batches(numbered, preprocessing=SMALL, batch_size=batch_size, workers=workers)
     )
@@ -305,7 +305,7 @@ def test_no_images_give_no_batches():
     assert list(decode_batches([], preprocessing=SMALL, batch_size=4)) == []
 
 
-def test_first_unreadable_image_is_raised_after_the_batches_before_it(numbered):
+def test_the_first_unreadable_image_raises_after_the_batches_before_it(numbered):
     numbered[9].write_bytes(b"")
     numbered[11].write_bytes(b"")
     batches = decode_batches(numbered, preprocessing=SMALL, batch_size=4, workers=2)
@@ -315,7 +315,7 @@ def test_first_unreadable_image_is_raised_after_the_batches_before_it(numbered):
         next(batches)
 
 
-def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
+def test_decoding_runs_only_a_limited_way_ahead(numbered, monkeypatch):
     loaded = []
     original = load_image
     monkeypatch.setattr(
@@ -327,13 +327,13 @@ def test_decoding_stays_a_bounded_way_ahead(numbered, monkeypatch):
     batches.close()
 
 
-def test_impossible_batch_size_is_refused_at_the_call(numbered):
+def test_an_impossible_batch_size_is_refused_immediately(numbered):
     with pytest.raises(ConfigError, match="`batch_size=` must be at least 1, got 0"):
         decode_batches(numbered, preprocessing=SMALL, batch_size=0)
 
 
 class Locked(FakeGpu):
-    """A GPU that locks memory in its own time, or refuses to."""
+    """A GPU that page-locks memory slowly, or fails to."""
 
     def __init__(self, predictor, refusal=None):
         super().__init__(predictor)
@@ -352,7 +352,7 @@ class Locked(FakeGpu):
 
 
 @pytest.mark.parametrize("refusal", [None, "no memory left to lock"])
-def test_the_model_waits_until_the_memory_is_locked_or_cannot_be(predictor, tmp_path, refusal):
+def test_the_model_waits_until_page_locking_succeeds_or_fails(predictor, tmp_path, refusal):
     files = [ImageRef.of_file(tmp_path / f"{index}.png") for index in range(10)]
     for file in files:
         Image.new("RGB", (SIZE, SIZE)).save(file.place)

@@ -44,7 +44,7 @@ def is_drawn(image: Image.Image) -> bool:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
-def test_history_is_drawn_the_same_twice(tmp_path, epochs):
+def test_history_plots_are_reproducible(tmp_path, epochs):
     first, second = tmp_path / "first.png", tmp_path / "second.png"
     for path in (first, second):
         plot_history(history(epochs), path, title="runs/$cnn_$")
@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path):
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 50])
-def test_confusion_matrix_is_drawn_with_room_for_each_class(tmp_path, num_classes):
+def test_a_confusion_matrix_is_drawn_with_space_for_each_class(tmp_path, num_classes):
     matrix = np.diag(np.arange(num_classes) * 100)
     matrix[0] += 7
     classes = [f"class number {index}" for index in range(num_classes)]
@@ -80,7 +80,7 @@ def test_confusion_matrix_is_drawn_with_room_for_each_class(tmp_path, num_classe
     assert max(image.size) <= 4000
 
 
-def test_confusion_matrix_is_drawn_the_same_twice_and_shows_its_counts(tmp_path):
+def test_a_confusion_matrix_is_reproducible_and_shows_its_counts(tmp_path):
     images = []
     for name, corner in (("first", 5), ("second", 5), ("other", 6)):
         matrix = np.array([[1000, 3], [corner, 2000]])
@@ -98,14 +98,14 @@ def test_no_label_is_cut_off(tmp_path):
             assert edge.min() == 255
 
 
-def test_odd_names_and_empty_classes_are_drawn(tmp_path):
+def test_unusual_names_and_empty_classes_are_drawn(tmp_path):
     matrix = np.diag([5, 0, 100_000, 1])
     plot_confusion(matrix, ODD_NAMES, tmp_path / "matrix.png", title="$x_$ " + LONG)
     assert is_drawn(read_png(tmp_path / "matrix.png"))
 
 
-def test_a_matrix_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"matrix \(2, 3\) does not fit 2 classes"):
+def test_a_mismatched_matrix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"matrix \(2, 3\) does not match 2 classes"):
         plot_confusion(np.zeros((2, 3), np.int64), ["a", "b"], tmp_path / "x.png", title="")
     assert list(tmp_path.iterdir()) == []
 
@@ -116,7 +116,7 @@ def frame(images) -> pd.DataFrame:
     return pd.DataFrame({"path": map(str, paths), "class": [path.parent.name for path in paths]})
 
 
-def test_contact_sheet_has_a_row_per_class_in_their_order(tmp_path, frame):
+def test_a_contact_sheet_has_a_row_per_class_in_order(tmp_path, frame):
     path = tmp_path / "sheet.png"
     contact_sheet(frame, ["red", "green", "blue"], path, per_class=4)
     sheet = np.asarray(read_png(path)).astype(int)
@@ -129,7 +129,7 @@ def test_contact_sheet_has_a_row_per_class_in_their_order(tmp_path, frame):
         assert 0.9 * 4 * 128**2 <= mask.sum() <= 4 * 128**2
 
 
-def test_contact_sheet_takes_images_from_all_over_a_class(tmp_path, frame, monkeypatch):
+def test_a_contact_sheet_spreads_its_images_over_a_class(tmp_path, frame, monkeypatch):
     import tltools.plots as plots
 
     seen = []
@@ -144,19 +144,19 @@ def test_contact_sheet_takes_images_from_all_over_a_class(tmp_path, frame, monke
     assert seen == ["0.png", "3.png", "6.png", "9.png"]
 
 
-def test_contact_sheet_of_few_images_empty_classes_and_odd_names(tmp_path, frame):
+def test_a_contact_sheet_of_few_images_empty_classes_and_unusual_names(tmp_path, frame):
     few = frame.iloc[:2].assign(**{"class": ODD_NAMES[:2]})
     contact_sheet(few, ODD_NAMES, tmp_path / "sheet.png")
     assert read_png(tmp_path / "sheet.png").height > 4 * 128
 
 
-def test_contact_sheet_of_many_classes_stays_small_enough_to_open(tmp_path):
+def test_a_contact_sheet_of_many_classes_has_a_limited_size(tmp_path):
     empty = pd.DataFrame({"path": [], "class": []}, dtype=str)
     contact_sheet(empty, [f"class {index}" for index in range(1000)], tmp_path / "sheet.png")
     assert read_png(tmp_path / "sheet.png").height < 10_000
 
 
-def test_a_image_that_is_gone_leaves_no_sheet(tmp_path, frame):
+def test_a_missing_image_leaves_no_contact_sheet(tmp_path, frame):
     Path(frame["path"][0]).unlink()
     with pytest.raises(DataError, match="cannot read image"):
         contact_sheet(frame, ["red", "green", "blue"], tmp_path / "sheet.png")

@@ -1,4 +1,4 @@
-"""int8 and fp16 files made from an fp32 one: what is in them, and how near they stay to it."""
+"""int8 and fp16 files written from an fp32 file: their contents and their accuracy."""
 
 import logging
 import subprocess
@@ -138,7 +138,7 @@ def quantized_layers(path):
 # -------------------------------------------------------------------------------------- int8
 
 
-def test_int8_logits_are_near_those_of_fp32(source, target, images):
+def test_int8_logits_are_close_to_fp32(source, target, images):
     write_int8(source, target, [images[:8], images[8:16]])
     expected, logits = logits_of(source, images), logits_of(target, images)
     # A tensor of 256 steps is off by half a step, 1/512 of its range: with five such roundings
@@ -164,14 +164,14 @@ def test_int8_weights_have_one_scale_for_each_output_channel(source, target, ima
     assert set(activations) >= {TensorProto.UINT8}
 
 
-def test_a_channel_of_large_weights_does_not_spoil_the_others(tmp_path, card, target, images):
+def test_a_channel_with_large_weights_does_not_affect_the_others(tmp_path, card, target, images):
     source = saved(network(0, wild_channel=True), tmp_path / "in" / "wild.onnx", card)
     write_int8(source, target, [images])
     expected = logits_of(source, images)
     assert np.abs(logits_of(target, images) - expected).max() < 0.02 * np.ptp(expected)
 
 
-def test_int8_activations_cover_the_calibration_images_in_all_batches(source, target, images):
+def test_int8_ranges_cover_the_calibration_images_of_all_batches(source, target, images):
     dark, bright = images // 8, 255 - images // 8
     write_int8(source, target, [dark, bright])
     both = weights_of(target)["scaled_scale"]
@@ -180,14 +180,14 @@ def test_int8_activations_cover_the_calibration_images_in_all_batches(source, ta
     assert weights_of(target)["scaled_scale"] == pytest.approx(31 / 255 / 255, rel=1e-5)
 
 
-def test_int8_logits_are_not_cut_off_beyond_the_calibration_images(source, target, images):
+def test_int8_logits_are_not_clipped_beyond_the_calibration_images(source, target, images):
     write_int8(source, target, [images])
     graph = onnx.load(target).graph
     (last,) = (node for node in graph.node if "logits" in node.output)
     assert last.op_type == "Gemm"
 
 
-def test_a_head_behind_a_mean_stays_float(tmp_path, card, target, images):
+def test_a_head_after_a_mean_stays_float(tmp_path, card, target, images):
     model = network(0)
     (small,) = (node for node in model.graph.node if node.name == "small")
     small.CopyFrom(
@@ -214,7 +214,7 @@ def test_layers_kept_in_float_keep_their_weights(source, target, images, kept):
         np.testing.assert_array_equal(after[f"{layer}_weight"], before[f"{layer}_weight"])
 
 
-def test_with_all_layers_kept_nothing_is_quantized(source, target, images):
+def test_with_all_layers_in_float_nothing_is_quantized(source, target, images):
     write_int8(source, target, [images], keep_float=LAYERS)
     kinds = {node.op_type for node in nodes_of(target).values()}
     assert kinds.isdisjoint({"QuantizeLinear", "DequantizeLinear"})
@@ -250,9 +250,7 @@ def residual(card, path):
     ("kept", "expected"),
     [([], {"join"}), (["second"], set()), (["first"], set()), (["head"], {"join"})],
 )
-def test_a_sum_is_quantized_where_both_of_its_branches_are(
-    tmp_path, card, target, images, kept, expected
-):
+def test_a_sum_is_quantized_if_both_branches_are(tmp_path, card, target, images, kept, expected):
     source = residual(card, tmp_path / "in" / "residual.onnx")
     write_int8(source, target, [images], keep_float=kept)
     nodes = nodes_of(target)
@@ -277,7 +275,7 @@ def test_a_sum_is_quantized_where_both_of_its_branches_are(
     )
 
 
-def test_with_all_layers_kept_no_sum_is_quantized(tmp_path, card, target, images):
+def test_with_all_layers_in_float_no_sum_is_quantized(tmp_path, card, target, images):
     source = residual(card, tmp_path / "in" / "residual.onnx")
     write_int8(source, target, [images], keep_float=LAYERS)
     kinds = {node.op_type for node in nodes_of(target).values()}
@@ -338,7 +336,7 @@ def test_fp16_computes_in_half_after_an_fp32_normalization(source, target):
     assert weights_of(target)["scale"].dtype == np.float32
 
 
-def test_fp16_is_right_in_half_arithmetic(source, target, images):
+def test_fp16_is_correct_in_half_precision_arithmetic(source, target, images):
     write_fp16(source, target)
     logits = logits_in_half(target, images[:4])
     expected = logits_of(source, images[:4])
@@ -347,7 +345,7 @@ def test_fp16_is_right_in_half_arithmetic(source, target, images):
 
 
 @pytest.mark.parametrize("gain", [1.0, 1e6])
-def test_nodes_beyond_halfs_range_stay_fp32(tmp_path, card, target, images, gain):
+def test_nodes_beyond_the_range_of_fp16_stay_fp32(tmp_path, card, target, images, gain):
     source = saved(network(0, gain=gain), tmp_path / "in" / "large.onnx", card)
     kept = write_fp16(source, target, [images[:4]])
     expected = logits_of(source, images[:4])
@@ -466,7 +464,7 @@ def test_the_card_and_the_interface_survive(source, target, images, card):
             assert logits_of(path, images[:count]).shape == (count, 3)
 
 
-def test_nothing_but_the_results_is_left(source, target, images, monkeypatch, tmp_path):
+def test_only_the_results_remain(source, target, images, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # may not be used at all
     before = source.read_bytes()
     both(source, target, images)
@@ -477,7 +475,7 @@ def test_nothing_but_the_results_is_left(source, target, images, monkeypatch, tm
 
 
 @pytest.mark.parametrize("where", ["_quantized", "check_onnx", "_by_sensitivity"])
-def test_an_interrupt_leaves_nothing(source, target, images, monkeypatch, where):
+def test_an_interrupt_leaves_no_files(source, target, images, monkeypatch, where):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -501,7 +499,7 @@ def test_a_source_that_does_not_run_is_refused(source, target, images):
     assert names_in(target.parent) == []
 
 
-def test_the_quantizers_warnings_go_nowhere(source, target, images, monkeypatch, capfd):
+def test_the_quantizers_warnings_are_hidden(source, target, images, monkeypatch, capfd):
     from onnxruntime.quantization import QDQQuantizer
 
     root = logging.getLogger()
@@ -520,7 +518,7 @@ def test_the_quantizers_warnings_go_nowhere(source, target, images, monkeypatch,
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_buffer_that_is_filled_again_does_not_change_the_order(source, target, images):
+def test_a_reused_buffer_does_not_change_the_order(source, target, images):
     def check(path):
         orders.append(path)
         if len(orders) < 3:

@@ -30,7 +30,7 @@ def test_logits_are_those_computed_by_hand(export_path, images):
     np.testing.assert_allclose(logits, color_logits(images), atol=1e-4)
 
 
-def test_predictor_says_what_it_is_and_where_it_runs(export_path, card):
+def test_a_predictor_describes_itself_and_its_device(export_path, card):
     predictor = load_predictor(export_path, device="cpu", threads=1)
     assert predictor.card == card
     assert predictor.device == predictor.choice.device == "cpu"
@@ -44,13 +44,13 @@ def test_batch_of_one_agrees_with_a_batch_of_many(export_path, images):
     np.testing.assert_allclose(singles, predictor(images), atol=1e-5)
 
 
-def test_views_are_taken(export_path, images):
+def test_views_are_accepted(export_path, images):
     predictor = load_predictor(export_path, device="cpu")
     mirrored = images[:, :, ::-1]
     np.testing.assert_allclose(predictor(mirrored), color_logits(mirrored), atol=1e-4)
 
 
-def test_read_only_arrays_are_taken_without_a_warning(export_path, images):
+def test_read_only_arrays_are_accepted_without_a_warning(export_path, images):
     import torch
 
     predictor = load_predictor(export_path, device="cpu")
@@ -96,11 +96,11 @@ def test_other_types_and_shapes_are_refused(export_path, shape, dtype):
         predictor(np.zeros(shape, dtype=dtype))
 
 
-def test_card_is_read_without_loading_the_model(export_path, card):
+def test_the_card_is_read_without_loading_the_model(export_path, card):
     assert read_card(export_path) == card
 
 
-def test_card_is_read_without_torch_and_onnx(onnx_path, torchscript_path):
+def test_the_card_is_read_without_torch_and_onnx(onnx_path, torchscript_path):
     script = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnxruntime'): sys.modules[name] = None\n"
@@ -110,7 +110,7 @@ def test_card_is_read_without_torch_and_onnx(onnx_path, torchscript_path):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_card_reader_finds_what_the_onnx_package_finds(onnx_path, card):
+def test_the_card_reader_agrees_with_the_onnx_package(onnx_path, card):
     import onnx
 
     entries = {entry.key: entry.value for entry in onnx.load(onnx_path).metadata_props}
@@ -118,7 +118,7 @@ def test_card_reader_finds_what_the_onnx_package_finds(onnx_path, card):
     assert read_card(onnx_path).to_json() == entries["tltools.card"]
 
 
-def test_card_may_stand_before_the_graph(tmp_path, onnx_path, card):
+def test_the_card_may_precede_the_graph(tmp_path, onnx_path, card):
     # protobuf allows fields in any order; two messages in a row merge into one.
     import onnx
 
@@ -134,7 +134,7 @@ def test_card_may_stand_before_the_graph(tmp_path, onnx_path, card):
 @pytest.mark.parametrize("opener", [read_card, load_predictor])
 @pytest.mark.parametrize("suffix", [".onnx", ".pt"])
 @pytest.mark.parametrize("content", [b"", b"hello world, this is no model", b"\x00" * 100])
-def test_files_that_are_no_export_are_refused(tmp_path, opener, suffix, content):
+def test_files_that_are_not_exports_are_refused(tmp_path, opener, suffix, content):
     path = tmp_path / f"wrong{suffix}"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"wrong\{suffix}.*tltools export"):
@@ -202,7 +202,7 @@ def test_torchscript_that_contradicts_its_card_is_refused(tmp_path, torchscript_
         predictor(np.zeros((1, SIZE, SIZE, 3), dtype=np.uint8))
 
 
-def test_failing_model_is_a_device_error_with_the_batch(onnx_path, images):
+def test_a_failing_model_is_a_device_error_that_names_the_batch(onnx_path, images):
     predictor = OnnxPredictor(onnx_path, device="cpu")
 
     class Failing:
@@ -218,13 +218,13 @@ def test_classes_come_in_the_cards_order(export_path):
     assert load_predictor(export_path, device="cpu").card.classes == CLASSES
 
 
-def test_size_of_the_images_is_the_cards(tmp_path, make_onnx, make_card):
+def test_the_image_size_comes_from_the_card(tmp_path, make_onnx, make_card):
     card = make_card(preprocessing=Preprocessing(size=16))
     predictor = load_predictor(make_onnx(tmp_path / "small.onnx", card.to_json(), size=16))
     assert predictor(np.zeros((2, 16, 16, 3), dtype=np.uint8)).shape == (2, 3)
 
 
-def test_torchscript_warning_stays_from_the_terminal(torchscript_path):
+def test_the_torchscript_warning_is_hidden(torchscript_path):
     script = (
         "from pathlib import Path; from tltools.runtime import load_predictor\n"
         f"load_predictor(Path({str(torchscript_path)!r}), device='cpu')"

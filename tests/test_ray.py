@@ -1,4 +1,4 @@
-"""The engine on Ray Data, on two nodes on this machine; those tests are skipped without Ray."""
+"""The Ray engine, on two nodes on this machine; skipped without Ray."""
 
 import hashlib
 import os
@@ -48,7 +48,7 @@ def result():
 START = NamesDigest().digest()
 
 
-def test_parts_in_any_order_make_a_whole(result):
+def test_parts_in_any_order_form_a_complete_output(result):
     result.add(report(1, b"1", b"2"))
     result.add(PartUpdate(2, is_end=True, before=b"2", after=b"2"))
     result.add(report(0, START, b"1", failures=(("a.png", "cannot read image a.png: no"),)))
@@ -65,7 +65,7 @@ def test_parts_of_two_listings_are_refused(result):
 
 
 @pytest.mark.parametrize("end", [None, (1, b"1"), (2, b"1"), (1, START)])
-def test_a_lost_part_is_noticed(result, end):
+def test_a_missing_part_is_detected(result, end):
     result.add(report(0, START, b"1"))
     if end is not None:
         result.add(PartUpdate(end[0], is_end=True, before=end[1], after=end[1]))
@@ -76,7 +76,7 @@ def test_a_lost_part_is_noticed(result, end):
         result.check_whole()
 
 
-def test_the_listing_is_the_same_with_and_without_parts_that_are_done(images):
+def test_the_listing_is_the_same_with_and_without_finished_parts(images):
     every = list(part_tasks([images], SIZE, frozenset()))
     assert [len(task.images) for task in every] == [8, 8, 8, 6, 0]
     assert [task.before for task in every[1:]] == [task.after for task in every[:-1]]
@@ -86,7 +86,7 @@ def test_the_listing_is_the_same_with_and_without_parts_that_are_done(images):
     assert names == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
 
 
-def test_an_error_of_the_listing_is_handed_on(tmp_path):
+def test_an_error_in_the_listing_is_raised(tmp_path):
     task = next(part_tasks([tmp_path], SIZE, frozenset()))
     assert isinstance(task, PartTask)
     assert task.failure is not None
@@ -121,7 +121,7 @@ def actor(onnx_path, card, images, tmp_path, monkeypatch):
     made.close()
 
 
-def test_a_part_is_not_tried_for_ever(actor, images, tmp_path):
+def test_a_part_is_not_retried_forever(actor, images, tmp_path):
     task = next(part_tasks([images], SIZE, frozenset()))
     part, attempts = tmp_path / "out" / "part-000000.csv", tmp_path / "out" / ".attempts"
     attempts.mkdir()
@@ -150,7 +150,7 @@ def test_a_part_that_cannot_be_written_ends_the_job(actor, images, tmp_path):
     assert "cannot write" in told[-1].failure[1]
 
 
-def test_without_ray_the_remedy_is_named(onnx_path, images, tmp_path, monkeypatch):
+def test_without_ray_the_error_names_the_package(onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>=2\.60"'):
@@ -177,7 +177,9 @@ def test_without_ray_the_remedy_is_named(onnx_path, images, tmp_path, monkeypatc
         ),
     ],
 )
-def test_options_that_the_engine_does_not_take(args, message, onnx_path, images, tmp_path):
+def test_options_that_the_ray_engine_does_not_support_are_refused(
+    args, message, onnx_path, images, tmp_path
+):
     given = (images, "--model", onnx_path, "--engine", "ray", *args)
     code, _, err = run_tltools("classify", *given, cwd=tmp_path)
     assert code == 2
@@ -185,7 +187,7 @@ def test_options_that_the_engine_does_not_take(args, message, onnx_path, images,
     assert len(err.splitlines()) == 1
 
 
-def test_archives_are_refused_with_the_remedy(onnx_path, tmp_path):
+def test_archives_are_refused_with_a_remedy(onnx_path, tmp_path):
     (tmp_path / "images.tar").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"images.tar; unpack it, or use `engine=local`"):
         run_ray_job(RayJob(onnx_path, [tmp_path / "images.tar"], tmp_path / "out"))
@@ -198,7 +200,7 @@ def test_parts_of_an_unknown_format_are_refused(onnx_path, images, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--ray-address", "--part-size", "--part-format"])
-def test_options_that_only_this_engine_takes(option, onnx_path, images, tmp_path):
+def test_options_of_the_ray_engine_are_refused_without_it(option, onnx_path, images, tmp_path):
     value = "csv" if option == "--part-format" else "8"
     given = (images, "--model", onnx_path, option, value)
     code, _, err = run_tltools("classify", *given, cwd=tmp_path)
@@ -255,7 +257,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, reference, tmp_path):
+def test_the_rows_equal_those_of_the_local_engine(cluster, onnx_path, wild, reference, tmp_path):
     output, errors = tmp_path / "out", tmp_path / "errors.csv"
     recorder = Recorder()
     summary = run_ray_job(
@@ -281,7 +283,7 @@ def test_the_rows_are_those_of_the_local_engine(cluster, onnx_path, wild, refere
         run_ray_job(RayJob(onnx_path, [wild], output))
 
 
-def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
+def test_a_stopped_job_resumes_with_the_missing_parts(
     cluster, onnx_path, wild, reference, tmp_path, monkeypatch
 ):
     output = tmp_path / "out"
@@ -309,7 +311,7 @@ def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(
     assert lines == local.read_text().splitlines()[1:]
 
 
-def test_images_that_have_come_or_gone_are_noticed(cluster, onnx_path, wild, tmp_path, monkeypatch):
+def test_added_and_removed_images_are_detected(cluster, onnx_path, wild, tmp_path, monkeypatch):
     output, folder = tmp_path / "out", tmp_path / "wild"
     shutil.copytree(wild, folder)
     with stopping_after(2, monkeypatch, interrupt), pytest.raises(KeyboardInterrupt):
@@ -320,7 +322,7 @@ def test_images_that_have_come_or_gone_are_noticed(cluster, onnx_path, wild, tmp
     assert run_ray_job(RayJob(onnx_path, [folder], output, overwrite=True)).num_kept == 0
 
 
-def test_a_lost_node_and_a_deadly_image_cost_no_other_row(
+def test_a_lost_node_and_a_crashing_image_cost_no_other_row(
     cluster, onnx_path, wild, reference, tmp_path, monkeypatch
 ):
     output, folder = tmp_path / "out", tmp_path / "wild"
@@ -349,7 +351,7 @@ def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "full", overwrite=True))
 
 
-def test_an_actor_that_cannot_work_ends_the_job(cluster, onnx_path, wild, tmp_path, monkeypatch):
+def test_an_actor_that_cannot_start_ends_the_job(cluster, onnx_path, wild, tmp_path, monkeypatch):
     model = tmp_path / "model.onnx"
     shutil.copy(onnx_path, model)
     opened = engine_module._open
@@ -365,7 +367,7 @@ def test_an_actor_that_cannot_work_ends_the_job(cluster, onnx_path, wild, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_that_is_not_there(onnx_path, wild, tmp_path, monkeypatch):
+def test_an_unreachable_cluster_is_an_error(onnx_path, wild, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for address, message in (

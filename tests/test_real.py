@@ -1,4 +1,4 @@
-"""The promises on real photographs and on VGG16 in its full size; minutes, and gigabytes."""
+"""Real photographs and full-size VGG16; takes minutes and gigabytes."""
 
 import csv
 import math
@@ -96,7 +96,7 @@ def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, c
     assert int8.size_bytes < 15e6
 
 
-def test_vgg16_beats_the_article_on_the_articles_own_terms(emergency, train_vgg16):
+def test_vgg16_beats_the_article_with_its_split_and_settings(emergency, train_vgg16):
     """The article has 83.47 % there; its split leaks 16 copies, as its warning says."""
     assert len(emergency.part("train")) == 1481
     assert len(emergency.part("val")) == 165
@@ -105,7 +105,7 @@ def test_vgg16_beats_the_article_on_the_articles_own_terms(emergency, train_vgg1
     assert run.card.metrics["val"].accuracy >= 0.925
 
 
-def test_classify_gives_one_row_for_each_real_image_with_evaluates_label(
+def test_classify_gives_every_real_image_one_row_with_evaluates_label(
     shared, emergency, small_cnn, tmp_path
 ):
     (export,) = make_exports(small_cnn.folder, ["onnx"], tmp_path / "exports")
@@ -153,7 +153,7 @@ def complete_weights(tmp_path):
     return path
 
 
-def test_vgg16_in_full_size_trains_exports_to_one_file_and_classifies(
+def test_full_size_vgg16_trains_exports_to_one_file_and_classifies(
     complete_weights, drawn, cache, tmp_path
 ):
     dataset = load_dataset(drawn, val_fraction=0.25)

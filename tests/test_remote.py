@@ -1,4 +1,4 @@
-"""URLs: object stores and servers as places of images, data and results, with real servers."""
+"""URLs: images, data and results on object stores and servers, tested with real servers."""
 
 import contextlib
 import csv
@@ -213,13 +213,13 @@ def by_name(rows: bytes) -> dict[str, list[str]]:
 # ---------------------------------------------------------------------------------- classify
 
 
-def test_rows_are_those_of_the_folder(place, rows, onnx_path, tmp_path):
+def test_remote_rows_equal_those_of_the_folder(place, rows, onnx_path, tmp_path):
     done = run(place, "classify", place.url, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
     assert done.code == 0, done.err
     assert (tmp_path / "a.csv").read_bytes() == rows
 
 
-def test_a_server_that_fails_costs_nothing(failing, rows, onnx_path, tmp_path):
+def test_a_server_that_fails_costs_no_row(failing, rows, onnx_path, tmp_path):
     before = failing.num_failed()
     done = run(failing, "classify", failing.url, "--model", onnx_path, "-o", "a.csv", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -243,7 +243,7 @@ def pack(root: Path, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
-def test_archives_are_read_where_they_are(place, suffix, root, rows, onnx_path, tmp_path):
+def test_remote_archives_are_read_in_place(place, suffix, root, rows, onnx_path, tmp_path):
     archive = pack(root, tmp_path / f"packed.{suffix}")
     place.put(archive, archive.name)
     archive.unlink()
@@ -255,7 +255,7 @@ def test_archives_are_read_where_they_are(place, suffix, root, rows, onnx_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv"]
 
 
-def test_an_archive_on_a_server_that_fails(failing, root, rows, onnx_path, tmp_path):
+def test_an_archive_on_a_failing_server_loses_no_row(failing, root, rows, onnx_path, tmp_path):
     archive = pack(root, tmp_path / "packed.zip")
     failing.put(archive, archive.name)
     url = f"{failing.url}/packed.zip"
@@ -265,7 +265,7 @@ def test_an_archive_on_a_server_that_fails(failing, root, rows, onnx_path, tmp_p
     assert by_name((tmp_path / "a.csv").read_bytes()) == by_name(rows)
 
 
-def test_lists_and_single_images(place, onnx_path, tmp_path):
+def test_lists_and_single_images_can_be_remote(place, onnx_path, tmp_path):
     (tmp_path / "list.txt").write_text("red/000 ä.png\nred/missing.png\n", encoding="utf-8")
     place.put(tmp_path / "list.txt", "list.txt")
     (tmp_path / "local.txt").write_text(f"{place.url}/green/001 ä.png\n", encoding="utf-8")
@@ -283,7 +283,7 @@ def test_lists_and_single_images(place, onnx_path, tmp_path):
     assert "missing.png: no such file" in found[1][-1]
 
 
-def test_what_is_not_there_is_said_in_one_line(place, onnx_path, tmp_path):
+def test_a_missing_remote_path_is_a_one_line_error(place, onnx_path, tmp_path):
     for name in ("nothing", "nothing.tar", "nothing.txt", "nothing.png"):
         done = run(place, "classify", f"{place.url}/{name}", "--model", onnx_path, cwd=tmp_path)
         assert done.code == 1, (name, done.err)
@@ -292,7 +292,7 @@ def test_what_is_not_there_is_said_in_one_line(place, onnx_path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path):
+def test_a_job_resumes_after_its_server_was_down(root, rows, onnx_path, tmp_path):
     with servers.running("s3", "--end-after", NUM_IMAGES // 2) as port:
         gone = s3_place(port, root)
         command = ("classify", gone.url, "--model", onnx_path, "-o", "a.csv")
@@ -309,7 +309,7 @@ def test_a_job_goes_on_after_its_server_was_gone(root, rows, onnx_path, tmp_path
     assert (tmp_path / "a.csv").read_bytes() == rows
 
 
-def test_a_cluster_reads_where_the_images_are(place, rows, onnx_path, tmp_path):
+def test_a_cluster_reads_remote_images(place, rows, onnx_path, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     command = ("classify", place.url, "--model", onnx_path, "--engine", "ray", "-o", "parts")
     options = ("--part-format", "csv", "--part-size", "64", "--workers", "1")
@@ -332,7 +332,7 @@ def test_a_cluster_writes_to_a_folder(root, onnx_path, tmp_path):
 # ------------------------------------------------------------------------------------ output
 
 
-def test_an_output_is_sent_when_it_is_complete(place, rows, onnx_path, tmp_path):
+def test_an_output_is_uploaded_when_it_is_complete(place, rows, onnx_path, tmp_path):
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ("classify", place.url, "--model", onnx_path, "-o", f"{place.url}/out/rows.csv")
     done = run(place, *command, cwd=tmp_path, env=env)
@@ -351,7 +351,7 @@ def test_an_output_is_sent_when_it_is_complete(place, rows, onnx_path, tmp_path)
     place.remove("out/rows.csv")
 
 
-def test_an_output_that_cannot_be_sent_is_kept(root, rows, onnx_path, tmp_path):
+def test_an_output_that_cannot_be_uploaded_is_kept(root, rows, onnx_path, tmp_path):
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ("classify", root, "--model", onnx_path, "-o")
     with servers.running("s3") as port:
@@ -366,7 +366,7 @@ def test_an_output_that_cannot_be_sent_is_kept(root, rows, onnx_path, tmp_path):
     assert f"Resuming after {NUM_IMAGES + 2} rows" in again.err
 
 
-def test_shards_are_merged_from_where_they_are(place, rows, onnx_path, tmp_path):
+def test_remote_shards_are_merged(place, rows, onnx_path, tmp_path):
     for index in (1, 2):
         done = run(
             place,
@@ -387,7 +387,7 @@ def test_shards_are_merged_from_where_they_are(place, rows, onnx_path, tmp_path)
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.csv", "s3://bucket/a.txt", "s3://bucket"])
-def test_outputs_that_cannot_be(url, root, onnx_path, tmp_path):
+def test_impossible_remote_outputs_are_refused(url, root, onnx_path, tmp_path):
     done = run(None, "classify", root, "--model", onnx_path, "-o", url, cwd=tmp_path)
     assert done.code == 2
     assert "--output" in done.err
@@ -397,7 +397,7 @@ def test_outputs_that_cannot_be(url, root, onnx_path, tmp_path):
 # -------------------------------------------------------------------------------------- data
 
 
-def test_data_is_fetched_once(place, root, tmp_path):
+def test_remote_data_is_fetched_once(place, root, tmp_path):
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def inspect(data: object) -> Done:
@@ -436,7 +436,7 @@ def test_data_in_an_archive_is_fetched_and_unpacked_once(place, suffix, root, tm
     assert not list(folder.parent.glob(archive.name))
 
 
-def test_a_model_is_evaluated_on_data_elsewhere(place, onnx_path, tmp_path):
+def test_a_model_is_evaluated_on_remote_data(place, onnx_path, tmp_path):
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ("evaluate", onnx_path, place.url, "--skip-bad", "--json")
     done = run(place, *command, cwd=tmp_path, env=env)
@@ -493,7 +493,7 @@ def test_an_unknown_host_key_is_refused(sshd, root, onnx_path, tmp_path):
 # ------------------------------------------------------------------------------------ pieces
 
 
-def test_urls_and_paths():
+def test_urls_and_paths_are_distinguished():
     assert location("a/b") == Path("a/b")
     assert location("file:///a/b") == Path("/a/b")
     assert location("s3://b/k") == Url("s3://b/k")
@@ -510,7 +510,7 @@ def test_urls_and_paths():
     assert Url("s3://b/a/c/").parent == Url("s3://b/a")
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tenacity", None)
     with pytest.raises(ConfigError, match=r'pip install "sshfs>=2025\.2" "tenacity>=9"'):
         list(list_images([Url("sftp://host/a.png")]))
@@ -566,7 +566,7 @@ def test_fetching_ahead_is_bounded(monkeypatch):
     assert sorted(begun) == list(range(50))
 
 
-def test_what_was_read_leaves_the_memory():
+def test_images_already_read_are_freed():
     fetched: list[bytes] = []
 
     def fetch() -> bytes:
@@ -595,7 +595,7 @@ def test_local_images_pass_one_by_one(root):
         assert len(seen) == number + 1
 
 
-def test_servers_out_of_reach_are_tried_again_and_then_named(monkeypatch):
+def test_unreachable_servers_are_retried_and_then_named(monkeypatch):
     monkeypatch.setattr(remote, "ATTEMPTS", 3)
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
     server = remote.Remote(Url("s3://bucket/photos"))
@@ -612,7 +612,7 @@ def test_servers_out_of_reach_are_tried_again_and_then_named(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("a"), PermissionError("not for you")])
-def test_what_is_the_files_own_fault_is_not_tried_again(monkeypatch, error):
+def test_a_fault_of_the_file_is_not_retried(monkeypatch, error):
     server = remote.Remote(Url("s3://bucket/photos"))
     monkeypatch.setattr(server, "_connect", lambda: None)
     asked: list[None] = []
@@ -626,7 +626,7 @@ def test_what_is_the_files_own_fault_is_not_tried_again(monkeypatch, error):
     assert len(asked) == 1
 
 
-def test_a_full_disk_is_not_the_servers_fault(monkeypatch):
+def test_a_full_disk_is_not_reported_as_a_server_error(monkeypatch):
     server = remote.Remote(Url("s3://bucket/photos"))
     monkeypatch.setattr(server, "_connect", lambda: None)
     asked: list[None] = []

@@ -1,4 +1,4 @@
-"""The report pages: what they say, that nothing in them is live but their own, and in a browser."""
+"""Report pages: their contents, that hostile names stay text, and their use in a browser."""
 
 import csv
 import itertools
@@ -94,7 +94,7 @@ def write_csv(path: Path, rows: Iterator[Prediction] | list[Prediction]) -> Path
 # ------------------------------------------------------------------------------------ the page
 
 
-def test_a_page_is_one_file_that_asks_for_nothing(tmp_path, images):
+def test_a_page_is_one_file_that_fetches_nothing(tmp_path, images):
     tile = Tile(name="0.png", path=images / "red" / "0.png", predicted="red", confidence=0.75)
     path = tmp_path / "new" / "report.html"
     size = write_page(path, [Section("One", [Gallery("Images", (tile,))])], title="Title")
@@ -145,13 +145,13 @@ def test_names_with_html_show_as_text():
     assert page.text.count(EVIL) >= 12
 
 
-def test_hidden_characters_of_names_are_shown():
+def test_invisible_characters_in_names_are_shown():
     page = page_of(Section("\u202egnp.exe\udcff\x1b", [Text(("a\x00b",))]))
     assert r"\u202egnp.exe\udcff\x1b" in page.text
     assert r"a\x00b" in page.text
 
 
-def test_a_image_that_cannot_be_shown_says_why(tmp_path):
+def test_an_image_that_cannot_be_shown_says_why(tmp_path):
     (tmp_path / "empty.jpg").touch()
     tiles = (
         Tile(name="empty.jpg", path=tmp_path / "empty.jpg", true="red"),
@@ -165,7 +165,7 @@ def test_a_image_that_cannot_be_shown_says_why(tmp_path):
     assert "No image: not found" in page.text
 
 
-def test_a_image_is_decoded_once_and_told_of(images):
+def test_an_image_shown_twice_is_decoded_once(images):
     path = images / "red" / "0.png"
     recorder = Recorder()
     made = make_thumbnails([Tile(name=name, path=path) for name in "ab"], progress=recorder)
@@ -183,7 +183,7 @@ def test_a_confidence_below_one_is_not_certainty(share, text):
 
 
 @pytest.mark.parametrize("name", ["report", "report.csv", "folder.html"])
-def test_a_place_that_is_no_page_is_refused(tmp_path, name):
+def test_a_path_that_is_not_an_html_page_is_refused(tmp_path, name):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ConfigError, match=rf"`report=` .*{name} "):
         check_place(tmp_path / name)
@@ -224,7 +224,7 @@ def test_a_job_is_read_from_each_format(tmp_path, suffix):
     assert job.bins["red"][18] == job.bins["red"][12] == 1
 
 
-def test_a_row_of_a_million_costs_no_memory(tmp_path):
+def test_a_million_rows_take_little_memory(tmp_path):
     def peak(num_rows: int) -> int:
         rows = (
             prediction(f"{i}.jpg", None if i % 3 == 0 else (i % 1000) / 1000, f"reason {chr(i)}")
@@ -242,7 +242,7 @@ def test_a_row_of_a_million_costs_no_memory(tmp_path):
     assert peak(50_000) < 1.2 * first + 100_000
 
 
-def test_what_is_shown_of_a_job_is_bounded(tmp_path):
+def test_the_number_of_images_of_a_job_is_limited(tmp_path):
     kinds = itertools.cycle("abcdefghijklmnopqrstuvwxyz")
     rows = [prediction(f"{i}.jpg", i / 3000) for i in range(3000)]
     rows += [
@@ -259,7 +259,7 @@ def test_what_is_shown_of_a_job_is_bounded(tmp_path):
     assert job.chosen["red"][-1].path == "1500.jpg"
     page = page_of(job_section(path, locate=locate_in(tmp_path)))
     assert f"{MAX_REASONS + 9:,} files not classified" in page.text
-    assert f"The first {MAX_FAILED} of them" in page.text
+    assert f"The first {MAX_FAILED} failed files" in page.text
     assert page.tags.count("li") < MAX_TILES
 
 
@@ -278,7 +278,7 @@ def test_many_classes_share_the_images(tmp_path):
     assert "of 500 labels" in page_of(section).text
 
 
-def test_a_job_without_a_image_that_could_be_read(tmp_path):
+def test_a_job_without_a_readable_image(tmp_path):
     for name in ("rows.csv", "rows.jsonl"):
         path = tmp_path / name
         write_csv(path, [prediction("bad.jpg", None)])
@@ -300,13 +300,13 @@ def test_a_job_without_a_image_that_could_be_read(tmp_path):
         ("", "its columns are none"),
         ("path,label,confidence,prob_a,error\nx\n", "row 1 is damaged"),
         ("path,label,confidence,prob_a,error\nx,a,high,1,\n", "row 1 is damaged"),
-        ("path,label,confidence,prob_a,error\nx,b,0.5,1,\n", r"row 1: 'b' .* is nothing that"),
-        ("path,label,confidence,prob_a,error\nx,a,nan,1,\n", r"row 1: 'a' .* is nothing that"),
-        ("path,label,confidence,prob_a,error\nx,a,,1,\n", r"row 1: 'a' .* is nothing that"),
+        ("path,label,confidence,prob_a,error\nx,b,0.5,1,\n", r"row 1 is not from .* label 'b'"),
+        ("path,label,confidence,prob_a,error\nx,a,nan,1,\n", r"row 1 is not from .* label 'a'"),
+        ("path,label,confidence,prob_a,error\nx,a,,1,\n", r"row 1 is not from .* label 'a'"),
         ('path,label,confidence,prob_a,error\n"x', "cannot be read as CSV"),
     ],
 )
-def test_what_is_no_output_of_classify_is_refused(tmp_path, text, message):
+def test_a_file_that_classify_did_not_write_is_refused(tmp_path, text, message):
     path = tmp_path / "rows.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
@@ -314,14 +314,14 @@ def test_what_is_no_output_of_classify_is_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_garbage_is_refused(tmp_path, suffix):
+def test_random_bytes_are_refused(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(b"\xff\xfe\x00garbage\n")
     with pytest.raises(DataError, match=re.escape(str(path))):
         read_job(path)
 
 
-def test_fields_for_spreadsheets_are_understood(tmp_path):
+def test_fields_escaped_for_spreadsheets_are_read(tmp_path):
     layout = CsvCodec(("=a", "b"), spreadsheet=True)
     path = tmp_path / "rows.csv"
     row = Prediction("=1.png", "=a", 0.75, np.array([0.75, 0.25]), None)
@@ -344,7 +344,7 @@ def test_images_are_found_in_the_folder_and_never_outside(tmp_path):
         assert locate(name) is None
 
 
-def test_images_of_a_job_are_found_by_its_inputs(tmp_path, monkeypatch):
+def test_images_of_a_job_are_found_through_its_inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("one/a.png", "two/b.png", "lists/c.png"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -386,7 +386,7 @@ def test_runs_are_compared_on_the_same_images(two_runs):
     page = page_of(section)
     assert (
         "first and second: first is better by more than chance (p = 0.016, McNemar's exact test). "
-        "Of the same 8 validation images, 7 are right with first alone and 0 with second alone."
+        "Of the same 8 validation images, first alone is right on 7 and second alone on 0."
     ) in page.text
     score = read_artifact(two_runs[0]).card.metrics["val"]
     assert f"{score.correct}/{score.total}" in page.text
@@ -394,29 +394,29 @@ def test_runs_are_compared_on_the_same_images(two_runs):
         assert words in page.text
 
 
-def test_the_most_confident_mistakes_come_first_then_the_least_confident_hits(two_runs):
+def test_confident_mistakes_come_before_unsure_correct_predictions(two_runs):
     section = training_section([read_artifact(two_runs[1])])
     (run,) = (block for block in section.blocks if getattr(block, "title", "") == "Run second")
     (gallery,) = (block for block in run.blocks if isinstance(block, Gallery))
     shown = [(tile.name, tile.is_wrong) for tile in gallery.tiles]
     assert shown == [*((f"{i}.png", True) for i in (7, 6, 5, 4, 3, 2, 1)), ("0.png", False)]
-    assert gallery.note.startswith("7 of 7 mistakes, 1 of 1 hit;")
+    assert gallery.note.startswith("7 of 7 mistakes, 1 of 1 correct prediction;")
     page = page_of(section)
     values = [value for name, value in page.attributes if name == "data-wrong"]
     assert values == ["1"] * 7 + ["0"]
 
 
-def test_a_run_without_predictions_says_so_and_the_rest_is_there(two_runs):
+def test_a_run_without_predictions_is_shown_with_a_warning(two_runs):
     (two_runs[1] / "predictions.csv").unlink()
     page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
-    assert "This run keeps no predictions" in page.text
-    assert "first and second cannot be compared image by image: second keeps no" in page.text
+    assert "This run has no predictions" in page.text
+    assert "first and second cannot be compared image by image: second has no" in page.text
     assert "Loss and accuracy of second" in page.text
     assert "Confusion matrix of first" in page.text
     assert "Confusion matrix of second" not in page.text
 
 
-def test_a_run_without_history_says_so_and_the_rest_is_there(two_runs):
+def test_a_run_without_history_is_shown_with_a_warning(two_runs):
     (two_runs[0] / "history.csv").unlink()
     page = page_of(training_section([read_artifact(two_runs[0])]))
     assert "history.csv cannot be read" in page.text
@@ -497,13 +497,13 @@ def test_each_command_writes_its_page(place):
     assert evaluation.tags.count("img") == 1 + 6
     trained = read_page((place / "train.html").read_text())
     assert "Confusion matrix of cnn, validation images" in trained.text
-    assert "6 of 6 images, evenly through the data" in trained.text
+    assert "6 of 6 images, evenly spaced through the data" in trained.text
     bench = read_page((place / "bench.html").read_text())
     for words in ("Accuracy against latency", "Recommended on this machine", "Machine", "CPU:"):
         assert words in bench.text
 
 
-def test_report_finds_what_the_commands_left(place):
+def test_report_finds_the_newest_results(place):
     ran = run_tltools("report", cwd=place)
     assert ran.code == 0, ran
     page = read_page((place / "report.html").read_text())
@@ -513,14 +513,14 @@ def test_report_finds_what_the_commands_left(place):
         "Classified: predictions.csv",
         "Benchmark",
         "Exports, verified against PyTorch",
-        "say where they are: tltools report --images FOLDER",
+        "name the folder that was classified: tltools report --images FOLDER",
     ):
         assert words in page.text
     assert "Runs: runs/cnn" in ran.err
     assert ran.out == ""
 
 
-def test_report_takes_what_it_is_told(place):
+def test_report_shows_the_named_results(place):
     (bench,) = (place / "exports").glob("bench-*.json")
     ran = run_tltools(
         "report", "predictions.csv", "scores/evaluation.json", bench, "exports", "runs",
@@ -534,7 +534,7 @@ def test_report_takes_what_it_is_told(place):
     assert document["exports"] == ["exports/cnn/cnn.fp32.onnx", "exports/cnn/cnn.fp32.pt"]
     page = read_page((place / "told.html").read_text())
     assert "Evaluation of scores/evaluation.json" in page.text
-    assert "The file keeps figures and no images" in page.text
+    assert "This file has no images" in page.text
     assert page.tags.count("img") > 6
 
 
@@ -545,14 +545,14 @@ def test_report_takes_what_it_is_told(place):
         (("gone.csv",), "gone.csv does not exist"),
         (("notes.txt",), "notes.txt cannot be reported"),
         (("empty",), "empty holds neither runs nor exports"),
-        (("some.json",), "some.json is neither of tltools bench nor of"),
-        (("list.json",), "list.json is no JSON file of tltools"),
-        (("rows.json",), "rows.json is not a report of this version's tltools bench"),
-        (("-o", "report.csv"), "--output report.csv is no name of a page"),
+        (("some.json",), "some.json is not a result of tltools bench or tltools evaluate"),
+        (("list.json",), "list.json is not a JSON file that tltools wrote"),
+        (("rows.json",), "rows.json is not a bench result of this version"),
+        (("-o", "report.csv"), "--output report.csv is not an HTML page"),
         (("--images", "gone"), "--images gone is not a folder"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(tmp_path, args, message):
+def test_a_path_that_cannot_be_reported_is_a_one_line_error(tmp_path, args, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     for name, text in (("some", "{}"), ("list", "[]"), ("rows", '{"rows": 1}')):
@@ -564,7 +564,7 @@ def test_what_cannot_be_reported_is_one_line(tmp_path, args, message):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_report_needs_a_file_to_read_again(tmp_path):
+def test_a_report_of_a_job_needs_an_output_file(tmp_path):
     ran = run_tltools("classify", ".", "-o", "-", "--report", "a.html", cwd=tmp_path)
     assert ran.code == 2
     assert "--report needs a local output file" in ran.err
@@ -613,7 +613,7 @@ def open_page(browser):
 
 @pytest.fixture(scope="module")
 def gallery_page(tmp_path_factory) -> Path:
-    """A page with seven images: two classes, mistakes and hits, sure and unsure."""
+    """A page with seven images: two classes, right and wrong, sure and unsure."""
     folder = tmp_path_factory.mktemp("gallery")
     rng = np.random.default_rng(0)
     tiles = []
@@ -640,7 +640,7 @@ def gallery_page(tmp_path_factory) -> Path:
     return folder / "a.html"
 
 
-def test_filters_work(open_page, gallery_page):
+def test_filters_hide_images(open_page, gallery_page):
     page = open_page(gallery_page)
     gallery = page.locator(".gallery").first
 
@@ -651,9 +651,9 @@ def test_filters_work(open_page, gallery_page):
     gallery.get_by_label("Show").select_option("mistakes")
     assert visible() == [1, 3, 5]
     assert gallery.locator("output").inner_text() == "3 of 7 shown"
-    gallery.get_by_label("Confidence").select_option("90 % and more")
+    gallery.get_by_label("Confidence").select_option("90 % or more")
     assert visible() == [5]
-    gallery.get_by_label("Show").select_option("mistakes and hits")
+    gallery.get_by_label("Show").select_option("all")
     assert visible() == [5, 6]
     gallery.get_by_label("Confidence").select_option("any")
     gallery.get_by_label("Class").select_option("green")
@@ -661,7 +661,7 @@ def test_filters_work(open_page, gallery_page):
     assert page.locator(".gallery").nth(1).locator("li").is_visible()
 
 
-def test_a_image_is_enlarged_by_keyboard(open_page, gallery_page):
+def test_an_image_can_be_enlarged_with_the_keyboard(open_page, gallery_page):
     page = open_page(gallery_page)
     dialog = page.get_by_role("dialog")
     tiles = page.locator(".gallery").first.get_by_role("button")
@@ -683,7 +683,7 @@ def test_a_image_is_enlarged_by_keyboard(open_page, gallery_page):
     expect(tiles.nth(5)).to_be_focused()
 
 
-def test_arrows_leave_out_what_is_filtered(open_page, gallery_page):
+def test_arrow_keys_skip_filtered_images(open_page, gallery_page):
     page = open_page(gallery_page)
     gallery = page.locator(".gallery").first
     gallery.get_by_label("Show").select_option("mistakes")
@@ -696,7 +696,7 @@ def test_arrows_leave_out_what_is_filtered(open_page, gallery_page):
 
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_whole_report_fits_and_is_silent(open_page, place, width, scheme):
+def test_a_whole_report_fits_the_window_without_console_errors(open_page, place, width, scheme):
     ran = run_tltools("report", "--images", "photos", "-o", "whole.html", cwd=place)
     assert ran.code == 0, ran
     page = open_page(place / "whole.html", width=width, scheme=scheme)
@@ -717,7 +717,7 @@ def test_a_whole_report_fits_and_is_silent(open_page, place, width, scheme):
     assert doubled == 0
 
 
-def test_twenty_thousand_predictions_open_at_once(open_page, tmp_path):
+def test_twenty_thousand_predictions_open_quickly(open_page, tmp_path):
     """As many images as a page ever shows of a job, of noise, which nothing makes small."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"

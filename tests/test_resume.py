@@ -1,4 +1,4 @@
-"""Jobs that are stopped in every way, and gone on with.
+"""Jobs that are stopped in every way, and resumed.
 
 `python tests/test_resume.py 200` kills that many jobs at random moments, which takes minutes; a
 second number gives other moments.
@@ -160,7 +160,7 @@ def kill_until_done(args, output: Path, rng: random.Random, *, max_kills: int) -
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_kill_9_at_random_moments_loses_nothing_and_doubles_nothing(
+def test_kill_9_at_random_moments_loses_and_duplicates_no_row(
     suffix, many, wholes, onnx_path, tmp_path
 ):
     output = tmp_path / f"out{suffix}"
@@ -205,7 +205,7 @@ def stop(model, inputs, output, after, **options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_job_in_order_and_the_count_is_right(
+def test_a_signal_ends_the_job_cleanly_with_the_right_count(
     number, many, wholes, onnx_path, tmp_path
 ):
     output = tmp_path / "out.csv"
@@ -230,7 +230,7 @@ def test_a_signal_ends_the_job_in_order_and_the_count_is_right(
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("after", [1, 15, 16, 29])
-def test_a_stopped_job_goes_on_to_the_same_output(suffix, after, onnx_path, images, tmp_path):
+def test_a_stopped_job_resumes_to_the_same_output(suffix, after, onnx_path, images, tmp_path):
     (images / "red/4.png").write_bytes(b"no image")
     (images / "blue/1.png").write_bytes(b"")
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
@@ -248,7 +248,7 @@ def test_a_stopped_job_goes_on_to_the_same_output(suffix, after, onnx_path, imag
     assert sorted(tmp_path.iterdir()) == sorted([output, whole, images])
 
 
-def test_a_list_from_standard_input_goes_on_when_it_is_given_again(
+def test_a_list_from_standard_input_resumes_when_it_is_given_again(
     onnx_path, images, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(images)
@@ -314,7 +314,7 @@ def test_the_plan_of_the_first_rows_is_kept(onnx_path, images, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_part_that_is_torn_anywhere_is_mended(suffix, onnx_path, tmp_path):
+def test_a_part_that_is_torn_anywhere_is_repaired(suffix, onnx_path, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -338,7 +338,9 @@ def test_a_part_that_is_torn_anywhere_is_mended(suffix, onnx_path, tmp_path):
 
 @pytest.mark.parametrize("junk", [b"\0" * 4096, b"\xff\xfe", b'"open', b"a,b\n", b"{}\n", b"\n"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_no_row_at_the_end_of_a_part_is_cut_off(suffix, junk, onnx_path, images, tmp_path):
+def test_an_incomplete_row_at_the_end_of_a_part_is_removed(
+    suffix, junk, onnx_path, images, tmp_path
+):
     output = tmp_path / f"out{suffix}"
     run_job(Job(onnx_path, [images], tmp_path / f"whole{suffix}", device="cpu"))
     stop(onnx_path, [images], output, 5)
@@ -349,7 +351,7 @@ def test_what_is_no_row_at_the_end_of_a_part_is_cut_off(suffix, junk, onnx_path,
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_zeros_in_the_middle_of_a_part_end_its_rows(suffix, onnx_path, images, tmp_path):
+def test_zero_bytes_in_a_part_end_its_rows(suffix, onnx_path, images, tmp_path):
     output, part = tmp_path / f"out{suffix}", tmp_path / f"out{suffix}.part"
     run_job(Job(onnx_path, [images], tmp_path / f"whole{suffix}", device="cpu"))
     stop(onnx_path, [images], output, 9)
@@ -380,42 +382,42 @@ def assert_refused(reason, *args, **options):
     assert part.read_bytes() == before
 
 
-def test_going_on_with_another_model_is_refused(stopped, onnx_path, make_onnx, card, images):
+def test_resuming_with_another_model_is_refused(stopped, onnx_path, make_onnx, card, images):
     other = make_onnx(stopped.parent / "other.onnx", card.to_json() + " ")
     assert_refused("it was started with a different model", other, [images], stopped)
 
 
-def test_going_on_with_the_same_model_elsewhere_is_fine(stopped, onnx_path, images, tmp_path):
+def test_resuming_with_the_same_model_at_another_path_works(stopped, onnx_path, images, tmp_path):
     shutil.copy(onnx_path, tmp_path / "moved.onnx")
     summary = run_job(Job(tmp_path / "moved.onnx", [images], stopped, device="cpu"))
     assert summary.num_kept == 12
 
 
-def test_going_on_with_other_inputs_is_refused(stopped, onnx_path, images):
+def test_resuming_with_other_inputs_is_refused(stopped, onnx_path, images):
     for inputs in ([images / "red"], [images, images / "red"]):
         assert_refused("it was started with different inputs", onnx_path, inputs, stopped)
 
 
-def test_going_on_with_another_option_is_refused(stopped, onnx_path, images):
+def test_resuming_with_another_option_is_refused(stopped, onnx_path, images):
     args = (onnx_path, [images], stopped)
     assert_refused("it was started without `spreadsheet=True`", *args, spreadsheet=True)
     assert_refused("it was started with `batch_size=1`", *args, batch_size=2)
     assert_refused("it was started without `min_confidence=`", *args, min_confidence=0.5)
 
 
-def test_going_on_with_another_version_is_refused(stopped, onnx_path, images, tmp_path):
+def test_resuming_with_another_version_is_refused(stopped, onnx_path, images, tmp_path):
     record = tmp_path / "out.csv.part.json"
     record.write_text(record.read_text().replace(tltools.__version__, "0.0.0"))
     assert_refused(r"it was started by tltools 0\.0\.0", onnx_path, [images], stopped)
 
 
-def test_going_on_on_another_device_is_refused(stopped, onnx_path, images, tmp_path):
+def test_resuming_on_another_device_is_refused(stopped, onnx_path, images, tmp_path):
     record = tmp_path / "out.csv.part.json"
     record.write_text(record.read_text().replace('"cpu"', '"cuda"'))
     assert_refused("it was started on cuda", onnx_path, [images], stopped)
 
 
-def test_going_on_in_a_folder_that_has_changed_is_refused(stopped, onnx_path, images):
+def test_resuming_in_a_changed_folder_is_refused(stopped, onnx_path, images):
     args = (onnx_path, [images], stopped)
     (images / "blue/10.png").write_bytes(b"")
     assert_refused(r"row 3 is for 'blue/2\.png', but the inputs have 'blue/10\.png' there", *args)
@@ -428,7 +430,7 @@ def test_going_on_in_a_folder_that_has_changed_is_refused(stopped, onnx_path, im
     assert_refused(r"row 11 is for 'green/0\.png', but the inputs have fewer", *args)
 
 
-def test_images_that_come_after_the_rows_are_classified(stopped, onnx_path, images):
+def test_images_added_after_the_finished_rows_are_classified(stopped, onnx_path, images):
     shutil.copy(images / "red/0.png", images / "red/new.png")
     summary = run_job(Job(onnx_path, [images], stopped, device="cpu"))
     assert (summary.num_images, summary.counts["red"]) == (31, 11)
@@ -449,7 +451,7 @@ def test_a_part_with_other_columns_is_refused(stopped, onnx_path, images, tmp_pa
     assert_refused("it does not start with the columns", onnx_path, [images], stopped)
 
 
-def test_every_fact_of_a_record_is_compared_or_taken_over():
+def test_every_field_of_a_record_is_compared_or_accounted_for():
     """A new field has to be given its place: it makes jobs differ, or it follows from others."""
     follows = {"model", "size", "resize", "overwrite"}  # from the model's digest; of no row
     chosen = {"layout"}  # by measuring, and taken from the record
@@ -458,7 +460,7 @@ def test_every_fact_of_a_record_is_compared_or_taken_over():
     assert compared & (follows | chosen) == set()
 
 
-def test_all_differences_are_told_in_one_order():
+def test_all_differences_are_listed_in_a_fixed_order():
     record = JobRecord(
         model="a.onnx", model_sha256="0", inputs=("/a",), classes=("x", "y"), size=32,
         resize="squash", device="cuda", provider="C", plan="ahead", batch_size=4,
@@ -481,13 +483,13 @@ def test_all_differences_are_told_in_one_order():
     assert shard_difference(record, other) == "has a different `tf32=` than"
 
 
-def test_overwrite_starts_anew(stopped, onnx_path, images, tmp_path):
+def test_overwrite_starts_over(stopped, onnx_path, images, tmp_path):
     summary = run_job(Job(onnx_path, [images / "red"], stopped, device="cpu", overwrite=True))
     assert (summary.num_images, summary.num_kept) == (10, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
 
 
-def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, images, tmp_path):
+def test_an_output_is_only_replaced_by_a_complete_one(onnx_path, images, tmp_path):
     output = tmp_path / "out.csv"
     output.write_text("precious")
     stop(onnx_path, [images], output, 12, overwrite=True)
@@ -503,7 +505,7 @@ def test_an_output_is_replaced_only_by_a_complete_one(onnx_path, images, tmp_pat
 # ------------------------------------------------------------------------------- two at once
 
 
-def test_a_file_system_without_locks_is_no_obstacle(onnx_path, images, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_works(onnx_path, images, tmp_path, monkeypatch):
     def refuse(*_args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -526,7 +528,7 @@ def test_two_jobs_cannot_write_one_output(onnx_path, images, tmp_path):
     assert num_rows(tmp_path / "out.csv") == 30
 
 
-def test_a_part_that_another_job_completes_meanwhile_is_not_taken_for_ours(tmp_path):
+def test_a_part_completed_by_another_job_is_not_reused(tmp_path):
     first, second = (UnfinishedOutput(tmp_path / "out.csv") for _ in range(2))
     first.open()
     first.append(b"rows")
@@ -549,7 +551,7 @@ def test_a_part_that_another_job_completes_meanwhile_is_not_taken_for_ours(tmp_p
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk_is_an_error_and_the_job_goes_on_with_room(
+def test_a_full_disk_is_an_error_and_the_job_resumes_with_free_space(
     suffix, many, wholes, onnx_path, tmp_path
 ):
     output = tmp_path / f"out{suffix}"
@@ -582,9 +584,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_disk_that_is_really_full_costs_no_row(
-    suffix, small_disk, many, wholes, onnx_path, tmp_path
-):
+def test_a_really_full_disk_costs_no_row(suffix, small_disk, many, wholes, onnx_path, tmp_path):
     output = small_disk / f"out{suffix}"
     with pytest.raises(TltoolsError, match=r"cannot write .*No space left"):
         run_job(Job(onnx_path, [many], output, device="cpu"))
@@ -595,7 +595,7 @@ def test_a_disk_that_is_really_full_costs_no_row(
     assert content(output) == content(wholes[suffix])
 
 
-def test_a_removed_mount_is_an_error_with_its_place(onnx_path, images, tmp_path, monkeypatch):
+def test_a_removed_mount_is_an_error_with_its_path(onnx_path, images, tmp_path, monkeypatch):
     append, num_appended = UnfinishedOutput.append, 0
 
     def fail(self, data):
@@ -613,9 +613,7 @@ def test_a_removed_mount_is_an_error_with_its_place(onnx_path, images, tmp_path,
     assert summary.num_kept == 11  # and the line of column names
 
 
-def test_no_room_for_the_parquet_file_itself_keeps_all_rows(
-    onnx_path, images, tmp_path, monkeypatch
-):
+def test_no_space_for_the_parquet_file_keeps_all_rows(onnx_path, images, tmp_path, monkeypatch):
     output = tmp_path / "out.parquet"
 
     def fail(*_args):
@@ -633,7 +631,7 @@ def test_no_room_for_the_parquet_file_itself_keeps_all_rows(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_rows_are_on_the_disk_before_the_file_gets_its_name(
+def test_rows_are_synced_before_the_file_gets_its_name(
     suffix, onnx_path, images, tmp_path, monkeypatch
 ):
     events: list[str] = []
@@ -666,7 +664,7 @@ def test_rows_are_on_the_disk_before_the_file_gets_its_name(
     assert "sync folder" in events[renamed:]
 
 
-def test_rows_and_record_are_put_on_the_disk_now_and_then(onnx_path, images, tmp_path, monkeypatch):
+def test_rows_and_record_are_synced_periodically(onnx_path, images, tmp_path, monkeypatch):
     seen = []
     sync = UnfinishedOutput.sync
     monkeypatch.setattr(writer_module, "SYNC_EVERY_S", 0.0)
@@ -729,7 +727,7 @@ def read_rows(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_image_that_crashes_or_hangs_its_decoder_costs_its_own_row(
+def test_an_image_that_crashes_or_hangs_its_decoder_costs_only_its_own_row(
     suffix, onnx_path, images, reference, tmp_path
 ):
     kinds = {"c1.png": "crash", "c2.png": "abort", "h.png": "hang", "b.png": "blocked"}
@@ -759,7 +757,7 @@ def test_a_image_that_crashes_or_hangs_its_decoder_costs_its_own_row(
     }
 
 
-def test_a_crash_after_overwriting_was_asked_for_goes_on(onnx_path, images, tmp_path):
+def test_a_crash_with_overwrite_is_recovered_from(onnx_path, images, tmp_path):
     output = tmp_path / "out.csv"
     output.write_text("old")
     args = (images, "--model", onnx_path, "--device", "cpu", "-o", output, "--overwrite")
@@ -803,7 +801,7 @@ def test_a_crash_before_the_first_image_ends_the_job(onnx_path, images, tmp_path
     assert "before the first image, so no image is at fault" in result.err
 
 
-def test_a_crash_costs_its_own_row_on_standard_output_too(onnx_path, images, reference):
+def test_a_crash_costs_only_its_own_row_on_standard_output_too(onnx_path, images, reference):
     args = (images, "--model", onnx_path, "--device", "cpu", "-o", "-")
     result = run_dangerous({"5.png": "crash"}, *args)
     assert result.code == 0, result.err
@@ -843,7 +841,7 @@ def test_a_list_survives_a_crash_from_a_file_and_through_a_pipe(piped, onnx_path
 
 
 @pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "out.parquet", "-"])
-def test_errors_go_to_a_file_of_their_own(output, onnx_path, images, tmp_path, monkeypatch):
+def test_errors_are_written_to_a_separate_file(output, onnx_path, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (images / "red/4.png").write_bytes(b"no image")
     (images / "blue/a,b\n.png").write_bytes(b"")
@@ -857,7 +855,7 @@ def test_errors_go_to_a_file_of_their_own(output, onnx_path, images, tmp_path, m
     assert summary.num_failed == 2
 
 
-def test_errors_of_the_rows_that_were_there_are_among_them(onnx_path, images, tmp_path):
+def test_the_error_file_includes_errors_from_before_a_stop(onnx_path, images, tmp_path):
     (images / "blue/1.png").write_bytes(b"")
     (images / "red/4.png").write_bytes(b"no image")
     errors = tmp_path / "errors.csv"
@@ -870,7 +868,7 @@ def test_errors_of_the_rows_that_were_there_are_among_them(onnx_path, images, tm
     assert errors.read_bytes() == expected
 
 
-def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, images, tmp_path):
+def test_an_unsuitable_error_file_is_refused(onnx_path, images, tmp_path):
     errors = tmp_path / "errors.csv"
     errors.write_text("precious")
     args = (onnx_path, [images], tmp_path / "out.csv")
@@ -886,7 +884,7 @@ def test_a_file_for_errors_that_is_in_the_way_is_refused(onnx_path, images, tmp_
 
 
 @pytest.mark.parametrize(("bad", "code"), [(True, 1), (False, 0)])
-def test_strict_makes_a_failed_image_an_exit_code(bad, code, onnx_path, images, tmp_path):
+def test_strict_turns_a_failed_image_into_exit_code_1(bad, code, onnx_path, images, tmp_path):
     if bad:
         (images / "red/4.png").write_bytes(b"no image")
     output = tmp_path / "out.csv"
@@ -900,7 +898,7 @@ def test_strict_makes_a_failed_image_an_exit_code(bad, code, onnx_path, images, 
 # ------------------------------------------------------------------------------ spreadsheets
 
 
-def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, images, tmp_path):
+def test_fields_that_look_like_formulas_are_escaped_on_request(onnx_path, images, tmp_path):
     names = ["+1.png", "-1.png", "=1+1.png", "@x.png", "\tx.png", "\rx.png", "x=1.png"]
     folder = tmp_path / "odd"
     folder.mkdir()
@@ -923,9 +921,7 @@ def test_fields_that_look_like_formulas_are_made_harmless_when_asked(onnx_path, 
         run_job(Job(onnx_path, [folder], tmp_path / "out.jsonl", device="cpu", spreadsheet=True))
 
 
-def test_labels_that_look_like_formulas_are_counted_under_their_names(
-    make_onnx, make_card, images, tmp_path
-):
+def test_escaped_labels_are_counted_under_their_own_names(make_onnx, make_card, images, tmp_path):
     classes = ("=red", "+green", "blue")
     model = make_onnx(tmp_path / "model.onnx", make_card(classes=classes).to_json())
     output = tmp_path / "out.csv"

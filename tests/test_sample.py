@@ -31,7 +31,7 @@ def drawn(tmp_path_factory):
     return draw_sample(tmp_path_factory.mktemp("sample") / "a", num_images=20, size=64)
 
 
-def test_layout_is_the_articles(drawn):
+def test_the_layout_is_the_articles(drawn):
     assert (drawn / SAMPLE_CSV).read_text().splitlines()[0] == "image_names,emergency_or_not"
     assert len(rows(drawn)) == 20
     for row in rows(drawn):
@@ -50,7 +50,7 @@ def test_about_45_percent_are_emergency_vehicles(drawn):
     assert sum(int(row["emergency_or_not"]) for row in rows(drawn)) == 9
 
 
-def test_order_and_names_do_not_give_the_class_away(drawn):
+def test_order_and_names_do_not_reveal_the_class(drawn):
     labels = [row["emergency_or_not"] for row in rows(drawn)]
     assert labels not in (sorted(labels), sorted(labels, reverse=True))
     names = [row["image_names"] for row in rows(drawn)]
@@ -62,26 +62,26 @@ def test_no_two_images_are_the_same(drawn):
     assert len(set(images)) == len(images)
 
 
-def test_same_seed_draws_the_same_bytes(drawn, tmp_path):
+def test_the_same_seed_draws_the_same_bytes(drawn, tmp_path):
     again = draw_sample(tmp_path / "b", num_images=20, size=64)
     assert digests(again) == digests(drawn)
 
 
-def test_other_seed_draws_other_images_and_labels(drawn, tmp_path):
+def test_another_seed_draws_other_images_and_labels(drawn, tmp_path):
     other = draw_sample(tmp_path / "b", num_images=20, size=64, seed=14)
     assert rows(other) != rows(drawn)
     common = {name for name, digest in digests(other).items() if digests(drawn)[name] == digest}
     assert common == set()
 
 
-def test_image_depends_on_its_own_seed_only(drawn, tmp_path):
+def test_an_image_depends_only_on_its_own_seed(drawn, tmp_path):
     label = int(rows(drawn)[7]["emergency_or_not"])
     alone = draw_image(np.random.default_rng((13, 7)), emergency=bool(label), size=64)
     alone.save(tmp_path / "alone.jpg", quality=sample_folder.JPEG_QUALITY)
     assert (tmp_path / "alone.jpg").read_bytes() == (drawn / "images/0007.jpg").read_bytes()
 
 
-def test_smallest_sample_has_two_images_per_class(tmp_path):
+def test_the_smallest_sample_has_two_images_per_class(tmp_path):
     labels = [
         row["emergency_or_not"] for row in rows(draw_sample(tmp_path / "a", num_images=4, size=32))
     ]
@@ -98,7 +98,7 @@ def test_every_seed_can_be_drawn(emergency):
 @pytest.mark.parametrize("emergency", [False, True])
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("view", ["side", "front"])
-def test_every_body_can_be_drawn_with_every_pattern(name, view, emergency):
+def test_every_vehicle_can_be_drawn_with_every_pattern(name, view, emergency):
     rng = np.random.default_rng(0)
     for pattern in ("plain", "stripe", "checkers", "doors", "wedge", "band"):
         if pattern == "doors" and not BODIES[name].doors:
@@ -124,7 +124,7 @@ def test_every_body_can_be_drawn_with_every_pattern(name, view, emergency):
             assert 0 <= y <= layer.height
 
 
-def test_letters_are_readable_after_mirroring():
+def test_lettering_is_readable_after_mirroring():
     design = Design(body="van", color=(255, 255, 255), text="POLICE")
     plain, _ = draw_side(np.random.default_rng(0), design, 400, mirrored=False)
     mirrored, _ = draw_side(np.random.default_rng(0), design, 400, mirrored=True)
@@ -156,7 +156,7 @@ def test_letters_are_readable_after_mirroring():
 # Folders
 
 
-def test_sample_that_is_there_already_is_left_alone(drawn):
+def test_an_existing_sample_is_left_unchanged(drawn):
     before = {path: path.stat().st_mtime_ns for path in drawn.rglob("*")}
     assert draw_sample(drawn, num_images=20, size=64) == drawn
     assert {path: path.stat().st_mtime_ns for path in drawn.rglob("*")} == before
@@ -165,7 +165,7 @@ def test_sample_that_is_there_already_is_left_alone(drawn):
 @pytest.mark.parametrize(
     "other", [{"num_images": 21}, {"seed": 14}, {"size": 96}], ids=["count", "seed", "size"]
 )
-def test_other_sample_in_the_folder_is_refused(drawn, other):
+def test_another_sample_in_the_folder_is_refused(drawn, other):
     before = digests(drawn)
     arguments = {"num_images": 20, "size": 64} | other
     with pytest.raises(DataError, match=r"is not this sample .*choose another folder"):
@@ -173,7 +173,7 @@ def test_other_sample_in_the_folder_is_refused(drawn, other):
     assert digests(drawn) == before
 
 
-def test_sample_with_a_image_missing_is_refused(tmp_path):
+def test_a_sample_with_a_missing_image_is_refused(tmp_path):
     folder = draw_sample(tmp_path / "a", num_images=4, size=32)
     (folder / "images/0002.jpg").unlink()
     with pytest.raises(DataError, match="is not this sample"):
@@ -181,25 +181,25 @@ def test_sample_with_a_image_missing_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "sample.json"])
-def test_folder_with_other_content_is_refused(tmp_path, name):
+def test_a_folder_with_other_content_is_refused(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(DataError, match="is not this sample"):
         draw_sample(tmp_path, num_images=4, size=32)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_file_in_the_way_is_refused(tmp_path):
+def test_an_existing_file_is_refused(tmp_path):
     (tmp_path / "a").write_text("mine")
     with pytest.raises(DataError, match="is not this sample"):
         draw_sample(tmp_path / "a", num_images=4, size=32)
 
 
-def test_empty_folder_is_filled(tmp_path):
+def test_an_empty_folder_is_filled(tmp_path):
     assert draw_sample(tmp_path, num_images=4, size=32) == tmp_path
     assert len(rows(tmp_path)) == 4
 
 
-def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     original = sample_folder.draw_image
     drawn = []
 
@@ -223,7 +223,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         ({"seed": -1}, "seed must not be negative, got -1"),
     ],
 )
-def test_unusable_settings_are_refused(tmp_path, arguments, message):
+def test_invalid_settings_are_refused(tmp_path, arguments, message):
     with pytest.raises(ConfigError, match=message):
         draw_sample(tmp_path / "a", **arguments)
     assert list(tmp_path.iterdir()) == []

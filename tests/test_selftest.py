@@ -1,4 +1,4 @@
-"""Each export carries drawn images and PyTorch's answers, and is refused where it differs."""
+"""Every export carries drawn images and PyTorch's answers, and is refused if it differs."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def with_weights_changed(path, copy, factor: float):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pytorchs_answers_travel_in_every_export_and_it_gives_them(
+def test_every_export_contains_pytorchs_answers_and_reproduces_them(
     exports, cnn_run, name, tmp_path
 ):
     test = self_test_of(exports[name])
@@ -82,7 +82,7 @@ def test_pytorchs_answers_travel_in_every_export_and_it_gives_them(
     assert off < test.tolerance < 1
 
 
-def test_its_images_are_drawn_and_are_never_the_users(exports):
+def test_the_self_tests_images_are_drawn_and_never_the_users(exports):
     for path in exports.values():
         assert self_test_of(path).images == draw_images(4)
     pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in draw_images(4)]
@@ -92,7 +92,7 @@ def test_its_images_are_drawn_and_are_never_the_users(exports):
         assert all(np.abs(one.astype(int) - other).mean() > 30 for other in pixels[:index])
 
 
-def test_images_that_look_different_get_answers_that_differ(exports):
+def test_different_test_images_get_different_answers(exports):
     """Else a model that ignores its input would pass."""
     logits = expected_logits(self_test_of(exports["cnn.fp32.onnx"]))
     test = self_test_of(exports["cnn.fp32.onnx"])
@@ -100,7 +100,7 @@ def test_images_that_look_different_get_answers_that_differ(exports):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("onnx")][:1])
-def test_changed_weights_are_noticed(exports, tmp_path, name):
+def test_changed_weights_are_detected(exports, tmp_path, name):
     changed = with_weights_changed(exports[name], tmp_path / name, 1.2)
     with pytest.raises(
         ParityError, match=r"fails its self-test with CPUEx.*: on image [1-4] of 4 its logits are"
@@ -111,7 +111,7 @@ def test_changed_weights_are_noticed(exports, tmp_path, name):
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.2, False)])
-def test_half_arithmetic_passes_and_changed_weights_do_not(exports, tmp_path, factor, passes):
+def test_half_precision_passes_and_changed_weights_fail(exports, tmp_path, factor, passes):
     """The CPU computes fp16 files in fp32; onnx's own evaluator rounds as a GPU does."""
     path = with_weights_changed(exports["cnn.fp16.onnx"], tmp_path / "cnn.fp16.onnx", factor)
     evaluator = ReferenceEvaluator(str(path))
@@ -131,7 +131,7 @@ def test_half_arithmetic_passes_and_changed_weights_do_not(exports, tmp_path, fa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_beyond_the_tolerance_is_refused_and_one_within_is_not(exports, tmp_path, name):
+def test_only_an_answer_beyond_the_tolerance_is_refused(exports, tmp_path, name):
     path = exports[name]
     test = self_test_of(path)
     logits = expected_logits(test).copy()
@@ -169,7 +169,7 @@ def test_answers_that_are_not_finite_are_refused(exports, make_card):
         make_self_test(Broken(), Broken(), precision="fp32", num_parameters=1)
 
 
-def test_rounding_that_was_asked_for_is_no_fault(exports):
+def test_requested_tf32_rounding_passes(exports):
     class Rounding:
         """A GPU that rounds products to TF32."""
 
@@ -193,7 +193,7 @@ def test_rounding_that_was_asked_for_is_no_fault(exports):
         replay(Rounding("CUDAExecutionProvider"), path)
 
 
-def test_a_image_that_cannot_be_decoded_is_the_files_fault(exports, tmp_path):
+def test_an_undecodable_test_image_is_an_artifact_error(exports, tmp_path):
     test = self_test_of(exports["cnn.fp32.onnx"])
     broken = (test.images[0][:40], *test.images[1:])
     copy = with_self_test(exports["cnn.fp32.onnx"], tmp_path / "cnn.onnx", images=broken)
@@ -216,7 +216,7 @@ def bad(exports, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["classify", "evaluate"])
-def test_a_command_that_runs_models_refuses_with_one_line(bad, drawn, tmp_path, command):
+def test_commands_refuse_a_failing_model_in_one_line(bad, drawn, tmp_path, command):
     args = {"classify": [drawn, "--model", bad], "evaluate": [bad, drawn]}[command]
     ran = run_tltools(command, *args, "--device", "cpu", cwd=tmp_path)
     assert ran.code == ParityError.exit_code
@@ -251,7 +251,7 @@ def test_bench_fails_where_no_model_passes_its_self_test(bad, drawn, tmp_path):
     )
 
 
-def test_older_exports_still_open_and_it_is_said_once(exports, drawn, tmp_path):
+def test_older_exports_open_with_one_warning(exports, drawn, tmp_path):
     old = shutil.copy(exports["cnn.fp32.onnx"], tmp_path / "old.onnx")
     card = read_card(old)
     facts = msgspec.structs.replace(card.export, self_test=None)
@@ -274,7 +274,7 @@ def test_older_exports_still_open_and_it_is_said_once(exports, drawn, tmp_path):
         assert ran.err.count("this export of cnn has no self-test") == 1
 
 
-def test_inspect_counts_the_bytes_and_does_not_print_them(exports, tmp_path):
+def test_inspect_prints_the_self_tests_size_and_not_its_bytes(exports, tmp_path):
     path = exports["cnn.fp32.onnx"]
     ran = run_tltools("inspect", path, cwd=tmp_path)
     card = json.loads(read_card(path).to_json())

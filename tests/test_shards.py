@@ -1,4 +1,4 @@
-"""Jobs on parts of a listing, and putting their outputs together."""
+"""Shards of a job, and merging their outputs."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def make(model, inputs, folder: Path, suffix: str, count: int, **options) -> lis
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("num_images", [0, 1, 31, 32, 33, 64, 500, 1000])
-def test_each_image_is_in_one_shard_and_the_sizes_say_so(num_images, count):
+def test_every_image_is_in_exactly_one_shard(num_images, count):
     names = [f"{number}.png" for number in range(num_images)]
     images = [ImageRef(name, name) for name in names]
     listings = [ShardListing(images, Shard(index, count)) for index in range(1, count + 1)]
@@ -71,7 +71,7 @@ def test_each_image_is_in_one_shard_and_the_sizes_say_so(num_images, count):
     assert len({listing.sha256 for listing in listings}) == 1
 
 
-def test_the_listings_digest_knows_names_and_their_order():
+def test_the_digest_of_a_listing_covers_names_and_order():
     def digest(*names: str) -> str:
         listing = ShardListing([ImageRef(name, name) for name in names], Shard(2, 2))
         list(listing)
@@ -84,12 +84,12 @@ def test_the_listings_digest_knows_names_and_their_order():
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/0", "-1/4", "a/b", "1/4/2", "", "٢/٤"])
-def test_a_shard_that_is_none_is_refused(text):
+def test_an_invalid_shard_number_is_refused(text):
     with pytest.raises(ConfigError, match="`shard=` takes K/N"):
         Shard.parse(text)
 
 
-def test_a_shard_is_read_from_text_and_names_its_output():
+def test_a_shard_is_parsed_and_names_its_output():
     assert Shard.parse(" 2/16 ") == Shard(2, 16)
     assert str(Shard(2, 16)) == "2/16"
     assert Shard(2, 4).name(Path("a/predictions.csv")) == Path("a/predictions-2-of-4.csv")
@@ -100,7 +100,7 @@ def test_a_shard_is_read_from_text_and_names_its_output():
 
 @pytest.mark.parametrize("count", [1, 3, 13])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_merged_shards_are_what_one_run_writes(suffix, count, folder, onnx_path, tmp_path):
+def test_merged_shards_equal_the_output_of_one_job(suffix, count, folder, onnx_path, tmp_path):
     whole, merged = tmp_path / f"whole{suffix}", tmp_path / f"merged{suffix}"
     run_job(Job(onnx_path, [folder], whole, device="cpu"))
     outputs = make(onnx_path, [folder], tmp_path, suffix, count)
@@ -120,7 +120,7 @@ def test_merged_shards_are_what_one_run_writes(suffix, count, folder, onnx_path,
     assert left == {whole.name, merged.name, *records, *(path.name for path in outputs)}
 
 
-def test_spreadsheets_uncertain_labels_and_larger_row_groups_merge(folder, onnx_path, tmp_path):
+def test_shards_with_output_options_merge(folder, onnx_path, tmp_path):
     options = {"spreadsheet": True, "min_confidence": 0.9}
     run_job(Job(onnx_path, [folder], tmp_path / "whole.csv", device="cpu", **options))
     outputs = make(onnx_path, [folder], tmp_path, ".csv", 2, **options)
@@ -141,7 +141,7 @@ def test_parquet_of_many_row_groups_merges_row_for_row(folder, onnx_path, tmp_pa
     assert merged.equals(pyarrow.parquet.read_table(tmp_path / "whole.parquet"))
 
 
-def test_the_model_gets_the_same_batches_as_in_one_run(folder, onnx_path, tmp_path, monkeypatch):
+def test_the_model_gets_the_same_batches_as_in_one_job(folder, onnx_path, tmp_path, monkeypatch):
     from tltools.runtime.model_formats.onnx import OnnxPredictor
 
     call = OnnxPredictor.__call__
@@ -194,12 +194,12 @@ def test_a_missing_shard_is_refused(copies, tmp_path):
     assert "shard 1/3 (and 1 more) is missing" in refused([copies[2]], tmp_path / "m.csv")
 
 
-def test_a_doubled_shard_is_refused(copies, tmp_path):
+def test_a_duplicate_shard_is_refused(copies, tmp_path):
     message = refused([*copies, copies[1]], tmp_path / "m.csv")
     assert message == f"{copies[1]} and {copies[1]} are both shard 2/3; name only one of them"
 
 
-def test_shards_of_another_number_are_refused(copies, folder, onnx_path, tmp_path):
+def test_shards_of_different_splits_are_refused(copies, folder, onnx_path, tmp_path):
     other = tmp_path / "other.csv"
     run_job(Job(onnx_path, [folder], other, device="cpu", shard=Shard(2, 4)))
     message = refused([copies[0], other, copies[2]], tmp_path / "m.csv")
@@ -247,7 +247,7 @@ def test_shards_of_another_model_or_inputs_are_refused(
     assert f"{copies[1]} has different inputs" in refused(copies, tmp_path / "m.csv")
 
 
-def test_shards_that_saw_other_images_are_refused(copies, folder, onnx_path, tmp_path):
+def test_shards_of_different_listings_are_refused(copies, folder, onnx_path, tmp_path):
     extra = folder / "zzz.png"
     os.link(folder / "0.png", extra)
     try:
@@ -265,7 +265,7 @@ def change_record(path: Path, **changes) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
 
 
-def test_a_shard_that_was_changed_is_refused(copies, tmp_path):
+def test_a_changed_shard_is_refused(copies, tmp_path):
     content = copies[1].read_bytes()
     message = (
         f"{copies[1]} has changed since the shard was completed; recreate it with `shard=2/3` and "
@@ -276,14 +276,14 @@ def test_a_shard_that_was_changed_is_refused(copies, tmp_path):
         assert refused(copies, tmp_path / "m.csv") == message
 
 
-def test_rows_that_do_not_fit_the_record_are_refused(copies, tmp_path):
+def test_rows_that_contradict_the_record_are_refused(copies, tmp_path):
     change_record(copies[1], num_rows=95)
     assert "has 95 rows according to its record, but shard 2/3 of 325" in refused(
         copies, tmp_path / "m.csv"
     )
 
 
-def test_a_record_that_was_made_to_fit_other_rows_is_refused(copies, tmp_path):
+def test_a_forged_record_is_refused(copies, tmp_path):
     """Rows gone with the bytes' size and digest made right: the count does not come out."""
     import hashlib
 
@@ -309,7 +309,7 @@ def test_a_shard_that_changes_while_it_is_merged_is_refused(copies, tmp_path, mo
     assert f"{copies[2]} has changed" in refused(copies, tmp_path / "m.csv")
 
 
-def test_a_shard_without_a_good_record_is_refused(copies, onnx_path, folder, tmp_path):
+def test_a_shard_without_a_valid_record_is_refused(copies, onnx_path, folder, tmp_path):
     record = shard_record_path(copies[1])
     for content in (b"", b"{}", b"no json", record.read_bytes()[:100]):
         record.write_bytes(content)
@@ -328,7 +328,7 @@ def test_a_shard_without_a_good_record_is_refused(copies, onnx_path, folder, tmp
     )
 
 
-def test_a_record_alone_is_refused(copies, tmp_path):
+def test_a_record_without_its_shard_is_refused(copies, tmp_path):
     copies[1].unlink()
     assert "is missing, although its record exists; run its command again" in refused(
         copies, tmp_path / "m.csv"
@@ -338,7 +338,7 @@ def test_a_record_alone_is_refused(copies, tmp_path):
     )
 
 
-def test_outputs_that_cannot_be_are_refused(copies, tmp_path):
+def test_impossible_outputs_are_refused(copies, tmp_path):
     assert "one of the shards" in refused(copies, copies[0], overwrite=True)
     assert "does not have the format of the shards; choose a name that ends in .csv" in refused(
         copies, tmp_path / "m.jsonl"
@@ -359,7 +359,7 @@ def test_shards_of_different_formats_are_refused(copies, folder, onnx_path, tmp_
     assert message.startswith(f"{other} has a different format than {copies[0]}")
 
 
-def test_a_merge_that_is_interrupted_leaves_nothing(copies, tmp_path):
+def test_an_interrupted_merge_leaves_nothing(copies, tmp_path):
     class Interrupting(Recorder):
         def bar(self, description, total, unit="images"):
             raise KeyboardInterrupt
@@ -374,7 +374,7 @@ def test_a_merge_that_is_interrupted_leaves_nothing(copies, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_shard_that_is_killed_goes_on(suffix, folder, onnx_path, tmp_path):
+def test_a_killed_shard_resumes(suffix, folder, onnx_path, tmp_path):
     """Of a list with each image many times, so that there is a while to kill it in."""
     names = [path.name for path in sorted(folder.iterdir()) if path.name.isprintable()]
     listing = folder.parent / "list.txt"
@@ -410,9 +410,7 @@ def test_a_shard_that_is_killed_goes_on(suffix, folder, onnx_path, tmp_path):
     assert merged.read_bytes() == whole.read_bytes()
 
 
-def test_killed_between_the_record_and_the_name_a_shard_goes_on(
-    folder, onnx_path, tmp_path, monkeypatch
-):
+def test_a_shard_killed_between_record_and_rename_resumes(folder, onnx_path, tmp_path, monkeypatch):
     outputs = make(onnx_path, [folder], tmp_path, ".csv", 2)
     first = outputs[0].read_bytes()
     outputs[0].unlink()
@@ -433,7 +431,7 @@ def test_killed_between_the_record_and_the_name_a_shard_goes_on(
     assert merge_shards(outputs, tmp_path / "merged.csv").num_rows == NUM_IMAGES
 
 
-def test_a_job_on_everything_is_not_gone_on_with_as_a_shard(folder, onnx_path, tmp_path):
+def test_a_whole_job_cannot_be_resumed_as_a_shard(folder, onnx_path, tmp_path):
     class Stopping(Recorder):
         def say(self, message):
             raise KeyboardInterrupt
@@ -464,7 +462,7 @@ main()
 
 
 @pytest.mark.parametrize("index", [1, 2])
-def test_a_image_that_crashes_its_decoder_costs_its_own_row_of_its_shard(
+def test_an_image_that_crashes_its_decoder_costs_only_its_own_row_of_its_shard(
     index, folder, onnx_path, tmp_path
 ):
     names = sorted(path.name for path in folder.iterdir())
@@ -485,7 +483,7 @@ def test_a_image_that_crashes_its_decoder_costs_its_own_row_of_its_shard(
 # ------------------------------------------------------------------------------- the command line
 
 
-def test_the_commands_make_shards_and_merge_them(folder, onnx_path, tmp_path):
+def test_the_commands_write_shards_and_merge_them(folder, onnx_path, tmp_path):
     args = ("classify", folder, "--model", onnx_path, "--device", "cpu")
     for index in (1, 2):
         result = run_tltools(*args, "--shard", f"{index}/2", cwd=tmp_path)
@@ -512,7 +510,7 @@ def test_the_commands_make_shards_and_merge_them(folder, onnx_path, tmp_path):
     )
 
 
-def test_a_shard_needs_a_file_and_its_summary_says_which_it_was(folder, onnx_path, tmp_path):
+def test_a_shard_needs_an_output_file_and_its_summary_names_the_shard(folder, onnx_path, tmp_path):
     args = ("classify", folder, "--model", onnx_path, "--device", "cpu", "--shard", "2/2")
     result = run_tltools(*args, "-o", "-", cwd=tmp_path)
     assert result.code == 2

@@ -33,7 +33,7 @@ def divide(classes, groups, *, val_fraction=0.1, seed=13):
 
 @pytest.mark.parametrize("val_fraction", [0.05, 0.1, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("data_seed", range(5))
-def test_each_class_has_its_share_and_no_copy_crosses(data_seed, val_fraction):
+def test_every_class_has_its_share_and_no_duplicate_crosses_the_split(data_seed, val_fraction):
     classes, groups = made_up(data_seed, sizes={"a": 500, "b": 137, "c": 40})
     val = divide(classes, groups, val_fraction=val_fraction)
     sides: dict[str, set[bool]] = {}
@@ -57,7 +57,7 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows():
     assert again == chosen
 
 
-def test_val_is_not_a_run_of_neighbors():
+def test_val_is_not_a_block_of_neighboring_rows():
     # A split by the order of the hashes alone would put the smallest of them all into val.
     classes, groups = ["a"] * 1000, sorted(sha(i) for i in range(1000))
     places = np.flatnonzero(divide(classes, groups))
@@ -66,7 +66,7 @@ def test_val_is_not_a_run_of_neighbors():
     assert np.diff(places).max() < 100
 
 
-def test_the_seed_changes_the_split_and_repeats_it():
+def test_the_same_seed_repeats_the_split_and_another_changes_it():
     classes, groups = made_up(2, sizes={"a": 400, "b": 400})
     first = divide(classes, groups, seed=13)
     np.testing.assert_array_equal(first, divide(classes, groups, seed=13))
@@ -83,13 +83,13 @@ def test_the_seed_changes_the_split_and_repeats_it():
         pytest.param([7, 7], 7, id="one of two groups of copies"),
     ],
 )
-def test_small_classes_keep_a_image_in_train(sizes, in_val):
+def test_small_classes_keep_an_image_in_train(sizes, in_val):
     groups = [sha(index) for index, size in enumerate(sizes) for _ in range(size)]
     val = divide(["a"] * len(groups), groups, val_fraction=0.1)
     assert val.sum() == in_val
 
 
-def test_a_large_fraction_still_leaves_train_a_image():
+def test_a_large_fraction_still_leaves_an_image_in_train():
     val = divide(["a"] * 5, [sha(i) for i in range(5)], val_fraction=0.99)
     assert val.sum() == 4
 
@@ -98,18 +98,18 @@ def test_no_rows_give_no_split():
     assert divide([], []).shape == (0,)
 
 
-def test_a_group_of_two_classes_is_the_callers_mistake():
+def test_a_group_with_two_classes_is_a_value_error():
     with pytest.raises(ValueError, match="several classes"):
         divide(["a", "b", "b"], [sha(1), sha(1), sha(2)])
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 1.0, -0.1, 10, float("nan")])
-def test_a_fraction_that_is_none_is_refused(val_fraction):
+def test_an_invalid_fraction_is_refused(val_fraction):
     with pytest.raises(ConfigError, match="`val_fraction=` must be between 0 and 1"):
         divide(["a"], [sha(1)], val_fraction=val_fraction)
 
 
-def test_the_articles_split_is_scikit_learns():
+def test_the_articles_split_equals_scikit_learns():
     labels = np.array([0] * 70 + [1] * 30)
     rows = [f"{i}.jpg" for i in range(100)]
     _, expected = train_test_split(rows, test_size=0.1, random_state=13, stratify=labels)

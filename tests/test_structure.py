@@ -1,4 +1,4 @@
-"""What the design promises of the code as a whole, checked by reading it or by starting it."""
+"""Rules for the code as a whole, checked by reading or running it."""
 
 import ast
 import re
@@ -102,7 +102,7 @@ print(*(name for name, module in sys.modules.items() if module is not None))
 """
 
 
-def test_classify_works_without_the_training_side(place):
+def test_classify_works_without_the_training_packages(place):
     absent = ("torch", "torchvision", "pandas", "sklearn", "matplotlib", "scipy", "onnx", "pyarrow")
     python(CLASSIFY, *absent, cwd=place)
     rows = (place / "predictions.csv").read_text().splitlines()
@@ -136,7 +136,7 @@ for command in (
 """
 
 
-def test_reports_of_jobs_work_without_the_training_side(place):
+def test_reports_of_jobs_work_without_the_training_packages(place):
     absent = ("torch", "torchvision", "pandas", "sklearn", "scipy", "onnx", "pyarrow")
     python(REPORT, *absent, cwd=place)
     for name in ("job.html", "report.html"):
@@ -173,7 +173,7 @@ def imported(module: Path) -> Iterator[str]:
             yield str(node.module).partition(".")[0]
 
 
-def test_what_is_imported_is_declared_and_the_other_way_round():
+def test_imported_and_declared_packages_are_the_same():
     found = {name for module in MODULES for name in imported(module)}
     third_party = found - set(sys.stdlib_module_names) - {"tltools"}
     assert third_party - declared() == set(), "imported and not declared"
@@ -230,13 +230,13 @@ def circle_in(graph: dict[str, set[str]]) -> list[str] | None:
     return None
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_there_are_no_circular_imports():
     graph = import_graph(names_of_modules())
     assert len(graph) > 100
     assert circle_in(graph) is None
 
 
-def test_the_check_for_circles_finds_one_that_is_hidden_in_a_function(tmp_path):
+def test_the_check_finds_a_circular_import_inside_a_function(tmp_path):
     for name, other in (("first", "second"), ("second", "first")):
         (tmp_path / f"{name}.py").write_text(f"def work():\n    from {other} import done\n")
     graph = import_graph({path.stem: path for path in tmp_path.iterdir()})
@@ -292,7 +292,7 @@ def gpu_names(module: Path) -> Iterator[int]:
             yield node.lineno
 
 
-def test_one_module_decides_about_gpus():
+def test_one_module_decides_which_gpus_to_use():
     found = {name_of(module): list(gpu_names(module)) for module in MODULES}
     assert found.pop(DEVICE)
     # doctor asks device.py for CUDA, once for each runtime, to report what it answers.
@@ -309,7 +309,7 @@ def test_one_module_decides_about_gpus():
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
-def test_only_its_own_file_decides_by_a_backbones_name():
+def test_only_a_backbones_own_file_depends_on_its_name():
     """Others look up what they need: a comparison with a name would be one more place to touch."""
     deciding = {
         name_of(module)

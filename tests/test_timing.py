@@ -33,7 +33,7 @@ def test_warmup_runs_come_first_and_are_not_timed():
     assert clock.steps == 5
 
 
-def test_each_run_is_prepared_outside_the_clock():
+def test_preparing_a_run_is_not_timed():
     clock = Clock([1, 1, 1])
 
     def prepare():
@@ -44,7 +44,7 @@ def test_each_run_is_prepared_outside_the_clock():
     assert clock.now == 100 + 3 * (50 + 1)
 
 
-def test_warmup_ends_with_a_quarter_of_the_seconds():
+def test_warmup_takes_at_most_a_quarter_of_the_time():
     # 3 s in the third one reach a quarter of 10 s.
     _, clock = measure_with(itertools.repeat(1), warmup=5, runs=1, max_seconds=10)
     assert clock.steps == 3 + 1
@@ -57,23 +57,23 @@ def test_no_warmup_times_the_first_run():
     assert timing.samples_s == (9.0, 1.0)
 
 
-def test_timed_runs_end_once_the_seconds_are_used():
+def test_timed_runs_end_when_the_time_is_up():
     # 4 x 3 s: the fourth run makes it 12 s.
     timing, _ = measure_with(itertools.repeat(3), warmup=0, runs=50, max_seconds=10, min_runs=2)
     assert timing.samples_s == (3.0, 3.0, 3.0, 3.0)
 
 
-def test_a_slow_step_still_gets_the_smallest_number_of_runs():
+def test_a_slow_step_still_gets_the_minimum_number_of_runs():
     timing, _ = measure_with(itertools.repeat(100), warmup=0, runs=50, max_seconds=10, min_runs=7)
     assert len(timing.samples_s) == 7
 
 
-def test_the_smallest_number_of_runs_is_ten_unless_said():
+def test_the_minimum_number_of_runs_is_ten_by_default():
     timing, _ = measure_with(itertools.repeat(100), warmup=0, runs=50, max_seconds=10)
     assert len(timing.samples_s) == 10
 
 
-def test_runs_bound_the_smallest_number_too():
+def test_the_number_of_runs_also_limits_the_minimum():
     timing, _ = measure_with(itertools.repeat(100), warmup=0, runs=4, max_seconds=10)
     assert len(timing.samples_s) == 4
 
@@ -83,7 +83,7 @@ def test_warmup_of_a_slow_step_ends_after_two_runs():
     assert clock.steps == 2 + 1
 
 
-def test_warmup_of_one_is_one():
+def test_a_warmup_of_one_run_is_one_run():
     _, clock = measure_with(itertools.repeat(100), warmup=1, runs=1, max_seconds=10)
     assert clock.steps == 1 + 1
 
@@ -97,12 +97,12 @@ def test_percentiles_interpolate_between_samples():
     assert found.num_samples == 101
 
 
-def test_percentiles_of_one_sample_are_it():
+def test_percentiles_of_one_sample_equal_the_sample():
     found = latency([0.25])
     assert (found.p50_s, found.p95_s, found.p99_s, found.num_samples) == (0.25, 0.25, 0.25, 1)
 
 
-def test_round_spread_compares_medians_not_extremes():
+def test_the_spread_between_rounds_compares_medians_not_extremes():
     assert round_spread([(1, 2, 3), (2, 2, 90), (1.9, 2, 2.1)]) == 0
     assert round_spread([(1, 2, 3), (3, 3, 3), (2.5, 2.5, 2.5)]) == pytest.approx(0.5)
     assert round_spread([(1.0, 5.0)]) == 0
@@ -117,11 +117,11 @@ def test_outliers_are_more_than_ten_deviations_above_the_median():
     assert num_outliers([*samples, *samples, 10, 60, 70]) == 2
 
 
-def test_a_fast_sample_is_no_outlier():
+def test_a_fast_sample_is_not_an_outlier():
     assert num_outliers([9, 11, 10, 9, 11, 10, -50]) == 0
 
 
-def test_equal_samples_have_no_outliers_and_one_different_is_one():
+def test_among_equal_samples_a_different_one_is_the_only_outlier():
     assert num_outliers([0.1 + 0.2, 0.3, 0.3]) == 0
     assert num_outliers([0.3] * 9) == 0
     assert num_outliers([0.3] * 9 + [0.4]) == 1

@@ -1,4 +1,4 @@
-"""Run folders: made, interrupted, resumed, opened again. Real networks, few drawn images."""
+"""Run folders: written, interrupted, resumed, reopened. Real networks, few drawn images."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def assert_same_weights(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
-def test_a_run_folder_holds_all_that_it_promises(dataset, tmp_path):
+def test_a_run_folder_contains_everything_documented(dataset, tmp_path):
     run = train(dataset, tmp_path)
     assert {path.name for path in run.folder.iterdir()} == {
         "card.json",
@@ -126,7 +126,7 @@ def test_a_run_folder_holds_all_that_it_promises(dataset, tmp_path):
             assert min(image.size) > 200
 
 
-def test_the_cards_accuracy_is_what_the_saved_run_reaches(dataset, tmp_path):
+def test_the_cards_accuracy_equals_that_of_the_saved_run(dataset, tmp_path):
     run = train(dataset, tmp_path)
     predictor = open_run(run.folder, device="cpu")
     for split in ("train", "val"):
@@ -136,7 +136,7 @@ def test_the_cards_accuracy_is_what_the_saved_run_reaches(dataset, tmp_path):
         assert run.card.metrics[split].total == len(paths)
 
 
-def test_a_run_keeps_its_predictions_on_what_it_was_not_trained_on(dataset, tmp_path):
+def test_a_run_keeps_its_predictions_on_held_out_images(dataset, tmp_path):
     run = train(dataset, tmp_path)
     found = read_predictions(run.folder, run.card.classes)
     assert list(found) == ["val"]
@@ -148,7 +148,7 @@ def test_a_run_keeps_its_predictions_on_what_it_was_not_trained_on(dataset, tmp_
     np.testing.assert_allclose(found["val"].probs, expected, atol=1e-5)
 
 
-def test_predictions_that_do_not_fit_the_run_are_refused(dataset, tmp_path):
+def test_predictions_that_contradict_the_run_are_refused(dataset, tmp_path):
     run = train(dataset, tmp_path)
     path = run.folder / "predictions.csv"
     path.write_text(path.read_text().replace(",val,", ",val,no-such-"))
@@ -180,14 +180,16 @@ def test_images_are_decoded_once(dataset, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_images_in_a_file_give_the_same_weights(dataset, tmp_path, monkeypatch, augment):
+def test_images_mapped_from_a_file_give_the_same_weights(dataset, tmp_path, monkeypatch, augment):
     in_memory = train(dataset, tmp_path, augment="color" if augment else "none")
     monkeypatch.setattr(decoded, "available_memory", lambda: 0)
     assert_same_weights(in_memory, train(dataset, tmp_path, augment="color" if augment else "none"))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_gpu_would_compute_in_strict_fp32_and_repeat_itself(dataset, tmp_path, monkeypatch):
+def test_training_on_a_gpu_uses_strict_fp32_and_deterministic_kernels(
+    dataset, tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     train(dataset, tmp_path, epochs=1)
@@ -195,14 +197,14 @@ def test_a_gpu_would_compute_in_strict_fp32_and_repeat_itself(dataset, tmp_path,
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_augmentation_changes_the_training_and_repeats(dataset, tmp_path):
+def test_augmentation_changes_training_and_is_reproducible(dataset, tmp_path):
     plain = train(dataset, tmp_path)
     first = train(dataset, tmp_path, augment="color")
     assert_same_weights(first, train(dataset, tmp_path, augment="color"))
     assert not torch.equal(weights_of(plain)["head.weight"], weights_of(first)["head.weight"])
 
 
-def test_ctrl_c_keeps_what_was_learned_and_resume_ends_as_if_it_had_not_come(dataset, tmp_path):
+def test_resuming_after_ctrl_c_gives_the_same_run_as_without_it(dataset, tmp_path):
     whole = train(dataset, tmp_path, augment="color")
     stopped = train(dataset, tmp_path, augment="color", progress=StopsAfter(1))
     assert stopped.interrupted
@@ -242,7 +244,7 @@ def test_a_killed_run_resumes_from_its_last_epoch(dataset, tmp_path):
     assert_same_weights(whole, resume_run(killed.folder, TrainSetup(device="cpu")))
 
 
-def test_a_finished_run_goes_on_with_more_epochs(dataset, tmp_path):
+def test_a_finished_run_can_be_trained_for_more_epochs(dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     longer = resume_run(find_resumable(tmp_path / "runs", ["cnn"], epochs=3), epochs=3)
     assert longer.folder == run.folder
@@ -251,7 +253,7 @@ def test_a_finished_run_goes_on_with_more_epochs(dataset, tmp_path):
         resume_run(run.folder, epochs=2)
 
 
-def test_resume_without_its_images_says_which_have_gone(dataset, tmp_path):
+def test_resume_names_the_missing_images(dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     path = run.folder / "split.csv"
     path.write_text(path.read_text().replace("dark", "gone"))
@@ -260,7 +262,7 @@ def test_resume_without_its_images_says_which_have_gone(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["plan.json", STATE, "card.json"])
-def test_a_damaged_run_is_refused_in_one_line(name, dataset, tmp_path):
+def test_a_damaged_run_is_a_one_line_error(name, dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     (run.folder / name).write_bytes(b"\x00 not this")
     with pytest.raises(ArtifactError) as caught:
@@ -275,7 +277,7 @@ def test_a_checkpoint_of_another_model_is_refused(dataset, tmp_path):
         load_run(run.folder)
 
 
-def test_no_checkpoint_holds_a_pickle(dataset, tmp_path):
+def test_no_checkpoint_contains_a_pickle(dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     header = (run.folder / "checkpoint.safetensors").read_bytes()[8:9]
     assert header == b"{"
@@ -357,7 +359,7 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
-def test_the_head_learns_from_the_chosen_features_and_is_judged_by_fp32(
+def test_the_head_trains_on_the_chosen_features_and_is_evaluated_on_fp32(
     dataset, tmp_path, vgg16_file, monkeypatch, precision
 ):
     seen = []
@@ -418,7 +420,7 @@ def int8_features(dataset, tmp_path):
     return compute, cache
 
 
-def test_an_int8_backbone_is_made_once_and_kept_with_its_features(int8_features):
+def test_an_int8_backbone_is_built_once_and_cached_with_its_features(int8_features):
     compute, cache = int8_features
     first, second = Recorder(), Recorder()
     features = compute(first)
@@ -429,7 +431,7 @@ def test_an_int8_backbone_is_made_once_and_kept_with_its_features(int8_features)
     assert second.bars == ["Extracting features"]
 
 
-def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch):
+def test_inaccurate_int8_layers_stay_float(int8_features, monkeypatch):
     from tltools.training import features
 
     monkeypatch.setattr(features, "MAX_FEATURE_ERROR", 1e-6)
@@ -440,7 +442,7 @@ def test_int8_layers_that_are_too_far_off_stay_float(int8_features, monkeypatch)
     assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers in float", tries[-1])
 
 
-def test_features_in_fp16_are_near_those_in_fp32():
+def test_fp16_features_are_close_to_fp32():
     torch.manual_seed(0)
     model, cpu = build_classifier(CNN, 2, SMALL), torch.device("cpu")
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -503,7 +505,7 @@ def test_a_damaged_shard_is_computed_again(tmp_path):
         {"view": "mirrored"},
     ],
 )
-def test_features_are_never_shared_by_what_computes_them_differently(other, tmp_path):
+def test_models_that_compute_different_features_never_share_them(other, tmp_path):
     same = {
         "weights_sha256": "0",
         "head": "pooled",
@@ -517,13 +519,13 @@ def test_features_are_never_shared_by_what_computes_them_differently(other, tmp_
 # -------------------------------------------------------------------------------- weights
 
 
-def test_missing_weights_are_an_error_with_the_remedy(dataset, tmp_path):
+def test_missing_weights_are_an_error_with_a_remedy(dataset, tmp_path):
     with pytest.raises(ModelError, match=r"nowhere\.pth does not exist; provide VGG16's weights"):
         train(dataset, tmp_path, "vgg16", weights=tmp_path / "nowhere.pth")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_failed_download_is_an_error_with_the_remedy(monkeypatch):
+def test_a_failed_download_is_an_error_with_a_remedy(monkeypatch):
     from urllib.error import URLError
 
     def offline(*_, **__):
@@ -547,7 +549,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_is_not_vgg16_is_refused(suffix, tmp_path):
+def test_weights_of_another_network_are_refused(suffix, tmp_path):
     path = tmp_path / f"other{suffix}"
     state = {"conv.weight": torch.zeros(1)}
     torch.save(state, path) if suffix == ".pth" else save_file(state, path)
@@ -577,7 +579,7 @@ def test_the_normalization_follows_the_weights(vgg16_file, tmp_path):
     assert forced.mean == (0.485, 0.456, 0.406)
 
 
-def test_the_plan_is_text_that_people_can_read(dataset, tmp_path):
+def test_the_plan_is_readable_text(dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     plan = json.loads((run.folder / "plan.json").read_text())
     assert plan["classes"] == ["bright", "dark"]

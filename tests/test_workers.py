@@ -1,4 +1,4 @@
-"""A crew of worker processes: order, death, hangs, memory, and what is left behind."""
+"""A crew of worker processes: order, crashes, hangs, memory, and no leftovers."""
 
 import os
 import signal
@@ -117,7 +117,7 @@ def results(crew: Crew, tasks: list[Task]) -> list:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_tasks_are_done_by_so_many_other_processes(launcher, size):
+def test_tasks_run_in_the_given_number_of_processes(launcher, size):
     with Crew(Double(), size=size, launcher=launcher) as crew:
         found = results(crew, [Task([number, -number]) for number in range(40)])
         assert found == [[2 * number, -2 * number] for number in range(40)]
@@ -126,7 +126,7 @@ def test_tasks_are_done_by_so_many_other_processes(launcher, size):
         assert os.getpid() not in pids
 
 
-def test_memory_is_shared_with_all(launcher):
+def test_memory_is_shared_with_all_workers(launcher):
     memory = SharedMemory(100)
     np.frombuffer(memory.map, np.uint8)[:] = np.arange(100)
     with Crew(Read(), size=2, launcher=launcher, memory=memory) as crew:
@@ -135,7 +135,7 @@ def test_memory_is_shared_with_all(launcher):
 
 
 @linux
-def test_shared_memory_has_no_name_that_could_be_left():
+def test_shared_memory_leaves_no_name_behind():
     folder = Path("/dev/shm")  # noqa: S108 - where named ones would be
     before = set(folder.iterdir())
     memory = SharedMemory(10_000_000)
@@ -143,7 +143,7 @@ def test_shared_memory_has_no_name_that_could_be_left():
     memory.close()
 
 
-def test_errors_come_where_the_result_would_be_and_the_rest_is_done(launcher):
+def test_an_error_takes_the_place_of_its_result_and_the_rest_is_done(launcher):
     with Crew(Double(), size=2, launcher=launcher) as crew:
         first, error, bug, last = [crew.submit(Task([item])) for item in (1, "error", "bug", 2)]
         while not all(one.is_done for one in (first, error, bug, last)):
@@ -156,7 +156,7 @@ def test_errors_come_where_the_result_would_be_and_the_rest_is_done(launcher):
 
 
 @linux
-def test_an_item_that_crashes_or_hangs_costs_itself(launcher):
+def test_an_item_that_crashes_or_hangs_costs_only_itself(launcher):
     told = []
     tasks = [Task([1, "crash", 2]), Task([3]), Task(["hang", 4]), Task([5, 6])]
     with Crew(
@@ -175,9 +175,7 @@ def test_an_item_that_crashes_or_hangs_costs_itself(launcher):
 
 @linux
 @pytest.mark.parametrize(("times", "outcome"), [(1, "survived"), (2, "survived"), (3, None)])
-def test_an_item_is_blamed_for_a_kill_when_it_happens_again_and_again(
-    launcher, tmp_path, times, outcome
-):
+def test_an_item_is_blamed_for_a_kill_only_if_it_recurs(launcher, tmp_path, times, outcome):
     """Somebody may kill a worker, and once more by chance while it tries the item alone."""
     with Crew(Double(), size=1, launcher=launcher) as crew:
         ((found,),) = results(crew, [Task([(str(tmp_path / "tries"), times)])])
@@ -185,7 +183,7 @@ def test_an_item_is_blamed_for_a_kill_when_it_happens_again_and_again(
 
 
 @linux
-def test_work_that_crashes_without_an_item_is_an_error_after_some_tries(launcher):
+def test_work_that_crashes_without_an_item_is_an_error_after_some_retries(launcher):
     with (
         Crew(Double(), size=1, launcher=launcher) as crew,
         pytest.raises(
@@ -197,7 +195,7 @@ def test_work_that_crashes_without_an_item_is_an_error_after_some_tries(launcher
 
 @linux
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_workers_that_others_kill_or_stop_are_replaced(launcher, number, monkeypatch):
+def test_workers_killed_or_stopped_from_outside_are_replaced(launcher, number, monkeypatch):
     monkeypatch.setattr(workers, "STOPPED_S", 0.2)
     with Crew(Double(), size=3, launcher=launcher, timeout_s=20) as crew:
         pending = []
@@ -211,7 +209,7 @@ def test_workers_that_others_kill_or_stop_are_replaced(launcher, number, monkeyp
 
 
 @linux
-def test_an_item_takes_no_more_memory_than_a_worker_has(launcher, monkeypatch):
+def test_an_item_cannot_exceed_its_workers_memory(launcher, monkeypatch):
     monkeypatch.setattr(workers, "share_of_memory", lambda _num: 200 * 2**20)
     with Crew(Allocate(), size=1, launcher=launcher) as crew:
         sizes = [10**6, 2 * 10**9, 10**8]
@@ -220,7 +218,7 @@ def test_an_item_takes_no_more_memory_than_a_worker_has(launcher, monkeypatch):
 
 @linux
 @pytest.mark.parametrize("workers_given", [1, 2])
-def test_a_image_that_needs_more_memory_than_a_container_has_costs_its_row(
+def test_an_image_too_large_for_the_containers_memory_costs_only_its_own_row(
     workers_given, onnx_path, images, tmp_path
 ):
     """38 bytes of WebP that declare 9,459 x 9,459 pixels, for which libwebp takes 2.1 GB."""
@@ -258,7 +256,7 @@ def test_a_image_that_needs_more_memory_than_a_container_has_costs_its_row(
 @linux
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("kind", ["forked", "program"])
-def test_a_fork_server_that_others_end_or_stop_is_replaced(kind, number, monkeypatch):
+def test_a_fork_server_killed_or_stopped_from_outside_is_replaced(kind, number, monkeypatch):
     monkeypatch.setattr(processes, "ANSWER_S", 0.5)
     launcher = LAUNCHERS[kind]()
     with Crew(Double(), size=2, launcher=launcher) as crew:
@@ -273,12 +271,24 @@ def test_a_fork_server_that_others_end_or_stop_is_replaced(kind, number, monkeyp
     assert not is_alive(server)
 
 
-def test_what_fails_to_open_is_the_error(launcher):
+@linux
+def test_a_fork_server_may_take_longer_to_start_than_to_answer(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(processes, "ANSWER_S", 0.5)
+    launcher = ForkServer(preload=("slow_to_import",))
+    worker = launcher.start(workers.TARGET)
+    assert is_alive(worker.pid)
+    worker.channel.close()
+    launcher.close()
+
+
+def test_a_failure_to_open_is_raised(launcher):
     with Crew(Unable(), size=2, launcher=launcher) as crew, pytest.raises(DataError, match="no su"):
         results(crew, [Task([1])])
 
 
-def test_little_work_is_done_here_and_much_is_given_away(monkeypatch):
+def test_little_work_is_done_in_this_process_and_much_in_workers(monkeypatch):
     monkeypatch.setattr(workers, "INLINE_S", 0.05)
     pids = []
 
@@ -302,7 +312,7 @@ def test_little_work_is_done_here_and_much_is_given_away(monkeypatch):
 
 
 @linux
-def test_no_fork_while_there_are_threads():
+def test_a_process_with_threads_never_forks():
     """The fork server is a program of its own where the calling one has threads."""
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
@@ -338,7 +348,7 @@ time.sleep(60)
 @linux
 @pytest.mark.parametrize("kind", LAUNCHERS)
 @pytest.mark.parametrize("stop_first", [False, True])
-def test_nothing_is_left_of_a_program_that_is_killed(kind, stop_first):
+def test_a_killed_program_leaves_no_processes(kind, stop_first):
     script = SCRIPT.format(path=[str(Path(__file__).parent)])
     program = subprocess.Popen([sys.executable, "-c", script, kind], stdout=subprocess.PIPE)
     pids = list(map(int, program.stdout.readline().split()))

@@ -72,7 +72,7 @@ def write_all(path, rows):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_rows_come_back_as_they_went_in(tmp_path, suffix):
+def test_rows_survive_a_round_trip(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     write_all(path, predictions())
     rows = READERS[suffix](path)
@@ -136,7 +136,7 @@ def test_parquet_is_written_in_row_groups(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_interrupt_leaves_a_readable_part_and_no_output(tmp_path, suffix):
+def test_an_interrupt_leaves_a_readable_part_and_no_output(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     output = Output(path, CLASSES)
     with pytest.raises(KeyboardInterrupt), output:  # noqa: PT012
@@ -150,7 +150,7 @@ def test_interrupt_leaves_a_readable_part_and_no_output(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_rows_are_in_the_file_as_soon_as_they_are_written(tmp_path, suffix):
+def test_rows_reach_the_file_immediately(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     with Output(path, CLASSES) as output:
         for number, row in enumerate(predictions(), start=1):
@@ -159,24 +159,24 @@ def test_rows_are_in_the_file_as_soon_as_they_are_written(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_output_of_no_rows_is_still_a_table(tmp_path, suffix):
+def test_an_output_without_rows_is_still_a_table(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     write_all(path, [])
     assert READERS[suffix](path) == []
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out", "out.csv.gz"])
-def test_unknown_suffix_names_the_known_ones(tmp_path, name):
+def test_an_unknown_suffix_is_an_error_that_lists_the_known_ones(tmp_path, name):
     with pytest.raises(ConfigError, match=r"choose \.csv, \.jsonl \(or \.ndjson\) or \.parquet"):
         Output(tmp_path / name, CLASSES)
 
 
-def test_suffix_may_be_in_capitals(tmp_path):
+def test_a_suffix_may_be_in_capitals(tmp_path):
     write_all(tmp_path / "OUT.CSV", predictions())
     assert len(read_csv(tmp_path / "OUT.CSV")) == len(NAMES)
 
 
-def test_existing_output_is_refused_unless_asked(tmp_path):
+def test_an_existing_output_is_refused_unless_overwritten(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("precious")
     with pytest.raises(ConfigError, match=r"out\.csv exists; .*`overwrite=True`.*`output=`"):
@@ -186,7 +186,7 @@ def test_existing_output_is_refused_unless_asked(tmp_path):
     assert path.read_text().startswith("path,label")
 
 
-def test_folder_as_output_is_refused(tmp_path):
+def test_a_folder_as_output_is_refused(tmp_path):
     folder = tmp_path / "folder.csv"
     folder.mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
@@ -213,7 +213,7 @@ def test_standard_output_gets_csv_and_stays_open(tmp_path, capfdbinary, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["captured.csv"]
 
 
-def test_full_disk_is_an_error_with_its_place(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_with_its_path(tmp_path, monkeypatch):
     def fail(_part, data):
         if not data.startswith(b"path,label"):  # the header fits
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -230,7 +230,7 @@ def test_full_disk_is_an_error_with_its_place(tmp_path, monkeypatch):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_folder_that_cannot_be_made_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(
@@ -242,7 +242,7 @@ def test_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_really_full_disk_is_noticed(tmp_path):
+def test_a_really_full_disk_is_detected(tmp_path):
     (tmp_path / "out.csv.part").symlink_to("/dev/full")
     with (
         pytest.raises(TltoolsError, match="No space left"),

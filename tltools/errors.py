@@ -8,6 +8,9 @@ TltoolsError (exit code 1)
 ├── ParityError    an exported model disagrees with its source (exit code 3)
 ├── DeviceError    the requested device or execution provider is not usable here
 └── UnreachableError  a server does not answer, or refuses access
+
+A message is written where it is raised. It names parameters in backticks, and the command line
+turns them into options (`console.in_options`): to find a message, search for its other words.
 """
 
 

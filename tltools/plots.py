@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
@@ -85,7 +86,7 @@ def plot_confusion(
 
     num_classes = len(classes)
     if matrix.shape != (num_classes, num_classes):
-        raise ValueError(f"matrix {matrix.shape} does not fit {num_classes} classes")
+        raise ValueError(f"a matrix {matrix.shape} does not match {num_classes} classes")
     names = [short_name(name) for name in classes]
     font = max(6.0, 11 - 0.4 * num_classes)  # points
     side = max(3.0, max(0.42, 1.1 - 0.05 * num_classes) * num_classes)  # inches
@@ -93,17 +94,30 @@ def plot_confusion(
     # layout engines cut off labels of axes with a fixed aspect.
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))
-    draw_confusion(
-        axes,
-        matrix,
-        names,
-        support=matrix.sum(axis=1),
+    style = MatrixStyle(
         font=font,
         name_font=max(7.0, font),
         flat=num_classes <= 4 and max(map(len, names)) <= 14,
     )
+    draw_confusion(axes, matrix, names, support=matrix.sum(axis=1), style=style)
     literal(axes.set_title(title, pad=14))
     _save(figure, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixStyle:
+    """How to draw a confusion matrix."""
+
+    font: float
+    """Font size in the cells, in points."""
+    name_font: float
+    """Font size of the names, in points."""
+    flat: bool
+    """Whether column names are horizontal."""
+    shares: bool = True
+    """Whether cells show their share below their count."""
+    numbers: bool = True
+    """Whether cells show numbers as well as their color."""
 
 
 def draw_confusion(
@@ -112,11 +126,7 @@ def draw_confusion(
     names: Sequence[str],
     *,
     support: NDArray[np.int64],
-    font: float,
-    name_font: float,
-    flat: bool,
-    shares: bool = True,
-    numbers: bool = True,
+    style: MatrixStyle,
 ) -> None:
     """Draw a confusion matrix; the opacity of a cell is its share of the true class.
 
@@ -125,50 +135,56 @@ def draw_confusion(
         matrix: Counts, (C, C); row is the true class, column the predicted class.
         names: Names of the C classes, short enough to show.
         support: Images of each true class, (C,).
-        font: Font size in the cells, in points.
-        name_font: Font size of the names, in points.
-        flat: Whether column names are horizontal.
-        shares: Whether cells show their share below their count.
-        numbers: Whether cells show numbers as well as their color.
+        style: Sizes, and what the cells show.
     """
+    shares = matrix / np.maximum(support[:, None], 1)  # (C, C)
+    _draw_cells(axes, matrix, shares, style)
+    _draw_names(axes, names, style)
+    if style.numbers:
+        _draw_numbers(axes, matrix, shares, style)
+
+
+def _draw_cells(
+    axes: "Axes", matrix: NDArray[np.int64], shares: NDArray[np.float64], style: MatrixStyle
+) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    num_classes = len(names)
-    by_row = matrix / np.maximum(support[:, None], 1)  # (C, C)
     filled = np.argwhere(matrix > 0)
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in filled]
-    alpha = by_row[matrix > 0]
+    alpha = shares[matrix > 0]
     # Without numbers, even the smallest share needs a visible color.
-    alpha = _MAX_STRENGTH * alpha if numbers else _MIN_STRENGTH + (1 - _MIN_STRENGTH) * alpha
+    alpha = _MAX_STRENGTH * alpha if style.numbers else _MIN_STRENGTH + (1 - _MIN_STRENGTH) * alpha
     axes.add_collection(PatchCollection(cells, facecolor="C0", edgecolor="none", alpha=alpha))
-    axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
+    end = len(matrix) - 0.5
+    axes.set(xlim=(-0.5, end), ylim=(end, -0.5), aspect="equal")
     axes.spines[:].set_visible(True)
+
+
+def _draw_names(axes: "Axes", names: Sequence[str], style: MatrixStyle) -> None:
     turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
-    ticks = range(num_classes)
-    axes.set_xticks(ticks, names, fontsize=name_font, **({} if flat else turned))
-    axes.set_yticks(ticks, names, fontsize=name_font)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, fontsize=style.name_font, **({} if style.flat else turned))
+    axes.set_yticks(ticks, names, fontsize=style.name_font)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         literal(label)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    if not numbers:
-        return
+
+
+def _draw_numbers(
+    axes: "Axes", matrix: NDArray[np.int64], shares: NDArray[np.float64], style: MatrixStyle
+) -> None:
+    num_classes = len(matrix)
     decimals = 1 if num_classes <= 10 else 0
+    aligns = ("bottom", "top") if style.shares else ("center",)
     for row, column in np.ndindex(matrix.shape):
-        count, share = int(matrix[row, column]), by_row[row, column]
+        count, share = int(matrix[row, column]), shares[row, column]
         if not count and num_classes > 10:
             continue  # zeros would clutter a large matrix
-        lines = (f"{count:,}", f"{100 * share:.{decimals}f} %")[: 2 if shares else 1]
-        for line, align in zip(lines, ("bottom", "top") if shares else ("center",), strict=True):
-            axes.text(
-                column,
-                row,
-                line,
-                ha="center",
-                va=align,
-                fontsize=font,
-            )
+        lines = (f"{count:,}", f"{100 * share:.{decimals}f} %")[: len(aligns)]
+        for line, align in zip(lines, aligns, strict=True):
+            axes.text(column, row, line, ha="center", va=align, fontsize=style.font)
 
 
 def plot_heat(

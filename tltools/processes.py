@@ -1,13 +1,13 @@
-"""Start worker processes, talk to them, and share memory with them.
+"""Start worker processes, exchange messages with them, and share memory with them.
 
-Nothing forks that has threads. On Linux a fork server starts the workers: a process that imports
-what they need, starts no thread, and divides itself once for each. It is divided from a program
-that has no threads yet, or started as a program of its own. Elsewhere each worker is started by
-multiprocessing's `spawn`.
+No process that has threads is ever forked. On Linux a fork server starts the workers: a process
+that imports what they need, starts no threads, and forks once for each worker. The fork server
+itself is forked from a program that has no threads yet, or started as a separate program.
+Elsewhere, multiprocessing's `spawn` starts each worker.
 
-The standard library has a fork server too (`multiprocessing.forkserver`). It imports the calling
-program's main module again, tells its parent nothing about how a child ended, and leaves a child
-that hangs alive when the parent is killed; all three are needed here.
+The standard library's fork server (`multiprocessing.forkserver`) does not fit: it imports the
+calling program's main module again, does not tell its parent how a child ended, and leaves a
+hanging child alive when the parent is killed.
 """
 
 import array
@@ -39,20 +39,22 @@ HAS_FORK_SERVER = sys.platform == "linux"
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that ask a program to end. A terminal and a service manager send them to
-every process of a job; only the one that orders the work answers."""
+"""Signals that ask a program to end. Terminals and service managers send them to every process of
+a job; only the main process reacts."""
+START_S = 60.0
+"""How long the fork server may take to start, that is to import its modules, in seconds."""
 ANSWER_S = 5.0
-"""How long the fork server may take to answer; it is never busy."""
+"""How long the fork server may take to answer afterwards, in seconds; it is never busy."""
 _LENGTH = struct.Struct("<Q")
 _BLOCK = 2**16
 _PR_SET_PDEATHSIG = 1
 _OWN_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Libraries that would start threads when they are imported; a worker is one core's."""
+"""Keep libraries from starting threads when they are imported: a worker uses one core."""
 
 
 @contextmanager
 def own_threads_only() -> Iterator[None]:
-    """Keep libraries that are imported within from starting threads, now and later."""
+    """Keep libraries that are imported within the block from ever starting threads."""
     before = {name: os.environ.get(name) for name in _OWN_THREADS}
     os.environ.update(_OWN_THREADS)
     try:
@@ -66,7 +68,7 @@ def own_threads_only() -> Iterator[None]:
 
 
 def num_threads() -> int:
-    """Return how many threads this process has, those of libraries included (Linux)."""
+    """Return how many threads this process has, including those of libraries (Linux)."""
     return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are enough
 
 
@@ -75,17 +77,17 @@ class ClosedError(Exception):
 
 
 class Channel:
-    """Messages between two processes, over a socket; only processes of one job talk by it.
+    """Messages between two processes of one job, over a socket.
 
-    `post` and `collect` never wait: one end serves many others. `send` and `receive` do.
+    `post` and `collect` never wait, so one process can serve many others. `send` and `receive` do.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take one end of a pair."""
+        """Use one end of a socket pair."""
         self.socket = sock
         self._outbox: deque[memoryview] = deque()
         self._inbox = bytearray()
-        self._block = bytearray(_BLOCK)  # kept: memory that is new costs a fault for each page
+        self._block = bytearray(_BLOCK)  # reused: new memory costs a page fault per page
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -96,7 +98,7 @@ class Channel:
         self.socket.close()
 
     def send(self, message: object) -> None:
-        """Send a message and wait until the system has taken all of it.
+        """Send a message, and wait until the system has accepted all of it.
 
         Raises:
             ClosedError: If the other end is closed.
@@ -129,7 +131,7 @@ class Channel:
         return data
 
     def post(self, message: object) -> None:
-        """Send a message as far as that is possible now; `flush` sends the rest.
+        """Send as much of a message as possible without waiting; `flush` sends the rest.
 
         Raises:
             ClosedError: If the other end is closed.
@@ -139,11 +141,11 @@ class Channel:
 
     @property
     def has_more(self) -> bool:
-        """Whether there is something left to send."""
+        """Whether anything is left to send."""
         return bool(self._outbox)
 
     def flush(self) -> None:
-        """Send what the system takes now.
+        """Send as much as the system accepts now.
 
         Raises:
             ClosedError: If the other end is closed.
@@ -162,7 +164,7 @@ class Channel:
                 self._outbox[0] = data[count:]
 
     def collect(self) -> Iterator[Any]:
-        """Yield the complete messages that are here.
+        """Yield the complete messages that have arrived.
 
         Raises:
             ClosedError: After the last message, if the other end is closed.
@@ -197,7 +199,7 @@ class Channel:
             raise ClosedError
 
     def send_handle(self, handle: int) -> None:
-        """Send a file descriptor, behind a message that announces it.
+        """Send a file descriptor, after a message that announces it.
 
         Raises:
             ClosedError: If the other end is closed.
@@ -235,17 +237,16 @@ def _packed(message: object) -> bytes:
 
 
 class SharedMemory:
-    """Zeroed bytes that processes share, without a name: they go with the last of the processes.
+    """Zeroed memory that processes share, without a name: the system frees it after the last one.
 
-    So nothing is left in /dev/shm by a process that is killed, and a container's small /dev/shm
-    does not bound it.
+    A killed process leaves nothing in /dev/shm, and a container's small /dev/shm is no limit.
     """
 
     def __init__(self, num_bytes: int) -> None:
-        """Allocate them; pages that are never written take no room.
+        """Allocate the memory; pages that are never written take no space.
 
         Raises:
-            OSError: If there is no room.
+            OSError: If the system is out of memory.
         """
         self.num_bytes = num_bytes
         self._tag = ""
@@ -263,16 +264,16 @@ class SharedMemory:
         self.map = mmap.mmap(self._handle, num_bytes)
 
     def announce(self) -> tuple[int, str]:
-        """Return what `receive_memory` has to know."""
+        """Return the number of bytes and the tag that `receive_memory` needs."""
         return self.num_bytes, self._tag
 
     def send(self, channel: Channel) -> None:
-        """Send the memory's descriptor, where it has one."""
+        """Send the memory's descriptor, if it has one."""
         if self._handle >= 0:
             channel.send_handle(self._handle)
 
     def close(self) -> None:
-        """Let go of it; arrays that lie in it keep it alive."""
+        """Release the memory; arrays that use it keep it alive."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -281,7 +282,7 @@ class SharedMemory:
 
 
 def _lengthen(handle: int, num_bytes: int) -> None:
-    """Give shared memory its size, to which a limit of files (ulimit -f) is not meant to apply."""
+    """Set the size of shared memory, even beyond the file size limit (ulimit -f)."""
     try:
         os.ftruncate(handle, num_bytes)
     except OSError as error:
@@ -299,9 +300,9 @@ def receive_memory(channel: Channel, num_bytes: int, tag: str) -> mmap.mmap:
     """Map the memory that another process shares.
 
     Args:
-        channel: Where its descriptor comes from.
-        num_bytes: As it was announced.
-        tag: As it was announced.
+        channel: Channel on which its descriptor arrives.
+        num_bytes: Size, from `SharedMemory.announce`.
+        tag: Tag, from `SharedMemory.announce`.
     """
     if tag and sys.platform == "win32":
         return mmap.mmap(-1, num_bytes, tagname=tag)
@@ -322,11 +323,11 @@ class Process(Protocol):
     channel: Channel
 
     def kill(self) -> None:
-        """End it at once, stopped or not."""
+        """Kill the process, even if it is stopped."""
         ...
 
     def wait(self) -> int:
-        """Wait for its end, which is near; return its exit code, or minus the signal's number."""
+        """Wait for a process that is about to end; return its exit code, or minus its signal."""
         ...
 
 
@@ -337,24 +338,24 @@ class Launcher(Protocol):
         """Start a process that calls `MODULE:FUNCTION` with its `Channel`.
 
         Raises:
-            OSError: If the system starts no more.
+            OSError: If the system cannot start another process.
         """
         ...
 
     def close(self) -> None:
-        """End all processes that it has started, and everything of its own."""
+        """End all processes that it has started, and free its resources."""
         ...
 
 
 def _run(target: str, channel: Channel) -> NoReturn:
-    """Call a worker's function, and end this process whatever comes of it."""
+    """Call a worker's function, then end this process whatever happens."""
     code = 1
     try:
         module, _, name = target.partition(":")
         getattr(import_module(module), name)(channel)
         code = 0
     except (ClosedError, KeyboardInterrupt):
-        code = 0  # the process it worked for is gone
+        code = 0  # the main process is gone
     except BaseException:  # a bug; there is no caller above this frame
         traceback.print_exc()
     finally:
@@ -362,7 +363,7 @@ def _run(target: str, channel: Channel) -> NoReturn:
 
 
 def _detach() -> None:
-    """Leave the terminal's keys and standard input and output to the process that orders."""
+    """Leave signals from the terminal, standard input and standard output to the main process."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -372,18 +373,18 @@ def _detach() -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the system kill this process when the thread that started it ends (Linux).
+    """Make the system kill this process when the thread that started it ends (Linux).
 
-    A stopped process (SIGSTOP) could not do that by itself.
+    A stopped process (SIGSTOP) could not end itself.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it has ended before
+    if os.getppid() != parent:  # the parent has already ended
         os._exit(0)
 
 
 class _Forked:
-    """A worker that the fork server has started."""
+    """A worker that the fork server started."""
 
     def __init__(self, server: "ForkServer", pid: int, channel: Channel) -> None:
         self.pid = pid
@@ -402,7 +403,7 @@ class _Forked:
 
 
 class ForkServer:
-    """The process that divides for each worker; see the module."""
+    """A process that forks once for each worker; see the module."""
 
     def __init__(
         self,
@@ -411,30 +412,31 @@ class ForkServer:
         fork: bool = False,
         farewell: Callable[[], str] | None = None,
     ) -> None:
-        """Start it.
+        """Start the server.
 
         Args:
             preload: Modules that workers need and that start no threads; workers share them.
-            fork: Divide this process, which must have no other thread, instead of starting a
-                program: a tenth of a second sooner.
-            farewell: What it says on standard error if this process ends without `close`; called
-                in the server.
+            fork: Fork this process, which must have no other thread, instead of starting a new
+                program; this saves a tenth of a second.
+            farewell: Called in the server if this process ends without `close`; returns a line to
+                print on standard error.
         """
         self.ended: dict[int, int] = {}
         """Exit codes of workers that have ended, by process number."""
         self._preload = preload
         self._farewell = farewell
         self._kept: list[Process] = []
-        self._asked_for: deque[Channel] = deque()
+        self._requested: deque[Channel] = deque()
         self._begin(fork=fork)
 
     def _begin(self, *, fork: bool) -> None:
         """Start the server's process."""
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
+        self._is_started = False
         self._pid = 0
         self._program: subprocess.Popen[bytes] | None = None
-        # The system tells a child of the end of the thread that started it, not of the process.
+        # The system notifies a child when the thread that started it ends, not the process.
         with_parent = threading.current_thread() is threading.main_thread()
         if fork:
             parent = os.getpid()
@@ -447,12 +449,12 @@ class ForkServer:
         theirs.close()
 
     def start(self, target: str) -> Process:
-        """Start a worker; see `Launcher`. One that is kept, or was asked for, is taken first."""
+        """Start a worker (see `Launcher`), or return one that was kept or prepared."""
         if self._kept:
             return self._kept.pop()
         try:
             return self._start(target)
-        except (ClosedError, TimeoutError):  # the server was ended or stopped
+        except (ClosedError, TimeoutError):  # the server was killed or stopped
             self.close()
             self._begin(fork=False)
         try:
@@ -461,9 +463,9 @@ class ForkServer:
             raise OSError("the process that starts workers has ended") from error
 
     def _start(self, target: str) -> Process:
-        if not self._asked_for:
+        if not self._requested:
             self._ask(target)
-        channel = self._asked_for.popleft()
+        channel = self._requested.popleft()
         try:
             pid = self._answer(lambda message: message[0] == "started")[1]
         except (ClosedError, TimeoutError):
@@ -475,7 +477,7 @@ class ForkServer:
         return _Forked(self, pid, channel)
 
     def _ask(self, target: str) -> None:
-        """Ask the server for a worker, and do not wait for it."""
+        """Ask the server for a worker, without waiting for it."""
         ours, theirs = socket.socketpair()
         try:
             self._channel.send(target)
@@ -485,20 +487,20 @@ class ForkServer:
             raise
         finally:
             theirs.close()
-        self._asked_for.append(Channel(ours))
+        self._requested.append(Channel(ours))
 
     def prepare(self, target: str, message: object) -> None:
-        """Have a worker started, and told something, while this process does something else."""
-        with suppress(ClosedError):  # `start` says so
+        """Start a worker and send it a message, without waiting for it."""
+        with suppress(ClosedError):  # `start` will report it
             self._ask(target)
-            self._asked_for[-1].send(message)
+            self._requested[-1].send(message)
 
     def keep(self, process: Process) -> None:
-        """Keep a worker that waits for its next message."""
+        """Keep an idle worker for the next `start`."""
         self._kept.append(process)
 
     def wait(self, pid: int) -> int:
-        """Wait for the end of a worker; return its exit code, or minus the signal's number."""
+        """Wait until a worker ends; return its exit code, or minus its signal."""
         while pid not in self.ended:
             try:
                 self._answer(lambda message: message[:2] == ("ended", pid))
@@ -507,25 +509,26 @@ class ForkServer:
         return self.ended.pop(pid)
 
     def _answer(self, is_it: Callable[[Any], bool]) -> Any:
-        """Wait for a message of the server; note the ends that it tells of meanwhile."""
-        deadline = time.monotonic() + ANSWER_S
+        """Wait for a message from the server; record the exit codes that arrive before it."""
+        deadline = time.monotonic() + (ANSWER_S if self._is_started else START_S)
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not _select([self._channel], [], left)[0]:
                 raise TimeoutError
             message = self._channel.receive()
+            self._is_started = True
             if message[0] == "ended":
                 self.ended[message[1]] = message[2]
             if is_it(message):
                 return message
 
     def close(self) -> None:
-        """End the server and with it all workers."""
+        """End the server and all its workers."""
         with suppress(ClosedError):
             self._channel.send("")
-        for channel in (self._channel, *self._asked_for, *(one.channel for one in self._kept)):
+        for channel in (self._channel, *self._requested, *(one.channel for one in self._kept)):
             channel.close()
-        self._asked_for.clear()
+        self._requested.clear()
         self._kept.clear()
         if self._pid:
             with suppress(ChildProcessError):
@@ -534,14 +537,14 @@ class ForkServer:
         if self._program is not None:
             try:
                 self._program.wait(ANSWER_S)
-            except subprocess.TimeoutExpired:  # it was stopped
+            except subprocess.TimeoutExpired:  # the server is stopped
                 self._program.kill()
                 self._program.wait()
             self._program = None
 
 
 def _reap(pid: int) -> None:
-    """Wait for a child's end; kill it if it does not come, which means that it was stopped."""
+    """Wait until a child ends; kill it if it does not end in time, because it is stopped."""
     deadline = time.monotonic() + ANSWER_S
     while not os.waitpid(pid, os.WNOHANG)[0]:
         if time.monotonic() > deadline:
@@ -565,7 +568,7 @@ def _start_server(
 
 
 def run_server(handle: int, preload: Sequence[str], parent: int) -> NoReturn:
-    """Be the fork server, as a program; `parent` is 0 where the thread that started it may end."""
+    """Run as the fork server; `parent` is 0 if the thread that started this program may end."""
     _serve(Channel(socket.socket(fileno=handle)), preload, parent, None)
 
 
@@ -575,7 +578,7 @@ def _serve(
     parent: int,
     farewell: Callable[[], str] | None,
 ) -> NoReturn:
-    """Start workers until the other end says that it is enough, or has ended."""
+    """Start workers on request, until the other end closes or ends."""
     try:
         _detach()
         if parent:
@@ -591,7 +594,7 @@ def _serve(
 
 
 class _Server:
-    """What the fork server does once it has imported everything."""
+    """The fork server's main loop, after its imports."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -604,8 +607,8 @@ class _Server:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> bool:
-        """Serve; return whether the end was said and not only seen."""
-        said = False
+        """Serve; return whether the other end called `close`, rather than just ended."""
+        is_closed = False
         try:
             while True:
                 ready = wait_for([self._channel], [self._wake], 3600)
@@ -615,16 +618,16 @@ class _Server:
                 if self._channel in ready:
                     target = self._channel.receive()
                     if not target:
-                        said = True
+                        is_closed = True
                         break
                     self._start(target)
         except ClosedError:
-            said = False
+            is_closed = False
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
         for pid in self._children:
             os.waitpid(pid, 0)
-        return said
+        return is_closed
 
     def _start(self, target: str) -> None:
         handle = self._channel.receive_handle()
@@ -658,13 +661,13 @@ class _Server:
                 self._say("ended", pid, os.waitstatus_to_exitcode(status))
 
     def _say(self, *message: object) -> None:
-        """Send a message; one that has left may have said farewell first, which is read next."""
+        """Send a message; if the other end has ended, `run` reads that next."""
         with suppress(ClosedError):
             self._channel.send(message)
 
 
 class _Spawned:
-    """A worker that multiprocessing has started."""
+    """A worker that multiprocessing started."""
 
     def __init__(self, process: Any, channel: Channel) -> None:
         self.pid: int = process.pid
@@ -683,10 +686,10 @@ class _Spawned:
 
 
 class Spawner:
-    """Starts workers where there is no fork server: with `spawn`, as multiprocessing does it."""
+    """Starts workers with multiprocessing's `spawn`, on systems without the fork server."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Create the launcher without any worker."""
         self._workers: list[_Spawned] = []
 
     def start(self, target: str) -> Process:
@@ -721,7 +724,7 @@ def _run_spawned(target: str, sock: socket.socket) -> NoReturn:
 
 
 def _end_after_parent() -> None:
-    """End this process, whatever it does, when the one that started it has ended."""
+    """End this process, whatever it is doing, as soon as its parent has ended."""
     from multiprocessing import parent_process
 
     parent = parent_process()
@@ -731,18 +734,18 @@ def _end_after_parent() -> None:
 
 
 def wait_for(channels: Iterable[Channel], others: Iterable[Any], timeout_s: float) -> set[Any]:
-    """Wait until something can be read, or what is left can be sent; return what can be read.
+    """Wait until something can be read, sending unsent messages meanwhile; return what is readable.
 
     Args:
-        channels: To other processes.
-        others: Anything with a descriptor.
-        timeout_s: Longest wait.
+        channels: Channels to other processes.
+        others: Anything else with a file descriptor.
+        timeout_s: Longest wait, in seconds.
     """
     every = list(channels)
     sending = [channel for channel in every if channel.has_more]
     ready, writable = _select([*every, *others], sending, timeout_s)
     for channel in writable:
-        with suppress(ClosedError):  # then it can be read as well, and is seen to be closed there
+        with suppress(ClosedError):  # then it is readable too, and reading it reports that
             channel.flush()
     return set(ready)
 
@@ -750,7 +753,7 @@ def wait_for(channels: Iterable[Channel], others: Iterable[Any], timeout_s: floa
 def _select(
     reading: Sequence[Any], writing: Sequence[Any], timeout_s: float
 ) -> tuple[list[Any], list[Any]]:
-    """As `select.select`, which takes no descriptor above 1023."""
+    """Do the same as `select.select`, but for descriptors above 1023 too."""
     if not hasattr(select, "poll"):
         ready, writable, _ = select.select(reading, writing, [], timeout_s)
         return ready, writable

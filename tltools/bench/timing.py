@@ -1,4 +1,4 @@
-"""Time a step of work and evaluate the samples; pure, so tests need no model and no waiting."""
+"""Time a step of work after a warm-up, and evaluate the samples; tests need no model or waiting."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,7 @@
-"""Classify images, one row per image: listing, the pipeline, resuming and writing."""
+"""Classify images, one row per image: list, predict, write, resume.
+
+`output_formats/` defines the columns of each format; `predict.Prediction` holds their values.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Decode images: the only module of tltools that opens them."""
+"""Decode images, and squash or crop them to the model's size; no other module opens images."""
 
 import io
 import math

@@ -1,4 +1,8 @@
-"""Reports: one HTML page that shows what runs, evaluations, exports and benches came to."""
+"""Build reports: one HTML page with the results of runs, evaluations, jobs, benches and exports.
+
+`sources` finds the results. `models`, `jobs` and `benches` describe them as sections of `blocks`,
+with `charts` drawn as SVG. `page` renders the sections with the files in `templates/`.
+"""
 
 from pathlib import Path
 
@@ -8,18 +12,18 @@ SUFFIXES = (".html", ".htm")
 
 
 def check_place(path: Path, option: str = "`report=`") -> None:
-    """Refuse a place for a report before any work is done.
+    """Check the path of a report before any work is done.
 
-    A report replaces an earlier one, so that the suffix guards everything else.
+    A report replaces an earlier one; requiring the suffix protects all other files.
 
     Args:
-        path: Where the report is to be written.
-        option: What the user calls it.
+        path: HTML file to write.
+        option: Name of the option, for the message.
 
     Raises:
-        ConfigError: If it is a folder, or its suffix is not that of a page.
+        ConfigError: If the path is a folder or does not end in .html.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{option} {path} is no name of a page; end it in .html")
+        raise ConfigError(f"{option} {path} is not an HTML page; choose a name that ends in .html")
     if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; name a file in it")
+        raise ConfigError(f"{option} {path} is a folder; choose a file in it")

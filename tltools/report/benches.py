@@ -1,4 +1,4 @@
-"""What a report says of a bench."""
+"""Describe a bench: the report's section about it."""
 
 from pathlib import Path
 
@@ -16,25 +16,29 @@ from tltools.report.charts import (
 
 
 def read_bench(data: bytes, *, where: Path) -> BenchResult:
-    """Read the text of a `bench-*.json`.
+    """Parse a `bench-*.json`.
+
+    Args:
+        data: Contents of the file.
+        where: Path of the file, for the message.
 
     Raises:
-        DataError: If it is none that this version reads.
+        DataError: If this version did not write it.
     """
     try:
         return msgspec.json.decode(data, type=BenchResult)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise DataError(
-            f"{where} is not a report of this version's tltools bench: {error}; run it again"
+            f"{where} is not a bench result of this version: {error}; run tltools bench again"
         ) from error
 
 
 def bench_section(report: BenchResult) -> Section:
-    """Say what a bench found: what to take, the charts, the tables, how and where."""
+    """Return the section: recommendation, charts, tables, method and machine."""
     blocks: list[Block] = [Text((f"{report.created}: {report.command}",), tone="quiet")]
     if not report.complete:
         blocks.append(
-            Text(("Not complete: the bench was still running, or was stopped.",), tone="warning")
+            Text(("Incomplete: the bench was still running, or was stopped.",), tone="warning")
         )
     if lines := report.recommended():
         blocks.append(Text(tuple(lines), title="Recommendation"))

@@ -1,4 +1,4 @@
-"""What a report is made of, before it becomes HTML. All texts are plain; the page escapes them."""
+"""The blocks of a report, before they become HTML. All text is plain; the page escapes it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ Tone = Literal["plain", "quiet", "warning"]
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, or a list where there are several lines."""
+    """A paragraph, or a list if it has several lines."""
 
     lines: tuple[str, ...]
     title: str = ""
-    """Above it; empty for none."""
+    """Heading; empty for none."""
     tone: Tone = "plain"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns of numbers stand to the right."""
+    """A table; columns of numbers are right-aligned."""
 
     title: str
     columns: tuple[str, ...]
@@ -34,49 +34,49 @@ class Table:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts, side by side where there is room."""
+    """Charts, side by side if the page is wide enough."""
 
     charts: tuple[Chart, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """An image of a gallery and what there is to say of it."""
+    """An image in a gallery, with its labels."""
 
     name: str
     path: Path | None
-    """Where the image is; None if unknown."""
+    """Path of the image; None if unknown."""
     resize: Resize = "squash"
     true: str | None = None
-    """Its class; None where that is not known."""
+    """Its class; None if unknown."""
     predicted: str | None = None
-    """The label that it got; None where it got none."""
+    """Its predicted label; None if it has none."""
     confidence: float | None = None
     """In [0, 1]."""
     split: str = ""
 
     @property
     def is_wrong(self) -> bool | None:
-        """Whether the label is a mistake; None where there are not both."""
+        """Whether the prediction is wrong; None if a label is missing."""
         if self.true is None or self.predicted is None:
             return None
         return self.true != self.predicted
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the classes under which it is found."""
+        """Return the classes that the gallery's filter finds it under."""
         names = (self.true, self.predicted)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images that can be enlarged, and filtered by class, mistake, confidence and split."""
+    """Images to enlarge, and to filter by class, correctness, confidence and split."""
 
     title: str
     tiles: tuple[Tile, ...]
     note: str = ""
-    """What was chosen, of how many."""
+    """Which images were chosen, and out of how many."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,13 +94,13 @@ Block: TypeAlias = "Text | Table | Charts | Gallery | Section"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under its heading; sections in it have smaller ones."""
+    """A part of the page under a heading; nested sections have smaller headings."""
 
     title: str
     blocks: Sequence[Block]
 
     def tiles(self) -> Iterator[Tile]:
-        """Yield the images of all galleries in it."""
+        """Yield the images of all its galleries."""
         for block in self.blocks:
             if isinstance(block, Gallery):
                 yield from block.tiles
@@ -109,7 +109,7 @@ class Section:
 
 
 def score_cell(score: Score | None) -> str:
-    """Write an accuracy with its interval and counts."""
+    """Format an accuracy with its interval and counts."""
     if score is None:
         return "-"
     return (

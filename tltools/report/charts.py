@@ -1,8 +1,8 @@
-"""Charts of the HTML reports: inline SVG that follows the page's fonts and colors.
+"""Draw the charts of HTML reports: inline SVG that follows the page's fonts and colors.
 
-A page needs `CHART_CSS` once, and each chart in an element of the class `chart`, which scrolls
-where a large matrix is wider than the window. Where a page has several charts of a kind, it should
-give them titles, so that a screen reader tells them apart.
+A page contains `CHART_CSS` once, and each chart in an element of the class `chart`, which scrolls
+if a large matrix is wider than the window. If a page has several charts of one kind, each should
+have its own title, so that a screen reader can tell them apart.
 """
 
 import math
@@ -18,7 +18,14 @@ from tltools.bench import BenchResult, BenchRow
 from tltools.bench.text import digits, milliseconds
 from tltools.bench.verdict import in_order
 from tltools.metrics import Reliability
-from tltools.plots import draw_confusion, draw_history, literal, num_columns, short_name
+from tltools.plots import (
+    MatrixStyle,
+    draw_confusion,
+    draw_history,
+    literal,
+    num_columns,
+    short_name,
+)
 from tltools.report.svg import (
     BG,
     CHART_CSS,
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -54,24 +62,24 @@ __all__ = [
 ]
 
 MAX_MATRIX = 50
-"""Classes in a confusion matrix; of more, those with the most mistakes are shown."""
+"""Maximum classes in a confusion matrix, which then has those with the most mistakes."""
 MAX_ROWS = 30
-"""Classes in a chart of counts."""
+"""Maximum classes in a chart of counts."""
 MAX_HISTOGRAMS = 8
-"""Labels in a chart of confidences."""
+"""Maximum labels in a chart of confidence."""
 _EDGE = 1e-9
-"""Of bins: 18 twentieths are a little more than 0.9."""
+"""Tolerance for the edges of bins: 18 twentieths are slightly more than 0.9."""
 _SOFT = 0.7
 """Opacity of areas that lines cross."""
 _NUMBERS = 20
-"""Classes of a matrix up to which its cells show their counts."""
+"""Maximum classes of a matrix whose cells show their counts."""
 _CELLS = {1: 90, 2: 90, 3: 70, 4: 56, 5: 50, 6: 34}
-"""Sides of a matrix's cells by its number of classes, in the SVG's units."""
+"""Side of a matrix's cells by number of classes, in the SVG's units."""
 _LOG_FROM = 8
-"""The largest of some values by the smallest from which on their axis is logarithmic."""
+"""An axis is logarithmic if its largest value is more than this many times the smallest."""
 
 _ROW = 36
-"""Height of a row that has its name above its bar, in the SVG's units."""
+"""Height of a row with a name above its bar, in the SVG's units."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", ":", "-.")
 
@@ -80,14 +88,14 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def history_chart(history: "pd.DataFrame", *, title: str = "Loss and accuracy by epoch") -> Chart:
-    """Draw the course of a training.
+    """Draw loss and accuracy over the epochs.
 
     Args:
         history: Columns as in `tltools.plots.plot_history`, one row per epoch.
-        title: Of the chart.
+        title: Title of the chart.
     """
     if history.empty:
-        return _nothing(title, "The training has no epoch yet.")
+        return _nothing(title, "No epoch is complete yet.")
     with theme():
         figure = new_figure(400)
         loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -105,54 +113,101 @@ def confusion_chart(
     Args:
         matrix: Counts, (C, C); row is the true class, column the predicted class.
         classes: Names of the C classes.
-        title: Of the chart.
+        title: Title of the chart.
 
     Raises:
-        ValueError: If the shape does not fit the classes.
+        ValueError: If the matrix is not (C, C).
     """
     if matrix.shape != (len(classes), len(classes)):
-        raise ValueError(f"matrix {matrix.shape} does not fit {len(classes)} classes")
+        raise ValueError(f"a matrix {matrix.shape} does not match {len(classes)} classes")
     if not matrix.sum():
-        return _nothing(title, "There is no image.")
+        return _nothing(title, "There are no images.")
     description, support = _describe_confusion(matrix, classes), matrix.sum(axis=1)
     names = [short_name(name) for name in classes]
     if len(names) > MAX_MATRIX:
-        mistakes = matrix.sum(axis=0) + support - 2 * matrix.diagonal()
-        worst = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_MATRIX])
+        worst = _most_mistaken(matrix)
         matrix, support = matrix[np.ix_(worst, worst)], support[worst]
         names = [names[index] for index in worst]
         description += (
-            f" Shown are the {MAX_MATRIX} of {len(classes):,} classes with the most mistakes."
+            f" Only the {MAX_MATRIX} of {len(classes):,} classes with the most mistakes are shown."
         )
-    num_classes = len(names)
-    numbers = num_classes <= _NUMBERS
-    letter = LETTER if num_classes <= 6 else 9
-    cell = _CELLS.get(num_classes, 26 if numbers else 12)
-    longest = max(map(_width, names))  # in letters
-    flat = letter * longest < cell
-    left = letter * longest + 30
-    bottom = (letter if flat else letter * longest) + 32
-    side, top, right = cell * num_classes, 6, 8
-    width, height = max(left + side + right, WIDTH), bottom + side + top
-    left = (width + left - side - right) / 2  # a small matrix stands in the middle
-    most = max(2, max(len(f"{count:,}") for count in matrix.flat))
+    layout = _matrix_layout(names)
     with theme():
-        figure = new_figure(height, width, layout=None)
-        axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-        draw_confusion(
-            axes,
-            matrix,
-            names,
-            support=support,
-            font=min(letter, cell / (0.64 * most)),
-            name_font=letter,
-            flat=flat,
-            shares=num_classes <= 5,
-            numbers=numbers,
-        )
-        axes.xaxis.set_label_coords(0.5, (18 - bottom) / side)
-        axes.yaxis.set_label_coords(-(letter * longest + 14) / side, 0.5)
+        figure = new_figure(layout.height, layout.width, layout=None)
+        axes = figure.add_axes(layout.rect)
+        draw_confusion(axes, matrix, names, support=support, style=_matrix_style(matrix, layout))
+        axes.xaxis.set_label_coords(0.5, (18 - layout.bottom) / layout.side)
+        axes.yaxis.set_label_coords(-(layout.name_width + 14) / layout.side, 0.5)
         return as_chart(figure, title, description)
+
+
+def _most_mistaken(matrix: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the indices of the `MAX_MATRIX` classes with the most mistakes, in order."""
+    mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    return np.sort(np.argsort(-mistakes, kind="stable")[:MAX_MATRIX])
+
+
+@dataclass(frozen=True)
+class _MatrixLayout:
+    """Places and sizes in a confusion matrix, in the SVG's units."""
+
+    letter: float
+    """Height of the names' letters."""
+    name_width: float
+    """Width of the longest name."""
+    cell: float
+    side: float
+    """Height and width of all cells together."""
+    left: float
+    bottom: float
+    height: float
+    width: float
+
+    @property
+    def flat(self) -> bool:
+        """Whether column names are horizontal."""
+        return self.name_width < self.cell
+
+    @property
+    def rect(self) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of the cells, as shares of the figure."""
+        return (
+            self.left / self.width,
+            self.bottom / self.height,
+            self.side / self.width,
+            self.side / self.height,
+        )
+
+
+def _matrix_layout(names: Sequence[str]) -> _MatrixLayout:
+    num_classes = len(names)
+    letter = LETTER if num_classes <= 6 else 9
+    cell = _CELLS.get(num_classes, 26 if num_classes <= _NUMBERS else 12)
+    name_width = letter * max(map(_width, names))
+    side, top, right = cell * num_classes, 6, 8
+    left, bottom = name_width + 30, (letter if name_width < cell else name_width) + 32
+    width = max(left + side + right, WIDTH)
+    return _MatrixLayout(
+        letter=letter,
+        name_width=name_width,
+        cell=cell,
+        side=side,
+        left=(width + left - side - right) / 2,  # a small matrix is centered
+        bottom=bottom,
+        height=bottom + side + top,
+        width=width,
+    )
+
+
+def _matrix_style(matrix: NDArray[np.int64], layout: _MatrixLayout) -> MatrixStyle:
+    num_digits = max(2, max(len(f"{count:,}") for count in matrix.flat))
+    return MatrixStyle(
+        font=min(layout.letter, layout.cell / (0.64 * num_digits)),
+        name_font=layout.letter,
+        flat=layout.flat,
+        shares=len(matrix) <= 5,
+        numbers=len(matrix) <= _NUMBERS,
+    )
 
 
 def reliability_chart(
@@ -161,66 +216,60 @@ def reliability_chart(
     *,
     title: str = "Accuracy by confidence",
 ) -> Chart:
-    """Draw how often a model is right at each confidence, and how many images there are.
+    """Draw a model's accuracy, and its number of images, by confidence.
 
     Args:
-        calibrated: Of the model as it is.
-        uncalibrated: Of the same model with a temperature of 1; None where that is the same.
-        title: Of the chart.
+        calibrated: Reliability of the model.
+        uncalibrated: Reliability of the same model at temperature 1; None if it has no other.
+        title: Title of the chart.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     if not calibrated.counts.any():
-        return _nothing(title, "There is no image.")
+        return _nothing(title, "There are no images.")
     with theme():
         figure = new_figure(430)
         accuracy, counts = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
-        widths = np.diff(calibrated.edges)
-        known = calibrated.counts > 0
+        handles: list[Any] = []
+        names: list[str] = []
         (diagonal,) = accuracy.plot((0, 1), (0, 1), ":", color=FG, linewidth=1.2)
-        bars = accuracy.bar(
-            calibrated.edges[:-1][known],
-            calibrated.accuracy[known],
-            widths[known],
-            align="edge",
-            color=SERIES[0],
-            edgecolor=BG,
-            alpha=_SOFT,
-        )
-        handles: list[Artist] = [bars, diagonal]
+        handles.append(_reliability_bars(accuracy, counts, calibrated))
         kind = "accuracy" if uncalibrated is None else "calibrated"
-        names = [f"{kind} (ECE {_percent(calibrated.ece)})", "ideal"]
-        counts.bar(
-            calibrated.edges[:-1],
-            calibrated.counts,
-            widths,
-            align="edge",
-            color=SERIES[0],
-            edgecolor=BG,
-            alpha=_SOFT,
-        )
+        names.append(f"{kind} (ECE {_percent(calibrated.ece)})")
         if uncalibrated is not None:
-            some = uncalibrated.counts > 0
-            (line,) = accuracy.plot(
-                uncalibrated.confidence[some],
-                uncalibrated.accuracy[some],
-                "--s",
-                color=SERIES[1],
-                markerfacecolor=BG,
-            )
-            counts.stairs(uncalibrated.counts, uncalibrated.edges, color=SERIES[1], ls="--")
-            handles.insert(1, line)
-            names.insert(1, f"uncalibrated (ECE {_percent(uncalibrated.ece)})")
-        for axis in (accuracy.yaxis, counts.xaxis):
-            axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-        accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-        counts.set(xlabel="confidence", ylabel="images")
-        counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        for axes in (accuracy, counts):
-            axes.grid(visible=True)
+            handles.append(_reliability_line(accuracy, counts, uncalibrated))
+            names.append(f"uncalibrated (ECE {_percent(uncalibrated.ece)})")
+        _label_reliability(accuracy, counts)
         figure.align_ylabels()
-        _legend(figure, handles, names)
+        _legend(figure, [*handles, diagonal], [*names, "ideal"])
         return as_chart(figure, title, _describe_reliability(calibrated, uncalibrated))
+
+
+def _reliability_bars(accuracy: "Axes", counts: "Axes", found: Reliability) -> "BarContainer":
+    """Draw accuracy and counts as bars; return the legend's handle."""
+    look: dict[str, Any] = {"color": SERIES[0], "edgecolor": BG, "alpha": _SOFT, "align": "edge"}
+    left, widths, known = found.edges[:-1], np.diff(found.edges), found.counts > 0
+    counts.bar(left, found.counts, widths, **look)
+    return accuracy.bar(left[known], found.accuracy[known], widths[known], **look)
+
+
+def _reliability_line(accuracy: "Axes", counts: "Axes", found: Reliability) -> "Artist":
+    """Draw accuracy and counts as dashed lines; return the legend's handle."""
+    color, known = SERIES[1], found.counts > 0
+    confidence, right = found.confidence[known], found.accuracy[known]
+    (line,) = accuracy.plot(confidence, right, "--s", color=color, markerfacecolor=BG)
+    counts.stairs(found.counts, found.edges, color=color, ls="--")
+    return line
+
+
+def _label_reliability(accuracy: "Axes", counts: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    for axis in (accuracy.yaxis, counts.xaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+    accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    counts.set(xlabel="confidence", ylabel="images")
+    counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    for axes in (accuracy, counts):
+        axes.grid(visible=True)
 
 
 # ------------------------------------------------------------------------------------- images
@@ -230,7 +279,7 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by cla
     """Draw the number of images of each class, in the order given."""
     total = sum(counts.values())
     if not total:
-        return _nothing(title, "There is no image.")
+        return _nothing(title, "There are no images.")
     largest = set(sorted(counts, key=lambda name: -counts[name])[:MAX_ROWS])
     shown = [(short_name(name), count) for name, count in counts.items() if name in largest]
     others = [count for name, count in counts.items() if name not in largest]
@@ -242,7 +291,7 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by cla
     )
     with theme():
         lines = [_Line(name, f"{count:,} ({_percent(count / total)})") for name, count in shown]
-        if others:  # without a bar, beside which those of the classes would be short
+        if others:  # without a bar, which could dwarf those of the classes
             name = grouped(len(others), "other class", "other classes")
             lines.append(_Line(name, f"{sum(others):,} ({_percent(sum(others) / total)})"))
         figure, axes = _rows(lines)
@@ -256,19 +305,19 @@ def confidence_histogram(
     *,
     title: str = "Confidence",
 ) -> Chart:
-    """Draw how many predictions have which confidence, over all and by label.
+    """Draw the distribution of confidence, overall and by label.
 
     Args:
-        edges: Of the B bins, (B + 1,), from 0 to 1. A bin holds its lower edge, the last one both,
-            as those of `numpy.histogram`.
+        edges: Edges of the B bins, (B + 1,), from 0 to 1. A bin includes its lower edge, and the
+            last bin its upper edge too, as in `numpy.histogram`.
         counts: Predictions of each label by bin, (B,) each.
-        title: Of the chart.
+        title: Title of the chart.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     totals = {label: int(part.sum()) for label, part in counts.items()}
     if not sum(totals.values()):
-        return _nothing(title, "There is no prediction.")
+        return _nothing(title, "There are no predictions.")
     everything = np.sum(list(counts.values()), axis=0)
     largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
     panels = [(short_name(label), part) for label, part in counts.items() if label in largest]
@@ -296,7 +345,7 @@ def confidence_histogram(
         high = everything[edges[:-1] >= 0.9 - _EDGE].sum() / everything.sum()
         description = (
             f"Confidence of {grouped(int(everything.sum()), 'prediction')}: "
-            f"{_percent(low)} lie below 50 %, {_percent(high)} at 90 % or above."
+            f"{_percent(low)} are below 50 %, {_percent(high)} at 90 % or above."
         )
         return as_chart(figure, title, description)
 
@@ -339,15 +388,16 @@ def latency_chart(report: BenchResult, *, title: str = "Latency of one image") -
         _scale(axes, "x", np.concatenate(list(samples.values())))
         fastest = min(timed, key=lambda row: row.latency.p50_s if row.latency else math.inf)
         description = (
-            f"Milliseconds for one image. Boxes span the middle half of the samples, the bar in "
-            f"them is the median (p50), whiskers reach from the 5th to the 95th percentile, dots "
-            f"lie beyond. The fastest is {fastest.name}: {texts[fastest.name]}."
+            f"Latency of one image in milliseconds. A box spans the middle half of the samples, "
+            f"its bar is the median (p50), the whiskers reach from the 5th to the 95th "
+            f"percentile, and dots are samples beyond them. The fastest is {fastest.name}: "
+            f"{texts[fastest.name]}."
         )
         return as_chart(figure, title, description + _left_out(report, timed))
 
 
 def throughput_chart(report: BenchResult, *, title: str = "Images per second") -> Chart:
-    """Draw the images per second against the batch size, a line for each candidate."""
+    """Draw images per second by batch size, one line for each candidate."""
     timed = [row for row in _good(report) if row.batches]
     if not timed:
         return _nothing(title, f"No throughput was measured.{_left_out(report, timed)}")
@@ -376,8 +426,8 @@ def throughput_chart(report: BenchResult, *, title: str = "Images per second") -
             key=lambda key: rates[key[0]][key[1]],
         )
         description = (
-            f"Images per second of the model alone by batch size. The highest rate is "
-            f"{digits(rates[name][size])}, of {name} with batches of {size}."
+            f"Images per second of the model alone, by batch size. The highest throughput is "
+            f"{digits(rates[name][size])}: {name} with batches of {size}."
         )
         return as_chart(figure, title, description + _left_out(report, timed))
 
@@ -385,7 +435,7 @@ def throughput_chart(report: BenchResult, *, title: str = "Images per second") -
 def accuracy_latency_chart(
     report: BenchResult, *, title: str = "Accuracy against latency"
 ) -> Chart:
-    """Draw a point for each candidate, with its accuracy's interval; the recommended is ringed."""
+    """Draw a point and its accuracy's interval for each candidate; ring the recommended one."""
     from matplotlib.ticker import PercentFormatter
 
     timed = [row for row in _good(report) if row.latency is not None and row.score is not None]
@@ -399,7 +449,7 @@ def accuracy_latency_chart(
         axes = figure.subplots()
         handles: list[Artist] = []
         names, times, rings = _labels(timed), [], []
-        sentence = "" if report.recommendation is None else " None of them is recommended."
+        sentence = "" if report.recommendation is None else " None is recommended."
         for row, look in zip(timed, _looks(timed), strict=True):
             assert row.latency is not None
             assert row.score is not None
@@ -417,14 +467,14 @@ def accuracy_latency_chart(
                 )
         handles += rings
         names += ["recommended here"] * len(rings)
-        axes.set(xlabel="median latency of one image, milliseconds", ylabel="accuracy")
+        axes.set(xlabel="median latency of one image, ms", ylabel="accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
         _scale(axes, "x", np.array(times))
         axes.grid(visible=True)
         _legend(figure, handles, names)
         accuracies = [row.score.accuracy for row in timed if row.score is not None]
         description = (
-            f"Accuracy with its 95 % interval against the median latency of one image, "
+            f"Accuracy with its 95 % interval against the median latency of one image for "
             f"{grouped(len(timed), 'candidate')}: "
             f"{_span(list(map(_percent, sorted(accuracies))))} and "
             f"{_span([milliseconds(time / 1000) for time in sorted(times)])} ms.{sentence}"
@@ -448,8 +498,8 @@ def size_chart(report: BenchResult, *, title: str = "File sizes") -> Chart:
             [(place, line.row.size_bytes) for place, line in enumerate(lines) if line.row],
         )
         description = (
-            f"Megabytes (10^6 bytes) of each file; for eager, of the checkpoint. The smallest is "
-            f"{least.name} with {texts[least.name]}, the largest {most.name} with "
+            f"Size of each file in megabytes (10^6 bytes); for eager, of the checkpoint. The "
+            f"smallest is {least.name} with {texts[least.name]}, the largest {most.name} with "
             f"{texts[most.name]}."
         )
         return as_chart(figure, title, description)
@@ -462,18 +512,18 @@ def _describe_history(history: "pd.DataFrame") -> str:
     epochs = history["epoch"].to_numpy()
     parts = []
     for column, name, best, word, written in (
-        ("val_accuracy", "validation accuracy", np.nanargmax, "at best", _percent),
-        ("val_loss", "validation loss", np.nanargmin, "at least", "{:.3f}".format),
+        ("val_accuracy", "validation accuracy", np.nanargmax, "highest", _percent),
+        ("val_loss", "validation loss", np.nanargmin, "lowest", "{:.3f}".format),
     ):
         values = history[column].to_numpy(dtype=np.float64)
         values = np.where(np.isfinite(values), values, np.nan)
         if np.isnan(values).all():
             parts.append(f"{name} is never finite")
             continue
-        end = "no finite number" if np.isnan(values[-1]) else written(float(values[-1]))
+        end = "a value that is not finite" if np.isnan(values[-1]) else written(float(values[-1]))
         at = int(best(values))
         parts.append(
-            f"{name} ends at {end}, {word} {written(float(values[at]))} in epoch {epochs[at]}"
+            f"{name} ends at {end} ({word}: {written(float(values[at]))} in epoch {epochs[at]})"
         )
     return (
         f"Loss and accuracy on the training and validation images over "
@@ -483,35 +533,35 @@ def _describe_history(history: "pd.DataFrame") -> str:
 
 def _describe_confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     total, right = int(matrix.sum()), int(matrix.trace())
-    text = f"{right:,} of {_images(total)} in {len(classes)} classes are labeled right."
+    text = f"{right:,} of {_images(total)} in {len(classes)} classes are labeled correctly."
     wrong = matrix - np.diag(matrix.diagonal())
     row, column = divmod(int(wrong.argmax()), len(classes))
     if wrong[row, column]:
         text += (
-            f" The most frequent mistake: {int(wrong[row, column]):,} of "
+            f" The most frequent mistake: {_images(int(wrong[row, column]))} of "
             f"{short_name(classes[row])} labeled {short_name(classes[column])}."
         )
-    return text + " The stronger a color, the larger the share of its true class."
+    return text + " A stronger color means a larger share of the true class."
 
 
 def _describe_reliability(calibrated: Reliability, uncalibrated: Reliability | None) -> str:
     text = (
-        f"Share of right labels by confidence, {_images(int(calibrated.counts.sum()))}. On the "
-        f"diagonal confidence is accuracy. The expected calibration error (ECE) is "
+        f"Accuracy by confidence for {_images(int(calibrated.counts.sum()))}. On the diagonal, "
+        f"confidence equals accuracy. The expected calibration error (ECE) is "
         f"{_percent(calibrated.ece)}"
     )
     if uncalibrated is not None:
-        text += f", uncalibrated {_percent(uncalibrated.ece)}"
+        text += f", and {_percent(uncalibrated.ece)} uncalibrated"
     return f"{text}."
 
 
 def _good(report: BenchResult) -> list[BenchRow]:
-    """Return the candidates that did not fail: whatever was measured before says nothing."""
+    """Return the candidates that did not fail; figures from before a failure are worthless."""
     return [row for row in in_order(report.rows) if row.status != "failed"]
 
 
 def _left_out(report: BenchResult, shown: Sequence[BenchRow]) -> str:
-    """Name the candidates that a chart lacks, as a further sentence, and those in doubt."""
+    """Return sentences that name the candidates missing from a chart, and the unstable ones."""
     names = {row.name for row in shown}
     missing = [
         f"{row.name} ({'failed' if row.status == 'failed' else 'not measured'})"
@@ -528,7 +578,7 @@ def _images(count: int) -> str:
 
 
 def _span(values: Sequence[str]) -> str:
-    """Return the first and the last, or the one."""
+    """Return the first and the last value, or the value that they share."""
     return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
@@ -541,7 +591,7 @@ def _percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class _Line:
-    """A row of a chart: its name at the left, its figure at the right."""
+    """A row of a chart: its name on the left, its figure on the right."""
 
     name: str
     value: str = ""
@@ -550,7 +600,7 @@ class _Line:
 
 
 def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
-    """Return axes with a row from y = n - 0.5 to n + 0.5 for the n-th line, names written."""
+    """Return axes with the text of each line; line n spans y = n - 0.5 to n + 0.5."""
     bottom, top = (40 if axis else 6), 4
     height = _ROW * len(lines) + bottom + top
     figure = new_figure(height, layout=None)
@@ -574,14 +624,14 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
 
 
 def _bars(axes: "Axes", values: Sequence[tuple[int, float]]) -> None:
-    """Draw bars, of a place and a length each, into the axes of `_rows`."""
+    """Draw bars, each given by its place and length, into the axes of `_rows`."""
     places, lengths = [place + 0.16 for place, _ in values], [length for _, length in values]
     axes.barh(places, lengths, 0.28, color=SERIES[0])
     axes.set_xlim(0, max(lengths))
 
 
 def _grouped(rows: Sequence[BenchRow], texts: Mapping[str, str]) -> list[_Line]:
-    """Return a line for each candidate, under its run's name where there are several runs."""
+    """Return a line for each candidate, under its run's name if there are several runs."""
     runs = dict.fromkeys(row.run for row in rows)
     lines: list[_Line] = []
     for run in runs:
@@ -592,7 +642,7 @@ def _grouped(rows: Sequence[BenchRow], texts: Mapping[str, str]) -> list[_Line]:
 
 
 def _kind(row: BenchRow, rows: Sequence[BenchRow]) -> str:
-    """Return what a candidate is called among those of its run."""
+    """Return the name that tells a candidate from the others of its run."""
     counts = Counter((one.run, one.format, one.precision) for one in rows)
     only = counts[row.run, row.format, row.precision] == 1
     return f"{row.format} {row.precision}" if only else short_name(row.name)
@@ -609,11 +659,10 @@ def _labels(rows: Sequence[BenchRow]) -> list[str]:
 
 
 def _looks(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
-    """Return the look of each candidate.
+    """Return the color, marker and line style of each candidate.
 
-    Color and marker stand for format and precision, and the line and the marker's inside for the
-    run, where there are no more than two runs. Where there are more, each candidate has its own
-    pair of color and marker.
+    With one or two runs, color and marker show format and precision; line style and marker fill
+    show the run. With more runs, each candidate has its own pair of color and marker.
     """
     runs = list(dict.fromkeys(row.run for row in rows))
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -637,7 +686,7 @@ def _looks(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
 
 
 def _scale(axes: "Axes", axis: str, values: NDArray[np.float64]) -> None:
-    """Make an axis of positive numbers logarithmic where they are far apart, else from zero."""
+    """Make an axis logarithmic if its values are positive and far apart, else start it at zero."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     low, high = float(values.min()), float(values.max())
@@ -662,8 +711,8 @@ def _columns(names: Sequence[str]) -> int:
 
 
 def _legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str]) -> None:
-    """Put a legend below the axes, in two columns where the names leave room for them."""
-    # matplotlib 3.9 leaves out names that begin with an underscore, so that they come later.
+    """Draw a legend below the axes, in two columns if the names are short enough."""
+    # matplotlib 3.9 skips names that begin with an underscore, so the names are set afterwards.
     legend = figure.legend(
         handles, ["x"] * len(names), loc="outside lower center", ncols=_columns(names)
     )
@@ -673,12 +722,12 @@ def _legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str])
 
 
 def _width(name: str) -> float:
-    """Return about how wide a name is, in heights of its letters."""
+    """Return the approximate width of a name, in letter heights."""
     return 0.56 * num_columns(name)
 
 
 def _nothing(title: str, why: str) -> Chart:
-    """Return a chart that says why there is none."""
+    """Return an empty chart whose description says why there is no data."""
     with theme():
         figure = new_figure(40)
         figure.text(0.5, 0.5, "no data", ha="center", va="center")

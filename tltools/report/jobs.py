@@ -1,4 +1,4 @@
-"""What a report says of a classification job: read from its output, row by row."""
+"""Describe a classification job, from its output: the report's section about it."""
 
 import math
 import os
@@ -28,20 +28,20 @@ from tltools.report.charts import class_counts_chart, confidence_histogram
 from tltools.wording import grouped
 
 NUM_BINS = 20
-"""Of the confidences."""
+"""Bins of the confidence histogram."""
 MAX_TILES = 360
-"""Images of a job in all: with 10 kB each they are a fraction of what a page may weigh."""
+"""Maximum images of a job; 10 kB each keeps the page small."""
 MAX_EACH = 12
-"""Images of a label, of each of the three kinds."""
+"""Maximum images of each label and kind: surest, least sure, random."""
 MAX_FAILED = 200
-"""Failed files that are listed by name."""
+"""Maximum failed files listed by name."""
 MAX_REASONS = 1000
-"""Different reasons that are grouped; further ones are grouped together."""
+"""Maximum distinct reasons that are counted; later ones are counted together."""
 MAX_REASONS_SHOWN = 20
 OTHER_REASONS = "other reasons"
 
 Locate = Callable[[str], Path | None]
-"""Where the image with a name lies; None where that is not known."""
+"""Maps the name of an image to its path; None if unknown."""
 
 
 class Shown(NamedTuple):
@@ -53,37 +53,37 @@ class Shown(NamedTuple):
 
 
 @dataclass
-class _Some:
-    """Some images of one label, chosen as they pass: the surest, the least sure, and others."""
+class _Sample:
+    """A sample of one label's images, drawn in one pass: surest, least sure and random ones."""
 
     limit: int
-    """Of each kind."""
+    """Maximum of each kind."""
     surest: list[tuple[float, int, Shown]] = field(default_factory=list)
-    """Heaps: the first one gives way."""
+    """A heap, like `least_sure`: its first element is replaced first."""
     least_sure: list[tuple[float, int, Shown]] = field(default_factory=list)
     others: list[Shown] = field(default_factory=list)
     num: int = 0
 
     def add(self, shown: Shown, chance: random.Random) -> None:
-        """Take an image into account."""
+        """Consider an image."""
         self.num += 1
         for heap, key in (
             (self.surest, shown.confidence),
             (self.least_sure, -shown.confidence),
         ):
-            entry = (key, -self.num, shown)  # of equals, the first ones stay
+            entry = (key, -self.num, shown)  # among equals, the earliest stays
             if len(heap) < self.limit:
                 heappush(heap, entry)
             elif entry > heap[0]:
                 heappushpop(heap, entry)
-        # Each image is as likely as any other to be among them (Vitter's algorithm R).
+        # Every image is equally likely to stay (Vitter's algorithm R).
         if len(self.others) < self.limit:
             self.others.append(shown)
         elif (place := int(chance.random() * self.num)) < self.limit:
             self.others[place] = shown
 
     def chosen(self) -> list[Shown]:
-        """Return them once each, the surest first."""
+        """Return the sample without duplicates, the surest first."""
         heaps = (shown for _, _, shown in chain(self.surest, self.least_sure))
         found = dict.fromkeys(chain(heaps, self.others))
         return sorted(found, key=lambda shown: (-shown.confidence, shown.path))
@@ -91,13 +91,13 @@ class _Some:
 
 @dataclass
 class JobFacts:
-    """What a job's rows come to; its size does not depend on their number."""
+    """Summary of a job's rows; its size does not depend on their number."""
 
     classes: tuple[str, ...]
     counts: dict[str, int]
-    """Images by label: the classes in order, then `uncertain` where there is one."""
+    """Images by label: the classes in order, then `uncertain` if any."""
     edges: NDArray[np.float64]
-    """Of the B bins of confidence, (B + 1,)."""
+    """Edges of the B confidence bins, (B + 1,)."""
     bins: dict[str, NDArray[np.int64]]
     """Images by label and bin, (B,) each."""
     chosen: dict[str, list[Shown]]
@@ -106,23 +106,23 @@ class JobFacts:
     reasons: dict[str, int]
     """Failed files by reason, the most frequent first."""
     failed: list[tuple[str, str]]
-    """Name and error of the first `MAX_FAILED` of them."""
+    """Name and error of the first `MAX_FAILED` failed files."""
 
     @property
     def num_rows(self) -> int:
-        """Images in all."""
+        """Total number of images."""
         return sum(self.counts.values()) + self.num_failed
 
 
 def read_job(path: Path) -> JobFacts:
-    """Read what `classify` wrote, in memory that does not grow with the number of rows.
+    """Summarize an output of `classify`, in memory that does not grow with the number of rows.
 
     Args:
-        path: In one of the output formats.
+        path: A file in one of the output formats.
 
     Raises:
-        ConfigError: If its suffix is none of theirs.
-        DataError: If it cannot be read, or is not what `classify` writes.
+        ConfigError: If its suffix is unknown.
+        DataError: If it cannot be read, or `classify` did not write it.
     """
     try:
         classes, rows = output_format(path).read(path)
@@ -133,11 +133,11 @@ def read_job(path: Path) -> JobFacts:
 
 def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts:
     labels = (*classes, UNCERTAIN)
-    # A class may be called so; --min-confidence is refused then.
+    # A class may have the name UNCERTAIN; then `classify` refuses --min-confidence.
     counts = dict.fromkeys(labels, 0)
     bins = {label: [0] * NUM_BINS for label in labels}
     limit = max(1, min(MAX_EACH, MAX_TILES // (3 * len(labels))))
-    some: dict[str, _Some] = {}
+    samples: dict[str, _Sample] = {}
     reasons: Counter[str] = Counter()
     failed: list[tuple[str, str]] = []
     chance = random.Random(0)  # noqa: S311 - which images are shown is no secret
@@ -151,13 +151,13 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
             continue
         if row.label not in counts or row.confidence is None or not 0 <= row.confidence <= 1:
             raise DataError(
-                f"{path} row {number:,}: {row.label!r} with the confidence {row.confidence} is "
-                "nothing that tltools classify writes; make the file again"
+                f"{path} row {number:,} is not from tltools classify: label {row.label!r} with "
+                f"confidence {row.confidence}; run tltools classify again"
             )
         counts[row.label] += 1
         bins[row.label][min(int(row.confidence * NUM_BINS), NUM_BINS - 1)] += 1
-        found = some.setdefault(row.label, _Some(limit))
-        found.add(Shown(row.path, row.label, row.confidence), chance)
+        sample = samples.setdefault(row.label, _Sample(limit))
+        sample.add(Shown(row.path, row.label, row.confidence), chance)
     if UNCERTAIN not in classes and not counts[UNCERTAIN]:
         del counts[UNCERTAIN]
     return JobFacts(
@@ -165,7 +165,7 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
         counts=counts,
         edges=np.linspace(0, 1, NUM_BINS + 1),
         bins={name: np.array(bins[name], dtype=np.int64) for name in counts},
-        chosen={name: some[name].chosen() for name in counts if name in some},
+        chosen={name: samples[name].chosen() for name in counts if name in samples},
         num_failed=reasons.total(),
         reasons=dict(reasons.most_common()),
         failed=failed,
@@ -176,10 +176,10 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
 
 
 def locate_in(folder: Path) -> Locate:
-    """Find images by their names relative to a folder, and never outside of it.
+    """Return a function that finds images by name in a folder, and never outside it.
 
-    A file of predictions may come from another person: it must not put other images of this
-    computer on a page.
+    A predictions file may come from someone else: it must not put other images from this machine
+    on a page.
     """
     root = os.path.abspath(folder)  # noqa: PTH100 - Path.resolve would follow links
 
@@ -195,14 +195,14 @@ def locate_in(folder: Path) -> Locate:
 
 
 def locate_inputs(sources: Sequence[Location]) -> Locate:
-    """Find the images of a job that was just done, by what `classify` was given."""
+    """Return a function that finds the images of the current `classify` job by its inputs."""
     inputs = [source for source in sources if isinstance(source, Path)]
     if len(inputs) < len(sources):
-        return lambda _name: None  # what is on a server is not fetched again
+        return lambda _name: None  # images on a server are not fetched again
     if len(inputs) == 1 and inputs[0].is_dir():
         return locate_in(inputs[0])
     if len(inputs) == 1 and is_archive_name(inputs[0].name):
-        return lambda _name: None  # its members are no files, and must not be taken for some
+        return lambda _name: None  # other files may have its members' names
     lists = [source.parent for source in inputs if source.suffix.lower() == LIST_SUFFIX]
     places = (Path(), *lists)
 
@@ -223,13 +223,13 @@ def job_section(
     resize: Resize = "squash",
     facts: Sequence[str] = (),
 ) -> Section:
-    """Say what a job found.
+    """Return the section about a job.
 
     Args:
-        path: Its output.
-        locate: Finds the images; None if their place is unknown.
-        resize: How images are cut.
-        facts: What else is known of the job, a line each.
+        path: Output of the job.
+        locate: Finds the images; None if their folder is unknown.
+        resize: Resize rule for the images.
+        facts: More lines about the job.
 
     Raises:
         DataError: As `read_job`.
@@ -265,8 +265,8 @@ def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
     if locate is None:
         return Text(
             (
-                "To see the images, say where they are: tltools report --images FOLDER, the "
-                "folder that was classified.",
+                "To see the images, name the folder that was classified: tltools report "
+                "--images FOLDER.",
             ),
             title="Images",
             tone="warning",
@@ -290,8 +290,8 @@ def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
         )
     total = sum(job.counts.values())
     note = (
-        f"{len(tiles):,} of {grouped(total, 'image')}: of each label the surest, "
-        "the least sure and some between, by chance"
+        f"{len(tiles):,} of {grouped(total, 'image')}: for each label the surest, "
+        "the least sure and a random sample"
     )
     if num_labels < len(chosen):
         note += f"; the {num_labels:,} most frequent of {len(chosen):,} labels"
@@ -310,11 +310,11 @@ def _failures(job: JobFacts) -> Iterator[Block]:
         tuple((reason, f"{count:,}") for reason, count in shown),
     )
     few = len(job.failed) < job.num_failed
-    first = f"The first {len(job.failed):,} of them" if few else "Each of them"
+    first = f"The first {len(job.failed):,} failed files" if few else "All failed files"
     yield Table(first, ("file", "reason"), tuple(job.failed), numbers_from=2)
 
 
 def _percent(part: int, whole: int) -> str:
     share = 100 * part / max(whole, 1)
-    # A few of very many must not read as none of them.
+    # A few out of very many must not read as zero.
     return "< 0.1 %" if 0 < share < 0.05 else f"{math.floor(share * 10 + 0.5) / 10:.1f} %"

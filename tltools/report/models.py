@@ -1,4 +1,4 @@
-"""What a report says of runs, evaluations and exports."""
+"""Describe runs, evaluations and exports: the report's sections about them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from tltools.evaluate import Evaluation
 
 MAX_MISTAKES = 48
-MAX_HITS = 24
-"""Of a gallery of mistakes and hits."""
+MAX_CORRECT = 24
+"""Maximum misclassified and correctly classified images in a gallery."""
 MAX_SAMPLES = 6
-"""Of each class and split in the sample of the data."""
+"""Maximum sample images of each class and split."""
 MAX_SAMPLE = 240
-"""In all of it."""
+"""Maximum sample images in all."""
 SIGNIFICANCE = 0.05
-"""The usual level of a test: one of twenty pairs of equally good models would fail it."""
+"""Significance level: 1 in 20 pairs of equally good models would seem to differ."""
 SPLITS = ("train", "val", "test")
 
 Read = TypeVar("Read")
@@ -64,7 +64,7 @@ Read = TypeVar("Read")
 
 
 def training_section(runs: Sequence[Artifact]) -> Section:
-    """Say what runs came to: their accuracy, the difference between them, each in detail.
+    """Return the section about runs: their accuracy, pairwise comparisons, each run in detail.
 
     Raises:
         ArtifactError: If a run's predictions are damaged.
@@ -104,19 +104,19 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
 def _comparison(
     first: Artifact,
     second: Artifact,
-    first_said: Mapping[str, RunPredictions],
-    second_said: Mapping[str, RunPredictions],
+    first_predictions: Mapping[str, RunPredictions],
+    second_predictions: Mapping[str, RunPredictions],
 ) -> str:
     """Say whether two runs differ on their validation images by more than chance."""
     names = first.path.name, second.path.name
     pair = f"{names[0]} and {names[1]}"
-    for run, said in ((first, first_said), (second, second_said)):
-        if "val" not in said:
+    for run, predictions in ((first, first_predictions), (second, second_predictions)):
+        if "val" not in predictions:
             return (
-                f"{pair} cannot be compared image by image: {run.path.name} keeps no "
-                "predictions (an earlier tltools made it; train again)."
+                f"{pair} cannot be compared image by image: {run.path.name} has no predictions "
+                "(an earlier version of tltools made it; train it again)."
             )
-    right = _right(first, first_said["val"]), _right(second, second_said["val"])
+    right = _right(first, first_predictions["val"]), _right(second, second_predictions["val"])
     same = right[0].keys() == right[1].keys() and all(
         right[0][path][0] == right[1][path][0] for path in right[0]
     )
@@ -125,7 +125,7 @@ def _comparison(
     hits = [np.array([one[path][1] for path in right[0]], dtype=np.bool_) for one in right]
     found = mcnemar(hits[0], hits[1])
     if not found.only_first + found.only_second:
-        return f"{pair} are right on the same {grouped(len(hits[0]), 'image')}."
+        return f"{pair} get the same images right, out of {grouped(len(hits[0]), 'image')}."
     better = names[0] if found.only_first > found.only_second else names[1]
     verdict = (
         f"{better} is better by more than chance"
@@ -134,8 +134,8 @@ def _comparison(
     )
     return (
         f"{pair}: {verdict} ({_p_text(found.p_value)}, McNemar's exact test). Of the same "
-        f"{len(hits[0]):,} validation images, {found.only_first:,} are right with {names[0]} "
-        f"alone and {found.only_second:,} with {names[1]} alone."
+        f"{len(hits[0]):,} validation images, {names[0]} alone is right on {found.only_first:,} "
+        f"and {names[1]} alone on {found.only_second:,}."
     )
 
 
@@ -143,16 +143,16 @@ def _p_text(value: float) -> str:
     return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
 
 
-def _right(run: Artifact, said: RunPredictions) -> dict[str, tuple[str, bool]]:
-    """Return the class of each image, and whether the run gives it."""
-    preds = said.probs.argmax(axis=1)
+def _right(run: Artifact, predictions: RunPredictions) -> dict[str, tuple[str, bool]]:
+    """Return the class of each image, and whether the run predicts it."""
+    preds = predictions.probs.argmax(axis=1)
     return {
         path: (run.card.classes[target], bool(pred == target))
-        for path, target, pred in zip(said.paths, said.targets, preds, strict=True)
+        for path, target, pred in zip(predictions.paths, predictions.targets, preds, strict=True)
     }
 
 
-def _run_section(run: Artifact, said: Mapping[str, RunPredictions]) -> Section:
+def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Section:
     card, name = run.card, run.path.name
     blocks: list[Block] = [Text(tuple(_run_facts(card)), tone="quiet")]
     charts: list[Chart] = []
@@ -161,29 +161,29 @@ def _run_section(run: Artifact, said: Mapping[str, RunPredictions]) -> Section:
         blocks.append(history)
     else:
         charts.append(history_chart(history, title=f"Loss and accuracy of {name}"))
-    for split in (split for split in ("val", "test") if split in said):
+    for split in (split for split in ("val", "test") if split in predictions):
         words = "validation" if split == "val" else "test"
-        matrix = _matrix(said[split], len(card.classes))
+        matrix = _matrix(predictions[split], len(card.classes))
         charts.append(
             confusion_chart(
                 matrix, card.classes, title=f"Confusion matrix of {name}, {words} images"
             )
         )
-    if "val" in said:
+    if "val" in predictions:
         charts.append(
             _reliability(
-                said["val"].probs,
-                said["val"].targets,
+                predictions["val"].probs,
+                predictions["val"].targets,
                 card.temperature,
                 title=f"Accuracy by confidence of {name}, validation images",
             )
         )
     blocks += [Charts(tuple(charts)), Text((_calibration_text(card.confidence),))]
-    if said:
+    if predictions:
         blocks.append(
             _mistakes(
                 tile
-                for split, part in said.items()
+                for split, part in predictions.items()
                 for tile in _tiles(part, card.classes, card.preprocessing.resize, split)
             )
         )
@@ -191,8 +191,8 @@ def _run_section(run: Artifact, said: Mapping[str, RunPredictions]) -> Section:
         blocks.append(
             Text(
                 (
-                    "This run keeps no predictions (an earlier tltools made it), so there is no "
-                    "confusion matrix and there are no mistakes to look at. Train again for them.",
+                    "This run has no predictions (an earlier version of tltools made it), so its "
+                    "confusion matrix and its mistakes are missing. Train it again to see them.",
                 ),
                 tone="warning",
             )
@@ -207,47 +207,47 @@ def _run_facts(card: Card) -> Iterator[str]:
         stopped = ", stopped by Ctrl-C" if card.training.get("interrupted") else ""
         yield f"{grouped(done, 'epoch')}, weights of epoch {kept}{stopped}"
     yield (
-        f"Data {card.data.name}: {card.data.num_train:,} images to train on, "
+        f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    yield f"Made {card.created} with tltools {card.versions.get('tltools', '?')}"
+    yield f"Created {card.created} with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
     if confidence is None:
-        return "Confidence is not calibrated: an earlier tltools made this model."
+        return "Confidence is not calibrated: an earlier version of tltools made this model."
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
         error = "" if before is None else f" Expected calibration error {_share(before)}."
-        return f"Confidence is not changed (temperature 1): {confidence.note}.{error}"
+        return f"Confidence is left unchanged (temperature 1): {confidence.note}.{error}"
     return (
-        f"Confidence is calibrated with the temperature {confidence.temperature:.2f}. Expected "
-        f"calibration error {_share(before)} before and {_share(after)} after, on images "
-        f"held out from {confidence.num_images:,}; the diagram shows all of them."
+        f"Confidence is calibrated with temperature {confidence.temperature:.2f}. Expected "
+        f"calibration error on held-out images: {_share(before)} before, {_share(after)} after. "
+        f"The chart shows all {confidence.num_images:,} images."
     )
 
 
 def _reliability(
     probs: NDArray[np.float64], targets: NDArray[np.int64], temperature: float, *, title: str
 ) -> Chart:
-    """Draw the reliability of calibrated probabilities, beside that without the temperature."""
+    """Draw the reliability with the temperature and, unless it is 1, without."""
     plain = None
     if temperature != 1:
-        # log(p) are the divided logits, up to a number for each image, which softmax ignores.
+        # log(p) is the divided logits plus a constant for each image, which softmax ignores.
         plain = reliability(softmax(np.log(np.maximum(probs, 1e-300)) * temperature), targets)
     return reliability_chart(reliability(probs, targets), plain, title=title)
 
 
-def _matrix(said: RunPredictions, num_classes: int) -> NDArray[np.int64]:
-    preds = said.probs.argmax(axis=1).astype(np.int64)
-    return confusion_matrix(preds, said.targets, num_classes=num_classes)
+def _matrix(predictions: RunPredictions, num_classes: int) -> NDArray[np.int64]:
+    preds = predictions.probs.argmax(axis=1).astype(np.int64)
+    return confusion_matrix(preds, predictions.targets, num_classes=num_classes)
 
 
 def _tiles(
-    said: RunPredictions, classes: Sequence[str], resize: Resize, split: str = ""
+    predictions: RunPredictions, classes: Sequence[str], resize: Resize, split: str = ""
 ) -> Iterator[Tile]:
-    names = list(classes)
-    for path, target, row in zip(said.paths, said.targets.tolist(), said.probs, strict=True):
+    names, targets = list(classes), predictions.targets.tolist()
+    for path, target, row in zip(predictions.paths, targets, predictions.probs, strict=True):
         pred = int(row.argmax())
         yield Tile(
             name=path,
@@ -261,21 +261,21 @@ def _tiles(
 
 
 def _mistakes(tiles: Iterator[Tile]) -> Gallery:
-    """Choose the most confident mistakes, and the least confident hits."""
+    """Choose the most confident mistakes, and the least confident correct predictions."""
     mistakes: list[Tile] = []
-    hits: list[Tile] = []
+    correct: list[Tile] = []
     for tile in tiles:
-        (mistakes if tile.is_wrong else hits).append(tile)
+        (mistakes if tile.is_wrong else correct).append(tile)
     mistakes.sort(key=_confidence, reverse=True)
-    hits.sort(key=_confidence)
-    chosen = (*mistakes[:MAX_MISTAKES], *hits[:MAX_HITS])
-    shown = min(len(mistakes), MAX_MISTAKES), min(len(hits), MAX_HITS)
+    correct.sort(key=_confidence)
+    chosen = (*mistakes[:MAX_MISTAKES], *correct[:MAX_CORRECT])
+    shown = min(len(mistakes), MAX_MISTAKES), min(len(correct), MAX_CORRECT)
     return Gallery(
-        "The most confident mistakes and the least confident hits",
+        "The most confident mistakes and the least confident correct predictions",
         chosen,
         f"{shown[0]:,} of {grouped(len(mistakes), 'mistake')}, "
-        f"{shown[1]:,} of {grouped(len(hits), 'hit')}; cut and scaled as the model "
-        "gets them.",
+        f"{shown[1]:,} of {grouped(len(correct), 'correct prediction')}; cropped and scaled as "
+        "the model sees them.",
     )
 
 
@@ -284,7 +284,7 @@ def _confidence(tile: Tile) -> float:
 
 
 def _data_section(run: Artifact) -> Section:
-    """Show how many images each class and split has, and some of them."""
+    """Return the section about a run's data: images by class and split, and a sample of them."""
     title = f"Data {run.card.data.name}"
     frame = _or_problem(read_split, run.path)
     if isinstance(frame, Text):
@@ -305,7 +305,7 @@ def _data_section(run: Artifact) -> Section:
         ),
     )
     tiles = tuple(_sample(frame, classes, splits, run.card.preprocessing.resize))
-    note = f"{len(tiles):,} of {grouped(len(frame), 'image')}, evenly through the data"
+    note = f"{len(tiles):,} of {grouped(len(frame), 'image')}, evenly spaced through the data"
     return Section(title, [table, Gallery("A sample of each class and split", tiles, note)])
 
 
@@ -326,7 +326,7 @@ def _sample(
 
 
 def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:
-    """Read a file of a run, or return what to say in its place: the rest is worth showing."""
+    """Read a file of a run; if it is damaged, return a warning to show in its place."""
     try:
         return read(folder)
     except ArtifactError as error:
@@ -351,7 +351,7 @@ class _Calibration(msgspec.Struct, frozen=True):
 
 
 class EvaluationFacts(msgspec.Struct, frozen=True):
-    """What `evaluation.json` holds."""
+    """Contents of `evaluation.json`."""
 
     data: str
     split: str
@@ -365,21 +365,28 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
 
 
 def read_evaluation(data: bytes, *, where: Path) -> EvaluationFacts:
-    """Read the text of an `evaluation.json`.
+    """Parse an `evaluation.json`.
+
+    Args:
+        data: Contents of the file.
+        where: Path of the file, for the message.
 
     Raises:
-        DataError: If it is none.
+        DataError: If this version did not write it, or it contradicts itself.
     """
     try:
         facts = msgspec.json.decode(data, type=EvaluationFacts)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise DataError(
-            f"{where} is neither of tltools bench nor of tltools evaluate --output, or of another "
-            f"version: {error}; make it again"
+            f"{where} is not a result of tltools bench or tltools evaluate of this version: "
+            f"{error}; run the command again"
         ) from error
     size = len(facts.classes)
     if len(facts.confusion) != size or any(len(row) != size for row in facts.confusion):
-        raise DataError(f"{where} has a confusion matrix that does not fit its classes")
+        raise DataError(
+            f"{where} has a confusion matrix that does not match its classes; run tltools "
+            "evaluate again"
+        )
     return facts
 
 
@@ -390,14 +397,36 @@ def evaluation_section(
     result: "Evaluation | None" = None,
     resize: Resize = "squash",
 ) -> Section:
-    """Say what an evaluation found.
+    """Return the section about an evaluation.
 
     Args:
-        facts: What is in its file.
-        name: Of the model or the file.
-        result: With the images; None where only the file is left.
-        resize: The model's rule, for the images.
+        facts: Contents of its file.
+        name: Name of the model or the file.
+        result: The evaluation with its images; None if only the file is left.
+        resize: Resize rule of the model, for the images.
     """
+    matrix = np.array(facts.confusion, dtype=np.int64)
+    charts = [confusion_chart(matrix, facts.classes, title=f"Confusion matrix of {name}")]
+    gallery: Block = Text(
+        ("This file has no images; tltools evaluate --report shows the mistakes.",),
+        tone="quiet",
+    )
+    if result is not None:
+        predictions = _predictions_of(result)
+        charts.append(
+            _reliability(
+                predictions.probs,
+                predictions.targets,
+                result.temperature,
+                title=f"Accuracy by confidence of {name}",
+            )
+        )
+        gallery = _mistakes(_tiles(predictions, result.classes, resize))
+    tables = _score_table(facts), _class_table(facts.per_class)
+    return Section(f"Evaluation of {name}", [*tables, Charts(tuple(charts)), gallery])
+
+
+def _score_table(facts: EvaluationFacts) -> Table:
     one = facts.accuracy
     score = Score(
         accuracy=one.value, low=one.low, high=one.high, correct=one.correct, total=one.total
@@ -409,44 +438,29 @@ def evaluation_section(
             f" ({_share(calibration.ece_uncalibrated)} without the temperature "
             f"{calibration.temperature:.2f})"
         )
-    blocks: list[Block] = [
-        Table(
-            f"{facts.data}, {facts.split}: " + grouped(facts.num_images, "image"),
-            ("figure", "value"),
-            (
-                ("accuracy with its 95 % interval", score_cell(score)),
-                ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
-                ("expected calibration error", error),
-            ),
+    return Table(
+        f"{facts.data}, {facts.split}: " + grouped(facts.num_images, "image"),
+        ("figure", "value"),
+        (
+            ("accuracy with its 95 % interval", score_cell(score)),
+            ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
+            ("expected calibration error", error),
         ),
-        Table(
-            "By class",
-            ("class", "precision", "recall", "F1", "images"),
-            tuple(
-                (
-                    row.name,
-                    *map(_share, (row.precision, row.recall, row.f1)),
-                    f"{row.support:,}",
-                )
-                for row in facts.per_class
-            ),
-        ),
-    ]
-    matrix = np.array(facts.confusion, dtype=np.int64)
-    charts = [confusion_chart(matrix, facts.classes, title=f"Confusion matrix of {name}")]
-    gallery: Block = Text(
-        ("The file keeps figures and no images: tltools evaluate --report shows the mistakes.",),
-        tone="quiet",
     )
-    if result is not None:
-        said = _said(result)
-        title = f"Accuracy by confidence of {name}"
-        charts.append(_reliability(said.probs, said.targets, result.temperature, title=title))
-        gallery = _mistakes(_tiles(said, result.classes, resize))
-    return Section(f"Evaluation of {name}", [*blocks, Charts(tuple(charts)), gallery])
 
 
-def _said(result: "Evaluation") -> RunPredictions:
+def _class_table(scores: Sequence[ClassScore]) -> Table:
+    return Table(
+        "By class",
+        ("class", "precision", "recall", "F1", "images"),
+        tuple(
+            (row.name, *map(_share, (row.precision, row.recall, row.f1)), f"{row.support:,}")
+            for row in scores
+        ),
+    )
+
+
+def _predictions_of(result: "Evaluation") -> RunPredictions:
     probs = softmax(result.logits, temperature=result.temperature)
     return RunPredictions(result.paths, result.targets, probs)
 
@@ -459,7 +473,7 @@ def _share(value: float | None) -> str:
 
 
 def exports_section(exports: Sequence[Artifact]) -> Section:
-    """Show exports with what their verification found."""
+    """Return the section about exports, with the results of their verification."""
     return Section(
         "Exports",
         [
@@ -481,8 +495,8 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
             ),
             Text(
                 (
-                    "Same label: the share of the images that get PyTorch's label, rounded down. "
-                    "MB are 10^6 bytes.",
+                    "Same label: share of images that get PyTorch's label, rounded down. "
+                    "1 MB is 10^6 bytes.",
                 ),
                 tone="quiet",
             ),

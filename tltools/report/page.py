@@ -1,4 +1,4 @@
-"""Make the page: images as data, everything in one file, nothing fetched."""
+"""Render the page: one file that contains its images and fetches nothing."""
 
 import base64
 import hashlib
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 TITLE = "tltools report"
 SIDE = 224
-"""Pixels of an image's height and width, as large as models see it."""
+"""Height and width of an image in pixels: the size that models see."""
 QUALITY = 75
-"""Of WebP: about 8 kB for a photograph."""
+"""WebP quality; a photograph takes about 8 kB."""
 
 
 class Thumbnail(NamedTuple):
-    """An image on the page, or why there is none."""
+    """An image on the page, or the reason why it is missing."""
 
     uri: str
     problem: str
@@ -45,19 +45,19 @@ _UNKNOWN = Thumbnail("", "not found")
 def write_page(
     path: Path, sections: Sequence[Section], *, title: str = TITLE, progress: Progress = SILENT
 ) -> int:
-    """Write a report as one HTML file, completely or not at all; an earlier one is replaced.
+    """Write a report as one HTML file, completely or not at all, and replace an earlier one.
 
     Args:
-        path: Where.
-        sections: What it says, in order.
-        title: Of the page.
-        progress: Told of each image.
+        path: HTML file to write.
+        sections: Sections in order.
+        title: Title of the page.
+        progress: Advances with each image.
 
     Returns:
         The file's size in bytes.
 
     Raises:
-        TltoolsError: If it cannot be written.
+        TltoolsError: If the file cannot be written.
     """
     tiles = [tile for section in sections for tile in section.tiles()]
     html = render(sections, title=title, thumbnails=make_thumbnails(tiles, progress=progress))
@@ -68,7 +68,7 @@ def write_page(
 def make_thumbnails(
     tiles: Sequence[Tile], *, progress: Progress = SILENT
 ) -> dict[tuple[Path, Resize], Thumbnail]:
-    """Decode images and make them small, each once, by path and rule."""
+    """Decode and shrink each image once; return the thumbnails by path and resize rule."""
     wanted: dict[tuple[Path, Resize], None] = {
         (one.path, one.resize): None for one in tiles if one.path is not None
     }
@@ -103,12 +103,12 @@ def render(
 ) -> str:
     """Return a report as HTML.
 
-    All texts are escaped, and the page's own policy allows no script but its own and no request.
+    All text is escaped, and the page's security policy allows only its own script and no requests.
 
     Args:
-        sections: What it says, in order.
-        title: Of the page.
-        thumbnails: Images by path and rule; those that are missing are named only.
+        sections: Sections in order.
+        title: Title of the page.
+        thumbnails: Thumbnails by path and resize rule; the page names images that have none.
     """
     from markupsafe import Markup
 
@@ -129,7 +129,7 @@ def render(
         sections=sections,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
-        # These three are the package's own; all else is escaped.
+        # The package makes these itself, charts included; everything else is escaped.
         style=Markup(CHART_CSS + style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         script_digest=digest,
@@ -153,12 +153,12 @@ def _environment() -> "Environment":
 
 
 def _plain(value: object) -> object:
-    """Show what is invisible or could turn the direction of a text; leave markup as it is."""
+    """Show invisible and direction-changing characters in text; leave markup unchanged."""
     return printable(value) if type(value) is str else value
 
 
 def _percent(share: float) -> str:
-    """Write a confidence; one below 1 must not read as certainty."""
+    """Format a confidence; a value below 1 must not read as 100 %."""
     if 0.999 < share < 1:
         return f">{_SPACE}99.9{_SPACE}%"
     return f"{100 * share:.1f}{_SPACE}%"

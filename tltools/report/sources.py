@@ -1,4 +1,4 @@
-"""Find what a report is to show: runs, exports, benches, evaluations and classification jobs."""
+"""Find the results to report: runs, exports, benches, evaluations and classification jobs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from tltools.runtime.model_formats import is_export_name, suffixes
 
 @dataclass
 class Sources:
-    """What there is to report, by kind."""
+    """Results to report, by kind."""
 
     runs: list[Artifact] = field(default_factory=list)
     exports: list[Artifact] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Sources:
     jobs: list[Path] = field(default_factory=list)
 
     def paths(self) -> dict[str, list[str]]:
-        """Return where everything comes from, by kind; kinds without any are left out."""
+        """Return the paths of the results by kind, without empty kinds."""
         found = {
             "runs": [one.path for one in self.runs],
             "evaluations": [path for path, _ in self.evaluations],
@@ -46,13 +46,13 @@ class Sources:
         return {kind: [str(path) for path in paths] for kind, paths in found.items() if paths}
 
     def sections(self, images: Path | None) -> list[Section]:
-        """Return what there is to say.
+        """Return the sections of the report.
 
         Args:
-            images: The folder that was classified; None where that is not known.
+            images: The folder that was classified; None if unknown.
 
         Raises:
-            ArtifactError, DataError: If something is damaged.
+            ArtifactError, DataError: If a result is damaged.
         """
         locate = None if images is None else locate_in(images)
         return [
@@ -65,15 +65,15 @@ class Sources:
 
 
 def find_sources(paths: Sequence[Path]) -> Sources:
-    """Sort what the user named by kind.
+    """Read the results that the user named, or find the newest ones.
 
     Args:
-        paths: Runs, exports, folders of them, reports of a bench, evaluations, and files of
-            predictions; empty for the newest of each that the commands left in this folder.
+        paths: Runs, exports, folders of them, bench results, evaluations and predictions files;
+            empty for the newest of each kind in the current folder.
 
     Raises:
         ConfigError: If a path cannot be reported, or there is nothing to report.
-        ArtifactError, DataError: If something is damaged.
+        ArtifactError, DataError: If a result is damaged.
     """
     sources = Sources()
     if paths:
@@ -84,7 +84,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     if not sources.paths():
         raise ConfigError(
             "nothing to report here: no run in runs/, no export or bench-*.json in exports/, no "
-            "predictions.csv; make a run with tltools train, or name what to report"
+            "predictions.csv; train a run with tltools train, or name the results to report"
         )
     return sources
 
@@ -118,7 +118,7 @@ def _add_folder(sources: Sources, folder: Path) -> None:
         path
         for pattern in ("*", "*/*")
         for path in folder.glob(pattern)
-        # A run has a .pt too, its state; split.csv is the first file of each.
+        # A run has a .pt too, its training state, and always a split.csv.
         if _may_be_export(path) and not (path.parent / SPLIT).exists()
     )
     if not runs and not exports:
@@ -137,7 +137,7 @@ def _add_json(sources: Sources, path: Path) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON file of tltools: {error}") from error
+        raise DataError(f"{path} is not a JSON file that tltools wrote: {error}") from error
     if "rows" in keys:
         sources.benches.append((path, read_bench(data, where=path)))
     else:
@@ -145,13 +145,13 @@ def _add_json(sources: Sources, path: Path) -> None:
 
 
 def _add_newest(sources: Sources) -> None:
-    """Add the newest of what the commands leave in the current folder."""
+    """Add the newest results in the current folder."""
     if any(RUN_DIR.glob(f"*/{CARD}")):
         sources.runs += find_runs()
     try:
         sources.exports += find_exports()
     except ArtifactError:
-        # Nothing there is no error here; a damaged one is.
+        # Having no export is fine here; a damaged export is an error.
         if any(map(_may_be_export, EXPORT_DIR.glob("*/*"))):
             raise
     benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]

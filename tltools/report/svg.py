@@ -1,4 +1,4 @@
-"""Make a matplotlib figure an SVG element that follows the fonts and colors of its page."""
+"""Turn a matplotlib figure into an SVG element that follows the fonts and colors of its page."""
 
 import hashlib
 import re
@@ -30,21 +30,21 @@ CHART_CSS = """\
 .chart > svg { display: block; width: 100%; height: auto; }
 @media print { .chart > svg { min-width: 0 !important; break-inside: avoid; } }
 """
-"""The variables that the charts use, for light and dark; paper is light.
+"""CSS variables of the charts, for light and dark mode; printed pages are light.
 
-The colors of a palette were searched for the largest distance between any two of them, as seen
-with each kind of color blindness, among those with a contrast of at least 3 to the background."""
+A search chose each palette, among colors with a contrast of at least 3 to the background, for the
+largest distance between any two colors as seen with each kind of color blindness."""
 
 WIDTH = 440
-"""Of most charts, in the SVG's units; letters are 11 high, so that a phone shows them with 9."""
+"""Width of most charts, in the SVG's units; a phone shows their letters, 11 high, at 9 pixels."""
 _UNITS = 72
-"""Of the SVG in matplotlib's inch."""
+"""SVG units per matplotlib inch."""
 LETTER = 11
 """Height of most letters, in the SVG's units."""
 
 FG, GRID, BG = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0404{number:02x}" for number in range(1, 9))
-"""Colors that stand for the variables; `as_chart` refuses any other."""
+"""Placeholder colors for the variables; `as_chart` rejects any other color."""
 _VARIABLES = {
     FG: "var(--chart-fg)",
     GRID: "var(--chart-grid)",
@@ -55,20 +55,20 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Chart:
-    """An image for a page, and the same in words."""
+    """A chart for a page, and its description in words."""
 
     svg: str
-    """One `svg` element without fixed size or colors. Its ids are its own, unless two charts of
+    """One `svg` element without fixed size or colors. Its ids are unique, unless two charts on
     the page have the same title and the same content."""
     title: str
-    """A few words, not drawn in the image; plain text, not escaped."""
+    """A few words, not drawn in the chart; plain text, not escaped."""
     description: str
     """What it shows, with its key figures, and what it leaves out; plain text, not escaped."""
 
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Draw with the stand-in colors, whatever the user's own matplotlibrc says."""
+    """Draw with the placeholder colors, regardless of the user's matplotlibrc."""
     import matplotlib
     from matplotlib.rcsetup import cycler
 
@@ -104,17 +104,17 @@ def theme() -> Iterator[None]:
 def new_figure(
     height: float, width: float = WIDTH, *, layout: Literal["constrained"] | None = "constrained"
 ) -> "Figure":
-    """Return a figure of a size in the SVG's units."""
+    """Return a figure; height and width are in the SVG's units."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / _UNITS, height / _UNITS), layout=layout)
 
 
 def as_chart(figure: "Figure", title: str, description: str) -> Chart:
-    """Return a figure as a chart; to be called under `theme`.
+    """Convert a figure to a chart; call it under `theme`.
 
     Raises:
-        KeyError: If the figure has a color that stands for no variable.
+        KeyError: If the figure has a color that is not a placeholder.
     """
     file = BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -157,7 +157,7 @@ def _themed(root: ElementTree.Element, title: str, description: str) -> str:
 
 
 def _restyled(style: str) -> str:
-    """Return a style with variables for colors, and without the font, which the page gives."""
+    """Replace a style's colors by variables, and drop its font, which the page sets."""
     style = re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES[match[0]], style)
     parts = []
     for part in style.split("; "):
@@ -172,7 +172,7 @@ def _restyled(style: str) -> str:
 
 
 def _rename_ids(root: ElementTree.Element, key: str) -> None:
-    """Keep those ids alone that something refers to, and put a key before them."""
+    """Drop the ids that nothing refers to, and prefix the others with a key."""
     pattern = re.compile(r"#([\w-]+)")
     used: set[str] = set()
     for element in root.iter():
@@ -186,5 +186,5 @@ def _rename_ids(root: ElementTree.Element, key: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return a text in which nothing is invisible; XML has no place for control characters."""
+    """Replace invisible characters; XML does not allow control characters."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

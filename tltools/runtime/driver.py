@@ -1,7 +1,7 @@
-"""Ask the NVIDIA driver about the GPUs and let it lock host memory, without PyTorch or a toolkit.
+"""Query GPUs and page-lock host memory with the NVIDIA driver, without PyTorch or a CUDA toolkit.
 
-The driver's library is the only one that is loaded. Its functions return a status; here they return
-what they are asked for, or raise DeviceError with the driver's own words.
+Only the driver's library is loaded. Its functions return a status; the functions here return the
+value, or raise DeviceError with the driver's own message.
 """
 
 import ctypes
@@ -17,10 +17,10 @@ from tltools.errors import DeviceError
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
-# The names and numbers are those of the driver's header.
+# Names and numbers as in the driver's header, cuda.h.
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _MEMHOSTREGISTER_PORTABLE = 1
-"""Locked for the contexts of all GPUs, not for the current one alone."""
+"""Locked for the contexts of all GPUs, not just for the current one."""
 _POINTER_ATTRIBUTE_MEMORY_TYPE, _MEMORYTYPE_HOST = 2, 1
 _CTX_SCHED_BLOCKING_SYNC, _CTX_SCHED_MASK = 4, 7
 _NAME_BYTES = 256
@@ -48,7 +48,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def load_driver() -> ctypes.CDLL | None:
-    """Return the driver's library; None where there is none."""
+    """Return the driver's library; None if it is not installed."""
     try:
         return ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
@@ -76,7 +76,7 @@ def gpu_name(gpu: int) -> str:
 
 
 def gpu_capability(gpu: int) -> tuple[int, int]:
-    """Return the compute capability of a GPU, (9, 0) for instance.
+    """Return the compute capability of a GPU, for example (9, 0).
 
     Raises:
         DeviceError: If there is no such GPU.
@@ -89,10 +89,10 @@ def gpu_capability(gpu: int) -> tuple[int, int]:
 
 
 def gpu_memory(gpu: int) -> tuple[int, int]:
-    """Return the free and the total memory of a GPU in bytes.
+    """Return the free and total memory of a GPU, in bytes.
 
-    All processes count. A process that does not use the GPU yet takes a few hundred megabytes of it
-    for the duration of the call.
+    Memory used by any process counts as used. If this process does not use the GPU yet, the call
+    itself takes a few hundred megabytes until it returns.
 
     Raises:
         DeviceError: If there is no such GPU, or its memory is exhausted.
@@ -104,13 +104,13 @@ def gpu_memory(gpu: int) -> tuple[int, int]:
 
 
 def sleep_while_waiting(gpu: int) -> None:
-    """Let threads of this process that wait for a GPU sleep until it is done.
+    """Let threads of this process sleep while they wait for a GPU.
 
-    By default they poll, which answers some microseconds sooner and takes a core for each thread:
-    one that decoding wants.
+    By default they poll: each reacts some microseconds sooner, but occupies a core that decoding
+    needs.
 
     Raises:
-        DeviceError: If there is no such GPU, or the driver refuses.
+        DeviceError: If there is no such GPU, or the driver fails.
     """
     handle, flags, is_active = _handle(gpu), _UINT(), _INT()
     _call("cuDevicePrimaryCtxGetState", handle, ctypes.byref(flags), ctypes.byref(is_active))
@@ -119,26 +119,26 @@ def sleep_while_waiting(gpu: int) -> None:
 
 
 class PageLock:
-    """Host memory that GPUs read by themselves (DMA) while the CPU does something else.
+    """Page-locked host memory, which GPUs read directly (DMA) while the CPU does other work.
 
-    Copies from other memory go through a buffer of the driver, and the caller waits for them.
-    Release the lock before the memory is unmapped; the array is kept alive until then.
+    Copies from pageable memory go through a buffer of the driver, and the caller waits for them.
+    Release the lock before the memory is unmapped; until then the lock keeps the array alive.
     """
 
     def __init__(self, array: NDArray[Any], gpu: int = 0) -> None:
         """Lock the memory of `array`; it may be shared with other processes.
 
         Args:
-            array: Contiguous and not empty. Lock a whole mapping at once: two locks must not share
-                a page.
-            gpu: In whose context the lock is made; it holds for all GPUs of this process.
+            array: A contiguous array that is not empty. Lock a whole mapping at once: two locks
+                must not share a page.
+            gpu: GPU in whose context the lock is made; it applies to all GPUs of this process.
 
         Raises:
-            DeviceError: If the driver refuses.
+            DeviceError: If the driver fails.
             ValueError: If the array is empty or not contiguous.
         """
         if not array.nbytes or not array.flags.c_contiguous:
-            raise ValueError("only a contiguous array that is not empty can be page-locked")
+            raise ValueError("cannot page-lock an array that is empty or not contiguous")
         self._array: NDArray[Any] | None = array
         self._address: int = array.ctypes.data
         with ExitStack() as stack:
@@ -149,10 +149,10 @@ class PageLock:
             self._stack = stack.pop_all()
 
     def release(self) -> None:
-        """Unlock the memory; once is enough.
+        """Unlock the memory; further calls do nothing.
 
         Raises:
-            DeviceError: If the driver refuses.
+            DeviceError: If the driver fails.
         """
         if self._array is None:
             return
@@ -175,7 +175,7 @@ class PageLock:
 
 
 def is_page_locked(array: NDArray[Any], gpu: int = 0) -> bool:
-    """Tell whether the driver knows the memory of `array` as page-locked.
+    """Return whether the memory of `array` is page-locked.
 
     Raises:
         DeviceError: If there is no such GPU.
@@ -189,7 +189,7 @@ def is_page_locked(array: NDArray[Any], gpu: int = 0) -> bool:
                 _POINTER_ATTRIBUTE_MEMORY_TYPE,
                 array.ctypes.data,
             )
-        except DeviceError:  # how the driver answers for memory that it has not locked
+        except DeviceError:  # the driver fails for memory that it has not locked
             return False
     return kind.value == _MEMORYTYPE_HOST
 
@@ -217,7 +217,7 @@ def _context(gpu: int) -> Iterator[ctypes.c_void_p]:
 
 @contextmanager
 def _current(context: ctypes.c_void_p) -> Iterator[None]:
-    """Make a context the calling thread's, and the one before it afterwards."""
+    """Make a context current in the calling thread, and restore the previous one afterwards."""
     _call("cuCtxPushCurrent_v2", context)
     try:
         yield
@@ -229,14 +229,14 @@ def _call(name: str, *arguments: Any) -> None:
     """Call a function of the driver.
 
     Raises:
-        DeviceError: If there is no driver, or the function fails.
+        DeviceError: If the driver is missing, or the function fails.
     """
     driver = load_driver()
     if driver is None:
         raise DeviceError(f"the NVIDIA driver is missing ({DRIVER_LIBRARY} cannot be loaded)")
     status = _function(driver, name)(*arguments)
     if status:
-        raise DeviceError(f"the NVIDIA driver fails in {name}: {_error_text(driver, status)}")
+        raise DeviceError(f"the NVIDIA driver failed in {name}: {_error_text(driver, status)}")
 
 
 def _function(driver: ctypes.CDLL, name: str) -> Any:

@@ -1,14 +1,14 @@
-"""Look into an ONNX file before a runtime opens it: what it holds, and whether that is an export.
+"""Read and check an ONNX file before a runtime opens it.
 
 An ONNX file is one protobuf message, in which each field starts with its number and its length or
-value. This walks over the fields that matter and skips the tensors' bytes, in milliseconds and
-without the `onnx` package, whose import alone would double the time that `classify` takes to
-start. What exports never have and a stranger could use is refused: tensors in other files,
-operators from outside the ONNX standard, graphs within nodes, functions, tensors that claim more
-than the file holds.
+value. The reader visits the fields that matter and skips the tensors' bytes. That takes
+milliseconds and avoids the `onnx` package, whose import alone would double the start-up time of
+`classify`. It rejects what exports never contain and an attacker could use: tensors in other files,
+operators outside the ONNX standard, graphs within nodes, functions, and tensors that claim more
+data than the file holds.
 
-What a graph of ordinary operators costs to compute is not bounded by this: a few of them can ask
-for more memory than any machine has.
+It does not limit what a graph of ordinary operators costs to compute: a few of them can request
+more memory than any machine has.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 MAX_FIELDS = 200_000
-"""In all that is walked over; the int8 export of a VGG16 has 5,000."""
+"""Maximum number of fields visited in a file; the int8 export of a VGG16 has 5,000."""
 MAX_NAME_BYTES = 1_000
 MAX_DIMS = 16
 STANDARD_DOMAINS = ("", "ai.onnx")
 CARELESS_OPS = frozenset(
     {"ConstantOfShape", "EyeLike", "Expand", "Range", "Tile", "RandomNormal", "RandomUniform"}
 )
-"""Operators that make a tensor of any size out of a few numbers; no model of tltools has them."""
+"""Operators that turn a few numbers into a tensor of any size; no model of tltools has them."""
 
 _WINDOW = 8192
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIRE_TYPES = (_VARINT, _FIXED64, _BYTES, _FIXED32)
 _MAX_NUMBER = 2**29 - 1
 
-# Numbers of the fields in onnx.proto, by message.
+# Field numbers in onnx.proto, by message.
 _MODEL_GRAPH, _MODEL_METADATA, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 14, 20, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
 _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
@@ -53,25 +53,25 @@ _BITS = {
     **dict.fromkeys((21, 22, 23), 4),
     **dict.fromkeys((25, 26), 2),
 }
-"""Size of an element by TensorProto.DataType. Text (8) is not among them: no model needs it."""
+"""Bits of an element by TensorProto.DataType. Strings (8) are missing: no model needs them."""
 _TYPE_NAMES = {1: "float", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16"}
 
 Dim = TypeVar("Dim", int, int | None)
 
 
 class UnsafeOnnxError(ValueError):
-    """A file may be good ONNX, but holds what exports never do."""
+    """A file is perhaps valid ONNX, but contains what exports never contain."""
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """What a graph says of one of its inputs or outputs."""
+    """Declaration of a graph's input or output."""
 
     name: str
     element: str
-    """`uint8`, `float` and so on; `type N` for rare ones."""
+    """`uint8`, `float` and so on; `type N` for rare types."""
     shape: tuple[int | None, ...]
-    """None: any size."""
+    """Sizes; None for any size."""
 
     def __str__(self) -> str:
         """Return it as `uint8 images[?, 224, 224, 3]`."""
@@ -81,25 +81,25 @@ class TensorType:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What there is to know of an ONNX file without loading it."""
+    """Facts about an ONNX file, read without loading it."""
 
     inputs: tuple[TensorType, ...]
     outputs: tuple[TensorType, ...]
     entry: bytes | None
-    """The value of the wanted key of `metadata_props`; None where there is none."""
+    """Value of the requested key of `metadata_props`; None if it is missing."""
 
 
 def read_onnx(path: Path, *, key: str, max_entry_bytes: int) -> OnnxFile:
-    """Walk over an ONNX file.
+    """Read and check an ONNX file.
 
     Args:
         path: The file.
-        key: Of `metadata_props`.
-        max_entry_bytes: The longest value of that key that is taken.
+        key: Key of `metadata_props` whose value to return.
+        max_entry_bytes: Maximum size of that value, in bytes.
 
     Raises:
         OSError: If the file cannot be read.
-        UnsafeOnnxError: If it holds what exports never do.
+        UnsafeOnnxError: If it contains what exports never contain.
         ValueError: If it is not ONNX or is damaged.
     """
     with path.open("rb", buffering=0) as file:
@@ -127,7 +127,7 @@ class _Walk:
     # ---------------------------------------------------------------------------- messages
 
     def model(self) -> None:
-        """Walk over the whole file."""
+        """Visit the whole file."""
         num_graphs = 0
         for number, wire_type, value in self._fields(self._size):
             if number == _MODEL_GRAPH:
@@ -138,7 +138,7 @@ class _Walk:
             elif number in (_MODEL_TRAINING, _MODEL_FUNCTIONS):
                 raise UnsafeOnnxError("it has functions of its own, and exports have none")
         if num_graphs != 1:
-            # Two would be merged by protobuf, so that neither is what is run.
+            # protobuf would merge two graphs and run neither as it was checked.
             raise ValueError("it has no graph" if num_graphs == 0 else "it has two graphs")
 
     def _metadata(self, end: int) -> None:
@@ -147,7 +147,7 @@ class _Walk:
             if number == _ENTRY_KEY:
                 key = self._bytes(_end(wire_type, stop), limit=MAX_NAME_BYTES, what="a key")
             elif number == _ENTRY_VALUE:
-                # Others may be as long as they like; they are not read.
+                # Values of other keys may have any length; they are not read.
                 value = b""
                 if key == self._key:
                     limit = self._max_entry_bytes
@@ -181,12 +181,12 @@ class _Walk:
                 domain = self._text(_end(wire_type, value))
                 if domain not in STANDARD_DOMAINS:
                     raise UnsafeOnnxError(
-                        f"it needs operators of {domain!r}, and exports use those of the ONNX "
-                        "standard only"
+                        f"it needs operators of {domain!r}, and exports use only those of the "
+                        "ONNX standard"
                     )
         if op_type in CARELESS_OPS:
             raise UnsafeOnnxError(
-                f"it has a node {op_type}, which can ask for any amount of memory"
+                f"it has a node {op_type}, which can request any amount of memory"
             )
 
     def _attribute(self, end: int) -> None:
@@ -199,7 +199,7 @@ class _Walk:
                 raise UnsafeOnnxError("it has sparse tensors, and exports have none")
 
     def _tensor(self, end: int) -> None:
-        """Walk over a tensor without its bytes, and see that it holds what it claims to hold."""
+        """Visit a tensor without its bytes, and check that it holds what it claims to hold."""
         dims: list[int] = []
         kind, name, num_raw, num_typed = 0, "", None, 0
         for number, wire_type, value in self._fields(end):
@@ -216,15 +216,15 @@ class _Walk:
                 num_typed += value - self._at if wire_type == _BYTES else 1
             elif number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
                 raise UnsafeOnnxError(
-                    "its tensors are in another file, and exports hold all of theirs: reading a "
-                    "file that a model names is not safe"
+                    "its tensors are in another file, and exports contain all of theirs: reading "
+                    "a file that a model names is not safe"
                 )
             elif number == _TENSOR_SEGMENT:
-                raise UnsafeOnnxError("a tensor is in segments, and those of exports are not")
+                raise UnsafeOnnxError("it has a tensor in segments, and exports have none")
         _check_size(name, dims, kind, num_raw, num_typed)
 
     def _value(self, end: int) -> TensorType:
-        """Read a graph's input or output."""
+        """Read the declaration of a graph's input or output."""
         name, kind = "", 0
         shape: list[int | None] = []
         for number, wire_type, value in self._fields(end):
@@ -260,8 +260,8 @@ class _Walk:
     def _fields(self, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield each field's number, wire type and value, up to `end`.
 
-        The value of a field with a length is the place where it ends; the place it begins at is
-        then `self._at`. What the caller leaves of it unread is skipped.
+        The value of a field with a length is the offset of its end, and `self._at` is the offset
+        of its start. What the caller leaves unread is skipped.
         """
         while self._at < end:
             self._fields_left -= 1
@@ -281,12 +281,12 @@ class _Walk:
                 length = self._varint() if length is None else length
                 value = stop = self._at + length
             if stop > end:
-                raise ValueError(f"field {number} goes beyond its end")
+                raise ValueError(f"field {number} extends beyond its message")
             yield number, wire_type, value
             self._at = stop
 
     def _integers(self, wire_type: int, value: int) -> Iterator[int]:
-        """Yield the integers of a repeated field, which may be packed into one or not."""
+        """Yield the integers of a repeated field, packed or not."""
         if wire_type == _BYTES:
             while self._at < value:
                 yield _signed(self._varint())
@@ -307,11 +307,11 @@ class _Walk:
         self._file.seek(self._at)
         found = self._file.read(length)
         if len(found) != length:
-            raise ValueError("it became shorter while it was read")
+            raise ValueError("it shrank while it was being read")
         return found
 
     def _varint(self) -> int:
-        """Read an integer of seven bits a byte, the lowest first, until a byte below 128."""
+        """Read an integer of seven bits per byte, lowest first, up to a byte below 128."""
         value = 0
         for shift in range(0, 70, 7):
             index = self._at - self._window_start
@@ -335,20 +335,20 @@ def _append(dims: list[Dim], size: Dim) -> None:
 
 
 def _end(wire_type: int, value: int) -> int:
-    """Return where a field with a length ends."""
+    """Return the offset at which a field with a length ends."""
     if wire_type != _BYTES:
-        raise ValueError("a field has another wire type than onnx.proto gives it")
+        raise ValueError("a field has a different wire type than in onnx.proto")
     return value
 
 
 def _integer(wire_type: int, value: int) -> int:
     if wire_type != _VARINT:
-        raise ValueError("a field has another wire type than onnx.proto gives it")
+        raise ValueError("a field has a different wire type than in onnx.proto")
     return _signed(value)
 
 
 def _signed(value: int) -> int:
-    """Return a varint as the int64 that it stands for."""
+    """Convert a varint to the int64 that it encodes."""
     value &= 2**64 - 1
     return value - 2**64 if value >= 2**63 else value
 
@@ -363,12 +363,12 @@ def _check_size(name: str, dims: list[int], kind: int, num_raw: int | None, num_
     needed = -(-prod(dims) * bits // 8)
     if num_raw is not None:
         fits = num_raw == needed and num_typed == 0
-    else:  # one byte for each number at least, which holds several of the small types
+    else:  # at least one byte for each number, which may hold several small elements
         fits = prod(dims) <= num_typed * max(1, 8 // bits)
     if not fits:
         claimed = " x ".join(map(str, dims)) or "1"
         raise UnsafeOnnxError(
-            f"tensor {name!r} claims {claimed} elements of {bits} bits, and the file holds "
+            f"tensor {name!r} claims {claimed} elements of {bits} bits, but the file holds "
             f"{num_typed if num_raw is None else num_raw:,} bytes for it"
         )
 
@@ -380,13 +380,13 @@ def signature_problem(
     wanted_output: TensorType,
     allowed_output: TensorType,
 ) -> str | None:
-    """Return how a graph's inputs and outputs differ from those wanted, None if they do not.
+    """Return how a graph's inputs and outputs differ from the expected ones; None if they match.
 
     Args:
-        found: What the file says.
+        found: Facts about the file.
         wanted_input: The only input.
         wanted_output: The first output.
-        allowed_output: What may come after it.
+        allowed_output: An optional second output.
     """
     outputs: Sequence[TensorType] = found.outputs
     if tuple(outputs[1:]) == (allowed_output,):
@@ -400,5 +400,5 @@ def signature_problem(
             return f"its {kind} has a fixed batch size of {fixed[0]}"
         if tuple(values) != (wanted,):
             names = ", ".join(map(str, values)) or "none"
-            return f"its {kind} is {names}, by its card it should be {wanted}"
+            return f"its {kind} is {names}, but by its card it should be {wanted}"
     return None

@@ -1,4 +1,4 @@
-"""Run tasks in a crew of worker processes, and lose nothing if one of them crashes or hangs.
+"""Run tasks in a crew of worker processes, and lose no task if a worker crashes or hangs.
 
 Each worker records in shared memory which item of which task it is processing. A worker that dies,
 or makes no progress for too long, is replaced, and its tasks are retried. If it died at an item, a
@@ -40,13 +40,13 @@ if sys.platform != "win32":
 
 TARGET = f"{__name__}:serve"
 PRELOAD = ("tltools.runtime.workers", "tltools.runtime.pipeline", "PIL.JpegImagePlugin")
-"""Modules that the fork server imports; none that starts threads, as onnxruntime does."""
+"""Modules that the fork server imports. None may start threads, as onnxruntime does."""
 CRASHES = frozenset(
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")
     if hasattr(signal, name)
 )
-"""Signals that mean a program crashed by its own fault."""
+"""Signals of programs that crash by their own fault."""
 KILLED = getattr(signal, "SIGKILL", signal.SIGTERM)
 """The signal that kills a program from outside, for example when the system is out of memory."""
 IN_HAND = 2
@@ -58,11 +58,11 @@ MAX_TICK_S = 1.0
 STOPPED_S = 3.0
 """How long to wait for a worker that was stopped (SIGSTOP), in seconds."""
 OPENING_S = 300.0
-"""How long a worker may take to get ready, that is to open the model from a slow disk."""
+"""How long a worker may take to open the model, perhaps from a slow disk, in seconds."""
 INLINE_S = 0.1
 """Seconds of work done in the calling process before workers are started for the rest."""
 RESERVE = 0.2
-"""Share of the memory that is left to the main process and to the system."""
+"""Share of the memory that is reserved for the main process and the system."""
 MIN_SHARE = 2**26
 """Bytes that a worker may always use for an item."""
 _CELL = struct.Struct("<QQ")
@@ -151,7 +151,7 @@ class Work(Protocol):
         ...
 
     def try_item(self, item: Any) -> None:
-        """Do only the part of an item's processing that might crash the process."""
+        """Do only the part of an item's processing that may crash the process."""
         ...
 
 
@@ -249,7 +249,7 @@ class Crew:
         Args:
             work: The work that workers do; None: there are no workers, and `local` does it all.
             size: Largest number of workers.
-            launcher: Starts the workers, and stays open at the end; None to create one.
+            launcher: Starts the workers, and stays open afterwards; None to create one.
             local: Does tasks in this process while that is cheaper than starting workers; None to
                 leave all tasks, and the risk of crashing, to workers.
             memory: Memory that all processes share.
@@ -278,7 +278,7 @@ class Crew:
         self._wake, self._waker = socket.socketpair()
         for end in (self._wake, self._waker):
             end.setblocking(False)
-        self.told: object = None
+        self.report: object = None
         """The report of the first worker that was ready."""
 
     def __enter__(self) -> Self:
@@ -389,7 +389,7 @@ class Crew:
             try:
                 self._start()
             except OSError as error:
-                if self._workers:  # fewer will do
+                if self._workers:  # continue with fewer
                     self._size = len(self._workers)
                     return
                 raise TltoolsError(
@@ -424,10 +424,10 @@ class Crew:
             else:
                 process.channel.send(("open",))
         except ClosedError:
-            return  # it has already died, which `wait` will notice
+            return  # it has died; `wait` will notice
 
     def _hand_out(self) -> None:
-        # The first workers to be ready leave tasks for those that soon will be.
+        # The first workers that are ready leave tasks for those that soon will be.
         most = IN_HAND if all(one.is_open for one in self._workers) else 1
         while pending := next((one for one in self._waiting if not one.is_held), None):
             able = [one for one in self._workers if one.is_open and len(one.hand) < most]
@@ -437,7 +437,7 @@ class Crew:
             self._waiting.remove(pending)
             worker.hand.append(pending)
             packed = self._packed(pending.task)
-            with suppress(ClosedError):  # `wait` notices that it has died
+            with suppress(ClosedError):  # it has died; `wait` will notice
                 worker.process.channel.post(("do", pending.number, *packed))
 
     def _packed(self, task: Task) -> tuple[Any, Any, dict[int, str]]:
@@ -481,7 +481,7 @@ class Crew:
         self.staff(1)
         while not self.is_staffed:
             self.wait()
-        return self.told
+        return self.report
 
     def _listen(self, worker: _Worker) -> None:
         worker.waited_s = 0.0
@@ -498,7 +498,7 @@ class Crew:
             pending.finish(content[1])
         elif kind == "opened":
             worker.is_open, worker.is_opening = True, False
-            self.told = self.told or content[0]
+            self.report = self.report or content[0]
             self._deaths_before_work = 0
         elif kind == "failed":  # an error, while the process lives on
             number, error = content
@@ -512,7 +512,7 @@ class Crew:
     # ---------------------------------------------------------------------- death and blame
 
     def _look(self) -> None:
-        """Check which workers have made progress since the last check; kill those that are stuck.
+        """Check whether each worker has made progress since the last check; kill stuck ones.
 
         The time between checks is capped, in case the whole job was suspended.
         """
@@ -600,7 +600,7 @@ class Crew:
         self._grow()
 
     def _acquit(self, worker: _Worker) -> None:
-        """Clear a harmless suspect: something else killed the worker."""
+        """Clear a suspect that proved harmless: something else killed the worker."""
         suspect, worker.suspect = worker.suspect, None
         assert suspect is not None
         suspect.pending.is_held = False
@@ -616,8 +616,8 @@ class Crew:
         if self._stalls[place] > MAX_STALLS:
             self._failure = TltoolsError(
                 f"{reason.replace('the decoder', 'the job')}, {self._stalls[place]} times at the "
-                "same place, but no image causes it when decoded alone: the model or the machine "
-                "is at fault; try `workers=1`, another `device=` or another export"
+                "same place, but no image causes it when decoded alone, so the model or the "
+                "machine is at fault; try `workers=1`, another `device=` or another export"
             )
 
     def _count_start(self, reason: str) -> None:
@@ -654,14 +654,14 @@ def in_order(
     Args:
         crew: The crew.
         tasks: Consumed lazily.
-        ahead: Most tasks that may be finished or in progress beyond the one that is due.
-        is_here: Returns whether a task has to be done in this process.
+        ahead: Maximum number of tasks finished or in progress beyond the next one to yield.
+        is_here: Returns whether a task must be done in this process.
     """
     pending: deque[Pending] = deque()
     is_more = True
     while True:
         is_done = bool(pending) and pending[0].is_done
-        # Workers must not run dry; results of this process are yielded at once.
+        # Workers must not run out of tasks; results of this process are yielded at once.
         is_hungry = is_more and len(pending) < ahead and crew.has_room
         if is_hungry and not (is_done and not crew.is_staffed):
             task = next(tasks, None)
@@ -684,7 +684,7 @@ def share_of_memory(num_workers: int) -> int | None:
 
 
 def default_launcher() -> Launcher:
-    """Return a launcher for this system, for a program that may have threads."""
+    """Return a launcher for this system; the calling program may have threads."""
     return ForkServer(preload=PRELOAD) if HAS_FORK_SERVER else Spawner()
 
 
@@ -712,7 +712,7 @@ def serve(channel: Channel) -> None:
     _offer_to_the_system()
     while True:
         kind, *content = channel.receive()
-        if kind == "warm":  # import ahead of the work, while the other end is busy
+        if kind == "warm":  # import ahead of the work, while the main process is busy
             import_onnxruntime()
         else:
             _serve_crew(channel, *content)
@@ -746,7 +746,7 @@ def _serve_crew(
             channel.send(("survived",))
         elif kind == "open":
             try:
-                handle, told = work.open(memory)
+                handle, report = work.open(memory)
             except TltoolsError as error:
                 channel.send(("failed", None, error))
                 continue
@@ -754,7 +754,7 @@ def _serve_crew(
                 channel.send(("failed", None, _bug(error)))
                 continue
             mark.bound(share)
-            channel.send(("opened", told))
+            channel.send(("opened", report))
         else:
             assert handle is not None
             channel.send(_answer(handle, mark, *content))

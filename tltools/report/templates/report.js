@@ -36,7 +36,7 @@
     };
     filters.addEventListener("change", apply);
     filters.hidden = false;
-    apply(); // browsers keep the choices of a page that is loaded again
+    apply(); // browsers keep the choices when a page is reloaded
   }
 
   const beside = (tile, step) => {
