@@ -215,25 +215,8 @@ def test_a_precision_that_the_device_does_not_support_is_refused(
         choose_precision(requested, on_gpu=on_gpu, on_cluster=on_cluster)
 
 
-def test_vgg16_cannot_be_augmented():
-    with pytest.raises(ConfigError, match="`augment=True` works only with `model=cnn`"):
-        default_config("vgg16", augment=True)
-
-
 def test_the_article_recipe_uses_the_articles_hyper_parameters():
     cnn, vgg16 = default_config("cnn", "article"), default_config("vgg16", "article")
     assert (cnn.epochs, cnn.batch_size, cnn.lr, cnn.weight_decay) == (15, 128, 1e-4, 0)
     assert (vgg16.epochs, vgg16.batch_size, vgg16.lr, vgg16.weight_decay) == (30, 128, 5e-4, 0)
     assert (cnn.keep, vgg16.keep, vgg16.standardize) == ("last", "last", False)
-
-
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "lr", "weight_decay"])
-def test_the_help_shows_the_models_own_defaults(name):
-    from typing import get_args
-
-    from tltools.cli.train import train
-
-    option = get_args(train.__annotations__[name])[1]
-    cnn, vgg16 = (getattr(default_config(model), name) for model in ("cnn", "vgg16"))
-    expected = f"{cnn:g}" if cnn == vgg16 else f"{cnn:g} cnn, {vgg16:g} vgg16"
-    assert option.show_default == expected
