@@ -140,10 +140,10 @@ def test_a_machine_with_other_features_is_refused(tmp_path, monkeypatch):
 
 
 class AskedError(Exception):
-    """Of `FakeRemote`."""
+    """Of `FakeCluster`."""
 
 
-class FakeRemote:
+class FakeCluster:
     """Keeps what it is asked for."""
 
     def connect(self):
@@ -156,7 +156,7 @@ class FakeRemote:
 @pytest.mark.parametrize(("int8", "device"), [(True, "cpu"), (False, None)])
 def test_int8_features_are_computed_on_cpus(extraction, int8, device):
     with pytest.raises(AskedError) as asked:
-        extract_features(**extraction("ray", int8=int8), remote=FakeRemote())
+        extract_features(**extraction("ray", int8=int8), cluster=FakeCluster())
     assert asked.value.args == (device,)  # None: that of the cluster
 
 
@@ -164,7 +164,7 @@ def test_int8_features_are_computed_on_cpus(extraction, int8, device):
 
 
 @pytest.fixture
-def remote(cluster):
+def ray_cluster(cluster):
     with RayCluster(device="cpu") as made:
         yield made
 
@@ -200,11 +200,11 @@ def extraction(images, tmp_path):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_features_are_those_of_this_machine(remote, extraction, int8):
+def test_features_are_those_of_this_machine(ray_cluster, extraction, int8):
     local = extract_features(**extraction("local", int8=int8))
     recorder = Recorder()
     arguments = extraction("ray", int8=int8)
-    features = extract_features(**arguments, remote=remote, progress=recorder)
+    features = extract_features(**arguments, cluster=ray_cluster, progress=recorder)
     assert (features.shape, features.dtype) == (local.shape, np.float32)
     np.testing.assert_allclose(features, local, rtol=1e-4, atol=1e-5)
     assert recorder.bars[-1] == "Extracting features"
@@ -214,7 +214,7 @@ def test_features_are_those_of_this_machine(remote, extraction, int8):
     assert again.bars == []
 
 
-def test_an_interrupted_extraction_goes_on_from_the_cache(remote, extraction, monkeypatch):
+def test_an_interrupted_extraction_goes_on_from_the_cache(ray_cluster, extraction, monkeypatch):
     monkeypatch.setattr(features_module, "BATCH_SIZE", 4)
     monkeypatch.setattr(features_module, "PART_SIZE", 4)
     arguments = extraction("ray")
@@ -236,10 +236,10 @@ def test_an_interrupted_extraction_goes_on_from_the_cache(remote, extraction, mo
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract_features(**arguments, remote=remote, progress=StopsInTheMiddle())
+        extract_features(**arguments, cluster=ray_cluster, progress=StopsInTheMiddle())
     num_kept = len(arguments["cache"].load())
     assert 0 < num_kept < 30
-    features = extract_features(**arguments, remote=remote)
+    features = extract_features(**arguments, cluster=ray_cluster)
     np.testing.assert_allclose(
         features, extract_features(**extraction("local")), rtol=1e-4, atol=1e-5
     )
@@ -267,7 +267,7 @@ def open_dying(path, folder, *, device, threads):
 
 @pytest.mark.parametrize("num_lives", [1, 12])
 def test_a_lost_worker_costs_nothing_and_many_end_it(
-    remote, onnx_path, images, tmp_path, num_lives
+    ray_cluster, onnx_path, images, tmp_path, num_lives
 ):
     (tmp_path / "lives").mkdir()
     for number in range(num_lives):
@@ -279,7 +279,7 @@ def test_a_lost_worker_costs_nothing_and_many_end_it(
         return evaluate_on_cluster(
             read_artifact(onnx_path).card,
             dataset,
-            remote,
+            ray_cluster,
             partial(open_dying, onnx_path, tmp_path / "lives"),
             [onnx_path],
             batch_size=4,
@@ -295,7 +295,7 @@ def test_a_lost_worker_costs_nothing_and_many_end_it(
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript", "run"])
 def test_an_evaluation_is_that_of_this_machine(
-    remote, kind, onnx_path, torchscript_path, cnn_run, drawn, images
+    ray_cluster, kind, onnx_path, torchscript_path, cnn_run, drawn, images
 ):
     path, data = {
         "onnx": (onnx_path, images),
@@ -308,7 +308,7 @@ def test_an_evaluation_is_that_of_this_machine(
     result = evaluate_on_cluster(
         read_artifact(path).card,
         dataset,
-        remote,
+        ray_cluster,
         partial(open_predictor, path),
         model_files(path),
         batch_size=4,
@@ -335,7 +335,7 @@ def test_the_commands_give_the_same_with_both_engines(cluster, onnx_path, images
 
 
 def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16_file, tmp_path):
-    def train(name, progress, remote=None):
+    def train(name, progress, ray_cluster=None):
         config = default_config("vgg16", epochs=2, feature_precision="fp32")
         return train_model(
             drawn_dataset,
@@ -345,16 +345,16 @@ def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16
                 device="cpu",
                 run_dir=tmp_path / name,
                 cache_dir=tmp_path / "cache",
-                remote=remote,
+                cluster=ray_cluster,
             ),
             progress=progress,
         )
 
     recorder = Recorder()
-    remote = RayCluster(device="cpu", progress=recorder)
-    first = train("ray", recorder, remote)
+    ray_cluster = RayCluster(device="cpu", progress=recorder)
+    first = train("ray", recorder, ray_cluster)
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
-    assert remote._ray is None  # the epochs need no cluster
+    assert ray_cluster._ray is None  # the epochs need no cluster
     again = Recorder()
     second = train("local", again)
     assert any("come from the cache" in line for line in again.said)
@@ -362,14 +362,14 @@ def test_vgg16_is_trained_on_the_clusters_features(cluster, drawn_dataset, vgg16
     assert [one.train_loss for one in first.history] == [one.train_loss for one in second.history]
 
 
-def test_a_image_that_cannot_be_read_is_an_error(remote, onnx_path, images):
+def test_a_image_that_cannot_be_read_is_an_error(ray_cluster, onnx_path, images):
     dataset = load_dataset(images, purpose="evaluate")
     (images / "red" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"on .*: cannot read image 0.png"):
         evaluate_on_cluster(
             read_artifact(onnx_path).card,
             dataset,
-            remote,
+            ray_cluster,
             partial(open_predictor, onnx_path),
             [onnx_path],
         )

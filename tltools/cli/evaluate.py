@@ -89,8 +89,8 @@ def evaluate(
     from tltools.runtime.selftest import lacks_self_test
 
     progress = out.progress
-    remote = open_cluster(engine, ray_address, device, progress)
-    card, run = _open(model, remote, device, tf32=tf32, progress=progress)
+    cluster = open_cluster(engine, ray_address, device, progress)
+    card, run = _open(model, cluster, device, tf32=tf32, progress=progress)
     if note := lacks_self_test(card):
         progress.warn(note)
     dataset = load_dataset(
@@ -104,7 +104,7 @@ def evaluate(
         progress=progress,
     )
     tell_findings(dataset, progress)
-    with remote or nullcontext():
+    with cluster or nullcontext():
         result = run(dataset=dataset, split=split, batch_size=batch_size, progress=progress)
     if output is not None:
         _write_files(result, output, title=f"{card.run} on {dataset.name}")
@@ -119,7 +119,7 @@ def evaluate(
 
 def _open(
     model: Path,
-    remote: "RayCluster | None",
+    cluster: "RayCluster | None",
     device: str,
     *,
     tf32: bool,
@@ -130,7 +130,7 @@ def _open(
     from tltools.evaluate import evaluate as evaluate_predictor
     from tltools.evaluate import evaluate_on_cluster
 
-    if remote is None:
+    if cluster is None:
         predictor = open_predictor(model, device, tf32=tf32)
         progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
         return predictor.card, partial(evaluate_predictor, predictor)
@@ -138,7 +138,7 @@ def _open(
     return card, partial(
         evaluate_on_cluster,
         card,
-        remote=remote,
+        cluster=cluster,
         open_model=partial(open_predictor, model.absolute(), tf32=tf32),
         same_files=model_files(model),
     )

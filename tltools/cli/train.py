@@ -339,7 +339,7 @@ def train(
         run_dir=run_dir,
         cache_dir=cache_dir,
         logs=logs,
-        remote=open_cluster(engine, ray_address, device, out.progress),
+        cluster=open_cluster(engine, ray_address, device, out.progress),
     )
     if resume:
         trained, failure = _resume(models, setup, settings.epochs, out.progress), None

@@ -157,5 +157,5 @@ class TrainSetup:
     user's cache folder."""
     logs: tuple[str, ...] = ()
     """Experiment logs to write: `tensorboard`, `mlflow`."""
-    remote: "RayCluster | None" = None
+    cluster: "RayCluster | None" = None
     """A Ray cluster that computes the features of a frozen backbone."""

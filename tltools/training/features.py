@@ -176,7 +176,7 @@ def extract_features(
     device: torch.device,
     precision: Precision = "fp32",
     calibration: Sequence[Path] = (),
-    remote: RayCluster | None = None,
+    cluster: RayCluster | None = None,
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
     """Return the backbone's features of all images, computing those that are not cached.
@@ -191,7 +191,7 @@ def extract_features(
         precision: See `choose_precision`.
         calibration: Images used to calibrate an int8 copy of the backbone, which is faster on the
             CPU; empty for other precisions.
-        remote: A cluster whose actors compute the features with onnxruntime: int8 on CPUs, fp32
+        cluster: A cluster whose actors compute the features with onnxruntime: int8 on CPUs, fp32
             on GPUs if it has any. It is not joined if all features are cached.
         progress: Shows the extraction.
 
@@ -219,7 +219,7 @@ def extract_features(
                 device,
                 precision,
                 calibration,
-                remote,
+                cluster,
                 progress,
             )
         ) as results:
@@ -359,7 +359,7 @@ def _results(
     device: torch.device,
     precision: Precision,
     calibration: Sequence[Path],
-    remote: RayCluster | None,
+    cluster: RayCluster | None,
     progress: Progress,
 ) -> _Results:
     """Prepare the backbone; return an iterator over its features, computed here or on a cluster.
@@ -367,7 +367,7 @@ def _results(
     `missing` are the images' paths by SHA-256.
     """
     paths = list(missing.values())
-    if remote is None and device.type != "cpu":
+    if cluster is None and device.type != "cpu":
         exact = TorchBackbone(model, preprocessing, device)
         batch_size = gpu_batch_size(device)
         if precision != "fp16":
@@ -378,13 +378,13 @@ def _results(
         return _computed_here(half, missing, preprocessing, batch_size)
     with _backbone_file(model, preprocessing, cache, calibration, progress) as path:
         backbone = OnnxBackbone(path, preprocessing)
-        data = b"" if remote is None else path.read_bytes()
-    if remote is None:
+        data = b"" if cluster is None else path.read_bytes()
+    if cluster is None:
         return _computed_here(backbone, missing, preprocessing, BATCH_SIZE)
     few = load_few(paths[:PROBE_IMAGES], preprocessing)
-    outputs = remote.outputs(
+    outputs = cluster.outputs(
         paths,
-        partial(open_shared, remote.connect().put(data), preprocessing, few, backbone(few)),
+        partial(open_shared, cluster.connect().put(data), preprocessing, few, backbone(few)),
         preprocessing=preprocessing,
         batch_size=BATCH_SIZE,
         task_size=PART_SIZE,

@@ -102,7 +102,7 @@ def prepare(dataset: Dataset, config: TrainConfig, setup: TrainSetup, *, progres
     make_deterministic()
     device = torch.device(choice.name)
     if config.backbone.pretrained is None:
-        if setup.remote is not None:
+        if setup.cluster is not None:
             progress.say(
                 f"{config.model} has no features for Ray to compute; training it on this machine"
             )
@@ -175,9 +175,9 @@ def _prepare_features(
         progress=progress,
     )
     precision = choose_precision(
-        config.feature_precision, on_gpu=device.type != "cpu", on_cluster=setup.remote is not None
+        config.feature_precision, on_gpu=device.type != "cpu", on_cluster=setup.cluster is not None
     )
-    with setup.remote or nullcontext():  # leave the cluster before the epochs
+    with setup.cluster or nullcontext():  # leave the cluster before the epochs
         features = _features(dataset, frozen, precision)
     scaling = None
     if config.standardize:
@@ -246,14 +246,14 @@ class _FrozenBackbone:
         self, paths: Sequence[Path], hashes: Sequence[str], precision: Precision
     ) -> NDArray[np.float32]:
         """Return the features of images with these SHA-256 values, float32 (N, F)."""
-        remote = self.setup.remote
+        cluster = self.setup.cluster
         calibration = choose_calibration(paths, hashes) if precision == "int8" else {}
         cache = FeatureCache(
             self.setup.cache_dir or default_cache_dir(),
             weights_sha256=self.weights_sha256,
             head=self.head,
             preprocessing=self.preprocessing,
-            runtime="torch" if remote is None and self.device.type != "cpu" else "onnxruntime",
+            runtime="torch" if cluster is None and self.device.type != "cpu" else "onnxruntime",
             precision=precision,
             calibration=list(calibration),
         )
@@ -266,7 +266,7 @@ class _FrozenBackbone:
             device=self.device,
             precision=precision,
             calibration=list(calibration.values()),
-            remote=remote,
+            cluster=cluster,
             progress=self.progress,
         )
 
