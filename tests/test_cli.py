@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from inspect import Parameter, signature
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,12 +25,18 @@ from typer.main import get_command
 
 from tltools import __version__, cli
 from tltools.artifacts import open_predictor
+from tltools.classify.output_formats import OUTPUT_FORMATS
+from tltools.cli.classify import PartFormatOption
 from tltools.cli.docs import CHAPTERS
+from tltools.cli.export import LayoutOption, PrecisionOption
+from tltools.cli.options import AllDevices, TorchDevices
 from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
+from tltools.layouts import Layout
 from tltools.runtime import read_card
-from tltools.runtime.model_formats import torchscript
+from tltools.runtime.device import Kind, TorchKind
+from tltools.runtime.model_formats import FORMATS, torchscript
 from tltools.training import TrainConfig, default_config
 from tltools.training.run import load_card
 
@@ -765,3 +772,21 @@ def test_a_training_option_changes_its_setting_and_no_other(run, monkeypatch, fi
 
 if __name__ == "__main__":
     sys.stdout.write(option_list())
+
+
+def test_choices_written_for_the_command_line_are_those_of_the_library():
+    """They stand in `cli` once more, since importing the library would slow every command down."""
+
+    def choices(annotation: object) -> set[str]:
+        """Values of all Literals in an annotation."""
+        inner = typing.get_args(annotation)
+        if typing.get_origin(annotation) is Literal:
+            return set(inner)
+        return set().union(*map(choices, inner))
+
+    assert choices(TorchDevices) == choices(TorchKind)
+    assert choices(AllDevices) == choices(Kind)
+    precisions = {one for known in FORMATS.values() for one in known.precisions}
+    assert choices(PrecisionOption) == precisions | {"all"}
+    assert choices(LayoutOption) == choices(Layout) | {"files"}
+    assert choices(PartFormatOption) <= {one.name for one in OUTPUT_FORMATS}

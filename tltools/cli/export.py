@@ -32,6 +32,9 @@ _FP16_UNTRIED = (
 )
 
 
+_INT8 = ", ".join(one.title for one in FORMATS.values() if "int8" in one.precisions)
+"""The formats that have int8."""
+
 RunsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -41,7 +44,7 @@ RunsArgument = Annotated[
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "fp16", "int8", "all"],
-    typer.Option(help="fp16: half the size, for GPUs; int8 (ONNX): a quarter, for CPUs."),
+    typer.Option(help=f"fp16: half the size, for GPUs; int8 ({_INT8}): a quarter, for CPUs."),
 ]
 CalibrationOption = Annotated[
     int, typer.Option(min=1, help="Training images for calibrating int8.")

@@ -67,6 +67,11 @@ def _device(text: str, kinds: tuple[str, ...]) -> str:
     return text
 
 
+def _choices(*names: str) -> str:
+    """Return choices as the help shows them: `<onnx|torchscript|all>`."""
+    return f"<{'|'.join(names)}>"
+
+
 def _starting(start: str, names: tuple[str, ...]) -> list[str]:
     """Return the names that begin with `start`."""
     return [name for name in names if name.startswith(start)]
@@ -104,7 +109,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         help="File format; TorchScript works, but PyTorch has deprecated it.",
-        metavar=f"<{'|'.join((*FORMATS, ALL))}>",
+        metavar=_choices(*FORMATS, ALL),
         parser=_format,
         autocompletion=_formats,
     ),
@@ -114,7 +119,7 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         help="Device; auto uses CUDA if it works; cuda:1 is the second GPU.",
-        metavar="<auto|cpu|cuda|cuda:N>",
+        metavar=_choices(*get_args(TorchDevices), "cuda:N"),
         parser=partial(_device, kinds=get_args(TorchDevices)),
         autocompletion=_torch_devices,
     ),
@@ -124,7 +129,7 @@ InferenceDeviceOption = Annotated[
     typer.Option(
         "--device",
         help="Device; auto uses all GPUs if CUDA works; cuda:0,cuda:1 uses two.",
-        metavar="<auto|cpu|cuda|cuda:N|tensorrt|openvino>",
+        metavar=_choices(*get_args(AllDevices), "cuda:N"),
         parser=partial(_device, kinds=get_args(AllDevices)),
         autocompletion=_all_devices,
     ),

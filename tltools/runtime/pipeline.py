@@ -35,7 +35,8 @@ from tltools.runtime.device import (
 )
 from tltools.runtime.driver import PageLock, sleep_while_waiting
 from tltools.runtime.exports import load_predictor, read_card
-from tltools.runtime.predictor import ExportPredictor, Layout, Predictor
+from tltools.runtime.model_formats import format_of, is_export_name
+from tltools.runtime.predictor import CardBatches, ExportPredictor, Layout, Predictor
 from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, in_order
 from tltools.wording import counted
 
@@ -218,7 +219,7 @@ def may_fuse(path: Path, threads: int | None) -> bool:
         path: The export.
         threads: Requested cores for one forward pass; None if not specified.
     """
-    if path.suffix.lower() != ".onnx" or threads not in (None, 1):
+    if threads not in (None, 1) or not is_export_name(path) or format_of(path).needs_torch:
         return False
     return threads == 1 or (path.is_file() and path.stat().st_size < SMALL_BYTES)
 
@@ -373,7 +374,7 @@ def forward_s(predictor: Predictor) -> float:
     return _best_of_three(predictor, image)
 
 
-class WorkerModel:
+class WorkerModel(CardBatches):
     """An export that each worker runs by itself; this process opens it only if it is called.
 
     Its attributes are those reported by the first worker.
@@ -398,10 +399,6 @@ class WorkerModel:
                 self.path, device=self.opened_with, threads=1, self_test=False
             )
         return self._opened(images)
-
-    def new_batch(self, num_images: int) -> Image:
-        """Allocate images, uint8 (N, H, W, 3)."""
-        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
 
 class Told(NamedTuple):
