@@ -712,6 +712,37 @@ def test_the_options_are_those_that_were_agreed_on():
     )
 
 
+def help_texts() -> Iterator[tuple[str, str, str]]:
+    """Yield each command, parameter and help text."""
+    for command in COMMANDS:
+        for one in get_command(cli.app).commands[command].params:
+            name = one.opts[0] if one.opts[0].startswith("-") else one.opts[0].upper()
+            yield command, name, getattr(one, "help", None) or ""
+
+
+def test_each_help_text_is_a_sentence_of_at_most_twelve_words():
+    for command, name, text in help_texts():
+        is_list = (command, name) == ("train", "--model")  # of all backbones
+        assert text, f"{command} {name}"
+        assert len(text.split()) <= 12 or is_list, f"{command} {name}: {text}"
+        assert re.search(r"[.)]$", text), f"{command} {name}: {text}"
+
+
+SEVERAL_MEANINGS = {
+    "--batch-size", "--cache-dir", "--device", "--engine", "--images", "--model", "--output",
+    "--precision", "--seed", "--split", "--tf32",
+    "DATA", "MODEL",
+}  # fmt: skip
+"""Parameters that do not mean the same in all commands, or not quite."""
+
+
+def test_the_same_option_has_the_same_help_in_all_commands():
+    texts: dict[str, set[str]] = {}
+    for _, name, text in help_texts():
+        texts.setdefault(name, set()).add(text)
+    assert {name for name, found in texts.items() if len(found) > 1} == SEVERAL_MEANINGS
+
+
 NOT_OPTIONS = {"standardize", "keep"}
 """Settings that come with the recipe."""
 

@@ -38,7 +38,7 @@ _INT8 = ", ".join(one.title for one in FORMATS.values() if "int8" in one.precisi
 RunsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Run folders; with --layout also existing ONNX exports.",
+        help="Run folders; with --layout, also existing ONNX exports.",
         show_default="the newest run of each model in runs/",
     ),
 ]
@@ -51,7 +51,7 @@ CalibrationOption = Annotated[
 ]
 LayoutOption = Annotated[
     Literal["files", "triton", "docker"],
-    typer.Option(help="triton: add a Triton model repository; docker: a Docker build context."),
+    typer.Option(help="Also write a Triton model repository or a Docker build context."),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
@@ -68,7 +68,7 @@ def export(
     calibration_images: CalibrationOption = 128,
     layout: LayoutOption = "files",
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for exports, which go to OUTPUT/RUN/.")
+        Path, typer.Option("--output", "-o", help="Folder for exports; each run gets a subfolder.")
     ] = Path("exports"),
     parity_images: ParityImagesOption = None,
     device: DeviceOption = "auto",
