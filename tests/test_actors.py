@@ -143,10 +143,10 @@ def test_a_machine_that_computes_different_features_is_refused(tmp_path, monkeyp
 
 
 class AskedError(Exception):
-    """Of `FakeRemote`."""
+    """Of `FakeCluster`."""
 
 
-class FakeRemote:
+class FakeCluster:
     """Records the requests."""
 
     def connect(self):
@@ -159,7 +159,7 @@ class FakeRemote:
 @pytest.mark.parametrize(("int8", "device"), [(True, "cpu"), (False, None)])
 def test_int8_features_are_computed_on_cpus(extraction, int8, device):
     with pytest.raises(AskedError) as asked:
-        features_of(**extraction("ray", int8=int8), cluster=FakeRemote())
+        features_of(**extraction("ray", int8=int8), cluster=FakeCluster())
     assert asked.value.args == (device,)  # None: that of the cluster
 
 
@@ -167,7 +167,7 @@ def test_int8_features_are_computed_on_cpus(extraction, int8, device):
 
 
 @pytest.fixture
-def remote(cluster):
+def ray_cluster(cluster):
     with RayCluster(device="cpu") as made:
         yield made
 
@@ -203,11 +203,11 @@ def extraction(images, tmp_path):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_ray_computes_the_same_features_as_this_machine(remote, extraction, int8):
+def test_ray_computes_the_same_features_as_this_machine(ray_cluster, extraction, int8):
     local = features_of(**extraction("local", int8=int8))
     recorder = Recorder()
     arguments = extraction("ray", int8=int8)
-    features = features_of(**arguments, cluster=remote, progress=recorder)
+    features = features_of(**arguments, cluster=ray_cluster, progress=recorder)
     assert (features.shape, features.dtype) == (local.shape, np.float32)
     np.testing.assert_allclose(features, local, rtol=1e-4, atol=1e-5)
     assert recorder.bars[-1] == "Extracting features"
@@ -217,7 +217,7 @@ def test_ray_computes_the_same_features_as_this_machine(remote, extraction, int8
     assert again.bars == []
 
 
-def test_an_interrupted_extraction_resumes_from_the_cache(remote, extraction, monkeypatch):
+def test_an_interrupted_extraction_resumes_from_the_cache(ray_cluster, extraction, monkeypatch):
     monkeypatch.setattr(features_module, "BATCH_SIZE", 4)
     monkeypatch.setattr(features_module, "PART_SIZE", 4)
     arguments = extraction("ray")
@@ -239,10 +239,10 @@ def test_an_interrupted_extraction_resumes_from_the_cache(remote, extraction, mo
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(**arguments, cluster=remote, progress=StopsInTheMiddle())
+        features_of(**arguments, cluster=ray_cluster, progress=StopsInTheMiddle())
     num_kept = len(arguments["cache"].load())
     assert 0 < num_kept < 30
-    features = features_of(**arguments, cluster=remote)
+    features = features_of(**arguments, cluster=ray_cluster)
     np.testing.assert_allclose(features, features_of(**extraction("local")), rtol=1e-4, atol=1e-5)
 
 
@@ -268,7 +268,7 @@ def open_dying(path, folder, *, device, threads):
 
 @pytest.mark.parametrize("num_lives", [1, 12])
 def test_one_lost_worker_is_harmless_and_many_end_the_job(
-    remote, onnx_path, images, tmp_path, num_lives
+    ray_cluster, onnx_path, images, tmp_path, num_lives
 ):
     (tmp_path / "lives").mkdir()
     for number in range(num_lives):
@@ -280,7 +280,7 @@ def test_one_lost_worker_is_harmless_and_many_end_the_job(
         return evaluate_on_cluster(
             read_artifact(onnx_path).card,
             dataset,
-            remote,
+            ray_cluster,
             partial(open_dying, onnx_path, tmp_path / "lives"),
             [onnx_path],
             batch_size=4,
@@ -296,7 +296,7 @@ def test_one_lost_worker_is_harmless_and_many_end_the_job(
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript", "run"])
 def test_ray_evaluates_the_same_as_this_machine(
-    remote, kind, onnx_path, torchscript_path, cnn_run, drawn, images
+    ray_cluster, kind, onnx_path, torchscript_path, cnn_run, drawn, images
 ):
     path, data = {
         "onnx": (onnx_path, images),
@@ -309,7 +309,7 @@ def test_ray_evaluates_the_same_as_this_machine(
     result = evaluate_on_cluster(
         read_artifact(path).card,
         dataset,
-        remote,
+        ray_cluster,
         partial(open_predictor, path),
         model_files(path),
         batch_size=4,
@@ -336,7 +336,7 @@ def test_the_commands_print_the_same_with_both_engines(cluster, onnx_path, image
 
 
 def test_vgg16_trains_on_features_from_the_cluster(cluster, drawn_dataset, vgg16_file, tmp_path):
-    def train(name, progress, remote=None):
+    def train(name, progress, ray_cluster=None):
         config = default_config("vgg16", epochs=2, feature_precision="fp32")
         return train_model(
             drawn_dataset,
@@ -346,16 +346,16 @@ def test_vgg16_trains_on_features_from_the_cluster(cluster, drawn_dataset, vgg16
                 device="cpu",
                 run_dir=tmp_path / name,
                 cache_dir=tmp_path / "cache",
-                cluster=remote,
+                cluster=ray_cluster,
             ),
             progress=progress,
         )
 
     recorder = Recorder()
-    remote = RayCluster(device="cpu", progress=recorder)
-    first = train("ray", recorder, remote)
+    ray_cluster = RayCluster(device="cpu", progress=recorder)
+    first = train("ray", recorder, ray_cluster)
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
-    assert remote._ray is None  # the epochs need no cluster
+    assert ray_cluster._ray is None  # the epochs need no cluster
     again = Recorder()
     second = train("local", again)
     assert any("come from the cache" in line for line in again.said)
@@ -363,14 +363,14 @@ def test_vgg16_trains_on_features_from_the_cluster(cluster, drawn_dataset, vgg16
     assert [one.train_loss for one in first.history] == [one.train_loss for one in second.history]
 
 
-def test_an_unreadable_image_ends_the_evaluation(remote, onnx_path, images):
+def test_an_unreadable_image_ends_the_evaluation(ray_cluster, onnx_path, images):
     dataset = load_dataset(images, purpose="evaluate")
     (images / "red" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"on .*: cannot read image 0.png"):
         evaluate_on_cluster(
             read_artifact(onnx_path).card,
             dataset,
-            remote,
+            ray_cluster,
             partial(open_predictor, onnx_path),
             [onnx_path],
         )

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from inspect import Parameter, signature
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,12 +25,18 @@ from typer.main import get_command
 
 from tltools import __version__, cli
 from tltools.artifacts import open_predictor
+from tltools.classify.output_formats import OUTPUT_FORMATS
+from tltools.cli.classify import PartFormatOption
 from tltools.cli.docs import CHAPTERS
+from tltools.cli.export import LayoutOption, PrecisionOption
+from tltools.cli.options import AllDevices, TorchDevices
 from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
+from tltools.layouts import Layout
 from tltools.runtime import read_card
-from tltools.runtime.model_formats import torchscript
+from tltools.runtime.device import Kind, TorchKind
+from tltools.runtime.model_formats import FORMATS, torchscript
 from tltools.training import TrainConfig, default_config
 from tltools.training.run import load_card
 
@@ -707,6 +714,37 @@ def test_the_options_equal_the_recorded_ones():
     )
 
 
+def help_texts() -> Iterator[tuple[str, str, str]]:
+    """Yield each command, parameter and help text."""
+    for command in COMMANDS:
+        for one in get_command(cli.app).commands[command].params:
+            name = one.opts[0] if one.opts[0].startswith("-") else one.opts[0].upper()
+            yield command, name, getattr(one, "help", None) or ""
+
+
+def test_each_help_text_is_a_sentence_of_at_most_twelve_words():
+    for command, name, text in help_texts():
+        is_list = (command, name) == ("train", "--model")  # of all backbones
+        assert text, f"{command} {name}"
+        assert len(text.split()) <= 12 or is_list, f"{command} {name}: {text}"
+        assert re.search(r"[.)]$", text), f"{command} {name}: {text}"
+
+
+SEVERAL_MEANINGS = {
+    "--batch-size", "--cache-dir", "--device", "--engine", "--images", "--model", "--output",
+    "--precision", "--seed", "--split", "--tf32",
+    "DATA", "MODEL",
+}  # fmt: skip
+"""Parameters that do not mean the same in all commands, or not quite."""
+
+
+def test_the_same_option_has_the_same_help_in_all_commands():
+    texts: dict[str, set[str]] = {}
+    for _, name, text in help_texts():
+        texts.setdefault(name, set()).add(text)
+    assert {name for name, found in texts.items() if len(found) > 1} == SEVERAL_MEANINGS
+
+
 NOT_OPTIONS = {"standardize", "keep"}
 """Settings that come with the recipe."""
 
@@ -779,3 +817,21 @@ def test_a_training_option_changes_only_its_setting(run, monkeypatch, field):
 
 if __name__ == "__main__":
     sys.stdout.write(option_list())
+
+
+def test_choices_written_for_the_command_line_are_those_of_the_library():
+    """They stand in `cli` once more, since importing the library would slow every command down."""
+
+    def choices(annotation: object) -> set[str]:
+        """Values of all Literals in an annotation."""
+        inner = typing.get_args(annotation)
+        if typing.get_origin(annotation) is Literal:
+            return set(inner)
+        return set().union(*map(choices, inner))
+
+    assert choices(TorchDevices) == choices(TorchKind)
+    assert choices(AllDevices) == choices(Kind)
+    precisions = {one for known in FORMATS.values() for one in known.precisions}
+    assert choices(PrecisionOption) == precisions | {"all"}
+    assert choices(LayoutOption) == choices(Layout) | {"files"}
+    assert choices(PartFormatOption) <= {one.name for one in OUTPUT_FORMATS}

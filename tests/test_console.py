@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.cells import cell_len
 
 from tltools.console import (
     RichProgress,
@@ -204,7 +205,7 @@ def test_characters_that_the_encoding_lacks_are_escaped():
     assert stream.read() == "\\u5199\n"
 
 
-def test_a_table_fits_80_columns_and_loses_nothing(capsys, monkeypatch):
+def test_a_table_without_a_terminal_keeps_long_names_whole(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     path = "/data/" + "abcdefghij" * 12
     print_table("Findings [1]", ("check", "detail"), [("ok", path), ("fail", "[red]no\x1b[0m")])
@@ -212,10 +213,91 @@ def test_a_table_fits_80_columns_and_loses_nothing(capsys, monkeypatch):
     assert err == ""
     assert "\x1b" not in out
     assert "…" not in out
-    assert max(map(len, out.splitlines())) <= 80
-    assert path in "".join(line[4:].strip() for line in out.splitlines())
+    assert any(line.split() == ["ok", path] for line in out.splitlines())
     assert "[red]no\\x1b[0m" in out
     assert "Findings [1]" in out
+
+
+EXPORTS = [
+    ("exports/cnn/cnn.fp32.onnx", "1.3", "cpu", "100.00%", "+0.00%", "1.2e-06", "153"),
+    ("exports/vgg16-2/vgg16-2.fp16.onnx", "268.6", "cuda", "99.35%", "+0.65%", "5.5e-03", "153"),
+]
+TABLES = {
+    "exports": (
+        ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
+        EXPORTS,
+    ),
+    "findings": (
+        ("", "finding"),
+        [
+            ("warning", "3 images are byte-identical: photos/fire-engine/0001.jpg and 2 others"),
+            ("ok", "/data/a-folder-with-a-name-of-forty-characters-/" + "0123456789" * 5 + ".jpg"),
+        ],
+    ),
+    "runs": (
+        ("model", "validation accuracy", "run"),
+        [("vgg16 pooled", "95.68% (91.4% to 97.9%), 155/162", "runs/vgg16-2")],
+    ),
+    "wide characters": (("image", "label"), [("写真/" + "写真" * 20, "消防車"), ("a.jpg", "x")]),
+    "confusion": (
+        ("", *(f"class-{number}" for number in range(12))),
+        [(f"class-{number}", *"0123456789ab") for number in range(12)],
+    ),
+}
+
+
+@pytest.fixture
+def table_at(monkeypatch):
+    """Print a table on a terminal of this width, None for a file, and return its lines."""
+    monkeypatch.setenv("TERM", "xterm")
+
+    def show(width, columns, rows):
+        stream = io.StringIO() if width is None else Terminal()
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setenv("COLUMNS", str(width or 80))
+        print_table("A table", columns, rows)
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+        return [line.rstrip() for line in shown.splitlines()]
+
+    return show
+
+
+def parts_of(cell):
+    """What must never be broken: words, and the parts of a path."""
+    return [part for word in cell.split() for part in re.findall("[^/]*/+|[^/]+", word)]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200, None])
+@pytest.mark.parametrize("table", TABLES)
+def test_no_name_in_a_table_is_broken(table_at, table, width):
+    columns, rows = TABLES[table]
+    lines = table_at(width, columns, rows)
+    shown = " ".join(lines)
+    for cell in (cell for row in rows for cell in row):
+        for part in parts_of(cell):
+            assert part in shown, "\n".join(lines)
+        if width is None:  # a path can be copied, and found by grep
+            assert all(word in shown for word in cell.split())
+    longest = max(cell_len(part) for row in rows for cell in row for part in parts_of(cell))
+    if width is not None and len(columns) <= 8:
+        assert max(map(cell_len, lines)) <= max(width, longest)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(80, EXPORTS[:1]), (200, EXPORTS), (None, EXPORTS)])
+def test_paths_are_whole_where_there_is_room(table_at, width, rows):
+    lines = table_at(width, TABLES["exports"][0], rows)
+    for row in rows:
+        assert row in [tuple(line.split()) for line in lines]
+
+
+def test_a_narrow_terminal_shows_a_line_for_each_cell(table_at):
+    columns, row = ("model", "accuracy", "run"), ("vgg16 pooled", "9" * 10, "runs/" + "v" * 16)
+    assert table_at(30, columns, [row])[1:] == [
+        "model: vgg16 pooled",
+        "accuracy: 9999999999",
+        "run: runs/vvvvvvvvvvvvvvvv",
+        "",
+    ]
 
 
 def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
@@ -231,12 +313,13 @@ def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
 
 
 def test_numbers_are_right_aligned(capsys):
-    print_table("", ("name", "ms"), [("a", "1.5"), ("b", "100.0"), ("c", "-")])
-    rows = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert [line[-5:] for line in rows if line.strip()[:1] in ("a", "b", "c")] == [
-        "  1.5",
-        "100.0",
-        "    -",
+    rows = [("a", "1.5", "+0.1%"), ("bcd", "100.0", "-10.0%"), ("c", "-", "")]
+    print_table("", ("name", "ms", "change"), rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in lines if line.strip()[:1] in ("a", "b", "c")] == [
+        " a       1.5   +0.1%",
+        " bcd   100.0  -10.0%",
+        " c         -",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ from tltools import cli
 from tltools.classify import Job, Shard, merge_shards, output_formats, run_job
 from tltools.classify.output_formats import OutputFormat, Row, output_format
 from tltools.classify.predict import Prediction
+from tltools.classify.writer import check_output
 from tltools.errors import ConfigError, DataError
 from tltools.progress import Silent
 from tltools.report.jobs import read_job
@@ -130,6 +132,20 @@ def test_the_commands_know_an_output_format(toy_output, onnx_path, images, tmp_p
     result = run_tltools(*classify, "-o", "out.txt", cwd=tmp_path)
     assert result.code == 2
     assert ".csv, .jsonl (or .ndjson), .parquet or .toy" in result.err
+
+
+def test_the_errors_of_an_output_name_the_formats_that_would_do(toy_output, monkeypatch, tmp_path):
+    lacks = replace(TOY_OUTPUT, suffixes=(".lacking",), requires="no_such_package")
+    safe = replace(TOY_OUTPUT, suffixes=(".safe",), has_spreadsheet_mode=True)
+    known = [*output_formats.OUTPUT_FORMATS, lacks, safe]
+    monkeypatch.setattr(output_formats, "OUTPUT_FORMATS", known)
+    with pytest.raises(ConfigError) as told:
+        check_output(tmp_path / "out.lacking", overwrite=False)
+    named = ["." + one.name for one in known if one.is_installed]
+    assert ".toy" in named
+    assert str(told.value).endswith(f"or choose {', '.join(named[:-1])} or {named[-1]}")
+    with pytest.raises(ConfigError, match=r"choose \.csv or \.safe, or leave out"):
+        check_output(tmp_path / "out.toy", overwrite=False, spreadsheet=True)
 
 
 def test_an_unknown_suffix_is_an_error_wherever_predictions_are_read(tmp_path):

@@ -917,7 +917,7 @@ def test_fields_that_look_like_formulas_are_escaped_on_request(onnx_path, images
     stop(onnx_path, [folder], tmp_path / "stopped.csv", 4, spreadsheet=True)
     assert paths(tmp_path / "stopped.csv", spreadsheet=True) == expected
     assert content(tmp_path / "stopped.csv") == content(tmp_path / "sheet.csv")
-    with pytest.raises(ConfigError, match="`spreadsheet=True` is for CSV"):
+    with pytest.raises(ConfigError, match=r"out\.jsonl` has no spreadsheet mode; choose \.csv, or"):
         run_job(Job(onnx_path, [folder], tmp_path / "out.jsonl", device="cpu", spreadsheet=True))
 
 

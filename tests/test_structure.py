@@ -320,6 +320,27 @@ def test_only_a_backbones_own_file_depends_on_its_name():
     assert deciding == {f"backbones/{name}.py" for name in BACKBONES}
 
 
+LONG, TOO_LONG, MAX_LONG = 50, 80, 8
+"""Lines of a function, docstring included; so many functions may be longer than `LONG`."""
+
+
+def function_lengths() -> dict[str, int]:
+    """Lines of all functions and methods, from `def` to the last one."""
+    return {
+        f"{name_of(module)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_functions_are_short():
+    long = {name: number for name, number in function_lengths().items() if number > LONG}
+    offenders = "\n".join(f"{long[name]:4d} {name}" for name in sorted(long, key=long.__getitem__))
+    assert max(long.values(), default=0) <= TOO_LONG, offenders
+    assert len(long) <= MAX_LONG, offenders
+
+
 def test_every_module_and_public_function_says_what_it_is_for():
     silent = [
         f"{name_of(module)}: {getattr(node, 'name', 'the module')}"

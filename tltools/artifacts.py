@@ -133,7 +133,7 @@ def open_predictor(
 
     Args:
         path: A run folder, or an export's file.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        device: One of `TorchKind`, or a GPU such as `cuda:1`.
         threads: Cores for one forward pass on the CPU; None uses all cores of this process.
         tf32: Let CUDA round fp32 products to TF32: faster, with errors of about 1e-3 in the logits.
 

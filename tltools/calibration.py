@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,39 +35,52 @@ def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) ->
         decrease.
     """
     num_images = len(targets)
-    if num_images < MIN_IMAGES:
-        few = f"{num_images} validation images are too few to fit it (at least {MIN_IMAGES})"
-        return _unchanged(logits, targets, few) if num_images else Confidence(note=few)
-    right = logits.argmax(axis=1) == targets
-    if right.all() or not right.any():
-        all_or_none = "all" if right.all() else "none"
-        return _unchanged(
-            logits, targets, f"{all_or_none} of the validation images get the right label"
-        )
-    ece_before, ece_after, nll_before, nll_after = _held_out(logits, targets)
-    note = ""
+    note = _too_few(logits, targets)
+    if not num_images:
+        return Confidence(note=note)
+    if note:
+        return _unchanged(logits, targets, note)
+    held_out = _held_out(logits, targets)
     temperature = _fit(logits, targets)
+    note = _objection(temperature, held_out)
+    if note:
+        return _unchanged(logits, targets, note)
+    return Confidence(temperature=temperature, num_images=num_images, **held_out._asdict())
+
+
+def _too_few(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> str:
+    """Return why a temperature cannot be fitted to so few images or mistakes; else nothing."""
+    if len(targets) < MIN_IMAGES:
+        return f"{len(targets)} validation images are too few to fit it (at least {MIN_IMAGES})"
+    right = logits.argmax(axis=1) == targets
+    if right.any() and not right.all():
+        return ""
+    return f"{'all' if right.all() else 'none'} of the validation images get the right label"
+
+
+class _HeldOut(NamedTuple):
+    """What temperatures change on images that they were fitted without; see `Confidence`."""
+
+    ece_before: float
+    ece_after: float
+    nll_before: float
+    nll_after: float
+
+
+def _objection(temperature: float, held_out: _HeldOut) -> str:
+    """Return why a fitted temperature is not used; empty if it is."""
     if not BOUNDS[0] * 1.01 < temperature < BOUNDS[1] * 0.99:
-        note = f"the fit ends at {temperature:.2g}, the bound of the plausible range"
-    elif ece_after >= ece_before:
-        note = (
-            f"{temperature:.2f} would not lower the held-out expected calibration error "
-            f"({ece_before:.4f} before, {ece_after:.4f} after)"
-        )
-    elif nll_after >= nll_before:
-        note = (
-            f"{temperature:.2f} would not lower the held-out negative log likelihood "
-            f"({nll_before:.4f} before, {nll_after:.4f} after)"
-        )
-    return Confidence(
-        temperature=1.0 if note else temperature,
-        num_images=num_images,
-        ece_before=ece_before,
-        ece_after=ece_before if note else ece_after,
-        nll_before=nll_before,
-        nll_after=nll_before if note else nll_after,
-        note=note,
-    )
+        return f"the fit ends at {temperature:.2g}, the bound of the plausible range"
+    for name, before, after in (
+        ("expected calibration error", held_out.ece_before, held_out.ece_after),
+        ("negative log likelihood", held_out.nll_before, held_out.nll_after),
+    ):
+        if after >= before:
+            return (
+                f"{temperature:.2f} would not lower the held-out {name} "
+                f"({before:.4f} before, {after:.4f} after)"
+            )
+    return ""
 
 
 def negative_log_likelihood(
@@ -96,10 +110,8 @@ def _fit(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> float:
     return math.exp(float(found.x))
 
 
-def _held_out(
-    logits: NDArray[np.floating], targets: NDArray[np.int64]
-) -> tuple[float, float, float, float]:
-    """Return the calibration error before and after, and the likelihoods, by cross-validation."""
+def _held_out(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> _HeldOut:
+    """Measure by cross-validation."""
     from sklearn.model_selection import StratifiedKFold
 
     eces: list[float] = []
@@ -114,12 +126,11 @@ def _held_out(
                 scaled[held_out] = logits[held_out] / _fit(logits[fitted], targets[fitted])
         eces.append(reliability(softmax(scaled), targets).ece)
         nlls.append(negative_log_likelihood(scaled, targets))
-    before = reliability(softmax(logits), targets).ece
-    return (
-        before,
-        float(np.mean(eces)),
-        negative_log_likelihood(logits, targets),
-        float(np.mean(nlls)),
+    return _HeldOut(
+        ece_before=reliability(softmax(logits), targets).ece,
+        ece_after=float(np.mean(eces)),
+        nll_before=negative_log_likelihood(logits, targets),
+        nll_after=float(np.mean(nlls)),
     )
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 80
 GAP = 2
 """Spaces between the columns of a table."""
+MAX_STACKED = 8
+"""Most columns of a table that is shown as one line per cell; more would be long lists."""
 MAX_NUMBER_WORDS = 6
 """Limit for a cell to count as a number: `95.68% (91.4% to 97.9%), 155/162` has five words."""
 MAX_TEXT_WIDTH = 100
@@ -97,42 +99,82 @@ def printable_json(text: str) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to standard output.
 
-    The table is as wide as the terminal, or 80 columns without one; long cells are wrapped, never
-    cut. Columns of numbers are right-aligned.
+    The table is as wide as the terminal, or 80 columns without one. Long cells are wrapped, never
+    cut: text at spaces, and on a terminal paths after slashes, so that no name is broken. If it
+    still does not fit, a terminal shows a table of few columns as one line per cell; otherwise the
+    table is wider. Columns of numbers are right-aligned.
     """
-    from rich import box
     from rich.console import Console
+    from rich.text import Text
+
+    from tltools.table import column_widths, full_widths, wrap
+
+    encoding = _encoding(sys.stdout)
+    headings = [printable(column, encoding) for column in columns]
+    cells = [[printable(cell, encoding) for cell in row] for row in rows]
+    interactive = sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=None if interactive else PLAIN_WIDTH, highlight=False)
+    lines = wrap(printable(title, encoding), console.width, fold=interactive)
+    # A Text, so that rich reads no [markup] in it.
+    console.print(Text("\n".join(lines)), style="bold", soft_wrap=True)
+    room = console.width - GAP * len(columns)
+    widths = column_widths(headings, cells, room, fold=False)
+    if widths is None and interactive:
+        widths = column_widths(headings, cells, room, fold=True)
+        if widths is None and len(columns) <= MAX_STACKED:
+            _print_stacked(console, headings, cells)
+            return
+    _print_columns(console, headings, cells, widths or full_widths(headings, cells))
+
+
+def _print_columns(
+    console: "Console",
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    widths: Sequence[int],
+) -> None:
+    """Print a table whose columns have these widths, even if it is wider than the console."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    def text(cell: str) -> Text:
-        return Text(
-            printable(cell, _encoding(sys.stdout))
-        )  # a Text, so that rich reads no [markup] in it
+    from tltools.table import wrap
 
-    interactive = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if interactive else PLAIN_WIDTH, highlight=False)
+    def text(cell: str, width: int) -> Text:
+        return Text("\n".join(wrap(cell, width, fold=True)))
+
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, GAP - 1, 0, 0),  # the box adds one
         pad_edge=False,
     )
-    console.print(text(title), style="bold")  # a table's own title wraps at the table's width
-    cell_widths = [
-        max((text(row[index]).cell_len for row in rows), default=0) for index in range(len(columns))
-    ]
-    widths = _column_widths(columns, cell_widths, console.width - GAP * len(columns))
-    for index, column in enumerate(columns):
+    for index, (heading, width) in enumerate(zip(headings, widths, strict=True)):
         cells = [row[index] for row in rows]
         table.add_column(
-            text(column),
+            text(heading, width),
             justify="right" if all(map(_is_number, cells)) and any(cells) else "left",
-            overflow="fold",
-            width=widths[index],
+            width=width,
         )
     for row in rows:
-        table.add_row(*map(text, row))
+        table.add_row(*map(text, row, widths))
+    console.width = max(console.width, sum(widths) + GAP * len(widths))
     console.print(table)
+
+
+def _print_stacked(
+    console: "Console", headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Print a line for each cell, with its heading, and an empty line after each row."""
+    from rich.text import Text
+
+    from tltools.table import wrap
+
+    for row in rows:
+        for heading, cell in zip(headings, row, strict=True):
+            line = f"{heading}: {cell}" if heading else cell
+            wrapped = wrap(line, console.width, fold=True)
+            console.print(Text("\n".join(wrapped)), soft_wrap=True)
+        console.print()
 
 
 def print_markdown(text: str) -> None:
@@ -147,25 +189,6 @@ def print_markdown(text: str) -> None:
     console.print(Markdown(text), width=min(console.width, MAX_TEXT_WIDTH))
 
 
-def _column_widths(
-    headings: Sequence[str], cell_widths: Sequence[int], room: int
-) -> list[int | None]:
-    """Wrap headings, at their spaces, before cells; None leaves the width to rich."""
-    least = [
-        max(width, *map(len, heading.split()), 0)
-        for heading, width in zip(headings, cell_widths, strict=True)
-    ]
-    if sum(least) > room:
-        return [None] * len(least)
-    spare = room - sum(least)
-    widths: list[int | None] = []
-    for heading, width in zip(headings, least, strict=True):
-        extra = min(max(len(heading) - width, 0), spare)
-        spare -= extra
-        widths.append(width + extra)
-    return widths
-
-
 def _is_number(cell: str) -> bool:
     """Tell whether a cell is a number, "-" or empty.
 
@@ -173,7 +196,7 @@ def _is_number(cell: str) -> bool:
     """
     if cell in ("", "-"):
         return True
-    starts = cell.lstrip("-<").replace(".", "", 1)[:1].isdigit()
+    starts = cell.lstrip("+-<").replace(".", "", 1)[:1].isdigit()
     return starts and len(cell.split()) <= MAX_NUMBER_WORDS
 
 

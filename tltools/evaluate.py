@@ -135,7 +135,7 @@ def evaluate(
 def evaluate_on_cluster(
     card: Card,
     dataset: "Dataset",
-    remote: "RayCluster",
+    cluster: "RayCluster",
     open_model: "OpenModel",
     same_files: Sequence[Path],
     *,
@@ -148,7 +148,7 @@ def evaluate_on_cluster(
     Args:
         card: The predictor's card.
         dataset: As in `evaluate`.
-        remote: The cluster.
+        cluster: The cluster.
         open_model: Opens the predictor on an actor.
         same_files: Files of the predictor, which all machines must be able to read.
         split: As in `evaluate`.
@@ -161,7 +161,7 @@ def evaluate_on_cluster(
     """
 
     def run(paths: Sequence[Path]) -> NDArray[np.float32]:
-        outputs = remote.outputs(
+        outputs = cluster.outputs(
             paths,
             open_model,
             preprocessing=card.preprocessing,
@@ -172,7 +172,7 @@ def evaluate_on_cluster(
         with closing(outputs):
             return _collect(card, paths, outputs, progress)
 
-    remote.connect()  # before the clock starts
+    cluster.connect()  # before the clock starts
     return _evaluate(card, dataset, run, split)
 
 

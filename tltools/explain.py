@@ -129,7 +129,7 @@ def explain_images(
         paths: Images.
         output: PNG for a single image, or a folder, created if missing; see `output_paths`.
         class_name: Class to explain; None explains each image's predicted class.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        device: One of `TorchKind`, or a GPU such as `cuda:1`.
         progress: Receives progress over the images.
 
     Yields:

@@ -1,4 +1,12 @@
-"""Nouns and verbs that agree with a number."""
+"""Nouns and verbs that agree with a number, and lists in sentences."""
+
+from collections.abc import Sequence
+
+
+def either(names: Sequence[str]) -> str:
+    """Join one or more names as alternatives: `a`, `a or b`, `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

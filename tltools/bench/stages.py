@@ -105,27 +105,11 @@ def measure_classify(
     predictor, plan = open_model(path, device=device, tf32=tf32)
     some = images[:: ceil(len(images) / MAX_IMAGES)]
     trial = _Trial(predictor, plan, some, seconds=seconds, clock=clock)
-    enter("classify: reading")
-    read_s = trial.read_s()
-    enter("classify: decoding")
-    load_s = trial.load_s()
-    enter("classify: inference")
-    infer_s = trial.infer_s(known_s.get(plan.batch_size, 0.0))
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
-        output = Path(folder) / "predictions.csv"
-        enter("classify: all stages")
-        stopwatch, made = trial.classify(output, image_s=max(load_s, read_s) + infer_s)
-        enter("classify: writing")
-        write_s = trial.write_s(output, made)
+    costs, stopwatch = trial.stages(enter, known_s.get(plan.batch_size, 0.0))
     return ClassifyRound(
         plan=plan,
         device=predictor.device,
-        costs=StageCosts(
-            read_s=read_s,
-            decode_s=max(load_s - read_s, 0.0),  # loading an image includes reading it
-            infer_s=infer_s,
-            write_s=write_s,
-        ),
+        costs=costs,
         images_per_s=stopwatch.rate(),
         num_images=stopwatch.num_rows,
     )
@@ -148,6 +132,35 @@ class _Trial:
         self._images = images
         self._seconds = seconds
         self._clock = clock
+
+    def stages(
+        self, enter: Callable[[str], object], known_s: float
+    ) -> "tuple[StageCosts, Stopwatch]":
+        """Measure each stage, and all together; return their costs and the overall rate.
+
+        Args:
+            enter: Called with the name of each stage as it begins.
+            known_s: See `infer_s`.
+        """
+        enter("classify: reading")
+        read_s = self.read_s()
+        enter("classify: decoding")
+        load_s = self.load_s()
+        enter("classify: inference")
+        infer_s = self.infer_s(known_s)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+            output = Path(folder) / "predictions.csv"
+            enter("classify: all stages")
+            stopwatch, made = self.classify(output, image_s=max(load_s, read_s) + infer_s)
+            enter("classify: writing")
+            write_s = self.write_s(output, made)
+        costs = StageCosts(
+            read_s=read_s,
+            decode_s=max(load_s - read_s, 0.0),  # loading an image includes reading it
+            infer_s=infer_s,
+            write_s=write_s,
+        )
+        return costs, stopwatch
 
     def read_s(self) -> float:
         """Return the seconds to read an image from the system's cache."""

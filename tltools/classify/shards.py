@@ -36,7 +36,7 @@ class Shard(msgspec.Struct, frozen=True):
         """
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"`shard=` takes K/N, part K of N, such as 1/4 to 4/4; got {text!r}")
+            raise ConfigError(f"`shard=` takes K/N, shard K of N, such as 1/4 to 4/4; got {text!r}")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

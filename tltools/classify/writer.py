@@ -4,13 +4,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Self
 
 from tltools.atomic import atomic_path
-from tltools.classify.output_formats import STDOUT, output_format
+from tltools.classify.output_formats import STDOUT, first_suffixes, output_format
 from tltools.classify.predict import Prediction
 from tltools.classify.resume import Kept
 from tltools.classify.unfinished import UnfinishedOutput, cannot_write, exists_already
@@ -191,12 +190,15 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
     chosen = output_format(path, parameter="output")
     if spreadsheet and not chosen.has_spreadsheet_mode:
         raise ConfigError(
-            f"`spreadsheet=True` is for CSV, but `output={path}` ends in {path.suffix}; choose .csv"
+            f"`output={path}` has no spreadsheet mode; choose "
+            f"{first_suffixes(lambda one: one.has_spreadsheet_mode)}, or leave out "
+            "`spreadsheet=True`"
         )
-    if chosen.requires is not None and find_spec(chosen.requires) is None:
+    if not chosen.is_installed:
         raise ConfigError(
             f"`output={path}` needs {chosen.requires}, which is not installed: pip install "
-            f"{chosen.requires}, or choose .csv or .jsonl"
+            f"{chosen.requires}, or choose "
+            f"{first_suffixes(lambda one: one.is_installed)}"
         )
     if path.is_dir():
         raise ConfigError(f"`output={path}` is a folder; name a file in it")

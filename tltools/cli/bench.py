@@ -1,5 +1,6 @@
 """`tltools bench`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,25 +11,25 @@ from tltools.cli.options import (
     ClassNamesOption,
     ImagesOption,
     InferenceDeviceOption,
+    ReadingOptions,
     ReportOption,
+    load_to_score,
     path_or_url,
-    split_names,
     split_numbers,
 )
-from tltools.cli.show import check_report, tell_findings, write_report
+from tltools.cli.show import check_report, write_report
 from tltools.errors import TltoolsError
 from tltools.wording import counted
 
 if TYPE_CHECKING:
-    from tltools.bench import BenchResult
+    from tltools.bench import BenchResult, BenchSettings
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
-    from tltools.data.location import Location
 
 
 ModelsArgument = Annotated[
     list[Path] | None,
-    typer.Argument(help="Runs and exports.", show_default="exports/ and their runs"),
+    typer.Argument(help="Runs and exports to measure.", show_default="exports/ and their runs"),
 ]
 DataOption = Annotated[
     Any,  # Location | None
@@ -49,14 +50,38 @@ IterationsOption = Annotated[
     int, typer.Option(min=1, help="Maximum timed forward passes per round and batch size.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads per model.", show_default="all cores")
+    int | None, typer.Option(min=1, help="CPU threads per forward pass.", show_default="all cores")
 ]
 BudgetOption = Annotated[
     float, typer.Option(min=1, help="Target duration of the whole bench, in seconds.")
 ]
+RoundsOption = Annotated[
+    int, typer.Option(min=1, help="Number of rounds; each measures every model.")
+]
 MeasureTf32Option = Annotated[
     bool, typer.Option(help="On a GPU, also measure fp32 exports in TF32.")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The images to measure with."""
+
+    data: DataOption = None
+    images: ImagesOption = None
+    class_names: ClassNamesOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """How much is measured, and where."""
+
+    batch_sizes: BatchSizesOption = None
+    rounds: RoundsOption = 3
+    iterations: IterationsOption = 50
+    threads: ThreadsOption = None
+    budget: BudgetOption = 240
+    device: InferenceDeviceOption = "auto"
 
 
 @command
@@ -64,15 +89,8 @@ def bench(
     models: ModelsArgument = None,
     *,
     out: Out,
-    data: DataOption = None,
-    images: ImagesOption = None,
-    class_names: ClassNamesOption = None,
-    batch_sizes: BatchSizesOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every model.")] = 3,
-    iterations: IterationsOption = 50,
-    threads: ThreadsOption = None,
-    budget: BudgetOption = 240,
-    device: InferenceDeviceOption = "auto",
+    labeled: DataOptions,
+    measure: MeasureOptions,
     tf32: MeasureTf32Option = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
         "exports"
@@ -86,19 +104,12 @@ def bench(
     Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
     """
     check_report(report)
-    from tltools.bench import BenchSettings, bench_inputs, run_bench, uses_gpu, write_result
+    from tltools.bench import bench_inputs, run_bench, uses_gpu, write_result
 
     progress = out.progress
-    settings = BenchSettings(
-        device=device,
-        threads=threads,
-        batch_sizes=split_numbers(batch_sizes, "--batch-sizes") if batch_sizes else None,
-        rounds=rounds,
-        iterations=iterations,
-        budget_s=budget,
-    )
-    dataset = _labeled(data, images, class_names, progress)
-    inputs = bench_inputs(models, dataset, tf32=tf32 and uses_gpu(device))
+    settings = _settings(measure)
+    dataset = _dataset(labeled, progress)
+    inputs = bench_inputs(models, dataset, tf32=tf32 and uses_gpu(measure.device))
     for note in inputs.notes:
         progress.warn(note)
     progress.say(
@@ -118,26 +129,26 @@ def bench(
         progress.say(f"Next: {found.recommendation.command}")
 
 
-def _labeled(
-    data: "Location | None",
-    images: Path | None,
-    class_names: str | None,
-    progress: "RichProgress",
-) -> "Dataset | None":
-    """Load the labeled images of --data; return None for the runs' own."""
-    if data is None:
-        return None
-    from tltools.data.dataset import load_dataset
+def _settings(measure: MeasureOptions) -> "BenchSettings":
+    from tltools.bench import BenchSettings
 
-    dataset = load_dataset(
-        data,
-        images=images,
-        class_names=split_names(class_names),
-        purpose="evaluate",
-        progress=progress,
+    sizes = measure.batch_sizes
+    return BenchSettings(
+        device=measure.device,
+        threads=measure.threads,
+        batch_sizes=split_numbers(sizes, "--batch-sizes") if sizes else None,
+        rounds=measure.rounds,
+        iterations=measure.iterations,
+        budget_s=measure.budget,
     )
-    tell_findings(dataset, progress)
-    return dataset
+
+
+def _dataset(labeled: DataOptions, progress: "RichProgress") -> "Dataset | None":
+    """Load the labeled images of --data; return None for the runs' own."""
+    if labeled.data is None:
+        return None
+    reading = ReadingOptions(images=labeled.images, class_names=labeled.class_names)
+    return load_to_score(labeled.data, reading, progress)
 
 
 def _show(found: "BenchResult", out: Out) -> None:

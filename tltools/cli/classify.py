@@ -1,6 +1,7 @@
 """`tltools classify`."""
 
 import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from tltools.cli.command import Out, command
 from tltools.cli.options import (
     CLUSTER,
     SPEED,
+    EngineOption,
     InferenceDeviceOption,
     RayAddressOption,
     ReportOption,
@@ -21,12 +23,15 @@ from tltools.cli.options import (
 from tltools.cli.show import check_report, write_report
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
+from tltools.runtime.model_formats import suffixes
 from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.classify import Shard, Summary
+    from tltools.classify.job import JobSettings
     from tltools.console import RichProgress
     from tltools.data.location import Location
+    from tltools.processes import Launcher
 
 FAILURES = "Failed images"
 """Title of a panel of the help."""
@@ -41,7 +46,10 @@ InputsArgument = Annotated[
 ]
 ModelOption = Annotated[
     Path | None,
-    typer.Option(help="Export to use.", show_default="most accurate ONNX export in exports/"),
+    typer.Option(
+        help=f"Export to classify with ({suffixes()}).",
+        show_default="most accurate ONNX export in exports/",
+    ),
 ]
 OutputOption = Annotated[
     Any,  # Location | None
@@ -91,7 +99,7 @@ StrictOption = Annotated[
 ErrorsToOption = Annotated[
     Path | None,
     typer.Option(
-        help="CSV file to list failed images in, with their errors.",
+        help="CSV file for failed images and their errors.",
         rich_help_panel=FAILURES,
     ),
 ]
@@ -99,7 +107,7 @@ SpreadsheetOption = Annotated[
     bool,
     typer.Option(
         "--spreadsheet",
-        help="Make the CSV safe for spreadsheets: an apostrophe precedes formulas.",
+        help="Prefix CSV fields that look like formulas with an apostrophe.",
     ),
 ]
 MinConfidenceOption = Annotated[
@@ -115,7 +123,7 @@ ChangedOnlyOption = Annotated[
     bool,
     typer.Option(
         "--changed-only",
-        help="Skip images this model has already classified; a ledger keeps rows.",
+        help="Reuse the rows of images this model has already classified.",
     ),
 ]
 CacheDirOption = Annotated[
@@ -126,15 +134,8 @@ ShardOption = Annotated[
     str | None,
     typer.Option(
         metavar="K/N",
-        help="Classify only part K of N; tltools merge joins the parts.",
+        help="Classify only shard K of N; tltools merge joins the shards.",
         show_default="all images",
-    ),
-]
-EngineOption = Annotated[
-    Literal["local", "ray"],
-    typer.Option(
-        help='ray: write parts on a Ray cluster (pip install "ray\\[data]>=2.60").',
-        rich_help_panel=CLUSTER,
     ),
 ]
 PartSizeOption = Annotated[
@@ -148,8 +149,49 @@ PartSizeOption = Annotated[
 ]
 PartFormatOption = Annotated[
     Literal["parquet", "csv"] | None,
-    typer.Option(help="File format of each part.", show_default="parquet", rich_help_panel=CLUSTER),
+    typer.Option(help="File format of the parts.", show_default="parquet", rich_help_panel=CLUSTER),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Options for both engines."""
+
+    overwrite: OverwriteOption = False
+    device: InferenceDeviceOption = "auto"
+    batch_size: BatchSizeOption = None
+    workers: WorkersOption = None
+    image_timeout: ImageTimeoutOption = 30.0
+    errors_to: ErrorsToOption = None
+    spreadsheet: SpreadsheetOption = False
+    min_confidence: MinConfidenceOption = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return their values by the names of `JobSettings`."""
+        values = dict(vars(self))
+        values["image_timeout_s"] = values.pop("image_timeout")
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOptions:
+    """Options for `--engine local` only."""
+
+    threads: ThreadsOption = None
+    tf32: Tf32Option = False
+    changed_only: ChangedOnlyOption = False
+    cache_dir: CacheDirOption = None
+    report: ReportOption = None
+    shard: ShardOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Options for `--engine ray` only."""
+
+    ray_address: RayAddressOption = None
+    part_size: PartSizeOption = None
+    part_format: PartFormatOption = None
 
 
 @command
@@ -160,25 +202,11 @@ def classify(
     out: Out,
     model: ModelOption = None,
     output: OutputOption = None,
-    overwrite: OverwriteOption = False,
-    device: InferenceDeviceOption = "auto",
-    batch_size: BatchSizeOption = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    tf32: Tf32Option = False,
-    image_timeout: ImageTimeoutOption = 30.0,
+    options: JobOptions,
     strict: StrictOption = False,
-    errors_to: ErrorsToOption = None,
-    spreadsheet: SpreadsheetOption = False,
-    min_confidence: MinConfidenceOption = None,
-    changed_only: ChangedOnlyOption = False,
-    cache_dir: CacheDirOption = None,
-    report: ReportOption = None,
-    shard: ShardOption = None,
+    here: LocalOptions,
     engine: EngineOption = "local",
-    ray_address: RayAddressOption = None,
-    part_size: PartSizeOption = None,
-    part_format: PartFormatOption = None,
+    there: ClusterOptions,
 ) -> None:
     """Classify images: one row per image, with its label and probabilities or its error.
 
@@ -188,51 +216,56 @@ def classify(
     """
     # Before any import that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None
-    output, one_shard = _place(output, shard, engine)
-    _check_output(output, report, as_json=out.as_json)
-    _check_engine(
-        engine,
-        local={
-            "--threads": threads,
-            "--tf32": tf32 or None,
-            "--changed-only": changed_only or None,
-            "--cache-dir": cache_dir,
-            "--shard": shard,
-            "--report": report,
-        },
-        ray={"--ray-address": ray_address, "--part-size": part_size, "--part-format": part_format},
-    )
-    settings: dict[str, Any] = {
-        "device": device,
-        "batch_size": batch_size,
-        "workers": workers,
-        "overwrite": overwrite,
-        "spreadsheet": spreadsheet,
-        "errors_to": errors_to,
-        "min_confidence": min_confidence,
-        "image_timeout_s": image_timeout,
-    }
+    place, shard = _place(output, here.shard, engine)
+    _check_output(place, here.report, as_json=out.as_json)
+    _check_engine(engine, here, there)
+    from tltools.classify.job import JobSettings
+
     model = model or _best_export(out.progress)
+    settings = JobSettings(model, inputs, place, **options.settings())
     if engine == "ray":
-        from tltools.ray.engine import run_ray_job
-        from tltools.ray.job import RayJob
-
-        ray = {"address": ray_address, "part_size": part_size, "part_format": part_format}
-        summary = run_ray_job(
-            RayJob(model, inputs, output, **settings, **ray), progress=out.progress
-        )
+        summary = _run_on_cluster(settings, there, out.progress)
     else:
-        from tltools.classify import Job, run_job
-
-        ledger_dir = _ledger_dir(cache_dir, changed_only=changed_only)
-        here = {"threads": threads, "tf32": tf32, "ledger_dir": ledger_dir, "shard": one_shard}
-        job = Job(model, inputs, output, **settings, **here)
-        summary = run_job(job, progress=out.progress, launcher=launcher)
+        summary = _run_here(settings, here, shard, out.progress, launcher)
     out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
-    suggest = one_shard is None and engine == "local"
-    _report(report, summary, inputs, out.progress, suggest=suggest)
+    suggest = shard is None and engine == "local"
+    _report(here.report, summary, inputs, out.progress, suggest=suggest)
     if strict:
         _fail_if_incomplete(summary, out.progress)
+
+
+def _run_here(
+    settings: "JobSettings",
+    options: LocalOptions,
+    shard: "Shard | None",
+    progress: "RichProgress",
+    launcher: "Launcher | None",
+) -> "Summary":
+    from tltools.classify import Job, run_job
+
+    job = Job(
+        **vars(settings),
+        threads=options.threads,
+        tf32=options.tf32,
+        ledger_dir=_ledger_dir(options.cache_dir, changed_only=options.changed_only),
+        shard=shard,
+    )
+    return run_job(job, progress=progress, launcher=launcher)
+
+
+def _run_on_cluster(
+    settings: "JobSettings", options: ClusterOptions, progress: "RichProgress"
+) -> "Summary":
+    from tltools.ray.engine import run_ray_job
+    from tltools.ray.job import RayJob
+
+    job = RayJob(
+        **vars(settings),
+        address=options.ray_address,
+        part_size=options.part_size,
+        part_format=options.part_format,
+    )
+    return run_ray_job(job, progress=progress)
 
 
 def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
@@ -282,12 +315,22 @@ REASONS = {
 """Why these options work only with the local engine."""
 
 
-def _check_engine(engine: str, *, local: dict[str, object], ray: dict[str, object]) -> None:
-    """Refuse options of the other engine; an option that was not given is None."""
-    check_ray_options(engine, ray)
-    for option, value in local.items():
-        if engine == "ray" and value is not None:
+def _check_engine(engine: str, here: LocalOptions, there: ClusterOptions) -> None:
+    """Refuse options of the other engine."""
+    check_ray_options(engine, _given(there))
+    for option in _given(here):
+        if engine == "ray":
             raise ConfigError(f"{option} is for --engine local: {REASONS[option]}; leave it out")
+
+
+def _given(options: LocalOptions | ClusterOptions) -> dict[str, object]:
+    """Return the options that differ from their defaults, by name, such as `--part-size`."""
+    values = {field: getattr(options, field.name) for field in fields(options)}
+    return {
+        f"--{field.name.replace('_', '-')}": value
+        for field, value in values.items()
+        if value != field.default
+    }
 
 
 def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:

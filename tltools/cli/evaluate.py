@@ -9,21 +9,17 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import (
-    CLUSTER,
-    ClassNamesOption,
     DeviceOption,
-    ImageColumnOption,
-    ImagesOption,
-    LabelColumnOption,
+    EngineOption,
     RayAddressOption,
+    ReadingOptions,
     ReportOption,
-    SkipBadOption,
     Tf32Option,
+    load_to_score,
     open_cluster,
     path_or_url,
-    split_names,
 )
-from tltools.cli.show import check_report, score_text, tell_findings, write_report
+from tltools.cli.show import check_report, score_text, write_report
 from tltools.runtime.model_formats import suffixes
 from tltools.wording import counted
 
@@ -44,19 +40,12 @@ DataArgument = Annotated[
 SplitOption = Annotated[
     Literal["all", "train", "val", "test"] | None,
     typer.Option(
-        help="Split to score, if the data has one.", show_default="test, else val, else all"
+        help="Split to score, for data with splits.", show_default="test, else val, else all"
     ),
 ]
 FolderOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder for evaluation.json and confusion_matrix.png."),
-]
-EngineOption = Annotated[
-    Literal["local", "ray"],
-    typer.Option(
-        help='ray: run the model on a Ray cluster (pip install "ray\\[data]>=2.60").',
-        rich_help_panel=CLUSTER,
-    ),
 ]
 
 
@@ -68,11 +57,7 @@ def evaluate(
     out: Out,
     split: SplitOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
-    images: ImagesOption = None,
-    image_column: ImageColumnOption = None,
-    label_column: LabelColumnOption = None,
-    class_names: ClassNamesOption = None,
-    skip_bad: SkipBadOption = False,
+    reading: ReadingOptions,
     device: DeviceOption = "auto",
     tf32: Tf32Option = False,
     output: FolderOption = None,
@@ -85,26 +70,15 @@ def evaluate(
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
-    from tltools.data.dataset import load_dataset
     from tltools.runtime.selftest import lacks_self_test
 
     progress = out.progress
-    remote = open_cluster(engine, ray_address, device, progress)
-    card, run = _open(model, remote, device, tf32=tf32, progress=progress)
+    cluster = open_cluster(engine, ray_address, device, progress)
+    card, run = _open(model, cluster, device, tf32=tf32, progress=progress)
     if note := lacks_self_test(card):
         progress.warn(note)
-    dataset = load_dataset(
-        data,
-        images=images,
-        image_column=image_column,
-        label_column=label_column,
-        class_names=split_names(class_names),
-        skip_bad=skip_bad,
-        purpose="evaluate",
-        progress=progress,
-    )
-    tell_findings(dataset, progress)
-    with remote or nullcontext():
+    dataset = load_to_score(data, reading, progress)
+    with cluster or nullcontext():
         result = run(dataset=dataset, split=split, batch_size=batch_size, progress=progress)
     if output is not None:
         _write_files(result, output, title=f"{card.run} on {dataset.name}")
@@ -119,7 +93,7 @@ def evaluate(
 
 def _open(
     model: Path,
-    remote: "RayCluster | None",
+    cluster: "RayCluster | None",
     device: str,
     *,
     tf32: bool,
@@ -130,7 +104,7 @@ def _open(
     from tltools.evaluate import evaluate as evaluate_predictor
     from tltools.evaluate import evaluate_on_cluster
 
-    if remote is None:
+    if cluster is None:
         predictor = open_predictor(model, device, tf32=tf32)
         progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
         return predictor.card, partial(evaluate_predictor, predictor)
@@ -138,7 +112,7 @@ def _open(
     return card, partial(
         evaluate_on_cluster,
         card,
-        remote=remote,
+        cluster=cluster,
         open_model=partial(open_predictor, model.absolute(), tf32=tf32),
         same_files=model_files(model),
     )

@@ -28,7 +28,9 @@ def explain(
     ] = None,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Output folder, or a .png file for a single image."),
+        typer.Option(
+            "--output", "-o", help="Folder for heat maps, or a .png file for a single image."
+        ),
     ] = EXPLAINED,
     device: DeviceOption = "auto",
 ) -> None:

@@ -32,23 +32,26 @@ _FP16_UNTRIED = (
 )
 
 
+_INT8 = ", ".join(one.title for one in FORMATS.values() if "int8" in one.precisions)
+"""The formats that have int8."""
+
 RunsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Run folders; with --layout also existing ONNX exports.",
+        help="Run folders; with --layout, also existing ONNX exports.",
         show_default="the newest run of each model in runs/",
     ),
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "fp16", "int8", "all"],
-    typer.Option(help="fp16: half the size, for GPUs; int8 (ONNX): a quarter, for CPUs."),
+    typer.Option(help=f"fp16: half the size, for GPUs; int8 ({_INT8}): a quarter, for CPUs."),
 ]
 CalibrationOption = Annotated[
     int, typer.Option(min=1, help="Training images for calibrating int8.")
 ]
 LayoutOption = Annotated[
     Literal["files", "triton", "docker"],
-    typer.Option(help="triton: add a Triton model repository; docker: a Docker build context."),
+    typer.Option(help="Also write a Triton model repository or a Docker build context."),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
@@ -65,7 +68,7 @@ def export(
     calibration_images: CalibrationOption = 128,
     layout: LayoutOption = "files",
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for exports, which go to OUTPUT/RUN/.")
+        Path, typer.Option("--output", "-o", help="Folder for exports; each run gets a subfolder.")
     ] = Path("exports"),
     parity_images: ParityImagesOption = None,
     device: DeviceOption = "auto",

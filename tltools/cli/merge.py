@@ -14,7 +14,7 @@ def merge(
     shards: Annotated[
         list[Any],  # Location
         typer.Argument(
-            help="Outputs of classify --shard, 1/N to N/N; files or URLs.",
+            help="Outputs of all shards (classify --shard); files or URLs.",
             parser=path_or_url,
         ),
     ],

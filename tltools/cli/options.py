@@ -1,16 +1,19 @@
 """Options that several commands share, and how their values are parsed."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from tltools.cli.show import tell_findings
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import FORMATS, format_named
 
 if TYPE_CHECKING:
+    from tltools.data.dataset import Dataset
     from tltools.data.location import Location
     from tltools.progress import Progress
     from tltools.ray.models import RayCluster
@@ -67,6 +70,11 @@ def _device(text: str, kinds: tuple[str, ...]) -> str:
     return text
 
 
+def _choices(*names: str) -> str:
+    """Return choices as the help shows them: `<onnx|torchscript|all>`."""
+    return f"<{'|'.join(names)}>"
+
+
 def _starting(start: str, names: tuple[str, ...]) -> list[str]:
     """Return the names that begin with `start`."""
     return [name for name in names if name.startswith(start)]
@@ -103,8 +111,8 @@ FormatOption = Annotated[
     str,
     typer.Option(
         "--format",
-        help="File format; TorchScript works, but PyTorch has deprecated it.",
-        metavar=f"<{'|'.join((*FORMATS, ALL))}>",
+        help="File format; PyTorch has deprecated TorchScript.",
+        metavar=_choices(*FORMATS, ALL),
         parser=_format,
         autocompletion=_formats,
     ),
@@ -113,8 +121,8 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Device; auto uses CUDA if it works; cuda:1 is the second GPU.",
-        metavar="<auto|cpu|cuda|cuda:N>",
+        help="Device; auto: CUDA if it works; cuda:1: the second GPU.",
+        metavar=_choices(*get_args(TorchDevices), "cuda:N"),
         parser=partial(_device, kinds=get_args(TorchDevices)),
         autocompletion=_torch_devices,
     ),
@@ -123,8 +131,8 @@ InferenceDeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Device; auto uses all GPUs if CUDA works; cuda:0,cuda:1 uses two.",
-        metavar="<auto|cpu|cuda|cuda:N|tensorrt|openvino>",
+        help="Device; auto: all GPUs if CUDA works; cuda:0,cuda:1: two GPUs.",
+        metavar=_choices(*get_args(AllDevices), "cuda:N"),
         parser=partial(_device, kinds=get_args(AllDevices)),
         autocompletion=_all_devices,
     ),
@@ -174,6 +182,13 @@ WorkersOption = Annotated[
         rich_help_panel=SPEED,
     ),
 ]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help='ray: run the model on a Ray cluster (pip install "ray\\[data]>=2.60").',
+        rich_help_panel=CLUSTER,
+    ),
+]
 RayAddressOption = Annotated[
     str | None,
     typer.Option(
@@ -204,6 +219,31 @@ VerboseOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=TERMINAL)
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How labels are read."""
+
+    images: ImagesOption = None
+    image_column: ImageColumnOption = None
+    label_column: LabelColumnOption = None
+    class_names: ClassNamesOption = None
+    skip_bad: SkipBadOption = False
+
+
+def load_to_score(data: "Location", reading: ReadingOptions, progress: "Progress") -> "Dataset":
+    """Load the labeled images that a model is scored on, and print the findings of their audit.
+
+    Raises:
+        ConfigError, DataError: See `load_dataset`.
+    """
+    from tltools.data.dataset import load_dataset
+
+    options = {**asdict(reading), "class_names": split_names(reading.class_names)}
+    dataset = load_dataset(data, purpose="evaluate", progress=progress, **options)
+    tell_findings(dataset, progress)
+    return dataset
 
 
 def check_ray_options(engine: str, options: Mapping[str, object]) -> None:

@@ -15,7 +15,7 @@ def sample(
     *,
     out: Out,
     num_images: Annotated[int, typer.Option(help="Number of images.")] = 300,
-    seed: Annotated[int, typer.Option(help="Random seed of the drawing.")] = 13,
+    seed: Annotated[int, typer.Option(help="Random seed for the drawings.")] = 13,
 ) -> None:
     """Draw the sample set: emergency and other vehicles, with their labels.
 

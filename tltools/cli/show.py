@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tltools.card import Score
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
+    from tltools.progress import Progress
     from tltools.report.blocks import Section
 
 
@@ -20,7 +21,7 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 """Packages that every report needs; a minimal installation for `classify` has neither."""
 
 
-def tell_findings(dataset: "Dataset", progress: "RichProgress") -> None:
+def tell_findings(dataset: "Dataset", progress: "Progress") -> None:
     """Print the findings of the audit of labeled images."""
     for finding in dataset.findings:
         tell = progress.say if finding.severity == "note" else progress.warn

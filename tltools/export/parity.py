@@ -59,64 +59,100 @@ def compare(
         ParityError: If the export exceeds a limit, or its labels depend on the batch size.
     """
     batch_size = min(BATCH_SIZE, max(2, len(paths)))
-    logits = predict(predictor, paths, batch_size=batch_size, progress=progress)
-    singles = predict(predictor, paths[:SINGLE], batch_size=1)
+    found = _Logits(
+        paths,
+        reference,
+        batched=predict(predictor, paths, batch_size=batch_size, progress=progress),
+        single=predict(predictor, paths[:SINGLE], batch_size=1),
+    )
+    found.check_shape()
     sizes = {1, min(batch_size, len(paths)), len(paths) % batch_size or batch_size}
-    if logits.shape != reference.shape or not np.isfinite(logits).all():
-        raise ParityError(
-            f"the export's logits are {logits.shape}, finite: {bool(np.isfinite(logits).all())}; "
-            f"PyTorch's are {reference.shape}"
-        )
-    difference = np.abs(logits - reference).max(axis=1)
-    single_difference = np.abs(singles - reference[:SINGLE]).max(axis=1)
-    largest = float(max(difference.max(), single_difference.max()))
-    same = logits.argmax(axis=1) == reference.argmax(axis=1)
-    same_single = singles.argmax(axis=1) == reference[:SINGLE].argmax(axis=1)
-    drop = None
-    if targets is not None:
-        before, after = (
-            int((values.argmax(axis=1) == targets).sum()) for values in (reference, logits)
-        )
-        drop = (before - after) / len(paths)
-    _check_differences(paths, difference, same, drop, bar, largest=largest)
-    if bar.min_top1_agreement == 1.0 and not same_single.all():
-        raise ParityError(f"labels differ between a batch of one and a batch of {batch_size}")
-    return Parity(
-        max_abs_logit_diff=largest,
-        top1_agreement=float(same.mean()),
+    parity = Parity(
+        max_abs_logit_diff=found.largest_difference(),
+        top1_agreement=float(found.is_same.mean()),
         num_images=len(paths),
         batch_sizes=tuple(sorted(sizes)),
         atol=bar.atol,
         min_top1_agreement=bar.min_top1_agreement,
-        accuracy_drop=drop,
+        accuracy_drop=None if targets is None else found.accuracy_drop(targets),
         max_accuracy_drop=bar.max_accuracy_drop,
     )
+    _check_limits(parity, found)
+    if bar.min_top1_agreement == 1.0 and not found.is_same_alone():
+        raise ParityError(f"labels differ between a batch of one and a batch of {batch_size}")
+    return parity
 
 
-def _check_differences(
-    paths: Sequence[Path],
-    difference: NDArray[np.float32],
-    same: NDArray[np.bool_],
-    drop: float | None,
-    bar: ParityBar,
-    *,
-    largest: float,
-) -> None:
-    """Raise ParityError if a result exceeds its limit."""
-    if bar.atol is not None and largest > bar.atol:
-        raise ParityError(
-            f"the logits differ by up to {largest:.2e}, more than {bar.atol:.0e} (worst image "
-            f"{paths[int(difference.argmax())]})"
+@dataclass(frozen=True)
+class _Logits:
+    """An export's logits for N images beside PyTorch's, all float32."""
+
+    paths: Sequence[Path]
+    reference: NDArray[np.float32]
+    """PyTorch's, (N, C)."""
+    batched: NDArray[np.float32]
+    """The export's, (N, C)."""
+    single: NDArray[np.float32]
+    """The export's for the first images, (n, C), which were run one by one."""
+
+    def check_shape(self) -> None:
+        """Raise ParityError unless the export's logits are finite and as many as PyTorch's."""
+        is_finite = bool(np.isfinite(self.batched).all())
+        if self.batched.shape != self.reference.shape or not is_finite:
+            raise ParityError(
+                f"the export's logits are {self.batched.shape}, finite: {is_finite}; "
+                f"PyTorch's are {self.reference.shape}"
+            )
+
+    @property
+    def differences(self) -> NDArray[np.float32]:
+        """Largest difference of a logit of each image, (N,)."""
+        return np.abs(self.batched - self.reference).max(axis=1)
+
+    @property
+    def is_same(self) -> NDArray[np.bool_]:
+        """Whether an image gets PyTorch's label, (N,)."""
+        return self.batched.argmax(axis=1) == self.reference.argmax(axis=1)
+
+    def is_same_alone(self) -> bool:
+        """Return whether the images that were run one by one get PyTorch's labels."""
+        first = self.reference[: len(self.single)]
+        return bool((self.single.argmax(axis=1) == first.argmax(axis=1)).all())
+
+    def largest_difference(self) -> float:
+        """Return the largest difference of a logit, in batches and one by one."""
+        alone = np.abs(self.single - self.reference[: len(self.single)])
+        return float(max(self.differences.max(), alone.max()))
+
+    def accuracy_drop(self, targets: NDArray[np.int64]) -> float:
+        """Return how much lower the export's top-1 accuracy is, given the class indices, (N,)."""
+        before, after = (
+            int((values.argmax(axis=1) == targets).sum())
+            for values in (self.reference, self.batched)
         )
-    agreement = float(same.mean())
-    if agreement < bar.min_top1_agreement:
+        return (before - after) / len(targets)
+
+
+def _check_limits(parity: Parity, found: _Logits) -> None:
+    """Raise ParityError if a result exceeds its limit; name the worst or first image."""
+    largest, agreement, drop = (
+        parity.max_abs_logit_diff,
+        parity.top1_agreement,
+        parity.accuracy_drop,
+    )
+    if parity.atol is not None and largest > parity.atol:
         raise ParityError(
-            f"only {agreement:.2%} of {len(paths)} images get the same label, less than "
-            f"{bar.min_top1_agreement:.2%} (first difference "
-            f"{paths[int(np.flatnonzero(~same)[0])]})"
+            f"the logits differ by up to {largest:.2e}, more than {parity.atol:.0e} (worst image "
+            f"{found.paths[int(found.differences.argmax())]})"
         )
-    if drop is not None and bar.max_accuracy_drop is not None and drop > bar.max_accuracy_drop:
+    if agreement < parity.min_top1_agreement:
         raise ParityError(
-            f"the accuracy on {len(paths)} images drops by {drop:.2%}, more than "
-            f"{bar.max_accuracy_drop:.2%}"
+            f"only {agreement:.2%} of {parity.num_images} images get the same label, less than "
+            f"{parity.min_top1_agreement:.2%} (first difference "
+            f"{found.paths[int(np.flatnonzero(~found.is_same)[0])]})"
+        )
+    limit = parity.max_accuracy_drop
+    if drop is not None and limit is not None and drop > limit:
+        raise ParityError(
+            f"the accuracy on {parity.num_images} images drops by {drop:.2%}, more than {limit:.2%}"
         )

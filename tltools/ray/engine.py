@@ -21,7 +21,7 @@ from tltools.classify.identity import JobIdentity, PartsRecord, device_differenc
 from tltools.classify.inputs import list_portions
 from tltools.classify.job import Summary
 from tltools.classify.listing import COUNTING_S, count_ahead
-from tltools.classify.output_formats import output_format
+from tltools.classify.output_formats import OUTPUT_FORMATS, output_format
 from tltools.classify.predict import UNCERTAIN, check_min_confidence
 from tltools.classify.tally import Tally, check_errors_to
 from tltools.classify.unfinished import HOW_TO_RESUME, refusal
@@ -36,7 +36,7 @@ from tltools.ray.pool import Pool, choose_pool, run_actors
 from tltools.ray.updates import PartsTally, PartUpdate
 from tltools.runtime import DeviceChoice, Plan, open_model, read_card
 from tltools.runtime.pipeline import AHEAD_BATCH
-from tltools.wording import counted, plural
+from tltools.wording import counted, either, plural
 
 
 def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
@@ -99,7 +99,11 @@ def _check_files(job: RayJob, kept: PartsRecord | None) -> str:
     name = job.part_format or (kept.part_format if kept else "parquet")
     chosen = output_format(part_path(job.folder, 0, name))
     if job.spreadsheet and not chosen.has_spreadsheet_mode:
-        raise ConfigError("`spreadsheet=True` is for CSV; add `part_format=csv`")
+        safe = [f"`part_format={one.name}`" for one in OUTPUT_FORMATS if one.has_spreadsheet_mode]
+        raise ConfigError(
+            f"parts in {name} have no spreadsheet mode; add {either(safe)}, or leave out "
+            "`spreadsheet=True`"
+        )
     if job.errors_to is not None:
         replaces = job.overwrite or kept is not None
         check_errors_to(job.errors_to, job.folder, overwrite=replaces)

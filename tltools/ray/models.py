@@ -31,7 +31,7 @@ from tltools.ray.messages import (
     table_values,
     value_table,
 )
-from tltools.ray.pool import choose_pool, run_actors
+from tltools.ray.pool import Pool, choose_pool, run_actors
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import Model, Plan, readable, run_images
 from tltools.runtime.workers import default_launcher
@@ -171,8 +171,7 @@ class RayCluster:
         pool = choose_pool(ray, device or self._device, None)
         self._progress.say(f"Ray: {pool}")
         share = min(task_size, -(-len(paths) // pool.max_size))
-        size = -(-share // batch_size) * batch_size  # whole batches: those of one machine alone
-        tasks = [range(i, min(i + size, len(paths))) for i in range(0, len(paths), size)]
+        tasks = _in_whole_batches(len(paths), share, batch_size)
         setup = ModelSetup(
             tltools=__version__,
             open_model=open_model,
@@ -183,19 +182,32 @@ class RayCluster:
             batch_size=batch_size,
         )
         names = [os.fsencode(path.absolute()) for path in paths]
-        values = run_actors(
-            ray,
-            pool,
-            ModelActor,
-            setup,
-            tasks=hand_out,
-            tasks_options={"groups": [tuple(names[task.start : task.stop]) for task in tasks]},
-            remedy="run the same command again, or use `engine=local`",
-            max_task_retries=MAX_RETRIES,
-        )
-        with closing(values):
+        groups = [tuple(names[task.start : task.stop]) for task in tasks]
+        with closing(_run_on_actors(ray, pool, setup, groups)) as values:
             for number, array in _answers(values, len(tasks)):
                 yield tasks[number], array
+
+
+def _in_whole_batches(num_images: int, share: int, batch_size: int) -> list[range]:
+    """Split images into tasks of about `share`, with the batches that one machine alone has."""
+    size = -(-share // batch_size) * batch_size
+    return [range(i, min(i + size, num_images)) for i in range(0, num_images, size)]
+
+
+def _run_on_actors(
+    ray: Any, pool: Pool, setup: ModelSetup, groups: Sequence[tuple[bytes, ...]]
+) -> Generator[bytes, None, None]:
+    """Let actors do the task of each group of paths; yield their answers in any order."""
+    return run_actors(
+        ray,
+        pool,
+        ModelActor,
+        setup,
+        tasks=hand_out,
+        tasks_options={"groups": groups},
+        remedy="run the same command again, or use `engine=local`",
+        max_task_retries=MAX_RETRIES,
+    )
 
 
 def _answers(values: Iterable[bytes], num_tasks: int) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 from tltools.errors import ArtifactError, ConfigError, DeviceError, first_line
 from tltools.parallel import num_cores
 from tltools.runtime.driver import DRIVER_LIBRARY, gpu_capability, load_driver, num_gpus
+from tltools.wording import either
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -228,7 +229,7 @@ def torch_device(requested: Device, gpu: int | None = None) -> DeviceChoice:
     if request.kind not in get_args(TorchKind):
         raise DeviceError(
             f"`device={requested}` runs ONNX exports only, but this model runs in PyTorch; "
-            "choose auto, cpu or cuda, or use an .onnx file"
+            f"choose {either(get_args(TorchKind))}, or use an ONNX export"
         )
     index = _one_gpu(request, gpu)
     problem, remedy = _torch_problem()

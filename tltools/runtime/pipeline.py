@@ -35,8 +35,9 @@ from tltools.runtime.device import (
 )
 from tltools.runtime.driver import PageLock, sleep_while_waiting
 from tltools.runtime.exports import load_predictor, read_card
-from tltools.runtime.predictor import ExportPredictor, Layout, Predictor
-from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, in_order
+from tltools.runtime.model_formats import format_of, is_export_name
+from tltools.runtime.predictor import CardBatches, ExportPredictor, Layout, Predictor
+from tltools.runtime.workers import IN_HAND, Crew, Handle, Mark, Pending, Task, Work, in_order
 from tltools.wording import counted
 
 FUSED_BATCH = 1
@@ -182,33 +183,64 @@ def open_model(
             are chosen by measuring.
 
     Raises:
-        ArtifactError: See `load_predictor`.
+        ArtifactError, DeviceError: See `load_predictor`.
         ConfigError: If `batch_size`, `workers` or `threads` is not positive.
-        DeviceError: See `load_predictor`.
     """
     check_positive({"`batch_size=`": batch_size, "`workers=`": workers, "`threads=`": threads})
-    workers = workers or default_threads()
+    asked = _Asked(
+        path=path,
+        device=device,
+        batch_size=batch_size,
+        workers=workers or default_threads(),
+        threads=threads,
+        tf32=tf32,
+        layout=layout,
+    )
     gpus = chosen_gpus(device)
     try_fused = may_fuse(path, threads)
-    predictor = load_predictor(
-        path,
-        device=device,
-        threads=1 if try_fused else threads,
-        tf32=tf32,
-        gpu=gpus[0] if gpus else None,
-        nhwc=layout == "nhwc",
+    predictor = asked.open(
+        threads=1 if try_fused else threads, gpu=gpus[0] if gpus else None, nhwc=layout == "nhwc"
     )
-    if predictor.device != "cpu":
-        open_on = partial(load_predictor, path, device=device, threads=threads, tf32=tf32)
-        is_large = num_images is None or num_images >= LARGE_JOB
-        return _on_gpus(
-            predictor, open_on, gpus, workers, batch_size, layout, try_settings=is_large
+    if predictor.device == "cpu":
+        return _on_cpu(predictor, asked, try_fused=try_fused)
+    is_large = num_images is None or num_images >= LARGE_JOB
+    return _on_gpus(predictor, asked, gpus, try_settings=is_large)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The arguments of `open_model`; None leaves a choice to it."""
+
+    path: Path
+    device: Device
+    batch_size: int | None
+    workers: int
+    threads: int | None
+    tf32: bool
+    layout: Layout | None
+
+    def open(self, *, threads: int | None, gpu: int | None, nhwc: bool) -> ExportPredictor:
+        """Open the export with this many cores, or on a GPU, in a layout."""
+        return load_predictor(
+            self.path, device=self.device, threads=threads, tf32=self.tf32, gpu=gpu, nhwc=nhwc
         )
-    if try_fused and (threads == 1 or forward_s(predictor) < FUSED_FORWARD_S):
-        return predictor, Plan("fused", workers, batch_size or FUSED_BATCH)
+
+
+def _on_cpu(
+    predictor: ExportPredictor, asked: _Asked, *, try_fused: bool
+) -> tuple[Predictor, Plan]:
+    """Choose the plan by the time of a forward pass.
+
+    Args:
+        predictor: The export; if `try_fused`, with a single core, which a cheap model keeps.
+        asked: What was asked for.
+        try_fused: Whether workers may run the model.
+    """
+    if try_fused and (asked.threads == 1 or forward_s(predictor) < FUSED_FORWARD_S):
+        return predictor, Plan("fused", asked.workers, asked.batch_size or FUSED_BATCH)
     if try_fused and default_threads() > 1:
-        predictor = load_predictor(path, device=device)
-    return predictor, Plan("ahead", workers, batch_size or CPU_BATCH)
+        predictor = load_predictor(asked.path, device=asked.device)
+    return predictor, Plan("ahead", asked.workers, asked.batch_size or CPU_BATCH)
 
 
 def may_fuse(path: Path, threads: int | None) -> bool:
@@ -218,7 +250,7 @@ def may_fuse(path: Path, threads: int | None) -> bool:
         path: The export.
         threads: Requested cores for one forward pass; None if not specified.
     """
-    if path.suffix.lower() != ".onnx" or threads not in (None, 1):
+    if threads not in (None, 1) or not is_export_name(path) or format_of(path).needs_torch:
         return False
     return threads == 1 or (path.is_file() and path.stat().st_size < SMALL_BYTES)
 
@@ -238,32 +270,22 @@ def check_positive(given: Mapping[str, int | None]) -> None:
 
 
 def _on_gpus(
-    predictor: ExportPredictor,
-    open_on: Callable[..., ExportPredictor],
-    gpus: Sequence[int],
-    workers: int,
-    batch_size: int | None,
-    layout: Layout | None,
-    *,
-    try_settings: bool,
+    predictor: ExportPredictor, asked: _Asked, gpus: Sequence[int], *, try_settings: bool
 ) -> tuple[Predictor, Plan]:
     """Choose batch size and layout, open the export on the other GPUs too, and warm up all.
 
     Args:
         predictor: The export on the first GPU, in the requested layout if any.
-        open_on: Opens the export on another GPU, or in another layout.
+        asked: What was asked for.
         gpus: Indices of the GPUs.
-        workers: Number of processes that decode.
-        batch_size: Images in one call; None to choose.
-        layout: Memory layout; None to choose.
         try_settings: Whether to choose by measuring.
     """
-    sizes = GPU_BATCHES if batch_size is None else (batch_size,)
-    if not try_settings:
-        batch_size = batch_size or AHEAD_BATCH
-    else:
+    open_on = partial(asked.open, threads=asked.threads)
+    batch_size = asked.batch_size or AHEAD_BATCH
+    if try_settings:
+        sizes = GPU_BATCHES if asked.batch_size is None else (asked.batch_size,)
         batch_size, rate = fastest_batch(predictor, sizes)
-        if layout is None and _may_gain_by_layout(predictor):
+        if asked.layout is None and _may_gain_by_layout(predictor):
             other = open_on(gpu=gpus[0] if gpus else 0, nhwc=True)
             size, other_rate = fastest_batch(other, sizes)
             if rate < GOOD_ENOUGH * other_rate:
@@ -275,7 +297,7 @@ def _on_gpus(
             sleep_while_waiting(one.choice.gpu)
         one(one.new_batch(batch_size))
     return PredictorPool(predictors), Plan(
-        "ahead", workers, batch_size, sessions=CALLS_PER_GPU * len(predictors)
+        "ahead", asked.workers, batch_size, sessions=CALLS_PER_GPU * len(predictors)
     )
 
 
@@ -373,7 +395,7 @@ def forward_s(predictor: Predictor) -> float:
     return _best_of_three(predictor, image)
 
 
-class WorkerModel:
+class WorkerModel(CardBatches):
     """An export that each worker runs by itself; this process opens it only if it is called.
 
     Its attributes are those reported by the first worker.
@@ -398,10 +420,6 @@ class WorkerModel:
                 self.path, device=self.opened_with, threads=1, self_test=False
             )
         return self._opened(images)
-
-    def new_batch(self, num_images: int) -> Image:
-        """Allocate images, uint8 (N, H, W, 3)."""
-        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
 
 class Told(NamedTuple):
@@ -527,14 +545,8 @@ def run_images(
         plan=plan,
         finish=finish,
         memory=memory,
-        crew=partial(
-            Crew,
-            size=plan.workers,
-            launcher=launcher,
-            timeout_s=timeout_s,
-            on_blame=None if tell is None else partial(_tell_of_blame, tell),
-        ),
-        is_isolated=launcher is not None,
+        launcher=launcher,
+        timeout_s=timeout_s,
         tell=tell or _say_nothing,
     )
     yield from (_run_fused(job) if plan.name == "fused" else _run_ahead(job))
@@ -629,10 +641,29 @@ class _Job(Generic[Source, Result]):
     plan: Plan
     finish: Callable[[Outputs[Source]], Result]
     memory: Memory | None
-    crew: Callable[..., Crew]
-    is_isolated: bool
-    """Whether all images are decoded in workers, none in this process."""
+    launcher: Launcher | None
+    timeout_s: float
+    """Time limit for decoding one image, in seconds."""
     tell: Callable[[str], None]
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether all images are decoded in workers, none in this process."""
+        return self.launcher is not None
+
+    def crew(
+        self, work: Work | None, *, local: Handle | None, memory: SharedMemory | None = None
+    ) -> Crew:
+        """Return the workers that do this work."""
+        return Crew(
+            work,
+            size=self.plan.workers,
+            local=local,
+            memory=memory,
+            launcher=self.launcher,
+            timeout_s=self.timeout_s,
+            on_blame=partial(_tell_of_blame, self.tell),
+        )
 
     def recall(self) -> "Callable[[], Recall] | None":
         """Return the function that opens the memory in a worker."""

@@ -48,6 +48,16 @@ class Predictor(Protocol):
         ...
 
 
+class CardBatches:
+    """Allocates the batches of a predictor in ordinary memory, in the size that its card gives."""
+
+    card: Card
+
+    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
+        """Allocate images, uint8 (N, H, W, 3)."""
+        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
+
+
 class ExportPredictor(Predictor, Protocol):
     """An opened export, as `load_predictor` returns it."""
 

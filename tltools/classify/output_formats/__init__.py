@@ -10,6 +10,7 @@ from tltools.classify.output_formats.json_lines import JSON_LINES
 from tltools.classify.output_formats.parquet import PARQUET
 from tltools.classify.predict import Prediction
 from tltools.errors import ConfigError
+from tltools.wording import either
 
 __all__ = [
     "OUTPUT_FORMATS",
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "RowCodec",
     "all_suffixes",
+    "first_suffixes",
     "known_suffixes",
     "output_format",
     "row_encoder",
@@ -62,7 +64,12 @@ def known_suffixes() -> str:
     for one in OUTPUT_FORMATS:
         first, *others = one.suffixes
         names.append(f"{first} (or {', '.join(others)})" if others else first)
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return either(names)
+
+
+def first_suffixes(where: Callable[[OutputFormat], bool] = lambda _: True) -> str:
+    """Return the first suffix of each format that meets a condition: `.csv, .jsonl or .parquet`."""
+    return either([one.suffixes[0] for one in OUTPUT_FORMATS if where(one)])
 
 
 @lru_cache(maxsize=4)

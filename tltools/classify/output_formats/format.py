@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -149,6 +150,11 @@ class OutputFormat:
     def name(self) -> str:
         """The first suffix, without the dot."""
         return self.suffixes[0].removeprefix(".")
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package that it requires, if any, is installed."""
+        return self.requires is None or find_spec(self.requires) is not None
 
 
 def column_names(classes: Sequence[str]) -> list[str]:

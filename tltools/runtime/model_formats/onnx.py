@@ -5,7 +5,7 @@ A file is inspected before onnxruntime opens it, and rejected if it is not what 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,12 @@ from tltools.runtime.device import (
     open_session,
     placement,
 )
-from tltools.runtime.driver import PageLock
 from tltools.runtime.model_formats.shared import (
+    ExportMemory,
     check_images,
     check_is_file,
     check_logits,
     failed_run,
-    lock_pages,
     no_card,
     no_probabilities,
     not_a,
@@ -42,7 +41,7 @@ from tltools.runtime.onnx_reader import (
 from tltools.runtime.predictor import INPUT, OUTPUT, PROBABILITIES, REMEDY, Layout
 
 
-class OnnxPredictor:
+class OnnxPredictor(ExportMemory):
     """An ONNX export in onnxruntime."""
 
     def __init__(
@@ -102,14 +101,6 @@ class OnnxPredictor:
         return check_logits(
             cast("NDArray[np.float32]", outputs[0]), len(images), self.card, self._path
         )
-
-    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, uint8 (N, H, W, 3)."""
-        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
-
-    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
-        """Page-lock memory; None on the CPU."""
-        return lock_pages(memory, self.choice)
 
 
 def read_card(path: Path) -> Card:

@@ -10,7 +10,7 @@ from tltools.card import Card
 from tltools.errors import ArtifactError, DeviceError, first_line
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
-from tltools.runtime.predictor import PROBABILITIES, REMEDY
+from tltools.runtime.predictor import PROBABILITIES, REMEDY, CardBatches
 
 
 def check_is_file(path: Path) -> None:
@@ -20,9 +20,14 @@ def check_is_file(path: Path) -> None:
         raise ArtifactError(f"{path} {what}; name an export, or create one with tltools export")
 
 
-def lock_pages(memory: NDArray[Any], choice: DeviceChoice) -> PageLock | None:
-    """Page-lock memory for the chosen GPU; None on the CPU. See `ExportPredictor`."""
-    return None if choice.gpu is None else PageLock(memory, choice.gpu)
+class ExportMemory(CardBatches):
+    """The memory of an opened export's images, the same in every format."""
+
+    choice: DeviceChoice
+
+    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
+        """Page-lock memory for the chosen GPU; None on the CPU. See `ExportPredictor`."""
+        return None if self.choice.gpu is None else PageLock(memory, self.choice.gpu)
 
 
 def check_logits(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, Precision, card_from_json
 from tltools.errors import ArtifactError
 from tltools.runtime.device import Device, allow_tf32, default_threads, torch_device
-from tltools.runtime.driver import PageLock
 from tltools.runtime.model_formats import Trained, Written
 from tltools.runtime.model_formats.shared import (
+    ExportMemory,
     check_images,
     check_is_file,
     check_logits,
     failed_run,
-    lock_pages,
     no_card,
     no_probabilities,
     not_a,
@@ -36,7 +35,7 @@ MAX_UNPACKED_BYTES = 64 * 2**20
 """Most bytes a file may unpack to; torch compresses only the code, a few kilobytes."""
 
 
-class TorchScriptPredictor:
+class TorchScriptPredictor(ExportMemory):
     """A TorchScript export in PyTorch, which is imported only here."""
 
     def __init__(
@@ -102,14 +101,6 @@ class TorchScriptPredictor:
         except RuntimeError as error:
             raise failed_run(len(images), error) from error
         return check_logits(array, len(images), self.card, self._path)
-
-    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, uint8 (N, H, W, 3)."""
-        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
-
-    def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:
-        """Page-lock memory; None on the CPU."""
-        return lock_pages(memory, self.choice)
 
 
 def read_card(path: Path) -> Card:
