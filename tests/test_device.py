@@ -188,7 +188,7 @@ def test_tf32_is_on_only_when_asked_for_and_the_reason_says_so(recorded, onnx_pa
 
 
 @needs_no_driver
-@pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
+@pytest.mark.parametrize("path", ["onnx_path", "pt2_path", "torchscript_path"])
 @pytest.mark.parametrize(("asked", "reason"), [("cpu", "as asked"), ("auto", ".*CUDA.*")])
 def test_tf32_on_the_cpu_is_refused_with_the_reason(request, path, asked, reason):
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_channels_come_last_only_when_asked_for(recorded, onnx_path):
     assert recorded.asked["providers"][0][1]["prefer_nhwc"] == "1"
 
 
-@pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
+@pytest.mark.parametrize("path", ["onnx_path", "pt2_path", "torchscript_path"])
 def test_on_the_cpu_channels_come_first_whatever_is_asked_for(request, path):
     predictor = load_predictor(request.getfixturevalue(path), device="cpu", nhwc=True)
     assert (predictor.layout, predictor.tf32) == ("nchw", False)
@@ -487,6 +487,6 @@ def test_a_cluster_hands_out_its_gpus_itself():
         cluster_device("cuda:1", 4)
 
 
-def test_the_cpu_has_no_use_for_page_locked_memory(onnx_path, torchscript_path):
-    for path in (onnx_path, torchscript_path):
+def test_the_cpu_has_no_use_for_page_locked_memory(onnx_path, pt2_path, torchscript_path):
+    for path in (onnx_path, pt2_path, torchscript_path):
         assert load_predictor(path, device="cpu").lock_pages(np.zeros(10, np.uint8)) is None

@@ -103,7 +103,7 @@ FormatOption = Annotated[
     str,
     typer.Option(
         "--format",
-        help="File format; TorchScript works, but PyTorch has deprecated it.",
+        help="File format; pt2 is torch.export's; PyTorch has deprecated TorchScript.",
         metavar=f"<{'|'.join((*FORMATS, ALL))}>",
         parser=_format,
         autocompletion=_formats,
