@@ -42,7 +42,7 @@ demo: $(VENV)/.installed
 	@echo "Results in demo/:"
 	@echo "  sample/          300 drawn vehicles and their labels"
 	@echo "  runs/            trained models: checkpoint, card, history, curves, confusion matrix"
-	@echo "  exports/         verified TorchScript and ONNX files, and the bench results (bench-*.md)"
+	@echo "  exports/         verified ONNX, PT2 and TorchScript files, and the bench results (bench-*.md)"
 	@echo "  predictions.csv  one row per image"
 	@echo "  report.html      all results on one page, for any browser"
 	@echo "Next, with your own images (a CSV, or a folder of class folders):"

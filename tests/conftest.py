@@ -30,6 +30,8 @@ from tltools.card import (
 from tltools.progress import SILENT, Progress, Silent
 
 if TYPE_CHECKING:
+    import torch
+
     from tltools.data.dataset import Dataset
     from tltools.export import ExportResult
 
@@ -171,16 +173,34 @@ def torchscript_path(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The tiny model as a complete TorchScript export."""
     import torch
 
+    path = tmp_path_factory.mktemp("exports") / "tiny.pt"
+    module, example = tiny_module()
+    torch.jit.save(
+        torch.jit.trace(module, example), str(path), _extra_files={CARD_KEY: card.to_json()}
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def pt2_path(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a complete PT2 export."""
+    from tltools.runtime.model_formats import pt2
+
+    path = tmp_path_factory.mktemp("exports") / "tiny.pt2"
+    pt2._save(pt2._export(*tiny_module()), path, card)
+    return path
+
+
+def tiny_module() -> "tuple[torch.nn.Module, torch.Tensor]":
+    """The tiny model in PyTorch, and images to export it with."""
+    import torch
+
     class Tiny(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             means = (images.to(torch.float32) / 255.0).mean(dim=(1, 2))
             return means @ (torch.eye(3, dtype=torch.float32, device=means.device) * GAIN)
 
-    path = tmp_path_factory.mktemp("exports") / "tiny.pt"
-    example = torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8)
-    module = torch.jit.trace(Tiny().eval(), example)
-    torch.jit.save(module, str(path), _extra_files={CARD_KEY: card.to_json()})
-    return path
+    return Tiny().eval(), torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8)
 
 
 @pytest.fixture
@@ -288,6 +308,11 @@ def set_card(path: Path, card: Card) -> None:
         return
     import torch
 
+    if path.suffix == ".pt2":
+        program = torch.export.load(path)
+        with path.open("wb") as file:
+            torch.export.save(program, file, extra_files={CARD_KEY: card.to_json()})
+        return
     module = torch.jit.load(path, map_location="cpu")
     torch.jit.save(module, path, _extra_files={CARD_KEY: card.to_json()})
 

@@ -128,13 +128,14 @@ def test_artifacts_are_read_and_opened(workplace, cnn_run, cnn_exports):
         ("missing.onnx", r"missing\.onnx does not exist: choose a run"),
         ("folder", r"folder is not a finished run: it has no card\.json"),
         ("text.csv", r"text\.csv is not an export: its name ends in '\.csv'"),
+        ("text.pt2", r"text\.pt2 is not a PT2 file"),
         ("text.pt", r"text\.pt is not a TorchScript file"),
         ("text.onnx", r"cannot open .*text\.onnx|text\.onnx is not an? ONNX file"),
     ],
 )
 def test_other_paths_are_refused_as_artifacts(tmp_path, function, name, message):
     (tmp_path / "folder").mkdir()
-    for suffix in ("csv", "pt", "onnx"):
+    for suffix in ("csv", "pt", "pt2", "onnx"):
         (tmp_path / f"text.{suffix}").write_text("some text")
     with pytest.raises(ArtifactError, match=message):
         function(tmp_path / name)

@@ -188,7 +188,7 @@ def test_tf32_is_used_only_on_request_and_the_reason_says_so(recorded, onnx_path
 
 
 @needs_no_driver
-@pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
+@pytest.mark.parametrize("path", ["onnx_path", "pt2_path", "torchscript_path"])
 @pytest.mark.parametrize(("asked", "reason"), [("cpu", "as asked"), ("auto", ".*CUDA.*")])
 def test_tf32_on_the_cpu_is_refused_with_the_reason(request, path, asked, reason):
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_channels_come_last_only_on_request(recorded, onnx_path):
     assert recorded.asked["providers"][0][1]["prefer_nhwc"] == "1"
 
 
-@pytest.mark.parametrize("path", ["onnx_path", "torchscript_path"])
+@pytest.mark.parametrize("path", ["onnx_path", "pt2_path", "torchscript_path"])
 def test_on_the_cpu_channels_always_come_first(request, path):
     predictor = load_predictor(request.getfixturevalue(path), device="cpu", nhwc=True)
     assert (predictor.layout, predictor.tf32) == ("nchw", False)
@@ -487,6 +487,6 @@ def test_a_cluster_assigns_its_own_gpus():
         cluster_device("cuda:1", 4)
 
 
-def test_the_cpu_does_not_page_lock_memory(onnx_path, torchscript_path):
-    for path in (onnx_path, torchscript_path):
+def test_the_cpu_does_not_page_lock_memory(onnx_path, pt2_path, torchscript_path):
+    for path in (onnx_path, pt2_path, torchscript_path):
         assert load_predictor(path, device="cpu").lock_pages(np.zeros(10, np.uint8)) is None

@@ -277,8 +277,14 @@ def test_a_damaged_torchscript_file_is_opened_or_an_error(file, torchscript_path
     check_export(file, damaged(torchscript_path.read_bytes(), changes), ".pt")
 
 
-@given(st.sampled_from([".onnx", ".pt"]), st.binary(max_size=200))
+@given(damages())
+def test_a_damaged_pt2_file_is_an_export_or_an_error(file, pt2_path, changes):
+    check_export(file, damaged(pt2_path.read_bytes(), changes), ".pt2")
+
+
+@given(st.sampled_from([".onnx", ".pt2", ".pt"]), st.binary(max_size=200))
 @example(".onnx", b"\x3a\x00")
 @example(".pt", b"PK\x05\x06" + bytes(18))
+@example(".pt2", b"PK\x05\x06" + bytes(18))
 def test_random_bytes_are_not_an_export(file, suffix, data):
     check_export(file, data, suffix)

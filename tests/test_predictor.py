@@ -14,7 +14,7 @@ from tltools.runtime.device import CPU_PROVIDER
 from tltools.runtime.model_formats.onnx import OnnxPredictor
 
 
-@pytest.fixture(params=["onnx", "torchscript"])
+@pytest.fixture(params=["onnx", "pt2", "torchscript"])
 def export_path(request):
     return request.getfixturevalue(f"{request.param}_path")
 
@@ -34,7 +34,7 @@ def test_a_predictor_describes_itself_and_its_device(export_path, card):
     predictor = load_predictor(export_path, device="cpu", threads=1)
     assert predictor.card == card
     assert predictor.device == predictor.choice.device == "cpu"
-    assert predictor.provider == {".onnx": CPU_PROVIDER, ".pt": "torch"}[export_path.suffix]
+    assert predictor.provider == (CPU_PROVIDER if export_path.suffix == ".onnx" else "torch")
     assert predictor.threads == 1
 
 
@@ -100,12 +100,13 @@ def test_the_card_is_read_without_loading_the_model(export_path, card):
     assert read_card(export_path) == card
 
 
-def test_the_card_is_read_without_torch_and_onnx(onnx_path, torchscript_path):
+def test_the_card_is_read_without_torch_and_onnx(onnx_path, pt2_path, torchscript_path):
     script = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnxruntime'): sys.modules[name] = None\n"
         "from pathlib import Path; from tltools.runtime import read_card\n"
-        f"for path in ({str(onnx_path)!r}, {str(torchscript_path)!r}): read_card(Path(path))"
+        f"for path in {[str(onnx_path), str(pt2_path), str(torchscript_path)]!r}:\n"
+        "    read_card(Path(path))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -132,7 +133,7 @@ def test_the_card_may_precede_the_graph(tmp_path, onnx_path, card):
 
 
 @pytest.mark.parametrize("opener", [read_card, load_predictor])
-@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pt"])
 @pytest.mark.parametrize("content", [b"", b"hello world, this is no model", b"\x00" * 100])
 def test_files_that_are_not_exports_are_refused(tmp_path, opener, suffix, content):
     path = tmp_path / f"wrong{suffix}"
@@ -153,7 +154,9 @@ def test_truncated_exports_are_refused(tmp_path, export_path, opener):
 def test_missing_files_folders_and_other_suffixes_are_refused(tmp_path, opener):
     with pytest.raises(ArtifactError, match=r"none\.onnx does not exist"):
         opener(tmp_path / "none.onnx")
-    with pytest.raises(ArtifactError, match=r"ends in '\.txt', exports end in \.onnx or \.pt"):
+    with pytest.raises(
+        ArtifactError, match=r"ends in '\.txt', exports end in \.onnx or \.pt2 or \.pt"
+    ):
         opener(tmp_path / "none.txt")
     folder = tmp_path / "folder.onnx"
     folder.mkdir()

@@ -13,7 +13,7 @@ from tltools.errors import ArtifactError
 
 CARD_VERSION = 1
 CARD_KEY = "tltools.card"
-"""Name of the card in an export: a key of ONNX `metadata_props`, a TorchScript extra file."""
+"""Name of the card in an export: a key of ONNX `metadata_props`, an extra file of PyTorch's."""
 
 MAX_CARD_BYTES = 2 * 2**20
 """Limit for a card; one with 20,000 classes takes about half of it."""

@@ -334,7 +334,7 @@ def _torch() -> list[Check]:
         Check(
             name="TorchScript",
             status="ok",
-            detail="works, but PyTorch has deprecated it: prefer ONNX for new work",
+            detail="works, but PyTorch has deprecated it: prefer ONNX or PT2 for new work",
         ),
         _feature_cache(),
         *(_weights(one, one.pretrained) for one in BACKBONES.values() if one.pretrained),

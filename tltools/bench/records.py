@@ -23,6 +23,7 @@ from tltools.bench.verdict import (
     int8_notes,
     recommendation_lines,
 )
+from tltools.runtime.model_formats import FORMATS
 from tltools.wording import counted, plural
 
 SCOPE = (
@@ -299,8 +300,9 @@ class BenchResult:
             "Recommended: among each run's exports that lose at most "
             f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and agree with at "
             f"least {100 * MIN_AGREEMENT:.0f} % of its labels, the one that classifies fastest; "
-            f"within {100 * NOISE:.0f} %, the most exact one, and ONNX before TorchScript. Among "
-            "the runs, the most accurate one.",
+            f"within {100 * NOISE:.0f} %, the most exact one, and "
+            f"{' before '.join(one.title for one in FORMATS.values())}. Among the runs, the most "
+            "accurate one.",
         ]
 
     def _grouped(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:

@@ -194,8 +194,8 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
 
     An export qualifies if it did not fail, its accuracy is at most `MAX_ACCURACY_LOSS` below that
     of the run's PyTorch model, and it agrees with at least `MIN_AGREEMENT` of its labels. The
-    fastest in `classify` is chosen; among those within `NOISE` of it, the most exact one, and ONNX
-    before TorchScript.
+    fastest in `classify` is chosen; among those within `NOISE` of it, the most exact one, and the
+    earlier format of `FORMATS`.
     """
     exports = [row for row in rows if row.format != EAGER]
     reference = _reference(rows)

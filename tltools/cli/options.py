@@ -111,7 +111,7 @@ FormatOption = Annotated[
     str,
     typer.Option(
         "--format",
-        help="File format; PyTorch has deprecated TorchScript.",
+        help="File format; pt2 is torch.export's; PyTorch has deprecated TorchScript.",
         metavar=_choices(*FORMATS, ALL),
         parser=_format,
         autocompletion=_formats,

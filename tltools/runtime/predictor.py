@@ -28,7 +28,7 @@ class Predictor(Protocol):
     provider: str
     """The onnxruntime execution provider that runs the model, or `torch`."""
     placement: dict[str, int]
-    """Number of nodes by execution provider, as recorded by onnxruntime; empty for TorchScript."""
+    """Number of nodes by execution provider, as recorded by onnxruntime; empty in PyTorch."""
     threads: int
     """Cores used by one call on the CPU."""
 

@@ -171,6 +171,17 @@ ONNX = ModelFormat(
     # Kept with the graph rewriting it uses: this is the only format whose reader needs no PyTorch.
     load_writer=_module("tltools.export.onnx_writer"),
 )
+PT2 = ModelFormat(
+    name="pt2",
+    title="PT2",
+    suffix=".pt2",
+    precisions=("fp32", "fp16"),
+    gpu_precisions=("fp16",),
+    is_code=True,
+    needs_torch=True,
+    load_reader=_module("tltools.runtime.model_formats.pt2"),
+    load_writer=_module("tltools.runtime.model_formats.pt2"),
+)
 TORCHSCRIPT = ModelFormat(
     name="torchscript",
     title="TorchScript",
@@ -182,7 +193,7 @@ TORCHSCRIPT = ModelFormat(
     load_reader=_module("tltools.runtime.model_formats.torchscript"),
     load_writer=_module("tltools.runtime.model_formats.torchscript"),
 )
-FORMATS: dict[str, ModelFormat] = {one.name: one for one in (ONNX, TORCHSCRIPT)}
+FORMATS: dict[str, ModelFormat] = {one.name: one for one in (ONNX, PT2, TORCHSCRIPT)}
 """Formats by name. Between equally accurate and fast exports, the earlier format is preferred."""
 
 
