@@ -39,7 +39,7 @@ def wrap(text: str, width: int, *, fold: bool) -> list[str]:
 def column_widths(
     headings: Sequence[str], rows: Sequence[Sequence[str]], room: int, *, fold: bool
 ) -> list[int] | None:
-    """Return the widths of columns in which all words are whole; None if there is no room.
+    """Return the widths of columns in which all words are whole; None if they do not fit.
 
     Headings are wrapped before cells, and the widest cells before others.
 

@@ -158,7 +158,7 @@ HeadOption = Annotated[
     str,
     _choice(
         _heads,
-        help="Replace the last layer, or pool feature maps; auto: by weights.",
+        help="Head: replace the last layer, or pool features; auto: by weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -306,12 +306,13 @@ ResizeOption = Annotated[
 SplitOption = Annotated[
     Literal["auto", "default", "article"],
     typer.Option(
-        help="How to split; auto: the data's own split, else default.",
+        help="Split rule; auto: the data's own split, else default.",
         rich_help_panel=DATA,
     ),
 ]
 ValFractionOption = Annotated[
-    float, typer.Option(help="Fraction of images for validation.", rich_help_panel=DATA)
+    float,
+    typer.Option(help="Fraction of images for validation, between 0 and 1.", rich_help_panel=DATA),
 ]
 RunDirOption = Annotated[Path, typer.Option(help="Folder for runs.")]
 ResumeOption = Annotated[

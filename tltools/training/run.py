@@ -23,6 +23,7 @@ from tltools.data.dataset import Dataset
 from tltools.errors import ArtifactError, DataError
 from tltools.run_folder import CARD, SPLIT, load_card, read_split, write_history
 from tltools.runtime.device import Device, DeviceChoice, allow_tf32, torch_device
+from tltools.runtime.predictor import CardBatches
 from tltools.training.config import TrainConfig
 from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
@@ -162,7 +163,7 @@ def load_run(folder: Path) -> tuple[Classifier, Card]:
 
 
 @dataclass(kw_only=True)
-class EagerPredictor:
+class EagerPredictor(CardBatches):
     """A run's PyTorch model as a predictor, the reference for every export."""
 
     model: Classifier
@@ -172,10 +173,6 @@ class EagerPredictor:
     threads: int
     provider: str = "torch"
     placement: dict[str, int] = field(default_factory=dict)
-
-    def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3)."""
-        return np.empty(self.card.preprocessing.shape(num_images), dtype=np.uint8)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
