@@ -20,6 +20,7 @@ CARD = "card.json"
 SPLIT = "split.csv"
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.csv"
+FOLDS = "folds.csv"
 _PROB = "prob_"
 
 
@@ -154,3 +155,100 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredi
         )
         for split in dict.fromkeys(splits)
     }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FoldPredictions:
+    """Predictions of cross-validation: each image by a model that was trained without it."""
+
+    paths: tuple[str, ...]
+    """Paths of the N images."""
+    targets: NDArray[np.int64]
+    """Class indices of their labels, (N,)."""
+    folds: NDArray[np.int64]
+    """The fold of each image, counted from 1, (N,)."""
+    probs: NDArray[np.float64]
+    """Probabilities, temperature 1, (N, C)."""
+
+    def accuracies(self) -> list[float]:
+        """Return the top-1 accuracy of each fold, in [0, 1]."""
+        right = self.probs.argmax(axis=1) == self.targets
+        return [float(right[self.folds == fold].mean()) for fold in np.unique(self.folds)]
+
+    def mean_and_deviation(self) -> tuple[float, float]:
+        """Return the mean of the folds' accuracies and their standard deviation."""
+        scores = self.accuracies()
+        return float(np.mean(scores)), float(np.std(scores, ddof=1))
+
+    def suspects(self) -> NDArray[np.int64]:
+        """Return the images whose labels look wrong, most suspicious first: their rows, (n,).
+
+        Confident learning (Northcutt et al., arXiv:1911.00068): an image belongs to another class
+        with confidence if its probability of that class is at least what images with that label
+        have on average. Suspects are ordered by the difference between the probabilities of the
+        label and of the other class.
+        """
+        rows, num_classes = np.arange(len(self.targets)), self.probs.shape[1]
+        thresholds = np.array(
+            [
+                self.probs[self.targets == label, label].mean()
+                if (self.targets == label).any()
+                else np.inf
+                for label in range(num_classes)
+            ]
+        )
+        confident = np.where(self.probs >= thresholds, self.probs, -1.0)
+        guesses = confident.argmax(axis=1)
+        doubted = (confident.max(axis=1) >= 0) & (guesses != self.targets)
+        margins = self.probs[rows, self.targets] - self.probs[rows, guesses]
+        found = np.flatnonzero(doubted)
+        return found[np.argsort(margins[found], kind="stable")]
+
+
+def write_folds(folder: Path, classes: Sequence[str], predictions: FoldPredictions) -> None:
+    """Write `folds.csv`: `path,class,fold,suspect,prob_<class>...`, one row per image.
+
+    `suspect` ranks the labels that look wrong from 1; it is empty for the others.
+
+    Raises:
+        TltoolsError: If the file cannot be written.
+    """
+    import pandas as pd
+
+    ranks = pd.Series(pd.NA, index=range(len(predictions.paths)), dtype="Int64")
+    suspects = predictions.suspects()
+    ranks.iloc[suspects] = np.arange(1, len(suspects) + 1)
+    frame = pd.DataFrame(
+        {
+            "path": predictions.paths,
+            "class": [classes[target] for target in predictions.targets],
+            "fold": predictions.folds,
+            "suspect": ranks,
+        }
+        | {f"{_PROB}{name}": predictions.probs[:, i] for i, name in enumerate(classes)}
+    )
+    with atomic_path(folder / FOLDS) as temporary:
+        frame.to_csv(temporary, index=False, errors="surrogateescape")
+
+
+def read_folds(folder: Path, classes: Sequence[str]) -> FoldPredictions | None:
+    """Read `folds.csv`; None if the run was not cross-validated.
+
+    Raises:
+        ArtifactError: If it cannot be read, or does not match the classes.
+    """
+    import pandas as pd
+
+    path = folder / FOLDS
+    if not path.exists():
+        return None
+    try:
+        frame = pd.read_csv(path, dtype={"path": str, "class": str}, keep_default_na=False)
+        return FoldPredictions(
+            paths=tuple(frame["path"]),
+            targets=np.array([list(classes).index(name) for name in frame["class"]]),
+            folds=frame["fold"].to_numpy(np.int64),
+            probs=frame[[f"{_PROB}{name}" for name in classes]].to_numpy(np.float64),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error

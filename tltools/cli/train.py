@@ -314,6 +314,14 @@ ValFractionOption = Annotated[
     float,
     typer.Option(help="Fraction of images for validation, between 0 and 1.", rich_help_panel=DATA),
 ]
+FoldsOption = Annotated[
+    int,
+    typer.Option(
+        help="Also cross-validate on this many folds, to find wrong labels.",
+        show_default="no cross-validation",
+        rich_help_panel=DATA,
+    ),
+]
 RunDirOption = Annotated[Path, typer.Option(help="Folder for runs.")]
 ResumeOption = Annotated[
     bool,
@@ -395,6 +403,7 @@ def train(
     model: ModelOption = "all",
     recipe: RecipeOption = "default",
     fine_tune: FineTuneOption = None,
+    folds: FoldsOption = 0,
     weights: WeightsOption = IMAGENET,
     normalization: NormalizationOption = "auto",
     settings: SettingOptions,
@@ -437,7 +446,7 @@ def train(
         if recipe == "article" and reading.split == "auto":
             reading = replace(reading, split="article")
         dataset = _training_data(data, reading, settings.seed, out.progress)
-        trained, failure = _train(dataset, configs, setup, out.progress)
+        trained, failure = _train(dataset, configs, setup, folds, out.progress)
     _show(trained, out, report)
     if failure is not None:
         raise failure
@@ -489,6 +498,7 @@ def _train(
     dataset: "Dataset",
     configs: "Sequence[TrainConfig]",
     setup: "TrainSetup",
+    folds: int,
     progress: "RichProgress",
 ) -> "tuple[list[TrainedRun], TltoolsError | None]":
     """Train models one after another; return those before a failure, and the failure."""
@@ -496,7 +506,7 @@ def _train(
 
     trained: list[TrainedRun] = []
     try:
-        for run in train_models(dataset, configs, setup=setup, progress=progress):
+        for run in train_models(dataset, configs, setup=setup, folds=folds, progress=progress):
             trained.append(run)  # noqa: PERF402 - keeps runs before a failure
     except TltoolsError as error:
         if not trained:
@@ -517,6 +527,8 @@ def _resume(
 
 def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
     """Print a table of the runs, and write the requested report."""
+    for run in trained:
+        _tell_folds(run, out.progress)
     out.result([_facts(run) for run in trained], lambda: _print_summary(trained))
     if report is not None:
         from tltools.artifacts import Artifact
@@ -553,6 +565,9 @@ def _training_data(
 
 
 def _facts(run: "TrainedRun") -> dict[str, Any]:
+    from tltools.run_folder import read_folds
+
+    folds = read_folds(run.folder, run.card.classes)
     return {
         "run": str(run.folder),
         "model": run.card.model,
@@ -560,6 +575,7 @@ def _facts(run: "TrainedRun") -> dict[str, Any]:
         "interrupted": run.interrupted,
         "metrics": run.card.metrics,
         "confidence": run.card.confidence,
+        "fold_accuracies": None if folds is None else folds.accuracies(),
     }
 
 
@@ -567,6 +583,39 @@ def _title(run: "TrainedRun") -> str:
     """Name the model, its head and what was fine-tuned."""
     tuned = run.card.training["fine_tune"]
     return f"{run.card.model} {run.card.head}" + ("" if tuned == "none" else f", {tuned} tuned")
+
+
+MAX_SUSPECTS = 10
+"""Labels that look wrong that are printed; the run's `folds.csv` has all of them."""
+
+
+def _tell_folds(run: "TrainedRun", progress: "RichProgress") -> None:
+    """Say what cross-validation found."""
+    from tltools.run_folder import FOLDS, read_folds
+
+    folds = read_folds(run.folder, run.card.classes)
+    if folds is None:
+        return
+    mean, deviation = folds.mean_and_deviation()
+    scores = folds.accuracies()
+    progress.say(
+        f"{run.folder}: {len(scores)} folds: accuracy {mean:.1%}, standard deviation "
+        f"{deviation:.1%} ({', '.join(f'{score:.1%}' for score in scores)})"
+    )
+    suspects = folds.suspects()
+    if not len(suspects):
+        return
+    progress.warn(
+        f"{counted(len(suspects), 'label')} of {len(folds.paths)} may be wrong: look at them in "
+        f"{run.folder / FOLDS} (column suspect) or in a report; the most suspicious are"
+    )
+    for row in suspects[:MAX_SUSPECTS]:
+        label, guess = folds.targets[row], folds.probs[row].argmax()
+        classes = run.card.classes
+        progress.say(
+            f"  {folds.paths[row]}: labeled {classes[label]}, predicted {classes[guess]} "
+            f"({folds.probs[row, guess]:.1%})"
+        )
 
 
 def _print_summary(trained: "list[TrainedRun]") -> None:

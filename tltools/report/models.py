@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,7 @@ from tltools.report.blocks import (
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
 from tltools.run_folder import (
     RunPredictions,
+    read_folds,
     read_history,
     read_predictions,
     read_split,
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 MAX_MISTAKES = 48
 MAX_CORRECT = 24
 """Maximum misclassified and correctly classified images in a gallery."""
+MAX_SUSPECTS = 24
+"""Maximum images in the gallery of labels that may be wrong."""
 MAX_SAMPLES = 6
 """Maximum sample images of each class and split."""
 MAX_SAMPLE = 240
@@ -197,12 +201,49 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
                 tone="warning",
             )
         )
-    return Section(f"Run {name}", blocks)
+    return Section(f"Run {name}", [*blocks, *_cross_validation(run)])
+
+
+def _cross_validation(run: Artifact) -> Iterator[Block]:
+    """Describe the folds and show the images whose labels may be wrong."""
+    classes = run.card.classes
+    folds = _or_problem(partial(read_folds, classes=classes), run.path)
+    if folds is None:
+        return
+    if isinstance(folds, Text):
+        yield folds
+        return
+    mean, deviation = folds.mean_and_deviation()
+    scores = folds.accuracies()
+    yield Text(
+        (
+            f"Cross-validation on {len(scores)} folds of {grouped(len(folds.paths), 'image')}: "
+            f"accuracy {_share(mean)}, standard deviation {_share(deviation)} "
+            f"({', '.join(map(_share, scores))}).",
+        )
+    )
+    suspects = folds.suspects()
+    if not len(suspects):
+        return
+    shown = suspects[:MAX_SUSPECTS]
+    held_out = RunPredictions(
+        paths=tuple(folds.paths[row] for row in shown),
+        targets=folds.targets[shown],
+        probs=folds.probs[shown],
+    )
+    yield Gallery(
+        "Labels that may be wrong",
+        tuple(_tiles(held_out, classes, run.card.preprocessing.resize)),
+        f"{len(shown):,} of {grouped(len(suspects), 'image')} that models trained without them "
+        "assign to another class with confidence, most suspicious first.",
+    )
 
 
 def _run_facts(card: Card) -> Iterator[str]:
     done, kept = card.training.get("epochs_done"), card.training.get("kept_epoch")
-    yield f"{card.model}, head {card.head}, weights {card.weights.source}"
+    tuned = card.training.get("fine_tune", "none")
+    trained = "" if tuned == "none" else f", fine-tuned: {tuned}"
+    yield f"{card.model}, head {card.head}, weights {card.weights.source}{trained}"
     if isinstance(done, int) and isinstance(kept, int):
         stopped = ", stopped by Ctrl-C" if card.training.get("interrupted") else ""
         yield f"{grouped(done, 'epoch')}, weights of epoch {kept}{stopped}"

@@ -65,8 +65,23 @@ class Job:
             scaling.fold_into(self.model.head)
 
 
-def prepare(dataset: Dataset, config: TrainConfig, setup: TrainSetup, *, progress: Progress) -> Job:
+def prepare(
+    dataset: Dataset,
+    config: TrainConfig,
+    setup: TrainSetup,
+    *,
+    calibrate_on: "pd.DataFrame | None" = None,
+    progress: Progress,
+) -> Job:
     """Build the model; decode the images, or compute the outputs of frozen layers.
+
+    Args:
+        dataset: Labeled images.
+        config: Settings that change the result.
+        setup: Weights, device and folders.
+        calibrate_on: Rows to choose the images from that calibrate int8; None is the training
+            split. Trainings on different splits share cached outputs if these are the same.
+        progress: Shows the work.
 
     Raises:
         ConfigError: If the device or the cluster does not support the settings.
@@ -85,6 +100,8 @@ def prepare(dataset: Dataset, config: TrainConfig, setup: TrainSetup, *, progres
     if config.backbone.pretrained is None:
         return _prepare_images(dataset, config, setup, device, progress)
     frozen = _load_frozen(dataset, config, setup, device, progress)
+    if calibrate_on is not None:
+        frozen = replace(frozen, calibrate_on=calibrate_on)
     if config.fine_tune == "none":
         return _prepare_features(dataset, frozen)
     return _prepare_fine_tuning(dataset, frozen)
@@ -276,6 +293,8 @@ class _Frozen:
     setup: TrainSetup
     device: torch.device
     progress: Progress
+    calibrate_on: "pd.DataFrame | None" = None
+    """See `prepare`."""
 
     def job(self, dataset: Dataset, **trained: Any) -> Job:
         """Return the prepared training of these layers."""
@@ -324,7 +343,7 @@ class _Frozen:
     ) -> list[Tensor]:
         cluster = self.setup.cluster
         paths, hashes = [Path(path) for path in part["path"]], list(part["sha256"])
-        calibration = choose_calibration(paths, hashes) if precision == "int8" else {}
+        calibration = self._calibration(part) if precision == "int8" else {}
         cache = FeatureCache(
             self.setup.cache_dir or default_cache_dir(),
             weights_sha256=self.weights.sha256,
@@ -348,6 +367,10 @@ class _Frozen:
             cluster=cluster,
         )
         return extract(paths, hashes, settings, progress=self.progress)
+
+    def _calibration(self, train: "pd.DataFrame") -> dict[str, Path]:
+        rows = train if self.calibrate_on is None else self.calibrate_on
+        return choose_calibration([Path(path) for path in rows["path"]], list(rows["sha256"]))
 
 
 def _targets(dataset: Dataset, split: str) -> Tensor:

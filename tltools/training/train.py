@@ -18,11 +18,12 @@ from tltools.errors import ArtifactError, ConfigError
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
-from tltools.run_folder import RunPredictions, write_predictions
+from tltools.run_folder import RunPredictions, write_folds, write_predictions
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.estimate import suggest_fine_tuning
 from tltools.training.fit import EpochStats, Trainer, predict_source
+from tltools.training.folds import cross_validate
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, prepare
 from tltools.wording import plural
@@ -48,6 +49,7 @@ def train_model(
     config: TrainConfig,
     setup: TrainSetup = _DEFAULT_SETUP,
     *,
+    folds: int = 0,
     progress: Progress = SILENT,
 ) -> TrainedRun:
     """Train one model and write its run folder.
@@ -59,17 +61,23 @@ def train_model(
         dataset: Labeled images with a training and a validation split.
         config: Settings that change the result.
         setup: Weights, device and folders.
+        folds: Number of folds of a cross-validation before the training; 0 makes none.
         progress: Shows epochs and losses.
 
     Raises:
         ConfigError, DataError, DeviceError, ModelError: See their documentation.
     """
     check_logs(setup.logs)
+    if folds < 0 or folds == 1:
+        raise ConfigError(f"`folds=` must be at least 2, got {folds}")
+    held_out = cross_validate(dataset, config, setup, folds, progress=progress) if folds else None
     job = prepare(dataset, config, setup, progress=progress)
     plan = _plan(job, setup)
     folder = runs.new_run_folder(setup.run_dir, _run_name(config))
     try:
         runs.write_plan(folder, plan, dataset)
+        if held_out is not None:
+            write_folds(folder, dataset.classes, held_out)
         trained = _Training(job, folder, plan, [], progress).run()
     finally:
         if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
@@ -88,6 +96,7 @@ def train_models(
     configs: Sequence[TrainConfig],
     *,
     setup: TrainSetup = _DEFAULT_SETUP,
+    folds: int = 0,
     progress: Progress = SILENT,
 ) -> Iterator[TrainedRun]:
     """Train several models on the same images, one after the other; Ctrl-C stops all of them.
@@ -96,10 +105,11 @@ def train_models(
         dataset: As in `train_model`.
         configs: Settings of each model.
         setup: As in `train_model`.
+        folds: As in `train_model`.
         progress: As in `train_model`.
     """
     for config in configs:
-        trained = train_model(dataset, config, setup, progress=progress)
+        trained = train_model(dataset, config, setup, folds=folds, progress=progress)
         yield trained
         if trained.interrupted:
             return
