@@ -37,7 +37,13 @@ from tltools.report.jobs import (
 )
 from tltools.report.models import training_section
 from tltools.report.page import make_thumbnails, render, write_page
-from tltools.run_folder import RunPredictions, read_predictions, write_predictions
+from tltools.run_folder import (
+    FoldPredictions,
+    RunPredictions,
+    read_predictions,
+    write_folds,
+    write_predictions,
+)
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
 CLASSES = ("red", "green")
@@ -429,6 +435,35 @@ def test_runs_on_different_images_are_not_compared(two_runs):
     write_predictions(two_runs[1], ("bright", "dark"), {"val": other})
     page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
     assert "cannot be compared: they have different validation images" in page.text
+
+
+def test_labels_that_may_be_wrong_are_shown(two_runs):
+    targets = np.array([0, 0, 0, 1, 1, 1])
+    first = np.array([0.9, 0.9, 0.02, 0.1, 0.1, 0.97])
+    folds = FoldPredictions(
+        paths=tuple(f"{i}.png" for i in range(6)),
+        targets=targets,
+        folds=np.array([1, 2, 1, 2, 1, 2]),
+        probs=np.stack([first, 1 - first], axis=1),
+    )
+    write_folds(two_runs[0], ("bright", "dark"), folds)
+    section = training_section([read_artifact(folder) for folder in two_runs])
+    galleries = {
+        (block.title, inner.title): inner
+        for block in section.blocks
+        for inner in getattr(block, "blocks", ())
+        if isinstance(inner, Gallery)
+    }
+    shown = galleries["Run first", "Labels that may be wrong"].tiles
+    assert [(tile.name, tile.true, tile.predicted) for tile in shown] == [
+        ("2.png", "bright", "dark"),
+        ("5.png", "dark", "bright"),
+    ]
+    assert ("Run second", "Labels that may be wrong") not in galleries
+    assert "Cross-validation on 2 folds of 6 images: accuracy 66.7 %" in page_of(section).text
+    (two_runs[0] / "folds.csv").write_text("path,class\n")
+    page = page_of(training_section([read_artifact(two_runs[0])]))
+    assert "folds.csv cannot be read" in page.text
 
 
 def test_classes_with_html_in_a_run_show_as_text(two_runs):

@@ -36,7 +36,7 @@ _CPU_CHUNK = 8
 """Images per step on the CPU: a batch of 128 in float would need several copies of 80 MB."""
 
 
-NUM_VIEWS: Mapping[Augment, int] = {"none": 1, "flip": 2, "crop": 6, "color": 6}
+NUM_VIEWS: Mapping[Augment, int] = {"none": 1, "flip": 2, "crop": 4, "color": 4}
 """Fixed views of an image, by augmentation: unchanged, mirrored, and random crops."""
 
 
