@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tltools.backbones.cnn import CNN
+from tltools.backbones.layers import split_sequential
 from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.errors import ModelError
@@ -71,6 +73,28 @@ def test_only_vgg16s_head_is_trained(vgg16_state):
     model = build_classifier(VGG16, 3, SMALL, head="pooled", state=vgg16_state)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(("backbone", "head"), [(CNN, "linear"), (VGG16, "pooled")])
+def test_the_parts_before_and_from_the_last_block_on_are_the_whole(backbone, head):
+    torch.manual_seed(0)
+    layers = backbone.build_layers(head, 32)[0].eval()
+    before, rest = backbone.split(layers)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(rest(before(images)), layers(images), rtol=0, atol=0)
+    names = {name for part in (before, rest) for name in part.state_dict()}
+    assert names == set(layers.state_dict())
+    assert not set(before.state_dict()) & set(rest.state_dict())
+    for name in backbone.last_block:
+        assert rest.get_submodule(name) is layers.get_submodule(name)
+
+
+def test_layers_that_do_not_follow_one_another_are_not_split():
+    with pytest.raises(ModelError, match="cannot split a Conv2d before its layer 'bias'"):
+        split_sequential(nn.Sequential(nn.Conv2d(3, 3, 1)), ("0", "bias"))
+    with pytest.raises(ModelError, match="cannot split a Sequential before its layer '1'"):
+        split_sequential(nn.Sequential(nn.Conv2d(3, 3, 1)), ("1",))
 
 
 def test_vgg16_without_its_weights_is_an_error(vgg16_state):

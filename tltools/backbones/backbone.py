@@ -105,12 +105,37 @@ class Backbone:
     """The last layer whose output has height and width, used for heat maps: its name in the layers
     from `build_layers`, as torch's `get_submodule` takes it."""
     last_block: tuple[str, ...]
-    """The last layers with weights, which fine-tuning would change first; names as in
-    `last_maps`."""
+    """The last layers with weights, which fine-tuning changes first, in the order in which images
+    pass them; names as in `last_maps`. `split` needs the first one to be a layer of nested
+    `nn.Sequential`."""
     input_size: int = 224
     """Height and width of the images in pixels."""
     pretrained: Pretrained | None = None
     """Pre-trained weights; None if all layers are trained from random values."""
+
+    @property
+    def split_at(self) -> tuple[str, ...]:
+        """Names of the children that lead to the first layer of `last_block`."""
+        return tuple(self.last_block[0].split("."))
+
+    def split(self, layers: "nn.Module") -> "tuple[nn.Module, nn.Module]":
+        """Split the layers in two, before the first layer of `last_block`.
+
+        Both parts hold the layers themselves, no copies, and name their tensors as the whole does.
+
+        Args:
+            layers: The layers from `build_layers`.
+
+        Returns:
+            The part before, which maps normalized images, float32 (N, 3, H, W), to activations,
+            and the rest, which maps these to features, float32 (N, F).
+
+        Raises:
+            ModelError: If the layers do not follow one another as `nn.Sequential`.
+        """
+        from tltools.backbones.layers import split_sequential
+
+        return split_sequential(layers, self.split_at)
 
     def choose_head(self, state: "Mapping[str, Tensor]") -> str:
         """Return the first head that the weights support, or else the last head."""

@@ -1,6 +1,11 @@
-"""Layers shared by several backbones."""
+"""Layers shared by several backbones, and the split of a network in two."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+from tltools.errors import ModelError
 
 
 class GlobalAveragePool(nn.Module):
@@ -9,3 +14,32 @@ class GlobalAveragePool(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Average over height and width."""
         return maps.mean(dim=(2, 3))
+
+
+def split_sequential(layers: nn.Module, path: Sequence[str]) -> tuple[nn.Sequential, nn.Sequential]:
+    """Split nested `nn.Sequential` before the layer at the end of a path.
+
+    Args:
+        layers: An `nn.Sequential`.
+        path: Names of nested children: all but the last name an `nn.Sequential`.
+
+    Returns:
+        The layers before, and the layers from there on; their tensors are those of `layers`, under
+        the same names.
+
+    Raises:
+        ModelError: If there is no such layer, or a module on the way is not an `nn.Sequential`.
+    """
+    name, *inner = path
+    children = list(layers.named_children())
+    names = [child for child, _ in children]
+    if not isinstance(layers, nn.Sequential) or name not in names:
+        raise ModelError(
+            f"cannot split a {type(layers).__name__} before its layer {name!r}: it is not an "
+            "nn.Sequential with such a layer; choose a layer that is in one"
+        )
+    index = names.index(name)
+    before, after = OrderedDict(children[:index]), OrderedDict(children[index:])
+    if inner:
+        before[name], after[name] = split_sequential(after[name], inner)
+    return nn.Sequential(before), nn.Sequential(after)
