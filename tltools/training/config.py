@@ -25,6 +25,8 @@ class TrainConfig(Recipe):
     """Name of the backbone."""
     head: str = "auto"
     """One of the backbone's heads; `auto` is the first one that the weights support."""
+    image_size: int | None = None
+    """Height and width of the model's input in pixels; None is the weights' own."""
     seed: int = 13
     """Random seed for initial weights, shuffling and augmentation."""
     precision: TrainPrecision = "auto"
