@@ -18,7 +18,7 @@ from PIL import Image
 from systems import Job, Work, images_in
 
 from tltools.card import Preprocessing, Resize
-from tltools.data.images import CROP_RATIO, load_image
+from tltools.data.images import load_image
 from tltools.parallel import num_cores
 from tltools.runtime import read_card
 
@@ -96,13 +96,13 @@ def load_in_full(path: Path, rules: Preprocessing) -> NDArray[np.uint8]:
     """Decode with Pillow at full resolution and resize, like torchvision's transforms."""
     with Image.open(path) as file:
         image = file.convert("RGB")
-    size = rules.size
+    size, resampling = rules.size, Image.Resampling[rules.interpolation.upper()]
     if rules.resize == "squash":
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    scale = round(size * CROP_RATIO) / min(image.size)
+        return np.asarray(image.resize((size, size), resampling))
+    scale = round(size * rules.crop_ratio) / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    resized = image.resize((width, height), resampling)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import features
 
 from tltools import __version__, doctor
-from tltools.backbones.vgg16 import VGG16
 from tltools.doctor import diagnose, small_model
 from tltools.errors import ArtifactError, DeviceError
 
@@ -105,9 +104,12 @@ def test_weights_are_looked_for_in_torchs_cache(checks, monkeypatch, tmp_path):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "vgg16-397923af.pth").write_bytes(b"0" * 3_000_000)
-    check = doctor._weights(VGG16, VGG16.pretrained)
-    assert check.detail.endswith("vgg16-397923af.pth, 3 MB")
-    assert check.status == "ok"
+    (folder / "resnet18-f37072fd.pth").write_bytes(b"0" * 1_000_000)
+    found = {check.name: check for check in doctor._all_weights()}
+    assert list(found) == ["VGG16 weights", "ResNet-18 weights", "other weights"]
+    assert {check.status for check in found.values()} == {"ok"}
+    assert found["VGG16 weights"].detail.endswith("vgg16-397923af.pth, 3 MB")
+    assert "resnet50 (98 MB), mobilenet_v3_large (21 MB)" in found["other weights"].detail
 
 
 def test_the_small_model_computes_what_the_check_expects():

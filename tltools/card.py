@@ -23,6 +23,9 @@ MAX_NAME = 100
 """Maximum length of a run's name, which becomes part of folder and file names."""
 FORBIDDEN = frozenset('/\\:*?"<>|')
 """Characters that some operating systems forbid in file names."""
+CROP_RATIO = 256 / 224
+"""Default of `Preprocessing.crop_ratio`, as in most of torchvision's presets."""
+MAX_CROP_RATIO = 4.0
 MAX_DEPTH = 20
 """Maximum nesting of `training`."""
 MAX_TEST_IMAGES = 16
@@ -30,6 +33,7 @@ MAX_TEST_SIDE = 256
 """Largest height and width of a self-test's image in pixels."""
 
 Resize = Literal["squash", "crop"]
+Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -44,6 +48,10 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     """Height and width of the input in pixels."""
     resize: Resize = "squash"
     """`squash` to a square, or scale the shorter side and `crop` the center."""
+    crop_ratio: float = CROP_RATIO
+    """`crop` scales the shorter side to this multiple of `size`, rounded to whole pixels."""
+    interpolation: Interpolation = "bilinear"
+    """How pixels are resampled, with antialiasing."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Per channel (RGB), on the 0-1 scale."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -287,6 +295,11 @@ def _problem(card: Card) -> str | None:
         (
             1 <= card.preprocessing.size <= MAX_SIZE,
             f"an input size of {card.preprocessing.size} pixels is not between 1 and {MAX_SIZE}",
+        ),
+        (
+            1 <= card.preprocessing.crop_ratio <= MAX_CROP_RATIO,
+            f"a crop ratio of {card.preprocessing.crop_ratio} is not between 1 and "
+            f"{MAX_CROP_RATIO:g}",
         ),
         (
             all(value > 0 for value in card.preprocessing.std),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from tltools import __version__
-from tltools.backbones import BACKBONES, Backbone
-from tltools.backbones.backbone import IMAGENET, Pretrained
+from tltools.backbones import BACKBONES, COMPARED, Backbone
+from tltools.backbones.backbone import IMAGENET, Download
 from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memory_bytes
 from tltools.errors import DeviceError, TltoolsError
 from tltools.packages import DISTRIBUTION, PYPI_NAMESAKE
@@ -337,7 +337,7 @@ def _torch() -> list[Check]:
             detail="works, but PyTorch has deprecated it: prefer ONNX or PT2 for new work",
         ),
         _feature_cache(),
-        *(_weights(one, one.pretrained) for one in BACKBONES.values() if one.pretrained),
+        *_all_weights(),
     ]
 
 
@@ -451,12 +451,40 @@ def _feature_cache() -> Check:
     return Check(name=name, status="ok", detail=detail)
 
 
-def _weights(backbone: Backbone, pretrained: Pretrained) -> Check:
+def _all_weights() -> list[Check]:
+    """Check the weights of the backbones that `train` trains by default, and list the others."""
+    pretrained = [one for one in BACKBONES.values() if one.pretrained is not None]
+    found = {one.name: _weights(one, _default(one)) for one in pretrained}
+    rest = [name for name, check in found.items() if name not in COMPARED and check.status != "ok"]
+    checks = [check for name, check in found.items() if name not in rest]
+    if rest:
+        sizes = [f"{name} ({_megabytes(_default(BACKBONES[name]))})" for name in rest]
+        checks.append(
+            Check(
+                name="other weights",
+                status="ok",
+                detail=f"not downloaded (done by the first training): {', '.join(sizes)}",
+            )
+        )
+    return checks
+
+
+def _default(backbone: Backbone) -> Download:
+    assert backbone.pretrained is not None
+    return backbone.pretrained.downloads[IMAGENET]
+
+
+def _megabytes(download: Download) -> str:
+    from tltools.training.pretrained import download_megabytes
+
+    return f"{download_megabytes(download):.0f} MB"
+
+
+def _weights(backbone: Backbone, download: Download) -> Check:
     """Look for the default weights of a backbone."""
     from tltools.training.pretrained import download_path
 
     name = f"{backbone.title} weights"
-    download = pretrained.downloads[IMAGENET]
     path = download_path(download)
     if path.is_file():
         return Check(name=name, status="ok", detail=f"{path}, {path.stat().st_size / 1e6:.0f} MB")
@@ -464,7 +492,7 @@ def _weights(backbone: Backbone, pretrained: Pretrained) -> Check:
         name=name,
         status="warn",
         detail=f"not downloaded yet ({path.name} in {path.parent})",
-        remedy=f"tltools train --model {backbone.name} downloads them ({download.megabytes} MB); "
+        remedy=f"tltools train --model {backbone.name} downloads them ({_megabytes(download)}); "
         "or pass a file as `weights=`",
     )
 

@@ -1,5 +1,6 @@
 """Heat maps of the image regions that support a class."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tltools.backbones import find_backbone
-from tltools.card import FORBIDDEN, Card, Preprocessing
+from tltools.backbones.backbone import MapsAxes
+from tltools.card import FORBIDDEN, Card
 from tltools.data.images import load_image
 from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError
@@ -53,7 +56,12 @@ class Explanation:
 
 
 def heat_maps(
-    model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
+    model: "Classifier",
+    maps: "nn.Module",
+    images: "Tensor",
+    targets: "Tensor",
+    *,
+    axes: MapsAxes = "NCHW",
 ) -> "Tensor":
     """Compute heat maps of the regions that support a class in each image.
 
@@ -65,11 +73,15 @@ def heat_maps(
     For the cnn, whose head weights each location separately, Grad-CAM would highlight locations
     that the logit does not depend on, because it averages the gradients over the image first.
 
+    In a vision transformer the layer is the input of the last attention: behind it only the class
+    token decides.
+
     Args:
         model: In eval mode, on the images' device.
         maps: Its last spatial layer, whose output has height and width.
         images: Uint8 (N, S, S, 3).
         targets: The class of each heat map, int64 (N,).
+        axes: Order of the axes of that layer's output.
 
     Returns:
         Positive evidence as a fraction of each image's largest value, float32 (N, S, S) in [0, 1]
@@ -77,7 +89,7 @@ def heat_maps(
     """
     from captum.attr import LayerAttribution
 
-    values = evidence(model, maps, images, targets)
+    values = evidence(model, maps, images, targets, axes=axes)
     cells = min(MAX_CELLS, *values.shape[1:])
     # Averages instead of sums: the division below removes the constant factor between them.
     grid = LayerAttribution.interpolate(values[:, None], (cells, cells), "area")
@@ -89,7 +101,12 @@ def heat_maps(
 
 
 def evidence(
-    model: "Classifier", maps: "nn.Module", images: "Tensor", targets: "Tensor"
+    model: "Classifier",
+    maps: "nn.Module",
+    images: "Tensor",
+    targets: "Tensor",
+    *,
+    axes: MapsAxes = "NCHW",
 ) -> "Tensor":
     """Compute what each location adds to the logit of a class; negative is evidence against it.
 
@@ -98,6 +115,7 @@ def evidence(
         maps: As for `heat_maps`.
         images: As for `heat_maps`.
         targets: As for `heat_maps`.
+        axes: As for `heat_maps`.
 
     Returns:
         Float32 (N, H, W) on the images' device, at the resolution of `maps`.
@@ -108,9 +126,13 @@ def evidence(
     # captum needs gradients at the layer's output only, so a frozen backbone works and computes no
     # gradients.
     method = LayerGradientXActivation(model, maps)
-    products = method.attribute(images, target=targets)  # (N, C, H, W)
+    products = method.attribute(images, target=targets)
     assert isinstance(products, torch.Tensor)  # one layer with one output
-    return products.sum(dim=1).detach()
+    values = products.sum(dim=axes.index("C")).detach()
+    if axes != "NLC":
+        return values
+    side = math.isqrt(values.shape[1])  # tokens that are no location come first
+    return values[:, values.shape[1] - side**2 :].unflatten(1, (side, side))
 
 
 def explain_images(
@@ -147,7 +169,7 @@ def explain_images(
     target = _class_index(card, class_name)
     outputs = output_paths(paths, output, card=card, class_name=class_name)
     rules = card.preprocessing
-    large = Preprocessing(size=_VIEW * rules.size, resize=rules.resize)
+    large = replace(rules, size=_VIEW * rules.size)
     for path in paths:  # decoding twice is cheap compared with drawing
         load_image(path, rules)
     progress.say(f"Device: {choice.name} ({choice.reason})")
@@ -180,8 +202,10 @@ def _explain(
     probs = softmax(logits.numpy(), temperature=card.temperature)[0]  # (C,)
     predicted = int(logits[0].argmax())
     explained = predicted if target is None else target
-    maps = model.backbone.get_submodule(find_backbone(card.model).last_maps)
-    heat = heat_maps(model, maps, batch, torch.tensor([explained], device=batch.device))[0]
+    backbone = find_backbone(card.model)
+    maps = model.backbone.get_submodule(backbone.last_maps)
+    targets = torch.tensor([explained], device=batch.device)
+    heat = heat_maps(model, maps, batch, targets, axes=backbone.maps_axes)[0]
     return Explanation(
         path=path,
         label=card.classes[predicted],

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tltools.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tltools.card import Resize
+    from tltools.card import Interpolation, Resize
 
 Keep = Literal["best", "last"]
 RecipeName = Literal["default", "article"]
@@ -62,12 +64,27 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """Weights that torchvision publishes."""
+    """Weights that a library publishes."""
 
-    torchvision: str
+    torchvision: str = ""
     """torchvision's name of the weights, for example `VGG16_Weights.IMAGENET1K_V1`."""
-    megabytes: int
-    """Size of the file in units of 2**20 bytes."""
+    timm: str = ""
+    """timm's name of the model, for example `resnet18.a1_in1k`, if they are timm's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The preprocessing that weights were trained or published with."""
+
+    size: int
+    """Height and width of the images in pixels."""
+    crop_ratio: float
+    """The shorter side before the central crop, divided by `size`."""
+    interpolation: "Interpolation"
+    mean: tuple[float, float, float]
+    """Per channel (RGB), on the 0-1 scale."""
+    std: tuple[float, float, float]
+    """Per channel (RGB), on the 0-1 scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +97,16 @@ class Normalization:
     """Tensors found only in weights that were trained with it; empty if there are none."""
 
 
+FitState = Callable[["dict[str, Tensor]", int], "dict[str, Tensor]"]
+"""Takes weights, and the height and width of the images in pixels. Returns weights that fit the
+layers for such images."""
+
+
+def unchanged(state: "dict[str, Tensor]", size: int) -> "dict[str, Tensor]":  # noqa: ARG001
+    """Return the weights: they fit images of any size."""
+    return state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """Weights of a pre-trained backbone, whose layers stay frozen."""
@@ -88,9 +115,14 @@ class Pretrained:
     """A tensor that all weights of the backbone have; used to reject other files."""
     downloads: Mapping[str, Download]
     """Downloads by the name that users type; includes `IMAGENET`."""
-    normalizations: Mapping[str, Normalization]
-    """Normalizations that the weights may have been trained with, by name. The default is the
-    first one whose `tensors` are all present."""
+    normalizations: Mapping[str, Normalization] = field(default_factory=dict)
+    """Normalizations that a file's weights may have been trained with, by name. The default is the
+    first one whose `tensors` are all present. Empty if all published weights of the backbone share
+    the one of their preset."""
+    rename: Callable[[str], str] = str
+    """Takes the name of a tensor of the layers, and returns its name in the weights."""
+    fit_state: FitState = unchanged
+    """Fits the weights to the size of the images."""
 
     def choose_normalization(self, state: "Mapping[str, Tensor]") -> str:
         """Return the name of the first normalization that fits the weights."""
@@ -102,8 +134,13 @@ BuildLayers = Callable[[str, int], "tuple[nn.Module, int]"]
 """Takes the name of a head, and the height and width of the images in pixels. Returns the layers up
 to that head, which map normalized images, float32 (N, 3, H, W), to features, float32 (N, F); and F.
 
-The tensors of a pre-trained backbone are named as in its weights. It is built on torch's `meta`
-device, which costs neither time nor memory; others are initialized from torch's generator."""
+The tensors of a pre-trained backbone are named as in its weights, or `Pretrained.rename` gives the
+names there. Unless it computes constants, it is built on torch's `meta` device, which costs neither
+time nor memory; others are initialized from torch's generator."""
+
+MapsAxes = Literal["NCHW", "NHWC", "NLC"]
+"""Order of the axes of feature maps: N images, C channels, H x W locations, or L of them in a row,
+perhaps after a few tokens that are no location."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +162,44 @@ class Backbone:
     fine_tuning: Mapping[FineTune, Recipe] = field(default_factory=dict[FineTune, Recipe])
     """Sets of hyper-parameters for training pre-trained layers too, by which layers are trained."""
     last_maps: str
-    """The last layer whose output has height and width, used for heat maps: its name in the layers
-    from `build_layers`, as torch's `get_submodule` takes it."""
+    """The last layer whose output has height and width and decides about the features, used for
+    heat maps: its name in the layers from `build_layers`, as torch's `get_submodule` takes it."""
     last_block: tuple[str, ...]
     """The last layers with weights, which fine-tuning changes first, in the order in which images
     pass them; names as in `last_maps`. `split` needs the first one to be a layer of nested
     `nn.Sequential`."""
+    maps_axes: MapsAxes = "NCHW"
+    """Order of the axes of the output of `last_maps`."""
     input_size: int = 224
-    """Height and width of the images in pixels."""
+    """Height and width of the images in pixels, unless the settings give another."""
+    min_size: int = 1
+    """Smallest height and width of the images in pixels."""
+    size_step: int = 1
+    """The height and width of the images must be a multiple of this."""
+    computes_constants: bool = False
+    """Whether the layers hold tensors that are computed when they are built and are not part of
+    the weights."""
     pretrained: Pretrained | None = None
     """Pre-trained weights; None if all layers are trained from random values."""
+
+    def check_size(self, size: int) -> None:
+        """Check the height and width of the images, in pixels.
+
+        Raises:
+            ModelError: If the network cannot take such images.
+        """
+        least = -(-self.min_size // self.size_step) * self.size_step
+        if size < least:
+            raise ModelError(
+                f"{self.title} needs images of at least {least} pixels, got {size}; use "
+                f"`image_size={least}` or more"
+            )
+        if size % self.size_step:
+            lower = size - size % self.size_step
+            raise ModelError(
+                f"{self.title} needs an input size divisible by {self.size_step}, got {size}; use "
+                f"`image_size={lower}` or {lower + self.size_step}"
+            )
 
     @property
     def split_at(self) -> tuple[str, ...]:

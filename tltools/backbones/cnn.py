@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from tltools.backbones.backbone import Backbone, Recipe
-from tltools.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
 def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - only one
     from torch import nn
 
-    if size % 4:
-        raise ModelError(f"the CNN needs an input size divisible by 4, got {size}")
     layers = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),
         nn.BatchNorm2d(4),
@@ -40,4 +37,6 @@ CNN = Backbone(
     },
     last_maps="7",
     last_block=("4", "5"),
+    min_size=4,
+    size_step=4,
 )

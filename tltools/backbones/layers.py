@@ -16,6 +16,27 @@ class GlobalAveragePool(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
+class KeptAveragePool(nn.Module):
+    """Average each feature map and keep its axes: (N, F, H, W) → (N, F, 1, 1)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Average over height and width."""
+        return maps.mean(dim=(2, 3), keepdim=True)
+
+
+def replace_average_pools(layers: nn.Module) -> None:
+    """Replace `nn.AdaptiveAvgPool2d(1)` everywhere within the layers by `KeptAveragePool`.
+
+    The result is the same. For the original, torch's exporter writes seven more nodes, among them
+    a Range, which no export may have.
+    """
+    for name, layer in list(layers.named_children()):
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+            setattr(layers, name, KeptAveragePool())
+        else:
+            replace_average_pools(layer)
+
+
 def split_sequential(layers: nn.Module, path: Sequence[str]) -> tuple[nn.Sequential, nn.Sequential]:
     """Split nested `nn.Sequential` before the layer at the end of a path.
 

@@ -76,9 +76,10 @@ VGG16 = Backbone(
     },
     last_maps="features",
     last_block=("features.24", "features.26", "features.28"),
+    min_size=32,
     pretrained=Pretrained(
         first_tensor="features.0.weight",
-        downloads={IMAGENET: Download(torchvision="VGG16_Weights.IMAGENET1K_V1", megabytes=528)},
+        downloads={IMAGENET: Download(torchvision="VGG16_Weights.IMAGENET1K_V1")},
         # As torchvision publishes them: IMAGENET1K_V1 was trained with ImageNet's mean and
         # standard deviation; IMAGENET1K_FEATURES, the authors' original, with the mean only.
         normalizations={

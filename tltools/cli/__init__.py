@@ -27,6 +27,7 @@ COMMANDS = (
     "report",
     "explain",
     "inspect",
+    "models",
     "sample",
     "doctor",
     "docs",

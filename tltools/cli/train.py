@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tltools.backbones import BACKBONES
+from tltools.backbones import BACKBONES, COMPARED, find_backbone
 from tltools.backbones.backbone import IMAGENET, FineTune, RecipeName
 from tltools.cli.command import INTERRUPTED, Out, command
 from tltools.cli.options import (
@@ -56,6 +56,22 @@ def _models() -> list[str]:
     return [*BACKBONES, "all"]
 
 
+def _model(name: str) -> str:
+    """Check a name; an unlisted one loads torchvision or timm."""
+    if name not in _models():
+        try:
+            find_backbone(name)
+        except ConfigError as error:
+            from tltools.console import in_options
+
+            raise typer.BadParameter(in_options(str(error))) from error
+    return name
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in _models() if name.startswith(incomplete)]
+
+
 def _heads() -> list[str]:
     """Name the heads of backbones that have more than one."""
     choices = (one.heads for one in BACKBONES.values() if len(one.heads) > 1)
@@ -89,7 +105,7 @@ def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
 
 
 def _defaults(setting: str) -> str:
-    """Show the recipes' defaults of a setting: `15 cnn, 80 vgg16`, or `128` if all agree."""
+    """Show the recipes' defaults of a setting: `15 cnn, 80 others`, or `128` if all agree."""
     return _shown(
         {name: getattr(one.recipes["default"], setting) for name, one in BACKBONES.items()}
     )
@@ -119,17 +135,20 @@ def _shown(values: dict[str, Any]) -> str:
         names.setdefault(shown, []).append(name)
     if len(names) == 1:
         return next(iter(names))
-    return ", ".join(f"{value} {' '.join(some)}" for value, some in names.items())
+    return ", ".join(
+        f"{value} {some[0] if len(some) == 1 else 'others'}" for value, some in names.items()
+    )
 
 
 # -------------------------------------------------------------------------------- the options
 
 ModelOption = Annotated[
     str,
-    _choice(
-        _models,
-        help="; ".join(f"{name}: {one.summary}" for name, one in BACKBONES.items())
-        + "; all: every model.",
+    typer.Option(
+        parser=_model,
+        autocompletion=_complete_model,
+        metavar="NAME",
+        help=f"A name from tltools models, or timm:NAME; all: {' and '.join(COMPARED)}.",
     ),
 ]
 RecipeOption = Annotated[
@@ -142,7 +161,7 @@ RecipeOption = Annotated[
 WeightsOption = Annotated[
     str,
     typer.Option(
-        help=f"{', '.join(_downloads())} (downloaded once), or a .safetensors or .pth file.",
+        help=f"{', '.join(_downloads())} or torchvision's name (downloaded once), or a file.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -303,6 +322,14 @@ ResizeOption = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Height and width of the model's input in pixels.",
+        show_default="the weights' own",
+        rich_help_panel=TRAINING,
+    ),
+]
 SplitOption = Annotated[
     Literal["auto", "default", "article"],
     typer.Option(
@@ -356,6 +383,7 @@ class SettingOptions:
     """Settings of a model; None keeps the recipe's value."""
 
     head: HeadOption = "auto"
+    image_size: ImageSizeOption = None
     epochs: EpochsOption = None
     batch_size: BatchSizeOption = None
     lr: LearningRateOption = None
@@ -480,12 +508,12 @@ def _configs(
 
 
 def _models_of(model: str) -> list[str]:
-    return list(BACKBONES) if model == "all" else [model]
+    return list(COMPARED) if model == "all" else [model]
 
 
 def _check_features(models: Sequence[str]) -> None:
     """Refuse a cluster if no model has frozen features."""
-    if any(BACKBONES[name].pretrained for name in models):
+    if any(find_backbone(name).pretrained for name in models):
         return
     others = " or ".join(name for name, one in BACKBONES.items() if one.pretrained)
     raise ConfigError(

@@ -34,8 +34,7 @@ decoded at one eighth with both resize rules, which is 4 times faster. They then
 255 levels on average; at the margin itself by 1.3, without a margin by 2.5.
 """
 
-CROP_RATIO = 256 / 224
-"""`crop` scales the short side to this multiple of the final size, as torchvision's presets do."""
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _JPEG = b"\xff\xd8\xff"
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
@@ -110,8 +109,8 @@ def load_image(
             it is decoded.
         preprocessing: `size`, the height and width of the result, and the `resize` rule: `squash`
             scales both sides to `size`; `crop` takes the central square whose side is
-            `size / round(size * CROP_RATIO)` of the short side and scales it to `size`, which is
-            torchvision's "resize 256, center crop 224" in one step. Both are bilinear with
+            `size / round(size * crop_ratio)` of the short side and scales it to `size`, which is
+            torchvision's "resize 256, center crop 224" in one step. Both use `interpolation`, with
             antialiasing; an image of `size` x `size` is not changed. `mean` and `std` are not
             applied here.
         out: Array for the result, uint8 (size, size, 3); None to allocate one.
@@ -176,7 +175,7 @@ def fit_image(
     Args:
         image: A Pillow image of any mode, whose EXIF orientation is applied; or an array, uint8
             (H, W, 3), RGB.
-        preprocessing: Its `size` and `resize` are used.
+        preprocessing: Its `mean` and `std` are not used.
 
     Returns:
         Array (size, size, 3), uint8, RGB; it may be a view of `image`.
@@ -333,7 +332,7 @@ def _scale_while_decoding(width: int, height: int, rules: Preprocessing) -> int:
 
     A side that is not a multiple of it is decoded to one more pixel, which counts only in part.
     """
-    needed = round(rules.size * CROP_RATIO) if rules.resize == "crop" else rules.size
+    needed = round(rules.size * rules.crop_ratio) if rules.resize == "crop" else rules.size
     needed = math.ceil(needed * DRAFT_MARGIN)
     return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * needed), 1)
 
@@ -352,26 +351,26 @@ def _to_square(
         image: An image of any mode.
         box: The part of `image` to use, in pixels.
         upright: The transposition that turns it upright; None if it is upright.
-        rules: Its `size` and `resize` are used.
+        rules: Its `mean` and `std` are not used.
     """
     size = rules.size
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
         image = _to_rgb(image)
     if image.size != (size, size):
         if rules.resize == "crop":
-            box = _central_square(box, size)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+            box = _central_square(box, rules)
+        image = image.resize((size, size), _FILTERS[rules.interpolation], box)
     if upright is not None:
         image = image.transpose(upright)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _central_square(
-    box: tuple[float, float, float, float], size: int
+    box: tuple[float, float, float, float], rules: Preprocessing
 ) -> tuple[float, float, float, float]:
     """Return the part of `box` that the `crop` rule keeps."""
     _, _, width, height = box
-    side = min(width, height) * size / round(size * CROP_RATIO)
+    side = min(width, height) * rules.size / round(rules.size * rules.crop_ratio)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

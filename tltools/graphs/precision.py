@@ -12,7 +12,8 @@ These choices were made by measurement, on VGG16 (pooled head) and the CNN again
   99.999 0.095 and 0.18, Percentile 99.9 0.98 and 0.93, Entropy 0.88 and 0.17. The few largest
   activations separate the classes.
 - Float logits. As uint8 they saturate at the calibration images' maximum: 0.59 against 0.046.
-- A float head if its input is not already quantized (after a mean): half the difference.
+- A float head if its input is not already quantized (after a mean): half the difference. Other
+  products (a transformer's layers, behind its float normalizations) are quantized.
 - uint8 activations with int8 weights, which x86's VNNI and all other processors multiply without
   saturation; int8 activations are neither more accurate nor faster.
 """
@@ -58,7 +59,10 @@ FP16_LIMIT = 65504 / 2
 """Half of fp16's largest number, since other images may exceed the values seen in calibration."""
 PROBE_OPSET = 18
 """Latest opset in which onnxruntime computes minima and maxima on CUDA. The operators of an export
-mean the same in it."""
+mean the same in it, if it has them all; otherwise the probe keeps the opset, and a GPU leaves the
+minima and maxima to the CPU."""
+FP32_OPS = ("Gelu",)
+"""Operators that stay fp32 in an fp16 file: in fp16 they crash onnxruntime 1.28 on the CPU."""
 NUM_SENSITIVITY_IMAGES = 8
 
 
@@ -200,13 +204,14 @@ def write_fp16(
     ranges = {} if calibration is None else activation_ranges(model, calibration, device=device)
     too_large = {name for name, (low, high) in ranges.items() if not max(-low, high) <= FP16_LIMIT}
     normalization = {node.name for node in _normalization(model)}
+    crashing = [node.name for node in model.graph.node if node.op_type in FP32_OPS]
     kept = [
         node.name
         for node in model.graph.node
         if node.name not in normalization and not too_large.isdisjoint((*node.input, *node.output))
     ]
     with atomic_path(target) as temporary:
-        _save(_halved(model, keep_float=[*normalization, *kept]), temporary)
+        _save(_halved(model, keep_float=[*normalization, *crashing, *kept]), temporary)
     return kept
 
 
@@ -240,7 +245,7 @@ def activation_ranges(
         probe.graph.node.append(helper.make_node(kind, [name], [output], output, keepdims=0))
         probe.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
     for opset in probe.opset_import:
-        if not opset.domain:
+        if not opset.domain and all(_in_probe_opset(node.op_type) for node in model.graph.node):
             opset.version = min(opset.version, PROBE_OPSET)
     session, _ = open_session(probe.SerializeToString(), device=device)
     del probe
@@ -250,6 +255,15 @@ def activation_ranges(
     both = np.array(per_batch, dtype=np.float32)
     lowest, highest = both[:, : len(floats)].min(0), both[:, len(floats) :].max(0)
     return dict(zip(floats, zip(lowest, highest, strict=True), strict=True))
+
+
+def _in_probe_opset(op_type: str) -> bool:
+    """Return whether an operator exists in `PROBE_OPSET`; Gelu, for one, is younger."""
+    try:
+        onnx.defs.get_schema(op_type, PROBE_OPSET)
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------ rewriting
@@ -362,19 +376,26 @@ def _relus_behind(model: ModelProto, node: NodeProto) -> list[str]:
 
 
 def _float_heads(model: ModelProto) -> list[str]:
-    """Return products whose input is not quantized: quantizing it would cost the most accuracy."""
+    """Return products that stay float: those of two activations, as in attention, and the head.
+
+    The head is the last product. It stays float only if its input is not quantized: quantizing it
+    would cost the most accuracy.
+    """
+    weights = {one.name for one in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in FLOAT_OUTPUTS]
+    of_activations = [node.name for node in products if weights.isdisjoint(node.input)]
     float_adds = _float_adds(model)
+    means = {node.output[0] for node in model.graph.node if node.op_type == "ReduceMean"}
     quantized = {
         name
         for node in model.graph.node
-        if node.op_type in QUANTIZED_OPS and node.name not in float_adds
+        if node.op_type in QUANTIZED_OPS
+        and node.name not in float_adds
+        and means.isdisjoint(node.input)  # a mean that is flattened stays float
         for name in node.output
     }
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in FLOAT_OUTPUTS and node.input[0] not in quantized
-    ]
+    heads = [node.name for node in products[-1:] if node.input[0] not in quantized]
+    return [*of_activations, *heads]
 
 
 def _float_adds(model: ModelProto, keep_float: Sequence[str] = ()) -> list[str]:

@@ -30,6 +30,8 @@ class TrainConfig(Recipe):
     """Pre-trained layers to train besides the head: `none`, the `last-block` or `all`."""
     head: str = "auto"
     """One of the backbone's heads; `auto` is the first one that the weights support."""
+    image_size: int | None = None
+    """Height and width of the model's input in pixels; None is the weights' own."""
     seed: int = 13
     """Random seed for initial weights, shuffling and augmentation."""
     precision: TrainPrecision = "auto"

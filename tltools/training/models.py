@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from tltools.backbones import BACKBONES, Backbone
+from tltools.backbones import Backbone, find_backbone
 from tltools.card import Card, Preprocessing
-from tltools.errors import ArtifactError, ModelError
+from tltools.errors import ArtifactError, ConfigError, ModelError
 from tltools.wording import plural
 
 
@@ -33,6 +33,18 @@ class Classifier(nn.Module):
         self.shift: Tensor
         self.register_buffer("scale", _channels(1 / (255 * std)), persistent=False)
         self.register_buffer("shift", _channels(-mean / std), persistent=False)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Switch to training mode, except for frozen layers.
+
+        Batch normalization in training mode would use, and update, statistics of the batch.
+        """
+        super().train(mode)
+        for part in (self.backbone, *self.backbone.children()):
+            parameters = list(part.parameters())
+            if parameters and not any(one.requires_grad for one in parameters):
+                part.eval()
+        return self
 
     def normalized(self, images: Tensor) -> Tensor:
         """Map images, uint8 (N, H, W, 3), to the backbone's input, float32 (N, 3, H, W)."""
@@ -71,28 +83,33 @@ def build_classifier(
             its tensors have no values (`meta` device).
 
     Raises:
-        ModelError: If the head does not exist, or weights that the backbone needs are missing or
-            have the wrong shape.
+        ModelError: If the head does not exist, the network cannot take images of this size, or
+            weights that the backbone needs are missing or have the wrong shape.
     """
+    backbone.check_size(preprocessing.size)
     if head == "auto":
         head = backbone.choose_head(state or {})
     elif head not in backbone.heads:
         raise ModelError(f"unknown head {head!r}; choose {' or '.join(backbone.heads)}")
     # Spend no time and memory on random values that are replaced anyway.
-    with torch.device("meta") if backbone.pretrained else nullcontext():
+    empty = backbone.pretrained is not None and not backbone.computes_constants
+    with torch.device("meta") if empty else nullcontext():
         layers, num_features = backbone.build_layers(head, preprocessing.size)
     if state is not None:
-        _load_weights(layers, state, backbone, head)
+        _load_weights(layers, state, backbone, head, size=preprocessing.size)
     if backbone.pretrained:
         layers.requires_grad_(False)
     return Classifier(layers, nn.Linear(num_features, num_classes), preprocessing)
 
 
 def _load_weights(
-    layers: nn.Module, state: Mapping[str, Tensor], backbone: Backbone, head: str
+    layers: nn.Module, state: Mapping[str, Tensor], backbone: Backbone, head: str, *, size: int
 ) -> None:
-    wanted = {name: tensor.shape for name, tensor in layers.state_dict().items()}
-    missing = [name for name in wanted if name not in state]
+    assert backbone.pretrained is not None
+    state = backbone.pretrained.fit_state(dict(state), size)
+    values = layers.state_dict()  # keeps the versions of the layers' formats
+    names = {name: backbone.pretrained.rename(name) for name in values}
+    missing = [one for one in names.values() if one not in state and not one.endswith(_COUNTER)]
     if missing:
         possible = backbone.choose_head(state)
         hint = f"; `head={possible}` needs fewer" if possible != head else ""
@@ -101,20 +118,19 @@ def _load_weights(
             f"the weights lack {len(missing)} {tensors} that this head needs (first "
             f"{missing[0]}){hint}"
         )
-    for name, shape in wanted.items():
-        if state[name].shape != shape:
+    for name, theirs in names.items():
+        value = state.get(theirs, torch.zeros((), dtype=torch.int64))
+        if value.shape != values[name].shape:
             raise ModelError(
-                f"{name} has shape {tuple(state[name].shape)}, but {backbone.title} needs "
-                f"{tuple(shape)}; are these the weights of another network?"
+                f"{theirs} has shape {tuple(value.shape)}, but {backbone.title} needs "
+                f"{tuple(values[name].shape)}; are these the weights of another network?"
             )
-    values = {name: state[name] for name in wanted}
-    layers.load_state_dict(
-        {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in values.items()
-        },
-        assign=True,
-    )
+        values[name] = value.float() if value.is_floating_point() else value
+    layers.load_state_dict(values, assign=True)
+
+
+_COUNTER = ".num_batches_tracked"
+"""Ending of a tensor that older files lack, and that only training without momentum reads."""
 
 
 def build_from_card(card: Card, state: Mapping[str, Tensor]) -> Classifier:
@@ -128,11 +144,12 @@ def build_from_card(card: Card, state: Mapping[str, Tensor]) -> Classifier:
         ArtifactError: If the card names an unknown backbone, or the checkpoint does not match the
             card.
     """
-    backbone = BACKBONES.get(card.model)
-    if backbone is None:
+    try:
+        backbone = find_backbone(card.model)
+    except ConfigError as error:
         raise ArtifactError(
-            f"run {card.run} has a model that this tltools does not know: {card.model!r}"
-        )
+            f"run {card.run} has a model that this tltools does not know: {error}"
+        ) from error
     model = build_classifier(backbone, len(card.classes), card.preprocessing, head=card.head)
     try:
         model.load_state_dict(state, strict=True, assign=True)

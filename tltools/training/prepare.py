@@ -123,7 +123,7 @@ def _prepare_images(
 ) -> Job:
     """Prepare to train all layers of a model on decoded images."""
     config = _with_head(config, {})
-    size = config.backbone.input_size
+    size = config.image_size or config.backbone.input_size
     preprocessing = Preprocessing(size=size, resize=config.resize)  # pixels on the 0-1 scale
     model = _build(dataset, config, preprocessing)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -178,9 +178,7 @@ def _load_frozen(
     backbone = config.backbone
     pretrained = load_weights(backbone, setup.weights, normalization=setup.normalization)
     config = _with_head(config, pretrained.state)
-    preprocessing = Preprocessing(
-        size=backbone.input_size, resize=config.resize, mean=pretrained.mean, std=pretrained.std
-    )
+    preprocessing = pretrained.preprocessing(config.resize, size=config.image_size)
     progress.say(f"{backbone.title}: weights {pretrained.facts.source}, head {config.head}")
     return _Frozen(
         config=config,

@@ -3,27 +3,44 @@
 import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 from urllib.error import URLError
 
 import torch
 from torch import Tensor
 
-from tltools.backbones.backbone import IMAGENET, Backbone, Download
-from tltools.card import Weights
+from tltools.backbones import timm_models
+from tltools.backbones.backbone import IMAGENET, Backbone, Download, Preset
+from tltools.card import Interpolation, Preprocessing, Resize, Weights
 from tltools.errors import ModelError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedWeights:
-    """Frozen weights, where they come from, and the normalization of their training."""
+    """Frozen weights, where they come from, and the preprocessing of their training."""
 
     state: Mapping[str, Tensor]
-    """Tensors under torchvision's names, `features.0.weight` …"""
+    """Tensors under the library's names, `features.0.weight` …"""
     facts: Weights
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preset: Preset
+
+    def preprocessing(self, resize: Resize, *, size: int | None = None) -> Preprocessing:
+        """Return the preprocessing of images for these weights.
+
+        Args:
+            resize: How images are made square.
+            size: Height and width in pixels; None is the weights' own.
+        """
+        return Preprocessing(
+            size=size or self.preset.size,
+            resize=resize,
+            crop_ratio=self.preset.crop_ratio,
+            interpolation=self.preset.interpolation,
+            mean=self.preset.mean,
+            std=self.preset.std,
+        )
 
 
 def load_weights(
@@ -31,12 +48,15 @@ def load_weights(
 ) -> PretrainedWeights:
     """Load the weights of a pre-trained backbone.
 
+    The preprocessing is that of the published weights. For a file that is not one of these, it is
+    that of the default weights, at the backbone's own size.
+
     Args:
         backbone: The pre-trained backbone.
-        source: The name of a download (kept in torch's cache, hash verified), or the path of a
-            `.safetensors` or `.pth` file, which may lack tensors that the head does not need.
+        source: The name of a download (kept in the library's cache, hash verified), or the path of
+            a `.safetensors` or `.pth` file, which may lack tensors that the head does not need.
         normalization: Normalization that the weights were trained with, by the backbone's name
-            for it; `auto` infers it from the tensors present.
+            for it; `auto` is that of the preset, or infers it from the tensors present.
 
     Raises:
         ModelError: If the weights cannot be loaded or are not the backbone's; the message says
@@ -44,50 +64,137 @@ def load_weights(
     """
     pretrained = backbone.pretrained
     assert pretrained is not None, f"{backbone.name} has no weights to load"
-    names = ("auto", *pretrained.normalizations)
+    names = ["auto", *pretrained.normalizations]
     if normalization not in names:
         raise ModelError(
-            f"unknown normalization {normalization!r}; choose {', '.join(names[:-1])} or "
-            f"{names[-1]}"
+            f"unknown normalization {normalization!r}; {backbone.name} takes {' or '.join(names)}"
         )
     remedy = _remedy(backbone)
-    download = pretrained.downloads.get(source)
+    download = find_download(backbone, source)
     state, facts = _read(Path(source), remedy) if download is None else _fetch(download, backbone)
     if pretrained.first_tensor not in state:
         raise ModelError(
             f"{source} holds no {backbone.title} weights: it lacks {pretrained.first_tensor}; "
             f"{remedy}"
         )
-    if normalization == "auto":
-        normalization = pretrained.choose_normalization(state)
-    chosen = pretrained.normalizations[normalization]
-    return PretrainedWeights(state=state, facts=facts, mean=chosen.mean, std=chosen.std)
+    published = download or _recognized(backbone, facts.sha256)
+    preset = load_preset(published or pretrained.downloads[IMAGENET])
+    if published is None:
+        preset = replace(preset, size=backbone.input_size)
+    if pretrained.normalizations:
+        if normalization == "auto":
+            normalization = pretrained.choose_normalization(state)
+        chosen = pretrained.normalizations[normalization]
+        preset = replace(preset, mean=chosen.mean, std=chosen.std)
+    return PretrainedWeights(state=state, facts=facts, preset=preset)
+
+
+def find_download(backbone: Backbone, source: str) -> Download | None:
+    """Return the weights of this name: the backbone's default, or another of torchvision's.
+
+    Args:
+        backbone: A pre-trained backbone.
+        source: A name such as `imagenet` or `IMAGENET1K_V2`, or the path of a file.
+
+    Returns:
+        None if it is not the name of weights, hence a file.
+    """
+    assert backbone.pretrained is not None
+    known = backbone.pretrained.downloads
+    if source in known:
+        return known[source]
+    return next(
+        (one for one in _published(backbone) if one.torchvision.endswith(f".{source}")), None
+    )
+
+
+def _published(backbone: Backbone) -> list[Download]:
+    """Return all weights that torchvision publishes for a backbone."""
+    assert backbone.pretrained is not None
+    default = backbone.pretrained.downloads[IMAGENET]
+    if not default.torchvision:
+        return []
+    enumeration: Any = type(_weights(default))
+    return [Download(torchvision=str(one)) for one in enumeration]
+
+
+def _recognized(backbone: Backbone, sha256: str) -> Download | None:
+    """Return the published weights whose file has this hash, or None.
+
+    The name of torchvision's file ends with the first digits of its hash.
+    """
+    for one in _published(backbone):
+        digits = Path(_weights(one).url).stem.rpartition("-")[2]
+        if len(digits) >= _HASH_DIGITS and sha256.startswith(digits):
+            return one
+    return None
+
+
+_HASH_DIGITS = 8
+
+
+def load_preset(download: Download) -> Preset:
+    """Return the preprocessing of published weights.
+
+    Raises:
+        ModelError: If tltools cannot resample as they need.
+    """
+    if download.timm:
+        return timm_models.load_preset(download.timm)
+    rules = _weights(download).transforms()
+    (size,), (shorter_side,) = rules.crop_size, rules.resize_size
+    interpolation = rules.interpolation.value
+    if interpolation not in get_args(Interpolation):
+        raise ModelError(
+            f"{download.torchvision} resizes images by {interpolation!r}, which tltools does not "
+            "support; choose other `weights=`"
+        )
+    return Preset(
+        size=size,
+        crop_ratio=shorter_side / size,
+        interpolation=interpolation,
+        mean=tuple(rules.mean),
+        std=tuple(rules.std),
+    )
 
 
 def download_path(download: Download) -> Path:
-    """Return the path of a download in torch's cache, whether it exists or not."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_url(download)).name
+    """Return the path of torchvision's file in torch's cache, whether it exists or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_weights(download).url).name
 
 
-def _url(download: Download) -> str:
+def download_megabytes(download: Download) -> float:
+    """Return the size of torchvision's file in units of 2**20 bytes."""
+    return _weights(download).meta["_file_size"]
+
+
+def _weights(download: Download) -> Any:
+    """Return torchvision's description of weights, a member of its enumeration."""
     from torchvision.models import get_weight
 
-    return get_weight(download.torchvision).url
+    return get_weight(download.torchvision)
 
 
 def _remedy(backbone: Backbone) -> str:
     return (
         f"provide {backbone.title}'s weights with `weights=FILE` (.safetensors or .pth with "
-        f"torchvision's tensor names), or run once with network access, so that "
+        f"{_library(backbone)}'s tensor names), or run once with network access, so that "
         f"`weights={IMAGENET}` can download them"
     )
 
 
+def _library(backbone: Backbone) -> str:
+    assert backbone.pretrained is not None
+    return "timm" if backbone.pretrained.downloads[IMAGENET].timm else "torchvision"
+
+
 def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor], Weights]:
+    if download.timm:
+        return _fetch_timm(download.timm, _remedy(backbone))
     remedy = _remedy(backbone)
     try:
         state = torch.hub.load_state_dict_from_url(
-            _url(download), check_hash=True, weights_only=True, map_location="cpu"
+            _weights(download).url, check_hash=True, weights_only=True, map_location="cpu"
         )
     except (URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
@@ -98,8 +205,22 @@ def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor]
         raise ModelError(
             f"the download of {backbone.title}'s weights is unusable ({error}); {remedy}"
         ) from error
-    facts = Weights(source=download.torchvision, sha256=_sha256(download_path(download)))
-    return state, facts
+    name = str(_weights(download))  # not an alias such as DEFAULT
+    return state, Weights(source=name, sha256=_sha256(download_path(download)))
+
+
+def _fetch_timm(name: str, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
+    """Have timm download a model, into the Hugging Face cache; return its tensors."""
+    try:
+        state = timm_models.download(name)
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = first_line(error)
+        raise ModelError(f"cannot download timm's weights {name} ({reason}); {remedy}") from error
+    digest = hashlib.sha256()
+    for key, tensor in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return state, Weights(source=f"{timm_models.PREFIX}{name}", sha256=digest.hexdigest())
 
 
 def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:

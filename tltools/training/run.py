@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tltools import __version__
 from tltools.atomic import atomic_path, write_text
-from tltools.card import Card, DataFacts
+from tltools.card import FORBIDDEN, Card, DataFacts
 from tltools.data.dataset import Dataset
 from tltools.errors import ArtifactError, DataError
 from tltools.run_folder import CARD, SPLIT, load_card, read_split, write_history
@@ -62,6 +62,7 @@ def is_finished(folder: Path) -> bool:
 def new_run_folder(run_dir: Path, model: str) -> Path:
     """Create `run_dir`/`model`, or the first of `model`-2, `model`-3 … that does not exist."""
     number = 1
+    model = "".join("-" if char in FORBIDDEN else char for char in model)  # timm:NAME
     while True:
         folder = run_dir / (model if number == 1 else f"{model}-{number}")
         try:

@@ -26,6 +26,7 @@ from tltools.training.fit import EpochStats, Trainer, predict_source
 from tltools.training.folds import cross_validate
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, prepare
+from tltools.training.pretrained import find_download
 from tltools.wording import plural
 
 _SAVE_EVERY_S = 2.0
@@ -200,10 +201,10 @@ def _plan(job: Job, setup: TrainSetup) -> runs.RunPlan:
 
 def _weights_to_resume_with(config: TrainConfig, weights: str) -> str | None:
     """Return the weights of a frozen backbone; a file as an absolute path, valid in any folder."""
-    pretrained = config.backbone.pretrained
-    if pretrained is None:
+    if config.backbone.pretrained is None:
         return None
-    return weights if weights in pretrained.downloads else str(Path(weights).absolute())
+    named = find_download(config.backbone, weights) is not None
+    return weights if named else str(Path(weights).absolute())
 
 
 class _Training:
