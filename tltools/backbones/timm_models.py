@@ -13,7 +13,8 @@ from tltools.backbones.backbone import (
     Preset,
     Pretrained,
 )
-from tltools.backbones.torchvision_models import LAST_LAYER, RECIPE
+from tltools.backbones.recipes import FINE_TUNING, HEAD
+from tltools.backbones.torchvision_models import LAST_LAYER
 from tltools.errors import ConfigError, ModelError
 from tltools.packages import DISTRIBUTION
 
@@ -63,7 +64,8 @@ def find(name: str) -> Backbone:
         summary=f"frozen {name} with a new head",
         build_layers=partial(_build, model_name),
         heads=LAST_LAYER,
-        recipes={"default": RECIPE},
+        recipes={"default": HEAD},
+        fine_tuning=FINE_TUNING,
         last_maps=last_maps,
         maps_axes=axes,
         last_block=(_last_weights(layers, last_maps.partition(".")[0]),),

@@ -1,6 +1,6 @@
 """torchvision's classification models as frozen backbones: seven by name here, others by look-up.
 
-Their recipe is the one found for VGG16's head. torchvision is not imported for those named here
+Their recipes are those found for VGG16. torchvision is not imported for those named here
 before their layers are built.
 """
 
@@ -16,17 +16,14 @@ from tltools.backbones.backbone import (
     Download,
     FitState,
     Pretrained,
-    Recipe,
     unchanged,
 )
+from tltools.backbones.recipes import FINE_TUNING, HEAD
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-RECIPE = Recipe(epochs=80, lr=1e-3, weight_decay=0.1, standardize=True, resize="crop")
-"""What cross-validation found for VGG16's head (benchmarks/LOG.md); a start for other heads, which
-also learn from standardized features."""
 NUM_BLOCKS = 2
 """Blocks of a network without its own entry that count as its last ones."""
 NO_LINEAR_LAYER = ("maxvit_t", "squeezenet1_0", "squeezenet1_1")
@@ -78,7 +75,8 @@ def _backbone(
         summary=f"frozen {title} with a new head",
         build_layers=partial(_build, name),
         heads={"last-layer": tensors, "pooled": ()} if hidden else LAST_LAYER,
-        recipes={"default": RECIPE},
+        recipes={"default": HEAD},
+        fine_tuning=FINE_TUNING,
         last_maps=last_maps,
         last_block=last_block,
         input_size=input_size,
@@ -112,7 +110,8 @@ def _transformer(
         summary=f"frozen {title} with a new head",
         build_layers=partial(_build, name),
         heads=LAST_LAYER,
-        recipes={"default": RECIPE},
+        recipes={"default": HEAD},
+        fine_tuning=FINE_TUNING,
         # Behind the last attention, only the class token decides.
         last_maps=f"{last}.ln_1",
         maps_axes="NLC",

@@ -1,6 +1,6 @@
 """VGG16 (Simonyan and Zisserman, arXiv:1409.1556) as torchvision builds it, frozen."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tltools.backbones.backbone import (
     IMAGENET,
@@ -10,26 +10,13 @@ from tltools.backbones.backbone import (
     Pretrained,
     Recipe,
 )
+from tltools.backbones.recipes import FINE_TUNING, HEAD
 
 if TYPE_CHECKING:
     from torch import nn
 
 _CLASSIFIER = tuple(f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias"))
 """Tensors between the convolutions and `classifier.6`, which features-only files lack."""
-
-_FINE_TUNING: dict[str, Any] = {
-    "lr": 1e-3,
-    "batch_size": 32,
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "schedule": "cosine",
-    "label_smoothing": 0.1,
-    "clip_grad": 1.0,
-    "dropout": 0.5,
-    "standardize": True,
-    "resize": "crop",
-}
-"""Hyper-parameters shared by all kinds of fine-tuning."""
 
 
 def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG001 - any size
@@ -62,18 +49,11 @@ VGG16 = Backbone(
     build_layers=_build_layers,
     heads={"last-layer": _CLASSIFIER, "pooled": ()},
     recipes={
-        # Found by cross-validation on the training split: benchmarks/LOG.md.
-        "default": Recipe(epochs=80, lr=1e-3, weight_decay=0.1, standardize=True, resize="crop"),
+        "default": HEAD,
         # The article's transfer learning: plain Adam.
         "article": Recipe(epochs=30, lr=5e-4, keep="last"),
     },
-    fine_tuning={
-        # Found by cross-validation on the training split: benchmarks/LOG.md.
-        # Crops gained nothing there, and each view of an image takes as long to compute as the
-        # image itself.
-        "last-block": Recipe(epochs=8, backbone_lr=5e-5, augment="flip", **_FINE_TUNING),
-        "all": Recipe(epochs=8, backbone_lr=3e-5, augment="crop", **_FINE_TUNING),
-    },
+    fine_tuning=FINE_TUNING,
     last_maps="features",
     last_block=("features.24", "features.26", "features.28"),
     min_size=32,
