@@ -10,6 +10,7 @@ import typer
 from tltools.cli.command import Out, command
 from tltools.cli.options import (
     CLUSTER,
+    ClassLevelOption,
     ClassNamesOption,
     DeviceOption,
     ImageColumnOption,
@@ -71,6 +72,7 @@ def evaluate(
     images: ImagesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
+    class_level: ClassLevelOption = None,
     class_names: ClassNamesOption = None,
     skip_bad: SkipBadOption = False,
     device: DeviceOption = "auto",
@@ -98,6 +100,7 @@ def evaluate(
         images=images,
         image_column=image_column,
         label_column=label_column,
+        class_level=class_level,
         class_names=split_names(class_names),
         skip_bad=skip_bad,
         purpose="evaluate",
