@@ -3,7 +3,7 @@
 import os
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop
 from pathlib import Path
 
@@ -30,7 +30,10 @@ def find_images(root: Path) -> Iterator[Path]:
 
 
 def find_folders(
-    root: Path, *, on_error: Callable[[DataError], None] | None = None
+    root: Path,
+    *,
+    on_error: Callable[[DataError], None] | None = None,
+    on_others: Callable[[Path, Sequence[str]], None] | None = None,
 ) -> "Iterator[tuple[Path, Names]]":
     """Find the same images as `find_images`, as folders and the names in them.
 
@@ -38,6 +41,7 @@ def find_folders(
         root: The folder to search.
         on_error: Called for each folder that cannot be listed, which is then skipped; None to raise
             the error.
+        on_others: Called with a folder and the names of its files without an image suffix.
 
     Returns:
         An iterator over folders, or the parts of them between subfolders, each with at least one
@@ -50,7 +54,7 @@ def find_folders(
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}: name a folder of images")
-    return _walk(root, ancestors=frozenset(), on_error=on_error)
+    return _walk(root, ancestors=frozenset(), on_error=on_error, on_others=on_others)
 
 
 class Names:
@@ -90,6 +94,7 @@ def _walk(
     *,
     ancestors: frozenset[tuple[int, int]],
     on_error: Callable[[DataError], None] | None,
+    on_others: Callable[[Path, Sequence[str]], None] | None,
 ) -> Iterator[tuple[Path, Names]]:
     """Yield `folder` with its names, split where subfolders sort in between, and the subfolders."""
     try:
@@ -97,7 +102,7 @@ def _walk(
         identity = (info.st_dev, info.st_ino)
         if identity in ancestors:
             return
-        names, folders = _list_folder(folder)
+        names, folders, others = _list_folder(folder)
     except OSError as error:
         failure = DataError(
             f"cannot list the folder {folder}: {reason_of(error)}; make it readable, or move it "
@@ -107,6 +112,8 @@ def _walk(
             raise failure from error
         on_error(failure)
         return
+    if others and on_others is not None:
+        on_others(folder, others)
     if folders:
         names.sort()
         folders.sort()
@@ -115,7 +122,12 @@ def _walk(
         stop = bisect(names, name, start)
         if start < stop:
             yield folder, Names(names[start:stop])
-        yield from _walk(folder / name, ancestors=ancestors | {identity}, on_error=on_error)
+        yield from _walk(
+            folder / name,
+            ancestors=ancestors | {identity},
+            on_error=on_error,
+            on_others=on_others,
+        )
         start = stop
     if start < len(names):
         rest = Names(names[start:] if start else names)
@@ -123,10 +135,11 @@ def _walk(
         yield folder, rest
 
 
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the images and of the folders in `folder`, in any order."""
+def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of images, folders and other files in `folder`, in any order."""
     names: list[str] = []
     folders: list[str] = []
+    others: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -136,7 +149,9 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
                 folders.append(name)
             elif is_image_name(name):
                 names.append(name)
-    return names, folders
+            else:
+                others.append(name)
+    return names, folders, others
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
