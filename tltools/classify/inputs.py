@@ -1,5 +1,6 @@
 """List the images in folders, archives, files and lists, lazily and in a fixed order."""
 
+import codecs
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tltools.data.folders import find_folders
 from tltools.data.image_ref import ImageRef
+from tltools.data.left_out import LeftOut
 from tltools.data.location import Location, Url, is_url, location
 from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
@@ -57,14 +59,19 @@ def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
 
 
 def list_portions(
-    inputs: Sequence[Location], *, on_error: Callable[[DataError], None] | None = None
+    inputs: Sequence[Location],
+    *,
+    on_error: Callable[[DataError], None] | None = None,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Portion]:
     """List the same images as `list_images`, in portions.
 
     Args:
         inputs: See `list_images`.
         on_error: Called for each folder that cannot be listed and each archive that cannot be read
-            to its end, which are then skipped; None to raise the error.
+            to its end, which are then skipped; None to raise the error. Also called, once per
+            suffix, for an image in a folder whose name has no image suffix.
+        left_out: Counts the files without an image suffix.
 
     Returns:
         An iterator over folders, or the parts of them between subfolders, and over parts of
@@ -79,8 +86,9 @@ def list_portions(
             raise DataError(
                 f"{source} does not exist; name folders, images, archives or .txt lists"
             )
+    report = _Report(on_error, LeftOut(on_error) if left_out is None else left_out)
     return _refuse_nothing(
-        chain.from_iterable(_list_one(source, len(inputs) == 1, on_error) for source in inputs),
+        chain.from_iterable(_list_one(source, len(inputs) == 1, report) for source in inputs),
         inputs,
     )
 
@@ -97,28 +105,38 @@ def is_slow(inputs: Sequence[Location]) -> bool:
     return any(map(is_sequential, archives))
 
 
-def _list_one(
-    source: Location, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Where a listing reports what it skips."""
+
+    on_error: Callable[[DataError], None] | None
+    left_out: LeftOut
+
+    def on_others(self, names: Sequence[str]) -> None:
+        """Count files that are not looked into."""
+        self.left_out.add(None, names)
+
+
+def _list_one(source: Location, alone: bool, report: _Report) -> Iterator[Portion]:
     if isinstance(source, Url):
-        return _list_url(source, alone, on_error)
+        return _list_url(source, alone, report)
     if source == STDIN:
         return _list_lines(sys.stdin.buffer, Path(), at_once=1)
     if source.is_dir():
-        return _list_folder(source, alone, on_error)
+        return _list_folder(source, alone, report)
     if is_archive_name(source.name):
-        return _list_archive(source, alone, on_error)
+        return _list_archive(source, alone, report)
     if source.suffix.lower() == LIST_SUFFIX:
         return _list_file(source)
     return iter([Portion(1, iter([ImageRef.of_file(source)]))])
 
 
-def _list_folder(
-    root: Path, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+def _list_folder(root: Path, alone: bool, report: _Report) -> Iterator[Portion]:
     # Slicing the text gives the same as `relative_to`, at a fraction of the cost.
     start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
-    for folder, names in find_folders(root, on_error=on_error):
+    for folder, names in find_folders(
+        root, on_error=report.on_error, on_others=report.left_out.add
+    ):
         prefix = (folder / "_").as_posix()[start:-1]
         yield Portion(len(names), _images(folder, names, prefix))
 
@@ -129,24 +147,20 @@ def _images(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[Im
         yield ImageRef(prefix + name, start + name)
 
 
-def _list_archive(
-    source: Path, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+def _list_archive(source: Path, alone: bool, report: _Report) -> Iterator[Portion]:
     from tltools.data.archives import list_archive  # here, because most jobs do without it
 
     prefix = "" if alone else source.as_posix() + "/"
-    for members in list_archive(source, on_error=on_error):
+    for members in list_archive(source, on_error=report.on_error, on_others=report.on_others):
         images = (member.within(prefix) for member in members)
         yield Portion(len(members), images)
 
 
-def _list_url(
-    url: Url, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+def _list_url(url: Url, alone: bool, report: _Report) -> Iterator[Portion]:
     if url.suffix.lower() == LIST_SUFFIX:
         yield from _list_lines(read_text_lines(url), url.parent, at_once=LINES_AT_ONCE)
         return
-    for images in list_remote(url, on_error=on_error):
+    for images in list_remote(url, on_error=report.on_error, on_others=report.on_others):
         prefix = "" if alone or images[0].name == url.plain else url.plain + "/"
         yield Portion(len(images), (image.within(prefix) for image in images))
 
@@ -181,11 +195,27 @@ def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
 
 def _names(lines: Iterable[bytes]) -> Iterator[str]:
     """Yield the non-empty lines; bytes that are not UTF-8 are preserved."""
-    for number, line in enumerate(lines):
+    for number, line in enumerate(_without_utf16(lines)):
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         name = os.fsdecode(content.rstrip(b"\r\n"))
         if name.strip():
             yield name
+
+
+def _without_utf16(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a list; one in UTF-16, as PowerShell writes it, becomes UTF-8."""
+    parts = iter(lines)
+    first = next(parts, b"")
+    if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield first
+        yield from parts
+        return
+    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    text = ""
+    for part in chain([first], parts):  # such a part ends within a character
+        *whole, text = (text + decoder.decode(part)).split("\n")
+        yield from (line.encode() for line in whole)
+    yield (text + decoder.decode(b"", final=True)).encode()
 
 
 def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> Iterator[Portion]:

@@ -10,6 +10,7 @@ from itertools import chain
 from tltools.classify.inputs import Portion, is_slow, list_portions
 from tltools.classify.shards import Shard
 from tltools.data.image_ref import ImageRef
+from tltools.data.left_out import LeftOut
 from tltools.data.location import Location
 from tltools.errors import DataError
 
@@ -28,8 +29,8 @@ class NamesDigest:
 
     def add(self, name: str) -> None:
         """Add a name."""
-        # No file name contains a zero byte.
-        self._hash.update(name.encode("utf-8", "surrogatepass") + b"\0")
+        # A zero byte ends a name; one within a name becomes a byte that UTF-8 does not have.
+        self._hash.update(name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xff") + b"\0")
 
     def digest(self) -> bytes:
         """Return the digest of the names so far, 32 bytes."""
@@ -72,19 +73,23 @@ class JobListing:
         Args:
             inputs: See `list_images`.
             shard: The shard of the listing to return; None for all of it.
-            warn: Called with a message for each folder or archive that cannot be listed.
+            warn: Called with a message for each folder or archive that cannot be listed, and for
+                images that have no image suffix.
 
         Raises:
             DataError: If an input does not exist, or there is no image.
         """
         self.unlisted: list[str] = []
-        """Why each skipped folder, or rest of an archive, cannot be listed; may still grow."""
+        """Why each skipped folder, rest of an archive, or image without an image suffix has no
+        rows; may still grow."""
 
         def leave_out(error: DataError) -> None:
             self.unlisted.append(str(error))
             warn(f"skipped: {error}")
 
-        portions = list_portions(inputs, on_error=leave_out)
+        self.left_out = LeftOut(leave_out)
+        """The files without an image suffix; may still grow."""
+        portions = list_portions(inputs, on_error=leave_out, left_out=self.left_out)
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
         """Number of images; None if unknown."""
         self.images: Iterator[ImageRef] = chain.from_iterable(

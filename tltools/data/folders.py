@@ -3,7 +3,7 @@
 import os
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from pathlib import Path
@@ -81,6 +81,7 @@ def find_folders(
     root: Path,
     *,
     on_error: Callable[[DataError], None] | None = None,
+    on_others: Callable[[Path, Sequence[str]], None] | None = None,
     on_skip: OnSkip | None = None,
 ) -> "Iterator[tuple[Path, Names]]":
     """Find the same images as `find_images`, as folders and the names in them.
@@ -89,6 +90,7 @@ def find_folders(
         root: The folder to search.
         on_error: Called for each folder that cannot be listed, which is then skipped; None to raise
             the error.
+        on_others: Called with a folder and the names of its files without an image suffix.
         on_skip: Called for each folder of a system or of tltools' output, which is not searched.
 
     Returns:
@@ -102,7 +104,7 @@ def find_folders(
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}: name a folder of images")
-    return _Walk(on_error, on_skip).walk(root, ancestors=frozenset())
+    return _Walk(on_error, on_others, on_skip).walk(root, ancestors=frozenset())
 
 
 class Names:
@@ -141,9 +143,13 @@ class _Walk:
     """A search for images in folders, with the callbacks for folders that are left out."""
 
     def __init__(
-        self, on_error: Callable[[DataError], None] | None, on_skip: OnSkip | None
+        self,
+        on_error: Callable[[DataError], None] | None,
+        on_others: Callable[[Path, Sequence[str]], None] | None,
+        on_skip: OnSkip | None,
     ) -> None:
         self._on_error = on_error
+        self._on_others = on_others
         self._on_skip = on_skip
 
     def walk(
@@ -165,6 +171,8 @@ class _Walk:
         names, folders = listed.names, listed.folders
         for name in sorted(listed.system_folders):
             self._skip(folder / name, "system")
+        if listed.others and self._on_others is not None:
+            self._on_others(folder, listed.others)
         del listed  # otherwise the names would stay in memory until the rest has been consumed
         if folders:
             names.sort()
@@ -200,6 +208,8 @@ class _Listed:
     names: list[str]
     """Names of the images, in any order."""
     folders: list[str]
+    others: list[str]
+    """Names of other files that are not hidden."""
     system_folders: list[str]
     is_output: bool
 
@@ -207,8 +217,8 @@ class _Listed:
 def _list_folder(folder: Path) -> _Listed:
     names: list[str] = []
     folders: list[str] = []
+    others: list[str] = []
     system_folders: list[str] = []
-    of_run: set[str] = set()
     is_marked = False
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -219,9 +229,10 @@ def _list_folder(folder: Path) -> _Listed:
                 (system_folders if is_system_folder(name) else folders).append(name)
             elif is_image_name(name):
                 names.append(name)
-            elif name in _RUN_FILES:
-                of_run.add(name)
-    return _Listed(names, folders, system_folders, is_marked or of_run == _RUN_FILES)
+            else:
+                others.append(name)
+    is_output = is_marked or _RUN_FILES.issubset(others)
+    return _Listed(names, folders, others, system_folders, is_output)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
