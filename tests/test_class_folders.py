@@ -107,7 +107,7 @@ def test_a_single_class_is_a_class_and_not_a_wrapper(tmp_path):
 
 
 def test_a_class_beside_one_without_readable_images_is_no_wrapper(tmp_path):
-    lay(tmp_path, "cat/indoor/1.jpg", "cat/outdoor/2.jpg", "dog/1.heic")
+    lay(tmp_path, "cat/indoor/1.jpg", "cat/outdoor/2.jpg", "dog/1.mp4")
     with pytest.raises(DataError, match=r"1 empty class folder \(dog\)"):
         read_labels(tmp_path)
 
@@ -217,13 +217,9 @@ def test_an_empty_folder_of_a_system_is_no_empty_class(tmp_path):
 
 def test_output_of_tltools_is_reported_and_no_class(tmp_path):
     runs = ["runs/cnn/card.json", "runs/cnn/split.csv", "runs/cnn/curves.png"]
-    marked = [
-        f"explained/{MARKER}",
-        "explained/1.png",
-        f"exports/cnn/{MARKER}",
-        "exports/cnn/x.onnx",
-    ]
-    lay(tmp_path, *classes(""), *runs, *marked)
+    unfinished = ["runs/cnn-2/plan.json", "runs/cnn-2/split.csv"]
+    others = [f"explained/{MARKER}", "explained/1.png", "exports/cnn/cnn.fp32.onnx"]
+    lay(tmp_path, *classes(""), *runs, *unfinished, *others)
     (tmp_path / "predictions.csv").write_text(
         "path,label,confidence,prob_cat,error\n1.jpg,cat,1,1,\n"
     )
@@ -231,7 +227,7 @@ def test_output_of_tltools_is_reported_and_no_class(tmp_path):
     (finding,) = read_labels(tmp_path).findings
     assert finding.kind == "own-output"
     assert finding.message == (
-        "3 folders that tltools wrote skipped: explained, exports/cnn, runs/cnn"
+        "4 folders that tltools wrote skipped: explained, runs/cnn, runs/cnn-2, exports/cnn"
     )
     with pytest.raises(DataError, match="holds predictions of tltools, not labels"):
         read_labels(tmp_path / "predictions.csv")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tltools.backbones import find_backbone
 from tltools.card import FORBIDDEN, Card, Preprocessing
+from tltools.data.folders import make_output_folder
 from tltools.data.images import load_image
 from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError
@@ -146,6 +147,8 @@ def explain_images(
     model, card = load_run(run)
     target = _class_index(card, class_name)
     outputs = output_paths(paths, output, card=card, class_name=class_name)
+    if outputs[0] != output:
+        make_output_folder(output)
     rules = card.preprocessing
     large = Preprocessing(size=_VIEW * rules.size, resize=rules.resize)
     for path in paths:  # decoding twice is cheap compared with drawing

@@ -1,6 +1,5 @@
 """List the images in folders, archives, files and lists, lazily and in a fixed order."""
 
-import codecs
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,19 +7,24 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from tltools.data.folders import find_folders
+from tltools.data.folders import OnSkip, find_folders
 from tltools.data.image_ref import ImageRef
 from tltools.data.left_out import LeftOut
 from tltools.data.location import Location, Url, is_url, location
 from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
-from tltools.data.suffixes import IMAGE_SUFFIXES, is_archive_name
+from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name, is_image_name
+from tltools.data.text import clean, decoded_lines
 from tltools.errors import DataError
 
 STDIN = Path("-")
 LIST_SUFFIX = ".txt"
 LINES_AT_ONCE = 1024
 """Number of lines of a list that form a portion."""
+_LOOKED_AT = 2
+"""First lines of a list that may show that it is a table: its header and a row."""
+_ODD_STARTS = "\"'# \t\u00a0\u200b\ufeff"
+_ODD_ENDS = "\"' \t\u00a0\u200b\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,9 @@ def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
         inputs: Each is one of
             a folder: all images in it and its subfolders, by suffix; their names are relative to
             the folder, or start with it if there are several inputs;
-            a `.txt` file: a list with one path per line, relative to the list's folder; the line is
-            the name. A missing file gets a row with its error;
+            a `.txt` file: a list with one path per line, relative to the list's folder, in UTF-8 or
+            UTF-16; the line is the name, without quotes and blanks around it. Blank lines and
+            comments (`# ...`) are skipped. A missing file gets a row with its error;
             an archive, by suffix (see `list_archive`): all images in it, in archive order, named
             like those of a folder;
             `-`: such a list from standard input, relative to the working folder;
@@ -63,6 +68,7 @@ def list_portions(
     *,
     on_error: Callable[[DataError], None] | None = None,
     left_out: LeftOut | None = None,
+    on_skip: OnSkip | None = None,
 ) -> Iterator[Portion]:
     """List the same images as `list_images`, in portions.
 
@@ -72,6 +78,7 @@ def list_portions(
             to its end, which are then skipped; None to raise the error. Also called, once per
             suffix, for an image in a folder whose name has no image suffix.
         left_out: Counts the files without an image suffix.
+        on_skip: Called for each folder of a system or of tltools' output, which is not searched.
 
     Returns:
         An iterator over folders, or the parts of them between subfolders, and over parts of
@@ -86,7 +93,12 @@ def list_portions(
             raise DataError(
                 f"{source} does not exist; name folders, images, archives or .txt lists"
             )
-    report = _Report(on_error, LeftOut(on_error) if left_out is None else left_out)
+        if source.suffix.lower() in TABLE_SUFFIXES:
+            raise DataError(
+                f"{source} is neither an image nor a list: write the paths of the images into a "
+                ".txt file, one per line"
+            )
+    report = _Report(on_error, LeftOut(on_error) if left_out is None else left_out, on_skip)
     return _refuse_nothing(
         chain.from_iterable(_list_one(source, len(inputs) == 1, report) for source in inputs),
         inputs,
@@ -111,6 +123,7 @@ class _Report:
 
     on_error: Callable[[DataError], None] | None
     left_out: LeftOut
+    on_skip: OnSkip | None
 
     def on_others(self, names: Sequence[str]) -> None:
         """Count files that are not looked into."""
@@ -135,7 +148,10 @@ def _list_folder(root: Path, alone: bool, report: _Report) -> Iterator[Portion]:
     # Slicing the text gives the same as `relative_to`, at a fraction of the cost.
     start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
     for folder, names in find_folders(
-        root, on_error=report.on_error, on_others=report.left_out.add
+        root,
+        on_error=report.on_error,
+        on_others=report.left_out.add,
+        on_skip=report.on_skip,
     ):
         prefix = (folder / "_").as_posix()[start:-1]
         yield Portion(len(names), _images(folder, names, prefix))
@@ -176,7 +192,7 @@ def _list_file(source: Path) -> Iterator[Portion]:
 
 
 def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> Iterator[Portion]:
-    names = _names(lines)
+    names = _names(lines, folder)
     remotes = Remotes()
     while some := list(islice(names, at_once)):
         yield Portion(len(some), (_named(name, folder, remotes) for name in some))
@@ -193,29 +209,53 @@ def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
     return ImageRef.of_file(folder / name, name=name)
 
 
-def _names(lines: Iterable[bytes]) -> Iterator[str]:
-    """Yield the non-empty lines; bytes that are not UTF-8 are preserved."""
-    for number, line in enumerate(_without_utf16(lines)):
-        content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-        name = os.fsdecode(content.rstrip(b"\r\n"))
-        if name.strip():
-            yield name
+def _names(lines: Iterable[bytes], folder: Location) -> Iterator[str]:
+    """Yield the paths of a list in `folder`, without blank lines and comments."""
+    for number, line in enumerate(decoded_lines(lines)):
+        if not line or line.isspace():
+            continue
+        if number < _LOOKED_AT:
+            _refuse_row(line, number, folder)
+        if line[0] in _ODD_STARTS or line[-1] in _ODD_ENDS or "\\" in line:
+            name = _plain_name(line, folder)
+            if name is not None:
+                yield name
+        else:
+            yield line
 
 
-def _without_utf16(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a list; one in UTF-16, as PowerShell writes it, becomes UTF-8."""
-    parts = iter(lines)
-    first = next(parts, b"")
-    if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield first
-        yield from parts
-        return
-    decoder = codecs.getincrementaldecoder("utf-16")("replace")
-    text = ""
-    for part in chain([first], parts):  # such a part ends within a character
-        *whole, text = (text + decoder.decode(part)).split("\n")
-        yield from (line.encode() for line in whole)
-    yield (text + decoder.decode(b"", final=True)).encode()
+def _plain_name(line: str, folder: Location) -> str | None:
+    """Return the path of a line that is not written plainly; None for a comment.
+
+    A file with exactly this name comes first.
+    """
+    if _exists(folder, line):
+        return line
+    name = clean(line)
+    for quote in "\"'":
+        if len(name) > 1 and name[0] == name[-1] == quote:
+            name = name[1:-1].strip()
+    if not name or (name.startswith("#") and (name[1:2] == " " or not is_image_name(name))):
+        return None
+    forward = name.replace("\\", "/")
+    return forward if forward != name and _exists(folder, forward) else name
+
+
+def _refuse_row(line: str, number: int, folder: Location) -> None:
+    """Refuse a list whose lines hold an image and more, such as its label."""
+    for delimiter in (",", ";", "\t", " "):
+        first, _, rest = (part.strip(" \"'") for part in line.partition(delimiter))
+        is_row = bool(rest) and is_image_name(first) and not _exists(folder, line)
+        if is_row and _exists(folder, first):
+            raise DataError(
+                f"line {number + 1} of the list holds more than a path ({line!r}): keep only the "
+                "paths of the images, one per line"
+            )
+
+
+def _exists(folder: Location, name: str) -> bool:
+    """Return whether a list in a folder of this machine names a file."""
+    return isinstance(folder, Path) and not is_url(name) and os.path.exists(folder / name)  # noqa: PTH110
 
 
 def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> Iterator[Portion]:

@@ -6,9 +6,11 @@ The digest shows whether several jobs or machines saw the same images.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 from tltools.classify.inputs import Portion, is_slow, list_portions
 from tltools.classify.shards import Shard
+from tltools.data.folders import SkipReason
 from tltools.data.image_ref import ImageRef
 from tltools.data.left_out import LeftOut
 from tltools.data.location import Location
@@ -89,7 +91,9 @@ class JobListing:
 
         self.left_out = LeftOut(leave_out)
         """The files without an image suffix; may still grow."""
-        portions = list_portions(inputs, on_error=leave_out, left_out=self.left_out)
+        portions = list_portions(
+            inputs, on_error=leave_out, left_out=self.left_out, on_skip=_FirstSkipped(warn)
+        )
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
         """Number of images; None if unknown."""
         self.images: Iterator[ImageRef] = chain.from_iterable(
@@ -101,6 +105,20 @@ class JobListing:
             self.of_shard = ShardListing(self.images, shard)
             self.images = iter(self.of_shard)
             self.total = None if self.total is None else shard.size(self.total)
+
+
+class _FirstSkipped:
+    """Tells of the first skipped folder of each kind: a system may have one in every folder."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._told: set[SkipReason] = set()
+
+    def __call__(self, folder: Path, reason: SkipReason) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            what = "the system made" if reason == "system" else "tltools wrote"
+            self._warn(f"skipped folders that {what}, such as {folder}")
 
 
 def count_ahead(

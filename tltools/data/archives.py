@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Protocol
 
+from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES, Content, ImageRef, RemoteObject
 from tltools.data.reasons import reason_of
 from tltools.data.suffixes import is_archive_name, is_image_name
@@ -190,6 +191,8 @@ class _Members:
                 self._on_others((name,))
             return None
         if not (name.startswith((".", "/")) or "/." in name):
+            if _is_in_system_folder(name.rpartition("/")[0]):
+                return None
             return name
         if _is_hidden(name):
             return None
@@ -205,9 +208,16 @@ class _Members:
             )
 
 
+@lru_cache(maxsize=1024)
+def _is_in_system_folder(folder: str) -> bool:
+    return any(map(is_system_folder, folder.split("/")))
+
+
 def _is_hidden(name: str) -> bool:
-    """Return whether a member, or a folder that it is in, is hidden."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    """Return whether a member, or a folder that it is in, is hidden or a system's."""
+    return _is_in_system_folder(name.rpartition("/")[0]) or any(
+        part.startswith(".") and part not in (".", "..") for part in name.split("/")
+    )
 
 
 _Identity = tuple[int, int, int, int]

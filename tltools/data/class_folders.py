@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tltools.data.findings import Finding, shorten
 from tltools.data.folders import SkipReason, find_folders, is_system_folder
+from tltools.data.left_out import LeftOut
 from tltools.data.splits import (
     is_unlabeled_name,
     split_of_folder,
@@ -30,6 +31,7 @@ _ANNOTATIONS = frozenset({
     "masks", "mask", "labels", "annotations", "annotation", "segmentations", "gt",
 })  # fmt: skip
 _PART_NAME = re.compile(r"(.*[\W_])?(part|batch|chunk|shard|fold)[\W_]*\d+", re.IGNORECASE)
+_EXPORT_SUFFIXES = (".onnx", ".pt")
 _DECIDE = (
     "choose with `class_level=1` (the upper folders are classes) or `class_level=2` (the folders "
     "in them are)"
@@ -108,6 +110,7 @@ def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
             names = shorten(path.relative_to(tree.root).as_posix() for path in paths)
             text = f"{grouped(len(paths), 'folder')} {what} skipped: {names}"
             found.append(Finding("note", kind, text, tuple(map(str, paths))))
+    found += [Finding("warning", "left-out", str(error)) for error in tree.unread]
     return tuple(found)
 
 
@@ -125,6 +128,8 @@ class _Tree:
     _children: dict[Parts, dict[str, None]] = field(default_factory=dict)
     _loose: set[Parts] = field(default_factory=set)
     skipped: list[tuple[Path, SkipReason]] = field(default_factory=list)
+    unread: list[DataError] = field(default_factory=list)
+    """One error for each suffix of images that is no image suffix."""
 
     @classmethod
     def scan(cls, folder: Path) -> "_Tree":
@@ -135,12 +140,23 @@ class _Tree:
         def note(path: Path, reason: SkipReason) -> None:
             tree.skipped.append((path, reason))
 
-        for path, names in find_folders(root, on_skip=note):
+        def look_at(path: Path, names: Sequence[str]) -> None:
+            left_out.add(path, names)
+            if any(name.endswith(_EXPORT_SUFFIXES) for name in names):
+                exports.append(path)
+
+        exports: list[Path] = []
+        left_out = LeftOut(tree.unread.append)
+        for path, names in find_folders(root, on_others=look_at, on_skip=note):
             parts = path.relative_to(root).parts
             tree.entries.append((parts, list(names)))
             tree._loose.add(parts)
             for depth, name in enumerate(parts):
                 tree._children.setdefault(parts[:depth], {})[name] = None
+        for path in exports:
+            parts = path.relative_to(root).parts
+            if parts and parts not in tree._loose and parts not in tree._children:
+                note(path, "output")
         return tree
 
     def children(self, folder: Parts) -> list[str]:

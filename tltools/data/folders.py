@@ -36,8 +36,8 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Lowercase names of folders in which systems keep thumbnails, deleted files or their own data."""
 _MARK = "tltools wrote this folder and does not search it for images.\n"
-_RUN_FILES = frozenset({"card.json", "split.csv"})
-"""Files that show a run of a version without the marker."""
+_RUN_FILES = ({"split.csv", "card.json"}, {"split.csv", "plan.json"})
+"""Files that show a run, finished or not."""
 
 SkipReason = Literal["system", "output"]
 OnSkip = Callable[[Path, SkipReason], None]
@@ -55,11 +55,6 @@ def is_output_folder(folder: Path) -> bool:
         return _list_folder(folder).is_output
     except OSError:
         return False
-
-
-def mark_output(folder: Path) -> None:
-    """Mark a folder that tltools has just made, so that no command takes its plots for data."""
-    (folder / MARKER).write_text(_MARK, encoding="utf-8")
 
 
 def find_images(root: Path) -> Iterator[Path]:
@@ -105,6 +100,13 @@ def find_folders(
         problem = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}: name a folder of images")
     return _Walk(on_error, on_others, on_skip).walk(root, ancestors=frozenset())
+
+
+def make_output_folder(folder: Path) -> None:
+    """Create a folder and mark it, unless it exists: then it may hold images of the user."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).write_text(_MARK, encoding="utf-8")
 
 
 class Names:
@@ -231,7 +233,7 @@ def _list_folder(folder: Path) -> _Listed:
                 names.append(name)
             else:
                 others.append(name)
-    is_output = is_marked or _RUN_FILES.issubset(others)
+    is_output = is_marked or any(map(set(others).issuperset, _RUN_FILES))
     return _Listed(names, folders, others, system_folders, is_output)
 
 

@@ -27,7 +27,8 @@ from tltools.data.splits import (
     split_flag_of,
     split_of_word,
 )
-from tltools.data.tables import TABLE_SUFFIXES, Table, read_table
+from tltools.data.suffixes import TABLE_SUFFIXES
+from tltools.data.tables import Table, read_table
 from tltools.data.text import clean, look_key, word_key
 from tltools.errors import ConfigError, DataError
 from tltools.wording import grouped, plural

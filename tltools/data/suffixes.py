@@ -11,6 +11,11 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
 decoded."""
 ARCHIVE_SUFFIXES = (*(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip"),)
 """Lowercase suffixes of files that are treated as archives; their content decides the format."""
+TABLE_SUFFIXES = frozenset(
+    {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".parquet", ".xml"}
+    | {".yaml", ".yml"}
+)
+"""Lowercase suffixes of files that hold a table or a document, and never an image."""
 _SAVED_FROM_A_PAGE = re.compile(r"(\.[a-z]+)[_:](large|medium|small|thumb|orig)")
 _USUAL_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG")  # most names end here: found in one call
 

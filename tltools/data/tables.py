@@ -14,11 +14,6 @@ from tltools.data.text import clean, encoding_of
 from tltools.errors import DataError
 from tltools.wording import plural
 
-TABLE_SUFFIXES = frozenset(
-    {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".parquet", ".xml"}
-    | {".yaml", ".yml"}
-)
-"""Lowercase suffixes of files that hold a table or a document, and never an image."""
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?[ \t]*\r?\n', re.IGNORECASE)
 """First line by which Excel names the delimiter."""
