@@ -175,7 +175,7 @@ def test_any_csv_gives_labels_or_an_error(file, data, image_column, label_column
     path = file.with_suffix(".csv")
     path.write_bytes(data)
     try:
-        frame = read_labels(path, image_column=image_column, label_column=label_column)
+        frame = read_labels(path, image_column=image_column, label_column=label_column).frame
     except (DataError, ConfigError) as error:
         assert_one_line(error)
     else:

@@ -128,6 +128,8 @@ def either_files() -> Iterator[tuple[bytes, bytes]]:
     yield b"1-bit.png", encoded(plain("red").convert("1"), "PNG")
     yield b"float.tif", encoded(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF")
     yield b"gray-alpha.png", encoded(plain("red").convert("LA"), "PNG")
+    text = (b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 80_000_000))
+    yield b"text-bomb.png", png(8, 8, text, (b"IDAT", zlib.compress(b"\0" * 200)))
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("GIF", "gif"), ("WEBP", "webp")):
         data = encoded(plain("green"), kind)
         for length in np.linspace(1, len(data) - 1, 12, dtype=int):
@@ -153,8 +155,6 @@ def bad_files() -> Iterator[tuple[bytes, bytes]]:
     yield b"bomb.png", png(50_000, 50_000, pixels)
     yield b"bomb-max.png", png(2**31 - 1, 2**31 - 1, pixels)
     yield b"bomb-none.png", png(0, 0, pixels)
-    text = (b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 80_000_000))
-    yield b"bomb-text.png", png(8, 8, text, pixels)
     sides = struct.pack("<HH", 65_535, 65_535)
     frame = b",\0\0\0\0" + sides + b"\0\x02\x02\x4c\x01\0;"
     yield b"bomb.gif", b"GIF89a" + sides + b"\0\0\0" + frame

@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from tltools.card import Preprocessing
-from tltools.data import images
+from tltools.data import image_formats, images
 from tltools.data.images import (
     fit_image,
     image_sha256,
@@ -573,7 +573,7 @@ def test_a_read_failure_is_reported_without_the_path(tmp_path, monkeypatch):
 def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, name, factor):
     Image.new("RGB", (60, 50)).save(tmp_path / name)
     limit = int(60 * 50 / factor)
-    monkeypatch.setattr(images, "_MAX_PIXELS", limit)
+    monkeypatch.setattr(image_formats, "MAX_PIXELS", limit)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("the pixels were decoded"))
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
@@ -581,7 +581,7 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, 
 
 
 def test_the_pixel_limit_is_pillows():
-    assert images._MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+    assert image_formats.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_name_with_a_line_break_is_escaped(tmp_path):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tltools.backbones import find_backbone
 from tltools.backbones.backbone import MapsAxes
 from tltools.card import FORBIDDEN, Card
+from tltools.data.folders import make_output_folder
 from tltools.data.images import load_image
 from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError
@@ -168,6 +169,8 @@ def explain_images(
     model, card = load_run(run)
     target = _class_index(card, class_name)
     outputs = output_paths(paths, output, card=card, class_name=class_name)
+    if outputs[0] != output:
+        make_output_folder(output)
     rules = card.preprocessing
     large = replace(rules, size=_VIEW * rules.size)
     for path in paths:  # decoding twice is cheap compared with drawing

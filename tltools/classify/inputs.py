@@ -7,18 +7,24 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from tltools.data.folders import find_folders
+from tltools.data.folders import OnSkip, find_folders
 from tltools.data.image_ref import ImageRef
+from tltools.data.left_out import LeftOut
 from tltools.data.location import Location, Url, is_url, location
 from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
-from tltools.data.suffixes import IMAGE_SUFFIXES, is_archive_name
+from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name, is_image_name
+from tltools.data.text import clean, decoded_lines
 from tltools.errors import DataError
 
 STDIN = Path("-")
 LIST_SUFFIX = ".txt"
 LINES_AT_ONCE = 1024
 """Number of lines of a list that form a portion."""
+_LOOKED_AT = 2
+"""First lines of a list that may show that it is a table: its header and a row."""
+_ODD_STARTS = "\"'# \t\u00a0\u200b\ufeff"
+_ODD_ENDS = "\"' \t\u00a0\u200b\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,9 @@ def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
         inputs: Each is one of
             a folder: all images in it and its subfolders, by suffix; their names are relative to
             the folder, or start with it if there are several inputs;
-            a `.txt` file: a list with one path per line, relative to the list's folder; the line is
-            the name. A missing file gets a row with its error;
+            a `.txt` file: a list with one path per line, relative to the list's folder, in UTF-8 or
+            UTF-16; the line is the name, without quotes and blanks around it. Blank lines and
+            comments (`# ...`) are skipped. A missing file gets a row with its error;
             an archive, by suffix (see `list_archive`): all images in it, in archive order, named
             like those of a folder;
             `-`: such a list from standard input, relative to the working folder;
@@ -57,14 +64,21 @@ def list_images(inputs: Sequence[Location]) -> Iterator[ImageRef]:
 
 
 def list_portions(
-    inputs: Sequence[Location], *, on_error: Callable[[DataError], None] | None = None
+    inputs: Sequence[Location],
+    *,
+    on_error: Callable[[DataError], None] | None = None,
+    left_out: LeftOut | None = None,
+    on_skip: OnSkip | None = None,
 ) -> Iterator[Portion]:
     """List the same images as `list_images`, in portions.
 
     Args:
         inputs: See `list_images`.
         on_error: Called for each folder that cannot be listed and each archive that cannot be read
-            to its end, which are then skipped; None to raise the error.
+            to its end, which are then skipped; None to raise the error. Also called, once per
+            suffix, for an image in a folder whose name has no image suffix.
+        left_out: Counts the files without an image suffix.
+        on_skip: Called for each folder of a system or of tltools' output, which is not searched.
 
     Returns:
         An iterator over folders, or the parts of them between subfolders, and over parts of
@@ -79,8 +93,14 @@ def list_portions(
             raise DataError(
                 f"{source} does not exist; name folders, images, archives or .txt lists"
             )
+        if source.suffix.lower() in TABLE_SUFFIXES:
+            raise DataError(
+                f"{source} is neither an image nor a list: write the paths of the images into a "
+                ".txt file, one per line"
+            )
+    report = _Report(on_error, LeftOut(on_error) if left_out is None else left_out, on_skip)
     return _refuse_nothing(
-        chain.from_iterable(_list_one(source, len(inputs) == 1, on_error) for source in inputs),
+        chain.from_iterable(_list_one(source, len(inputs) == 1, report) for source in inputs),
         inputs,
     )
 
@@ -97,28 +117,42 @@ def is_slow(inputs: Sequence[Location]) -> bool:
     return any(map(is_sequential, archives))
 
 
-def _list_one(
-    source: Location, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Where a listing reports what it skips."""
+
+    on_error: Callable[[DataError], None] | None
+    left_out: LeftOut
+    on_skip: OnSkip | None
+
+    def on_others(self, names: Sequence[str]) -> None:
+        """Count files that are not looked into."""
+        self.left_out.add(None, names)
+
+
+def _list_one(source: Location, alone: bool, report: _Report) -> Iterator[Portion]:
     if isinstance(source, Url):
-        return _list_url(source, alone, on_error)
+        return _list_url(source, alone, report)
     if source == STDIN:
         return _list_lines(sys.stdin.buffer, Path(), at_once=1)
     if source.is_dir():
-        return _list_folder(source, alone, on_error)
+        return _list_folder(source, alone, report)
     if is_archive_name(source.name):
-        return _list_archive(source, alone, on_error)
+        return _list_archive(source, alone, report)
     if source.suffix.lower() == LIST_SUFFIX:
         return _list_file(source)
     return iter([Portion(1, iter([ImageRef.of_file(source)]))])
 
 
-def _list_folder(
-    root: Path, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+def _list_folder(root: Path, alone: bool, report: _Report) -> Iterator[Portion]:
     # Slicing the text gives the same as `relative_to`, at a fraction of the cost.
     start = len(os.path.join(root, "")) if alone and root != Path() else 0  # noqa: PTH118
-    for folder, names in find_folders(root, on_error=on_error):
+    for folder, names in find_folders(
+        root,
+        on_error=report.on_error,
+        on_others=report.left_out.add,
+        on_skip=report.on_skip,
+    ):
         prefix = (folder / "_").as_posix()[start:-1]
         yield Portion(len(names), _images(folder, names, prefix))
 
@@ -129,24 +163,20 @@ def _images(folder: Path, names: Iterable[str], prefix: str = "") -> Iterator[Im
         yield ImageRef(prefix + name, start + name)
 
 
-def _list_archive(
-    source: Path, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+def _list_archive(source: Path, alone: bool, report: _Report) -> Iterator[Portion]:
     from tltools.data.archives import list_archive  # here, because most jobs do without it
 
     prefix = "" if alone else source.as_posix() + "/"
-    for members in list_archive(source, on_error=on_error):
+    for members in list_archive(source, on_error=report.on_error, on_others=report.on_others):
         images = (member.within(prefix) for member in members)
         yield Portion(len(members), images)
 
 
-def _list_url(
-    url: Url, alone: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[Portion]:
+def _list_url(url: Url, alone: bool, report: _Report) -> Iterator[Portion]:
     if url.suffix.lower() == LIST_SUFFIX:
         yield from _list_lines(read_text_lines(url), url.parent, at_once=LINES_AT_ONCE)
         return
-    for images in list_remote(url, on_error=on_error):
+    for images in list_remote(url, on_error=report.on_error, on_others=report.on_others):
         prefix = "" if alone or images[0].name == url.plain else url.plain + "/"
         yield Portion(len(images), (image.within(prefix) for image in images))
 
@@ -162,7 +192,7 @@ def _list_file(source: Path) -> Iterator[Portion]:
 
 
 def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> Iterator[Portion]:
-    names = _names(lines)
+    names = _names(lines, folder)
     remotes = Remotes()
     while some := list(islice(names, at_once)):
         yield Portion(len(some), (_named(name, folder, remotes) for name in some))
@@ -179,13 +209,53 @@ def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
     return ImageRef.of_file(folder / name, name=name)
 
 
-def _names(lines: Iterable[bytes]) -> Iterator[str]:
-    """Yield the non-empty lines; bytes that are not UTF-8 are preserved."""
-    for number, line in enumerate(lines):
-        content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-        name = os.fsdecode(content.rstrip(b"\r\n"))
-        if name.strip():
-            yield name
+def _names(lines: Iterable[bytes], folder: Location) -> Iterator[str]:
+    """Yield the paths of a list in `folder`, without blank lines and comments."""
+    for number, line in enumerate(decoded_lines(lines)):
+        if not line or line.isspace():
+            continue
+        if number < _LOOKED_AT:
+            _refuse_row(line, number, folder)
+        if line[0] in _ODD_STARTS or line[-1] in _ODD_ENDS or "\\" in line:
+            name = _plain_name(line, folder)
+            if name is not None:
+                yield name
+        else:
+            yield line
+
+
+def _plain_name(line: str, folder: Location) -> str | None:
+    """Return the path of a line that is not written plainly; None for a comment.
+
+    A file with exactly this name comes first.
+    """
+    if _exists(folder, line):
+        return line
+    name = clean(line)
+    for quote in "\"'":
+        if len(name) > 1 and name[0] == name[-1] == quote:
+            name = name[1:-1].strip()
+    if not name or (name.startswith("#") and (name[1:2] == " " or not is_image_name(name))):
+        return None
+    forward = name.replace("\\", "/")
+    return forward if forward != name and _exists(folder, forward) else name
+
+
+def _refuse_row(line: str, number: int, folder: Location) -> None:
+    """Refuse a list whose lines hold an image and more, such as its label."""
+    for delimiter in (",", ";", "\t", " "):
+        first, _, rest = (part.strip(" \"'") for part in line.partition(delimiter))
+        is_row = bool(rest) and is_image_name(first) and not _exists(folder, line)
+        if is_row and _exists(folder, first):
+            raise DataError(
+                f"line {number + 1} of the list holds more than a path ({line!r}): keep only the "
+                "paths of the images, one per line"
+            )
+
+
+def _exists(folder: Location, name: str) -> bool:
+    """Return whether a list in a folder of this machine names a file."""
+    return isinstance(folder, Path) and not is_url(name) and os.path.exists(folder / name)  # noqa: PTH110
 
 
 def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> Iterator[Portion]:

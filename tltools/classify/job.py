@@ -1,7 +1,7 @@
 """The settings of a job as one value, and the summary of a finished job."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ class Summary:
     errors: dict[str, int]
     """Number of images that could not be read, by reason, most frequent first; digits are `N`."""
     unlisted: tuple[str, ...]
-    """Why each skipped folder, or rest of an archive, could not be listed; its images have no
-    rows."""
+    """Why each skipped folder, or rest of an archive, could not be listed, or an image's name is
+    not searched for; such images have no rows."""
     seconds: float
     """Time from the first image to the finished file, without opening the model."""
     choice: DeviceChoice
@@ -115,6 +115,9 @@ class Summary:
     """Memory layout of the tensors; on CUDA it is chosen by measuring."""
     tf32: bool = False
     """Whether fp32 products were rounded to TF32."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of files in folders and archives that have no image suffix, by suffix in lowercase
+    (`""`: none), most frequent first. Empty for a job on a cluster."""
 
     @property
     def images_per_s(self) -> float:
@@ -134,6 +137,7 @@ class Summary:
             "num_failed": self.num_failed,
             "errors": self.errors,
             "unlisted": self.unlisted,
+            "left_out": self.left_out,
             "seconds": self.seconds,
             "images_per_s": self.images_per_s,
             "device": self.choice.device,

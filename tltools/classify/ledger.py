@@ -111,11 +111,13 @@ class Ledger:
         return Reader(self.path, self._num_bytes)
 
     def remember(self, key: bytes, values: NDArray[np.float32]) -> None:
-        """Store the logits, float32 (C,), of the bytes with this SHA-256.
+        """Store the logits, float32 (C,), of the bytes with this SHA-256, unless one is not finite.
 
         Raises:
             TltoolsError: If the ledger cannot be written.
         """
+        if not np.isfinite(values).all():  # an error, which is not remembered
+            return
         with self._lock:
             self._new[key] = values.astype("<f4").tobytes()
             if time.monotonic() > self._next_save:

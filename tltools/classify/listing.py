@@ -6,10 +6,13 @@ The digest shows whether several jobs or machines saw the same images.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 from tltools.classify.inputs import Portion, is_slow, list_portions
 from tltools.classify.shards import Shard
+from tltools.data.folders import SkipReason
 from tltools.data.image_ref import ImageRef
+from tltools.data.left_out import LeftOut
 from tltools.data.location import Location
 from tltools.errors import DataError
 
@@ -28,8 +31,8 @@ class NamesDigest:
 
     def add(self, name: str) -> None:
         """Add a name."""
-        # No file name contains a zero byte.
-        self._hash.update(name.encode("utf-8", "surrogatepass") + b"\0")
+        # A zero byte ends a name; one within a name becomes a byte that UTF-8 does not have.
+        self._hash.update(name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xff") + b"\0")
 
     def digest(self) -> bytes:
         """Return the digest of the names so far, 32 bytes."""
@@ -72,19 +75,25 @@ class JobListing:
         Args:
             inputs: See `list_images`.
             shard: The shard of the listing to return; None for all of it.
-            warn: Called with a message for each folder or archive that cannot be listed.
+            warn: Called with a message for each folder or archive that cannot be listed, and for
+                images that have no image suffix.
 
         Raises:
             DataError: If an input does not exist, or there is no image.
         """
         self.unlisted: list[str] = []
-        """Why each skipped folder, or rest of an archive, cannot be listed; may still grow."""
+        """Why each skipped folder, rest of an archive, or image without an image suffix has no
+        rows; may still grow."""
 
         def leave_out(error: DataError) -> None:
             self.unlisted.append(str(error))
             warn(f"skipped: {error}")
 
-        portions = list_portions(inputs, on_error=leave_out)
+        self.left_out = LeftOut(leave_out)
+        """The files without an image suffix; may still grow."""
+        portions = list_portions(
+            inputs, on_error=leave_out, left_out=self.left_out, on_skip=_FirstSkipped(warn)
+        )
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
         """Number of images; None if unknown."""
         self.images: Iterator[ImageRef] = chain.from_iterable(
@@ -96,6 +105,20 @@ class JobListing:
             self.of_shard = ShardListing(self.images, shard)
             self.images = iter(self.of_shard)
             self.total = None if self.total is None else shard.size(self.total)
+
+
+class _FirstSkipped:
+    """Tells of the first skipped folder of each kind: a system may have one in every folder."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._told: set[SkipReason] = set()
+
+    def __call__(self, folder: Path, reason: SkipReason) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            what = "the system made" if reason == "system" else "tltools wrote"
+            self._warn(f"skipped folders that {what}, such as {folder}")
 
 
 def count_ahead(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tltools.data.image_ref import ImageRef
+from tltools.data.images import printable_name
 from tltools.errors import ConfigError
 from tltools.metrics import softmax
 from tltools.runtime import Outputs, Plan, Predictor, run_images
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 UNCERTAIN = "uncertain"
 """The label of an image whose largest probability is below the threshold."""
+NOT_FINITE = "the model gave no finite answer"
+"""Why an image has no label although it could be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,8 @@ def classify(
 ) -> Generator[Prediction, None, None]:
     """Classify images.
 
-    An unreadable image becomes a prediction with its error; the rest of its batch goes through the
-    model without it.
+    An unreadable image becomes a prediction with its error, and the rest of its batch goes through
+    the model without it; so does an image for which the model gives NaN or infinity.
 
     Args:
         predictor: The opened export; for a `fused` plan, one that uses one thread.
@@ -109,17 +112,30 @@ def predictions(
     """
     threshold = 0.0 if min_confidence is None else min_confidence
     values = outputs.values
-    rows = iter(softmax(values, temperature=temperature) if len(values) else ())
+    rows = iter(_probabilities(values, temperature) if len(values) else ())
     made: list[Prediction] = []
     for image, error in zip(outputs.images, outputs.errors, strict=True):
-        if error is not None:
-            made.append(Prediction(image.name, None, None, None, str(error)))
+        row = None if error is not None else next(rows)
+        if row is None or row[0] != row[0]:  # NaN
+            reason = str(error or f"cannot classify image {printable_name(image)}: {NOT_FINITE}")
+            made.append(Prediction(image.name, None, None, None, reason))
             continue
-        row = next(rows)
         index = int(row.argmax())
         label = classes[index] if row[index] >= threshold else UNCERTAIN
         made.append(Prediction(image.name, label, float(row[index]), row, None))
     return made
+
+
+def _probabilities(values: "NDArray[Any]", temperature: float) -> "NDArray[np.float64]":
+    """Return the probabilities, float64 (N, C), of logits (N, C); NaN where one is not finite."""
+    import numpy as np
+
+    if np.isfinite(values).all():
+        return softmax(values, temperature=temperature)
+    is_finite = np.isfinite(np.abs(values).max(axis=1))
+    probabilities = softmax(np.where(is_finite[:, None], values, 0), temperature=temperature)
+    probabilities[~is_finite] = np.nan
+    return probabilities
 
 
 class Rows(NamedTuple):

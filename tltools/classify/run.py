@@ -184,4 +184,5 @@ def _summary(
         plan=plan,
         layout=getattr(predictor, "layout", "nchw"),
         tf32=job.tf32,
+        left_out=listing.left_out.counts(),
     )

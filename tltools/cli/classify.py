@@ -406,6 +406,9 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         progress.say(f"{summary.num_uncertain:8d}  {summary.num_uncertain / total:6.1%}  uncertain")
     for reason, count in summary.errors.items():
         progress.warn(f"{counted(count, 'image')} not classified: {reason}")
+    if summary.left_out:
+        kinds = [f"{count} {suffix or 'no suffix'}" for suffix, count in summary.left_out.items()]
+        progress.say(f"Left out, without an image suffix: {', '.join(kinds[:10])}")
     where = summary.output or "standard output"
     kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
     if summary.num_known is not None:

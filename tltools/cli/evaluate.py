@@ -120,8 +120,10 @@ def _open(
 
 def _write_files(result: "Evaluation", folder: Path, *, title: str) -> None:
     from tltools.atomic import write_text
+    from tltools.data.folders import make_output_folder
     from tltools.plots import plot_confusion
 
+    make_output_folder(folder)
     write_text(folder / "evaluation.json", result.to_json() + "\n")
     plot_confusion(result.confusion, result.classes, folder / "confusion_matrix.png", title=title)
 

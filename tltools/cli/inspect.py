@@ -9,6 +9,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import (
+    ClassLevelOption,
     ClassNamesOption,
     ImageColumnOption,
     ImagesOption,
@@ -34,6 +35,7 @@ def inspect(
     images: ImagesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
+    class_level: ClassLevelOption = None,
     class_names: ClassNamesOption = None,
     sheet: Annotated[Path, typer.Option(help="PNG file for a few images of each class.")] = Path(
         "inspect.png"
@@ -56,15 +58,24 @@ def inspect(
         images=images,
         image_column=image_column,
         label_column=label_column,
+        class_level=class_level,
         class_names=split_names(class_names),
         purpose="inspect",
         progress=progress,
     )
+    progress.say(f"Labels: {dataset.reading}")
     out.result(_audit(dataset), lambda: _show_audit(dataset, sheet, progress))
     if any(finding.severity == "error" for finding in dataset.findings):
         raise typer.Exit(1)
-    names = ["--class-names", class_names] if class_names else []
-    progress.say(f"Next: {shlex.join(['tltools', 'train', str(path), *names])}")
+    given = {
+        "--images": images,
+        "--image-column": image_column,
+        "--label-column": label_column,
+        "--class-level": class_level,
+        "--class-names": class_names,
+    }
+    options = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
+    progress.say(f"Next: {shlex.join(['tltools', 'train', str(path), *options])}")
 
 
 def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
@@ -84,6 +95,7 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
         "name": dataset.name,
         "num_images": len(dataset.frame),
         "split": dataset.split_rule,
+        "reading": dataset.reading,
         "images": _counts(dataset),
         "findings": dataset.findings,
     }

@@ -156,11 +156,20 @@ ImagesOption = Annotated[
 ]
 ImageColumnOption = Annotated[
     str | None,
-    typer.Option(help="CSV column of image paths.", show_default="the first", rich_help_panel=DATA),
+    typer.Option(help="CSV column of image paths.", show_default="found", rich_help_panel=DATA),
 ]
 LabelColumnOption = Annotated[
     str | None,
-    typer.Option(help="CSV column of labels.", show_default="the second", rich_help_panel=DATA),
+    typer.Option(help="CSV column of labels.", show_default="found", rich_help_panel=DATA),
+]
+ClassLevelOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Level of the class folders; 1: DATA/CLASS, 2: DATA/x/CLASS.",
+        show_default="found",
+        rich_help_panel=DATA,
+    ),
 ]
 ClassNamesOption = Annotated[
     str | None,
@@ -228,6 +237,7 @@ class ReadingOptions:
     images: ImagesOption = None
     image_column: ImageColumnOption = None
     label_column: LabelColumnOption = None
+    class_level: ClassLevelOption = None
     class_names: ClassNamesOption = None
     skip_bad: SkipBadOption = False
 

@@ -22,7 +22,8 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 
 
 def tell_findings(dataset: "Dataset", progress: "Progress") -> None:
-    """Print the findings of the audit of labeled images."""
+    """Print how labeled images were read, and the findings of their audit."""
+    progress.say(f"Labels: {dataset.reading}")
     for finding in dataset.findings:
         tell = progress.say if finding.severity == "note" else progress.warn
         tell(finding.message)

@@ -14,6 +14,7 @@ from tltools.cli.command import INTERRUPTED, Out, command
 from tltools.cli.options import (
     CLUSTER,
     DATA,
+    ClassLevelOption,
     ClassNamesOption,
     DeviceOption,
     ImageColumnOption,
@@ -412,6 +413,7 @@ class DataOptions:
     images: ImagesOption = None
     image_column: ImageColumnOption = None
     label_column: LabelColumnOption = None
+    class_level: ClassLevelOption = None
     class_names: ClassNamesOption = None
     skip_bad: SkipBadOption = False
 

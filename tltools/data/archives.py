@@ -13,12 +13,13 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Protocol
 
+from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES, Content, ImageRef, RemoteObject
 from tltools.data.reasons import reason_of
 from tltools.data.suffixes import is_archive_name, is_image_name
@@ -94,7 +95,10 @@ class RemoteArchive(_Readable, Protocol):
 
 
 def list_archive(
-    path: Path | RemoteArchive, *, on_error: Callable[[DataError], None] | None = None
+    path: Path | RemoteArchive,
+    *,
+    on_error: Callable[[DataError], None] | None = None,
+    on_others: Callable[[Sequence[str]], None] | None = None,
 ) -> Iterator[list[ImageRef]]:
     """List the images of an archive in archive order, while it is read.
 
@@ -107,6 +111,7 @@ def list_archive(
         path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides. A
             tar on a server is read sequentially.
         on_error: Called with the reason why the rest of an archive is skipped; None to raise it.
+        on_others: Called with the names of members without an image suffix.
 
     Yields:
         Lists of at least one image. The images of a compressed tar, and of a tar on a server, come
@@ -117,7 +122,7 @@ def list_archive(
         UnreachableError: While iterating, if the server of an archive cannot be reached.
     """
     try:
-        members = _Members(path)
+        members = _Members(path, on_others)
         if isinstance(path, Path):
             yield from _list_local(path, members)
         else:
@@ -168,8 +173,11 @@ def _list_remote(file: RemoteArchive, members: "_Members") -> Iterator[list[Imag
 class _Members:
     """Selects the images among an archive's members and keeps track of nested archives."""
 
-    def __init__(self, path: Path | RemoteArchive) -> None:
+    def __init__(
+        self, path: Path | RemoteArchive, on_others: Callable[[Sequence[str]], None] | None
+    ) -> None:
         self._path = path
+        self._on_others = on_others
         self._nested: str | None = None
         self._num_nested = 0
 
@@ -179,13 +187,16 @@ class _Members:
             if is_archive_name(name):
                 self._num_nested += 1
                 self._nested = self._nested or name
+            if self._on_others is not None and not _is_hidden(name):
+                self._on_others((name,))
             return None
         if not (name.startswith((".", "/")) or "/." in name):
+            if _is_in_system_folder(name.rpartition("/")[0]):
+                return None
             return name
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        if any(part.startswith(".") and part != ".." for part in parts):
+        if _is_hidden(name):
             return None
-        return "/".join(parts)
+        return "/".join(part for part in name.split("/") if part not in ("", "."))
 
     def check(self) -> None:
         """Raise an error if there are nested archives, whose images are skipped."""
@@ -195,6 +206,18 @@ class _Members:
                 f"{self._path} contains nested archives ({self._nested}{more}), which are not "
                 "opened; unpack it and name them as inputs"
             )
+
+
+@lru_cache(maxsize=1024)
+def _is_in_system_folder(folder: str) -> bool:
+    return any(map(is_system_folder, folder.split("/")))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a member, or a folder that it is in, is hidden or a system's."""
+    return _is_in_system_folder(name.rpartition("/")[0]) or any(
+        part.startswith(".") and part not in (".", "..") for part in name.split("/")
+    )
 
 
 _Identity = tuple[int, int, int, int]

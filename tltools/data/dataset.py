@@ -7,16 +7,18 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from tltools.card import Preprocessing
 from tltools.data.copies import local_data
+from tltools.data.findings import Finding, Severity, shorten
 from tltools.data.images import image_sha256, load_image
-from tltools.data.labels import read_labels, shorten
+from tltools.data.labels import Labels, read_labels
 from tltools.data.location import Location
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
+from tltools.data.text import word_key
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-Severity = Literal["error", "warning", "note"]
 Purpose = Literal["train", "evaluate", "inspect"]
 SplitChoice = Literal["auto", "default", "article"]
 SplitRule = Literal["default", "article", "given"]
@@ -35,21 +36,6 @@ _CHECK = Preprocessing(size=32)
 """Small, because the check only needs to know whether an image can be decoded."""
 _IMBALANCE = 10
 """Ratio of the largest to the smallest class above which a note is added."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding of the audit of a data set."""
-
-    severity: Severity
-    """`error`: training is impossible; `warning`: images were skipped, or results may mislead; or
-    `note`."""
-    kind: str
-    """A stable identifier for programs: `missing`, `unreadable`, `copies`, `contradiction`, ..."""
-    message: str
-    """One line: what was found, how often, and what was skipped or should be done."""
-    paths: tuple[str, ...] = ()
-    """All affected images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +55,9 @@ class Dataset:
     fingerprint: str
     """SHA-256 over the sorted (image SHA-256, class, split) of all rows; it does not depend on the
     location or the order of the images."""
+    reading: str = ""
+    """Which columns or folders were read as images, labels and split, in one line; empty for the
+    images of a run."""
 
     def part(self, split: str) -> "pd.DataFrame":
         """Return the rows of one split, `train`, `val` or `test`, in source order."""
@@ -80,19 +69,53 @@ class Dataset:
         return _targets(self.part(split)["class"], self.classes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How labels are read, checked and split: the arguments of `load_dataset`."""
+
+    images: Path | None = None
+    """See `read_labels`."""
+    image_column: str | None = None
+    """See `read_labels`."""
+    label_column: str | None = None
+    """See `read_labels`."""
+    class_level: int | None = None
+    """See `read_labels`."""
+    class_names: Sequence[str] = ()
+    """Names for the classes, in the sorted order of the labels (numeric order if all are
+    numbers)."""
+    split: SplitChoice = "auto"
+    """`auto` keeps the data's own split, or makes the default one if there is none; `default` is
+    `split_default`; `article` is `split_article`."""
+    val_fraction: float = ARTICLE_VAL_FRACTION
+    """Fraction of the validation set in a split that is made here, in (0, 1)."""
+    seed: int = 13
+    """Random seed of the default split."""
+    skip_bad: bool = False
+    """Skip missing and unreadable images instead of raising an error."""
+    purpose: Purpose = "train"
+    """`train` requires two classes with images in train. `evaluate` makes no split: if the data has
+    none, all images are `test`. `inspect` raises an error only if there is nothing to show, and
+    reports what would prevent training as findings."""
+
+
+class DataArguments(TypedDict, total=False):
+    """The fields of `DataSettings` as keyword arguments."""
+
+    images: Path | None
+    image_column: str | None
+    label_column: str | None
+    class_level: int | None
+    class_names: Sequence[str]
+    split: SplitChoice
+    val_fraction: float
+    seed: int
+    skip_bad: bool
+    purpose: Purpose
+
+
 def load_dataset(
-    data: Location,
-    *,
-    images: Path | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    class_names: Sequence[str] = (),
-    split: SplitChoice = "auto",
-    val_fraction: float = ARTICLE_VAL_FRACTION,
-    seed: int = 13,
-    skip_bad: bool = False,
-    purpose: Purpose = "train",
-    progress: Progress = SILENT,
+    data: Location, *, progress: Progress = SILENT, **settings: Unpack[DataArguments]
 ) -> Dataset:
     """Read labels, check every image and split the data set.
 
@@ -103,51 +126,28 @@ def load_dataset(
 
     Args:
         data: See `read_labels`; or a URL or an archive of such data (see `local_data`).
-        images: See `read_labels`.
-        image_column: See `read_labels`.
-        label_column: See `read_labels`.
-        class_names: Names for the classes, in the sorted order of the labels (numeric order if all
-            are numbers).
-        split: `auto` keeps the data's own split, or makes the default one if there is none;
-            `default` is `split_default`; `article` is `split_article`.
-        val_fraction: Fraction of the validation set in a split that is made here, in (0, 1).
-        seed: Random seed of the default split.
-        skip_bad: Skip missing and unreadable images instead of raising an error.
-        purpose: `train` requires two classes with images in train. `evaluate` makes no split: if
-            the data has none, all images are `test`. `inspect` raises an error only if there is
-            nothing to show, and reports what would prevent training as findings.
         progress: Where to report progress.
+        settings: The fields of `DataSettings`.
 
     Raises:
         ConfigError: If an argument does not fit the data.
         DataError: If the labels cannot be read, or the data is unsuitable for the purpose.
     """
-    _check_split_choice(split, val_fraction=val_fraction, purpose=purpose)
+    chosen = DataSettings(**settings)
+    _check_split_choice(chosen)
     data = local_data(data, progress=progress)
-    frame = read_labels(data, images=images, image_column=image_column, label_column=label_column)
-    columns = zip(frame["path"], frame["class"], frame["split"], strict=True)
-    rows = [_Row(path, label, part, sha256="") for path, label, part in columns]
-    given = any(row.split for row in rows)
-    if given and split != "auto":
-        raise ConfigError(f"{data} has its own split: leave out `split={split}`")
-    rule: SplitRule = "given" if given or purpose == "evaluate" else "default"
-    if split == "article":
-        rule = "article"
-    audit = _Audit(purpose=purpose)
-    audit.note_loose(frame.attrs["loose"])
-    rows, classes = _name_classes(rows, class_names)
-    rows = _check_images(rows, audit, skip_bad=skip_bad, progress=progress)
-    rows = _drop_repeated_rows(rows, audit)
-    audit.note_copies(rows, kept_together=rule == "default")
-    leave_out = purpose != "evaluate" and rule != "article"
-    rows = _handle_contradictions(rows, audit, leave_out=leave_out)
-    if purpose == "evaluate":
-        rows = [row if row.split else row._replace(split="test") for row in rows]
-    else:
-        audit.check_classes(rows, classes)
-        rows = _divide(rows, classes, audit, rule=rule, val_fraction=val_fraction, seed=seed)
-        audit.check_splits(rows, classes)
-    audit.note_leaks(rows)
+    labels = read_labels(
+        data,
+        images=chosen.images,
+        image_column=chosen.image_column,
+        label_column=chosen.label_column,
+        class_level=chosen.class_level,
+    )
+    audit = _Audit(purpose=chosen.purpose, labels=labels)
+    rows, classes = _name_classes(_rows_of(labels), chosen.class_names)
+    rule = _split_rule(data, rows, chosen)
+    rows = _check_images(rows, audit, skip_bad=chosen.skip_bad, progress=progress)
+    rows = _divide(_without_duplicates(rows, audit, rule), classes, audit, rule, chosen)
     return Dataset(
         name=data.resolve().name,
         frame=_frame(rows),
@@ -155,10 +155,28 @@ def load_dataset(
         split_rule=rule,
         findings=audit.findings(),
         fingerprint=_fingerprint(rows),
+        reading=labels.reading,
     )
 
 
-def _check_split_choice(split: SplitChoice, *, val_fraction: float, purpose: Purpose) -> None:
+def _rows_of(labels: Labels) -> "list[_Row]":
+    frame = labels.frame
+    columns = zip(frame["path"], frame["class"], frame["split"], strict=True)
+    return [_Row(path, label, part, sha256="") for path, label, part in columns]
+
+
+def _split_rule(data: Path, rows: "Sequence[_Row]", settings: DataSettings) -> SplitRule:
+    """Return how the split is made."""
+    given = any(row.split for row in rows)
+    if given and settings.split != "auto":
+        raise ConfigError(f"{data} has its own split: leave out `split={settings.split}`")
+    if settings.split == "article":
+        return "article"
+    return "given" if given or settings.purpose == "evaluate" else "default"
+
+
+def _check_split_choice(settings: DataSettings) -> None:
+    split, val_fraction = settings.split, settings.val_fraction
     if not 0 < val_fraction < 1:
         raise ConfigError(f"`val_fraction=` must be between 0 and 1, got {val_fraction}")
     if split == "article" and val_fraction != ARTICLE_VAL_FRACTION:
@@ -166,7 +184,7 @@ def _check_split_choice(split: SplitChoice, *, val_fraction: float, purpose: Pur
             f"the article's validation set is {ARTICLE_VAL_FRACTION:.0%} of the data, not "
             f"{val_fraction:.0%}: leave out `val_fraction=` or use `split=default`"
         )
-    if split != "auto" and purpose == "evaluate":
+    if split != "auto" and settings.purpose == "evaluate":
         raise ConfigError(f"an evaluation makes no split: leave out `split={split}`")
 
 
@@ -278,6 +296,14 @@ def _handle_contradictions(rows: Sequence[_Row], audit: "_Audit", *, leave_out: 
     return [row for row in rows if row.sha256 not in bad] if leave_out else list(rows)
 
 
+def _without_duplicates(rows: Sequence[_Row], audit: "_Audit", rule: SplitRule) -> list[_Row]:
+    """Return the rows without repetitions and, for training, without contradictions."""
+    rows = _drop_repeated_rows(rows, audit)
+    audit.note_copies(rows, kept_together=rule == "default")
+    leave_out = audit.purpose != "evaluate" and rule != "article"
+    return _handle_contradictions(rows, audit, leave_out=leave_out)
+
+
 # --- Split ----------------------------------------------------------------------------------------
 
 
@@ -285,10 +311,26 @@ def _divide(
     rows: Sequence[_Row],
     classes: Sequence[str],
     audit: "_Audit",
-    *,
     rule: SplitRule,
-    val_fraction: float,
-    seed: int,
+    settings: DataSettings,
+) -> list[_Row]:
+    """Return the rows with a split, which is checked for the purpose."""
+    if settings.purpose == "evaluate":
+        divided = [row if row.split else row._replace(split="test") for row in rows]
+    else:
+        audit.check_classes(rows, classes)
+        divided = _assign_missing(rows, classes, audit, rule, settings)
+        audit.check_splits(divided, classes)
+    audit.note_leaks(divided)
+    return divided
+
+
+def _assign_missing(
+    rows: Sequence[_Row],
+    classes: Sequence[str],
+    audit: "_Audit",
+    rule: SplitRule,
+    settings: DataSettings,
 ) -> list[_Row]:
     """Return the rows, with a split assigned where the data has none."""
     if rule == "article":
@@ -305,8 +347,8 @@ def _divide(
     val = split_default(
         [row.label for row in free],
         [row.sha256 for row in free],
-        val_fraction=val_fraction,
-        seed=seed,
+        val_fraction=settings.val_fraction,
+        seed=settings.seed,
     )
     if rule == "given" and val.any():
         audit.add(
@@ -332,9 +374,10 @@ def _assign(rows: Sequence[_Row], val: "NDArray[np.bool_]") -> list[_Row]:
 class _Audit:
     """Collects findings; raises those that make the data unusable for the purpose."""
 
-    def __init__(self, *, purpose: Purpose) -> None:
+    def __init__(self, *, purpose: Purpose, labels: Labels) -> None:
         self.purpose = purpose
-        self._findings: list[Finding] = []
+        self._findings = list(labels.findings)
+        self._hints = labels.hints
 
     def findings(self) -> tuple[Finding, ...]:
         """Return all findings, most severe first."""
@@ -350,18 +393,13 @@ class _Audit:
             raise DataError(message)
         self.add("error", kind, message, paths)
 
-    def note_loose(self, paths: Sequence[str]) -> None:
-        if paths:
-            text = f"{_are(paths, 'image')} not in a class folder and skipped: {_names(paths)}"
-            self.add("warning", "loose", text, paths)
-
     def note_bad(self, problems: dict[str, str], *, num_images: int, skip_bad: bool) -> None:
         """Report missing and unreadable images together, since they are fixed together."""
         missing = [path for path, problem in problems.items() if not problem]
         unreadable = [path for path, problem in problems.items() if problem]
         found: list[tuple[str, str, list[str]]] = []
         if missing:
-            text = f"{_are(missing, 'image')} missing ({shorten(missing)})"
+            text = f"{_are(missing, 'image')} missing ({shorten(map(self._hinted, missing))})"
             found.append(("missing", text, missing))
         if unreadable:
             reasons = shorten((problems[path] for path in unreadable), separator="; ")
@@ -378,6 +416,11 @@ class _Audit:
                 self.add("warning", kind, f"{text}: skipped", paths)
             else:
                 self.add("error", kind, f"{text}: {remedy}", paths)
+
+    def _hinted(self, path: str) -> str:
+        """Return a missing path, and what may be meant instead."""
+        hint = self._hints.get(path)
+        return f"{path}; {hint}" if hint else path
 
     def note_repeated(self, paths: Sequence[str]) -> None:
         if paths:
@@ -463,6 +506,9 @@ class _Audit:
         lost = [name for name in classes if name not in train]
         if lost:
             text = f"class {shorten(lost)} has no image in train: add images, or remove the class"
+            alike = {word_key(name) for name in lost} & {word_key(name) for name in train}
+            if alike:
+                text += ", or give classes that differ only in case or blanks one spelling"
             self.stop("class-not-in-train", text)
         tiny = _classes_with_one_image(rows)
         unmeasured = [name for name in classes if name in train - val and name not in tiny]

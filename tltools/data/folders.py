@@ -3,9 +3,11 @@
 import os
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop
 from pathlib import Path
+from typing import Literal
 
 from tltools.data.reasons import reason_of
 from tltools.data.suffixes import is_image_name
@@ -13,14 +15,55 @@ from tltools.errors import DataError
 
 MANY_NAMES = 200_000
 """Number of names in a folder above which sorting would noticeably delay the first result."""
+MARKER = ".tltools"
+"""Name of the file that marks a folder of tltools' own output."""
+SYSTEM_FOLDERS = frozenset(
+    {
+        "__macosx",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "found.000",
+    }  # macOS, Windows
+    | {
+        "lost+found",
+        "lost.dir",
+        "network trash folder",
+        "temporary items",
+    }  # Linux, Android, shares
+    | {"@eadir", "#recycle", "#snapshot", "@sharebin", "@tmp", "#synorecycle"}  # Synology
+    | {"@recycle", "@recently-snapshot", "@__thumb"}  # QNAP
+)
+"""Lowercase names of folders in which systems keep thumbnails, deleted files or their own data."""
+_MARK = "tltools wrote this folder and does not search it for images.\n"
+_RUN_FILES = ({"split.csv", "card.json"}, {"split.csv", "plan.json"})
+"""Files that show a run, finished or not."""
+
+SkipReason = Literal["system", "output"]
+OnSkip = Callable[[Path, SkipReason], None]
+"""Called with a folder that is not searched: a system's, or one that tltools wrote."""
+
+
+def is_system_folder(name: str) -> bool:
+    """Return whether a folder of this name belongs to a system and holds no data."""
+    return name.lower() in SYSTEM_FOLDERS
+
+
+def is_output_folder(folder: Path) -> bool:
+    """Return whether tltools wrote a folder; False if it cannot be listed."""
+    try:
+        return _list_folder(folder).is_output
+    except OSError:
+        return False
 
 
 def find_images(root: Path) -> Iterator[Path]:
     """Find the images under `root`, lazily and in the order of `sorted(paths)`.
 
     Subfolders are searched, including links to folders unless they lead back to a parent. Hidden
-    files and folders (`.name`) are skipped. Files are not opened: a broken link or a corrupt file
-    is yielded, so that it gets a row.
+    files and folders (`.name`), `SYSTEM_FOLDERS` and folders that tltools wrote are skipped, except
+    `root` itself. Files are not opened: a broken link or a corrupt file is yielded, so that it gets
+    a row.
 
     Raises:
         DataError: When called, if `root` is missing or not a folder; while iterating, if a folder
@@ -30,7 +73,11 @@ def find_images(root: Path) -> Iterator[Path]:
 
 
 def find_folders(
-    root: Path, *, on_error: Callable[[DataError], None] | None = None
+    root: Path,
+    *,
+    on_error: Callable[[DataError], None] | None = None,
+    on_others: Callable[[Path, Sequence[str]], None] | None = None,
+    on_skip: OnSkip | None = None,
 ) -> "Iterator[tuple[Path, Names]]":
     """Find the same images as `find_images`, as folders and the names in them.
 
@@ -38,6 +85,8 @@ def find_folders(
         root: The folder to search.
         on_error: Called for each folder that cannot be listed, which is then skipped; None to raise
             the error.
+        on_others: Called with a folder and the names of its files without an image suffix.
+        on_skip: Called for each folder of a system or of tltools' output, which is not searched.
 
     Returns:
         An iterator over folders, or the parts of them between subfolders, each with at least one
@@ -50,7 +99,14 @@ def find_folders(
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}: name a folder of images")
-    return _walk(root, ancestors=frozenset(), on_error=on_error)
+    return _Walk(on_error, on_others, on_skip).walk(root, ancestors=frozenset())
+
+
+def make_output_folder(folder: Path) -> None:
+    """Create a folder and mark it, unless it exists: then it may hold images of the user."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).write_text(_MARK, encoding="utf-8")
 
 
 class Names:
@@ -85,58 +141,100 @@ class Names:
             yield heappop(self._heap)
 
 
-def _walk(
-    folder: Path,
-    *,
-    ancestors: frozenset[tuple[int, int]],
-    on_error: Callable[[DataError], None] | None,
-) -> Iterator[tuple[Path, Names]]:
-    """Yield `folder` with its names, split where subfolders sort in between, and the subfolders."""
-    try:
-        info = folder.stat()
-        identity = (info.st_dev, info.st_ino)
-        if identity in ancestors:
+class _Walk:
+    """A search for images in folders, with the callbacks for folders that are left out."""
+
+    def __init__(
+        self,
+        on_error: Callable[[DataError], None] | None,
+        on_others: Callable[[Path, Sequence[str]], None] | None,
+        on_skip: OnSkip | None,
+    ) -> None:
+        self._on_error = on_error
+        self._on_others = on_others
+        self._on_skip = on_skip
+
+    def walk(
+        self, folder: Path, *, ancestors: frozenset[tuple[int, int]]
+    ) -> Iterator[tuple[Path, Names]]:
+        """Yield `folder` with its names, split where subfolders sort in between, and those."""
+        try:
+            info = folder.stat()
+            identity = (info.st_dev, info.st_ino)
+            if identity in ancestors:
+                return
+            listed = _list_folder(folder)
+        except OSError as error:
+            self._report(folder, error)
             return
-        names, folders = _list_folder(folder)
-    except OSError as error:
+        if listed.is_output and ancestors:
+            self._skip(folder, "output")
+            return
+        names, folders = listed.names, listed.folders
+        for name in sorted(listed.system_folders):
+            self._skip(folder / name, "system")
+        if listed.others and self._on_others is not None:
+            self._on_others(folder, listed.others)
+        del listed  # otherwise the names would stay in memory until the rest has been consumed
+        if folders:
+            names.sort()
+            folders.sort()
+        start = 0
+        for name in folders:
+            stop = bisect(names, name, start)
+            if start < stop:
+                yield folder, Names(names[start:stop])
+            yield from self.walk(folder / name, ancestors=ancestors | {identity})
+            start = stop
+        if start < len(names):
+            rest = Names(names[start:] if start else names)
+            del names  # for the same reason
+            yield folder, rest
+
+    def _report(self, folder: Path, error: OSError) -> None:
         failure = DataError(
             f"cannot list the folder {folder}: {reason_of(error)}; make it readable, or move it "
             "elsewhere"
         )
-        if on_error is None:
+        if self._on_error is None:
             raise failure from error
-        on_error(failure)
-        return
-    if folders:
-        names.sort()
-        folders.sort()
-    start = 0
-    for name in folders:
-        stop = bisect(names, name, start)
-        if start < stop:
-            yield folder, Names(names[start:stop])
-        yield from _walk(folder / name, ancestors=ancestors | {identity}, on_error=on_error)
-        start = stop
-    if start < len(names):
-        rest = Names(names[start:] if start else names)
-        del names  # otherwise they would stay in memory until the rest has been consumed
-        yield folder, rest
+        self._on_error(failure)
+
+    def _skip(self, folder: Path, reason: SkipReason) -> None:
+        if self._on_skip is not None:
+            self._on_skip(folder, reason)
 
 
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the images and of the folders in `folder`, in any order."""
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    names: list[str]
+    """Names of the images, in any order."""
+    folders: list[str]
+    others: list[str]
+    """Names of other files that are not hidden."""
+    system_folders: list[str]
+    is_output: bool
+
+
+def _list_folder(folder: Path) -> _Listed:
     names: list[str] = []
     folders: list[str] = []
+    others: list[str] = []
+    system_folders: list[str] = []
+    is_marked = False
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append(name)
+                is_marked = is_marked or name == MARKER
+            elif _is_folder(entry):
+                (system_folders if is_system_folder(name) else folders).append(name)
             elif is_image_name(name):
                 names.append(name)
-    return names, folders
+            else:
+                others.append(name)
+    is_output = is_marked or any(map(set(others).issuperset, _RUN_FILES))
+    return _Listed(names, folders, others, system_folders, is_output)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

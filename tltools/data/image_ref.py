@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from tltools.data.location import Url
     from tltools.errors import DataError
 
-MAX_FILE_BYTES = 2**31
-"""Largest image file; it is read as a whole."""
+MAX_FILE_BYTES = 2**29
+"""Largest image file, in bytes; it is read as a whole. The largest number of pixels that is decoded
+takes no more, uncompressed, with three channels of 16 bits."""
 UNKNOWN_BYTES = 2**21
 """Assumed size of a file whose server does not report one."""
 

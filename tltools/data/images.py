@@ -3,24 +3,33 @@
 import io
 import math
 import os
-import re
 import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from importlib import import_module
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin
-from PIL.ImageFile import ImageFile
 
 from tltools.card import Preprocessing
+from tltools.data import image_formats
+from tltools.data.image_formats import (
+    JPEG,
+    RefusedError,
+    is_image_start,
+    name_of_unsupported,
+    open_image,
+    tiff_layout,
+)
 from tltools.data.image_ref import MAX_FILE_BYTES, Decoded, ImageRef
 from tltools.data.reasons import reason_of
+from tltools.data.repair import repaired
+from tltools.data.samples import normalized, prepare, to_rgb
 from tltools.errors import DataError
 
 DRAFT_MARGIN = 1.4
@@ -36,24 +45,11 @@ decoded at one eighth with both resize rules, which is 4 times faster. They then
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-_JPEG = b"\xff\xd8\xff"
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _PLAIN_COLORS = frozenset({"YCbCr", "RGB", "Gray"})
-_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
-
-# First bytes of a file → the Pillow plugin that reads it. Only these plugins are used, and they are
-# called directly: Image.open would only warn up to twice the pixel limit, and would try unsafe
-# plugins such as EPS, which runs Ghostscript.
-_PLUGINS = (
-    (rb"\x89PNG\r\n\x1a\n", "PngImagePlugin", "PngImageFile"),
-    (rb"GIF8[79]a", "GifImagePlugin", "GifImageFile"),
-    (rb"(?s)RIFF.{4}WEBP", "WebPImagePlugin", "WebPImageFile"),
-    (rb"BM", "BmpImagePlugin", "BmpImageFile"),
-    (rb"(II[*+]\0|MM\0[*+])", "TiffImagePlugin", "TiffImageFile"),
-    (rb"P[1-6]\s", "PpmImagePlugin", "PpmImageFile"),
-    (rb"(?s).{4}ftyp(avi[fs]|mif1|msf1)", "AvifImagePlugin", "AvifImageFile"),
-    (rb"(\xff\x4f\xff\x51|\0{3}\x0cjP  )", "Jpeg2KImagePlugin", "Jpeg2KImageFile"),
-)
+_LARGE_FILE = 2**24
+"""Bytes of a file whose first bytes are looked at before it is read as a whole."""
+_HEAD = 512
 
 # What Pillow's readers raise, or have raised in some version, for corrupt files.
 _UNREADABLE = (
@@ -140,7 +136,7 @@ def load_image(
             data = place.read()
         if skip is not None and skip(data):
             return out
-        if not (data.startswith(_JPEG) and _load_plain_jpeg(data, preprocessing, out)):
+        if not (data.startswith(JPEG) and _load_plain_jpeg(data, preprocessing, out)):
             np.copyto(out, _load_any(data, preprocessing))
     except _UNREADABLE as error:
         raise unreadable(image, _reason(error)) from error
@@ -149,7 +145,7 @@ def load_image(
 
 def unreadable(image: str | Path | ImageRef, reason: str) -> DataError:
     """Return the error of an image that cannot be read."""
-    return DataError(f"cannot read image {_printable(image)}: {reason}")
+    return DataError(f"cannot read image {printable_name(image)}: {reason}")
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -197,9 +193,11 @@ def fit_image(
             f"{type(image).__name__}"
         )
     try:
+        prepare(image)
         image.load()
         box = (0.0, 0.0, *image.size)
-        return np.asarray(_to_square(image, box, _orientation(image), preprocessing))
+        upright = _orientation(image)
+        return np.asarray(_to_square(normalized(image), box, upright, preprocessing))
     except _UNREADABLE as error:
         raise DataError(f"cannot read an image: {_reason(error)}") from error
 
@@ -234,8 +232,18 @@ def _open_file(path: str | Path) -> io.FileIO:
 
 
 def _read(file: io.FileIO) -> bytes:
-    """Read a file up to its current size: a file that is growing might never end."""
+    """Read a file up to its current size: a file that is growing might never end.
+
+    Raises:
+        ValueError: If a large file does not start like an image; it is not read further.
+    """
     size = os.fstat(file.fileno()).st_size
+    data = b""
+    if size > _LARGE_FILE:
+        data = file.read(_HEAD) or b""
+        if not is_image_start(data):
+            raise ValueError(f"it is not an image of a known format{name_of_unsupported(data)}")
+        file.seek(0)
     data = file.read(size) or b""
     while len(data) < size and (more := file.read(size - len(data))):
         data += more
@@ -256,7 +264,7 @@ def _load_plain_jpeg(data: bytes, rules: Preprocessing, out: NDArray[np.uint8]) 
     try:
         rows, columns, colors, _ = simplejpeg.decode_jpeg_header(data)
         height, width = int(rows), int(columns)
-        if colors not in _PLAIN_COLORS or width * height > _MAX_PIXELS:
+        if colors not in _PLAIN_COLORS or width * height > image_formats.MAX_PIXELS:
             return False
         upright = None
         if _has_app1(data):
@@ -295,36 +303,34 @@ def _has_app1(data: bytes) -> bool:
 
 def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
     """Decode an image of any format with Pillow to uint8 (size, size, 3), RGB, read-only."""
-    image = _open_image(data)
+    if data.startswith(JPEG):
+        data = data.rstrip(b"\0")  # Pillow takes hours for hundreds of megabytes of them
+    try:
+        return _load_as_it_is(data, rules)
+    except _UNREADABLE as error:
+        if isinstance(error, RefusedError | MemoryError):
+            raise
+        for whole in repaired(data):
+            with suppress(*_UNREADABLE):  # the first error is the one to report
+                return _load_as_it_is(whole, rules)
+        if (layout := tiff_layout(data)) and not isinstance(error, OSError):
+            raise ValueError(
+                f"it is {layout}, which is not supported; convert it to PNG"
+            ) from error
+        raise
+
+
+def _load_as_it_is(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
+    image = open_image(data, lambda width, height: _scale_while_decoding(width, height, rules))
     width, height = image.size
     box = (0.0, 0.0, width, height)
     scale = _scale_while_decoding(width, height, rules)
     if isinstance(image, JpegImagePlugin.JpegImageFile) and scale > 1:
         drafted = image.draft(None, (width // scale, height // scale))
         box = drafted[1] if drafted else box
+    prepare(image)
     image.load()
-    return np.asarray(_to_square(image, box, _orientation(image), rules))
-
-
-def _open_image(data: bytes) -> ImageFile:
-    """Read an image's header (format, size and mode) without decoding its pixels."""
-    file = io.BytesIO(data)
-    if data.startswith(_JPEG):
-        image = JpegImagePlugin.JpegImageFile(file)
-    else:
-        for magic, module, name in _PLUGINS:
-            if re.match(magic, data):
-                image = getattr(import_module(f"PIL.{module}"), name)(file)
-                break
-        else:
-            raise ValueError("it is not an image of a known format" if data else "it is empty")
-    width, height = image.size
-    if width * height > _MAX_PIXELS:
-        raise ValueError(
-            f"{width:,} x {height:,} pixels exceed the limit of {_MAX_PIXELS:,} "
-            "(a decompression bomb?); scale it down"
-        )
-    return image
+    return np.asarray(_to_square(normalized(image), box, _orientation(image), rules))
 
 
 def _scale_while_decoding(width: int, height: int, rules: Preprocessing) -> int:
@@ -355,7 +361,7 @@ def _to_square(
     """
     size = rules.size
     if image.mode not in ("RGB", "L") or "transparency" in image.info:
-        image = _to_rgb(image)
+        image = to_rgb(image)
     if image.size != (size, size):
         if rules.resize == "crop":
             box = _central_square(box, rules)
@@ -385,38 +391,17 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None  # the pixels are good, so corrupt metadata must not make the image fail
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, with transparent parts over white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _stretched_to_8_bits(image)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _stretched_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale gray values of more than 8 bits to 0-255; Pillow's own conversion clips them."""
-    values = np.asarray(image).astype(np.float32)
-    values[~np.isfinite(values)] = 0
-    if image.mode.startswith("I;16") or image.format == "PPM":
-        low, high = 0.0, 65535.0
-    else:
-        low, high = float(values.min()), float(values.max())
-    values -= low
-    values *= 255 / (high - low) if high > low else 0
-    return Image.fromarray(np.rint(values).astype(np.uint8))
-
-
 def _reason(error: BaseException) -> str:
     """Describe in one line, without the path, why a file could not be read."""
+    if isinstance(error, ValueError) and str(error).startswith("embedded null"):
+        return "its name contains a zero byte (a list in UTF-16? save it as UTF-8)"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it; try fewer workers"
     return reason_of(error)
 
 
-def _printable(image: str | Path | ImageRef) -> str:
-    """Return a file's name in a form that any terminal can print on one line."""
+def printable_name(image: str | Path | ImageRef) -> str:
+    """Return an image's file name in a form that any terminal can print on one line."""
     if isinstance(image, ImageRef):
         image = image.place if isinstance(image.place, str) else image.name
     name = os.path.basename(image)  # noqa: PTH119 - accepts str as well

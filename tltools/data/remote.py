@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Any, BinaryIO, TypeVar, cast
 
 from tltools.atomic import NO_ROOM
+from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES
 from tltools.data.location import Url
 from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
@@ -399,7 +400,9 @@ def _list_s3(remote: Remote) -> Iterator[list[Entry]]:
 
 def _is_visible(key: str) -> bool:
     """Return whether a key names a file that is not hidden, rather than a folder."""
-    return bool(key) and not key.endswith("/") and not key.startswith(".") and "/." not in key
+    folders = key.split("/")[:-1]
+    hidden = key.startswith(".") or "/." in key or any(map(is_system_folder, folders))
+    return bool(key) and not key.endswith("/") and not hidden
 
 
 def _walk(
@@ -422,7 +425,7 @@ def _walk(
             if files:
                 yield files
                 files = []
-            if info["type"] == "directory":
+            if info["type"] == "directory" and not is_system_folder(name):
                 yield from _walk(remote, info["name"].rstrip("/"), f"{prefix}{name}/", on_error)
             continue
         files.append(Entry(prefix + name, info["name"], info.get("size"), version_of(info)))

@@ -1,7 +1,7 @@
 """List images on servers, and prefetch them for decoding."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,13 +18,17 @@ Image = TypeVar("Image", bound=ImageRef)
 
 
 def list_remote(
-    url: Url, *, on_error: Callable[[DataError], None] | None
+    url: Url,
+    *,
+    on_error: Callable[[DataError], None] | None,
+    on_others: Callable[[Sequence[str]], None] | None = None,
 ) -> Iterator[list[ImageRef]]:
     """List the images of a folder or an archive on a server, or a single image.
 
     Args:
         url: A folder, an archive or an image.
         on_error: See `list_files` and `list_archive`.
+        on_others: Called with the names of files without an image suffix.
 
     Yields:
         Lists of images; names are relative to the folder or archive, and the name of a single image
@@ -43,13 +47,15 @@ def list_remote(
             archive.size  # noqa: B018 - requested now, so that a missing archive is an error
         except OSError as error:
             raise DataError(f"cannot read {url}: {remote_reason(error)}") from error
-        yield from list_archive(archive, on_error=on_error)
+        yield from list_archive(archive, on_error=on_error, on_others=on_others)
         return
     if is_image_name(url.name) and _is_file(remote):
         yield [ImageRef(url.plain, _object(remote, url))]
         return
     for entries in list_files(remote, on_error=on_error):
         some = [entry for entry in entries if is_image_name(entry.name)]
+        if on_others is not None and len(some) < len(entries):
+            on_others([entry.name for entry in entries if not is_image_name(entry.name)])
         if some:
             yield [_listed(remote, entry) for entry in some]
 

@@ -65,6 +65,9 @@ RESERVE = 0.2
 """Share of the memory that is reserved for the main process and the system."""
 MIN_SHARE = 2**26
 """Bytes that a worker may always use for an item."""
+MAX_SHARE = 2**31
+"""Bytes that a worker may never exceed for an item, however much memory there is: a file whose
+headers hide what it takes to decode costs its own row."""
 _CELL = struct.Struct("<QQ")
 _ITEMS = 2**24  # more than any task has
 
@@ -680,7 +683,9 @@ def in_order(
 def share_of_memory(num_workers: int) -> int | None:
     """Return how many bytes each worker may use for an item; None if unknown."""
     left = available_memory()
-    return None if left == UNKNOWN else max(MIN_SHARE, int(left * (1 - RESERVE) / num_workers))
+    if left == UNKNOWN:
+        return None
+    return min(MAX_SHARE, max(MIN_SHARE, int(left * (1 - RESERVE) / num_workers)))
 
 
 def default_launcher() -> Launcher:

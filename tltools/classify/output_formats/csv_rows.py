@@ -72,7 +72,7 @@ class CsvCodec:
             record = b""
 
     def _row(self, record: bytes) -> Row | None:
-        # A power failure may leave zero bytes; no name contains one.
+        # A power failure may leave zero bytes; `utf8_text` leaves none.
         if not record.endswith(b"\n") or b"\0" in record:
             return None
         try:

@@ -183,5 +183,9 @@ def damaged_row(path: Path, number: int) -> DataError:
 
 
 def utf8_text(text: str) -> str:
-    r"""Return text that can be encoded as UTF-8: bytes of a name that are not become `\udcXX`."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    r"""Return text that every reader of a file takes: UTF-8, and without zero bytes.
+
+    Bytes of a name that are not UTF-8 become `\udcXX`, and a zero byte, which a list or an archive
+    may give a name, becomes `\x00`.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")

@@ -4,6 +4,7 @@ pyarrow is imported lazily, so that the other formats do not need it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import SEEK_END
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -29,9 +30,22 @@ ROW_GROUP = 4096
 
 
 def convert_rows(rows: BinaryIO, output: Path, classes: Sequence[str]) -> None:
-    """Convert rows of JSON Lines to a Parquet file."""
-    whole = JsonLinesCodec(classes).read_whole(rows)
-    write_parquet(output, (row for row, _ in whole), classes)
+    """Convert rows of JSON Lines to a Parquet file.
+
+    Raises:
+        OSError: If a row is damaged: no row may be missing from the output.
+    """
+    num_bytes = 0
+
+    def whole() -> Iterator[JsonRow]:
+        nonlocal num_bytes
+        for row, size in JsonLinesCodec(classes).read_whole(rows):
+            num_bytes += size
+            yield row
+
+    write_parquet(output, whole(), classes)
+    if num_bytes != rows.seek(0, SEEK_END):
+        raise OSError("a row was damaged after it was written")
 
 
 def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -> None:

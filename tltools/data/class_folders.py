@@ -1,0 +1,482 @@
+"""Read classes and splits from folders, in the layouts in which data sets are published.
+
+A folder that could be read in two ways is refused: a wrong reading would train without an error.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tltools.data.findings import Finding, shorten
+from tltools.data.folders import SkipReason, find_folders, is_system_folder
+from tltools.data.left_out import LeftOut
+from tltools.data.splits import (
+    is_unlabeled_name,
+    split_of_folder,
+    split_of_word,
+    without_split_word,
+)
+from tltools.errors import ConfigError, DataError
+from tltools.wording import counted, grouped, plural
+
+_ORDER = ("train", "val", "test", "")
+_CONTAINERS = frozenset({
+    "images", "image", "imgs", "img", "jpegimages", "data", "files", "all", "default", "unlabeled",
+})  # fmt: skip
+"""Names of folders that hold images and are no classes."""
+_ANNOTATIONS = frozenset({
+    "masks", "mask", "labels", "annotations", "annotation", "segmentations", "gt",
+})  # fmt: skip
+_PART_NAME = re.compile(r"(.*[\W_])?(part|batch|chunk|shard|fold)[\W_]*\d+", re.IGNORECASE)
+_EXPORT_SUFFIXES = (".onnx", ".pt")
+_DECIDE = (
+    "choose with `class_level=1` (the upper folders are classes) or `class_level=2` (the folders "
+    "in them are)"
+)
+
+Parts = tuple[str, ...]
+"""A folder, as the names of the folders that lead to it."""
+
+
+class LabeledImage(NamedTuple):
+    """An image with its label."""
+
+    path: str
+    """Absolute path."""
+    label: str
+    split: str
+    """`train`, `val`, `test`, or empty."""
+
+
+@dataclass(frozen=True)
+class FolderLabels:
+    """The labels that folders give to the images in them."""
+
+    rows: list[LabeledImage]
+    """By split, class and name."""
+    reading: str
+    """Which folders are the classes and splits, in one line."""
+    findings: tuple[Finding, ...]
+
+
+def read_class_folders(folder: Path, *, class_level: int | None = None) -> FolderLabels:
+    """Read the labels of images from the folders that they are in.
+
+    Args:
+        folder: A folder in one of the layouts of `tltools docs data`.
+        class_level: Level of the class folders below `folder`, from 1; None to find it.
+
+    Raises:
+        DataError: If there are no class folders, or the folders can be read in two ways.
+        ConfigError: If there are no folders at `class_level`.
+    """
+    tree = _Tree.scan(folder)
+    layout = _find_layout(tree) if class_level is None else _layout_at(tree, class_level)
+    _check_class_names(tree, layout)
+    _check_empty(tree, layout)
+    depths = sorted({len(parts) for parts in layout.classes})
+    rows: list[LabeledImage] = []
+    loose: list[str] = []
+    for parts, names in tree.entries:
+        owner = next((parts[:n] for n in depths if parts[:n] in layout.classes), None)
+        start = os.path.join(tree.root, *parts)  # noqa: PTH118
+        paths = [os.path.join(start, name) for name in names]  # noqa: PTH118
+        if owner is None:
+            loose += paths
+        else:
+            label, split = layout.classes[owner]
+            rows += [LabeledImage(path, label, split) for path in paths]
+    rows.sort(key=lambda row: _ORDER.index(row.split))
+    return FolderLabels(rows, _describe(tree, layout), _findings(tree, loose))
+
+
+def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
+    found: list[Finding] = []
+    if loose:
+        text = (
+            f"{grouped(len(loose), 'image')} {plural(len(loose), 'is', 'are')} not in a class "
+            f"folder and skipped: {shorten(Path(path).name for path in loose)}"
+        )
+        found.append(Finding("warning", "loose", text, tuple(loose)))
+    for reason, kind, what in (
+        ("system", "system-folder", "that the system made"),
+        ("output", "own-output", "that tltools wrote"),
+    ):
+        paths = [path for path, why in tree.skipped if why == reason]
+        if paths:
+            names = shorten(path.relative_to(tree.root).as_posix() for path in paths)
+            text = f"{grouped(len(paths), 'folder')} {what} skipped: {names}"
+            found.append(Finding("note", kind, text, tuple(map(str, paths))))
+    found += [Finding("warning", "left-out", str(error)) for error in tree.unread]
+    return tuple(found)
+
+
+# --- The folders ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """All folders with images below a root."""
+
+    root: Path
+    """Absolute."""
+    entries: list[tuple[Parts, list[str]]] = field(default_factory=list)
+    """Folders and the names of images in them, in the order of their paths."""
+    _children: dict[Parts, dict[str, None]] = field(default_factory=dict)
+    _loose: set[Parts] = field(default_factory=set)
+    skipped: list[tuple[Path, SkipReason]] = field(default_factory=list)
+    unread: list[DataError] = field(default_factory=list)
+    """One error for each suffix of images that is no image suffix."""
+
+    @classmethod
+    def scan(cls, folder: Path) -> "_Tree":
+        """List all images below a folder, once."""
+        root = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() follows links
+        tree = cls(root)
+
+        def note(path: Path, reason: SkipReason) -> None:
+            tree.skipped.append((path, reason))
+
+        def look_at(path: Path, names: Sequence[str]) -> None:
+            left_out.add(path, names)
+            if any(name.endswith(_EXPORT_SUFFIXES) for name in names):
+                exports.append(path)
+
+        exports: list[Path] = []
+        left_out = LeftOut(tree.unread.append)
+        for path, names in find_folders(root, on_others=look_at, on_skip=note):
+            parts = path.relative_to(root).parts
+            tree.entries.append((parts, list(names)))
+            tree._loose.add(parts)
+            for depth, name in enumerate(parts):
+                tree._children.setdefault(parts[:depth], {})[name] = None
+        for path in exports:
+            parts = path.relative_to(root).parts
+            if parts and parts not in tree._loose and parts not in tree._children:
+                note(path, "output")
+        return tree
+
+    def children(self, folder: Parts) -> list[str]:
+        """Return the names of the folders in `folder` with images in them or below."""
+        return list(self._children.get(folder, ()))
+
+    def has_loose(self, folder: Parts) -> bool:
+        """Return whether images are in `folder` itself."""
+        return folder in self._loose
+
+    def core(self, folder: Parts) -> Parts:
+        """Return the folder that the only folders in `folder` lead to, if it has folders."""
+        while len(names := self.children(folder)) == 1 and self.children((*folder, names[0])):
+            folder = (*folder, names[0])
+        return folder
+
+    def name(self, folder: Parts) -> str:
+        """Return a folder's path, for messages."""
+        return str(self.root.joinpath(*folder))
+
+    def empty_folders(self, folder: Parts) -> list[str]:
+        """Return the names of visible folders without images, except output of tltools."""
+        path = self.root.joinpath(*folder)
+        outputs = [place for place, reason in self.skipped if reason == "output"]
+        try:
+            names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        except OSError as error:
+            raise DataError(f"cannot list {path}: {error.strerror}; make it readable") from error
+        return [
+            name
+            for name in names
+            if not name.startswith(".")
+            and not is_system_folder(name)
+            and name not in self._children.get(folder, ())
+            and not any(place.is_relative_to(path / name) for place in outputs)
+        ]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which folders are classes."""
+
+    classes: dict[Parts, tuple[str, str]]
+    """The class and the split of each class folder."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """The split of each split folder."""
+    splits_in_classes: bool = False
+    """Whether the split folders are in the class folders."""
+
+
+def _describe(tree: _Tree, layout: _Layout) -> str:
+    if not layout.splits:
+        parents = {parts[:-1] for parts in layout.classes}
+        if len(parents) == 1:
+            return f"classes from the folders in {tree.name(parents.pop())}"
+        return f"classes from the folders at level {min(map(len, layout.classes))}"
+    names = shorten(
+        name if name.lower() == split else f"{name} ({split})"
+        for name, split in layout.splits.items()
+    )
+    if layout.splits_in_classes:
+        return f"classes from folders, split from the folders in them: {names}"
+    return f"classes from the folders in {names}"
+
+
+def _layout_at(tree: _Tree, level: int) -> _Layout:
+    """Return the folders at a level as classes; split folders above them are splits."""
+    if level < 1:
+        raise ConfigError(f"`class_level=` must be 1 or more, got {level}")
+    classes: dict[Parts, tuple[str, str]] = {}
+    splits: dict[str, str] = {}
+    for parts, _ in tree.entries:
+        if len(parts) >= level:
+            words = {name: split for name in parts[: level - 1] if (split := split_of_word(name))}
+            splits |= words
+            classes[parts[:level]] = (parts[level - 1], next(iter(words.values()), ""))
+    if not classes:
+        raise ConfigError(f"{tree.root} has no images in folders at `class_level={level}`")
+    bare = [parts for parts, (_, split) in classes.items() if not split]
+    if splits and bare:
+        raise DataError(
+            f"{tree.root} contains {shorten(splits)}, but also folders of images that are not "
+            f"splits ({shorten(dict.fromkeys(parts[0] for parts in bare))}): move those away"
+        )
+    return _Layout(classes, _in_order(splits))
+
+
+# --- Finding the layout ---------------------------------------------------------------------------
+
+
+def _find_layout(tree: _Tree) -> _Layout:
+    base = _base(tree)
+    names = tree.children(base)
+    if not names:
+        raise DataError(
+            f"{tree.name(base)} contains neither a CSV nor class folders: make one folder per "
+            "class, or name the CSV with the labels"
+        )
+    layout = _splits_first(tree, base) or _classes_first(tree, base)
+    if layout is None:
+        _refuse_groups(tree, base)
+        layout = _Layout({(*base, name): (name, "") for name in names})
+    _refuse_no_classes(tree, base, sorted({label for label, _ in layout.classes.values()}))
+    return layout
+
+
+def _base(tree: _Tree) -> Parts:
+    """Return the folder that holds the splits or classes, below folders that only wrap it."""
+    base: Parts = ()
+    while len(names := tree.children(base)) == 1:
+        inner = (*base, names[0])
+        if not tree.children(inner) or split_of_word(names[0]):
+            return base
+        wraps = names[0].lower() in _CONTAINERS or any(map(split_of_word, tree.children(inner)))
+        if tree.empty_folders(base) and not wraps:
+            return base  # the others may be classes whose images cannot be seen
+        base = inner
+    return base
+
+
+def _splits_first(tree: _Tree, base: Parts) -> _Layout | None:
+    """Return the layout SPLIT/CLASS, or None if the folders in `base` are no splits.
+
+    A class may be named `train`, too, next to `car` and `bus`.
+    """
+    splits = _named_splits(tree, base)
+    others = [
+        name
+        for name in tree.children(base)
+        if name not in splits
+        and not (is_unlabeled_name(name) and not _class_names(tree, (*base, name), known=()))
+    ]
+    divided = [name for name in splits if tree.children((*base, name))]
+    if not splits:
+        return None
+    if others and not divided:
+        if len(set(splits.values())) > 1:
+            raise _not_splits(tree, base, splits, others)
+        return None
+    if others and all(tree.has_loose((*base, name)) for name in divided):
+        return None
+    if others:
+        raise _not_splits(tree, base, divided, others)
+    return _read_splits(tree, base, splits)
+
+
+def _named_splits(tree: _Tree, base: Parts) -> dict[str, str]:
+    """Return the split of each folder that is named as one.
+
+    `dogs_train` and `dogs_test` are splits as a pair, by the same rest of their names or by the
+    same folders in them; `train_station` alone is none.
+    """
+    names = tree.children(base)
+    exact = {name: split for name in names if (split := split_of_word(name))}
+    pairs = {
+        name: split for name in names if name not in exact and (split := split_of_folder(name))
+    }
+    rests = {without_split_word(name) for name in pairs}
+    contents = [set(tree.children(tree.core((*base, name)))) for name in (*exact, *pairs)]
+    contents = [names for names in contents if names]
+    alike = len(contents) > 1 and bool(set.intersection(*contents))
+    distinct = len({*exact.values(), *pairs.values()}) > 1
+    if pairs and distinct and ((len(rests) == 1 and not exact) or alike):
+        return {name: split for name in names if (split := exact.get(name) or pairs.get(name))}
+    return exact
+
+
+def _not_splits(
+    tree: _Tree, base: Parts, splits: Sequence[str] | Mapping[str, str], others: Sequence[str]
+) -> DataError:
+    return DataError(
+        f"{tree.name(base)} contains {shorten(splits)} with class folders, but also folders of "
+        f"images that are not splits ({shorten(others)}): move those away"
+        if any(tree.children((*base, name)) for name in splits)
+        else f"{tree.name(base)} contains {shorten(splits)}, which are named like splits, and "
+        f"{shorten(others)}, which are not: move those away, or use `class_level=1` if all of them "
+        "are classes"
+    )
+
+
+def _read_splits(tree: _Tree, base: Parts, splits: Mapping[str, str]) -> _Layout:
+    contents = {name: tree.children((*base, name)) for name in splits}
+    known = {label for names in contents.values() if len(names) > 1 for label in names}
+    classes: dict[Parts, tuple[str, str]] = {}
+    used: dict[str, str] = {}
+    for name, split in splits.items():
+        found = _class_names(tree, (*base, name), known=known)
+        if not found:
+            continue
+        same = [other for other, used_split in used.items() if used_split == split]
+        if same:
+            raise DataError(
+                f"{tree.name(base)} contains {shorten([*same, name])}, which both mean the "
+                f"{split} split: move one of them away, or merge them"
+            )
+        used[name] = split
+        classes |= {parts: (parts[-1], split) for parts in found}
+    if not classes:
+        raise DataError(
+            f"{tree.name(base)} contains {shorten(splits)}, but no class folders: "
+            "put the images into one folder per class, or name a CSV with the labels"
+        )
+    return _Layout(classes, _in_order(used))
+
+
+def _class_names(tree: _Tree, split: Parts, *, known: "set[str] | tuple[()]") -> list[Parts]:
+    """Return the class folders of a split; empty if its images have no classes."""
+    names = tree.children(split)
+    while len(names) == 1 and names[0] not in known and tree.children((*split, names[0])):
+        split = (*split, names[0])
+        names = tree.children(split)
+    if len(names) == 1 and names[0] not in known:
+        only = names[0]
+        if only.lower() in _CONTAINERS or only == split[-1] or split_of_word(only):
+            return []
+    return [(*split, name) for name in names]
+
+
+def _classes_first(tree: _Tree, base: Parts) -> _Layout | None:
+    """Return the layout CLASS/SPLIT, or None if the folders in `base` hold no splits."""
+    contents = {name: tree.children((*base, name)) for name in tree.children(base)}
+    found = {
+        name: splits
+        for name, names in contents.items()
+        if (splits := {inner: split for inner in names if (split := split_of_word(inner))})
+    }
+    if len({split for splits in found.values() for split in splits.values()}) <= 1:
+        return None
+    deeper = [
+        tree.name((*base, name, inner))
+        for name, splits in found.items()
+        for inner in splits
+        if tree.children((*base, name, inner))
+    ]
+    mixed = any(len(found.get(name, ())) < max(1, len(names)) for name, names in contents.items())
+    if mixed or deeper:
+        raise DataError(
+            f"{tree.name(base)} contains split folders in some of its folders "
+            f"({shorten(found)}), but they are not all CLASS/SPLIT or all SPLIT/CLASS: name one of "
+            f"them as the data, or {_DECIDE}"
+        )
+    classes = {
+        (*base, name, inner): (name, split)
+        for name, splits in found.items()
+        for inner, split in splits.items()
+    }
+    words = {inner: split for splits in found.values() for inner, split in splits.items()}
+    return _Layout(classes, _in_order(words), splits_in_classes=True)
+
+
+def _in_order(splits: Mapping[str, str]) -> dict[str, str]:
+    return dict(sorted(splits.items(), key=lambda item: _ORDER.index(item[1])))
+
+
+def _refuse_groups(tree: _Tree, base: Parts) -> None:
+    """Refuse folders that share the names of their folders, such as sites or folds.
+
+    They could be classes with the same parts in each, or groups of images of the same classes.
+    """
+    names = tree.children(base)
+    contents = {name: tree.children(tree.core((*base, name))) for name in names}
+    divided = [name for name in names if contents[name]]
+    if len(divided) * 2 < len(names) or all(tree.has_loose((*base, name)) for name in divided):
+        return
+    holders: dict[str, int] = {}
+    for name in divided:
+        for inner in contents[name]:
+            holders[inner] = holders.get(inner, 0) + 1
+    shared = [inner for inner, count in holders.items() if count > 1]
+    if len(shared) > 1 and len(shared) * 2 >= len(holders):
+        raise DataError(
+            f"{tree.name(base)} contains {shorten(names)}, and the same folders in them "
+            f"({shorten(shared)}); either could be the classes: {_DECIDE}, name one of the folders "
+            "as the data, or rename those that are splits to train, val and test"
+        )
+
+
+def _refuse_no_classes(tree: _Tree, base: Parts, names: Sequence[str]) -> None:
+    """Refuse folders whose names say that they are not classes."""
+    lowered = {name.lower() for name in names}
+    if len(names) > 1 and lowered <= _CONTAINERS | _ANNOTATIONS:
+        raise DataError(
+            f"{tree.name(base)} contains {shorten(names)}, which are not classes: put the images "
+            "into one folder per class, or name a CSV with the labels"
+        )
+    if len(names) > 1 and all(map(_PART_NAME.fullmatch, names)):
+        raise DataError(
+            f"{tree.name(base)} contains {shorten(names)}, which look like parts of one set: name "
+            "a CSV with the labels, or use `class_level=1` if they are classes"
+        )
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def _check_class_names(tree: _Tree, layout: _Layout) -> None:
+    # Undecodable bytes are lone surrogates in a str, which no card could store.
+    broken = sorted({name for name, _ in layout.classes.values() if not _is_unicode(name)})
+    if broken:
+        raise DataError(
+            f"{tree.root} has class folders whose names are not UTF-8: rename {shorten(broken)}"
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _check_empty(tree: _Tree, layout: _Layout) -> None:
+    for parent in _parents(layout):
+        empty = tree.empty_folders(parent)
+        if empty:
+            raise DataError(
+                f"{tree.name(parent)} has {counted(len(empty), 'empty class folder')} "
+                f"({shorten(empty)}): add images or remove {plural(len(empty), 'it', 'them')}"
+            )
+
+
+def _parents(layout: _Layout) -> Iterator[Parts]:
+    """Yield the folders that hold class folders."""
+    yield from dict.fromkeys(
+        parts[:-1] for parts, (label, _) in layout.classes.items() if parts[-1] == label
+    )
