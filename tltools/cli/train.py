@@ -14,15 +14,10 @@ from tltools.cli.command import INTERRUPTED, Out, command
 from tltools.cli.options import (
     CLUSTER,
     DATA,
-    ClassLevelOption,
-    ClassNamesOption,
     DeviceOption,
-    ImageColumnOption,
-    ImagesOption,
-    LabelColumnOption,
     RayAddressOption,
+    ReadingOptions,
     ReportOption,
-    SkipBadOption,
     open_cluster,
     path_or_url,
     split_names,
@@ -405,17 +400,11 @@ class SettingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ReadingOptions):
     """How labels are read and images are split."""
 
     split: SplitOption = "auto"
     val_fraction: ValFractionOption = 0.1
-    images: ImagesOption = None
-    image_column: ImageColumnOption = None
-    label_column: LabelColumnOption = None
-    class_level: ClassLevelOption = None
-    class_names: ClassNamesOption = None
-    skip_bad: SkipBadOption = False
 
 
 @command

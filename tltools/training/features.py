@@ -64,7 +64,7 @@ PROBE_IMAGES = 2
 SHARD_SIZE = 512
 """Images per cache file: the most that an interrupted extraction loses."""
 _REMEDY_FP32 = "use `feature_precision=fp32`"
-_DECODING = 1
+_DECODING = 2
 """Part of the cache key; incremented when `load_image` returns different pixels."""
 
 
