@@ -67,7 +67,7 @@ TOY = Backbone(
     input_size=32,
     pretrained=Pretrained(
         first_tensor="features.0.weight",
-        downloads={IMAGENET: Download(torchvision="ResNet18_Weights.IMAGENET1K_V1", megabytes=45)},
+        downloads={IMAGENET: Download(torchvision="ResNet18_Weights.IMAGENET1K_V1")},
         normalizations={"half": Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))},
     ),
 )
