@@ -3,11 +3,18 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 SEED = 0
-NUM_NOISE = 32
+NUM_NOISE = 8
+"""Noise images of each coarseness."""
+COARSENESS = (1, 2, 8, 32)
+"""Heights and widths that noise is scaled up from: real images are smooth, and batch normalization
+must have seen such ones."""
+STRENGTH = 3.0
+"""Standard deviation of the noise: weaker input than this makes activations small, not huge."""
 LAYER_SCALE = 0.3
 """In place of ConvNeXt's initial 1e-6, which would switch its blocks off."""
 
@@ -42,8 +49,12 @@ def write_random_weights(
             if key.endswith("layer_scale"):
                 parameter.fill_(LAYER_SCALE)
         body = model.features if features_only else model
-        if any(isinstance(one, nn.BatchNorm2d) for one in body.modules()):
-            body.train()(torch.randn(NUM_NOISE, 3, size, size))
+        norms = [one for one in body.modules() if isinstance(one, nn.BatchNorm2d)]
+        body.eval()  # without dropout and stochastic depth, which would change the statistics
+        for norm in norms:
+            norm.train()
+        if norms:
+            body(_noise(size))
     state = model.state_dict()
     kept = {
         key: tensor.contiguous()
@@ -52,3 +63,15 @@ def write_random_weights(
     }
     save_file(kept, path)
     return path
+
+
+def _noise(size: int) -> Tensor:
+    """Return smooth and rough noise, float32 (N, 3, size, size), as strong as images get."""
+    return torch.cat(
+        [
+            F.interpolate(
+                STRENGTH * torch.randn(NUM_NOISE, 3, side, side), (size, size), mode="bilinear"
+            )
+            for side in COARSENESS
+        ]
+    )

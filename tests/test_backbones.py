@@ -59,9 +59,9 @@ SLOW = [name for name in NAMES if name not in SMALL] + FAMILIES
     "name", [*SMALL, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
 )
 def test_features_are_those_of_the_librarys_network(name):
-    size = 2 * SIZE if name in ("googlenet", "alexnet") else SIZE
-    theirs = reference(name)
     backbone = find_backbone(name)
+    size = 2 * SIZE if name in ("googlenet", "alexnet") else max(SIZE, backbone.min_size)
+    theirs = reference(name)
     first = next(iter(backbone.heads))
     model = build_classifier(
         backbone, 3, preprocessing(size), head=first, state=theirs.state_dict()
@@ -191,14 +191,14 @@ def test_images_are_resized_as_torchvision_does(tmp_path, interpolation, ratio):
 
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    coarse.resize((320, 240), Image.Resampling.BICUBIC).save(tmp_path / "image.png")
+    coarse.resize((256, 256), Image.Resampling.BICUBIC).save(tmp_path / "image.png")
     rules = Preprocessing(size=56, resize="crop", crop_ratio=ratio, interpolation=interpolation)
     ours = load_image(tmp_path / "image.png", rules).astype(int)
     shorter = v2.Resize(round(56 * ratio), v2.InterpolationMode(interpolation), antialias=True)
     with Image.open(tmp_path / "image.png") as image:
         theirs = np.asarray(v2.CenterCrop(56)(shorter(image))).astype(int)
-    # The same central square in one step instead of two, whose crop is rounded to whole pixels.
-    assert np.abs(ours - theirs).mean() < 2
+    # One step instead of two; at these sizes, torchvision's crop needs no rounding.
+    assert np.abs(ours - theirs).max() < 3
 
 
 # -------------------------------------------------------------------------- from end to end
@@ -235,11 +235,13 @@ def test_a_network_is_trained_exported_classified_and_explained(
     config = default_config(name, epochs=1, image_size=2 * SIZE, feature_precision="fp32")
     run = train_model(drawn_dataset, config, setup)
     assert run.card.preprocessing.size == 2 * SIZE
-    made = []
-    for precision in ("fp32", "fp16", "int8"):
-        formats = ("onnx", "torchscript") if precision == "fp32" else ("onnx",)
-        output = tmp_path / "exports"
-        made += make_exports(run.folder, formats, output, device="cpu", precisions=(precision,))
+    output = tmp_path / "exports"
+    made = [
+        *make_exports(run.folder, ["torchscript"], output, device="cpu"),
+        *make_exports(
+            run.folder, ["onnx"], output, device="cpu", precisions=("fp32", "fp16", "int8")
+        ),
+    ]
     assert len(made) == 4
     for one in made:
         ran = run_tltools(

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tltools.backbones import BACKBONES
 from tltools.cli import COMMANDS
 
 TAB = """
@@ -57,7 +58,7 @@ def test_tab_completes_options_and_their_values(bash):
     assert "--weights" in tab(bash, "tltools", "train", "--w")
     assert tab(bash, "tltools", "train", "--log", "''") == ["tensorboard", "mlflow"]
     assert tab(bash, "tltools", "train", "--device", "c") == ["cpu", "cuda"]
-    assert tab(bash, "tltools", "train", "--model", "''") == ["cnn", "vgg16", "all"]
+    assert tab(bash, "tltools", "train", "--model", "''") == [*BACKBONES, "all"]
     assert "openvino" in tab(bash, "tltools", "classify", "--device", "''")
 
 

@@ -226,6 +226,8 @@ def test_the_optional_parts_are_listed_with_their_packages():
         "`--engine ray`": "ray",
         "`train --log tensorboard`": "tensorboard",
         "`train --log mlflow`": "mlflow",
+        "`train --model timm:NAME`": "timm",
+        "HEIC images": "heic",
         **{f"`{name}://`": name for name in ("s3", "gs", "az", "sftp", "https")},
     }
     assert lines == {name: pip_install(extra) for name, extra in extras.items()}

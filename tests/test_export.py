@@ -548,7 +548,7 @@ def test_the_exporter_prints_nothing(cnn_run, tmp_path):
     assert [line for line in done.stderr.splitlines() if not line.startswith(beginnings)] == []
     assert done.stdout.startswith("Exports, verified against PyTorch")
     assert "torch." not in done.stdout
-    assert len(files_in(tmp_path)) == 2
+    assert len(files_in(tmp_path)) == 3
 
 
 def files_in(folder: Path) -> list[Path]:

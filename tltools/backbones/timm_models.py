@@ -16,7 +16,7 @@ from tltools.backbones.backbone import (
 from tltools.backbones.recipes import FINE_TUNING, HEAD
 from tltools.backbones.torchvision_models import LAST_LAYER
 from tltools.errors import ConfigError, ModelError
-from tltools.packages import DISTRIBUTION
+from tltools.packages import pip_install
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ def _timm() -> Any:
         return import_module("timm")
     except ImportError as error:
         raise ConfigError(
-            f"`model={PREFIX}NAME` needs timm ({error}); run pip install '{DISTRIBUTION}[timm]'"
+            f"`model={PREFIX}NAME` needs timm ({error}): {pip_install('timm')}"
         ) from error
 
 

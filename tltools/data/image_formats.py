@@ -4,6 +4,7 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from PIL import Image, JpegImagePlugin
 from PIL.ImageFile import ImageFile
 
 from tltools.data.av1 import coded_size
+from tltools.packages import pip_install
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
 """Most pixels that are decoded; a JPEG that is decoded at reduced scale may have more."""
@@ -25,7 +27,6 @@ JPEG = b"\xff\xd8\xff"
 START_OF_SCAN = 0xDA
 # A JPEG's markers, except those that stand within a scan.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])")
-HEIC_EXTRA = "tltools-classifiers[heic]"
 _UNKNOWN = "it is not an image of a known format"
 
 # First bytes of a file → the Pillow plugin that reads it. Only these plugins are used, and they are
@@ -71,6 +72,11 @@ _HEAD = 512
 
 class RefusedError(ValueError):
     """An image is too large, or of a kind that is not supported: no repair of it changes that."""
+
+
+@cache
+def _install_heic() -> str:
+    return pip_install("heic")  # reads the installed metadata, which takes milliseconds
 
 
 def open_image(data: bytes, scale_of: Callable[[int, int], int]) -> ImageFile:
@@ -136,7 +142,7 @@ def _open_iso_media(data: bytes, file: io.BytesIO) -> ImageFile:
             heif = import_module("pi_heif")
         except ImportError as error:
             raise RefusedError(
-                f'{_UNKNOWN}, but HEIC; install its reader (pip install "{HEIC_EXTRA}"), or '
+                f"{_UNKNOWN}, but HEIC; install its reader ({_install_heic()}), or "
                 "convert it to JPEG"
             ) from error
         return heif.HeifImageFile(file)
