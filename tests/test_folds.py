@@ -86,22 +86,33 @@ def predictions(probs, targets):
     )
 
 
+SURE = [[0.9, 0.1]] * 20 + [[0.1, 0.9]] * 20
+SURE_LABELS = [0] * 20 + [1] * 20
+
+
 def test_suspects_are_those_that_another_class_claims_with_confidence():
-    found = predictions(
-        [[0.9, 0.1], [0.8, 0.2], [0.05, 0.95], [0.1, 0.9], [0.2, 0.8], [0.97, 0.03], [0.45, 0.55]],
-        [0, 0, 0, 1, 1, 1, 0],
-    )
+    found = predictions([*SURE, [0.05, 0.95], [0.97, 0.03], [0.45, 0.55]], [*SURE_LABELS, 0, 1, 0])
     # 0.55 for the other class is less than what its own images have on average.
-    assert list(found.suspects()) == [5, 2]
+    assert list(found.suspects()) == [41, 40]
 
 
 def test_good_labels_are_not_suspicious():
-    assert len(predictions([[0.9, 0.1], [0.2, 0.8]], [0, 1]).suspects()) == 0
+    assert len(predictions(SURE, SURE_LABELS).suspects()) == 0
 
 
 def test_a_class_without_images_claims_none():
-    found = predictions([[0.1, 0.0, 0.9], [0.9, 0.1, 0.0], [0.2, 0.7, 0.1]], [0, 0, 1])
-    assert 2 not in found.probs[found.suspects()].argmax(axis=1)
+    probs = [[*row, 0.0] for row in SURE]
+    found = predictions([*probs, [0.1, 0.0, 0.9]], [*SURE_LABELS, 0])
+    assert len(found.suspects()) == 0
+
+
+def test_predictions_that_do_not_beat_chance_suspect_nothing():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet([1, 1], 40)
+    found = predictions(probs, [0] * 30 + [1] * 10)
+    assert not found.beats_chance()
+    assert len(found.suspects()) == 0
+    assert predictions(SURE, SURE_LABELS).beats_chance()
 
 
 def test_swapped_labels_are_found_and_no_others():
@@ -121,11 +132,11 @@ def test_swapped_labels_are_found_and_no_others():
 
 
 def test_folds_are_read_as_they_were_written(tmp_path):
-    found = predictions([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
+    found = predictions([*SURE, [0.95, 0.05]], [*SURE_LABELS, 1])
     write_folds(tmp_path, ["cat", "dog"], found)
     lines = (tmp_path / FOLDS).read_text().splitlines()
     assert lines[0] == "path,class,fold,suspect,prob_cat,prob_dog"
-    assert lines[3].startswith("2.jpg,dog,1,1,")
+    assert lines[41].startswith("40.jpg,dog,1,1,")
     again = read_folds(tmp_path, ["cat", "dog"])
     assert again.paths == found.paths
     for name in ("targets", "folds", "probs"):

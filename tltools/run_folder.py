@@ -180,14 +180,28 @@ class FoldPredictions:
         scores = self.accuracies()
         return float(np.mean(scores)), float(np.std(scores, ddof=1))
 
+    def beats_chance(self) -> bool:
+        """Return whether more predictions are right than if all were the most common class.
+
+        By at least two standard deviations of that number; otherwise they say nothing about labels.
+        """
+        right = (self.probs.argmax(axis=1) == self.targets).sum()
+        total = len(self.targets)
+        share = np.bincount(self.targets).max() / total
+        return bool(right > total * share + 2 * np.sqrt(total * share * (1 - share)))
+
     def suspects(self) -> NDArray[np.int64]:
         """Return the images whose labels look wrong, most suspicious first: their rows, (n,).
+
+        There are none if the predictions do not beat chance.
 
         Confident learning (Northcutt et al., arXiv:1911.00068): an image belongs to another class
         with confidence if its probability of that class is at least what images with that label
         have on average. Suspects are ordered by the difference between the probabilities of the
         label and of the other class.
         """
+        if not self.beats_chance():
+            return np.empty(0, dtype=np.int64)
         rows, num_classes = np.arange(len(self.targets)), self.probs.shape[1]
         thresholds = np.array(
             [

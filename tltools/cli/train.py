@@ -621,6 +621,11 @@ def _tell_folds(run: "TrainedRun", progress: "RichProgress") -> None:
         f"{run.folder}: {len(scores)} folds: accuracy {mean:.1%}, standard deviation "
         f"{deviation:.1%} ({', '.join(f'{score:.1%}' for score in scores)})"
     )
+    if not folds.beats_chance():
+        progress.warn(
+            f"{run.folder}: the folds' models are no better than always predicting the most common "
+            "class, so they say nothing about wrong labels"
+        )
     suspects = folds.suspects()
     if not len(suspects):
         return
