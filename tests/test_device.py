@@ -386,7 +386,7 @@ def test_a_provider_that_is_not_installed_is_named_with_its_package(onnx_path, m
 @pytest.mark.parametrize("name", ["tensorrt", "openvino"])
 def test_pytorch_runs_on_neither_tensorrt_nor_openvino(name):
     with pytest.raises(
-        DeviceError, match=rf"`device={name}` runs ONNX exports only.*an .onnx file"
+        DeviceError, match=rf"`device={name}` runs ONNX exports only.*an ONNX export"
     ):
         device.torch_device(name)
 

@@ -560,8 +560,8 @@ def test_weights_of_another_network_are_refused(suffix, tmp_path):
 def test_the_normalization_follows_the_weights(vgg16_file, tmp_path):
     alone = load_weights(VGG16, str(vgg16_file))
     assert VGG16.choose_head(alone.state) == "pooled"
-    assert alone.mean == (0.48235, 0.45882, 0.40784)
-    assert alone.std == (1 / 255,) * 3
+    assert alone.preset.mean == (0.48235, 0.45882, 0.40784)
+    assert alone.preset.std == (1 / 255,) * 3
     state = load_file(vgg16_file)
     for layer in (0, 3):
         for kind in ("weight", "bias"):
@@ -569,14 +569,17 @@ def test_the_normalization_follows_the_weights(vgg16_file, tmp_path):
     save_file(state, tmp_path / "complete.safetensors")
     complete = load_weights(VGG16, str(tmp_path / "complete.safetensors"))
     assert VGG16.choose_head(complete.state) == "last-layer"
-    assert (complete.mean, complete.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (complete.preset.mean, complete.preset.std) == (
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+    )
     # torchvision's features-only file has the classifier's tensors, full of NaN.
     state["classifier.3.bias"][:] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
     features_only = load_weights(VGG16, str(tmp_path / "nan.safetensors"))
     assert VGG16.choose_head(features_only.state) == "pooled"
     forced = load_weights(VGG16, str(vgg16_file), normalization="torchvision")
-    assert forced.mean == (0.485, 0.456, 0.406)
+    assert forced.preset.mean == (0.485, 0.456, 0.406)
 
 
 def test_the_plan_is_readable_text(dataset, tmp_path):

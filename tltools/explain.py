@@ -169,12 +169,12 @@ def explain_images(
     model, card = load_run(run)
     target = _class_index(card, class_name)
     outputs = output_paths(paths, output, card=card, class_name=class_name)
-    if outputs[0] != output:
-        make_output_folder(output)
     rules = card.preprocessing
     large = replace(rules, size=_VIEW * rules.size)
     for path in paths:  # decoding twice is cheap compared with drawing
         load_image(path, rules)
+    if outputs[0] != output:
+        make_output_folder(output)
     progress.say(f"Device: {choice.name} ({choice.reason})")
     model = model.to(choice.name)
     with progress.bar("Explaining", len(paths)) as bar:
