@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from conftest import make_exports
 from PIL import Image
+from test_fine_tuning import changed, weights  # noqa: F401 - a fixture
+from test_training import assert_same_weights
 
 from tltools.errors import DeviceError, ParityError
 from tltools.runtime import device, load_predictor
@@ -581,3 +583,33 @@ def test_threads_sleep_while_they_wait_for_the_gpu(exported):
     assert not driver.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(is_active))
     assert is_active.value
     assert flags.value & 7 == 4  # CU_CTX_SCHED_BLOCKING_SYNC
+
+
+# ----------------------------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize("fine_tune", ["last-block", "all"])
+def test_fine_tuning_on_the_gpu_changes_the_layers_that_it_should(
+    drawn_dataset,
+    tmp_path,
+    weights,  # noqa: F811
+    fine_tune,
+):
+    from safetensors.torch import load_file
+
+    from tltools.evaluate import evaluate
+    from tltools.training import TrainSetup, default_config, train_model
+    from tltools.training.run import open_run
+
+    def train(name):
+        setup = TrainSetup(weights=str(weights), run_dir=tmp_path / name, device="cuda")
+        return train_model(drawn_dataset, default_config("toy", fine_tune=fine_tune), setup)
+
+    run = train("first")
+    expected = set(load_file(weights))
+    if fine_tune == "last-block":
+        expected = {"features.6.weight", "features.6.bias"}
+    assert changed(run, weights) == expected
+    assert_same_weights(run, train("again"))
+    found = evaluate(open_run(run.folder, device="cuda"), drawn_dataset, split="val")
+    assert found.score == run.card.metrics["val"]
