@@ -14,6 +14,7 @@ from torch import nn
 from tltools.backbones import BACKBONES, Backbone
 from tltools.backbones.backbone import IMAGENET, Download, Normalization, Pretrained, Recipe
 from tltools.backbones.layers import GlobalAveragePool
+from tltools.card import Preprocessing
 from tltools.errors import ConfigError
 from tltools.evaluate import evaluate
 from tltools.metrics import softmax
@@ -30,6 +31,7 @@ from tltools.training import (
 from tltools.training.augment import NUM_VIEWS, View, draw_changes
 from tltools.training.fine_tuning import FineTuned
 from tltools.training.fit import Trainer, warm_up_and_cosine
+from tltools.training.models import build_classifier
 from tltools.training.run import open_run
 from tltools.training.sources import FeatureSource
 
@@ -304,6 +306,23 @@ def test_label_smoothing_is_torchs():
 
 
 # ------------------------------------------------------------------------------------- the layers
+
+
+def test_training_leaves_the_loaded_weights_as_they_were():
+    preprocessing = Preprocessing(size=32)
+    state = build_layers("pooled", 32)[0].state_dict()
+    before = {name: one.clone() for name, one in state.items()}
+    model = build_classifier(TOY, 2, preprocessing, head="pooled", state=state)
+    tuned = FineTuned(
+        model.backbone, model.head, frozen=model.normalized, scaling=None, dropout=0.0
+    ).train()
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=1.0)
+    tuned(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], state[name]) for name in state)
+    assert not torch.equal(
+        model.backbone.state_dict()["features.0.weight"], state["features.0.weight"]
+    )
 
 
 def test_batch_norm_keeps_its_pretrained_statistics():

@@ -36,6 +36,8 @@ class FineTuned(nn.Module):
         """
         super().__init__()
         self.backbone = layers.requires_grad_(True)
+        for parameter in layers.parameters():  # they may share memory with the loaded weights
+            parameter.data = parameter.data.clone()
         self.head = head
         self._frozen = frozen
         self._dropout = nn.Dropout(dropout)
