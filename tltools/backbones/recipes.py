@@ -1,7 +1,8 @@
 """Hyper-parameters that several backbones share.
 
-They were found by cross-validation on the training split with VGG16 (benchmarks/LOG.md). For other
-networks they are a start.
+The head's were found by cross-validation on the training split with VGG16; those for fine-tuning
+were compared with them in the same way, and hardly varied (benchmarks/LOG.md). For other networks
+both are a start.
 """
 
 from collections.abc import Mapping
