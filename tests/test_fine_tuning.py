@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,7 +60,6 @@ TUNING = {
 TOY = Backbone(
     name="toy",
     title="the toy",
-    summary="three convolutions",
     build_layers=build_layers,
     heads={"pooled": ()},
     recipes={"default": Recipe(epochs=2, **USUAL)},
@@ -199,6 +199,51 @@ def test_only_pretrained_layers_can_be_fine_tuned():
         default_config("vgg16", "article", fine_tune="all")
     with pytest.raises(ConfigError, match=r"`dropout=` must be at least 0 and less than 1, got 1"):
         default_config("vgg16", fine_tune="all", dropout=1.0)
+
+
+def test_a_kind_of_fine_tuning_that_a_network_lacks_is_refused_with_those_it_has(monkeypatch):
+    only_all = replace(TOY, fine_tuning={"all": Recipe(**TUNING)})
+    monkeypatch.setitem(BACKBONES, "toy", only_all)
+    with pytest.raises(
+        ConfigError, match="`model=toy` has no `fine_tune=last-block`; choose none or all"
+    ):
+        default_config("toy", fine_tune="last-block")
+
+
+class NoCluster:
+    """A cluster that must not be used."""
+
+    def __enter__(self):
+        pytest.fail("the cluster was joined")
+
+    def __exit__(self, *_):
+        pass
+
+    def connect(self):
+        pytest.fail("the cluster was joined")
+
+
+def test_a_cluster_takes_no_part_in_fine_tuning(drawn_dataset, tmp_path, weights):
+    progress = Recorder()
+    setup = TrainSetup(
+        weights=str(weights),
+        run_dir=tmp_path / "runs",
+        cache_dir=tmp_path / "cache",
+        device="cpu",
+        cluster=NoCluster(),
+    )
+    train_model(
+        drawn_dataset, default_config("toy", fine_tune="last-block"), setup, progress=progress
+    )
+    assert any("no features for Ray to compute" in line for line in progress.said)
+
+
+def test_a_cluster_does_not_compute_features_of_changed_images(drawn_dataset, tmp_path, weights):
+    setup = TrainSetup(
+        weights=str(weights), run_dir=tmp_path / "runs", device="cpu", cluster=NoCluster()
+    )
+    with pytest.raises(ConfigError, match="`augment=flip` does not work on a cluster"):
+        train_model(drawn_dataset, default_config("toy", augment="flip"), setup)
 
 
 def test_fine_tuning_several_models_leaves_the_others_as_they_are():

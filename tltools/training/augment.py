@@ -50,9 +50,9 @@ class View:
 
     @property
     def name(self) -> str:
-        """Name that tells different views apart."""
+        """Name that tells different views apart; empty for the unchanged image."""
         if self.number < 2:
-            return ("unchanged", "mirrored")[self.number]
+            return ("", "mirrored")[self.number]
         return f"{self.augment} {self.number}"
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

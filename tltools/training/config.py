@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tltools.backbones import BACKBONES, Backbone, find_backbone
 from tltools.backbones.backbone import IMAGENET, FineTune, Recipe, RecipeName
 from tltools.errors import ConfigError
+from tltools.wording import either
 
 if TYPE_CHECKING:
     from tltools.ray.models import RayCluster
@@ -136,10 +137,14 @@ def _recipe(backbone: Backbone, recipe: RecipeName, fine_tune: FineTune) -> Reci
         raise ConfigError(
             f"`recipe={recipe}` trains only a head; use it without `fine_tune={fine_tune}`"
         )
-    if fine_tune not in backbone.fine_tuning:
-        # TrainConfig says why a backbone that is not pre-trained cannot be fine-tuned.
-        return backbone.recipes[recipe]
-    return backbone.fine_tuning[fine_tune]
+    if fine_tune in backbone.fine_tuning:
+        return backbone.fine_tuning[fine_tune]
+    if backbone.pretrained is not None:
+        raise ConfigError(
+            f"`model={backbone.name}` has no `fine_tune={fine_tune}`; choose "
+            f"{either(('none', *backbone.fine_tuning))}"
+        )
+    return backbone.recipes[recipe]  # TrainConfig says why it cannot be fine-tuned
 
 
 def default_configs(

@@ -43,9 +43,10 @@ def fine_tuning_seconds(job: Job) -> float:
     images = torch.zeros(job.preprocessing.shape(_IMAGES), dtype=torch.uint8)
     with torch.no_grad():
         normalized = job.model.normalized(images)
+        inputs = before(normalized)
         frozen_s = _seconds(lambda: before(normalized)) / _IMAGES
-        tuned_s = _seconds(lambda: rest(before(normalized))) / _IMAGES - frozen_s
-    step_s = _step_seconds(job, config, before(normalized)) / _IMAGES
+        tuned_s = _seconds(lambda: rest(inputs)) / _IMAGES
+    step_s = _step_seconds(job, config, inputs) / _IMAGES
     outputs = num_train * NUM_VIEWS[config.augment] + num_others
     return outputs * frozen_s + config.epochs * (num_train * step_s + num_others * tuned_s)
 
@@ -66,7 +67,7 @@ def _step_seconds(job: Job, config: TrainConfig, inputs: torch.Tensor) -> float:
         autocast=mixed_precision(config, torch.device("cpu")),
     )
     target = torch.zeros(len(inputs), dtype=torch.int64)
-    return _seconds(lambda: step(model, inputs.clone(), target))
+    return _seconds(lambda: step(model, inputs, target))
 
 
 def _seconds(work: Callable[[], object]) -> float:

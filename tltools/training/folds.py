@@ -18,7 +18,7 @@ from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
 from tltools.run_folder import FoldPredictions
 from tltools.training.config import TrainConfig, TrainSetup
-from tltools.training.fit import Trainer, predict_source
+from tltools.training.fit import predict_source
 from tltools.training.prepare import prepare
 from tltools.wording import counted
 
@@ -67,15 +67,7 @@ def cross_validate(
     for number, held in enumerate(_folds(dataset, frame, num_folds, config.seed), start=1):
         progress.say(f"{config.model}: fold {number} of {num_folds}")
         job = prepare(held.dataset, config, setup, calibrate_on=frame, progress=progress)
-        trainer = Trainer(
-            job.trained,
-            job.config,
-            job.sources["train"],
-            job.sources["val"],
-            device=job.device,
-            num_classes=len(dataset.classes),
-            train_targets=held.dataset.targets("train"),
-        )
+        trainer = job.new_trainer()
         with progress.bar(f"Training fold {number}", config.epochs * len(trainer.train)) as bar:
             while not trainer.finished:
                 for done, loss in trainer.run_epoch():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
+from tltools.errors import ConfigError
 from tltools.progress import Progress
 from tltools.runtime.device import allow_tf32, make_deterministic, torch_device
 from tltools.training.augment import NUM_VIEWS, UNCHANGED, View
@@ -27,7 +28,7 @@ from tltools.training.features import (
     extract,
 )
 from tltools.training.fine_tuning import FineTuned, fit_scaling
-from tltools.training.fit import mixed_precision
+from tltools.training.fit import Trainer, mixed_precision
 from tltools.training.models import Classifier, build_classifier
 from tltools.training.pretrained import load_weights
 from tltools.training.scaling import Scaling
@@ -57,6 +58,18 @@ class Job:
     device: torch.device
     scaling: Scaling | None = None
     """Set if a head alone is trained on scaled features."""
+
+    def new_trainer(self) -> Trainer:
+        """Return the training loop at its start."""
+        return Trainer(
+            self.trained,
+            self.config,
+            self.sources["train"],
+            self.sources["val"],
+            device=self.device,
+            num_classes=len(self.dataset.classes),
+            train_targets=self.dataset.targets("train"),
+        )
 
     def fold_scaling(self) -> None:
         """Make the head take the backbone's own features, once the training is done."""
@@ -95,23 +108,34 @@ def prepare(
     mixed_precision(config, device)  # raises an error before any work
     allow_tf32(False)  # exports are verified against the run in full fp32
     make_deterministic()
-    if setup.cluster is not None and (trains := _trained_on_images(config)):
-        progress.say(f"{trains}: there are no features for Ray to compute; it runs on this machine")
+    if setup.cluster is not None:
+        setup = _with_cluster(config, setup, progress)
     if config.backbone.pretrained is None:
         return _prepare_images(dataset, config, setup, device, progress)
-    frozen = _load_frozen(dataset, config, setup, device, progress)
+    pretrained = _load_pretrained(dataset, config, setup, device, progress)
     if calibrate_on is not None:
-        frozen = replace(frozen, calibrate_on=calibrate_on)
+        pretrained = replace(pretrained, calibrate_on=calibrate_on)
     if config.fine_tune == "none":
-        return _prepare_features(dataset, frozen)
-    return _prepare_fine_tuning(dataset, frozen)
+        return _prepare_features(dataset, pretrained)
+    return _prepare_fine_tuning(dataset, pretrained)
 
 
-def _trained_on_images(config: TrainConfig) -> str:
-    """Say why a training needs no features, or return an empty string."""
-    if config.backbone.pretrained is None:
-        return f"{config.model} is trained on images"
-    return "" if config.fine_tune == "none" else f"`fine_tune={config.fine_tune}`"
+def _with_cluster(config: TrainConfig, setup: TrainSetup, progress: Progress) -> TrainSetup:
+    """Return the setup without its cluster if that has nothing to compute.
+
+    Raises:
+        ConfigError: If the cluster would have to change images, which only this machine does.
+    """
+    if config.backbone.pretrained is None or config.fine_tune != "none":
+        why = config.model if config.fine_tune == "none" else f"`fine_tune={config.fine_tune}`"
+        progress.say(f"{why}: there are no features for Ray to compute; it runs on this machine")
+        return replace(setup, cluster=None)
+    if config.augment != "none":
+        raise ConfigError(
+            f"`augment={config.augment}` does not work on a cluster, which computes features of "
+            "unchanged images only; use `augment=none`, or train on this machine"
+        )
+    return setup
 
 
 def _prepare_images(
@@ -167,23 +191,23 @@ def _image_sources(
     }
 
 
-def _load_frozen(
+def _load_pretrained(
     dataset: Dataset,
     config: TrainConfig,
     setup: TrainSetup,
     device: torch.device,
     progress: Progress,
-) -> "_Frozen":
+) -> "_Pretrained":
     """Load pre-trained weights and build the model around them."""
     backbone = config.backbone
-    pretrained = load_weights(backbone, setup.weights, normalization=setup.normalization)
-    config = _with_head(config, pretrained.state)
-    preprocessing = pretrained.preprocessing(config.resize, size=config.image_size)
-    progress.say(f"{backbone.title}: weights {pretrained.facts.source}, head {config.head}")
-    return _Frozen(
+    loaded = load_weights(backbone, setup.weights, normalization=setup.normalization)
+    config = _with_head(config, loaded.state)
+    preprocessing = loaded.preprocessing(config.resize, size=config.image_size)
+    progress.say(f"{backbone.title}: weights {loaded.facts.source}, head {config.head}")
+    return _Pretrained(
         config=config,
-        model=_build(dataset, config, preprocessing, pretrained.state),
-        weights=pretrained.facts,
+        model=_build(dataset, config, preprocessing, loaded.state),
+        weights=loaded.facts,
         preprocessing=preprocessing,
         setup=setup,
         device=device,
@@ -191,11 +215,11 @@ def _load_frozen(
     )
 
 
-def _prepare_features(dataset: Dataset, frozen: "_Frozen") -> Job:
+def _prepare_features(dataset: Dataset, pretrained: "_Pretrained") -> Job:
     """Prepare to train the head of a frozen backbone on its features."""
-    config, device = frozen.config, frozen.device
-    with frozen.setup.cluster or nullcontext():  # leave the cluster before the epochs
-        rows = frozen.outputs(dataset)
+    config, device = pretrained.config, pretrained.device
+    with pretrained.setup.cluster or nullcontext():  # leave the cluster before the epochs
+        rows = pretrained.outputs(dataset)
     features = {
         split: torch.stack([torch.stack(view) for view in views]) for split, views in rows.items()
     }  # (V, N, F)
@@ -205,9 +229,9 @@ def _prepare_features(dataset: Dataset, frozen: "_Frozen") -> Job:
         features = {split: scaling.apply(values) for split, values in features.items()}
     if fits_on_gpu(sum(values.nbytes for values in features.values()), device):
         features = {split: values.to(device) for split, values in features.items()}
-    return frozen.job(
+    return pretrained.job(
         dataset,
-        trained=frozen.model.head.to(device),
+        trained=pretrained.model.head.to(device),
         sources={
             split: FeatureSource(values, _targets(dataset, split), config.batch_size, device)
             for split, values in features.items()
@@ -216,19 +240,19 @@ def _prepare_features(dataset: Dataset, frozen: "_Frozen") -> Job:
     )
 
 
-def _prepare_fine_tuning(dataset: Dataset, frozen: "_Frozen") -> Job:
+def _prepare_fine_tuning(dataset: Dataset, pretrained: "_Pretrained") -> Job:
     """Prepare to train pre-trained layers and the head.
 
     On the CPU, the layers before the last block are run once; a GPU is so fast that it sees
     different random crops in each epoch.
     """
-    config, model, device = frozen.config, frozen.model, frozen.device
+    config, model, device = pretrained.config, pretrained.model, pretrained.device
     before, rest = None, model.backbone
     if config.fine_tune == "last-block":
         before, rest = config.backbone.split(model.backbone)
     sources: dict[str, Source]
     if before is not None and device.type == "cpu":
-        rows = frozen.outputs(dataset, before)
+        rows = pretrained.outputs(dataset, before)
         sources = {
             split: FeatureSource(views, _targets(dataset, split), config.batch_size)
             for split, views in rows.items()
@@ -236,7 +260,7 @@ def _prepare_fine_tuning(dataset: Dataset, frozen: "_Frozen") -> Job:
         to_inputs = _unchanged
     else:
         sources = _image_sources(
-            dataset, config, frozen.preprocessing, frozen.setup, device, frozen.progress
+            dataset, config, pretrained.preprocessing, pretrained.setup, device, pretrained.progress
         )
         model.to(device).to(memory_format=torch.channels_last)
         to_inputs = partial(_through, model, (before or nn.Identity()).eval())
@@ -246,7 +270,7 @@ def _prepare_fine_tuning(dataset: Dataset, frozen: "_Frozen") -> Job:
         few = [to_inputs(samples) for samples, _ in sources["train"].batches(chosen)]
         scaling = fit_scaling(rest, few)
     trained = FineTuned(rest, model.head, frozen=to_inputs, scaling=scaling, dropout=config.dropout)
-    return frozen.job(dataset, trained=trained.to(device), sources=sources)
+    return pretrained.job(dataset, trained=trained.to(device), sources=sources)
 
 
 def _unchanged(samples: Tensor) -> Tensor:
@@ -281,7 +305,7 @@ def _build(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Frozen:
+class _Pretrained:
     """A pre-trained model, and what its frozen layers are run with."""
 
     config: TrainConfig
@@ -351,7 +375,7 @@ class _Frozen:
             precision=precision,
             calibration=list(calibration),
             layers="" if layers is None else f"before {'.'.join(self.config.backbone.split_at)}",
-            view="" if view == UNCHANGED or not view.number else view.name,
+            view=view.name,
         )
         settings = Extraction(
             model=self.model,

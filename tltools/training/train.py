@@ -22,7 +22,7 @@ from tltools.run_folder import RunPredictions, write_folds, write_predictions
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.estimate import suggest_fine_tuning
-from tltools.training.fit import EpochStats, Trainer, predict_source
+from tltools.training.fit import EpochStats, predict_source
 from tltools.training.folds import cross_validate
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, prepare
@@ -223,15 +223,7 @@ class _Training:
         self._plan = plan
         self._history = history
         self._progress = progress
-        self.trainer = Trainer(
-            job.trained,
-            job.config,
-            job.sources["train"],
-            job.sources["val"],
-            device=job.device,
-            num_classes=len(job.dataset.classes),
-            train_targets=job.dataset.targets("train"),
-        )
+        self.trainer = job.new_trainer()
 
     def run(self, *, resumed: bool = False) -> TrainedRun:
         """Train the remaining epochs and finish the run; Ctrl-C keeps the complete epochs."""
