@@ -50,7 +50,6 @@ def build_layers(head: str, size: int) -> tuple[nn.Module, int]:
 TOY = Backbone(
     name="toy",
     title="the toy",
-    summary="a residual block",
     build_layers=build_layers,
     heads={"pooled": ()},
     recipes={"default": Recipe(epochs=20, lr=3e-2, batch_size=8)},

@@ -96,6 +96,13 @@ class RunPredictions:
     """Calibrated probabilities, (N, C)."""
 
 
+def _prob_columns(
+    classes: Sequence[str], probs: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of probabilities, (N, C), by their names."""
+    return {f"{_PROB}{name}": probs[:, index] for index, name in enumerate(classes)}
+
+
 def write_predictions(
     folder: Path, classes: Sequence[str], predictions: Mapping[str, RunPredictions]
 ) -> None:
@@ -116,7 +123,7 @@ def write_predictions(
     frames = [
         pd.DataFrame(
             {"path": part.paths, "split": split, "class": [classes[i] for i in part.targets]}
-            | {f"{_PROB}{name}": part.probs[:, i] for i, name in enumerate(classes)}
+            | _prob_columns(classes, part.probs)
         )
         for split, part in predictions.items()
     ]
@@ -239,7 +246,7 @@ def write_folds(folder: Path, classes: Sequence[str], predictions: FoldPredictio
             "fold": predictions.folds,
             "suspect": ranks,
         }
-        | {f"{_PROB}{name}": predictions.probs[:, i] for i, name in enumerate(classes)}
+        | _prob_columns(classes, predictions.probs)
     )
     with atomic_path(folder / FOLDS) as temporary:
         frame.to_csv(temporary, index=False, errors="surrogateescape")

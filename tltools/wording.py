@@ -1,12 +1,20 @@
 """Nouns and verbs that agree with a number, and lists in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def either(names: Sequence[str]) -> str:
     """Join one or more names as alternatives: `a`, `a or b`, `a, b or c`."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` did you mean a or b or c?` for an unknown name; empty if no known name is close."""
+    from difflib import get_close_matches  # here, because it is needed only for errors
+
+    close = get_close_matches(name, list(dict.fromkeys(known)), n=3)
+    return f" did you mean {' or '.join(close)}?" if close else ""
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

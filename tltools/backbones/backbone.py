@@ -151,8 +151,6 @@ class Backbone:
     """Name in options, cards and run folders."""
     title: str
     """Name in sentences."""
-    summary: str
-    """A few words for help texts."""
     build_layers: BuildLayers
     heads: Mapping[str, tuple[str, ...]]
     """Positions of a new head, by name, each with the pre-trained tensors that only it needs. The

@@ -28,7 +28,6 @@ def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG
 CNN = Backbone(
     name="cnn",
     title="the CNN",
-    summary="a small CNN",
     build_layers=_build_layers,
     heads={"linear": ()},
     recipes={

@@ -17,6 +17,7 @@ from tltools.backbones.recipes import FINE_TUNING, HEAD
 from tltools.backbones.torchvision_models import LAST_LAYER
 from tltools.errors import ConfigError, ModelError
 from tltools.packages import pip_install
+from tltools.wording import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,24 +49,19 @@ def find(name: str) -> Backbone:
     timm = _timm()
     model_name = name.removeprefix(PREFIX)
     if not timm.is_model(model_name.partition(".")[0]) or "/" in model_name:
-        from difflib import get_close_matches
-
-        close = get_close_matches(model_name, timm.list_models(), n=3)
-        meant = f"; did you mean {' or '.join(PREFIX + one for one in close)}?" if close else ""
-        raise ConfigError(
-            f"timm has no model {model_name!r}{meant or ';'} timm.list_models() lists them"
-        )
+        meant = did_you_mean(name, (PREFIX + one for one in timm.list_models()))
+        raise ConfigError(f"timm has no model {model_name!r};{meant} timm.list_models() lists them")
     layers = _create(timm, model_name)
     size = layers.pretrained_cfg["input_size"][-1]
     last_maps, axes = _last_maps(layers, size, name)
     return Backbone(
         name=name,
         title=name,
-        summary=f"frozen {name} with a new head",
         build_layers=partial(_build, model_name),
         heads=LAST_LAYER,
         recipes={"default": HEAD},
-        fine_tuning=FINE_TUNING,
+        # Its networks are not a sequence of layers, so none can be split before a block.
+        fine_tuning={"all": FINE_TUNING["all"]},
         last_maps=last_maps,
         maps_axes=axes,
         last_block=(_last_weights(layers, last_maps.partition(".")[0]),),

@@ -6,7 +6,6 @@ before their layers are built.
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from difflib import get_close_matches
 from functools import cache, partial
 from typing import TYPE_CHECKING, TypedDict
 
@@ -20,6 +19,7 @@ from tltools.backbones.backbone import (
 )
 from tltools.backbones.recipes import FINE_TUNING, HEAD
 from tltools.errors import ConfigError
+from tltools.wording import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,6 @@ def _backbone(
     return Backbone(
         name=name,
         title=title,
-        summary=f"frozen {title} with a new head",
         build_layers=partial(_build, name),
         heads={"last-layer": tensors, "pooled": ()} if hidden else LAST_LAYER,
         recipes={"default": HEAD},
@@ -107,7 +106,6 @@ def _transformer(
     return Backbone(
         name=name,
         title=title,
-        summary=f"frozen {title} with a new head",
         build_layers=partial(_build, name),
         heads=LAST_LAYER,
         recipes={"default": HEAD},
@@ -243,12 +241,9 @@ def find(name: str) -> Backbone:
 
 def unknown(name: str, known: Iterable[str]) -> ConfigError:
     """Return the error of a model that neither tltools nor torchvision has."""
-    names = dict.fromkeys(("cnn", *known))
-    close = get_close_matches(name, names, n=3)
-    meant = f"; did you mean {' or '.join(close)}?" if close else ""
     return ConfigError(
-        f"unknown model {name!r}{meant or ';'} tltools models --all lists torchvision's, and "
-        "timm:NAME is one of timm's"
+        f"unknown model {name!r};{did_you_mean(name, ('cnn', *known))} tltools models --all lists "
+        "torchvision's, and timm:NAME is one of timm's"
     )
 
 

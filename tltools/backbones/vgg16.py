@@ -45,7 +45,6 @@ def _build_layers(head: str, size: int) -> "tuple[nn.Module, int]":  # noqa: ARG
 VGG16 = Backbone(
     name="vgg16",
     title="VGG16",
-    summary="frozen VGG16 with a new head",
     build_layers=_build_layers,
     heads={"last-layer": _CLASSIFIER, "pooled": ()},
     recipes={

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
     from tltools.data.location import Location
+    from tltools.run_folder import FoldPredictions
     from tltools.runtime.device import Device
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
@@ -64,10 +65,6 @@ def _model(name: str) -> str:
     return name
 
 
-def _complete_model(incomplete: str) -> list[str]:
-    return [name for name in _models() if name.startswith(incomplete)]
-
-
 def _heads() -> list[str]:
     """Name the heads of backbones that have more than one."""
     choices = (one.heads for one in BACKBONES.values() if len(one.heads) > 1)
@@ -84,6 +81,11 @@ def _downloads() -> list[str]:
     return list(dict.fromkeys(name for names in known for name in names))
 
 
+def _completion(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Return the shell completion of a name."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
 def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
     """Return an option whose choices are looked up when it is parsed."""
 
@@ -92,11 +94,11 @@ def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(names())}")
         return text
 
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
-
     return typer.Option(
-        parser=parse, autocompletion=complete, metavar=f"<{'|'.join(names())}>", **settings
+        parser=parse,
+        autocompletion=_completion(names),
+        metavar=f"<{'|'.join(names())}>",
+        **settings,
     )
 
 
@@ -142,7 +144,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         parser=_model,
-        autocompletion=_complete_model,
+        autocompletion=_completion(_models),
         metavar="NAME",
         help=f"A name from tltools models, or timm:NAME; all: {' and '.join(COMPARED)}.",
     ),
@@ -546,9 +548,14 @@ def _resume(
 
 def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
     """Print a table of the runs, and write the requested report."""
-    for run in trained:
-        _tell_folds(run, out.progress)
-    out.result([_facts(run) for run in trained], lambda: _print_summary(trained))
+    from tltools.run_folder import read_folds
+
+    folds = [read_folds(run.folder, run.card.classes) for run in trained]
+    for run, found in zip(trained, folds, strict=True):
+        if found is not None:
+            _tell_folds(run, found, out.progress)
+    facts = [_facts(run, found) for run, found in zip(trained, folds, strict=True)]
+    out.result(facts, lambda: _print_summary(trained))
     if report is not None:
         from tltools.artifacts import Artifact
         from tltools.report.models import training_section
@@ -583,10 +590,7 @@ def _training_data(
     return dataset
 
 
-def _facts(run: "TrainedRun") -> dict[str, Any]:
-    from tltools.run_folder import read_folds
-
-    folds = read_folds(run.folder, run.card.classes)
+def _facts(run: "TrainedRun", folds: "FoldPredictions | None") -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "model": run.card.model,
@@ -608,13 +612,10 @@ MAX_SUSPECTS = 10
 """Labels that look wrong that are printed; the run's `folds.csv` has all of them."""
 
 
-def _tell_folds(run: "TrainedRun", progress: "RichProgress") -> None:
+def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProgress") -> None:
     """Say what cross-validation found."""
-    from tltools.run_folder import FOLDS, read_folds
+    from tltools.run_folder import FOLDS
 
-    folds = read_folds(run.folder, run.card.classes)
-    if folds is None:
-        return
     mean, deviation = folds.mean_and_deviation()
     scores = folds.accuracies()
     progress.say(

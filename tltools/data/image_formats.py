@@ -64,6 +64,8 @@ _UNSUPPORTED = (
     (rb"\x1a\x45\xdf\xa3|(?s:RIFF.{4}AVI )", "a video"),
     (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|Rar!|7z\xbc\xaf", "an archive"),
 )
+HEAD_BYTES = 512
+"""Bytes at the start of a file that show whether it is an image."""
 _HEIC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _AVIF = frozenset((b"avif", b"avis"))
 _EITHER = frozenset((b"mif1", b"msf1"))
@@ -113,7 +115,7 @@ def open_image(data: bytes, scale_of: Callable[[int, int], int]) -> ImageFile:
 
 
 def is_image_start(head: bytes) -> bool:
-    """Return whether the first bytes of a file, 512 or all, are those of an image that is read."""
+    """Return whether the first `HEAD_BYTES` of a file, or all, are those of a supported image."""
     if head[4:8] == b"ftyp":
         return bool(_brands(head) & (_HEIC | _AVIF | _EITHER))
     return head.startswith(JPEG) or any(re.match(magic, head) for magic, *_ in _PLUGINS)

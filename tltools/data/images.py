@@ -49,7 +49,6 @@ _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _PLAIN_COLORS = frozenset({"YCbCr", "RGB", "Gray"})
 _LARGE_FILE = 2**24
 """Bytes of a file whose first bytes are looked at before it is read as a whole."""
-_HEAD = 512
 
 # What Pillow's readers raise, or have raised in some version, for corrupt files.
 _UNREADABLE = (
@@ -240,7 +239,7 @@ def _read(file: io.FileIO) -> bytes:
     size = os.fstat(file.fileno()).st_size
     data = b""
     if size > _LARGE_FILE:
-        data = file.read(_HEAD) or b""
+        data = file.read(image_formats.HEAD_BYTES) or b""
         if not is_image_start(data):
             raise ValueError(f"it is not an image of a known format{name_of_unsupported(data)}")
         file.seek(0)

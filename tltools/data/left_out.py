@@ -11,7 +11,6 @@ from tltools.errors import DataError
 
 MAX_LOOKED_INTO = 100
 """Files of one suffix whose first bytes are read, to learn whether they are images."""
-_HEAD = 512
 
 
 class LeftOut:
@@ -55,7 +54,8 @@ class LeftOut:
 
 def _is_image(path: Path) -> bool:
     """Return whether a file starts like an image; False if it cannot be read."""
-    from tltools.data.image_formats import is_image_start  # here: most folders have images only
+    # Here, because most folders have images only.
+    from tltools.data.image_formats import HEAD_BYTES, is_image_start
 
     try:
         # Opening a FIFO would block.
@@ -64,7 +64,7 @@ def _is_image(path: Path) -> bool:
         return False
     try:
         is_file = stat.S_ISREG(os.fstat(handle).st_mode)
-        return is_file and is_image_start(os.read(handle, _HEAD))
+        return is_file and is_image_start(os.read(handle, HEAD_BYTES))
     except OSError:
         return False
     finally:
