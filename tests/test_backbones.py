@@ -142,7 +142,7 @@ def test_networks_without_a_linear_layer_are_refused(name):
 
 def test_timm_is_asked_for_if_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"needs timm .*tltools-classifiers\[timm\]"):
+    with pytest.raises(ConfigError, match=r"needs timm .*pip install \"timm>=1\.0\.20\""):
         timm_models.find("timm:resnet18x")
 
 
