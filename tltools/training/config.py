@@ -91,7 +91,9 @@ class TrainConfig(Recipe):
             raise ConfigError(f"`fine_tune={self.fine_tune}` needs a positive `backbone_lr=`")
         for name in FINE_TUNING_ONLY:
             if self.fine_tune == "none" and getattr(self, name):
-                raise ConfigError(f"`{name}=` works only with `fine_tune=last-block` or `all`")
+                raise ConfigError(
+                    f"`{name}=` works only with `fine_tune=last-block` or `fine_tune=all`"
+                )
         if not pretrained and self.feature_precision != "auto":
             raise ConfigError(
                 f"`feature_precision=` works only with `model={_names(pretrained=True)}`: "
