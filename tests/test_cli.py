@@ -346,15 +346,43 @@ def test_contradicting_options_are_refused(walk):
     assert "--json and --output -" in stdout.err
 
 
-def test_a_failed_training_keeps_the_models_before_it_and_their_table(walk):
+def test_a_failed_training_keeps_the_models_before_it_and_their_table(
+    walk, vgg16_file, monkeypatch
+):
+    def fail(*_, **__):
+        raise TltoolsError("the features cannot be computed")
+
+    monkeypatch.setattr("tltools.training.prepare.extract", fail)
     result = run_tltools("train", "sample", "--model", "all", "--epochs", 1, "--weights",
-                         "nowhere.pth", "--run-dir", "both", "--device", "cpu",
+                         vgg16_file, "--run-dir", "both", "--device", "cpu",
                          cwd=walk.folder)  # fmt: skip
     assert result.code == 1
     assert "both/cnn" in result.out
-    assert last_line(result.err).startswith("error: nowhere.pth does not exist; provide VGG16's")
+    assert last_line(result.err) == "error: the features cannot be computed"
     assert result.err.count("error:") == 1
     assert [path.name for path in (walk.folder / "both").iterdir()] == ["cnn"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "nowhere.pth"], "error: nowhere.pth does not exist; provide VGG16's"),
+        (
+            ["--run-dir", "exports/cnn/cnn.fp32.onnx/runs"],
+            "error: cannot write exports/cnn/cnn.fp32.onnx/runs: ",
+        ),
+        (["--cache-dir", "exports/cnn/cnn.fp32.onnx"], "error: features cannot be cached: "),
+    ],
+)
+def test_what_prevents_a_later_model_is_found_before_the_first_epoch(
+    walk, vgg16_file, options, message
+):
+    given = ["--weights", vgg16_file, "--run-dir", "late", *options]
+    result = run_tltools("train", "sample", "--model", "all", *given, cwd=walk.folder)
+    assert result.code == 1
+    assert last_line(result.err).startswith(message)
+    assert "epoch" not in result.err
+    assert not (walk.folder / "late").exists()
 
 
 def test_resume_trains_for_more_epochs(walk):
@@ -367,6 +395,40 @@ def test_resume_trains_for_more_epochs(walk):
     nothing = run_tltools(*args, cwd=walk.folder)
     assert nothing.code == 1
     assert nothing.err.startswith("error: nothing to resume")
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        (["--lr", "0.5"], "--lr is 0.0001, not 0.5"),
+        (["--batch-size", 7], "--batch-size is 6, not 7"),
+        (["--seed", 99], "--seed is 13, not 99"),
+        (["--class-weights"], "--class-weights is False, not True"),
+        (["--augment", "crop"], "--augment is none, not crop"),
+        (["--recipe", "article"], "--keep is best, not last"),
+        (["--folds", 3], "cross-validation comes before a training"),
+        (["--val-fraction", 0.2], "--val-fraction cannot be checked without the data"),
+        (["sample", "--val-fraction", 0.2], "sample has other images, labels, class names or"),
+        (["sample", "--class-names", "a,b"], "sample has other images, labels, class names or"),
+    ],
+)
+def test_resume_refuses_options_that_the_run_was_not_begun_with(walk, options, differs):
+    args = ("train", "--resume", "--model", "cnn", "--epochs", 5, "--device", "cpu")
+    before = (walk.folder / "runs" / "cnn" / "card.json").read_bytes()
+    result = run_tltools(*args, *options, cwd=walk.folder)
+    assert result.code == 2
+    assert differs in result.err
+    assert "runs/cnn can only be resumed as it was begun" in last_line(result.err)
+    assert (walk.folder / "runs" / "cnn" / "card.json").read_bytes() == before
+
+
+def test_resume_takes_the_options_that_the_run_was_begun_with(walk):
+    shutil.copytree(walk.folder / "runs", walk.folder / "again")
+    begun = ("train", "sample", "--class-names", CLASSES, "--model", "cnn", "--batch-size", 6,
+             "--val-fraction", 0.25, "--device", "cpu")  # fmt: skip
+    result = run_tltools(*begun, "--run-dir", "again", "--resume", "--epochs", 2, cwd=walk.folder)
+    assert result.code == 0, result.err
+    assert "epoch   2/2" in result.err
 
 
 def test_an_export_that_disagrees_exits_with_code_3(walk, monkeypatch):
@@ -592,7 +654,7 @@ def test_ctrl_c_ends_training_with_a_usable_run(trainings):
     folder, _, result = trainings
     assert result.code == 130
     assert "Traceback" not in result.err
-    assert "stopped by Ctrl-C after epoch" in result.err
+    assert "stopped by Ctrl-C; finishing the run with epoch" in result.err
     assert "To resume: tltools train --resume" in result.err
     assert "runs/cnn" in result.out
     card = load_card(folder / "runs" / "cnn")

@@ -80,6 +80,19 @@ def test_a_confusion_matrix_is_drawn_with_space_for_each_class(tmp_path, num_cla
     assert max(image.size) <= 4000
 
 
+@pytest.mark.parametrize("num_classes", [51, 1600])
+def test_of_many_classes_those_with_the_most_mistakes_are_drawn(tmp_path, num_classes):
+    classes = [f"class number {index}" for index in range(num_classes)]
+    images = []
+    for mistaken in (0, num_classes - 1):
+        matrix = np.eye(num_classes, dtype=np.int64)
+        matrix[mistaken, num_classes // 2] = 3
+        plot_confusion(matrix, classes, tmp_path / "matrix.png", title="matrix")
+        images.append(read_png(tmp_path / "matrix.png"))
+        assert max(images[-1].size) <= 4000
+    assert images[0].tobytes() != images[1].tobytes()
+
+
 def test_a_confusion_matrix_is_reproducible_and_shows_its_counts(tmp_path):
     images = []
     for name, corner in (("first", 5), ("second", 5), ("other", 6)):

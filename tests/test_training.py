@@ -1,14 +1,16 @@
 """Run folders: written, interrupted, resumed, reopened. Real networks, few drawn images."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Recorder, features_of
+from conftest import Recorder, features_of, make_exports, run_tltools
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +23,7 @@ from tltools.errors import ArtifactError, ConfigError, DataError, ModelError, Pa
 from tltools.evaluate import predict
 from tltools.metrics import softmax
 from tltools.progress import Silent
-from tltools.run_folder import HISTORY, read_predictions
+from tltools.run_folder import HISTORY, read_folds, read_predictions, read_split
 from tltools.training import (
     TrainSetup,
     decoded,
@@ -251,6 +253,121 @@ def test_a_finished_run_can_be_trained_for_more_epochs(dataset, tmp_path):
     assert_same_weights(train(dataset, tmp_path, epochs=3), longer)
     with pytest.raises(ConfigError, match="already completed 3 epochs"):
         resume_run(run.folder, epochs=2)
+
+
+def diverges(monkeypatch, at_epoch):
+    """Make the training loss of an epoch NaN."""
+    from tltools.training.fit import Step
+
+    step = Step.__call__
+    seen = []
+
+    def spoilt(self, model, inputs, target):
+        loss, correct = step(self, model, inputs, target)
+        seen.append(len(target))
+        return (loss * float("nan") if sum(seen) > 18 * (at_epoch - 1) else loss), correct
+
+    monkeypatch.setattr(Step, "__call__", spoilt)
+
+
+def test_a_training_that_diverges_keeps_the_epochs_before(dataset, tmp_path, monkeypatch):
+    diverges(monkeypatch, at_epoch=3)
+    progress = Recorder()
+    run = train(dataset, tmp_path, progress=progress, epochs=5)
+    assert (len(run.history), run.interrupted) == (2, False)
+    assert run.card.training["epochs_done"] == 2
+    (said,) = (one for one in progress.said if "diverged" in one)
+    assert "in epoch 3, the training loss is nan; use a lower learning rate" in said
+    state = weights_of(run)
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_a_training_that_diverges_at_once_leaves_nothing(dataset, tmp_path, monkeypatch):
+    diverges(monkeypatch, at_epoch=1)
+    with pytest.raises(ModelError, match=r"in epoch 1, the training loss is nan; use a lower"):
+        train(dataset, tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "failed", "remedy"),
+    [
+        ("predict_source", "scoring", "tltools train --resume"),
+        ("fit_temperature", "", ""),
+        ("write_predictions", "writing predictions.csv", "tltools evaluate"),
+        ("plot_confusion", "drawing confusion_matrix.png", "tltools evaluate"),
+        ("plot_history", "drawing curves.png", "tltools report"),
+    ],
+)
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("a few classes\nonly")])
+def test_nothing_after_the_last_epoch_costs_the_training(
+    dataset, tmp_path, monkeypatch, step, failed, remedy, error
+):
+    from tltools.training import train as module
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, fail)
+        progress = Recorder()
+        run = train(dataset, tmp_path, progress=progress, epochs=1)
+    load_run(run.folder)
+    said = [one for one in progress.said if f"{failed} failed: " in one]
+    assert len(said) == bool(failed)
+    assert all(remedy in one and str(run.folder) in one for one in said)
+    assert bool(run.card.metrics) == (failed != "scoring")
+    if step == "fit_temperature":
+        assert run.card.confidence.note.startswith("it could not be fitted: ")
+
+
+def test_a_run_that_was_not_scored_is_scored_when_it_is_resumed(dataset, tmp_path, monkeypatch):
+    from tltools.training import train as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit_temperature", lambda *_: 1 / 0)
+        run = train(dataset, tmp_path, epochs=1)
+    assert load_card(run.folder).metrics == {}
+    found = find_resumable(tmp_path / "runs", ["cnn"], epochs=None)
+    assert found == run.folder
+    again = resume_run(found, TrainSetup(device="cpu"))
+    assert again.card.metrics["val"].total == len(dataset.part("val"))
+    assert_same_weights(run, again)
+
+
+def test_a_run_keeps_the_epoch_that_it_names(dataset, tmp_path):
+    progress = Recorder()
+    run = train(dataset, tmp_path, progress=progress, epochs=3)
+    best = min(run.history, key=lambda stats: stats.val_loss).epoch
+    assert f"Kept epoch {best} of 3 (lowest validation loss)" in progress.said
+    assert run.card.training["kept_epoch"] == best
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b'a"b\r\n,c.png'])
+def test_a_file_name_may_hold_any_bytes(images, tmp_path, name):
+    """In the tables of a run, in its exports and in a report."""
+    folder = shutil.copytree(images, tmp_path / "data")
+    odd = folder / "dark" / os.fsdecode(name)
+    (folder / "dark" / "0.png").rename(odd)
+    data = load_dataset(folder, val_fraction=0.25, seed=next(_seeds_with(odd, folder)))
+    config = default_config("cnn", epochs=1, batch_size=6)
+    setup = TrainSetup(run_dir=tmp_path / "runs", device="cpu")
+    run = train_model(data, config, setup, folds=2)
+    assert str(odd) in read_predictions(run.folder, data.classes)["val"].paths
+    assert str(odd) in read_folds(run.folder, data.classes).paths
+    assert sorted(read_split(run.folder)["path"]) == sorted(data.frame["path"])
+    (made,) = make_exports(run.folder, ["onnx"], tmp_path / "exports", device="cpu")
+    assert made.parity.num_images == len(data.part("val"))
+    ran = run_tltools("report", "runs/cnn", "--images", folder, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+
+
+def _seeds_with(path, folder):
+    """Seeds of splits in which an image is in the validation set."""
+    for seed in range(100):
+        data = load_dataset(folder, val_fraction=0.25, seed=seed)
+        if str(path) in set(data.part("val")["path"]):
+            yield seed
 
 
 def test_resume_names_the_missing_images(dataset, tmp_path):

@@ -137,6 +137,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Check that files can be created in a folder, which may not exist yet; leaves nothing behind.
+
+    Raises:
+        TltoolsError: If they cannot.
+    """
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def remove_leftovers(folder: Path, prefix: str = "") -> None:
     """Remove temporary files that killed processes of this user left at least a day ago.
 

@@ -15,15 +15,17 @@ BOUNDS = (0.05, 20.0)
 MIN_IMAGES = 30
 """Fewer images are too few to estimate an error rate."""
 FOLDS, REPEATS = 5, 10
+_MAX_VALUES = 20_000_000
+"""Logits that all repeats together may go through; many images need no repeats."""
 
 
 def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> Confidence:
     """Fit a temperature by maximum likelihood, and keep it if it helps on held-out images.
 
     Temperature scaling after Guo et al., On Calibration of Modern Neural Networks (2017). The
-    benefit is measured by cross-validation (`FOLDS` folds, `REPEATS` times): each image gets a
-    temperature that was fitted without it. Labels cannot change, because all logits of an image
-    are divided by the same number.
+    benefit is measured by cross-validation (`FOLDS` folds, at most `REPEATS` times): each image
+    gets a temperature that was fitted without it. Labels cannot change, because all logits of an
+    image are divided by the same number.
 
     Args:
         logits: Logits of images that the model was not trained on, (N, C).
@@ -112,13 +114,16 @@ def _fit(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> float:
 
 def _held_out(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> _HeldOut:
     """Measure by cross-validation."""
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import KFold, StratifiedKFold
 
+    # Stratified folds need a class with an image in each fold.
+    kind = StratifiedKFold if np.bincount(targets).max() >= FOLDS else KFold
+    repeats = min(REPEATS, max(1, _MAX_VALUES // logits.size))
     eces: list[float] = []
     nlls: list[float] = []
-    for repeat in range(REPEATS):
+    for repeat in range(repeats):
         scaled = np.empty(logits.shape, dtype=np.float64)
-        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
+        folds = kind(FOLDS, shuffle=True, random_state=repeat)
         with warnings.catch_warnings():
             # A class with fewer images than folds is missing from some folds, which is harmless.
             warnings.filterwarnings("ignore", message="The least populated class", module="sklearn")

@@ -124,7 +124,21 @@ def confusion_matrix(
     _check_indices(preds, target, num_classes=num_classes)
     if not len(target):  # scikit-learn refuses an empty set of known labels
         return np.zeros((num_classes, num_classes), dtype=np.int64)
-    return count(target, preds, labels=np.arange(num_classes)).astype(np.int64)
+    return count(target, preds, labels=np.arange(num_classes)).astype(np.int64, copy=False)
+
+
+def most_mistaken(matrix: NDArray[np.int64], most: int) -> NDArray[np.intp]:
+    """Return the classes that take part in the most mistakes, as true or as predicted class.
+
+    Args:
+        matrix: Counts, (C, C), as `confusion_matrix` returns them.
+        most: How many classes to return at most.
+
+    Returns:
+        Class indices, (n,), in ascending order.
+    """
+    mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    return np.sort(np.argsort(-mistakes, kind="stable")[:most])
 
 
 def classification_report(
@@ -140,14 +154,17 @@ def classification_report(
     Raises:
         ValueError: If the shapes differ, or an index lies outside [0, C).
     """
-    matrix = confusion_matrix(preds, target, num_classes=len(classes))
+    _check_indices(preds, target, num_classes=len(classes))
+    size = len(classes)
+    right = np.bincount(target[preds == target], minlength=size)
+    predicted, support = np.bincount(preds, minlength=size), np.bincount(target, minlength=size)
     return tuple(
         ClassScore(
             name=name,
-            precision=_ratio(matrix[i, i], matrix[:, i].sum()),
-            recall=_ratio(matrix[i, i], matrix[i].sum()),
-            f1=_ratio(2 * matrix[i, i], matrix[:, i].sum() + matrix[i].sum()),
-            support=int(matrix[i].sum()),
+            precision=_ratio(right[i], predicted[i]),
+            recall=_ratio(right[i], support[i]),
+            f1=_ratio(2 * right[i], predicted[i] + support[i]),
+            support=int(support[i]),
         )
         for i, name in enumerate(classes)
     )

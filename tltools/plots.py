@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing, Resize
 from tltools.data.images import load_image
+from tltools.metrics import most_mistaken
 from tltools.wording import plural
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _DPI = 120
 _MAX_NAME = 24
 """Maximum characters of a class name in a plot."""
+MAX_MATRIX = 50
+"""Maximum classes in a drawing of a confusion matrix; of more, those with the most mistakes."""
 _MIN_STRENGTH = 0.15
 _MAX_ROWS = 50
 """Maximum classes on a contact sheet."""
@@ -73,6 +76,8 @@ def plot_confusion(
 ) -> None:
     """Plot a confusion matrix: counts, with each row's shares as percentages and color.
 
+    Of more than `MAX_MATRIX` classes, those with the most mistakes are drawn, as the title says.
+
     Args:
         matrix: Counts, (C, C); row is the true class, column the predicted class.
         classes: Names of the C classes.
@@ -87,7 +92,13 @@ def plot_confusion(
     num_classes = len(classes)
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(f"a matrix {matrix.shape} does not match {num_classes} classes")
-    names = [short_name(name) for name in classes]
+    names, support = [short_name(name) for name in classes], matrix.sum(axis=1)
+    if num_classes > MAX_MATRIX:
+        worst = most_mistaken(matrix, MAX_MATRIX)
+        matrix, support = matrix[np.ix_(worst, worst)], support[worst]
+        names = [names[index] for index in worst]
+        title += f": the {MAX_MATRIX} of {num_classes:,} classes with the most mistakes"
+        num_classes = MAX_MATRIX
     font = max(6.0, 11 - 0.4 * num_classes)  # points
     side = max(3.0, max(0.42, 1.1 - 0.05 * num_classes) * num_classes)  # inches
     # The axes fill the figure, and saving adds room for the labels around them: matplotlib's
@@ -99,7 +110,7 @@ def plot_confusion(
         name_font=max(7.0, font),
         flat=num_classes <= 4 and max(map(len, names)) <= 14,
     )
-    draw_confusion(axes, matrix, names, support=matrix.sum(axis=1), style=style)
+    draw_confusion(axes, matrix, names, support=support, style=style)
     literal(axes.set_title(title, pad=14))
     _save(figure, path)
 

@@ -1,5 +1,6 @@
 """Read and write the files of a run folder that do not need torch."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,8 @@ def read_split(folder: Path) -> "pd.DataFrame":
     Raises:
         ArtifactError: If split.csv is missing, unreadable or lacks columns.
     """
-    import pandas as pd
-
     try:
-        frame = pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False)
+        frame = _read_table(folder / SPLIT, dtype=object)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
     missing = {"path", "class", "split", "sha256"} - set(frame.columns)
@@ -58,6 +57,38 @@ def read_split(folder: Path) -> "pd.DataFrame":
         columns = plural(len(missing), "column")
         raise ArtifactError(f"{folder / SPLIT} lacks the {columns} {', '.join(sorted(missing))}")
     return frame
+
+
+def write_split(folder: Path, frame: "pd.DataFrame") -> None:
+    """Write a run's images: columns path, class, split and sha256."""
+    _write_table(frame, folder / SPLIT)
+
+
+def _write_table(frame: "pd.DataFrame", path: Path) -> None:
+    """Write a CSV file whose text may hold any bytes of a file name, such as a carriage return.
+
+    Python's csv module quotes a carriage return only if it quotes all text.
+    """
+    text = frame.select_dtypes(exclude="number")
+    odd = any("\r" in str(value) for name in text for value in text[name])
+    with atomic_path(path) as temporary:
+        frame.to_csv(
+            temporary,
+            index=False,
+            errors="surrogateescape",
+            quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL,
+        )
+
+
+def _read_table(path: Path, dtype: Any) -> "pd.DataFrame":
+    """Read what `_write_table` wrote; text is read as objects, since pandas' strings are UTF-8.
+
+    Raises:
+        OSError, ValueError: If it cannot be read.
+    """
+    import pandas as pd
+
+    return pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding_errors="surrogateescape")
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -122,13 +153,16 @@ def write_predictions(
 
     frames = [
         pd.DataFrame(
-            {"path": part.paths, "split": split, "class": [classes[i] for i in part.targets]}
+            {
+                "path": pd.Series(part.paths, dtype=object),
+                "split": split,
+                "class": [classes[i] for i in part.targets],
+            }
             | _prob_columns(classes, part.probs)
         )
         for split, part in predictions.items()
     ]
-    with atomic_path(folder / PREDICTIONS) as temporary:
-        pd.concat(frames).to_csv(temporary, index=False, errors="surrogateescape")
+    _write_table(pd.concat(frames), folder / PREDICTIONS)
 
 
 def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredictions]:
@@ -137,16 +171,12 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredi
     Raises:
         ArtifactError: If it cannot be read, or does not match the classes.
     """
-    import pandas as pd
-
     path = folder / PREDICTIONS
     columns = [f"{_PROB}{name}" for name in classes]
     try:
         if not path.exists():
             return {}
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
-        )
+        frame = _read_table(path, dtype=object)
         index = {name: i for i, name in enumerate(classes)}
         targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
         probs = frame[columns].astype(np.float64).to_numpy()
@@ -241,15 +271,14 @@ def write_folds(folder: Path, classes: Sequence[str], predictions: FoldPredictio
     ranks.iloc[suspects] = np.arange(1, len(suspects) + 1)
     frame = pd.DataFrame(
         {
-            "path": predictions.paths,
+            "path": pd.Series(predictions.paths, dtype=object),
             "class": [classes[target] for target in predictions.targets],
             "fold": predictions.folds,
             "suspect": ranks,
         }
         | _prob_columns(classes, predictions.probs)
     )
-    with atomic_path(folder / FOLDS) as temporary:
-        frame.to_csv(temporary, index=False, errors="surrogateescape")
+    _write_table(frame, folder / FOLDS)
 
 
 def read_folds(folder: Path, classes: Sequence[str]) -> FoldPredictions | None:
@@ -258,13 +287,11 @@ def read_folds(folder: Path, classes: Sequence[str]) -> FoldPredictions | None:
     Raises:
         ArtifactError: If it cannot be read, or does not match the classes.
     """
-    import pandas as pd
-
     path = folder / FOLDS
     if not path.exists():
         return None
     try:
-        frame = pd.read_csv(path, dtype={"path": str, "class": str}, keep_default_na=False)
+        frame = _read_table(path, dtype={"path": object, "class": object})
         return FoldPredictions(
             paths=tuple(frame["path"]),
             targets=np.array([list(classes).index(name) for name in frame["class"]]),

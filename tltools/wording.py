@@ -9,6 +9,17 @@ def either(names: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+MAX_LISTED = 20
+"""Most names that a sentence or a table on a terminal lists."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names with commas; of more than `MAX_LISTED`, the first ones and how many follow."""
+    shown = ", ".join(names[:MAX_LISTED])
+    rest = len(names) - MAX_LISTED
+    return f"{shown} and {rest:,} more" if rest > 0 else shown
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` did you mean a or b or c?` for an unknown name; empty if no known name is close."""
     from difflib import get_close_matches  # here, because it is needed only for errors

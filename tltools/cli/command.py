@@ -133,6 +133,16 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def given_options(context: typer.Context) -> dict[str, Any]:
+    """Return the parameters of a command that were given, not left to their defaults."""
+    given: dict[str, Any] = {}
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            given[name] = value
+    return given
+
+
 def _options_of(group: type) -> list[inspect.Parameter]:
     """Return the fields of a dataclass as keyword parameters."""
     return [

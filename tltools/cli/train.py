@@ -1,8 +1,9 @@
 """`tltools train`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from tltools.backbones import BACKBONES, COMPARED, find_backbone
 from tltools.backbones.backbone import IMAGENET, FineTune, RecipeName
-from tltools.cli.command import INTERRUPTED, Out, command
+from tltools.cli.command import INTERRUPTED, Out, command, given_options
 from tltools.cli.options import (
     CLUSTER,
     DATA,
@@ -24,7 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted
+from tltools.wording import counted, listed
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -411,6 +412,7 @@ class DataOptions(ReadingOptions):
 
 @command
 def train(
+    context: typer.Context,
     data: Annotated[
         Any,  # Location | None
         typer.Argument(
@@ -461,13 +463,11 @@ def train(
         logs=logs,
         cluster=open_cluster(engine, ray_address, device, out.progress),
     )
+    load = partial(_training_data, data, reading, settings.seed, recipe, out.progress)
     if resume:
-        trained, failure = _resume(models, setup, settings.epochs, out.progress), None
+        trained, failure = _resume(models, setup, given_options(context), load, out.progress), None
     else:
-        if recipe == "article" and reading.split == "auto":
-            reading = replace(reading, split="article")
-        dataset = _training_data(data, reading, settings.seed, out.progress)
-        trained, failure = _train(dataset, configs, setup, folds, out.progress)
+        trained, failure = _train(load(), configs, setup, folds, out.progress)
     _show(trained, out, report)
     if failure is not None:
         raise failure
@@ -537,11 +537,19 @@ def _train(
 
 
 def _resume(
-    models: Sequence[str], setup: "TrainSetup", epochs: int | None, progress: "RichProgress"
+    models: Sequence[str],
+    setup: "TrainSetup",
+    given: dict[str, Any],
+    load: "Callable[[], Dataset]",
+    progress: "RichProgress",
 ) -> "list[TrainedRun]":
+    """Resume the newest run, which the given options must not contradict."""
+    from tltools.cli.resume import check_resumed
     from tltools.training import find_resumable, resume_run
 
-    folder = find_resumable(setup.run_dir, models, epochs=epochs)
+    epochs = given.get("epochs")
+    folder = find_resumable(setup.run_dir, models, epochs=epochs, fine_tune=given.get("fine_tune"))
+    check_resumed(folder, given, setup, load)
     progress.say(f"Resuming {folder}")
     return [resume_run(folder, setup, epochs=epochs, progress=progress)]
 
@@ -565,7 +573,11 @@ def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
 
 
 def _training_data(
-    data: "Location | None", reading: DataOptions, seed: int, progress: "RichProgress"
+    data: "Location | None",
+    reading: DataOptions,
+    seed: int,
+    recipe: "RecipeName",
+    progress: "RichProgress",
 ) -> "Dataset":
     """Load the labeled images, or draw a sample set if none are given."""
     from tltools.data.dataset import load_dataset
@@ -580,12 +592,12 @@ def _training_data(
             f"no DATA given: training on the drawn sample set in {data}/; such a model shows how "
             "tltools works and is useless for real images"
         )
-    options = {**asdict(reading), "class_names": class_names}
+    options = {**asdict(reading), "class_names": class_names, "auto_split": recipe}
     dataset = load_dataset(data, seed=seed, progress=progress, **options)
     tell_findings(dataset, progress)
     progress.say(
         f"{dataset.name}: {counted(len(dataset.part('train')), 'image')} for training, "
-        f"{len(dataset.part('val'))} for validation; classes {', '.join(dataset.classes)}"
+        f"{len(dataset.part('val'))} for validation; classes {listed(dataset.classes)}"
     )
     return dataset
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Purpose = Literal["train", "evaluate", "inspect"]
+MadeSplit = Literal["default", "article"]
 SplitChoice = Literal["auto", "default", "article"]
 SplitRule = Literal["default", "article", "given"]
 
@@ -85,8 +86,10 @@ class DataSettings:
     """Names for the classes, in the sorted order of the labels (numeric order if all are
     numbers)."""
     split: SplitChoice = "auto"
-    """`auto` keeps the data's own split, or makes the default one if there is none; `default` is
+    """`auto` keeps the data's own split, or makes `auto_split` if there is none; `default` is
     `split_default`; `article` is `split_article`."""
+    auto_split: MadeSplit = "default"
+    """The split that `auto` makes if there is none: `default` or `article`."""
     val_fraction: float = ARTICLE_VAL_FRACTION
     """Fraction of the validation set in a split that is made here, in (0, 1)."""
     seed: int = 13
@@ -108,6 +111,7 @@ class DataArguments(TypedDict, total=False):
     class_level: int | None
     class_names: Sequence[str]
     split: SplitChoice
+    auto_split: MadeSplit
     val_fraction: float
     seed: int
     skip_bad: bool
@@ -170,13 +174,17 @@ def _split_rule(data: Path, rows: "Sequence[_Row]", settings: DataSettings) -> S
     given = any(row.split for row in rows)
     if given and settings.split != "auto":
         raise ConfigError(f"{data} has its own split: leave out `split={settings.split}`")
-    if settings.split == "article":
-        return "article"
-    return "given" if given or settings.purpose == "evaluate" else "default"
+    if given or settings.purpose == "evaluate":
+        return "given"
+    if settings.split == "auto":
+        return settings.auto_split
+    return settings.split
 
 
 def _check_split_choice(settings: DataSettings) -> None:
     split, val_fraction = settings.split, settings.val_fraction
+    if split == "auto":
+        split = settings.auto_split
     if not 0 < val_fraction < 1:
         raise ConfigError(f"`val_fraction=` must be between 0 and 1, got {val_fraction}")
     if split == "article" and val_fraction != ARTICLE_VAL_FRACTION:
@@ -184,7 +192,7 @@ def _check_split_choice(settings: DataSettings) -> None:
             f"the article's validation set is {ARTICLE_VAL_FRACTION:.0%} of the data, not "
             f"{val_fraction:.0%}: leave out `val_fraction=` or use `split=default`"
         )
-    if split != "auto" and settings.purpose == "evaluate":
+    if settings.split != "auto" and settings.purpose == "evaluate":
         raise ConfigError(f"an evaluation makes no split: leave out `split={split}`")
 
 

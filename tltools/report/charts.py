@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from tltools.bench import BenchResult, BenchRow
 from tltools.bench.text import digits, milliseconds
 from tltools.bench.verdict import in_order
-from tltools.metrics import Reliability
+from tltools.metrics import Reliability, most_mistaken
 from tltools.plots import (
+    MAX_MATRIX,
     MatrixStyle,
     draw_confusion,
     draw_history,
@@ -61,8 +62,6 @@ __all__ = [
     "throughput_chart",
 ]
 
-MAX_MATRIX = 50
-"""Maximum classes in a confusion matrix, which then has those with the most mistakes."""
 MAX_ROWS = 30
 """Maximum classes in a chart of counts."""
 MAX_HISTOGRAMS = 8
@@ -125,7 +124,7 @@ def confusion_chart(
     description, support = _describe_confusion(matrix, classes), matrix.sum(axis=1)
     names = [short_name(name) for name in classes]
     if len(names) > MAX_MATRIX:
-        worst = _most_mistaken(matrix)
+        worst = most_mistaken(matrix, MAX_MATRIX)
         matrix, support = matrix[np.ix_(worst, worst)], support[worst]
         names = [names[index] for index in worst]
         description += (
@@ -139,12 +138,6 @@ def confusion_chart(
         axes.xaxis.set_label_coords(0.5, (18 - layout.bottom) / layout.side)
         axes.yaxis.set_label_coords(-(layout.name_width + 14) / layout.side, 0.5)
         return as_chart(figure, title, description)
-
-
-def _most_mistaken(matrix: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return the indices of the `MAX_MATRIX` classes with the most mistakes, in order."""
-    mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
-    return np.sort(np.argsort(-mistakes, kind="stable")[:MAX_MATRIX])
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, ModelError
 from tltools.training.config import TrainConfig
 from tltools.training.sources import Source
 
 WARM_UP = 0.1
 """Fraction of the steps in which the learning rates of a cosine schedule rise."""
+HOW_TO_CONVERGE = "use a lower learning rate (`lr=`), `clip_grad=1` or `precision=fp32`"
+"""What helps against a loss that is not finite."""
 REPORT_EVERY_S = 0.5
 """Shortest interval between reads of the loss within an epoch: each read blocks a GPU."""
+
+
+class DivergedError(ModelError):
+    """The loss of an epoch is not finite; the trainer can be rewound to the epoch before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +175,9 @@ class Trainer:
 
         It yields every `REPORT_EVERY_S` and after the last step; the steps in between do not wait
         for a GPU. Validation follows the last step; afterwards, read `stats`.
+
+        Raises:
+            DivergedError: If the training or the validation loss is not finite.
         """
         config = self.config
         start = reported = time.perf_counter()
@@ -192,15 +201,21 @@ class Trainer:
                     yield num_seen - num_reported, loss_sum.item() / num_seen
                     reported, num_reported = time.perf_counter(), num_seen
         logits, target = predict_source(self.model, self.val)
-        self.epoch += 1
-        self.stats = EpochStats(
-            epoch=self.epoch,
+        stats = EpochStats(
+            epoch=self.epoch + 1,
             train_loss=loss_sum.item() / num_seen,
             train_accuracy=num_correct.item() / num_seen,
             val_loss=F.cross_entropy(logits, target).item(),
             val_accuracy=(logits.argmax(dim=1) == target).float().mean().item(),
             seconds=time.perf_counter() - start,
         )
+        for split, loss in (("training", stats.train_loss), ("validation", stats.val_loss)):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the training diverged: in epoch {stats.epoch}, the {split} loss is {loss}; "
+                    f"{HOW_TO_CONVERGE}"
+                )
+        self.epoch, self.stats = stats.epoch, stats
         if self.stats.val_loss < self.best_val_loss:
             self.best_val_loss, self.best_epoch = self.stats.val_loss, self.epoch
             self.best_state = self._weights()
@@ -220,9 +235,7 @@ class Trainer:
 
     def chosen_state(self) -> dict[str, Tensor]:
         """Return the weights to keep, on the CPU: the best epoch's or the last epoch's."""
-        # If no validation loss was finite, there is no best epoch.
-        use_best = self.config.keep == "best" and self.best_state
-        return self.best_state if use_best else self._weights()
+        return self.best_state if self.config.keep == "best" else self._weights()
 
     def _weights(self) -> dict[str, Tensor]:
         state = self.model.state_dict()

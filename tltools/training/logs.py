@@ -273,7 +273,7 @@ class TensorBoardLog:
             *hparams(settings, finals),
             _scalars(finals),
             text("card", f"    {indented}"),
-            *(_png(name, self._folder / f"{name}.png") for name in ("curves", "confusion_matrix")),
+            *(_png(path.stem, path) for path in self._plots()),
         ]
         # Not SummaryWriter.add_hparams, which would create another run in a subfolder.
         writer = FileWriter(str(self._place), filename_suffix=_FINAL)
@@ -282,6 +282,11 @@ class TensorBoardLog:
                 writer.add_summary(summary, self.num_epochs)
         finally:
             writer.close()
+
+    def _plots(self) -> list[Path]:
+        """Return the plots that could be drawn."""
+        plots = (self._folder / name for name in _FILES if name.endswith(".png"))
+        return [path for path in plots if path.exists()]
 
     def close(self, status: Status) -> None:  # noqa: ARG002 - event files have no status
         """Flush and close the event file."""

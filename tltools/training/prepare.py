@@ -1,6 +1,7 @@
 """Prepare a training: build the model, and the samples for the training loop."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tltools.atomic import check_writable
 from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
-from tltools.errors import ConfigError
-from tltools.progress import Progress
+from tltools.errors import ConfigError, ModelError, TltoolsError
+from tltools.progress import SILENT, Progress
 from tltools.runtime.device import allow_tf32, make_deterministic, torch_device
 from tltools.training.augment import NUM_VIEWS, UNCHANGED, View
 from tltools.training.config import TrainConfig, TrainSetup
@@ -28,7 +30,7 @@ from tltools.training.features import (
     extract,
 )
 from tltools.training.fine_tuning import FineTuned, fit_scaling
-from tltools.training.fit import Trainer, mixed_precision
+from tltools.training.fit import HOW_TO_CONVERGE, Trainer, mixed_precision
 from tltools.training.models import Classifier, build_classifier
 from tltools.training.pretrained import load_weights
 from tltools.training.scaling import Scaling
@@ -71,11 +73,24 @@ class Job:
             train_targets=self.dataset.targets("train"),
         )
 
-    def fold_scaling(self) -> None:
-        """Make the head take the backbone's own features, once the training is done."""
+    def finished_state(self) -> dict[str, Tensor]:
+        """Return the weights of the whole model on the CPU; its head takes unscaled features.
+
+        Raises:
+            ModelError: If a weight is not finite.
+        """
+        head = copy.deepcopy(self.model.head).cpu()
         scaling = self.trained.scaling if isinstance(self.trained, FineTuned) else self.scaling
         if scaling is not None:
-            scaling.fold_into(self.model.head)
+            scaling.fold_into(head)
+        state = self.model.state_dict() | head.state_dict(prefix="head.")
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise ModelError(
+                    f"the training diverged: {name} has values that are not finite; "
+                    f"{HOW_TO_CONVERGE}"
+                )
+        return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
 def prepare(
@@ -118,6 +133,24 @@ def prepare(
     if config.fine_tune == "none":
         return _prepare_features(dataset, pretrained)
     return _prepare_fine_tuning(dataset, pretrained)
+
+
+def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSetup) -> None:
+    """Check, before anything is trained, what would otherwise fail after minutes of work.
+
+    Raises:
+        ModelError: If the pre-trained weights of a model cannot be loaded, or lack tensors.
+        TltoolsError: If nothing can be written to the folder of the runs or of the cache.
+    """
+    check_writable(setup.run_dir)
+    pretrained = [config for config in configs if config.backbone.pretrained is not None]
+    for config in pretrained:
+        _load_pretrained(dataset, config, setup, torch.device("cpu"), SILENT)
+    if pretrained:
+        try:
+            check_writable(setup.cache_dir or default_cache_dir())
+        except TltoolsError as error:
+            raise TltoolsError(f"features cannot be cached: {error} (`cache_dir=`)") from error
 
 
 def _with_cluster(config: TrainConfig, setup: TrainSetup, progress: Progress) -> TrainSetup:
@@ -204,9 +237,16 @@ def _load_pretrained(
     config = _with_head(config, loaded.state)
     preprocessing = loaded.preprocessing(config.resize, size=config.image_size)
     progress.say(f"{backbone.title}: weights {loaded.facts.source}, head {config.head}")
+    model = _build(dataset, config, preprocessing, loaded.state)
+    for name, tensor in model.backbone.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ModelError(
+                f"the weights {loaded.facts.source} are corrupt: {name} has values that are not "
+                "finite; use other weights"
+            )
     return _Pretrained(
         config=config,
-        model=_build(dataset, config, preprocessing, loaded.state),
+        model=model,
         weights=loaded.facts,
         preprocessing=preprocessing,
         setup=setup,

@@ -21,7 +21,7 @@ from tltools.atomic import atomic_path, write_text
 from tltools.card import FORBIDDEN, Card, DataFacts
 from tltools.data.dataset import Dataset
 from tltools.errors import ArtifactError, DataError
-from tltools.run_folder import CARD, SPLIT, load_card, read_split, write_history
+from tltools.run_folder import CARD, load_card, read_split, write_history, write_split
 from tltools.runtime.device import Device, DeviceChoice, allow_tf32, torch_device
 from tltools.runtime.predictor import CardBatches
 from tltools.training.config import TrainConfig
@@ -53,10 +53,14 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a run completed its plan (an interrupted run has a card too)."""
+    """Return whether a run completed its plan.
+
+    A run that was interrupted has a card too, and so has one that could not be scored.
+    """
     if not (folder / CARD).is_file():
         return False
-    return not load_card(folder).training.get("interrupted", False)
+    card = load_card(folder)
+    return bool(card.metrics) and not card.training.get("interrupted", False)
 
 
 def new_run_folder(run_dir: Path, model: str) -> Path:
@@ -75,8 +79,7 @@ def new_run_folder(run_dir: Path, model: str) -> Path:
 
 def write_plan(folder: Path, plan: RunPlan, dataset: Dataset) -> None:
     """Write the plan and the split, before the first epoch."""
-    with atomic_path(folder / SPLIT) as temporary:
-        dataset.frame.to_csv(temporary, index=False)
+    write_split(folder, dataset.frame)
     save_plan(folder, plan)
 
 
@@ -141,11 +144,14 @@ def read_state(folder: Path) -> tuple[dict[str, Any], list[EpochStats]]:
         raise ArtifactError(f"{folder / STATE} cannot be read: {error}") from error
 
 
-def save_run(folder: Path, model: Classifier, card: Card) -> None:
-    """Write the checkpoint, then the card: a folder with a card is a usable run."""
+def save_checkpoint(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write a model's weights, which are contiguous and on the CPU."""
     with atomic_path(folder / CHECKPOINT) as temporary:
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary)
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Write the card; a folder with a card and a checkpoint is a usable run."""
     write_text(folder / CARD, card.to_json())
 
 

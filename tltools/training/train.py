@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools.backbones.backbone import FineTune
 from tltools.calibration import fit_temperature
-from tltools.card import Card, Confidence, DataFacts, Score
+from tltools.card import Card, Confidence, DataFacts
 from tltools.data.dataset import Dataset
-from tltools.errors import ArtifactError, ConfigError
+from tltools.errors import ArtifactError, ConfigError, first_line
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
@@ -22,10 +24,10 @@ from tltools.run_folder import RunPredictions, write_folds, write_predictions
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.estimate import suggest_fine_tuning
-from tltools.training.fit import EpochStats, predict_source
+from tltools.training.fit import DivergedError, EpochStats, predict_source
 from tltools.training.folds import cross_validate
 from tltools.training.logs import Logs, check_logs, open_logs
-from tltools.training.prepare import Job, prepare
+from tltools.training.prepare import Job, check_setup, prepare
 from tltools.training.pretrained import find_download
 from tltools.wording import plural
 
@@ -108,7 +110,12 @@ def train_models(
         setup: As in `train_model`.
         folds: As in `train_model`.
         progress: As in `train_model`.
+
+    Raises:
+        TltoolsError: If pre-trained weights or the folder of the runs cannot be used, before the
+            first model is trained; later, as in `train_model`.
     """
+    check_setup(dataset, configs, setup)
     for config in configs:
         trained = train_model(dataset, config, setup, folds=folds, progress=progress)
         yield trained
@@ -116,12 +123,19 @@ def train_models(
             return
 
 
-def find_resumable(run_dir: Path, models: Sequence[str], *, epochs: int | None) -> Path:
+def find_resumable(
+    run_dir: Path,
+    models: Sequence[str],
+    *,
+    epochs: int | None,
+    fine_tune: FineTune | None = None,
+) -> Path:
     """Return the newest run that has epochs left to train.
 
     Args:
         run_dir: Parent of the run folders.
         models: Models to consider.
+        fine_tune: Consider only runs that fine-tune these layers; None considers all.
         epochs: A new total number of epochs; finished runs with fewer epochs count too.
 
     Raises:
@@ -132,7 +146,8 @@ def find_resumable(run_dir: Path, models: Sequence[str], *, epochs: int | None) 
         folder = path.parent
         config = runs.read_plan(folder).train_config()
         more = epochs is not None and epochs > config.epochs
-        if config.model in models and (more or not runs.is_finished(folder)):
+        wanted = config.model in models and fine_tune in (None, config.fine_tune)
+        if wanted and (more or not runs.is_finished(folder)):
             return folder
     raise ArtifactError(
         f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; to extend a "
@@ -193,13 +208,13 @@ def _plan(job: Job, setup: TrainSetup) -> runs.RunPlan:
             num_val=len(dataset.part("val")),
         ),
         classes=dataset.classes,
-        weights=_weights_to_resume_with(job.config, setup.weights),
+        weights=weights_to_resume_with(job.config, setup.weights),
         normalization=setup.normalization,
         logs=tuple(dict.fromkeys(setup.logs)),
     )
 
 
-def _weights_to_resume_with(config: TrainConfig, weights: str) -> str | None:
+def weights_to_resume_with(config: TrainConfig, weights: str) -> str | None:
     """Return the weights of a frozen backbone; a file as an absolute path, valid in any folder."""
     if config.backbone.pretrained is None:
         return None
@@ -231,16 +246,11 @@ class _Training:
         with open_logs(self._plan.logs, self._folder, self._progress, resumed=resumed) as logs:
             try:
                 self._run_epochs(logs)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, DivergedError) as error:
                 if not self._history:
                     raise
-                interrupted = True
-                self.trainer.rewind()
-                self._save()
-                self._progress.warn(
-                    f"Training of {self._folder} stopped by Ctrl-C after epoch "
-                    f"{len(self._history)}; finishing the run with the epochs so far"
-                )
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self._rewind("stopped by Ctrl-C" if interrupted else str(error))
             logs.follow(self._history)
             card = self._finish(interrupted=interrupted)
             logs.finish(card, interrupted=interrupted)
@@ -249,6 +259,14 @@ class _Training:
             card=card,
             history=tuple(self._history),
             interrupted=interrupted,
+        )
+
+    def _rewind(self, why: str) -> None:
+        """Return to the last complete epoch."""
+        self.trainer.rewind()
+        self._save()
+        self._progress.warn(
+            f"{self._folder}: {why}; finishing the run with epoch {len(self._history)} as its last"
         )
 
     def _save(self) -> None:
@@ -281,31 +299,68 @@ class _Training:
                 )
 
     def _finish(self, *, interrupted: bool) -> Card:
-        """Score the kept epoch's weights, then write plots, the checkpoint and finally the card."""
+        """Write the kept epoch's weights and a card; then score and describe them.
+
+        Nothing after the checkpoint costs the training: a step that fails is reported with the
+        command that makes up for it.
+        """
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
-        outputs = self._outputs()
-        metrics = {name: score(one.preds, one.targets) for name, one in outputs.items()}
-        confidence = fit_temperature(outputs["val"].logits, outputs["val"].targets)
-        self._progress.say(_of_confidence(confidence))
-        job.fold_scaling()
-        card = self._card(metrics, confidence, interrupted=interrupted)
-        self._plot(outputs["val"])
-        write_predictions(
-            self._folder,
-            job.dataset.classes,
-            {
-                split: RunPredictions(
-                    paths=tuple(job.dataset.part(split)["path"]),
-                    targets=one.targets,
-                    probs=softmax(one.logits, temperature=card.temperature),
-                )
-                for split, one in outputs.items()
-                if split != "train"
-            },
-        )
-        runs.save_run(self._folder, job.model.cpu(), card)
+        runs.save_checkpoint(self._folder, job.finished_state())
+        card = self._card(interrupted=interrupted)
+        why = "lowest validation loss" if job.config.keep == "best" else "the last one"
+        kept, done = card.training["kept_epoch"], card.training["epochs_done"]
+        self._progress.say(f"Kept epoch {kept} of {done} ({why})")
+        runs.save_card(self._folder, card)  # without scores, in case that scoring is killed
+        with self._optional("scoring", "score it again with tltools train --resume"):
+            outputs = self._outputs()
+            card = self._scored(card, outputs)
+            runs.save_card(self._folder, card)
+            self._describe(outputs, card)
+        with self._optional("drawing curves.png", "tltools report draws it"):
+            self._plot_history()
         return card
+
+    @contextmanager
+    def _optional(self, what: str, remedy: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # no score or drawing is worth hours of training
+            self._progress.warn(
+                f"{self._folder}: {what} failed: {first_line(error)}; the model is saved; {remedy}"
+            )
+
+    def _scored(self, card: Card, outputs: "dict[str, _Outputs]") -> Card:
+        """Return the card with the scores of all splits and the temperature."""
+        metrics = {name: score(one.preds, one.targets) for name, one in outputs.items()}
+        val = outputs["val"]
+        try:
+            confidence = fit_temperature(val.logits, val.targets)
+        except (ValueError, MemoryError) as error:
+            confidence = Confidence(note=f"it could not be fitted: {first_line(error)}")
+        self._progress.say(_of_confidence(confidence))
+        return msgspec.structs.replace(card, metrics=metrics, confidence=confidence)
+
+    def _describe(self, outputs: "dict[str, _Outputs]", card: Card) -> None:
+        """Write the predictions for held-out images, and draw the confusion matrix."""
+        remedy = f"tltools evaluate {self._folder} DATA --output FOLDER makes up for it"
+        with self._optional("writing predictions.csv", remedy):
+            self._write_predictions(outputs, card)
+        with self._optional("drawing confusion_matrix.png", remedy):
+            self._plot_confusion(outputs["val"])
+
+    def _write_predictions(self, outputs: "dict[str, _Outputs]", card: Card) -> None:
+        dataset = self._job.dataset
+        predictions = {
+            split: RunPredictions(
+                paths=tuple(dataset.part(split)["path"]),
+                targets=one.targets,
+                probs=softmax(one.logits, temperature=card.temperature),
+            )
+            for split, one in outputs.items()
+            if split != "train"
+        }
+        write_predictions(self._folder, dataset.classes, predictions)
 
     def _outputs(self) -> "dict[str, _Outputs]":
         """Run the model over all splits."""
@@ -318,25 +373,23 @@ class _Training:
                 bar.advance(len(source))
         return outputs
 
-    def _plot(self, val: "_Outputs") -> None:
+    def _plot_confusion(self, val: "_Outputs") -> None:
+        classes = self._job.dataset.classes
+        matrix = confusion_matrix(val.preds, val.targets, num_classes=len(classes))
+        title = f"{self._folder.name}: validation"
+        plot_confusion(matrix, classes, self._folder / "confusion_matrix.png", title=title)
+
+    def _plot_history(self) -> None:
         import pandas as pd
 
-        classes, name = self._job.dataset.classes, self._folder.name
-        plot_confusion(
-            confusion_matrix(val.preds, val.targets, num_classes=len(classes)),
-            classes,
-            self._folder / "confusion_matrix.png",
-            title=f"{name}: validation",
-        )
         history = pd.DataFrame([asdict(stats) for stats in self._history])
-        plot_history(history, self._folder / "curves.png", title=name)
+        plot_history(history, self._folder / "curves.png", title=self._folder.name)
 
-    def _card(
-        self, metrics: dict[str, Score], confidence: Confidence, *, interrupted: bool
-    ) -> Card:
+    def _card(self, *, interrupted: bool) -> Card:
+        """Return the card without scores."""
         job = self._job
         epochs_done = kept_epoch = len(self._history)
-        if job.config.keep == "best" and self.trainer.best_epoch:
+        if job.config.keep == "best":
             kept_epoch = self.trainer.best_epoch
         return Card(
             run=self._folder.name,
@@ -346,8 +399,7 @@ class _Training:
             preprocessing=job.preprocessing,
             weights=job.weights,
             data=self._plan.data,
-            metrics=metrics,
-            confidence=confidence,
+            metrics={},
             training={
                 **asdict(job.config),
                 "epochs_done": epochs_done,

@@ -1,0 +1,106 @@
+"""`tltools train --resume`: refuse options that contradict the run that is resumed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tltools.backbones.backbone import Recipe
+from tltools.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tltools.data.dataset import Dataset
+    from tltools.training import TrainConfig, TrainSetup
+    from tltools.training.run import RunPlan
+
+_MAY_CHANGE = {"epochs"}
+"""A run can be trained for more epochs."""
+_SPLITS = {"split", "val_fraction", "images", "image_column", "label_column", "class_level"}
+_SPLITS |= {"class_names", "skip_bad", "seed"}
+"""Parameters that say how data is read and split."""
+
+
+def check_resumed(
+    folder: Path,
+    given: Mapping[str, Any],
+    setup: "TrainSetup",
+    load: "Callable[[], Dataset]",
+) -> None:
+    """Check that the options that were given are those that a run was begun with.
+
+    Args:
+        folder: The run.
+        given: The options that were given, by the names of `train`'s parameters.
+        setup: Where the command would train.
+        load: Loads the labeled images that the options name.
+
+    Raises:
+        ConfigError: If one differs; the message names all that do.
+    """
+    from tltools.training.run import read_plan
+
+    plan = read_plan(folder)
+    different = [
+        f"{name} is {mine}, not {asked}"
+        for name, mine, asked in (
+            *_settings(plan.train_config(), given),
+            *_weights(plan, given, setup),
+        )
+    ]
+    if given.get("folds"):
+        different.append("cross-validation comes before a training")
+    if given.get("data") is not None:
+        different += _data(plan, load())
+    elif ignored := _SPLITS & given.keys() - {"seed"}:
+        names = ", ".join(f"`{name}=`" for name in sorted(ignored))
+        different.append(f"{names} cannot be checked without the data")
+    if different:
+        raise ConfigError(
+            f"{folder} can only be resumed as it was begun: {'; '.join(different)}. Leave out what "
+            "differs, or train a new run without --resume"
+        )
+
+
+def _settings(
+    config: "TrainConfig", given: Mapping[str, Any]
+) -> "Iterator[tuple[str, object, object]]":
+    """Yield the settings that differ: name, value of the run, value that was given."""
+    from tltools.training import default_config
+
+    names = {field.name for field in fields(config)} - {"model"}
+    changes = {name: value for name, value in given.items() if name in names - {"fine_tune"}}
+    fine_tune = given.get("fine_tune") or config.fine_tune
+    asked = default_config(
+        config.model, given.get("recipe", "default"), fine_tune=fine_tune, **changes
+    )
+    compared = set(names & given.keys() - _MAY_CHANGE)
+    if "recipe" in given:
+        compared |= {field.name for field in fields(Recipe)} - _MAY_CHANGE
+    for name in sorted(compared):
+        mine, other = getattr(config, name), getattr(asked, name)
+        if mine != other and (name, other) != ("head", "auto"):
+            yield f"`{name}=`", mine, other
+
+
+def _weights(
+    plan: "RunPlan", given: Mapping[str, Any], setup: "TrainSetup"
+) -> "Iterator[tuple[str, object, object]]":
+    from tltools.training.train import weights_to_resume_with
+
+    asked = weights_to_resume_with(plan.train_config(), setup.weights)
+    if "weights" in given and asked != plan.weights:
+        yield "`weights=`", plan.weights, asked
+    if "normalization" in given and setup.normalization != plan.normalization:
+        yield "`normalization=`", plan.normalization, setup.normalization
+
+
+def _data(plan: "RunPlan", dataset: "Dataset") -> list[str]:
+    """Say whether these are other images, labels or another split."""
+    same = dataset.fingerprint == plan.data.fingerprint and dataset.classes == plan.classes
+    if same:
+        return []
+    return [
+        f"it was begun with {plan.data.num_train} training and {plan.data.num_val} validation "
+        f"images of {plan.data.name}, and {dataset.name} has other images, labels, class names "
+        "or another split"
+    ]
