@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Recorder, make_exports, replace_writer, run_tltools, set_card
 from msgspec.structs import replace
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tltools.card import CARD_KEY, Confidence, Preprocessing, card_from_json
@@ -358,7 +359,7 @@ def with_frozen_batch(trained, precision, path, check):
                 "bias",
                 other_bias,
                 ParityError,
-                r"logits differ by up to 1\.\d+e-02, more than 1e-04",
+                r"logits differ by up to 1\.\d+e-02, more than 0.0001",
             ),
             ("swap", classes_swapped, ParityError, r"logits differ by .* \(worst image .*\.png"),
         ]
@@ -403,6 +404,76 @@ def test_an_earlier_export_stays_when_the_new_one_is_wrong(
         make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu")
     assert files_in(tmp_path) == [earlier]
     assert earlier.read_bytes() == torchscript_file.read_bytes()
+
+
+def test_one_format_that_fails_does_not_prevent_the_others(cnn_run, monkeypatch, tmp_path):
+    replace_writer(monkeypatch, "onnx", write=writing(other_bias, "torchscript"))
+    with pytest.raises(
+        ArtifactError, match=r"cnn\.fp32\.onnx was not written: .*not a|cannot open"
+    ):
+        make_exports(cnn_run, ("onnx", "torchscript"), tmp_path, device="cpu")
+    assert [path.name for path in files_in(tmp_path)] == ["cnn.fp32.pt"]
+
+
+def test_several_failures_are_one_error_that_names_all(cnn_run, monkeypatch, tmp_path):
+    replace_writer(monkeypatch, "torchscript", write=writing(other_bias, "torchscript"))
+    replace_writer(monkeypatch, "onnx", write=writing(other_bias, "onnx"))
+    with pytest.raises(ParityError) as caught:
+        make_exports(cnn_run, FORMATS, tmp_path, device="cpu")
+    for name in ("cnn.fp32.pt", "cnn.fp32.onnx"):
+        assert f"{name} was not written: the logits differ" in str(caught.value)
+    assert files_in(tmp_path) == []
+
+
+def test_a_run_does_not_replace_the_export_of_another_run_with_its_name(run_copy, tmp_path):
+    (first,) = make_exports(run_copy, ["torchscript"], tmp_path / "exports", device="cpu")
+    before = first.path.read_bytes()
+    card = load_card(run_copy)
+    other = replace(card.data, name="others", fingerprint="1" * 64)
+    (run_copy / "card.json").write_text(replace(card, data=other).to_json())
+    with pytest.raises(ArtifactError, match=r"is an export of another run named cnn \(cnn, train"):
+        make_exports(run_copy, ["torchscript"], tmp_path / "exports", device="cpu")
+    assert first.path.read_bytes() == before
+
+
+def test_runs_of_one_name_are_not_exported_to_one_folder(cnn_run, run_copy, tmp_path):
+    ran = run_tltools("export", cnn_run, run_copy, "--output", "exports", cwd=tmp_path)
+    assert ran.code == 2
+    assert f"error: {cnn_run} and {run_copy} are both named cnn" in ran.err
+    assert files_in(tmp_path / "exports") == []
+
+
+def test_a_run_that_fails_does_not_hide_the_others(cnn_run, run_copy, monkeypatch, tmp_path):
+    """The table, `--json` and the exit code speak of all runs."""
+    card = load_card(run_copy)
+    (run_copy / "card.json").write_text(replace(card, run="other").to_json())
+    (run_copy / "checkpoint.safetensors").write_bytes(b"damaged")
+    args = ("export", run_copy, cnn_run, "--output", "exports", "--device", "cpu", "--json")
+    ran = run_tltools(*args, cwd=tmp_path)
+    assert ran.code == 1
+    assert [one["path"] for one in json.loads(ran.out)] == ["exports/cnn/cnn.fp32.onnx"]
+    assert "checkpoint.safetensors cannot be read" in ran.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("scale", "passes"), [(1.0, False), (1e4, True)])
+def test_large_logits_are_compared_by_their_size(cnn_run, monkeypatch, tmp_path, scale, passes):
+    """Rounding errors of fp32 grow with the logits."""
+    model, _ = load_run(cnn_run)
+    model.head.weight.data *= scale
+    model.head.bias.data *= scale
+    folder = shutil.copytree(cnn_run, tmp_path / "runs" / "cnn")
+    save_file(model.state_dict(), folder / "checkpoint.safetensors")
+
+    def shifted(model):
+        model.head.bias.data += 1e-2
+        return model
+
+    replace_writer(monkeypatch, "torchscript", write=writing(shifted, "torchscript"))
+    expected = nullcontext() if passes else pytest.raises(ParityError, match="logits differ")
+    with expected:
+        (made,) = make_exports(folder, ["torchscript"], tmp_path / "exports", device="cpu")
+        assert made.parity.max_abs_logit > 1e3
+        assert made.parity.max_abs_logit_diff == pytest.approx(1e-2, rel=0.5)
 
 
 def test_a_good_export_stays_when_the_next_format_is_wrong(cnn_run, monkeypatch, tmp_path):

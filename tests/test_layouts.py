@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,14 +23,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import COLORS, run_tltools, save_image
+from conftest import COLORS, SIZE, run_tltools, save_image
 from google.protobuf import text_format
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import ExifTags, Image
 
 import tltools
-from tltools import doctor
+from tltools import doctor, load_model
+from tltools.card import Preprocessing
 from tltools.cli.docs import CHAPTERS
+from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError
 from tltools.layouts import docker, lay_out
 from tltools.layouts import layout as layout_module
@@ -454,6 +458,64 @@ def test_an_environment_built_by_the_dockerfiles_steps_classifies_without_torch(
 # ------------------------------------------------------------------------------------ command
 
 
+# ------------------------------------------------------------------------------- the program
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images that a program of its own gets wrong: wide, rotated, transparent, gray, a palette."""
+    folder = tmp_path_factory.mktemp("photos")
+    y, x = np.mgrid[0:90, 0:160]
+    pixels = np.stack([x * 255 / 159, y * 255 / 89, (x // 20 + y // 20) % 2 * 255], axis=2)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(folder / "rotated.jpg", exif=exif, quality=95)
+    image.save(folder / "wide.png")
+    image.rotate(90, expand=True).save(folder / "tall.webp", lossless=True)
+    image.convert("L").save(folder / "gray.png")
+    image.resize((SIZE, SIZE)).save(folder / "exact.png")
+    image.quantize(16).save(folder / "palette.gif")
+    image.putalpha(Image.fromarray((x * 255 / 159).astype(np.uint8)))
+    image.save(folder / "transparent.png")
+    return folder
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_the_program_answers_like_classify(make_onnx, make_card, photos, tmp_path, resize):
+    rules = Preprocessing(size=SIZE, resize=resize, interpolation="bicubic")
+    names = ("it's", 'a "b"\n\\', "Größe")
+    card = make_card(preprocessing=rules, classes=names)
+    export = make_onnx(tmp_path / "tiny.fp32.onnx", card.to_json())
+    folder = lay_out("python", export, tmp_path / "out").folder
+    assert sorted(one.name for one in folder.iterdir()) == [
+        "model.onnx", "predict.py", "requirements.txt"
+    ]  # fmt: skip
+    program = runpy.run_path(str(folder / "predict.py"))
+    assert program["CLASSES"] == list(names)
+    for path in sorted(photos.iterdir()):
+        pixels = program["load"](str(path))
+        assert (pixels.shape, pixels.dtype) == ((1, SIZE, SIZE, 3), np.uint8)
+        difference = np.abs(pixels[0].astype(int) - load_image(path, rules).astype(int))
+        assert difference.mean() < 2, path.name
+        if path.suffix != ".jpg":  # which `load_image` decodes at a fraction of its size
+            assert difference.max() <= 2, path.name
+
+
+def test_the_program_runs_without_tltools(real, photos, tmp_path):
+    folder = lay_out("python", real, tmp_path / "out").folder
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    done = subprocess.run(
+        [sys.executable, "-I", folder / "predict.py", *paths], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers = load_model(real, device="cpu").predict(paths)
+    for line, path, answer in zip(done.stdout.splitlines(), paths, answers, strict=True):
+        name, label, share = re.fullmatch(r"(.*): (\w+) ([\d.]+)%", line).groups()
+        assert (name, label) == (path, answer.label)
+        assert float(share) == pytest.approx(100 * answer.confidence, abs=1)
+
+
 def test_the_command_lays_out_what_it_exports(cnn_run, tmp_path):
     arguments = ("export", cnn_run, "--layout", "triton", "--format", "all", "--json")
     done = run_tltools(*arguments, "--output", "out", cwd=tmp_path)
@@ -469,6 +531,7 @@ def test_the_command_lays_out_what_it_exports(cnn_run, tmp_path):
 @pytest.mark.parametrize(
     ("layout", "file", "hint"),
     [
+        ("python", "predict.py", "run predict.py"),
         ("triton", "config.pbtxt", "tritonserver --model-repository="),
         ("docker", "Dockerfile", "docker build"),
     ],

@@ -389,7 +389,7 @@ def test_the_layer_that_rounding_hurts_most_is_named_first(tmp_path, card, image
     assert sorted(sensitive_layers(source, images[:4], calibration=[images])) == sorted(LAYERS)
 
 
-@pytest.mark.parametrize(("tries", "kept"), [(1, 0), (2, 1), (3, 2), (4, 3)])
+@pytest.mark.parametrize(("tries", "kept"), [(1, 0), (2, 1), (3, 2)])
 def test_layers_are_kept_in_float_until_the_check_passes(
     source, target, images, tries, kept, monkeypatch
 ):
@@ -404,7 +404,7 @@ def test_layers_are_kept_in_float_until_the_check_passes(
     order = sensitive_layers(source, images[:8], calibration=[images])
     names = quantize_until(source, target, [images], check, progress=progress)
     assert names == order[:kept]
-    assert [len(layers) for layers in seen] == [3, 2, 1, 0][:tries]
+    assert [len(layers) for layers in seen] == [3, 2, 1][:tries]
     assert quantized_layers(target) == set(LAYERS) - set(names)
     assert len(progress.said) == tries - 1
     assert all("too far" in line for line in progress.said)
@@ -416,13 +416,14 @@ def test_sensitivity_is_measured_only_when_needed(source, target, images, monkey
 
 
 def test_a_check_that_never_passes_leaves_no_file_and_its_own_error(source, target, images):
+    """A file in which all layers are float is not tried: it would not be int8."""
     seen = []
 
     def check(path):
         seen.append(path)
         raise ParityError(f"try {len(seen)}")
 
-    with pytest.raises(ParityError, match="try 4"):
+    with pytest.raises(ParityError, match="try 3"):
         quantize_until(source, target, [images], check)
     assert names_in(target.parent) == []
 

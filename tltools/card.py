@@ -57,6 +57,11 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Per channel (RGB), on the 0-1 scale."""
 
+    @property
+    def scaled_side(self) -> int:
+        """What `crop` scales the shorter side to, in pixels."""
+        return round(self.size * self.crop_ratio)
+
     def shape(self, num_images: int) -> tuple[int, int, int, int]:
         """Return the shape of a batch of the model's input, (N, size, size, 3)."""
         return num_images, self.size, self.size, 3
@@ -108,6 +113,10 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """Batch sizes that were run."""
     atol: float | None
     """Largest logit difference that passes; None if only labels were checked."""
+    rtol: float = 0.0
+    """A difference of this fraction of `max_abs_logit` passes as well."""
+    max_abs_logit: float | None = None
+    """Largest absolute logit of PyTorch; None in older exports."""
     min_top1_agreement: float
     """Smallest agreement that passes."""
     accuracy_drop: float | None = None

@@ -13,6 +13,8 @@ A message is written where it is raised. It names parameters in backticks, and t
 turns them into options (`console.in_options`): to find a message, search for its other words.
 """
 
+from collections.abc import Sequence
+
 
 class TltoolsError(Exception):
     """An error that a user can fix; the message says what is wrong and what to do."""
@@ -50,6 +52,14 @@ class DeviceError(TltoolsError):
 
 class UnreachableError(TltoolsError):
     """A server does not answer, or refuses access, whichever file is requested."""
+
+
+def raise_all(failures: Sequence[TltoolsError]) -> None:
+    """Raise a failure, or several as one of the first one's type; return if there is none."""
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise type(failures[0])("; ".join(map(str, failures)))
 
 
 def first_line(error: object) -> str:

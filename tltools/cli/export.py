@@ -8,7 +8,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, TltoolsError, raise_all
 from tltools.runtime.model_formats import FORMATS, format_named, format_of, is_export_name
 from tltools.wording import counted
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NEXT = {
     "files": "Next: tltools classify FOLDER, and tltools bench",
+    "python": "Next: run predict.py in the folder above; it needs only its requirements.txt",
     "triton": "Next: tritonserver --model-repository={folder}",
     "docker": "Next: docker build in the folder above; its README.md says how to run the image",
 }
@@ -50,8 +51,8 @@ CalibrationOption = Annotated[
     int, typer.Option(min=1, help="Training images for calibrating int8.")
 ]
 LayoutOption = Annotated[
-    Literal["files", "triton", "docker"],
-    typer.Option(help="Also write a Triton model repository or a Docker build context."),
+    Literal["files", "python", "triton", "docker"],
+    typer.Option(help="Also write a short program, a Triton repository or a Docker context."),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
@@ -98,7 +99,10 @@ def export(
     # Existing exports are accepted with a layout only; otherwise an argument must be a run.
     done = [path for path in given if layout != "files" and is_export_name(path)]
     exports = [read_artifact(path) for path in done]
-    exports += _make_exports([path for path in given if path not in done], settings, out)
+    folders = [path for path in given if path not in done]
+    _check_names(exports, folders)
+    made, failures = _make_exports(folders, settings, out)
+    exports += made
     laid = _lay_out(layout, exports, done, output)
     out.result(
         [_facts(export, laid.get(export.path)) for export in exports],
@@ -107,6 +111,7 @@ def export(
     _tell_rest(exports, out)
     for one in laid.values():
         out.progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
+    raise_all(failures)
     out.progress.say(_NEXT[layout].format(folder=(output / layout).resolve()))
 
 
@@ -126,24 +131,52 @@ def _check_layout(layout: str, formats: Sequence[str]) -> None:
         )
 
 
+def _check_names(exports: "Sequence[Artifact]", folders: Sequence[Path]) -> None:
+    """Refuse runs whose files would have the same paths, before any work.
+
+    Raises:
+        ArtifactError: If a folder is not a run.
+        ConfigError: If two runs, or two exports of one precision, have the same name.
+    """
+    from tltools.run_folder import load_card
+
+    named = [
+        (export.path, f"{export.card.run} in {_added(export).precision}") for export in exports
+    ]
+    named += [(folder, load_card(folder).run) for folder in dict.fromkeys(folders)]
+    first: dict[str, Path] = {}
+    for path, name in named:
+        if first.setdefault(name, path) != path:
+            raise ConfigError(
+                f"{first[name]} and {path} are both named {name} and would be written to the same "
+                "files; export them one after another, with a different --output each"
+            )
+
+
 def _make_exports(
     folders: Sequence[Path], settings: "ExportSettings", out: Out
-) -> "list[Artifact]":
-    """Export runs one after another."""
+) -> "tuple[list[Artifact], list[TltoolsError]]":
+    """Export runs one after another; return the exports, and what failed."""
     if not folders:  # so that PyTorch is not imported
-        return []
+        return [], []
     from tltools.artifacts import Artifact
     from tltools.export import export_run
 
-    return [
-        Artifact(result.path, result.card)
-        for folder in folders
-        for result in export_run(folder, settings, progress=out.progress)
-    ]
+    made: list[Artifact] = []
+    failures: list[TltoolsError] = []
+    for folder in dict.fromkeys(folders):
+        try:
+            for result in export_run(folder, settings, progress=out.progress):
+                made.append(Artifact(result.path, result.card))  # noqa: PERF401 - keeps those before
+        except TltoolsError as error:
+            failures.append(error)
+    if not made:
+        raise_all(failures)
+    return made, failures
 
 
 def _lay_out(
-    layout: 'Literal["files", "triton", "docker"]',
+    layout: 'Literal["files", "python", "triton", "docker"]',
     exports: "list[Artifact]",
     done: Sequence[Path],
     output: Path,

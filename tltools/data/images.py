@@ -337,7 +337,7 @@ def _scale_while_decoding(width: int, height: int, rules: Preprocessing) -> int:
 
     A side that is not a multiple of it is decoded to one more pixel, which counts only in part.
     """
-    needed = round(rules.size * rules.crop_ratio) if rules.resize == "crop" else rules.size
+    needed = rules.scaled_side if rules.resize == "crop" else rules.size
     needed = math.ceil(needed * DRAFT_MARGIN)
     return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * needed), 1)
 
@@ -375,7 +375,7 @@ def _central_square(
 ) -> tuple[float, float, float, float]:
     """Return the part of `box` that the `crop` rule keeps."""
     _, _, width, height = box
-    side = min(width, height) * rules.size / round(rules.size * rules.crop_ratio)
+    side = min(width, height) * rules.size / rules.scaled_side
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tltools.atomic import atomic_path
 from tltools.card import Card, ExportFacts, Parity, Precision, Verified
-from tltools.errors import ArtifactError, DeviceError, ParityError
+from tltools.errors import ArtifactError, DeviceError, ParityError, TltoolsError, raise_all
 from tltools.evaluate import predict
 from tltools.export.parity import BARS, compare
 from tltools.export.selftest import make_self_test
@@ -18,7 +18,7 @@ from tltools.export.settings import ExportSettings
 from tltools.export.trained import TrainedRun
 from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
-from tltools.runtime import load_predictor
+from tltools.runtime import load_predictor, read_card
 from tltools.runtime.model_formats import ModelFormat, Written
 from tltools.runtime.pipeline import decode_batches
 from tltools.runtime.predictor import ExportPredictor
@@ -27,7 +27,8 @@ from tltools.runtime.selftest import replay
 CPU_IMAGES = 256
 """Images that are also compared on the CPU, after a GPU has compared all."""
 SEALED_ATOL = 1e-5
-"""Largest change of the logits when probabilities are added, and largest error of these."""
+"""Largest change of the logits when probabilities are added, and largest error of these; for
+logits beyond 1, as a fraction of the largest one."""
 SEALED_GPU_ATOL = 1e-3
 """The same for fp16 on a GPU, where PyTorch recompiles the graph during the first calls."""
 
@@ -57,7 +58,7 @@ class ExportResult:
 def export_run(
     run: Path, settings: ExportSettings, *, progress: Progress = SILENT
 ) -> Iterator[ExportResult]:
-    """Export a run, one file after the other.
+    """Export a run, one file after the other; what fails is raised once the others are written.
 
     Args:
         run: The run folder.
@@ -74,6 +75,7 @@ def export_run(
         An export that fails leaves no file; an earlier export at its path stays unchanged.
     """
     files = settings.files()
+    failures: list[TltoolsError] = []
     with ExitStack() as stack:
         trained = TrainedRun(
             run,
@@ -91,7 +93,13 @@ def export_run(
             if refusal:
                 progress.say(refusal)
             else:
-                yield _File(trained, format_, precision).export()
+                try:
+                    result = _File(trained, format_, precision).export()
+                except (ArtifactError, DeviceError, ParityError) as error:
+                    failures.append(error)
+                else:
+                    yield result
+    raise_all(failures)
 
 
 def _refusal(trained: TrainedRun, format_: ModelFormat, precision: Precision) -> str | None:
@@ -122,6 +130,7 @@ class _File:
         card, progress = self.trained.card, self.trained.progress
         path = self.trained.folder / f"{card.run}.{self.precision}{self.format.suffix}"
         replaced = path.exists()
+        _check_owner(path, card)
         progress.say(f"Exporting {card.run} to {path}" + (", replacing it" if replaced else ""))
         self._tell_int8()
         try:
@@ -223,6 +232,7 @@ class _File:
         self.format.load_writer().seal(path, card)
         sealed = load_predictor(path, device=device, self_test=False)
         atol = SEALED_ATOL if sealed.device == "cpu" else SEALED_GPU_ATOL
+        atol *= max(1.0, float(np.abs(before).max()))
         if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=atol):
             raise ParityError("writing the card into the file changed its logits")
         _check_probabilities(sealed, card, few, atol=atol)
@@ -238,12 +248,33 @@ class _File:
             )
 
 
+def _check_owner(path: Path, card: Card) -> None:
+    """Check that an existing export is one of this run, or of an earlier one on the same data.
+
+    Raises:
+        ArtifactError: If it is another run's.
+    """
+    try:
+        other = read_card(path)
+    except ArtifactError:  # there is none, or it is damaged and of no use to anybody
+        return
+    theirs, ours = ((one.model, one.classes, one.data.fingerprint) for one in (other, card))
+    if theirs != ours:
+        raise ArtifactError(
+            f"{path} is an export of another run named {card.run} ({other.model}, trained on "
+            f"{other.data.name}); delete it, or choose another `output=`"
+        )
+
+
 def _check_probabilities(
     sealed: ExportPredictor, card: Card, paths: Sequence[Path], *, atol: float
 ) -> None:
     rules = card.preprocessing
     (images,) = decode_batches(paths, preprocessing=rules, batch_size=len(paths))
-    expected = softmax(sealed(images), temperature=card.temperature)
+    logits = sealed(images)
+    expected = softmax(logits, temperature=card.temperature)
+    # Large logits are rounded when they are divided by the temperature.
+    atol += float(np.finfo(np.float32).eps * np.abs(logits).max() / card.temperature)
     difference = float(np.abs(sealed.probabilities(images) - expected).max())
     if not difference <= atol:
         raise ParityError(

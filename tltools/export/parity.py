@@ -20,6 +20,8 @@ class ParityBar:
 
     atol: float | None
     """Largest logit difference that passes; None checks only labels and accuracy."""
+    rtol: float = 0.0
+    """A difference of this fraction of the largest absolute logit passes as well."""
     min_top1_agreement: float
     """Smallest fraction of equal labels that passes."""
     max_accuracy_drop: float | None = None
@@ -27,7 +29,7 @@ class ParityBar:
 
 
 BARS: dict[Precision, ParityBar] = {
-    "fp32": ParityBar(atol=1e-4, min_top1_agreement=1.0),
+    "fp32": ParityBar(atol=1e-4, rtol=1e-5, min_top1_agreement=1.0),
     "fp16": ParityBar(atol=None, min_top1_agreement=0.995),
     "int8": ParityBar(atol=None, min_top1_agreement=0.99, max_accuracy_drop=0.005),
 }
@@ -73,6 +75,8 @@ def compare(
         num_images=len(paths),
         batch_sizes=tuple(sorted(sizes)),
         atol=bar.atol,
+        rtol=bar.rtol,
+        max_abs_logit=float(np.abs(reference).max()),
         min_top1_agreement=bar.min_top1_agreement,
         accuracy_drop=None if targets is None else found.accuracy_drop(targets),
         max_accuracy_drop=bar.max_accuracy_drop,
@@ -133,6 +137,11 @@ class _Logits:
         return (before - after) / len(targets)
 
 
+def _largest_allowed(parity: Parity) -> float:
+    """Return the largest logit difference that passes: rounding errors grow with the logits."""
+    return max(parity.atol or 0.0, parity.rtol * (parity.max_abs_logit or 0.0))
+
+
 def _check_limits(parity: Parity, found: _Logits) -> None:
     """Raise ParityError if a result exceeds its limit; name the worst or first image."""
     largest, agreement, drop = (
@@ -140,9 +149,9 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
         parity.top1_agreement,
         parity.accuracy_drop,
     )
-    if parity.atol is not None and largest > parity.atol:
+    if parity.atol is not None and largest > (limit := _largest_allowed(parity)):
         raise ParityError(
-            f"the logits differ by up to {largest:.2e}, more than {parity.atol:.0e} (worst image "
+            f"the logits differ by up to {largest:.2e}, more than {limit:.2g} (worst image "
             f"{found.paths[int(found.differences.argmax())]})"
         )
     if agreement < parity.min_top1_agreement:

@@ -1,4 +1,4 @@
-"""Prepare exports for serving: a Triton model repository, or a Docker build context."""
+"""Prepare exports for use: a short program, a Triton model repository or a Docker context."""
 
 from tltools.layouts.layout import FORMAT, Laid, Layout, lay_out
 

@@ -10,13 +10,14 @@ from typing import Literal, TypeAlias
 from tltools.atomic import atomic_path
 from tltools.errors import ConfigError
 from tltools.layouts.docker import docker_files
+from tltools.layouts.program import program_files
 from tltools.layouts.triton import triton_files
 from tltools.runtime import read_card
 from tltools.runtime.model_formats import ONNX, format_of
 
-Layout: TypeAlias = Literal["triton", "docker"]
+Layout: TypeAlias = Literal["python", "triton", "docker"]
 FORMAT = ONNX
-"""Format of the exports in a layout: both layouts run them with onnxruntime."""
+"""Format of the exports in a layout: all layouts run them with onnxruntime."""
 Contents: TypeAlias = Mapping[str, str | bytes | Path]
 """Contents of a layout's files, by their path in its folder: text, bytes, or a file to copy."""
 
@@ -36,7 +37,7 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     Its files replace those of an earlier layout of the same name only after all are complete.
 
     Args:
-        layout: `triton` or `docker`.
+        layout: `python`, `triton` or `docker`.
         export: An ONNX export, which is copied byte for byte.
         output: Parent folder of the layouts.
 
@@ -55,7 +56,10 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     name = f"{card.run}_{card.export.precision}"
     folder = output / layout / name
     contents: Contents
-    contents = triton_files(export, card, name) if layout == "triton" else docker_files(export)
+    if layout == "triton":
+        contents = triton_files(export, card, name)
+    else:
+        contents = docker_files(export) if layout == "docker" else program_files(export, card)
     with ExitStack() as stack:
         # All files are complete before the first one is renamed.
         opened = {name: stack.enter_context(atomic_path(folder / name)) for name in contents}
