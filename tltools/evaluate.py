@@ -30,6 +30,7 @@ from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Outputs, Plan, run_images
 from tltools.runtime.pipeline import readable
+from tltools.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,7 +290,7 @@ def _check_classes(classes: Iterable[str], card: Card) -> None:
     unknown = [name for name in classes if name not in card.classes]
     if unknown:
         raise DataError(
-            f"the model does not know class {', '.join(unknown)}: the data has "
-            f"{', '.join(classes)}, and the model has {', '.join(card.classes)}; rename the data's "
-            "classes with `class_names=`, in the order of their labels"
+            f"the model does not know class {listed(unknown)}: the data has {listed([*classes])}, "
+            f"and the model has {listed(card.classes)}; rename the data's classes "
+            "with `class_names=`, in the order of their labels"
         )

@@ -22,6 +22,7 @@ from tltools.metrics import softmax
 from tltools.plots import plot_heat
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device, torch_device
+from tltools.wording import did_you_mean, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -225,8 +226,8 @@ def _class_index(card: Card, class_name: str | None) -> int | None:
         return None
     if class_name not in card.classes:
         raise ConfigError(
-            f"run {card.run} has no class {class_name!r}; `class_name=` takes one of "
-            f"{', '.join(card.classes)}"
+            f"run {card.run} has no class {class_name!r};{did_you_mean(class_name, card.classes)} "
+            f"`class_name=` takes one of {listed(card.classes)}"
         )
     return card.classes.index(class_name)
 

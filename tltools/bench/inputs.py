@@ -17,6 +17,7 @@ from tltools.errors import DataError
 from tltools.run_folder import CARD, read_split
 from tltools.runtime.model_formats import ONNX, format_of
 from tltools.runtime.selftest import lacks_self_test
+from tltools.wording import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,8 +114,8 @@ def _targets(frame: "pd.DataFrame", classes: tuple[str, ...]) -> NDArray[np.int6
     unknown = sorted(set(frame["class"]) - set(index))
     if unknown:
         raise DataError(
-            f"the data has classes that the models do not know: {', '.join(unknown)} (they know "
-            f"{', '.join(classes)}); rename the data's classes with `class_names=`"
+            f"the data has classes that the models do not know: {listed(unknown)} (they know "
+            f"{listed(classes)}); rename the data's classes with `class_names=`"
         )
     return np.array([index[one] for one in frame["class"]], dtype=np.int64)
 

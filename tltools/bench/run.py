@@ -28,6 +28,7 @@ from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Bar, Progress
 from tltools.runtime import open_model as open_for_classify
+from tltools.wording import listed
 
 
 def run_bench(
@@ -240,8 +241,8 @@ def _problem(
         return ""
     if classes is not None and result.classes != classes:
         return (
-            f"failed: its classes ({', '.join(result.classes)}) differ from those of the others "
-            f"({', '.join(classes)}), or are in another order: bench it separately"
+            f"failed: its classes ({listed(result.classes)}) differ from those of the others "
+            f"({listed(classes)}), or are in another order: bench it separately"
         )
     number = len(result.logits)
     expected = (number, len(result.classes))

@@ -24,7 +24,7 @@ from tltools.cli.show import check_report, write_report
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import counted
+from tltools.wording import MAX_LISTED, counted
 
 if TYPE_CHECKING:
     from tltools.classify import Shard, Summary
@@ -400,8 +400,14 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     progress.say(f"Device: {choice.device} ({choice.reason}), {where}{how}")
     progress.say(f"Plan: {summary.plan}")
     total = max(summary.num_images, 1)
-    for name, count in summary.counts.items():
+    counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
+    few = len(counts) <= MAX_LISTED
+    for name, count in summary.counts.items() if few else counts[:MAX_LISTED]:
         progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
+    if not few:
+        rest = counts[MAX_LISTED:]
+        number = sum(count for _, count in rest)
+        progress.say(f"{number:8d}  {number / total:6.1%}  {len(rest):,} other labels")
     if summary.num_uncertain:
         progress.say(f"{summary.num_uncertain:8d}  {summary.num_uncertain / total:6.1%}  uncertain")
     for reason, count in summary.errors.items():

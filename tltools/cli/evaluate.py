@@ -21,7 +21,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, write_report
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import counted
+from tltools.wording import MAX_LISTED, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,18 +156,10 @@ def _print_evaluation(result: "Evaluation") -> None:
             ("images per second", f"{result.num_images / result.seconds:.0f}"),
         ],
     )
-    print_table(
-        "By class",
-        ("class", "precision", "recall", "F1", "images"),
-        [
-            (
-                row.name,
-                *map(_share, (row.precision, row.recall, row.f1)),
-                str(row.support),
-            )
-            for row in result.per_class
-        ],
-    )
+    _print_classes(result)
+    if len(result.classes) > MAX_LISTED:
+        _print_mistakes(result)
+        return
     print_table(
         "Confusion matrix: rows are true classes, columns predicted ones",
         ("", *result.classes),
@@ -175,6 +167,49 @@ def _print_evaluation(result: "Evaluation") -> None:
             (name, *map(str, row))
             for name, row in zip(result.classes, result.confusion, strict=True)
         ],
+    )
+
+
+def _print_classes(result: "Evaluation") -> None:
+    """Print the scores of each class; of many classes, those of the worst ones."""
+    from tltools.console import print_table
+
+    shown, title = result.per_class, "By class"
+    if len(shown) > MAX_LISTED:
+        known = [row for row in shown if row.f1 is not None]
+        shown = sorted(known, key=lambda row: row.f1 or 0.0)[:MAX_LISTED]
+        title += (
+            f": the {MAX_LISTED} of {len(result.classes):,} with the lowest F1 (--output FOLDER or "
+            "--json has all)"
+        )
+    print_table(
+        title,
+        ("class", "precision", "recall", "F1", "images"),
+        [
+            (row.name, *map(_share, (row.precision, row.recall, row.f1)), str(row.support))
+            for row in shown
+        ],
+    )
+
+
+def _print_mistakes(result: "Evaluation") -> None:
+    """Print the most frequent mistakes."""
+    import numpy as np
+
+    from tltools.console import print_table
+
+    wrong = result.confusion - np.diag(result.confusion.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_LISTED]
+    pairs = [divmod(int(index), len(wrong)) for index in order]
+    print_table(
+        "Most frequent mistakes",
+        ("true class", "predicted class", "images"),
+        [
+            (result.classes[true], result.classes[pred], str(wrong[true, pred]))
+            for true, pred in pairs
+            if wrong[true, pred]
+        ]
+        or [("none", "", "")],
     )
 
 

@@ -17,7 +17,7 @@ from tltools.cli.options import (
     path_or_url,
     split_names,
 )
-from tltools.wording import counted
+from tltools.wording import MAX_LISTED, counted
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -115,10 +115,12 @@ def _print_audit(dataset: "Dataset") -> None:
 
     counts = _counts(dataset)
     columns = next(iter(counts.values()), {"all": 0})
+    hidden = max(0, len(counts) - MAX_LISTED)
     print_table(
         f"{dataset.name}: {counted(len(dataset.frame), 'image')}, split: {dataset.split_rule}",
         ("class", *columns),
-        [(name, *map(str, row.values())) for name, row in counts.items()],
+        [(name, *map(str, row.values())) for name, row in list(counts.items())[:MAX_LISTED]]
+        + ([(f"and {hidden:,} more (--json)", *[""] * len(columns))] if hidden else []),
     )
     print_table(
         "Findings",
