@@ -25,10 +25,12 @@ from typer.main import get_command
 
 from tltools import __version__, cli
 from tltools.artifacts import open_predictor
+from tltools.card import Preprocessing
 from tltools.classify.output_formats import OUTPUT_FORMATS
 from tltools.cli.classify import PartFormatOption
 from tltools.cli.docs import CHAPTERS
 from tltools.cli.export import LayoutOption, PrecisionOption
+from tltools.cli.model_card import preparation
 from tltools.cli.options import AllDevices, TorchDevices
 from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
@@ -108,8 +110,9 @@ def walk(tmp_path_factory):
         "classify to stdout": ("classify", "sample/images", "--device", "cpu", "-o", "-"),
         "bench": ("bench", model, "--rounds", 1, "--iterations", 1, "--batch-sizes", "2",
                   "--device", "cpu", "--output", "report"),
-        "inspect run": ("inspect", "runs/cnn"),
-        "inspect export": ("inspect", model),
+        "inspect run": ("inspect", "runs/cnn", "--json"),
+        "inspect export": ("inspect", model, "--json"),
+        "card": ("inspect", model),
         "inspect data": ("inspect", "sample", "--sheet", "sheet.png"),
         "doctor": ("doctor",),
         "doctor json": ("doctor", "--json"),
@@ -218,6 +221,29 @@ def test_inspect_shows_a_card_as_json(walk):
     assert export_card.pop("export")["format"] == "onnx"
     assert run_card.pop("export") is None
     assert run_card == export_card
+
+
+def test_inspect_says_what_to_feed_a_model(walk):
+    lines = walk.ran["card"].out.splitlines()
+    assert len([line for line in lines if line.strip()]) < 25
+    text = " ".join(" ".join(lines).split())
+    for expected in (
+        f"classes 2: {CLASSES.replace(',', ', ')}",
+        "input images, uint8 (N, 224, 224, 3): RGB, 0 to 255",
+        "preparation apply the EXIF orientation, put transparency on white, convert to RGB, scale "
+        "both sides to 224 (bilinear, antialiased)",
+        "output logits, float32 (N, 2), and their calibrated probabilities",
+        "export onnx fp32, opset",
+        "verified on cpu 100.00% of",
+    ):
+        assert expected in text, text
+
+
+def test_the_crop_rule_is_told_with_its_numbers():
+    rules = Preprocessing(resize="crop")
+    assert "short side to 256 (bilinear, antialiased) and crop the central 224 x 224" in (
+        preparation(rules)
+    )
 
 
 def test_inspect_audits_data(walk):

@@ -48,7 +48,13 @@ def inspect(
     from tltools.artifacts import is_artifact, read_artifact
 
     if isinstance(path, Path) and is_artifact(path):
-        out.json(read_artifact(path).card.to_text())
+        from tltools.cli.model_card import print_card
+
+        card = read_artifact(path).card
+        if out.as_json:
+            out.json(card.to_text())
+        else:
+            print_card(path, card)
         return
     from tltools.data.dataset import load_dataset
 

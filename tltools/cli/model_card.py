@@ -1,0 +1,91 @@
+"""Show a model's card on the terminal: what it is, what to feed it, and how good it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tltools.cli.show import score_text
+from tltools.wording import grouped, listed
+
+if TYPE_CHECKING:
+    from tltools.card import Card, ExportFacts, Preprocessing
+
+
+def print_card(path: Path, card: "Card") -> None:
+    """Print a card in about ten lines; `--json` has all of it."""
+    from tltools.console import print_table
+
+    print_table(f"{path} (--json shows the whole card)", ("", ""), list(_lines(card)))
+
+
+def _lines(card: "Card") -> Iterator[tuple[str, str]]:
+    facts, data = card.export, card.data
+    tuned = card.training.get("fine_tune", "none")
+    weights = f", weights {card.weights.source}" if card.weights.sha256 else ""
+    yield (
+        "model",
+        f"{card.model}, head {card.head}{weights}"
+        + ("" if tuned == "none" else f", fine-tuned: {tuned}"),
+    )
+    yield "classes", f"{len(card.classes):,}: {listed(card.classes)}"
+    yield (
+        "data",
+        f"{data.name}: {grouped(data.num_train, 'image')} for training, {data.num_val:,} for "
+        f"validation, split {data.split}",
+    )
+    for split, name in (("val", "validation"), ("test", "test")):
+        if split in card.metrics:
+            yield f"{name} accuracy", score_text(card.metrics[split])
+    yield (
+        "temperature",
+        f"{card.temperature:.2f}"
+        + (f" ({card.confidence.note})" if card.confidence and card.confidence.note else ""),
+    )
+    yield "input", _input(card.preprocessing)
+    yield "preparation", preparation(card.preprocessing)
+    yield (
+        "output",
+        f"logits, float32 (N, {len(card.classes)})"
+        + ("" if facts is None else ", and their calibrated probabilities"),
+    )
+    if facts is not None:
+        yield from _export_lines(facts)
+    yield "made", f"{card.created} with tltools {card.versions.get('tltools', '?')}"
+
+
+def _input(rules: "Preprocessing") -> str:
+    return (
+        f"images, uint8 (N, {rules.size}, {rules.size}, 3): RGB, 0 to 255; the model itself scales "
+        "and normalizes"
+    )
+
+
+def preparation(rules: "Preprocessing") -> str:
+    """Say how an image file becomes the model's input."""
+    how = f"{rules.interpolation}, antialiased"
+    if rules.resize == "squash":
+        scale = f"scale both sides to {rules.size} ({how})"
+    else:
+        scale = (
+            f"scale the short side to {rules.scaled_side} ({how}) and crop the central "
+            f"{rules.size} x {rules.size}, unless the image has that size"
+        )
+    return f"apply the EXIF orientation, put transparency on white, convert to RGB, {scale}"
+
+
+def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
+    opset = "" if facts.opset is None else f", opset {facts.opset}"
+    kept = len(facts.float_layers)
+    yield (
+        "export",
+        f"{facts.format} {facts.precision}{opset}"
+        + (f", {grouped(kept, 'layer')} in fp32" if kept else ""),
+    )
+    checks = facts.verified or ()
+    for one in checks:
+        parity = one.parity
+        yield (
+            f"verified on {one.device}",
+            f"{parity.top1_agreement:.2%} of {grouped(parity.num_images, 'image')} get PyTorch's "
+            f"label; logits differ by at most {parity.max_abs_logit_diff:.1e}",
+        )
