@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from tltools.wording import counted
 if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
+    from tltools.data.findings import Finding
 
 
 @command
@@ -90,6 +92,13 @@ def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
     }
 
 
+def _findings(dataset: "Dataset") -> "list[Finding]":
+    """Return the findings, with options of the command line instead of the library's parameters."""
+    from tltools.console import in_options
+
+    return [replace(one, message=in_options(one.message)) for one in dataset.findings]
+
+
 def _audit(dataset: "Dataset") -> dict[str, Any]:
     return {
         "name": dataset.name,
@@ -97,7 +106,7 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
         "split": dataset.split_rule,
         "reading": dataset.reading,
         "images": _counts(dataset),
-        "findings": dataset.findings,
+        "findings": _findings(dataset),
     }
 
 
@@ -123,6 +132,6 @@ def _print_audit(dataset: "Dataset") -> None:
     print_table(
         "Findings",
         ("", "finding"),
-        [(finding.severity, finding.message) for finding in dataset.findings]
+        [(finding.severity, finding.message) for finding in _findings(dataset)]
         or [("ok", "no problems found")],
     )
