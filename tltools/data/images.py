@@ -312,11 +312,22 @@ def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
         for whole in repaired(data):
             with suppress(*_UNREADABLE):  # the first error is the one to report
                 return _load_as_it_is(whole, rules)
-        if (layout := tiff_layout(data)) and not isinstance(error, OSError):
-            raise ValueError(
-                f"it is {layout}, which is not supported; convert it to PNG"
-            ) from error
+        if reason := _reason_of_tiff(error, data):
+            raise ValueError(reason) from error
         raise
+
+
+def _reason_of_tiff(error: Exception, data: bytes) -> str:
+    """Return why a TIFF was not read, if Pillow does not say it; else nothing."""
+    layout = tiff_layout(data)
+    if layout and not isinstance(error, OSError):
+        return f"it is {layout}, which is not supported; convert it to PNG"
+    if layout and "decoder error" in str(error):
+        return (
+            f"its samples are corrupt or not supported: it is {layout}; recreate it, or convert it "
+            "to PNG"
+        )
+    return ""
 
 
 def _load_as_it_is(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
