@@ -18,6 +18,8 @@ from tltools.packages import pip_install
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
 """Most pixels that are decoded; a JPEG that is decoded at reduced scale may have more."""
+MAX_SIDE = 2**22
+"""Most pixels in a row or a column: each row takes memory besides its pixels."""
 MAX_BYTES = 2**30
 """Most memory that decoding one image may take, beyond its file, in bytes."""
 PIXELS_PER_BYTE = 256
@@ -164,12 +166,17 @@ def _check_size(width: int, height: int, *, num_bytes: int = 0) -> None:
     """Reject an image with too many pixels, or whose decoding takes too much memory.
 
     Raises:
-        RefusedError: In either case.
+        RefusedError: If it is one.
     """
     if width * height > MAX_PIXELS:
         raise RefusedError(
             f"{width:,} x {height:,} pixels exceed the limit of {MAX_PIXELS:,} "
             "(a decompression bomb?); scale it down"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise RefusedError(
+            f"a side of {max(width, height):,} pixels exceeds the limit of {MAX_SIDE:,} "
+            "(a decompression bomb?); cut it into pieces"
         )
     if num_bytes > MAX_BYTES:
         raise RefusedError(
@@ -227,7 +234,7 @@ def _check_webp(data: bytes) -> None:
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
     else:
         return  # the reader says what is wrong
-    _check_size(width, height, num_bytes=16 * width * height)
+    _check_size(width, height, num_bytes=18 * width * height)
 
 
 def _check_jpeg2000(data: bytes) -> None:

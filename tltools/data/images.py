@@ -82,6 +82,8 @@ _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 # the middle of a progress bar, and without naming the image. Warning filters are global and must
 # not be changed while threads run, so this is done here, once.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# It warns of sizes that `open_image` checks, too.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def load_image(
