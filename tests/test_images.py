@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import simplejpeg
-from image_grid import gif
+from image_grid import Layout, gif, noise, tiff
 from PIL import Image, ImageOps
 
 from tltools.card import Preprocessing
@@ -589,11 +589,26 @@ def test_a_side_of_millions_of_pixels_is_refused(tmp_path, monkeypatch, size):
     assert_unreadable(tmp_path / "a.png", "a side of 4,194,305 pixels exceeds the limit")
 
 
-def test_a_frame_larger_than_its_gif_is_refused_without_a_warning(tmp_path):
+def gif_with_a_larger_frame():
     data = gif(np.zeros((9, 9), np.uint8), 1, np.zeros((2, 3)))
     start = data.index(b"\x2c") + 5
-    path = tmp_path / "a.gif"
-    path.write_bytes(data[:start] + struct.pack("<HH", 13_000, 13_000) + data[start + 4 :])
+    return data[:start] + struct.pack("<HH", 13_000, 13_000) + data[start + 4 :]
+
+
+def tiff_with_many_samples():
+    return tiff(noise(8, 3), 8, 2, Layout(), tags={277: (3, [50_000])})
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(gif_with_a_larger_frame, "13,000 x 13,000 pixels exceed the limit", id="gif"),
+        pytest.param(tiff_with_many_samples, "a TIFF of 50000 x 8-bit samples", id="tiff"),
+    ],
+)
+def test_readers_say_nothing_besides_the_error_of_the_row(tmp_path, make, reason):
+    path = tmp_path / "a"
+    path.write_bytes(make())
     script = (
         "import sys; from tltools.card import Preprocessing\n"
         "from tltools.data.images import load_image\n"
@@ -603,7 +618,7 @@ def test_a_frame_larger_than_its_gif_is_refused_without_a_warning(tmp_path):
     )
     command = [sys.executable, "-c", script, str(path)]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert "13,000 x 13,000 pixels exceed the limit" in result.stdout
+    assert reason in result.stdout
     assert result.stderr == ""
 
 

@@ -1,6 +1,7 @@
 """Decode images, and squash or crop them to the model's size; no other module opens images."""
 
 import io
+import logging
 import math
 import os
 import stat
@@ -84,6 +85,8 @@ _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # It warns of sizes that `open_image` checks, too.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Without a handler, its errors would go to standard error; a program that logs still gets them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def load_image(
