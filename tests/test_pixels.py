@@ -221,6 +221,13 @@ def test_samples_that_are_no_numbers_do_not_change_the_others():
     assert_pixels(tiff(values), expected)
 
 
+def test_no_warning_comes_of_a_nan_that_signals():
+    values = GRAY.astype(np.float32)
+    values[1, 1] = 0
+    values.view(np.uint32)[1, 1] = 0x7F800001
+    assert load(tiff(values))[1, 1].max() == 0
+
+
 def test_large_images_are_converted_in_bands(monkeypatch):
     alpha = Image.fromarray(np.dstack([COLOR, GRAY]))
     files = [tiff(GRAYS["uint32"]), tiff(GRAYS["uint16"], color=0), encoded(alpha, "PNG")]

@@ -137,7 +137,8 @@ class _Levels:
         """Return a part of the image with its levels from 0 to 255."""
         samples = np.asarray(band).view(self.dtype)
         span = self.high - self.low
-        values = samples.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a NaN that signals
+            values = samples.astype(np.float64)
         values -= self.low
         values *= 255 / span if 0 < span < np.inf else 0
         np.nan_to_num(values, copy=False, nan=0, posinf=255, neginf=0)
