@@ -251,6 +251,16 @@ def test_inspect_audits_data(walk):
     assert (walk.folder / "sheet.png").stat().st_size > 1000
 
 
+def test_findings_of_inspect_name_options_of_the_command_line(tmp_path, images):
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "red" / "bad.png").write_bytes(b"")
+    for options in ((), ("--json",)):
+        found = run_tltools("inspect", "data", *options, cwd=tmp_path)
+        assert found.code == 1
+        assert "--skip-bad" in found.out
+        assert "skip_bad" not in found.out
+
+
 def test_doctor_names_what_is_installed(walk):
     checks = {check["name"]: check for check in json.loads(walk.ran["doctor json"].out)}
     assert checks["tltools"]["detail"] == __version__

@@ -94,6 +94,17 @@ def test_links_are_not_followed(images, tmp_path):
     assert list(members_of(local_data(archive))) == ["red/a.png"]
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tgz", ".tar.xz", ".zip"])
+def test_an_archive_whose_start_is_damaged_is_an_error_of_one_line(suffix, images, tmp_path):
+    archive = pack(tmp_path / f"photos{suffix}", members_of(images))
+    archive.write_bytes(b"\xff" * 600 + archive.read_bytes()[600:-1000])
+    with pytest.raises(
+        TltoolsError, match="not a tar or zip archive, or starts with damage"
+    ) as error:
+        local_data(archive)
+    assert "\n" not in str(error.value)
+
+
 def test_a_damaged_archive_leaves_nothing(images, tmp_path):
     archive = pack(tmp_path / "photos.tgz", members_of(images))
     archive.write_bytes(archive.read_bytes()[:-2000])

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import simplejpeg
+from image_grid import Layout, gif, noise, tiff
 from PIL import Image, ImageOps
 
 from tltools.card import Preprocessing
@@ -578,6 +580,46 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch, 
     monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("the pixels were decoded"))
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     assert_unreadable(tmp_path / name, "pixels")
+
+
+@pytest.mark.parametrize("size", [(1, 2**22 + 1), (2**22 + 1, 1)], ids=["tall", "wide"])
+def test_a_side_of_millions_of_pixels_is_refused(tmp_path, monkeypatch, size):
+    Image.new("1", size).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("the pixels were decoded"))
+    assert_unreadable(tmp_path / "a.png", "a side of 4,194,305 pixels exceeds the limit")
+
+
+def gif_with_a_larger_frame():
+    data = gif(np.zeros((9, 9), np.uint8), 1, np.zeros((2, 3)))
+    start = data.index(b"\x2c") + 5
+    return data[:start] + struct.pack("<HH", 13_000, 13_000) + data[start + 4 :]
+
+
+def tiff_with_many_samples():
+    return tiff(noise(8, 3), 8, 2, Layout(), tags={277: (3, [50_000])})
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(gif_with_a_larger_frame, "13,000 x 13,000 pixels exceed the limit", id="gif"),
+        pytest.param(tiff_with_many_samples, "a TIFF of 50000 x 8-bit samples", id="tiff"),
+    ],
+)
+def test_readers_say_nothing_besides_the_error_of_the_row(tmp_path, make, reason):
+    path = tmp_path / "a"
+    path.write_bytes(make())
+    script = (
+        "import sys; from tltools.card import Preprocessing\n"
+        "from tltools.data.images import load_image\n"
+        "from tltools.errors import DataError\n"
+        "try: load_image(sys.argv[1], Preprocessing(size=8, resize='crop'))\n"
+        "except DataError as error: print(error)"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert reason in result.stdout
+    assert result.stderr == ""
 
 
 def test_the_pixel_limit_is_pillows():

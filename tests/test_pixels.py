@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from image_grid import chunk
 from PIL import Image
 
 from tltools.card import Preprocessing
@@ -197,6 +198,15 @@ def test_tiff_that_is_not_supported_is_named(values, options, names):
     assert_refused(tiff(values, **options), names)
 
 
+def test_corrupt_tiff_is_described_in_its_row_and_nowhere_else(capfd):
+    data = bytearray(tiff(COLOR, color=2, compression=8))
+    data[40:60] = b"\xff" * 20
+    assert_refused(
+        bytes(data), r"its samples are corrupt or not supported: it is a TIFF of 3 x 8-bit"
+    )
+    assert capfd.readouterr() == ("", "")  # libtiff would write there
+
+
 @pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize("compression", [1, 8])
 def test_color_tiff_in_chunks_or_planes_has_its_pixels(planes, compression):
@@ -211,6 +221,13 @@ def test_samples_that_are_no_numbers_do_not_change_the_others():
     assert_pixels(tiff(values), expected)
 
 
+def test_no_warning_comes_of_a_nan_that_signals():
+    values = GRAY.astype(np.float32)
+    values[1, 1] = 0
+    values.view(np.uint32)[1, 1] = 0x7F800001
+    assert load(tiff(values))[1, 1].max() == 0
+
+
 def test_large_images_are_converted_in_bands(monkeypatch):
     alpha = Image.fromarray(np.dstack([COLOR, GRAY]))
     files = [tiff(GRAYS["uint32"]), tiff(GRAYS["uint16"], color=0), encoded(alpha, "PNG")]
@@ -221,11 +238,6 @@ def test_large_images_are_converted_in_bands(monkeypatch):
 
 
 # PNG
-
-
-def chunk(kind, data):
-    checksum = struct.pack(">I", zlib.crc32(kind + data))
-    return struct.pack(">I", len(data)) + kind + data + checksum
 
 
 def png(bits, color, rows, *chunks):
@@ -335,6 +347,11 @@ def test_jpeg_2000_with_deep_colors_is_refused(bits):
     for component in range(3):
         data[depths + 3 * component] = bits - 1
     assert_refused(bytes(data), f"JPEG 2000 with 3 components of {bits} bits is not supported")
+
+
+def test_jpeg_2000_with_signed_samples_is_refused():
+    data = encoded(Image.fromarray(COLOR), "JPEG2000", signed=True)
+    assert_refused(data, "JPEG 2000 with signed samples is not supported")
 
 
 def test_deep_gray_jpeg_2000_keeps_its_range():

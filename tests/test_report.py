@@ -327,6 +327,24 @@ def test_random_bytes_are_refused(tmp_path, suffix):
         read_job(path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: data[:4] + b"\xff" * 40 + data[44:], id="pages"),
+        pytest.param(lambda data: data[:-60] + b"\xff" * 40 + data[-20:], id="footer"),
+        pytest.param(lambda data: data.replace(b"label", b"la\xffel"), id="name"),
+        pytest.param(lambda data: data[:100] + data[-100:], id="hole"),
+    ],
+)
+def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path, damage):
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, [JsonRow("1.png", "a", 0.75, {"a": 0.75, "b": 0.25}, None)], ("a", "b"))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=re.escape(str(path))) as error:
+        read_job(path)
+    assert "\n" not in str(error.value)
+
+
 def test_fields_escaped_for_spreadsheets_are_read(tmp_path):
     layout = CsvCodec(("=a", "b"), spreadsheet=True)
     path = tmp_path / "rows.csv"

@@ -40,6 +40,7 @@ from tltools.classify.identity import (
     shard_difference,
 )
 from tltools.classify.output_formats import parquet as parquet_module
+from tltools.classify.output_formats.csv_rows import read_csv
 from tltools.classify.shards import Shard
 from tltools.classify.unfinished import UnfinishedOutput
 from tltools.errors import ConfigError, TltoolsError
@@ -919,6 +920,27 @@ def test_fields_that_look_like_formulas_are_escaped_on_request(onnx_path, images
     assert content(tmp_path / "stopped.csv") == content(tmp_path / "sheet.csv")
     with pytest.raises(ConfigError, match=r"out\.jsonl` has no spreadsheet mode; choose \.csv, or"):
         run_job(Job(onnx_path, [folder], tmp_path / "out.jsonl", device="cpu", spreadsheet=True))
+
+
+def test_spreadsheets_show_names_in_every_language(onnx_path, images, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    shutil.copy(images / "red/0.png", folder / "Größe.png")
+    (folder / "空.png").write_bytes(b"")
+    output, errors = tmp_path / "out.csv", tmp_path / "errors.csv"
+    args = [onnx_path, [folder], output]
+    run_job(Job(*args, device="cpu", spreadsheet=True, errors_to=errors))
+    for path, names in ((output, ["Größe.png", "空.png"]), (errors, ["空.png"])):
+        assert path.read_bytes().startswith(b"\xef\xbb\xbfpath,")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            assert [row["path"] for row in csv.DictReader(file)] == names
+    assert [row.path for row in read_csv(output)[1]] == ["Größe.png", "空.png"]
+    stop(*args[:2], tmp_path / "stopped.csv", 1, spreadsheet=True)
+    run_job(Job(*args[:2], tmp_path / "stopped.csv", device="cpu", spreadsheet=True))
+    assert content(tmp_path / "stopped.csv") == content(output)
+    plain = tmp_path / "plain.csv"
+    run_job(Job(onnx_path, [folder], plain, device="cpu"))
+    assert plain.read_bytes().startswith(b"path,")
 
 
 def test_escaped_labels_are_counted_under_their_own_names(make_onnx, make_card, images, tmp_path):

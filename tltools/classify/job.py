@@ -36,7 +36,8 @@ class JobSettings:
     overwrite: bool = False
     """Replace an existing output, and the rows that a stopped job left of it."""
     spreadsheet: bool = False
-    """Prefix fields that a spreadsheet would read as a formula with an apostrophe; CSV only."""
+    """Write a CSV that spreadsheets read as it is meant: with a byte order mark, and an apostrophe
+    before fields that they would take for a formula."""
     errors_to: Path | None = None
     """A CSV of the images that could not be read and the reasons, written at the end."""
     min_confidence: float | None = None

@@ -26,13 +26,14 @@ class Tally:
         self._path = errors_to
         self._format = CsvCodec((), spreadsheet=spreadsheet)
         self._failed: BinaryIO | None = None if errors_to is None else _nameless_file(errors_to)
-        self._write("path", "error")
+        self._write(self._format.start(("path", "error")))
 
     def add(self, name: str, label: str | None, error: str | None) -> None:
         """Count an image."""
         if label is None:
             self.reasons[kind_of_error(name, error or "")] += 1
-            self._write(self._format.text(name), self._format.text(error or ""))
+            fields = [self._format.text(name), self._format.text(error or "")]
+            self._write(self._format.line(fields))
         else:
             self.counts[label] += 1
 
@@ -77,11 +78,11 @@ class Tally:
             with suppress(OSError):
                 self._failed.close()
 
-    def _write(self, *fields: str) -> None:
+    def _write(self, line: bytes) -> None:
         if self._path is None or self._failed is None:
             return
         try:
-            self._failed.write(self._format.line(fields))
+            self._failed.write(line)
         except OSError as error:
             raise _cannot_write_errors(self._path, error) from error
 

@@ -45,8 +45,7 @@ class Output:
             path: Its suffix is one of `OUTPUT_FORMATS`; `-` for CSV on standard output.
             classes: The model's classes, in order.
             overwrite: Replace an existing output.
-            spreadsheet: Prefix fields that a spreadsheet would read as a formula with an
-                apostrophe.
+            spreadsheet: Write a CSV that spreadsheets read as it is meant (see `CsvCodec`).
             opened: The unfinished output, if it is already open; None to open it in the block.
             kept: The rows in `opened` to resume after.
             on_complete: Called with the path of the complete file and its number of rows, just

@@ -107,7 +107,7 @@ SpreadsheetOption = Annotated[
     bool,
     typer.Option(
         "--spreadsheet",
-        help="Prefix CSV fields that look like formulas with an apostrophe.",
+        help="Write a CSV safe for spreadsheets: byte order mark, no formulas.",
     ),
 ]
 MinConfidenceOption = Annotated[

@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from tltools.wording import MAX_LISTED, counted
 if TYPE_CHECKING:
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
+    from tltools.data.findings import Finding
 
 
 @command
@@ -96,6 +98,13 @@ def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
     }
 
 
+def _findings(dataset: "Dataset") -> "list[Finding]":
+    """Return the findings, with options of the command line instead of the library's parameters."""
+    from tltools.console import in_options
+
+    return [replace(one, message=in_options(one.message)) for one in dataset.findings]
+
+
 def _audit(dataset: "Dataset") -> dict[str, Any]:
     return {
         "name": dataset.name,
@@ -103,7 +112,7 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
         "split": dataset.split_rule,
         "reading": dataset.reading,
         "images": _counts(dataset),
-        "findings": dataset.findings,
+        "findings": _findings(dataset),
     }
 
 
@@ -131,6 +140,6 @@ def _print_audit(dataset: "Dataset") -> None:
     print_table(
         "Findings",
         ("", "finding"),
-        [(finding.severity, finding.message) for finding in dataset.findings]
+        [(finding.severity, finding.message) for finding in _findings(dataset)]
         or [("ok", "no problems found")],
     )

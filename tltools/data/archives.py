@@ -44,8 +44,7 @@ _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
 _ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
 _ENCRYPTED = 0x1
-# What the standard library raises, or has raised in some version, for corrupt archives.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     EOFError,
     ValueError,
@@ -58,6 +57,7 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
 )
+"""What the standard library raises, or has raised in some version, for corrupt archives."""
 
 
 def is_sequential(path: Path) -> bool:
@@ -132,7 +132,7 @@ def list_archive(
         if on_error is None:
             raise
         on_error(error)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         failure = DataError(
             f"cannot read all of the archive {path}: {reason_of(error)}; recreate it, or unpack "
             "what is readable"
@@ -322,7 +322,7 @@ def _list_forwards(
         try:
             reader.seek(start)
             content = _Unpacked(reader.content(size), held)
-        except _DAMAGED:
+        except DAMAGED:
             problem = "the archive ends before the image does, or is corrupt there"
             yield ImageRef(shown, _refused(problem))
             raise
@@ -415,7 +415,7 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
     try:
         with zipfile.ZipExtFile(io.BytesIO(packed), "r", info) as file:
             data = file.read()  # no more than `info.file_size`
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise OSError(f"it is corrupt in the archive: {reason_of(error)}") from error
     if len(data) != info.file_size:
         raise OSError("it is corrupt in the archive: it is truncated")
@@ -434,7 +434,7 @@ def _grouped(images: Iterator[ImageRef]) -> Iterator[list[ImageRef]]:
             if len(group) == MEMBERS_AT_ONCE:
                 yield group
                 group = []
-    except _DAMAGED:
+    except DAMAGED:
         if group:
             yield group
         raise

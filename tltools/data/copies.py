@@ -19,8 +19,10 @@ import msgspec
 from platformdirs import user_cache_path
 
 from tltools.atomic import atomic_folder, atomic_path, write_text
+from tltools.data.archives import DAMAGED
 from tltools.data.labels import LABEL_SUFFIXES
 from tltools.data.location import Location
+from tltools.data.reasons import reason_of
 from tltools.data.remote import READS, Entry, Remote, list_files, version_of
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError, TltoolsError
@@ -30,7 +32,6 @@ from tltools.progress import SILENT, Progress
 CLASS_SUFFIX = ".cls"
 """Suffix of WebDataset members that hold the class of the image with the same name."""
 _MANIFEST = "files.json"
-_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
 
 
 def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
@@ -201,10 +202,10 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                     shutil.copyfileobj(file, out)
                 if is_image_name(name):
                     images.append(name)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise TltoolsError(
-                f"cannot unpack {archive} to {folder}: {error}; recreate the archive, or free some "
-                "disk space"
+                f"cannot unpack {archive} to {folder}: {reason_of(error)}; recreate the archive, "
+                "or free some disk space"
             ) from error
         if not images:
             raise DataError(f"no images in {archive}; name an archive that contains images")
@@ -222,7 +223,11 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with content.open(info) as file:
                         yield info.filename.removeprefix("./"), file
         return
-    with tarfile.open(archive, "r:*") as content:
+    try:
+        tar = tarfile.open(archive, "r:*")  # noqa: SIM115 - closed below
+    except tarfile.ReadError as error:  # its reasons are a list of lines
+        raise tarfile.ReadError("it is not a tar or zip archive, or starts with damage") from error
+    with tar as content:
         for member in content:
             file = content.extractfile(member) if member.isreg() else None
             if file is not None and _is_wanted(member.name):

@@ -4,10 +4,12 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
+import numpy as np
 from PIL import Image, JpegImagePlugin
 from PIL.ImageFile import ImageFile
 
@@ -16,6 +18,8 @@ from tltools.packages import pip_install
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**31
 """Most pixels that are decoded; a JPEG that is decoded at reduced scale may have more."""
+MAX_SIDE = 2**22
+"""Most pixels in a row or a column: each row takes memory besides its pixels."""
 MAX_BYTES = 2**30
 """Most memory that decoding one image may take, beyond its file, in bytes."""
 PIXELS_PER_BYTE = 256
@@ -162,12 +166,17 @@ def _check_size(width: int, height: int, *, num_bytes: int = 0) -> None:
     """Reject an image with too many pixels, or whose decoding takes too much memory.
 
     Raises:
-        RefusedError: In either case.
+        RefusedError: If it is one.
     """
     if width * height > MAX_PIXELS:
         raise RefusedError(
             f"{width:,} x {height:,} pixels exceed the limit of {MAX_PIXELS:,} "
             "(a decompression bomb?); scale it down"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise RefusedError(
+            f"a side of {max(width, height):,} pixels exceeds the limit of {MAX_SIDE:,} "
+            "(a decompression bomb?); cut it into pieces"
         )
     if num_bytes > MAX_BYTES:
         raise RefusedError(
@@ -225,7 +234,7 @@ def _check_webp(data: bytes) -> None:
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
     else:
         return  # the reader says what is wrong
-    _check_size(width, height, num_bytes=16 * width * height)
+    _check_size(width, height, num_bytes=18 * width * height)
 
 
 def _check_jpeg2000(data: bytes) -> None:
@@ -237,7 +246,10 @@ def _check_jpeg2000(data: bytes) -> None:
     components = int.from_bytes(data[start + 36 : start + 38])
     width, height = max(0, right - left), max(0, bottom - top)
     _check_size(width, height, num_bytes=width * height * (4 + 5 * components))
-    depths = {1 + (depth & 0x7F) for depth in data[start + 38 : start + 38 + 3 * components : 3]}
+    stored = data[start + 38 : start + 38 + 3 * components : 3]
+    if any(depth & 0x80 for depth in stored):
+        raise RefusedError("JPEG 2000 with signed samples is not supported; convert it to PNG")
+    depths = {1 + (depth & 0x7F) for depth in stored}
     if components > 1 and max(depths, default=8) > 8:
         # Pillow rounds such samples to 8 bits in such a way that white becomes black.
         raise RefusedError(
@@ -263,7 +275,10 @@ def _check_tiff(image: ImageFile, data: bytes) -> None:  # noqa: ARG001
 
 
 def _check_bmp(image: ImageFile, data: bytes) -> None:
-    """Reject a run-length encoded BMP that is larger than its runs: it is decoded in Python."""
+    """Reject BMPs that Pillow reads wrongly, or in Python although they are larger than their runs.
+
+    It takes 16 bits per pixel for opaque, whatever their opacity is.
+    """
     width, height = image.size
     compression = int.from_bytes(data[30:34], "little") if len(data) > 34 else 0
     if compression in (1, 2) and width * height > max(RLE_PIXELS, 128 * len(data)):
@@ -271,6 +286,22 @@ def _check_bmp(image: ImageFile, data: bytes) -> None:
             f"{width:,} x {height:,} pixels are more than {len(data):,} bytes can hold "
             "(a decompression bomb?); save it as PNG"
         )
+    if compression == 3 and _is_partly_transparent(data, width, height):
+        raise RefusedError("a BMP of 16 bits with transparency is not supported; convert it to PNG")
+
+
+def _is_partly_transparent(data: bytes, width: int, height: int) -> bool:
+    """Return whether a BMP has 16 bits per pixel, and pixels that differ in opacity."""
+    start, header = struct.unpack_from("<II", data, 10)
+    bits = int.from_bytes(data[28:30], "little")
+    mask = int.from_bytes(data[66:70], "little") if header >= 56 and bits == 16 else 0
+    row = width + width % 2  # rows end at a multiple of four bytes
+    rows = min(height, (len(data) - start) // (2 * row))
+    if not mask & 0xFFFF or rows <= 0:
+        return False
+    words = np.frombuffer(data, "<u2", count=rows * row, offset=start).reshape(rows, row)
+    opacity = words[:, :width] & np.uint16(mask & 0xFFFF)
+    return bool(opacity.min() != opacity.max())
 
 
 def _check_avif(image: ImageFile, data: bytes) -> None:  # noqa: ARG001
@@ -300,10 +331,26 @@ def tags_of(image: Image.Image) -> Mapping[int, Any]:
     return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
 
 
+@cache
+def silence_libtiff() -> None:
+    """Keep Pillow's libtiff from writing to standard error.
+
+    It would interrupt the progress bar without naming the image; the row has the error.
+    """
+    import ctypes  # here, because most images are no TIFFs
+
+    with suppress(OSError, AttributeError):  # a Pillow without libtiff has nothing to say
+        library = ctypes.CDLL(str(Image.core.__file__))
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
 def tiff_layout(data: bytes) -> str:
     """Describe how a TIFF stores its samples, for an error; empty if it is none, or corrupt."""
     if not re.match(rb"II[*+]\0|MM\0[*+]", data):
         return ""
+    if data.startswith(b"MM\0+"):  # Pillow takes it for a TIFF that is not big
+        return "a big-endian BigTIFF"
     from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
     try:
@@ -318,6 +365,8 @@ def tiff_layout(data: bytes) -> str:
         planes = ", separate planes" if tags.get(284, 1) == 2 else ""
         order = "big-endian" if data.startswith(b"MM") else "little-endian"
         color = _PHOTOMETRIC.get(tags.get(262, 0), f"photometric {tags.get(262)}")
+        if color == "YCbCr" and (subsampling := tuple(tags.get(530, (2, 2)))) != (1, 1):
+            color += f" subsampled {'x'.join(map(str, subsampling))}"
         return (
             f"a TIFF of {tags.get(277, 1)} x {bits}-bit{kind} samples, {color}, compression "
             f"{COMPRESSION_INFO.get(compression) or _COMPRESSION.get(compression, compression)}"

@@ -1,6 +1,7 @@
 """Decode images, and squash or crop them to the model's size; no other module opens images."""
 
 import io
+import logging
 import math
 import os
 import stat
@@ -82,6 +83,10 @@ _ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 # the middle of a progress bar, and without naming the image. Warning filters are global and must
 # not be changed while threads run, so this is done here, once.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# It warns of sizes that `open_image` checks, too.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Without a handler, its errors would go to standard error; a program that logs still gets them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def load_image(
@@ -312,11 +317,22 @@ def _load_any(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:
         for whole in repaired(data):
             with suppress(*_UNREADABLE):  # the first error is the one to report
                 return _load_as_it_is(whole, rules)
-        if (layout := tiff_layout(data)) and not isinstance(error, OSError):
-            raise ValueError(
-                f"it is {layout}, which is not supported; convert it to PNG"
-            ) from error
+        if reason := _reason_of_tiff(error, data):
+            raise ValueError(reason) from error
         raise
+
+
+def _reason_of_tiff(error: Exception, data: bytes) -> str:
+    """Return why a TIFF was not read, if Pillow does not say it; else nothing."""
+    layout = tiff_layout(data)
+    if layout and not isinstance(error, OSError):
+        return f"it is {layout}, which is not supported; convert it to PNG"
+    if layout and "decoder error" in str(error):
+        return (
+            f"its samples are corrupt or not supported: it is {layout}; recreate it, or convert it "
+            "to PNG"
+        )
+    return ""
 
 
 def _load_as_it_is(data: bytes, rules: Preprocessing) -> NDArray[np.uint8]:

@@ -1,20 +1,22 @@
 """Turn samples of any kind into 8-bit RGB or gray, where Pillow's own conversion is wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from tltools.data.image_formats import tags_of
+from tltools.data.image_formats import silence_libtiff, tags_of
 
 BAND_PIXELS = 2**22
 """Pixels that are converted at a time: a conversion takes up to 20 bytes for each."""
 
 _BITS, _COMPRESSION, _COLOR, _SAMPLES, _PLANES, _SAMPLE_KIND = 258, 259, 262, 277, 284, 339
-_RAW, _SEPARATE = 1, 2
+_SUBSAMPLING = 530
+_RAW, _SEPARATE, _YCBCR = 1, 2, 6
 _SIGNED = 2
 # Samples that libtiff has already brought into the machine's order → how Pillow must take them.
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF", "I;32B": "I;32N"}
@@ -33,10 +35,8 @@ def prepare(image: Image.Image) -> None:
     tags = tags_of(image)
     if not tags:
         return
-    if tags.get(_PLANES) == _SEPARATE and int(tags.get(_SAMPLES, 1)) > 1:
-        is_raw = tags.get(_COMPRESSION, _RAW) == _RAW
-        if image.mode not in ("RGB", "RGBA", "CMYK") or (is_raw and max(tags.get(_BITS, (1,))) > 8):
-            raise ValueError("such separate planes are not supported")
+    silence_libtiff()
+    _check_layout(image.mode, tags)
     image.tile = [
         tile._replace(args=(_NATIVE.get(str(tile.args[0]), tile.args[0]), *tile.args[1:]))
         if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
@@ -45,12 +45,30 @@ def prepare(image: Image.Image) -> None:
     ]
 
 
+def _check_layout(mode: str, tags: Mapping[int, Any]) -> None:
+    """Reject a TIFF whose samples Pillow would take for others.
+
+    Raises:
+        ValueError: If it is such a one.
+    """
+    is_raw = tags.get(_COMPRESSION, _RAW) == _RAW
+    if is_raw and tags.get(_COLOR) == _YCBCR and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+        raise ValueError("raw subsampled colors are not supported")  # Pillow reads on behind them
+    if tags.get(_PLANES) != _SEPARATE or int(tags.get(_SAMPLES, 1)) == 1:
+        return
+    if mode not in ("RGB", "RGBA", "CMYK") or (is_raw and max(tags.get(_BITS, (1,))) > 8):
+        raise ValueError("such separate planes are not supported")
+
+
 def _scale_transparency(image: ImageFile) -> None:
-    """Scale the transparent value of a PNG with 2 or 4 bits, as Pillow scales its pixels."""
-    num_bits = {"L;2": 2, "L;4": 4}.get(str(image.tile[0].args)) if image.tile else None
+    """Scale the transparent value of a PNG with 2, 4 or 16 bits, as Pillow scales its pixels."""
+    stored = str(image.tile[0].args) if image.tile else ""
+    num_bits = {"L;2": 2, "L;4": 4}.get(stored)
     value = image.info.get("transparency")
     if num_bits and isinstance(value, int) and value < 1 << num_bits:
         image.info["transparency"] = value * 255 // ((1 << num_bits) - 1)
+    if stored == "RGB;16B" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in value)
 
 
 def normalized(image: Image.Image) -> Image.Image:
@@ -119,7 +137,8 @@ class _Levels:
         """Return a part of the image with its levels from 0 to 255."""
         samples = np.asarray(band).view(self.dtype)
         span = self.high - self.low
-        values = samples.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a NaN that signals
+            values = samples.astype(np.float64)
         values -= self.low
         values *= 255 / span if 0 < span < np.inf else 0
         np.nan_to_num(values, copy=False, nan=0, posinf=255, neginf=0)

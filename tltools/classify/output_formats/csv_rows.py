@@ -1,6 +1,7 @@
 """CSV: `path,label,confidence,prob_<class>...,error`, with six decimals."""
 
 import csv
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,15 +26,20 @@ class CsvCodec:
     """Rows of comma-separated values."""
 
     def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:
-        """Take the classes; with `spreadsheet`, prefix formulas with an apostrophe."""
+        """Take the classes; with `spreadsheet`, write what spreadsheets read as it is meant.
+
+        They take a file without a byte order mark for one in the system's old encoding, and fields
+        that begin like a formula for one, unless there is an apostrophe before them.
+        """
         self.classes = classes
+        self._mark = BOM_UTF8 if spreadsheet else b""
         self.text = _no_formula if spreadsheet else utf8_text
         self._plain = csv.writer(_Echo(), lineterminator="\n")
         self._quoted = csv.writer(_Echo(), lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._num_fields = len(column_names(classes))
         self._labels = {self.text(name): name for name in (*classes, UNCERTAIN)}
         self._texts = {name: text for text, name in self._labels.items()}
-        self.header = self.line([self.text(name) for name in column_names(classes)])
+        self.header = self.start([self.text(name) for name in column_names(classes)])
         self._nothing = [""] * (self._num_fields - 2)
 
     def encode(self, prediction: Prediction) -> bytes:
@@ -44,6 +50,10 @@ class CsvCodec:
         numbers = [prediction.confidence, *prediction.probabilities.tolist()]
         texts = [f"{number:.{DECIMALS}f}" for number in numbers]
         return self.line([path, self._texts[prediction.label or ""], *texts, ""])
+
+    def start(self, columns: Sequence[str]) -> bytes:
+        """Return the first line of a file."""
+        return self._mark + self.line(columns)
 
     def line(self, fields: Sequence[str]) -> bytes:
         """Return fields as one line, quoted where necessary."""
@@ -105,7 +115,7 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
 
 def _fields(path: Path) -> Iterator[list[str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, strict=True)
             yield next(rows, [])
             yield from rows

@@ -20,6 +20,7 @@ from tltools.classify.output_formats.format import (
     damaged_row,
 )
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
+from tltools.data.reasons import reason_of
 from tltools.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
     return classes_of_columns(columns, path), _rows(path)
 
@@ -116,14 +117,17 @@ def _rows(path: Path) -> Iterator[Row]:
                     number += 1
                     value = None if confidence is None else float(confidence)
                     yield Row(str(name or ""), label or None, value, error or None)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     except (TypeError, ValueError) as error:
         raise damaged_row(path, number) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as Parquet: {error}; recreate it")
+def _unreadable(path: Path, error: Exception) -> Exception:
+    """Return the error for a file that is damaged, or the system's own for one that it refuses."""
+    if isinstance(error, OSError) and error.errno:  # Arrow raises OSError for damage, too
+        return error
+    return DataError(f"{path} cannot be read as Parquet: {reason_of(error)}; recreate it")
 
 
 def merge_parquet(
