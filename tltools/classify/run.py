@@ -8,12 +8,14 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from tltools.classify.identity import JobIdentity
+from tltools.classify.inputs import are_found
 from tltools.classify.job import Job, Summary
 from tltools.classify.listing import JobListing
 from tltools.classify.opening import open_for
 from tltools.classify.output_formats import STDOUT, row_encoder
 from tltools.classify.output_place import OutputPlace
 from tltools.classify.predict import UNCERTAIN, RowMaker, Rows
+from tltools.classify.presence import Presence
 from tltools.classify.resume import Start, go_on
 from tltools.classify.tally import Tally
 from tltools.classify.unfinished import HOW_TO_RESUME, UnfinishedOutput
@@ -47,7 +49,9 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
             output, another job is writing the output, or its unfinished rows are from another job.
         DataError: If an input does not exist, or there are no images.
         DeviceError: If the device cannot run the model.
-        TltoolsError: If the output or the ledger cannot be written, or a server cannot be reached.
+        UnreachableError: If a server cannot be reached, or the images went away: their folder was
+            unmounted or moved, many disappeared, or their disk or share fails.
+        TltoolsError: If the output or the ledger cannot be written.
             The rows written so far stay in `<output>.part`, as they do whenever a job is stopped.
     """
     place = OutputPlace(job)
@@ -72,7 +76,8 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
         )
         with _open_ledger(job, identity, predictor) as ledger:
             run = _runner(job, place, opened, ledger, launcher, progress)
-            made = classify_missing(run, listing.images, start)
+            presence = Presence(are_found=are_found(job.inputs))
+            made = classify_missing(run, listing.images, start, presence)
             begun = time.perf_counter()
             _write_rows(output, place.unfinished, made, tally, progress, listing.total)
     place.discard_sent()
@@ -119,11 +124,12 @@ def classify_missing(
     run: Callable[[Iterator[ImageRef]], Generator[Rows, None, None]],
     images: Iterator[ImageRef],
     start: Start,
+    presence: Presence,
 ) -> Generator[Rows, None, None]:
     """Classify the images that have no rows yet."""
     num_again = len(start.again)
-    with closing(run(chain(start.again, images))) as results:
-        for rows in results:
+    with closing(run(presence.listed(chain(start.again, images)))) as results:
+        for rows in presence.confirmed(results):
             skipped = min(num_again, len(rows.encoded))
             num_again -= skipped
             yield rows.without(skipped) if skipped else rows

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from tltools.data.findings import Finding, Severity, shorten
 from tltools.data.images import image_sha256, load_image
 from tltools.data.labels import Labels, read_labels
 from tltools.data.location import Location
+from tltools.data.reasons import refuse_failing
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
 from tltools.data.text import word_key
 from tltools.errors import ConfigError, DataError
@@ -254,7 +256,11 @@ class _Checked(NamedTuple):
 
 
 def _check_image(path: str) -> _Checked:
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file() raises on a name that is too long
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - called for each image
+            return _Checked()
+    except (OSError, ValueError) as error:
+        refuse_failing(path, error)
         return _Checked()
     try:
         load_image(path, _CHECK)

@@ -9,9 +9,9 @@ from heapq import heapify, heappop
 from pathlib import Path
 from typing import Literal
 
-from tltools.data.reasons import reason_of
+from tltools.data.reasons import ENVIRONMENT, GONE, reason_of, refuse_failing
 from tltools.data.suffixes import is_image_name
-from tltools.errors import DataError
+from tltools.errors import DataError, UnreachableError
 
 MANY_NAMES = 200_000
 """Number of names in a folder above which sorting would noticeably delay the first result."""
@@ -68,6 +68,7 @@ def find_images(root: Path) -> Iterator[Path]:
     Raises:
         DataError: When called, if `root` is missing or not a folder; while iterating, if a folder
             cannot be listed.
+        UnreachableError: While iterating, if a folder disappears, or its disk or share fails.
     """
     return (folder / name for folder, names in find_folders(root) for name in names)
 
@@ -165,6 +166,7 @@ class _Walk:
                 return
             listed = _list_folder(folder)
         except OSError as error:
+            _refuse_vanished(folder, error)
             self._report(folder, error)
             return
         if listed.is_output and ancestors:
@@ -240,5 +242,20 @@ def _list_folder(folder: Path) -> _Listed:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, for instance; broken links are False by themselves
-        return False
+    except OSError as error:
+        if error.errno in ENVIRONMENT:
+            raise
+        return False  # a link to itself, for instance; broken links are False by themselves
+
+
+def _refuse_vanished(folder: Path, error: OSError) -> None:
+    """Stop if a folder that was there a moment ago is gone, or its disk or share fails.
+
+    Skipping it would leave out all images in it.
+    """
+    refuse_failing(folder, error)
+    if error.errno in GONE:
+        raise UnreachableError(
+            f"the folder {folder} disappeared while it was searched; mount or move it back, then "
+            "run it again"
+        ) from error
