@@ -98,6 +98,7 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
         "reading": dataset.reading,
         "images": _counts(dataset),
         "findings": dataset.findings,
+        "left_out": dataset.left_out,
     }
 
 

@@ -4,9 +4,9 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
@@ -60,6 +60,8 @@ class Dataset:
     reading: str = ""
     """Which columns or folders were read as images, labels and split, in one line; empty for the
     images of a run."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files without an image suffix in class folders, by suffix."""
 
     def part(self, split: str) -> "pd.DataFrame":
         """Return the rows of one split, `train`, `val` or `test`, in source order."""
@@ -158,6 +160,7 @@ def load_dataset(
         findings=audit.findings(),
         fingerprint=_fingerprint(rows),
         reading=labels.reading,
+        left_out=labels.left_out,
     )
 
 
