@@ -628,9 +628,7 @@ def test_an_archive_that_changes_after_listing_stops_its_reader(kind, images, tm
     for change in (lambda: os.utime(path, (1, 1)), path.unlink):
         sources = [source for group in list_archive(path) for source in group]
         change()
-        with pytest.raises(
-            UnreachableError, match=r"photos\.\w+ (was repl|.*no such).*after"
-        ):
+        with pytest.raises(UnreachableError, match=r"photos\.\w+ (was repl|.*no such).*after"):
             load_image(sources[0], Preprocessing(size=32, resize="squash"))
 
 

@@ -189,9 +189,7 @@ def test_an_archive_that_goes_away_stops_the_job(deed, lots, onnx_path, tmp_path
     else:
         again[0].place.read()
         os.truncate(path, 2000)
-    with pytest.raises(
-        UnreachableError, match=r"the archive .*a\.zip .* after it was listed; "
-    ):
+    with pytest.raises(UnreachableError, match=r"the archive .*a\.zip .* after it was listed; "):
         again[100].place.read()
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from tltools.classify.finished import finished_summary
 from tltools.classify.identity import JobIdentity
 from tltools.classify.inputs import are_found
 from tltools.classify.job import Job, Summary
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
 
 
-def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None = None) -> Summary:
+def run_job(
+    job: Job,
+    *,
+    progress: Progress = SILENT,
+    launcher: Launcher | None = None,
+    on_summary: Callable[[Summary], None] | None = None,
+) -> Summary:
     """Classify images and write one row for each.
 
     If the same job was stopped, however it was stopped, this resumes after its rows. A folder that
@@ -42,6 +49,8 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
         launcher: Starts worker processes. With one, no image is decoded in this process, so that no
             image can crash it; without, a small job runs here entirely, and a large one starts
             here.
+        on_summary: Called with the summary once the output is complete, before the job's record is
+            removed: a job that is killed before that is found finished, and calls it again.
 
     Raises:
         ArtifactError: If the model is not a usable export.
@@ -55,10 +64,31 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
             The rows written so far stay in `<output>.part`, as they do whenever a job is stopped.
     """
     place = OutputPlace(job)
-    listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
     identity = JobIdentity(job, overwrite=place.replaces, shard=job.shard, tf32=job.tf32)
+    if place.finished is None:
+        summary = _run(job, place, identity, progress, launcher)
+    else:
+        summary = finished_summary(job, place.take_finished(identity), progress)
+    if on_summary is not None:
+        on_summary(summary)
+    place.clear_up()
+    return summary
+
+
+def _run(
+    job: Job,
+    place: OutputPlace,
+    identity: JobIdentity,
+    progress: Progress,
+    launcher: Launcher | None,
+) -> Summary:
+    """Run a job that has not finished."""
+    listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
     with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
         start = go_on(place.unfinished, job, identity, listing.images, tally)
+        tally.replaces = not place.must_own_errors
+        if place.must_own_errors:
+            tally.refuse_other_file()
         if start.kept is not None and start.num_rows:
             rows = counted(start.num_rows, "row")
             progress.say(f"Resuming after {rows} in {start.kept.path}")
@@ -72,7 +102,7 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
             spreadsheet=job.spreadsheet,
             opened=place.unfinished,
             kept=start.kept,
-            on_complete=place.when_complete(record, listing, progress),
+            on_complete=place.when_complete(record, listing, tally, progress),
         )
         with _open_ledger(job, identity, predictor) as ledger:
             run = _runner(job, place, opened, ledger, launcher, progress)
@@ -80,7 +110,6 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
             made = classify_missing(run, listing.images, start, presence)
             begun = time.perf_counter()
             _write_rows(output, place.unfinished, made, tally, progress, listing.total)
-    place.discard_sent()
     return _summary(job, opened, output, start, listing, tally, ledger, begun)
 
 
@@ -154,7 +183,8 @@ def _write_rows(
                     bar.advance(len(some.encoded))
             tally.save()
     finally:
-        if output.num_rows and unfinished is not None and unfinished.exists():  # not renamed
+        is_kept = unfinished is not None and unfinished.exists() and not unfinished.is_lost
+        if output.num_rows and unfinished is not None and is_kept:  # not renamed
             kept = counted(output.num_rows, "complete row is", "complete rows are")
             progress.warn(f"stopped: {kept} kept in {unfinished.path}")
             progress.say(HOW_TO_RESUME)

@@ -117,6 +117,8 @@ class ClassifyActor:
                 before=task.before,
                 after=task.after,
                 unlisted=task.unlisted,
+                skipped=task.skipped,
+                left_out=task.left_out,
             )
             return
         num_updates = 0
@@ -174,6 +176,7 @@ class ClassifyActor:
                 if one.label is None
             ),
             unlisted=task.unlisted,
+            skipped=task.skipped,
         )
 
 
