@@ -34,7 +34,8 @@ class Presence:
         self._folder: str | None = None
         self._identities: dict[str, tuple[int, int] | None] = {}
         """Which folder was at a path when its images were listed; None if there was none."""
-        self._waiting: deque[ImageRef] = deque()
+        self._waiting: deque[object] = deque()
+        """The places of images that are on their way."""
         self._opened: deque[str] = deque(maxlen=MANY)
         """The latest images that could be opened."""
         self._num_gone = 0
@@ -42,20 +43,22 @@ class Presence:
 
     def listed(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
         """Yield images, and note the folders that they are in."""
-        for image in images:
-            if isinstance(image.place, str):
-                folder = os.path.dirname(image.place)  # noqa: PTH120 - called for each image
+        wait = self._waiting.append
+        for image in images:  # each takes about a microsecond
+            place = image.place
+            if isinstance(place, str):
+                folder = place.rpartition(os.sep)[0]
                 if folder != self._folder:
-                    self._note(folder)
-            self._waiting.append(image)
+                    self._note(place, folder)
+            wait(place)
             yield image
 
-    def _note(self, folder: str) -> None:
+    def _note(self, path: str, folder: str) -> None:
         self._folder = folder
         if folder not in self._identities:
             if len(self._identities) >= _MAX_FOLDERS:
                 self._identities.pop(next(iter(self._identities)))
-            self._identities[folder] = identity_of(folder or ".")
+            self._identities[folder] = _identity(path, folder)
 
     def confirmed(self, results: Iterable[Rows]) -> Generator[Rows, None, None]:
         """Yield the rows of the listed images, in order.
@@ -81,8 +84,9 @@ class Presence:
         """Note the next images; return whether one of them can be read."""
         if not missing:
             self._num_gone = 0
-            opened = [self._waiting.popleft().place for _ in range(number)]
-            self._opened.extend(one for one in opened[-MANY:] if isinstance(one, str))
+            take = self._waiting.popleft
+            opened = [take() for _ in range(number)][-MANY:]
+            self._opened.extend(one for one in opened if isinstance(one, str))
             return number > 0
         is_read = False
         for index in range(number):
@@ -99,7 +103,7 @@ class Presence:
         Raises:
             UnreachableError: If it is one of many that went away.
         """
-        place = self._waiting.popleft().place
+        place = self._waiting.popleft()
         if isinstance(place, str) and is_missing:
             return self._check(place)
         if isinstance(place, str):
@@ -113,8 +117,8 @@ class Presence:
         Raises:
             UnreachableError: If it is one of many that went away.
         """
-        folder = os.path.dirname(path)  # noqa: PTH120
-        before, now = self._identities.get(folder), identity_of(folder or ".")
+        folder = path.rpartition(os.sep)[0]
+        before, now = self._identities.get(folder), _identity(path, folder)
         is_other = before is not None and now != before
         if is_other or (now is None and self._are_found):
             raise UnreachableError(
@@ -130,3 +134,8 @@ class Presence:
                 "mount or move them back, then run the same job again"
             )
         return not is_gone
+
+
+def _identity(path: str, folder: str) -> tuple[int, int] | None:
+    """Return which folder holds a path: an empty one is the root or the working folder."""
+    return identity_of(folder or (os.sep if path.startswith(os.sep) else "."))
