@@ -1,5 +1,7 @@
 """Find a job finished that was killed after its output was complete."""
 
+from typing import Any, cast
+
 from tltools.classify.identity import JobRecord
 from tltools.classify.job import JobSettings, Summary
 from tltools.classify.predict import UNCERTAIN
@@ -35,7 +37,7 @@ def finished_summary(job: JobSettings, record: JobRecord, progress: Progress) ->
         errors=complete.errors,
         unlisted=complete.unlisted,
         seconds=0.0,
-        choice=DeviceChoice("cpu" if record.device == "cpu" else "cuda", "as it was recorded"),
+        choice=DeviceChoice(cast("Any", record.device), "as it was recorded"),
         provider=record.provider,
         placement={},
         plan=plan,
