@@ -1,7 +1,9 @@
 """A file or folder is written completely or not at all, on a full disk and by several processes."""
 
 import errno
+import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -92,38 +94,88 @@ def test_an_unwritable_path_is_named_in_the_error(tmp_path):
         write_text(tmp_path / "file" / "x" / "result.csv", "")
 
 
-def test_leftovers_of_killed_processes_are_deleted_after_a_day(tmp_path):
-    script = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from tltools.atomic import atomic_folder, atomic_path\n"
-        "with atomic_path(Path(sys.argv[1])) as one, atomic_folder(Path(sys.argv[2])) as two:\n"
-        "    (two / 'inner').write_text('x')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    paths = [tmp_path / "cnn.fp32.onnx", tmp_path / "folder"]
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", script, *map(str, paths)], check=False)
-    left = sorted(path for path in tmp_path.iterdir())
-    assert len(left) == 4
-    others = [tmp_path / name for name in (".bashrc", ".notes.tmp", "a.b.tmp.txt", "result.txt")]
-    for path in others:
-        path.write_text("mine")
-        make_old(path)
-    for path in left[::2]:
-        make_old(path)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tltools.atomic import atomic_folder, atomic_path
+with atomic_path(Path(sys.argv[1])) as one, atomic_folder(Path(sys.argv[2])) as two:
+    one.write_text("x")
+    (two / "inner").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def leave_behind(folder: Path) -> list[Path]:
+    """Have a process killed while it writes a file and a folder; return what it leaves."""
+    paths = [folder / "cnn.fp32.onnx", folder / "folder"]
+    subprocess.run([sys.executable, "-c", KILLED, *map(str, paths)], check=False)
+    return list(folder.glob(".tltools-*.tmp"))
+
+
+def test_the_next_writer_removes_what_killed_processes_left(tmp_path):
+    assert len(leave_behind(tmp_path)) == 2
+    assert len(leave_behind(tmp_path)) == 2  # those of the first one are gone
     write_text(tmp_path / "result.txt", "new")
-    assert sorted(tmp_path.iterdir()) == sorted([*others, *left[1::2]])
+    assert [path.name for path in tmp_path.iterdir()] == ["result.txt"]
 
 
-def test_leftovers_of_a_killed_bench_are_deleted_too(tmp_path):
-    old, new = tmp_path / "tltools-bench-abcdefgh", tmp_path / "tltools-bench-12345678"
-    for folder in (old, new, tmp_path / "tltools-bench-mine"):
-        folder.mkdir()
-        (folder / "log").write_text("")
-    make_old(old)
-    make_old(tmp_path / "tltools-bench-mine")
-    remove_leftovers(tmp_path, prefix="tltools-bench-")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "tltools-bench-mine"]
+def test_a_folder_in_use_is_not_removed_by_another_process(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from tltools.atomic import write_text\n"
+        "write_text(Path(sys.argv[1]), 'other')"
+    )
+    with atomic_path(tmp_path / "a.txt") as temporary, atomic_folder(tmp_path / "b") as folder:
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "c.txt")], check=True)
+        temporary.write_text("a")
+        (folder / "d.txt").write_text("d")
+    assert files_in(tmp_path) == {"a.txt": b"a", "b/d.txt": b"d", "c.txt": b"other"}
+
+
+def test_what_is_only_named_like_a_temporary_folder_stays(tmp_path):
+    names = [".photos.20240101.tmp", ".tltools-20240101.tmp", ".tltools-abcdefgh.tmp/.owner"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "mine").write_text("mine")
+    (tmp_path / ".tltools-12345678.tmp").write_text("mine")
+    (tmp_path / ".notes.20240101.tmp.txt").write_text("mine")
+    other = tmp_path / ".tltools-aaaaaaaa.tmp"
+    other.mkdir()
+    (other / ".owner").write_text("somebody else's")
+    link, target = tmp_path / ".tltools-bbbbbbbb.tmp", tmp_path / "elsewhere"
+    target.mkdir()
+    link.symlink_to(target)
+    mine = files_in(tmp_path)
+    others = set(tmp_path.iterdir())
+    left = sorted(set(leave_behind(tmp_path)) - others)
+    shutil.copy(left[0] / ".owner", target)
+    for path in tmp_path.rglob("*"):
+        make_old(path)
+    remove_leftovers(tmp_path)
+    assert files_in(tmp_path).items() >= mine.items()
+    assert link.is_symlink()
+    assert (target / ".owner").exists()
+    assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("unlocked", ["another machine", "no locks"])
+def test_leftovers_are_removed_after_a_day_where_locks_do_not_reach(
+    unlocked, tmp_path, monkeypatch
+):
+    left = leave_behind(tmp_path)
+    if unlocked == "no locks":
+
+        def refuse(*_args):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    else:
+        monkeypatch.setattr(platform, "node", lambda: "another")
+    remove_leftovers(tmp_path)
+    assert all(path.exists() for path in left)
+    for path in left[0].rglob("*"):
+        make_old(path)
+    remove_leftovers(tmp_path)
+    assert [path.exists() for path in left] == [False, True]
 
 
 # ----------------------------------------------------------------------------- a full disk

@@ -304,7 +304,7 @@ def test_the_limits_part_runs_from_images_to_plot(jpegs, onnx_path, tmp_path):
     assert all(row["failure"] == "" and row["seconds"][0] > 0 for row in rows)
     assert "combined limit" in (output / "results.md").read_text(encoding="utf-8")
     assert (output / "results.png").stat().st_size > 1000
-    assert not list(tmp_path.glob("tltools-bench-*"))  # images do not stay behind
+    assert not list(tmp_path.glob(".tltools-*"))  # images do not stay behind
 
 
 def test_the_scaling_part_runs_from_images_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):

@@ -224,7 +224,10 @@ def test_output_of_tltools_is_reported_and_no_class(tmp_path):
         "path,label,confidence,prob_cat,error\n1.jpg,cat,1,1,\n"
     )
     assert counts(tmp_path) == expected("")
-    (finding,) = read_labels(tmp_path).findings
+    finding, rest = read_labels(tmp_path).findings
+    assert (rest.kind, rest.message) == (
+        "left-out-files", "Left out, without an image suffix: 1 .csv, 1 .onnx"
+    )  # fmt: skip
     assert finding.kind == "own-output"
     assert finding.message == (
         "4 folders that tltools wrote skipped: explained, runs/cnn, runs/cnn-2, exports/cnn"

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import msgspec
 import numpy as np
@@ -14,9 +14,10 @@ import pytest
 from conftest import COLORS, Recorder, run_tltools, save_image
 
 from tltools.classify import Job, run_job
-from tltools.classify.identity import PartsRecord
+from tltools.classify.identity import JobIdentity, PartsRecord
 from tltools.classify.listing import NamesDigest
 from tltools.classify.tally import Tally
+from tltools.data.folders import make_output_folder
 from tltools.errors import ConfigError, DataError, DeviceError, TltoolsError
 from tltools.progress import SILENT
 from tltools.ray import actor as actor_module
@@ -25,7 +26,7 @@ from tltools.ray.actor import ActorSettings, ClassifyActor
 from tltools.ray.engine import run_ray_job
 from tltools.ray.job import RayJob
 from tltools.ray.listing import PartTask, part_tasks
-from tltools.ray.parts import MARK, Manifest
+from tltools.ray.parts import MARK, Manifest, PartsFolder
 from tltools.ray.updates import PartsTally, PartUpdate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
@@ -84,6 +85,37 @@ def test_the_listing_is_the_same_with_and_without_finished_parts(images):
     assert some == [every[1], every[3], every[4]]
     names = [os.fsdecode(name) for task in every for _, name in task.images]
     assert names == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+
+
+def test_what_the_listing_leaves_out_is_told_as_by_a_local_job(images):
+    (images / "@eaDir").mkdir()
+    make_output_folder(images / "zout")
+    (images / "labels.txt").write_text("left out")
+    shutil.copy(images / "red/0.png", images / "photo")
+    told = Recorder()
+    result = PartsTally(Tally(None, spreadsheet=False), told)
+    tasks = list(part_tasks([images], SIZE, frozenset()))
+    for task in [*tasks, *tasks]:  # a listing that is restarted
+        notes = {"unlisted": task.unlisted, "skipped": task.skipped, "left_out": task.left_out}
+        result.add(PartUpdate(task.number, is_end=not task.images, **notes))
+    system, output, image = sorted(told.said)
+    assert system == f"skipped what the system made, such as {images / '@eaDir'}"
+    assert image.startswith(f"skipped: {images / 'photo'} is an image, but names without a suffix")
+    assert output == f"skipped what tltools wrote, such as {images / 'zout'}"
+    assert result.left_out == {".txt": 1, "": 1}
+    assert len(result.unlisted) == 1
+
+
+def test_parts_that_nothing_proves_to_be_ours_are_not_removed(onnx_path, images, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "part-000000.parquet").write_text("precious")
+    (folder / MARK).write_text("")  # as Spark writes it
+    identity = JobIdentity(RayJob(onnx_path, [images], folder, overwrite=True), overwrite=True)
+    parts = PartsFolder(folder)
+    with closing(parts), pytest.raises(ConfigError, match="contains parts, but no record of a job"):
+        parts.open(identity, anew=True)
+    assert (folder / "part-000000.parquet").read_text() == "precious"
 
 
 def test_an_error_in_the_listing_is_raised(tmp_path):
@@ -148,6 +180,16 @@ def test_a_part_that_cannot_be_written_ends_the_job(actor, images, tmp_path):
     told = list(actor._run(task))
     assert len(told) == actor_module.NUM_UPDATES + 1
     assert "cannot write" in told[-1].failure[1]
+
+
+def test_images_that_go_away_end_the_job_without_a_part(actor, images, tmp_path):
+    task = next(part_tasks([images], SIZE, frozenset()))
+    images.rename(tmp_path / "away")
+    told = list(actor._run(task))
+    kind, message = told[-1].failure
+    assert kind == "UnreachableError"
+    assert "disappeared" in message
+    assert not (tmp_path / "out" / "part-000000.csv").exists()
 
 
 def test_without_ray_the_error_names_the_package(onnx_path, images, tmp_path, monkeypatch):
@@ -281,6 +323,25 @@ def test_the_rows_equal_those_of_the_local_engine(cluster, onnx_path, wild, refe
         ConfigError, match="exists and is complete; replace it with `overwrite=True`"
     ):
         run_ray_job(RayJob(onnx_path, [wild], output))
+
+
+def test_a_job_that_was_killed_before_its_clean_up_is_found_finished(
+    cluster, onnx_path, images, tmp_path
+):
+    (images / "labels.txt").write_text("left out")
+    output = tmp_path / "out"
+    one = RayJob(onnx_path, [images], output, errors_to=tmp_path / "errors.csv")
+    with pytest.raises(KeyboardInterrupt):
+        run_ray_job(one, on_summary=lambda _summary: interrupt())
+    assert (output / f"{MARK}.part.json").exists()
+    first = {path.name: path.read_bytes() for path in output.iterdir() if "json" not in path.name}
+    with pytest.raises(ConfigError, match="exists and is complete"):
+        run_ray_job(RayJob(onnx_path, [images], output, min_confidence=0.5))
+    summary = run_ray_job(one)
+    assert (summary.num_images, summary.num_kept) == (30, 30)
+    assert summary.counts == {"red": 10, "green": 10, "blue": 10}
+    assert summary.left_out == {".txt": 1}
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == first
 
 
 def test_a_stopped_job_resumes_with_the_missing_parts(

@@ -102,13 +102,23 @@ def num_rows(part: Path) -> int:
     return len([json.loads(line) for line in text.splitlines()])
 
 
-def start(args, **options) -> subprocess.Popen:
+def start(args, *, command=COMMAND, prepare=None, **options) -> subprocess.Popen:
+    """Start a command that can be stopped by signals, after `prepare` in its process."""
+
+    def begin():
+        # Below nohup, and in the background of a script, these are ignored: children inherit that.
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        if prepare is not None:
+            prepare()
+
     return subprocess.Popen(
-        [*COMMAND, *map(str, args)],
+        [*command, *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=begin,
         **options,
     )
 
@@ -155,7 +165,8 @@ def kill_until_done(args, output: Path, rng: random.Random, *, max_kills: int) -
         while any(map(is_alive, others)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not any(map(is_alive, others))
-        if output.exists():  # killed between its completion and its end, perhaps
+        # One that was killed after its output was complete is found finished the next time.
+        if output.exists() and not output.with_name(f"{output.name}.part.json").exists():
             return num_kills
         assert result.code
 
@@ -227,6 +238,22 @@ def test_a_signal_ends_the_job_cleanly_with_the_right_count(
     assert f"Resuming after {counted} rows" in result.err
     assert f"{NUM_MANY + 30} rows, {counted} of them from before" in result.err
     assert content(output) == content(wholes[".csv"])
+
+
+def test_an_ignored_signal_does_not_end_the_job(many, onnx_path, tmp_path):
+    """As below nohup."""
+
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    output, part = tmp_path / "out.csv", tmp_path / "out.csv.part"
+    args = [many / "few", "--model", onnx_path, "--device", "cpu", "-o", output]
+    process = start(args, prepare=ignore)
+    while process.poll() is None and not part.exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGHUP)
+    assert finish(process).code == 0
+    assert num_rows(output) == 30
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -454,7 +481,8 @@ def test_a_part_with_other_columns_is_refused(stopped, onnx_path, images, tmp_pa
 
 def test_every_field_of_a_record_is_compared_or_accounted_for():
     """A new field has to be given its place: it makes jobs differ, or it follows from others."""
-    follows = {"model", "size", "resize", "overwrite"}  # from the model's digest; of no row
+    follows = {"model", "size", "resize"}  # from the model's digest
+    follows |= {"overwrite", "errors_to", "complete"}  # of no row
     chosen = {"layout"}  # by measuring, and taken from the record
     compared = {fact.field for fact in FACTS}
     assert compared | follows | chosen == set(PartsRecord.__struct_fields__)
@@ -561,7 +589,7 @@ def test_a_full_disk_is_an_error_and_the_job_resumes_with_free_space(
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    result = finish(start(args, preexec_fn=limit))
+    result = finish(start(args, prepare=limit))
     assert result.code == 1
     assert re.search(
         rf"^error: cannot write {output}\.part: File too large; .*--output$", result.err, re.M
@@ -640,7 +668,7 @@ def test_rows_are_synced_before_the_file_gets_its_name(
 
     def recorded_fsync(handle):
         info = os.fstat(handle)
-        names = [path.name for path in tmp_path.iterdir() if os.path.samestat(path.stat(), info)]
+        names = [path.name for path in tmp_path.rglob("*") if os.path.samestat(path.stat(), info)]
         folder = os.path.samestat(tmp_path.stat(), info)
         events.append(f"sync {'folder' if folder else names[0]}")
         fsync(handle)
@@ -655,7 +683,7 @@ def test_rows_are_synced_before_the_file_gets_its_name(
     run_job(Job(onnx_path, [images], output, device="cpu"))
     renamed = events.index(f"rename to {output.name}")
     assert re.fullmatch(
-        rf"sync (out{suffix}\.part|\.out\..*)",
+        rf"sync out{suffix}(\.part)?",
         next(
             event
             for event in reversed(events[:renamed])
@@ -780,11 +808,7 @@ def test_a_model_that_crashes_ends_the_job_with_an_error(onnx_path, images, tmp_
 def test_ctrl_c_ends_a_job_whose_decoder_hangs(onnx_path, images, tmp_path):
     output = tmp_path / "out.csv"
     args = (images, "--model", onnx_path, "--device", "cpu", "-o", output, "--workers", 1)
-    process = subprocess.Popen(
-        [sys.executable, "-c", DANGEROUS, "9.png=hang", "classify", *map(str, args)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(args, command=(sys.executable, "-c", DANGEROUS, "9.png=hang", "classify"))
     while process.poll() is None and not list(images.glob("*/*.hangs")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -496,6 +496,11 @@ def test_the_commands_write_shards_and_merge_them(folder, onnx_path, tmp_path):
     assert run_tltools(*args, "-o", "whole.csv", cwd=tmp_path).code == 0
     assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     result = run_tltools("merge", *names, cwd=tmp_path)
+    assert result.code == 0
+    assert f"{NUM_IMAGES} rows of 2 shards, already in predictions.csv" in result.err
+    with (tmp_path / "predictions.csv").open("a") as file:
+        file.write("more")
+    result = run_tltools("merge", *names, cwd=tmp_path)
     assert result.code == 2
     assert "predictions.csv exists; replace it with --overwrite" in result.err
     result = run_tltools("merge", *names, "--overwrite", "--json", "--quiet", cwd=tmp_path)

@@ -2,26 +2,36 @@
 
 import errno
 import os
+import platform
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
 from tltools.errors import TltoolsError
 
+if sys.platform != "win32":
+    import fcntl
+
 LEFTOVER_AGE_S = 24 * 3600
-"""Age at which a temporary file counts as abandoned."""
+"""Age at which a temporary folder of another machine, or without locks, counts as abandoned."""
 MAX_ENTRIES = 1000
-"""Folder entries to search for such files: the folder may hold a million images."""
-_RANDOM = "[a-z0-9_]{8}"  # the random part of tempfile's names
-_LEFTOVER = rf"\..+\.{_RANDOM}\.tmp(\.[A-Za-z0-9]+)?"
+"""Folder entries to search for such folders: the folder may hold a million images."""
+_PREFIX, _SUFFIX = ".tltools-", ".tmp"
+_NAME = re.compile(r"\.tltools-[a-z0-9_]{8}\.tmp")  # with the random part of tempfile's names
+_OWNER = ".owner"
+"""File in a temporary folder that proves what the folder is; locked by the process that uses it."""
+_PROOF = b"A temporary folder of tltools, which is deleted when its process has ended. Machine: "
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 """Error numbers of a full disk."""
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
+"""Error numbers of a file system without locks."""
 _PROBE_BYTES = 2**20
 
 
@@ -30,28 +40,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     If anything stops the block, including an interrupt, `path` stays unchanged and the temporary
-    file is removed. A missing parent folder is created. The temporary name ends in `path`'s suffix,
-    because some writers infer the format from it.
+    file is removed. A missing parent folder is created. The temporary file has the name of `path`,
+    in a folder of its own, because some writers infer the format from it.
 
     Raises:
         TltoolsError: If the folder is not writable, or the disk is full.
     """
-    with _made_beside(path):
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent
-        )
-        os.close(handle)
-    temporary = Path(name)
-    try:
+    with _work_beside(path) as folder:
+        temporary = folder / path.name
         with _explained(path, temporary):
+            temporary.touch()
             yield temporary
             sync_file(temporary)
-            # mkstemp creates private files; a result gets the usual permissions of a new file.
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_umask())  # some writers create private files
             temporary.replace(path)
         _sync_name(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Yield the temporary path of `atomic_path`, but remove the file instead of renaming it.
+
+    Raises:
+        TltoolsError: As for `atomic_path`.
+    """
+    with _work_beside(path) as folder, _explained(path, folder / path.name):
+        yield folder / path.name
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,22 +79,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all, through a file named `path` plus `.new`.
+    """Write `data` to `path` completely or not at all.
 
-    This is much cheaper than `atomic_path`, and meant for files with a single writer: until
-    `sync_file` and `sync_folder` are called, a power failure may lose both old and new content.
+    This is much cheaper than `atomic_path`: until `sync_file` and `sync_folder` are called, a power
+    failure may lose both old and new content.
 
     Raises:
         OSError: If it cannot be written; `path` stays unchanged.
     """
-    temporary = path.with_name(path.name + ".new")
-    try:
+    with temporary_folder(path.parent) as folder:
+        temporary = folder / path.name
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def sync_file(path: Path) -> None:
@@ -123,18 +133,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         FileExistsError: If `path` is not empty.
         TltoolsError: If the temporary folder cannot be created. Errors of the block propagate.
     """
-    with _made_beside(path):
-        name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
+    with _work_beside(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(f"{path} exists and is not empty")
         temporary.replace(path)
         _sync_name(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -151,45 +157,115 @@ def check_writable(folder: Path) -> None:
         raise _cannot_write(folder, error) from error
 
 
-def remove_leftovers(folder: Path, prefix: str = "") -> None:
-    """Remove temporary files that killed processes of this user left at least a day ago.
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in `parent`, which is removed at the end of the block.
 
-    Nothing else uses such names, and no active writer leaves a file untouched for that long.
-    Errors are ignored.
+    Folders that killed processes left in `parent` are removed, too.
 
-    Args:
-        folder: Folder to search.
-        prefix: Prefix of folders created with `tempfile`; if empty, this module's own temporary
-            files are searched for.
+    Raises:
+        OSError: If it cannot be created.
     """
-    pattern = re.compile(re.escape(prefix) + _RANDOM if prefix else _LEFTOVER)
-    oldest = time.time() - LEFTOVER_AGE_S
-    with suppress(OSError), os.scandir(folder) as entries:
+    remove_leftovers(parent)
+    folder, handle = _new_folder(parent)
+    try:
+        yield folder
+    finally:
+        _empty(folder)
+        os.close(handle)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders in `parent` that killed processes left.
+
+    A folder is one only if it contains the proof that tltools wrote: a name proves nothing. It is
+    left if no process has locked that file any more; where locks do not reach, after a day. Errors
+    are ignored.
+    """
+    with suppress(OSError), os.scandir(parent) as entries:
         for entry in islice(entries, MAX_ENTRIES):
-            if pattern.fullmatch(entry.name):
+            if _NAME.fullmatch(entry.name):
                 with suppress(OSError):
-                    _remove_if_old(entry, oldest)
+                    _remove_if_left(Path(entry.path))
 
 
-def _remove_if_old(entry: os.DirEntry[str], oldest: float) -> None:
-    info = entry.stat(follow_symlinks=False)
-    if info.st_mtime >= oldest or (hasattr(os, "getuid") and info.st_uid != os.getuid()):
+def _new_folder(parent: Path) -> tuple[Path, int]:
+    """Create a temporary folder; return it with the handle that locks it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=parent))
+        try:
+            handle = os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            continue  # another process has just removed it, because it was still empty
+        try:
+            if sys.platform != "win32":
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(handle, _PROOF + os.fsencode(platform.node()))
+        except OSError:
+            os.close(handle)
+            _empty(folder)
+            raise
+        return folder, handle
+
+
+def _remove_if_left(folder: Path) -> None:
+    if not stat.S_ISDIR(folder.lstat().st_mode):
         return
-    if entry.is_dir(follow_symlinks=False):
-        shutil.rmtree(entry.path, ignore_errors=True)
-    else:
-        Path(entry.path).unlink()
+    try:
+        handle = os.open(folder / _OWNER, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        folder.rmdir()  # fails unless it is empty
+        return
+    try:
+        if _is_left(folder, handle):
+            _empty(folder)
+    finally:
+        os.close(handle)
+
+
+def _is_left(folder: Path, handle: int) -> bool:
+    """Return whether a temporary folder is one of tltools, and its process has ended."""
+    content = os.read(handle, 1024)
+    if not content.startswith(_PROOF):
+        return False
+    is_here = content.removeprefix(_PROOF) == os.fsencode(platform.node())
+    if is_here and sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        else:
+            return True
+    oldest = time.time() - LEFTOVER_AGE_S
+    return all(path.lstat().st_mtime < oldest for path in list(folder.iterdir()))
+
+
+def _empty(folder: Path) -> None:
+    """Remove a temporary folder, the proof last; errors are ignored."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != _OWNER:
+                Path(entry.path).unlink()
+        (folder / _OWNER).unlink()
+        folder.rmdir()
 
 
 @contextmanager
-def _made_beside(path: Path) -> Iterator[None]:
-    """Turn a failure to create a temporary file or folder beside `path` into a TltoolsError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        yield
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+def _work_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; a failure to create it is a TltoolsError."""
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(temporary_folder(path.parent))
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        yield folder
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 TltoolsError (exit code 1)
 ├── ConfigError    an invalid setting or combination of settings (exit code 2)
 ├── DataError      an image, label file or folder is missing, empty or malformed
+│   └── MissingError   an image cannot be opened
 ├── ModelError     an unknown architecture, or weights that are missing or do not fit
 ├── ArtifactError  a run or an export cannot be read, or lacks its card
 ├── ParityError    an exported model disagrees with its source (exit code 3)
 ├── DeviceError    the requested device or execution provider is not usable here
-└── UnreachableError  a server does not answer, or refuses access
+└── UnreachableError  a server, a disk or a share does not answer, or refuses access
 
 A message is written where it is raised. It names parameters in backticks, and the command line
 turns them into options (`console.in_options`): to find a message, search for its other words.
@@ -32,6 +33,10 @@ class DataError(TltoolsError):
     """An image, a label file or a folder is missing, empty or malformed."""
 
 
+class MissingError(DataError):
+    """An image cannot be opened: it does not exist, or access is denied."""
+
+
 class ModelError(TltoolsError):
     """An unknown architecture, or weights that are missing or do not fit it."""
 
@@ -51,7 +56,10 @@ class DeviceError(TltoolsError):
 
 
 class UnreachableError(TltoolsError):
-    """A server does not answer, or refuses access, whichever file is requested."""
+    """A server, a disk or a share does not answer, or refuses access, whichever file is requested.
+
+    What a job reads is no longer there: it stops, and resumes once it is there again.
+    """
 
 
 def raise_all(failures: Sequence[TltoolsError]) -> None:

@@ -9,10 +9,11 @@ from unicodedata import east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from tltools.atomic import atomic_path
 from tltools.card import Preprocessing, Resize
+from tltools.data.folders import SHEET_MARK
 from tltools.data.images import load_image
 from tltools.metrics import most_mistaken
 from tltools.wording import plural
@@ -281,7 +282,9 @@ def contact_sheet(
         rest = f"and {num_rest:,} more {plural(num_rest, 'class', 'classes')}"
         draw.text((gap, sheet.height - footer), rest, "black", font)
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text("Title", SHEET_MARK)
+        sheet.save(temporary, format="PNG", pnginfo=mark)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

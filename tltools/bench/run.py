@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.artifacts import open_predictor as open_artifact
-from tltools.atomic import remove_leftovers
 from tltools.bench.budget import announcement, duration, estimate_s, plan_effort, works
 from tltools.bench.gpu import uses_gpu
 from tltools.bench.inputs import BenchInputs, Candidate
@@ -21,7 +19,7 @@ from tltools.bench.peak import measure_peaks
 from tltools.bench.records import BenchResult
 from tltools.bench.rows import EAGER
 from tltools.bench.settings import BenchSettings, Effort
-from tltools.bench.stages import TEMPORARY, OpenModel
+from tltools.bench.stages import OpenModel
 from tltools.bench.summary import Found, summarize
 from tltools.bench.verdict import recommend
 from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
@@ -69,7 +67,6 @@ def run_bench(
     )
     _check(inputs, effort)
     _announce(inputs, effort, with_classify=open_model is not None, progress=progress)
-    remove_leftovers(Path(gettempdir()), prefix=TEMPORARY)
     bench = _Bench(
         inputs,
         effort,

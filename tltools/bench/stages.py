@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools.atomic import temporary_folder
 from tltools.bench.rows import ClassifyRound, StageCosts
 from tltools.classify import ImageRef, Output, Plan
 from tltools.classify.output_formats import row_encoder
@@ -34,7 +35,6 @@ from tltools.runtime.workers import (
     in_order,
 )
 
-TEMPORARY = "tltools-bench-"
 """Prefix of temporary folders."""
 MAX_IMAGES = 256
 """Largest number of different images, sampled evenly; they are repeated if more are needed."""
@@ -148,8 +148,8 @@ class _Trial:
         load_s = self.load_s()
         enter("classify: inference")
         infer_s = self.infer_s(known_s)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
-            output = Path(folder) / "predictions.csv"
+        with temporary_folder(Path(tempfile.gettempdir())) as folder:
+            output = folder / "predictions.csv"
             enter("classify: all stages")
             stopwatch, made = self.classify(output, image_s=max(load_s, read_s) + infer_s)
             enter("classify: writing")

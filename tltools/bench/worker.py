@@ -20,11 +20,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools.atomic import temporary_folder
 from tltools.bench.budget import ROUND_IMAGES, cannot_pay, outlasts
 from tltools.bench.gpu import GpuMemory, watch_gpu
 from tltools.bench.machine import peak_memory_bytes
 from tltools.bench.rows import ClassifyRound
-from tltools.bench.stages import TEMPORARY, OpenModel, measure_classify
+from tltools.bench.stages import OpenModel, measure_classify
 from tltools.bench.timing import (
     MIN_LATENCY_RUNS,
     MIN_THROUGHPUT_RUNS,
@@ -134,8 +135,8 @@ def measure_in_new_process(
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
-        log = Path(folder) / "log"
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        log = folder / "log"
         log.touch()
         process = context.Process(target=_work, args=(task, sender, log))
         with _interrupts_ignored():

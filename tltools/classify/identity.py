@@ -29,6 +29,34 @@ SMALL_MODEL = 8 * 2**20
 """Models below this many bytes are hashed without loading OpenSSL."""
 
 
+class Complete(msgspec.Struct, frozen=True, kw_only=True):
+    """A complete output, recorded just before it gets its name.
+
+    A job that is killed afterwards has finished: its record and the output prove it.
+    """
+
+    device: int
+    inode: int
+    num_bytes: int
+    modified_ns: int
+    num_rows: int
+    counts: dict[str, int]
+    """Number of images by label."""
+    errors: dict[str, int]
+    """Number of images without a label, by reason."""
+    unlisted: tuple[str, ...] = ()
+    left_out: dict[str, int] = {}
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether this very file is at `path`, unchanged."""
+        try:
+            info = path.stat()
+        except OSError:
+            return False
+        found = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+        return found == (self.device, self.inode, self.num_bytes, self.modified_ns)
+
+
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a job's rows depend on, kept beside them while they are incomplete."""
 
@@ -54,6 +82,10 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     tf32: bool = False
     layout: Literal["nchw", "nhwc"] = "nchw"
     """Memory layout of the tensors on a GPU."""
+    errors_to: str | None = None
+    """Absolute path of the file of failed images, which the job may replace."""
+    complete: Complete | None = None
+    """The complete output, once it is about to get its name."""
 
 
 class PartsRecord(JobRecord, frozen=True, kw_only=True):
@@ -255,12 +287,18 @@ class JobIdentity:
             shard=self._shard,
             tf32=self._tf32,
             layout=getattr(opened, "layout", "nchw"),
+            errors_to=absolute_or_none(self._settings.errors_to),
         )
 
 
 def device_difference(record: JobRecord, opened: OpenedModel) -> str | None:
     """Describe how a job's device differs from the one of the opened model; None if it does not."""
     return differences(record, {"device": opened.device, "provider": opened.provider})
+
+
+def absolute_or_none(path: Path | None) -> str | None:
+    """Return a path as it is recorded; None if there is none."""
+    return None if path is None else os.path.abspath(path)  # noqa: PTH100 - links stay
 
 
 def _absolute(source: Location) -> str:

@@ -117,6 +117,14 @@ def is_slow(inputs: Sequence[Location]) -> bool:
     return any(map(is_sequential, archives))
 
 
+def are_found(inputs: Sequence[Location]) -> bool:
+    """Return whether all images of `inputs` exist when they are listed; a list may name others."""
+    return not any(
+        source == STDIN or (source.suffix.lower() == LIST_SUFFIX and not Path(str(source)).is_dir())
+        for source in inputs
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Report:
     """Where a listing reports what it skips."""

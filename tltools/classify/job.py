@@ -118,12 +118,12 @@ class Summary:
     """Whether fp32 products were rounded to TF32."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of files in folders and archives that have no image suffix, by suffix in lowercase
-    (`""`: none), most frequent first. Empty for a job on a cluster."""
+    (`""`: none), most frequent first."""
 
     @property
     def images_per_s(self) -> float:
         """Throughput from the first image to the finished file, in images per second."""
-        return (self.num_images - self.num_kept) / self.seconds
+        return (self.num_images - self.num_kept) / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as values for JSON."""

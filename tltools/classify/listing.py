@@ -92,7 +92,7 @@ class JobListing:
         self.left_out = LeftOut(leave_out)
         """The files without an image suffix; may still grow."""
         portions = list_portions(
-            inputs, on_error=leave_out, left_out=self.left_out, on_skip=_FirstSkipped(warn)
+            inputs, on_error=leave_out, left_out=self.left_out, on_skip=FirstSkipped(warn)
         )
         self.total, portions = count_ahead(portions, seconds=0.0 if is_slow(inputs) else COUNTING_S)
         """Number of images; None if unknown."""
@@ -107,18 +107,20 @@ class JobListing:
             self.total = None if self.total is None else shard.size(self.total)
 
 
-class _FirstSkipped:
+class FirstSkipped:
     """Tells of the first skipped folder of each kind: a system may have one in every folder."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
+        """Take the function to call with a message."""
         self._warn = warn
         self._told: set[SkipReason] = set()
 
     def __call__(self, folder: Path, reason: SkipReason) -> None:
+        """Tell of a folder that is not searched."""
         if reason not in self._told:
             self._told.add(reason)
             what = "the system made" if reason == "system" else "tltools wrote"
-            self._warn(f"skipped folders that {what}, such as {folder}")
+            self._warn(f"skipped what {what}, such as {folder}")
 
 
 def count_ahead(

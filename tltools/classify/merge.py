@@ -1,21 +1,22 @@
 """Merge the outputs of shards; reject missing, duplicate or changed ones."""
 
+import filecmp
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import msgspec
 
-from tltools.atomic import atomic_path
+from tltools.atomic import atomic_path, temporary_folder, temporary_path
 from tltools.classify.identity import shard_difference
 from tltools.classify.output_formats import STDOUT, output_format
 from tltools.classify.shard_record import RECORD_SUFFIX, ShardRecord, shard_record_path
 from tltools.classify.shards import SHARD_BLOCK, Shard
-from tltools.classify.unfinished import unfinished_path
+from tltools.classify.unfinished import exists_already, unfinished_path
 from tltools.classify.writer import check_output
 from tltools.data.location import Location
 from tltools.errors import ConfigError, DataError
@@ -29,6 +30,8 @@ class Merged:
     output: Location
     num_shards: int
     num_rows: int
+    was_there: bool = False
+    """Whether the output was there and equal: an earlier merge was killed after it, or repeated."""
 
 
 def merge_shards(
@@ -44,7 +47,7 @@ def merge_shards(
         shards: The complete outputs of all shards, in any order, each with its record beside it;
             those at URLs are downloaded.
         output: File or URL to write, in the format of the shards.
-        overwrite: Replace an existing output.
+        overwrite: Replace an existing output; one that is equal is kept in any case.
         progress: Where to report progress.
 
     Raises:
@@ -60,12 +63,12 @@ def merge_shards(
     destination = None if isinstance(output, Path) else Destination(output)
     if destination is not None and not overwrite:
         destination.check_free()
-    with TemporaryDirectory(prefix="tltools-merge-") as folder:
+    with temporary_folder(Path(gettempdir())) as folder:
         local = [
-            shard if isinstance(shard, Path) else fetch_shard(shard, Path(folder) / str(index))
+            shard if isinstance(shard, Path) else fetch_shard(shard, folder / str(index))
             for index, shard in enumerate(shards)
         ]
-        place = output if isinstance(output, Path) else Path(folder) / output.name
+        place = output if isinstance(output, Path) else folder / output.name
         merged = _merge(local, place, overwrite=overwrite, progress=progress)
         if destination is not None:
             destination.send(place, progress)
@@ -75,12 +78,32 @@ def merge_shards(
 def _merge(shards: Sequence[Path], output: Path, *, overwrite: bool, progress: Progress) -> Merged:
     if output == STDOUT:
         raise ConfigError("a merge cannot write to standard output; name a file with `output=`")
-    check_output(output, overwrite=overwrite)
+    is_there = output.is_file() and not overwrite
+    check_output(output, overwrite=overwrite or is_there)
     if not shards:
         raise ConfigError("no shards to merge; name the outputs of all shards")
     if output.resolve() in {path.resolve() for path in shards}:
         raise ConfigError(f"{output} is one of the shards; choose another file with `output=`")
-    found = _ordered([_ShardFile(path) for path in shards])
+    try:
+        found = _ordered([_ShardFile(path) for path in shards])
+        return _write(found, output, keep=is_there, progress=progress)
+    except DataError:
+        if is_there:  # an output that is not from these shards
+            check_output(output, overwrite=False)
+        raise
+
+
+def _write(
+    found: Sequence["_ShardFile"], output: Path, *, keep: bool, progress: Progress
+) -> Merged:
+    """Merge shards in the order of their indices.
+
+    Args:
+        found: All shards.
+        output: File to write.
+        keep: Whether there is an output, which must be equal: a merge was killed after it.
+        progress: Where to report progress.
+    """
     first = found[0]
     form = output_format(output)
     if form is not output_format(first.path):
@@ -92,15 +115,15 @@ def _merge(shards: Sequence[Path], output: Path, *, overwrite: bool, progress: P
         shard.check()
     num_rows = sum(shard.record.num_rows for shard in found)
     codec = form.codec(first.record.job.classes, spreadsheet=first.record.job.spreadsheet)
-    with (
-        atomic_path(output) as temporary,
-        progress.bar("merge", num_rows, "rows") as bar,
-    ):
+    place = temporary_path(output) if keep else atomic_path(output)
+    with place as temporary, progress.bar("merge", num_rows, "rows") as bar:
         for amount in form.merge(found, _turns(found), temporary, codec):
             bar.advance(amount)
         for shard in found:
             shard.check_unchanged()
-    return Merged(output, len(found), num_rows)
+        if keep and not filecmp.cmp(temporary, output, shallow=False):
+            raise exists_already(output)
+    return Merged(output, len(found), num_rows, was_there=keep)
 
 
 class _ShardFile:

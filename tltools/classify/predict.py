@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tltools.data.image_ref import ImageRef
 from tltools.data.images import printable_name
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, MissingError
 from tltools.metrics import softmax
 from tltools.runtime import Outputs, Plan, Predictor, run_images
 
@@ -36,6 +36,8 @@ class Prediction:
     probabilities: "NDArray[np.float64] | None"
     """Probabilities, float64 (C,), in the order of the card's classes."""
     error: str | None
+    is_missing: bool = False
+    """Whether the image could not be opened."""
 
 
 def check_min_confidence(min_confidence: float | None, classes: Sequence[str] = ()) -> None:
@@ -118,7 +120,8 @@ def predictions(
         row = None if error is not None else next(rows)
         if row is None or row[0] != row[0]:  # NaN
             reason = str(error or f"cannot classify image {printable_name(image)}: {NOT_FINITE}")
-            made.append(Prediction(image.name, None, None, None, reason))
+            is_missing = isinstance(error, MissingError)
+            made.append(Prediction(image.name, None, None, None, reason, is_missing))
             continue
         index = int(row.argmax())
         label = classes[index] if row[index] >= threshold else UNCERTAIN
@@ -146,11 +149,18 @@ class Rows(NamedTuple):
     """A class or `UNCERTAIN`; None if there is an error."""
     errors: list[tuple[str, str]]
     """Name and error of each image without a label."""
+    missing: frozenset[int] = frozenset()
+    """Indices of the images that could not be opened."""
 
     def without(self, number: int) -> "Rows":
         """Return the rows without the first `number`."""
         failed = self.labels[:number].count(None)
-        return Rows(self.encoded[number:], self.labels[number:], self.errors[failed:])
+        return Rows(
+            self.encoded[number:],
+            self.labels[number:],
+            self.errors[failed:],
+            frozenset(index - number for index in self.missing if index >= number),
+        )
 
 
 @dataclass(frozen=True)
@@ -175,4 +185,5 @@ class RowMaker:
             [encode(one) for one in made],
             [one.label for one in made],
             [(one.name, one.error or "") for one in made if one.label is None],
+            frozenset(index for index, one in enumerate(made) if one.is_missing),
         )

@@ -7,13 +7,16 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from tltools.classify.finished import finished_summary
 from tltools.classify.identity import JobIdentity
+from tltools.classify.inputs import are_found
 from tltools.classify.job import Job, Summary
 from tltools.classify.listing import JobListing
 from tltools.classify.opening import open_for
 from tltools.classify.output_formats import STDOUT, row_encoder
 from tltools.classify.output_place import OutputPlace
 from tltools.classify.predict import UNCERTAIN, RowMaker, Rows
+from tltools.classify.presence import Presence
 from tltools.classify.resume import Start, go_on
 from tltools.classify.tally import Tally
 from tltools.classify.unfinished import HOW_TO_RESUME, UnfinishedOutput
@@ -28,7 +31,13 @@ if TYPE_CHECKING:
     from tltools.classify.ledger import Ledger
 
 
-def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None = None) -> Summary:
+def run_job(
+    job: Job,
+    *,
+    progress: Progress = SILENT,
+    launcher: Launcher | None = None,
+    on_summary: Callable[[Summary], None] | None = None,
+) -> Summary:
     """Classify images and write one row for each.
 
     If the same job was stopped, however it was stopped, this resumes after its rows. A folder that
@@ -40,6 +49,8 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
         launcher: Starts worker processes. With one, no image is decoded in this process, so that no
             image can crash it; without, a small job runs here entirely, and a large one starts
             here.
+        on_summary: Called with the summary once the output is complete, before the job's record is
+            removed: a job that is killed before that is found finished, and calls it again.
 
     Raises:
         ArtifactError: If the model is not a usable export.
@@ -47,14 +58,37 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
             output, another job is writing the output, or its unfinished rows are from another job.
         DataError: If an input does not exist, or there are no images.
         DeviceError: If the device cannot run the model.
-        TltoolsError: If the output or the ledger cannot be written, or a server cannot be reached.
+        UnreachableError: If a server cannot be reached, or the images went away: their folder was
+            unmounted or moved, many disappeared, or their disk or share fails.
+        TltoolsError: If the output or the ledger cannot be written.
             The rows written so far stay in `<output>.part`, as they do whenever a job is stopped.
     """
     place = OutputPlace(job)
-    listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
     identity = JobIdentity(job, overwrite=place.replaces, shard=job.shard, tf32=job.tf32)
+    if place.finished is None:
+        summary = _run(job, place, identity, progress, launcher)
+    else:
+        summary = finished_summary(job, place.take_finished(identity), progress)
+    if on_summary is not None:
+        on_summary(summary)
+    place.clear_up()
+    return summary
+
+
+def _run(
+    job: Job,
+    place: OutputPlace,
+    identity: JobIdentity,
+    progress: Progress,
+    launcher: Launcher | None,
+) -> Summary:
+    """Run a job that has not finished."""
+    listing = JobListing(job.inputs, shard=job.shard, warn=progress.warn)
     with closing(Tally(job.errors_to, spreadsheet=job.spreadsheet)) as tally, closing(place):
         start = go_on(place.unfinished, job, identity, listing.images, tally)
+        tally.replaces = not place.must_own_errors
+        if place.must_own_errors:
+            tally.refuse_other_file()
         if start.kept is not None and start.num_rows:
             rows = counted(start.num_rows, "row")
             progress.say(f"Resuming after {rows} in {start.kept.path}")
@@ -68,14 +102,14 @@ def run_job(job: Job, *, progress: Progress = SILENT, launcher: Launcher | None 
             spreadsheet=job.spreadsheet,
             opened=place.unfinished,
             kept=start.kept,
-            on_complete=place.when_complete(record, listing, progress),
+            on_complete=place.when_complete(record, listing, tally, progress),
         )
         with _open_ledger(job, identity, predictor) as ledger:
             run = _runner(job, place, opened, ledger, launcher, progress)
-            made = classify_missing(run, listing.images, start)
+            presence = Presence(are_found=are_found(job.inputs))
+            made = classify_missing(run, listing.images, start, presence)
             begun = time.perf_counter()
             _write_rows(output, place.unfinished, made, tally, progress, listing.total)
-    place.discard_sent()
     return _summary(job, opened, output, start, listing, tally, ledger, begun)
 
 
@@ -119,11 +153,12 @@ def classify_missing(
     run: Callable[[Iterator[ImageRef]], Generator[Rows, None, None]],
     images: Iterator[ImageRef],
     start: Start,
+    presence: Presence,
 ) -> Generator[Rows, None, None]:
     """Classify the images that have no rows yet."""
     num_again = len(start.again)
-    with closing(run(chain(start.again, images))) as results:
-        for rows in results:
+    with closing(run(presence.listed(chain(start.again, images)))) as results:
+        for rows in presence.confirmed(results):
             skipped = min(num_again, len(rows.encoded))
             num_again -= skipped
             yield rows.without(skipped) if skipped else rows
@@ -148,7 +183,8 @@ def _write_rows(
                     bar.advance(len(some.encoded))
             tally.save()
     finally:
-        if output.num_rows and unfinished is not None and unfinished.exists():  # not renamed
+        is_kept = unfinished is not None and unfinished.exists() and not unfinished.is_lost
+        if output.num_rows and unfinished is not None and is_kept:  # not renamed
             kept = counted(output.num_rows, "complete row is", "complete rows are")
             progress.warn(f"stopped: {kept} kept in {unfinished.path}")
             progress.say(HOW_TO_RESUME)

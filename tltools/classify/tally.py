@@ -23,6 +23,8 @@ class Tally:
         """Start counting from zero."""
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.replaces = False
+        """Whether an existing file of failed images may be replaced."""
         self._path = errors_to
         self._format = CsvCodec((), spreadsheet=spreadsheet)
         self._failed: BinaryIO | None = None if errors_to is None else _nameless_file(errors_to)
@@ -61,16 +63,36 @@ class Tally:
         """Write the file of failed images, completely or not at all.
 
         Raises:
+            ConfigError: If another program has written a file there in the meantime.
             TltoolsError: If it cannot be written.
         """
         if self._path is None or self._failed is None:
             return
+        if not self.replaces:
+            self.refuse_other_file()
         try:
             self._failed.seek(0)
             with atomic_path(self._path) as temporary, temporary.open("wb") as file:
                 shutil.copyfileobj(self._failed, file)
         except OSError as error:
             raise _cannot_write_errors(self._path, error) from error
+
+    def refuse_other_file(self) -> None:
+        """Refuse to replace a file of failed images unless it holds what has been counted.
+
+        Raises:
+            ConfigError: If it does not: this job did not write it.
+        """
+        if self._path is None or self._failed is None or not self._path.exists():
+            return
+        self._failed.seek(0)
+        try:
+            same = self._path.read_bytes() == self._failed.read()
+        except OSError as error:
+            raise _cannot_write_errors(self._path, error) from error
+        if not same:
+            raise exists_already(self._path, parameter="errors_to")
+        self.replaces = True
 
     def close(self) -> None:
         """Discard the collected errors."""

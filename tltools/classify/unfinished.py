@@ -1,6 +1,5 @@
 """The locked file that holds an output's rows until all are written, with its job's record."""
 
-import errno
 import os
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from tltools.atomic import replace_bytes, sync_file, sync_folder
+from tltools.atomic import NO_LOCKS, remove_leftovers, replace_bytes, sync_file, sync_folder
 from tltools.classify.identity import JobRecord
 from tltools.errors import ConfigError, TltoolsError
 
@@ -43,6 +42,23 @@ def read_record(output: Path) -> JobRecord | None:
         return None
 
 
+def is_record(path: Path) -> bool:
+    """Return whether a file is the record of a job, perhaps of another version."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.DecodeError):
+        return False
+    return found.keys() >= {"tltools", "model_sha256", "inputs"}
+
+
+def _holds_something(path: Path) -> bool:
+    """Return whether a file holds more than the zeros that a power failure leaves."""
+    try:
+        return bool(path.read_bytes().strip(b"\0"))
+    except FileNotFoundError:
+        return False
+
+
 def refusal(path: Path, reason: str) -> ConfigError:
     """Return the error for unfinished rows that this job must not resume after."""
     return ConfigError(f"cannot resume {path}: {reason}; {REMEDY}")
@@ -70,7 +86,11 @@ class UnfinishedOutput:
         self.output = output
         self.path = unfinished_path(output)
         self._record = record_path(output)
+        self._written = b""
+        """The record as this job wrote it."""
         self._synced_folder = False
+        self.is_lost = False
+        """Whether the file was moved, deleted or replaced while it was open."""
         self.file: FileIO | None = None
 
     @property
@@ -84,11 +104,6 @@ class UnfinishedOutput:
             return self.path.exists()
         except OSError:  # for instance, its file system is gone
             return False
-
-    def may_replace(self) -> bool:
-        """Return whether an earlier job left rows that were to replace an existing output."""
-        record = read_record(self.output)
-        return record is not None and record.overwrite and self.exists()
 
     def open(self) -> None:
         """Open the file, creating it if it is missing, and lock it.
@@ -126,14 +141,28 @@ class UnfinishedOutput:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in NO_LOCKS:
                 raise
             # A file system without locks: nothing keeps a second job from the same output.
         # A job that finished in the meantime has given the file its final name.
+        return self._is_at_path(handle)
+
+    def _is_at_path(self, handle: int) -> bool:
+        """Return whether the path leads to the open file, and not to another one or none."""
         try:
             return os.path.samestat(os.fstat(handle), self.path.stat())
         except FileNotFoundError:
             return False
+
+    def check_own(self) -> None:
+        """Check that the path still leads to the open file.
+
+        Raises:
+            OSError: If it does not.
+        """
+        if not self._is_at_path(self._opened.fileno()):
+            self.is_lost = True
+            raise OSError("it was moved, deleted or replaced while the job was running")
 
     @property
     def num_bytes(self) -> int:
@@ -171,9 +200,28 @@ class UnfinishedOutput:
         """Write the job's record, completely or not at all, while the file is still empty.
 
         Raises:
+            ConfigError: If there is a file of this name that is no record.
+            TltoolsError: If it cannot be written.
+        """
+        if _holds_something(self._record) and not is_record(self._record):
+            raise ConfigError(
+                f"{self._record} exists, and tltools did not write it; move it away, or write "
+                "elsewhere with `output=`"
+            )
+        self.record(record)
+
+    def record(self, record: JobRecord) -> None:
+        """Write the job's record, completely or not at all.
+
+        Raises:
             TltoolsError: If it cannot be written.
         """
         data = msgspec.json.format(msgspec.json.encode(record), indent=2)
+        try:
+            self.check_own()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        self._written = data
         try:
             replace_bytes(self._record, data)
         except OSError as error:
@@ -183,8 +231,9 @@ class UnfinishedOutput:
         """Flush what was written to disk, so that it survives a power failure.
 
         Raises:
-            OSError: If it cannot be flushed.
+            OSError: If it cannot be flushed, or is no longer at its path.
         """
+        self.check_own()
         os.fsync(self._opened.fileno())
         if not self._synced_folder:  # only once: the names do not change again
             with suppress(FileNotFoundError):
@@ -195,20 +244,39 @@ class UnfinishedOutput:
     def finish(self, *, rename: bool = True) -> None:
         """Flush the file to disk and rename it, or remove it; release the lock.
 
+        The record stays until `forget`: with it, the next job finds this one finished.
+
         Args:
             rename: False if the complete output was converted from the file.
 
         Raises:
             OSError: If that fails. The file and its record are unchanged then.
         """
+        self.check_own()
         if rename:
             self.sync()
             self.path.replace(self.output)
         sync_folder(self.path.parent)
         if not rename:
             self.path.unlink()
-        self.forget()
         self._release()
+
+    def clear_up(self) -> None:
+        """Remove the record of a finished job, and the rows if the job was killed before that.
+
+        Raises:
+            ConfigError: If another job is writing the same output.
+            TltoolsError: If something cannot be removed.
+        """
+        try:
+            if not self._written and self.exists():
+                self.open()
+                self.path.unlink()
+                self._release()
+            self.forget()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        remove_leftovers(self.path.parent)
 
     def empty(self) -> None:
         """Remove the rows, and the record needed to resume after them.
@@ -223,15 +291,20 @@ class UnfinishedOutput:
             raise cannot_write(self.path, error) from error
 
     def forget(self) -> None:
-        """Remove the record needed to resume."""
-        self._record.unlink(missing_ok=True)
+        """Remove the record needed to resume, but no other file of its name."""
+        if self._written:
+            with suppress(FileNotFoundError):
+                if self._record.read_bytes() == self._written:  # not that of a later job
+                    self._record.unlink(missing_ok=True)
+        elif is_record(self._record):
+            self._record.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the lock; keep the file and its record, unless the file is empty."""
         if self.file is None:
             return
         try:
-            if self.num_bytes == 0 and self.path.exists():
+            if self.num_bytes == 0 and self._is_at_path(self._opened.fileno()):
                 self.path.unlink()
                 self.forget()
         finally:

@@ -7,6 +7,7 @@ complete file or not at all.
 from contextlib import suppress
 from pathlib import Path
 
+from tltools.classify.identity import Complete
 from tltools.classify.shard_record import shard_record_path
 from tltools.classify.unfinished import exists_already
 from tltools.data.copies import cache_folder
@@ -39,13 +40,18 @@ class Destination:
         self.staged = staged(url)
         self._remote = Remote(url)
 
-    def check_free(self) -> None:
+    def check_free(self, sent: Complete | None = None) -> None:
         """Refuse to replace an existing file.
+
+        Args:
+            sent: The complete output that this job may have uploaded before it was killed.
 
         Raises:
             ConfigError: If the URL exists, or the server does not say whether it does.
             UnreachableError: If the server cannot be reached.
         """
+        if sent is not None and self.holds(sent):
+            return
         try:
             self._remote.info(self.url)
         except FileNotFoundError:
@@ -57,10 +63,24 @@ class Destination:
             ) from error
         raise exists_already(self.url)
 
+    def holds(self, sent: Complete) -> bool:
+        """Return whether a file as large as this complete output is at the URL.
+
+        Raises:
+            UnreachableError: If the server cannot be reached.
+        """
+        try:
+            return self._remote.info(self.url).get("size") == sent.num_bytes
+        except OSError:
+            return False
+
     def discard_sent(self) -> None:
         """Remove a complete output that was uploaded by a job killed right afterwards."""
         self.staged.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder holds another job's rows
+
+    def discard_folder(self) -> None:
+        """Remove the folder of the local copy, unless it holds another job's rows."""
+        with suppress(OSError):
             self.staged.parent.rmdir()
 
     def send(self, complete: Path, progress: Progress) -> None:

@@ -56,6 +56,7 @@ class Output:
         """
         check_output(path, overwrite=overwrite, spreadsheet=spreadsheet)
         self.path = path
+        self._overwrite = overwrite
         self._unfinished = (
             opened if opened is not None or path == STDOUT else UnfinishedOutput(path)
         )
@@ -135,6 +136,8 @@ class Output:
         if self._unfinished is None:
             return
         try:
+            self._check_free()
+            self._unfinished.check_own()
             is_converted = self._format.convert is not None
             if is_converted:
                 self._convert()
@@ -146,6 +149,11 @@ class Output:
             if isinstance(error, OSError):
                 raise self._cannot_write(error) from error
             raise
+
+    def _check_free(self) -> None:
+        """Refuse to replace a file that another program has written in the meantime."""
+        if not self._overwrite and self.path.exists():
+            raise exists_already(self.path)
 
     def _append(self, data: bytes) -> None:
         if self._unfinished is None:

@@ -47,9 +47,9 @@ def load_commands(names: Sequence[str] = COMMANDS) -> None:
 
 SYSTEM_ERRORS = frozenset(
     {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-    | {errno.ESTALE, errno.ENOTCONN, errno.ENAMETOOLONG}
+    | {errno.ESTALE, errno.ENOTCONN, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
-"""Full, failing or removed disks and missing permissions: not bugs in tltools."""
+"""Full, failing or removed disks, missing permissions, files or memory: not bugs in tltools."""
 
 
 @app.callback(invoke_without_command=True)

@@ -27,6 +27,8 @@ from tltools.runtime.model_formats import suffixes
 from tltools.wording import MAX_LISTED, counted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tltools.classify import Shard, Summary
     from tltools.classify.job import JobSettings
     from tltools.console import RichProgress
@@ -223,13 +225,16 @@ def classify(
 
     model = model or _best_export(out.progress)
     settings = JobSettings(model, inputs, place, **options.settings())
-    if engine == "ray":
-        summary = _run_on_cluster(settings, there, out.progress)
-    else:
-        summary = _run_here(settings, here, shard, out.progress, launcher)
-    out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
     suggest = shard is None and engine == "local"
-    _report(here.report, summary, inputs, out.progress, suggest=suggest)
+
+    def tell(summary: "Summary") -> None:
+        out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
+        _report(here.report, summary, inputs, out.progress, suggest=suggest)
+
+    if engine == "ray":
+        summary = _run_on_cluster(settings, there, out.progress, tell)
+    else:
+        summary = _run_here(settings, here, shard, out.progress, launcher, tell)
     if strict:
         _fail_if_incomplete(summary, out.progress)
 
@@ -240,6 +245,7 @@ def _run_here(
     shard: "Shard | None",
     progress: "RichProgress",
     launcher: "Launcher | None",
+    tell: "Callable[[Summary], None]",
 ) -> "Summary":
     from tltools.classify import Job, run_job
 
@@ -250,11 +256,14 @@ def _run_here(
         ledger_dir=_ledger_dir(options.cache_dir, changed_only=options.changed_only),
         shard=shard,
     )
-    return run_job(job, progress=progress, launcher=launcher)
+    return run_job(job, progress=progress, launcher=launcher, on_summary=tell)
 
 
 def _run_on_cluster(
-    settings: "JobSettings", options: ClusterOptions, progress: "RichProgress"
+    settings: "JobSettings",
+    options: ClusterOptions,
+    progress: "RichProgress",
+    tell: "Callable[[Summary], None]",
 ) -> "Summary":
     from tltools.ray.engine import run_ray_job
     from tltools.ray.job import RayJob
@@ -265,7 +274,7 @@ def _run_on_cluster(
         part_size=options.part_size,
         part_format=options.part_format,
     )
-    return run_ray_job(job, progress=progress)
+    return run_ray_job(job, progress=progress, on_summary=tell)
 
 
 def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
@@ -386,6 +395,7 @@ def _write_report(
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
+    from tltools.data.left_out import describe_counts
     from tltools.runtime.selftest import lacks_self_test
 
     if note := lacks_self_test(summary.card):
@@ -413,8 +423,7 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     for reason, count in summary.errors.items():
         progress.warn(f"{counted(count, 'image')} not classified: {reason}")
     if summary.left_out:
-        kinds = [f"{count} {suffix or 'no suffix'}" for suffix, count in summary.left_out.items()]
-        progress.say(f"Left out, without an image suffix: {', '.join(kinds[:10])}")
+        progress.say(describe_counts(summary.left_out))
     where = summary.output or "standard output"
     kept = f", {summary.num_kept} of them from before" if summary.num_kept else ""
     if summary.num_known is not None:

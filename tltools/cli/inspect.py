@@ -113,6 +113,7 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
         "reading": dataset.reading,
         "images": _counts(dataset),
         "findings": _findings(dataset),
+        "left_out": dataset.left_out,
     }
 
 

@@ -41,7 +41,7 @@ def merge(
     progress = out.progress
     merged = merge_shards(shards, output, overwrite=overwrite, progress=progress)
     rows, parts = counted(merged.num_rows, "row"), counted(merged.num_shards, "shard")
-    said = f"{rows} of {parts}, written to {output}"
+    said = f"{rows} of {parts}, {'already in' if merged.was_there else 'written to'} {output}"
     out.result(
         {
             "output": str(merged.output),

@@ -21,10 +21,10 @@ from typing import BinaryIO, Protocol
 
 from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES, Content, ImageRef, RemoteObject
-from tltools.data.reasons import reason_of
+from tltools.data.reasons import ENVIRONMENT, reason_of, refuse_failing
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.data.tar import MAX_HEADER, Tar, TarReader
-from tltools.errors import DataError
+from tltools.errors import DataError, UnreachableError
 
 MEMBERS_AT_ONCE = 1024
 MAX_UNPACKED = 2**28
@@ -119,7 +119,8 @@ def list_archive(
 
     Raises:
         DataError: While iterating, if `on_error` is None.
-        UnreachableError: While iterating, if the server of an archive cannot be reached.
+        UnreachableError: While iterating, if the server of an archive cannot be reached, or a disk
+            or share fails.
     """
     try:
         members = _Members(path, on_others)
@@ -133,6 +134,8 @@ def list_archive(
             raise
         on_error(error)
     except DAMAGED as error:
+        if isinstance(path, Path):
+            refuse_failing(path, error)
         failure = DataError(
             f"cannot read all of the archive {path}: {reason_of(error)}; recreate it, or unpack "
             "what is readable"
@@ -247,20 +250,31 @@ class _Shared:
         """Return `size` bytes from position `start`.
 
         Raises:
-            OSError: If they do not exist, or the archive has changed since it was listed.
+            OSError: If they do not exist.
+            UnreachableError: If the archive is gone or has changed since it was listed, or its disk
+                or share fails: no other image of it can be read either.
         """
         if start + size > self.size:
             raise OSError("the archive ends before the image does")
         if size > MAX_FILE_BYTES:
             raise OSError(f"it has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
-        handle = self._open() if self._handle is None else self._handle
-        data = self._read_at(handle, start, size)
-        while len(data) < size:
-            more = self._read_at(handle, start + len(data), size - len(data))
-            if not more:
-                raise OSError("the archive was truncated after it was listed")
-            data += more
+        try:
+            handle = self._open() if self._handle is None else self._handle
+            data = self._read_at(handle, start, size)
+            while len(data) < size:
+                more = self._read_at(handle, start + len(data), size - len(data))
+                if not more:
+                    raise self._changed("was truncated")
+                data += more
+        except OSError as error:
+            refuse_failing(self._path, error)
+            raise self._changed(f"cannot be read any more ({reason_of(error)})") from error
         return data
+
+    def _changed(self, how: str) -> UnreachableError:
+        return UnreachableError(
+            f"the archive {self._path} {how} after it was listed; restore it, then run it again"
+        )
 
     def _open(self) -> int:
         with self._lock:
@@ -268,7 +282,7 @@ class _Shared:
                 handle = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
                 if _identity(handle) != self._identity:
                     os.close(handle)
-                    raise OSError("the archive has changed since it was listed")
+                    raise self._changed("was replaced")
                 self._handle = handle
             return self._handle
 
@@ -322,7 +336,9 @@ def _list_forwards(
         try:
             reader.seek(start)
             content = _Unpacked(reader.content(size), held)
-        except DAMAGED:
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+                raise
             problem = "the archive ends before the image does, or is corrupt there"
             yield ImageRef(shown, _refused(problem))
             raise

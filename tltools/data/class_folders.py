@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tltools.data.findings import Finding, shorten
-from tltools.data.folders import SkipReason, find_folders, is_system_folder
-from tltools.data.left_out import LeftOut
+from tltools.data.folders import SHEET, SkipReason, find_folders, is_system_folder
+from tltools.data.left_out import LeftOut, describe_counts
 from tltools.data.splits import (
     is_unlabeled_name,
     split_of_folder,
@@ -60,6 +60,8 @@ class FolderLabels:
     reading: str
     """Which folders are the classes and splits, in one line."""
     findings: tuple[Finding, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files without an image suffix, by suffix in lowercase, most frequent first."""
 
 
 def read_class_folders(folder: Path, *, class_level: int | None = None) -> FolderLabels:
@@ -90,7 +92,7 @@ def read_class_folders(folder: Path, *, class_level: int | None = None) -> Folde
             label, split = layout.classes[owner]
             rows += [LabeledImage(path, label, split) for path in paths]
     rows.sort(key=lambda row: _ORDER.index(row.split))
-    return FolderLabels(rows, _describe(tree, layout), _findings(tree, loose))
+    return FolderLabels(rows, _describe(tree, layout), _findings(tree, loose), tree.left_out)
 
 
 def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
@@ -108,9 +110,12 @@ def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
         paths = [path for path, why in tree.skipped if why == reason]
         if paths:
             names = shorten(path.relative_to(tree.root).as_posix() for path in paths)
-            text = f"{grouped(len(paths), 'folder')} {what} skipped: {names}"
+            noun = "item" if any(path.name == SHEET for path in paths) else "folder"
+            text = f"{grouped(len(paths), noun)} {what} skipped: {names}"
             found.append(Finding("note", kind, text, tuple(map(str, paths))))
     found += [Finding("warning", "left-out", str(error)) for error in tree.unread]
+    if tree.left_out:
+        found.append(Finding("note", "left-out-files", describe_counts(tree.left_out)))
     return tuple(found)
 
 
@@ -130,6 +135,8 @@ class _Tree:
     skipped: list[tuple[Path, SkipReason]] = field(default_factory=list)
     unread: list[DataError] = field(default_factory=list)
     """One error for each suffix of images that is no image suffix."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of files without an image suffix, by suffix."""
 
     @classmethod
     def scan(cls, folder: Path) -> "_Tree":
@@ -153,6 +160,7 @@ class _Tree:
             tree._loose.add(parts)
             for depth, name in enumerate(parts):
                 tree._children.setdefault(parts[:depth], {})[name] = None
+        tree.left_out.update(left_out.counts())
         for path in exports:
             parts = path.relative_to(root).parts
             if parts and parts not in tree._loose and parts not in tree._children:

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
@@ -17,6 +18,7 @@ from tltools.data.findings import Finding, Severity, shorten
 from tltools.data.images import image_sha256, load_image
 from tltools.data.labels import Labels, read_labels
 from tltools.data.location import Location
+from tltools.data.reasons import refuse_failing
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
 from tltools.data.text import word_key
 from tltools.errors import ConfigError, DataError
@@ -59,6 +61,8 @@ class Dataset:
     reading: str = ""
     """Which columns or folders were read as images, labels and split, in one line; empty for the
     images of a run."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files without an image suffix in class folders, by suffix."""
 
     def part(self, split: str) -> "pd.DataFrame":
         """Return the rows of one split, `train`, `val` or `test`, in source order."""
@@ -160,6 +164,7 @@ def load_dataset(
         findings=audit.findings(),
         fingerprint=_fingerprint(rows),
         reading=labels.reading,
+        left_out=labels.left_out,
     )
 
 
@@ -262,7 +267,11 @@ class _Checked(NamedTuple):
 
 
 def _check_image(path: str) -> _Checked:
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file() raises on a name that is too long
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - called for each image
+            return _Checked()
+    except (OSError, ValueError) as error:
+        refuse_failing(path, error)
         return _Checked()
     try:
         load_image(path, _CHECK)

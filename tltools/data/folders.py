@@ -9,9 +9,9 @@ from heapq import heapify, heappop
 from pathlib import Path
 from typing import Literal
 
-from tltools.data.reasons import reason_of
+from tltools.data.reasons import ENVIRONMENT, GONE, reason_of, refuse_failing
 from tltools.data.suffixes import is_image_name
-from tltools.errors import DataError
+from tltools.errors import DataError, UnreachableError
 
 MANY_NAMES = 200_000
 """Number of names in a folder above which sorting would noticeably delay the first result."""
@@ -35,13 +35,18 @@ SYSTEM_FOLDERS = frozenset(
     | {"@recycle", "@recently-snapshot", "@__thumb"}  # QNAP
 )
 """Lowercase names of folders in which systems keep thumbnails, deleted files or their own data."""
+SHEET = "inspect.png"
+"""Usual name of the contact sheet of `tltools inspect`."""
+SHEET_MARK = "tltools contact sheet"
+"""Text in the header of a contact sheet, to tell it from images of the user."""
+_HEADER_BYTES = 512
 _MARK = "tltools wrote this folder and does not search it for images.\n"
 _RUN_FILES = ({"split.csv", "card.json"}, {"split.csv", "plan.json"})
 """Files that show a run, finished or not."""
 
 SkipReason = Literal["system", "output"]
 OnSkip = Callable[[Path, SkipReason], None]
-"""Called with a folder that is not searched: a system's, or one that tltools wrote."""
+"""Called with what is left out: a folder of a system, or a folder or file that tltools wrote."""
 
 
 def is_system_folder(name: str) -> bool:
@@ -61,13 +66,14 @@ def find_images(root: Path) -> Iterator[Path]:
     """Find the images under `root`, lazily and in the order of `sorted(paths)`.
 
     Subfolders are searched, including links to folders unless they lead back to a parent. Hidden
-    files and folders (`.name`), `SYSTEM_FOLDERS` and folders that tltools wrote are skipped, except
-    `root` itself. Files are not opened: a broken link or a corrupt file is yielded, so that it gets
-    a row.
+    files and folders (`.name`), `SYSTEM_FOLDERS`, and folders and contact sheets that tltools wrote
+    are skipped, except `root` itself. Images are not opened: a broken link or a corrupt file is
+    yielded, so that it gets a row.
 
     Raises:
         DataError: When called, if `root` is missing or not a folder; while iterating, if a folder
             cannot be listed.
+        UnreachableError: While iterating, if a folder disappears, or its disk or share fails.
     """
     return (folder / name for folder, names in find_folders(root) for name in names)
 
@@ -86,7 +92,8 @@ def find_folders(
         on_error: Called for each folder that cannot be listed, which is then skipped; None to raise
             the error.
         on_others: Called with a folder and the names of its files without an image suffix.
-        on_skip: Called for each folder of a system or of tltools' output, which is not searched.
+        on_skip: Called for each folder of a system, and for each folder or contact sheet that
+            tltools wrote.
 
     Returns:
         An iterator over folders, or the parts of them between subfolders, each with at least one
@@ -165,16 +172,14 @@ class _Walk:
                 return
             listed = _list_folder(folder)
         except OSError as error:
+            _refuse_vanished(folder, error)
             self._report(folder, error)
             return
         if listed.is_output and ancestors:
             self._skip(folder, "output")
             return
         names, folders = listed.names, listed.folders
-        for name in sorted(listed.system_folders):
-            self._skip(folder / name, "system")
-        if listed.others and self._on_others is not None:
-            self._on_others(folder, listed.others)
+        self._tell_of_rest(folder, listed)
         del listed  # otherwise the names would stay in memory until the rest has been consumed
         if folders:
             names.sort()
@@ -190,6 +195,15 @@ class _Walk:
             rest = Names(names[start:] if start else names)
             del names  # for the same reason
             yield folder, rest
+
+    def _tell_of_rest(self, folder: Path, listed: "_Listed") -> None:
+        """Report what a folder holds beside images and folders to search."""
+        for name in sorted(listed.system_folders):
+            self._skip(folder / name, "system")
+        if listed.has_sheet:
+            self._skip(folder / SHEET, "output")
+        if listed.others and self._on_others is not None:
+            self._on_others(folder, listed.others)
 
     def _report(self, folder: Path, error: OSError) -> None:
         failure = DataError(
@@ -214,6 +228,7 @@ class _Listed:
     """Names of other files that are not hidden."""
     system_folders: list[str]
     is_output: bool
+    has_sheet: bool
 
 
 def _list_folder(folder: Path) -> _Listed:
@@ -234,11 +249,42 @@ def _list_folder(folder: Path) -> _Listed:
             else:
                 others.append(name)
     is_output = is_marked or any(map(set(others).issuperset, _RUN_FILES))
-    return _Listed(names, folders, others, system_folders, is_output)
+    has_sheet = SHEET in names and _is_sheet(folder / SHEET)
+    if has_sheet:
+        names.remove(SHEET)
+    return _Listed(names, folders, others, system_folders, is_output, has_sheet)
+
+
+def _is_sheet(path: Path) -> bool:
+    """Return whether a file is a contact sheet of tltools, by its content."""
+    try:
+        if not path.is_file():  # opening a FIFO would block
+            return False
+        with path.open("rb") as file:
+            return SHEET_MARK.encode() in file.read(_HEADER_BYTES)
+    except OSError as error:
+        if error.errno in ENVIRONMENT:
+            raise
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, for instance; broken links are False by themselves
-        return False
+    except OSError as error:
+        if error.errno in ENVIRONMENT:
+            raise
+        return False  # a link to itself, for instance; broken links are False by themselves
+
+
+def _refuse_vanished(folder: Path, error: OSError) -> None:
+    """Stop if a folder that was there a moment ago is gone, or its disk or share fails.
+
+    Skipping it would leave out all images in it.
+    """
+    refuse_failing(folder, error)
+    if error.errno in GONE:
+        raise UnreachableError(
+            f"the folder {folder} disappeared while it was searched; mount or move it back, then "
+            "run it again"
+        ) from error

@@ -1,5 +1,6 @@
 """Decode images, and squash or crop them to the model's size; no other module opens images."""
 
+import errno
 import io
 import logging
 import math
@@ -28,10 +29,10 @@ from tltools.data.image_formats import (
     tiff_layout,
 )
 from tltools.data.image_ref import MAX_FILE_BYTES, Decoded, ImageRef
-from tltools.data.reasons import reason_of
+from tltools.data.reasons import GONE, reason_of, refuse_failing
 from tltools.data.repair import repaired
 from tltools.data.samples import normalized, prepare, to_rgb
-from tltools.errors import DataError
+from tltools.errors import DataError, MissingError
 
 DRAFT_MARGIN = 1.4
 """Smallest ratio of the size at which a JPEG is decoded to the size that is needed.
@@ -48,6 +49,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _PLAIN_COLORS = frozenset({"YCbCr", "RGB", "Gray"})
+_UNOPENED = GONE | {errno.EACCES, errno.EPERM}
 _LARGE_FILE = 2**24
 """Bytes of a file whose first bytes are looked at before it is read as a whole."""
 
@@ -123,6 +125,8 @@ def load_image(
     Raises:
         DataError: If the file is missing, not a regular file, not an image, truncated, corrupt, or
             so large that it may be a decompression bomb.
+        MissingError: If the file cannot be opened.
+        UnreachableError: If its disk or share, or the system, fails.
     """
     if out is None:
         out = np.empty(preprocessing.shape(1)[1:], np.uint8)
@@ -143,13 +147,21 @@ def load_image(
         if not (data.startswith(JPEG) and _load_plain_jpeg(data, preprocessing, out)):
             np.copyto(out, _load_any(data, preprocessing))
     except _UNREADABLE as error:
+        if isinstance(place, str | Path) and isinstance(error, OSError):
+            refuse_failing(place, error)
+            if error.errno in _UNOPENED:
+                raise MissingError(_text(image, _reason(error))) from error
         raise unreadable(image, _reason(error)) from error
     return out
 
 
 def unreadable(image: str | Path | ImageRef, reason: str) -> DataError:
     """Return the error of an image that cannot be read."""
-    return DataError(f"cannot read image {printable_name(image)}: {reason}")
+    return DataError(_text(image, reason))
+
+
+def _text(image: str | Path | ImageRef, reason: str) -> str:
+    return f"cannot read image {printable_name(image)}: {reason}"
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -211,6 +223,7 @@ def image_sha256(path: str | Path) -> str:
 
     Raises:
         DataError: If the file is missing or not a regular file.
+        UnreachableError: If its disk or share, or the system, fails.
     """
     import hashlib  # here, to keep it out of the start of classify
 
@@ -218,6 +231,7 @@ def image_sha256(path: str | Path) -> str:
         with _open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
+        refuse_failing(path, error)
         raise unreadable(path, _reason(error)) from error
 
 

@@ -61,6 +61,8 @@ class Labels:
     findings: tuple[Finding, ...] = ()
     hints: Mapping[str, str] = field(default_factory=dict)
     """What may be meant instead, for paths that do not exist."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files without an image suffix in class folders, by suffix."""
 
 
 def read_labels(
@@ -92,7 +94,7 @@ def read_labels(
     path = _csv_of(data, for_csv=for_csv, for_folders=class_level is not None)
     if path is None:
         found = read_class_folders(data, class_level=class_level)
-        labels = Labels(_frame(found.rows), found.reading, found.findings)
+        labels = Labels(_frame(found.rows), found.reading, found.findings, left_out=found.left_out)
         return _with_one_spelling(labels, found.rows)
     if class_level is not None:
         raise ConfigError(f"`class_level=` is for folders, and {path} is a CSV: leave it out")

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tltools.data.suffixes import suffix_of
@@ -50,6 +50,14 @@ class LeftOut:
     def counts(self) -> dict[str, int]:
         """Return the number of files by lowercase suffix, most frequent first; `""` has none."""
         return dict(self._counts.most_common())
+
+
+def describe_counts(counts: Mapping[str, int], most: int = 10) -> str:
+    """Describe the numbers of files without an image suffix, by suffix, in one line."""
+    kinds = [f"{count} {suffix or 'no suffix'}" for suffix, count in counts.items()]
+    more = f", and {len(kinds) - most} more suffixes" if len(kinds) > most + 1 else ""
+    shown = kinds[:most] if more else kinds
+    return f"Left out, without an image suffix: {', '.join(shown)}{more}"
 
 
 def _is_image(path: Path) -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tltools.atomic import temporary_folder
 from tltools.calibration import fit_temperature
 from tltools.card import Calibration, Confidence, Precision
 from tltools.errors import DataError
@@ -137,8 +137,7 @@ class TrainedRun:
     @cached_property
     def _scratch(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(prefix=".source.", suffix=".tmp", dir=self.folder)
-        return Path(self._stack.enter_context(temporary))
+        return self._stack.enter_context(temporary_folder(self.folder))
 
     @cached_property
     def _calibration_paths(self) -> list[Path]:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tltools.classify.identity import PartsRecord
+from tltools.classify.inputs import are_found
 from tltools.classify.output_formats.format import utf8_text
 from tltools.classify.predict import Prediction, classify
+from tltools.classify.presence import Presence
 from tltools.classify.unfinished import cannot_write
 from tltools.classify.writer import write_complete
-from tltools.data.location import is_url
+from tltools.data.location import is_url, location
 from tltools.data.remote_images import Remotes
 from tltools.errors import ArtifactError, DataError, TltoolsError
 from tltools.ray.listing import PartTask
@@ -115,6 +117,8 @@ class ClassifyActor:
                 before=task.before,
                 after=task.after,
                 unlisted=task.unlisted,
+                skipped=task.skipped,
+                left_out=task.left_out,
             )
             return
         num_updates = 0
@@ -138,9 +142,11 @@ class ClassifyActor:
         attempts = self._folder / ATTEMPTS / f"{task.number:06d}"
         _count_attempt(task.number, attempts)
         stops = [len(images) * step // NUM_UPDATES for step in range(NUM_UPDATES + 1)]
+        inputs = [location(place) for place in self._settings.record.inputs]
+        presence = Presence(are_found=are_found(inputs))
         predictions = classify(
             self._predictor,
-            images,
+            presence.listed(images),
             plan=self._plan,
             min_confidence=self._settings.record.min_confidence,
             launcher=self._launcher,
@@ -149,7 +155,9 @@ class ClassifyActor:
         made: list[Prediction] = []
         with closing(predictions):
             for start, stop in pairwise(stops):
-                made.extend(islice(predictions, stop - start))
+                for one in islice(predictions, stop - start):
+                    presence.note_next(is_missing=one.is_missing)
+                    made.append(one)
                 yield PartUpdate(task.number, stop - start)
         record = self._settings.record
         path = part_path(self._folder, task.number, record.part_format)
@@ -168,6 +176,7 @@ class ClassifyActor:
                 if one.label is None
             ),
             unlisted=task.unlisted,
+            skipped=task.skipped,
         )
 
 

@@ -8,7 +8,7 @@ one listing, and marks the data set as complete once it has all of them.
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,13 @@ from typing import Any
 import msgspec
 
 from tltools.card import Card
-from tltools.classify.identity import JobIdentity, PartsRecord, device_difference
+from tltools.classify.finished import finished_summary
+from tltools.classify.identity import (
+    JobIdentity,
+    PartsRecord,
+    absolute_or_none,
+    device_difference,
+)
 from tltools.classify.inputs import list_portions
 from tltools.classify.job import Summary
 from tltools.classify.listing import COUNTING_S, count_ahead
@@ -39,7 +45,12 @@ from tltools.runtime.pipeline import AHEAD_BATCH
 from tltools.wording import counted, either, plural
 
 
-def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
+def run_ray_job(
+    job: RayJob,
+    *,
+    progress: Progress = SILENT,
+    on_summary: Callable[[Summary], None] | None = None,
+) -> Summary:
     """Classify images on a Ray cluster and write a data set in parts.
 
     The parts, `part-000000.parquet` and so on, hold the rows of `run_job` in order. A job that was
@@ -48,6 +59,7 @@ def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
     Args:
         job: The job.
         progress: Where to report progress.
+        on_summary: As in `run_job`.
 
     Raises:
         ArtifactError: If the model is not a usable export, here or on another machine.
@@ -64,14 +76,31 @@ def run_ray_job(job: RayJob, *, progress: Progress = SILENT) -> Summary:
     identity = JobIdentity(
         job, overwrite=job.overwrite, part_size=job.part_size, part_format=job.part_format
     )
-    result = PartsTally(Tally(job.errors_to, spreadsheet=job.spreadsheet), progress)
     parts = PartsFolder(job.folder)
+    finished = None if job.overwrite else parts.finished(identity)
+    if finished is None:
+        summary = _run(job, parts, identity, progress)
+    else:
+        summary = finished_summary(job, finished, progress)
+    if on_summary is not None:
+        on_summary(summary)
+    parts.clear_up()
+    return summary
+
+
+def _run(job: RayJob, parts: PartsFolder, identity: JobIdentity, progress: Progress) -> Summary:
+    """Run a job that has not finished."""
+    result = PartsTally(Tally(job.errors_to, spreadsheet=job.spreadsheet), progress)
+    result.tally.replaces = job.overwrite
     with closing(result.tally), closing(parts):
         kept = parts.open(identity, anew=job.overwrite)
         part_format = _check_files(job, kept)
         total = _count(job)
         if kept is not None:
             _take_in(parts, kept, job, result, progress)
+            result.tally.replaces = kept.overwrite
+            if not kept.overwrite:
+                result.tally.refuse_other_file()
         num_kept = result.num_rows
         begun = time.perf_counter()
         with cluster(job.address, progress) as ray:
@@ -105,7 +134,8 @@ def _check_files(job: RayJob, kept: PartsRecord | None) -> str:
             "`spreadsheet=True`"
         )
     if job.errors_to is not None:
-        replaces = job.overwrite or kept is not None
+        is_same = kept is not None and kept.errors_to == absolute_or_none(job.errors_to)
+        replaces = job.overwrite or is_same
         check_errors_to(job.errors_to, job.folder, overwrite=replaces)
     return name
 
@@ -245,6 +275,7 @@ def _summary(
         num_failed=tally.num_failed,
         errors=tally.errors,
         unlisted=tuple(result.unlisted),
+        left_out=result.left_out,
         seconds=time.perf_counter() - begun,
         choice=opened.choice,
         provider=opened.provider,

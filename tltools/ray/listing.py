@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tltools.classify.inputs import list_portions
-from tltools.classify.listing import NamesDigest
+from tltools.classify.listing import FirstSkipped, NamesDigest
 from tltools.data.image_ref import ImageRef, RemoteObject
+from tltools.data.left_out import LeftOut
 from tltools.data.location import Location
-from tltools.errors import TltoolsError
+from tltools.errors import DataError, TltoolsError
 from tltools.ray.messages import Failure, value_table
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ class PartTask(msgspec.Struct, frozen=True):
     after: bytes = b""
     """Digest of the names up to and including these."""
     unlisted: tuple[str, ...] = ()
-    """Why folders before these images were skipped."""
+    """Why folders before these images could not be listed, or images are left out."""
+    skipped: tuple[str, ...] = ()
+    """Messages about folders before these images that are not searched."""
+    left_out: dict[str, int] = {}
+    """At the end of the listing: number of files without an image suffix, by suffix."""
     failure: Failure | None = None
     """The error that ended the listing."""
 
@@ -68,20 +73,31 @@ def part_tasks(
 ) -> Iterator[PartTask]:
     """Yield the tasks of the parts that are not done, and one without images at the end."""
     unlisted: list[str] = []
+    skipped: list[str] = []
+
+    def leave_out(error: DataError) -> None:
+        unlisted.append(str(error))
+
+    left_out = LeftOut(leave_out)
     digest = NamesDigest()
     number = 0
     try:
-        portions = list_portions(inputs, on_error=lambda error: unlisted.append(str(error)))
+        portions = list_portions(
+            inputs, on_error=leave_out, left_out=left_out, on_skip=FirstSkipped(skipped.append)
+        )
         images = chain.from_iterable(portion.images for portion in portions)
         while some := list(islice(images, part_size)):
             before, after = digests_around(digest, (image.name for image in some))
             if number not in done:
                 paths = ((_place(one), os.fsencode(one.name)) for one in some)
-                yield PartTask(number, tuple(paths), before, after, tuple(unlisted))
+                notes = tuple(unlisted), tuple(skipped)
+                yield PartTask(number, tuple(paths), before, after, *notes)
                 unlisted.clear()
+                skipped.clear()
             number += 1
         before, after = digests_around(digest, ())
-        yield PartTask(number, (), before, after, tuple(unlisted))
+        notes = tuple(unlisted), tuple(skipped)
+        yield PartTask(number, (), before, after, *notes, left_out.counts())
     except TltoolsError as error:
         yield PartTask(number, failure=(type(error).__name__, str(error)))
 

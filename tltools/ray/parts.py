@@ -10,14 +10,17 @@ from pathlib import Path
 
 import msgspec
 
+from tltools.atomic import remove_leftovers
 from tltools.classify.identity import JobIdentity, JobRecord, PartsRecord
 from tltools.classify.inputs import list_portions
 from tltools.classify.listing import NamesDigest
 from tltools.classify.output_formats import Row, all_suffixes, output_format
+from tltools.classify.output_place import describe
 from tltools.classify.unfinished import (
     REMEDY,
     UnfinishedOutput,
     cannot_write,
+    is_record,
     record_path,
     refusal,
 )
@@ -37,7 +40,7 @@ ATTEMPTS = ".attempts"
 """Folder in an unfinished data set that counts the attempts at each part, as the size of a file."""
 _PART_NAME = re.compile(r"part-(\d{6,})(\.\w+)")
 _OTHER_NAMES = re.compile(
-    rf"{MARK}(\.part(\.json(\.new)?)?)?|{re.escape(ATTEMPTS)}|\.part-.*\.tmp.*"
+    rf"{MARK}(\.part(\.json(\.new)?)?)?|{re.escape(ATTEMPTS)}|\.tltools-\w{{8}}\.tmp"
 )
 
 
@@ -71,6 +74,19 @@ class PartsFolder:
         self._mark = UnfinishedOutput(folder / MARK)
         self._made = not folder.exists()
 
+    def finished(self, identity: JobIdentity) -> PartsRecord | None:
+        """Return the record of this job if it was killed after it had marked the folder complete.
+
+        None if not, or if another job did that.
+        """
+        try:
+            data = record_path(self._folder / MARK).read_bytes()
+            record = msgspec.json.decode(data, type=PartsRecord)
+        except (OSError, msgspec.DecodeError):
+            return None
+        is_there = record.complete is not None and record.complete.is_at(self._folder / MARK)
+        return record if is_there and identity.differences(record) is None else None
+
     def open(self, identity: JobIdentity, *, anew: bool) -> PartsRecord | None:
         """Lock the folder; return the record of the job to resume, None to start.
 
@@ -91,6 +107,7 @@ class PartsFolder:
             )
         self._mark.open()
         if anew:
+            self._check_own(names)
             self._remove(names)
             return None
         if not self._mark.num_bytes:
@@ -175,7 +192,7 @@ class PartsFolder:
             )
 
     def finish(self, record: PartsRecord, result: PartsTally) -> None:
-        """Mark the data set as complete and release the lock."""
+        """Mark the data set as complete and release the lock; `clear_up` is still to be called."""
         manifest = Manifest(
             **msgspec.structs.asdict(record),
             num_parts=len(result.parts),
@@ -184,13 +201,24 @@ class PartsFolder:
         )
         shutil.rmtree(self._folder / ATTEMPTS, ignore_errors=True)
         try:
-            for leftover in self._folder.glob(".part-*.tmp*"):  # of workers that were lost
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(self._folder)  # of workers that were lost
             self._mark.cut(0)
             self._mark.append(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            complete = describe(
+                self._mark.path, result.num_rows, result.tally, result.unlisted, result.left_out
+            )
+            self._mark.record(msgspec.structs.replace(record, complete=complete))
             self._mark.finish()
         except OSError as error:
             raise cannot_write(self._mark.path, error) from error
+
+    def clear_up(self) -> None:
+        """Remove what is left of a finished job: its record.
+
+        Raises:
+            TltoolsError: If it cannot be removed.
+        """
+        self._mark.clear_up()
 
     def close(self) -> None:
         """Release the lock; remove everything if there is no part."""
@@ -208,6 +236,19 @@ class PartsFolder:
     def _numbers(self, part_format: str) -> set[int]:
         found = (part_number(path.name) for path in self._folder.iterdir())
         return {one[0] for one in found if one is not None and one[1] == part_format}
+
+    def _check_own(self, names: Sequence[str]) -> None:
+        """Refuse to remove parts that nothing proves to be from a job of tltools.
+
+        Raises:
+            ConfigError: If there are such parts.
+        """
+        proofs = (self._folder / MARK, record_path(self._folder / MARK))
+        if any(map(part_number, names)) and not any(map(is_record, proofs)):
+            raise ConfigError(
+                f"{self._folder} contains parts, but no record of a job of tltools; move the "
+                "folder, or write elsewhere with `output=`"
+            )
 
     def _remove(self, names: Sequence[str]) -> None:
         """Remove the parts; the mark first, so that the rest is not mistaken for complete."""

@@ -26,6 +26,10 @@ class PartUpdate(msgspec.Struct, frozen=True):
     failures: tuple[tuple[str, str], ...] = ()
     """Name and error of the images that could not be read, in order."""
     unlisted: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """Messages about folders that are not searched."""
+    left_out: dict[str, int] = {}
+    """With `is_end`: number of files without an image suffix, by suffix."""
     failure: Failure | None = None
     """The error that ends the job."""
 
@@ -39,6 +43,8 @@ class PartsTally:
         self.parts: set[int] = set()
         self.num_rows = 0
         self.unlisted: list[str] = []
+        self.left_out: dict[str, int] = {}
+        self._skipped: set[str] = set()
         self._progress = progress
         self._waiting: dict[int, PartUpdate] = {}
         """Complete parts that come after an incomplete one, by number."""
@@ -67,12 +73,10 @@ class PartsTally:
         """
         if update.failure is not None:
             raise from_failure(update.failure)
-        for reason in update.unlisted:
-            if reason not in self.unlisted:  # a listing that is restarted reports it again
-                self.unlisted.append(reason)
-                self._progress.warn(f"skipped: {reason}")
+        self._tell(update)
         if update.is_end:
             self._end = update
+            self.left_out = update.left_out
             return
         if not update.is_done or update.number in self.parts:
             return
@@ -91,3 +95,14 @@ class PartsTally:
             self.tally.counts.update(first.counts)
             for name, error in first.failures:
                 self.tally.add(name, None, error)
+
+    def _tell(self, update: PartUpdate) -> None:
+        """Warn of what the listing left out, once: one that is restarted reports it again."""
+        for reason in update.unlisted:
+            if reason not in self.unlisted:
+                self.unlisted.append(reason)
+                self._progress.warn(f"skipped: {reason}")
+        for message in update.skipped:
+            if message not in self._skipped:
+                self._skipped.add(message)
+                self._progress.warn(message)

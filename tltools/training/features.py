@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tltools.atomic import atomic_path
+from tltools.atomic import atomic_path, temporary_folder
 from tltools.card import Preprocessing
 from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError, ParityError, TltoolsError
@@ -349,8 +349,8 @@ def _backbone_file(settings: Extraction, progress: Progress) -> Iterator[Path]:
     if settings.calibration and int8.is_file():
         yield int8
         return
-    with TemporaryDirectory(prefix="tltools-backbone-") as folder:
-        fp32 = Path(folder) / "fp32.onnx"
+    with temporary_folder(Path(gettempdir())) as folder:
+        fp32 = folder / "fp32.onnx"
         frozen = _Frozen(settings.model, settings.layers).eval()
         size = settings.preprocessing.size
         write_module(frozen, fp32, size=size, output="features", metadata={})
