@@ -76,7 +76,18 @@ def main(args: list[str] | None = None) -> None:
         raise
     except BaseException:  # a bug: Python prints its traceback
         workers.close()
+        sys.excepthook = _print_bug
         raise
+
+
+def _print_bug(*details: Any) -> None:
+    """Print the traceback of a bug, without secrets."""
+    import traceback
+
+    from tltools.data.location import without_secrets
+
+    text = "".join(traceback.format_exception(*details))
+    typer.echo(without_secrets(text), err=True, nl=False)
 
 
 def _run(args: list[str] | None) -> None:

@@ -136,12 +136,11 @@ def _read_manifest(place: Path) -> dict[str, str]:
 def _fetch(remote: Remote, folder: Path, entry: Entry) -> Entry:
     path = _inside(folder, entry.name)
     assert path is not None
+    url = remote.url.joined(entry.name)
     try:
-        data = remote.read(entry.path)
+        data = remote.read(entry.path, url)
     except OSError as error:
-        raise DataError(
-            f"cannot read {remote.url.joined(entry.name)}: {error}; fix or move the file"
-        ) from error
+        raise DataError(f"cannot read {url}: {error}; fix or move the file") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return entry
