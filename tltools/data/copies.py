@@ -6,21 +6,19 @@ changed.
 
 import csv
 import hashlib
-import shutil
-import tarfile
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import msgspec
 from platformdirs import user_cache_path
 
 from tltools.atomic import atomic_folder, atomic_path, write_text
+from tltools.data.archives import DAMAGED, read_members
 from tltools.data.labels import LABEL_SUFFIXES
 from tltools.data.location import Location
+from tltools.data.reasons import reason_of
 from tltools.data.remote import READS, Entry, Remote, list_files, version_of
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError, TltoolsError
@@ -30,7 +28,6 @@ from tltools.progress import SILENT, Progress
 CLASS_SUFFIX = ".cls"
 """Suffix of WebDataset members that hold the class of the image with the same name."""
 _MANIFEST = "files.json"
-_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
 
 
 def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
@@ -188,22 +185,22 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     images: list[str] = []
     with atomic_folder(folder) as temporary:
         try:
-            for name, file in _members(archive):
+            for member, data in read_members(archive, _is_wanted):
+                name = member.removeprefix("./")
                 if name.endswith(CLASS_SUFFIX):
-                    classes[name.removesuffix(CLASS_SUFFIX)] = _class_of(file)
+                    classes[name.removesuffix(CLASS_SUFFIX)] = _class_of(data)
                     continue
                 path = _inside(temporary, name)
                 if path is None:
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as out:
-                    shutil.copyfileobj(file, out)
+                path.write_bytes(data)
                 if is_image_name(name):
                     images.append(name)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise TltoolsError(
-                f"cannot unpack {archive} to {folder}: {error}; recreate the archive, or free some "
-                "disk space"
+                f"cannot unpack {archive} to {folder}: {reason_of(error)}; recreate the archive, "
+                "or free some disk space"
             ) from error
         if not images:
             raise DataError(f"no images in {archive}; name an archive that contains images")
@@ -212,24 +209,8 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and content of each relevant regular file."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as content:
-            for info in content.infolist():
-                if not info.is_dir() and _is_wanted(info.filename):
-                    with content.open(info) as file:
-                        yield info.filename.removeprefix("./"), file
-        return
-    with tarfile.open(archive, "r:*") as content:
-        for member in content:
-            file = content.extractfile(member) if member.isreg() else None
-            if file is not None and _is_wanted(member.name):
-                yield member.name.removeprefix("./"), file
-
-
-def _class_of(file: IO[bytes]) -> str:
-    return file.read(4096).decode("utf-8", "replace").strip()
+def _class_of(data: bytes) -> str:
+    return data[:4096].decode("utf-8", "replace").strip()
 
 
 def _write_labels(

@@ -20,7 +20,8 @@ from tltools.classify.output_formats.format import (
     damaged_row,
 )
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
-from tltools.errors import DataError
+from tltools.errors import DataError, first_line
+from tltools.regular import open_regular
 
 if TYPE_CHECKING:
     import pyarrow
@@ -95,7 +96,7 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             columns = list(file.schema_arrow.names)
     except pyarrow.ArrowException as error:
         raise _unreadable(path, error) from error
@@ -109,7 +110,7 @@ def _rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         # Not read_table, which would read a folder's name as a partition.
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(Row._fields)):
                 columns = (batch.column(name).to_pylist() for name in Row._fields)
                 for name, label, confidence, error in zip(*columns, strict=True):
@@ -123,7 +124,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as Parquet: {error}; recreate it")
+    return DataError(f"{path} cannot be read as Parquet: {first_line(error)}; recreate it")
 
 
 def merge_parquet(
