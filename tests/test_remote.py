@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import urllib.request
@@ -24,7 +25,7 @@ from conftest import COLORS, save_image
 
 from tltools.classify.inputs import list_images
 from tltools.data import remote, remote_images
-from tltools.data.image_ref import Content, ImageRef, RemoteObject
+from tltools.data.image_ref import UNKNOWN_BYTES, Content, ImageRef, RemoteObject
 from tltools.data.location import Url, is_url, location
 from tltools.data.remote_images import fetch_ahead
 from tltools.errors import ConfigError, UnreachableError
@@ -281,6 +282,27 @@ def test_lists_and_single_images_can_be_remote(place, onnx_path, tmp_path):
         (f"{place.url}/blue/002 ä.png", "blue"),
     ]
     assert "missing.png: no such file" in found[1][-1]
+
+
+def test_files_of_a_list_are_not_read_beyond_a_limit(place, monkeypatch):
+    monkeypatch.setattr(remote_images, "MAX_UNSIZED", 1000)
+    monkeypatch.setattr(remote_images, "MAX_FILE_BYTES", UNKNOWN_BYTES)
+    for name, value in place.env.items():
+        monkeypatch.setenv(name, value)
+    sizes = {"empty": 0, "small": 1000, "large": UNKNOWN_BYTES, "huge": UNKNOWN_BYTES + 1}
+    with contextlib.ExitStack() as cleanup:
+        path = Path(cleanup.enter_context(tempfile.TemporaryDirectory())) / "file"
+        for name, size in sizes.items():
+            path.write_bytes(bytes(size))
+            place.put(path, f"size-{name}.png")
+            cleanup.callback(place.remove, f"size-{name}.png")
+        remotes = remote_images.Remotes()
+        images = [remotes.image(name, f"{place.url}/size-{name}.png") for name in sizes]
+        fetched = [image.place for image in fetch_ahead(images)]
+        *places, huge = [one for one in fetched if isinstance(one, RemoteObject)]
+        assert [len(one.read()) for one in places] == [0, 1000, UNKNOWN_BYTES]
+        with pytest.raises(OSError, match="2,097,153 bytes, more than 2,097,152"):
+            huge.read()
 
 
 def test_a_missing_remote_path_is_a_one_line_error(place, onnx_path, tmp_path):

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
 
+from tltools.data.location import without_secrets
 from tltools.progress import SILENT
 
 if TYPE_CHECKING:
@@ -69,22 +70,23 @@ def in_options(message: str) -> str:
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
-    r"""Escape every character that could control a terminal or break a line.
+    r"""Escape every character that could control a terminal or break a line; remove secrets.
 
     File and class names are untrusted: an escape sequence must not recolor the screen, a line break
-    must not fake a line, and a character that `encoding` lacks must not stop the program.
+    must not fake a line, and a character that `encoding` lacks must not stop the program. Addresses
+    lose their passwords and signatures.
     """
     safe = "".join(
         char
         if unicodedata.category(char) not in _HIDDEN or char in _JOINERS
         else char.encode("unicode_escape").decode("ascii")
-        for char in text
+        for char in without_secrets(text)
     )
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def printable_json(text: str) -> str:
-    """Escape the same characters in a JSON text, which stays the same document."""
+    """Escape the same characters in a JSON text, and remove the same secrets."""
     import json
 
     # Apart from line breaks, JSON has such characters only within strings.
@@ -92,7 +94,7 @@ def printable_json(text: str) -> str:
         char
         if char == "\n" or unicodedata.category(char) not in _HIDDEN or char in _JOINERS
         else json.dumps(char)[1:-1]
-        for char in text
+        for char in without_secrets(text)
     )
 
 

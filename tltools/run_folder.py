@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.atomic import atomic_path
-from tltools.card import Card, card_from_json
-from tltools.errors import ArtifactError
+from tltools.card import MAX_CARD_BYTES, Card, card_from_json
+from tltools.errors import ArtifactError, first_line
+from tltools.regular import open_regular, read_regular
 from tltools.wording import plural
 
 if TYPE_CHECKING:
@@ -22,7 +23,17 @@ SPLIT = "split.csv"
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.csv"
 FOLDS = "folds.csv"
+MAX_TABLE_BYTES = 2**30
+"""Largest table of a run: the probabilities of 1,000 classes for 50,000 images."""
+MAX_HISTORY_BYTES = 2**24
+"""Largest history of a run: 100,000 epochs."""
 _PROB = "prob_"
+
+
+def cannot_read(path: Path, error: Exception) -> ArtifactError:
+    """Return the error of a file of a run that cannot be read."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return ArtifactError(f"{path} cannot be read: {reason or first_line(error)}")
 
 
 def load_card(folder: Path) -> Card:
@@ -33,12 +44,14 @@ def load_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        text = path.read_bytes()
-    except OSError as error:
+        text = read_regular(path, max_bytes=MAX_CARD_BYTES)
+    except FileNotFoundError as error:
         raise ArtifactError(
             f"{folder} is not a finished run: it has no {CARD} (create a run with tltools train, "
             "or finish one with tltools train --resume)"
         ) from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
     return card_from_json(text, where=str(path))
 
 
@@ -51,7 +64,7 @@ def read_split(folder: Path) -> "pd.DataFrame":
     try:
         frame = _read_table(folder / SPLIT, dtype=object)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / SPLIT} cannot be read: {error}") from error
+        raise cannot_read(folder / SPLIT, error) from error
     missing = {"path", "class", "split", "sha256"} - set(frame.columns)
     if missing:
         columns = plural(len(missing), "column")
@@ -88,7 +101,10 @@ def _read_table(path: Path, dtype: Any) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    return pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding_errors="surrogateescape")
+    with open_regular(path, max_bytes=MAX_TABLE_BYTES) as file:
+        return pd.read_csv(
+            file, dtype=dtype, keep_default_na=False, encoding_errors="surrogateescape"
+        )
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -109,10 +125,11 @@ def read_history(folder: Path) -> "pd.DataFrame":
 
     wanted = ["epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"]
     try:
-        frame = pd.read_csv(folder / HISTORY)
+        with open_regular(folder / HISTORY, max_bytes=MAX_HISTORY_BYTES) as file:
+            frame = pd.read_csv(file)
         return frame.astype(dict.fromkeys(wanted, float))
     except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{folder / HISTORY} cannot be read: {error}") from error
+        raise cannot_read(folder / HISTORY, error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,4 +316,4 @@ def read_folds(folder: Path, classes: Sequence[str]) -> FoldPredictions | None:
             probs=frame[[f"{_PROB}{name}" for name in classes]].to_numpy(np.float64),
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+        raise cannot_read(path, error) from error

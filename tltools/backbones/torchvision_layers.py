@@ -156,7 +156,7 @@ def resized_embeddings(state: dict[str, Tensor], size: int, patch: int) -> dict[
         return state  # reported as missing, with any others
     try:
         return dict(interpolate_embeddings(size, patch, OrderedDict(state)))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"{name} has shape {tuple(state[name].shape)}, which is not a square of patches and a "
             "class token; are these the weights of another network?"

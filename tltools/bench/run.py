@@ -23,6 +23,7 @@ from tltools.bench.stages import OpenModel
 from tltools.bench.summary import Found, summarize
 from tltools.bench.verdict import recommend
 from tltools.bench.worker import Failure, Measured, OpenPredictor, Task, measure_in_new_process
+from tltools.data.location import without_secrets
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Bar, Progress
 from tltools.runtime import open_model as open_for_classify
@@ -73,7 +74,7 @@ def run_bench(
         open_predictor=open_predictor,
         open_model=open_model,
         timeout_s=settings.timeout_s,
-        command=command or command_line(sys.argv),
+        command=command or without_secrets(command_line(sys.argv)),
         progress=progress,
     )
     bench.run(save)

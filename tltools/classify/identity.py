@@ -23,6 +23,7 @@ from tltools.classify.job import JobSettings
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
 from tltools.errors import ArtifactError
+from tltools.regular import open_regular
 from tltools.runtime import Plan
 
 SMALL_MODEL = 8 * 2**20
@@ -309,12 +310,12 @@ def _absolute(source: Location) -> str:
 
 def _hash(path: Path, found: "Future[str]") -> None:
     try:
-        if path.stat().st_size < SMALL_MODEL:
-            found.set_result(_small_sha256()(path.read_bytes()).hexdigest())
-            return
-        import hashlib
+        with open_regular(path) as file:
+            if path.stat().st_size < SMALL_MODEL:
+                found.set_result(_small_sha256()(file.read()).hexdigest())
+                return
+            import hashlib
 
-        with path.open("rb") as file:
             found.set_result(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         found.set_exception(error)

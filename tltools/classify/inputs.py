@@ -10,7 +10,7 @@ from pathlib import Path
 from tltools.data.folders import OnSkip, find_folders
 from tltools.data.image_ref import ImageRef
 from tltools.data.left_out import LeftOut
-from tltools.data.location import Location, Url, is_url, location
+from tltools.data.location import Location, Url, is_address, is_url
 from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
 from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name, is_image_name
@@ -208,9 +208,11 @@ def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> It
 
 def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
     """Return the image named by a line of a list in `folder`."""
-    if is_url(name):
-        url = location(name)
-        assert isinstance(url, Url)
+    is_remote = isinstance(folder, Url)
+    if is_address(name) and (is_remote or is_url(name) or not (folder / name).exists()):
+        url = Url(name)
+        if url.protocol == "file" and not is_remote:
+            return ImageRef.of_file(url.local, name=name)
         return remotes.image(url.plain, url)
     if isinstance(folder, Url):
         return remotes.image(name, folder.joined(name))

@@ -14,13 +14,18 @@ import msgspec
 from tltools.atomic import atomic_path, temporary_folder, temporary_path
 from tltools.classify.identity import shard_difference
 from tltools.classify.output_formats import STDOUT, output_format
-from tltools.classify.shard_record import RECORD_SUFFIX, ShardRecord, shard_record_path
+from tltools.classify.shard_record import (
+    RECORD_SUFFIX,
+    ShardRecord,
+    shard_record_path,
+)
 from tltools.classify.shards import SHARD_BLOCK, Shard
-from tltools.classify.unfinished import exists_already, unfinished_path
+from tltools.classify.unfinished import MAX_RECORD_BYTES, exists_already, unfinished_path
 from tltools.classify.writer import check_output
 from tltools.data.location import Location
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Progress
+from tltools.regular import open_regular, read_regular
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class _ShardFile:
             DataError: If it cannot be opened.
         """
         try:
-            return self.path.open("rb")
+            return open_regular(self.path)
         except OSError as error:
             raise DataError(
                 f"cannot read {self.path}: {error.strerror or error}; {self._again}"
@@ -211,7 +216,7 @@ def _read_record(path: Path) -> ShardRecord:
     record = shard_record_path(path)
     unfinished = unfinished_path(path)
     try:
-        content = record.read_bytes()
+        content = read_regular(record, max_bytes=MAX_RECORD_BYTES)
     except FileNotFoundError:
         if path.exists():
             raise DataError(

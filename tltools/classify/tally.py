@@ -1,6 +1,5 @@
 """Counts of a job's results, and the file of images that failed."""
 
-import os
 import re
 import shutil
 from collections import Counter
@@ -13,6 +12,7 @@ from tltools.atomic import atomic_path
 from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.predict import Rows
 from tltools.classify.unfinished import cannot_write, exists_already
+from tltools.data.images import printable_name
 from tltools.errors import ConfigError, TltoolsError
 
 
@@ -136,11 +136,5 @@ def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
 
 def kind_of_error(name: str, error: str) -> str:
     """Return an error without file name and numbers, so that equal kinds are counted together."""
-    _, found, reason = error.partition(f" {_last_name(name)}: ")
-    return re.sub(r"\d[\d,.]*", "N", reason if found else error)
-
-
-def _last_name(name: str) -> str:
-    """Return an image's name without its folders, as errors show it."""
-    last = os.path.basename(name)  # noqa: PTH119 - perhaps called for a million images
-    return last if last.isprintable() else ascii(last)
+    _, found, reason = error.partition(f" {printable_name(name)}: ")
+    return re.sub(r"\b\d[\d,.]*", "N", reason if found else error)

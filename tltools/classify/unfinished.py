@@ -12,6 +12,7 @@ import msgspec
 from tltools.atomic import NO_LOCKS, remove_leftovers, replace_bytes, sync_file, sync_folder
 from tltools.classify.identity import JobRecord
 from tltools.errors import ConfigError, TltoolsError
+from tltools.regular import read_regular
 
 if sys.platform != "win32":
     import fcntl
@@ -19,6 +20,8 @@ if sys.platform != "win32":
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 LOCK_WAIT_S = 1.0
 """How long a job that was just killed may take to exit, in seconds."""
+MAX_RECORD_BYTES = 2**26
+"""Largest record of a job: its classes, inputs and identity."""
 SUFFIX = ".part"
 HOW_TO_RESUME = "Run the same job again, without `overwrite=True`, to resume"
 REMEDY = "start over with `overwrite=True`, or write elsewhere with `output=`"
@@ -37,7 +40,8 @@ def record_path(output: Path) -> Path:
 def read_record(output: Path) -> JobRecord | None:
     """Read the record of an unfinished output; None if it is missing or unreadable."""
     try:
-        return msgspec.json.decode(record_path(output).read_bytes(), type=JobRecord)
+        data = read_regular(record_path(output), max_bytes=MAX_RECORD_BYTES)
+        return msgspec.json.decode(data, type=JobRecord)
     except (OSError, msgspec.DecodeError):
         return None
 

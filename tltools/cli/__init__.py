@@ -13,6 +13,7 @@ import typer
 
 from tltools.cli import workers
 from tltools.cli.command import INTERRUPTED, Out, app
+from tltools.cli.streams import secure_streams
 from tltools.errors import TltoolsError
 
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
@@ -67,6 +68,8 @@ def _options(
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; print an expected error as one line and a bug as a traceback."""
+    if args is None:
+        secure_streams()
     try:
         _run(args)
     except SystemExit as leaving:
@@ -76,7 +79,18 @@ def main(args: list[str] | None = None) -> None:
         raise
     except BaseException:  # a bug: Python prints its traceback
         workers.close()
+        sys.excepthook = _print_bug
         raise
+
+
+def _print_bug(*details: Any) -> None:
+    """Print the traceback of a bug, without secrets."""
+    import traceback
+
+    from tltools.data.location import without_secrets
+
+    text = "".join(traceback.format_exception(*details))
+    typer.echo(without_secrets(text), err=True, nl=False)
 
 
 def _run(args: list[str] | None) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+import typer.core
 
 from tltools.cli.options import JsonOption, QuietOption, VerboseOption
+from tltools.data.location import without_secrets
 from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +33,20 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose usage errors quote arguments without their secrets."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # The class of these errors is private to Typer, which prints them as a box.
+            if isinstance(message := getattr(error, "message", None), str):
+                setattr(error, "message", without_secrets(message))  # noqa: B010
+            raise
 
 
 class Out:
@@ -129,7 +145,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     setattr(run, "__signature__", signature.replace(parameters=[*own, *common]))  # noqa: B010
     run.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
-    app.command()(run)
+    app.command(cls=Command)(run)
     return run
 
 

@@ -25,6 +25,7 @@ from tltools.data.reasons import ENVIRONMENT, reason_of, refuse_failing
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.data.tar import MAX_HEADER, Tar, TarReader
 from tltools.errors import DataError, UnreachableError
+from tltools.regular import open_regular
 
 MEMBERS_AT_ONCE = 1024
 MAX_UNPACKED = 2**28
@@ -33,8 +34,8 @@ of pixels that is decoded is no larger, and a few kilobytes could claim any size
 MAX_HELD = 2**27
 """Bytes of waiting images from a compressed tar, above which further ones are compressed again."""
 MAX_RATIO = 100
-"""Largest expansion ratio of a compressed tar; images hardly compress, so that a tar with a larger
-ratio is malicious."""
+"""Largest expansion ratio of an archive above its first gigabyte; images hardly compress, so that
+an archive with a larger ratio is malicious."""
 
 _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
@@ -63,7 +64,7 @@ DAMAGED = (
 def is_sequential(path: Path) -> bool:
     """Return whether an archive can only be read sequentially, like a compressed tar."""
     try:
-        with _open_file(path) as file:
+        with open_regular(path) as file:
             return _opener(file.read(8)) is not None
     except OSError:
         return False
@@ -146,7 +147,7 @@ def list_archive(
 
 
 def _list_local(path: Path, members: "_Members") -> Iterator[list[ImageRef]]:
-    with _open_file(path) as file:
+    with open_regular(path) as file:
         magic = file.read(8)
         file.seek(0)
         opener = _opener(magic)
@@ -322,7 +323,7 @@ def _list_forwards(
     file: "BinaryIO | io.BufferedIOBase", num_packed: int, members: _Members
 ) -> Iterator[ImageRef]:
     """List the images of a tar that is read once, with their bytes: it cannot be rewound."""
-    reader = TarReader(file, max_bytes=MAX_RATIO * num_packed + 2**30)
+    reader = TarReader(file, max_bytes=_largest(num_packed))
     held = _Held()
     for name, start, size, problem in Tar(reader).members():
         shown = members.shown(name)
@@ -441,6 +442,60 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
 # --------------------------------------------------------------------------------------- both
 
 
+def read_members(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each regular file of an archive whose name is wanted.
+
+    Args:
+        path: A tar, plain or compressed with gzip, bzip2 or xz, or a zip; its content decides.
+        is_wanted: Takes the name of a member.
+
+    Raises:
+        OSError: If the archive or a wanted member cannot be read; other errors of `DAMAGED` too.
+    """
+    with open_regular(path) as file:
+        magic = file.read(8)
+        file.seek(0)
+        if magic.startswith(_ZIP):
+            yield from _zip_members(path, file, is_wanted)
+            return
+        opener = _opener(magic)
+        limit = None if opener is None else _largest(_size(file))
+        reader = TarReader(file if opener is None else opener(file), max_bytes=limit)
+        for name, start, size, problem in Tar(reader).members():
+            if problem is None and is_wanted(name):
+                if size > MAX_UNPACKED:
+                    raise OSError(f"{name}: {_too_large(size)}")
+                reader.seek(start)
+                yield name, reader.content(size)
+
+
+def _zip_members(
+    path: Path, file: BinaryIO, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
+    shared = _Shared.listed(path, file)
+    with zipfile.ZipFile(file) as content:
+        infos = [
+            info
+            for info in content.filelist
+            if not (info.is_dir() or stat.S_ISLNK(info.external_attr >> 16))
+            and is_wanted(info.filename)
+        ]
+    limit = _largest(shared.size)
+    if sum(info.file_size for info in infos) > limit:
+        raise OSError(f"it unpacks to more than {limit:,} bytes (an archive bomb?)")
+    for info in infos:
+        if info.flag_bits & _ENCRYPTED:
+            raise OSError(f"{info.filename} is encrypted; unpack the archive with its password")
+        if info.file_size > MAX_UNPACKED:
+            raise OSError(f"{info.filename}: {_too_large(info.file_size)}")
+        yield info.filename, _read_zipped(shared, info)
+
+
+def _largest(num_packed: int) -> int:
+    """Return the most bytes to which an archive may unpack."""
+    return MAX_RATIO * num_packed + 2**30
+
+
 def _grouped(images: Iterator[ImageRef]) -> Iterator[list[ImageRef]]:
     """Yield images in lists; before an error is raised, the images that precede it are yielded."""
     group: list[ImageRef] = []
@@ -467,13 +522,6 @@ def _too_large(size: int) -> str:
         f"it has {size:,} bytes, more than the limit of {MAX_UNPACKED:,} for unpacking in memory; "
         "unpack the archive"
     )
-
-
-def _open_file(path: Path) -> BinaryIO:
-    """Open a regular file; anything else could block forever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is not a file")
-    return path.open("rb")
 
 
 def _opener(magic: bytes) -> Callable[[BinaryIO], io.BufferedIOBase] | None:

@@ -6,20 +6,16 @@ changed.
 
 import csv
 import hashlib
-import shutil
-import tarfile
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import msgspec
 from platformdirs import user_cache_path
 
 from tltools.atomic import atomic_folder, atomic_path, write_text
-from tltools.data.archives import DAMAGED
+from tltools.data.archives import DAMAGED, read_members
 from tltools.data.labels import LABEL_SUFFIXES
 from tltools.data.location import Location
 from tltools.data.reasons import reason_of
@@ -137,12 +133,11 @@ def _read_manifest(place: Path) -> dict[str, str]:
 def _fetch(remote: Remote, folder: Path, entry: Entry) -> Entry:
     path = _inside(folder, entry.name)
     assert path is not None
+    url = remote.url.joined(entry.name)
     try:
-        data = remote.read(entry.path)
+        data = remote.read(entry.path, url)
     except OSError as error:
-        raise DataError(
-            f"cannot read {remote.url.joined(entry.name)}: {error}; fix or move the file"
-        ) from error
+        raise DataError(f"cannot read {url}: {error}; fix or move the file") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return entry
@@ -190,16 +185,16 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     images: list[str] = []
     with atomic_folder(folder) as temporary:
         try:
-            for name, file in _members(archive):
+            for member, data in read_members(archive, _is_wanted):
+                name = member.removeprefix("./")
                 if name.endswith(CLASS_SUFFIX):
-                    classes[name.removesuffix(CLASS_SUFFIX)] = _class_of(file)
+                    classes[name.removesuffix(CLASS_SUFFIX)] = _class_of(data)
                     continue
                 path = _inside(temporary, name)
                 if path is None:
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as out:
-                    shutil.copyfileobj(file, out)
+                path.write_bytes(data)
                 if is_image_name(name):
                     images.append(name)
         except DAMAGED as error:
@@ -214,28 +209,8 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and content of each relevant regular file."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as content:
-            for info in content.infolist():
-                if not info.is_dir() and _is_wanted(info.filename):
-                    with content.open(info) as file:
-                        yield info.filename.removeprefix("./"), file
-        return
-    try:
-        tar = tarfile.open(archive, "r:*")  # noqa: SIM115 - closed below
-    except tarfile.ReadError as error:  # its reasons are a list of lines
-        raise tarfile.ReadError("it is not a tar or zip archive, or starts with damage") from error
-    with tar as content:
-        for member in content:
-            file = content.extractfile(member) if member.isreg() else None
-            if file is not None and _is_wanted(member.name):
-                yield member.name.removeprefix("./"), file
-
-
-def _class_of(file: IO[bytes]) -> str:
-    return file.read(4096).decode("utf-8", "replace").strip()
+def _class_of(data: bytes) -> str:
+    return data[:4096].decode("utf-8", "replace").strip()
 
 
 def _write_labels(

@@ -45,12 +45,13 @@ class Content:
 class RemoteObject:
     """The bytes of a file on a server, which can be fetched before they are read."""
 
-    __slots__ = ("_held", "fetch", "num_bytes", "url")
+    __slots__ = ("_held", "fetch", "fetch_small", "num_bytes", "url")
 
     def __init__(
         self,
         fetch: Callable[[], bytes],
         *,
+        fetch_small: Callable[[int], bytes] | None = None,
         num_bytes: int | None = None,
         url: "Url | None" = None,
     ) -> None:
@@ -59,10 +60,13 @@ class RemoteObject:
         Args:
             fetch: Returns the bytes, from any thread; raises OSError if the file is unavailable,
                 and UnreachableError if its server is.
+            fetch_small: Like `fetch`, but raises TooLargeError if there are more bytes than its
+                argument; None if the size is known.
             num_bytes: Size of the file; None if the server does not report it.
             url: URL of the file; None for a member of an archive.
         """
         self.fetch = fetch
+        self.fetch_small = fetch_small
         self.num_bytes = UNKNOWN_BYTES if num_bytes is None else num_bytes
         self.url = url
         self._held: bytes | OSError | None = None

@@ -29,6 +29,7 @@ from tltools.data.image_formats import (
     tiff_layout,
 )
 from tltools.data.image_ref import MAX_FILE_BYTES, Decoded, ImageRef
+from tltools.data.location import is_address, without_secrets
 from tltools.data.reasons import GONE, reason_of, refuse_failing
 from tltools.data.repair import repaired
 from tltools.data.samples import normalized, prepare, to_rgb
@@ -430,8 +431,11 @@ def _reason(error: BaseException) -> str:
 
 
 def printable_name(image: str | Path | ImageRef) -> str:
-    """Return an image's file name in a form that any terminal can print on one line."""
+    """Return an image's file name, or its address, in a form that can be printed on one line."""
     if isinstance(image, ImageRef):
-        image = image.place if isinstance(image.place, str) else image.name
-    name = os.path.basename(image)  # noqa: PTH119 - accepts str as well
+        place = None if is_address(image.name) else image.place
+        image = place if isinstance(place, str) else image.name
+    text = os.fspath(image)
+    is_whole = is_address(text)  # its end may occur on many servers
+    name = without_secrets(text) if is_whole else os.path.basename(text)  # noqa: PTH119
     return name if name.isprintable() else ascii(name)

@@ -14,7 +14,16 @@ _EXTRAS = {
     **dict.fromkeys(("http", "https"), "https"),
 }
 """The kind of server of each supported protocol."""
+_WEB = ("http", "https")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# A path made of a web address has lost a slash.
+_IN_TEXT = re.compile(r"\b(?:https?:/|[A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>]+", flags=re.IGNORECASE)
+_SIGNED = re.compile(
+    r"(?:^|[?&;])(?:sig|signature|token|access_token|x-(?:amz|goog|ms)-[a-z-]+|awsaccesskeyid"
+    r"|(?:api[_-]?)?key|password)=",
+    re.IGNORECASE,
+)
+"""Parameters that make a query secret, also in an address in which `?` may be part of a name."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,12 +46,43 @@ class Url:
     @property
     def is_web(self) -> bool:
         """Whether the part after a `?` is a query, which may hold a signature."""
-        return self.protocol in ("http", "https")
+        return self.protocol in _WEB
+
+    @property
+    def problem(self) -> str | None:
+        """Why the URL is refused before any request, without secrets; None if it is not."""
+        if self.protocol not in _EXTRAS:
+            known = ", ".join(f"{one}://" for one in _EXTRAS)
+            return f"{self.protocol}:// is not a protocol that tltools supports; choose {known}"
+        user, at, _ = _host(self.text).rpartition("@")
+        if at and ":" in user:
+            return (
+                f"the {self.protocol}:// URL contains a password, which all users of this machine "
+                "can see in the process list; use a key, an agent or the service's own "
+                "configuration"
+            )
+        return None
+
+    @property
+    def server(self) -> tuple[str, str]:
+        """The protocol, and the host with its port and user."""
+        return self.protocol, _host(self.text)
+
+    @property
+    def local(self) -> Path:
+        """The path that a `file://` URL names."""
+        return Path(self.text.partition("://")[2])
+
+    @property
+    def root(self) -> "Url":
+        """The URL of the server, or of its bucket."""
+        return Url(f"{self.text.partition('://')[0]}://{_host(self.text)}")
 
     @property
     def plain(self) -> str:
-        """The URL without a query, which may be secret, and without a trailing `/`."""
-        return (self.text.partition("?")[0] if self.is_web else self.text).rstrip("/")
+        """The URL without what may be secret (see `without_secrets`), and without a final `/`."""
+        plain = _plain(self.text)
+        return plain if plain.endswith("://") else plain.rstrip("/")
 
     @property
     def name(self) -> str:
@@ -83,8 +123,12 @@ Location = Path | Url
 
 def is_url(text: str) -> bool:
     """Return whether a text is a URL with a supported protocol."""
-    found = _URL.match(text) if "://" in text else None
-    return found is not None and found[1].lower() in _EXTRAS
+    return is_address(text) and Url(text).protocol in _EXTRAS
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is written like a URL, whatever its protocol."""
+    return "://" in text and _URL.match(text) is not None
 
 
 def location(text: str) -> Location:
@@ -93,19 +137,58 @@ def location(text: str) -> Location:
     Raises:
         ConfigError: If it is a URL with a password or an unsupported protocol.
     """
-    found = _URL.match(text) if "://" in text else None
-    if found is None:
+    if not is_address(text):
         return Path(text)
-    protocol, rest = found[1], text[found.end() :]
-    if protocol.lower() == "file":
-        return Path(rest)
-    if "::" in text or not is_url(text):
-        known = ", ".join(f"{one}://" for one in _EXTRAS)
-        raise ConfigError(f"{protocol}:// is not a protocol that tltools supports; choose {known}")
-    user, at, _ = rest.partition("/")[0].rpartition("@")
-    if at and ":" in user:
-        raise ConfigError(
-            f"the {protocol}:// URL contains a password, which all users of this machine can see "
-            "in the process list; use a key, an agent or the service's own configuration"
-        )
-    return Url(text)
+    url = Url(text)
+    if url.protocol == "file":
+        return url.local
+    if url.problem is not None:
+        raise ConfigError(url.problem)
+    return url
+
+
+def without_secrets(text: str) -> str:
+    """Remove from all addresses in a text what may be secret.
+
+    These are a password, the user of a web address (often a token), what follows the `?` or `#` of
+    a web address, and what follows the `?` of another one if it looks like a signature.
+    """
+    return _IN_TEXT.sub(_plain_match, text) if ":/" in text else text
+
+
+def _plain_match(match: re.Match[str]) -> str:
+    text = match[0]
+    is_path = "://" not in text
+    address = text.replace(":/", "://", 1) if is_path else text
+    plain = _plain(address)
+    if plain == address:
+        return text
+    # The punctuation of the sentence that the address is in.
+    rest = text[len(text.rstrip("'`;:,.)]}")) :]
+    return (plain.replace("://", ":/", 1) if is_path else plain) + rest
+
+
+def _host(text: str) -> str:
+    """Return the host of an address, with its user, password and port."""
+    rest = text.partition("://")[2]
+    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    _, colon, port = host.rpartition(":")
+    if colon and "@" in rest[len(host) :] and not (port.isdigit() or port.endswith("]")):
+        # No port, therefore the start of a password that was not percent-encoded.
+        before, at, after = rest.rpartition("@")
+        host = before + at + re.split(r"[/?#]", after, maxsplit=1)[0]
+    return host
+
+
+def _plain(text: str) -> str:
+    """Return an address without what may be secret."""
+    protocol, _, rest = text.partition("://")
+    host = _host(text)
+    path = rest[len(host) :]
+    user, at, server = host.rpartition("@")
+    if protocol.lower() in _WEB:
+        return f"{protocol}://{server}{re.split('[?#]', path, maxsplit=1)[0]}"
+    start, _, query = path.partition("?")
+    if _SIGNED.search(query):
+        path = start
+    return f"{protocol}://{user.partition(':')[0]}{at}{server}{path}"

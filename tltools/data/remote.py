@@ -14,9 +14,10 @@ from threading import Lock
 from typing import Any, BinaryIO, TypeVar, cast
 
 from tltools.atomic import NO_ROOM
+from tltools.data.answers import AwayError, BusyError, RefusedError, StalledError, TooLargeError
 from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES
-from tltools.data.location import Url
+from tltools.data.location import Url, without_secrets
 from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
 from tltools.packages import pip_install
 from tltools.parallel import ordered_map
@@ -25,7 +26,9 @@ READS = 32
 """Number of concurrent requests: a request takes tens of milliseconds, in which a core decodes many
 images."""
 ATTEMPTS = 8
-"""Number of attempts before a server is considered unreachable."""
+"""Number of attempts before a file or its server is given up."""
+STALLED_ATTEMPTS = 2
+"""Number of attempts if the server does not go on: each takes the longest pause that is allowed."""
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 5.0
 """Wait before a retry, in seconds: random, with an upper limit that starts at the first value and
 grows twofold up to the second, which spreads the requests of many machines (Marc Brooker,
@@ -35,9 +38,14 @@ BLOCK = 2**20
 BLOCKS_AHEAD = 8
 PAGE = 1000
 """Number of files per listing request; no object store returns more."""
+MAX_DEPTH = 64
+"""Deepest nesting of folders: an index page may link to folders without end, such as itself."""
 
 # Errors of a single file; any others may be transient, or concern the server.
-_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_OF_THE_FILE = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    RefusedError,
+)
 # Programming errors, which no server has caused.
 _FAULTS = (TypeError, AttributeError, NameError, AssertionError)
 # S3 error codes that concern the caller: the next file would fail in the same way.
@@ -52,12 +60,40 @@ Result = TypeVar("Result")
 # --------------------------------------------------------------------------------- requests
 
 
+class Answered:
+    """The servers of a job that have answered."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._servers: set[tuple[str, str]] = set()
+
+    def add(self, url: Url) -> None:
+        """Add the server of a URL."""
+        self._servers.add(url.server)
+
+    def __contains__(self, url: Url) -> bool:
+        """Return whether the server of a URL has answered."""
+        return url.server in self._servers
+
+    @property
+    def has_any(self) -> bool:
+        """Return whether any server has answered."""
+        return bool(self._servers)
+
+
 class Remote:
     """A server; connected on the first request, and again if the connection is lost."""
 
-    def __init__(self, url: Url) -> None:
-        """Take a URL of the server; no request is made yet."""
+    def __init__(self, url: Url, answered: Answered | None = None) -> None:
+        """Take a URL of the server; no request is made yet.
+
+        Args:
+            url: The URL that requests without another one concern.
+            answered: The servers of the same job; None if this is the only one.
+        """
         self.url = url
+        self._answered = Answered() if answered is None else answered
+        self._is_dead = False
         self._lock = Lock()
         self._connected: Any = None
         self._retrying = _import("tenacity", url).Retrying
@@ -74,35 +110,92 @@ class Remote:
         rest = url.text.partition("://")[2]
         return "/" + rest.partition("/")[2] if url.kind == "sftp" else rest
 
-    def ask(self, request: Callable[[Any], Result]) -> Result:
+    def ask(self, request: Callable[[Any], Result], url: Url | None = None) -> Result:
         """Make a request, and retry it if the failure may be transient.
 
         Args:
             request: Called with fsspec's file system.
+            url: What the request concerns, for messages; None is the URL of this object.
 
         Raises:
-            OSError: If the file is missing or may not be accessed, or the local disk is full.
+            OSError: If the file is missing, may not be accessed or exceeds a limit; if the server
+                answers, but not this request; if it never answered, but others of the job do; or if
+                the local disk is full.
             UnreachableError: If the server cannot be reached.
         """
+        answers = False
+        try:
+            try:
+                result = self._ask_often(request)
+            except Exception as error:
+                answers = _may_pass(error) and not self._is_dead and self._answers()
+                if not answers:
+                    raise
+                result = self._ask_once(request)  # the server may have been away until now
+        except Exception as error:
+            failure = self._failure(error, url or self.url, answers)
+            if failure is error:
+                raise
+            raise failure from error
+        self._answers_now()
+        return result
+
+    def _ask_often(self, request: Callable[[Any], Result]) -> Result:
         tenacity = sys.modules["tenacity"]
         attempts = self._retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=self._are_enough,
             wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=MAX_WAIT_S),
             retry=tenacity.retry_if_exception(_may_pass),
             reraise=True,
         )
+        return attempts(self._ask_once, request)
+
+    def _are_enough(self, state: Any) -> bool:
+        """Return whether a request has been tried often enough."""
+        has_stalled = isinstance(state.outcome.exception(), StalledError)
+        allowed = STALLED_ATTEMPTS if has_stalled else ATTEMPTS
+        return state.attempt_number >= (1 if self._is_dead else allowed)
+
+    def _answers_now(self) -> None:
+        self._answered.add(self.url)
+        self._is_dead = False
+
+    def _failure(self, error: Exception, url: Url, answers: bool) -> Exception:
+        """Return the error to raise for a request that has failed: the file's, or the server's.
+
+        Args:
+            error: How the last attempt failed.
+            url: What was requested.
+            answers: Whether the server has answered another request after that.
+        """
+        if _is_ours(error):
+            return error
+        reason = remote_reason(error)
+        if _is_of_the_file(error):
+            self._answers_now()
+            if isinstance(error, RefusedError):
+                return error
+            return (FileNotFoundError if isinstance(error, FileNotFoundError) else OSError)(reason)
+        if answers:
+            self._answers_now()
+            return OSError(reason)
+        if _may_pass(error) and self.url not in self._answered and self._answered.has_any:
+            # The others show that the network works: the address is wrong, or its server is gone.
+            self._is_dead = True
+            return OSError(f"its server cannot be reached: {reason}")
+        return UnreachableError(
+            f"cannot reach {url}: {reason}; check the network, the address and your credentials, "
+            "then run it again"
+        )
+
+    def _answers(self) -> bool:
+        """Return whether the server answers a request that does not concern a file."""
         try:
-            return attempts(self._ask_once, request)
+            self._ask_once(lambda files: files.info(self.path_of(self.url.root)))
         except Exception as error:
-            if _is_ours(error):
-                raise
-            if _is_of_the_file(error):
-                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-                raise kind(remote_reason(error)) from error
-            raise UnreachableError(
-                f"cannot reach {self.url}: {remote_reason(error)}; check the network, the address "
-                "and your credentials, then run it again"
-            ) from error
+            failed = isinstance(error, BusyError) and not isinstance(error, AwayError)
+            return failed or _is_of_the_file(error)
+        return True
 
     def _ask_once(self, request: Callable[[Any], Result]) -> Result:
         files = self._connect()
@@ -129,16 +222,34 @@ class Remote:
             OSError: If it does not exist.
             UnreachableError: See `ask`.
         """
-        return self.ask(lambda files: files.info(self.path_of(url)))
+        return self.ask(lambda files: files.info(self.path_of(url)), url)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, url: Url | None = None, *, max_bytes: int | None = None) -> bytes:
         """Return the content of a file.
 
+        Args:
+            path: The file, as in requests.
+            url: The same for messages; None is the URL of this object.
+            max_bytes: The most bytes to take; None if the size is known from a listing. Of a web
+                server, which may send anything, no more than `MAX_FILE_BYTES` are taken.
+
         Raises:
+            TooLargeError: If it has more bytes.
             OSError: See `ask`.
             UnreachableError: See `ask`.
         """
-        return self.ask(lambda files: files.cat_file(path))
+
+        def request(files: Any) -> bytes:
+            if self.url.is_web:
+                return files.cat_file(path, max_bytes=max_bytes or MAX_FILE_BYTES)
+            if max_bytes is None:
+                return files.cat_file(path)
+            if self.url.kind == "s3":
+                return _run(files, _read_by_s3, path, max_bytes)
+            _check_size(files.info(path)["size"], max_bytes)
+            return files.cat_file(path)
+
+        return self.ask(request, url)
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes of a file from `start` up to, but not including, `stop`.
@@ -151,9 +262,7 @@ class Remote:
         def request(files: Any) -> bytes:
             if self.url.kind != "sftp":
                 return files.cat_file(path, start=start, end=stop)
-            from fsspec.asyn import sync
-
-            return cast("bytes", sync(files.loop, _read_by_sftp, files, path, start, stop))
+            return _run(files, _read_by_sftp, path, start, stop)
 
         data = self.ask(request)
         if len(data) != stop - start:
@@ -167,7 +276,7 @@ class Remote:
             OSError: See `ask`; or if the local file cannot be written.
             UnreachableError: See `ask`.
         """
-        self.ask(lambda files: files.get_file(self.path_of(url), str(local)))
+        self.ask(lambda files: files.get_file(self.path_of(url), str(local)), url)
 
     def upload(self, local: Path, url: Url) -> None:
         """Upload a file, completely or not at all.
@@ -191,7 +300,7 @@ class Remote:
                 raise OSError("the uploaded file has a different size")
 
         try:
-            self.ask(request)
+            self.ask(request, url)
         except UnreachableError:
             raise
         except (OSError, NotImplementedError) as error:
@@ -199,6 +308,31 @@ class Remote:
                 f"cannot write {url}: {remote_reason(error)}; check your permissions there, or "
                 "choose another place with `output=`"
             ) from error
+
+
+def _run(files: Any, read: Callable[..., Any], *args: object) -> bytes:
+    """Run a coroutine of this module in the event loop of a file system."""
+    from fsspec.asyn import sync
+
+    return cast("bytes", sync(files.loop, read, files, *args))
+
+
+async def _read_by_s3(files: Any, path: str, max_bytes: int) -> bytes:
+    """Read a file if it is not too large; `cat_file` would request its size first."""
+    bucket, key, version = files.split_path(path)
+    which = {"VersionId": version} if version else {}
+    answer = await files._call_s3("get_object", Bucket=bucket, Key=key, **which)
+    body = answer["Body"]
+    try:
+        _check_size(answer["ContentLength"], max_bytes)
+        return await body.read()
+    finally:
+        body.close()
+
+
+def _check_size(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise TooLargeError(f"the file has {num_bytes:,} bytes, more than {max_bytes:,}")
 
 
 async def _read_by_sftp(files: Any, path: str, start: int, stop: int) -> bytes:
@@ -252,7 +386,7 @@ def _open_file_system(url: Url) -> Any:
             config_kwargs={"max_pool_connections": READS},
         )
     if extra == "https":
-        _import("aiohttp", url)
+        return _import("tltools.data.web", url).WebFiles()
     fsspec = _import("fsspec", url)
     try:
         return fsspec.filesystem(url.protocol, **common, **_account(url))
@@ -287,16 +421,9 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _is_of_the_file(error: BaseException) -> bool:
-    if _code(error) in _OF_THE_CALLER or _has_no_answer(error):
+    if _code(error) in _OF_THE_CALLER:
         return False
     return isinstance(error, _OF_THE_FILE) or _is_refused_by_sftp(error)
-
-
-def _has_no_answer(error: BaseException) -> bool:
-    """Return whether fsspec reports a file as missing because the web server is unreachable."""
-    aiohttp = sys.modules.get("aiohttp")
-    lost = () if aiohttp is None else (aiohttp.ClientConnectionError, TimeoutError)
-    return isinstance(error.__cause__, lost)
 
 
 def _is_refused_by_sftp(error: BaseException) -> bool:
@@ -322,11 +449,11 @@ def _may_pass(error: BaseException) -> bool:
 def remote_reason(error: BaseException | None) -> str:
     """Describe in one line why a request failed, without an address at the start."""
     if isinstance(error, FileNotFoundError):
-        return remote_reason(error.__cause__) if _has_no_answer(error) else "no such file"
+        return "no such file"
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     else:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(without_secrets(str(error)).split()) or type(error).__name__
     return text if text[:2].isupper() else text[0].lower() + text[1:]
 
 
@@ -409,7 +536,7 @@ def _walk(
     remote: Remote, folder: str, prefix: str, on_error: Callable[[DataError], None] | None
 ) -> Iterator[list[Entry]]:
     try:
-        found = remote.ask(lambda files: files.ls(folder, detail=True))
+        found = _list_folder(remote, folder, prefix)
     except OSError as error:
         url = remote.url.joined(prefix) if prefix else remote.url
         failure = _cannot_list(url, error)
@@ -417,9 +544,15 @@ def _walk(
             raise failure from error
         on_error(failure)
         return
-    infos = {info["name"].rstrip("/").rpartition("/")[2]: info for info in found}
+    start = len(folder.rstrip("/")) + 1
+    # A web page may link to files in folders below it.
+    infos = {
+        name[start:] if remote.url.is_web else name.rpartition("/")[2]: info
+        for info in found
+        if (name := info["name"].rstrip("/"))
+    }
     files: list[Entry] = []
-    for name in sorted(name for name in infos if not name.startswith(".")):
+    for name in sorted(name for name in infos if not (name.startswith(".") or "/." in name)):
         info = infos[name]
         if _kind(remote, info) == "directory":
             if files:
@@ -434,6 +567,12 @@ def _walk(
             files = []
     if files:
         yield files
+
+
+def _list_folder(remote: Remote, folder: str, prefix: str) -> list[dict[str, Any]]:
+    if prefix.count("/") > MAX_DEPTH:
+        raise OSError(f"it lies in more than {MAX_DEPTH} folders")
+    return remote.ask(lambda files: files.ls(folder, detail=True), remote.url.joined(prefix))
 
 
 def version_of(info: dict[str, Any]) -> str:
@@ -466,7 +605,7 @@ def read_text_lines(url: Url) -> Iterator[bytes]:
     """
     remote = Remote(url)
     try:
-        return iter(remote.read(remote.path).splitlines(keepends=True))
+        return iter(remote.read(remote.path, max_bytes=MAX_FILE_BYTES).splitlines(keepends=True))
     except OSError as error:
         raise DataError(
             f"cannot read the list {url}: {remote_reason(error)}; check the URL"

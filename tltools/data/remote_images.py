@@ -3,16 +3,30 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
+from tltools.data.answers import TooLargeError
 from tltools.data.image_ref import MAX_FILE_BYTES, ImageRef, RemoteObject
-from tltools.data.location import Url, is_url
-from tltools.data.remote import READS, Entry, Remote, RemoteFile, list_files, remote_reason
+from tltools.data.location import Url, is_address
+from tltools.data.remote import (
+    READS,
+    Answered,
+    Entry,
+    Remote,
+    RemoteFile,
+    list_files,
+    remote_reason,
+)
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError
 
 MAX_AHEAD = 2**26
 """Largest number of bytes requested or waiting to be decoded; a single file may exceed it."""
+MAX_UNSIZED = 2**24
+"""Largest file of unknown size that is fetched ahead, in bytes. Any larger one is given up there
+and fetched again, alone, when it is its turn: otherwise each of the requests that run at the same
+time could take as much memory as the largest file."""
 
 Image = TypeVar("Image", bound=ImageRef)
 
@@ -69,17 +83,21 @@ def _is_file(remote: Remote) -> bool:
 
 def _object(remote: Remote, url: Url) -> RemoteObject:
     """Return the file at a URL on `remote`'s server; no request is made yet."""
-    path = remote.path_of(url)
-    return RemoteObject(lambda: remote.read(path), url=url)
+    return _unread(remote, remote.path_of(url), url, None)
 
 
 def _listed(remote: Remote, entry: Entry) -> ImageRef:
-    found = RemoteObject(
-        lambda: remote.read(entry.path),
-        num_bytes=entry.num_bytes,
-        url=remote.url.joined(entry.name),
-    )
-    return ImageRef(entry.name, found)
+    url = remote.url.joined(entry.name)
+    return ImageRef(entry.name, _unread(remote, entry.path, url, entry.num_bytes))
+
+
+def _unread(remote: Remote, path: str, url: Url, num_bytes: int | None) -> RemoteObject:
+    def fetch(most: int | None = None) -> bytes:
+        return remote.read(path, url, max_bytes=most)
+
+    if num_bytes is not None:
+        return RemoteObject(fetch, num_bytes=num_bytes, url=url)
+    return RemoteObject(partial(fetch, MAX_FILE_BYTES), fetch_small=fetch, url=url)
 
 
 class Remotes:
@@ -88,21 +106,30 @@ class Remotes:
     def __init__(self) -> None:
         """Start without servers."""
         self._remotes: dict[tuple[str, str], Remote] = {}
+        self._answered = Answered()
 
     def image(self, name: str, place: str | Url) -> ImageRef:
         """Refer to the image at a path or a URL; no request is made yet.
+
+        The image of a URL that is refused, such as one with a password, cannot be read.
 
         Raises:
             ConfigError: If a package that the URL's protocol needs is not installed.
         """
         if isinstance(place, str):
-            if not is_url(place):
+            if not is_address(place):
                 return ImageRef(name, place)
             place = Url(place)
-        server = (place.protocol, place.text.partition("://")[2].partition("/")[0])
-        if server not in self._remotes:
-            self._remotes[server] = Remote(place)
-        return ImageRef(name, _object(self._remotes[server], place))
+        if place.problem is not None:
+            refused = partial(_refuse, place.problem)
+            return ImageRef(name, RemoteObject(refused, num_bytes=0, url=place))
+        if place.server not in self._remotes:
+            self._remotes[place.server] = Remote(place, self._answered)
+        return ImageRef(name, _object(self._remotes[place.server], place))
+
+
+def _refuse(problem: str) -> bytes:
+    raise OSError(problem)
 
 
 def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
@@ -116,7 +143,7 @@ def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
     Raises:
         UnreachableError: At the first image whose server cannot be reached.
     """
-    waiting: deque[tuple[Image, Future[bytes | OSError] | None]] = deque()
+    waiting: deque[tuple[Image, Future[_Fetched] | None]] = deque()
     executor: ThreadPoolExecutor | None = None
     num_bytes = 0
 
@@ -126,7 +153,9 @@ def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
         image, future = waiting.popleft()
         if future is not None and isinstance(image.place, RemoteObject):
             num_bytes -= image.place.num_bytes
-            image.place.hold(future.result())
+            fetched = future.result()
+            # Only now, since it is the only one that is waited for.
+            image.place.hold(_fetch(image.place) if fetched is None else fetched)
         return image
 
     try:
@@ -136,7 +165,7 @@ def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
                 executor = executor or ThreadPoolExecutor(READS, "fetch")
                 while waiting and num_bytes + place.num_bytes > MAX_AHEAD:
                     yield arrive()
-                waiting.append((image, executor.submit(_fetch, place)))
+                waiting.append((image, executor.submit(_fetch_early, place)))
                 num_bytes += place.num_bytes
             elif waiting:
                 waiting.append((image, None))
@@ -152,6 +181,21 @@ def fetch_ahead(images: Iterable[Image]) -> Iterator[Image]:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
+_Fetched = bytes | OSError | None
+
+
+def _fetch_early(place: RemoteObject) -> _Fetched:
+    """Return a file's bytes, or the error that occurred; None if the file has to wait its turn."""
+    if place.fetch_small is None:
+        return _fetch(place)
+    try:
+        return place.fetch_small(MAX_UNSIZED)
+    except TooLargeError:
+        return None
+    except OSError as error:
+        return error
+
+
 def _fetch(place: RemoteObject) -> bytes | OSError:
     """Return a file's bytes, or the error that occurred."""
     if place.num_bytes > MAX_FILE_BYTES:
@@ -162,5 +206,5 @@ def _fetch(place: RemoteObject) -> bytes | OSError:
         return error
 
 
-def _is_here(future: "Future[bytes | OSError] | None") -> bool:
+def _is_here(future: "Future[_Fetched] | None") -> bool:
     return future is None or future.done()

@@ -12,7 +12,11 @@ from tltools.data.findings import shorten
 from tltools.data.suffixes import is_image_name
 from tltools.data.text import clean, encoding_of
 from tltools.errors import DataError
+from tltools.regular import read_regular
 from tltools.wording import plural
+
+MAX_TABLE_BYTES = 2**30
+"""Largest CSV: ten million images with paths of 100 characters."""
 
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?[ \t]*\r?\n', re.IGNORECASE)
@@ -76,9 +80,11 @@ def read_table(path: Path) -> Table:
 
 def _text_of(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=MAX_TABLE_BYTES)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; make it readable") from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}; make it readable"
+        ) from error
     encoding = encoding_of(data)
     try:
         return data.decode(encoding).removeprefix("\ufeff")

@@ -1,6 +1,8 @@
 """Find the results to report: runs, exports, benches, evaluations and classification jobs."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import msgspec
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
 from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes
-from tltools.errors import ArtifactError, ConfigError, DataError
+from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, first_line
+from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
 from tltools.report.jobs import job_section, locate_in
@@ -22,6 +25,9 @@ from tltools.report.models import (
 )
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
+
+MAX_RESULT_BYTES = 2**28
+"""Largest result of a bench or an evaluation: a confusion matrix of 10,000 classes."""
 
 
 @dataclass
@@ -55,13 +61,50 @@ class Sources:
             ArtifactError, DataError: If a result is damaged.
         """
         locate = None if images is None else locate_in(images)
-        return [
-            *([training_section(self.runs)] if self.runs else []),
-            *(evaluation_section(facts, name=str(path)) for path, facts in self.evaluations),
-            *(job_section(path, locate=locate) for path in self.jobs),
-            *(bench_section(report) for _, report in self.benches),
-            *([exports_section(self.exports)] if self.exports else []),
-        ]
+        found: list[Section] = []
+        if self.runs:
+            with _describing(*(one.path for one in self.runs)):
+                found.append(training_section(self.runs))
+        for path, facts in self.evaluations:
+            with _describing(path):
+                found.append(evaluation_section(facts, name=str(path)))
+        for path in self.jobs:
+            with _describing(path):
+                found.append(job_section(path, locate=locate))
+        for path, report in self.benches:
+            with _describing(path):
+                found.append(bench_section(report))
+        if self.exports:
+            with _describing(*(one.path for one in self.exports)):
+                found.append(exports_section(self.exports))
+        return found
+
+
+@contextmanager
+def _describing(*paths: Path) -> Iterator[None]:
+    """Turn errors into one that names these results, which may come from a stranger.
+
+    Their values have the right types, but any of them may be out of range, or contradict another:
+    what a chart does then depends on the library that draws it.
+
+    Raises:
+        DataError: If they cannot be described.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of numbers out of range
+            yield
+    except TltoolsError:
+        raise
+    except (
+        *(ArithmeticError, LookupError, TypeError, ValueError, RuntimeError),
+        StopIteration,  # of a name that no row has
+    ) as error:
+        names = ", ".join(map(str, paths))
+        raise DataError(
+            f"{names} cannot be shown: some values are not what tltools writes "
+            f"({first_line(error)}); recreate the file"
+        ) from error
 
 
 def find_sources(paths: Sequence[Path]) -> Sources:
@@ -132,7 +175,7 @@ def _add_folder(sources: Sources, folder: Path) -> None:
 
 def _add_json(sources: Sources, path: Path) -> None:
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=MAX_RESULT_BYTES)
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

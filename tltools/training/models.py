@@ -125,8 +125,17 @@ def _load_weights(
                 f"{theirs} has shape {tuple(value.shape)}, but {backbone.title} needs "
                 f"{tuple(values[name].shape)}; are these the weights of another network?"
             )
+        if value.is_floating_point() != values[name].is_floating_point():
+            raise ModelError(
+                f"{theirs} holds values of type {_type(value)}, but {backbone.title} needs "
+                f"{_type(values[name])}; are these the weights of another network?"
+            )
         values[name] = value.float() if value.is_floating_point() else value
     layers.load_state_dict(values, assign=True)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 _COUNTER = ".num_batches_tracked"

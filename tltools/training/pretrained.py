@@ -14,7 +14,8 @@ from torch import Tensor
 from tltools.backbones import timm_models
 from tltools.backbones.backbone import IMAGENET, Backbone, Download, Preset
 from tltools.card import Interpolation, Preprocessing, Resize, Weights
-from tltools.errors import ModelError, first_line
+from tltools.errors import ArtifactError, ModelError, first_line
+from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,21 +225,16 @@ def _fetch_timm(name: str, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
 
 
 def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{path} does not exist; {remedy}")
+    load = load_safetensors if path.suffix == ".safetensors" else load_pickled
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = first_line(error)
-        raise ModelError(f"cannot read weights from {path} ({reason}); {remedy}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path} is not a state dict of tensors; {remedy}")
+        state = tensors_of(load(path))
+    except (OSError, ArtifactError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ModelError(
+            f"cannot read weights from {path}: {reason or first_line(error)}; {remedy}"
+        ) from error
     return state, Weights(source=path.name, sha256=_sha256(path))
 
 

@@ -1,7 +1,6 @@
 """Write the files of a run folder, and open a run again."""
 
 import os
-import pickle
 import platform
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,20 +12,28 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tltools import __version__
 from tltools.atomic import atomic_path, write_text
-from tltools.card import FORBIDDEN, Card, DataFacts
+from tltools.card import FORBIDDEN, MAX_CARD_BYTES, Card, DataFacts
 from tltools.data.dataset import Dataset
-from tltools.errors import ArtifactError, DataError
-from tltools.run_folder import CARD, load_card, read_split, write_history, write_split
+from tltools.errors import ArtifactError, DataError, first_line
+from tltools.regular import read_regular
+from tltools.run_folder import (
+    CARD,
+    cannot_read,
+    load_card,
+    read_split,
+    write_history,
+    write_split,
+)
 from tltools.runtime.device import Device, DeviceChoice, allow_tf32, torch_device
 from tltools.runtime.predictor import CardBatches
 from tltools.training.config import TrainConfig
 from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
+from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
 from tltools.wording import grouped
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -95,9 +102,10 @@ def read_plan(folder: Path) -> RunPlan:
         ArtifactError: If the folder has no plan, or the plan is corrupt.
     """
     try:
-        return msgspec.json.decode((folder / PLAN).read_bytes(), type=RunPlan)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ArtifactError(f"{folder} is not a resumable run: {error}") from error
+        data = read_regular(folder / PLAN, max_bytes=MAX_CARD_BYTES)
+        return msgspec.json.decode(data, type=RunPlan)
+    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ArtifactError(f"{folder} is not a resumable run: {first_line(error)}") from error
 
 
 def run_dataset(folder: Path) -> Dataset:
@@ -138,10 +146,10 @@ def read_state(folder: Path) -> tuple[dict[str, Any], list[EpochStats]]:
         ArtifactError: If they cannot be read.
     """
     try:
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state = load_pickled(folder / STATE)
         return state, [EpochStats(**row) for row in state.pop("history")]
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ArtifactError(f"{folder / STATE} cannot be read: {error}") from error
+    except (OSError, ArtifactError, KeyError, TypeError, AttributeError) as error:
+        raise cannot_read(folder / STATE, error) from error
 
 
 def save_checkpoint(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -163,9 +171,9 @@ def load_run(folder: Path) -> tuple[Classifier, Card]:
     """
     card = load_card(folder)
     try:
-        state = load_file(folder / CHECKPOINT)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / CHECKPOINT} cannot be read: {error}") from error
+        state = tensors_of(load_safetensors(folder / CHECKPOINT))
+    except (OSError, ArtifactError) as error:
+        raise cannot_read(folder / CHECKPOINT, error) from error
     return build_from_card(card, state), card
 
 

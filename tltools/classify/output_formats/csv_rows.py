@@ -13,10 +13,12 @@ from tltools.classify.output_formats.format import (
     classes_of_columns,
     column_names,
     damaged_row,
+    lines_of,
     utf8_text,
 )
 from tltools.classify.predict import UNCERTAIN, Prediction
 from tltools.errors import DataError
+from tltools.regular import open_regular
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of fields that a spreadsheet reads as a formula."""
@@ -115,8 +117,12 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
 
 def _fields(path: Path) -> Iterator[list[str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
+        with open_regular(path) as file:
+            lines = (
+                line.decode("utf-8" if number else "utf-8-sig")
+                for number, line in enumerate(lines_of(file, path))
+            )
+            rows = csv.reader(lines, strict=True)
             yield next(rows, [])
             yield from rows
     except (csv.Error, UnicodeDecodeError) as error:

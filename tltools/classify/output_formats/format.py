@@ -122,6 +122,24 @@ def _after_header(shard: ShardFile, codec: RowCodec) -> int:
     return len(codec.header)
 
 
+MAX_LINE_BYTES = 2**24
+"""Longest line of a predictions file: the probabilities of half a million classes."""
+
+
+def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a predictions file, which may be anything.
+
+    Raises:
+        DataError: If a line is too long, such as the hole of a file.
+    """
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(
+                f"{path} has a line of more than {MAX_LINE_BYTES:,} bytes; name a predictions file"
+            )
+        yield line
+
+
 @dataclass(frozen=True)
 class OutputFormat:
     """A file format for predictions, with everything there is to know about it."""

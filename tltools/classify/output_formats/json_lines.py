@@ -7,9 +7,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from tltools.classify.output_formats.format import DECIMALS, OutputFormat, Row, utf8_text
+from tltools.classify.output_formats.format import DECIMALS, OutputFormat, Row, lines_of, utf8_text
 from tltools.classify.predict import UNCERTAIN, Prediction
 from tltools.errors import DataError
+from tltools.regular import open_regular
 
 
 class JsonRow(msgspec.Struct, frozen=True):
@@ -95,8 +96,8 @@ def read_json_lines(path: Path) -> tuple[list[str], Iterator[Row]]:
 
 def _lines(path: Path) -> Generator[JsonRow, None, None]:
     decoder = msgspec.json.Decoder(JsonRow)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with open_regular(path) as file:
+        for number, line in enumerate(lines_of(file, path), 1):
             try:
                 yield decoder.decode(line)
             except (msgspec.MsgspecError, UnicodeError) as error:

@@ -22,6 +22,7 @@ from tltools.classify.output_formats.format import (
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.data.reasons import reason_of
 from tltools.errors import DataError
+from tltools.regular import open_regular
 
 if TYPE_CHECKING:
     import pyarrow
@@ -96,7 +97,7 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             columns = list(file.schema_arrow.names)
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
@@ -110,7 +111,7 @@ def _rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         # Not read_table, which would read a folder's name as a partition.
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(Row._fields)):
                 columns = (batch.column(name).to_pylist() for name in Row._fields)
                 for name, label, confidence, error in zip(*columns, strict=True):

@@ -8,16 +8,29 @@ from numpy.typing import NDArray
 
 from tltools.card import Card
 from tltools.errors import ArtifactError, DeviceError, first_line
+from tltools.regular import check_regular
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
 from tltools.runtime.predictor import PROBABILITIES, REMEDY, CardBatches
 
+MAX_EXPORT_BYTES = 2**34
+"""Largest export: an ONNX file has at most 2 GB, and other formats hold no larger network."""
+
 
 def check_is_file(path: Path) -> None:
-    """Raise ArtifactError unless the path is a file."""
-    if not path.is_file():
-        what = "is a folder, not an export" if path.is_dir() else "does not exist"
-        raise ArtifactError(f"{path} {what}; name an export, or create one with tltools export")
+    """Raise ArtifactError unless the path is a regular file that is not too large."""
+    try:
+        check_regular(path, max_bytes=MAX_EXPORT_BYTES)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            what = "does not exist"
+        elif path.is_dir():
+            what = "is a folder, not an export"
+        else:
+            what = f"cannot be read: {error.strerror or error}"
+        raise ArtifactError(
+            f"{path} {what}; name an export, or create one with tltools export"
+        ) from error
 
 
 class ExportMemory(CardBatches):
