@@ -21,7 +21,7 @@ CLASSES := non-emergency,emergency
 
 # Reinstalled when a dependency changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "tltools needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 15) else "tltools needs Python 3.11 to 3.14, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip uninstall -qq --yes tltools  # our old name, and another project's
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -604,6 +605,17 @@ def test_exporting_again_replaces_the_export_with_a_note(cnn_run, tmp_path):
     assert second.path == first.path
     assert read_card(first.path) == second.card
     assert second.parity.num_images == 3
+
+
+@pytest.mark.parametrize(("version", "told"), [((3, 13, 9), False), ((3, 14, 0), True)])
+def test_an_export_that_pytorch_does_not_support_is_told(
+    cnn_run, tmp_path, monkeypatch, version, told
+):
+    monkeypatch.setattr(export_module, "sys", SimpleNamespace(version_info=version))
+    progress = Recorder()
+    make_exports(cnn_run, FORMATS, tmp_path, device="cpu", progress=progress)
+    said = [one for one in progress.said if "PyTorch does not support TorchScript on" in one]
+    assert len(said) == told
 
 
 def test_the_exporter_prints_nothing(cnn_run, tmp_path):

@@ -218,7 +218,7 @@ def in_training_mode(model):
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (other_bias, ParityError, r"logits differ by up to 1\.\d+e-02, more than 1e-04"),
+        (other_bias, ParityError, r"logits differ by up to 1\.\d+e-02, more than 0.0001"),
         (not_a_number, ArtifactError, "logits are not finite"),
         (in_training_mode, ParityError, "logits differ by"),
         (OneMoreClass, ArtifactError, r"gives float32 \(6, 3\)"),
@@ -505,7 +505,7 @@ STRANGE = {
     "a second program": (second_program, "it has a part 'models/other.json'"),
     "a second root": (second_root, "it has a part 'other/models/model.json'"),
     "a long graph": (absurd_text, "its part 'models/model.json' has over 33,554,432 bytes"),
-    "a bomb of brackets": (nested, "is not a PT2 file (maximum recursion depth"),
+    "a bomb of brackets": (nested, "is not a PT2 file ("),
     "no program": (without_program, "is not a PT2 file (it has no program)"),
     "no card": (without_card, "has no tltools card, so it is not an export"),
 }

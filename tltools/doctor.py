@@ -23,6 +23,7 @@ from tltools.packages import DISTRIBUTION, PYPI_NAMESAKE
 from tltools.parallel import num_cores
 from tltools.runtime.device import Device, open_session, placement, torch_device
 from tltools.runtime.driver import PageLock, gpu_capability, gpu_memory, gpu_name, num_gpus
+from tltools.runtime.model_formats import FORMATS
 from tltools.wording import counted
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ def diagnose() -> list[Check]:
 
 def _python() -> Check:
     detail = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info >= (3, 14):
-        return Check(
-            name="Python",
-            status="warn",
-            detail=detail,
-            remedy="TorchScript is not supported on 3.14 and later: use Python 3.13",
-        )
+    unsupported = [
+        one.title
+        for one in FORMATS.values()
+        if one.unsupported_from is not None and sys.version_info >= one.unsupported_from
+    ]
+    if unsupported:
+        detail += f"; PyTorch does not support {' and '.join(unsupported)} on it"
     return Check(name="Python", status="ok", detail=detail)
 
 

@@ -1,5 +1,6 @@
 """Export a run: write a file, reload it in its own runtime, compare, and only then keep it."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -133,6 +134,7 @@ class _File:
         _check_owner(path, card)
         progress.say(f"Exporting {card.run} to {path}" + (", replacing it" if replaced else ""))
         self._tell_int8()
+        self._tell_unsupported()
         try:
             with atomic_path(path) as temporary:
                 written = self.format.load_writer().write(
@@ -239,6 +241,15 @@ class _File:
         replay(sealed, path)
         if self.verified[0].device != "cpu":
             load_predictor(path, device=self.trained.device)  # replays the self-test there
+
+    def _tell_unsupported(self) -> None:
+        since = self.format.unsupported_from
+        if since is not None and sys.version_info >= since:
+            self.trained.progress.warn(
+                f"PyTorch does not support {self.format.title} on Python {since[0]}.{since[1]} and "
+                "later; the file is verified here, but use `formats=pt2` or `formats=onnx` for "
+                "something that lasts"
+            )
 
     def _tell_int8(self) -> None:
         if self.precision == "int8" and self.trained.predictor.device != "cpu":

@@ -149,6 +149,8 @@ class ModelFormat:
     """Whether it runs in PyTorch, which takes seconds and 650 MB of memory to import."""
     load_reader: Callable[[], Reader]
     load_writer: Callable[[], Writer]
+    unsupported_from: tuple[int, int] | None = None
+    """Python version from which PyTorch does not support it any more, though it still works."""
 
     def is_for_gpus(self, precision: "Precision") -> bool:
         """Return whether CPUs are too slow for files of this precision."""
@@ -192,6 +194,7 @@ TORCHSCRIPT = ModelFormat(
     needs_torch=True,
     load_reader=_module("tltools.runtime.model_formats.torchscript"),
     load_writer=_module("tltools.runtime.model_formats.torchscript"),
+    unsupported_from=(3, 14),
 )
 FORMATS: dict[str, ModelFormat] = {one.name: one for one in (ONNX, PT2, TORCHSCRIPT)}
 """Formats by name. Between equally accurate and fast exports, the earlier format is preferred."""
