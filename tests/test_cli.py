@@ -357,7 +357,7 @@ def test_every_command_prints_its_result_as_one_json_document(quiet_walk):
 
 
 def test_verbose_prints_what_a_bug_report_needs(walk):
-    result = run_tltools("inspect", "runs/cnn", "--verbose", cwd=walk.folder)
+    result = run_tltools("inspect", "runs/cnn", "--verbose", "--json", cwd=walk.folder)
     assert f"tltools {__version__}, Python" in result.err
     assert "path = 'runs/cnn'" in result.err
     assert "images = None" in result.err
