@@ -223,6 +223,33 @@ def test_inspect_shows_a_card_as_json(walk):
     assert run_card == export_card
 
 
+@pytest.mark.parametrize("model", ["runs/cnn", "exports/cnn/cnn.fp32.onnx"])
+def test_evaluate_says_how_many_images_the_model_was_trained_on(walk, model):
+    num_train = load_card(walk.folder / "runs" / "cnn").data.num_train
+    args = ("evaluate", model, "sample", "--class-names", CLASSES, "--device", "cpu", "--json")
+    all_images = run_tltools(*args, cwd=walk.folder)
+    told = json.loads(all_images.out)
+    assert (told["split"], told["num_images"], told["num_trained_on"]) == ("all", NUM, num_train)
+    assert f"the model was trained on {num_train} of these {NUM} images" in all_images.err
+    rest = run_tltools(*args, "--exclude-train", cwd=walk.folder)
+    told = json.loads(rest.out)
+    assert (told["num_images"], told["num_trained_on"]) == (NUM - num_train, 0)
+    assert "was trained on" not in rest.err
+
+
+def test_training_images_of_an_export_are_known_by_its_run_only(walk, tmp_path):
+    model = walk.folder / "exports" / "cnn" / "cnn.fp32.onnx"
+    alone = shutil.copy(model, tmp_path / "cnn.fp32.onnx")
+    args = ("evaluate", alone, walk.folder / "sample", "--class-names", CLASSES, "--device", "cpu")
+    result = run_tltools(*args, "--json", cwd=tmp_path)
+    assert json.loads(result.out)["num_trained_on"] is None
+    result = run_tltools(*args, "--exclude-train", cwd=tmp_path)
+    assert result.code == 2
+    assert last_line(result.err).startswith("error: --exclude-train needs the run of")
+    found = run_tltools("evaluate", model, *args[2:], "--json", cwd=tmp_path)  # beside exports/
+    assert json.loads(found.out)["num_trained_on"] > 0
+
+
 def test_inspect_says_what_to_feed_a_model(walk):
     lines = walk.ran["card"].out.splitlines()
     assert len([line for line in lines if line.strip()]) < 25

@@ -51,7 +51,7 @@ def test_classes_are_matched_by_name_in_the_cards_order(card, dataset):
     assert (result.score.correct, result.score.total, result.num_images) == (30, 30, 30)
     assert result.confusion.tolist() == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
     assert result.roc_auc.value == 1.0
-    assert result.split == "test"
+    assert result.split == "all"
 
 
 def test_mistakes_are_counted_by_class(card, dataset):

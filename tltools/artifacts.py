@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tltools.card import Card, Precision
 from tltools.errors import ArtifactError
-from tltools.run_folder import CARD, load_card
+from tltools.run_folder import CARD, load_card, read_split
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
 from tltools.runtime.model_formats import format_of, is_export_name, suffixes
@@ -124,6 +124,39 @@ def _quality(export: Artifact) -> tuple[float, int]:
     """Return the sort key of an export: its run's validation accuracy, then its precision."""
     assert export.card.export is not None
     return export.card.metrics["val"].accuracy, -PRECISIONS.index(export.card.export.precision)
+
+
+def training_images(path: Path, card: Card) -> frozenset[str] | None:
+    """Return the images that a model was trained on: SHA-256 of their bytes, hexadecimal.
+
+    An export does not hold them, so its run is looked for in `runs/`, here and beside its folder.
+
+    Args:
+        path: A run folder, or an export's file.
+        card: Its card.
+
+    Returns:
+        The hashes; None if the run of an export is not found.
+
+    Raises:
+        ArtifactError: If the run's images cannot be read.
+    """
+    if path.is_dir():
+        return _trained_on(path)
+    beside = [folder / RUN_DIR for folder in path.absolute().parents[2:3]]
+    for folder in (RUN_DIR / card.run, *(runs / card.run for runs in beside)):
+        try:
+            run = load_card(folder)
+        except ArtifactError:
+            continue
+        if run.data.fingerprint == card.data.fingerprint:
+            return _trained_on(folder)
+    return None
+
+
+def _trained_on(run: Path) -> frozenset[str]:
+    frame = read_split(run)
+    return frozenset(frame.loc[frame["split"] == "train", "sha256"])
 
 
 def open_predictor(

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,6 +52,8 @@ class Evaluation:
     """Name of the data set."""
     split: str
     """The split that was evaluated, or `all`."""
+    num_trained_on: int | None = None
+    """Number of these images that the model was trained on; None if that is not known."""
     classes: tuple[str, ...]
     """The card's classes, in the order of the logits; the data may not contain all of them."""
     num_images: int
@@ -82,6 +85,7 @@ class Evaluation:
         document: dict[str, Any] = {
             "data": self.data,
             "split": self.split,
+            "num_trained_on": self.num_trained_on,
             "num_images": self.num_images,
             "accuracy": {
                 "value": self.score.accuracy,
@@ -109,6 +113,7 @@ def evaluate(
     dataset: "Dataset",
     *,
     split: str | None = None,
+    trained_on: AbstractSet[str] | None = None,
     batch_size: int = 32,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -121,6 +126,8 @@ def evaluate(
         dataset: Labeled images; they need not contain every class of the model.
         split: `train`, `val`, `test` or `all`. None chooses `test`, otherwise `val`, if the data
             has one, because results that include training images would mislead; otherwise `all`.
+        trained_on: SHA-256 of the images that the model was trained on, hexadecimal; see
+            `tltools.artifacts.training_images`. None if they are not known.
         batch_size: Images per call of the predictor.
         progress: Shows the batches.
 
@@ -130,7 +137,7 @@ def evaluate(
         ArtifactError: If the logits do not match the card or are not finite.
     """
     run = partial(predict, predictor, batch_size=batch_size, progress=progress)
-    return _evaluate(predictor.card, dataset, run, split)
+    return _evaluate(predictor.card, dataset, run, split, trained_on)
 
 
 def evaluate_on_cluster(
@@ -141,6 +148,7 @@ def evaluate_on_cluster(
     same_files: Sequence[Path],
     *,
     split: str | None = None,
+    trained_on: AbstractSet[str] | None = None,
     batch_size: int = 32,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -153,6 +161,7 @@ def evaluate_on_cluster(
         open_model: Opens the predictor on an actor.
         same_files: Files of the predictor, which all machines must be able to read.
         split: As in `evaluate`.
+        trained_on: As in `evaluate`.
         batch_size: As in `evaluate`.
         progress: As in `evaluate`.
 
@@ -174,7 +183,7 @@ def evaluate_on_cluster(
             return _collect(card, paths, outputs, progress)
 
     cluster.connect()  # before the clock starts
-    return _evaluate(card, dataset, run, split)
+    return _evaluate(card, dataset, run, split, trained_on)
 
 
 def _evaluate(
@@ -182,12 +191,15 @@ def _evaluate(
     dataset: "Dataset",
     run: "Callable[[Sequence[Path]], NDArray[np.float32]]",
     split: str | None,
+    trained_on: AbstractSet[str] | None,
 ) -> Evaluation:
     """Compare the logits, (N, C), that `run` returns for images with their labels."""
     _check_classes(dataset.classes, card)
     frame = dataset.frame
     present = set(frame["split"])
-    if split is None:
+    if split is None and dataset.split_rule == "none":
+        split = "all"
+    elif split is None:
         split = next((name for name in ("test", "val") if name in present), "all")
     if split != "all":
         frame = dataset.part(split)
@@ -199,6 +211,9 @@ def _evaluate(
     index = {name: i for i, name in enumerate(card.classes)}
     targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
     paths = [Path(path) for path in frame["path"]]
+    num_trained_on = None
+    if trained_on is not None:
+        num_trained_on = sum(sha in trained_on for sha in frame["sha256"])
     start = time.perf_counter()
     logits = run(paths)
     seconds = time.perf_counter() - start
@@ -207,6 +222,7 @@ def _evaluate(
     return Evaluation(
         data=dataset.name,
         split=split,
+        num_trained_on=num_trained_on,
         classes=card.classes,
         num_images=len(paths),
         score=score(preds, targets),

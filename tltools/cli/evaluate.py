@@ -1,6 +1,7 @@
 """`tltools evaluate`."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,14 +21,16 @@ from tltools.cli.options import (
     path_or_url,
 )
 from tltools.cli.show import check_report, score_text, write_report
+from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted
+from tltools.wording import MAX_LISTED, counted, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tltools.card import Card
     from tltools.console import RichProgress
+    from tltools.data.dataset import Dataset
     from tltools.evaluate import Evaluation
     from tltools.ray.models import RayCluster
 
@@ -43,10 +46,17 @@ SplitOption = Annotated[
         help="Split to score, for data with splits.", show_default="test, else val, else all"
     ),
 ]
+ExcludeTrainOption = Annotated[
+    bool,
+    typer.Option("--exclude-train", help="Leave out images that the model was trained on."),
+]
 FolderOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder for evaluation.json and confusion_matrix.png."),
 ]
+
+
+_SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
 
 
 @command
@@ -57,6 +67,7 @@ def evaluate(
     out: Out,
     split: SplitOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
+    exclude_train: ExcludeTrainOption = False,
     reading: ReadingOptions,
     device: DeviceOption = "auto",
     tf32: Tf32Option = False,
@@ -70,6 +81,7 @@ def evaluate(
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
+    from tltools.artifacts import training_images
     from tltools.runtime.selftest import lacks_self_test
 
     progress = out.progress
@@ -78,8 +90,23 @@ def evaluate(
     if note := lacks_self_test(card):
         progress.warn(note)
     dataset = load_to_score(data, reading, progress)
+    trained_on = training_images(model, card)
+    if exclude_train:
+        dataset = _without_training_images(dataset, trained_on, model, progress)
     with cluster or nullcontext():
-        result = run(dataset=dataset, split=split, batch_size=batch_size, progress=progress)
+        result = run(
+            dataset=dataset,
+            split=split,
+            trained_on=trained_on,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if result.num_trained_on:
+        progress.warn(
+            f"the model was trained on {result.num_trained_on:,} of these "
+            f"{grouped(result.num_images, 'image')}, so it looks better than it is; leave them out "
+            "with --exclude-train"
+        )
     if output is not None:
         _write_files(result, output, title=f"{card.run} on {dataset.name}")
         progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
@@ -89,6 +116,29 @@ def evaluate(
         out.json(result.to_json())
     else:
         _print_evaluation(result)
+
+
+def _without_training_images(
+    dataset: "Dataset",
+    trained_on: "frozenset[str] | None",
+    model: Path,
+    progress: "RichProgress",
+) -> "Dataset":
+    """Return the data without the images that the model was trained on."""
+    if trained_on is None:
+        raise ConfigError(
+            f"--exclude-train needs the run of {model}, which lists its images: run the command "
+            "where runs/ is, or evaluate the run folder"
+        )
+    new = [sha not in trained_on for sha in dataset.frame["sha256"]]
+    rest = dataset.frame.loc[new].reset_index(drop=True)
+    if not len(rest):
+        raise DataError(
+            f"the model was trained on all {grouped(len(dataset.frame), 'image')} of "
+            f"{dataset.name}; evaluate it on other images"
+        )
+    progress.say(f"{grouped(len(dataset.frame) - len(rest), 'training image')} left out")
+    return replace(dataset, frame=rest)
 
 
 def _open(
@@ -147,7 +197,7 @@ def _print_evaluation(result: "Evaluation") -> None:
 
     auc = result.roc_auc.value
     print_table(
-        f"{result.data}, {result.split}: {counted(result.num_images, 'image')}",
+        f"{result.data}, {_SPLITS[result.split]}: {counted(result.num_images, 'image')}",
         ("metric", "value"),
         [
             ("top-1 accuracy (95 %)", score_text(result.score)),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Purpose = Literal["train", "evaluate", "inspect"]
 MadeSplit = Literal["default", "article"]
 SplitChoice = Literal["auto", "default", "article"]
-SplitRule = Literal["default", "article", "given"]
+SplitRule = Literal["default", "article", "given", "none"]
 
 _CHECK = Preprocessing(size=32)
 """Small, because the check only needs to know whether an image can be decoded."""
@@ -52,7 +52,8 @@ class Dataset:
     classes: tuple[str, ...]
     """Class names in index order."""
     split_rule: SplitRule
-    """How the split was made; `given` if it came with the data or none was made."""
+    """How the split was made; `given` if it came with the data. In an evaluation of data without a
+    split it is `none`, and all images are `test`."""
     findings: tuple[Finding, ...]
     """Findings of the audit, most severe first."""
     fingerprint: str
@@ -179,8 +180,10 @@ def _split_rule(data: Path, rows: "Sequence[_Row]", settings: DataSettings) -> S
     given = any(row.split for row in rows)
     if given and settings.split != "auto":
         raise ConfigError(f"{data} has its own split: leave out `split={settings.split}`")
-    if given or settings.purpose == "evaluate":
+    if given:
         return "given"
+    if settings.purpose == "evaluate":
+        return "none"
     if settings.split == "auto":
         return settings.auto_split
     return settings.split
