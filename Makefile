@@ -55,8 +55,9 @@ check: $(VENV)/.installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tests/audit.py
 
+# A process for each core, each on one thread: threads of several would wait for each other's cores.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu

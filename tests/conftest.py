@@ -27,6 +27,8 @@ from tltools.card import (
     Score,
     Weights,
 )
+from tltools.memory import available_memory
+from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress, Silent
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 cli.load_commands()  # of which a process of `tltools` loads the one that it is given
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MEMORY_PER_PROCESS = 4 * 2**30
+"""What a process of the suite takes at most, in bytes: the tests of the full-size VGG16."""
 SIZE = 32
 CLASSES = ("red", "green", "blue")
 GAIN = 8.0
@@ -53,6 +57,12 @@ _ANY_TIME = {
 hypothesis.settings.register_profile("suite", derandomize=True, max_examples=300, **_ANY_TIME)
 hypothesis.settings.register_profile("long", max_examples=20_000, print_blob=True, **_ANY_TIME)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of the suite: one for each core that has the memory."""
+    return max(1, min(num_cores(), available_memory() // MEMORY_PER_PROCESS))
 
 
 @pytest.fixture(scope="session", autouse=True)
