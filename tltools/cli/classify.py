@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tltools.cli.command import Out, command
+from tltools.cli.answers import are_few_images, print_answers
+from tltools.cli.command import Out, command, given_options
 from tltools.cli.options import (
     CLUSTER,
     SPEED,
@@ -212,10 +213,18 @@ def classify(
 ) -> None:
     """Classify images: one row per image, with its label and probabilities or its error.
 
+    A few image files without --output are answered on the terminal; nothing is written.
+
     To resume a stopped job, run the same command again.
 
     Example: tltools classify photos/ --output labels.parquet
     """
+    if are_few_images(inputs, given_options(context)):
+        opening = {"device": options.device, "batch_size": options.batch_size}
+        opening |= {"threads": here.threads, "tf32": here.tf32}
+        best = model or _best_export(out.progress)
+        print_answers(best, inputs, out, min_confidence=options.min_confidence, **opening)
+        return
     # Before any import that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None
     place, shard = _place(output, here.shard, engine)

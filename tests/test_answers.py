@@ -1,0 +1,82 @@
+"""`tltools classify` for a few images: the answer on the terminal, and nothing else."""
+
+import json
+
+import pytest
+from conftest import CLASSES, run_tltools
+
+
+@pytest.fixture
+def classify(onnx_path, tmp_path):
+    def run(*args):
+        return run_tltools("classify", *args, "--model", onnx_path, "--device", "cpu", cwd=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def one(images):
+    return sorted((images / "green").iterdir())[0]
+
+
+def test_one_image_is_answered_on_the_terminal(classify, one, tmp_path):
+    ran = classify(one)
+    assert (ran.code, ran.err) == (0, "")
+    first, *rest = ran.out.splitlines()
+    assert first.split()[0] == "green"
+    assert {line.split()[0] for line in rest} == set(CLASSES) - {"green"}
+    shares = [float(line.split()[1].rstrip("%")) for line in (first, *rest)]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_the_answer_is_that_of_a_job(classify, one):
+    (told,) = json.loads(classify(one, "--json").out)
+    header, row = classify(one, "--output", "-").out.splitlines()
+    columns = dict(zip(header.split(","), row.split(","), strict=True))
+    assert (told["path"], told["label"], told["error"]) == (str(one), columns["label"], None)
+    assert told["confidence"] == pytest.approx(float(columns["confidence"]), abs=1e-6)
+    assert list(told["probabilities"]) == list(CLASSES)
+
+
+def test_several_images_are_a_table(classify, images, tmp_path):
+    paths = [sorted((images / name).iterdir())[0] for name in CLASSES]
+    ran = classify(*paths)
+    assert ran.code == 0
+    for path, name in zip(paths, CLASSES, strict=True):
+        assert str(path) in "".join(ran.out.split())
+        assert f" {name} " in ran.out
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_an_image_that_cannot_be_read_is_an_error(classify, one, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    ran = classify("bad.jpg")
+    assert (ran.code, ran.out) == (1, "")
+    assert "not classified: cannot read image bad.jpg: it is not an image" in ran.err
+    ran = classify("bad.jpg", one)
+    assert ran.code == 1
+    assert "green" in ran.out
+
+
+def test_a_label_below_the_smallest_confidence_says_what_it_may_be(classify, one):
+    ran = classify(one, "--min-confidence", "1")
+    uncertain, best, *_ = ran.out.splitlines()
+    assert uncertain == "uncertain"
+    assert best.startswith("green ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--output", "rows.csv"], ["--errors-to", "errors.csv"], ["--strict"], ["--shard", "1/1"]],
+    ids=" ".join,
+)
+def test_an_option_of_a_job_makes_it_a_job(classify, one, options):
+    ran = classify(one, *options)
+    assert ran.code == 0
+    assert "1 row (0 with an error)" in ran.err
+
+
+def test_a_folder_or_many_images_are_a_job(classify, images):
+    assert "written to predictions.csv" in classify(images).err

@@ -1,0 +1,126 @@
+"""`tltools classify` for a few images: print their labels instead of writing a file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tltools.cli.command import Out
+from tltools.wording import MAX_LISTED
+
+if TYPE_CHECKING:
+    from tltools.classify import Prediction
+
+MOST_LABELS = 5
+"""Most classes that are listed for an image."""
+_JOB = {
+    "output", "report", "shard", "errors_to", "changed_only", "cache_dir", "spreadsheet",
+    "overwrite", "engine", "strict", "workers", "image_timeout",
+}  # fmt: skip
+"""Parameters of `classify` that only a job has."""
+
+
+def are_few_images(inputs: Sequence[object], given: Mapping[str, Any]) -> bool:
+    """Return whether these are a few image files, and no option of a job is given."""
+    from tltools.classify.inputs import LIST_SUFFIX
+    from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name
+
+    return (
+        len(inputs) <= MAX_LISTED
+        and not _JOB & given.keys()
+        and all(
+            isinstance(one, Path)
+            and not is_archive_name(one.name)
+            and one.suffix.lower() not in (LIST_SUFFIX, *TABLE_SUFFIXES)
+            and one.is_file()
+            for one in inputs
+        )
+    )
+
+
+def print_answers(
+    model: Path,
+    images: Sequence[Path],
+    out: Out,
+    *,
+    min_confidence: float | None = None,
+    **opening: Any,
+) -> None:
+    """Classify images and print their labels; exit with 1 if one cannot be read.
+
+    Args:
+        model: The export.
+        images: Image files.
+        out: Where to print.
+        min_confidence: See `ImagePredictor.predict`.
+        opening: Keyword arguments of `tltools.runtime.open_model`.
+
+    Raises:
+        TltoolsError: If the model cannot be opened or run.
+    """
+    from tltools.api import ImagePredictor
+    from tltools.classify.predict import check_min_confidence
+    from tltools.runtime import open_model
+
+    opened, plan = open_model(model, **opening)
+    check_min_confidence(min_confidence, opened.card.classes)
+    answers = ImagePredictor(opened, plan).predict(images, min_confidence=min_confidence)
+    classes = opened.card.classes
+    out.result([_facts(one, classes) for one in answers], lambda: _show(answers, classes))
+    failed = [one for one in answers if one.error is not None]
+    for one in failed:
+        out.progress.warn(f"not classified: {one.error}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _facts(one: "Prediction", classes: Sequence[str]) -> dict[str, Any]:
+    shares = None if one.probabilities is None else one.probabilities.tolist()
+    return {
+        "path": one.name,
+        "label": one.label,
+        "confidence": one.confidence,
+        "probabilities": None if shares is None else dict(zip(classes, shares, strict=True)),
+        "error": one.error,
+    }
+
+
+def _show(answers: "Sequence[Prediction]", classes: Sequence[str]) -> None:
+    """Print one image's most probable classes, or a table of several images."""
+    from tltools.console import print_table, printable
+
+    if len(answers) > 1:
+        print_table(
+            "Labels (--output FILE writes all probabilities)",
+            ("image", "label", "confidence", "next"),
+            [
+                (one.name, one.label or "-", _share(one.confidence), _runner_up(one, classes))
+                for one in answers
+            ],
+        )
+        return
+    for line in _ranked(answers[0], classes):
+        typer.echo(printable(line))
+
+
+def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
+    """Return the most probable classes with their probabilities, the label first."""
+    if one.probabilities is None:
+        return []
+    order = one.probabilities.argsort()[::-1][:MOST_LABELS]
+    lines = [f"{classes[index]} {_share(float(one.probabilities[index]))}" for index in order]
+    if one.label != classes[order[0]]:  # below the smallest confidence
+        lines.insert(0, str(one.label))
+    return lines
+
+
+def _runner_up(one: "Prediction", classes: Sequence[str]) -> str:
+    if one.probabilities is None or len(classes) < 2:
+        return "-"
+    index = one.probabilities.argsort()[-2]
+    return f"{classes[index]} {_share(float(one.probabilities[index]))}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
