@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tltools.cli.answers import are_few_images, print_answers
 from tltools.cli.command import Out, command, given_options
+from tltools.cli.few_images import are_few_images, print_labels
 from tltools.cli.options import (
     CLUSTER,
     SPEED,
@@ -223,7 +223,7 @@ def classify(
         opening = {"device": options.device, "batch_size": options.batch_size}
         opening |= {"threads": here.threads, "tf32": here.tf32}
         best = model or _best_export(out.progress)
-        print_answers(best, inputs, out, min_confidence=options.min_confidence, **opening)
+        print_labels(best, inputs, out, min_confidence=options.min_confidence, **opening)
         return
     # Before any import that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None

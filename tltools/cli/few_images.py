@@ -39,7 +39,7 @@ def are_few_images(inputs: Sequence[object], given: Mapping[str, Any]) -> bool:
     )
 
 
-def print_answers(
+def print_labels(
     model: Path,
     images: Sequence[Path],
     out: Out,
