@@ -1,15 +1,15 @@
 """Errors of requests to servers, by what they say about the file and the server."""
 
 
-class RefusedError(OSError):
+class UnavailableError(OSError):
     """A file that its server refuses, or that exceeds a limit: another attempt will not help."""
 
 
-class MissingError(RefusedError, FileNotFoundError):
+class NotFoundError(UnavailableError, FileNotFoundError):
     """A file that does not exist on its server."""
 
 
-class TooLargeError(RefusedError):
+class TooLargeError(UnavailableError):
     """A file of more bytes than the caller takes."""
 
 

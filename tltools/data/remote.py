@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any, BinaryIO, TypeVar, cast
 
 from tltools.atomic import NO_ROOM
-from tltools.data.answers import AwayError, BusyError, RefusedError, StalledError, TooLargeError
+from tltools.data.answers import AwayError, BusyError, StalledError, TooLargeError, UnavailableError
 from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES
 from tltools.data.location import Url, without_secrets
@@ -44,7 +44,7 @@ MAX_DEPTH = 64
 # Errors of a single file; any others may be transient, or concern the server.
 _OF_THE_FILE = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
-    RefusedError,
+    UnavailableError,
 )
 # Programming errors, which no server has caused.
 _FAULTS = (TypeError, AttributeError, NameError, AssertionError)
@@ -173,7 +173,7 @@ class Remote:
         reason = remote_reason(error)
         if _is_of_the_file(error):
             self._answers_now()
-            if isinstance(error, RefusedError):
+            if isinstance(error, UnavailableError):
                 return error
             return (FileNotFoundError if isinstance(error, FileNotFoundError) else OSError)(reason)
         if answers:

@@ -22,10 +22,10 @@ from fsspec.implementations.http import HTTPFileSystem
 from tltools.data.answers import (
     AwayError,
     BusyError,
-    MissingError,
-    RefusedError,
+    NotFoundError,
     StalledError,
     TooLargeError,
+    UnavailableError,
 )
 from tltools.data.image_ref import MAX_FILE_BYTES
 from tltools.data.location import without_secrets
@@ -78,8 +78,8 @@ class WebFiles:
         """Return the bytes of a file, or those from `start` up to, but not including, `end`.
 
         Raises:
-            RefusedError: If the server refuses the file, or it has more than `max_bytes` bytes, or
-                arrives too slowly.
+            UnavailableError: If the server refuses the file, or it has more than `max_bytes` bytes,
+                or arrives too slowly.
             OSError: If the server cannot be reached, or has failed.
         """
         headers = {}
@@ -92,7 +92,7 @@ class WebFiles:
         """Return `name`, `type`, `size` (None if unknown) and, if there are any, `ETag` of a file.
 
         Raises:
-            RefusedError: If the server refuses the file.
+            UnavailableError: If the server refuses the file.
             OSError: If the server cannot be reached, or has failed.
         """
         return self._wait(self._info, path)
@@ -101,7 +101,7 @@ class WebFiles:
         """Download a file to disk.
 
         Raises:
-            RefusedError: If the server refuses the file, or it arrives too slowly.
+            UnavailableError: If the server refuses the file, or it arrives too slowly.
             OSError: If the server cannot be reached, has failed, or the disk is full.
         """
         self._wait(self._save, path, local)
@@ -110,7 +110,7 @@ class WebFiles:
         """List a folder from the links of its page.
 
         Raises:
-            RefusedError: If the server refuses the page, or it is too large.
+            UnavailableError: If the server refuses the page, or it is too large.
             OSError: If the server cannot be reached, or has failed.
         """
         assert detail
@@ -125,7 +125,7 @@ class WebFiles:
     async def _read(self, path: str, headers: dict[str, str], max_bytes: int) -> bytes:
         async with self._answer("GET", path, headers) as answer:
             if headers and answer.status != HTTPStatus.PARTIAL_CONTENT:
-                raise RefusedError("the server does not send parts of files (range requests)")
+                raise UnavailableError("the server does not send parts of files (range requests)")
             return await _content(answer, max_bytes)
 
     async def _page(self, path: str) -> tuple[str, bool]:
@@ -141,7 +141,7 @@ class WebFiles:
                 # Of a GET request, only the headers are read.
                 async with self._answer(method, path, {}) as answer:
                     headers = answer.headers
-            except (RefusedError, BusyError):
+            except (UnavailableError, BusyError):
                 if method == "GET":
                     raise
                 continue  # signed addresses, and some servers, allow only GET
@@ -210,7 +210,7 @@ async def _content(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
     Raises:
         TooLargeError: If it has more than `max_bytes` bytes.
-        RefusedError: If it arrives too slowly.
+        UnavailableError: If it arrives too slowly.
     """
     size = _number(answer.headers, "Content-Length")
     if size is not None and size > max_bytes:
@@ -249,8 +249,8 @@ def _too_large(size: int | None, max_bytes: int) -> TooLargeError:
     return TooLargeError(f"the server sends {sent} than the limit of {max_bytes:,}")
 
 
-def _too_slow(num_bytes: int, took: float) -> RefusedError:
-    return RefusedError(f"the server is too slow: it sent {num_bytes:,} bytes in {took:.0f} s")
+def _too_slow(num_bytes: int, took: float) -> UnavailableError:
+    return UnavailableError(f"the server is too slow: it sent {num_bytes:,} bytes in {took:.0f} s")
 
 
 def _problem(status: int) -> OSError | None:
@@ -260,12 +260,12 @@ def _problem(status: int) -> OSError | None:
     known = {one.value: one.phrase for one in HTTPStatus}
     text = f"the server answered {status} {known.get(status, '')}".rstrip()
     if status == HTTPStatus.NOT_FOUND:
-        return MissingError("no such file")
+        return NotFoundError("no such file")
     if status in _AWAY:
         return AwayError(text)
     if status in _PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return BusyError(text)
-    return RefusedError(text)
+    return UnavailableError(text)
 
 
 def _without_address(error: OSError) -> OSError:
@@ -280,16 +280,16 @@ def _without_address(error: OSError) -> OSError:
 def _web_error(error: Exception) -> OSError:
     """Return an error of aiohttp, or of an address that it cannot use, without the address."""
     if isinstance(error, aiohttp.TooManyRedirects):
-        return RefusedError(f"the server redirects more than {MAX_REDIRECTS} times")
+        return UnavailableError(f"the server redirects more than {MAX_REDIRECTS} times")
     if isinstance(error, aiohttp.RedirectClientError):
-        return RefusedError("the server redirects to an address that is not one of the web")
+        return UnavailableError("the server redirects to an address that is not one of the web")
     if isinstance(error, aiohttp.ClientResponseError):  # what it sends is not HTTP
-        return RefusedError("the server's answer is not valid HTTP")
+        return UnavailableError("the server's answer is not valid HTTP")
     if isinstance(error, aiohttp.ClientPayloadError):
         return ConnectionError("the answer is incomplete or corrupt")
     if isinstance(error, aiohttp.ClientConnectionError):
         return ConnectionError(_described(error))
-    return RefusedError("the address is not valid")
+    return UnavailableError("the address is not valid")
 
 
 def _described(error: Exception) -> str:
