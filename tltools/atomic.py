@@ -198,9 +198,7 @@ def _new_folder(parent: Path) -> tuple[Path, int]:
         except FileNotFoundError:
             continue  # another process has just removed it, because it was still empty
         try:
-            if sys.platform != "win32":
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
             os.write(handle, _PROOF + os.fsencode(platform.node()))
         except OSError:
             os.close(handle)
@@ -224,22 +222,35 @@ def _remove_if_left(folder: Path) -> None:
         os.close(handle)
 
 
+def lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed; never waits.
+
+    Returns:
+        Whether it is locked now: False if another process holds the lock, None if the system or
+        the file system has no locks.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
+
+
 def _is_left(folder: Path, handle: int) -> bool:
     """Return whether a temporary folder is one of tltools, and its process has ended."""
     content = os.read(handle, 1024)
     if not content.startswith(_PROOF):
         return False
     is_here = content.removeprefix(_PROOF) == os.fsencode(platform.node())
-    if is_here and sys.platform != "win32":
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        else:
-            return True
+    locked = lock(handle) if is_here else None
+    if locked is not None:
+        return locked
     oldest = time.time() - LEFTOVER_AGE_S
     return all(path.lstat().st_mtime < oldest for path in list(folder.iterdir()))
 

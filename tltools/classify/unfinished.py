@@ -1,7 +1,6 @@
 """The locked file that holds an output's rows until all are written, with its job's record."""
 
 import os
-import sys
 import time
 from contextlib import suppress
 from io import FileIO
@@ -9,13 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from tltools.atomic import NO_LOCKS, remove_leftovers, replace_bytes, sync_file, sync_folder
+from tltools.atomic import lock, remove_leftovers, replace_bytes, sync_file, sync_folder
 from tltools.classify.identity import JobRecord
 from tltools.errors import ConfigError, TltoolsError
 from tltools.regular import read_regular
-
-if sys.platform != "win32":
-    import fcntl
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 LOCK_WAIT_S = 1.0
@@ -138,16 +134,9 @@ class UnfinishedOutput:
 
     def _lock(self, handle: int) -> bool:
         """Lock the file; return whether that succeeded and the file still has its name."""
-        if sys.platform == "win32":
-            return True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # Without locks, nothing keeps a second job from the same output.
+        if lock(handle) is False:
             return False
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            # A file system without locks: nothing keeps a second job from the same output.
         # A job that finished in the meantime has given the file its final name.
         return self._is_at_path(handle)
 
