@@ -434,7 +434,11 @@ def test_a_failed_training_keeps_the_models_before_it_and_their_table(
             ["--run-dir", "exports/cnn/cnn.fp32.onnx/runs"],
             "error: cannot write exports/cnn/cnn.fp32.onnx/runs: ",
         ),
-        (["--cache-dir", "exports/cnn/cnn.fp32.onnx"], "error: features cannot be cached: "),
+        (
+            ["--cache-dir", "exports/cnn/cnn.fp32.onnx"],
+            "error: features cannot be cached: cannot write exports/cnn/cnn.fp32.onnx: Not a "
+            "directory; choose another folder with --cache-dir",
+        ),
     ],
 )
 def test_what_prevents_a_later_model_is_found_before_the_first_epoch(
@@ -961,3 +965,9 @@ def test_choices_written_for_the_command_line_are_those_of_the_library():
     assert choices(PrecisionOption) == precisions | {"all"}
     assert choices(LayoutOption) == choices(Layout) | {"files"}
     assert choices(PartFormatOption) <= {one.name for one in OUTPUT_FORMATS}
+
+
+def test_bench_refuses_options_that_say_how_data_is_read_without_data(run):
+    code, _, err = run("bench", "--label-column", "kind")
+    assert code == 2
+    assert "--label-column says how --data is read; add --data, or leave it out" in err

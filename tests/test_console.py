@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -364,3 +365,23 @@ def test_json_is_unchanged_and_cannot_control_the_terminal():
     assert "é ü\u200d 日本" in shown
     for line in shown.split("\n"):
         assert line == printable(line)
+
+
+@pytest.mark.parametrize(("verbose", "is_silent"), [(False, True), (True, False)])
+def test_in_a_home_that_cannot_be_written_matplotlibs_own_lines_need_verbose(verbose, is_silent):
+    code = (
+        "from tltools.cli.command import Out\n"
+        f"Out(quiet=False, verbose={verbose}, as_json=False)\n"
+        "import matplotlib\n"
+        "matplotlib.get_cachedir()"
+    )
+    hidden = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HOME": "/proc"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stderr == "") is is_silent

@@ -28,11 +28,12 @@ from tltools.export import export as export_module
 from tltools.export import onnx_writer
 from tltools.export import trained as trained_module
 from tltools.export.parity import BARS, ParityBar, compare
+from tltools.export.settings import ExportSettings
 from tltools.export.trained import HalfClassifier
-from tltools.graphs.onnx_file import check_onnx, example_images
+from tltools.graphs.onnx_file import check_onnx, example_images, write_module
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.model_formats import FORMATS as MODEL_FORMATS
-from tltools.runtime.model_formats import torchscript
+from tltools.runtime.model_formats import OPSET, OPSETS, torchscript
 from tltools.training import load_run, open_run
 from tltools.training.run import load_card, read_split
 
@@ -107,6 +108,84 @@ def test_an_export_contains_its_runs_card_and_its_own_facts(
         for name in run_card.__struct_fields__
         if name != "export"
     )
+
+
+def logits_of(model, images):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(["logits"], {"images": images})[0]
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+def test_an_export_in_another_opset_says_so_and_gives_the_same_logits(
+    cnn_run, onnx_file, pixels, tmp_path, opset
+):
+    results = make_exports(
+        cnn_run, ["onnx"], tmp_path, precisions=("fp32", "fp16", "int8"), opset=opset, device="cpu"
+    )
+    expected = logits_of(onnx.load(onnx_file), pixels)
+    assert [one.card.export.precision for one in results] == ["fp32", "fp16", "int8"]
+    for result in results:
+        model = onnx.load(result.path)
+        assert [(one.domain, one.version) for one in model.opset_import] == [("", opset)]
+        assert read_card(result.path).export.opset == opset
+        onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(
+        logits_of(onnx.load(results[0].path), pixels), expected, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSET, OPSETS[-1]])
+def test_onnxs_version_converter_takes_an_export_to_other_opsets(onnx_file, pixels, opset):
+    model = onnx.load(onnx_file)
+    converted = onnx.version_converter.convert_version(model, opset)
+    assert [one.version for one in converted.opset_import] == [opset]
+    onnx.checker.check_model(converted, full_check=True)
+    np.testing.assert_allclose(
+        logits_of(converted, pixels), logits_of(model, pixels), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0] - 1, OPSETS[-1] + 1])
+def test_an_opset_out_of_range_is_refused_with_the_range(opset):
+    with pytest.raises(ConfigError, match=f"not supported; choose {OPSETS[0]} to {OPSETS[-1]}"):
+        ExportSettings(opset=opset)
+
+
+def test_an_opset_for_other_formats_is_refused():
+    with pytest.raises(ConfigError, match="`opset=` is for `formats=onnx`; leave it out"):
+        ExportSettings(formats=("pt2",), opset=OPSETS[0])
+
+
+def test_a_model_that_an_older_opset_cannot_express_is_refused(tmp_path):
+    class Masked(nn.Module):
+        def forward(self, images):
+            return torch.bitwise_and(images, 3).float().flatten(1)
+
+    with pytest.raises(ArtifactError, match="cannot be written in opset 17: BitwiseAnd needs op"):
+        write_module(
+            Masked().eval(), tmp_path / "x.onnx", size=8, output="y", metadata={}, opset=17
+        )
+
+
+def test_operators_that_changed_in_opset_18_are_rewritten_for_17(tmp_path):
+    class Changed(nn.Module):
+        def forward(self, images):
+            pixels = images.float()
+            first, rest = pixels.mean((1, 2)).split([1, 2], 1)
+            return torch.cat([rest, first, pixels.amax((1, 2))], 1)
+
+    path, images = tmp_path / "x.onnx", example_images(8)
+    module = Changed().eval()
+    write_module(module, path, size=8, output="y", metadata={"key": "value"}, opset=17)
+    model = onnx.load(path)
+    assert {"ReduceMean", "ReduceMax", "Split"} <= {one.op_type for one in model.graph.node}
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 17)]
+    assert [(one.key, one.value) for one in model.metadata_props] == [("key", "value")]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(found, module(images).numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -128,6 +128,11 @@ def test_a_damaged_ledger_is_refused_with_a_remedy(tmp_path):
         Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
 
 
+def test_a_folder_that_cannot_hold_a_ledger_is_named_with_a_way_out():
+    with pytest.raises(TltoolsError, match=r": No such file or directory; choose another folder "):
+        Ledger(Path("/proc/ledgers"), model_sha256=SHA256, num_classes=3)
+
+
 def test_a_ledger_locked_by_another_program_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("tltools.classify.ledger.LOCK_WAIT_S", 0.1)
     ledger = Ledger(tmp_path, model_sha256=SHA256, num_classes=1)

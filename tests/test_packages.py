@@ -1,7 +1,10 @@
 """Printed install commands: the right packages, never the other project named tltools."""
 
 import re
+import subprocess
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -68,3 +71,51 @@ def test_help_names_the_packages_of_the_ray_engine(command):
     parameters = get_command(cli.app).commands[command].params
     (engine,) = (one for one in parameters if one.name == "engine")
     assert engine.help.replace("\\[", "[").endswith(f"({pip_install('ray')}).")
+
+
+IN_SDIST = {
+    "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml",
+    ".ci/run", "benchmarks/README.md", "benchmarks/run.py", "exports/README.md",
+    "tests/audit.py", "tests/conftest.py", "tests/golden/options.txt", "tests/test_packages.py",
+}  # fmt: skip
+"""What `make test` reads besides the package, and what people look for."""
+IN_WHEEL = {
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "tltools").rglob("*")
+    if path.is_file() and path.suffix != ".pyc"
+}
+"""The program, the pages, the images and the templates as well as the modules."""
+
+
+@pytest.fixture(scope="module")
+def dists(tmp_path_factory):
+    """Build both distributions; return the names in the sdist and in the wheel."""
+    pytest.importorskip("hatchling", reason="hatchling, of the extra dev, is not installed")
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
+    folder = str(tmp_path_factory.mktemp("dist"))
+    (sdist,) = SdistBuilder(str(ROOT)).build(directory=folder)
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=folder, versions=["standard"])
+    with tarfile.open(sdist) as tar, zipfile.ZipFile(wheel) as archive:
+        return {name.partition("/")[2] for name in tar.getnames()}, set(archive.namelist())
+
+
+def test_the_sdist_builds_and_tests_itself(dists):
+    assert dists[0] >= IN_SDIST | IN_WHEEL
+
+
+def test_every_file_under_version_control_is_in_the_sdist(dists):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a checkout")
+    command = ("git", "ls-files", "-z")
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    tracked = {name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()}
+    assert tracked <= dists[0] | {".gitignore"}
+
+
+def test_the_wheel_has_every_file_of_the_package(dists):
+    assert "tltools/layouts/program/predict.py.txt" in IN_WHEEL
+    assert "tltools/docs/images/report.png" in IN_WHEEL
+    assert dists[1] >= IN_WHEEL
+    assert not {name for name in dists[1] if not name.startswith(("tltools/", "tltools_class"))}

@@ -190,7 +190,9 @@ def refused(paths, output: Path, **options) -> str:
 
 def test_a_missing_shard_is_refused(copies, tmp_path):
     message = refused([copies[0], copies[2]], tmp_path / "m.csv")
-    assert message == ("shard 2/3 is missing; name it too, or create it with `shard=2/3`")
+    assert message == (
+        "shard 2/3 is missing; name it too, or create it with tltools classify and `shard=2/3`"
+    )
     assert "shard 1/3 (and 1 more) is missing" in refused([copies[2]], tmp_path / "m.csv")
 
 
@@ -268,8 +270,8 @@ def change_record(path: Path, **changes) -> None:
 def test_a_changed_shard_is_refused(copies, tmp_path):
     content = copies[1].read_bytes()
     message = (
-        f"{copies[1]} has changed since the shard was completed; recreate it with `shard=2/3` and "
-        "`overwrite=True`"
+        f"{copies[1]} has changed since the shard was completed; recreate it with tltools "
+        "classify, `shard=2/3` and `overwrite=True`"
     )
     for spoiled in (content[:-1], content + b"\n", content.replace(b"red", b"der", 1), b""):
         copies[1].write_bytes(spoiled)
@@ -511,7 +513,8 @@ def test_the_commands_write_shards_and_merge_them(folder, onnx_path, tmp_path):
     result = run_tltools("merge", names[0], "-o", "m.csv", cwd=tmp_path)
     assert result.code == 1
     assert result.err.splitlines()[-1] == (
-        "error: shard 1/2 is missing; name it too, or create it with --shard 1/2"
+        "error: shard 1/2 is missing; name it too, or create it with tltools classify and "
+        "--shard 1/2"
     )
 
 

@@ -653,6 +653,12 @@ def test_a_failed_download_is_an_error_with_a_remedy(monkeypatch):
         load_weights(VGG16, "imagenet")
 
 
+def test_a_folder_that_cannot_keep_a_download_is_named_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/proc/torch")
+    with pytest.raises(ModelError, match=r"in /proc/torch/checkpoints .* set TORCH_HOME to anoth"):
+        load_weights(VGG16, "imagenet")
+
+
 def test_a_pickle_with_code_is_refused(tmp_path):
     import pickle
 

@@ -493,8 +493,8 @@ def _weights(backbone: Backbone, download: Download) -> Check:
         name=name,
         status="warn",
         detail=f"not downloaded yet ({path.name} in {path.parent})",
-        remedy=f"tltools train --model {backbone.name} downloads them ({_megabytes(download)}); "
-        "or pass a file as `weights=`",
+        remedy=f"tltools train --model {backbone.name} downloads them "
+        f"({_megabytes(download)}), or takes a file as `weights=`",
     )
 
 

@@ -35,9 +35,9 @@ MAX_UNEXPLAINED = 1.3
 """If an image takes more than this many times what the stages explain, no stage is to blame."""
 
 REMEDIES: dict[Stage, str] = {
-    "reading": "try a faster disk or more --workers",
+    "reading": "try a faster disk, or classify with more --workers",
     "decoding": "try smaller image files or more cores",
-    "writing": "try another --output format",
+    "writing": "try another output format: classify --output FILE.parquet or FILE.jsonl",
 }
 DOUBTFUL = (
     "The timings behind this recommendation were unstable (see the notes): run again on an idle "
@@ -112,8 +112,8 @@ def _hand_over(*, total_s: float, reached_s: float, where: str) -> Bottleneck:
             f"hand-over between the stages takes {milliseconds(rest_s)} of "
             f"{milliseconds(reached_s)} ms per image: the stages explain {milliseconds(total_s)} "
             f"ms ({where}), the rest is passing images on, keeping their order and waiting, or "
-            "something that was not measured: try another number of --workers, a larger "
-            "--batch-size, or several jobs with --shard"
+            "something that was not measured: classify with another number of --workers, a larger "
+            "--batch-size, or as several jobs with --shard"
         ),
     )
 

@@ -176,7 +176,10 @@ def _find(connection: sqlite3.Connection, key: bytes, num_bytes: int) -> NDArray
 
 
 def _unusable(path: Path, error: Exception) -> TltoolsError:
+    if isinstance(error, OSError):  # its folder cannot be used
+        reason, remedy = error.strerror or error, ""
+    else:
+        reason, remedy = error, "delete it, or "
     return TltoolsError(
-        f"cannot use the ledger {path}: {error}; delete it, choose another folder with "
-        "`ledger_dir=`, or run the job without a ledger"
+        f"cannot use the ledger {path}: {reason}; {remedy}choose another folder with `ledger_dir=`"
     )

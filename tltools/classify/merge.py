@@ -146,7 +146,7 @@ class _ShardFile:
         if shard is None:
             raise DataError(
                 f"{shard_record_path(path)} is not the record of a shard; recreate {path} with "
-                "`shard=K/N` and `overwrite=True`"
+                "tltools classify, `shard=K/N` and `overwrite=True`"
             )
         self.number: Shard = shard
         self._state: tuple[int, int] | None = None
@@ -207,7 +207,7 @@ class _ShardFile:
 
     @property
     def _again(self) -> str:
-        return f"recreate it with `shard={self.number}` and `overwrite=True`"
+        return f"recreate it with tltools classify, `shard={self.number}` and `overwrite=True`"
 
 
 def _read_record(path: Path) -> ShardRecord:
@@ -239,8 +239,8 @@ def _read_record(path: Path) -> ShardRecord:
         return msgspec.json.decode(content, type=ShardRecord)
     except msgspec.DecodeError as error:
         raise DataError(
-            f"{record} is not the record of a shard ({error}); recreate {path} with `shard=K/N` "
-            "and `overwrite=True`"
+            f"{record} is not the record of a shard ({error}); recreate {path} with tltools "
+            "classify, `shard=K/N` and `overwrite=True`"
         ) from error
 
 
@@ -267,7 +267,7 @@ def _ordered(shards: Sequence[_ShardFile]) -> list[_ShardFile]:
         more = f" (and {others} more)" if others else ""
         raise DataError(
             f"shard {missing}/{count}{more} is missing; name it too, or create it with "
-            f"`shard={missing}/{count}`"
+            f"tltools classify and `shard={missing}/{count}`"
         )
     return [by_index[index] for index in range(1, count + 1)]
 

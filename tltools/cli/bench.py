@@ -1,6 +1,6 @@
 """`tltools bench`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,8 +8,6 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import (
-    ClassNamesOption,
-    ImagesOption,
     InferenceDeviceOption,
     ReadingOptions,
     ReportOption,
@@ -18,13 +16,14 @@ from tltools.cli.options import (
     split_numbers,
 )
 from tltools.cli.show import check_report, write_report
-from tltools.errors import TltoolsError
+from tltools.errors import ConfigError, TltoolsError
 from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.bench import BenchResult, BenchSettings
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
+    from tltools.data.location import Location
 
 
 ModelsArgument = Annotated[
@@ -64,15 +63,6 @@ MeasureTf32Option = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The images to measure with."""
-
-    data: DataOption = None
-    images: ImagesOption = None
-    class_names: ClassNamesOption = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
     """How much is measured, and where."""
 
@@ -89,7 +79,8 @@ def bench(
     models: ModelsArgument = None,
     *,
     out: Out,
-    labeled: DataOptions,
+    data: DataOption = None,
+    reading: ReadingOptions,
     measure: MeasureOptions,
     tf32: MeasureTf32Option = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
@@ -108,7 +99,7 @@ def bench(
 
     progress = out.progress
     settings = _settings(measure)
-    dataset = _dataset(labeled, progress)
+    dataset = _dataset(data, reading, progress)
     inputs = bench_inputs(models, dataset, tf32=tf32 and uses_gpu(measure.device))
     for note in inputs.notes:
         progress.warn(note)
@@ -143,12 +134,21 @@ def _settings(measure: MeasureOptions) -> "BenchSettings":
     )
 
 
-def _dataset(labeled: DataOptions, progress: "RichProgress") -> "Dataset | None":
-    """Load the labeled images of --data; return None for the runs' own."""
-    if labeled.data is None:
-        return None
-    reading = ReadingOptions(images=labeled.images, class_names=labeled.class_names)
-    return load_to_score(labeled.data, reading, progress)
+def _dataset(
+    data: "Location | None", reading: ReadingOptions, progress: "RichProgress"
+) -> "Dataset | None":
+    """Load the labeled images of --data; return None for the runs' own.
+
+    Raises:
+        ConfigError: If there is nothing to read, but options say how.
+    """
+    if data is not None:
+        return load_to_score(data, reading, progress)
+    for name, value in asdict(reading).items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} says how --data is read; add --data, or leave it out")
+    return None
 
 
 def _show(found: "BenchResult", out: Out) -> None:

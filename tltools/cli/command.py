@@ -68,6 +68,8 @@ class Out:
         self._verbose = verbose
         self._progress: RichProgress | None = None
         Out.is_verbose = verbose
+        if not verbose:
+            _hush_libraries()
 
     @property
     def progress(self) -> "RichProgress":
@@ -147,6 +149,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
     app.command(cls=Command)(run)
     return run
+
+
+def _hush_libraries() -> None:
+    """Keep warnings of matplotlib's own, about its caches and fonts, off the terminal."""
+    import logging
+
+    # With a handler of its own, a logger's warnings do not end up on standard error.
+    logging.getLogger("matplotlib").addHandler(logging.NullHandler())
 
 
 def given_options(context: typer.Context) -> dict[str, Any]:

@@ -9,7 +9,14 @@ import typer
 from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption
 from tltools.errors import ConfigError, TltoolsError, raise_all
-from tltools.runtime.model_formats import FORMATS, format_named, format_of, is_export_name
+from tltools.runtime.model_formats import (
+    FORMATS,
+    OPSET,
+    OPSETS,
+    format_named,
+    format_of,
+    is_export_name,
+)
 from tltools.wording import counted
 
 if TYPE_CHECKING:
@@ -58,6 +65,10 @@ ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
 ]
 
+OpsetOption = Annotated[
+    int, typer.Option(help=f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]}, for older or newer runtimes.")
+]
+
 
 @command
 def export(
@@ -72,6 +83,7 @@ def export(
         Path, typer.Option("--output", "-o", help="Folder for exports; each run gets a subfolder.")
     ] = Path("exports"),
     parity_images: ParityImagesOption = None,
+    opset: OpsetOption = OPSET,
     device: DeviceOption = "auto",
 ) -> None:
     """Export runs; every file is verified against PyTorch on real images before it is kept.
@@ -93,6 +105,7 @@ def export(
         output=output,
         calibration_images=calibration_images,
         num_images=parity_images,
+        opset=opset,
         device=device,
     )
     given = runs or [artifact.path for artifact in find_runs()]

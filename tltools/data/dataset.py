@@ -426,6 +426,8 @@ class _Audit:
             text = f"{_are(unreadable, 'image')} unreadable ({reasons})"
             found.append(("unreadable", text, unreadable))
         remedy = "fix the data, or skip them with `skip_bad=True`"
+        if self.purpose == "inspect":
+            remedy = "fix the data, or train with `skip_bad=True`"
         if len(problems) == num_images:
             skip_bad = False
             remedy = "no image is left; check `images=` (their folder) and `image_column=`"

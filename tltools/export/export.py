@@ -84,6 +84,7 @@ def export_run(
             device=settings.device,
             num_images=settings.num_images,
             calibration_images=settings.calibration_images,
+            opset=settings.opset,
             progress=progress,
             stack=stack,
         )

@@ -36,7 +36,11 @@ class PooledConv(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, D, H / 2, W / 2)."""
-        first, second, third, fourth = self.conv(maps).split(self.num_channels, dim=1)
+        wide, size = self.conv(maps), self.num_channels
+        # Not `split`: onnx's version converter cannot take that operator before opset 18.
+        first, second, third, fourth = (
+            wide[:, start : start + size] for start in range(0, len(WINDOW) * size, size)
+        )
         largest = torch.maximum(torch.maximum(first, second), torch.maximum(third, fourth))
         return torch.relu(largest)
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from tltools.card import CARD_KEY, Card, Precision
-from tltools.graphs.onnx_file import OPSET, check_onnx, write_module
+from tltools.graphs.onnx_file import check_onnx, write_module
 from tltools.graphs.precision import quantize_until, write_fp16
 from tltools.runtime.model_formats import Trained, Written
 from tltools.runtime.predictor import OUTPUT, PROBABILITIES
@@ -24,12 +24,12 @@ def write(
     if precision == "fp32":
         write_fp32(trained, path)
         check(path)
-        return Written(opset=OPSET)
+        return Written(opset=trained.opset)
     source = trained.once("fp32.onnx", partial(write_fp32, trained))
     if precision == "fp16":
         kept = write_fp16(source, path, trained.calibration(), device=trained.device)
         check(path)
-        return Written(opset=OPSET, float_layers=tuple(kept))
+        return Written(opset=trained.opset, float_layers=tuple(kept))
     kept = quantize_until(
         source,
         path,
@@ -39,7 +39,9 @@ def write(
         progress=trained.progress,
     )
     return Written(
-        opset=OPSET, calibration=trained.describe_calibration(), float_layers=tuple(kept)
+        opset=trained.opset,
+        calibration=trained.describe_calibration(),
+        float_layers=tuple(kept),
     )
 
 
@@ -47,7 +49,7 @@ def write_fp32(trained: Trained, path: Path) -> None:
     """Export a model to a single ONNX file with a symbolic batch axis.
 
     Raises:
-        ArtifactError: If the exporter froze the batch axis.
+        ArtifactError: As for `write_module`.
     """
     write_module(
         trained.module("fp32"),
@@ -55,6 +57,7 @@ def write_fp32(trained: Trained, path: Path) -> None:
         size=trained.card.preprocessing.size,
         output=OUTPUT,
         metadata={CARD_KEY: trained.card.to_json()},
+        opset=trained.opset,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tltools.card import Precision
 from tltools.errors import ConfigError
 from tltools.runtime.device import Device
-from tltools.runtime.model_formats import ModelFormat, format_named
+from tltools.runtime.model_formats import OPSET, OPSETS, ModelFormat, format_named
 
 CALIBRATION_IMAGES = 128
 """Default number of images for int8 calibration; more change little (benchmarks/LOG.md)."""
@@ -27,9 +27,24 @@ class ExportSettings:
     the range of fp16."""
     num_images: int | None = None
     """Number of images of the run's validation split to compare; None: all."""
+    opset: int = OPSET
+    """Opset of ONNX files, one of `tltools.runtime.model_formats.OPSETS`."""
     device: Device = "auto"
     """Device for the comparison and the calibration; TF32 is off. Exports verified on a GPU are
     also verified on the CPU, and int8 only on the CPU."""
+
+    def __post_init__(self) -> None:
+        """Check the opset.
+
+        Raises:
+            ConfigError: If exports are not written in it.
+        """
+        if self.opset not in OPSETS:
+            raise ConfigError(
+                f"`opset={self.opset}` is not supported; choose {OPSETS[0]} to {OPSETS[-1]}"
+            )
+        if self.opset != OPSET and "onnx" not in self.formats:
+            raise ConfigError("`opset=` is for `formats=onnx`; leave it out")
 
     def files(self) -> list[tuple[ModelFormat, Precision]]:
         """Return the format and the precision of each file.

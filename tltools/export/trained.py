@@ -46,6 +46,7 @@ class TrainedRun:
         device: Device,
         num_images: int | None,
         calibration_images: int,
+        opset: int,
         progress: Progress,
         stack: ExitStack,
     ) -> None:
@@ -57,6 +58,7 @@ class TrainedRun:
             device: Device that runs the model.
             num_images: Number of images of the validation split to compare; None: all.
             calibration_images: Maximum number of training images that `calibration` yields.
+            opset: Opset of ONNX files.
             progress: Shows the images being run.
             stack: Removes the scratch files when it is closed.
 
@@ -67,6 +69,7 @@ class TrainedRun:
         """
         self.model, self.card = load_run(run)
         self.device: Device = device
+        self.opset = opset
         self.progress = progress
         self.predictor: Predictor = open_run(run, device=device)
         self._frame = read_split(run)

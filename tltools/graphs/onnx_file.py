@@ -10,10 +10,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, first_line
+from tltools.runtime.model_formats import OPSET
 
-OPSET = 20
-"""Opset that torch's exporter writes without conversion; onnxruntime reads it since 1.17."""
+_EXPORTED = (18, OPSET)
+"""Opsets that torch's exporter writes itself; it converts to others, or silently does not."""
 IR_VERSION = 10
 """IR version that torch writes; onnxruntime reads it since 1.18. onnx's helpers would raise it."""
 
@@ -25,7 +26,13 @@ def example_images(size: int) -> Tensor:
 
 
 def write_module(
-    module: nn.Module, path: Path, *, size: int, output: str, metadata: Mapping[str, str]
+    module: nn.Module,
+    path: Path,
+    *,
+    size: int,
+    output: str,
+    metadata: Mapping[str, str],
+    opset: int = OPSET,
 ) -> None:
     """Export a module to a single ONNX file with a symbolic batch axis.
 
@@ -35,9 +42,10 @@ def write_module(
         size: Height and width of an image in pixels.
         output: The output's name; the input is `images`.
         metadata: Entries of the file's `metadata_props`.
+        opset: Opset of the file's operators, one of `OPSETS`.
 
     Raises:
-        ArtifactError: If the exporter froze the batch axis.
+        ArtifactError: If the exporter froze the batch axis, or the model needs a later opset.
     """
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -46,7 +54,7 @@ def write_module(
             input_names=["images"],
             output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
+            opset_version=_EXPORTED[0] if opset < _EXPORTED[1] else _EXPORTED[1],
             dynamo=True,
             verbose=False,
         )
@@ -54,7 +62,62 @@ def write_module(
     program.model.ir_version = IR_VERSION
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
+    _convert(path, opset)
     check_onnx(path)
+
+
+def _convert(path: Path, opset: int) -> None:
+    """Convert a file that the exporter wrote to a later opset, or to the one before its earliest.
+
+    Raises:
+        ArtifactError: If an operator of the file has no equivalent in the opset.
+    """
+    model = onnx.load(path)
+    (written,) = model.opset_import
+    if written.version == opset:
+        return
+    try:
+        if opset < written.version:
+            _lower(model)
+        else:
+            metadata = list(model.metadata_props)
+            model = onnx.version_converter.convert_version(model, opset)
+            del model.metadata_props[:]
+            model.metadata_props.extend(metadata)
+    except (RuntimeError, ValueError) as error:
+        raise ArtifactError(
+            f"the model cannot be written in opset {opset}: {first_line(error)}"
+        ) from error
+    model.ir_version = IR_VERSION
+    onnx.save(model, path)
+
+
+def _lower(model: onnx.ModelProto) -> None:
+    """Convert a file from opset 18 to 17 in place; onnx's converter lacks most of these steps.
+
+    Raises:
+        ValueError: If an operator changed between the two in another way.
+    """
+    constants = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain or onnx.defs.get_schema(node.op_type, 18).since_version < 18:
+            continue
+        attributes = {one.name: one for one in node.attribute}
+        if node.op_type == "Split":
+            gone = "num_outputs"  # the sizes are given, or equal
+        elif node.op_type.startswith("Reduce") and node.input[-1] in constants:
+            axes = onnx.numpy_helper.to_array(constants[node.input.pop()])
+            node.attribute.append(onnx.helper.make_attribute("axes", axes.tolist()))
+            gone = "noop_with_empty_axes"
+        else:
+            raise ValueError(f"{node.op_type} needs opset 18")
+        if gone in attributes:
+            node.attribute.remove(attributes[gone])
+    used = {name for node in model.graph.node for name in node.input}
+    for name, constant in constants.items():
+        if name not in used:
+            model.graph.initializer.remove(constant)
+    model.opset_import[0].version = 17
 
 
 def check_onnx(path: Path) -> None:

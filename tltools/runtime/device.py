@@ -572,7 +572,7 @@ def _driver_problem() -> tuple[str | None, str]:
     if driver is None:
         return (
             f"the NVIDIA driver is missing ({DRIVER_LIBRARY} cannot be loaded)",
-            f"install the driver (in a container, start it with --gpus all), {REMEDY_CPU}",
+            f"install the driver (start a container with `docker run --gpus all`), {REMEDY_CPU}",
         )
     if num_gpus() == 0:
         return (

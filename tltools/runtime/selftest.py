@@ -52,8 +52,8 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
             f"{path} fails its self-test with {predictor.provider}: on image {worst + 1} of "
             f"{len(images)} its logits are {difference[worst]:.2g} off those of the trained model "
             f"(at most {tolerance:.2g} is allowed), so the file was modified or this machine "
-            "computes wrong results; copy or export it again, or choose another `device=` or "
-            "`precision=`"
+            "computes wrong results; copy it again, choose another `device=`, or export it again, "
+            "perhaps with another `precision=`"
         )
     return float(difference[worst])
 

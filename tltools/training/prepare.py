@@ -150,7 +150,10 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
         try:
             check_writable(setup.cache_dir or default_cache_dir())
         except TltoolsError as error:
-            raise TltoolsError(f"features cannot be cached: {error} (`cache_dir=`)") from error
+            reason = str(error).partition(";")[0]
+            raise TltoolsError(
+                f"features cannot be cached: {reason}; choose another folder with `cache_dir=`"
+            ) from error
 
 
 def _with_cluster(config: TrainConfig, setup: TrainSetup, progress: Progress) -> TrainSetup:

@@ -202,7 +202,12 @@ def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor]
         raise ModelError(
             f"cannot download {backbone.title}'s weights ({reason}); {remedy}"
         ) from error
-    except (RuntimeError, OSError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        raise ModelError(
+            f"cannot keep {backbone.title}'s weights in {download_path(download).parent} "
+            f"({error.strerror or error}); set TORCH_HOME to another folder, or {remedy}"
+        ) from error
+    except (RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"the download of {backbone.title}'s weights is unusable ({error}); {remedy}"
         ) from error

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from tltools.runtime.device import Device
     from tltools.runtime.predictor import ExportPredictor
 
+OPSETS = range(17, 27)
+"""Opsets of ONNX files: what torch's exporter or onnx's converter writes, and onnxruntime runs."""
+OPSET = 20
+"""The default, which torch's exporter writes without conversion; onnxruntime reads it since
+1.17."""
+
 
 class Reader(Protocol):
     """Opens the files of one format; a module with these functions qualifies."""
@@ -57,6 +63,8 @@ class Trained(Protocol):
     device: "Device"
     """Device for the forward passes that find the ranges of activations."""
     progress: "Progress"
+    opset: int
+    """Opset of ONNX files, one of `OPSETS`."""
 
     def module(self, precision: "Precision") -> "torch.nn.Module":
         """Return the model, in fp32 on the CPU or in fp16 on the device that verifies it.

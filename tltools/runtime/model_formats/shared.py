@@ -94,6 +94,7 @@ def refused(path: Path, reason: object) -> ArtifactError:
 def failed_run(num_images: int, error: Exception) -> DeviceError:
     """Return the error for a forward pass on `num_images` images that failed."""
     return DeviceError(
-        f"the model failed on a batch of {num_images}: {first_line(error)}; use a smaller "
-        "`batch_size=`"
+        # Not every command that runs a model has an option for the size.
+        f"the model failed on a batch of {num_images}: {first_line(error)}; free memory on the "
+        "device, or use smaller batches"
     )
