@@ -216,7 +216,8 @@ def test_make_and_pip_commands_name_existing_targets_and_packages():
             assert named in (["."], [wheel], [DISTRIBUTION]), (page, one.line)
         elif program not in ("tltools", "rm"):
             assert one.mark or one.line in (
-                "git pull", "python3 -m venv .venv && . .venv/bin/activate"
+                "git pull", "python3 -m venv .venv && . .venv/bin/activate",
+                "python exports/python/cnn_fp32/predict.py photo.jpg",
             ), (page, one.line)  # fmt: skip
 
 

@@ -145,23 +145,28 @@ def _check_layout(layout: str, formats: Sequence[str]) -> None:
 
 
 def _check_names(exports: "Sequence[Artifact]", folders: Sequence[Path]) -> None:
-    """Refuse runs whose files would have the same paths, before any work.
+    """Refuse runs whose files would replace each other's, before any work.
+
+    Runs of one name on different data are told apart by their cards when a file is written.
 
     Raises:
         ArtifactError: If a folder is not a run.
-        ConfigError: If two runs, or two exports of one precision, have the same name.
+        ConfigError: If two runs, or two exports of one precision, cannot be told apart.
     """
     from tltools.run_folder import load_card
 
-    named = [
-        (export.path, f"{export.card.run} in {_added(export).precision}") for export in exports
+    named: list[tuple[Path, str, tuple[object, ...]]] = [
+        (one.path, one.card.run, (one.card.run, _added(one).precision)) for one in exports
     ]
-    named += [(folder, load_card(folder).run) for folder in dict.fromkeys(folders)]
-    first: dict[str, Path] = {}
-    for path, name in named:
-        if first.setdefault(name, path) != path:
+    for folder in dict.fromkeys(folders):
+        card = load_card(folder)
+        key = (card.run, card.model, card.classes, card.data.fingerprint)
+        named.append((folder, card.run, key))
+    first: dict[tuple[object, ...], Path] = {}
+    for path, name, key in named:
+        if first.setdefault(key, path) != path:
             raise ConfigError(
-                f"{first[name]} and {path} are both named {name} and would be written to the same "
+                f"{first[key]} and {path} are both named {name} and would be written to the same "
                 "files; export them one after another, with a different --output each"
             )
 
