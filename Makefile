@@ -57,7 +57,8 @@ check: $(VENV)/.installed
 
 # A process for each core, each on one thread: threads of several would wait for each other's cores.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto \
+	  --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu

@@ -65,6 +65,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(num_cores(), available_memory() // MEMORY_PER_PROCESS))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no process is left alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep all caches out of the home folder, including those of libraries."""
