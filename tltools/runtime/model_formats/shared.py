@@ -93,7 +93,8 @@ def refused(path: Path, reason: object) -> ArtifactError:
 
 def failed_run(num_images: int, error: Exception) -> DeviceError:
     """Return the error for a forward pass on `num_images` images that failed."""
-    return DeviceError(
-        f"the model failed on a batch of {num_images}: {first_line(error)}; use a smaller "
-        "`batch_size=`"
-    )
+    if num_images == 1:
+        what, remedy = "one image", "free memory on the device, or copy or export the model again"
+    else:
+        what, remedy = f"a batch of {num_images}", "use a smaller `batch_size=`"
+    return DeviceError(f"the model failed on {what}: {first_line(error)}; {remedy}")
