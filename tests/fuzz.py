@@ -1,6 +1,7 @@
-"""Feed mutated images, tables, lists, archives, predictions and cards to tltools, for minutes.
+"""Feed mutated images, tables, lists, archives, predictions, cards and answers of web servers to
+tltools, for minutes.
 
-    python tests/fuzz.py MINUTES [FOLDER] [SEED]
+    python tests/fuzz.py MINUTES [FOLDER] [SEED] [KIND]
 
 The suite's `test_fuzz.py` tries the same examples each time; this tries others for as long as one
 likes. One process reads the mutations; its parent watches its memory and how long it takes for
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import image_grid
 from conftest import make_card
+from fuzz_answers import answer_seeds, read_as_answers
 
 from tltools.card import Preprocessing, card_from_json
 from tltools.classify import list_images
@@ -122,6 +124,7 @@ def targets(folder: Path) -> list[Target]:
         Target("archive", list(_archives(names, pixels)), read_as_both),
         Target("predictions", list(_predictions(names)), read_as_predictions),
         Target("card", [(".json", data) for data in _cards()], read_as_card),
+        Target("answer", list(answer_seeds(pixels)), read_as_answers),
     ]
 
 
@@ -306,8 +309,8 @@ def _stop(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def main(minutes: float, folder: Path = Path("fuzz"), seed: int = 0) -> int:
-    """Fuzz for so long; print what was done."""
+def main(minutes: float, folder: Path = Path("fuzz"), seed: int = 0, kind: str = "") -> int:
+    """Fuzz for so long, with one kind of input or all; print what was done."""
     os.nice(10)
     folder = folder.absolute()
     work = folder / "work"
@@ -315,7 +318,7 @@ def main(minutes: float, folder: Path = Path("fuzz"), seed: int = 0) -> int:
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")
     os.chdir(work)
     until = time.monotonic() + 60 * minutes
-    kinds = targets(work)
+    kinds = [target for target in targets(work) if kind in ("", target.name)]
     number, excesses = 0, 0
     while time.monotonic() < until:
         child = os.fork()
@@ -323,6 +326,8 @@ def main(minutes: float, folder: Path = Path("fuzz"), seed: int = 0) -> int:
             read_mutations(kinds, folder, seed, number)
         reason = watch(child, folder, until)
         head, _, data = Path("now").read_bytes().partition(b"\n")
+        if not head:  # the child was ended while it wrote the file
+            continue
         place, name, suffix = head.decode().split()
         number = int(place) + 1
         if reason:
@@ -337,4 +342,8 @@ def main(minutes: float, folder: Path = Path("fuzz"), seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), *map(Path, sys.argv[2:3]), *map(int, sys.argv[3:4])))
+    sys.exit(
+        main(
+            float(sys.argv[1]), *map(Path, sys.argv[2:3]), *map(int, sys.argv[3:4]), *sys.argv[4:5]
+        )
+    )

@@ -94,6 +94,22 @@ def test_an_unwritable_path_is_named_in_the_error(tmp_path):
         write_text(tmp_path / "file" / "x" / "result.csv", "")
 
 
+def test_an_error_names_the_path_and_never_the_temporary_file(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(TltoolsError, match=r"cannot write \S+/taken: Is a directory; an earlier"):
+        write_text(tmp_path / "taken", "")
+
+    def write_to_a_folder() -> None:
+        with atomic_path(tmp_path / "result.txt") as temporary:
+            temporary.unlink()
+            temporary.mkdir()
+            temporary.write_text("")
+
+    with pytest.raises(TltoolsError, match=r"cannot write \S+/result\.txt: Is a directory"):
+        write_to_a_folder()
+    assert files_in(tmp_path) == {}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

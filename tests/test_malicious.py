@@ -557,6 +557,14 @@ def test_typed_tensor_values_are_counted(kit, kind, missing):
         assert read_card(path).run == "tiny"
 
 
+def test_a_name_of_several_lines_is_told_in_one(kit):
+    model = kit.model()
+    model.graph.input[0].name = "ima\nges"
+    with pytest.raises(ArtifactError, match=r"its input is uint8 'ima\\nges'\[\?, ") as raised:
+        read_card(kit.save(model))
+    assert "\n" not in str(raised.value)
+
+
 def test_every_truncated_export_is_refused_or_harmless(kit):
     """A file cut between two fields is shorter, but not damaged."""
     whole = kit.good.read_bytes()

@@ -110,6 +110,16 @@ def test_changed_weights_are_detected(exports, tmp_path, name):
     assert load_predictor(same, device="cpu").card == read_card(exports[name])
 
 
+def test_a_file_that_opens_and_cannot_be_run_is_refused(exports, tmp_path):
+    """A damaged file, for instance: onnxruntime finds out at the first image."""
+    model = onnx.load(exports["cnn.fp32.onnx"])
+    last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+    next(one for one in last.attribute if one.name == "kernel_shape").ints[1] += 1
+    onnx.save(model, tmp_path / "cnn.onnx")
+    with pytest.raises(ArtifactError, match=r"cnn\.onnx fails its self-test: .* on one image: .*"):
+        load_predictor(tmp_path / "cnn.onnx", device="cpu")
+
+
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.2, False)])
 def test_half_precision_passes_and_changed_weights_fail(exports, tmp_path, factor, passes):
     """The CPU computes fp16 files in fp32; onnx's own evaluator rounds as a GPU does."""

@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from conftest import COLORS, save_image
 
+from tltools.classify import list_images
 from tltools.data import remote, remote_images, web
 from tltools.data.answers import TooLargeError
+from tltools.data.dataset import load_dataset
 from tltools.data.image_ref import RemoteObject
 from tltools.data.location import Url, location, without_secrets
 from tltools.data.remote import Remote, list_files
@@ -538,6 +540,23 @@ def test_a_download_is_limited(server, quick, tmp_path, monkeypatch):
     assert (tmp_path / "a.zip").stat().st_size <= 3 * MB
 
 
+def test_an_archive_that_cannot_be_downloaded_is_named(server, quick):
+    """The server answers the request for its size, and refuses or fails to send it."""
+    whole = server.body(b"x" * 1000)
+
+    def answering(then: Answer) -> Answer:
+        return lambda handler: (whole if handler.command == "HEAD" else then)(handler)
+
+    bad = {"403": server.status(403), "404": server.status(404), "500": server.status(500)}
+    bad |= {"garbage": garbage, "cut": cut_off, "silent": silent}
+    for name, answer in bad.items():
+        server.answers[f"/{name}.zip"] = answering(answer)
+        url = Url(f"{server.url}/{name}.zip?{SIGNED}")
+        with pytest.raises(DataError, match=f"cannot read the archive {url}: ") as raised:
+            load_dataset(url, purpose="inspect")
+        assert SECRET not in str(raised.value)
+
+
 def test_a_server_without_range_requests_is_told(server, quick):
     server.answers["/a.tar"] = server.body(bytes(10_240))
     url = Url(f"{server.url}/a.tar")
@@ -570,6 +589,16 @@ def test_index_pages_are_listed(server, quick):
     assert all(one.path == f"{server.url}/photos/{one.name}" for one in entries)
 
 
+def test_a_folder_is_listed_whose_address_has_a_query(server, quick):
+    server.answers["/p"] = server.body(index("sub/", "a.png"), Content_Type="text/html")
+    server.answers["/p/sub"] = server.body(index("b.png"), Content_Type="text/html")
+    for query in ("", f"?{SIGNED}", "?dir=a/b"):
+        entries = [
+            one for some in list_files(Remote(Url(f"{server.url}/p{query}"))) for one in some
+        ]
+        assert [one.name for one in entries] == ["a.png", "sub/b.png"]
+
+
 def test_an_index_of_itself_ends(server, quick, monkeypatch):
     monkeypatch.setattr(remote, "MAX_DEPTH", 5)
     for depth in range(9):
@@ -580,7 +609,27 @@ def test_an_index_of_itself_ends(server, quick, monkeypatch):
     found = list_files(Remote(Url(f"{server.url}/p")), on_error=problems.append)
     assert sum(len(some) for some in found) == 6
     (problem,) = problems
-    assert "it lies in more than 5 folders" in str(problem)
+    assert "lies in more than 5 folders" in str(problem)
+
+
+def test_an_index_whose_folders_multiply_without_end_ends(server, quick):
+    """As of a server that answers every address with the same page."""
+
+    class Everything(dict[str, Answer]):
+        def get(self, path: str, _default: object = None) -> Answer:
+            return page
+
+    page = server.body(index("a.png", "one/", "two/"), Content_Type="text/html")
+    server.answers = Everything()
+    problems: list[DataError] = []
+    url = Url(f"{server.url}/p?{SIGNED}")
+    found = list_files(Remote(url), on_error=problems.append)
+    assert sum(len(some) for some in found) == remote.MAX_DEPTH + 1
+    (problem,) = problems
+    assert "without end" in str(problem)
+    assert SECRET not in str(problem)
+    with pytest.raises(DataError, match="without end"):
+        list(list_files(Remote(url)))
 
 
 def test_an_endless_index_is_refused(server, quick, monkeypatch):
@@ -631,6 +680,16 @@ def test_no_failing_command_tells_a_secret(server, onnx_path, tmp_path, args):
     assert SECRET not in done.stdout + done.stderr
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_lines_of_a_list_on_a_server_may_be_signed_and_are_shown_without_that(server, quick):
+    lines = f"good.png?{SIGNED}\nsub/good.png#{SECRET}\n403.png?{SIGNED}\n"
+    server.answers |= {"/p/list.txt": server.body(lines.encode()), "/p/403.png": server.status(403)}
+    images = list(list_images([Url(f"{server.url}/p/list.txt")]))
+    assert [one.name for one in images] == ["good.png", "sub/good.png", "403.png"]
+    assert [one.place.url.text for one in images] == [
+        f"{server.url}/p/{line}" for line in lines.splitlines()
+    ]
 
 
 def test_a_bug_tells_no_secret(tmp_path):

@@ -44,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     in a folder of its own, because some writers infer the format from it.
 
     Raises:
-        TltoolsError: If the folder is not writable, or the disk is full.
+        TltoolsError: If the file cannot be written there. Other errors of the block propagate.
     """
     with _work_beside(path) as folder:
         temporary = folder / path.name
@@ -281,7 +281,7 @@ def _work_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn a writer's failure on a full disk into a TltoolsError.
+    """Turn a failure to write a temporary file, or a full disk, into a TltoolsError.
 
     Writers in C++ and Rust raise their own errors for a full disk. So the disk is probed: if the
     temporary file cannot grow, a full disk was the reason.
@@ -291,9 +291,10 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
     except TltoolsError:
         raise
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise _cannot_write(path, error) from error
+        # The temporary file's name would tell the user nothing.
+        if error.errno in NO_ROOM or error.filename in (temporary, str(temporary)):
+            raise _cannot_write(path, error) from error
+        raise
     except Exception as error:
         full = _why_it_cannot_grow(temporary)
         if full is None:
@@ -302,7 +303,12 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _cannot_write(path: Path, error: OSError) -> TltoolsError:
-    remedy = "free some disk space" if error.errno in NO_ROOM else "make its folder writable"
+    if error.errno in NO_ROOM:
+        remedy = "free some disk space"
+    elif error.errno in (errno.EIO, errno.ESTALE):
+        remedy = "check its disk or share"
+    else:
+        remedy = "make its folder writable"
     return TltoolsError(
         f"cannot write {path}: {error.strerror}; an earlier file there is unchanged; {remedy} or "
         "choose another path, then run it again"

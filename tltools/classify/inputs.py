@@ -10,7 +10,7 @@ from pathlib import Path
 from tltools.data.folders import OnSkip, find_folders
 from tltools.data.image_ref import ImageRef
 from tltools.data.left_out import LeftOut
-from tltools.data.location import Location, Url, is_address, is_url
+from tltools.data.location import Location, Url, is_address, is_url, without_query
 from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
 from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name, is_image_name
@@ -215,7 +215,8 @@ def _named(name: str, folder: Location, remotes: Remotes) -> ImageRef:
             return ImageRef.of_file(url.local, name=name)
         return remotes.image(url.plain, url)
     if isinstance(folder, Url):
-        return remotes.image(name, folder.joined(name))
+        shown = without_query(name) if folder.is_web else name
+        return remotes.image(shown, folder.joined(name))
     return ImageRef.of_file(folder / name, name=name)
 
 

@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 import msgspec
 from platformdirs import user_cache_path
 
-from tltools.atomic import atomic_folder, atomic_path, write_text
+from tltools.atomic import NO_ROOM, atomic_folder, atomic_path, write_text
 from tltools.data.archives import DAMAGED, read_members
 from tltools.data.labels import LABEL_SUFFIXES
-from tltools.data.location import Location
+from tltools.data.location import Location, Url
 from tltools.data.reasons import reason_of
-from tltools.data.remote import READS, Entry, Remote, list_files, version_of
+from tltools.data.remote import READS, Entry, Remote, list_files, remote_reason, version_of
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError, TltoolsError
 from tltools.parallel import ordered_map
@@ -159,9 +159,7 @@ def _fetch_archive(remote: Remote, progress: Progress) -> Path:
     try:
         info = remote.info(url)
     except OSError as error:
-        raise DataError(
-            f"cannot read the archive {url}: {error}; check the name and your permissions"
-        ) from error
+        raise _cannot_read(url, error) from error
     place = _cache(f"{url}\n{info.get('size')}\n{version_of(info)}")
     folder = place / _stem(url.name)
     if folder.is_dir():
@@ -169,12 +167,24 @@ def _fetch_archive(remote: Remote, progress: Progress) -> Path:
     archive = place / url.name
     progress.say(f"Data: {url}, downloaded to {archive}")
     with atomic_path(archive) as temporary:
-        remote.download(url, temporary)
+        try:
+            remote.download(url, temporary)
+        except OSError as error:
+            if error.errno in NO_ROOM:  # of this machine, which is explained outside
+                raise
+            raise _cannot_read(url, error) from error
     try:
         return _unpacked(archive, folder)
     finally:
         with suppress(OSError):
             archive.unlink()
+
+
+def _cannot_read(url: Url, error: OSError) -> DataError:
+    reason = remote_reason(error)
+    return DataError(
+        f"cannot read the archive {url}: {reason}; check the name and your permissions"
+    )
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:

@@ -168,6 +168,16 @@ def _plain_match(match: re.Match[str]) -> str:
     return (plain.replace("://", ":/", 1) if is_path else plain) + rest
 
 
+def without_query(address: str) -> str:
+    """Return a web address, or a relative one, without what follows its `?` or `#`."""
+    return re.split("[?#]", address, maxsplit=1)[0]
+
+
+def web_folder(address: str) -> str:
+    """Return what the web addresses of all files in a folder start with, up to the last `/`."""
+    return without_query(address).rstrip("/") + "/"
+
+
 def _host(text: str) -> str:
     """Return the host of an address, with its user, password and port."""
     rest = text.partition("://")[2]
@@ -187,7 +197,7 @@ def _plain(text: str) -> str:
     path = rest[len(host) :]
     user, at, server = host.rpartition("@")
     if protocol.lower() in _WEB:
-        return f"{protocol}://{server}{re.split('[?#]', path, maxsplit=1)[0]}"
+        return f"{protocol}://{server}{without_query(path)}"
     start, _, query = path.partition("?")
     if _SIGNED.search(query):
         path = start

@@ -17,7 +17,7 @@ from tltools.atomic import NO_ROOM
 from tltools.data.answers import AwayError, BusyError, StalledError, TooLargeError, UnavailableError
 from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES
-from tltools.data.location import Url, without_secrets
+from tltools.data.location import Url, web_folder, without_secrets
 from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
 from tltools.packages import pip_install
 from tltools.parallel import ordered_map
@@ -484,8 +484,8 @@ def list_files(
 
     Args:
         remote: The server, with the folder's URL.
-        on_error: Called for each subfolder that cannot be listed, which is then skipped; None to
-            raise the error.
+        on_error: Called for each subfolder that cannot be listed, which is then skipped, and for
+            one that lies too deep, which ends the listing; None to raise the error.
 
     Raises:
         DataError: While iterating, if the folder is missing or cannot be listed.
@@ -493,7 +493,7 @@ def list_files(
     """
     if remote.url.kind == "s3":
         return _list_s3(remote)
-    return _walk(remote, remote.path, "", on_error)
+    return _walk_all(remote, on_error)
 
 
 def _list_s3(remote: Remote) -> Iterator[list[Entry]]:
@@ -532,20 +532,46 @@ def _is_visible(key: str) -> bool:
     return bool(key) and not key.endswith("/") and not hidden
 
 
+class _TooDeepError(DataError):
+    """A folder that lies in too many others."""
+
+
+def _walk_all(
+    remote: Remote, on_error: Callable[[DataError], None] | None
+) -> Iterator[list[Entry]]:
+    """Walk through all folders, and end at the first one that lies in too many.
+
+    A server that answers every address with the same page has more folders than can ever be listed:
+    two in each are 2^64 at the greatest depth.
+    """
+    try:
+        yield from _walk(remote, remote.path, "", on_error)
+    except _TooDeepError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+
+
 def _walk(
     remote: Remote, folder: str, prefix: str, on_error: Callable[[DataError], None] | None
 ) -> Iterator[list[Entry]]:
+    url = remote.url.joined(prefix) if prefix else remote.url
+    if prefix.count("/") > MAX_DEPTH:
+        raise _TooDeepError(
+            f"cannot list all of {remote.url}: {url} lies in more than "
+            f"{MAX_DEPTH} folders, and the server may have more of them without end; name the "
+            "folders with the images"
+        )
     try:
-        found = _list_folder(remote, folder, prefix)
+        found = remote.ask(lambda files: files.ls(folder, detail=True), url)
     except OSError as error:
-        url = remote.url.joined(prefix) if prefix else remote.url
         failure = _cannot_list(url, error)
         if on_error is None or not prefix:
             raise failure from error
         on_error(failure)
         return
-    start = len(folder.rstrip("/")) + 1
     # A web page may link to files in folders below it.
+    start = len(web_folder(folder))
     infos = {
         name[start:] if remote.url.is_web else name.rpartition("/")[2]: info
         for info in found
@@ -567,12 +593,6 @@ def _walk(
             files = []
     if files:
         yield files
-
-
-def _list_folder(remote: Remote, folder: str, prefix: str) -> list[dict[str, Any]]:
-    if prefix.count("/") > MAX_DEPTH:
-        raise OSError(f"it lies in more than {MAX_DEPTH} folders")
-    return remote.ask(lambda files: files.ls(folder, detail=True), remote.url.joined(prefix))
 
 
 def version_of(info: dict[str, Any]) -> str:

@@ -148,9 +148,7 @@ class Tar:
     def _by_library(self) -> tarfile.TarInfo:
         before = self._reader.tell()
         if self._library is None:
-            self._library = library = tarfile.TarFile(
-                fileobj=cast("BinaryIO", self._reader), encoding="utf-8", errors="surrogateescape"
-            )
+            self._library = library = self._opened()
             # The constructor has read a member, and would try again if there is none.
             member = None if library.offset == before else library.next()
         else:
@@ -162,6 +160,17 @@ class Tar:
             raise tarfile.ReadError(f"it is corrupt at byte {before:,}")
         self._next = library.offset
         return member
+
+    def _opened(self) -> tarfile.TarFile:
+        before = self._reader.tell()
+        file = cast("BinaryIO", self._reader)
+        try:
+            return tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        except tarfile.TarError as error:
+            if before:
+                raise
+            reason = "it is not a tar or zip archive, or starts with damage"
+            raise tarfile.ReadError(reason) from error
 
 
 def _ordinary_file(header: bytes) -> tuple[str, int] | None:

@@ -28,7 +28,7 @@ from tltools.data.answers import (
     UnavailableError,
 )
 from tltools.data.image_ref import MAX_FILE_BYTES
-from tltools.data.location import without_secrets
+from tltools.data.location import web_folder, without_secrets
 
 MAX_REDIRECTS = 10
 """Largest number of redirects of one request; browsers follow 20, and image hosts need up to 3."""
@@ -306,7 +306,7 @@ def _number(headers: Any, name: str) -> int | None:
 
 def _links(text: str, folder: str) -> list[dict[str, Any]]:
     """Return the files and folders in `folder` that a page links to."""
-    base = folder.partition("?")[0].partition("#")[0].rstrip("/") + "/"
+    base = web_folder(folder)
     place = urlsplit(base)
     below: dict[str, None] = {}
     for match in _HREF.finditer(text):

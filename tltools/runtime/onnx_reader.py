@@ -76,7 +76,8 @@ class TensorType:
     def __str__(self) -> str:
         """Return it as `uint8 images[?, 224, 224, 3]`."""
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.element} {self.name}[{sizes}]"
+        name = self.name if self.name.isprintable() else ascii(self.name)
+        return f"{self.element} {name}[{sizes}]"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, SelfTest
-from tltools.errors import ArtifactError, DataError, ParityError
+from tltools.errors import ArtifactError, DataError, DeviceError, ParityError
 from tltools.runtime.predictor import Predictor
 
 TF32_TOLERANCE = 0.02
@@ -27,7 +27,8 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
         The largest absolute difference of a logit; None if the card has no self-test.
 
     Raises:
-        ArtifactError: If an image in the card cannot be decoded.
+        ArtifactError: If an image in the card cannot be decoded, or the file cannot be run.
+        DeviceError: If it cannot be run on an accelerator.
         ParityError: If a difference exceeds the card's tolerance.
     """
     test = predictor.card.export and predictor.card.export.self_test
@@ -41,7 +42,12 @@ def replay(predictor: Predictor, path: Path, *, tf32: bool = False) -> float | N
             f"{path} has a damaged self-test: {error}; recreate it with tltools export"
         ) from error
     # One at a time: a batch would take more time, and memory that is not needed afterwards.
-    logits = np.concatenate([predictor(image[np.newaxis]) for image in images])
+    try:
+        logits = np.concatenate([predictor(image[np.newaxis]) for image in images])
+    except DeviceError as error:
+        if predictor.device != "cpu":  # which may have too little memory
+            raise
+        raise ArtifactError(f"{path} fails its self-test: {error}") from error
     difference = np.abs(logits - expected).max(axis=1)
     worst = int(np.nan_to_num(difference, nan=np.inf).argmax())
     tolerance = test.tolerance

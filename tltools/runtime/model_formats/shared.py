@@ -93,8 +93,12 @@ def refused(path: Path, reason: object) -> ArtifactError:
 
 def failed_run(num_images: int, error: Exception) -> DeviceError:
     """Return the error for a forward pass on `num_images` images that failed."""
-    return DeviceError(
-        # Not every command that runs a model has an option for the size.
-        f"the model failed on a batch of {num_images}: {first_line(error)}; free memory on the "
-        "device, or use smaller batches"
-    )
+    # Not every command that runs a model has an option for the size.
+    if num_images == 1:
+        what, remedy = "one image", "free memory on the device, or copy or export the model again"
+    else:
+        what, remedy = (
+            f"a batch of {num_images}",
+            "free memory on the device, or use smaller batches",
+        )
+    return DeviceError(f"the model failed on {what}: {first_line(error)}; {remedy}")
