@@ -286,7 +286,7 @@ def test_older_exports_open_with_one_warning(exports, drawn, tmp_path):
 
 def test_inspect_prints_the_self_tests_size_and_not_its_bytes(exports, tmp_path):
     path = exports["cnn.fp32.onnx"]
-    ran = run_tltools("inspect", path, cwd=tmp_path)
+    ran = run_tltools("inspect", path, "--json", cwd=tmp_path)
     card = json.loads(read_card(path).to_json())
     shown = json.loads(ran.out)
     num_bytes = sum(map(len, draw_images(4)))

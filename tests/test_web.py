@@ -497,7 +497,8 @@ def test_files_beyond_the_limits_take_no_memory(server, tmp_path):
         zeros, 0, ("Content-Encoding", "gzip"), ("Content-Type", "image/png")
     )
     program = """
-import resource, sys
+import sys
+from tltools.bench.machine import peak_memory_bytes
 from tltools.data import remote, remote_images, web
 from tltools.data.location import Url
 from tltools.data.remote_images import Remotes, fetch_ahead
@@ -512,7 +513,7 @@ for image in fetch_ahead(images):
         assert "more bytes than the limit" in str(error), error
     else:
         raise SystemExit("read")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_memory_bytes() // 2**20)
 """
     done = subprocess.run(
         [sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=120

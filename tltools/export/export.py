@@ -266,9 +266,11 @@ def _check_owner(path: Path, card: Card) -> None:
     Raises:
         ArtifactError: If it is another run's.
     """
+    if not path.exists():
+        return
     try:
         other = read_card(path)
-    except ArtifactError:  # there is none, or it is damaged and of no use to anybody
+    except ArtifactError:  # it is damaged, and of no use to anybody
         return
     theirs, ours = ((one.model, one.classes, one.data.fingerprint) for one in (other, card))
     if theirs != ours:

@@ -100,20 +100,22 @@ def quantize_until(
     calibration: Iterable[NDArray[np.uint8]],
     check: Callable[[Path], object],
     *,
+    may_keep_all: bool = False,
     device: Device = "cpu",
     progress: Progress = SILENT,
 ) -> list[str]:
     """Quantize an fp32 export, keeping as many layers in float as needed to pass a check.
 
-    The first try keeps none; then the most sensitive one, two, four and so on, finally all but one:
-    a file without an int8 layer would not be what its name says. The calibration images are run
-    once, and sensitivity is measured only if the first try fails.
+    The first try keeps none; then the most sensitive one, two, four and so on. The last one keeps
+    all but one, since an export without an int8 layer would not be what its name says. The
+    calibration images are run once, and sensitivity is measured only if the first try fails.
 
     Args:
         source: The fp32 export.
         target: Path of the int8 file, written completely and only if it passes.
         calibration: Batches (n, size, size, 3), uint8, RGB. One batch and a few images are held.
         check: Raises ParityError if the int8 file at the path fails.
+        may_keep_all: Whether the last try keeps all layers in float instead.
         device: Device that runs the calibration images; sensitivity is measured on the CPU.
         progress: Reports each further try.
 
@@ -139,9 +141,10 @@ def quantize_until(
                 check(temporary)
             except ParityError as error:
                 order = order or _by_sensitivity(model, ranges, np.concatenate(few))
-                if keep >= len(order) - 1:
+                most = len(order) if may_keep_all else len(order) - 1
+                if keep >= most:
                     raise
-                keep = min(max(1, 2 * keep), len(order) - 1)
+                keep = min(max(1, 2 * keep), most)
                 progress.say(f"int8: {error}; retrying with {keep} of {len(order)} layers in float")
             else:
                 return order[:keep]

@@ -382,7 +382,7 @@ def _write_int8(fp32: Path, int8: Path, settings: Extraction, progress: Progress
                 f"{MAX_FEATURE_ERROR:.0%}"
             )
 
-    quantize_until(fp32, int8, batches(), check, progress=progress)
+    quantize_until(fp32, int8, batches(), check, may_keep_all=True, progress=progress)
 
 
 _Results = Generator[tuple[Sequence[str], NDArray[np.float32]], None, None]
