@@ -473,7 +473,7 @@ def test_resume_trains_for_more_epochs(walk):
         (["--class-weights"], "--class-weights is False, not True"),
         (["--augment", "crop"], "--augment is none, not crop"),
         (["--recipe", "article"], "--keep is best, not last"),
-        (["--folds", 3], "cross-validation comes before a training"),
+        (["--folds", 3], "only a new run can be cross-validated"),
         (["--val-fraction", 0.2], "--val-fraction cannot be checked without the data"),
         (["sample", "--val-fraction", 0.2], "sample has other images, labels, class names or"),
         (["sample", "--class-names", "a,b"], "sample has other images, labels, class names or"),
@@ -485,7 +485,7 @@ def test_resume_refuses_options_that_the_run_was_not_begun_with(walk, options, d
     result = run_tltools(*args, *options, cwd=walk.folder)
     assert result.code == 2
     assert differs in result.err
-    assert "runs/cnn can only be resumed as it was begun" in last_line(result.err)
+    assert "runs/cnn can be resumed only with its original settings" in last_line(result.err)
     assert (walk.folder / "runs" / "cnn" / "card.json").read_bytes() == before
 
 

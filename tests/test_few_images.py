@@ -4,6 +4,10 @@ import json
 
 import pytest
 from conftest import CLASSES, run_tltools
+from typer.main import get_command
+
+from tltools import cli
+from tltools.cli import few_images
 
 
 @pytest.fixture
@@ -76,6 +80,17 @@ def test_an_option_of_a_job_makes_it_a_job(classify, one, options):
     ran = classify(one, *options)
     assert ran.code == 0
     assert "1 row (0 with an error)" in ran.err
+
+
+def test_an_option_of_another_engine_is_refused_as_for_a_job(classify, one):
+    ran = classify(one, "--part-size", "5")
+    assert ran.code == 2
+    assert "--part-size is for --engine ray" in ran.err
+
+
+def test_every_option_is_one_of_an_answer_or_of_a_job():
+    known = {parameter.name for parameter in get_command(cli.app).commands["classify"].params}
+    assert known > few_images._ANSWERED
 
 
 def test_a_folder_or_many_images_are_a_job(classify, images):

@@ -1,6 +1,7 @@
 """Nothing is replaced or removed that another program wrote: content proves it, not a name."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -105,6 +106,14 @@ def test_a_file_that_is_named_like_a_record_stays(onnx_path, images, tmp_path):
     with Output(tmp_path / "out.csv", ["a"]):
         pass
     assert record.exists()
+
+
+def test_a_pipe_that_is_named_like_a_record_stops_the_job_and_never_holds_it(
+    onnx_path, images, tmp_path
+):
+    os.mkfifo(tmp_path / "out.csv.part.json")
+    with pytest.raises(ConfigError, match=r"part\.json exists, and tltools did not write it"):
+        run_job(job(onnx_path, images, tmp_path / "out.csv"))
 
 
 def test_a_record_that_a_power_failure_emptied_is_replaced(onnx_path, images, tmp_path):

@@ -70,6 +70,12 @@ def raise_all(failures: Sequence[TltoolsError]) -> None:
         raise type(failures[0])("; ".join(map(str, failures)))
 
 
+def cause_of(error: Exception) -> str:
+    """Return why something failed, in one line, without the path that the system adds."""
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or first_line(error)
+
+
 def first_line(error: object) -> str:
     """Return the first line of an error's message, or the name of its type if it has none.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tltools.atomic import atomic_path
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
-from tltools.errors import ArtifactError, first_line
+from tltools.errors import ArtifactError, cause_of
 from tltools.regular import open_regular, read_regular
 from tltools.wording import plural
 
@@ -32,8 +32,7 @@ _PROB = "prob_"
 
 def cannot_read(path: Path, error: Exception) -> ArtifactError:
     """Return the error of a file of a run that cannot be read."""
-    reason = error.strerror if isinstance(error, OSError) else None
-    return ArtifactError(f"{path} cannot be read: {reason or first_line(error)}")
+    return ArtifactError(f"{path} cannot be read: {cause_of(error)}")
 
 
 def load_card(folder: Path) -> Card:

@@ -35,7 +35,6 @@ from tltools.runtime.workers import (
     in_order,
 )
 
-"""Prefix of temporary folders."""
 MAX_IMAGES = 256
 """Largest number of different images, sampled evenly; they are repeated if more are needed."""
 CHUNK = 8

@@ -45,7 +45,8 @@ def read_record(output: Path) -> JobRecord | None:
 def is_record(path: Path) -> bool:
     """Return whether a file is the record of a job, perhaps of another version."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+        data = read_regular(path, max_bytes=MAX_RECORD_BYTES)
+        found = msgspec.json.decode(data, type=dict[str, object])
     except (OSError, msgspec.DecodeError):
         return False
     return found.keys() >= {"tltools", "model_sha256", "inputs"}
@@ -54,9 +55,11 @@ def is_record(path: Path) -> bool:
 def _holds_something(path: Path) -> bool:
     """Return whether a file holds more than the zeros that a power failure leaves."""
     try:
-        return bool(path.read_bytes().strip(b"\0"))
+        return bool(read_regular(path, max_bytes=MAX_RECORD_BYTES).strip(b"\0"))
     except FileNotFoundError:
         return False
+    except OSError:  # not a file, or too large for a record
+        return True
 
 
 def refusal(path: Path, reason: str) -> ConfigError:

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 5
 """Most classes that are listed for an image."""
-_JOB = {
-    "output", "report", "shard", "errors_to", "changed_only", "cache_dir", "spreadsheet",
-    "overwrite", "engine", "strict", "workers", "image_timeout",
+_ANSWERED = {
+    "inputs", "model", "device", "batch_size", "threads", "tf32", "min_confidence", "quiet",
+    "verbose", "as_json",
 }  # fmt: skip
-"""Parameters of `classify` that only a job has."""
+"""Parameters of `classify` that an answer on the terminal has, too; any other one is a job's."""
 
 
 def are_few_images(inputs: Sequence[object], given: Mapping[str, Any]) -> bool:
-    """Return whether these are a few image files, and no option of a job is given."""
+    """Return whether these are a few image files, and no option is given that only a job has."""
     from tltools.classify.inputs import LIST_SUFFIX
     from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name
 
     return (
         len(inputs) <= MAX_LISTED
-        and not _JOB & given.keys()
+        and given.keys() <= _ANSWERED
         and all(
             isinstance(one, Path)
             and not is_archive_name(one.name)

@@ -26,7 +26,7 @@ def check_resumed(
     setup: "TrainSetup",
     load: "Callable[[], Dataset]",
 ) -> None:
-    """Check that the options that were given are those that a run was begun with.
+    """Check that the given options do not contradict the settings of a run.
 
     Args:
         folder: The run.
@@ -48,7 +48,7 @@ def check_resumed(
         )
     ]
     if given.get("folds"):
-        different.append("cross-validation comes before a training")
+        different.append("only a new run can be cross-validated")
     if given.get("data") is not None:
         different += _data(plan, load())
     elif ignored := _SPLITS & given.keys() - {"seed"}:
@@ -56,8 +56,8 @@ def check_resumed(
         different.append(f"{names} cannot be checked without the data")
     if different:
         raise ConfigError(
-            f"{folder} can only be resumed as it was begun: {'; '.join(different)}. Leave out what "
-            "differs, or train a new run without --resume"
+            f"{folder} can be resumed only with its original settings: {'; '.join(different)}; "
+            "omit these options, or train a new run without --resume"
         )
 
 

@@ -22,7 +22,7 @@ from tltools.classify.predict import UNCERTAIN
 from tltools.classify.tally import kind_of_error
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
-from tltools.errors import DataError, first_line
+from tltools.errors import DataError, cause_of
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile
 from tltools.report.charts import class_counts_chart, confidence_histogram
 from tltools.wording import grouped
@@ -128,7 +128,7 @@ def read_job(path: Path) -> JobFacts:
         classes, rows = output_format(path).read(path)
         return _sum_up(classes, rows, path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {cause_of(error)}") from error
 
 
 def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts:

@@ -84,12 +84,10 @@ class Job:
         if scaling is not None:
             scaling.fold_into(head)
         state = self.model.state_dict() | head.state_dict(prefix="head.")
-        for name, tensor in state.items():
-            if not tensor.isfinite().all():
-                raise ModelError(
-                    f"the training diverged: {name} has values that are not finite; "
-                    f"{HOW_TO_CONVERGE}"
-                )
+        if name := _not_finite(state):
+            raise ModelError(
+                f"the training diverged: {name} has values that are not finite; {HOW_TO_CONVERGE}"
+            )
         return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
@@ -143,10 +141,11 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
         TltoolsError: If nothing can be written to the folder of the runs or of the cache.
     """
     check_writable(setup.run_dir)
-    pretrained = [config for config in configs if config.backbone.pretrained is not None]
-    for config in pretrained:
-        _load_pretrained(dataset, config, setup, torch.device("cpu"), SILENT)
-    if pretrained:
+    pretrained = [config.backbone.pretrained is not None for config in configs]
+    for config, needs_weights in list(zip(configs, pretrained, strict=True))[1:]:
+        if needs_weights:  # the first model loads its own before anything else
+            _load_pretrained(dataset, config, setup, torch.device("cpu"), SILENT)
+    if any(pretrained):
         try:
             check_writable(setup.cache_dir or default_cache_dir())
         except TltoolsError as error:
@@ -241,12 +240,11 @@ def _load_pretrained(
     preprocessing = loaded.preprocessing(config.resize, size=config.image_size)
     progress.say(f"{backbone.title}: weights {loaded.facts.source}, head {config.head}")
     model = _build(dataset, config, preprocessing, loaded.state)
-    for name, tensor in model.backbone.state_dict().items():
-        if not tensor.isfinite().all():
-            raise ModelError(
-                f"the weights {loaded.facts.source} are corrupt: {name} has values that are not "
-                "finite; use other weights"
-            )
+    if name := _not_finite(model.backbone.state_dict()):
+        raise ModelError(
+            f"the weights {loaded.facts.source} are corrupt: {name} has values that are not "
+            "finite; use other weights"
+        )
     return _Pretrained(
         config=config,
         model=model,
@@ -256,6 +254,11 @@ def _load_pretrained(
         device=device,
         progress=progress,
     )
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with a value that is not finite."""
+    return next((name for name, one in state.items() if not one.isfinite().all()), None)
 
 
 def _prepare_features(dataset: Dataset, pretrained: "_Pretrained") -> Job:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tltools.backbones import timm_models
 from tltools.backbones.backbone import IMAGENET, Backbone, Download, Preset
 from tltools.card import Interpolation, Preprocessing, Resize, Weights
-from tltools.errors import ArtifactError, ModelError, first_line
+from tltools.errors import ArtifactError, ModelError, cause_of, first_line
 from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
 
 
@@ -205,7 +205,7 @@ def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor]
     except OSError as error:
         raise ModelError(
             f"cannot keep {backbone.title}'s weights in {download_path(download).parent} "
-            f"({error.strerror or error}); set TORCH_HOME to another folder, or {remedy}"
+            f"({cause_of(error)}); set TORCH_HOME to another folder, or {remedy}"
         ) from error
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
@@ -236,10 +236,7 @@ def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
     try:
         state = tensors_of(load(path))
     except (OSError, ArtifactError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ModelError(
-            f"cannot read weights from {path}: {reason or first_line(error)}; {remedy}"
-        ) from error
+        raise ModelError(f"cannot read weights from {path}: {cause_of(error)}; {remedy}") from error
     return state, Weights(source=path.name, sha256=_sha256(path))
 
 
