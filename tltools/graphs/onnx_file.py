@@ -62,7 +62,8 @@ def write_module(
     program.model.ir_version = IR_VERSION
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
-    _convert(path, opset)
+    if program.model.opset_imports[""] != opset:
+        _convert(path, opset)
     check_onnx(path)
 
 
@@ -74,8 +75,6 @@ def _convert(path: Path, opset: int) -> None:
     """
     model = onnx.load(path)
     (written,) = model.opset_import
-    if written.version == opset:
-        return
     try:
         if opset < written.version:
             _lower(model)
