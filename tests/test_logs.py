@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -433,3 +434,14 @@ def test_logging_uses_no_network_and_loads_nothing_unrequested(drawn, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     beside = {"mlflow.db", "mlartifacts"} if log else set()
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"cnn"} | beside
+
+
+def test_event_files_of_one_second_keep_their_order(drawn_dataset, tmp_path):
+    folder = train(drawn_dataset, tmp_path, epochs=1, log=("tensorboard",))
+    place = folder / "tensorboard"
+    first = next(path for path in place.iterdir() if not path.name.endswith(logs._FINAL))
+    head, host = first.name.split(".tfevents.")
+    later = time.time() + 1  # as if another process, with a later number, had just opened it
+    first.rename(place / f"{head}.tfevents.{int(later)}.{host.split('.', 1)[1]}9")
+    resume_run(folder, TrainSetup(device="cpu"), epochs=2)
+    assert [step for step, _ in tensorboard_history(folder)["val_loss"]] == [1, 2]

@@ -7,6 +7,7 @@ continues its logs where they end, and no epoch is logged twice.
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from tltools.training.fit import EpochStats
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from torch.utils.tensorboard import FileWriter
 
 LogName = Literal["tensorboard", "mlflow"]
 Status = Literal["finished", "interrupted", "failed"]
@@ -224,20 +226,30 @@ class TensorBoardLog:
         Raises:
             ConfigError: If an event file cannot be created or read.
         """
-        from torch.utils.tensorboard import FileWriter
-
         self._folder = folder
         self._place = folder / TENSORBOARD
         try:
             for path in self._place.glob(f"*{_FINAL}"):
                 path.unlink()
             self.num_epochs = self._last_step()
-            self._writer = FileWriter(str(self._place))
+            self._writer = self._new_file()
         except OSError as error:
             raise ConfigError(
                 f"cannot write the TensorBoard log in {self._place}: {error.strerror}; fix this, "
                 "or omit `logs=tensorboard`"
             ) from error
+
+    def _new_file(self, suffix: str = "") -> "FileWriter":
+        """Open a new event file whose name sorts after those of the others.
+
+        TensorBoard reads the files in the order of their names, which hold the second in which
+        they were opened and then numbers of any length: within one second the order is lost.
+        """
+        from torch.utils.tensorboard import FileWriter
+
+        newest = max((_second_of(path) for path in self._place.glob("*.tfevents.*")), default=0)
+        time.sleep(min(max(0.0, newest + 1 - time.time()), 1.0))
+        return FileWriter(str(self._place), filename_suffix=suffix)
 
     def _last_step(self) -> int:
         if not self._place.is_dir():
@@ -260,7 +272,6 @@ class TensorBoardLog:
 
     def finish(self, card: Card) -> None:
         """Log the final results in a separate file."""
-        from torch.utils.tensorboard import FileWriter
         from torch.utils.tensorboard.summary import hparams, text
 
         finals = {f"final/{name}": value for name, value in _final_values(card).items()}
@@ -276,7 +287,7 @@ class TensorBoardLog:
             *(_png(path.stem, path) for path in self._plots()),
         ]
         # Not SummaryWriter.add_hparams, which would create another run in a subfolder.
-        writer = FileWriter(str(self._place), filename_suffix=_FINAL)
+        writer = self._new_file(_FINAL)
         try:
             for summary in summaries:
                 writer.add_summary(summary, self.num_epochs)
@@ -291,6 +302,12 @@ class TensorBoardLog:
     def close(self, status: Status) -> None:  # noqa: ARG002 - event files have no status
         """Flush and close the event file."""
         self._writer.close()
+
+
+def _second_of(path: Path) -> int:
+    """Return the second, since 1970, that the name of an event file holds; 0 if none."""
+    found = re.search(r"\.tfevents\.(\d+)\.", path.name)
+    return int(found[1]) if found else 0
 
 
 def _scalars(values: dict[str, float]) -> Any:
