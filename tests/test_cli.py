@@ -6,6 +6,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from inspect import Parameter, signature
+from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +73,18 @@ def test_help_lists_the_commands(run):
     for args in ([], ["-h"], ["--help"]):
         result = run(*args)
         assert all(re.search(rf"^\W*{name}\b", result.out, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_list_of_commands_is_that_of_the_commands_themselves(tmp_path, option):
+    environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
+    listed = subprocess.run(
+        [sys.executable, "-m", "tltools", option],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name, function in FUNCTIONS.items():
+        summary = getdoc(function).split("\n\n")[0].replace("\n", " ")
+        assert re.search(rf"^\W*{name} +{re.escape(summary)}\W*$", listed, re.MULTILINE)
 
 
 def test_the_version_is_the_packages(run):

@@ -5,7 +5,7 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Annotated, Any, cast
 
@@ -18,32 +18,33 @@ from tltools.errors import TltoolsError
 
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "export",
-    "classify",
-    "merge",
-    "bench",
-    "report",
-    "explain",
-    "inspect",
-    "models",
-    "sample",
-    "doctor",
-    "docs",
-)
-"""In the order in which the help lists them."""
+COMMANDS = {
+    "train": "Train models and compare them.",
+    "evaluate": "Score a run or an export on labeled images.",
+    "export": "Export runs; every file is verified against PyTorch before it is kept.",
+    "classify": "Classify images: one row each, with its label and probabilities or its error.",
+    "merge": "Merge the shards of a job into the output that one job would have written.",
+    "bench": "Measure exports beside their runs and recommend one for this machine.",
+    "report": "Write results to one HTML page that opens offline and prints.",
+    "explain": "Draw heat maps of the image regions that support a class.",
+    "inspect": "Show a model's card, or audit labeled images; runs no model.",
+    "models": "List the networks that train takes, with their size, cost and accuracy.",
+    "sample": "Draw the sample set: emergency and other vehicles, with their labels.",
+    "doctor": "Check versions, devices and execution providers, and suggest fixes.",
+    "docs": "Read the documentation, one chapter at a time.",
+}
+"""What each command does, in the order in which the help lists them."""
 
 
-def load_commands(names: Sequence[str] = COMMANDS) -> None:
+def load_commands(names: Iterable[str] = COMMANDS) -> None:
     """Import the modules of these commands, which adds them to `app`.
 
     `main` imports only the command it is given, because the others take 5 % of the start-up time.
     """
     for name in names:
         import_module(f"tltools.cli.{name}")
-    app.registered_commands.sort(key=lambda one: COMMANDS.index(cast("Any", one.callback).__name__))
+    order = list(COMMANDS)
+    app.registered_commands.sort(key=lambda one: order.index(cast("Any", one.callback).__name__))
 
 
 SYSTEM_ERRORS = frozenset(
@@ -93,10 +94,24 @@ def _print_bug(*details: Any) -> None:
     typer.echo(without_secrets(text), err=True, nl=False)
 
 
+def _prepare(args: Sequence[str], *, own_process: bool) -> None:
+    """Import what these arguments need, in a process of their own or in one that may go on."""
+    if args and args[0] in COMMANDS:
+        load_commands(args[:1])
+    elif own_process and args in (["--help"], ["-h"]):  # lists the commands and runs none
+        for name, summary in COMMANDS.items():
+            app.command(name, help=summary)(_no_command)
+    else:
+        load_commands()
+
+
+def _no_command() -> None:
+    """Stand for a command in the help."""
+
+
 def _run(args: list[str] | None) -> None:
     Out.is_verbose = False
-    first = (sys.argv[1:] if args is None else args)[:1]
-    load_commands(first if first and first[0] in COMMANDS else COMMANDS)
+    _prepare(sys.argv[1:] if args is None else args, own_process=args is None)
     try:
         # `obj` tells `classify` whether it may fork worker processes from this process.
         app(args, obj=args is None)

@@ -211,7 +211,7 @@ def classify(
     engine: EngineOption = "local",
     there: ClusterOptions,
 ) -> None:
-    """Classify images: one row per image, with its label and probabilities or its error.
+    """Classify images: one row each, with its label and probabilities or its error.
 
     A few image files without --output are answered on the terminal; nothing is written.
 

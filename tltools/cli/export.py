@@ -86,7 +86,7 @@ def export(
     opset: OpsetOption = OPSET,
     device: DeviceOption = "auto",
 ) -> None:
-    """Export runs; every file is verified against PyTorch on real images before it is kept.
+    """Export runs; every file is verified against PyTorch before it is kept.
 
     If CUDA works, files are verified on the GPU and the CPU; with --device cpu, on the CPU only.
 

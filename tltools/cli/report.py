@@ -29,7 +29,7 @@ def report(
         typer.Option(help="Folder that was classified, to show its images.", show_default="none"),
     ] = None,
 ) -> None:
-    """Write results to one HTML page: curves, mistakes, charts. It opens offline and prints.
+    """Write results to one HTML page that opens offline and prints.
 
     Example: tltools report runs/cnn predictions.csv --images photos/
     """
