@@ -8,11 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -98,8 +97,7 @@ class PartsRecord(JobRecord, frozen=True, kw_only=True):
     """Suffix of the part files, without the dot."""
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """Something that a job's rows depend on: a field of its record."""
 
     field: str

@@ -3,9 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from tltools.data.folders import OnSkip, find_folders
 from tltools.data.image_ref import ImageRef
@@ -27,8 +27,7 @@ _ODD_STARTS = "\"'# \t\u00a0\u200b\ufeff"
 _ODD_ENDS = "\"' \t\u00a0\u200b\ufeff"
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
+class Portion(NamedTuple):
     """Some of the images, listed but not yet read; their number is known."""
 
     num_images: int
@@ -125,8 +124,7 @@ def are_found(inputs: Sequence[Location]) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
+class _Report(NamedTuple):
     """Where a listing reports what it skips."""
 
     on_error: Callable[[DataError], None] | None

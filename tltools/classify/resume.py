@@ -1,7 +1,7 @@
 """Resume after the rows that a stopped job left."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tltools.classify.identity import JobIdentity, JobRecord
 from tltools.classify.job import JobSettings
@@ -73,8 +73,7 @@ class Kept:
             yield row, image
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Where a job starts in its listing."""
 
     kept: Kept | None = None

@@ -4,10 +4,9 @@ import os
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tltools.data.reasons import ENVIRONMENT, GONE, reason_of, refuse_failing
 from tltools.data.suffixes import is_image_name
@@ -219,8 +218,7 @@ class _Walk:
             self._on_skip(folder, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
+class _Listed(NamedTuple):
     names: list[str]
     """Names of the images, in any order."""
     folders: list[str]

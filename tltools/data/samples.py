@@ -1,8 +1,7 @@
 """Turn samples of any kind into 8-bit RGB or gray, where Pillow's own conversion is wrong."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -120,8 +119,7 @@ def _bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
         yield 0, top, width, min(top + rows, height)
 
 
-@dataclass(frozen=True, slots=True)
-class _Levels:
+class _Levels(NamedTuple):
     """How the samples of a gray image become levels of gray."""
 
     dtype: DTypeLike

@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from tltools.errors import ArtifactError, ConfigError, DeviceError, first_line
 from tltools.parallel import num_cores
@@ -55,8 +55,7 @@ TF32_CAPABILITY = (8, 0)
 """Older GPUs do not support TF32 and would silently compute in fp32."""
 
 
-@dataclass(frozen=True)
-class DeviceRequest:
+class DeviceRequest(NamedTuple):
     """A parsed `Device`."""
 
     kind: Kind

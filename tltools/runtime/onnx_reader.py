@@ -12,10 +12,9 @@ more memory than any machine has.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 MAX_FIELDS = 200_000
 """Maximum number of fields visited in a file; the int8 export of a VGG16 has 5,000."""
@@ -63,8 +62,7 @@ class UnsafeOnnxError(ValueError):
     """A file is perhaps valid ONNX, but contains what exports never contain."""
 
 
-@dataclass(frozen=True)
-class TensorType:
+class TensorType(NamedTuple):
     """Declaration of a graph's input or output."""
 
     name: str
@@ -80,8 +78,7 @@ class TensorType:
         return f"{self.element} {name}[{sizes}]"
 
 
-@dataclass(frozen=True)
-class OnnxFile:
+class OnnxFile(NamedTuple):
     """Facts about an ONNX file, read without loading it."""
 
     inputs: tuple[TensorType, ...]
