@@ -19,6 +19,7 @@ from tltools.errors import DataError
 from tltools.evaluate import predict
 from tltools.export.folding import fold
 from tltools.graphs.onnx_file import example_images
+from tltools.graphs.precision import WEIGHT_BITS
 from tltools.progress import Progress
 from tltools.run_folder import read_split
 from tltools.runtime.device import Device
@@ -128,7 +129,9 @@ class TrainedRun:
 
     def describe_calibration(self) -> Calibration:
         """Return the facts about `calibration` for the card."""
-        return Calibration(method="MinMax", num_images=len(self._calibration_paths))
+        return Calibration(
+            method="MinMax", num_images=len(self._calibration_paths), weight_bits=WEIGHT_BITS
+        )
 
     def once(self, name: str, write: Callable[[Path], object]) -> Path:
         """Return the scratch file of this name; write it on first use."""

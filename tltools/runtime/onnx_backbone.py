@@ -16,8 +16,8 @@ from tltools.runtime.pipeline import decode_batches
 MAX_FEATURE_ERROR = 0.1
 """Largest relative error (L2 norm) of an image's features.
 
-int8 features are about 0.03 off on processors that add int8 products exactly, and far off on
-those that saturate."""
+int8 features are about 0.03 off. On a processor that saturates, weights that use all 8 bits would
+make them 0.16 off."""
 
 
 class OnnxBackbone:

@@ -28,7 +28,7 @@ from tltools.card import Preprocessing
 from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError, ParityError, TltoolsError
 from tltools.graphs.onnx_file import write_module
-from tltools.graphs.precision import quantize_until
+from tltools.graphs.precision import WEIGHT_BITS, quantize_until
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.ray.models import RayCluster
@@ -134,6 +134,7 @@ class FeatureCache:
             view: Name of the view of each image; empty for the unchanged image.
         """
         parts = [weights_sha256, head, repr(preprocessing), str(_DECODING), runtime, precision]
+        parts += [f"{WEIGHT_BITS}-bit weights"] if precision == "int8" else []
         parts += calibration
         parts += [f"layers {layers}"] if layers else []
         self.backbone = folder / _key(parts) / "backbone.onnx"
