@@ -30,8 +30,10 @@ from tltools.card import (
 from tltools.memory import available_memory
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress, Silent
+from tltools.runtime import checksum
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
     from tltools.data.dataset import Dataset
@@ -312,12 +314,22 @@ def replace_writer(patch: pytest.MonkeyPatch, name: str, **functions: Callable[.
     patch.setitem(FORMATS, name, replace(FORMATS[name], load_writer=lambda: changed))
 
 
+def load_onnx(path: Path) -> "onnx.ModelProto":
+    """Load an ONNX export to change it; without the checksum, which would tell of that."""
+    import onnx
+
+    model = onnx.load(path)
+    for entry in [one for one in model.metadata_props if one.key == checksum.KEY]:
+        model.metadata_props.remove(entry)
+    return model
+
+
 def set_card(path: Path, card: Card) -> None:
     """Replace the card of an export in place."""
     if path.suffix == ".onnx":
         import onnx
 
-        model = onnx.load(path)
+        model = load_onnx(path)
         kept = {item.key: item.value for item in model.metadata_props}
         onnx.helper.set_model_props(model, kept | {CARD_KEY: card.to_json()})
         onnx.save(model, path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_exports
+from conftest import load_onnx, make_exports
 from PIL import Image
 from test_fine_tuning import changed, weights  # noqa: F401 - a fixture
 from test_training import assert_same_weights
@@ -272,7 +272,7 @@ def test_an_fp16_export_is_self_tested_when_a_gpu_first_opens_it(exported, tmp_p
         pytest.skip("about fp16")
     assert facts.fp16_exercised is False
     load_predictor(exported.path, device="cuda")
-    model = onnx.load(exported.path)
+    model = load_onnx(exported.path)
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
     tensor = next(one for one in model.graph.initializer if one.name == gemm.input[1])
     values = numpy_helper.to_array(tensor)

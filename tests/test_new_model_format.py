@@ -93,7 +93,9 @@ NPZ = ModelFormat(
     precisions=("fp32",),
     is_code=True,
     needs_torch=True,
-    load_reader=lambda: SimpleNamespace(read_card=read_npz_card, open_export=open_npz),
+    load_reader=lambda: SimpleNamespace(
+        read_card=read_npz_card, open_export=open_npz, is_as_written=lambda _path: True
+    ),
     load_writer=lambda: SimpleNamespace(write=write_npz, seal=seal_npz),
 )
 

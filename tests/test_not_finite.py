@@ -6,7 +6,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from conftest import CLASSES, SIZE
+from conftest import CLASSES, SIZE, load_onnx
 from PIL import Image
 from test_resume import content, stop
 
@@ -24,7 +24,7 @@ BLACK = ["blue/3.png", "red/0.png", "red/9.png"]
 @pytest.fixture(params=["nan", "infinity", "one-class"])
 def model(request, onnx_path, tmp_path):
     """The tiny model, whose answer for a black image is not finite."""
-    graph = onnx.load(onnx_path)
+    graph = load_onnx(onnx_path)
     gemm = graph.graph.node[-1]
     gemm.output[0] = "plain"
     zero = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [3], [0, 0, 0])

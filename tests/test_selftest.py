@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from conftest import make_exports, run_tltools, set_card
+from conftest import load_onnx, make_exports, run_tltools, set_card
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
@@ -49,7 +49,7 @@ def with_self_test(path, copy, **changes):
 
 def with_weights_changed(path, copy, factor: float):
     """Copy an ONNX export and multiply what its last layer multiplies with."""
-    model = onnx.load(path)
+    model = load_onnx(path)
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
     for tensor in model.graph.initializer:
         if tensor.name == gemm.input[1]:
@@ -112,7 +112,7 @@ def test_changed_weights_are_detected(exports, tmp_path, name):
 
 def test_a_file_that_opens_and_cannot_be_run_is_refused(exports, tmp_path):
     """A damaged file, for instance: onnxruntime finds out at the first image."""
-    model = onnx.load(exports["cnn.fp32.onnx"])
+    model = load_onnx(exports["cnn.fp32.onnx"])
     last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
     next(one for one in last.attribute if one.name == "kernel_shape").ints[1] += 1
     onnx.save(model, tmp_path / "cnn.onnx")
@@ -268,7 +268,7 @@ def test_older_exports_open_with_one_warning(exports, drawn, tmp_path):
     set_card(old, msgspec.structs.replace(card, export=facts))
     document = json.loads(read_card(old).to_json())
     del document["export"]["self_test"]  # a card of before the field
-    model = onnx.load(old)
+    model = load_onnx(old)
     onnx.helper.set_model_props(model, {"tltools.card": json.dumps(document)})
     onnx.save(model, old)
     assert lacks_self_test(read_card(old)) is not None
@@ -296,3 +296,26 @@ def test_inspect_prints_the_self_tests_size_and_not_its_bytes(exports, tmp_path)
     }
     del card["export"]["self_test"], shown["export"]["self_test"]
     assert shown == card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_with_a_changed_bit_is_refused_unless_nothing_reads_it(exports, tmp_path, name):
+    """Its self-test might not notice: no test image may need the weight."""
+    whole = bytearray(exports[name].read_bytes())
+    changed = tmp_path / name
+    images = np.random.default_rng(0).integers(
+        0, 256, read_card(exports[name]).preprocessing.shape(2), dtype=np.uint8
+    )
+    expected = load_predictor(exports[name], device="cpu")(images)
+    reasons = []
+    for at in range(0, len(whole), len(whole) // 40):
+        whole[at] ^= 1
+        changed.write_bytes(whole)
+        try:
+            predictor = load_predictor(changed, device="cpu")
+        except (ArtifactError, ParityError) as error:
+            reasons.append(str(error))
+        else:  # between the members of an archive, or the key of the checksum
+            np.testing.assert_array_equal(predictor(images), expected)
+        whole[at] ^= 1
+    assert any("its checksum differs" in reason for reason in reasons)

@@ -10,6 +10,7 @@ import onnx
 from tltools.card import CARD_KEY, Card, Precision
 from tltools.graphs.onnx_file import check_onnx, write_module
 from tltools.graphs.precision import quantize_until, write_fp16
+from tltools.runtime.checksum import add_checksum
 from tltools.runtime.model_formats import Trained, Written
 from tltools.runtime.predictor import OUTPUT, PROBABILITIES
 
@@ -62,7 +63,7 @@ def write_fp32(trained: Trained, path: Path) -> None:
 
 
 def seal(path: Path, card: Card) -> None:
-    """Append the nodes for the second output, and replace the card; see `Writer`."""
+    """Append the nodes for the second output, replace the card and add a checksum; see `Writer`."""
     model = onnx.load(path)
     (logits,) = model.graph.output
     name = "temperature"
@@ -81,4 +82,5 @@ def seal(path: Path, card: Card) -> None:
     kept = {item.key: item.value for item in model.metadata_props}
     onnx.helper.set_model_props(model, kept | {CARD_KEY: card.to_json()})
     onnx.save(model, path)
+    add_checksum(path)
     check_onnx(path)

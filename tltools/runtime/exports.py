@@ -5,7 +5,7 @@ from pathlib import Path
 from tltools.card import Card
 from tltools.errors import ArtifactError
 from tltools.runtime.device import Device, check_tf32
-from tltools.runtime.model_formats import format_of
+from tltools.runtime.model_formats import Reader, format_of
 from tltools.runtime.predictor import REMEDY, ExportPredictor
 from tltools.runtime.selftest import replay
 
@@ -34,8 +34,8 @@ def load_predictor(
         gpu: Index of the GPU, one of `chosen_gpus(device)`; overrides the one in `device`.
         nhwc: Let ONNX on CUDA compute in channels-last layout, which is faster for some models; no
             effect elsewhere (see `layout`).
-        self_test: Compare with PyTorch's logits stored in the file, if it has any. Only the
-            exporter turns this off.
+        self_test: Check the file's checksum, and compare with PyTorch's logits stored in the file,
+            if it has any. Off in the exporter and in the workers of a program that has done this.
 
     Raises:
         ArtifactError: If the file is missing, is not an export, has no card or contradicts it.
@@ -44,6 +44,8 @@ def load_predictor(
         ParityError: If the model gives other results here than where it was made.
     """
     reader = format_of(path).load_reader()
+    if self_test:
+        _check_as_written(path, reader)  # before a runtime stumbles over it
     predictor = reader.open_export(
         path, device=device, threads=threads, tf32=tf32, gpu=gpu, nhwc=nhwc
     )
@@ -64,6 +66,18 @@ def read_card(path: Path) -> Card:
     card = format_of(path).load_reader().read_card(path)
     _check_is_export(path, card)
     return card
+
+
+def _check_as_written(path: Path, reader: Reader) -> None:
+    try:
+        if reader.is_as_written(path):
+            return
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    raise ArtifactError(
+        f"{path} has changed since tltools export wrote it: its checksum differs; copy it again, "
+        "or export it again"
+    )
 
 
 def _check_is_export(path: Path, card: Card) -> None:

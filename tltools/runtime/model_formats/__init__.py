@@ -54,6 +54,15 @@ class Reader(Protocol):
         """Open a file; the arguments and errors are those of `tltools.runtime.load_predictor`."""
         ...
 
+    def is_as_written(self, path: Path) -> bool:
+        """Return whether the bytes of a file match its checksums, if it has any.
+
+        Raises:
+            ArtifactError: If the file is missing or is in another format.
+            OSError: If the file cannot be read.
+        """
+        ...
+
 
 class Trained(Protocol):
     """A trained model to be written to files, as writers get it."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, card_from_json
 from tltools.errors import ArtifactError
+from tltools.runtime import checksum
 from tltools.runtime.device import (
     CUDA_PROVIDER,
     Device,
@@ -135,6 +136,12 @@ def _signature_problem(found: OnnxFile, card: Card) -> str | None:
 
 open_export = OnnxPredictor
 """Implements `Reader.open_export`."""
+
+
+def is_as_written(path: Path) -> bool:
+    """Return whether the bytes match their checksum, if the file has one; see `Reader`."""
+    check_is_file(path)
+    return checksum.is_as_written(path)
 
 
 def read_signature(path: Path) -> tuple[Sequence[TensorType], Sequence[TensorType]]:

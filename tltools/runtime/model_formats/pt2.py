@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from tltools.runtime.model_formats.shared import not_a, refused
 from tltools.runtime.model_formats.shared_torch import (
     TorchPredictor,
     card_text,
+    members_as_written,
     open_archive,
     with_probabilities,
 )
@@ -100,6 +102,10 @@ def open_export(
     return TorchPredictor(
         path, read_card(path), _load, device=device, threads=threads, tf32=tf32, gpu=gpu
     )
+
+
+is_as_written = partial(members_as_written, TITLE)
+"""Implements `Reader.is_as_written`."""
 
 
 def _load(path: Path, device: "torch.device") -> Callable[["torch.Tensor"], Any]:

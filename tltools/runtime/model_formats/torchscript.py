@@ -6,6 +6,7 @@ PyTorch is imported to open or write a file, but not to read its card.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,17 @@ from tltools.runtime.device import Device
 from tltools.runtime.model_formats import Trained, Written
 from tltools.runtime.model_formats.shared import not_a, refused
 from tltools.runtime.model_formats.shared_torch import (
+    MAX_UNPACKED_BYTES,
     TorchPredictor,
     card_text,
+    members_as_written,
     open_archive,
+    unpacked_bytes,
     with_probabilities,
 )
 
 if TYPE_CHECKING:
     import torch
-
-MAX_UNPACKED_BYTES = 64 * 2**20
-"""Most bytes a file may unpack to; torch compresses only the code, a few kilobytes."""
 
 
 def open_export(
@@ -40,6 +41,10 @@ def open_export(
     return TorchPredictor(
         path, read_card(path), _load, device=device, threads=threads, tf32=tf32, gpu=gpu
     )
+
+
+is_as_written = partial(members_as_written, "TorchScript")
+"""Implements `Reader.is_as_written`."""
 
 
 def _load(path: Path, device: "torch.device") -> Callable[["torch.Tensor"], Any]:
@@ -59,8 +64,7 @@ def read_card(path: Path) -> Card:
         members = archive.infolist()
         if not any("/code/" in member.filename for member in members):
             raise not_a(path, "TorchScript", "it has no code")
-        packed = (one.file_size for one in members if one.compress_type)  # 0: stored
-        if sum(packed) > MAX_UNPACKED_BYTES:
+        if unpacked_bytes(archive) > MAX_UNPACKED_BYTES:
             raise refused(path, f"its code unpacks to over {MAX_UNPACKED_BYTES:,} bytes")
         text = card_text(archive, path)
     return card_from_json(text, where=str(path))
