@@ -23,6 +23,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "classify",
+    "serve",
     "merge",
     "bench",
     "report",
