@@ -277,8 +277,8 @@ class _FusedLane:
             return left_s
         some = self._window.take()
         images = [entry.image for entry in some]
-        self._working.append((self.crew.submit(task_of(images, images)), some))
         self._settings.on_batch(len(some))
+        self._working.append((self.crew.submit(task_of(images, images)), some))
         return 0.0 if self._window.waiting else MAX_TICK_S
 
     def _answer(self, pending: Pending, some: list[_Entry[Any]]) -> None:
@@ -373,10 +373,10 @@ class _AheadLane:
             slot = self._slot_of.pop(id(entry))
             buffer[index] = self._slots[slot]
             self._idle.append(slot)
+        self._settings.on_batch(len(some))
         future = self._threads.submit(self._call, buffer, some)
         self._running.append((future, some, buffer))
         future.add_done_callback(lambda _done: self.crew.wake())
-        self._settings.on_batch(len(some))
 
     def _call(self, buffer: NDArray[np.uint8], some: list[_Entry[Any]]) -> None:
         """Run the model on a batch, in one of its threads."""
