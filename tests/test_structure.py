@@ -151,11 +151,8 @@ IMPORT_NAMES = {
 """Of distributions that are imported under another name."""
 INDIRECT = {"onnxscript", "alembic", "sqlalchemy"}
 """Needed by torch.onnx.export and by mlflow-skinny's SQLite store, which do not declare them."""
-BY_NAME = {
-    "adlfs", "aiohttp", "gcsfs", "pi_heif", "python_multipart", "s3fs", "sshfs", "tenacity",
-}  # fmt: skip
-"""Imported by their names where a URL, an image or a form asks for them; libraries import some by
-themselves."""
+BY_NAME = {"adlfs", "aiohttp", "gcsfs", "pi_heif", "s3fs", "sshfs", "tenacity"}
+"""Imported by their names where a URL or an image asks for them; fsspec imports some by itself."""
 EXTRAS = ("az", "gs", "heic", "https", "mlflow", "s3", "serve", "sftp", "tensorboard")
 """What the product imports only where it is asked for."""
 

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Self
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -185,8 +186,8 @@ async def _files_of(request: Request, body: bytes) -> list[Upload]:
     )
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise RefusedError(400, f"the form cannot be read: {error.message}") from None
+    except (MultiPartException, FormParserError) as error:  # the latter by older starlettes
+        raise RefusedError(400, f"the form cannot be read: {error}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:
         raise RefusedError(400, "the form has no file; with curl: -F file=@photo.jpg")
