@@ -124,7 +124,7 @@ async def read_uploads(request: Request, settings: ServeSettings, hold: Hold) ->
     most = settings.max_image_bytes * (MAX_FORM_IMAGES if is_form else 1)
     try:
         async with asyncio.timeout(settings.client_timeout_s):
-            body = await _read_body(request, most, hold)
+            body = await _read_body(request, "form" if is_form else "image", most, hold)
     except TimeoutError:
         raise RefusedError(
             408,
@@ -143,28 +143,28 @@ async def read_uploads(request: Request, settings: ServeSettings, hold: Hold) ->
     uploads = await _files_of(request, body)
     for one in uploads:
         if len(one.data) > settings.max_image_bytes:
-            raise _too_large(settings.max_image_bytes, linger_s=None)
+            raise _too_large("image", settings.max_image_bytes, linger_s=None)
     return uploads
 
 
-async def _read_body(request: Request, most: int, hold: Hold) -> bytes:
-    """Return a body of at most `most` bytes; a larger one is not kept in memory."""
+async def _read_body(request: Request, what: str, most: int, hold: Hold) -> bytes:
+    """Return a body of at most `most` bytes; of a larger one, no more is kept in memory."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > most:
-        raise _too_large(most, linger_s=LINGER_S)
+        raise _too_large(what, most, linger_s=LINGER_S)
     body = bytearray()
     async for chunk in request.stream():
         if len(body) + len(chunk) > most:
-            raise _too_large(most, linger_s=LINGER_S)
+            raise _too_large(what, most, linger_s=LINGER_S)
         hold.add_bytes(len(chunk))
         body += chunk
     return bytes(body)
 
 
-def _too_large(most: int, *, linger_s: float | None) -> RefusedError:
+def _too_large(what: str, most: int, *, linger_s: float | None) -> RefusedError:
     return RefusedError(
         413,
-        f"the image is larger than {most / MB:g} MB, the limit of this service; send a smaller one",
+        f"the {what} is larger than {most / MB:g} MB, the limit of this service; send a smaller one",
         linger_s=linger_s,
     )
 
