@@ -164,7 +164,8 @@ async def _read_body(request: Request, what: str, most: int, hold: Hold) -> byte
 def _too_large(what: str, most: int, *, linger_s: float | None) -> RefusedError:
     return RefusedError(
         413,
-        f"the {what} is larger than {most / MB:g} MB, the limit of this service; send a smaller one",
+        f"the {what} is larger than {most / MB:g} MB, the limit of this service; send a smaller "
+        "one",
         linger_s=linger_s,
     )
 
