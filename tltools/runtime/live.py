@@ -90,6 +90,9 @@ class LiveRunner(Generic[Result]):
         self._lock = threading.Lock()
         self._crew: Crew | None = None
         self._is_closing = False
+        self._takes_more = False
+        """Whether the thread waits, or is about to, although it could take another image: only
+        then does one wake it, which is a system call."""
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         self.failure: str | None = None
@@ -112,7 +115,8 @@ class LiveRunner(Generic[Result]):
         """
         entry: _Entry[Result] = _Entry(image)
         self._arrived.append(entry)
-        self._wake()
+        if self._takes_more:
+            self._wake()
         return entry.future
 
     def close(self) -> None:
@@ -179,8 +183,10 @@ class LiveRunner(Generic[Result]):
             while self._arrived and lane.has_room:
                 lane.put(self._arrived.popleft())
             timeout_s = lane.advance()
-            if not (self._arrived and lane.has_room):
+            self._takes_more = lane.has_room  # first; then an image that arrives is not missed
+            if not (self._takes_more and self._arrived):
                 lane.crew.wait(timeout_s)
+            self._takes_more = False
 
     def _fail(self, error: Exception) -> None:
         """Record that no image can be classified."""
