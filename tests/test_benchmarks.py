@@ -634,6 +634,19 @@ def test_the_ordering_process_takes_cpu_time_and_a_lower_limit_fails(
     assert ordering.main([*words, "--max-us=-1e9"]) == 1
 
 
+def test_a_load_on_the_service_is_answered_and_fills_its_table(jpegs, onnx_path, capsys):
+    import serve
+
+    words = ["--model", str(onnx_path), "--images", str(jpegs), "--clients", "1", "2"]
+    serve.main([*words, "--seconds", "0.2", "--rounds", "1", "--bare-images", "20"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[0] for row in rows[2:]] == ["| 1", "| 2", "| 2, HTTP alone"]
+    for row in rows[2:]:
+        assert float(row[1].replace(",", "")) > 0
+        assert float(row[3]) <= float(row[4]) <= float(row[5])
+        assert row[6] == "200 |"
+
+
 def test_a_tiny_run_of_cores_and_ordering_fills_its_tables(jpegs, onnx_path, tmp_path):
     import run
 

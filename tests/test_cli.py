@@ -366,7 +366,7 @@ def quiet_walk(walk, tmp_path_factory):
     return ran
 
 
-ELSEWHERE = {"explain", "merge", "models"}
+ELSEWHERE = {"explain", "merge", "models", "serve"}
 """Commands whose options are tested with their own tests."""
 
 

@@ -45,7 +45,7 @@ QUICK = {
 """Options that make a command quick, where the page says nothing else."""
 FOREIGN = {
     "--cpus", "--logdir", "--backend-store-uri", "--model-repository", "--no-deps", "--wheel-dir",
-    "--upgrade",
+    "--upgrade", "--data-binary",
 }  # fmt: skip
 """Options of other programs."""
 
@@ -228,6 +228,7 @@ def test_the_optional_parts_are_listed_with_their_packages():
         "`train --log tensorboard`": "tensorboard",
         "`train --log mlflow`": "mlflow",
         "`train --model timm:NAME`": "timm",
+        "`tltools serve`": "serve",
         "HEIC images": "heic",
         **{f"`{name}://`": name for name in ("s3", "gs", "az", "sftp", "https")},
     }

@@ -15,16 +15,17 @@ COMMANDS = {
     name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
     for name, command in get_command(cli.app).commands.items()
 }
-WITH_DEVICE = ("train", "evaluate", "export", "classify", "bench", "explain")
+WITH_DEVICE = ("train", "evaluate", "export", "classify", "serve", "bench", "explain")
 READING = ("train", "evaluate", "bench", "inspect")
 """The commands that read labels."""
 
 PRINTED_BY: dict[str, tuple[str, ...]] = {
-    "artifacts": ("classify", "bench", "export", "explain"),
+    "artifacts": ("classify", "serve", "bench", "export", "explain"),
     "backbones": ("train",),
     "bench": ("bench",),
     "classify": ("classify",),
     "classify/merge": ("merge",),
+    "classify/predict": ("classify", "serve"),
     "data/class_folders": READING,
     "data/columns": READING,
     "data/dataset": READING,
@@ -46,8 +47,9 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "run_folder": ("train",),
     "runtime": WITH_DEVICE,
     "runtime/onnx_backbone": ("train",),
-    "runtime/pipeline": ("train", "evaluate", "classify"),
-    "runtime/workers": ("classify",),
+    "runtime/pipeline": ("train", "evaluate", "classify", "serve"),
+    "runtime/workers": ("classify", "serve"),
+    "serve": ("serve",),
     "training": ("train",),
     **{f"cli/{name}": (name,) for name in COMMANDS},
     "cli/options": ("train", "evaluate", "classify"),

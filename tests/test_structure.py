@@ -153,7 +153,7 @@ INDIRECT = {"onnxscript", "alembic", "sqlalchemy"}
 """Needed by torch.onnx.export and by mlflow-skinny's SQLite store, which do not declare them."""
 BY_NAME = {"adlfs", "aiohttp", "gcsfs", "pi_heif", "s3fs", "sshfs", "tenacity"}
 """Imported by their names where a URL or an image asks for them; fsspec imports some by itself."""
-EXTRAS = ("az", "gs", "heic", "https", "mlflow", "s3", "sftp", "tensorboard")
+EXTRAS = ("az", "gs", "heic", "https", "mlflow", "s3", "serve", "sftp", "tensorboard")
 """What the product imports only where it is asked for."""
 
 

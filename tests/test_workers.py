@@ -209,6 +209,18 @@ def test_workers_killed_or_stopped_from_outside_are_replaced(launcher, number, m
 
 
 @linux
+def test_idle_workers_may_be_killed_any_number_of_times(launcher):
+    """No task is lost by it; a service would end after the third."""
+    with Crew(Double(), size=1, launcher=launcher) as crew:
+        for value in range(2 * workers.MAX_STALLS):
+            assert results(crew, [Task([value])]) == [[2 * value]]
+            pid = crew._workers[0].process.pid
+            os.kill(pid, signal.SIGKILL)
+            while crew._workers and crew._workers[0].process.pid == pid:
+                crew.wait()
+
+
+@linux
 def test_an_item_cannot_exceed_its_workers_memory(launcher, monkeypatch):
     monkeypatch.setattr(workers, "share_of_memory", lambda _num: 200 * 2**20)
     with Crew(Allocate(), size=1, launcher=launcher) as crew:

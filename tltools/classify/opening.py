@@ -1,6 +1,7 @@
 """Open a job's model, in a worker if possible, with the settings of rows that are kept."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from tltools.classify.identity import JobRecord, device_difference
 from tltools.classify.job import Job
@@ -8,9 +9,10 @@ from tltools.classify.predict import check_min_confidence
 from tltools.classify.resume import Kept
 from tltools.classify.unfinished import refusal
 from tltools.processes import Launcher
-from tltools.runtime import Plan, Predictor, default_threads, load_predictor, open_model
+from tltools.runtime import Device, Plan, Predictor, default_threads, load_predictor, open_model
 from tltools.runtime.driver import num_gpus
-from tltools.runtime.pipeline import may_fuse, open_in_worker
+from tltools.runtime.pipeline import PlanName, may_fuse, open_in_worker
+from tltools.runtime.predictor import Layout
 
 
 def open_for(
@@ -57,33 +59,73 @@ def _open_again(
 def _open(
     job: Job, record: JobRecord | None, num_images: int | None, launcher: Launcher | None
 ) -> tuple[Predictor, Plan]:
-    """Open the model in a worker if workers may run it, otherwise in this process."""
-    threads = job.threads
-    if launcher is not None and not job.tf32 and _may_fuse(job):
+    """Open the model of a job, as the record of its kept rows says, if there is one."""
+    return open_where_best(
+        job.model,
+        device=job.device,
+        batch_size=job.batch_size,
+        workers=job.workers,
+        threads=job.threads,
+        tf32=job.tf32,
+        layout=record and record.layout,
+        plan=record and record.plan,
+        num_images=num_images,
+        launcher=launcher,
+    )
+
+
+def open_where_best(
+    model: Path,
+    *,
+    device: Device,
+    batch_size: int | None,
+    workers: int | None,
+    threads: int | None,
+    tf32: bool,
+    num_images: int | None,
+    launcher: Launcher | None,
+    layout: Layout | None = None,
+    plan: PlanName | None = None,
+) -> tuple[Predictor, Plan]:
+    """Open an export in a worker if workers may run it, otherwise in this process.
+
+    Args:
+        model: The export.
+        device: See `open_model`, as for its other arguments.
+        batch_size: Images in one call of the model; None to choose.
+        workers: Number of processes; None for one per core.
+        threads: Cores for one forward pass on the CPU; None to choose.
+        tf32: Let CUDA round fp32 products to TF32.
+        num_images: Number of images; None if unknown.
+        launcher: Starts worker processes; None to open the model in this process.
+        layout: Memory layout on CUDA; None to choose.
+        plan: The plan to keep to; None to choose.
+    """
+    if launcher is not None and not tf32 and _may_fuse(model, device, threads):
         opened = open_in_worker(
-            job.model,
-            device=job.device,
-            batch_size=job.batch_size,
-            workers=job.workers,
+            model,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
             launcher=launcher,
-            plan="fused" if threads == 1 else record and record.plan,
+            plan="fused" if threads == 1 else plan,
         )
         if opened is not None:
             return opened
         threads = default_threads()
     return open_model(
-        job.model,
-        device=job.device,
-        batch_size=job.batch_size,
-        workers=job.workers,
+        model,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
         threads=threads,
-        tf32=job.tf32,
-        layout=record and record.layout,
+        tf32=tf32,
+        layout=layout,
         num_images=num_images,
     )
 
 
-def _may_fuse(job: Job) -> bool:
+def _may_fuse(model: Path, device: Device, threads: int | None) -> bool:
     """Return whether workers might run the model, judged without opening it."""
-    on_cpu = job.device in ("cpu", "openvino") or (job.device == "auto" and not num_gpus())
-    return on_cpu and may_fuse(job.model, job.threads)
+    on_cpu = device in ("cpu", "openvino") or (device == "auto" and not num_gpus())
+    return on_cpu and may_fuse(model, threads)

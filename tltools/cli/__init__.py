@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score a run or an export on labeled images.",
     "export": "Export runs; every file is verified against PyTorch before it is kept.",
     "classify": "Classify images: one row each, with its label and probabilities or its error.",
+    "serve": "Answer HTTP requests with the labels of the images that they send.",
     "merge": "Merge the shards of a job into the output that one job would have written.",
     "bench": "Measure exports beside their runs and recommend one for this machine.",
     "report": "Write results to one HTML page that opens offline and prints.",

@@ -11,17 +11,19 @@ from tltools.cli.command import Out, command, given_options
 from tltools.cli.few_images import are_few_images, print_labels
 from tltools.cli.options import (
     CLUSTER,
-    SPEED,
+    BatchSizeOption,
     EngineOption,
     InferenceDeviceOption,
+    MinConfidenceOption,
     RayAddressOption,
     ReportOption,
     Tf32Option,
+    ThreadsOption,
     WorkersOption,
     check_ray_options,
     path_or_url,
 )
-from tltools.cli.show import check_report, write_report
+from tltools.cli.show import check_report, choose_export, write_report
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
@@ -65,24 +67,6 @@ OutputOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Images per forward pass.",
-        show_default="chosen for the model",
-        rich_help_panel=SPEED,
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="CPU threads per forward pass.",
-        show_default="chosen for the model",
-        rich_help_panel=SPEED,
-    ),
-]
 ImageTimeoutOption = Annotated[
     float,
     typer.Option(
@@ -111,15 +95,6 @@ SpreadsheetOption = Annotated[
     typer.Option(
         "--spreadsheet",
         help="Write a CSV safe for spreadsheets: byte order mark, no formulas.",
-    ),
-]
-MinConfidenceOption = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Label predictions below this confidence 'uncertain'.",
-        show_default="every image gets a class",
     ),
 ]
 ChangedOnlyOption = Annotated[
@@ -222,7 +197,7 @@ def classify(
     if are_few_images(inputs, given_options(context)):
         opening = {"device": options.device, "batch_size": options.batch_size}
         opening |= {"threads": here.threads, "tf32": here.tf32}
-        best = model or _best_export(out.progress)
+        best = model or choose_export(out.progress)
         print_labels(best, inputs, out, min_confidence=options.min_confidence, **opening)
         return
     # Before any import that starts threads.
@@ -232,7 +207,7 @@ def classify(
     _check_engine(engine, here, there)
     from tltools.classify.job import JobSettings
 
-    model = model or _best_export(out.progress)
+    model = model or choose_export(out.progress)
     settings = JobSettings(model, inputs, place, **options.settings())
     suggest = shard is None and engine == "local"
 
@@ -299,15 +274,6 @@ def _check_output(output: "Location", report: Path | None, *, as_json: bool) -> 
     check_report(report)
     if report is not None and (output.as_posix() == "-" or not isinstance(output, Path)):
         raise ConfigError("--report needs a local output file; name one with --output")
-
-
-def _best_export(progress: "RichProgress") -> Path:
-    from tltools.artifacts import best_export
-
-    best = best_export()
-    accuracy = best.card.metrics["val"].accuracy
-    progress.say(f"Model: {best.path} (best validation accuracy here: {accuracy:.1%})")
-    return best.path
 
 
 def _place(

@@ -14,6 +14,7 @@ CHAPTERS = (
     "training",
     "export",
     "classify",
+    "serve",
     "reliability",
     "remote",
     "deploy",

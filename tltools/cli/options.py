@@ -191,6 +191,33 @@ WorkersOption = Annotated[
         rich_help_panel=SPEED,
     ),
 ]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images per forward pass.",
+        show_default="chosen for the model",
+        rich_help_panel=SPEED,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="CPU threads per forward pass.",
+        show_default="chosen for the model",
+        rich_help_panel=SPEED,
+    ),
+]
+MinConfidenceOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Label predictions below this confidence 'uncertain'.",
+        show_default="every image gets a class",
+    ),
+]
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(

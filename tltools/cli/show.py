@@ -21,6 +21,20 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 """Packages that every report needs; a minimal installation for `classify` has neither."""
 
 
+def choose_export(progress: "Progress") -> Path:
+    """Return the most accurate ONNX export in its default folder, and print which it is.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    from tltools.artifacts import best_export
+
+    best = best_export()
+    accuracy = best.card.metrics["val"].accuracy
+    progress.say(f"Model: {best.path} (best validation accuracy here: {accuracy:.1%})")
+    return best.path
+
+
 def tell_findings(dataset: "Dataset", progress: "Progress") -> None:
     """Print how labeled images were read, and the findings of their audit."""
     progress.say(f"Labels: {dataset.reading}")

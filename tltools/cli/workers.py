@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from importlib import import_module
 from types import FrameType
 
@@ -20,20 +21,34 @@ PRELOAD = ("tltools.runtime.pipeline", "tltools.classify.writer", "PIL.JpegImage
 """Modules that workers and this process need and that start no threads; imported once."""
 TARGET = "tltools.runtime.workers:serve"
 
+KILLED = (
+    "the job was killed, perhaps because memory ran out, or crashed; complete rows are kept: run "
+    "the same command again to resume"
+)
+STOPPED = "stopped; complete rows are kept"
+
 _launcher: Launcher | None = None
+_stopped = STOPPED
 
 
-def start_workers() -> Launcher:
+def start_workers(*, killed: str = KILLED, stopped: str = STOPPED) -> Launcher:
     """Return the launcher of this command's workers, which starts the first one.
 
     From here on, the first stop signal ends the command cleanly and the second one at once.
+
+    Args:
+        killed: What a worker says if this process ends without a word.
+        stopped: What the second stop signal says.
     """
-    global _launcher
+    global _launcher, _stopped
+    _stopped = stopped
     if HAS_FORK_SERVER:
         with own_threads_only():
             for name in PRELOAD:
                 import_module(name)
-        server = ForkServer(preload=PRELOAD, fork=num_threads() == 1, farewell=_farewell)
+        server = ForkServer(
+            preload=PRELOAD, fork=num_threads() == 1, farewell=partial(_farewell, killed)
+        )
         server.prepare(TARGET, ("warm",))
         _launcher = server
     else:
@@ -54,7 +69,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _stop_now(number: int, _frame: FrameType | None) -> None:
-    os.write(2, b"stopped; complete rows are kept\n")
+    os.write(2, f"{_stopped}\n".encode())
     leave(128 + number)
 
 
@@ -79,8 +94,5 @@ def leave(code: object) -> None:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _farewell() -> str:
-    return printable(
-        "error: the job was killed, perhaps because memory ran out, or crashed; complete rows are "
-        "kept: run the same command again to resume"
-    )
+def _farewell(killed: str) -> str:
+    return printable(f"error: {killed}")

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
@@ -73,6 +73,7 @@ TASKS_AHEAD = 4
 CALLS_PER_GPU = 2
 """Concurrent calls of the model per GPU, so that one copies while the other computes."""
 
+PlanName = Literal["fused", "ahead"]
 Image = NDArray[np.uint8]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -117,7 +118,7 @@ class Memory(Protocol):
 class Plan:
     """How decoding and the model share the cores."""
 
-    name: Literal["fused", "ahead"]
+    name: PlanName
     """`fused`: each worker decodes a few images and runs the model on them, on one core, while
     they are in its cache. `ahead`: workers decode ahead of the model, which gets large batches and
     all cores, or a GPU."""
@@ -469,7 +470,7 @@ def open_in_worker(
     batch_size: int | None,
     workers: int | None,
     launcher: Launcher,
-    plan: Literal["fused", "ahead"] | None = None,
+    plan: PlanName | None = None,
 ) -> tuple[Predictor, Plan] | None:
     """Open an export in a worker, which will be the first to run it if the model is cheap enough.
 
@@ -652,7 +653,12 @@ class _Job(Generic[Source, Result]):
         return self.launcher is not None
 
     def crew(
-        self, work: Work | None, *, local: Handle | None, memory: SharedMemory | None = None
+        self,
+        work: Work | None,
+        *,
+        local: Handle | None,
+        memory: SharedMemory | None = None,
+        in_hand: int = IN_HAND,
     ) -> Crew:
         """Return the workers that do this work."""
         return Crew(
@@ -663,6 +669,7 @@ class _Job(Generic[Source, Result]):
             launcher=self.launcher,
             timeout_s=self.timeout_s,
             on_blame=partial(_tell_of_blame, self.tell),
+            in_hand=in_hand,
         )
 
     def recall(self) -> "Callable[[], Recall] | None":
@@ -895,15 +902,7 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
     plan = job.plan
     pace = _Pace(1, max(1, FUSED_TASK // plan.batch_size), FUSED_TASK_S)
     path: Path | None = getattr(job.model, "path", None)
-    work = _Fused(
-        preprocessing=job.preprocessing,
-        recall=job.recall(),
-        path=path or Path(),
-        device=getattr(job.model, "opened_with", "cpu"),
-        batch_size=plan.batch_size,
-        most=plan.batch_size * pace.most,
-        finish=job.finish,
-    )
+    work = _fused_work(job, most=plan.batch_size * pace.most)
     local: Handle | None = None
     if not job.is_isolated:
         local = _FusedHandle(work, job.model, _opened(work.recall), named=False)
@@ -917,6 +916,19 @@ def _run_fused(job: _Job[Source, Result]) -> Iterator[Result]:
             if remembered is not None:
                 job.remember(remembered)
             yield result
+
+
+def _fused_work(job: _Job[Source, Result], most: int) -> _Fused:
+    """Return the work of a `fused` plan, for tasks of `most` images at most."""
+    return _Fused(
+        preprocessing=job.preprocessing,
+        recall=job.recall(),
+        path=getattr(job.model, "path", Path()),
+        device=getattr(job.model, "opened_with", "cpu"),
+        batch_size=job.plan.batch_size,
+        most=most,
+        finish=job.finish,
+    )
 
 
 def _fused_tasks(
@@ -1250,3 +1262,63 @@ def _lock_or_error(
         return lock_pages(images)
     except DeviceError as error:
         return error
+
+
+# ---------------------------------------------------------------------------------- one by one
+
+
+@contextmanager
+def open_crew(
+    model: Model,
+    *,
+    preprocessing: Preprocessing,
+    plan: Plan,
+    finish: Callable[[Outputs[Any]], Any],
+    num_slots: int,
+    launcher: Launcher,
+    timeout_s: float,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Crew, Image]]:
+    """Open workers for images that arrive one by one; `tltools.runtime.live` gives them tasks.
+
+    Args:
+        model: See `run_images`, as for the following ones.
+        preprocessing: How to decode the images.
+        plan: `fused`: a task is up to `plan.batch_size` images, with the images as its details,
+            and its result begins with that of `finish`. `ahead`: a task is an image, with its slot
+            as details, and its result begins with None or a list of the image's error.
+        finish: Turns the outputs of a `fused` task into a result; can be pickled.
+        num_slots: Images that are decoded and not yet taken from memory, in an `ahead` plan.
+        launcher: Starts the workers.
+        timeout_s: Time limit for decoding one image, in seconds.
+        tell: Called with a line for each image that crashes its worker.
+
+    Yields:
+        The workers, and the slots: uint8 (num_slots, size, size, 3), empty in a `fused` plan.
+    """
+    job: _Job[ImageRef, Any] = _Job(
+        model=model,
+        images=iter(()),
+        preprocessing=preprocessing,
+        plan=plan,
+        finish=finish,
+        memory=None,
+        launcher=launcher,
+        timeout_s=timeout_s,
+        tell=tell,
+    )
+    if plan.name == "fused":
+        work = _fused_work(job, most=plan.batch_size)
+        with job.crew(work, local=None, in_hand=1) as crew:
+            yield crew, np.empty(preprocessing.shape(0), np.uint8)
+        return
+    with ExitStack() as stack:
+        memory = SharedMemory(num_slots * int(np.prod(preprocessing.shape(1))))
+        stack.callback(memory.close)
+        crew = job.crew(_Ahead(preprocessing, None, None), local=None, memory=memory, in_hand=1)
+        yield stack.enter_context(crew), _images(memory.map, preprocessing)
+
+
+def task_of(images: Sequence[ImageRef], details: Any) -> Task:
+    """Return a task for a crew of `open_crew`."""
+    return Task([_place(image) for image in images], details)

@@ -246,6 +246,7 @@ class Crew:
         memory: SharedMemory | None = None,
         timeout_s: float = 30.0,
         on_blame: Callable[[Task, int, str], None] | None = None,
+        in_hand: int = IN_HAND,
     ) -> None:
         """Prepare the crew; processes are started on demand.
 
@@ -258,8 +259,10 @@ class Crew:
             memory: Memory that all processes share.
             timeout_s: Time limit for an item, in seconds.
             on_blame: Called with the task, index and reason of each skipped item.
+            in_hand: Tasks sent to a worker at a time; with 1, none waits behind a slow one.
         """
         self._work = work
+        self._in_hand = in_hand
         self._size = size
         self._launcher = launcher
         self._owned: Launcher | None = None
@@ -322,7 +325,7 @@ class Crew:
     @property
     def has_room(self) -> bool:
         """Whether a worker is, or soon will be, waiting for another task."""
-        return self.works_here or self._num_unfinished < IN_HAND * self._size
+        return self.works_here or self._num_unfinished < self._in_hand * self._size
 
     @property
     def is_complete(self) -> bool:
@@ -431,7 +434,7 @@ class Crew:
 
     def _hand_out(self) -> None:
         # The first workers that are ready leave tasks for those that soon will be.
-        most = IN_HAND if all(one.is_open for one in self._workers) else 1
+        most = self._in_hand if all(one.is_open for one in self._workers) else 1
         while pending := next((one for one in self._waiting if not one.is_held), None):
             able = [one for one in self._workers if one.is_open and len(one.hand) < most]
             if not able:
@@ -567,8 +570,8 @@ class Crew:
         number, index = divmod(place - 1, _ITEMS) if place else (0, 0)
         pending = next((one for one in worker.hand if one.number == number), None)
         if pending is None:
-            key = (worker.hand[0].number if worker.hand else 0, -1)
-            self._stall(key, reason)
+            if worker.hand:  # without a task, something from outside ended it, and nothing is lost
+                self._stall((worker.hand[0].number, -1), reason)
             self.staff(1)
             self._grow()
             return
