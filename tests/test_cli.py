@@ -341,6 +341,7 @@ def quiet_walk(walk, tmp_path_factory):
                   "--device", "cpu", "--output", "report"),
         "report": ("report", "runs/cnn", "predictions.csv", "--images", "sample/images"),
         "inspect": ("inspect", "sample", *names),
+        "runs": ("runs",),
         "doctor": ("doctor",),
         "docs": ("docs",),
     }  # fmt: skip
@@ -380,6 +381,7 @@ def test_every_command_prints_its_result_as_one_json_document(quiet_walk):
     assert list(counts) == CLASSES.split(",")
     assert sum(row["all"] for row in counts.values()) == found["inspect"]["num_images"] == NUM
     assert {check["name"] for check in found["doctor"]} >= {"tltools", "onnx"}
+    assert {"runs/cnn", "runs/cnn-2"} <= {one["path"] for one in found["runs"]}
     assert set(found["docs"]) == set(CHAPTERS)
 
 

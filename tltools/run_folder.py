@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CARD = "card.json"
+PLAN = "plan.json"
+CHECKPOINT = "checkpoint.safetensors"
+STATE = "state.pt"
+CURVES = "curves.png"
+CONFUSION = "confusion_matrix.png"
 SPLIT = "split.csv"
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.csv"

@@ -25,6 +25,7 @@ COMMANDS = (
     "classify",
     "merge",
     "bench",
+    "runs",
     "report",
     "explain",
     "inspect",

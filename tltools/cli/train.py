@@ -614,12 +614,6 @@ def _facts(run: "TrainedRun", folds: "FoldPredictions | None") -> dict[str, Any]
     }
 
 
-def _title(run: "TrainedRun") -> str:
-    """Name the model, its head and what was fine-tuned."""
-    tuned = run.card.training["fine_tune"]
-    return f"{run.card.model} {run.card.head}" + ("" if tuned == "none" else f", {tuned} tuned")
-
-
 MAX_SUSPECTS = 10
 """Labels that look wrong that are printed; the run's `folds.csv` has all of them."""
 
@@ -657,6 +651,7 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
 
 def _print_summary(trained: "list[TrainedRun]") -> None:
     from tltools.console import print_table
+    from tltools.runs import model_title
 
     splits = [
         split
@@ -669,7 +664,7 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
         ("model", *(titles[split] for split in splits), "run"),
         [
             (
-                _title(run),
+                model_title(run.card),
                 *(score_text(run.card.metrics.get(split)) for split in splits),
                 str(run.folder),
             )

@@ -20,7 +20,13 @@ from tltools.errors import ArtifactError, ConfigError, first_line
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
-from tltools.run_folder import RunPredictions, write_folds, write_predictions
+from tltools.run_folder import (
+    CONFUSION,
+    CURVES,
+    RunPredictions,
+    write_folds,
+    write_predictions,
+)
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.estimate import suggest_fine_tuning
@@ -377,13 +383,13 @@ class _Training:
         classes = self._job.dataset.classes
         matrix = confusion_matrix(val.preds, val.targets, num_classes=len(classes))
         title = f"{self._folder.name}: validation"
-        plot_confusion(matrix, classes, self._folder / "confusion_matrix.png", title=title)
+        plot_confusion(matrix, classes, self._folder / CONFUSION, title=title)
 
     def _plot_history(self) -> None:
         import pandas as pd
 
         history = pd.DataFrame([asdict(stats) for stats in self._history])
-        plot_history(history, self._folder / "curves.png", title=self._folder.name)
+        plot_history(history, self._folder / CURVES, title=self._folder.name)
 
     def _card(self, *, interrupted: bool) -> Card:
         """Return the card without scores."""
