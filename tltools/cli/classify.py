@@ -22,6 +22,7 @@ from tltools.cli.options import (
     path_or_url,
 )
 from tltools.cli.show import check_report, write_report
+from tltools.cli.sorting import SortOptions, check_sorting, sort_job, tell_sorted, undo_sorts
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
@@ -207,6 +208,7 @@ def classify(
     output: OutputOption = None,
     options: JobOptions,
     strict: StrictOption = False,
+    sorting: SortOptions,
     here: LocalOptions,
     engine: EngineOption = "local",
     there: ClusterOptions,
@@ -219,6 +221,9 @@ def classify(
 
     Example: tltools classify photos/ --output labels.parquet
     """
+    if sorting.undo_sort:
+        undo_sorts(inputs, given_options(context), out)
+        return
     if are_few_images(inputs, given_options(context)):
         opening = {"device": options.device, "batch_size": options.batch_size}
         opening |= {"threads": here.threads, "tf32": here.tf32}
@@ -230,6 +235,7 @@ def classify(
     place, shard = _place(output, here.shard, engine)
     _check_output(place, here.report, as_json=out.as_json)
     _check_engine(engine, here, there)
+    sort = check_sorting(sorting, inputs, place, engine=engine, shard=here.shard)
     from tltools.classify.job import JobSettings
 
     model = model or _best_export(out.progress)
@@ -237,8 +243,17 @@ def classify(
     suggest = shard is None and engine == "local"
 
     def tell(summary: "Summary") -> None:
-        out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
-        _report(here.report, summary, inputs, out.progress, suggest=suggest)
+        if here.report is not None:  # before images are moved
+            _write_report(here.report, summary, inputs, out.progress)
+        done = sort and sort_job(sort, settings, out.progress)
+        out.result(
+            summary.as_dict() | ({"sorted": done} if done else {}),
+            lambda: _print_job(summary, out.progress),
+        )
+        if done:
+            tell_sorted(done, out.progress)
+        elif suggest and here.report is None and isinstance(summary.output, Path):
+            out.progress.say(f"Next: {_report_command(summary.output, inputs)}")
 
     if engine == "ray":
         summary = _run_on_cluster(settings, there, out.progress, tell)
@@ -366,21 +381,6 @@ def _report_command(output: Path, inputs: "list[Location]") -> str:
     if len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_dir():
         words += ["--images", str(inputs[0])]
     return shlex.join(words)
-
-
-def _report(
-    path: Path | None,
-    summary: "Summary",
-    inputs: "list[Location]",
-    progress: "RichProgress",
-    *,
-    suggest: bool,
-) -> None:
-    """Write the requested report, or suggest the command that writes one."""
-    if path is not None:
-        _write_report(path, summary, inputs, progress)
-    elif suggest and isinstance(summary.output, Path):
-        progress.say(f"Next: {_report_command(summary.output, inputs)}")
 
 
 def _write_report(
