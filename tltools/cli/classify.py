@@ -405,6 +405,7 @@ def _write_report(
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
     from tltools.data.left_out import describe_counts
+    from tltools.runtime.device import tell_device
     from tltools.runtime.selftest import lacks_self_test
 
     if note := lacks_self_test(summary.card):
@@ -416,8 +417,8 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         name for name, on in (("TF32", summary.tf32), ("NHWC", summary.layout == "nhwc")) if on
     ]
     how = f", {', '.join(chosen)}" if chosen else ""
-    progress.say(f"Device: {choice.device} ({choice.reason}), {where}{how}")
-    progress.say(f"Plan: {summary.plan}")
+    tell_device(choice, progress, f", {where}{how}")
+    progress.detail(f"Plan: {summary.plan}")
     total = max(summary.num_images, 1)
     counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
     few = len(counts) <= MAX_LISTED

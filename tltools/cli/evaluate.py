@@ -164,10 +164,11 @@ def _open(
     from tltools.artifacts import model_files, open_predictor, read_artifact
     from tltools.evaluate import evaluate as evaluate_predictor
     from tltools.evaluate import evaluate_on_cluster
+    from tltools.runtime.device import tell_device
 
     if cluster is None:
         predictor = open_predictor(model, device, tf32=tf32)
-        progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
+        tell_device(predictor.choice, progress)
         return predictor.card, partial(evaluate_predictor, predictor)
     card = read_artifact(model).card
     return card, partial(
