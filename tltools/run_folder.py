@@ -54,6 +54,10 @@ def load_card(folder: Path) -> Card:
             f"{folder} is not a finished run: it has no {CARD} (create a run with tltools train, "
             "or finish one with tltools train --resume)"
         ) from error
+    except NotADirectoryError as error:
+        raise ArtifactError(
+            f"{folder} is a file, not a run; name a run's folder, such as runs/NAME"
+        ) from error
     except OSError as error:
         raise cannot_read(path, error) from error
     return card_from_json(text, where=str(path))

@@ -100,7 +100,10 @@ def _run(args: list[str] | None) -> None:
     load_commands(first if first and first[0] in COMMANDS else COMMANDS)
     try:
         # `obj` tells `classify` whether it may fork worker processes from this process.
-        app(args, obj=args is None)
+        code = app(args, obj=args is None, standalone_mode=False)
+    except typer.Abort as error:  # Ctrl-C, or the end of the input, at a question
+        _tell_of_interrupt()
+        raise SystemExit(INTERRUPTED) from error
     except TltoolsError as error:
         _trace()
         from tltools.console import in_options, printable
@@ -119,11 +122,33 @@ def _run(args: list[str] | None) -> None:
         )
         typer.secho(f"error: {message}", fg="red", err=True)
         raise SystemExit(1) from error
-    except SystemExit as leaving:
-        # typer turns Ctrl-C into this exit code and prints nothing.
-        if leaving.code == INTERRUPTED:
-            typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
+    except Exception as error:
+        _leave_for_usage(error)
         raise
+    # Typer turns Ctrl-C into this exit code and prints nothing.
+    if code == INTERRUPTED:
+        _tell_of_interrupt()
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _tell_of_interrupt() -> None:
+    typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
+
+
+def _leave_for_usage(error: Exception) -> None:
+    """Print an error of the command line as one line, and leave; return if it is another one."""
+    from tltools.cli.usage import is_help, usage_message
+
+    message = usage_message(error)
+    if message is None:
+        return
+    if is_help(error):
+        getattr(error, "show")()  # noqa: B009 - the class is private
+    else:
+        from tltools.console import printable
+
+        typer.secho(f"error: {printable(message)}", fg="red", err=True)
+    raise SystemExit(2) from error
 
 
 def _trace() -> None:

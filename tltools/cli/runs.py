@@ -52,7 +52,7 @@ def runs(
     else:
         raise ConfigError(
             f"tltools runs compares two runs, and got {len(given)}; name two, or none to list all"
-            + (f"; tltools inspect {given[0]} shows one" if len(given) == 1 else "")
+            + (f"; tltools inspect {run_dir}/RUN shows one" if len(given) == 1 else "")
         )
 
 
