@@ -75,6 +75,20 @@ def test_without_a_terminal_a_bar_is_an_occasional_line_and_a_last_one():
     ]
 
 
+def test_rates_are_those_of_the_last_seconds_and_an_early_estimate_is_marked():
+    stream, clock = io.StringIO(), Clock()
+    with RichProgress(stream, clock=clock).bar("Classify", 10_000) as bar:
+        for number in (100, 900, 2000):  # in ten seconds each
+            clock.now += 10
+            bar.advance(number)
+    assert stream.getvalue().splitlines() == [
+        "Classify: 100/10,000 images, 10.0 images/s, about 16:30 min left (early estimate)",
+        "Classify: 1,000/10,000 images, 90.0 images/s, 1:40 min left",
+        "Classify: 3,000/10,000 images, 200 images/s, 35 s left",
+        "Classify: 3,000/10,000 images, done in 30 s, 100 images/s",
+    ]
+
+
 def test_a_bar_without_a_total_shows_count_and_rate():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Look", None, unit="files") as bar:

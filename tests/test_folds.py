@@ -135,8 +135,8 @@ def test_folds_are_read_as_they_were_written(tmp_path):
     found = predictions([*SURE, [0.95, 0.05]], [*SURE_LABELS, 1])
     write_folds(tmp_path, ["cat", "dog"], found)
     lines = (tmp_path / FOLDS).read_text().splitlines()
-    assert lines[0] == "path,class,fold,suspect,prob_cat,prob_dog"
-    assert lines[41].startswith("40.jpg,dog,1,1,")
+    assert lines[0] == "path,label,confidence,prob_cat,prob_dog,error,true,fold,suspect"
+    assert lines[41] == "40.jpg,cat,0.95,0.95,0.05,,dog,1,1"
     again = read_folds(tmp_path, ["cat", "dog"])
     assert again.paths == found.paths
     for name in ("targets", "folds", "probs"):

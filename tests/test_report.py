@@ -449,7 +449,8 @@ def test_a_run_without_history_is_shown_with_a_warning(two_runs):
 
 def test_runs_on_different_images_are_not_compared(two_runs):
     found = read_predictions(two_runs[1], ("bright", "dark"))["val"]
-    other = RunPredictions(("other.png", *found.paths[1:]), found.targets, found.probs)
+    others = tuple(f"other-{path}" for path in found.paths)
+    other = RunPredictions(others, found.targets, found.probs)
     write_predictions(two_runs[1], ("bright", "dark"), {"val": other})
     page = page_of(training_section([read_artifact(folder) for folder in two_runs]))
     assert "cannot be compared: they have different validation images" in page.text

@@ -184,9 +184,14 @@ def remove_leftovers(parent: Path) -> None:
     """
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in islice(entries, MAX_ENTRIES):
-            if _NAME.fullmatch(entry.name):
+            if is_temporary_name(entry.name):
                 with suppress(OSError):
                     _remove_if_left(Path(entry.path))
+
+
+def is_temporary_name(name: str) -> bool:
+    """Return whether a file name is like those of `temporary_folder`."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _new_folder(parent: Path) -> tuple[Path, int]:

@@ -33,6 +33,9 @@ MAX_TEXT_WIDTH = 100
 LINE_EVERY_S = 10.0
 """Minimum seconds between the lines of a bar without a terminal."""
 
+EARLY = 0.05
+"""Fraction of a bar's units up to which an estimate of the remaining time is marked as early."""
+
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible formats, surrogates, separators
 _JOINERS = "\u200c\u200d"  # occur within words of some scripts and within emoji
 
@@ -340,6 +343,7 @@ class _PlainBar:
 
     def __enter__(self) -> Self:
         self._start = self._last = self._clock()
+        self._done_at_last = 0
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -355,13 +359,20 @@ class _PlainBar:
         now = self._clock()
         if now - self._last < LINE_EVERY_S:
             return
-        self._last = now
-        took = now - self._start
-        line = f"{self._description}: {self._count()}{self._rate(took)}"
-        if self._total and self._done:
-            left = max(self._total - self._done, 0) * took / self._done
-            line += f", {duration(left)} left"
+        recent, took = self._done - self._done_at_last, now - self._last
+        self._last, self._done_at_last = now, self._done
+        line = f"{self._description}: {self._count()}"
+        if recent:
+            line += f", {rate(recent / took, self._unit)}"
+            line += self._time_left(recent / took)
         self._write(f"{line}, {note}" if note else line)
+
+    def _time_left(self, per_second: float) -> str:
+        if not self._total:
+            return ""
+        left = f"{duration(max(self._total - self._done, 0) / per_second)} left"
+        is_early = self._done < EARLY * self._total
+        return f", about {left} (early estimate)" if is_early else f", {left}"
 
     def _count(self) -> str:
         total = "" if self._total is None else f"/{self._total:,}"
@@ -419,7 +430,8 @@ def _new_bars(console: "Console") -> "RichBars":
             if task.finished:
                 parts.append(duration(task.elapsed or 0))
             elif task.time_remaining is not None:
-                parts.append(f"{duration(task.time_remaining)} left")
+                is_early = task.total and task.completed < EARLY * task.total
+                parts.append(f"{'about ' * bool(is_early)}{duration(task.time_remaining)} left")
             return Text(", ".join(parts))
 
     class Note(ProgressColumn):

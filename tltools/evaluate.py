@@ -29,6 +29,7 @@ from tltools.metrics import (
 )
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
+from tltools.run_folder import RunPredictions
 from tltools.runtime import Outputs, Plan, run_images
 from tltools.runtime.pipeline import readable
 from tltools.wording import listed
@@ -79,6 +80,11 @@ class Evaluation:
     """Class indices, (N,)."""
     targets: NDArray[np.int64]
     """Class indices, (N,)."""
+
+    def predictions(self) -> RunPredictions:
+        """Return the calibrated probabilities of the images, with their labels."""
+        probs = softmax(self.logits, temperature=self.temperature)
+        return RunPredictions(self.paths, self.targets, probs)
 
     def to_json(self) -> str:
         """Return everything except the per-image arrays as indented JSON."""

@@ -21,7 +21,7 @@ from tltools.errors import ConfigError
 from tltools.metrics import softmax
 from tltools.plots import plot_heat
 from tltools.progress import SILENT, Progress
-from tltools.runtime.device import Device, torch_device
+from tltools.runtime.device import Device, tell_device, torch_device
 from tltools.wording import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def explain_images(
         load_image(path, rules)
     if outputs[0] != output:
         make_output_folder(output)
-    progress.say(f"Device: {choice.name} ({choice.reason})")
+    tell_device(choice, progress)
     model = model.to(choice.name)
     with progress.bar("Explaining", len(paths)) as bar:
         for path, png in zip(paths, outputs, strict=True):

@@ -10,6 +10,8 @@ from tltools.card import Score
 
 CONFIDENCE_LEVEL = 0.95
 """Level of the interval around an accuracy."""
+SIGNIFICANCE = 0.05
+"""Significance level: 1 in 20 pairs of equally good models would seem to differ."""
 NUM_BINS = 15
 """Number of confidence bins in a reliability diagram, as in Guo et al., On Calibration of Modern
 Neural Networks (2017)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tltools import schema
 from tltools.atomic import atomic_path
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
 from tltools.errors import ArtifactError, cause_of
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CARD = "card.json"
+PLAN = "plan.json"
+CHECKPOINT = "checkpoint.safetensors"
+STATE = "state.pt"
+CURVES = "curves.png"
+CONFUSION = "confusion_matrix.png"
 SPLIT = "split.csv"
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.csv"
@@ -27,7 +33,6 @@ MAX_TABLE_BYTES = 2**30
 """Largest table of a run: the probabilities of 1,000 classes for 50,000 images."""
 MAX_HISTORY_BYTES = 2**24
 """Largest history of a run: 100,000 epochs."""
-_PROB = "prob_"
 
 
 def cannot_read(path: Path, error: Exception) -> ArtifactError:
@@ -48,6 +53,10 @@ def load_card(folder: Path) -> Card:
         raise ArtifactError(
             f"{folder} is not a finished run: it has no {CARD} (create a run with tltools train, "
             "or finish one with tltools train --resume)"
+        ) from error
+    except NotADirectoryError as error:
+        raise ArtifactError(
+            f"{folder} is a file, not a run; name a run's folder, such as runs/NAME"
         ) from error
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -143,19 +152,62 @@ class RunPredictions:
     """Calibrated probabilities, (N, C)."""
 
 
-def _prob_columns(
-    classes: Sequence[str], probs: NDArray[np.float64]
-) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of probabilities, (N, C), by their names."""
-    return {f"{_PROB}{name}": probs[:, index] for index, name in enumerate(classes)}
+def predictions_frame(
+    classes: Sequence[str], part: RunPredictions, *, decimals: int | None = None
+) -> "pd.DataFrame":
+    """Return predictions as a table: the columns of `tltools.schema`, with the known labels.
+
+    Args:
+        classes: Class names in the order of the probabilities.
+        part: The predictions of N images.
+        decimals: Decimals of the probabilities; None keeps all their digits.
+    """
+    import pandas as pd
+
+    probs = part.probs if decimals is None else part.probs.round(decimals)
+    names = np.array(classes, dtype=object)
+    return pd.DataFrame(
+        {
+            schema.PATH: pd.Series(part.paths, dtype=object),
+            schema.LABEL: names[part.probs.argmax(axis=1)],
+            schema.CONFIDENCE: probs.max(axis=1),
+            **{schema.prob_column(name): probs[:, i] for i, name in enumerate(classes)},
+            schema.ERROR: "",
+            schema.TRUE: names[part.targets],
+        }
+    )
+
+
+def write_scored(
+    path: Path, classes: Sequence[str], part: RunPredictions, *, only_mistakes: bool = False
+) -> int:
+    """Write the predictions of an evaluation: one row per image.
+
+    Args:
+        path: The file.
+        classes: Class names in the order of the probabilities.
+        part: The predictions.
+        only_mistakes: Leave out the images whose predicted class is right.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        TltoolsError: If the file cannot be written.
+    """
+    frame = predictions_frame(classes, part, decimals=schema.DECIMALS)
+    if only_mistakes:
+        frame = frame.loc[frame[schema.LABEL] != frame[schema.TRUE], :]
+    _write_table(frame, path)
+    return len(frame)
 
 
 def write_predictions(
     folder: Path, classes: Sequence[str], predictions: Mapping[str, RunPredictions]
 ) -> None:
-    """Write `predictions.csv`: `path,split,class,prob_<class>...`, one row per image.
+    """Write `predictions.csv`: `path,label,confidence,prob_<class>...,error,true,split`.
 
-    Probabilities keep all their digits, so logits can be recovered from them.
+    There is one row per image. Probabilities keep all their digits, so logits can be recovered.
 
     Args:
         folder: The run.
@@ -168,17 +220,19 @@ def write_predictions(
     import pandas as pd
 
     frames = [
-        pd.DataFrame(
-            {
-                "path": pd.Series(part.paths, dtype=object),
-                "split": split,
-                "class": [classes[i] for i in part.targets],
-            }
-            | _prob_columns(classes, part.probs)
-        )
+        predictions_frame(classes, part).assign(**{schema.SPLIT: split})
         for split, part in predictions.items()
     ]
     _write_table(pd.concat(frames), folder / PREDICTIONS)
+
+
+def _true_labels(frame: "pd.DataFrame") -> list[str]:
+    """Return the known labels, whose column was named `class` by earlier versions.
+
+    Raises:
+        KeyError: If there is no such column.
+    """
+    return list(frame[schema.TRUE if schema.TRUE in frame else "class"])
 
 
 def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredictions]:
@@ -188,16 +242,16 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredi
         ArtifactError: If it cannot be read, or does not match the classes.
     """
     path = folder / PREDICTIONS
-    columns = [f"{_PROB}{name}" for name in classes]
+    columns = [schema.prob_column(name) for name in classes]
     try:
         if not path.exists():
             return {}
         frame = _read_table(path, dtype=object)
         index = {name: i for i, name in enumerate(classes)}
-        targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
+        targets = np.array([index[name] for name in _true_labels(frame)], dtype=np.int64)
         probs = frame[columns].astype(np.float64).to_numpy()
-        splits = frame["split"].to_numpy()
-        paths = frame["path"].to_numpy()
+        splits = frame[schema.SPLIT].to_numpy()
+        paths = frame[schema.PATH].to_numpy()
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(
             f"{path} cannot be read: {error}; train again to recreate it"
@@ -273,7 +327,7 @@ class FoldPredictions:
 
 
 def write_folds(folder: Path, classes: Sequence[str], predictions: FoldPredictions) -> None:
-    """Write `folds.csv`: `path,class,fold,suspect,prob_<class>...`, one row per image.
+    """Write `folds.csv`: the columns of `predictions.csv` but `split`, and `fold,suspect`.
 
     `suspect` ranks the labels that look wrong from 1; it is empty for the others.
 
@@ -285,15 +339,9 @@ def write_folds(folder: Path, classes: Sequence[str], predictions: FoldPredictio
     ranks = pd.Series(pd.NA, index=range(len(predictions.paths)), dtype="Int64")
     suspects = predictions.suspects()
     ranks.iloc[suspects] = np.arange(1, len(suspects) + 1)
-    frame = pd.DataFrame(
-        {
-            "path": pd.Series(predictions.paths, dtype=object),
-            "class": [classes[target] for target in predictions.targets],
-            "fold": predictions.folds,
-            "suspect": ranks,
-        }
-        | _prob_columns(classes, predictions.probs)
-    )
+    part = RunPredictions(predictions.paths, predictions.targets, predictions.probs)
+    frame = predictions_frame(classes, part)
+    frame = frame.assign(**{schema.FOLD: predictions.folds, schema.SUSPECT: ranks})
     _write_table(frame, folder / FOLDS)
 
 
@@ -307,12 +355,13 @@ def read_folds(folder: Path, classes: Sequence[str]) -> FoldPredictions | None:
     if not path.exists():
         return None
     try:
-        frame = _read_table(path, dtype={"path": object, "class": object})
+        frame = _read_table(path, dtype=object)
+        names = _true_labels(frame)
         return FoldPredictions(
-            paths=tuple(frame["path"]),
-            targets=np.array([list(classes).index(name) for name in frame["class"]]),
-            folds=frame["fold"].to_numpy(np.int64),
-            probs=frame[[f"{_PROB}{name}" for name in classes]].to_numpy(np.float64),
+            paths=tuple(frame[schema.PATH]),
+            targets=np.array([list(classes).index(name) for name in names]),
+            folds=frame[schema.FOLD].to_numpy(np.int64),
+            probs=frame[[schema.prob_column(name) for name in classes]].to_numpy(np.float64),
         )
     except (OSError, ValueError, KeyError) as error:
         raise cannot_read(path, error) from error

@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "Answer HTTP requests with the labels of the images that they send.",
     "merge": "Merge the shards of a job into the output that one job would have written.",
     "bench": "Measure exports beside their runs and recommend one for this machine.",
+    "runs": "List runs, compare two, or delete some.",
     "report": "Write results to one HTML page that opens offline and prints.",
     "explain": "Draw heat maps of the image regions that support a class.",
     "inspect": "Show a model's card, or audit labeled images; runs no model.",
@@ -115,7 +116,10 @@ def _run(args: list[str] | None) -> None:
     _prepare(sys.argv[1:] if args is None else args, own_process=args is None)
     try:
         # `obj` tells `classify` whether it may fork worker processes from this process.
-        app(args, obj=args is None)
+        code = app(args, obj=args is None, standalone_mode=False)
+    except typer.Abort as error:  # Ctrl-C, or the end of the input, at a question
+        _tell_of_interrupt()
+        raise SystemExit(INTERRUPTED) from error
     except TltoolsError as error:
         _trace()
         from tltools.console import in_options, printable
@@ -134,11 +138,33 @@ def _run(args: list[str] | None) -> None:
         )
         typer.secho(f"error: {message}", fg="red", err=True)
         raise SystemExit(1) from error
-    except SystemExit as leaving:
-        # typer turns Ctrl-C into this exit code and prints nothing.
-        if leaving.code == INTERRUPTED:
-            typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
+    except Exception as error:
+        _leave_for_usage(error)
         raise
+    # Typer turns Ctrl-C into this exit code and prints nothing.
+    if code == INTERRUPTED:
+        _tell_of_interrupt()
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _tell_of_interrupt() -> None:
+    typer.secho("stopped by Ctrl-C", fg="yellow", err=True)
+
+
+def _leave_for_usage(error: Exception) -> None:
+    """Print an error of the command line as one line, and leave; return if it is another one."""
+    from tltools.cli.usage import is_help, usage_message
+
+    message = usage_message(error)
+    if message is None:
+        return
+    if is_help(error):
+        getattr(error, "show")()  # noqa: B009 - the class is private
+    else:
+        from tltools.console import printable
+
+        typer.secho(f"error: {printable(message)}", fg="red", err=True)
+    raise SystemExit(2) from error
 
 
 def _trace() -> None:

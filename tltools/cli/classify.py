@@ -24,6 +24,7 @@ from tltools.cli.options import (
     path_or_url,
 )
 from tltools.cli.show import check_report, choose_export, write_report
+from tltools.cli.sorting import SortOptions, check_sorting, sort_job, tell_sorted, undo_sorts
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
@@ -182,6 +183,7 @@ def classify(
     output: OutputOption = None,
     options: JobOptions,
     strict: StrictOption = False,
+    sorting: SortOptions,
     here: LocalOptions,
     engine: EngineOption = "local",
     there: ClusterOptions,
@@ -194,6 +196,9 @@ def classify(
 
     Example: tltools classify photos/ --output labels.parquet
     """
+    if sorting.undo_sort:
+        undo_sorts(inputs, given_options(context), out)
+        return
     if are_few_images(inputs, given_options(context)):
         opening = {"device": options.device, "batch_size": options.batch_size}
         opening |= {"threads": here.threads, "tf32": here.tf32}
@@ -205,6 +210,7 @@ def classify(
     place, shard = _place(output, here.shard, engine)
     _check_output(place, here.report, as_json=out.as_json)
     _check_engine(engine, here, there)
+    sort = check_sorting(sorting, inputs, place, engine=engine, shard=here.shard)
     from tltools.classify.job import JobSettings
 
     model = model or choose_export(out.progress)
@@ -212,8 +218,17 @@ def classify(
     suggest = shard is None and engine == "local"
 
     def tell(summary: "Summary") -> None:
-        out.result(summary.as_dict(), lambda: _print_job(summary, out.progress))
-        _report(here.report, summary, inputs, out.progress, suggest=suggest)
+        if here.report is not None:  # before images are moved
+            _write_report(here.report, summary, inputs, out.progress)
+        done = sort and sort_job(sort, settings, out.progress)
+        out.result(
+            summary.as_dict() | ({"sorted": done} if done else {}),
+            lambda: _print_job(summary, out.progress),
+        )
+        if done:
+            tell_sorted(done, out.progress)
+        elif suggest and here.report is None and isinstance(summary.output, Path):
+            out.progress.say(f"Next: {_report_command(summary.output, inputs)}")
 
     if engine == "ray":
         summary = _run_on_cluster(settings, there, out.progress, tell)
@@ -334,21 +349,6 @@ def _report_command(output: Path, inputs: "list[Location]") -> str:
     return shlex.join(words)
 
 
-def _report(
-    path: Path | None,
-    summary: "Summary",
-    inputs: "list[Location]",
-    progress: "RichProgress",
-    *,
-    suggest: bool,
-) -> None:
-    """Write the requested report, or suggest the command that writes one."""
-    if path is not None:
-        _write_report(path, summary, inputs, progress)
-    elif suggest and isinstance(summary.output, Path):
-        progress.say(f"Next: {_report_command(summary.output, inputs)}")
-
-
 def _write_report(
     path: Path, summary: "Summary", inputs: "list[Location]", progress: "RichProgress"
 ) -> None:
@@ -371,6 +371,7 @@ def _write_report(
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
     from tltools.data.left_out import describe_counts
+    from tltools.runtime.device import tell_device
     from tltools.runtime.selftest import lacks_self_test
 
     if note := lacks_self_test(summary.card):
@@ -382,8 +383,8 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         name for name, on in (("TF32", summary.tf32), ("NHWC", summary.layout == "nhwc")) if on
     ]
     how = f", {', '.join(chosen)}" if chosen else ""
-    progress.say(f"Device: {choice.device} ({choice.reason}), {where}{how}")
-    progress.say(f"Plan: {summary.plan}")
+    tell_device(choice, progress, f", {where}{how}")
+    progress.detail(f"Plan: {summary.plan}")
     total = max(summary.num_images, 1)
     counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
     few = len(counts) <= MAX_LISTED

@@ -84,7 +84,7 @@ class Out:
         """Print the result on standard output.
 
         Args:
-            document: Printed with `--json`; anything that msgspec can encode.
+            document: Printed with `--json`; paths, and anything that msgspec can encode.
             show: Prints the result for people, without `--json`. None: nothing is left to print.
         """
         if not self.as_json:
@@ -93,7 +93,7 @@ class Out:
             return
         import msgspec
 
-        self.json(msgspec.json.encode(document).decode())
+        self.json(msgspec.json.encode(document, enc_hook=_path_text).decode())
 
     def json(self, text: str) -> None:
         """Print a JSON document."""
@@ -149,6 +149,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
     app.command(cls=Command)(run)
     return run
+
+
+def _path_text(value: Any) -> str:
+    """Return a path as text, for JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(type(value))
 
 
 def _hush_libraries() -> None:

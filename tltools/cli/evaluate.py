@@ -52,9 +52,16 @@ ExcludeTrainOption = Annotated[
 ]
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Folder for evaluation.json and confusion_matrix.png."),
+    typer.Option("--output", "-o", help="Folder for scores, predictions and confusion matrix."),
 ]
 
+
+MistakesOption = Annotated[
+    bool,
+    typer.Option(
+        "--mistakes", help="Write only mislabeled images: mistakes.csv for predictions.csv."
+    ),
+]
 
 _SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
 
@@ -72,6 +79,7 @@ def evaluate(
     device: DeviceOption = "auto",
     tf32: Tf32Option = False,
     output: FolderOption = None,
+    mistakes: MistakesOption = False,
     report: ReportOption = None,
     engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
@@ -81,6 +89,8 @@ def evaluate(
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
+    if mistakes and output is None:
+        raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
     from tltools.artifacts import training_images
     from tltools.runtime.selftest import lacks_self_test
 
@@ -108,8 +118,9 @@ def evaluate(
             "with --exclude-train"
         )
     if output is not None:
-        _write_files(result, output, title=f"{card.run} on {dataset.name}")
-        progress.say(f"Written: {output}/evaluation.json and confusion_matrix.png")
+        title = f"{card.run} on {dataset.name}"
+        name = _write_files(result, output, title=title, only_mistakes=mistakes)
+        progress.say(f"Written: {output}/evaluation.json, {name} and confusion_matrix.png")
     if report is not None:
         _write_page(result, report, model, card, progress)
     if out.as_json:
@@ -153,10 +164,11 @@ def _open(
     from tltools.artifacts import model_files, open_predictor, read_artifact
     from tltools.evaluate import evaluate as evaluate_predictor
     from tltools.evaluate import evaluate_on_cluster
+    from tltools.runtime.device import tell_device
 
     if cluster is None:
         predictor = open_predictor(model, device, tf32=tf32)
-        progress.say(f"Device: {predictor.choice.device} ({predictor.choice.reason})")
+        tell_device(predictor.choice, progress)
         return predictor.card, partial(evaluate_predictor, predictor)
     card = read_artifact(model).card
     return card, partial(
@@ -168,14 +180,19 @@ def _open(
     )
 
 
-def _write_files(result: "Evaluation", folder: Path, *, title: str) -> None:
+def _write_files(result: "Evaluation", folder: Path, *, title: str, only_mistakes: bool) -> str:
+    """Write the files of an evaluation; return the name of the predictions."""
     from tltools.atomic import write_text
     from tltools.data.folders import make_output_folder
     from tltools.plots import plot_confusion
+    from tltools.run_folder import PREDICTIONS, write_scored
 
     make_output_folder(folder)
     write_text(folder / "evaluation.json", result.to_json() + "\n")
+    name = "mistakes.csv" if only_mistakes else PREDICTIONS
+    write_scored(folder / name, result.classes, result.predictions(), only_mistakes=only_mistakes)
     plot_confusion(result.confusion, result.classes, folder / "confusion_matrix.png", title=title)
+    return name
 
 
 def _write_page(

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[
         Any,  # Location
-        typer.Argument(help="A run, an export, or labeled images.", parser=path_or_url),
+        typer.Argument(
+            help="A run, an export, labeled images, or a folder of runs.", parser=path_or_url
+        ),
     ],
     *,
     out: Out,
@@ -58,6 +60,14 @@ def inspect(
         else:
             print_card(path, card)
         return
+    if isinstance(path, Path) and path.is_dir():
+        from tltools.runs import holds_runs
+
+        if holds_runs(path):
+            from tltools.cli.run_list import show_runs
+
+            show_runs(path, out)
+            return
     from tltools.data.dataset import load_dataset
 
     progress = out.progress

@@ -10,7 +10,7 @@ from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.data.dataset import Dataset
-    from tltools.training import TrainConfig, TrainSetup
+    from tltools.training import TrainSetup
     from tltools.training.run import RunPlan
 
 _MAY_CHANGE = {"epochs"}
@@ -43,7 +43,7 @@ def check_resumed(
     different = [
         f"{name} is {mine}, not {asked}"
         for name, mine, asked in (
-            *_settings(plan.train_config(), given),
+            *_settings(plan, given),
             *_weights(plan, given, setup),
         )
     ]
@@ -61,18 +61,19 @@ def check_resumed(
         )
 
 
-def _settings(
-    config: "TrainConfig", given: Mapping[str, Any]
-) -> "Iterator[tuple[str, object, object]]":
+def _settings(plan: "RunPlan", given: Mapping[str, Any]) -> "Iterator[tuple[str, object, object]]":
     """Yield the settings that differ: name, value of the run, value that was given."""
-    from tltools.training import default_config
+    from tltools.training import default_config, fit_batch_sizes
 
+    config = plan.train_config()
     names = {field.name for field in fields(config)} - {"model"}
     changes = {name: value for name, value in given.items() if name in names - {"fine_tune"}}
     fine_tune = given.get("fine_tune") or config.fine_tune
     asked = default_config(
         config.model, given.get("recipe", "default"), fine_tune=fine_tune, **changes
     )
+    if "batch_size" not in given and given.get("recipe") == "default":
+        (asked,) = fit_batch_sizes([asked], plan.data.num_train)
     compared = set(names & given.keys() - _MAY_CHANGE)
     if "recipe" in given:
         compared |= {field.name for field in fields(Recipe)} - _MAY_CHANGE

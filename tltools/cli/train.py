@@ -199,7 +199,7 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option(
         help="Images per training step.",
-        show_default=_both_defaults("batch_size"),
+        show_default=f"{_both_defaults('batch_size')}, less for few images",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -467,7 +467,10 @@ def train(
     if resume:
         trained, failure = _resume(models, setup, given_options(context), load, out.progress), None
     else:
-        trained, failure = _train(load(), configs, setup, folds, out.progress)
+        dataset = load()
+        if settings.batch_size is None and recipe == "default":
+            configs = _with_fitting_batches(configs, dataset, out.progress)
+        trained, failure = _train(dataset, configs, setup, folds, out.progress)
     _show(trained, out, report)
     if failure is not None:
         raise failure
@@ -498,6 +501,26 @@ def _configs(
         tuned = default_configs(models, recipe, fine_tune="last-block", **changes)
         configs += [one for one in tuned if one.fine_tune != "none"]
     return configs
+
+
+def _with_fitting_batches(
+    configs: "Sequence[TrainConfig]", dataset: "Dataset", progress: "RichProgress"
+) -> "list[TrainConfig]":
+    """Halve batch sizes that leave an epoch too few steps, and say so."""
+    from tltools.training import fit_batch_sizes
+
+    num_train = len(dataset.part("train"))
+    fitted = fit_batch_sizes(configs, num_train)
+    for before, after in dict.fromkeys(
+        (one.batch_size, other.batch_size)
+        for one, other in zip(configs, fitted, strict=True)
+        if one != other
+    ):
+        progress.say(
+            f"Batch size: {after}, because {before} would be "
+            f"{counted(-(-num_train // before), 'step')} per epoch (--batch-size sets it)"
+        )
+    return fitted
 
 
 def _models_of(model: str) -> list[str]:
@@ -614,12 +637,6 @@ def _facts(run: "TrainedRun", folds: "FoldPredictions | None") -> dict[str, Any]
     }
 
 
-def _title(run: "TrainedRun") -> str:
-    """Name the model, its head and what was fine-tuned."""
-    tuned = run.card.training["fine_tune"]
-    return f"{run.card.model} {run.card.head}" + ("" if tuned == "none" else f", {tuned} tuned")
-
-
 MAX_SUSPECTS = 10
 """Labels that look wrong that are printed; the run's `folds.csv` has all of them."""
 
@@ -657,6 +674,7 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
 
 def _print_summary(trained: "list[TrainedRun]") -> None:
     from tltools.console import print_table
+    from tltools.runs import model_title
 
     splits = [
         split
@@ -669,7 +687,7 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
         ("model", *(titles[split] for split in splits), "run"),
         [
             (
-                _title(run),
+                model_title(run.card),
                 *(score_text(run.card.metrics.get(split)) for split in splits),
                 str(run.folder),
             )

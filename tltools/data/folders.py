@@ -111,8 +111,13 @@ def find_folders(
 def make_output_folder(folder: Path) -> None:
     """Create a folder and mark it, unless it exists: then it may hold images of the user."""
     if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).write_text(_MARK, encoding="utf-8")
+        mark_folder(folder)
+
+
+def mark_folder(folder: Path) -> None:
+    """Mark a folder as output of tltools, creating it if necessary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(_MARK, encoding="utf-8")
 
 
 class Names:

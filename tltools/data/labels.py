@@ -31,6 +31,7 @@ from tltools.data.suffixes import TABLE_SUFFIXES
 from tltools.data.tables import Table, read_table
 from tltools.data.text import clean, look_key, word_key
 from tltools.errors import ConfigError, DataError
+from tltools.schema import has_predictions
 from tltools.wording import grouped, plural
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ _MANY_LABELS = 0.1
 _LIST = re.compile(r"\[.*\]")
 _LIST_SEPARATORS = "|;,"
 """Separators that hardly occur in the name of one class; `/` may as well be a hierarchy."""
-_PREDICTIONS = frozenset({"path", "label", "confidence"})
-"""Columns of the file that `classify` writes, besides one `prob_` column per class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,14 +157,14 @@ def _csv_of_folder(folder: Path, *, for_csv: bool) -> Path | None:
 
 
 def _is_predictions(path: Path) -> bool:
-    """Return whether a CSV is the output of `classify`."""
+    """Return whether a CSV holds predictions."""
     try:
         with path.open("rb") as file:
             header = file.readline(1 << 16).decode("utf-8-sig", "replace")
     except OSError:  # reading the labels will report it
         return False
     names = [name.strip().strip('"') for name in header.split(",")]
-    return _PREDICTIONS.issubset(names) and any(name.startswith("prob_") for name in names)
+    return has_predictions(names)
 
 
 def _visible(folder: Path) -> list[Path]:

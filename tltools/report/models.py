@@ -19,7 +19,6 @@ from tltools.metrics import (
     ClassScore,
     RocAuc,
     confusion_matrix,
-    mcnemar,
     reliability,
     softmax,
 )
@@ -41,6 +40,7 @@ from tltools.run_folder import (
     read_predictions,
     read_split,
 )
+from tltools.runs import compare_runs
 from tltools.wording import grouped
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ MAX_SAMPLES = 6
 """Maximum sample images of each class and split."""
 MAX_SAMPLE = 240
 """Maximum sample images in all."""
-SIGNIFICANCE = 0.05
-"""Significance level: 1 in 20 pairs of equally good models would seem to differ."""
 SPLITS = ("train", "val", "test")
 
 Read = TypeVar("Read")
@@ -77,7 +75,7 @@ def training_section(runs: Sequence[Artifact]) -> Section:
     blocks: list[Block] = [_accuracy_table(runs)]
     if len(runs) > 1:
         lines = tuple(
-            _comparison(*pair, predictions[pair[0].path], predictions[pair[1].path])
+            compare_runs(*pair, predictions[pair[0].path], predictions[pair[1].path]).sentence()
             for pair in combinations(runs, 2)
         )
         blocks.append(Text(lines, title="More than chance?"))
@@ -103,57 +101,6 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
         ),
         numbers_from=2,
     )
-
-
-def _comparison(
-    first: Artifact,
-    second: Artifact,
-    first_predictions: Mapping[str, RunPredictions],
-    second_predictions: Mapping[str, RunPredictions],
-) -> str:
-    """Say whether two runs differ on their validation images by more than chance."""
-    names = first.path.name, second.path.name
-    pair = f"{names[0]} and {names[1]}"
-    for run, predictions in ((first, first_predictions), (second, second_predictions)):
-        if "val" not in predictions:
-            return (
-                f"{pair} cannot be compared image by image: {run.path.name} has no predictions "
-                "(an earlier version of tltools made it; train it again)."
-            )
-    right = _right(first, first_predictions["val"]), _right(second, second_predictions["val"])
-    same = right[0].keys() == right[1].keys() and all(
-        right[0][path][0] == right[1][path][0] for path in right[0]
-    )
-    if not same:
-        return f"{pair} cannot be compared: they have different validation images."
-    hits = [np.array([one[path][1] for path in right[0]], dtype=np.bool_) for one in right]
-    found = mcnemar(hits[0], hits[1])
-    if not found.only_first + found.only_second:
-        return f"{pair} get the same images right, out of {grouped(len(hits[0]), 'image')}."
-    better = names[0] if found.only_first > found.only_second else names[1]
-    verdict = (
-        f"{better} is better by more than chance"
-        if found.p_value < SIGNIFICANCE
-        else "the difference may be chance"
-    )
-    return (
-        f"{pair}: {verdict} ({_p_text(found.p_value)}, McNemar's exact test). Of the same "
-        f"{len(hits[0]):,} validation images, {names[0]} alone is right on {found.only_first:,} "
-        f"and {names[1]} alone on {found.only_second:,}."
-    )
-
-
-def _p_text(value: float) -> str:
-    return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
-
-
-def _right(run: Artifact, predictions: RunPredictions) -> dict[str, tuple[str, bool]]:
-    """Return the class of each image, and whether the run predicts it."""
-    preds = predictions.probs.argmax(axis=1)
-    return {
-        path: (run.card.classes[target], bool(pred == target))
-        for path, target, pred in zip(predictions.paths, predictions.targets, preds, strict=True)
-    }
 
 
 def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Section:

@@ -125,7 +125,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     else:
         _add_newest(sources)
     if not sources.paths():
-        raise ConfigError(
+        raise DataError(
             "nothing to report here: no run in runs/, no export or bench-*.json in exports/, no "
             "predictions.csv; train a run with tltools train, or name the results to report"
         )
@@ -135,7 +135,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
 def _add(sources: Sources, path: Path) -> None:
     suffix = path.suffix.lower()
     if not path.exists():
-        raise ConfigError(f"{path} does not exist: name runs, exports, or files that tltools wrote")
+        raise DataError(f"{path} does not exist: name runs, exports, or files that tltools wrote")
     if path.is_dir():
         _add_folder(sources, path)
     elif is_export_name(path):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get
 
 from tltools.errors import ArtifactError, ConfigError, DeviceError, first_line
 from tltools.parallel import num_cores
+from tltools.progress import Progress
 from tltools.runtime.driver import DRIVER_LIBRARY, gpu_capability, load_driver, num_gpus
 from tltools.wording import either
 
@@ -40,6 +41,8 @@ GPU_KINDS = ("cuda", "tensorrt")
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+AS_ASKED = "as asked"
+"""Why a device was chosen that was named."""
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
 COMPUTE_OPS = ("Conv", "Gemm", "MatMul", "Pool")
@@ -77,6 +80,16 @@ class DeviceChoice:
     def name(self) -> str:
         """PyTorch's name of the device, such as `cpu` or `cuda:1`."""
         return self.device if self.gpu is None else f"{self.device}:{self.gpu}"
+
+
+def tell_device(choice: DeviceChoice, progress: Progress, details: str = "") -> None:
+    """Show the device as a detail, or as a message if it is not what one would expect.
+
+    That is a CPU which `auto` chose on a machine with a GPU: the reason says what is wrong.
+    """
+    is_unexpected = choice.device == "cpu" and choice.reason != AS_ASKED and num_gpus() > 0
+    tell = progress.say if is_unexpected else progress.detail
+    tell(f"Device: {choice.name} ({choice.reason}){details}")
 
 
 def parse_device(text: Device) -> DeviceRequest:
@@ -195,7 +208,7 @@ def cluster_device(requested: Device, num_gpus: int) -> tuple[Device, DeviceChoi
             f"choose `device={request.kind}`"
         )
     if requested in ("cpu", "openvino"):
-        return requested, DeviceChoice("cpu", "as asked")
+        return requested, DeviceChoice("cpu", AS_ASKED)
     if num_gpus:
         device = "cuda" if requested == "auto" else requested
         return device, DeviceChoice("cuda", f"GPUs of the cluster: {num_gpus}")
@@ -224,7 +237,7 @@ def torch_device(requested: Device, gpu: int | None = None) -> DeviceChoice:
     """
     request = parse_device(requested)
     if request.kind == "cpu":
-        return DeviceChoice("cpu", "as asked")
+        return DeviceChoice("cpu", AS_ASKED)
     if request.kind not in get_args(TorchKind):
         raise DeviceError(
             f"`device={requested}` runs ONNX exports only, but this model runs in PyTorch; "
@@ -367,7 +380,7 @@ def open_session(
     """
     request = parse_device(device)
     if request.kind == "cpu":
-        return _cpu_session(model, threads), DeviceChoice("cpu", "as asked")
+        return _cpu_session(model, threads), DeviceChoice("cpu", AS_ASKED)
     if request.kind == "openvino":
         session = _openvino_session(model, threads=threads)
         return session, DeviceChoice("cpu", _placed(session, OPENVINO_PROVIDER))

@@ -59,8 +59,8 @@ def draw_sample(
 
     Raises:
         ConfigError: If there are fewer than two images per class, the images are too small to show
-            anything, or the seed is negative.
-        DataError: If `folder` has other content or cannot be written.
+            anything, the seed is negative, or `folder` has other content.
+        DataError: If `folder` cannot be written.
     """
     if num_images < 4:
         raise ConfigError(f"the sample needs at least 4 images, got {num_images}")
@@ -93,7 +93,7 @@ def _holds(folder: Path, facts: _Facts) -> bool:
     num_found = len(list((folder / "images").glob("*.jpg")))
     if found == facts and num_found == facts.num_images and (folder / SAMPLE_CSV).is_file():
         return True
-    raise DataError(
+    raise ConfigError(
         f"{folder} exists and is not this sample ({facts.num_images} images, seed {facts.seed}): "
         "choose another folder, or delete it first"
     )

@@ -1,6 +1,12 @@
 """Train with PyTorch: models, frozen features, the training loop, and run folders."""
 
-from tltools.training.config import TrainConfig, TrainSetup, default_config, default_configs
+from tltools.training.config import (
+    TrainConfig,
+    TrainSetup,
+    default_config,
+    default_configs,
+    fit_batch_sizes,
+)
 from tltools.training.run import load_run, open_run
 from tltools.training.train import (
     TrainedRun,
@@ -17,6 +23,7 @@ __all__ = [
     "default_config",
     "default_configs",
     "find_resumable",
+    "fit_batch_sizes",
     "load_run",
     "open_run",
     "resume_run",

@@ -187,6 +187,30 @@ def default_configs(
     return configs
 
 
+MIN_STEPS = 8
+"""Fewest steps of an epoch for which a batch size is halved."""
+MIN_BATCH_SIZE = 8
+"""Batch size that is not halved: batch normalization needs some images."""
+
+
+def fitting_batch_size(batch_size: int, num_train: int) -> int:
+    """Return the batch size for so many training images, of which `batch_size` may be too many.
+
+    With one or two steps per epoch, a training that has most of its epochs behind it has hardly
+    begun. So the batch size is halved until an epoch has `MIN_STEPS`.
+    """
+    while batch_size >= 2 * MIN_BATCH_SIZE and num_train < MIN_STEPS * batch_size:
+        batch_size //= 2
+    return batch_size
+
+
+def fit_batch_sizes(configs: Sequence[TrainConfig], num_train: int) -> list[TrainConfig]:
+    """Return settings whose batch sizes, which the user has not chosen, fit the training images."""
+    return [
+        replace(one, batch_size=fitting_batch_size(one.batch_size, num_train)) for one in configs
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSetup:
     """Where a training gets its weights, where it runs, and where it saves its results."""

@@ -70,8 +70,9 @@ def cross_validate(
         trainer = job.new_trainer()
         with progress.bar(f"Training fold {number}", config.epochs * len(trainer.train)) as bar:
             while not trainer.finished:
+                epoch = f"epoch {trainer.epoch + 1} of {config.epochs}"
                 for done, loss in trainer.run_epoch():
-                    bar.advance(done, note=f"epoch {trainer.epoch + 1} loss {loss:.4f}")
+                    bar.advance(done, note=f"{epoch}, loss {loss:.4f}")
         logits, _ = predict_source(job.trained, job.sources["val"])
         probs[held.rows] = softmax(logits.numpy())
         folds[held.rows] = number

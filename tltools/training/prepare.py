@@ -16,7 +16,7 @@ from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
 from tltools.errors import ConfigError, ModelError, TltoolsError
 from tltools.progress import SILENT, Progress
-from tltools.runtime.device import allow_tf32, make_deterministic, torch_device
+from tltools.runtime.device import allow_tf32, make_deterministic, tell_device, torch_device
 from tltools.training.augment import NUM_VIEWS, UNCHANGED, View
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.decoded import decode_once, fits_on_gpu
@@ -116,7 +116,7 @@ def prepare(
         ModelError: If pre-trained weights cannot be loaded.
     """
     choice = torch_device(setup.device)
-    progress.say(f"Device: {choice.device} ({choice.reason})")
+    tell_device(choice, progress)
     device = torch.device(choice.name)
     mixed_precision(config, device)  # raises an error before any work
     allow_tf32(False)  # exports are verified against the run in full fp32

@@ -22,6 +22,9 @@ from tltools.errors import ArtifactError, DataError, first_line
 from tltools.regular import read_regular
 from tltools.run_folder import (
     CARD,
+    CHECKPOINT,
+    PLAN,
+    STATE,
     cannot_read,
     load_card,
     read_split,
@@ -35,10 +38,6 @@ from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
 from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
 from tltools.wording import grouped
-
-CHECKPOINT = "checkpoint.safetensors"
-PLAN = "plan.json"
-STATE = "state.pt"
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,13 @@ from tltools.errors import ArtifactError, ConfigError, first_line
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
-from tltools.run_folder import RunPredictions, write_folds, write_predictions
+from tltools.run_folder import (
+    CONFUSION,
+    CURVES,
+    RunPredictions,
+    write_folds,
+    write_predictions,
+)
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.estimate import suggest_fine_tuning
@@ -33,6 +39,10 @@ from tltools.wording import plural
 
 _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
+_TOLD_EPOCHS = 16
+"""About how many epochs of a training are told, if they are quick."""
+_TELL_EVERY_S = 10.0
+"""Time after which an epoch is told anyway."""
 _DEFAULT_SETUP = TrainSetup()
 
 
@@ -238,6 +248,7 @@ class _Training:
         self._plan = plan
         self._history = history
         self._progress = progress
+        self._told = time.monotonic()
         self.trainer = job.new_trainer()
 
     def run(self, *, resumed: bool = False) -> TrainedRun:
@@ -278,25 +289,36 @@ class _Training:
         saved = -math.inf
         with self._progress.bar(f"Training {config.model}", left) as bar:
             while not trainer.finished:
+                epoch = f"epoch {trainer.epoch + 1} of {config.epochs}"
                 for done, loss in trainer.run_epoch():
-                    bar.advance(done, note=f"epoch {trainer.epoch + 1} loss {loss:.4f}")
+                    bar.advance(done, note=f"{epoch}, loss {loss:.4f}")
                 stats = trainer.stats
                 self._history.append(stats)
                 if trainer.finished or time.monotonic() - saved > _SAVE_EVERY_S:
                     self._save()
                     logs.follow(self._history)
                     saved = time.monotonic()
-                self._progress.say(
-                    f"epoch {stats.epoch:3d}/{config.epochs}  "
-                    f"train loss {stats.train_loss:.4f} acc {stats.train_accuracy:.4f}  "
-                    f"val loss {stats.val_loss:.4f} acc {stats.val_accuracy:.4f}  "
-                    f"{stats.seconds:.1f} s"
-                )
+                self._tell_epoch(stats)
             if trainer.epoch < config.epochs:
                 self._progress.say(
                     f"Stopped early: no lower validation loss for {config.patience} "
                     f"{plural(config.patience, 'epoch')}"
                 )
+
+    def _tell_epoch(self, stats: EpochStats) -> None:
+        """Say how an epoch went; of many quick ones, only some, since `history.csv` has all."""
+        num_epochs, now = self.trainer.config.epochs, time.monotonic()
+        every = -(-num_epochs // _TOLD_EPOCHS)
+        is_told = self.trainer.finished or stats.epoch == 1 or stats.epoch % every == 0
+        tell = self._progress.detail
+        if is_told or now - self._told >= _TELL_EVERY_S:
+            self._told, tell = now, self._progress.say
+        tell(
+            f"epoch {stats.epoch:3d}/{num_epochs}  "
+            f"train loss {stats.train_loss:.4f} acc {stats.train_accuracy:.4f}  "
+            f"val loss {stats.val_loss:.4f} acc {stats.val_accuracy:.4f}  "
+            f"{stats.seconds:.1f} s"
+        )
 
     def _finish(self, *, interrupted: bool) -> Card:
         """Write the kept epoch's weights and a card; then score and describe them.
@@ -377,13 +399,13 @@ class _Training:
         classes = self._job.dataset.classes
         matrix = confusion_matrix(val.preds, val.targets, num_classes=len(classes))
         title = f"{self._folder.name}: validation"
-        plot_confusion(matrix, classes, self._folder / "confusion_matrix.png", title=title)
+        plot_confusion(matrix, classes, self._folder / CONFUSION, title=title)
 
     def _plot_history(self) -> None:
         import pandas as pd
 
         history = pd.DataFrame([asdict(stats) for stats in self._history])
-        plot_history(history, self._folder / "curves.png", title=self._folder.name)
+        plot_history(history, self._folder / CURVES, title=self._folder.name)
 
     def _card(self, *, interrupted: bool) -> Card:
         """Return the card without scores."""

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tltools.classify.output_formats.format import (
-    DECIMALS,
     OutputFormat,
     Row,
     classes_of_columns,
-    column_names,
     damaged_row,
     lines_of,
     utf8_text,
@@ -19,6 +17,7 @@ from tltools.classify.output_formats.format import (
 from tltools.classify.predict import UNCERTAIN, Prediction
 from tltools.errors import DataError
 from tltools.regular import open_regular
+from tltools.schema import DECIMALS, ERROR, column_names
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of fields that a spreadsheet reads as a formula."""
@@ -111,8 +110,9 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
         DataError: If the file is corrupt or not a predictions file; iterating may raise it, too.
     """
     lines = _fields(path)
-    classes = classes_of_columns(next(lines), path)
-    return classes, _rows(lines, frozenset(classes), path)
+    columns = next(lines)
+    classes = classes_of_columns(columns, path)
+    return classes, _rows(lines, frozenset(classes), columns.index(ERROR), path)
 
 
 def _fields(path: Path) -> Iterator[list[str]]:
@@ -129,15 +129,18 @@ def _fields(path: Path) -> Iterator[list[str]]:
         raise DataError(f"{path} cannot be read as CSV: {error}; recreate it") from error
 
 
-def _rows(lines: Iterator[list[str]], classes: frozenset[str], path: Path) -> Iterator[Row]:
+def _rows(
+    lines: Iterator[list[str]], classes: frozenset[str], error_at: int, path: Path
+) -> Iterator[Row]:
     for number, fields in enumerate(lines, 1):
         try:
             label, confidence = fields[1] or None, float(fields[2]) if fields[2] else None
+            failure = fields[error_at] or None
         except (IndexError, ValueError) as error:
             raise damaged_row(path, number) from error
         if label is not None and label not in classes:
             label = without_apostrophe(label)
-        yield Row(fields[0], label, confidence, fields[-1] or None)
+        yield Row(fields[0], label, confidence, failure)
 
 
 def without_apostrophe(text: str) -> str:

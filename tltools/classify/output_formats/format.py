@@ -10,9 +10,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from tltools.classify.predict import Prediction
 from tltools.errors import DataError
-
-DECIMALS = 6
-"""Decimals of probabilities in every format; more would be rounding noise of the model."""
+from tltools.schema import classes_of
 
 
 class Row(NamedTuple):
@@ -175,19 +173,14 @@ class OutputFormat:
         return self.requires is None or find_spec(self.requires) is not None
 
 
-def column_names(classes: Sequence[str]) -> list[str]:
-    """Return the columns of tabular formats, in order."""
-    return ["path", "label", "confidence", *(f"prob_{name}" for name in classes), "error"]
-
-
 def classes_of_columns(columns: Sequence[str], path: Path) -> list[str]:
     """Return the classes that the columns of a table name.
 
     Raises:
         DataError: If they are not the columns of a predictions file; the message names `path`.
     """
-    classes = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
-    if columns[:3] != ["path", "label", "confidence"] or columns[-1:] != ["error"] or not classes:
+    classes = classes_of(columns)
+    if classes is None:
         raise DataError(
             f"{path} is not what tltools classify writes: its columns are "
             f"{', '.join(columns[:8]) or 'none'}; name a predictions file or a run folder"

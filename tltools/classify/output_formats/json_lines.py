@@ -7,10 +7,11 @@ from typing import BinaryIO
 
 import msgspec
 
-from tltools.classify.output_formats.format import DECIMALS, OutputFormat, Row, lines_of, utf8_text
+from tltools.classify.output_formats.format import OutputFormat, Row, lines_of, utf8_text
 from tltools.classify.predict import UNCERTAIN, Prediction
 from tltools.errors import DataError
 from tltools.regular import open_regular
+from tltools.schema import DECIMALS
 
 
 class JsonRow(msgspec.Struct, frozen=True):

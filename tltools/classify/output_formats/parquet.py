@@ -16,13 +16,13 @@ from tltools.classify.output_formats.format import (
     ShardFile,
     Turn,
     classes_of_columns,
-    column_names,
     damaged_row,
 )
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.data.reasons import reason_of
 from tltools.errors import DataError
 from tltools.regular import open_regular
+from tltools.schema import column_names
 
 if TYPE_CHECKING:
     import pyarrow

@@ -237,6 +237,11 @@ def format_of(path: Path) -> ModelFormat:
     for one in FORMATS.values():
         if path.suffix.lower() == one.suffix:
             return one
+    if path.is_dir():
+        raise ArtifactError(
+            f"{path} is a folder, not an export; if it is a run, export it with tltools export "
+            f"{path}, and name the file"
+        )
     raise ArtifactError(
         f"{path} is not an export: its name ends in {path.suffix or 'nothing'!r}, exports end in "
         f"{suffixes(' or ')}"

@@ -1,0 +1,283 @@
+"""Runs are listed, compared by their images, and deleted only if tltools made them."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from conftest import run_tltools, set_card
+
+from tltools.artifacts import read_artifact
+from tltools.metrics import mcnemar
+from tltools.run_folder import RunPredictions, read_split, write_predictions, write_split
+from tltools.runs import (
+    delete_run,
+    differing_settings,
+    find_run,
+    holds_runs,
+    list_runs,
+    plan_deletion,
+    read_and_compare,
+)
+from tltools.training.run import load_card, save_card
+
+
+def change_card(folder: Path, **changes) -> None:
+    save_card(folder, msgspec.structs.replace(load_card(folder), **changes))
+
+
+def give_predictions(folder: Path, right: dict[str, bool]) -> None:
+    """Let a run be right on some of the images that it names, whose true class is `bright`."""
+    probs = np.array([[0.9, 0.1] if hit else [0.2, 0.8] for hit in right.values()])
+    targets = np.zeros(len(right), dtype=np.int64)
+    predictions = RunPredictions(tuple(right), targets, probs)
+    write_predictions(folder, ("bright", "dark"), {"val": predictions})
+
+
+@pytest.fixture
+def second(workplace) -> Path:
+    """A second run in the workplace, made a year later from data of another name."""
+    folder = workplace / "runs" / "cnn-2"
+    shutil.copytree(workplace / "runs" / "cnn", folder)
+    card = load_card(folder)
+    change_card(
+        folder,
+        run="cnn-2",
+        created="2099-01-01T00:00:00+00:00",
+        data=msgspec.structs.replace(card.data, name="other"),
+        training=card.training | {"lr": 0.5},
+    )
+    return folder
+
+
+# ---------------------------------------------------------------------------------- listing
+
+
+def test_runs_are_listed_with_what_they_are_the_newest_first(workplace, second, monkeypatch):
+    monkeypatch.chdir(workplace)
+    newest, oldest = list_runs(Path("runs"))
+    assert (newest.path, oldest.path) == (Path("runs/cnn-2"), Path("runs/cnn"))
+    card = load_card(Path("runs/cnn"))
+    assert (oldest.model, oldest.data, oldest.val) == (
+        "cnn linear",
+        card.data.name,
+        card.metrics["val"],
+    )
+    assert (oldest.state, newest.data) == ("finished", "other")
+    files = [one for one in Path("runs/cnn").iterdir() if one.is_file()]
+    assert oldest.num_bytes == sum(one.stat().st_size for one in files)
+
+
+def test_an_export_belongs_to_the_run_as_it_is_now(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    export = Path("exports/cnn/cnn.fp32.onnx")
+    (run,) = list_runs(Path("runs"))
+    assert export in run.exports
+    assert run.older_exports == ()
+    assert list_runs(workplace / "runs")[0].exports == run.exports
+    set_card(export, msgspec.structs.replace(read_artifact(export).card, created="2020-01-01"))
+    (run,) = list_runs(Path("runs"))
+    assert export not in run.exports
+    assert run.older_exports == (export,)
+
+
+def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
+    for name in ("begun", "damaged", "stopped"):
+        shutil.copytree(workplace / "runs" / "cnn", workplace / "runs" / name)
+    (workplace / "runs/begun/card.json").unlink()
+    (workplace / "runs/damaged/card.json").write_text("{")
+    card = load_card(workplace / "runs/stopped")
+    change_card(workplace / "runs/stopped", training=card.training | {"interrupted": True})
+    found = {one.path.name: one for one in list_runs(workplace / "runs")}
+    states = {name: one.state for name, one in found.items()}
+    assert states == {
+        "cnn": "finished", "begun": "unfinished", "damaged": "damaged", "stopped": "interrupted",
+    }  # fmt: skip
+    assert (found["begun"].model, found["begun"].data) == ("cnn", card.data.name)
+    assert "card.json" in found["damaged"].problem
+
+
+def test_the_command_lists_runs_and_so_does_inspect(workplace, second):
+    ran = run_tltools("runs", cwd=workplace)
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.out.splitlines() if line.startswith(" cnn")] == [
+        "cnn-2",
+        "cnn",
+    ]
+    assert run_tltools("inspect", "runs", cwd=workplace) == ran
+    document = json.loads(run_tltools("runs", "--json", cwd=workplace).out)
+    assert [one["path"] for one in document] == ["runs/cnn-2", "runs/cnn"]
+    assert document[1]["exports"]
+
+
+def test_a_folder_with_images_beside_runs_is_no_list_of_runs(workplace, drawn):
+    assert holds_runs(workplace / "runs")
+    assert not holds_runs(workplace)
+    shutil.copytree(drawn / "dark", workplace / "runs" / "dark")
+    assert not holds_runs(workplace / "runs")
+
+
+# -------------------------------------------------------------------------------- comparison
+
+
+def test_two_runs_are_compared_on_the_images_that_both_were_validated_on(workplace, second):
+    first = workplace / "runs" / "cnn"
+    give_predictions(first, {f"{i}.png": i < 9 for i in range(10)})
+    give_predictions(second, {f"{i}.png": i == 2 for i in range(2, 14)})
+    found = read_and_compare(read_artifact(first), read_artifact(second))
+    hits = np.array([[i < 9, i == 2] for i in range(2, 10)])
+    assert found.test == mcnemar(hits[:, 0], hits[:, 1])
+    assert (found.num_shared, found.num_first, found.num_second) == (8, 10, 12)
+    assert found.better == "cnn"
+    assert "Of the 8 validation images that they share (of 10 and 12)" in found.sentence()
+
+
+def test_images_are_the_same_by_their_bytes_wherever_they_lie(workplace, second):
+    split = read_split(second)
+    split["path"] = "/elsewhere/" + split["path"].str.rsplit("/", n=1).str[1]
+    write_split(second, split)
+    here = read_split(workplace / "runs" / "cnn")
+    give_predictions(workplace / "runs" / "cnn", dict.fromkeys(here["path"], True))
+    give_predictions(second, dict.fromkeys(split["path"], True))
+    found = read_and_compare(read_artifact(workplace / "runs" / "cnn"), read_artifact(second))
+    assert found.num_shared == found.num_first == len(split)
+    assert found.sentence() == (
+        f"cnn and cnn-2 get the same images right, out of {len(split)} images."
+    )
+
+
+def test_an_image_with_another_label_is_not_shared(workplace, second):
+    first = workplace / "runs" / "cnn"
+    give_predictions(first, {"a.png": True, "b.png": True})
+    targets, probs = np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    write_predictions(
+        second, ("bright", "dark"), {"val": RunPredictions(("a.png", "b.png"), targets, probs)}
+    )
+    assert read_and_compare(read_artifact(first), read_artifact(second)).num_shared == 1
+
+
+def test_settings_that_differ_are_named_and_others_are_not(workplace, second):
+    cards = load_card(workplace / "runs" / "cnn"), load_card(second)
+    changed = differing_settings(*cards)
+    assert changed == {"data": (cards[0].data.name, "other"), "lr": (cards[0].training["lr"], 0.5)}
+
+
+def test_the_command_compares_two_runs_by_name_or_path(workplace, second):
+    ran = run_tltools("runs", "cnn", "runs/cnn-2", cwd=workplace)
+    assert ran.code == 0, ran
+    assert "cnn and cnn-2 get the same images right" in ran.out
+    assert "validation accuracy" in ran.out
+    document = json.loads(run_tltools("runs", "cnn", "cnn-2", "--json", cwd=workplace).out)
+    assert document["settings"]["lr"][1] == 0.5
+    assert document["better"] is None
+    assert document["comparison"]["test"]["only_first"] == 0
+
+
+# ---------------------------------------------------------------------------------- deletion
+
+
+def test_a_run_is_deleted_and_its_exports_stay(workplace):
+    exports = sorted((workplace / "exports").rglob("*"))
+    ran = run_tltools("runs", "--delete", "cnn", "--yes", cwd=workplace)
+    assert ran.code == 0, ran
+    assert "Deleted: runs/cnn" in ran.err
+    assert not (workplace / "runs" / "cnn").exists()
+    assert sorted((workplace / "exports").rglob("*")) == exports
+
+
+def test_files_that_training_did_not_write_stay(workplace):
+    folder = workplace / "runs" / "cnn"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events").touch()
+    deletion = plan_deletion(folder)
+    assert deletion.files[-1].name == "card.json"
+    delete_run(deletion)
+    assert [one.name for one in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_deletion_that_was_stopped_can_be_repeated(workplace):
+    folder = workplace / "runs" / "cnn"
+    deletion = plan_deletion(folder)
+    for number in range(len(deletion.files)):
+        rest = replace(deletion, files=deletion.files[number:])
+        assert set(plan_deletion(folder).files) == set(rest.files)
+        if number < len(deletion.files) - 1:
+            delete_run(replace(deletion, files=deletion.files[number : number + 1], kept=(folder,)))
+    delete_run(plan_deletion(folder))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("photos", "photos is not a run: it has neither card.json nor plan.json"),
+        ("foreign", "nothing shows that tltools made foreign, so it is not deleted"),
+        ("link", "link is a link: name the run it leads to"),
+        ("cnm", r"cnm does not exist, .* did you mean cnn"),
+        (".", "is not a run"),
+    ],
+)
+def test_what_is_not_a_run_is_not_deleted(workplace, name, message):
+    (workplace / "photos").mkdir()
+    (workplace / "photos" / "a.txt").touch()
+    (workplace / "foreign").mkdir()
+    (workplace / "foreign" / "card.json").write_text('{"name": "a card of something else"}')
+    (workplace / "link").symlink_to(workplace / "runs" / "cnn")
+    before = sorted(workplace.rglob("*"))
+    ran = run_tltools("runs", "--delete", name, "cnn", "--yes", cwd=workplace)
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) == 1
+    assert re.search(message, ran.err)
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_without_a_terminal_the_question_is_an_error(workplace, monkeypatch):
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        ran = run_tltools("runs", "--delete", "cnn", cwd=workplace)
+    assert ran.code == 2
+    assert "add --yes" in ran.err
+    assert find_run("cnn", workplace / "runs").exists()
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
+def test_on_a_terminal_deleting_asks(workplace, answer, code):
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "tltools", "runs", "--delete", "cnn"],
+        cwd=workplace,
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == code, done
+    assert "checkpoint.safetensors" in done.stderr
+    assert "Delete 1 run?" in done.stderr
+    assert (workplace / "runs" / "cnn").exists() == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("runs cnn", "compares two runs, and got 1"),
+        ("runs a b c", "compares two runs, and got 3"),
+        ("runs --delete", "--delete needs the names of runs"),
+        ("runs --yes", "--yes answers the question of --delete"),
+    ],
+)
+def test_options_of_runs_that_say_nothing_are_refused(workplace, words, message):
+    ran = run_tltools(*words.split(), cwd=workplace)
+    assert ran.code == 2
+    assert message in ran.err

@@ -1,0 +1,415 @@
+"""Images are sorted by label without losing or overwriting one, whatever happens, and back."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import CLASSES, run_tltools
+from test_resume import small_disk  # noqa: F401 - a fixture
+
+from tltools.classify import Job, run_job
+from tltools.classify.inputs import list_images
+from tltools.classify.sorting import (
+    MANIFEST,
+    SortSettings,
+    label_folders,
+    read_manifest,
+    safe_name,
+    sort_images,
+    undo_sort,
+)
+from tltools.errors import ConfigError, DataError, TltoolsError
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def predictions(onnx_path, images, tmp_path) -> Path:
+    """The predictions of a job on 30 images, each labeled like its folder, and one unreadable."""
+    (images / "blue" / "bad.png").write_bytes(b"no image")
+    run_job(Job(onnx_path, [images], tmp_path / "out.csv", device="cpu"))
+    return tmp_path / "out.csv"
+
+
+def sort(images, predictions, action="copy", **options):
+    settings = SortSettings(folder=predictions.parent / "sorted", action=action)
+    return sort_images(settings, [images], predictions, **options)
+
+
+EXPECTED = {
+    **{
+        f"{label}/{number}.png": f"{label}/{number}.png"
+        for label in CLASSES
+        for number in range(10)
+    },
+    "errors/bad.png": "blue/bad.png",
+}
+"""Where each image is when it is sorted, and where it was."""
+
+
+def sorted_images(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if "/" in name}
+
+
+@pytest.mark.parametrize("action", ["copy", "hardlink", "move"])
+def test_images_are_sorted_by_label_and_back(action, images, predictions):
+    before = tree(images)
+    done = sort(images, predictions, action)
+    folder = predictions.parent / "sorted"
+    assert sorted_images(folder) == {new: before[old] for new, old in EXPECTED.items()}
+    assert (done.counts, done.num_errors) == (dict.fromkeys(done.counts, 10), 1)
+    assert set(done.counts) == set(CLASSES)
+    assert tree(images) == ({} if action == "move" else before)
+    if action == "hardlink":
+        assert (folder / "red/0.png").samefile(images / "red/0.png")
+    undone = undo_sort(folder)
+    assert (undone.num_undone, undone.kept) == (31, ())
+    assert tree(images) == before
+    assert not folder.exists()
+
+
+def test_the_manifest_names_source_target_label_and_action(images, predictions):
+    sort(images, predictions, "move")
+    with (predictions.parent / "sorted" / MANIFEST).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {
+        "source": str(images / "blue" / "0.png"), "target": "blue/0.png", "label": "blue",
+        "action": "move",
+    }  # fmt: skip
+    assert len(rows) == 31
+    assert rows[10]["label"] == ""
+
+
+class Stopped(BaseException):
+    pass
+
+
+def end_process() -> None:
+    """Release the locks of temporary folders, as the end of a process does."""
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if os.readlink(handle).endswith("/.owner"):  # noqa: PTH115
+                os.close(int(handle.name))
+
+
+def stop_at(patch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """End the process, as it seems, before the given call that changes a file's name."""
+    calls: list[str] = []
+
+    def counted(name, function):
+        def call(*args, **options):
+            calls.append(name)
+            if len(calls) > number:
+                raise Stopped
+            return function(*args, **options)
+
+        return call
+
+    patch.setattr(os, "link", counted("link", os.link))
+    patch.setattr(Path, "unlink", counted("unlink", Path.unlink))
+    patch.setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
+    patch.setattr(Path, "replace", counted("replace", Path.replace))
+    return calls
+
+
+@pytest.mark.parametrize("action", ["copy", "move"])
+def test_a_sort_that_is_stopped_anywhere_is_finished_by_the_same_call(
+    action, onnx_path, images, tmp_path, monkeypatch
+):
+    for path in [*images.glob("*/[1-9].png")]:
+        path.unlink()
+    (images / "red" / "bad.png").write_bytes(b"no image")
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [images], output, device="cpu"))
+    before, number, complete = tree(images), 0, False
+    while not complete:
+        with monkeypatch.context() as patch:
+            calls = stop_at(patch, number)
+            with suppress(Stopped):
+                sort(images, output, action)
+                complete = True
+        end_process()
+        assert set(before.values()) <= {*tree(images).values(), *tree(tmp_path).values()}
+        sort(images, output, action)
+        found = sorted_images(tmp_path / "sorted")
+        assert sorted(found.values()) == sorted(before.values()), number
+        assert len(undo_sort(tmp_path / "sorted").kept) == 0
+        assert tree(images) == before
+        number += 1
+    assert number > 15
+    assert calls
+
+
+def test_an_undo_that_is_stopped_anywhere_can_be_repeated(images, predictions, monkeypatch):
+    before, number, complete = tree(images), 0, False
+    while not complete:
+        sort(images, predictions, "move")
+        with monkeypatch.context() as patch:
+            stop_at(patch, number)
+            with suppress(Stopped):
+                undo_sort(predictions.parent / "sorted")
+                complete = True
+        end_process()
+        if not complete:
+            assert undo_sort(predictions.parent / "sorted").kept == ()
+        assert tree(images) == before
+        number += 31
+    assert number > 60
+
+
+# ------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("cat", "cat"), ("a/b", "a_b"), ("..", "_"), (".", "_"), ("", "_"), ("CON", "CON_"),
+        ("com1.x", "com1.x_"), ("end. .", "end"), (".hidden", "_hidden"), ("a\x1b[0m", "a_[0m"),
+        ("a\nb", "a_b"), ("c:\\d", "c__d"), ("  x ", "x"), ("é漢", "é漢"), ("x" * 300, "x" * 200),
+    ],
+)  # fmt: skip
+def test_a_label_becomes_a_name_that_every_system_takes(label, name):
+    assert safe_name(label) == name
+
+
+def test_labels_never_share_a_folder():
+    labels = ["errors", "Cat", "cat", "a/b", "a_b", "manifest.csv", "uncertain"]
+    folders = label_folders(labels)
+    assert folders == {
+        "": "errors", "uncertain": "uncertain", "errors": "errors-2", "Cat": "Cat",
+        "cat": "cat-2", "a/b": "a_b", "a_b": "a_b-2", "manifest.csv": "manifest.csv-2",
+    }  # fmt: skip
+
+
+def test_equal_names_from_different_folders_are_numbered_and_recorded(onnx_path, images, tmp_path):
+    (images / "more").mkdir()
+    shutil.copy(images / "red" / "1.png", images / "more" / "0.png")
+    shutil.copy(images / "red" / "2.png", images / "more" / "0.PNG")
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [images], output, device="cpu"))
+    done = sort(images, output)
+    assert done.num_clashes == 2
+    entries = {
+        Path(one.source): one.target for one in read_manifest(tmp_path / "sorted" / MANIFEST)
+    }
+    assert entries[images / "more" / "0.PNG"] == "red/0.PNG"
+    assert entries[images / "more" / "0.png"] == "red/0-2.png"
+    assert entries[images / "red" / "0.png"] == "red/0-3.png"
+
+
+ODD = [b"caf\xe9.png", b"car\rriage.png", b'a,"b".png', b"=1.png", b"line\nbreak.png"]
+
+
+@pytest.mark.parametrize("spreadsheet", [False, True])
+def test_images_with_odd_names_are_sorted_and_come_back(spreadsheet, onnx_path, images, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in ODD:
+        shutil.copy(images / "red" / "0.png", os.path.join(os.fsencode(folder), name))  # noqa: PTH118
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [folder], output, device="cpu", spreadsheet=spreadsheet))
+    sort(folder, output, "move", spreadsheet=spreadsheet)
+    assert sorted(os.listdir(os.fsencode(tmp_path / "sorted" / "red"))) == sorted(ODD)  # noqa: PTH208
+    undo_sort(tmp_path / "sorted")
+    assert sorted(os.listdir(os.fsencode(folder))) == sorted(ODD)  # noqa: PTH208
+
+
+def test_a_link_to_an_image_is_copied_and_stays(onnx_path, images, tmp_path):
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (folder / "a.png").symlink_to("../images/red/0.png")
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [folder], output, device="cpu"))
+    sort(folder, output, "move")
+    assert (folder / "a.png").is_symlink()
+    target = tmp_path / "sorted" / "red" / "a.png"
+    assert not target.is_symlink()
+    assert target.read_bytes() == (images / "red" / "0.png").read_bytes()
+
+
+def test_an_image_that_is_listed_twice_or_missing_is_not_sorted(onnx_path, images, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("images/red/0.png\nimages/red/0.png\nimages/gone.png\n")
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [listed], output, device="cpu"))
+    done = sort(listed, output, "move")
+    assert (done.counts, done.num_skipped) == ({"red": 1}, 2)
+
+
+# ----------------------------------------------------------------------- what can go wrong
+
+
+def test_a_file_that_is_already_there_is_not_overwritten(images, predictions, monkeypatch):
+    folder = predictions.parent / "sorted"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12)
+        with pytest.raises(Stopped):
+            sort(images, predictions, "move")
+    (folder / "red").mkdir()
+    (folder / "red" / "3.png").write_text("precious")
+    before = tree(images)
+    with pytest.raises(TltoolsError, match=r"cannot move .*red/3\.png: another file has this name"):
+        sort(images, predictions, "move")
+    assert (folder / "red" / "3.png").read_text() == "precious"
+    assert {name for name in before if name.startswith("red")} <= set(tree(images))
+
+
+def test_images_that_changed_since_are_not_sorted(images, predictions):
+    (images / "blue" / "00.png").write_bytes(b"new")
+    before = tree(images)
+    with pytest.raises(DataError, match=r"the images have changed .*nothing was sorted"):
+        sort(images, predictions, "move")
+    assert tree(images) == before
+
+
+def test_a_full_disk_in_the_middle_loses_nothing_and_the_same_call_finishes(
+    images,
+    predictions,
+    small_disk,  # noqa: F811
+):
+    before = tree(images)
+    settings = SortSettings(folder=small_disk / "sorted", action="move")
+    message = r"No space left on device; no image is lost; free some disk space"
+    with pytest.raises(TltoolsError, match=message):
+        sort_images(settings, [images], predictions)
+    remaining = tree(images)
+    assert remaining
+    assert set(before.values()) == {*remaining.values(), *sorted_images(settings.folder).values()}
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)  # noqa: S607
+    sort_images(settings, [images], predictions)
+    assert tree(images) == {}
+    assert sorted(sorted_images(settings.folder).values()) == sorted(before.values())
+    undo_sort(settings.folder)
+    assert tree(images) == before
+
+
+def test_hard_links_to_another_disk_are_refused_with_the_remedy(
+    images,
+    predictions,
+    small_disk,  # noqa: F811
+):
+    settings = SortSettings(folder=small_disk / "sorted", action="hardlink")
+    with pytest.raises(TltoolsError, match=r"cannot hard-link .*cross-device.*`sort_by=copy`"):
+        sort_images(settings, [images], predictions)
+
+
+def test_images_that_changed_after_sorting_are_kept_by_undo(images, predictions):
+    sort(images, predictions, "copy")
+    folder = predictions.parent / "sorted"
+    (folder / "red" / "3.png").write_text("edited")
+    (images / "red" / "4.png").unlink()
+    for _ in range(2):
+        undone = undo_sort(folder)
+        assert len(undone.kept) == 2
+    assert sorted(sorted_images(folder)) == ["red/3.png", "red/4.png"]
+    assert (folder / MANIFEST).exists()
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(images, predictions):
+    sort(images, predictions, "copy")
+    manifest = predictions.parent / "sorted" / MANIFEST
+    manifest.write_text(manifest.read_text().replace("red/3.png", "../out.csv"))
+    with pytest.raises(DataError, match=r"manifest\.csv line \d+ is not what tltools wrote"):
+        undo_sort(predictions.parent / "sorted")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("images.zip --sort-into new", 2, "images.zip is an archive; extract"),
+        ("https://127.0.0.1/a.png --sort-into new", 2, "is on a server; extract or download"),
+        ("- --sort-into new", 2, "- is standard input"),
+        ("images -o - --sort-into new", 2, "--sort-into needs a predictions file"),
+        ("images --sort-into full", 2, "full exists and is not empty; choose another folder"),
+        ("images --sort-into images", 2, "images exists and is not empty"),
+        ("images --sort-by move", 2, "--sort-by works only with --sort-into"),
+        ("images --sort-into new --shard 1/2", 2, "leave out --shard"),
+        ("images --undo-sort", 1, "images holds no sorted images"),
+        ("images --undo-sort --overwrite", 2, "leave out --overwrite"),
+    ],
+)
+def test_what_cannot_be_sorted_is_refused_before_any_work(
+    words, code, message, images, onnx_path, tmp_path
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    (tmp_path / "images.zip").touch()
+    model = () if "--undo-sort" in words else ("--model", onnx_path)
+    ran = run_tltools("classify", *words.split(), *model, cwd=tmp_path)
+    assert ran.code == code, ran
+    assert message in ran.err
+    assert not (tmp_path / "predictions.csv").exists()
+    assert not (tmp_path / "new").exists()
+
+
+# -------------------------------------------------------------------------------- the command
+
+
+def classify(onnx_path, folder, *words):
+    model = ("--model", onnx_path, "--device", "cpu")
+    return run_tltools("classify", *words, *model, cwd=folder)
+
+
+def test_sorted_images_inside_the_input_are_not_classified_again(onnx_path, images, tmp_path):
+    ran = classify(onnx_path, tmp_path, "images", "--sort-into", "images/sorted")
+    assert ran.code == 0, ran
+    assert "Copied 30 images into images/sorted/: " in ran.err
+    assert "To undo: tltools classify images/sorted --undo-sort" in ran.err
+    assert len(list(list_images([images]))) == 30
+    again = classify(onnx_path, tmp_path, "images", "--overwrite")
+    assert "30 rows" in again.err
+    assert run_tltools("classify", "images/sorted", "--undo-sort", cwd=tmp_path).code == 0
+    assert not (images / "sorted").exists()
+
+
+def test_uncertain_and_unreadable_images_are_apart(onnx_path, images, tmp_path):
+    (images / "bad.png").write_bytes(b"x")
+    words = ("images", "--sort-into", "sorted", "--min-confidence", 1, "--json")
+    ran = classify(onnx_path, tmp_path, *words)
+    assert ran.code == 0
+    assert len(list((tmp_path / "sorted" / "uncertain").iterdir())) == 30
+    document = json.loads(ran.out)["sorted"]
+    assert (document["counts"], document["num_errors"]) == ({"uncertain": 30}, 1)
+    assert [path.name for path in (tmp_path / "sorted" / "errors").iterdir()] == ["bad.png"]
+
+
+def test_a_command_that_fails_while_sorting_is_finished_by_the_same_command(
+    onnx_path,
+    images,
+    small_disk,  # noqa: F811
+    tmp_path,
+):
+    words = ("images", "--sort-into", small_disk / "sorted", "--sort-by", "move")
+    ran = classify(onnx_path, tmp_path, *words)
+    assert ran.code == 1
+    assert ran.err.splitlines()[-1].startswith("error: cannot move ")
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)  # noqa: S607
+    again = classify(onnx_path, tmp_path, *words)
+    assert again.code == 0, again
+    assert "already finished" in again.err
+    assert "Moved 30 images" in again.err
+    assert tree(images) == {}
+
+
+def test_a_folder_of_another_job_is_refused(onnx_path, images, tmp_path):
+    assert classify(onnx_path, tmp_path, "images", "--sort-into", "sorted").code == 0
+    words = ("images", "-o", "other.csv", "--sort-into", "sorted")
+    ran = classify(onnx_path, tmp_path, *words)
+    assert ran.code == 2
+    assert "holds the sorted images of" in ran.err
+    predictions = tmp_path / "predictions.csv"
+    predictions.write_text("path,label,confidence,prob_a,error\n")
+    with pytest.raises(ConfigError, match="holds the images of an earlier"):
+        sort_images(SortSettings(folder=tmp_path / "sorted"), [images], predictions)

@@ -1,0 +1,519 @@
+"""Sort the images of a finished job into folders by label, and undo that.
+
+The whole plan is a manifest, written to the disk before the first file is touched: whatever stops
+the work, the same command finishes it, and it can be undone.
+"""
+
+import csv
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, cast, get_args
+
+import msgspec
+
+from tltools.atomic import (
+    NO_ROOM,
+    atomic_path,
+    check_writable,
+    is_temporary_name,
+    remove_leftovers,
+    sync_folder,
+    write_text,
+)
+from tltools.card import FORBIDDEN
+from tltools.classify.inputs import STDIN, list_images
+from tltools.classify.output_formats import STDOUT, Row, output_format
+from tltools.classify.placing import Action, place, release, take_back
+from tltools.classify.predict import UNCERTAIN
+from tltools.data.folders import MARKER, mark_folder
+from tltools.data.location import Location, Url
+from tltools.data.suffixes import is_archive_name
+from tltools.errors import ConfigError, DataError, TltoolsError, cause_of
+from tltools.progress import SILENT, Progress
+from tltools.wording import grouped, plural
+
+ACTIONS: tuple[Action, ...] = get_args(Action)
+ERRORS = "errors"
+"""Folder of the images that could not be read."""
+MANIFEST = "manifest.csv"
+COLUMNS = ("source", "target", "label", "action")
+RECORD = ".sorted.json"
+"""File that tells which job a folder of sorted images belongs to."""
+AT_ONCE = 256
+"""Files that are placed before their folders are flushed to the disk and their sources removed."""
+MAX_NAME_BYTES = 200
+"""Longest name of a label's folder."""
+MAX_FILE_NAME_BYTES = 255
+"""Longest file name of most systems."""
+_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul"}
+    | {f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10)}
+)
+"""Lowercase names that Windows does not let a file or a folder have."""
+_SKIPPED = "none"
+"""Action of an image that is not sorted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortSettings:
+    """Where and how to sort images."""
+
+    folder: Path
+    action: Action = "copy"
+
+    def check(self, inputs: Sequence[Location], output: Location) -> None:
+        """Refuse what cannot be sorted, before the images are classified.
+
+        Raises:
+            ConfigError: If an input is not on this machine's disks or the folder is in use.
+            TltoolsError: If the folder cannot be written.
+        """
+        if not isinstance(output, Path) or output == STDOUT:
+            raise ConfigError("`sort_into=` needs a predictions file here; name one with `output=`")
+        for source in inputs:
+            if isinstance(source, Url) or source == STDIN or is_archive_name(source.name):
+                kind = (
+                    "on a server" if isinstance(source, Url)
+                    else "standard input" if source == STDIN
+                    else "an archive"
+                )  # fmt: skip
+                raise ConfigError(
+                    f"`sort_into=` needs images in folders of this machine, and {source} is "
+                    f"{kind}; extract or download the images first"
+                )
+        record = _read_record(self.folder)
+        if record is not None:
+            if record.predictions == str(output.absolute()):
+                return
+            raise ConfigError(
+                f"{self.folder} holds the sorted images of {record.predictions}; choose another "
+                f"folder, or undo that with tltools classify {self.folder} --undo-sort"
+            )
+        if self.folder.exists() and not _is_unused(self.folder):
+            raise ConfigError(f"{self.folder} exists and is not empty; choose another folder")
+        check_writable(self.folder)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    predictions: str
+    """Absolute path of the predictions file."""
+    sha256: str
+    """SHA-256 of its bytes."""
+
+
+class Entry(NamedTuple):
+    """One line of a manifest."""
+
+    source: str
+    """Absolute path of the image."""
+    target: str
+    """Its new path, relative to the folder; empty if it is not sorted."""
+    label: str
+    """A class or `uncertain`; empty if the image could not be read."""
+    action: str
+    """One of `ACTIONS`, or `none`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted:
+    """How many images went where."""
+
+    folder: Path
+    action: Action
+    counts: dict[str, int]
+    """Number of images by label, most frequent first."""
+    num_errors: int
+    """Number of images that could not be read, in the folder `errors`."""
+    renamed: dict[str, str]
+    """Folders whose names differ from their labels, by label."""
+    num_clashes: int
+    """Number of images that got another name, because one of that name was there."""
+    num_skipped: int
+    """Number of images that are not sorted: they are missing, or listed twice."""
+
+
+def sort_images(
+    settings: SortSettings,
+    inputs: Sequence[Location],
+    predictions: Path,
+    *,
+    spreadsheet: bool = False,
+    progress: Progress = SILENT,
+) -> Sorted:
+    """Copy, link or move the images of a finished job into one folder for each label.
+
+    If that was stopped, the same call finishes it.
+
+    Args:
+        settings: Where and how.
+        inputs: The inputs of the job, which still exist unless their images were moved before.
+        predictions: Its complete output.
+        spreadsheet: As the job was given it.
+        progress: Where to report progress.
+
+    Raises:
+        ConfigError: See `SortSettings.check`.
+        DataError: If the images are not those of the predictions.
+        TltoolsError: If a file cannot be placed; nothing is lost.
+    """
+    settings.check(inputs, predictions)
+    wanted = _Record(str(predictions.absolute()), _sha256(predictions))
+    manifest = settings.folder / MANIFEST
+    if _read_record(settings.folder) != wanted or not manifest.exists():
+        if manifest.exists():
+            raise ConfigError(
+                f"{settings.folder} holds the images of an earlier {predictions}; choose another "
+                f"folder, or undo that with tltools classify {settings.folder} --undo-sort"
+            )
+        mark_folder(settings.folder)
+        write_text(settings.folder / RECORD, msgspec.json.encode(wanted).decode())
+        _write_manifest(manifest, _plan(settings, inputs, predictions, spreadsheet=spreadsheet))
+    return _carry_out(settings, manifest, progress)
+
+
+# --------------------------------------------------------------------------------- the plan
+
+
+def _plan(
+    settings: SortSettings, inputs: Sequence[Location], predictions: Path, *, spreadsheet: bool
+) -> Iterator[Entry]:
+    """Yield an entry for each row of the predictions, in order."""
+    classes, rows = output_format(predictions).read(predictions)
+    folders = label_folders(classes)
+    taken: set[str] = set()
+    seen: set[str] = set()
+    for row, source in _paired(rows, inputs, predictions, spreadsheet=spreadsheet):
+        label = row.label or ""
+        if source in seen or not Path(source).is_file():
+            yield Entry(source, "", label, _SKIPPED)
+            continue
+        seen.add(source)
+        name = _free_name(folders[label], Path(source).name, taken)
+        # A relative link would lead elsewhere, so the file that it leads to is copied.
+        action = "copy" if Path(source).is_symlink() else settings.action
+        yield Entry(source, f"{folders[label]}/{name}", label, action)
+
+
+def _paired(
+    rows: Iterable[Row], inputs: Sequence[Location], predictions: Path, *, spreadsheet: bool
+) -> Iterator[tuple[Row, str]]:
+    """Yield each row with the absolute path of its image.
+
+    Paths are not read from the rows, which may not hold all bytes of a name, but from a second
+    listing, which is in the same order.
+
+    Raises:
+        DataError: If that lists other images.
+    """
+    text = output_format(predictions).codec((), spreadsheet=spreadsheet).text
+    images = list_images(inputs)
+    for row in rows:
+        image = next(images, None)
+        if image is None or text(image.name) != row.path:
+            raise DataError(
+                f"the images have changed since {predictions} was written: at {row.path} there is "
+                f"now {image.name if image else 'none'}; nothing was sorted; classify them again "
+                "with `overwrite=True`"
+            )
+        if not isinstance(image.place, str):
+            raise DataError(
+                f"{image.name} is not a file of this machine, so it cannot be sorted; download the "
+                "images first"
+            )
+        yield row, os.path.abspath(image.place)  # noqa: PTH100 - a link stays one
+
+
+def label_folders(classes: Iterable[str]) -> dict[str, str]:
+    """Return the folder of each label, under a name that every system takes.
+
+    The label of images that could not be read is empty. A class whose safe name is another's gets a
+    number.
+    """
+    taken = {f"/{MANIFEST}"}
+    folders = {"": _free_name("", ERRORS, taken), UNCERTAIN: _free_name("", UNCERTAIN, taken)}
+    for label in classes:
+        if label != UNCERTAIN:
+            folders[label] = _free_name("", safe_name(label), taken)
+    return folders
+
+
+def safe_name(label: str) -> str:
+    """Return a name for a folder that Linux, macOS and Windows take, and that is not hidden."""
+    name = "".join("_" if char in FORBIDDEN or not char.isprintable() else char for char in label)
+    name = name.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore")
+    name = name.strip().rstrip(". ")
+    if name.startswith("."):
+        name = f"_{name.lstrip('.')}"
+    if name.split(".")[0].lower() in _RESERVED:
+        name += "_"
+    return name or "_"
+
+
+def _free_name(folder: str, name: str, taken: set[str]) -> str:
+    """Return a name that is free in a folder, also if case does not count: `a.jpg`, `a-2.jpg`."""
+    stem, suffix = os.path.splitext(name) if folder else (name, "")  # noqa: PTH122
+    number, free = 1, name
+    while f"{folder}/{free}".casefold() in taken:
+        number += 1
+        end = f"-{number}{suffix}"
+        free = stem + end
+        while len(os.fsencode(free)) > MAX_FILE_NAME_BYTES:
+            stem = stem[:-1]
+            free = stem + end
+    taken.add(f"{folder}/{free}".casefold())
+    return free
+
+
+# ----------------------------------------------------------------------------- the manifest
+
+
+def _write_manifest(path: Path, entries: Iterable[Entry]) -> None:
+    """Write the plan, completely and flushed to the disk, or not at all."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        # A name may hold a carriage return, which Python before 3.13 would not quote.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(COLUMNS)
+        writer.writerows(entries)
+
+
+def read_manifest(path: Path) -> Iterator[Entry]:
+    """Yield the entries of a manifest.
+
+    Raises:
+        DataError: If it is not a manifest, or names a target outside its folder.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            if tuple(next(rows, ())) != COLUMNS:
+                raise DataError(f"{path} is not a manifest of sorted images; name such a folder")
+            for number, row in enumerate(rows, 2):
+                yield _checked(row, f"{path} line {number}")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path.parent} holds no sorted images: it has no {MANIFEST}; name a folder of "
+            "`sort_into=`"
+        ) from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {cause_of(error)}") from error
+
+
+def _checked(row: Sequence[str], where: str) -> Entry:
+    """Check a line: the paths of a manifest are used to move and delete files."""
+    if len(row) == len(COLUMNS):
+        entry = Entry(*row)
+        parts = entry.target.split("/")
+        inside = len(parts) == 2 and all(part not in ("", ".", "..") for part in parts)
+        if entry.action == _SKIPPED:
+            return entry
+        if entry.action in ACTIONS and inside and Path(entry.source).is_absolute():
+            return entry
+    raise DataError(f"{where} is not what tltools wrote; repair the line, or remove it")
+
+
+# -------------------------------------------------------------------------- carrying it out
+
+
+def _carry_out(settings: SortSettings, manifest: Path, progress: Progress) -> Sorted:
+    """Place the images of a manifest that are not in their places yet."""
+    counts: Counter[str] = Counter()
+    renamed: dict[str, str] = {}
+    clashes = skipped = 0
+    total = sum(1 for _ in read_manifest(manifest))
+    entries = read_manifest(manifest)
+    with progress.bar("sort", total) as bar:
+        while some := list(islice(entries, AT_ONCE)):
+            done = [one for one in some if one.action != _SKIPPED]
+            _place_all(settings.folder, done)
+            skipped += len(some) - len(done)
+            for entry in done:
+                folder, name = entry.target.split("/")
+                counts[entry.label] += 1
+                clashes += name != Path(entry.source).name
+                if entry.label and folder != entry.label:
+                    renamed[entry.label] = folder
+            bar.advance(len(some))
+    for one in (settings.folder, *settings.folder.iterdir()):
+        if one.is_dir():
+            remove_leftovers(one)  # of a call that was stopped
+    num_errors = counts.pop("", 0)
+    return Sorted(
+        folder=settings.folder,
+        action=settings.action,
+        counts=dict(counts.most_common()),
+        num_errors=num_errors,
+        renamed=renamed,
+        num_clashes=clashes,
+        num_skipped=skipped,
+    )
+
+
+def _place_all(folder: Path, entries: Sequence[Entry]) -> None:
+    """Place some images; sources are removed once the targets are on the disk."""
+    moved: list[tuple[Path, Path]] = []
+    for entry in entries:
+        source, target = Path(entry.source), folder / entry.target
+        try:
+            if not os.path.lexists(source) and target.exists():
+                continue  # moved before the work was stopped
+            target.parent.mkdir(exist_ok=True)
+            place(source, target, cast("Action", entry.action))
+        except OSError as error:
+            raise _cannot_place(source, target, entry.action, error) from error
+        if entry.action == "move":
+            moved.append((source, target))
+    for parent in dict.fromkeys(target.parent for _, target in moved):
+        sync_folder(parent)
+    for source, target in moved:
+        try:
+            release(source, target)
+        except OSError as error:
+            raise _cannot_place(source, target, "move", error) from error
+
+
+def _cannot_place(source: Path, target: Path, action: str, error: OSError) -> TltoolsError:
+    verbs = {"copy": "copy", "hardlink": "hard-link", "move": "move"}
+    if error.errno in NO_ROOM:
+        remedy = "free some disk space"
+    elif action == "hardlink" and error.errno != errno.EEXIST:
+        remedy = (
+            "the folder must be on the same disk, and its file system must have hard links; choose "
+            "`sort_by=copy` and another folder"
+        )
+    elif error.errno == errno.ENOENT and not os.path.lexists(source):
+        remedy = "bring the image back, or remove its line from the manifest"
+    else:
+        remedy = "fix that"
+    return TltoolsError(
+        f"cannot {verbs[action]} {source} to {target}: {cause_of(error)}; no image is lost; "
+        f"{remedy}, then run the same command again to finish"
+    )
+
+
+# ----------------------------------------------------------------------------------- undoing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undone:
+    """The result of undoing a sort."""
+
+    folder: Path
+    num_undone: int
+    kept: tuple[str, ...]
+    """Why each image that is still in the folder is there."""
+
+
+def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
+    """Bring moved images back, and delete copies and links, by the folder's manifest.
+
+    Images that have changed since are kept, and with them the manifest: the call can be repeated.
+    Folders that become empty are removed.
+
+    Args:
+        folder: A folder of sorted images.
+        progress: Where to report progress.
+
+    Raises:
+        DataError: If it is not such a folder.
+        TltoolsError: If a file cannot be moved or deleted.
+    """
+    manifest = folder / MANIFEST
+    entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
+    kept: list[str] = []
+    with progress.bar("undo", len(entries)) as bar:
+        for entry in entries:
+            target = folder / entry.target
+            try:
+                reason = take_back(Path(entry.source), target, cast("Action", entry.action))
+            except OSError as error:
+                raise TltoolsError(
+                    f"cannot bring back {target} to {entry.source}: {cause_of(error)}; no image is "
+                    "lost; fix that and run the same command again"
+                ) from error
+            if reason is not None:
+                kept.append(f"{target} {reason}")
+            bar.advance()
+    _remove_empty(folder, entries, everything=not kept)
+    return Undone(folder=folder, num_undone=len(entries) - len(kept), kept=tuple(kept))
+
+
+def _remove_empty(folder: Path, entries: Sequence[Entry], *, everything: bool) -> None:
+    """Remove the folders of labels that are empty; then tltools' own files, and the folder."""
+    for name in sorted({entry.target.split("/")[0] for entry in entries}):
+        if (folder / name).is_dir():
+            remove_leftovers(folder / name)
+            if _is_empty(folder / name):
+                (folder / name).rmdir()
+    if not everything:
+        return
+    remove_leftovers(folder)
+    is_ours = {one.name for one in folder.iterdir()} <= {MARKER, RECORD, MANIFEST}
+    # The manifest is last: as long as it is there, the call can be repeated.
+    for name in (RECORD, *([MARKER] if is_ours else []), MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+    if is_ours:
+        folder.rmdir()
+
+
+# ------------------------------------------------------------------------------------ helpers
+
+
+def describe(done: Sorted) -> str:
+    """Say in one line how many images went where."""
+    parts = [f"{count:,} {label}" for label, count in done.counts.items()]
+    parts += [f"{done.num_errors:,} in {ERRORS}/"] if done.num_errors else []
+    verb = {"copy": "Copied", "hardlink": "Hard-linked", "move": "Moved"}[done.action]
+    number = grouped(sum(done.counts.values()) + done.num_errors, "image")
+    return f"{verb} {number} into {done.folder}/: {', '.join(parts) or 'none'}"
+
+
+def notes(done: Sorted) -> Iterator[str]:
+    """Say what is not as the labels and names were."""
+    for label, folder in done.renamed.items():
+        yield f"{done.folder}: the folder of {label!r} is {folder!r}, which every system takes"
+    if done.num_clashes:
+        yield (
+            f"{done.folder}: {grouped(done.num_clashes, 'image')} got "
+            f"{plural(done.num_clashes, 'another name', 'other names')}, because one of that name "
+            f"was there; {MANIFEST} has both"
+        )
+    if done.num_skipped:
+        yield (
+            f"{done.folder}: {grouped(done.num_skipped, 'image')} not sorted: missing, or listed "
+            f"twice; {MANIFEST} names {plural(done.num_skipped, 'it', 'them')}"
+        )
+
+
+def _read_record(folder: Path) -> _Record | None:
+    try:
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=_Record)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise ConfigError(f"{folder} is a file; choose a folder") from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{folder / RECORD} is damaged; choose another folder") from error
+
+
+def _is_unused(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what a stopped sort may have left."""
+    return all(one.name == MARKER or is_temporary_name(one.name) for one in folder.iterdir())
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def _sha256(path: Path) -> str:
+    import hashlib  # here, because most jobs do without it
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,178 @@
+"""`tltools runs`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tltools.cli.command import Out, command
+from tltools.cli.show import score_text
+from tltools.errors import ConfigError
+from tltools.wording import counted, grouped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tltools.artifacts import Artifact
+    from tltools.runs import Comparison, Deletion
+
+
+@command
+def runs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Two runs to compare, or runs to delete: names or folders."
+        ),
+    ] = None,
+    *,
+    out: Out,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the named runs; their exports stay.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
+    run_dir: Annotated[Path, typer.Option(help="Folder for runs.")] = Path("runs"),
+) -> None:
+    """List runs, compare two, or delete some.
+
+    Example: tltools runs --run-dir runs
+    """
+    given = names or []
+    if yes and not delete:
+        raise ConfigError("--yes answers the question of --delete; add --delete, or leave it out")
+    if delete:
+        _delete(given, run_dir, out, yes=yes)
+    elif not given:
+        from tltools.cli.run_list import show_runs
+
+        show_runs(run_dir, out)
+    elif len(given) == 2:
+        _compare(given, run_dir, out)
+    else:
+        raise ConfigError(
+            f"tltools runs compares two runs, and got {len(given)}; name two, or none to list all"
+            + (f"; tltools inspect {run_dir}/RUN shows one" if len(given) == 1 else "")
+        )
+
+
+# -------------------------------------------------------------------------------- comparison
+
+
+def _compare(names: "Sequence[str]", run_dir: Path, out: Out) -> None:
+    from tltools.artifacts import read_artifact
+    from tltools.runs import differing_settings, find_run, read_and_compare
+
+    first, second = (read_artifact(find_run(name, run_dir)) for name in names)
+    found = read_and_compare(first, second)
+    settings = differing_settings(first.card, second.card)
+    document = {
+        "runs": [_figures(first), _figures(second)],
+        "settings": settings,
+        "comparison": found,
+        "better": found.better,
+    }
+    out.result(document, lambda: _print_comparison(first, second, found, settings))
+
+
+def _figures(run: "Artifact") -> dict[str, Any]:
+    card = run.card
+    return {
+        "path": run.path,
+        "metrics": card.metrics,
+        "confidence": card.confidence,
+        "num_train": card.data.num_train,
+        "num_val": card.data.num_val,
+        "epochs_done": card.training.get("epochs_done"),
+        "kept_epoch": card.training.get("kept_epoch"),
+        "created": card.created,
+    }
+
+
+def _print_comparison(
+    first: "Artifact",
+    second: "Artifact",
+    found: "Comparison",
+    settings: dict[str, tuple[Any, Any]],
+) -> None:
+    from tltools.console import print_table, printable
+
+    names = first.path.name, second.path.name
+    splits = {"train": "training", "val": "validation", "test": "test"}
+    rows = [
+        (f"{title} accuracy", *(score_text(one.card.metrics.get(split)) for one in (first, second)))
+        for split, title in splits.items()
+        if any(split in one.card.metrics for one in (first, second))
+    ]
+    rows += [
+        (title, *(_shown(_figures(one)[key]) for one in (first, second)))
+        for key, title in (
+            ("num_train", "training images"),
+            ("num_val", "validation images"),
+            ("epochs_done", "epochs"),
+            ("kept_epoch", "epoch that was kept"),
+        )
+    ]
+    rows.append(("temperature", *(f"{one.card.temperature:.2f}" for one in (first, second))))
+    rows.append(
+        ("made (UTC)", *(one.card.created[:16].replace("T", " ") for one in (first, second)))
+    )
+    print_table("Figures", ("", *names), rows)
+    print_table(
+        "Settings that differ",
+        ("", *names),
+        [(name, *map(_shown, pair)) for name, pair in settings.items()] or [("none", "", "")],
+    )
+    typer.echo(printable(found.sentence()))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------------------------- deletion
+
+
+def _delete(names: "Sequence[str]", run_dir: Path, out: Out, *, yes: bool) -> None:
+    from tltools.runs import delete_run, find_run, plan_deletion
+
+    if not names:
+        raise ConfigError("--delete needs the names of runs; tltools runs lists them")
+    folders = dict.fromkeys(find_run(name, run_dir) for name in names)
+    plans = [plan_deletion(folder) for folder in folders]
+    if not yes:
+        _ask(plans)
+    for plan in plans:
+        delete_run(plan)
+        out.progress.say(
+            f"Deleted: {plan.folder} ({counted(len(plan.files), 'file')}, {_megabytes(plan)})"
+        )
+    out.result([{"deleted": one.files, "kept": one.kept, "folder": one.folder} for one in plans])
+
+
+def _ask(plans: "Sequence[Deletion]") -> None:
+    """Show what would be deleted and ask on standard error; leave if the answer is no.
+
+    Raises:
+        ConfigError: If there is no terminal to ask on.
+    """
+    from tltools.console import printable
+
+    if not sys.stdin.isatty():
+        raise ConfigError("standard input is no terminal to answer a question on; add --yes")
+    for plan in plans:
+        typer.echo(printable(f"{plan.folder}, {_megabytes(plan)}:"), err=True)
+        for path in plan.files:
+            typer.echo(printable(f"  {path.name}"), err=True)
+        if plan.kept:
+            others = ", ".join(path.name for path in plan.kept)
+            typer.echo(printable(f"  not written by training, kept: {others}"), err=True)
+    if not typer.confirm(f"Delete {grouped(len(plans), 'run')}?", err=True):
+        typer.echo("Nothing deleted.", err=True)
+        raise typer.Exit(1)
+
+
+def _megabytes(plan: "Deletion") -> str:
+    return f"{plan.num_bytes / 1e6:.1f} MB"

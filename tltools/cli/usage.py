@@ -1,0 +1,50 @@
+"""Say in one line what is wrong with a command line, and which option or name was meant."""
+
+import re
+from typing import Any
+
+from tltools.wording import did_you_mean, plural
+
+_QUOTED = re.compile(r"'([^']*)'")
+
+
+def usage_message(error: Exception) -> str | None:
+    """Return the message of a usage error; None if it is the help itself, or another error.
+
+    The classes of these errors are private to Typer, so they are known by what they have.
+    """
+    message, context = getattr(error, "message", None), getattr(error, "ctx", None)
+    if not isinstance(message, str) or not hasattr(error, "format_message"):
+        return None
+    text = _text(error, context).strip().rstrip(".")
+    text = text[:1].lower() + text[1:]
+    return text if context is None else f"{text} (see {_command(context)} --help)"
+
+
+def is_help(error: Exception) -> bool:
+    """Return whether an error is the help that a command without arguments prints."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
+def _command(context: Any) -> str:
+    """Return the command as it is typed, however Python was started."""
+    return "tltools" if context.parent is None else f"tltools {context.info_name}"
+
+
+def _text(error: Any, context: Any) -> str:
+    """Return the message with a suggestion."""
+    if (unknown := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
+        known = [name for one in context.command.params for name in one.opts if context]
+        return f"no such option {unknown};{did_you_mean(unknown, known)}".rstrip(";")
+    text = re.sub(r"\s+", " ", error.format_message())
+    text = text.replace("is not a valid int", "is not a whole number")
+    text = text.replace("is not a valid float", "is not a number")
+    if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text):
+        return f"unexpected {plural(len(found[1].split()), 'argument')} {found[1]}"
+    if found := re.match(r"Missing argument '(.*)'", text):
+        return f"Missing argument {found[1].upper()}"
+    if (at := text.find(" is not one of ")) >= 0:
+        given = _QUOTED.findall(text[:at])
+        meant = did_you_mean(given[-1], _QUOTED.findall(text[at:])) if given else ""
+        return f"{text.rstrip('.')};{meant}".rstrip(";")
+    return text

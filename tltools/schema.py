@@ -1,0 +1,44 @@
+"""The columns of predictions: one schema for jobs, evaluations, runs and cross-validations.
+
+`path,label,confidence,prob_<class>...,error`, and then `true` where the labels are known, and what
+only some files have.
+"""
+
+from collections.abc import Sequence
+
+PATH, LABEL, CONFIDENCE, ERROR = "path", "label", "confidence", "error"
+"""The image, its predicted class, the largest probability, and why there is no prediction."""
+TRUE = "true"
+"""The class that the image is labeled with, where it is known."""
+SPLIT, FOLD, SUSPECT = "split", "fold", "suspect"
+"""Columns of runs: the part of the data; and of cross-validations: see `folds.csv`."""
+DECIMALS = 6
+"""Decimals of probabilities in predictions; more would be rounding noise of the model."""
+_PROB = "prob_"
+_KNOWN_AFTER_ERROR = frozenset({TRUE, SPLIT, FOLD, SUSPECT})
+
+
+def prob_column(name: str) -> str:
+    """Return the column of a class's probability."""
+    return f"{_PROB}{name}"
+
+
+def column_names(classes: Sequence[str]) -> list[str]:
+    """Return the columns of predictions without known labels, in order."""
+    return [PATH, LABEL, CONFIDENCE, *map(prob_column, classes), ERROR]
+
+
+def classes_of(columns: Sequence[str]) -> list[str] | None:
+    """Return the classes that the columns of a table name; None if it holds no predictions."""
+    end = len(columns)
+    while end and columns[end - 1] in _KNOWN_AFTER_ERROR:
+        end -= 1
+    classes = [name.removeprefix(_PROB) for name in columns[:end] if name.startswith(_PROB)]
+    return classes if classes and list(columns[:end]) == column_names(classes) else None
+
+
+def has_predictions(columns: Sequence[str]) -> bool:
+    """Return whether a table's columns include those of predictions, in any order."""
+    return {PATH, LABEL, CONFIDENCE} <= set(columns) and any(
+        name.startswith(_PROB) for name in columns
+    )
