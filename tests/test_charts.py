@@ -435,6 +435,13 @@ def test_a_confusion_matrix_that_is_empty_or_mismatched():
         assert confusion_chart(empty, names).description == "There are no images."
 
 
+def test_the_kept_epoch_is_marked():
+    chart = history_chart(history(5), kept=2)
+    assert chart.description.endswith("The weights of epoch 2 were kept.")
+    assert "kept epoch" in texts(chart)
+    assert "kept epoch" not in texts(history_chart(history(5)))
+
+
 def test_reliability_shows_the_errors_of_both():
     before, after = reliabilities()
     chart = reliability_chart(after, before)

@@ -3,10 +3,12 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from tltools.report.jobs import (
 )
 from tltools.report.models import training_section
 from tltools.report.page import make_thumbnails, render, write_page
+from tltools.report.summary import summary_section
 from tltools.run_folder import (
     FoldPredictions,
     RunPredictions,
@@ -504,6 +507,30 @@ def test_classes_with_html_in_a_run_show_as_text(two_runs):
     assert page.text.count(EVIL) > 5
 
 
+def test_a_page_opens_with_the_best_run(two_runs):
+    first, second = (read_artifact(folder) for folder in two_runs)
+    score = msgspec.structs.replace(first.card.metrics["val"], accuracy=0.875)
+    card = msgspec.structs.replace(first.card, metrics=first.card.metrics | {"val": score})
+    found = summary_section([second, replace(first, card=card)], [], [], [])
+    (answers,) = found.blocks
+    (line,) = answers.lines
+    assert line.startswith("Best model on drawn")
+    assert f"first, validation accuracy {100 * score.accuracy:.1f}\N{NO-BREAK SPACE}% (" in line
+    assert line.endswith("first alone is right on 7 and second alone on 0.")
+    assert summary_section([], [], [], []) is None
+
+
+def test_images_of_a_run_are_named_without_the_folder_of_all(two_runs):
+    part = read_predictions(two_runs[0], ("bright", "dark"))["val"]
+    far = tuple(f"/home/me/data/{'ab'[i % 2]}/{i}.png" for i in range(len(part.paths)))
+    write_predictions(
+        two_runs[0], ("bright", "dark"), {"val": RunPredictions(far, part.targets, part.probs)}
+    )
+    section = training_section([read_artifact(two_runs[0])])
+    tiles = [tile for tile in section.tiles() if str(tile.path) in far]
+    assert {tile.name for tile in tiles} == {path.removeprefix("/home/me/data/") for path in far}
+
+
 # --------------------------------------------------------------------------------- the command
 
 
@@ -567,11 +594,28 @@ def test_report_finds_the_newest_results(place):
         "Classified: predictions.csv",
         "Benchmark",
         "Exports, verified against PyTorch",
+        "Summary Best model on",
+        "predictions.csv: 6 of 7 images classified.",
+        "predictions.csv: 1 image could not be classified; see below.",
         "name the folder that was classified: tltools report --images FOLDER",
     ):
         assert words in page.text
     assert "Runs: runs/cnn" in ran.err
     assert ran.out == ""
+
+
+def test_a_bench_that_is_older_than_an_export_is_doubted(place, tmp_path):
+    shutil.copytree(place / "exports", tmp_path / "exports")
+    (bench,) = (tmp_path / "exports").glob("bench-*.json")
+    export = tmp_path / "exports" / "cnn" / "cnn.fp32.onnx"
+    at = bench.stat().st_mtime
+    for seconds, newer in ((5, False), (-5, True)):
+        os.utime(export, (at + seconds, at + seconds))
+        ran = run_tltools("report", cwd=tmp_path)
+        assert ran.code == 0, ran
+        page = read_page((tmp_path / "report.html").read_text())
+        doubted = "is older than exports/cnn/cnn.fp32.onnx" in page.text
+        assert doubted == (not newer)
 
 
 def test_report_shows_the_named_results(place):
@@ -769,6 +813,20 @@ def test_a_whole_report_fits_the_window_without_console_errors(open_page, place,
         " return ids.length - new Set(ids).size; })()"
     )
     assert doubled == 0
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_contents_stay_in_view(open_page, place, width):
+    ran = run_tltools("report", "--images", "photos", "-o", "stay.html", cwd=place)
+    assert ran.code == 0, ran
+    page = open_page(place / "stay.html", width=width)
+    page.locator("nav a", has_text="Exports").click()
+    expect(page.locator("nav")).to_be_in_viewport()
+    heading = page.get_by_role("heading", name="Exports", exact=True)
+    expect(heading).to_be_in_viewport()
+    covered = page.evaluate("document.querySelector('nav').getBoundingClientRect()")
+    top = heading.bounding_box()["y"]
+    assert width == 1400 or top >= covered["bottom"]
 
 
 def test_twenty_thousand_predictions_open_quickly(open_page, tmp_path):

@@ -52,20 +52,20 @@ def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
     Raises:
         ValueError: If the shapes differ or N is 0.
     """
-    from scipy.stats import binomtest
-
     _check_indices(preds, target)
     if not len(target):
         raise ValueError("no accuracy without images")
     correct, total = int((preds == target).sum()), len(target)
-    interval = binomtest(correct, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return Score(
-        accuracy=correct / total,
-        low=float(interval.low),
-        high=float(interval.high),
-        correct=correct,
-        total=total,
-    )
+    low, high = interval(correct, total)
+    return Score(accuracy=correct / total, low=low, high=high, correct=correct, total=total)
+
+
+def interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the ends of the 95 % Wilson interval of `correct` out of `total`, in [0, 1]."""
+    from scipy.stats import binomtest
+
+    found = binomtest(correct, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ _MAX_STRENGTH = 0.55
 """Maximum opacity of a cell, so that its text has the contrast of 4.5 required by WCAG 2.2."""
 
 
-def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
+def plot_history(
+    history: "pd.DataFrame", path: Path, *, title: str, kept: int | None = None
+) -> None:
     """Plot loss and accuracy over the epochs.
 
     Args:
@@ -44,18 +46,21 @@ def plot_history(history: "pd.DataFrame", path: Path, *, title: str) -> None:
             (in [0, 1]); one row per epoch.
         path: PNG to write.
         title: Above the panels.
+        kept: The epoch whose weights were kept, which is marked; None for none.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     literal(figure.suptitle(title))
     loss, accuracy = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
-    draw_history(loss, accuracy, history)
+    draw_history(loss, accuracy, history, kept=kept)
     _save(figure, path)
 
 
-def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> None:
-    """Draw loss and accuracy over the epochs in a panel each; columns as in `plot_history`."""
+def draw_history(
+    loss: "Axes", accuracy: "Axes", history: "pd.DataFrame", *, kept: int | None = None
+) -> None:
+    """Draw loss and accuracy over the epochs in a panel each; see `plot_history`."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     splits = (("train", "training", "--s"), ("val", "validation", "-o"))
@@ -64,6 +69,9 @@ def draw_history(loss: "Axes", accuracy: "Axes", history: "pd.DataFrame") -> Non
             values = history[f"{split}_{quantity}"]
             # Markers, because a run of one epoch has no line.
             axes.plot(history["epoch"], values, style, markersize=3, label=label)
+        if kept is not None:
+            color = axes.xaxis.label.get_color()  # of the page, in a report
+            axes.axvline(kept, color=color, linewidth=1, linestyle=":", label="kept epoch")
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -113,6 +113,6 @@ def score_cell(score: Score | None) -> str:
     if score is None:
         return "-"
     return (
-        f"{100 * score.accuracy:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f}), "
-        f"{score.correct}/{score.total}"
+        f"{100 * score.accuracy:.1f}\N{NO-BREAK SPACE}% "
+        f"({100 * score.low:.1f} to {100 * score.high:.1f}), {score.correct:,}/{score.total:,}"
     )

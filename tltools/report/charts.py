@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tltools.bench import BenchResult, BenchRow
 from tltools.bench.text import digits, milliseconds
 from tltools.bench.verdict import in_order
-from tltools.metrics import Reliability, most_mistaken
+from tltools.metrics import Reliability, interval, most_mistaken
 from tltools.plots import (
     MAX_MATRIX,
     MatrixStyle,
@@ -86,11 +86,17 @@ _LINES = ("-", "--", ":", "-.")
 # --------------------------------------------------------------------------------------- models
 
 
-def history_chart(history: "pd.DataFrame", *, title: str = "Loss and accuracy by epoch") -> Chart:
+def history_chart(
+    history: "pd.DataFrame",
+    *,
+    kept: int | None = None,
+    title: str = "Loss and accuracy by epoch",
+) -> Chart:
     """Draw loss and accuracy over the epochs.
 
     Args:
         history: Columns as in `tltools.plots.plot_history`, one row per epoch.
+        kept: The epoch whose weights were kept, which is marked; None for none.
         title: Title of the chart.
     """
     if history.empty:
@@ -98,10 +104,11 @@ def history_chart(history: "pd.DataFrame", *, title: str = "Loss and accuracy by
     with theme():
         figure = new_figure(400)
         loss, accuracy = figure.subplots(2, 1, sharex=True)
-        draw_history(loss, accuracy, history)
+        draw_history(loss, accuracy, history, kept=kept)
         loss.set_xlabel("")
         figure.align_ylabels()
-        return as_chart(figure, title, _describe_history(history))
+        marked = "" if kept is None else f" The weights of epoch {kept} were kept."
+        return as_chart(figure, title, _describe_history(history) + marked)
 
 
 def confusion_chart(
@@ -209,7 +216,7 @@ def reliability_chart(
     *,
     title: str = "Accuracy by confidence",
 ) -> Chart:
-    """Draw a model's accuracy, and its number of images, by confidence.
+    """Draw a model's accuracy with its 95 % interval, and its number of images, by confidence.
 
     Args:
         calibrated: Reliability of the model.
@@ -237,11 +244,20 @@ def reliability_chart(
 
 
 def _reliability_bars(accuracy: "Axes", counts: "Axes", found: Reliability) -> "BarContainer":
-    """Draw accuracy and counts as bars; return the legend's handle."""
+    """Draw accuracy, with its 95 % interval, and counts as bars; return the legend's handle."""
     look: dict[str, Any] = {"color": SERIES[0], "edgecolor": BG, "alpha": _SOFT, "align": "edge"}
     left, widths, known = found.edges[:-1], np.diff(found.edges), found.counts > 0
     counts.bar(left, found.counts, widths, **look)
-    return accuracy.bar(left[known], found.accuracy[known], widths[known], **look)
+    bars = accuracy.bar(left[known], found.accuracy[known], widths[known], **look)
+    middles, right = (left + widths / 2)[known], found.accuracy[known]
+    low, high = np.transpose(
+        [
+            interval(round(share * count), count)
+            for share, count in zip(right, found.counts[known].tolist(), strict=True)
+        ]
+    )
+    accuracy.errorbar(middles, right, (right - low, high - right), fmt="none", ecolor=FG, lw=1)
+    return bars
 
 
 def _reliability_line(accuracy: "Axes", counts: "Axes", found: Reliability) -> "Artist":

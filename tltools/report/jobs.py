@@ -222,6 +222,7 @@ def job_section(
     locate: Locate | None,
     resize: Resize = "squash",
     facts: Sequence[str] = (),
+    job: JobFacts | None = None,
 ) -> Section:
     """Return the section about a job.
 
@@ -230,11 +231,12 @@ def job_section(
         locate: Finds the images; None if their folder is unknown.
         resize: Resize rule for the images.
         facts: More lines about the job.
+        job: Its summary; None to read the output.
 
     Raises:
         DataError: As `read_job`.
     """
-    job = read_job(path)
+    job = job or read_job(path)
     certain = job.num_rows - job.num_failed
     rows = [
         (name, f"{count:,}", _percent(count, job.num_rows)) for name, count in job.counts.items()

@@ -1,5 +1,6 @@
 """Describe runs, evaluations and exports: the report's sections about them."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -111,7 +112,14 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
     if isinstance(history, Text):
         blocks.append(history)
     else:
-        charts.append(history_chart(history, title=f"Loss and accuracy of {name}"))
+        kept = card.training.get("kept_epoch")
+        charts.append(
+            history_chart(
+                history,
+                kept=kept if isinstance(kept, int) else None,
+                title=f"Loss and accuracy of {name}",
+            )
+        )
     for split in (split for split in ("val", "test") if split in predictions):
         words = "validation" if split == "val" else "test"
         matrix = _matrix(predictions[split], len(card.classes))
@@ -235,10 +243,11 @@ def _tiles(
     predictions: RunPredictions, classes: Sequence[str], resize: Resize, split: str = ""
 ) -> Iterator[Tile]:
     names, targets = list(classes), predictions.targets.tolist()
+    root = _common_folder(predictions.paths)
     for path, target, row in zip(predictions.paths, targets, predictions.probs, strict=True):
         pred = int(row.argmax())
         yield Tile(
-            name=path,
+            name=path.removeprefix(root),
             path=Path(path),
             resize=resize,
             true=names[target],
@@ -246,6 +255,15 @@ def _tiles(
             confidence=float(row[pred]),
             split=split,
         )
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """Return the folder of all paths, with its last `/`: a page that is shared need not name it."""
+    try:
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+    except ValueError:  # none, or absolute and relative ones
+        return ""
+    return folder.rstrip("/") + "/" if folder else ""
 
 
 def _mistakes(tiles: Iterator[Tile]) -> Gallery:
@@ -305,12 +323,19 @@ def _sample(
         groups.setdefault((name, split), []).append(path)
     keys = [(name, split) for name in classes for split in splits if (name, split) in groups]
     each = max(1, min(MAX_SAMPLES, MAX_SAMPLE // max(len(keys), 1)))
+    root = _common_folder(list(frame["path"]))
     for name, split in keys[:MAX_SAMPLE]:
         paths = groups[name, split]
         places = np.linspace(0, len(paths) - 1, min(each, len(paths))).round().astype(int)
         for place in places:
             path = paths[place]
-            yield Tile(name=path, path=Path(path), resize=resize, true=name, split=split)
+            yield Tile(
+                name=path.removeprefix(root),
+                path=Path(path),
+                resize=resize,
+                true=name,
+                split=split,
+            )
 
 
 def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:

@@ -15,7 +15,7 @@ from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, 
 from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
-from tltools.report.jobs import job_section, locate_in
+from tltools.report.jobs import job_section, locate_in, read_job
 from tltools.report.models import (
     EvaluationFacts,
     evaluation_section,
@@ -23,6 +23,7 @@ from tltools.report.models import (
     read_evaluation,
     training_section,
 )
+from tltools.report.summary import summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
 
@@ -61,16 +62,21 @@ class Sources:
             ArtifactError, DataError: If a result is damaged.
         """
         locate = None if images is None else locate_in(images)
+        jobs = [(path, read_job(path)) for path in self.jobs]
         found: list[Section] = []
+        with _describing(*(one.path for one in self.runs), *(path for path, _ in self.benches)):
+            summary = summary_section(self.runs, self.exports, self.benches, jobs)
+        if summary is not None:
+            found.append(summary)
         if self.runs:
             with _describing(*(one.path for one in self.runs)):
                 found.append(training_section(self.runs))
         for path, facts in self.evaluations:
             with _describing(path):
                 found.append(evaluation_section(facts, name=str(path)))
-        for path in self.jobs:
+        for path, job in jobs:
             with _describing(path):
-                found.append(job_section(path, locate=locate))
+                found.append(job_section(path, locate=locate, job=job))
         for path, report in self.benches:
             with _describing(path):
                 found.append(bench_section(report))

@@ -340,7 +340,7 @@ class _Training:
             runs.save_card(self._folder, card)
             self._describe(outputs, card)
         with self._optional("drawing curves.png", "tltools report draws it"):
-            self._plot_history()
+            self._plot_history(kept)
         return card
 
     @contextmanager
@@ -398,14 +398,15 @@ class _Training:
     def _plot_confusion(self, val: "_Outputs") -> None:
         classes = self._job.dataset.classes
         matrix = confusion_matrix(val.preds, val.targets, num_classes=len(classes))
-        title = f"{self._folder.name}: validation"
+        right = f"{100 * matrix.trace() / matrix.sum():.1f} % of {matrix.sum():,} validation images"
+        title = f"{self._folder.name}: {right}"
         plot_confusion(matrix, classes, self._folder / CONFUSION, title=title)
 
-    def _plot_history(self) -> None:
+    def _plot_history(self, kept: int) -> None:
         import pandas as pd
 
         history = pd.DataFrame([asdict(stats) for stats in self._history])
-        plot_history(history, self._folder / CURVES, title=self._folder.name)
+        plot_history(history, self._folder / CURVES, title=self._folder.name, kept=kept)
 
     def _card(self, *, interrupted: bool) -> Card:
         """Return the card without scores."""

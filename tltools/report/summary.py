@@ -1,0 +1,103 @@
+"""Describe the answers that a report opens with: the best model, the best export, what failed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tltools.artifacts import Artifact
+from tltools.bench import BenchResult
+from tltools.errors import ArtifactError
+from tltools.report.blocks import Block, Section, Text, score_cell
+from tltools.report.jobs import JobFacts
+from tltools.run_folder import read_predictions
+from tltools.runs import compare_runs
+from tltools.wording import grouped
+
+
+def summary_section(
+    runs: Sequence[Artifact],
+    exports: Sequence[Artifact],
+    benches: Sequence[tuple[Path, BenchResult]],
+    jobs: Sequence[tuple[Path, JobFacts]],
+) -> Section | None:
+    """Return the section that the page opens with; None if there is nothing to sum up.
+
+    Args:
+        runs: Runs on the page.
+        exports: Exports on the page.
+        benches: Benches on the page, with their files.
+        jobs: Classification jobs on the page, with their files.
+    """
+    answers = (*_best_runs(runs), *_recommended(benches), *_classified(jobs))
+    doubts = tuple(_doubts(runs, exports, benches, jobs))
+    blocks: list[Block] = []
+    if answers:
+        blocks.append(Text(answers))
+    if doubts:
+        blocks.append(Text(doubts, tone="warning"))
+    return Section("Summary", blocks) if blocks else None
+
+
+def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
+    """Yield a sentence or two on each data set's best run."""
+    by_data: dict[str, list[Artifact]] = {}
+    for run in runs:
+        if "val" in run.card.metrics:
+            by_data.setdefault(run.card.data.fingerprint, []).append(run)
+    for group in by_data.values():
+        ranked = sorted(group, key=lambda run: run.card.metrics["val"].accuracy, reverse=True)
+        best, data = ranked[0], ranked[0].card.data
+        line = (
+            f"Best model on {data.name} ({data.num_train:,} images for training, {data.num_val:,} "
+            f"for validation, {grouped(len(best.card.classes), 'class', 'classes')}): "
+            f"{best.path.name}, validation accuracy {score_cell(best.card.metrics['val'])}."
+        )
+        yield f"{line} {_against(best, ranked[1])}" if len(ranked) > 1 else line
+
+
+def _against(best: Artifact, second: Artifact) -> str:
+    """Compare two runs in a sentence."""
+    try:
+        ones, others = (read_predictions(run.path, run.card.classes) for run in (best, second))
+        return compare_runs(best, second, ones, others).sentence()
+    except ArtifactError as error:
+        return f"{best.path.name} and {second.path.name} cannot be compared: {error}."
+
+
+def _recommended(benches: Sequence[tuple[Path, BenchResult]]) -> Iterator[str]:
+    for _, bench in benches:
+        yield from (f"{line}." for line in bench.recommended()[:1])
+
+
+def _classified(jobs: Sequence[tuple[Path, JobFacts]]) -> Iterator[str]:
+    for path, job in jobs:
+        num_done = job.num_rows - job.num_failed
+        yield f"{path}: {num_done:,} of {grouped(job.num_rows, 'image')} classified."
+
+
+def _doubts(
+    runs: Sequence[Artifact],
+    exports: Sequence[Artifact],
+    benches: Sequence[tuple[Path, BenchResult]],
+    jobs: Sequence[tuple[Path, JobFacts]],
+) -> Iterator[str]:
+    """Yield what failed, and what may no longer hold."""
+    for run in runs:
+        if run.card.training.get("interrupted"):
+            yield f"The training of {run.path.name} was stopped early."
+    for path, job in jobs:
+        if job.num_failed:
+            yield f"{path}: {grouped(job.num_failed, 'image')} could not be classified; see below."
+    for path, bench in benches:
+        if not bench.complete:
+            yield f"{path} is incomplete: the benchmark was still running, or was stopped."
+        failed = sum(1 for row in bench.rows if row.status == "failed")
+        if failed:
+            yield f"{path}: {grouped(failed, 'candidate')} failed; see the notes below."
+        measured = path.stat().st_mtime
+        newer = [str(one.path) for one in exports if one.path.stat().st_mtime > measured]
+        if newer:
+            yield (
+                f"{path} is older than {', '.join(newer[:3])}"
+                f"{f' and {len(newer) - 3:,} more' if len(newer) > 3 else ''}; run tltools bench "
+                "again before you rely on it."
+            )
