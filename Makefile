@@ -2,6 +2,8 @@
 # make test       set everything up, check the code and run the tests
 # make check      lint, format, import rules, types, known vulnerabilities
 # make test-gpu   run the tests that need CUDA
+# make test-consumers  open the exports in OpenVINO, OpenCV, onnxruntime-web and plain PyTorch, and
+#                 compare (minutes); CONSUMERS='--runs runs/cnn' adds options
 # make benchmark  compare with other tools and with the limits (an hour); BENCHMARK=... adds
 #                 options, such as BENCHMARK='--images FOLDER --only limits'
 # make clean      remove what these targets made, except the environments
@@ -10,13 +12,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := $(VENV)-peers
+RUNTIMES := $(VENV)-consumers
+ONNXRUNTIME_WEB := 1.30.0
 TLTOOLS := $(abspath $(BIN)/tltools)
 # VGG16's weights for the demo: imagenet (torchvision downloads them), or a local file.
 WEIGHTS ?= imagenet
 WEIGHTS_PATH := $(if $(filter imagenet,$(WEIGHTS)),imagenet,$(abspath $(WEIGHTS)))
 CLASSES := non-emergency,emergency
 
-.PHONY: demo test check test-gpu benchmark clean
+.PHONY: demo test check test-gpu test-consumers benchmark clean
 .DELETE_ON_ERROR:
 
 # Reinstalled when a dependency changes.
@@ -71,6 +75,17 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 
 benchmark: $(VENV)/.installed $(PEERS)/.installed
 	$(PEERS)/bin/python benchmarks/run.py --python $(abspath $(BIN)/python) $(BENCHMARK)
+
+# Without tltools: what opens its exports there knows nothing of it. Node comes from PyPI too.
+$(RUNTIMES)/.installed: Makefile benchmarks/consumers.txt
+	$(PYTHON) -m venv $(RUNTIMES)
+	$(RUNTIMES)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/consumers.txt
+	PATH="$(abspath $(RUNTIMES)/bin):$$PATH" npm install --prefix $(RUNTIMES) --silent --no-audit \
+	  --no-fund --ignore-scripts onnxruntime-web@$(ONNXRUNTIME_WEB)
+	@touch $@
+
+test-consumers: $(VENV)/.installed $(RUNTIMES)/.installed
+	$(BIN)/python benchmarks/consumers.py --venv $(RUNTIMES) $(CONSUMERS)
 
 clean:
 	rm -rf demo runs sample build dist .pytest_cache .ruff_cache

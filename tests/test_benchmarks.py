@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -690,6 +691,117 @@ def test_a_tiny_run_of_loops_measures_the_fastest_beside_tltools(cnn_run, cnn_ex
     text = (output / "cores.md").read_text(encoding="utf-8")
     assert "times as fast as the best loop (loop: " in text
     assert "### What must hold" in (output / "gpu.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------- other runtimes
+
+
+LOGITS = np.array([[2.0, -1.0], [-3.0, 4.0], [0.5, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("factor", "difference", "precision", "fits"),
+    [
+        pytest.param(1, 9e-5, "fp32", True, id="within the absolute limit"),
+        pytest.param(1, 2e-4, "fp32", False, id="beyond it"),
+        pytest.param(1e4, 0.3, "fp32", True, id="within the limit for large logits"),
+        pytest.param(1e4, 0.5, "fp32", False, id="beyond that"),
+        pytest.param(1, 0.4, "fp16", True, id="fp16 may differ if labels are the same"),
+        pytest.param(1, -0.6, "fp16", False, id="a third of the labels changed"),
+        pytest.param(1, -0.6, "int8", False, id="in int8 too"),
+        pytest.param(1, np.nan, "int8", False, id="not a number"),
+    ],
+)
+def test_an_answer_is_held_to_the_limits_of_its_card(factor, difference, precision, fits):
+    import consumers
+
+    from tltools.export.parity import BARS
+
+    found = LOGITS * factor
+    found[2, 0] += difference  # the third image's label is the first class by 0.5
+    probs = np.full((3, 2), 0.5)
+    row = consumers.Row(consumers.CONSUMERS[0], f"ONNX {precision}")
+    expected = (LOGITS * factor, probs)
+    done = consumers.compared(row, (found, probs), expected, BARS[precision])
+    assert done.fits is fits
+    assert done.num_changed == (1 if difference == -0.6 else 0)
+    assert bool(consumers.problems([done])) is not fits
+    assert ("**more than" in done.cells()[-1]) is not fits
+
+
+def test_where_labels_alone_are_judged_the_limit_is_the_looser_of_two(cnn_exports):
+    import consumers
+
+    from tltools.artifacts import read_artifact
+
+    card = read_artifact(cnn_exports["onnx"].path).card
+    assert consumers.bar_of(card, labels_only=False).atol == 1e-4
+    assert consumers.bar_of(card, labels_only=False).min_top1_agreement == 1.0
+    assert consumers.bar_of(card, labels_only=True).atol is None
+    assert consumers.bar_of(card, labels_only=True).min_top1_agreement == 0.995
+    parity = msgspec.structs.replace(card.export.parity, min_top1_agreement=0.99)
+    int8 = msgspec.structs.replace(card, export=msgspec.structs.replace(card.export, parity=parity))
+    assert consumers.bar_of(int8, labels_only=True).min_top1_agreement == 0.99
+
+
+def test_outputs_of_another_shape_are_beyond_the_limits():
+    import consumers
+
+    from tltools.export.parity import BARS
+
+    row = consumers.Row(consumers.CONSUMERS[0], "ONNX fp32")
+    done = consumers.compared(row, (LOGITS.T,) * 2, (LOGITS,) * 2, BARS["fp32"])
+    assert not done.fits
+    assert done.cells()[-1] == "**more than outputs of (3, 2): (2, 3)**"
+
+
+def test_a_runtime_may_refuse_a_file_but_not_all_of_them():
+    import consumers
+
+    first, second = consumers.CONSUMERS[:2]
+    good = consumers.Row(first, "ONNX fp32", fits=True)
+    refused = consumers.Row(first, "ONNX int8", failure="no such operator")
+    absent = consumers.Row(second, "ONNX fp32", failure="it is not installed")
+    assert consumers.problems([good, refused]) == []
+    assert consumers.problems([good, absent]) == ["OpenVINO opens no file: it is not installed"]
+    assert refused.cells()[-1] == "cannot open it: no such operator"
+
+
+@pytest.fixture
+def comparison(cnn_run, cnn_exports, tmp_path):
+    """Of the small CNN's exports, in this environment, which has only two of the runtimes."""
+    import consumers
+
+    return consumers.Comparison(
+        cnn_run, cnn_run.parents[1] / "exports", Path(sys.prefix), tmp_path, count=9
+    )
+
+
+def test_runtimes_that_are_installed_agree_and_the_others_have_the_reason(comparison, monkeypatch):
+    import consumers
+
+    names = ("onnxruntime", "predict.py", "torchscript", "absent", "web")
+    chosen = [one for one in consumers.CONSUMERS if one.runtime in names]
+    absent = consumers.Consumer("a runtime", "absent", ".onnx")
+    monkeypatch.setattr(consumers, "CONSUMERS", (*chosen, absent))
+    rows = {row.consumer.runtime: row for row in comparison.rows()}
+    assert set(rows) == set(names)
+    for name in ("onnxruntime", "predict.py", "torchscript"):
+        assert rows[name].failure == ""
+        assert rows[name].fits
+        assert (rows[name].num_changed, rows[name].num_images) == (0, len(comparison.paths))
+    assert rows["absent"].failure == "KeyError: 'absent'"
+    assert "node" in rows["web"].failure
+
+
+def test_what_opens_a_file_cannot_import_tltools(comparison, tmp_path):
+    import consumers
+    from asking import MeasurementError
+
+    (tmp_path / "predict.py").write_text("import tltools\n", encoding="utf-8")
+    (program,) = (one for one in consumers.CONSUMERS if one.runtime == "predict.py")
+    with pytest.raises(MeasurementError, match="import of tltools halted"):
+        comparison.ask(program, tmp_path)
 
 
 def test_only_measured_blocks_are_replaced_in_the_readme(results, tmp_path, monkeypatch):
