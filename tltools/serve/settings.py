@@ -30,7 +30,7 @@ def check_packages() -> None:
     """
     missing = [name for module, name in PACKAGES.items() if find_spec(module) is None]
     if missing:
-        raise ConfigError(f"serve needs {' and '.join(missing)}: {pip_install('serve')}")
+        raise ConfigError(f"serve needs {', '.join(missing)}: {pip_install('serve')}")
 
 
 @dataclass(frozen=True)
