@@ -482,6 +482,10 @@ def test_labels_that_may_be_wrong_are_shown(two_runs):
         ("5.png", "dark", "bright"),
     ]
     assert ("Run second", "Labels that may be wrong") not in galleries
+    page = page_of(Section("Doubts", [galleries["Run first", "Labels that may be wrong"]]))
+    assert "labeled bright seen as dark , 98.0 %" in page.text
+    # The label may be a mistake, and the prediction is none.
+    assert not [value for _, value in page.attributes if value.startswith("verdict")]
     assert "Cross-validation on 2 folds of 46 images: accuracy 95.7 %" in page_of(section).text
     (two_runs[0] / "folds.csv").write_text("path,class\n")
     page = page_of(training_section([read_artifact(two_runs[0])]))

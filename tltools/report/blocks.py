@@ -54,11 +54,13 @@ class Tile:
     confidence: float | None = None
     """In [0, 1]."""
     split: str = ""
+    is_label_in_doubt: bool = False
+    """Whether the prediction speaks against the label in `true`, and not the other way round."""
 
     @property
     def is_wrong(self) -> bool | None:
-        """Whether the prediction is wrong; None if a label is missing."""
-        if self.true is None or self.predicted is None:
+        """Whether the prediction is wrong; None if a label is missing or in doubt."""
+        if self.true is None or self.predicted is None or self.is_label_in_doubt:
             return None
         return self.true != self.predicted
 

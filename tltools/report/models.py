@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -188,7 +189,10 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
     )
     yield Gallery(
         "Labels that may be wrong",
-        tuple(_tiles(held_out, classes, run.card.preprocessing.resize)),
+        tuple(
+            replace(tile, is_label_in_doubt=True)
+            for tile in _tiles(held_out, classes, run.card.preprocessing.resize)
+        ),
         f"{len(shown):,} of {grouped(len(suspects), 'image')} that models trained without them "
         "assign to another class with confidence, most suspicious first.",
     )
