@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -388,7 +389,19 @@ def test_an_output_that_cannot_be_uploaded_is_kept(root, rows, onnx_path, tmp_pa
     assert f"Resuming after {NUM_IMAGES + 2} rows" in again.err
 
 
-def test_remote_shards_are_merged(place, rows, onnx_path, tmp_path):
+def limited_python(folder: Path, *, num_bytes: int) -> Path:
+    """Write a Python whose files cannot become larger than this."""
+    script = folder / "limited"
+    script.write_text(
+        f"#!{sys.executable}\nimport os, resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_remote_shards_are_merged(place, rows, onnx_path, tmp_path, monkeypatch):
     for index in (1, 2):
         done = run(
             place,
@@ -401,6 +414,11 @@ def test_remote_shards_are_merged(place, rows, onnx_path, tmp_path):
     missing = run(place, "merge", shards[1], "-o", "a.csv", cwd=tmp_path)
     assert missing.code == 1
     assert "1/2" in missing.err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(limited_python(tmp_path, num_bytes=500)))
+        full = run(place, "merge", *shards, "-o", "a.csv", cwd=tmp_path)
+    assert full.code == 1
+    assert re.search(rf"^error: cannot copy {shards[0]} to /\S+: File too large; free", full.err)
     done = run(place, "merge", *shards, "-o", "a.csv", cwd=tmp_path)
     assert done.code == 0, done.err
     assert (tmp_path / "a.csv").read_bytes() == rows

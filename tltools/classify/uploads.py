@@ -7,13 +7,14 @@ complete file or not at all.
 from contextlib import suppress
 from pathlib import Path
 
+from tltools.atomic import NO_ROOM
 from tltools.classify.identity import Complete
 from tltools.classify.shard_record import shard_record_path
 from tltools.classify.unfinished import exists_already
 from tltools.data.copies import cache_folder
 from tltools.data.location import Url
 from tltools.data.remote import Remote
-from tltools.errors import ConfigError, DataError, UnreachableError
+from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
 from tltools.progress import Progress
 
 
@@ -105,6 +106,7 @@ def fetch_shard(url: Url, folder: Path) -> Path:
 
     Raises:
         DataError: If one of them is missing.
+        TltoolsError: If there is no space for them.
         UnreachableError: If the server cannot be reached.
     """
     remote = Remote(url)
@@ -115,6 +117,11 @@ def fetch_shard(url: Url, folder: Path) -> Path:
         try:
             remote.download(one, local)
         except OSError as error:
+            if error.errno in NO_ROOM:  # here, and not on the server
+                raise TltoolsError(
+                    f"cannot copy {one} to {folder.parent}: {error.strerror}; free some disk space "
+                    "there, or set TMPDIR to a folder with more"
+                ) from error
             raise DataError(
                 f"cannot read {one}: {error}; name the output of a shard, with its record beside it"
             ) from error
