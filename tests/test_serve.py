@@ -15,7 +15,8 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +60,23 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+def set_signals(ignored: Sequence[int]) -> None:
+    """Ignore these; below nohup, and in a script's background, others are inherited as ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+
 class Server:
     """A running `tltools serve`."""
 
-    def __init__(self, model: Path, site: Path, *options: object, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        model: Path,
+        site: Path,
+        *options: object,
+        host: str = "127.0.0.1",
+        ignored: Sequence[int] = (),
+    ) -> None:
         words = ["serve", str(model), "--port", "0", "--device", "cpu", "--json", *options]
         paths = [str(site), str(Path(__file__).parents[1]), *filter(None, sys.path)]
         self.process = subprocess.Popen(
@@ -71,6 +85,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            preexec_fn=partial(set_signals, ignored),
         )
         text = ""
         while not text.endswith("\n}\n"):
@@ -135,8 +150,8 @@ def start(onnx_path, tmp_path_factory) -> Iterator[Callable[..., Server]]:
     (site / "sitecustomize.py").write_text(DANGEROUS)
     started: list[Server] = []
 
-    def one(*options: object, model: Path = onnx_path) -> Server:
-        started.append(Server(model, site, "--workers", 2, *options))
+    def one(*options: object, model: Path = onnx_path, ignored: Sequence[int] = ()) -> Server:
+        started.append(Server(model, site, "--workers", 2, *options, ignored=ignored))
         return started[-1]
 
     yield one
@@ -582,6 +597,15 @@ def test_a_stop_signal_under_load_loses_no_accepted_request(start, red, number):
     assert code == 128 + number
     assert ("stopped by Ctrl-C" in err) == (number == signal.SIGINT)
     assert not [pid for pid in below if is_alive(pid)]
+
+
+@linux
+def test_an_ignored_signal_does_not_stop_the_service(start, red):
+    server = start(ignored=[signal.SIGINT, signal.SIGHUP])
+    for number in (signal.SIGINT, signal.SIGHUP):
+        server.process.send_signal(number)
+        assert server.classify(red).status == 200
+    assert server.stop()[0] == 128 + signal.SIGTERM
 
 
 @linux

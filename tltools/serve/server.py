@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import HANDLED_SIGNALS
 
 from tltools.classify import Prediction
 from tltools.classify.opening import open_where_best
@@ -252,6 +253,15 @@ class _Server(uvicorn.Server):
         """Accept connections."""
         await super().startup(sockets)
         self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at signals as uvicorn does, but not at ignored ones, such as a script's `&` has."""
+        ignored = [one for one in HANDLED_SIGNALS if signal.getsignal(one) is signal.SIG_IGN]
+        with super().capture_signals():
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+            yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, answer what has been sent on open ones, and close them."""
