@@ -55,7 +55,7 @@ class Tile:
     """In [0, 1]."""
     split: str = ""
     is_label_in_doubt: bool = False
-    """Whether the prediction speaks against the label in `true`, and not the other way round."""
+    """Whether the label in `true` may be the mistake, and not the prediction."""
 
     @property
     def is_wrong(self) -> bool | None:

@@ -109,18 +109,11 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
     card, name = run.card, run.path.name
     blocks: list[Block] = [Text(tuple(_run_facts(card)), tone="quiet")]
     charts: list[Chart] = []
-    history = _or_problem(read_history, run.path)
+    history = _history(run)
     if isinstance(history, Text):
         blocks.append(history)
     else:
-        kept = card.training.get("kept_epoch")
-        charts.append(
-            history_chart(
-                history,
-                kept=kept if isinstance(kept, int) else None,
-                title=f"Loss and accuracy of {name}",
-            )
-        )
+        charts.append(history)
     for split in (split for split in ("val", "test") if split in predictions):
         words = "validation" if split == "val" else "test"
         matrix = _matrix(predictions[split], len(card.classes))
@@ -158,6 +151,19 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
             )
         )
     return Section(f"Run {name}", [*blocks, *_cross_validation(run)])
+
+
+def _history(run: Artifact) -> Chart | Text:
+    """Draw the run's history, or say what is wrong with it."""
+    history = _or_problem(read_history, run.path)
+    if isinstance(history, Text):
+        return history
+    kept = run.card.training.get("kept_epoch")
+    return history_chart(
+        history,
+        kept=kept if isinstance(kept, int) else None,
+        title=f"Loss and accuracy of {run.path.name}",
+    )
 
 
 def _cross_validation(run: Artifact) -> Iterator[Block]:
