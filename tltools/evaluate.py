@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,14 +101,14 @@ class Evaluation:
                 "correct": self.score.correct,
                 "total": self.score.total,
             },
-            "roc_auc": asdict(self.roc_auc),
+            "roc_auc": msgspec.structs.asdict(self.roc_auc),
             "calibration": {
                 "temperature": self.temperature,
                 "ece": self.reliability.ece,
                 "ece_uncalibrated": self.ece_uncalibrated,
             },
             "classes": list(self.classes),
-            "per_class": [asdict(row) for row in self.per_class],
+            "per_class": [msgspec.structs.asdict(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),
             "seconds": self.seconds,
         }

@@ -1,8 +1,8 @@
 """Score predicted against true classes, using scikit-learn and SciPy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +17,7 @@ NUM_BINS = 15
 Neural Networks (2017)."""
 
 
-@dataclass(frozen=True)
-class ClassScore:
+class ClassScore(msgspec.Struct, frozen=True):
     """Precision, recall and F1 of one class."""
 
     name: str
@@ -32,8 +31,7 @@ class ClassScore:
     """Number of images of the class."""
 
 
-@dataclass(frozen=True)
-class RocAuc:
+class RocAuc(msgspec.Struct, frozen=True):
     """Area under the ROC curve, or why it is undefined."""
 
     value: float | None
@@ -68,8 +66,7 @@ def interval(correct: int, total: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-@dataclass(frozen=True)
-class McNemar:
+class McNemar(msgspec.Struct, frozen=True):
     """Whether two models differ significantly on the same images."""
 
     only_first: int
@@ -203,8 +200,7 @@ def roc_auc(probs: NDArray[np.float64], target: NDArray[np.int64]) -> RocAuc:
     return RocAuc(float(np.mean(values)), note)
 
 
-@dataclass(frozen=True, eq=False)
-class Reliability:
+class Reliability(msgspec.Struct, frozen=True, eq=False):
     """Accuracy by confidence: the bins of a reliability diagram, and the calibration error."""
 
     edges: NDArray[np.float64]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self
@@ -90,8 +90,7 @@ class RemoteObject:
         return Content, (Content.of(_read_now(self.read)).read, True)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """The pixels of an image that needs no decoding."""
 
     pixels: "NDArray[np.uint8] | DataError"

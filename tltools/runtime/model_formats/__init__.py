@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tltools.errors import ArtifactError, ConfigError
 
@@ -99,8 +99,7 @@ class Trained(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
+class Written(NamedTuple):
     """How a file was written, as recorded in its card."""
 
     opset: int | None = None
