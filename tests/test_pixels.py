@@ -389,6 +389,12 @@ def test_heic_is_called_heic_where_its_reader_is_missing(brand, monkeypatch):
     assert_refused(data, r'but HEIC; install its reader \(pip install "pi-heif')
 
 
+def test_damaged_heic_is_called_heic():
+    pytest.importorskip("pi_heif")
+    data = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(400)
+    assert_refused(data, "its HEIC is damaged: ")
+
+
 def test_heic_is_read_where_its_reader_is_installed():
     heif = pytest.importorskip("pillow_heif", reason="needs an HEVC encoder")
     pytest.importorskip("pi_heif")

@@ -151,7 +151,10 @@ def _open_iso_media(data: bytes, file: io.BytesIO) -> ImageFile:
                 f"{_UNKNOWN}, but HEIC; install its reader ({_install_heic()}), or "
                 "convert it to JPEG"
             ) from error
-        return heif.HeifImageFile(file)
+        try:
+            return heif.HeifImageFile(file)
+        except (SyntaxError, ValueError, RuntimeError, EOFError) as error:
+            raise OSError(f"its HEIC is damaged: {error}") from error  # whatever its name says
     if not brands & (_AVIF | _EITHER):
         raise RefusedError(f"{_UNKNOWN}{name_of_unsupported(data)}")
     if size := coded_size(data):
