@@ -23,10 +23,12 @@ from tltools.run_folder import (
     CURVES,
     FOLDS,
     HISTORY,
+    MLFLOW_RUN,
     PLAN,
     PREDICTIONS,
     SPLIT,
     STATE,
+    TENSORBOARD,
     RunPredictions,
     load_card,
     read_predictions,
@@ -37,10 +39,10 @@ from tltools.wording import did_you_mean, grouped
 
 OWN_FILES = frozenset(
     {CARD, PLAN, SPLIT, HISTORY, PREDICTIONS, FOLDS, CHECKPOINT, STATE, CURVES, CONFUSION}
-    | {"mlflow.txt"}
+    | {MLFLOW_RUN}
 )
 """Files that training writes into a run's folder."""
-OWN_FOLDERS = frozenset({"tensorboard"})
+OWN_FOLDERS = frozenset({TENSORBOARD})
 """Folders that training writes into a run's folder."""
 _LAST = (SPLIT, PLAN, CARD)
 """Deleted after the other files: they show that a folder is a run, should deletion be stopped."""
@@ -136,8 +138,7 @@ def _exports_of(
 
 def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
     """Describe one run."""
-    size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-    common: dict[str, Any] = {"path": folder, "num_bytes": size}
+    common: dict[str, Any] = {"path": folder, "num_bytes": _size(folder)}
     if not (folder / CARD).is_file():
         return RunFacts(**common, **_planned(folder), val=None, exports=(), older_exports=())
     try:

@@ -185,13 +185,13 @@ def _write_files(result: "Evaluation", folder: Path, *, title: str, only_mistake
     from tltools.atomic import write_text
     from tltools.data.folders import make_output_folder
     from tltools.plots import plot_confusion
-    from tltools.run_folder import PREDICTIONS, write_scored
+    from tltools.run_folder import CONFUSION, PREDICTIONS, write_scored
 
     make_output_folder(folder)
     write_text(folder / "evaluation.json", result.to_json() + "\n")
     name = "mistakes.csv" if only_mistakes else PREDICTIONS
     write_scored(folder / name, result.classes, result.predictions(), only_mistakes=only_mistakes)
-    plot_confusion(result.confusion, result.classes, folder / "confusion_matrix.png", title=title)
+    plot_confusion(result.confusion, result.classes, folder / CONFUSION, title=title)
     return name
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tltools.cli.show import minute
 from tltools.wording import counted
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _print_runs(run_dir: Path, runs: "list[RunFacts]") -> None:
                 run.model or "?",
                 run.data or "?",
                 _accuracy(run),
-                run.created[:16].replace("T", " "),
+                minute(run.created),
                 f"{run.num_bytes / 1e6:.1f}",
                 _exported(run),
             )

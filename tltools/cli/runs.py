@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.cli.command import Out, command
-from tltools.cli.show import score_text
+from tltools.cli.show import minute, score_text
 from tltools.errors import ConfigError
 from tltools.wording import counted, grouped
 
@@ -114,9 +114,7 @@ def _print_comparison(
         )
     ]
     rows.append(("temperature", *(f"{one.card.temperature:.2f}" for one in (first, second))))
-    rows.append(
-        ("made (UTC)", *(one.card.created[:16].replace("T", " ") for one in (first, second)))
-    )
+    rows.append(("made (UTC)", *(minute(one.card.created) for one in (first, second))))
     print_table("Figures", ("", *names), rows)
     print_table(
         "Settings that differ",

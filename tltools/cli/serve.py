@@ -156,6 +156,8 @@ def _serve(settings: "ServeSettings", out: Out, launcher: "Launcher | None") -> 
 
 
 def _tell_ready(ready: "Serving", out: Out) -> None:
+    from tltools.runtime.device import tell_device
+
     predictor = ready.predictor
     facts = {
         "url": ready.url,
@@ -164,7 +166,7 @@ def _tell_ready(ready: "Serving", out: Out) -> None:
         "provider": predictor.provider,
         "plan": ready.plan,
     }
-    out.progress.detail(f"Device: {predictor.device} ({predictor.choice.reason})")
+    tell_device(predictor.choice, out.progress)
     out.progress.detail(f"Plan: {ready.plan}")
     out.result(facts, lambda: typer.echo(f"Serving {ready.model} at {ready.url}"))
     out.progress.say("Ctrl-C stops the service")

@@ -35,6 +35,11 @@ def choose_export(progress: "Progress") -> Path:
     return best.path
 
 
+def minute(created: str) -> str:
+    """Shorten an ISO 8601 time to `2026-11-26 12:30`."""
+    return created[:16].replace("T", " ")
+
+
 def tell_findings(dataset: "Dataset", progress: "Progress") -> None:
     """Print how labeled images were read, and the findings of their audit."""
     progress.say(f"Labels: {dataset.reading}")

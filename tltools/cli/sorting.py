@@ -104,7 +104,7 @@ def undo_sorts(folders: "Sequence[Location]", given: Mapping[str, Any], out: "Ou
 
     others = sorted(given.keys() - _WITH_UNDO)
     if others:
-        raise ConfigError(f"--undo-sort takes no other options; leave out {_option(others[0])}")
+        raise ConfigError(f"--undo-sort takes no other options; leave out `{others[0]}=`")
     undone = [undo_sort(Path(str(folder)), progress=out.progress) for folder in folders]
     for one in undone:
         for reason in one.kept:
@@ -113,7 +113,3 @@ def undo_sorts(folders: "Sequence[Location]", given: Mapping[str, Any], out: "Ou
     out.result(undone)
     if any(one.kept for one in undone):
         raise typer.Exit(1)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

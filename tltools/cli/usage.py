@@ -34,7 +34,7 @@ def _command(context: Any) -> str:
 def _text(error: Any, context: Any) -> str:
     """Return the message with a suggestion."""
     if (unknown := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
-        known = [name for one in context.command.params for name in one.opts if context]
+        known = [name for one in context.command.params for name in one.opts]
         return f"no such option {unknown};{did_you_mean(unknown, known)}".rstrip(";")
     text = re.sub(r"\s+", " ", error.format_message())
     text = text.replace("is not a valid int", "is not a whole number")

@@ -435,7 +435,7 @@ def evaluation_section(
         tone="quiet",
     )
     if result is not None:
-        predictions = _predictions_of(result)
+        predictions = result.predictions()
         charts.append(
             _reliability(
                 predictions.probs,
@@ -481,11 +481,6 @@ def _class_table(scores: Sequence[ClassScore]) -> Table:
             for row in scores
         ),
     )
-
-
-def _predictions_of(result: "Evaluation") -> RunPredictions:
-    probs = softmax(result.logits, temperature=result.temperature)
-    return RunPredictions(result.paths, result.targets, probs)
 
 
 def _share(value: float | None) -> str:

@@ -8,8 +8,7 @@ from tltools.bench import BenchResult
 from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text, score_cell
 from tltools.report.jobs import JobFacts
-from tltools.run_folder import read_predictions
-from tltools.runs import compare_runs
+from tltools.runs import read_and_compare
 from tltools.wording import grouped
 
 
@@ -57,8 +56,7 @@ def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
 def _against(best: Artifact, second: Artifact) -> str:
     """Compare two runs in a sentence."""
     try:
-        ones, others = (read_predictions(run.path, run.card.classes) for run in (best, second))
-        return compare_runs(best, second, ones, others).sentence()
+        return read_and_compare(best, second).sentence()
     except ArtifactError as error:
         return f"{best.path.name} and {second.path.name} cannot be compared: {error}."
 

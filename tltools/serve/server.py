@@ -21,8 +21,8 @@ from uvicorn.server import HANDLED_SIGNALS
 from tltools.classify import Prediction
 from tltools.classify.opening import open_where_best
 from tltools.classify.predict import check_min_confidence, predictions
-from tltools.errors import ConfigError
-from tltools.processes import Launcher
+from tltools.errors import ConfigError, cause_of
+from tltools.processes import STOPS, Launcher
 from tltools.runtime import Plan, Predictor
 from tltools.runtime.live import LiveRunner, LiveSettings
 from tltools.serve.app import Service
@@ -70,7 +70,7 @@ def serve(
     on_ready: Callable[[Serving], None],
     on_end: Callable[[Served], None],
 ) -> None:
-    """Serve a model until SIGINT or SIGTERM; then finish what has begun, and act on the signal.
+    """Serve a model until a stop signal; then finish what has begun, and act on the signal.
 
     Args:
         settings: What to serve, and where.
@@ -187,9 +187,8 @@ def _no_address(host: str, port: int, error: Exception) -> ConfigError:
         )
     if isinstance(error, PermissionError):
         return ConfigError(f"port {port} is reserved for root; choose one above 1023 with `port=`")
-    reason = error.strerror if isinstance(error, OSError) else None
     return ConfigError(
-        f"cannot listen on {host}, port {port}: {reason or error}; choose an address of this "
+        f"cannot listen on {host}, port {port}: {cause_of(error)}; choose an address of this "
         "machine with `host=`"
     )
 
@@ -256,12 +255,17 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at signals as uvicorn does, but not at ignored ones, such as a script's `&` has."""
-        ignored = [one for one in HANDLED_SIGNALS if signal.getsignal(one) is signal.SIG_IGN]
-        with super().capture_signals():
-            for number in ignored:
-                signal.signal(number, signal.SIG_IGN)
-            yield
+        """Stop at SIGHUP too, but not at signals that are ignored, as below nohup."""
+        before = {number: signal.getsignal(number) for number in {*HANDLED_SIGNALS, *STOPS}}
+        with super().capture_signals():  # which acts on the signals once the server has ended
+            try:
+                for number, handler in before.items():
+                    is_ignored = handler is signal.SIG_IGN
+                    signal.signal(number, handler if is_ignored else self.handle_exit)
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, answer what has been sent on open ones, and close them."""
@@ -297,8 +301,7 @@ def _run(
         timeout_graceful_shutdown=STOP_S,
     )
     server = _Server(config, front, on_ready)
-    with _hangup_stops(server):
-        server.run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 def _max_connections() -> int:
@@ -308,26 +311,3 @@ def _max_connections() -> int:
     if allowed == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
     return max(1, min(MAX_CONNECTIONS, allowed - SPARE_FILES))
-
-
-@contextmanager
-def _hangup_stops(server: uvicorn.Server) -> Iterator[None]:
-    """Let SIGHUP end a server as SIGTERM does, which uvicorn sees to by itself."""
-    number = getattr(signal, "SIGHUP", None)
-    before = None if number is None else signal.getsignal(number)
-    if number is None or before is signal.SIG_IGN:
-        yield
-        return
-    is_hung_up = False
-
-    def hang_up(_number: int, _frame: Any) -> None:
-        nonlocal is_hung_up
-        is_hung_up = server.should_exit = True
-
-    signal.signal(number, hang_up)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-    if is_hung_up:
-        signal.raise_signal(number)

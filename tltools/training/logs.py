@@ -21,6 +21,15 @@ from tltools.card import Card
 from tltools.errors import ConfigError, first_line
 from tltools.packages import pip_install
 from tltools.progress import Progress
+from tltools.run_folder import (
+    CARD,
+    CONFUSION,
+    CURVES,
+    HISTORY,
+    MLFLOW_RUN,
+    PREDICTIONS,
+    TENSORBOARD,
+)
 from tltools.training.fit import EpochStats
 
 if TYPE_CHECKING:
@@ -30,13 +39,9 @@ if TYPE_CHECKING:
 LogName = Literal["tensorboard", "mlflow"]
 Status = Literal["finished", "interrupted", "failed"]
 
-TENSORBOARD = "tensorboard"
-"""Folder inside the run folder."""
 MLFLOW_DB = "mlflow.db"
 MLFLOW_ARTIFACTS = "mlartifacts"
 """Next to the run folders, which share the store."""
-MLFLOW_RUN = "mlflow.txt"
-"""File in the run folder that holds MLflow's ID of the run."""
 EXPERIMENT = "tltools"
 _PACKAGES = {
     "tensorboard": ("tensorboard",),
@@ -47,7 +52,7 @@ _HOW_TO_WATCH = {
     "mlflow": f"Watch: mlflow ui --backend-store-uri sqlite:///{{runs}}/{MLFLOW_DB} (needs the "
     "full mlflow package)",
 }
-_FILES = ("card.json", "history.csv", "predictions.csv", "curves.png", "confusion_matrix.png")
+_FILES = (CARD, HISTORY, PREDICTIONS, CURVES, CONFUSION)
 """Files of the run that are copied to MLflow if they exist."""
 _FINAL = ".final"
 """Suffix of a finished training's last event file; resuming the training replaces it."""

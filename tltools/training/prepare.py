@@ -141,11 +141,10 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
         TltoolsError: If nothing can be written to the folder of the runs or of the cache.
     """
     check_writable(setup.run_dir)
-    pretrained = [config.backbone.pretrained is not None for config in configs]
-    for config, needs_weights in list(zip(configs, pretrained, strict=True))[1:]:
-        if needs_weights:  # the first model loads its own before anything else
+    for config in configs[1:]:  # the first model loads its own before anything else
+        if config.backbone.pretrained is not None:
             _load_pretrained(dataset, config, setup, torch.device("cpu"), SILENT)
-    if any(pretrained):
+    if any(config.backbone.pretrained is not None for config in configs):
         try:
             check_writable(setup.cache_dir or default_cache_dir())
         except TltoolsError as error:
