@@ -12,12 +12,14 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 from conftest import COLORS, Recorder, run_tltools, save_image
+from msgspec import structs
 
 from tltools.classify import Job, run_job
 from tltools.classify.identity import JobIdentity, PartsRecord
 from tltools.classify.listing import NamesDigest
 from tltools.classify.tally import Tally
 from tltools.data.folders import make_output_folder
+from tltools.decisions import ClassThreshold
 from tltools.errors import ConfigError, DataError, DeviceError, TltoolsError
 from tltools.progress import SILENT
 from tltools.ray import actor as actor_module
@@ -172,6 +174,13 @@ def test_a_part_is_not_retried_forever(actor, images, tmp_path):
         f"part 0 has crashed {actor_module.MAX_DEATHS + 1} workers, and none of its images"
         in message
     )
+
+
+def test_a_part_is_labeled_by_the_threshold_of_its_record(actor, images, tmp_path):
+    record = structs.replace(actor._settings.record, threshold=ClassThreshold("green", 0.0))
+    actor._settings = structs.replace(actor._settings, record=record)
+    task = next(part_tasks([images], SIZE, frozenset()))
+    assert list(actor._run(task))[-1].counts == {"green": SIZE}
 
 
 def test_a_part_that_cannot_be_written_ends_the_job(actor, images, tmp_path):
@@ -358,6 +367,7 @@ def test_a_stopped_job_resumes_with_the_missing_parts(
         ({"part_size": 16}, "started with `part_size=8`"),
         ({"part_format": "parquet", "spreadsheet": False}, "`part_format=csv`"),
         ({"min_confidence": 0.5}, "started without `min_confidence=`"),
+        ({"threshold": ClassThreshold("red", 0.5)}, "started without `threshold=`"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_ray_job(RayJob(onnx_path, [wild], output, **options | changes))

@@ -26,6 +26,8 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "classify": ("classify",),
     "classify/merge": ("merge",),
     "classify/predict": ("classify", "serve"),
+    "classify/threshold": ("classify", "serve", "evaluate"),
+    "curves": ("evaluate",),
     "data/class_folders": READING,
     "data/columns": READING,
     "data/dataset": READING,
@@ -33,6 +35,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "data/remote": ("classify", "merge"),
     "data/split": ("train",),
     "data/tar": ("classify",),
+    "decisions": ("classify", "serve", "evaluate"),
     "doctor": ("doctor",),
     "evaluate": ("evaluate", "bench"),
     "explain": ("explain",),
@@ -50,6 +53,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "runtime/pipeline": ("train", "evaluate", "classify", "serve"),
     "runtime/workers": ("classify", "serve"),
     "serve": ("serve",),
+    "thresholds": ("evaluate",),
     "training": ("train",),
     **{f"cli/{name}": (name,) for name in COMMANDS},
     "cli/options": ("train", "evaluate", "classify"),
@@ -57,6 +61,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "cli/model_card": ("inspect",),
     "cli/resume": ("train",),
     "cli/sorting": ("classify",),
+    "cli/thresholds": ("evaluate",),
     "cli/show": ("train", "evaluate", "classify", "bench"),
 }
 """The commands that print the messages of a module, by the longest prefix of its path."""

@@ -43,6 +43,7 @@ from tltools.classify.output_formats import parquet as parquet_module
 from tltools.classify.output_formats.csv_rows import read_csv
 from tltools.classify.shards import Shard
 from tltools.classify.unfinished import UnfinishedOutput
+from tltools.decisions import ClassThreshold
 from tltools.errors import ConfigError, TltoolsError
 from tltools.progress import Silent
 from tltools.runtime import Plan, load_predictor
@@ -431,6 +432,8 @@ def test_resuming_with_another_option_is_refused(stopped, onnx_path, images):
     assert_refused("it was started without `spreadsheet=True`", *args, spreadsheet=True)
     assert_refused("it was started with `batch_size=1`", *args, batch_size=2)
     assert_refused("it was started without `min_confidence=`", *args, min_confidence=0.5)
+    threshold = ClassThreshold("red", 0.5)
+    assert_refused("it was started without `threshold=`", *args, threshold=threshold)
 
 
 def test_resuming_with_another_version_is_refused(stopped, onnx_path, images, tmp_path):
@@ -494,16 +497,18 @@ def test_all_differences_are_listed_in_a_fixed_order():
         model="a.onnx", model_sha256="0", inputs=("/a",), classes=("x", "y"), size=32,
         resize="squash", device="cuda", provider="C", plan="ahead", batch_size=4,
         spreadsheet=True, min_confidence=0.25, overwrite=False, shard=Shard(1, 2), tf32=True,
+        threshold=ClassThreshold("x", 0.75),
     )  # fmt: skip
     now = {
-        "shard": None, "tf32": False, "min_confidence": None, "spreadsheet": False,
-        "batch_size": 8, "device": "cpu", "provider": "P", "inputs": ("/b",),
+        "shard": None, "tf32": False, "min_confidence": None, "threshold": None,
+        "spreadsheet": False, "batch_size": 8, "device": "cpu", "provider": "P", "inputs": ("/b",),
     }  # fmt: skip
     assert differences(record, now) == (
         "it was started with different inputs (/a); "
         "it was started on cuda (C), but this job runs on cpu (P); "
         "it was started with `batch_size=4`; it was started with `spreadsheet=True`; "
-        "it was started with `min_confidence=0.25`; it was started with `tf32=True`; "
+        "it was started with `min_confidence=0.25`; "
+        "it was started with `threshold=0.75` and `class_name=x`; it was started with `tf32=True`; "
         "it was started with `shard=1/2`"
     )
     assert differences(record, {"shard": Shard(1, 2), "tf32": True}) is None

@@ -190,6 +190,13 @@ def test_an_answer_is_the_row_that_classify_writes(server, onnx_path, images, tm
         assert server.send({row["path"]: files[row["path"]]}).json() == row
 
 
+def test_a_threshold_of_a_class_is_applied(start, red):
+    never = start("--threshold", 1, "--class", "red")
+    row = never.classify(red).json()
+    assert row["label"] == "blue"
+    assert row["confidence"] == row["probabilities"]["blue"] < row["probabilities"]["red"]
+
+
 def test_a_model_that_needs_all_cores_answers_the_same(start, server, torchscript_path, images):
     paths = sorted(images.rglob("*.png"))[::5]
     ahead = start("--threads", 2, "--batch-size", 4)

@@ -19,6 +19,7 @@ from tltools.classify.listing import ShardListing
 from tltools.classify.shard_record import ShardRecord, shard_record_path
 from tltools.classify.shards import SHARD_BLOCK
 from tltools.classify.unfinished import UnfinishedOutput
+from tltools.decisions import ClassThreshold
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.pipeline import CPU_BATCH
 
@@ -213,10 +214,11 @@ def test_shards_of_different_splits_are_refused(copies, folder, onnx_path, tmp_p
     [
         ({"spreadsheet": True}, "has a different `spreadsheet=` than"),
         ({"min_confidence": 0.5}, "has a different `min_confidence=` than"),
+        ({"threshold": ClassThreshold("red", 0.5)}, "has a different `threshold=` than"),
         ({"batch_size": 2}, "has a different `batch_size=` than"),
         ({"threads": 2}, "ran with a different plan (`threads=1` forces the same one) than"),
     ],
-    ids=["spreadsheet", "min-confidence", "batch-size", "plan"],
+    ids=["spreadsheet", "min-confidence", "threshold", "batch-size", "plan"],
 )
 def test_shards_with_other_options_are_refused(
     options, reason, copies, folder, onnx_path, tmp_path

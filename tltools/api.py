@@ -11,6 +11,7 @@ from PIL import Image
 
 from tltools.card import Card
 from tltools.classify import Prediction, classify
+from tltools.classify.threshold import ThresholdChoice, resolve_threshold
 from tltools.data.image_ref import Content, Decoded, ImageRef
 from tltools.data.images import fit_image
 from tltools.errors import ConfigError, DataError
@@ -48,7 +49,12 @@ class ImagePredictor:
         return self._model.device
 
     def predict(
-        self, images: Iterable[AnyImage], *, min_confidence: float | None = None
+        self,
+        images: Iterable[AnyImage],
+        *,
+        min_confidence: float | None = None,
+        threshold: ThresholdChoice | None = None,
+        class_name: str | None = None,
     ) -> list[Prediction]:
         """Classify images; safe to call from several threads at once.
 
@@ -61,6 +67,10 @@ class ImagePredictor:
                 image, or an array (H, W, 3), uint8, RGB. Forms may be mixed.
             min_confidence: What is less likely than that, in [0, 1], is labeled `uncertain`;
                 None: every image gets a class.
+            threshold: An image gets the class `class_name` if its probability is at least that, in
+                [0, 1], and else the most probable other class. `auto` takes the threshold that the
+                export's card has; None: every image gets its most probable class.
+            class_name: The class of the threshold; None: the second of two classes.
 
         Returns:
             One prediction for each image, in order. An image that cannot be read has its
@@ -68,7 +78,8 @@ class ImagePredictor:
             or the image's number in the call, from 0.
 
         Raises:
-            ConfigError: If `min_confidence` is not in [0, 1].
+            ConfigError: If `min_confidence` or `threshold` is not in [0, 1], the export has no
+                such class, or its card no threshold.
             DeviceError: If the device fails, for lack of memory for instance.
             TypeError: If `images` is one image and no list, or holds something else.
             ValueError: If an array's type or shape is none of an image.
@@ -77,10 +88,13 @@ class ImagePredictor:
             raise TypeError("predict takes several images: write predict([image])")
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise ConfigError(f"min_confidence must be in [0, 1], got {min_confidence}")
+        applied = resolve_threshold(
+            self.card, threshold, class_name=class_name, min_confidence=min_confidence
+        )
         workers = self._plan.workers
         # Decoded images are resized in threads, so that no pixels go to another process.
         prepared = ordered_map(self._prepare, enumerate(images), workers=workers, ahead=workers)
-        return list(classify(self._model, prepared, plan=self._plan, min_confidence=min_confidence))
+        return list(classify(self._model, prepared, plan=self._plan, **applied._asdict()))
 
     def _prepare(self, numbered: tuple[int, AnyImage]) -> ImageRef:
         """Return what the pipeline takes for an image."""

@@ -129,7 +129,7 @@ def _quality(export: Artifact) -> tuple[float, int]:
 def training_images(path: Path, card: Card) -> frozenset[str] | None:
     """Return the images that a model was trained on: SHA-256 of their bytes, hexadecimal.
 
-    An export does not hold them, so its run is looked for in `runs/`, here and beside its folder.
+    An export does not hold them, so they are those of its run: see `run_of`.
 
     Args:
         path: A run folder, or an export's file.
@@ -141,8 +141,21 @@ def training_images(path: Path, card: Card) -> frozenset[str] | None:
     Raises:
         ArtifactError: If the run's images cannot be read.
     """
+    run = run_of(path, card)
+    return None if run is None else images_of(run, "train")
+
+
+def run_of(path: Path, card: Card) -> Path | None:
+    """Return the folder of the run that a model is of, or None if it is not found.
+
+    An export's run is looked for in `runs/`, here and beside its folder.
+
+    Args:
+        path: A run folder, or an export's file.
+        card: Its card.
+    """
     if path.is_dir():
-        return _trained_on(path)
+        return path
     beside = [folder / RUN_DIR for folder in path.absolute().parents[2:3]]
     for folder in (RUN_DIR / card.run, *(runs / card.run for runs in beside)):
         try:
@@ -150,13 +163,18 @@ def training_images(path: Path, card: Card) -> frozenset[str] | None:
         except ArtifactError:
             continue
         if run.data.fingerprint == card.data.fingerprint:
-            return _trained_on(folder)
+            return folder
     return None
 
 
-def _trained_on(run: Path) -> frozenset[str]:
+def images_of(run: Path, split: str) -> frozenset[str]:
+    """Return the images of one split of a run: SHA-256 of their bytes, hexadecimal.
+
+    Raises:
+        ArtifactError: If they cannot be read.
+    """
     frame = read_split(run)
-    return frozenset(frame.loc[frame["split"] == "train", "sha256"])
+    return frozenset(frame.loc[frame["split"] == split, "sha256"])
 
 
 def open_predictor(

@@ -152,6 +152,50 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
     """Why the temperature stayed 1, if it did."""
 
 
+class Proportion(msgspec.Struct, frozen=True, kw_only=True):
+    """A fraction of images with its 95 % interval and the counts behind it."""
+
+    value: float
+    """`count / total`, in [0, 1]."""
+    low: float
+    """Lower end of the 95 % Wilson interval."""
+    high: float
+    """Upper end of the 95 % Wilson interval."""
+    count: int
+    total: int
+
+
+class Threshold(msgspec.Struct, frozen=True, kw_only=True):
+    """A threshold that was chosen for a purpose, and what it reaches on labeled images.
+
+    The figures are of the images that it was chosen on, which is optimistic; those that are held
+    out are of thresholds that were chosen without the image, by cross-validation.
+    """
+
+    value: float
+    """Smallest probability of the class, or smallest confidence, in [0, 1]."""
+    class_name: str | None
+    """The class whose probability it is compared with; None: the label's, of any class."""
+    figure: Literal["precision", "recall"]
+    """What was to be reached."""
+    at_least: float
+    """The target, in (0, 1]."""
+    images: str
+    """What images it was chosen on, such as `validation images of labels.csv`."""
+    num_images: int
+    precision: Proportion
+    """Of the images that get the class, those that are of the class; without a class: of the images
+    that keep their label, those whose label is right."""
+    recall: Proportion | None
+    """Of the images of the class, those that get it; None without a class."""
+    coverage: Proportion
+    """Of all images, those that get the class, or keep their label."""
+    held_out_precision: float | None
+    """None if no image was kept."""
+    held_out_recall: float | None
+    held_out_coverage: float
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the activation ranges of an int8 export were calibrated."""
 
@@ -219,6 +263,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Accuracy by split: `train`, `val` and, if the data has one, `test`."""
     confidence: Confidence | None = None
     """None in runs and exports from before calibration existed; the temperature is then 1."""
+    threshold: Threshold | None = None
+    """None until `evaluate` chooses one for the run; `classify` applies it only on request."""
     training: dict[str, Any]
     """The run's training settings."""
     versions: dict[str, str]
@@ -281,6 +327,26 @@ def card_from_json(text: str | bytes, *, where: str) -> Card:
     return card
 
 
+def with_threshold(text: str | bytes, threshold: Threshold, *, where: str, of: Card) -> str:
+    """Return a card's JSON with a threshold; all else stays, also what this version ignores.
+
+    Args:
+        text: The card's JSON.
+        threshold: The threshold.
+        where: Names the file in messages.
+        of: The card as it was when the threshold was chosen.
+
+    Raises:
+        ArtifactError: If the text is no longer that card, apart from an earlier threshold.
+    """
+    found = card_from_json(text, where=where)
+    if msgspec.structs.replace(found, threshold=of.threshold) != of:
+        raise ArtifactError(f"{where} has changed in the meantime: run the command again")
+    document = msgspec.json.decode(text)
+    document["threshold"] = msgspec.to_builtins(threshold)
+    return _indented(document)
+
+
 class _Versioned(msgspec.Struct):
     version: int = CARD_VERSION
 
@@ -322,6 +388,7 @@ def _problem(card: Card) -> str | None:
             1e-3 <= card.temperature <= 1e3,
             f"a temperature of {card.temperature} is out of range",
         ),
+        (_is_threshold(card), "its threshold is out of range, or of a class that it lacks"),
         (_depth(card.training) <= MAX_DEPTH, "it is nested too deeply"),
         (
             card.export is None or _is_format_name(card.export.format),
@@ -353,6 +420,23 @@ def _is_format_name(name: str) -> bool:
 def _is_score(score: Score) -> bool:
     shares = (score.accuracy, score.low, score.high)
     return all(0 <= share <= 1 for share in shares) and 0 <= score.correct <= score.total < 2**53
+
+
+def _is_threshold(card: Card) -> bool:
+    """Return whether a card has no threshold, or one that can be shown and applied."""
+    one = card.threshold
+    if one is None:
+        return True
+    shares = (one.precision, one.coverage, *((one.recall,) if one.recall else ()))
+    held_out = (one.held_out_precision, one.held_out_recall, one.held_out_coverage)
+    return (
+        0 <= one.value <= 1
+        and 0 < one.at_least <= 1
+        and (one.class_name is None or one.class_name in card.classes)
+        and all(0 <= share <= 1 for part in shares for share in (part.value, part.low, part.high))
+        and all(0 <= part.count <= part.total < 2**53 for part in shares)
+        and all(share is None or 0 <= share <= 1 for share in held_out)
+    )
 
 
 def _depth(value: Any) -> int:

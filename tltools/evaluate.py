@@ -8,14 +8,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import Card, Score
+from tltools.card import Card, Proportion, Score
+from tltools.curves import proportion
 from tltools.data.image_ref import ImageRef
+from tltools.decisions import ClassThreshold, Decided, decide
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
@@ -33,10 +35,12 @@ from tltools.progress import SILENT, Progress
 from tltools.run_folder import RunPredictions
 from tltools.runtime import Outputs, Plan, run_images
 from tltools.runtime.pipeline import readable
-from tltools.wording import listed
+from tltools.wording import grouped, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pandas as pd
 
     from tltools.data.dataset import Dataset
     from tltools.ray.models import OpenModel, RayCluster
@@ -79,16 +83,31 @@ class Evaluation:
     """(N, C)."""
     preds: NDArray[np.int64]
     """Class indices, (N,)."""
+    kept: NDArray[np.bool_]
+    """Whether the class is at least as probable as the smallest confidence, (N,)."""
     targets: NDArray[np.int64]
     """Class indices, (N,)."""
+    threshold: ClassThreshold | None = None
+    """Threshold of a class that the predictions are made with."""
+    min_confidence: float | None = None
+    """Smallest confidence. Accuracy, the scores of the classes and the confusion matrix are those
+    of the images that reach it."""
+
+    @property
+    def coverage(self) -> Proportion | None:
+        """The fraction of the images that reach the smallest confidence; None without one."""
+        if self.min_confidence is None:
+            return None
+        return proportion(int(self.kept.sum()), self.num_images)
 
     def predictions(self) -> RunPredictions:
         """Return the calibrated probabilities of the images, with their labels."""
         probs = softmax(self.logits, temperature=self.temperature)
-        return RunPredictions(self.paths, self.targets, probs)
+        return RunPredictions(self.paths, self.targets, probs, Decided(self.preds, self.kept))
 
     def to_json(self) -> str:
         """Return everything except the per-image arrays as indented JSON."""
+        coverage = self.coverage
         document: dict[str, Any] = {
             "data": self.data,
             "split": self.split,
@@ -101,6 +120,9 @@ class Evaluation:
                 "correct": self.score.correct,
                 "total": self.score.total,
             },
+            "threshold": self.threshold and msgspec.structs.asdict(self.threshold),
+            "min_confidence": self.min_confidence,
+            "coverage": coverage and msgspec.structs.asdict(coverage),
             "roc_auc": msgspec.structs.asdict(self.roc_auc),
             "calibration": {
                 "temperature": self.temperature,
@@ -122,6 +144,8 @@ def evaluate(
     split: str | None = None,
     trained_on: AbstractSet[str] | None = None,
     batch_size: int = 32,
+    threshold: ClassThreshold | None = None,
+    min_confidence: float | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Classify the images of one split and compare the predictions with their labels.
@@ -136,15 +160,19 @@ def evaluate(
         trained_on: SHA-256 of the images that the model was trained on, hexadecimal; see
             `tltools.artifacts.training_images`. None if they are not known.
         batch_size: Images per call of the predictor.
+        threshold: Threshold of a class; None gives each image its most probable class.
+        min_confidence: Score only the images whose class is at least as probable; None scores all.
         progress: Shows the batches.
 
     Raises:
-        DataError: If the split has no images, the model does not know a class, or an image
-            cannot be read.
+        ConfigError: If the threshold is of an unknown class.
+        DataError: If the split has no images, the model does not know a class, an image cannot be
+            read, or none reaches the smallest confidence.
         ArtifactError: If the logits do not match the card or are not finite.
     """
     run = partial(predict, predictor, batch_size=batch_size, progress=progress)
-    return _evaluate(predictor.card, dataset, run, split, trained_on)
+    limits = _Limits(threshold, min_confidence)
+    return _evaluate(predictor.card, dataset, run, split, trained_on, limits)
 
 
 def evaluate_on_cluster(
@@ -157,6 +185,8 @@ def evaluate_on_cluster(
     split: str | None = None,
     trained_on: AbstractSet[str] | None = None,
     batch_size: int = 32,
+    threshold: ClassThreshold | None = None,
+    min_confidence: float | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Evaluate like `evaluate`, with a predictor on each actor of a cluster.
@@ -170,6 +200,8 @@ def evaluate_on_cluster(
         split: As in `evaluate`.
         trained_on: As in `evaluate`.
         batch_size: As in `evaluate`.
+        threshold: As in `evaluate`.
+        min_confidence: As in `evaluate`.
         progress: As in `evaluate`.
 
     Raises:
@@ -190,7 +222,15 @@ def evaluate_on_cluster(
             return _collect(card, paths, outputs, progress)
 
     cluster.connect()  # before the clock starts
-    return _evaluate(card, dataset, run, split, trained_on)
+    limits = _Limits(threshold, min_confidence)
+    return _evaluate(card, dataset, run, split, trained_on, limits)
+
+
+class _Limits(NamedTuple):
+    """How the predictions are made: see `decide`."""
+
+    threshold: ClassThreshold | None
+    min_confidence: float | None
 
 
 def _evaluate(
@@ -199,9 +239,57 @@ def _evaluate(
     run: "Callable[[Sequence[Path]], NDArray[np.float32]]",
     split: str | None,
     trained_on: AbstractSet[str] | None,
+    limits: _Limits,
 ) -> Evaluation:
     """Compare the logits, (N, C), that `run` returns for images with their labels."""
     _check_classes(dataset.classes, card)
+    split, frame = _choose_split(dataset, split)
+    index = {name: i for i, name in enumerate(card.classes)}
+    targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
+    paths = [Path(path) for path in frame["path"]]
+    num_trained_on = None
+    if trained_on is not None:
+        num_trained_on = sum(sha in trained_on for sha in frame["sha256"])
+    start = time.perf_counter()
+    logits = run(paths)
+    seconds = time.perf_counter() - start
+    probs = softmax(logits, temperature=card.temperature)
+    preds, kept = decide(probs, card.classes, **limits._asdict())
+    scored = preds[kept], targets[kept]
+    if not len(scored[0]):
+        raise DataError(
+            f"none of the {grouped(len(paths), 'image')} of {dataset.name} reaches the confidence "
+            f"{limits.min_confidence!r}; choose a lower one"
+        )
+    return Evaluation(
+        data=dataset.name,
+        split=split,
+        num_trained_on=num_trained_on,
+        classes=card.classes,
+        num_images=len(paths),
+        score=score(*scored),
+        per_class=classification_report(*scored, classes=card.classes),
+        confusion=confusion_matrix(*scored, num_classes=len(card.classes)),
+        roc_auc=roc_auc(probs, targets),
+        temperature=card.temperature,
+        reliability=reliability(probs, targets),
+        ece_uncalibrated=reliability(softmax(logits), targets).ece,
+        seconds=seconds,
+        paths=tuple(map(str, paths)),
+        logits=logits,
+        preds=preds,
+        kept=kept,
+        targets=targets,
+        **limits._asdict(),
+    )
+
+
+def _choose_split(dataset: "Dataset", split: str | None) -> "tuple[str, pd.DataFrame]":
+    """Return the name of the split to score, and its rows.
+
+    Raises:
+        DataError: If it has no images.
+    """
     frame = dataset.frame
     present = set(frame["split"])
     if split is None and dataset.split_rule == "none":
@@ -215,36 +303,7 @@ def _evaluate(
             f"{dataset.name} has no {split} images; it has "
             f"{', '.join(sorted(present)) or 'no images at all'}"
         )
-    index = {name: i for i, name in enumerate(card.classes)}
-    targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
-    paths = [Path(path) for path in frame["path"]]
-    num_trained_on = None
-    if trained_on is not None:
-        num_trained_on = sum(sha in trained_on for sha in frame["sha256"])
-    start = time.perf_counter()
-    logits = run(paths)
-    seconds = time.perf_counter() - start
-    probs = softmax(logits, temperature=card.temperature)
-    preds = logits.argmax(axis=1).astype(np.int64)
-    return Evaluation(
-        data=dataset.name,
-        split=split,
-        num_trained_on=num_trained_on,
-        classes=card.classes,
-        num_images=len(paths),
-        score=score(preds, targets),
-        per_class=classification_report(preds, targets, classes=card.classes),
-        confusion=confusion_matrix(preds, targets, num_classes=len(card.classes)),
-        roc_auc=roc_auc(probs, targets),
-        temperature=card.temperature,
-        reliability=reliability(probs, targets),
-        ece_uncalibrated=reliability(softmax(logits), targets).ece,
-        seconds=seconds,
-        paths=tuple(map(str, paths)),
-        logits=logits,
-        preds=preds,
-        targets=targets,
-    )
+    return split, frame
 
 
 def predict(

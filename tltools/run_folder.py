@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tltools import schema
 from tltools.atomic import atomic_path
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
+from tltools.decisions import UNCERTAIN, Decided
 from tltools.errors import ArtifactError, cause_of
 from tltools.regular import open_regular, read_regular
 from tltools.wording import plural
@@ -154,6 +155,22 @@ class RunPredictions:
     """True class indices, (N,)."""
     probs: NDArray[np.float64]
     """Calibrated probabilities, (N, C)."""
+    decided: Decided | None = None
+    """The classes that the images get; None: the most probable ones."""
+
+    @property
+    def preds(self) -> NDArray[np.int64]:
+        """Predicted class indices, (N,)."""
+        if self.decided is not None:
+            return self.decided.preds
+        return self.probs.argmax(axis=1).astype(np.int64)
+
+    @property
+    def is_kept(self) -> NDArray[np.bool_]:
+        """Whether an image gets its class, and not `UNCERTAIN`, (N,)."""
+        if self.decided is not None:
+            return self.decided.kept
+        return np.ones(len(self.targets), dtype=np.bool_)
 
 
 def predictions_frame(
@@ -170,11 +187,12 @@ def predictions_frame(
 
     probs = part.probs if decimals is None else part.probs.round(decimals)
     names = np.array(classes, dtype=object)
+    preds = part.preds
     return pd.DataFrame(
         {
             schema.PATH: pd.Series(part.paths, dtype=object),
-            schema.LABEL: names[part.probs.argmax(axis=1)],
-            schema.CONFIDENCE: probs.max(axis=1),
+            schema.LABEL: np.where(part.is_kept, names[preds], UNCERTAIN),
+            schema.CONFIDENCE: np.take_along_axis(probs, preds[:, None], axis=1)[:, 0],
             **{schema.prob_column(name): probs[:, i] for i, name in enumerate(classes)},
             schema.ERROR: "",
             schema.TRUE: names[part.targets],
@@ -191,7 +209,7 @@ def write_scored(
         path: The file.
         classes: Class names in the order of the probabilities.
         part: The predictions.
-        only_mistakes: Leave out the images whose predicted class is right.
+        only_mistakes: Leave out the images whose predicted class is right, or uncertain.
 
     Returns:
         Number of rows.
@@ -201,7 +219,7 @@ def write_scored(
     """
     frame = predictions_frame(classes, part, decimals=schema.DECIMALS)
     if only_mistakes:
-        frame = frame.loc[frame[schema.LABEL] != frame[schema.TRUE], :]
+        frame = frame.loc[part.is_kept & (part.preds != part.targets), :]
     _write_table(frame, path)
     return len(frame)
 

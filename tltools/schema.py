@@ -7,7 +7,7 @@ only some files have.
 from collections.abc import Sequence
 
 PATH, LABEL, CONFIDENCE, ERROR = "path", "label", "confidence", "error"
-"""The image, its predicted class, the largest probability, and why there is no prediction."""
+"""The image, its predicted class, the probability of it, and why there is no prediction."""
 TRUE = "true"
 """The class that the image is labeled with, where it is known."""
 SPLIT, FOLD, SUSPECT = "split", "fold", "suspect"

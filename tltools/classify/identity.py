@@ -21,6 +21,7 @@ from tltools.classify.inputs import STDIN
 from tltools.classify.job import JobSettings
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
+from tltools.decisions import ClassThreshold
 from tltools.errors import ArtifactError
 from tltools.regular import open_regular
 from tltools.runtime import Plan
@@ -77,6 +78,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     min_confidence: float | None
     overwrite: bool
     """Whether the complete output may replace an existing one."""
+    threshold: ClassThreshold | None = None
     shard: Shard | None = None
     """The shard whose rows these are; None for the whole listing."""
     tf32: bool = False
@@ -126,6 +128,13 @@ def _valued(field: str) -> Callable[[Any, Mapping[str, Any]], str]:
     return say
 
 
+def _threshold(record: Any, _now: Mapping[str, Any]) -> str:
+    one = record.threshold
+    if one is None:
+        return "without `threshold=`"
+    return f"with `threshold={one.value!r}` and `class_name={one.class_name}`"
+
+
 def _place(record: Any, now: Mapping[str, Any]) -> str:
     here = f"{now['device']} ({now['provider']})"
     return f"on {record.device} ({record.provider}), but this job runs on {here}"
@@ -154,6 +163,7 @@ FACTS = (
     Fact("batch_size", _valued("batch_size"), "has a different `batch_size=` than"),
     Fact("spreadsheet", _given("spreadsheet"), "has a different `spreadsheet=` than"),
     Fact("min_confidence", _valued("min_confidence"), "has a different `min_confidence=` than"),
+    Fact("threshold", _threshold, "has a different `threshold=` than"),
     Fact("tf32", _given("tf32"), "has a different `tf32=` than"),
     Fact("shard", _valued("shard")),
     Fact("part_size", _valued("part_size")),
@@ -261,6 +271,7 @@ class JobIdentity:
             "inputs": self._inputs,
             "spreadsheet": self._settings.spreadsheet,
             "min_confidence": self._settings.min_confidence,
+            "threshold": self._settings.threshold,
             "tf32": self._tf32,
             "shard": self._shard,
         }
@@ -282,6 +293,7 @@ class JobIdentity:
             batch_size=plan.batch_size,
             spreadsheet=self._settings.spreadsheet,
             min_confidence=self._settings.min_confidence,
+            threshold=self._settings.threshold,
             overwrite=self._overwrite,
             shard=self._shard,
             tf32=self._tf32,

@@ -9,6 +9,7 @@ from tltools.card import Card
 from tltools.classify.predict import check_min_confidence
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
+from tltools.decisions import ClassThreshold
 from tltools.runtime import Device, DeviceChoice, Plan
 from tltools.runtime.pipeline import check_positive
 from tltools.runtime.predictor import Layout
@@ -42,6 +43,8 @@ class JobSettings:
     """A CSV of the images that could not be read and the reasons, written at the end."""
     min_confidence: float | None = None
     """Label images whose largest probability is lower `UNCERTAIN`; None labels none so."""
+    threshold: ClassThreshold | None = None
+    """Threshold of a class; None gives each image its most probable class."""
     image_timeout_s: float = 30.0
     """Longest time for decoding one image, in seconds."""
 

@@ -28,8 +28,8 @@ def open_for(
 
     Raises:
         ArtifactError: If the model is not a usable export.
-        ConfigError: If the rows were made on another device, or `min_confidence` is set and the
-            model has a class named `UNCERTAIN`.
+        ConfigError: If the rows were made on another device, `min_confidence` is set and the
+            model has a class named `UNCERTAIN`, or `threshold` is of a class that it lacks.
         DeviceError: If the device cannot run the model.
     """
     if kept is None:
@@ -37,6 +37,8 @@ def open_for(
     else:
         predictor, plan = _open_again(job, kept, num_images, launcher)
     check_min_confidence(job.min_confidence, predictor.card.classes)
+    if job.threshold is not None:
+        job.threshold.index(predictor.card.classes)
     return predictor, plan
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tltools.data.image_ref import ImageRef
 from tltools.data.images import printable_name
+from tltools.decisions import UNCERTAIN, ClassThreshold, decide
 from tltools.errors import ConfigError, MissingError
 from tltools.metrics import softmax
 from tltools.runtime import Outputs, Plan, Predictor, run_images
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from tltools.runtime.pipeline import Memory
 
 
-UNCERTAIN = "uncertain"
-"""The label of an image whose largest probability is below the threshold."""
 NOT_FINITE = "the model gave no finite answer"
 """Why an image has no label although it could be read."""
 
@@ -32,7 +31,7 @@ class Prediction:
     label: str | None
     """A class or `UNCERTAIN`; None if there is an error."""
     confidence: float | None
-    """The largest probability, in [0, 1]."""
+    """The probability of the label, in [0, 1]; of an uncertain one, that of the class it may be."""
     probabilities: "NDArray[np.float64] | None"
     """Probabilities, float64 (C,), in the order of the card's classes."""
     error: str | None
@@ -63,6 +62,7 @@ def classify(
     *,
     plan: Plan,
     min_confidence: float | None = None,
+    threshold: ClassThreshold | None = None,
     memory: "Memory | None" = None,
     **options: Any,
 ) -> Generator[Prediction, None, None]:
@@ -77,6 +77,7 @@ def classify(
         plan: From `open_model`. It affects speed, and results only within the rounding error of
             the model's arithmetic.
         min_confidence: Label predictions below this confidence `UNCERTAIN`; None labels none so.
+        threshold: Threshold of a class; None gives each image its most probable class.
         memory: Holds the logits of earlier images, which are then not decoded again.
         **options: Further options of `tltools.runtime.run_images`.
 
@@ -84,7 +85,13 @@ def classify(
         One prediction per image, in order. Memory use does not grow.
     """
     card = predictor.card
-    finish = partial(predictions, card.classes, card.temperature, min_confidence=min_confidence)
+    finish = partial(
+        predictions,
+        card.classes,
+        card.temperature,
+        min_confidence=min_confidence,
+        threshold=threshold,
+    )
     for some in run_images(
         predictor,
         images,
@@ -103,6 +110,7 @@ def predictions(
     outputs: Outputs[Any],
     *,
     min_confidence: float | None,
+    threshold: ClassThreshold | None = None,
 ) -> list[Prediction]:
     """Return the predictions of images that went through the model together.
 
@@ -111,20 +119,21 @@ def predictions(
         temperature: The divisor of the logits.
         outputs: The logits of readable images and the errors of the others.
         min_confidence: See `classify`.
+        threshold: See `classify`.
     """
-    threshold = 0.0 if min_confidence is None else min_confidence
     values = outputs.values
-    rows = iter(_probabilities(values, temperature) if len(values) else ())
+    probs = _probabilities(values, temperature) if len(values) else values.reshape(0, len(classes))
+    decided = decide(probs, classes, threshold=threshold, min_confidence=min_confidence)
+    rows = zip(probs, decided.preds.tolist(), decided.kept.tolist(), strict=True)
     made: list[Prediction] = []
     for image, error in zip(outputs.images, outputs.errors, strict=True):
-        row = None if error is not None else next(rows)
+        row, index, is_kept = (None, 0, False) if error is not None else next(rows)
         if row is None or row[0] != row[0]:  # NaN
             reason = str(error or f"cannot classify image {printable_name(image)}: {NOT_FINITE}")
             is_missing = isinstance(error, MissingError)
             made.append(Prediction(image.name, None, None, None, reason, is_missing))
             continue
-        index = int(row.argmax())
-        label = classes[index] if row[index] >= threshold else UNCERTAIN
+        label = classes[index] if is_kept else UNCERTAIN
         made.append(Prediction(image.name, label, float(row[index]), row, None))
     return made
 
@@ -174,11 +183,16 @@ class RowMaker:
     min_confidence: float | None
     encoder: Callable[[], Callable[[Prediction], bytes]]
     """Returns a function that encodes a prediction; can be pickled, and is cheap to call again."""
+    threshold: ClassThreshold | None = None
 
     def __call__(self, outputs: Outputs[Any]) -> Rows:
         """Return the rows of images that went through the model together."""
         made = predictions(
-            self.classes, self.temperature, outputs, min_confidence=self.min_confidence
+            self.classes,
+            self.temperature,
+            outputs,
+            min_confidence=self.min_confidence,
+            threshold=self.threshold,
         )
         encode = self.encoder()
         return Rows(

@@ -141,7 +141,7 @@ def _runner(
         predictor,
         preprocessing=card.preprocessing,
         plan=plan,
-        finish=RowMaker(card.classes, card.temperature, job.min_confidence, encoder),
+        finish=RowMaker(card.classes, card.temperature, job.min_confidence, encoder, job.threshold),
         memory=ledger,
         launcher=launcher,
         timeout_s=job.image_timeout_s,

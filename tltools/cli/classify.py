@@ -25,6 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, choose_export, write_report
 from tltools.cli.sorting import SortOptions, check_sorting, sort_job, tell_sorted, undo_sorts
+from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
@@ -182,6 +183,7 @@ def classify(
     model: ModelOption = None,
     output: OutputOption = None,
     options: JobOptions,
+    labeling: ThresholdOptions,
     strict: StrictOption = False,
     sorting: SortOptions,
     here: LocalOptions,
@@ -203,7 +205,8 @@ def classify(
         opening = {"device": options.device, "batch_size": options.batch_size}
         opening |= {"threads": here.threads, "tf32": here.tf32}
         best = model or choose_export(out.progress)
-        print_labels(best, inputs, out, min_confidence=options.min_confidence, **opening)
+        applied = labeling.resolve(best, options.min_confidence, out.progress)
+        print_labels(best, inputs, out, **applied, **opening)
         return
     # Before any import that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None
@@ -214,7 +217,8 @@ def classify(
     from tltools.classify.job import JobSettings
 
     model = model or choose_export(out.progress)
-    settings = JobSettings(model, inputs, place, **options.settings())
+    applied = labeling.resolve(model, options.min_confidence, out.progress)
+    settings = JobSettings(model, inputs, place, **options.settings() | applied)
     suggest = shard is None and engine == "local"
 
     def tell(summary: "Summary") -> None:

@@ -1,17 +1,18 @@
 """`tltools evaluate`."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from tltools.cli.command import Out, command
+from tltools.cli.command import Out, command, given_options
 from tltools.cli.options import (
     DeviceOption,
     EngineOption,
+    MinConfidenceOption,
     RayAddressOption,
     ReadingOptions,
     ReportOption,
@@ -21,24 +22,36 @@ from tltools.cli.options import (
     path_or_url,
 )
 from tltools.cli.show import check_report, score_text, write_report
+from tltools.cli.thresholds import (
+    TargetOptions,
+    ThresholdOptions,
+    proportion_text,
+    tell_threshold,
+)
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
 from tltools.wording import MAX_LISTED, counted, grouped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from tltools.card import Card
+    from tltools.card import Card, Threshold
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
+    from tltools.data.location import Location
     from tltools.evaluate import Evaluation
     from tltools.ray.models import RayCluster
+    from tltools.thresholds import Target
 
 
 ModelArgument = Annotated[Path, typer.Argument(help=f"Run folder, or export ({suffixes()}).")]
 DataArgument = Annotated[
     Any,  # Location
-    typer.Argument(help="Labeled images, as for train.", parser=path_or_url),
+    typer.Argument(
+        help="Labeled images, as for train.",
+        show_default="for a threshold: the run's validation images",
+        parser=path_or_url,
+    ),
 ]
 SplitOption = Annotated[
     Literal["all", "train", "val", "test"] | None,
@@ -66,67 +79,190 @@ MistakesOption = Annotated[
 _SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
 
 
+class _Opened(NamedTuple):
+    """A model that is ready to be scored."""
+
+    card: "Card"
+    run: "Callable[..., Evaluation]"
+    cluster: "RayCluster | None"
+
+    def score(self, dataset: "Dataset", **options: Any) -> "Evaluation":
+        """Score it; the options are those of `tltools.evaluate.evaluate`."""
+        with self.cluster or nullcontext():
+            return self.run(dataset=dataset, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningOptions:
+    """How a model is run."""
+
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32
+    device: DeviceOption = "auto"
+    tf32: Tf32Option = False
+    engine: EngineOption = "local"
+    ray_address: RayAddressOption = None
+
+    def open(self, model: Path, progress: "RichProgress") -> _Opened:
+        """Open a model here or on a cluster."""
+        from tltools.runtime.selftest import lacks_self_test
+
+        cluster = open_cluster(self.engine, self.ray_address, self.device, progress)
+        card, run = _open(model, cluster, self.device, tf32=self.tf32, progress=progress)
+        if note := lacks_self_test(card):
+            progress.warn(note)
+        return _Opened(card, partial(run, batch_size=self.batch_size, progress=progress), cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetOptions:
+    """Which labeled images a model is scored on."""
+
+    split: SplitOption = None
+    exclude_train: ExcludeTrainOption = False
+
+    def load(
+        self,
+        data: "Location",
+        reading: ReadingOptions,
+        model: Path,
+        card: "Card",
+        progress: "RichProgress",
+    ) -> "Dataset":
+        """Load the images, without those that the model was trained on if that is requested."""
+        from tltools.artifacts import training_images
+
+        dataset = load_to_score(data, reading, progress)
+        if not self.exclude_train:
+            return dataset
+        return _without_training_images(dataset, training_images(model, card), model, progress)
+
+
 @command
 def evaluate(
+    context: typer.Context,
     model: ModelArgument,
-    data: DataArgument,
+    data: DataArgument = None,
     *,
     out: Out,
-    split: SplitOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
-    exclude_train: ExcludeTrainOption = False,
+    subset: SubsetOptions,
+    running: RunningOptions,
+    min_confidence: MinConfidenceOption = None,
+    labeling: ThresholdOptions,
+    targets: TargetOptions,
     reading: ReadingOptions,
-    device: DeviceOption = "auto",
-    tf32: Tf32Option = False,
     output: FolderOption = None,
     mistakes: MistakesOption = False,
     report: ReportOption = None,
-    engine: EngineOption = "local",
-    ray_address: RayAddressOption = None,
 ) -> None:
-    """Score a run or an export on labeled images.
+    """Score a run or an export on labeled images, or choose a threshold for it.
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
-    from tltools.artifacts import training_images
-    from tltools.runtime.selftest import lacks_self_test
-
+    target = targets.target(labeling.class_name)
+    _check_options(given_options(context), has_target=target is not None)
     progress = out.progress
-    cluster = open_cluster(engine, ray_address, device, progress)
-    card, run = _open(model, cluster, device, tf32=tf32, progress=progress)
-    if note := lacks_self_test(card):
-        progress.warn(note)
-    dataset = load_to_score(data, reading, progress)
-    trained_on = training_images(model, card)
-    if exclude_train:
-        dataset = _without_training_images(dataset, trained_on, model, progress)
-    with cluster or nullcontext():
-        result = run(
-            dataset=dataset,
-            split=split,
-            trained_on=trained_on,
-            batch_size=batch_size,
-            progress=progress,
-        )
+    if target is not None:
+        card, threshold = _choose_threshold(model, target, data, subset, reading, running, progress)
+        tell_threshold(model, card, threshold, out)
+        return
+    from tltools.artifacts import training_images
+
+    limits = labeling.resolve(model, min_confidence, progress)
+    opened = running.open(model, progress)
+    dataset = subset.load(data, reading, model, opened.card, progress)
+    trained_on = training_images(model, opened.card)
+    result = opened.score(dataset, split=subset.split, trained_on=trained_on, **limits)
+    _tell_trained_on(result, progress)
+    if output is not None:
+        title = f"{opened.card.run} on {dataset.name}"
+        name = _write_files(result, output, title=title, only_mistakes=mistakes)
+        progress.say(f"Written: {output}/evaluation.json, {name} and confusion_matrix.png")
+    if report is not None:
+        _write_page(result, report, model, opened.card, progress)
+    if out.as_json:
+        out.json(result.to_json())
+    else:
+        _print_evaluation(result)
+
+
+def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
+    """Warn if the model was trained on some of the images."""
     if result.num_trained_on:
         progress.warn(
             f"the model was trained on {result.num_trained_on:,} of these "
             f"{grouped(result.num_images, 'image')}, so it looks better than it is; leave them out "
             "with --exclude-train"
         )
-    if output is not None:
-        title = f"{card.run} on {dataset.name}"
-        name = _write_files(result, output, title=title, only_mistakes=mistakes)
-        progress.say(f"Written: {output}/evaluation.json, {name} and confusion_matrix.png")
-    if report is not None:
-        _write_page(result, report, model, card, progress)
-    if out.as_json:
-        out.json(result.to_json())
+
+
+_OF_SCORES = ("min_confidence", "threshold", "output", "mistakes", "report")
+_OF_DATA = ("split", "exclude_train", *(one.name for one in fields(ReadingOptions)))
+"""Parameters that make no sense if a threshold is chosen, and without DATA."""
+
+
+def _check_options(given: "Mapping[str, Any]", *, has_target: bool) -> None:
+    """Refuse to score a model on nothing, and options that would do nothing.
+
+    Raises:
+        ConfigError: In either case.
+    """
+    scoring = [_option(name) for name in _OF_SCORES if has_target and name in given]
+    if scoring:
+        raise ConfigError(
+            f"{', '.join(scoring)} is for scoring, which choosing a threshold does not; choose "
+            "first, then score with --threshold auto"
+        )
+    if "data" in given:
+        return
+    if not has_target:
+        raise ConfigError(
+            "missing argument DATA: name the labeled images to score the model on; only "
+            "--target-precision and --target-recall do without"
+        )
+    reading = [_option(name) for name in _OF_DATA if name in given]
+    if reading:
+        raise ConfigError(f"{', '.join(reading)} is about DATA; name the labeled images, too")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _choose_threshold(
+    model: Path,
+    target: "Target",
+    data: "Location | None",
+    subset: SubsetOptions,
+    reading: ReadingOptions,
+    running: RunningOptions,
+    progress: "RichProgress",
+) -> "tuple[Card, Threshold]":
+    """Choose a threshold on the validation images of the model's run, or on other images."""
+    from tltools.artifacts import read_artifact
+    from tltools.thresholds import check_unseen, choose, own_images, own_predictions, unseen_split
+
+    if data is None and model.is_dir():
+        card, split = read_artifact(model).card, "val"
+        name, predictions = card.data.name, own_predictions(model, card)
     else:
-        _print_evaluation(result)
+        opened = running.open(model, progress)
+        card = opened.card
+        if data is None:
+            dataset, split = own_images(model, card), "val"
+        else:
+            dataset = subset.load(data, reading, model, card, progress)
+            split = unseen_split(dataset, subset.split)
+            if not check_unseen(model, card, dataset, split):
+                progress.warn(
+                    f"the run of {model} is not found, so it is not known whether the model was "
+                    "trained on these images, which would make the threshold too low"
+                )
+        name, predictions = dataset.name, opened.score(dataset, split=split).predictions()
+    kind = "validation images" if split == "val" else "images"
+    return card, choose(card, target, predictions, images=f"{kind} of {name}")
 
 
 def _without_training_images(
@@ -217,6 +353,7 @@ def _print_evaluation(result: "Evaluation") -> None:
         f"{result.data}, {_SPLITS[result.split]}: {counted(result.num_images, 'image')}",
         ("metric", "value"),
         [
+            *_limit_rows(result),
             ("top-1 accuracy (95 %)", score_text(result.score)),
             ("ROC AUC", f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})"),
             ("expected calibration error", _calibration_text(result)),
@@ -235,6 +372,17 @@ def _print_evaluation(result: "Evaluation") -> None:
             for name, row in zip(result.classes, result.confusion, strict=True)
         ],
     )
+
+
+def _limit_rows(result: "Evaluation") -> list[tuple[str, str]]:
+    """Return the rows of a table that say how the labels were chosen."""
+    rows = []
+    if result.threshold is not None:
+        rows.append(("threshold", str(result.threshold)))
+    if result.coverage is not None:
+        rows.append(("smallest confidence", repr(result.min_confidence)))
+        rows.append(("images that reach it (95 %)", proportion_text(result.coverage)))
+    return rows
 
 
 def _print_classes(result: "Evaluation") -> None:

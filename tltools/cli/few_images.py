@@ -11,12 +11,13 @@ from tltools.wording import MAX_LISTED
 
 if TYPE_CHECKING:
     from tltools.classify import Prediction
+    from tltools.decisions import ClassThreshold
 
 MOST_LABELS = 5
 """Most classes that are listed for an image."""
 _ANSWERED = {
-    "inputs", "model", "device", "batch_size", "threads", "tf32", "min_confidence", "quiet",
-    "verbose", "as_json",
+    "inputs", "model", "device", "batch_size", "threads", "tf32", "min_confidence", "threshold",
+    "class_name", "quiet", "verbose", "as_json",
 }  # fmt: skip
 """Parameters of `classify` that an answer on the terminal has, too; any other one is a job's."""
 
@@ -45,6 +46,7 @@ def print_labels(
     out: Out,
     *,
     min_confidence: float | None = None,
+    threshold: "ClassThreshold | None" = None,
     **opening: Any,
 ) -> None:
     """Classify images and print their labels; exit with 1 if one cannot be read.
@@ -54,6 +56,7 @@ def print_labels(
         images: Image files.
         out: Where to print.
         min_confidence: See `ImagePredictor.predict`.
+        threshold: Threshold of a class of the model.
         opening: Keyword arguments of `tltools.runtime.open_model`.
 
     Raises:
@@ -65,7 +68,10 @@ def print_labels(
 
     opened, plan = open_model(model, **opening)
     check_min_confidence(min_confidence, opened.card.classes)
-    answers = ImagePredictor(opened, plan).predict(images, min_confidence=min_confidence)
+    chosen: dict[str, Any] = {"min_confidence": min_confidence}
+    if threshold is not None:
+        chosen |= {"threshold": threshold.value, "class_name": threshold.class_name}
+    answers = ImagePredictor(opened, plan).predict(images, **chosen)
     classes = opened.card.classes
     out.result([_facts(one, classes) for one in answers], lambda: _show(answers, classes))
     failed = [one for one in answers if one.error is not None]
@@ -110,7 +116,7 @@ def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
         return []
     order = one.probabilities.argsort()[::-1][:MOST_LABELS]
     lines = [f"{classes[index]} {_share(float(one.probabilities[index]))}" for index in order]
-    if one.label != classes[order[0]]:  # below the smallest confidence
+    if one.label != classes[order[0]]:  # below the smallest confidence, or by a threshold
         lines.insert(0, str(one.label))
     return lines
 
@@ -118,7 +124,11 @@ def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
 def _runner_up(one: "Prediction", classes: Sequence[str]) -> str:
     if one.probabilities is None or len(classes) < 2:
         return "-"
-    index = one.probabilities.argsort()[-2]
+    first = int(one.probabilities.argmax())
+    if one.label in classes and one.label != classes[first]:  # by a threshold
+        index = first
+    else:
+        index = int(one.probabilities.argsort()[-2])
     return f"{classes[index]} {_share(float(one.probabilities[index]))}"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.cli.show import score_text
+from tltools.cli.thresholds import threshold_text
 from tltools.wording import grouped, listed
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
         f"{card.temperature:.2f}"
         + (f" ({card.confidence.note})" if card.confidence and card.confidence.note else ""),
     )
+    if card.threshold is not None:
+        yield "threshold", threshold_text(card.threshold)
     yield "input", _input(card.preprocessing)
     yield "preparation", preparation(card.preprocessing)
     yield (

@@ -17,6 +17,7 @@ from tltools.cli.options import (
     WorkersOption,
 )
 from tltools.cli.show import choose_export
+from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
 from tltools.runtime.model_formats import suffixes
 from tltools.wording import counted
@@ -106,6 +107,7 @@ def serve(
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")
     ] = 8000,
     min_confidence: MinConfidenceOption = None,
+    labeling: ThresholdOptions,
     speed: SpeedOptions,
     limits: LimitOptions,
 ) -> None:
@@ -121,11 +123,12 @@ def serve(
 
     check_packages()
     progress = out.progress
+    model = model or choose_export(progress)
     settings = ServeSettings(
-        model or choose_export(progress),
+        model,
         host=host,
         port=port,
-        min_confidence=min_confidence,
+        **labeling.resolve(model, min_confidence, progress),
         **vars(speed),
         **limits.settings(),
     )

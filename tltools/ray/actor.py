@@ -149,6 +149,7 @@ class ClassifyActor:
             presence.listed(images),
             plan=self._plan,
             min_confidence=self._settings.record.min_confidence,
+            threshold=self._settings.record.threshold,
             launcher=self._launcher,
             timeout_s=self._settings.image_timeout_s,
         )

@@ -72,6 +72,8 @@ def run_ray_job(
     """
     card = read_card(job.model)
     check_min_confidence(job.min_confidence, card.classes)
+    if job.threshold is not None:
+        job.threshold.index(card.classes)
     import_ray()
     identity = JobIdentity(
         job, overwrite=job.overwrite, part_size=job.part_size, part_format=job.part_format

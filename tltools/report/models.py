@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from tltools.artifacts import Artifact
 from tltools.bench.text import digits, percent_down
-from tltools.card import Card, Confidence, Resize, Score
+from tltools.card import Card, Confidence, Proportion, Resize, Score, Threshold
+from tltools.curves import class_curve, confidence_curve
+from tltools.decisions import ClassThreshold
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
     RocAuc,
     confusion_matrix,
+    most_mistaken,
     reliability,
     softmax,
 )
@@ -35,6 +38,7 @@ from tltools.report.blocks import (
     score_cell,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
+from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
 from tltools.run_folder import (
     RunPredictions,
     read_folds,
@@ -131,7 +135,14 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
                 title=f"Accuracy by confidence of {name}, validation images",
             )
         )
-    blocks += [Charts(tuple(charts)), Text((_calibration_text(card.confidence),))]
+        charts += _precision_recall(
+            predictions["val"],
+            card.classes,
+            _chosen(card.threshold),
+            title=f"Precision and recall of {name}, validation images",
+        )
+    lines = [_calibration_text(card.confidence), *_threshold_lines(card.threshold)]
+    blocks += [Charts(tuple(charts)), Text(tuple(lines))]
     if predictions:
         blocks.append(
             _mistakes(
@@ -245,8 +256,70 @@ def _reliability(
 
 
 def _matrix(predictions: RunPredictions, num_classes: int) -> NDArray[np.int64]:
-    preds = predictions.probs.argmax(axis=1).astype(np.int64)
-    return confusion_matrix(preds, predictions.targets, num_classes=num_classes)
+    return confusion_matrix(predictions.preds, predictions.targets, num_classes=num_classes)
+
+
+_Chosen: TypeAlias = tuple[str | None, float] | None
+"""A class, or None for the confidence of all, and its threshold; None if there is no threshold."""
+
+
+def _chosen(threshold: Threshold | None) -> _Chosen:
+    return None if threshold is None else (threshold.class_name, threshold.value)
+
+
+def _precision_recall(
+    predictions: RunPredictions, classes: Sequence[str], chosen: _Chosen, *, title: str
+) -> Iterator[Chart]:
+    """Draw precision and recall: of the second of two classes, or of all and a few classes.
+
+    Nothing is drawn if the images are all of one class.
+    """
+    probs, targets = predictions.probs, predictions.targets
+    of, value = chosen or (None, None)
+    if len(classes) == 2:
+        indices = [1 if of is None else list(classes).index(of)]
+    else:
+        worst = most_mistaken(_matrix(predictions, len(classes)), MAX_PANELS - 1).tolist()
+        marked = [] if of is None else [list(classes).index(of)]
+        indices = [*marked, *(index for index in worst if index not in marked)][: MAX_PANELS - 1]
+    panels = [
+        Panel(curve, classes[index], value if classes[index] == of else None)
+        for index in sorted(indices)
+        if 0 < (curve := class_curve(probs, targets, index)).num_hits < curve.num_images
+    ]
+    if len(classes) > 2 and (curve := confidence_curve(probs, targets)).num_hits:
+        panels.insert(0, Panel(curve, None, value if chosen and of is None else None))
+    if panels:
+        left_out = len(classes) > max(2, MAX_PANELS - 1)
+        note = f"Of {len(classes):,} classes, those with the most mistakes." if left_out else ""
+        yield precision_recall_chart(panels, title=title, note=note)
+
+
+def _threshold_lines(one: Threshold | None) -> Iterator[str]:
+    """Describe the threshold in a run's card, if there is one."""
+    if one is None:
+        return
+    if one.class_name is None:
+        what, kept = f"Labels below the confidence {one.value!r} are uncertain", "images kept"
+    else:
+        what, kept = f"Threshold {one.value!r} for {one.class_name}", "images that get the class"
+    held_out = f"precision {_share(one.held_out_precision)}"
+    if one.recall is not None:
+        held_out += f", recall {_share(one.held_out_recall)}"
+    recall = "" if one.recall is None else f", recall {_interval(one.recall)}"
+    yield (
+        f"{what}, chosen for a {one.figure} of at least {100 * one.at_least:.4g} % on "
+        f"{one.num_images:,} {one.images}: precision {_interval(one.precision)}{recall}, {kept} "
+        f"{_interval(one.coverage)}. At thresholds chosen without the image: {held_out}. Only "
+        "tltools classify --threshold auto applies it."
+    )
+
+
+def _interval(one: Proportion) -> str:
+    return (
+        f"{100 * one.value:.1f}\N{NO-BREAK SPACE}% ({100 * one.low:.1f} to {100 * one.high:.1f}, "
+        f"{one.count:,}/{one.total:,})"
+    )
 
 
 def _tiles(
@@ -254,8 +327,11 @@ def _tiles(
 ) -> Iterator[Tile]:
     names, targets = list(classes), predictions.targets.tolist()
     root = _common_folder(predictions.paths)
-    for path, target, row in zip(predictions.paths, targets, predictions.probs, strict=True):
-        pred = int(row.argmax())
+    preds, kept = predictions.preds.tolist(), predictions.is_kept.tolist()
+    columns = predictions.paths, targets, predictions.probs, preds, kept
+    for path, target, row, pred, is_kept in zip(*columns, strict=True):
+        if not is_kept:  # neither right nor wrong
+            continue
         yield Tile(
             name=path.removeprefix(root),
             path=Path(path),
@@ -385,6 +461,9 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
     classes: tuple[str, ...]
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
+    threshold: ClassThreshold | None = None
+    min_confidence: float | None = None
+    coverage: Proportion | None = None
 
 
 def read_evaluation(data: bytes, *, where: Path) -> EvaluationFacts:
@@ -444,9 +523,22 @@ def evaluation_section(
                 title=f"Accuracy by confidence of {name}",
             )
         )
+        charts += _precision_recall(
+            predictions,
+            result.classes,
+            _applied(result),
+            title=f"Precision and recall of {name}",
+        )
         gallery = _mistakes(_tiles(predictions, result.classes, resize))
     tables = _score_table(facts), _class_table(facts.per_class)
     return Section(f"Evaluation of {name}", [*tables, Charts(tuple(charts)), gallery])
+
+
+def _applied(result: "Evaluation") -> _Chosen:
+    """Return the threshold that an evaluation was made with."""
+    if result.threshold is not None:
+        return result.threshold.class_name, result.threshold.value
+    return None if result.min_confidence is None else (None, result.min_confidence)
 
 
 def _score_table(facts: EvaluationFacts) -> Table:
@@ -465,11 +557,21 @@ def _score_table(facts: EvaluationFacts) -> Table:
         f"{facts.data}, {facts.split}: " + grouped(facts.num_images, "image"),
         ("figure", "value"),
         (
+            *_limit_rows(facts),
             ("accuracy with its 95 % interval", score_cell(score)),
             ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
             ("expected calibration error", error),
         ),
     )
+
+
+def _limit_rows(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
+    """Yield the rows of a table that say how the labels were chosen."""
+    if facts.threshold is not None:
+        yield f"threshold for {facts.threshold.class_name}", repr(facts.threshold.value)
+    if facts.coverage is not None:
+        yield "smallest confidence", repr(facts.min_confidence)
+        yield "images that reach it, with the 95 % interval", _interval(facts.coverage)
 
 
 def _class_table(scores: Sequence[ClassScore]) -> Table:

@@ -32,7 +32,7 @@ ROW: dict[str, Any] = {
     "properties": {
         "path": {"type": "string", "description": "Name of the file in the form."},
         "label": {"type": ["string", "null"], "description": "A class, or uncertain."},
-        "confidence": {"type": ["number", "null"], "description": "The largest probability."},
+        "confidence": {"type": ["number", "null"], "description": "The label's probability."},
         "probabilities": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
         "error": {"type": ["string", "null"], "description": "Why there is no label."},
     },

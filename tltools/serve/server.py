@@ -117,6 +117,8 @@ def _open(settings: ServeSettings, launcher: Launcher) -> tuple[Predictor, Plan]
         launcher=launcher,
     )
     check_min_confidence(settings.min_confidence, model.card.classes)
+    if settings.threshold is not None:
+        settings.threshold.index(model.card.classes)
     return model, plan
 
 
@@ -130,7 +132,11 @@ def _runner(
 ) -> LiveRunner[Prediction]:
     card = model.card
     finish = partial(
-        predictions, card.classes, card.temperature, min_confidence=settings.min_confidence
+        predictions,
+        card.classes,
+        card.temperature,
+        min_confidence=settings.min_confidence,
+        threshold=settings.threshold,
     )
     return LiveRunner(
         LiveSettings(

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tltools.classify.predict import check_min_confidence
+from tltools.decisions import ClassThreshold
 from tltools.errors import ConfigError
 from tltools.packages import pip_install
 from tltools.runtime import Device
@@ -59,6 +60,8 @@ class ServeSettings:
     """Cores of one call of the model on the CPU; None to choose."""
     min_confidence: float | None = None
     """Label images whose largest probability is lower `uncertain`; None labels none so."""
+    threshold: ClassThreshold | None = None
+    """Threshold of a class; None gives each image its most probable class."""
     max_image_mb: float = 20.0
     """Largest image file, in megabytes."""
     max_waiting: int = 256

@@ -1,0 +1,94 @@
+"""Find the threshold that a command applies: a number, or what the model's card has."""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+from tltools.card import Card
+from tltools.classify.predict import check_min_confidence
+from tltools.decisions import ClassThreshold
+from tltools.errors import ConfigError
+
+ThresholdChoice: TypeAlias = float | Literal["auto"]
+"""A number, or `auto` for the threshold in the model's card."""
+
+
+class Applied(NamedTuple):
+    """How a command turns probabilities into labels."""
+
+    threshold: ClassThreshold | None
+    min_confidence: float | None
+
+
+def positive_class(card: Card) -> str | None:
+    """Return the second of two classes, which a threshold is of by default; None if there are more.
+
+    It is also the class of the ROC curve.
+    """
+    return card.classes[1] if len(card.classes) == 2 else None
+
+
+def resolve_threshold(
+    card: Card,
+    threshold: ThresholdChoice | None,
+    *,
+    class_name: str | None,
+    min_confidence: float | None,
+) -> Applied:
+    """Return what `threshold=`, `class_name=` and `min_confidence=` mean for a model.
+
+    Args:
+        card: The model's card.
+        threshold: A number; `auto` for what the card has, which may be a smallest confidence; None
+            for no threshold.
+        class_name: The class of the threshold; None is that of the card or, for a number, the
+            second of two classes.
+        min_confidence: Smallest confidence of a label.
+
+    Raises:
+        ConfigError: If a number is out of range, the model has no such class or no threshold, or
+            the parameters contradict each other.
+    """
+    if threshold is None:
+        if class_name is not None:
+            raise ConfigError(
+                "`class_name=` names the class of a threshold; add `threshold=`, or leave it out"
+            )
+        return Applied(None, min_confidence)
+    if threshold == "auto":
+        return _from_card(card, class_name, min_confidence)
+    name = class_name or positive_class(card)
+    if name is None:
+        raise ConfigError(
+            f"`threshold=` is of one class, and the model has {len(card.classes):,}; name it with "
+            "`class_name=`, or use `min_confidence=` for all classes"
+        )
+    return _checked(card, ClassThreshold(name, threshold), min_confidence)
+
+
+def _from_card(card: Card, class_name: str | None, min_confidence: float | None) -> Applied:
+    found = card.threshold
+    if found is None:
+        again = "" if card.export is None else " and export the run again"
+        raise ConfigError(
+            f"the card of {card.run} has no threshold; choose one with tltools evaluate "
+            f"runs/{card.run} --target-precision 0.95{again}, or give `threshold=` a number"
+        )
+    if class_name not in (None, found.class_name):
+        kind = "confidence of all" if found.class_name is None else f"class {found.class_name}"
+        raise ConfigError(
+            f"the threshold in the card of {card.run} is of {kind}, not of class {class_name}; "
+            "leave out `class_name=`, or give `threshold=` a number"
+        )
+    if found.class_name is not None:
+        return _checked(card, ClassThreshold(found.class_name, found.value), min_confidence)
+    if min_confidence is not None:
+        raise ConfigError(
+            f"the threshold in the card of {card.run} is a smallest confidence, {found.value!r}; "
+            "use either `threshold=auto` or `min_confidence=`"
+        )
+    check_min_confidence(found.value, card.classes)
+    return Applied(None, found.value)
+
+
+def _checked(card: Card, threshold: ClassThreshold, min_confidence: float | None) -> Applied:
+    threshold.index(card.classes)
+    return Applied(threshold, min_confidence)

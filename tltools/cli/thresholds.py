@@ -1,0 +1,226 @@
+"""Options of thresholds: choose one with `evaluate`, apply it in `classify` and `serve`."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tltools.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tltools.card import Card, Proportion, Threshold
+    from tltools.cli.command import Out
+    from tltools.console import RichProgress
+    from tltools.thresholds import Target
+
+AUTO = "auto"
+THRESHOLD = "Threshold"
+"""Title of a panel of the help."""
+
+
+def _threshold(text: str) -> "float | str":
+    """Parse `auto` or a number between 0 and 1.
+
+    Raises:
+        BadParameter: If it is neither.
+    """
+    if text == AUTO:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text!r} is neither {AUTO} nor a number between 0 and 1")
+    return value
+
+
+ClassOption = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        help="Class of the threshold.",
+        show_default="the second of two classes",
+        rich_help_panel=THRESHOLD,
+    ),
+]
+ThresholdOption = Annotated[
+    Any,  # float | Literal["auto"] | None
+    typer.Option(
+        help="Label an image --class from this probability on; auto: as evaluate chose.",
+        show_default="the most probable class",
+        metavar="<auto|number>",
+        parser=_threshold,
+        rich_help_panel=THRESHOLD,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdOptions:
+    """Options for applying a threshold."""
+
+    threshold: ThresholdOption = None
+    class_name: ClassOption = None
+
+    def resolve(
+        self, model: Path, min_confidence: float | None, progress: "RichProgress"
+    ) -> dict[str, Any]:
+        """Return `threshold` and `min_confidence` for a model, and print what is applied.
+
+        Raises:
+            ConfigError: See `resolve_threshold`.
+            ArtifactError: If the model's card is needed and cannot be read.
+        """
+        if self.threshold is None and self.class_name is None:
+            return {"threshold": None, "min_confidence": min_confidence}
+        from tltools.artifacts import read_artifact
+        from tltools.classify.threshold import resolve_threshold
+
+        card = read_artifact(model).card
+        applied = resolve_threshold(
+            card, self.threshold, class_name=self.class_name, min_confidence=min_confidence
+        )
+        if applied.threshold is not None:
+            others = [name for name in card.classes if name != applied.threshold.class_name]
+            other = others[0] if len(others) == 1 else "the most probable other class"
+            progress.say(
+                f"Threshold: {applied.threshold.class_name} from a probability of "
+                f"{applied.threshold.value!r} on, else {other}"
+            )
+        else:
+            progress.say(f"Threshold: uncertain below a confidence of {applied.min_confidence!r}")
+        return applied._asdict()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """Options for choosing a threshold."""
+
+    target_precision: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Choose a threshold of this precision on validation images, and keep it.",
+            rich_help_panel=THRESHOLD,
+        ),
+    ] = None
+    target_recall: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Choose a threshold of this recall of --class instead.",
+            rich_help_panel=THRESHOLD,
+        ),
+    ] = None
+
+    def target(self, class_name: str | None) -> "Target | None":
+        """Return what a threshold shall reach; None if none is to be chosen.
+
+        Raises:
+            ConfigError: If both targets are given, or one is out of range.
+        """
+        precision, recall = self.target_precision, self.target_recall
+        if precision is None and recall is None:
+            return None
+        if precision is not None and recall is not None:
+            raise ConfigError("give either --target-precision or --target-recall, not both")
+        from tltools.thresholds import Target
+
+        if precision is not None:
+            return Target(figure="precision", at_least=precision, class_name=class_name)
+        assert recall is not None
+        return Target(figure="recall", at_least=recall, class_name=class_name)
+
+
+def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out") -> None:
+    """Keep a chosen threshold in the card of a run, print it, and say how it is applied.
+
+    Raises:
+        ArtifactError: If the run's card has changed.
+        TltoolsError: If it cannot be written.
+    """
+    from tltools.thresholds import keep_in_card
+
+    written = keep_in_card(model, card, threshold) if model.is_dir() else None
+    out.result(
+        {"model": model, "written": written, "threshold": threshold},
+        lambda: _print_threshold(threshold),
+    )
+    progress = out.progress
+    reached = threshold.precision if threshold.figure == "precision" else threshold.recall
+    if reached is not None and reached.low < threshold.at_least:
+        progress.say(
+            f"On other images the {threshold.figure} may be below {_percent(threshold.at_least)}: "
+            f"its interval begins at {reached.low:.1%}; confirm it on images that the model "
+            "has not seen (evaluate --threshold)"
+        )
+    if written is not None:
+        progress.say(f"Written: {written}; later exports have it, earlier ones do not")
+        progress.say(f"Next: {shlex.join(['tltools', 'export', str(model)])}")
+        progress.say("Next: tltools classify FOLDER --threshold auto")
+        return
+    progress.say(f"Next: {_classify_command(model, card, threshold)}")
+    progress.say(
+        f"Exports have the threshold of their run: tltools evaluate runs/{card.run} with the same "
+        "options chooses one for the next export"
+    )
+
+
+def _classify_command(model: Path, card: "Card", threshold: "Threshold") -> str:
+    from tltools.classify.threshold import positive_class
+
+    words = ["tltools", "classify", "FOLDER", "--model", str(model)]
+    if threshold.class_name is None:
+        return shlex.join([*words, "--min-confidence", repr(threshold.value)])
+    words += ["--threshold", repr(threshold.value)]
+    if threshold.class_name != positive_class(card):
+        words += ["--class", threshold.class_name]
+    return shlex.join(words)
+
+
+def _print_threshold(one: "Threshold") -> None:
+    from tltools.console import print_table
+
+    of = "the confidence of all labels" if one.class_name is None else one.class_name
+    kept = "images that keep a label" if one.class_name is None else "images that get the class"
+    rows = [
+        ("threshold", repr(one.value), ""),
+        ("precision", proportion_text(one.precision), _share(one.held_out_precision)),
+    ]
+    if one.recall is not None:
+        rows.append(("recall", proportion_text(one.recall), _share(one.held_out_recall)))
+    rows.append((kept, proportion_text(one.coverage), _share(one.held_out_coverage)))
+    print_table(
+        f"Threshold of {of} for a {one.figure} of at least {_percent(one.at_least)}, chosen on "
+        f"{one.num_images:,} {one.images}",
+        ("", "on these images (95 %)", "held out"),
+        rows,
+    )
+
+
+def threshold_text(one: "Threshold") -> str:
+    """Describe a threshold in one line."""
+    of = "confidence" if one.class_name is None else one.class_name
+    recall = "" if one.recall is None else f", recall {one.recall.value:.1%}"
+    return (
+        f"{one.value!r} for {of}: precision {one.precision.value:.1%}{recall} on "
+        f"{one.num_images:,} {one.images}"
+    )
+
+
+def proportion_text(one: "Proportion") -> str:
+    """Format a fraction with its interval and counts."""
+    return f"{one.value:.2%} ({one.low:.1%} to {one.high:.1%}), {one.count:,}/{one.total:,}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
