@@ -47,7 +47,9 @@ class Stops(Silent):
         if not self.within and message.startswith(f"epoch {self.epoch:3d}/"):
             raise KeyboardInterrupt
 
-    def bar(self, description, total, unit="images"):
+    detail = say  # quick epochs are details
+
+    def bar(self, description, total, unit="images", *, epochs=None):
         if self.within and description.startswith("Training"):
             return StoppingBar()
         return super().bar(description, total, unit)

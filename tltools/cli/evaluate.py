@@ -20,10 +20,10 @@ from tltools.cli.options import (
     open_cluster,
     path_or_url,
 )
-from tltools.cli.show import check_report, score_text, write_report
+from tltools.cli.show import check_output_folder, check_report, score_text, write_report
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted, grouped
+from tltools.wording import MAX_LISTED, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,8 @@ def evaluate(
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
+    if output is not None:
+        check_output_folder(output)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
     from tltools.artifacts import training_images
@@ -126,7 +128,7 @@ def evaluate(
     if out.as_json:
         out.json(result.to_json())
     else:
-        _print_evaluation(result)
+        _print_evaluation(result, is_new=exclude_train)
 
 
 def _without_training_images(
@@ -209,12 +211,13 @@ def _write_page(
     write_report(report, [section], progress)
 
 
-def _print_evaluation(result: "Evaluation") -> None:
+def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
     from tltools.console import print_table
 
     auc = result.roc_auc.value
+    part = f"{_SPLITS[result.split]}{' that are new to the model' if is_new else ''}"
     print_table(
-        f"{result.data}, {_SPLITS[result.split]}: {counted(result.num_images, 'image')}",
+        f"{result.data}, {part}: {grouped(result.num_images, 'image')}",
         ("metric", "value"),
         [
             ("top-1 accuracy (95 %)", score_text(result.score)),
