@@ -236,6 +236,7 @@ class Kills(Silent):
     def say(self, message):
         if message.startswith("epoch   2/"):
             os.kill(os.getpid(), signal.SIGKILL)
+    detail = say
 
 dataset = load_dataset(Path(sys.argv[1]), val_fraction=0.375)
 config = default_config("cnn", epochs=4, batch_size=5, lr=1e-3)
