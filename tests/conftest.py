@@ -247,9 +247,16 @@ class Recorder(Silent):
         self.bars: list[str] = []
         self.said: list[str] = []
 
-    def bar(self, description: str, total: int | None, unit: str = "images"):
+    def bar(
+        self,
+        description: str,
+        total: int | None,
+        unit: str = "images",
+        *,
+        epochs: range | None = None,
+    ):
         self.bars.append(description)
-        return super().bar(description, total, unit)
+        return super().bar(description, total, unit, epochs=epochs)
 
     def say(self, message: str) -> None:
         self.said.append(message)

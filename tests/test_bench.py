@@ -612,7 +612,7 @@ def test_tf32_without_a_gpu_fails_with_a_reason(fake, images):
 def test_the_remaining_time_is_printed_at_the_start_and_after_each_round(fake, images):
     lines = []
     watcher = Silent()
-    watcher.say = lines.append
+    watcher.say = watcher.detail = lines.append
     bench([fake("a"), fake("b", at_load="raise")], images, rounds=2, progress=watcher)
     first, failure, left = lines
     assert re.match(r"This takes about \d+ s \(estimate: 2 candidates, 2 rounds, ", first)

@@ -610,7 +610,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("evaluate-tf32-on-cpu", "evaluate model.onnx images --device cpu --tf32", 1,
              "--tf32 needs an NVIDIA GPU, but the device is the CPU (as asked)"),
             ("export-no-runs", "export", 1, "no runs in runs/: train one with tltools train"),
-            ("export-missing-run", "export nowhere", 1, "nowhere is not a finished run"),
+            ("export-missing-run", "export nowhere", 1, "nowhere does not exist"),
             ("export-corrupt-card", "export broken", 1,
              "broken/card.json has no valid tltools card"),
             ("bench-nothing", "bench", 1, "no exports in exports/"),

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from tltools.console import (
     RichProgress,
     duration,
+    from_here,
     in_options,
     print_table,
     printable,
@@ -75,6 +76,96 @@ def test_without_a_terminal_a_bar_is_an_occasional_line_and_a_last_one():
     ]
 
 
+def test_a_training_counts_the_images_of_its_epoch():
+    stream, clock = io.StringIO(), Clock()
+    with RichProgress(stream, clock=clock).bar("Train", 100, epochs=range(3, 6)) as bar:
+        for _ in range(10):  # 25 images in 5 seconds each
+            clock.now += 5
+            bar.advance(25, note="loss 0.1")
+    assert stream.getvalue().splitlines() == [
+        "Train: epoch 3 of 5, 50/100 images, 5.0 images/s, 50 s left, loss 0.1",
+        "Train: epoch 3 of 5, 100/100 images, 5.0 images/s, 40 s left, loss 0.1",
+        "Train: epoch 4 of 5, 50/100 images, 5.0 images/s, 30 s left, loss 0.1",
+        "Train: epoch 4 of 5, 100/100 images, 5.0 images/s, 20 s left, loss 0.1",
+        "Train: epoch 5 of 5, 50/100 images, 5.0 images/s, 10 s left, loss 0.1",
+        "Train: epoch 5 of 5, 50/100 images, done in 50 s, 5.0 images/s",
+    ]
+
+
+def test_a_training_counts_the_images_of_its_epoch_on_a_terminal(terminal):
+    with RichProgress(terminal).bar("Train", 216, epochs=range(1, 16)) as bar:
+        bar.advance(216)
+        bar.advance(100)
+    assert "epoch 2 of 15, 100/216" in visible(terminal.getvalue())
+
+
+def test_the_rate_on_a_terminal_is_that_of_the_last_seconds_and_an_early_time_is_marked(terminal):
+    clock = Clock()
+    with RichProgress(terminal, clock=clock).bar("Classify", 100_000) as bar:
+        for number in (1000, 4000, 50_000):  # in ten seconds each
+            clock.now += 10
+            bar.advance(number)
+            bar._bars.refresh()
+    shown = visible(terminal.getvalue())
+    assert "1,000/100,000, 100 images/s, about 16:30 min left" in shown
+    assert "5,000/100,000, 400 images/s, 3:58 min left" in shown
+    assert "55,000/100,000, 5,000 images/s, 9.0 s left" in shown
+    assert "55,000/100,000, 30 s, 1,833 images/s" in shown
+
+
+@pytest.mark.parametrize("took", [0.5, 1.5])
+def test_quick_work_leaves_nothing_behind(terminal, took):
+    clock, plain = Clock(), io.StringIO()
+    for stream in (terminal, plain):
+        with RichProgress(stream, clock=clock).bar("Check", 10) as bar:
+            bar.advance(10)
+            clock.now += took
+    assert bool(plain.getvalue()) is (took > 1)
+    # A bar that goes is erased: its line is cleared again.
+    assert terminal.getvalue().endswith("\x1b[2K") is (took < 1)
+
+
+def test_a_single_image_is_not_plural():
+    stream, clock = io.StringIO(), Clock()
+    with RichProgress(stream, clock=clock).bar("Explain", 1) as bar:
+        clock.now += 2
+        bar.advance()
+    assert stream.getvalue() == "Explain: 1/1 image, done in 2.0 s, 30.0 images/min\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("{here}/a b/c.jpg is missing", "a b/c.jpg is missing"),
+        ("2 images ({here}/a.jpg: cut; '{here}/b.jpg')", "2 images (a.jpg: cut; 'b.jpg')"),
+        ("classes from the folders in {here}", "classes from the folders in {here}"),
+        ("/mnt{here}/a.jpg", "/mnt{here}/a.jpg"),
+        ("file://{here}/a.jpg", "file://{here}/a.jpg"),
+        ("{here}s/a.jpg", "{here}s/a.jpg"),
+        ("{here}/", "{here}/"),
+    ],
+)
+def test_paths_below_the_current_folder_are_shown_from_there(
+    message, shown, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    message, shown = message.format(here=tmp_path), shown.format(here=tmp_path)
+    assert from_here(message) == shown
+    stream = io.StringIO()
+    RichProgress(stream).say(message)
+    assert stream.getvalue() == f"{shown}\n"
+    print_table("", ("path",), [(message,)])
+    assert " ".join(shown.split()) in " ".join(capsys.readouterr().out.split())
+
+
+def test_in_a_deleted_folder_paths_stay_as_they_are(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert from_here(f"{gone}/a.jpg") == f"{gone}/a.jpg"
+
+
 def test_rates_are_those_of_the_last_seconds_and_an_early_estimate_is_marked():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Classify", 10_000) as bar:
@@ -118,8 +209,8 @@ def test_a_bar_that_ends_with_an_error_says_where_it_stopped():
 def test_a_bar_without_items_says_so():
     stream, clock = io.StringIO(), Clock()
     with RichProgress(stream, clock=clock).bar("Classify", 0):
-        pass
-    assert stream.getvalue() == "Classify: 0/0 images, done in 0.0 s\n"
+        clock.now += 2
+    assert stream.getvalue() == "Classify: 0/0 images, done in 2.0 s\n"
 
 
 def test_warnings_are_labeled_as_warnings():
@@ -142,6 +233,7 @@ def test_a_dumb_terminal_gets_plain_text(terminal, monkeypatch):
 def test_a_terminal_gets_a_bar_with_rate_time_and_note(terminal):
     with RichProgress(terminal).bar("Classify", 2000) as bar:
         bar.advance(1500, note="cat\x1b[31m[red].jpg")
+        bar._bars.refresh()
     shown = visible(terminal.getvalue())
     assert "Classify ━" in shown
     assert "1,500/2,000" in shown
@@ -151,11 +243,14 @@ def test_a_terminal_gets_a_bar_with_rate_time_and_note(terminal):
 
 def test_a_long_note_does_not_push_the_figures_off_the_line(terminal, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    with RichProgress(terminal).bar("Benchmark", 9, unit="measurements") as bar:
+    clock = Clock()
+    with RichProgress(terminal, clock=clock).bar("Benchmark", 9, unit="rounds") as bar:
+        clock.now += 60
         bar.advance(2, note="n" * 300)
+        bar._bars.refresh()
     lines = visible(terminal.getvalue()).replace("\r", "\n").splitlines()
     assert all(len(line) <= 60 for line in lines)
-    assert any("2/9 measurements" in line and "nnn…" in line for line in lines)
+    assert any("2/9, 2.0 rounds/min, 3:30 min left" in line and "nnn…" in line for line in lines)
 
 
 def test_bars_can_be_nested_with_lines_between_them(terminal):
@@ -336,6 +431,13 @@ def test_numbers_are_right_aligned(capsys):
         " bcd   100.0  -10.0%",
         " c         -",
     ]
+
+
+def test_names_that_start_with_a_digit_are_no_numbers(capsys):
+    print_table("", ("image", "share"), [("12_a.jpg", "7%"), ("2026-report.jpg", "< 0.1 %")])
+    first, second = (line.rstrip() for line in capsys.readouterr().out.splitlines()[-3:-1])
+    assert first.startswith(" 12_a.jpg   ")
+    assert (first[-2:], second[-7:]) == ("7%", "< 0.1 %")
 
 
 @pytest.mark.parametrize(

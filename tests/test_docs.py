@@ -344,7 +344,7 @@ def test_docs_formats_a_chapter_on_a_terminal():
 def test_an_unknown_chapter_is_a_one_line_error_that_lists_the_chapters(tmp_path):
     ran = run_tltools("docs", "cooking", cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == f"error: no chapter 'cooking': choose from {', '.join(CHAPTERS)}\n"
+    assert ran.err == f"error: no chapter 'cooking'; choose from {', '.join(CHAPTERS)}\n"
 
 
 def test_docs_loads_nothing_heavy():

@@ -62,6 +62,62 @@ def test_a_command_line_that_cannot_be_used_is_one_line(words, tmp_path):
     assert line.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("train imags", "did you mean images?"),
+        ("evaluate tiny images", "did you mean runs/tiny?"),
+        ("evaluate runs/tny images", "did you mean runs/tiny?"),
+        ("export runs/tny", "did you mean runs/tiny?"),
+        ("export tiny", "did you mean runs/tiny?"),
+        ("export --format onx", "did you mean onnx?"),
+        ("classify imags --model model.onnx", "did you mean images?"),
+        ("classify images --model modle.onnx", "did you mean model.onnx?"),
+        ("report modle.onnx", "did you mean model.onnx?"),
+        ("merge modle.onnx", "did you mean model.onnx?"),
+        ("docs trainning", "did you mean training?"),
+        ("runs tny tiny", "did you mean tiny?"),
+        ("train images --model cnnn", "did you mean cnn?"),
+        ("train images --epoch 3", "did you mean --epochs"),
+        ("train images --fine-tune lastblock", "did you mean last-block?"),
+        ("explain --clas x", "did you mean --class?"),
+    ],
+)
+def test_a_name_that_is_close_is_proposed(words, meant, onnx_path, images, tmp_path):
+    (tmp_path / "model.onnx").symlink_to(onnx_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "plan.json").write_text("{}")
+    ran = run_tltools(*words.split(), cwd=tmp_path)
+    assert ran.code in (1, 2)
+    (line,) = (one for one in ran.err.splitlines() if one.startswith("error: "))
+    assert meant in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample --num-images 1", "--num-images must be at least 4, got 1"),
+        ("serve --port 70000", "--port must be between 0 and 65535, got 70000"),
+        ("classify x --min-confidence 70", "--min-confidence must be between 0 and 1, got 70.0"),
+        ("export --parity-images 0", "--parity-images must be at least 1, got 0"),
+    ],
+)
+def test_a_number_out_of_range_is_said_in_words(words, message, tmp_path):
+    ran = run_tltools(*words.split(), cwd=tmp_path)
+    assert (ran.code, ran.err.partition(" (see")[0]) == (2, f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["evaluate x y -o scores.csv", "export -o model.onnx", "bench -o bench.json"],
+)
+def test_a_folder_of_results_is_not_named_like_a_file(words, tmp_path):
+    ran = run_tltools(*words.split(), cwd=tmp_path)
+    assert ran.code == 2
+    assert "would be a folder, for several files; name one without ." in ran.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_arguments_the_help_is_printed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tltools"], cwd=tmp_path, capture_output=True, text=True

@@ -47,7 +47,9 @@ class Stops(Silent):
         if not self.within and message.startswith(f"epoch {self.epoch:3d}/"):
             raise KeyboardInterrupt
 
-    def bar(self, description, total, unit="images"):
+    detail = say  # quick epochs are details
+
+    def bar(self, description, total, unit="images", *, epochs=None):
         if self.within and description.startswith("Training"):
             return StoppingBar()
         return super().bar(description, total, unit)
@@ -234,6 +236,7 @@ class Kills(Silent):
     def say(self, message):
         if message.startswith("epoch   2/"):
             os.kill(os.getpid(), signal.SIGKILL)
+    detail = say
 
 dataset = load_dataset(Path(sys.argv[1]), val_fraction=0.375)
 config = default_config("cnn", epochs=4, batch_size=5, lr=1e-3)

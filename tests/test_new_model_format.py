@@ -185,7 +185,7 @@ def test_a_new_format_is_measured_beside_the_others(npz_export, workplace):
 def test_an_unknown_format_and_suffix_are_errors_that_list_the_known_ones(workplace):
     done = run_tltools("export", "runs/cnn", "--format", "tflite", cwd=workplace)
     assert done.code == 2
-    assert "unknown model format 'tflite': choose from onnx, pt2, torchscript, all" in " ".join(
+    assert "unknown model format 'tflite'; choose from onnx, pt2, torchscript, all" in " ".join(
         done.err.replace("│", " ").split()
     )
     (workplace / "model.tflite").write_bytes(b"some bytes")

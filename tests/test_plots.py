@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tltools.errors import DataError
-from tltools.plots import contact_sheet, plot_confusion, plot_history
+from tltools.plots import contact_sheet, plot_confusion, plot_heat, plot_history
 
 LONG = "a name that is much longer than any plot has room for, really"
 ODD_NAMES = ["cash $5_$", "구급차", "Élan & <b>", LONG]
@@ -193,3 +193,22 @@ def test_plots_have_no_global_state(tmp_path):
         check=True,
     )
     assert is_drawn(read_png(tmp_path / "plot.png"))
+
+
+def test_a_heat_map_lets_the_image_through(tmp_path):
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[:32] = 120
+    heat = np.zeros((64, 64), np.float32)
+    heat[:, 32:] = 1  # all evidence is on the right
+    path = tmp_path / "heat.png"
+    plot_heat(image, heat, path, title="a", image_title="b", heat_title="c")
+    with Image.open(path) as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    height, width = pixels.shape[:2]
+    left, right = int(0.5 * width), int(0.85 * width)  # within the map, which is the right half
+    upper, lower = int(0.3 * height), int(0.8 * height)
+    assert (pixels[upper, left] == 120).all()  # without evidence, the image is unchanged
+    assert (pixels[lower, left] == 255).all()
+    difference = pixels[lower, right] - pixels[upper, right]
+    assert (difference > 25).all()  # and under the largest evidence it can still be seen
+    assert np.ptp(pixels[upper, right]) > 60  # which is colored

@@ -52,6 +52,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "runtime/onnx_backbone": ("train",),
     "runtime/pipeline": ("train", "evaluate", "classify", "serve"),
     "runtime/workers": ("classify", "serve"),
+    "sample": ("sample",),
     "serve": ("serve",),
     "thresholds": ("evaluate",),
     "training": ("train",),
@@ -71,6 +72,8 @@ FEWER: dict[tuple[str, str], tuple[str, ...]] = {
     ("data/dataset", "--val-fraction"): ("train",),
     # An inspection lists what is wrong and goes on.
     ("data/dataset", "--skip-bad"): ("train", "evaluate", "bench"),
+    # A folder of results, which not all of them write.
+    ("cli/show", "--output"): ("evaluate", "export", "bench"),
     # The doctor names what it checks.
     ("doctor", "--device"): WITH_DEVICE,
     # Printed only where the option was typed.

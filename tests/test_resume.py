@@ -196,7 +196,7 @@ class Stopping(Silent):
         self._stop_after = stop_after
 
     @contextmanager
-    def bar(self, description, total, unit="images"):
+    def bar(self, description, total, unit="images", *, epochs=None):
         self.totals.append(total)
         yield self
 

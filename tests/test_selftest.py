@@ -230,8 +230,9 @@ def test_commands_refuse_a_failing_model_in_one_line(bad, drawn, tmp_path, comma
     args = {"classify": [drawn, "--model", bad], "evaluate": [bad, drawn]}[command]
     ran = run_tltools(command, *args, "--device", "cpu", cwd=tmp_path)
     assert ran.code == ParityError.exit_code
+    shown = bad.relative_to(tmp_path)
     assert ran.err.startswith(
-        f"error: {bad} fails its self-test with CPUExecutionProvider: on image"
+        f"error: {shown} fails its self-test with CPUExecutionProvider: on image"
     )
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "predictions.csv").exists()
@@ -245,7 +246,8 @@ def test_bench_reports_a_model_that_fails_its_self_test_and_measures_the_others(
         "bench", bad, good, "--data", drawn, "--rounds", 1, "--iterations", 1, "--batch-sizes", 1,
         "--device", "cpu", cwd=tmp_path,
     )  # fmt: skip
-    assert f"failed at load: {bad} fails its self-test with CPUExecutionProvider" in ran.err
+    shown = bad.relative_to(tmp_path)
+    assert f"failed at load: {shown} fails its self-test with CPUExecutionProvider" in ran.err
     assert ran.code == 0
     (report,) = (tmp_path / "exports").glob("bench-*.json")
     rows = {row["precision"]: row["status"] for row in json.loads(report.read_text())["rows"]}

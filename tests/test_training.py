@@ -94,6 +94,8 @@ class StopsAfter(Silent):
             if self.left == 0:
                 raise KeyboardInterrupt
 
+    detail = say  # quick epochs are details
+
 
 def weights_of(run):
     return load_file(run.folder / "checkpoint.safetensors")
@@ -227,7 +229,7 @@ def test_resuming_after_ctrl_c_gives_the_same_run_as_without_it(dataset, tmp_pat
 @pytest.mark.parametrize("stage", ["Decoding", "Training cnn"])
 def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path, stage):
     class StopsAtOnce(Silent):
-        def bar(self, description, total, unit="images"):
+        def bar(self, description, total, unit="images", *, epochs=None):
             if description == stage:
                 raise KeyboardInterrupt
             return super().bar(description, total, unit)
@@ -448,7 +450,7 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
     }
 
     class StopsInTheMiddle(Silent):
-        def bar(self, description, total, unit="images"):
+        def bar(self, description, total, unit="images", *, epochs=None):
             class Bar:
                 def __enter__(self):
                     return self

@@ -1,15 +1,18 @@
 """Find runs and exports in their default folders, and open either as a predictor."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from tltools.card import Card, Precision
+from tltools.data.suffixes import is_image_name
 from tltools.errors import ArtifactError
 from tltools.run_folder import CARD, load_card, read_split
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
 from tltools.runtime.model_formats import format_of, is_export_name, suffixes
 from tltools.runtime.predictor import Predictor
+from tltools.wording import similar_paths
 
 RUN_DIR = Path("runs")
 EXPORT_DIR = Path("exports")
@@ -53,7 +56,8 @@ def read_artifact(path: Path) -> Artifact:
 def _check_exists(path: Path) -> None:
     if not path.exists():
         raise ArtifactError(
-            f"{path} does not exist: choose a run (runs/NAME) or an export ({suffixes()})"
+            f"{path} does not exist{similar_paths(path, RUN_DIR)}: choose a run (runs/NAME) or an "
+            f"export ({suffixes()})"
         )
 
 
@@ -96,6 +100,22 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
             "an export's path"
         )
     return [one for one in artifacts if newest[one.card.model].run == one.card.run]
+
+
+def exports_in(folder: Path) -> list[Artifact]:
+    """Return the exports in a folder and its subfolders, by path; none if it holds images.
+
+    Raises:
+        ArtifactError: If one is damaged.
+    """
+    found: list[Path] = []
+    for one in chain(folder.glob("*"), folder.glob("*/*")):
+        if is_image_name(one.name):  # one of perhaps a million: look no further
+            return []
+        # A run's training state has an export's suffix, too.
+        if is_export_name(one) and one.name[0] != "." and not (one.parent / CARD).exists():
+            found.append(one)
+    return [read_artifact(one) for one in sorted(found)]
 
 
 def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tltools.card import Confidence
 from tltools.metrics import reliability, softmax
+from tltools.wording import grouped, plural
 
 BOUNDS = (0.05, 20.0)
 """Range of temperatures. A fit at a bound means that the images contain too few mistakes."""
@@ -53,7 +54,8 @@ def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) ->
 def _too_few(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> str:
     """Return why a temperature cannot be fitted to so few images or mistakes; else nothing."""
     if len(targets) < MIN_IMAGES:
-        return f"{len(targets)} validation images are too few to fit it (at least {MIN_IMAGES})"
+        few = grouped(len(targets), "validation image")
+        return f"{few} {plural(len(targets), 'is', 'are')} too few; it takes at least {MIN_IMAGES}"
     right = logits.argmax(axis=1) == targets
     if right.any() and not right.all():
         return ""

@@ -8,11 +8,13 @@ import re
 import sys
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
 
 from tltools.data.location import without_secrets
 from tltools.progress import SILENT
+from tltools.wording import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +30,17 @@ MAX_STACKED = 8
 """Most columns of a table that is shown as one line per cell; more would be long lists."""
 MAX_NUMBER_WORDS = 6
 """Limit for a cell to count as a number: `95.68% (91.4% to 97.9%), 155/162` has five words."""
+_NUMBER = re.compile(r"[<+-]?[\d.][\d,.]*(e[+-]?\d+)?%?,?|\d{4}-\d\d-\d\d|\d+/\d+")
+"""The first word of such a cell; names of images often start with digits, too."""
 MAX_TEXT_WIDTH = 100
 """Maximum width of prose on a terminal, in columns: longer lines are hard to read."""
 LINE_EVERY_S = 10.0
 """Minimum seconds between the lines of a bar without a terminal."""
+
+QUICK_S = 1.0
+"""Work that takes less than these seconds leaves no line and no bar behind."""
+RECENT_S = 10.0
+"""Seconds over which a rate is measured; longer if a single step takes longer."""
 
 EARLY = 0.05
 """Fraction of a bar's units up to which an estimate of the remaining time is marked as early."""
@@ -70,6 +79,22 @@ def in_options(message: str) -> str:
         return f"--{option}" if value in {"", "True"} else f"--{option} {value}"
 
     return _PARAMETER.sub(as_option, message)
+
+
+def from_here(text: str) -> str:
+    """Shorten the paths in a message that lie below the current folder: `/work/a.jpg` to `a.jpg`.
+
+    What is printed can be typed in the current folder only, and reads better there.
+    """
+    try:
+        here = os.getcwd()  # noqa: PTH109 - for each line
+    except OSError:  # it was deleted
+        return text
+    if here == os.sep or here not in text:
+        return text
+    # At the start of a path, and not within one such as /mnt/work/a.jpg or file:///work/a.jpg.
+    below = rf"(?<![^\s\"'`(\[{{=,;]){re.escape(here + os.sep)}(?=[^\s/])"
+    return re.sub(below, "", text)
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -116,10 +141,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     encoding = _encoding(sys.stdout)
     headings = [printable(column, encoding) for column in columns]
-    cells = [[printable(cell, encoding) for cell in row] for row in rows]
+    cells = [[printable(from_here(cell), encoding) for cell in row] for row in rows]
     interactive = sys.stdout.isatty()
     console = Console(file=sys.stdout, width=None if interactive else PLAIN_WIDTH, highlight=False)
-    lines = wrap(printable(title, encoding), console.width, fold=interactive)
+    lines = wrap(printable(from_here(title), encoding), console.width, fold=interactive)
     # A Text, so that rich reads no [markup] in it.
     console.print(Text("\n".join(lines)), style="bold", soft_wrap=True)
     room = console.width - GAP * len(columns)
@@ -199,10 +224,10 @@ def _is_number(cell: str) -> bool:
 
     A unit or an interval may follow the number, but not a sentence.
     """
+    words = cell.removeprefix("< ").split()
     if cell in ("", "-"):
         return True
-    starts = cell.lstrip("+-<").replace(".", "", 1)[:1].isdigit()
-    return starts and len(cell.split()) <= MAX_NUMBER_WORDS
+    return len(words) <= MAX_NUMBER_WORDS and _NUMBER.fullmatch(words[0]) is not None
 
 
 def _encoding(stream: TextIO) -> str:
@@ -240,13 +265,24 @@ class RichProgress:
         self._bars: RichBars | None = None
         self._num_open = 0
 
-    def bar(self, description: str, total: int | None, unit: str = "images") -> "BarContext":
-        """Open a bar over `total` units (None: unknown), for use in a `with` statement."""
+    def bar(
+        self,
+        description: str,
+        total: int | None,
+        unit: str = "images",
+        *,
+        epochs: range | None = None,
+    ) -> "BarContext":
+        """Open a bar over `total` units (None: unknown), for use in a `with` statement.
+
+        With `epochs`, such as `range(1, 16)`, the total is of each of these epochs.
+        """
         if self._quiet:
             return SILENT.bar(description, total, unit)
+        count = _Count(total, unit, epochs, self._clock)
         if self._console is None:
-            return _PlainBar(self._write, self._clock, description, total, unit)
-        return _RichBar(self, description, total, unit)
+            return _PlainBar(self._write, description, count)
+        return _RichBar(self, description, count)
 
     def say(self, message: str) -> None:
         """Write one line."""
@@ -278,110 +314,173 @@ class RichProgress:
         self._stream.write(self._shown(line) + "\n")
         self._stream.flush()
 
-    def _open(self, description: str, total: int | None, unit: str) -> "tuple[RichBars, TaskID]":
+    def _open(self, description: str, count: "_Count") -> "tuple[RichBars, TaskID]":
         """Add a bar to the screen."""
         assert self._console is not None
         if self._bars is None:
             self._bars = _new_bars(self._console)
             self._bars.start()
         self._num_open += 1
-        task = self._bars.add_task(self._shown(description), total=total, unit=unit, note="")
+        task = self._bars.add_task(
+            self._shown(description), total=count.whole, figures=count.figures(), note=""
+        )
         return self._bars, task
 
     def _shown(self, text: str) -> str:
-        return printable(text, _encoding(self._stream))
+        return printable(from_here(text), _encoding(self._stream))
 
-    def _close(self, task: "TaskID") -> None:
-        """Keep the outermost bar on the screen; remove a nested one."""
+    def _close(self, task: "TaskID", *, is_kept: bool) -> None:
+        """Keep the outermost bar on the screen; remove a nested one, or one that was quick."""
         assert self._bars is not None
         self._num_open -= 1
         if self._num_open == 0:
+            self._bars.live.transient = not is_kept
             self._bars.stop()
             self._bars = None
         else:
             self._bars.remove_task(task)
 
 
+class _Count:
+    """How much of some work is done, how fast, and what is left, in words."""
+
+    def __init__(
+        self, total: int | None, unit: str, epochs: range | None, clock: Callable[[], float]
+    ) -> None:
+        self._total = total
+        self._units = unit
+        self._epochs = epochs
+        self._clock = clock
+        self.done = 0
+
+    @property
+    def whole(self) -> int | None:
+        """All units, of all epochs."""
+        return None if self._total is None else self._total * len(self._epochs or range(1))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all units are done."""
+        return self.done == self.whole
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._start = self._clock()
+        self._steps = deque([(self._start, 0)])
+
+    def advance(self, amount: int) -> None:
+        """Add units that are done."""
+        self.done += amount
+        now = self._clock()
+        if amount:
+            self._steps.append((now, self.done))
+        while len(self._steps) > 2 and self._steps[1][0] <= now - RECENT_S:
+            self._steps.popleft()
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._start
+
+    def figures(self, *, with_unit: bool = True) -> str:
+        """Return what is done: `64/216 images`, and of which epoch."""
+        if self._total is None:
+            return f"{self.done:,} {self._units}"
+        epoch, done = divmod(self.done, self._total) if self._epochs else (0, self.done)
+        if epoch and not done:  # the end of an epoch, not the start of the next
+            epoch, done = epoch - 1, self._total
+        figures = f"{done:,}/{self._total:,}"
+        if with_unit:
+            figures += f" {plural(self._total, self._units.removesuffix('s'), self._units)}"
+        if not self._epochs:
+            return figures
+        number = self._epochs[min(epoch, len(self._epochs) - 1)]
+        return f"epoch {number} of {self._epochs[-1]}, {figures}"
+
+    def pace(self, early: str = "") -> str:
+        """Return the rate of the last seconds and the time left, or nothing.
+
+        Args:
+            early: Added to an estimate that is still vague.
+        """
+        (then, before), (now, done) = self._steps[0], self._steps[-1]
+        if done == before or now <= then:
+            return ""
+        per_second = (done - before) / (now - then)
+        pace = f", {rate(per_second, self._units)}"
+        if not self.whole:
+            return pace
+        left = f"{duration(max(self.whole - self.done, 0) / per_second)} left"
+        is_early = self.done < EARLY * self.whole
+        return f"{pace}, about {left}{early}" if is_early else f"{pace}, {left}"
+
+    def result(self) -> str:
+        """Return the time that it took and the rate over all of it."""
+        took = self.took_s
+        overall = f", {rate(self.done / took, self._units)}" if took > 0 and self.done else ""
+        return f"{duration(took)}{overall}"
+
+
 class _RichBar:
     """One bar on a terminal."""
 
-    def __init__(
-        self, progress: RichProgress, description: str, total: int | None, unit: str
-    ) -> None:
+    def __init__(self, progress: RichProgress, description: str, count: _Count) -> None:
         self._progress = progress
-        self._details = (description, total, unit)
+        self._description = description
+        self._count = count
 
     def __enter__(self) -> Self:
-        self._bars, self._task = self._progress._open(*self._details)
+        self._count.start()
+        self._bars, self._task = self._progress._open(self._description, self._count)
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._progress._close(self._task)
+        is_kept = self._count.took_s >= QUICK_S or details[0] is not None
+        self._update(0, note="", ending=self._count.result())
+        self._progress._close(self._task, is_kept=is_kept)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Report that `amount` more units are done; `note` is shown beside the bar."""
-        self._bars.update(self._task, advance=amount, note=self._progress._shown(note))
+        self._count.advance(amount)
+        self._update(amount, note=self._progress._shown(note))
+
+    def _update(self, amount: int, *, note: str, ending: str = "") -> None:
+        pace = f", {ending}" if ending else self._count.pace()
+        figures = self._count.figures(with_unit="/" not in pace) + pace
+        self._bars.update(self._task, advance=amount, note=note, figures=figures)
 
 
 class _PlainBar:
     """One bar as lines of plain text."""
 
-    def __init__(
-        self,
-        write: Callable[[str], None],
-        clock: Callable[[], float],
-        description: str,
-        total: int | None,
-        unit: str,
-    ) -> None:
+    def __init__(self, write: Callable[[str], None], description: str, count: _Count) -> None:
         self._write = write
-        self._clock = clock
         self._description = description
-        self._total = total
-        self._unit = unit
-        self._done = 0
+        self._count = count
 
     def __enter__(self) -> Self:
-        self._start = self._last = self._clock()
-        self._done_at_last = 0
+        self._count.start()
+        self._told_s = 0.0
         return self
 
     def __exit__(self, *details: object) -> None:
-        took = self._clock() - self._start
+        if details[0] is None and self._count.took_s < QUICK_S:
+            return
         ending = "done in" if details[0] is None else "stopped after"
-        self._write(
-            f"{self._description}: {self._count()}, {ending} {duration(took)}{self._rate(took)}"
-        )
+        self._tell(f", {ending} {self._count.result()}")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Report that `amount` more units are done; `note` is appended to the line."""
-        self._done += amount
-        now = self._clock()
-        if now - self._last < LINE_EVERY_S:
+        self._count.advance(amount)
+        took = self._count.took_s
+        if took - self._told_s < LINE_EVERY_S or self._count.is_complete:
             return
-        recent, took = self._done - self._done_at_last, now - self._last
-        self._last, self._done_at_last = now, self._done
-        line = f"{self._description}: {self._count()}"
-        if recent:
-            line += f", {rate(recent / took, self._unit)}"
-            line += self._time_left(recent / took)
-        self._write(f"{line}, {note}" if note else line)
+        self._told_s = took
+        pace = self._count.pace(early=" (early estimate)")
+        self._tell(f"{pace}, {note}" if note else pace)
 
-    def _time_left(self, per_second: float) -> str:
-        if not self._total:
-            return ""
-        left = f"{duration(max(self._total - self._done, 0) / per_second)} left"
-        is_early = self._done < EARLY * self._total
-        return f", about {left} (early estimate)" if is_early else f", {left}"
-
-    def _count(self) -> str:
-        total = "" if self._total is None else f"/{self._total:,}"
-        return f"{self._done:,}{total} {self._unit}"
-
-    def _rate(self, took: float) -> str:
-        if took <= 0 or not self._done:
-            return ""
-        return f", {rate(self._done / took, self._unit)}"
+    def _tell(self, more: str) -> None:
+        self._write(f"{self._description}: {self._count.figures()}{more}")
 
 
 def _terminal(stream: TextIO) -> "Console | None":
@@ -416,24 +515,6 @@ def _new_bars(console: "Console") -> "RichBars":
     from rich.table import Column
     from rich.text import Text
 
-    class Count(ProgressColumn):
-        """Show done of total, the rate, and the time left (or taken, at the end)."""
-
-        def render(self, task: "Task") -> Text:
-            total = "" if task.total is None else f"/{int(task.total):,}"
-            parts = [f"{int(task.completed):,}{total}"]
-            speed = task.finished_speed or task.speed
-            if speed:
-                parts.append(rate(speed, task.fields["unit"]))
-            else:
-                parts[0] += f" {task.fields['unit']}"
-            if task.finished:
-                parts.append(duration(task.elapsed or 0))
-            elif task.time_remaining is not None:
-                is_early = task.total and task.completed < EARLY * task.total
-                parts.append(f"{'about ' * bool(is_early)}{duration(task.time_remaining)} left")
-            return Text(", ".join(parts))
-
     class Note(ProgressColumn):
         """Show the note, cut to the remaining width."""
 
@@ -443,13 +524,11 @@ def _new_bars(console: "Console") -> "RichBars":
     whole = Column(no_wrap=True)  # never narrowed
     return Progress(
         TextColumn("{task.description}", markup=False, table_column=whole.copy()),
-        BarColumn(bar_width=16, table_column=whole.copy()),
-        Count(table_column=whole.copy()),
+        BarColumn(bar_width=16 if console.width >= 100 else 8, table_column=whole.copy()),
+        TextColumn("{task.fields[figures]}", markup=False, table_column=whole.copy()),
         Note(),
         console=console,
         redirect_stdout=False,  # it holds results, perhaps for a file
-        # Long enough to cover two steps of a slow bar.
-        speed_estimate_period=120.0,
     )
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from tltools.backbones import find_backbone
 from tltools.backbones.backbone import MapsAxes
-from tltools.card import FORBIDDEN, Card
+from tltools.card import FORBIDDEN, Card, Preprocessing
 from tltools.data.folders import make_output_folder
-from tltools.data.images import load_image
+from tltools.data.images import load_image, printable_name
 from tltools.data.suffixes import IMAGE_SUFFIXES
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, DataError
 from tltools.metrics import softmax
 from tltools.plots import plot_heat
 from tltools.progress import SILENT, Progress
@@ -172,8 +172,7 @@ def explain_images(
     outputs = output_paths(paths, output, card=card, class_name=class_name)
     rules = card.preprocessing
     large = replace(rules, size=_VIEW * rules.size)
-    for path in paths:  # decoding twice is cheap compared with drawing
-        load_image(path, rules)
+    _check_readable(paths, rules)
     if outputs[0] != output:
         make_output_folder(output)
     tell_device(choice, progress)
@@ -186,6 +185,16 @@ def explain_images(
             _draw(found, view, run=card.run)
             bar.advance()
             yield found
+
+
+def _check_readable(paths: Sequence[Path], rules: Preprocessing) -> None:
+    """Refuse images that cannot be read, before any is drawn; decoding twice is cheap."""
+    for path in paths:
+        try:
+            load_image(path, rules)
+        except DataError as error:
+            whole = str(error).replace(f" {printable_name(path)}: ", f" {path}: ", 1)
+            raise DataError(whole) from error
 
 
 def _explain(

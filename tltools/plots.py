@@ -21,6 +21,7 @@ from tltools.wording import plural
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
@@ -207,6 +208,23 @@ def _draw_numbers(
             axes.text(column, row, line, ha="center", va=align, fontsize=style.font)
 
 
+_HEAT = "plasma"
+"""Color map of evidence; it holds no black and no gray, which could be the image's own."""
+_MOST_OPAQUE = 0.7
+"""Opacity of the largest evidence, through which the image can still be seen."""
+
+
+def _faded() -> "ListedColormap":
+    """Return the color map as it appears over an image: the less evidence, the less color."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    steps = np.linspace(0, 1, 256)
+    colors = colormaps[_HEAT](steps)
+    colors[:, 3] = _MOST_OPAQUE * steps
+    return ListedColormap(colors)
+
+
 def plot_heat(
     image: NDArray[np.uint8],
     heat: NDArray[np.float32],
@@ -226,6 +244,8 @@ def plot_heat(
         image_title: Above the image.
         heat_title: Above the heat map.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -236,8 +256,10 @@ def plot_heat(
     left.imshow(image, extent=frame)
     gray = image @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
     right.imshow(gray, extent=frame, cmap="gray", vmin=0, vmax=255)
-    shown = right.imshow(heat, extent=frame, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
-    bar = figure.colorbar(shown, ax=right, fraction=0.046, pad=0.03)
+    # As opaque as the evidence is large: where there is none, the image is as it was.
+    right.imshow(heat, extent=frame, cmap=_HEAT, vmin=0, vmax=1, alpha=_MOST_OPAQUE * heat)
+    scale = ScalarMappable(Normalize(0, 1), cmap=_faded())
+    bar = figure.colorbar(scale, ax=right, fraction=0.046, pad=0.03)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     bar.set_label("share of the largest value")
     for axes, text in ((left, image_title), (right, heat_title)):

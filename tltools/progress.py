@@ -17,8 +17,18 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Receiver of progress. The library never prints; the command line passes in a printing one."""
 
-    def bar(self, description: str, total: int | None, unit: str = "images") -> "BarContext":
-        """Open a bar over `total` units (None: unknown), for use in a `with` statement."""
+    def bar(
+        self,
+        description: str,
+        total: int | None,
+        unit: str = "images",
+        *,
+        epochs: range | None = None,
+    ) -> "BarContext":
+        """Open a bar over `total` units (None: unknown), for use in a `with` statement.
+
+        With `epochs`, such as `range(1, 16)`, the total is of each of these epochs.
+        """
         ...
 
     def say(self, message: str) -> None:
@@ -66,6 +76,8 @@ class Silent:
         description: str,  # noqa: ARG002
         total: int | None,  # noqa: ARG002
         unit: str = "images",  # noqa: ARG002
+        *,
+        epochs: range | None = None,  # noqa: ARG002
     ) -> Iterator[Bar]:
         """Open a bar that shows nothing."""
         yield _SilentBar()

@@ -15,7 +15,7 @@ from tltools.card import MAX_CARD_BYTES, Card, card_from_json
 from tltools.decisions import UNCERTAIN, Decided
 from tltools.errors import ArtifactError, cause_of
 from tltools.regular import open_regular, read_regular
-from tltools.wording import plural
+from tltools.wording import plural, similar_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +55,11 @@ def load_card(folder: Path) -> Card:
     try:
         text = read_regular(path, max_bytes=MAX_CARD_BYTES)
     except FileNotFoundError as error:
+        if not folder.exists():
+            raise ArtifactError(
+                f"{folder} does not exist{similar_paths(folder, Path('runs'))}: name a run's "
+                "folder, such as runs/NAME"
+            ) from error
         raise ArtifactError(
             f"{folder} is not a finished run: it has no {CARD} (create a run with tltools train, "
             "or finish one with tltools train --resume)"

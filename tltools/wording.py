@@ -1,6 +1,9 @@
 """Nouns and verbs that agree with a number, and lists in sentences."""
 
+import os
 from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 
 
 def either(names: Sequence[str]) -> str:
@@ -24,8 +27,34 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` did you mean a or b or c?` for an unknown name; empty if no known name is close."""
     from difflib import get_close_matches  # here, because it is needed only for errors
 
-    close = get_close_matches(name, list(dict.fromkeys(known)), n=3)
+    names = list(dict.fromkeys(known))
+    whole = [one for one in names if name.lower() in one.lower()]  # bee, of honey bees
+    close = get_close_matches(name, names, n=3) or (whole[:3] if name else [])
     return f" did you mean {' or '.join(close)}?" if close else ""
+
+
+MAX_NAMES = 10_000
+"""Most names of a folder among which a similar one is searched for."""
+
+
+def similar_paths(path: Path, *folders: Path) -> str:
+    """Return ` (did you mean runs/cnn?)` for a path that does not exist; empty if none is close.
+
+    Args:
+        path: The path; names in its folder are compared with it.
+        folders: Other folders in which the name may be.
+    """
+    from difflib import get_close_matches
+
+    close: list[Path] = []
+    for folder in dict.fromkeys((path.parent, *folders)):
+        try:
+            with os.scandir(folder) as entries:
+                names = [one.name for one in islice(entries, MAX_NAMES)]
+        except OSError:  # it cannot be listed, so nothing in it is close
+            continue
+        close += [folder / name for name in get_close_matches(path.name, names, n=2)]
+    return f" (did you mean {either(list(map(str, close)))}?)" if close else ""
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -240,9 +240,8 @@ def announcement(seconds: float, *, num_candidates: int, rounds: int, on_gpu: bo
     candidates = f"{counted(num_candidates, 'candidate')}"
     return (
         f"This takes about {duration(seconds)} (estimate: {candidates}, {rounds} "
-        f"{plural(rounds, 'round')}, a new process for each measurement). To shorten it, name "
-        f"fewer models or use `rounds=1`, fewer `batch_sizes=`{no_tf32}; for more precise results, "
-        "use a larger `budget_s=` or more `rounds=`"
+        f"{plural(rounds, 'round')}, a new process for each measurement); `rounds=1`, fewer models "
+        f"or `batch_sizes=`{no_tf32} take less, a larger `budget_s=` is more precise"
     )
 
 

@@ -122,7 +122,7 @@ class _Bench:
                     bar.advance(note=candidate.name)
                 left_s = self._seconds_left(turn)
                 if left_s:
-                    self._progress.say(
+                    self._progress.detail(
                         f"Round {turn + 1} of {rounds} done: about {duration(left_s)} left"
                     )
 

@@ -35,6 +35,7 @@ def finished_summary(job: JobSettings, record: JobRecord, progress: Progress) ->
         num_uncertain=0 if job.min_confidence is None else complete.counts.get(UNCERTAIN, 0),
         num_failed=sum(complete.errors.values()),
         errors=complete.errors,
+        examples=complete.examples,
         unlisted=complete.unlisted,
         seconds=0.0,
         choice=DeviceChoice(cast("Any", record.device), "as it was recorded"),

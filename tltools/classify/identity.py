@@ -45,6 +45,8 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True):
     """Number of images by label."""
     errors: dict[str, int]
     """Number of images without a label, by reason."""
+    examples: dict[str, str] = {}
+    """The first image with each reason, and its own reason."""
     unlisted: tuple[str, ...] = ()
     left_out: dict[str, int] = {}
 

@@ -16,6 +16,7 @@ from tltools.data.remote_images import Remotes, list_remote
 from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name, is_image_name
 from tltools.data.text import clean, decoded_lines
 from tltools.errors import DataError
+from tltools.wording import similar_paths
 
 STDIN = Path("-")
 LIST_SUFFIX = ".txt"
@@ -90,7 +91,8 @@ def list_portions(
     for source in inputs:
         if isinstance(source, Path) and source != STDIN and not source.exists():
             raise DataError(
-                f"{source} does not exist; name folders, images, archives or .txt lists"
+                f"{source} does not exist{similar_paths(source)}; name folders, images, archives "
+                "or .txt lists"
             )
         if source.suffix.lower() in TABLE_SUFFIXES:
             raise DataError(

@@ -105,6 +105,8 @@ class Summary:
     num_failed: int
     errors: dict[str, int]
     """Number of images that could not be read, by reason, most frequent first; digits are `N`."""
+    examples: dict[str, str]
+    """The first image that could not be read, and why, by reason."""
     unlisted: tuple[str, ...]
     """Why each skipped folder, or rest of an archive, could not be listed, or an image's name is
     not searched for; such images have no rows."""

@@ -26,6 +26,7 @@ from tltools.data.location import Location
 from tltools.errors import ConfigError, DataError
 from tltools.progress import SILENT, Progress
 from tltools.regular import open_regular, read_regular
+from tltools.wording import similar_paths
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _write(
     num_rows = sum(shard.record.num_rows for shard in found)
     codec = form.codec(first.record.job.classes, spreadsheet=first.record.job.spreadsheet)
     place = temporary_path(output) if keep else atomic_path(output)
-    with place as temporary, progress.bar("merge", num_rows, "rows") as bar:
+    with place as temporary, progress.bar("Merging", num_rows, "rows") as bar:
         for amount in form.merge(found, _turns(found), temporary, codec):
             bar.advance(amount)
         for shard in found:
@@ -225,7 +226,9 @@ def _read_record(path: Path) -> ShardRecord:
             ) from None
         if unfinished.exists():
             raise DataError(f"{path} is not complete; run its command again") from None
-        raise DataError(f"{path} does not exist; name the outputs of all shards") from None
+        raise DataError(
+            f"{path} does not exist{similar_paths(path)}; name the outputs of all shards"
+        ) from None
     except OSError as error:
         raise DataError(
             f"cannot read {record}: {error.strerror or error}; make it readable"

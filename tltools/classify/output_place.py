@@ -42,6 +42,7 @@ def describe(
         num_rows=num_rows,
         counts=dict(tally.counts),
         errors=tally.errors,
+        examples=tally.examples,
         unlisted=tuple(unlisted),
         left_out=dict(left_out),
     )

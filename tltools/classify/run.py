@@ -176,7 +176,7 @@ def _write_rows(
     try:
         with output:
             num_missing = None if total is None else total - output.num_rows
-            with progress.bar("classify", num_missing) as bar, closing(made):
+            with progress.bar("Classifying", num_missing) as bar, closing(made):
                 for some in made:
                     output.write_encoded(some.encoded)
                     tally.add_all(some)
@@ -212,6 +212,7 @@ def _summary(
         num_uncertain=0 if job.min_confidence is None else tally.counts[UNCERTAIN],
         num_failed=tally.num_failed,
         errors=tally.errors,
+        examples=tally.examples,
         unlisted=tuple(listing.unlisted),
         seconds=time.perf_counter() - begun,
         choice=predictor.choice,

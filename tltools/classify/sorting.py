@@ -329,7 +329,7 @@ def _carry_out(settings: SortSettings, manifest: Path, progress: Progress) -> So
     clashes = skipped = 0
     total = sum(1 for _ in read_manifest(manifest))
     entries = read_manifest(manifest)
-    with progress.bar("sort", total) as bar:
+    with progress.bar("Sorting", total) as bar:
         while some := list(islice(entries, AT_ONCE)):
             done = [one for one in some if one.action != _SKIPPED]
             _place_all(settings.folder, done)
@@ -428,7 +428,7 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
     manifest = folder / MANIFEST
     entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
     kept: list[str] = []
-    with progress.bar("undo", len(entries)) as bar:
+    with progress.bar("Undoing", len(entries)) as bar:
         for entry in entries:
             target = folder / entry.target
             try:

@@ -23,6 +23,8 @@ class Tally:
         """Start counting from zero."""
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        """The first image with each reason, and its own reason."""
         self.replaces = False
         """Whether an existing file of failed images may be replaced."""
         self._path = errors_to
@@ -33,7 +35,9 @@ class Tally:
     def add(self, name: str, label: str | None, error: str | None) -> None:
         """Count an image."""
         if label is None:
-            self.reasons[kind_of_error(name, error or "")] += 1
+            kind = kind_of_error(name, error or "")
+            self.reasons[kind] += 1
+            self.examples.setdefault(kind, f"{name}: {reason_in(name, error or '')}")
             fields = [self._format.text(name), self._format.text(error or "")]
             self._write(self._format.line(fields))
         else:
@@ -136,5 +140,10 @@ def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
 
 def kind_of_error(name: str, error: str) -> str:
     """Return an error without file name and numbers, so that equal kinds are counted together."""
+    return re.sub(r"\b\d[\d,.]*", "N", reason_in(name, error))
+
+
+def reason_in(name: str, error: str) -> str:
+    """Return an error of an image without the image's name."""
     _, found, reason = error.partition(f" {printable_name(name)}: ")
-    return re.sub(r"\b\d[\d,.]*", "N", reason if found else error)
+    return reason if found else error

@@ -122,21 +122,16 @@ def _run(args: list[str] | None) -> None:
         raise SystemExit(INTERRUPTED) from error
     except TltoolsError as error:
         _trace()
-        from tltools.console import in_options, printable
-
-        typer.secho(f"error: {printable(in_options(str(error)))}", fg="red", err=True)
+        _tell_of_error(str(error))
         raise SystemExit(error.exit_code) from error
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
         _trace()
-        from tltools.console import printable
-
         where = f" {error.filename}" if error.filename else ""
-        message = printable(
+        _tell_of_error(
             f"cannot access{where}: {error.strerror}; fix that and run the command again"
         )
-        typer.secho(f"error: {message}", fg="red", err=True)
         raise SystemExit(1) from error
     except Exception as error:
         _leave_for_usage(error)
@@ -145,6 +140,13 @@ def _run(args: list[str] | None) -> None:
     if code == INTERRUPTED:
         _tell_of_interrupt()
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _tell_of_error(message: str) -> None:
+    """Print a message of the library as the line of an error."""
+    from tltools.console import from_here, in_options, printable
+
+    typer.secho(f"error: {printable(from_here(in_options(message)))}", fg="red", err=True)
 
 
 def _tell_of_interrupt() -> None:
@@ -161,9 +163,7 @@ def _leave_for_usage(error: Exception) -> None:
     if is_help(error):
         getattr(error, "show")()  # noqa: B009 - the class is private
     else:
-        from tltools.console import printable
-
-        typer.secho(f"error: {printable(message)}", fg="red", err=True)
+        _tell_of_error(message)
     raise SystemExit(2) from error
 
 

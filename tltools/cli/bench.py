@@ -15,7 +15,7 @@ from tltools.cli.options import (
     path_or_url,
     split_numbers,
 )
-from tltools.cli.show import check_report, write_report
+from tltools.cli.show import check_output_folder, check_report, write_report
 from tltools.errors import ConfigError, TltoolsError
 from tltools.wording import counted
 
@@ -95,6 +95,7 @@ def bench(
     Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
     """
     check_report(report)
+    check_output_folder(output)
     from tltools.bench import bench_inputs, run_bench, uses_gpu, write_result
 
     progress = out.progress

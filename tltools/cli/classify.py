@@ -29,13 +29,14 @@ from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted
+from tltools.wording import MAX_LISTED, counted, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tltools.classify import Shard, Summary
     from tltools.classify.job import JobSettings
+    from tltools.classify.sorting import SortSettings
     from tltools.console import RichProgress
     from tltools.data.location import Location
     from tltools.processes import Launcher
@@ -47,7 +48,7 @@ FAILURES = "Failed images"
 InputsArgument = Annotated[
     list[Any],  # Location
     typer.Argument(
-        help="Folders (searched recursively), archives, images, .txt lists, or URLs of these.",
+        help="Folders (and subfolders), archives, images, .txt lists, URLs; -: a list is piped.",
         parser=path_or_url,
     ),
 ]
@@ -225,6 +226,7 @@ def classify(
         if here.report is not None:  # before images are moved
             _write_report(here.report, summary, inputs, out.progress)
         done = sort and sort_job(sort, settings, out.progress)
+        is_known = _remember(summary, inputs, sort)
         out.result(
             summary.as_dict() | ({"sorted": done} if done else {}),
             lambda: _print_job(summary, out.progress),
@@ -232,7 +234,7 @@ def classify(
         if done:
             tell_sorted(done, out.progress)
         elif suggest and here.report is None and isinstance(summary.output, Path):
-            out.progress.say(f"Next: {_report_command(summary.output, inputs)}")
+            out.progress.say(f"Next: {_report_command(summary.output, inputs, is_known=is_known)}")
 
     if engine == "ray":
         summary = _run_on_cluster(settings, there, out.progress, tell)
@@ -346,9 +348,18 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
     return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
 
 
-def _report_command(output: Path, inputs: "list[Location]") -> str:
+def _remember(summary: "Summary", inputs: "list[Location]", sort: "SortSettings | None") -> bool:
+    """Remember the inputs, so that a report shows the images; return whether it can."""
+    from tltools.classify.remembered import remember_inputs
+
+    is_moved = sort is not None and sort.action == "move"
+    output = summary.output
+    return isinstance(output, Path) and not is_moved and remember_inputs(output, inputs)
+
+
+def _report_command(output: Path, inputs: "list[Location]", *, is_known: bool) -> str:
     words = ["tltools", "report", str(output)]
-    if len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_dir():
+    if not is_known and len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_dir():
         words += ["--images", str(inputs[0])]
     return shlex.join(words)
 
@@ -401,7 +412,9 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     if summary.num_uncertain:
         progress.say(f"{summary.num_uncertain:8d}  {summary.num_uncertain / total:6.1%}  uncertain")
     for reason, count in summary.errors.items():
-        progress.warn(f"{counted(count, 'image')} not classified: {reason}")
+        first = summary.examples.get(reason)
+        others = "; the first is" if first and count > 1 else ":"
+        progress.warn(f"{grouped(count, 'image')} not classified{others} {first or reason}")
     if summary.left_out:
         progress.say(describe_counts(summary.left_out))
     where = summary.output or "standard output"

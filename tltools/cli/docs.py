@@ -7,6 +7,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.errors import ConfigError
+from tltools.wording import did_you_mean
 
 CHAPTERS = (
     "install",
@@ -65,7 +66,10 @@ def read_chapter(topic: str) -> str:
         ConfigError: If the chapter does not exist.
     """
     if topic not in CHAPTERS:
-        raise ConfigError(f"no chapter {topic!r}: choose from {', '.join(CHAPTERS)}")
+        raise ConfigError(
+            f"no chapter {topic!r};{did_you_mean(topic, CHAPTERS)} choose from "
+            f"{', '.join(CHAPTERS)}"
+        )
     from importlib.resources import files  # here, because most commands do without it
 
     text = (files("tltools") / "docs" / f"{topic}.md").read_text(encoding="utf-8")

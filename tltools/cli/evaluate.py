@@ -21,7 +21,7 @@ from tltools.cli.options import (
     open_cluster,
     path_or_url,
 )
-from tltools.cli.show import check_report, score_text, write_report
+from tltools.cli.show import check_output_folder, check_report, score_text, write_report
 from tltools.cli.thresholds import (
     TargetOptions,
     ThresholdOptions,
@@ -30,7 +30,7 @@ from tltools.cli.thresholds import (
 )
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted, grouped
+from tltools.wording import MAX_LISTED, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -159,6 +159,8 @@ def evaluate(
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
     check_report(report)
+    if output is not None:
+        check_output_folder(output)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
     target = targets.target(labeling.class_name)
@@ -185,7 +187,7 @@ def evaluate(
     if out.as_json:
         out.json(result.to_json())
     else:
-        _print_evaluation(result)
+        _print_evaluation(result, is_new=subset.exclude_train)
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -345,12 +347,13 @@ def _write_page(
     write_report(report, [section], progress)
 
 
-def _print_evaluation(result: "Evaluation") -> None:
+def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
     from tltools.console import print_table
 
     auc = result.roc_auc.value
+    part = f"{_SPLITS[result.split]}{' that are new to the model' if is_new else ''}"
     print_table(
-        f"{result.data}, {_SPLITS[result.split]}: {counted(result.num_images, 'image')}",
+        f"{result.data}, {part}: {grouped(result.num_images, 'image')}",
         ("metric", "value"),
         [
             *_limit_rows(result),

@@ -8,6 +8,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption
+from tltools.cli.show import check_output_folder
 from tltools.errors import ConfigError, TltoolsError, raise_all
 from tltools.runtime.model_formats import (
     FORMATS,
@@ -96,6 +97,7 @@ def export(
     """
     formats = tuple(reversed(FORMATS)) if format == ALL else (format,)
     _check_layout(layout, formats)
+    check_output_folder(output)
     from tltools.artifacts import PRECISIONS, find_runs, read_artifact
     from tltools.export import ExportSettings
 

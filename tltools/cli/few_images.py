@@ -64,6 +64,7 @@ def print_labels(
     """
     from tltools.api import ImagePredictor
     from tltools.classify.predict import check_min_confidence
+    from tltools.classify.tally import reason_in
     from tltools.runtime import open_model
 
     opened, plan = open_model(model, **opening)
@@ -76,7 +77,7 @@ def print_labels(
     out.result([_facts(one, classes) for one in answers], lambda: _show(answers, classes))
     failed = [one for one in answers if one.error is not None]
     for one in failed:
-        out.progress.warn(f"not classified: {one.error}")
+        out.progress.warn(f"not classified: {one.name}: {reason_in(one.name, one.error or '')}")
     if failed:
         raise typer.Exit(1)
 

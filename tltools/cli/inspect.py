@@ -31,7 +31,7 @@ def inspect(
     path: Annotated[
         Any,  # Location
         typer.Argument(
-            help="A run, an export, labeled images, or a folder of runs.", parser=path_or_url
+            help="A run, an export, a folder of these, or labeled images.", parser=path_or_url
         ),
     ],
     *,
@@ -67,6 +67,13 @@ def inspect(
             from tltools.cli.run_list import show_runs
 
             show_runs(path, out)
+            return
+        from tltools.artifacts import exports_in
+
+        if exports := exports_in(path):
+            from tltools.cli.model_card import print_exports
+
+            out.result(exports, lambda: print_exports(path, exports))
             return
     from tltools.data.dataset import load_dataset
 

@@ -1,14 +1,15 @@
 """Show a model's card on the terminal: what it is, what to feed it, and how good it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.cli.show import score_text
+from tltools.cli.show import minute, score_text
 from tltools.cli.thresholds import threshold_text
 from tltools.wording import grouped, listed
 
 if TYPE_CHECKING:
+    from tltools.artifacts import Artifact
     from tltools.card import Card, ExportFacts, Preprocessing
 
 
@@ -17,6 +18,27 @@ def print_card(path: Path, card: "Card") -> None:
     from tltools.console import print_table
 
     print_table(f"{path} (--json shows the whole card)", ("", ""), list(_lines(card)))
+
+
+def print_exports(folder: Path, exports: "Sequence[Artifact]") -> None:
+    """Print a line for each export in a folder."""
+    from tltools.console import print_table
+
+    print_table(
+        f"{grouped(len(exports), 'export')} in {folder}/",
+        ("export", "model", "data", "validation accuracy", "made (UTC)", "MB"),
+        [
+            (
+                str(one.path),
+                one.card.model,
+                one.card.data.name,
+                score_text(one.card.metrics.get("val")),
+                minute(one.card.created),
+                f"{one.path.stat().st_size / 1e6:.1f}",
+            )
+            for one in exports
+        ],
+    )
 
 
 def _lines(card: "Card") -> Iterator[tuple[str, str]]:
@@ -37,11 +59,8 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
     for split, name in (("val", "validation"), ("test", "test")):
         if split in card.metrics:
             yield f"{name} accuracy", score_text(card.metrics[split])
-    yield (
-        "temperature",
-        f"{card.temperature:.2f}"
-        + (f" ({card.confidence.note})" if card.confidence and card.confidence.note else ""),
-    )
+    note = card.confidence.note if card.confidence else ""
+    yield "temperature", f"{card.temperature:.2f}" + (f": {note}" if note else "")
     if card.threshold is not None:
         yield "threshold", threshold_text(card.threshold)
     yield "input", _input(card.preprocessing)
@@ -53,7 +72,7 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
     )
     if facts is not None:
         yield from _export_lines(facts)
-    yield "made", f"{card.created} with tltools {card.versions.get('tltools', '?')}"
+    yield "made", f"{minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
 
 
 def _input(rules: "Preprocessing") -> str:

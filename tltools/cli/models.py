@@ -41,7 +41,7 @@ def _print_models(found: "list[Published]") -> None:
         [
             (
                 one.model,
-                f"{one.parameters / 1e6:.3g} M",
+                _parameters(one),
                 _number(one.multiply_adds, ".3g", " G"),
                 _number(one.accuracy and 100 * one.accuracy, ".1f", "%"),
                 _number(one.megabytes, ".0f"),
@@ -50,6 +50,12 @@ def _print_models(found: "list[Published]") -> None:
             for one in found
         ],
     )
+
+
+def _parameters(one: "Published") -> str:
+    if one.megabytes is None:  # counted without a head, which may have most of them
+        return f"{one.parameters:,} + head"
+    return f"{one.parameters / 1e6:.3g} M"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

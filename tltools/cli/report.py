@@ -26,7 +26,9 @@ def report(
     ] = Path("report.html"),
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder that was classified, to show its images.", show_default="none"),
+        typer.Option(
+            help="Folder that was classified, to show its images.", show_default="remembered"
+        ),
     ] = None,
 ) -> None:
     """Write results to one HTML page that opens offline and prints.

@@ -14,7 +14,7 @@ def sample(
     folder: Annotated[Path, typer.Argument(help="Folder to create.")] = Path("sample"),
     *,
     out: Out,
-    num_images: Annotated[int, typer.Option(help="Number of images.")] = 300,
+    num_images: Annotated[int, typer.Option(min=4, help="Number of images.")] = 300,
     seed: Annotated[int, typer.Option(help="Random seed for the drawings.")] = 13,
 ) -> None:
     """Draw the sample set: emergency and other vehicles, with their labels.

@@ -67,6 +67,27 @@ def check_report(report: Path | None) -> None:
         check_place(report)
 
 
+def check_output_folder(output: Path) -> None:
+    """Refuse the name of a file for a folder that is made for several files.
+
+    Raises:
+        ConfigError: If it looks like a file's.
+    """
+    from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name
+    from tltools.runtime.model_formats import is_export_name
+
+    suffix = output.suffix.lower()
+    is_file_name = suffix in TABLE_SUFFIXES | IMAGE_SUFFIXES | {".html", ".md", ".txt"}
+    if output.is_file():
+        raise ConfigError(f"--output {output} is a file; name a folder")
+    if not output.is_dir() and (
+        is_file_name or is_archive_name(output.name) or is_export_name(output)
+    ):
+        raise ConfigError(
+            f"--output {output} would be a folder, for several files; name one without {suffix}"
+        )
+
+
 def write_report(path: Path, sections: "Sequence[Section]", progress: "RichProgress") -> int:
     """Write a report and return its size in bytes."""
     from tltools.report.page import write_page

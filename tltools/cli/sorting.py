@@ -109,7 +109,7 @@ def undo_sorts(folders: "Sequence[Location]", given: Mapping[str, Any], out: "Ou
     for one in undone:
         for reason in one.kept:
             out.progress.warn(f"{reason}; it was kept")
-        out.progress.say(f"Undone: {grouped(one.num_undone, 'image')} of {one.folder}")
+        out.progress.say(f"Undone: {grouped(one.num_undone, 'image')} sorted into {one.folder}")
     out.result(undone)
     if any(one.kept for one in undone):
         raise typer.Exit(1)

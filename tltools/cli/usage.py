@@ -8,6 +8,21 @@ from tltools.wording import did_you_mean, plural
 _QUOTED = re.compile(r"'([^']*)'")
 
 
+_RANGE = re.compile(
+    r"Invalid value for '(?:-\w / )?(?P<option>--[a-z0-9-]+)'.*: "
+    r"(?P<value>\S+) is not in the range (?P<range>\S+?)\.?$"
+)
+
+
+def _within(bounds: str) -> str:
+    """Put `x>=4` or `0<=x<=1` into words."""
+    if found := re.fullmatch(r"x>=(.+)", bounds):
+        return f"at least {found[1]}"
+    if found := re.fullmatch(r"(.+)<=x<=(.+)", bounds):
+        return f"between {found[1]} and {found[2]}"
+    return f"in the range {bounds}"
+
+
 def usage_message(error: Exception) -> str | None:
     """Return the message of a usage error; None if it is the help itself, or another error.
 
@@ -43,6 +58,8 @@ def _text(error: Any, context: Any) -> str:
         return f"unexpected {plural(len(found[1].split()), 'argument')} {found[1]}"
     if found := re.match(r"Missing argument '(.*)'", text):
         return f"Missing argument {found[1].upper()}"
+    if found := _RANGE.search(text):
+        return f"{found['option']} must be {_within(found['range'])}, got {found['value']}"
     if (at := text.find(" is not one of ")) >= 0:
         given = _QUOTED.findall(text[:at])
         meant = did_you_mean(given[-1], _QUOTED.findall(text[at:])) if given else ""

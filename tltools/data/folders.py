@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from tltools.data.reasons import ENVIRONMENT, GONE, reason_of, refuse_failing
 from tltools.data.suffixes import is_image_name
 from tltools.errors import DataError, UnreachableError
+from tltools.wording import similar_paths
 
 MANY_NAMES = 200_000
 """Number of names in a folder above which sorting would noticeably delay the first result."""
@@ -103,7 +104,8 @@ def find_folders(
     """
     root = Path(root)
     if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
+        missing = f"does not exist{similar_paths(root)}"
+        problem = "is not a folder" if root.exists() else missing
         raise DataError(f"{root} {problem}: name a folder of images")
     return _Walk(on_error, on_others, on_skip).walk(root, ancestors=frozenset())
 

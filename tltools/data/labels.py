@@ -32,7 +32,7 @@ from tltools.data.tables import Table, read_table
 from tltools.data.text import clean, look_key, word_key
 from tltools.errors import ConfigError, DataError
 from tltools.schema import has_predictions
-from tltools.wording import grouped, plural
+from tltools.wording import grouped, plural, similar_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +118,9 @@ def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
     if data.is_dir():
         return None if for_folders and not for_csv else _csv_of_folder(data, for_csv=for_csv)
     if not data.is_file():
-        raise DataError(f"{data} does not exist: name a CSV or a folder of class folders")
+        raise DataError(
+            f"{data} does not exist{similar_paths(data)}: name a CSV or a folder of class folders"
+        )
     suffix = data.suffix.lower()
     if suffix not in LABEL_SUFFIXES:
         kind = "export it as CSV" if suffix in TABLE_SUFFIXES else "name a .csv"

@@ -120,7 +120,7 @@ class TrainedRun:
     def calibration(self) -> Iterator[NDArray[np.uint8]]:
         """Yield batches of training images, balanced across the classes where possible."""
         paths = self._calibration_paths
-        with self.progress.bar("Calibrating", len(paths)) as bar:
+        with self.progress.bar("Calibrating int8", len(paths)) as bar:
             for images in decode_batches(
                 paths, preprocessing=self.card.preprocessing, batch_size=CALIBRATION_BATCH
             ):

@@ -243,7 +243,7 @@ def _collect(
     """Collect the actors' updates; if that is interrupted, report what is complete."""
     first = True
     try:
-        with progress.bar("classify", total) as bar, closing(updates):
+        with progress.bar("Classifying", total) as bar, closing(updates):
             for update in updates:
                 if first:
                     waited = time.perf_counter() - begun
@@ -276,6 +276,7 @@ def _summary(
         num_uncertain=0 if job.min_confidence is None else tally.counts[UNCERTAIN],
         num_failed=tally.num_failed,
         errors=tally.errors,
+        examples=tally.examples,
         unlisted=tuple(result.unlisted),
         left_out=result.left_out,
         seconds=time.perf_counter() - begun,

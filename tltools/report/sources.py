@@ -11,11 +11,12 @@ import msgspec
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
 from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes
+from tltools.classify.remembered import remembered_inputs
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, first_line
 from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
-from tltools.report.jobs import job_section, locate_in, read_job
+from tltools.report.jobs import Locate, job_section, locate_in, locate_inputs, read_job
 from tltools.report.models import (
     EvaluationFacts,
     evaluation_section,
@@ -26,6 +27,7 @@ from tltools.report.models import (
 from tltools.report.summary import summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
+from tltools.wording import similar_paths
 
 MAX_RESULT_BYTES = 2**28
 """Largest result of a bench or an evaluation: a confusion matrix of 10,000 classes."""
@@ -56,12 +58,11 @@ class Sources:
         """Return the sections of the report.
 
         Args:
-            images: The folder that was classified; None if unknown.
+            images: The folder that was classified; None for what `classify` remembers.
 
         Raises:
             ArtifactError, DataError: If a result is damaged.
         """
-        locate = None if images is None else locate_in(images)
         jobs = [(path, read_job(path)) for path in self.jobs]
         found: list[Section] = []
         with _describing(*(one.path for one in self.runs), *(path for path, _ in self.benches)):
@@ -76,7 +77,7 @@ class Sources:
                 found.append(evaluation_section(facts, name=str(path)))
         for path, job in jobs:
             with _describing(path):
-                found.append(job_section(path, locate=locate, job=job))
+                found.append(job_section(path, locate=_locate(path, images), job=job))
         for path, report in self.benches:
             with _describing(path):
                 found.append(bench_section(report))
@@ -84,6 +85,14 @@ class Sources:
             with _describing(*(one.path for one in self.exports)):
                 found.append(exports_section(self.exports))
         return found
+
+
+def _locate(job: Path, images: Path | None) -> Locate | None:
+    """Return a function that finds the images of a job, if it is known where they are."""
+    if images is not None:
+        return locate_in(images)
+    inputs = remembered_inputs(job)
+    return None if inputs is None else locate_inputs(inputs)
 
 
 @contextmanager
@@ -141,7 +150,10 @@ def find_sources(paths: Sequence[Path]) -> Sources:
 def _add(sources: Sources, path: Path) -> None:
     suffix = path.suffix.lower()
     if not path.exists():
-        raise DataError(f"{path} does not exist: name runs, exports, or files that tltools wrote")
+        raise DataError(
+            f"{path} does not exist{similar_paths(path, RUN_DIR)}: name runs, exports, or files "
+            "that tltools wrote"
+        )
     if path.is_dir():
         _add_folder(sources, path)
     elif is_export_name(path):

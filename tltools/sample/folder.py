@@ -63,7 +63,7 @@ def draw_sample(
         DataError: If `folder` cannot be written.
     """
     if num_images < 4:
-        raise ConfigError(f"the sample needs at least 4 images, got {num_images}")
+        raise ConfigError(f"`num_images=` must be at least 4, got {num_images}")
     if size < 32:
         raise ConfigError(f"the sample's images need at least 32 pixels a side, got {size}")
     if seed < 0:

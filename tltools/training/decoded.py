@@ -20,6 +20,7 @@ from tltools.memory import available_memory
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import free_gpu_memory
 from tltools.runtime.pipeline import decode_batches
+from tltools.wording import counted, plural
 
 MEMORY_SHARE = 0.5
 """Largest fraction of the memory still available to this process used for decoded images."""
@@ -74,11 +75,13 @@ def decode_once(
         images, place = torch.empty(shape, dtype=torch.uint8), "in memory"
     else:
         images, place = None, f"in a temporary file in {cache_dir}; they do not fit in memory"
+    tell = progress.say if images is None else progress.detail
     if images is None:
         images = _in_file(paths, preprocessing, num_bytes, cache_dir, progress).view(shape)
     else:
         _decode(paths, preprocessing, _copy_into(images), progress)
-    progress.say(f"{len(paths)} decoded images take {num_bytes / 1e6:,.0f} MB {place}")
+    take = plural(len(paths), "takes", "take")
+    tell(f"{counted(len(paths), 'decoded image')} {take} {num_bytes / 1e6:,.0f} MB {place}")
     return images
 
 

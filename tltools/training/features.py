@@ -246,7 +246,7 @@ def extract(
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
         images = plural(reused, "image")
-        progress.say(f"Features of {reused:,} {images} come from the cache {cache.folder}")
+        progress.detail(f"Features of {reused:,} {images} come from the cache {cache.folder}")
     if missing:
         with closing(_results(missing, settings, progress)) as results:
             for shard, features in _in_shards(results, len(missing), progress):

@@ -68,11 +68,12 @@ def cross_validate(
         progress.say(f"{config.model}: fold {number} of {num_folds}")
         job = prepare(held.dataset, config, setup, calibrate_on=frame, progress=progress)
         trainer = job.new_trainer()
-        with progress.bar(f"Training fold {number}", config.epochs * len(trainer.train)) as bar:
+        epochs = range(1, config.epochs + 1)
+        title = f"Training fold {number}"
+        with progress.bar(title, len(trainer.train), epochs=epochs) as bar:
             while not trainer.finished:
-                epoch = f"epoch {trainer.epoch + 1} of {config.epochs}"
                 for done, loss in trainer.run_epoch():
-                    bar.advance(done, note=f"{epoch}, loss {loss:.4f}")
+                    bar.advance(done, note=f"loss {loss:.4f}")
         logits, _ = predict_source(job.trained, job.sources["val"])
         probs[held.rows] = softmax(logits.numpy())
         folds[held.rows] = number

@@ -237,7 +237,7 @@ def _load_pretrained(
     loaded = load_weights(backbone, setup.weights, normalization=setup.normalization)
     config = _with_head(config, loaded.state)
     preprocessing = loaded.preprocessing(config.resize, size=config.image_size)
-    progress.say(f"{backbone.title}: weights {loaded.facts.source}, head {config.head}")
+    progress.detail(f"{backbone.title}: weights {loaded.facts.source}, head {config.head}")
     model = _build(dataset, config, preprocessing, loaded.state)
     if name := _not_finite(model.backbone.state_dict()):
         raise ModelError(

@@ -41,6 +41,8 @@ _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
 _TOLD_EPOCHS = 16
 """About how many epochs of a training are told, if they are quick."""
+_QUICK_S = 1.0
+"""Least time between two of them: a head's epochs are over before anyone could read them."""
 _TELL_EVERY_S = 10.0
 """Time after which an epoch is told anyway."""
 _DEFAULT_SETUP = TrainSetup()
@@ -285,13 +287,13 @@ class _Training:
 
     def _run_epochs(self, logs: Logs) -> None:
         trainer, config = self.trainer, self.trainer.config
-        left = (config.epochs - trainer.epoch) * len(trainer.train)
+        epochs = range(trainer.epoch + 1, config.epochs + 1)
         saved = -math.inf
-        with self._progress.bar(f"Training {config.model}", left) as bar:
+        title = f"Training {config.model}"
+        with self._progress.bar(title, len(trainer.train), epochs=epochs) as bar:
             while not trainer.finished:
-                epoch = f"epoch {trainer.epoch + 1} of {config.epochs}"
                 for done, loss in trainer.run_epoch():
-                    bar.advance(done, note=f"{epoch}, loss {loss:.4f}")
+                    bar.advance(done, note=f"loss {loss:.4f}")
                 stats = trainer.stats
                 self._history.append(stats)
                 if trainer.finished or time.monotonic() - saved > _SAVE_EVERY_S:
@@ -309,9 +311,10 @@ class _Training:
         """Say how an epoch went; of many quick ones, only some, since `history.csv` has all."""
         num_epochs, now = self.trainer.config.epochs, time.monotonic()
         every = -(-num_epochs // _TOLD_EPOCHS)
-        is_told = self.trainer.finished or stats.epoch == 1 or stats.epoch % every == 0
+        wait_s = _QUICK_S if stats.epoch % every == 0 else _TELL_EVERY_S
+        is_told = stats.epoch == 1 or now - self._told >= wait_s
         tell = self._progress.detail
-        if is_told or now - self._told >= _TELL_EVERY_S:
+        if is_told or self.trainer.finished:
             self._told, tell = now, self._progress.say
         tell(
             f"epoch {stats.epoch:3d}/{num_epochs}  "
@@ -360,7 +363,8 @@ class _Training:
             confidence = fit_temperature(val.logits, val.targets)
         except (ValueError, MemoryError) as error:
             confidence = Confidence(note=f"it could not be fitted: {first_line(error)}")
-        self._progress.say(_of_confidence(confidence))
+        tell = self._progress.say if confidence.note else self._progress.detail
+        tell(_of_confidence(confidence))
         return msgspec.structs.replace(card, metrics=metrics, confidence=confidence)
 
     def _describe(self, outputs: "dict[str, _Outputs]", card: Card) -> None:
@@ -453,7 +457,7 @@ def _of_confidence(confidence: Confidence) -> str:
     """Describe the calibration in one line."""
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
-        return f"Temperature 1: {confidence.note}"
+        return f"Confidence stays uncalibrated (temperature 1): {confidence.note}"
     return (
         f"Temperature {confidence.temperature:.2f}: expected calibration error {before:.4f} "
         f"before, {after:.4f} after (held out)"

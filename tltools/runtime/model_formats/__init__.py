@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tltools.errors import ArtifactError, ConfigError
+from tltools.wording import did_you_mean, similar_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,7 +224,10 @@ def format_named(name: str) -> ModelFormat:
         ConfigError: If there is none.
     """
     if name not in FORMATS:
-        raise ConfigError(f"unknown model format {name!r}: choose from {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"unknown model format {name!r};{did_you_mean(name, FORMATS)} choose from "
+            f"{', '.join(FORMATS)}"
+        )
     return FORMATS[name]
 
 
@@ -241,9 +245,10 @@ def format_of(path: Path) -> ModelFormat:
             f"{path} is a folder, not an export; if it is a run, export it with tltools export "
             f"{path}, and name the file"
         )
+    ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
     raise ArtifactError(
-        f"{path} is not an export: its name ends in {path.suffix or 'nothing'!r}, exports end in "
-        f"{suffixes(' or ')}"
+        f"{path} is not an export: its name {ending}, exports end in {suffixes(' or ')}"
+        f"{similar_paths(path, Path('exports'))}"
     )
 
 

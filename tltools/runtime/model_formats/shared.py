@@ -12,6 +12,7 @@ from tltools.regular import check_regular
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
 from tltools.runtime.predictor import PROBABILITIES, REMEDY, CardBatches
+from tltools.wording import similar_paths
 
 MAX_EXPORT_BYTES = 2**34
 """Largest export: an ONNX file has at most 2 GB, and other formats hold no larger network."""
@@ -23,7 +24,7 @@ def check_is_file(path: Path) -> None:
         check_regular(path, max_bytes=MAX_EXPORT_BYTES)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            what = "does not exist"
+            what = f"does not exist{similar_paths(path)}"
         elif path.is_dir():
             what = "is a folder, not an export"
         else:
