@@ -83,7 +83,8 @@ def test_clean_class_folders_are_split_without_a_finding(tmp_path):
     assert dataset.classes == ("ant", "bee")
     assert dataset.split_rule == "default"
     assert dataset.findings == ()
-    assert list(dataset.frame.columns) == ["path", "class", "split", "sha256"]
+    assert list(dataset.frame.columns) == ["path", "class", "split", "sha256", "group"]
+    assert list(dataset.frame["group"]) == list(dataset.frame["sha256"])
     counts = Counter(zip(dataset.frame["class"], dataset.frame["split"], strict=True))
     assert counts == {
         ("ant", "train"): 27,

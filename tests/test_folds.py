@@ -50,7 +50,8 @@ def test_identical_images_are_in_the_same_fold(validate, drawn_dataset):
     hashes = list(frame["sha256"])
     rows = [row for row in range(len(frame)) if frame["class"][row] == frame["class"][0]][:2]
     hashes[rows[1]] = hashes[rows[0]]
-    found = validate(dataset=replace(drawn_dataset, frame=frame.assign(sha256=hashes)))
+    changed = frame.assign(sha256=hashes, group=hashes)
+    found = validate(dataset=replace(drawn_dataset, frame=changed))
     assert found.folds[rows[0]] == found.folds[rows[1]]
 
 

@@ -27,8 +27,9 @@ def made_up(seed: int, *, sizes: dict[str, int], copies: float = 0.1):
     return classes, groups
 
 
-def divide(classes, groups, *, val_fraction=0.1, seed=13):
-    return split_default(classes, groups, val_fraction=val_fraction, seed=seed)
+def divide(classes, images, groups=None, *, val_fraction=0.1, seed=13):
+    groups = images if groups is None else groups
+    return split_default(classes, images, groups, val_fraction=val_fraction, seed=seed)
 
 
 @pytest.mark.parametrize("val_fraction", [0.05, 0.1, 0.3, 0.5, 0.9])
@@ -98,9 +99,37 @@ def test_no_rows_give_no_split():
     assert divide([], []).shape == (0,)
 
 
-def test_a_group_with_two_classes_is_a_value_error():
-    with pytest.raises(ValueError, match="several classes"):
+def test_an_image_with_two_classes_or_groups_is_a_value_error():
+    with pytest.raises(ValueError, match="several classes or groups"):
         divide(["a", "b", "b"], [sha(1), sha(1), sha(2)])
+    with pytest.raises(ValueError, match="several classes or groups"):
+        divide(["a", "a"], [sha(1), sha(1)], [sha(1), sha(2)])
+
+
+def test_near_duplicates_follow_the_image_that_stands_for_them():
+    images = [sha(i) for i in range(400)]
+    classes = ["a" if i % 3 else "b" for i in range(400)]  # a group may have several
+    groups = [images[i - i % 4] if i < 80 else image for i, image in enumerate(images)]
+    alone, together = divide(classes, images), divide(classes, images, groups)
+    assert alone[:80].any()
+    assert list(together[:80]) == [alone[i - i % 4] for i in range(80)]
+    np.testing.assert_array_equal(together[80:], alone[80:])
+
+
+def test_a_class_whose_images_are_all_near_duplicates_stays_in_train():
+    images = [sha(i) for i in range(40)]
+    for seed in range(20):
+        val = divide(["a"] * 10 + ["b"] * 30, images, [images[0]] * 10 + images[10:], seed=seed)
+        assert not val[:10].any()
+        assert val.sum() == 3
+
+
+def test_each_class_is_on_both_sides_whatever_its_groups():
+    images = [sha(i) for i in range(40)]
+    groups = [images[0]] * 10 + [images[10]] * 10 + images[20:]
+    for seed in range(20):
+        val = divide(["a"] * 20 + ["b"] * 20, images, groups, seed=seed, val_fraction=0.5)
+        assert (val[0], val[10]) in {(True, False), (False, True)}
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 1.0, -0.1, 10, float("nan")])

@@ -18,6 +18,7 @@ from tltools.data.findings import Finding, Severity, shorten
 from tltools.data.images import image_sha256, load_image
 from tltools.data.labels import Labels, read_labels
 from tltools.data.location import Location
+from tltools.data.near import SIDE, find_near_duplicates, thumbnail
 from tltools.data.reasons import refuse_failing
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
 from tltools.data.text import word_key
@@ -36,7 +37,7 @@ SplitChoice = Literal["auto", "default", "article"]
 SplitRule = Literal["default", "article", "given", "none"]
 
 _CHECK = Preprocessing(size=32)
-"""Small, because the check only needs to know whether an image can be decoded."""
+"""Small: the check needs to know whether an image can be decoded, and a thumbnail to compare."""
 _IMBALANCE = 10
 """Ratio of the largest to the smallest class above which a note is added."""
 
@@ -48,7 +49,9 @@ class Dataset:
     name: str
     """Name of the CSV or folder."""
     frame: "pd.DataFrame"
-    """The rows that were kept, in source order; columns `path`, `class`, `split`, `sha256`."""
+    """The rows that were kept, in source order; columns `path`, `class`, `split`, `sha256`
+    and, unless it is an evaluation, `group`: the SHA-256 of an image that stands for the image and
+    its near-duplicates, its own if it has none."""
     classes: tuple[str, ...]
     """Class names in index order."""
     split_rule: SplitRule
@@ -155,11 +158,14 @@ def load_dataset(
     audit = _Audit(purpose=chosen.purpose, labels=labels)
     rows, classes = _name_classes(_rows_of(labels), chosen.class_names)
     rule = _split_rule(data, rows, chosen)
-    rows = _check_images(rows, audit, skip_bad=chosen.skip_bad, progress=progress)
-    rows = _divide(_without_duplicates(rows, audit, rule), classes, audit, rule, chosen)
+    rows, thumbnails = _check_images(rows, audit, skip_bad=chosen.skip_bad, progress=progress)
+    rows = _without_duplicates(rows, audit, rule)
+    near = _find_near(rows, thumbnails, chosen.purpose, progress)
+    rows = _divide(rows, near.groups, classes, audit, rule, chosen)
+    audit.note_near(rows, near, kept_together=rule == "default")
     return Dataset(
         name=data.resolve().name,
-        frame=_frame(rows),
+        frame=_frame(rows, near.groups),
         classes=classes,
         split_rule=rule,
         findings=audit.findings(),
@@ -212,10 +218,13 @@ class _Row(NamedTuple):
     sha256: str
 
 
-def _frame(rows: Sequence[_Row]) -> "pd.DataFrame":
+def _frame(rows: Sequence[_Row], groups: Mapping[str, str]) -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=["path", "class", "split", "sha256"], dtype=object)
+    frame = pd.DataFrame(rows, columns=["path", "class", "split", "sha256"], dtype=object)
+    if not groups:
+        return frame
+    return frame.assign(group=pd.Series([groups[row.sha256] for row in rows], dtype=object))
 
 
 def _name_classes(
@@ -267,6 +276,8 @@ class _Checked(NamedTuple):
     """Empty if the image is missing or unreadable."""
     problem: str = ""
     """Why it is unreadable; empty if it is missing."""
+    thumbnail: bytes = b""
+    """See `tltools.data.near`."""
 
 
 def _check_image(path: str) -> _Checked:
@@ -277,8 +288,8 @@ def _check_image(path: str) -> _Checked:
         refuse_failing(path, error)
         return _Checked()
     try:
-        load_image(path, _CHECK)
-        return _Checked(sha256=image_sha256(path))
+        small = thumbnail(load_image(path, _CHECK)).tobytes()
+        return _Checked(sha256=image_sha256(path), thumbnail=small)
     except DataError as error:
         reason = str(error).removeprefix(f"cannot read image {Path(path).name}: ")
         return _Checked(problem=f"{path}: {reason}")
@@ -286,8 +297,8 @@ def _check_image(path: str) -> _Checked:
 
 def _check_images(
     rows: Sequence[_Row], audit: "_Audit", *, skip_bad: bool, progress: Progress
-) -> list[_Row]:
-    """Return the rows with readable images, with the images' SHA-256."""
+) -> tuple[list[_Row], dict[str, bytes]]:
+    """Return the rows with readable images, with their SHA-256, and thumbnails by SHA-256."""
     paths = list(dict.fromkeys(row.path for row in rows))
     checked: dict[str, _Checked] = {}
     workers = num_cores()
@@ -299,7 +310,31 @@ def _check_images(
     problems = {path: result.problem for path, result in checked.items() if not result.sha256}
     audit.note_bad(problems, num_images=len(paths), skip_bad=skip_bad)
     rows = [row._replace(sha256=checked[row.path].sha256) for row in rows]
-    return [row for row in rows if row.sha256]
+    thumbnails = {one.sha256: one.thumbnail for one in checked.values()}
+    return [row for row in rows if row.sha256], thumbnails
+
+
+class _Near(NamedTuple):
+    groups: Mapping[str, str]
+    """The SHA-256 of the image that stands for each image's group, by SHA-256."""
+    pairs: tuple[tuple[str, str], ...]
+    """Near-duplicates, the most similar first."""
+
+
+def _find_near(
+    rows: Sequence[_Row], thumbnails: Mapping[str, bytes], purpose: Purpose, progress: Progress
+) -> _Near:
+    """Find near-duplicates, by SHA-256; the order of the rows does not matter."""
+    if purpose == "evaluate":
+        return _Near({}, ())
+    hashes = sorted({row.sha256 for row in rows})
+    pixels = np.frombuffer(b"".join(thumbnails[one] for one in hashes), dtype=np.uint8)
+    found = find_near_duplicates(pixels.reshape(-1, SIDE, SIDE), progress=progress)
+    leaders = zip(hashes, found.leaders.tolist(), strict=True)
+    return _Near(
+        groups={sha256: hashes[leader] for sha256, leader in leaders},
+        pairs=tuple((hashes[one], hashes[other]) for one, other in found.pairs.tolist()),
+    )
 
 
 def _drop_repeated_rows(rows: Sequence[_Row], audit: "_Audit") -> list[_Row]:
@@ -329,6 +364,7 @@ def _without_duplicates(rows: Sequence[_Row], audit: "_Audit", rule: SplitRule) 
 
 def _divide(
     rows: Sequence[_Row],
+    groups: Mapping[str, str],
     classes: Sequence[str],
     audit: "_Audit",
     rule: SplitRule,
@@ -339,7 +375,7 @@ def _divide(
         divided = [row if row.split else row._replace(split="test") for row in rows]
     else:
         audit.check_classes(rows, classes)
-        divided = _assign_missing(rows, classes, audit, rule, settings)
+        divided = _assign_missing(rows, groups, classes, audit, rule, settings)
         audit.check_splits(divided, classes)
     audit.note_leaks(divided)
     return divided
@@ -347,6 +383,7 @@ def _divide(
 
 def _assign_missing(
     rows: Sequence[_Row],
+    groups: Mapping[str, str],
     classes: Sequence[str],
     audit: "_Audit",
     rule: SplitRule,
@@ -367,6 +404,7 @@ def _assign_missing(
     val = split_default(
         [row.label for row in free],
         [row.sha256 for row in free],
+        [groups[row.sha256] for row in free],
         val_fraction=settings.val_fraction,
         seed=settings.seed,
     )
@@ -464,6 +502,48 @@ class _Audit:
             text += "; each group stays on one side of the split" if kept_together else ""
             self.add("note", "copies", text, paths)
 
+    def note_near(self, rows: Sequence[_Row], near: _Near, *, kept_together: bool) -> None:
+        """Report near-duplicates: how many, those across splits, and those with other labels."""
+        by_hash = _by_image(rows)
+        pairs = [(by_hash[one], by_hash[other]) for one, other in near.pairs]
+        if not pairs:
+            return
+        sizes = Counter(near.groups[sha256] for sha256 in by_hash)
+        num_groups = sum(size > 1 for size in sizes.values())
+        text = (
+            f"{grouped(num_groups, 'group')} of near-duplicates (resized, recompressed, mirrored "
+            f"or slightly cropped copies, or photographs of one scene): {_near_pairs(pairs)}"
+        )
+        text += "; each group stays on one side of the split" if kept_together else ""
+        self.add("note", "near-duplicates", text, _paths_of(pairs))
+        other = [(a, b) for a, b in pairs if _labels(a) != _labels(b)]
+        if other:
+            text = (
+                f"{grouped(len(other), 'pair')} of near-duplicates "
+                f"{plural(len(other), 'has', 'have')} different labels; look at "
+                f"{plural(len(other), 'it', 'them')}: {_near_pairs(other, with_labels=True)}"
+            )
+            self.add("warning", "near-contradiction", text, _paths_of(other))
+        self._note_near_leaks(rows, pairs)
+
+    def _note_near_leaks(self, rows: Sequence[_Row], pairs: "Sequence[_Pair]") -> None:
+        for here, there in (("val", "train"), ("test", "train"), ("test", "val")):
+            across = [
+                (a, b)
+                for pair in pairs
+                for a, b in (pair, pair[::-1])
+                if here in {row.split for row in a} and there in {row.split for row in b}
+            ]
+            leaks = {row.sha256: row.path for a, _ in across for row in a if row.split == here}
+            if leaks:
+                total = sum(row.split == here for row in rows)
+                text = (
+                    f"{len(leaks):,} of the {total:,} {here} images "
+                    f"{plural(len(leaks), 'has', 'have')} a near-duplicate in {there}, which "
+                    f"inflates the accuracy on {here}: {_near_pairs(across)}"
+                )
+                self.add("warning", "near-duplicates-across-splits", text, leaks.values())
+
     def note_contradictions(self, groups: Sequence[Sequence[_Row]], *, left_out: bool) -> None:
         if groups:
             paths = [row.path for group in groups for row in group]
@@ -551,6 +631,26 @@ def _contradiction(rows: Sequence[_Row]) -> str:
     for row in sorted(rows, key=lambda row: (row.label, row.path)):
         names.setdefault(row.label, []).append(Path(row.path).name)
     return " against ".join(f"{', '.join(group)} ({label})" for label, group in names.items())
+
+
+_Pair = tuple[list[_Row], list[_Row]]
+
+
+def _labels(rows: Sequence[_Row]) -> set[str]:
+    return {row.label for row in rows}
+
+
+def _paths_of(pairs: Sequence[_Pair]) -> list[str]:
+    return list(dict.fromkeys(row.path for pair in pairs for rows in pair for row in rows))
+
+
+def _near_pairs(pairs: Sequence[_Pair], *, with_labels: bool = False) -> str:
+    """Name one image of each side of the most similar pairs."""
+
+    def name(row: _Row) -> str:
+        return Path(row.path).name + (f" ({row.label})" if with_labels else "")
+
+    return shorten((f"{name(a[0])} and {name(b[0])}" for a, b in pairs), separator="; ", limit=5)
 
 
 def _are(items: Sequence[str], noun: str) -> str:

@@ -54,6 +54,8 @@ class Tile:
     confidence: float | None = None
     """In [0, 1]."""
     split: str = ""
+    group: str = ""
+    """What it has in common with its neighbors in the gallery: `group 2`."""
     is_label_in_doubt: bool = False
     """Whether the label in `true` may be the mistake, and not the prediction."""
 

@@ -59,6 +59,8 @@ MAX_CORRECT = 24
 """Maximum misclassified and correctly classified images in a gallery."""
 MAX_SUSPECTS = 24
 """Maximum images in the gallery of labels that may be wrong."""
+MAX_GROUPS = 24
+"""Maximum groups of near-duplicates in a gallery, with two images of each."""
 MAX_SAMPLES = 6
 """Maximum sample images of each class and split."""
 MAX_SAMPLE = 240
@@ -398,7 +400,51 @@ def _data_section(run: Artifact) -> Section:
     )
     tiles = tuple(_sample(frame, classes, splits, run.card.preprocessing.resize))
     note = f"{len(tiles):,} of {grouped(len(frame), 'image')}, evenly spaced through the data"
-    return Section(title, [table, Gallery("A sample of each class and split", tiles, note)])
+    sample = Gallery("A sample of each class and split", tiles, note)
+    near = _near_duplicates(frame, run.card.preprocessing.resize)
+    return Section(title, [table, sample] if near is None else [table, sample, near])
+
+
+def _near_duplicates(frame: "pd.DataFrame", resize: Resize) -> Gallery | None:
+    """Show groups of near-duplicates: those with several labels or splits first.
+
+    Runs of earlier versions do not say which images these are.
+    """
+    if "group" not in frame:
+        return None
+    groups: dict[str, dict[str, tuple[str, str, str]]] = {}
+    columns = [frame[name] for name in ("group", "sha256", "path", "class", "split")]
+    for group, sha256, path, name, split in zip(*columns, strict=True):
+        groups.setdefault(group, {}).setdefault(sha256, (path, name, split))
+    found = [list(images.values()) for images in groups.values() if len(images) > 1]
+    if not found:
+        return None
+    found.sort(key=lambda images: -len({one[1:] for one in images}))
+    root = _common_folder(list(frame["path"]))
+    tiles = tuple(
+        Tile(
+            name=path.removeprefix(root),
+            path=Path(path),
+            resize=resize,
+            true=name,
+            split=split,
+            group=f"group {number} of {len(images)}" if len(images) > 2 else f"group {number}",
+        )
+        for number, images in enumerate(found[:MAX_GROUPS], start=1)
+        for path, name, split in _most_unlike(images)
+    )
+    return Gallery(
+        "Near-duplicates",
+        tiles,
+        f"{min(len(found), MAX_GROUPS):,} of {grouped(len(found), 'group')}, two images of each; "
+        "groups with several labels or splits first.",
+    )
+
+
+def _most_unlike(images: "Sequence[tuple[str, str, str]]") -> "list[tuple[str, str, str]]":
+    """Choose two images of a group (path, class, split) that differ in class or split if any do."""
+    first = images[0]
+    return [first, max(images[1:], key=lambda one: sum(map(str.__ne__, one[1:], first[1:])))]
 
 
 def _sample(

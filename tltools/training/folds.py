@@ -44,7 +44,7 @@ def cross_validate(
 ) -> FoldPredictions:
     """Train and score a model on each of K folds of the training and validation images.
 
-    Byte-identical images are in the same fold. The last epoch is scored: choosing the best one by
+    Near-duplicates are in the same fold. The last epoch is scored: choosing the best one by
     the fold itself would flatter it.
 
     Args:
@@ -89,7 +89,8 @@ def cross_validate(
 def _folds(dataset: Dataset, frame: "pd.DataFrame", num_folds: int, seed: int) -> Iterator[_Held]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    different = {name: len(set(some)) for name, some in frame.groupby("class")["sha256"]}
+    groups = frame["group" if "group" in frame else "sha256"]
+    different = {name: len(set(some)) for name, some in groups.groupby(frame["class"])}
     name, fewest = min(different.items(), key=lambda item: item[1])
     if fewest < num_folds:
         remedy = f"use `folds={fewest}` or fewer" if fewest > 1 else "add images"
@@ -98,7 +99,7 @@ def _folds(dataset: Dataset, frame: "pd.DataFrame", num_folds: int, seed: int) -
             f"folds; {remedy}"
         )
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    for _, rows in splitter.split(frame, frame["class"], frame["sha256"]):
+    for _, rows in splitter.split(frame, frame["class"], groups):
         split = np.full(len(frame), "train", dtype=object)
         split[rows] = "val"
         yield _Held(dataset=replace(dataset, frame=frame.assign(split=split)), rows=rows)
