@@ -27,7 +27,7 @@ from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, P
 from tltools.export import export as export_module
 from tltools.export import onnx_writer
 from tltools.export import trained as trained_module
-from tltools.export.parity import BARS, ParityBar, compare
+from tltools.export.parity import BARS, ParityBar, compare, images_needed
 from tltools.export.settings import ExportSettings
 from tltools.export.trained import HalfClassifier
 from tltools.graphs.onnx_file import check_onnx, example_images, write_module
@@ -791,8 +791,43 @@ def test_a_card_without_devices_can_still_be_read(reduced):
 def test_an_int8_export_says_how_it_was_calibrated(reduced):
     calibration = reduced["int8"].facts.calibration
     assert (calibration.method, calibration.num_images) == ("MinMax", 7)
+    assert calibration.requested == 7
     assert reduced["fp32"].facts.calibration is None
     assert reduced["fp16"].facts.calibration is None
+
+
+def test_fewer_calibration_images_than_asked_for_are_told_and_in_the_card(cnn_run, tmp_path):
+    """The run has ten training images."""
+    done = run_tltools("export", cnn_run, "--precision", "int8", "--json", cwd=tmp_path)
+    (facts,) = json.loads(done.out)
+    assert facts["calibration"] | {"method": "", "weight_bits": 0} == {
+        "method": "", "num_images": 10, "requested": 128, "weight_bits": 0,
+    }  # fmt: skip
+    assert "is calibrated on 10 images, all that the run was trained on, instead of 128" in done.err
+    shown = run_tltools("inspect", facts["path"], cwd=tmp_path).out
+    assert "10 training images of the 128 asked for" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("bar", BARS.values(), ids=BARS)
+def test_one_image_may_differ_from_the_number_on_that_a_limit_names(bar):
+    for share in (1 - bar.min_top1_agreement, bar.max_accuracy_drop):
+        if share:
+            needed = images_needed(share)
+            assert 1 / needed <= share + 1e-12 < 1 / (needed - 1)
+
+
+def test_layers_in_float_are_in_the_table(cnn_run, tmp_path, monkeypatch):
+    tries = []
+
+    def compare_strictly(*args, **rest):
+        tries.append(args)
+        if len(tries) == 1:
+            raise ParityError("too far")
+        return compare(*args, **rest)
+
+    monkeypatch.setattr(export_module, "compare", compare_strictly)
+    done = run_tltools("export", cnn_run, "--precision", "int8", cwd=tmp_path)
+    assert "(cnn.int8.onnx: 1 layer in fp32)" in " ".join(done.out.split())
 
 
 def test_only_exports_of_all_precisions_remain_in_their_folder(reduced):
@@ -832,7 +867,12 @@ def test_a_reduced_export_below_its_threshold_is_not_written(
     earlier = tmp_path / "cnn" / f"cnn.{precision}.onnx"
     earlier.parent.mkdir()
     earlier.write_bytes(b"earlier")
-    with pytest.raises(ParityError, match=r"was not written: .* of 6 images get the same label"):
+    needed = {"fp16": 200, "int8": 100}[precision]
+    message = (
+        r"was not written: .* of 6 images get the same label, .*; "
+        f"with 6 images not one may differ, with {needed} one may; try"
+    )
+    with pytest.raises(ParityError, match=message):
         make_exports(cnn_run, ["onnx"], tmp_path, precisions=(precision,))
     assert files_in(tmp_path) == [earlier]
     assert earlier.read_bytes() == b"earlier"

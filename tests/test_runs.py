@@ -89,6 +89,15 @@ def test_an_export_belongs_to_the_run_as_it_is_now(workplace, monkeypatch):
     assert run.older_exports == (export,)
 
 
+def test_a_damaged_folder_that_may_be_another_programs_is_not_offered_for_deletion(workplace):
+    (workplace / "runs/other").mkdir()
+    (workplace / "runs/other/card.json").write_text("{")
+    told = run_tltools("runs", cwd=workplace).err
+    assert "runs/other/card.json" in told
+    assert "delete the folder yourself" in told
+    assert "--delete" not in told
+
+
 def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
     for name in ("begun", "damaged", "stopped"):
         shutil.copytree(workplace / "runs" / "cnn", workplace / "runs" / name)

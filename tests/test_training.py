@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tltools.backbones.cnn import CNN
 from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
+from tltools.cli.train import SettingOptions, _tell_unfit
 from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, ModelError, ParityError
@@ -28,17 +29,20 @@ from tltools.training import (
     TrainSetup,
     decoded,
     default_config,
+    default_configs,
     find_resumable,
     open_run,
     prepare,
     resume_run,
     train_model,
+    train_models,
 )
 from tltools.training import features as features_module
 from tltools.training.features import (
     FeatureCache,
     TorchBackbone,
     check_fp16,
+    check_int8,
     choose_calibration,
     extract,
     gpu_batch_size,
@@ -491,7 +495,10 @@ def test_the_head_trains_on_the_chosen_features_and_is_evaluated_on_fp32(
         return rows
 
     monkeypatch.setattr(prepare, "extract", record)
-    train(dataset, tmp_path, "vgg16", weights=vgg16_file, feature_precision=precision)
+    run = train(dataset, tmp_path, "vgg16", weights=vgg16_file, feature_precision=precision)
+    assert run.card.training["feature_precision"] == precision
+    assert run.card.training["features_in"] == ("fp32" if precision == "fp32" else "int8")
+    assert run.card.training.get("features_float_layers") == (None if precision == "fp32" else 0)
     parts = [{Path(path) for path in dataset.part(split)["path"]} for split in ("train", "val")]
     assert [paths for paths, *_ in seen] == parts
     assert [reduced for _, reduced, *_ in seen] == [precision != "fp32", False]
@@ -560,6 +567,60 @@ def test_inaccurate_int8_layers_stay_float(int8_features, monkeypatch):
     compute(progress)
     tries = [line for line in progress.said if line.startswith("int8: int8 features differ")]
     assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers in float", tries[-1])
+
+
+def test_int8_features_without_an_int8_layer_are_refused_where_int8_was_asked_for(
+    int8_features, monkeypatch
+):
+    compute, cache = int8_features
+    compute(Recorder())
+    usual = check_int8(cache.backbone, "int8")
+    assert usual.num_int8 > 0 == usual.num_float
+    cache.backbone.unlink()
+    for shard in cache.folder.glob("*.safetensors"):
+        shard.unlink()
+    monkeypatch.setattr(features_module, "MAX_FEATURE_ERROR", 1e-6)
+    compute(Recorder())
+    assert check_int8(cache.backbone, "auto") == (0, usual.num_int8)
+    with pytest.raises(ParityError, match=r"with any of the \d+ layers .*`feature_precision=fp32`"):
+        check_int8(cache.backbone, "int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"feature_precision": "fp16"}, "needs a local GPU"),
+        ({"feature_precision": "int8", "fine_tune": "all"}, "has no effect with `fine_tune=all`"),
+    ],
+    ids=["fp16 on the CPU", "no frozen features"],
+)
+def test_a_precision_that_no_features_get_is_refused_before_anything_is_trained(
+    dataset, tmp_path, changes, message
+):
+    configs = [default_config("cnn"), default_config("vgg16", **changes)]
+    setup = TrainSetup(run_dir=tmp_path / "runs", cache_dir=tmp_path / "cache", device="cpu")
+    with pytest.raises(ConfigError, match=message):
+        next(train_models(dataset, configs, setup=setup))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_setting_that_fits_none_of_several_models_is_refused(images, tmp_path):
+    done = run_tltools("train", images, "--model", "all", "--backbone-lr", "0.1", cwd=tmp_path)
+    assert done.code == 2
+    assert "--backbone-lr applies to none of the models to train; leave it out" in done.err
+
+
+def test_a_setting_that_does_not_fit_one_of_several_models_is_told():
+    progress = Recorder()
+    configs = default_configs(["cnn", "vgg16"], head="pooled", epochs=3)
+    _tell_unfit(configs, SettingOptions(head="pooled", epochs=3), progress)
+    assert progress.said == ["cnn: `head=` does not apply"]
+
+
+def test_the_card_says_what_auto_has_come_to(dataset, tmp_path):
+    facts = train(dataset, tmp_path, epochs=1, image_size=32).card.training
+    assert (facts["precision"], facts["computed_in"]) == ("auto", "fp32")
+    assert "features_in" not in facts  # the CNN has no frozen layers
 
 
 def test_fp16_features_are_close_to_fp32():

@@ -203,6 +203,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """`MinMax`: the smallest and the largest value on the calibration images."""
     num_images: int
     """Number of images, from the run's training split."""
+    requested: int | None = None
+    """Number of images that were asked for, of which the split may have fewer; None in older
+    exports."""
     weight_bits: int = 8
     """Bits that the weights use. With 7, sums of products do not saturate on any processor; with 8,
     as in exports from before it was recorded, they may on x86 without VNNI."""

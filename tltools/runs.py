@@ -458,6 +458,15 @@ def check_is_ours(folder: Path) -> None:
         ) from error
 
 
+def is_ours(folder: Path) -> bool:
+    """Return whether the content of a folder proves that tltools made it."""
+    try:
+        check_is_ours(folder)
+    except ArtifactError:
+        return False
+    return True
+
+
 def _size(path: Path) -> int:
     if not path.is_dir() or path.is_symlink():
         return path.lstat().st_size

@@ -22,7 +22,7 @@ from tltools.wording import counted
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
-    from tltools.card import ExportFacts, Parity
+    from tltools.card import Calibration, ExportFacts, Parity
     from tltools.export import ExportSettings
     from tltools.layouts import Laid
 
@@ -218,8 +218,20 @@ def _tell_rest(exports: "list[Artifact]", out: Out) -> None:
             out.progress.say(
                 f"{export.path} keeps {counted(len(layers), 'layer')} in fp32: {', '.join(layers)}"
             )
+        if short := _too_few(_added(export).calibration):
+            out.progress.say(f"{export.path} is {short}")
         if _added(export).fp16_exercised is False:
             out.progress.say(f"{export.path}: {_FP16_UNTRIED}")
+
+
+def _too_few(calibration: "Calibration | None") -> str:
+    """Say on how few images an int8 export was calibrated, if they are fewer than asked for."""
+    if calibration is None or calibration.num_images >= (calibration.requested or 0):
+        return ""
+    return (
+        f"calibrated on {counted(calibration.num_images, 'image')}, all that the run was trained "
+        f"on, instead of {calibration.requested}"
+    )
 
 
 def _added(export: "Artifact") -> "ExportFacts":
@@ -238,6 +250,7 @@ def _facts(export: "Artifact", laid: "Laid | None") -> dict[str, Any]:
         "verified": facts.verified,
         "fp16_exercised": facts.fp16_exercised,
         "float_layers": facts.float_layers,
+        "calibration": facts.calibration,
         "layout": None if laid is None else str(laid.folder),
     }
 
@@ -246,9 +259,15 @@ def _print_exports(exports: "list[Artifact]") -> None:
     from tltools.console import print_table
 
     in_fp32 = any(map(_computes_in_fp32, map(_added, exports)))
+    kept = [
+        f"{export.path.name}: {counted(len(layers), 'layer')} in fp32"
+        for export in exports
+        if (layers := _added(export).float_layers)
+    ]
     print_table(
         "Exports, verified against PyTorch on validation images"
-        + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else ""),
+        + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else "")
+        + (f" ({'; '.join(kept)})" if kept else ""),
         # Short headings, so that a path fits on one line of 80 columns.
         ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
         [

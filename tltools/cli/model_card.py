@@ -103,6 +103,10 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         f"{facts.format} {facts.precision}{opset}"
         + (f", {grouped(kept, 'layer')} in fp32" if kept else ""),
     )
+    if facts.calibration is not None:
+        asked, num = facts.calibration.requested, facts.calibration.num_images
+        of = f" of the {asked:,} asked for" if asked is not None and asked > num else ""
+        yield "calibrated on", f"{grouped(num, 'training image')}{of}"
     checks = facts.verified or ()
     for one in checks:
         parity = one.parity

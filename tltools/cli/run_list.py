@@ -17,12 +17,15 @@ def show_runs(run_dir: Path, out: "Out") -> None:
     Raises:
         ArtifactError: If there is no run.
     """
-    from tltools.runs import list_runs
+    from tltools.runs import is_ours, list_runs
 
     found = list_runs(run_dir, on_problem=lambda error: out.progress.warn(str(error)))
     for run in found:
         if run.state == "damaged":
-            out.progress.warn(f"{run.problem}; tltools runs --delete {run.path} deletes it")
+            remedy = "delete the folder yourself if you do not need it"
+            if is_ours(run.path):
+                remedy = f"tltools runs --delete {run.path} deletes it"
+            out.progress.warn(f"{run.problem}; {remedy}")
     out.result(found, lambda: _print_runs(run_dir, found))
     if len(found) > 1:
         out.progress.say("Next: tltools runs A B compares two of them")

@@ -25,7 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted, listed
+from tltools.wording import counted, listed, plural
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -467,6 +467,7 @@ def train(
     if resume:
         trained, failure = _resume(models, setup, given_options(context), load, out.progress), None
     else:
+        _tell_unfit(configs, settings, out.progress)
         dataset = load()
         if settings.batch_size is None and recipe == "default":
             configs = _with_fitting_batches(configs, dataset, out.progress)
@@ -498,9 +499,33 @@ def _configs(
     configs = default_configs(models, recipe, fine_tune=fine_tune or "none", **changes)
     wanted = fine_tune is None and len(models) > 1 and recipe == "default"
     if wanted and torch_device(device).device != "cpu":
+        # Which computes no features beforehand there.
+        changes["feature_precision"] = None
         tuned = default_configs(models, recipe, fine_tune="last-block", **changes)
         configs += [one for one in tuned if one.fine_tune != "none"]
     return configs
+
+
+def _tell_unfit(
+    configs: "Sequence[TrainConfig]", settings: SettingOptions, progress: "RichProgress"
+) -> None:
+    """Say which given settings do not apply to some of several models.
+
+    Raises:
+        ConfigError: If one applies to none of them.
+    """
+    given = {name: one for name, one in asdict(settings).items() if one not in (None, "auto")}
+    unfit = [[name for name in given if getattr(one, name) != given[name]] for one in configs]
+    for name in given:
+        if all(name in names for names in unfit):
+            raise ConfigError(f"`{name}=` applies to none of the models to train; leave it out")
+    for config, names in zip(configs, unfit, strict=True):
+        if names:
+            tuned = "" if config.fine_tune == "none" else f", `fine_tune={config.fine_tune}`"
+            options = " and ".join(f"`{name}=`" for name in names)
+            progress.say(
+                f"{config.model}{tuned}: {options} {plural(len(names), 'does', 'do')} not apply"
+            )
 
 
 def _with_fitting_batches(

@@ -1,5 +1,6 @@
 """Compare an export with its PyTorch model on real images, from file to label."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +160,23 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
             f"only {agreement:.2%} of {parity.num_images} images get the same label, less than "
             f"{parity.min_top1_agreement:.2%} (first difference "
             f"{found.paths[int(np.flatnonzero(~found.is_same)[0])]})"
+            + _needed(1 - parity.min_top1_agreement, parity.num_images)
         )
     limit = parity.max_accuracy_drop
     if drop is not None and limit is not None and drop > limit:
         raise ParityError(
             f"the accuracy on {parity.num_images} images drops by {drop:.2%}, more than {limit:.2%}"
+            + _needed(limit, parity.num_images)
         )
+
+
+def images_needed(share: float) -> int:
+    """Return how many images a limit needs, so that one of them may differ."""
+    return math.ceil(round(1 / share, 6))
+
+
+def _needed(share: float, num_images: int) -> str:
+    """Say how many images a limit needs, if it allows no image of these to differ."""
+    if not share or num_images >= images_needed(share):
+        return ""
+    return f"; with {num_images} images not one may differ, with {images_needed(share)} one may"

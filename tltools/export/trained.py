@@ -130,7 +130,10 @@ class TrainedRun:
     def describe_calibration(self) -> Calibration:
         """Return the facts about `calibration` for the card."""
         return Calibration(
-            method="MinMax", num_images=len(self._calibration_paths), weight_bits=WEIGHT_BITS
+            method="MinMax",
+            num_images=len(self._calibration_paths),
+            requested=self._num_calibration,
+            weight_bits=WEIGHT_BITS,
         )
 
     def once(self, name: str, write: Callable[[Path], object]) -> Path:

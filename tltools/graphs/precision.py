@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
@@ -180,6 +180,28 @@ def sensitive_layers(
     model = _load(source)
     batches = _batches(images) if calibration is None else calibration
     return _by_sensitivity(model, activation_ranges(model, batches), images)
+
+
+class LayerCounts(NamedTuple):
+    """How many of an int8 file's layers are computed in which precision."""
+
+    num_int8: int
+    num_float: int
+
+
+def count_layers(path: Path) -> LayerCounts:
+    """Count the layers with weights of an int8 file.
+
+    Raises:
+        ArtifactError: If it is not an ONNX file.
+    """
+    graph = _load(path).graph
+    weights = {one.name for one in graph.initializer}
+    quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node.input[1] for node in graph.node if node.op_type in WEIGHTED_OPS]
+    return LayerCounts(
+        sum(map(quantized.__contains__, layers)), sum(map(weights.__contains__, layers))
+    )
 
 
 def write_fp16(

@@ -78,9 +78,11 @@ class TrainConfig(Recipe):
         """Check that the settings suit the backbone."""
         pretrained = self.backbone.pretrained is not None
         if self.head not in ("auto", *self.backbone.heads):
+            several = len(self.backbone.heads) > 1  # a single one has no name on the command line
+            choices = " or ".join(("auto", *self.backbone.heads))
             raise ConfigError(
-                f"`model={self.model}` has no `head={self.head}`; choose "
-                f"{' or '.join(('auto', *self.backbone.heads))}"
+                f"`model={self.model}` has no `head={self.head}`; "
+                + (f"choose {choices}" if several else "it has only one: leave it out")
             )
         if not pretrained and self.fine_tune != "none":
             raise ConfigError(

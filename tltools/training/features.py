@@ -28,7 +28,7 @@ from tltools.card import Preprocessing
 from tltools.data.image_ref import ImageRef
 from tltools.errors import ConfigError, ParityError, TltoolsError
 from tltools.graphs.onnx_file import write_module
-from tltools.graphs.precision import WEIGHT_BITS, quantize_until
+from tltools.graphs.precision import WEIGHT_BITS, LayerCounts, count_layers, quantize_until
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress
 from tltools.ray.models import RayCluster
@@ -312,6 +312,21 @@ def check_fp16(features: NDArray[np.float32], right: NDArray[np.float32]) -> Non
             f"fp16 features differ from fp32 ones by {error:.1%}, more than "
             f"{MAX_FEATURE_ERROR:.0%}; {_REMEDY_FP32}"
         )
+
+
+def check_int8(path: Path, requested: FeaturePrecision) -> LayerCounts:
+    """Return how many layers of an int8 copy of the frozen layers are computed in which precision.
+
+    Raises:
+        ParityError: If int8 was requested, and no layer is computed in it.
+    """
+    counts = count_layers(path)
+    if requested == "int8" and not counts.num_int8:
+        raise ParityError(
+            f"with any of the {counts.num_float} layers in int8, the features differ too much from "
+            f"fp32 ones; {_REMEDY_FP32}"
+        )
+    return counts
 
 
 class _Frozen(nn.Module):

@@ -24,6 +24,7 @@ from tltools.training.features import (
     Extraction,
     FeatureCache,
     Precision,
+    check_int8,
     choose_calibration,
     choose_precision,
     default_cache_dir,
@@ -43,6 +44,19 @@ SCALING_IMAGES = 512
 """Images that the scaling of features is fitted on before layers are fine-tuned."""
 
 
+_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFacts:
+    """How the training images' outputs of frozen layers were computed."""
+
+    precision: Precision
+    num_float_layers: int | None = None
+    """Layers of an int8 copy that are computed in fp32; None in other precisions, or if the copy is
+    no longer in the cache."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A prepared training, whether new or resumed."""
@@ -60,6 +74,18 @@ class Job:
     device: torch.device
     scaling: Scaling | None = None
     """Set if a head alone is trained on scaled features."""
+    features: FeatureFacts | None = None
+    """Set if outputs of frozen layers were computed beforehand."""
+
+    def computed(self) -> dict[str, Any]:
+        """Return what this machine made of the settings' `auto`, for the card."""
+        dtype = mixed_precision(self.config, self.device)
+        facts: dict[str, Any] = {"computed_in": "fp32" if dtype is None else _DTYPES[dtype]}
+        if self.features is not None:
+            facts["features_in"] = self.features.precision
+            if self.features.num_float_layers is not None:
+                facts["features_float_layers"] = self.features.num_float_layers
+        return facts
 
     def new_trainer(self) -> Trainer:
         """Return the training loop at its start."""
@@ -137,10 +163,16 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
     """Check, before anything is trained, what would otherwise fail after minutes of work.
 
     Raises:
+        ConfigError: If the device cannot compute features in the given precision, or none are
+            computed.
+        DeviceError: If the device is not available.
         ModelError: If the pre-trained weights of a model cannot be loaded, or lack tensors.
         TltoolsError: If nothing can be written to the folder of the runs or of the cache.
     """
     check_writable(setup.run_dir)
+    device = torch.device(torch_device(setup.device).name)
+    for config in configs:
+        _check_feature_precision(config, device, setup)
     for config in configs[1:]:  # the first model loads its own before anything else
         if config.backbone.pretrained is not None:
             _load_pretrained(dataset, config, setup, torch.device("cpu"), SILENT)
@@ -152,6 +184,19 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
             raise TltoolsError(
                 f"features cannot be cached: {reason}; choose another folder with `cache_dir=`"
             ) from error
+
+
+def _check_feature_precision(config: TrainConfig, device: torch.device, setup: TrainSetup) -> None:
+    if config.backbone.pretrained is None or config.feature_precision == "auto":
+        return
+    on_gpu = device.type != "cpu"
+    if config.fine_tune == "all" or (config.fine_tune != "none" and on_gpu):
+        raise ConfigError(
+            f"`feature_precision={config.feature_precision}` has no effect with "
+            f"`fine_tune={config.fine_tune}`{' on a GPU' * (config.fine_tune != 'all')}, which "
+            "computes all layers in each epoch; leave it out"
+        )
+    choose_precision(config.feature_precision, on_gpu=on_gpu, on_cluster=setup.cluster is not None)
 
 
 def _with_cluster(config: TrainConfig, setup: TrainSetup, progress: Progress) -> TrainSetup:
@@ -282,6 +327,7 @@ def _prepare_features(dataset: Dataset, pretrained: "_Pretrained") -> Job:
             for split, values in features.items()
         },
         scaling=scaling,
+        features=pretrained.feature_facts(dataset),
     )
 
 
@@ -292,12 +338,13 @@ def _prepare_fine_tuning(dataset: Dataset, pretrained: "_Pretrained") -> Job:
     different random crops in each epoch.
     """
     config, model, device = pretrained.config, pretrained.model, pretrained.device
-    before, rest = None, model.backbone
+    before, rest, facts = None, model.backbone, None
     if config.fine_tune == "last-block":
         before, rest = config.backbone.split(model.backbone)
     sources: dict[str, Source]
     if before is not None and device.type == "cpu":
         rows = pretrained.outputs(dataset, before)
+        facts = pretrained.feature_facts(dataset, before)
         sources = {
             split: FeatureSource(views, _targets(dataset, split), config.batch_size)
             for split, views in rows.items()
@@ -315,7 +362,7 @@ def _prepare_fine_tuning(dataset: Dataset, pretrained: "_Pretrained") -> Job:
         few = [to_inputs(samples) for samples, _ in sources["train"].batches(chosen)]
         scaling = fit_scaling(rest, few)
     trained = FineTuned(rest, model.head, frozen=to_inputs, scaling=scaling, dropout=config.dropout)
-    return pretrained.job(dataset, trained=trained.to(device), sources=sources)
+    return pretrained.job(dataset, trained=trained.to(device), sources=sources, features=facts)
 
 
 def _unchanged(samples: Tensor) -> Tensor:
@@ -387,12 +434,7 @@ class _Pretrained:
             dataset: The images.
             layers: The layers, which map normalized images to activations; None for the backbone.
         """
-        config = self.config
-        precision = choose_precision(
-            config.feature_precision,
-            on_gpu=self.device.type != "cpu",
-            on_cluster=self.setup.cluster is not None,
-        )
+        config, precision = self.config, self._precision
         views = [View(number, config.augment) for number in range(NUM_VIEWS[config.augment])]
         train = dataset.part("train")
         found = {"train": [self._extract(train, precision, layers, view) for view in views]}
@@ -405,33 +447,68 @@ class _Pretrained:
                 found[split] = [[row for its_split, row in rows if its_split == split]]
         return found
 
-    def _extract(
-        self, part: "pd.DataFrame", precision: Precision, layers: nn.Module | None, view: View
-    ) -> list[Tensor]:
-        cluster = self.setup.cluster
-        paths, hashes = [Path(path) for path in part["path"]], list(part["sha256"])
-        calibration = self._calibration(part) if precision == "int8" else {}
-        cache = FeatureCache(
+    @property
+    def _precision(self) -> Precision:
+        """Precision of the training images' features."""
+        return choose_precision(
+            self.config.feature_precision,
+            on_gpu=self.device.type != "cpu",
+            on_cluster=self.setup.cluster is not None,
+        )
+
+    def feature_facts(self, dataset: Dataset, layers: nn.Module | None = None) -> FeatureFacts:
+        """Return how `outputs` has computed the training images' features.
+
+        Raises:
+            ParityError: If int8 was asked for, and no layer could be computed in it.
+        """
+        precision = self._precision
+        calibration = self._calibration(dataset.part("train"))
+        file = self._cache(precision, calibration, layers).backbone
+        if precision != "int8" or not file.is_file():
+            return FeatureFacts(precision=precision)
+        counts = check_int8(file, self.config.feature_precision)
+        if counts.num_float:
+            self.progress.say(
+                f"int8 features: {counts.num_float} of {sum(counts)} layers are computed in fp32"
+            )
+        return FeatureFacts(precision="int8", num_float_layers=counts.num_float)
+
+    def _cache(
+        self,
+        precision: Precision,
+        calibration: Mapping[str, Path],
+        layers: nn.Module | None,
+        view: View = UNCHANGED,
+    ) -> FeatureCache:
+        is_torch = self.setup.cluster is None and self.device.type != "cpu"
+        return FeatureCache(
             self.setup.cache_dir or default_cache_dir(),
             weights_sha256=self.weights.sha256,
             head=self.config.head,
             preprocessing=self.preprocessing,
-            runtime="torch" if cluster is None and self.device.type != "cpu" else "onnxruntime",
+            runtime="torch" if is_torch else "onnxruntime",
             precision=precision,
             calibration=list(calibration),
             layers="" if layers is None else f"before {'.'.join(self.config.backbone.split_at)}",
             view=view.name,
         )
+
+    def _extract(
+        self, part: "pd.DataFrame", precision: Precision, layers: nn.Module | None, view: View
+    ) -> list[Tensor]:
+        paths, hashes = [Path(path) for path in part["path"]], list(part["sha256"])
+        calibration = self._calibration(part) if precision == "int8" else {}
         settings = Extraction(
             model=self.model,
             preprocessing=self.preprocessing,
-            cache=cache,
+            cache=self._cache(precision, calibration, layers, view),
             device=self.device,
             precision=precision,
             calibration=list(calibration.values()),
             layers=layers,
             view=view,
-            cluster=cluster,
+            cluster=self.setup.cluster,
         )
         return extract(paths, hashes, settings, progress=self.progress)
 

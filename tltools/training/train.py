@@ -429,6 +429,7 @@ class _Training:
             metrics={},
             training={
                 **asdict(job.config),
+                **job.computed(),
                 "epochs_done": epochs_done,
                 "kept_epoch": kept_epoch,
                 "interrupted": interrupted,

@@ -1,0 +1,845 @@
+"""Messages that name a command or an option: how to provoke each, and what they name.
+
+A line holds commands separated by `;`. Commands after `$` are the shell's, those after `@` are
+functions of `test_remedies_work.py`, the others tltools'.
+"""
+
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """A message that can be provoked."""
+
+    told: str
+    """A piece of the message as the source has it, with options as they are typed."""
+    fault: str
+    """Line that ends with the message."""
+    remedies: tuple[str, ...]
+    """Lines that the message names; each cures the fault."""
+    code: int = 1
+    """Exit code of the fault; 0 for a warning or a hint."""
+
+
+ONE_EPOCH = "train data --model cnn --image-size 32 --epochs 1"
+SHARDS = "classify data --shard 1/2 -o a.csv; classify data --shard 2/2 -o b.csv"
+MERGE = "merge a.csv b.csv"
+SPLITS = (
+    "$ mkdir -p splits/val/dark splits/val/bright && cp -r data splits/train"
+    " && mv splits/train/dark/0.png splits/val/dark"
+    " && mv splits/train/bright/1.png splits/val/bright"
+)
+OTHER_CNN = (
+    "$ mkdir other && cp -r runs/cnn other"
+    """ && sed -i 's/"fingerprint": "./&x/' other/cnn/card.json"""
+)
+AMBIGUOUS = (
+    "$ mkdir -p x/a/dark x/a/bright x/b && mv data/dark/[0-6].png x/a/dark"
+    " && mv data/bright/[1-7].png x/a/bright && mv data/dark data/bright x/b"
+    " && rmdir data && mv x data"
+)
+VGG16 = (
+    "train data --model vgg16 --weights vgg16.safetensors --epochs 1 --image-size 32 "
+    "--feature-precision fp32"
+)
+
+MOVED = ONE_EPOCH.replace(" data", " x/labels.csv")
+BENCH = "bench --rounds 1 --iterations 1 --batch-sizes 1 --budget 5"
+
+CASES = (
+    # ------------------------------------------------------------------ nothing made yet
+    Case(
+        "no runs in {}/: train one with tltools train, or give",
+        "$ mv runs kept && rm -r exports; export",
+        (f"{ONE_EPOCH}; export", "export kept/cnn"),
+    ),
+    Case(
+        "no runs in {}/: train one with tltools train",
+        "$ rm -r runs; runs",
+        (f"{ONE_EPOCH}; runs",),
+    ),
+    Case(
+        "no exports in {}/: create some with tltools export --format onnx",
+        "$ mv exports kept; serve --port 0",
+        ("export --format onnx; classify data", "classify data --model kept/cnn/cnn.fp32.onnx"),
+    ),
+    Case(
+        "no ONNX export with a validation accuracy",
+        "$ mv exports/cnn/cnn.fp32.onnx kept.onnx; classify data",
+        ("export --format onnx; classify data", "classify data --model kept.onnx"),
+    ),
+    Case(
+        "{} {}; name an export, or create one with tltools export",
+        "$ mv exports kept; classify data --model exports/cnn/cnn.fp32.onnx",
+        (
+            "classify data --model kept/cnn/cnn.fp32.onnx",
+            "export; classify data --model exports/cnn/cnn.fp32.onnx",
+        ),
+    ),
+    Case(
+        "{} is a folder, not an export; if it is a run, export it",
+        "$ rm -r exports; classify data --model runs/cnn",
+        ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx",),
+    ),
+    Case(
+        "{} is not a finished run: it has no {}",
+        "$ mkdir runs/other; export runs/other",
+        (f"{ONE_EPOCH}; export",),
+    ),
+    Case(
+        "nothing to report here",
+        "$ mv runs kept && rm -r exports; report",
+        (f"{ONE_EPOCH}; report", "report kept/cnn"),
+    ),
+    # ------------------------------------------------------------------ classify: its output
+    Case(
+        "{} exists; replace it with --overwrite, or write elsewhere",
+        "classify data; classify data",
+        ("classify data --overwrite", "classify data --output other.csv"),
+        2,
+    ),
+    Case(
+        "{} exists, and tltools did not write it; move it away",
+        "$ echo mine > predictions.csv.part.json; classify data",
+        ("$ mv predictions.csv.part.json mine; classify data", "classify data --output other.csv"),
+        2,
+    ),
+    Case(
+        "another job is writing {}; wait for it, or write elsewhere",
+        "@locked; classify data",
+        ("classify data --output other.csv", "@unlocked; classify data"),
+        2,
+    ),
+    Case(
+        "Run the same job again, without --overwrite, to resume",
+        "@stopped",
+        ("classify data --model exports/cnn/cnn.fp32.onnx --batch-size 2",),
+        0,
+    ),
+    Case(
+        "start over with --overwrite, or write elsewhere",
+        "@stopped; classify data --batch-size 3",
+        (
+            "classify data --batch-size 3 --overwrite",
+            "classify data --batch-size 3 --output other.csv",
+        ),
+        2,
+    ),
+    *(
+        Case(
+            f"has a different {option} than",
+            f"{SHARDS} {option} {value}; {MERGE}",
+            (f"classify data --shard 2/2 -o b.csv --overwrite; {MERGE}",),
+        )
+        for option, value in (
+            ("--batch-size", "3"),
+            ("--spreadsheet", ""),
+            ("--min-confidence", "0.9"),
+        )
+    ),
+    Case(
+        "cannot use the ledger {}: {}",
+        "classify data --changed-only --cache-dir one.png",
+        ("classify data --changed-only --cache-dir caches",),
+    ),
+    Case(
+        "--shard keeps a record beside its output",
+        "classify data --shard 1/2 --output -",
+        ("classify data --shard 1/2 --output a.csv",),
+        2,
+    ),
+    Case("--shard takes K/N", "classify data --shard 5/4", ("classify data --shard 4/4",), 2),
+    Case(
+        "the model has a class named {}, the label that",
+        "classify data --model odd.onnx --min-confidence 0.5",
+        ("classify data --model odd.onnx",),
+        2,
+    ),
+    Case(
+        "--errors-to and --output are both",
+        "classify data --output a.csv --errors-to a.csv",
+        ("classify data --output a.csv --errors-to b.csv",),
+        2,
+    ),
+    Case(
+        "--errors-to {} is a folder; name a file",
+        "classify data --errors-to data",
+        ("classify data --errors-to data.csv",),
+        2,
+    ),
+    Case(
+        "--output {}: cannot write to web servers",
+        "classify data --output https://localhost/a.csv",
+        ("classify data --output a.csv",),
+        2,
+    ),
+    Case(
+        "--output {} has no spreadsheet mode",
+        "classify data --output a.parquet --spreadsheet",
+        ("classify data --output a.csv --spreadsheet", "classify data --output a.parquet"),
+        2,
+    ),
+    Case(
+        "--output {} is a folder; name a file in it",
+        "$ mkdir a.csv; classify data --output a.csv",
+        ("classify data --output a.csv/b.csv",),
+        2,
+    ),
+    Case(
+        "--json and --output - would both write",
+        "classify data --json --output -",
+        ("classify data --json --output a.csv",),
+        2,
+    ),
+    Case(
+        "--report needs a local output file",
+        "classify data --output - --report a.html",
+        ("classify data --output a.csv --report a.html",),
+        2,
+    ),
+    Case(
+        "--cache-dir works only with --changed-only",
+        "classify data --cache-dir caches",
+        ("classify data --cache-dir caches --changed-only",),
+        2,
+    ),
+    Case(
+        "--strict: not every image was classified",
+        "classify data bad.jpg --strict",
+        ("classify data --strict --overwrite",),
+    ),
+    Case(
+        "--quiet and --verbose contradict",
+        "classify data --quiet --verbose",
+        ("classify data --quiet", "classify data --verbose"),
+        2,
+    ),
+    Case(
+        "{} is for --engine ray; add --engine ray",
+        "classify data --part-size 64",
+        ("classify data",),
+        2,
+    ),
+    Case(
+        "{} is for --engine local: {}; leave it out",
+        "classify data --engine ray --threads 1",
+        ("classify data --threads 1",),
+        2,
+    ),
+    # ------------------------------------------------------------------ classify: sorting
+    Case(
+        "--sort-into needs a predictions file here",
+        "classify data --output - --sort-into sorted",
+        ("classify data --output a.csv --sort-into sorted",),
+        2,
+    ),
+    Case(
+        "--sort-into needs images in folders of this machine",
+        "classify data.tar --sort-into sorted",
+        ("$ mkdir x && tar xf data.tar -C x; classify x/data --sort-into sorted",),
+        2,
+    ),
+    Case(
+        "{} holds the sorted images of {}; choose another folder",
+        "classify data --sort-into sorted; classify data -o b.csv --sort-into sorted",
+        (
+            "classify data -o b.csv --sort-into other",
+            "classify sorted --undo-sort; classify data -o b.csv --sort-into sorted",
+        ),
+        2,
+    ),
+    Case(
+        "{} holds the images of an earlier {}",
+        "classify data --sort-into sorted; $ cp one.png data/dark/new.png; "
+        "classify data --overwrite --sort-into sorted",
+        (
+            "classify data --overwrite --sort-into other",
+            "classify sorted --undo-sort; classify data --overwrite --sort-into sorted",
+        ),
+        2,
+    ),
+    Case(
+        "{} holds no sorted images",
+        "classify data --undo-sort",
+        ("classify data --sort-into sorted; classify sorted --undo-sort",),
+    ),
+    Case(
+        "--sort-into sorts the images of a whole job here",
+        "classify data --sort-into sorted --shard 1/2",
+        ("classify data --sort-into sorted",),
+        2,
+    ),
+    Case(
+        "--undo-sort takes no other options",
+        "classify data --sort-into sorted; classify sorted --undo-sort --strict",
+        ("classify sorted --undo-sort",),
+        2,
+    ),
+    Case(
+        "--sort-by works only with --sort-into",
+        "classify data --sort-by move",
+        ("classify data --sort-by move --sort-into sorted",),
+        2,
+    ),
+    Case(
+        "To undo: tltools classify {} --undo-sort",
+        "classify data --sort-into sorted",
+        ("classify sorted --undo-sort",),
+        0,
+    ),
+    # ------------------------------------------------------------------ merge
+    Case(
+        "{} is one of the shards",
+        f"{SHARDS}; {MERGE} -o a.csv",
+        (f"{MERGE} -o all.csv",),
+        2,
+    ),
+    Case(
+        "--output {} does not have the format of the shards",
+        f"{SHARDS}; {MERGE} -o all.jsonl",
+        (f"{MERGE} -o all.csv",),
+        2,
+    ),
+    Case(
+        "a merge cannot write to standard output",
+        f"{SHARDS}; {MERGE} -o -",
+        (f"{MERGE} -o all.csv",),
+        2,
+    ),
+    Case(
+        "shard {}/{}{} is missing",
+        f"{SHARDS}; merge a.csv",
+        (MERGE, "classify data --shard 2/2 -o c.csv; merge a.csv c.csv"),
+    ),
+    Case(
+        "recreate it with tltools classify, --shard {} and --overwrite",
+        f"{SHARDS}; $ echo >> a.csv; {MERGE}",
+        (f"classify data --shard 1/2 -o a.csv --overwrite; {MERGE}",),
+    ),
+    Case(
+        "{} is not the record of a shard ({})",
+        f"{SHARDS}; $ echo >  a.csv.shard.json; {MERGE}",
+        (f"classify data --shard 1/2 -o a.csv --overwrite; {MERGE}",),
+    ),
+    # ------------------------------------------------------------------ train: data
+    Case(
+        "{} has its own split",
+        f"{SPLITS}; train splits --model cnn --image-size 32 --epochs 1 --split default",
+        ("train splits --model cnn --image-size 32 --epochs 1",),
+        2,
+    ),
+    Case(
+        "--val-fraction must be between 0 and 1",
+        f"{ONE_EPOCH} --val-fraction 20",
+        (f"{ONE_EPOCH} --val-fraction 0.2",),
+        2,
+    ),
+    Case(
+        "the article's validation set is",
+        f"{ONE_EPOCH} --split article --val-fraction 0.2",
+        (f"{ONE_EPOCH} --split article", f"{ONE_EPOCH} --split default --val-fraction 0.2"),
+        2,
+    ),
+    Case(
+        "the article's split cannot divide",
+        f"$ find data/dark -type f | tail -n +2 | xargs rm; {ONE_EPOCH} --split article",
+        (f"{ONE_EPOCH} --split default",),
+    ),
+    Case(
+        "--class-names has {} for {}",
+        f"{ONE_EPOCH} --class-names a,b,c",
+        (f"{ONE_EPOCH} --class-names a,b",),
+        2,
+    ),
+    Case(
+        "--class-names must be unique",
+        f"{ONE_EPOCH} --class-names a,a",
+        (f"{ONE_EPOCH} --class-names a,b",),
+        2,
+    ),
+    Case(
+        "fix the data, or skip them with --skip-bad",
+        f"$ cp bad.jpg data/dark; {ONE_EPOCH}",
+        (f"{ONE_EPOCH} --skip-bad", f"$ rm data/dark/bad.jpg; {ONE_EPOCH}"),
+    ),
+    Case(
+        "fix the data, or train with --skip-bad",
+        "$ cp bad.jpg data/dark; inspect data",
+        (f"{ONE_EPOCH} --skip-bad",),
+    ),
+    Case(
+        "no image is left; check --images",
+        f"$ mkdir x && mv labels.csv x; {MOVED}",
+        (f"{MOVED} --images .",),
+    ),
+    Case(
+        "{} has no images in folders at --class-level",
+        "inspect data --class-level 3",
+        ("inspect data --class-level 1",),
+        2,
+    ),
+    Case(
+        "--class-level is for folders",
+        "inspect labels.csv --class-level 1",
+        ("inspect labels.csv",),
+        2,
+    ),
+    Case(
+        "which are named like splits, and {}, which are not",
+        "$ mv data/dark data/train && mkdir data/val && mv data/train/1*.png data/val; "
+        + ONE_EPOCH,
+        (f"{ONE_EPOCH} --class-level 1",),
+    ),
+    Case(
+        "which look like parts of one set",
+        "$ mv data/dark data/part1 && mv data/bright data/part2; inspect data",
+        (
+            "inspect data --class-level 1",
+            "$ sed -i -e s#/dark#/part1# -e s#/bright#/part2# labels.csv; inspect labels.csv",
+        ),
+    ),
+    Case(
+        "choose with --class-level 1 (the upper folders are classes)",
+        f"{AMBIGUOUS}; {ONE_EPOCH}",
+        (f"{ONE_EPOCH} --class-level 1", f"{ONE_EPOCH} --class-level 2"),
+    ),
+    Case(
+        "{} {}: {}; name one column with --label-column",
+        "$ sed -i -e 's/$/,x/' -e '1s/.*/image,label1,label2/' labels.csv; inspect labels.csv",
+        ("inspect labels.csv --label-column label1",),
+    ),
+    Case(
+        "{} has no label column besides",
+        "$ sed -e 's/,.*/,train/' -e '1s/.*/image,split/' labels.csv > l.csv; inspect l.csv",
+        ("inspect labels.csv",),
+    ),
+    Case(
+        "{} is not a folder: name the folder of the images with --images",
+        "inspect labels.csv --images one.png",
+        ("inspect labels.csv --images .",),
+    ),
+    Case(
+        "{} contains no CSV: leave out --images",
+        "inspect data --images data",
+        ("inspect data", "inspect labels.csv --images ."),
+        2,
+    ),
+    # ------------------------------------------------------------------ train: settings
+    Case("--lr must be positive", f"{ONE_EPOCH} --lr 0", (f"{ONE_EPOCH} --lr 0.1",), 2),
+    Case("--seed must be between", f"{ONE_EPOCH} --seed -1", (f"{ONE_EPOCH} --seed 1",), 2),
+    Case(
+        "--model {} has no --head {}",
+        f"{ONE_EPOCH} --head pooled",
+        (ONE_EPOCH,),
+        2,
+    ),
+    Case("--fine-tune works only with --model", f"{ONE_EPOCH} --fine-tune all", (ONE_EPOCH,), 2),
+    Case(
+        "--fine-tune {} needs a positive --backbone-lr",
+        f"{VGG16} --fine-tune last-block --backbone-lr 0",
+        (VGG16,),
+        2,
+    ),
+    Case("`{}=` works only with --fine-tune last-block", f"{VGG16} --backbone-lr 0.1", (VGG16,), 2),
+    Case(
+        "--feature-precision works only with --model",
+        f"{ONE_EPOCH} --feature-precision fp32",
+        (ONE_EPOCH, VGG16),
+        2,
+    ),
+    Case(
+        "--feature-precision fp16 needs a local GPU",
+        f"{VGG16} --feature-precision fp16",
+        (VGG16,),
+        2,
+    ),
+    Case(
+        "--model {} has no --recipe",
+        "train data --model resnet18 --recipe article",
+        (f"{ONE_EPOCH} --recipe default",),
+        2,
+    ),
+    Case(
+        "--recipe {} trains only a head",
+        f"{VGG16} --recipe article --fine-tune last-block",
+        (f"{VGG16} --recipe article",),
+        2,
+    ),
+    Case("--folds must be at least 2", f"{ONE_EPOCH} --folds 1", (f"{ONE_EPOCH} --folds 2",), 2),
+    Case("use --folds {} or fewer", f"{ONE_EPOCH} --folds 9", (f"{ONE_EPOCH} --folds 8",)),
+    Case("{} needs images of at least {} pixels", f"{VGG16} --image-size 16", (VGG16,), 1),
+    Case(
+        "features cannot be cached",
+        f"{VGG16} --cache-dir one.png",
+        (f"{VGG16} --cache-dir caches",),
+    ),
+    Case(
+        "provide {}'s weights with --weights FILE",
+        "@offline; train data --model vgg16 --epochs 1 --image-size 32 --feature-precision fp32",
+        (VGG16,),
+    ),
+    Case(
+        "unknown model {};{} tltools models --all lists",
+        "train data --model resnet999 --epochs 1",
+        ("models --all",),
+        2,
+    ),
+    Case(
+        "nothing to resume: no unfinished run",
+        "train --model cnn --resume",
+        ("train --model cnn --resume --epochs 2",),
+    ),
+    Case(
+        "run {} has already completed {} epochs",
+        "train --model cnn --resume --epochs 3; train --model cnn --resume --epochs 2",
+        ("train --model cnn --resume --epochs 4",),
+        2,
+    ),
+    Case(
+        "{} can be resumed only with its original settings",
+        "train --model cnn --resume --epochs 2 --lr 0.5",
+        ("train --model cnn --resume --epochs 2", f"{ONE_EPOCH} --lr 0.5"),
+        2,
+    ),
+    Case(
+        "--engine ray computes frozen features, and", f"{ONE_EPOCH} --engine ray", (ONE_EPOCH,), 2
+    ),
+    Case(
+        "Next: tltools export --format onnx; tltools report",
+        ONE_EPOCH,
+        ("export --format onnx", "report"),
+        0,
+    ),
+    # ------------------------------------------------------------------ evaluate
+    Case(
+        "the model was trained on {} of these",
+        "evaluate runs/cnn data",
+        ("evaluate runs/cnn data --exclude-train",),
+        0,
+    ),
+    Case(
+        "--exclude-train needs the run of",
+        "$ mv runs kept; evaluate exports/cnn/cnn.fp32.onnx data --exclude-train",
+        (
+            "$ mv kept runs; evaluate exports/cnn/cnn.fp32.onnx data --exclude-train",
+            "evaluate kept/cnn data --exclude-train",
+        ),
+        2,
+    ),
+    Case(
+        "--mistakes needs a folder to write to",
+        "evaluate runs/cnn data --mistakes",
+        ("evaluate runs/cnn data --mistakes --output x",),
+        2,
+    ),
+    Case(
+        "the model does not know class {}",
+        "evaluate runs/cnn data --class-names light,dark",
+        ("evaluate runs/cnn data --class-names bright,dark",),
+    ),
+    # ------------------------------------------------------------------ export
+    Case(
+        "--layout {} needs {} exports; leave out --format",
+        "export --layout triton --format pt2",
+        ("export --layout triton",),
+        2,
+    ),
+    Case(
+        "{} and {} are both named {} and would be written",
+        "$ mkdir other && cp -r runs/cnn other; export runs/cnn other/cnn",
+        ("export runs/cnn -o a; export other/cnn -o b",),
+        2,
+    ),
+    Case(
+        "{} is an export of another run named",
+        f"{OTHER_CNN}; export runs/cnn; export other/cnn",
+        ("export other/cnn -o elsewhere", "$ rm exports/cnn/cnn.fp32.onnx; export other/cnn"),
+    ),
+    Case("--opset {} is not supported", "export --opset 3", ("export --opset 17",), 2),
+    Case(
+        "--opset is for --format onnx",
+        "export --opset 18 --format pt2",
+        ("export --format pt2", "export --opset 18 --format onnx"),
+        2,
+    ),
+    Case(
+        "{} supports only {}; --precision {} needs",
+        "export --precision int8 --format torchscript",
+        ("export --precision int8 --format onnx",),
+        2,
+    ),
+    Case(
+        "runs on GPUs and must be verified on one",
+        "export --precision fp16 --format pt2",
+        ("export --precision fp16 --format onnx",),
+    ),
+    Case(
+        "--layout {} needs an {} export, and {} is not one",
+        "export --layout triton exports/cnn/cnn.fp32.pt",
+        ("export --format onnx runs/cnn; export --layout triton exports/cnn/cnn.fp32.onnx",),
+        2,
+    ),
+    Case(
+        "Next: tltools classify FOLDER, and tltools bench",
+        "export",
+        ("classify data", BENCH),
+        0,
+    ),
+    # ------------------------------------------------------------------ bench
+    # ------------------------------------------------------------------ others
+    Case(
+        "--yes answers the question of --delete",
+        "runs cnn --yes",
+        ("runs cnn --yes --delete", "runs"),
+        2,
+    ),
+    Case(
+        "--delete needs the names of runs", "runs --delete", ("runs; runs --delete --yes cnn",), 2
+    ),
+    Case("standard input is no terminal", "runs --delete cnn", ("runs --delete cnn --yes",), 2),
+    Case(
+        "--images {} is not a folder; name the folder that",
+        "report --images one.png",
+        ("report --images data",),
+        2,
+    ),
+    Case(
+        "run {} has no class",
+        "explain runs/cnn one.png --class darc",
+        ("explain runs/cnn one.png --class dark",),
+        2,
+    ),
+    Case(
+        "heat maps are PNG files",
+        "explain runs/cnn one.png -o a.jpg",
+        ("explain runs/cnn one.png -o a.png",),
+        2,
+    ),
+    Case(
+        "--output {} is one file for {} images",
+        "explain runs/cnn one.png data/dark/0.png -o a.png",
+        ("explain runs/cnn one.png data/dark/0.png -o maps",),
+        2,
+    ),
+    Case(
+        "--output {} is neither a folder nor",
+        "explain runs/cnn one.png -o labels.csv",
+        ("explain runs/cnn one.png -o maps", "explain runs/cnn one.png -o a.png"),
+        2,
+    ),
+    Case(
+        "{} is one of the images; choose another --output",
+        "explain runs/cnn one.png -o one.png",
+        ("explain runs/cnn one.png -o a.png",),
+        2,
+    ),
+    Case("--tf32 needs an NVIDIA GPU, but", "classify data --tf32", ("classify data",), 1),
+    Case("Next: tltools docs TOPIC", "docs", ("docs install",), 0),
+    Case(
+        "Next: tltools train DATA --model NAME",
+        "models",
+        ("train data --model cnn --epochs 1", "models --all"),
+        0,
+    ),
+    Case(
+        "Next: tltools train {} --class-names {}",
+        "sample s --num-images 20",
+        ("train s --class-names non-emergency,emergency --model cnn --epochs 1",),
+        0,
+    ),
+    Case(
+        "Next: tltools runs A B compares",
+        "$ cp -r runs/cnn runs/two; runs",
+        ("runs cnn two",),
+        0,
+    ),
+    Case(
+        "{} (see {} --help)",
+        "classify data --bogus",
+        ("classify --help",),
+        2,
+    ),
+    Case(
+        "tltools runs --delete {} deletes it",
+        "$ cp -r runs/cnn runs/bad && echo x > runs/bad/card.json; runs",
+        ("runs --delete bad --yes; runs",),
+        0,
+    ),
+    Case(
+        "recreate it with tltools export",
+        "$ truncate -s 1000 exports/cnn/cnn.fp32.onnx; "
+        "classify data --model exports/cnn/cnn.fp32.onnx",
+        ("export; classify data --model exports/cnn/cnn.fp32.onnx",),
+    ),
+    Case(
+        "use a lower learning rate (--lr), --clip-grad 1 or --precision fp32",
+        f"{ONE_EPOCH} --lr 1e30",
+        (f"{ONE_EPOCH} --lr 0.001",),
+    ),
+    Case(
+        "--feature-precision {} has no effect with --fine-tune",
+        f"{VGG16} --fine-tune all",
+        (f"{VGG16.partition(' --feature')[0]} --fine-tune all",),
+        2,
+    ),
+    Case(
+        "Fine-tuning {}'s last block is usually more accurate",
+        VGG16,
+        (f"{VGG16} --fine-tune last-block",),
+        0,
+    ),
+    Case(
+        "{} row {} is not from tltools classify",
+        "classify data; $ sed -i '2s/,[a-z]*,[0-9.]*/,dark,7/' predictions.csv; "
+        "report predictions.csv",
+        ("classify data --overwrite; report predictions.csv",),
+    ),
+    Case(
+        "the data has classes that the models do not know",
+        "bench --data data --class-names light,dark",
+        (f"{BENCH} --data data --class-names bright,dark",),
+    ),
+    Case(
+        "{} validation image{} missing from {}",
+        "$ sed -i 's/[.]png,/.gone,/' runs/cnn/split.csv; bench",
+        (f"{BENCH} --data data",),
+    ),
+)
+
+_GPU = "needs a GPU"
+_RAY = "needs a Ray cluster"
+_OTHER = "names another program's command, or a package"
+_ADVICE = "advice about a measurement, nothing that has failed"
+_NO_MESSAGE = "a part of other texts, or no message"
+_PAGE = "stands on the HTML page"
+_NETWORK = "needs weights that are downloaded"
+_SERVICE = "of a service that runs until it is stopped: test_serve.py"
+_RACE = "needs an event in the middle of a job: the tests of that job"
+_SIBLING = "the remedy of another message, which is tried: a bench takes seconds"
+_PYTHON = "of the Python interface: the command line checks it itself"
+
+UNTRIED: dict[str, str] = {
+    "{} needs an input size divisible by {}": _NETWORK,
+    "{} has no feature maps that tltools knows": _NETWORK,
+    "{}{} takes only images of {} pixels": _NETWORK,
+    "{}{} resizes images by {}, which tltools": _NETWORK,
+    "--model {}NAME needs timm": _OTHER,
+    "torchvision's {} does not end with a linear layer": _NETWORK,
+    "This takes about {} (estimate": _ADVICE,
+    ", --no-tf32": _ADVICE,
+    "these models were trained on different data": _SIBLING,
+    "{} of the {} images, in random order": _ADVICE,
+    "A batch size is skipped if": _ADVICE,
+    "--budget {} (seconds) is divided": _ADVICE,
+    "no images to bench with": _PYTHON,
+    "the slowest round took {} times": _ADVICE,
+    "tltools classify FOLDER --model {}{}": _ADVICE,
+    "classify's fastest round had": _ADVICE,
+    "hand-over between the stages": _ADVICE,
+    "try a faster disk": _ADVICE,
+    "try another output format": _ADVICE,
+    "it has no export; create one": _ADVICE,
+    "{} has a card of version {}, but": _OTHER,
+    "has a different --tf32 than": _GPU,
+    "{} is not the record of a shard; recreate": "no command writes such a record",
+    "the images have changed since {} was written": _RACE,
+    "the folder must be on the same disk": "needs two file systems: test_sorting.py",
+    "cannot check whether {} exists": "needs a server that refuses: test_remote.py",
+    "--output {} needs {}, which is not installed": _OTHER,
+    "each actor uses its own cores": _NO_MESSAGE,
+    "predictions.csv, or the folder predictions": _NO_MESSAGE,
+    "Getting started": _NO_MESSAGE,
+    "(`tltools docs": _NO_MESSAGE,
+    "with the lowest F1 (--output FOLDER": "a heading; the option writes the other rows",
+    "Next: tritonserver": _OTHER,
+    "Next: docker build": _OTHER,
+    'Literal["files"': _NO_MESSAGE,
+    "{} can be reached from other machines": _SERVICE,
+    "--report needs {}, which {} not installed": _OTHER,
+    "{}; {} with --fine-tune": _NO_MESSAGE,
+    ", --fine-tune {}": _NO_MESSAGE,
+    "To resume: tltools train --resume": _RACE,
+    "none; on a GPU, --model all": _NO_MESSAGE,
+    "a Git LFS pointer": _OTHER,
+    "cannot write {}: {}; check your permissions there": "needs a server: test_remote.py",
+    "it is a link in the archive": _OTHER,
+    "it is not a tar or zip archive": _NO_MESSAGE,
+    "GPU {}, --device cuda:{}": _GPU,
+    "pip install": _OTHER,
+    "tltools train --model {} downloads them": _NETWORK,
+    "pip uninstall": _OTHER,
+    "not installed as a package: tltools export": _OTHER,
+    "train backbones with --head pooled": "advice about little memory: test_doctor.py",
+    "PyTorch does not support {} on Python": "needs Python 3.14",
+    "{} was not written: {}; free memory": _GPU,
+    "int8 is verified on the CPU, where": _GPU,
+    "the model failed on a batch of": _GPU,
+    "class {} is empty or contains a line break": _NO_MESSAGE,
+    "part {} has crashed {} workers": _RAY,
+    "cannot reach the Ray cluster": _RAY,
+    "--ray-address {} is a Ray Client address": _RAY,
+    "--engine ray needs Ray Data": _OTHER,
+    "parts in {} have no spreadsheet mode": _RAY,
+    "--engine ray cannot write to a URL": _RAY,
+    "--engine ray writes a folder of parts": _RAY,
+    "--engine ray cannot read archives": _RAY,
+    "--engine ray cannot write to standard output": _RAY,
+    "--engine ray cannot read standard input": _RAY,
+    "run the same command again, or use --engine local": _RAY,
+    "{} contains other files": _RAY,
+    "{} exists and is complete; replace it": _RAY,
+    "--part-size {} is not a multiple": _RAY,
+    "{} contains parts, but no record": _RAY,
+    "no machine of the cluster has": _RAY,
+    "part {} is not from the same listing": _RAY,
+    "--augment {} does not work on a cluster": _RAY,
+    "--device {}: the cluster has no GPU": _RAY,
+    "--device {} names GPUs of one machine": _RAY,
+    "this machine's features are {} off": _RAY,
+    "{} has a confusion matrix that does not match": "needs a file changed by hand",
+    "This file has no images": _PAGE,
+    "--device {} names several GPUs": _GPU,
+    "{} is not a bench result of this version": "needs a file of an earlier version",
+    "{} says how --data is read": _SIBLING,
+    "the runs of these exports are not": _SIBLING,
+    "To see the images, name the folder": _PAGE,
+    "is older than {}{}; run tltools bench again": _PAGE,
+    "--chart-fg": _NO_MESSAGE,
+    "run `tltools doctor`": _GPU,
+    "--tf32 needs a GPU of compute capability": _GPU,
+    "--device {} runs ONNX exports only": _GPU,
+    "onnxruntime fell back to": _GPU,
+    "{} cannot run all of this model": _GPU,
+    "docker run --gpus all": _GPU,
+    "onnxruntime cannot open": "needs a file that only onnxruntime rejects: test_damaged.py",
+    "or choose the CPU with --device cpu": _GPU,
+    "cannot move {} to {}": _GPU,
+    "--batch-size must be at least 1": _PYTHON,
+    "--class-level must be 1": _PYTHON,
+    "an evaluation makes no split": _PYTHON,
+    "there are no images to calibrate on": _PYTHON,
+    "--min-confidence must be between": _PYTHON,
+    "{} fails its self-test with": "needs other weights below a right checksum: test_selftest.py",
+    "{} has a damaged self-test": "needs another card below a right checksum: test_selftest.py",
+    "times at the same place, but no image causes it": _RACE,
+    "before the first image, so no image is at fault": _RACE,
+    "cannot listen on {}, port": _SERVICE,
+    "port {} of {} is in use": _SERVICE,
+    "port {} is reserved for root": _SERVICE,
+    "--max-delay-ms must be": _SERVICE,
+    "--model {} has no --fine-tune": _NETWORK,
+    "decoded images need {} GB": "needs a full disk: test_training.py",
+    "cannot write decoded images": "needs more images than memory: test_training.py",
+    "use --feature-precision fp32": "needs weights that int8 does not hold: test_training.py",
+    "--feature-precision int8 needs the CPU": _GPU,
+    "--precision amp needs a GPU or a CPU": "needs a processor without bf16: test_fit.py",
+    "Watch: ": _OTHER,
+    "--log {} needs {}": _OTHER,
+    "MLflow cannot use": "needs MLflow's store: test_logs.py",
+    "cannot write the TensorBoard log": "needs a full disk: test_logs.py",
+    "cannot open the MLflow store": "needs MLflow's store: test_logs.py",
+    "; --head {} needs fewer": "needs a network without room for an image: test_models.py",
+    "{} resizes images by {}, which": _NETWORK,
+    "makes up for it": "needs a failure after the last epoch: test_training.py",
+    "score it again with": "needs a failure after the last epoch: test_training.py",
+}
+"""Pieces of the other messages, and why no line provokes them here."""
