@@ -717,7 +717,31 @@ _RACE = "needs an event in the middle of a job: the tests of that job"
 _SIBLING = "the remedy of another message, which is tried: a bench takes seconds"
 _PYTHON = "of the Python interface: the command line checks it itself"
 
+_THRESHOLD = "of thresholds and folders of results: not tried yet"
+
 UNTRIED: dict[str, str] = {
+    "with --threshold {} and --class {}": _NO_MESSAGE,
+    "without --threshold": _NO_MESSAGE,
+    "has a different --threshold than": _THRESHOLD,
+    "--threshold is of one class, and the model has": _THRESHOLD,
+    "the card of {} has no threshold": _THRESHOLD,
+    "the threshold in the card of {} is of {}": _THRESHOLD,
+    "the threshold in the card of {} is a smallest": _THRESHOLD,
+    "--class names the class of a threshold": _THRESHOLD,
+    "{} is for scoring, which choosing": _THRESHOLD,
+    "missing argument DATA: name the labeled images": _THRESHOLD,
+    "--output {} is a file; name a folder": _THRESHOLD,
+    "--output {} would be a folder": _THRESHOLD,
+    "On other images the {} may be below": _ADVICE,
+    "Next: tltools classify FOLDER --threshold auto": _ADVICE,
+    "give either --target-precision": _THRESHOLD,
+    "--target-recall is of one class": _THRESHOLD,
+    "--threshold must be between 0 and 1": _THRESHOLD,
+    "the model has no class {};": _THRESHOLD,
+    "{}, chosen for a {} of at least": _PAGE,
+    "--num-images must be at least 4": _THRESHOLD,
+    "a threshold is not chosen on --split": _THRESHOLD,
+    "or add --exclude-train": _NO_MESSAGE,
     "{} needs an input size divisible by {}": _NETWORK,
     "{} has no feature maps that tltools knows": _NETWORK,
     "{}{} takes only images of {} pixels": _NETWORK,

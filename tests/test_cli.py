@@ -568,7 +568,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("classify-empty-folder", "classify empty --model model.onnx", 1,
              "no images in empty"),
             ("classify-missing-model", "classify images --model nope.onnx", 1,
-             "nope.onnx does not exist; name an export, or create one"),
+             "; name an export, or create one with tltools export"),
             ("classify-no-export", "classify images", 1,
              "no exports in exports/: create some with tltools export"),
             ("classify-text-as-model", "classify images --model text.onnx", 1,
@@ -889,8 +889,8 @@ def test_each_help_text_is_a_sentence_of_at_most_twelve_words():
 
 
 SEVERAL_MEANINGS = {
-    "--batch-size", "--cache-dir", "--device", "--engine", "--images", "--model", "--output",
-    "--precision", "--seed", "--split", "--tf32",
+    "--batch-size", "--cache-dir", "--class", "--device", "--engine", "--images", "--model",
+    "--output", "--precision", "--seed", "--split", "--tf32",
     "DATA", "MODEL",
 }  # fmt: skip
 """Parameters that do not mean the same in all commands, or not quite."""

@@ -519,7 +519,7 @@ def test_a_run_does_not_replace_the_export_of_another_run_with_its_name(run_copy
 def test_runs_of_one_name_are_not_exported_to_one_folder(cnn_run, run_copy, tmp_path):
     ran = run_tltools("export", cnn_run, run_copy, "--output", "exports", cwd=tmp_path)
     assert ran.code == 2
-    assert f"error: {cnn_run} and {run_copy} are both named cnn" in ran.err
+    assert f"error: {cnn_run} and {run_copy.relative_to(tmp_path)} are both named cnn" in ran.err
     assert files_in(tmp_path / "exports") == []
 
 

@@ -315,7 +315,7 @@ def test_the_rows_equal_those_of_the_local_engine(cluster, onnx_path, wild, refe
         RayJob(onnx_path, [wild], output, part_size=SIZE, errors_to=errors), progress=recorder
     )
     assert rows_of(output) == reference
-    assert recorder.bars == ["classify"]
+    assert recorder.bars == ["Classifying"]
     assert "Ray: up to 2 actors with a core on 2 machines" in recorder.said
     assert (summary.num_images, summary.num_failed) == (len(reference), 1)
     assert sum(summary.counts.values()) == len(reference) - 1

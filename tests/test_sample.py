@@ -218,7 +218,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": 3}, "at least 4 images, got 3"),
+        ({"num_images": 3}, "must be at least 4, got 3"),
         ({"size": 31}, "at least 32 pixels a side, got 31"),
         ({"seed": -1}, "seed must not be negative, got -1"),
     ],

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 from tltools.atomic import atomic_path
 from tltools.classify.output_formats.csv_rows import CsvCodec
+from tltools.classify.output_formats.format import utf8_text
 from tltools.classify.predict import Rows
 from tltools.classify.unfinished import cannot_write, exists_already
 from tltools.data.images import printable_name
@@ -37,7 +38,7 @@ class Tally:
         if label is None:
             kind = kind_of_error(name, error or "")
             self.reasons[kind] += 1
-            self.examples.setdefault(kind, f"{name}: {reason_in(name, error or '')}")
+            self.examples.setdefault(kind, utf8_text(f"{name}: {reason_in(name, error or '')}"))
             fields = [self._format.text(name), self._format.text(error or "")]
             self._write(self._format.line(fields))
         else:

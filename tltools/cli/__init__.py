@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "app", "load_commands", "main"]
 
 COMMANDS = {
     "train": "Train models and compare them.",
-    "evaluate": "Score a run or an export on labeled images.",
+    "evaluate": "Score a run or an export on labeled images, or choose a threshold for it.",
     "export": "Export runs; every file is verified against PyTorch before it is kept.",
     "classify": "Classify images: one row each, with its label and probabilities or its error.",
     "serve": "Answer HTTP requests with the labels of the images that they send.",

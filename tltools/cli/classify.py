@@ -48,7 +48,7 @@ FAILURES = "Failed images"
 InputsArgument = Annotated[
     list[Any],  # Location
     typer.Argument(
-        help="Folders (and subfolders), archives, images, .txt lists, URLs; -: a list is piped.",
+        help="Folders (with subfolders), archives, images, .txt lists, URLs; -: piped list.",
         parser=path_or_url,
     ),
 ]
