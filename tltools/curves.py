@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tltools.card import Proportion, Threshold
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import interval
-from tltools.wording import grouped, plural
+from tltools.wording import grouped, percent, plural
 
 Figure = Literal["precision", "recall"]
 
@@ -258,7 +258,7 @@ def _out_of_reach(
     """Say why no threshold reaches a precision; each recall can be reached."""
     of = "the labels" if class_name is None else f"class {class_name}"
     start = (
-        f"no threshold reaches a {figure} of {_percent(at_least)} for {of} on the "
+        f"no threshold reaches a {figure} of {percent(at_least)} for {of} on the "
         f"{found.num_images:,} {images}"
     )
     enough = np.flatnonzero(found.kept >= MIN_IMAGES)
@@ -268,7 +268,7 @@ def _out_of_reach(
     share = proportion(int(found.hits[best]), int(found.kept[best]))
     return (
         f"{start}: the best, of those that at least {MIN_IMAGES} images reach, has "
-        f"{_percent(share.value)} ({_percent(share.low)} to {_percent(share.high)}), "
+        f"{percent(share.value)} ({percent(share.low)} to {percent(share.high)}), "
         f"{share.count:,} of {grouped(share.total, 'image')}; choose a lower target, use more "
         "labeled images, or train a better model"
     )
@@ -320,7 +320,3 @@ def _held_out(
         hits / (repeats * total) if total else None,
         kept / (repeats * len(scores)),
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"

@@ -1,7 +1,8 @@
 """Read and write the files of a run folder that do not need torch."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from tltools import schema
 from tltools.atomic import atomic_path
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
 from tltools.decisions import UNCERTAIN, Decided
-from tltools.errors import ArtifactError, cause_of
+from tltools.errors import ArtifactError, DataError, cause_of
 from tltools.regular import open_regular, read_regular
-from tltools.wording import plural, similar_paths
+from tltools.wording import grouped, plural, similar_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,26 @@ def read_split(folder: Path) -> "pd.DataFrame":
         columns = plural(len(missing), "column")
         raise ArtifactError(f"{folder / SPLIT} lacks the {columns} {', '.join(sorted(missing))}")
     return frame
+
+
+def check_present(paths: Iterable[str], noun: str, *, of: str, remedy: str) -> None:
+    """Check that a run's images still exist.
+
+    Args:
+        paths: The images.
+        noun: What one of them is, such as `validation image`.
+        of: The run, as the message names it.
+        remedy: What to do if they cannot be restored.
+
+    Raises:
+        DataError: If an image is missing.
+    """
+    gone = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110 (speed)
+    if gone:
+        raise DataError(
+            f"{grouped(len(gone), noun)} of {of} can no longer be found (first {gone[0]}); restore "
+            f"the data, or {remedy}"
+        )
 
 
 def write_split(folder: Path, frame: "pd.DataFrame") -> None:

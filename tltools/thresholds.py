@@ -1,6 +1,5 @@
 """Choose a threshold on images that a model has not seen, and keep it in its run's card."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,14 @@ from tltools.data.dataset import Dataset
 from tltools.decisions import ClassThreshold
 from tltools.errors import ArtifactError, ConfigError, DataError
 from tltools.regular import read_regular
-from tltools.run_folder import CARD, PREDICTIONS, RunPredictions, read_predictions, read_split
+from tltools.run_folder import (
+    CARD,
+    PREDICTIONS,
+    RunPredictions,
+    check_present,
+    read_predictions,
+    read_split,
+)
 from tltools.wording import grouped
 
 
@@ -89,15 +95,8 @@ def own_predictions(run: Path, card: Card) -> RunPredictions:
         )
     wanted, right = card.metrics.get("val"), int((found.preds == found.targets).sum())
     is_sane = np.isfinite(found.probs).all() and ((found.probs >= 0) & (found.probs <= 1)).all()
-    if (
-        not is_sane
-        or wanted is None
-        or (right, len(found.targets))
-        != (
-            wanted.correct,
-            wanted.total,
-        )
-    ):
+    counts = None if wanted is None else (wanted.correct, wanted.total)
+    if not is_sane or counts != (right, len(found.targets)):
         raise ArtifactError(f"{run / PREDICTIONS} does not match the accuracy in {CARD}; {remedy}")
     return found
 
@@ -117,12 +116,12 @@ def own_images(export: Path, card: Card) -> Dataset:
         )
     frame = read_split(run)
     frame = frame.loc[frame["split"] == "val"].reset_index(drop=True)
-    gone = [path for path in frame["path"] if not os.path.exists(path)]  # noqa: PTH110 (speed)
-    if gone:
-        raise DataError(
-            f"{grouped(len(gone), 'validation image')} of {run} can no longer be found (first "
-            f"{gone[0]}); restore the data, or add labeled images that the model was not trained on"
-        )
+    check_present(
+        frame["path"],
+        "validation image",
+        of=str(run),
+        remedy="add labeled images that the model was not trained on",
+    )
     return Dataset(
         name=card.data.name,
         frame=frame,

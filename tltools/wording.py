@@ -1,4 +1,4 @@
-"""Nouns and verbs that agree with a number, and lists in sentences."""
+"""Nouns and verbs that agree with a number, percentages, and lists in sentences."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -55,6 +55,11 @@ def similar_paths(path: Path, *folders: Path) -> str:
             continue
         close += [folder / name for name in get_close_matches(path.name, names, n=2)]
     return f" (did you mean {either(list(map(str, close)))}?)" if close else ""
+
+
+def percent(share: float) -> str:
+    """Return a fraction as a percentage with as many digits as it needs, up to four: `97.5 %`."""
+    return f"{100 * share:.4g} %"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

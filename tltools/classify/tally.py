@@ -38,7 +38,8 @@ class Tally:
         if label is None:
             kind = kind_of_error(name, error or "")
             self.reasons[kind] += 1
-            self.examples.setdefault(kind, utf8_text(f"{name}: {reason_in(name, error or '')}"))
+            if kind not in self.examples:
+                self.examples[kind] = utf8_text(f"{name}: {reason_in(name, error or '')}")
             fields = [self._format.text(name), self._format.text(error or "")]
             self._write(self._format.line(fields))
         else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.errors import ConfigError
+from tltools.wording import percent
 
 if TYPE_CHECKING:
     from tltools.card import Card, Proportion, Threshold
@@ -155,7 +156,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     reached = threshold.precision if threshold.figure == "precision" else threshold.recall
     if reached is not None and reached.low < threshold.at_least:
         progress.say(
-            f"On other images the {threshold.figure} may be below {_percent(threshold.at_least)}: "
+            f"On other images the {threshold.figure} may be below {percent(threshold.at_least)}: "
             f"its interval begins at {reached.low:.1%}; confirm it on images that the model "
             "has not seen (evaluate --threshold)"
         )
@@ -196,7 +197,7 @@ def _print_threshold(one: "Threshold") -> None:
         rows.append(("recall", proportion_text(one.recall), _share(one.held_out_recall)))
     rows.append((kept, proportion_text(one.coverage), _share(one.held_out_coverage)))
     print_table(
-        f"Threshold of {of} for a {one.figure} of at least {_percent(one.at_least)}, chosen on "
+        f"Threshold of {of} for a {one.figure} of at least {percent(one.at_least)}, chosen on "
         f"{one.num_images:,} {one.images}",
         ("", "on these images (95 %)", "held out"),
         rows,
@@ -220,7 +221,3 @@ def proportion_text(one: "Proportion") -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"

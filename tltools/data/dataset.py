@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
@@ -280,7 +281,7 @@ class _Checked(NamedTuple):
     """See `tltools.data.near`."""
 
 
-def _check_image(path: str) -> _Checked:
+def _check_image(path: str, *, with_thumbnail: bool) -> _Checked:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - called for each image
             return _Checked()
@@ -288,7 +289,8 @@ def _check_image(path: str) -> _Checked:
         refuse_failing(path, error)
         return _Checked()
     try:
-        small = thumbnail(load_image(path, _CHECK)).tobytes()
+        image = load_image(path, _CHECK)
+        small = thumbnail(image).tobytes() if with_thumbnail else b""
         return _Checked(sha256=image_sha256(path), thumbnail=small)
     except DataError as error:
         reason = str(error).removeprefix(f"cannot read image {Path(path).name}: ")
@@ -302,8 +304,9 @@ def _check_images(
     paths = list(dict.fromkeys(row.path for row in rows))
     checked: dict[str, _Checked] = {}
     workers = num_cores()
+    check = partial(_check_image, with_thumbnail=_looks_for_near(audit.purpose))
     with progress.bar("Checking images", len(paths)) as bar:
-        results = ordered_map(_check_image, paths, workers=workers, ahead=16 * workers)
+        results = ordered_map(check, paths, workers=workers, ahead=16 * workers)
         for path, result in zip(paths, results, strict=True):
             checked[path] = result
             bar.advance()
@@ -321,11 +324,16 @@ class _Near(NamedTuple):
     """Near-duplicates, the most similar first."""
 
 
+def _looks_for_near(purpose: Purpose) -> bool:
+    """Return whether near-duplicates matter: an evaluation keeps all of its images."""
+    return purpose != "evaluate"
+
+
 def _find_near(
     rows: Sequence[_Row], thumbnails: Mapping[str, bytes], purpose: Purpose, progress: Progress
 ) -> _Near:
     """Find near-duplicates, by SHA-256; the order of the rows does not matter."""
-    if purpose == "evaluate":
+    if not _looks_for_near(purpose):
         return _Near({}, ())
     hashes = sorted({row.sha256 for row in rows})
     pixels = np.frombuffer(b"".join(thumbnails[one] for one in hashes), dtype=np.uint8)
@@ -433,7 +441,7 @@ class _Audit:
     """Collects findings; raises those that make the data unusable for the purpose."""
 
     def __init__(self, *, purpose: Purpose, labels: Labels) -> None:
-        self.purpose = purpose
+        self.purpose: Purpose = purpose
         self._findings = list(labels.findings)
         self._hints = labels.hints
 

@@ -47,7 +47,7 @@ from tltools.run_folder import (
     read_split,
 )
 from tltools.runs import compare_runs
-from tltools.wording import grouped
+from tltools.wording import grouped, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -310,7 +310,7 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
         held_out += f", recall {_share(one.held_out_recall)}"
     recall = "" if one.recall is None else f", recall {_interval(one.recall)}"
     yield (
-        f"{what}, chosen for a {one.figure} of at least {100 * one.at_least:.4g} % on "
+        f"{what}, chosen for a {one.figure} of at least {percent(one.at_least)} on "
         f"{one.num_images:,} {one.images}: precision {_interval(one.precision)}{recall}, {kept} "
         f"{_interval(one.coverage)}. At thresholds chosen without the image: {held_out}. Only "
         "tltools classify --threshold auto applies it."

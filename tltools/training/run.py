@@ -1,6 +1,5 @@
 """Write the files of a run folder, and open a run again."""
 
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from tltools import __version__
 from tltools.atomic import atomic_path, write_text
 from tltools.card import FORBIDDEN, MAX_CARD_BYTES, Card, DataFacts
 from tltools.data.dataset import Dataset
-from tltools.errors import ArtifactError, DataError, first_line
+from tltools.errors import ArtifactError, first_line
 from tltools.regular import read_regular
 from tltools.run_folder import (
     CARD,
@@ -26,6 +25,7 @@ from tltools.run_folder import (
     PLAN,
     STATE,
     cannot_read,
+    check_present,
     load_card,
     read_split,
     write_history,
@@ -37,7 +37,6 @@ from tltools.training.config import TrainConfig
 from tltools.training.fit import EpochStats
 from tltools.training.models import Classifier, build_from_card
 from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
-from tltools.wording import grouped
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,12 +114,7 @@ def run_dataset(folder: Path) -> Dataset:
     """
     plan = read_plan(folder)
     frame = read_split(folder)
-    gone = [path for path in frame["path"] if not os.path.exists(path)]  # noqa: PTH110 (speed)
-    if gone:
-        raise DataError(
-            f"{grouped(len(gone), 'image')} of run {folder.name} can no longer be found (first "
-            f"{gone[0]}); restore the data, or train a new run"
-        )
+    check_present(frame["path"], "image", of=f"run {folder.name}", remedy="train a new run")
     return Dataset(
         name=plan.data.name,
         frame=frame,
