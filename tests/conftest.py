@@ -79,6 +79,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "xdg"))
+        (folder / "xdg" / "tltools").mkdir(parents=True)
         patch.setenv("TORCH_HOME", str(folder / "torch"))
         patch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
         yield folder

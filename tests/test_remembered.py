@@ -40,6 +40,18 @@ def test_without_a_cache_nothing_is_remembered(output, images, monkeypatch):
     assert remembered_inputs(output) is None
 
 
+def test_an_empty_home_stays_empty(onnx_path, images, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    words = ("classify", "images", "--model", onnx_path, "--device", "cpu")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    ran = run_tltools(*words, cwd=tmp_path)
+    assert ran.code == 0
+    assert "Next: tltools report predictions.csv --images images\n" in ran.err
+    assert list(home.iterdir()) == []
+
+
 def test_a_bare_report_shows_the_images_and_no_path_of_this_machine(onnx_path, images, tmp_path):
     words = ("classify", "images", "--model", onnx_path, "--device", "cpu")
     ran = run_tltools(*words, cwd=tmp_path)

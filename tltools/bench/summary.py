@@ -24,6 +24,7 @@ from tltools.bench.verdict import classify_doubts, in_order, sum_up
 from tltools.bench.worker import Measured
 from tltools.card import Score
 from tltools.metrics import score
+from tltools.wording import plural
 
 MAX_OUTLIERS = 0.01
 """Largest share of outliers in a stable row: more of them distort the percentiles."""
@@ -238,9 +239,10 @@ def doubts(batches: Sequence[BatchTiming]) -> list[str]:
         num_samples = sum(len(samples) for samples in timing.rounds_s)
         if timing.num_outliers > MAX_OUTLIERS * num_samples:
             lines.append(
-                f"{timing.num_outliers} of {num_samples} runs were far slower than the rest (at "
-                f"batch size {timing.batch_size}), so p99 and perhaps p95 reflect other programs; "
-                "close them and run again"
+                f"{timing.num_outliers} of {num_samples} runs "
+                f"{plural(timing.num_outliers, 'was', 'were')} far slower than the rest "
+                f"(at batch size {timing.batch_size}), so p99 and perhaps p95 reflect other "
+                "programs; close them and run again"
             )
             break
     return lines

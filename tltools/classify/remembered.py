@@ -35,11 +35,15 @@ class _Remembered(msgspec.Struct, frozen=True):
 def remember_inputs(output: Path, inputs: Sequence[Location]) -> bool:
     """Record the inputs of a finished job; return whether a report can find its images.
 
+    Only a cache that is there is written to: to classify leaves nothing in an empty home.
+
     Args:
         output: The output on this machine.
         inputs: Folders, images and lists; images at URLs and in archives are never found again.
     """
     if any(not isinstance(one, Path) or is_archive_name(one.name) for one in inputs):
+        return False
+    if not _cache().is_dir():
         return False
     try:
         info = output.stat()
@@ -69,9 +73,13 @@ def remembered_inputs(output: Path) -> list[Path] | None:
     return [Path(one) for one in record.inputs]
 
 
-def _place(output: Path) -> Path:
+def _cache() -> Path:
     from platformdirs import user_cache_path
 
+    return user_cache_path("tltools", appauthor=False)
+
+
+def _place(output: Path) -> Path:
     # Two outputs of one checksum replace each other's record; it says whose it is.
     name = f"{zlib.crc32(os.fsencode(output.absolute())):08x}.json"
-    return user_cache_path("tltools", appauthor=False) / "inputs" / name
+    return _cache() / "inputs" / name
