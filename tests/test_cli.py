@@ -70,6 +70,15 @@ def test_every_example_in_the_help_is_a_valid_command(run, command):
     assert set(re.findall(r"--[a-z-]+", example[0])) <= known
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_word_of_the_help_is_broken_at_80_columns(command, tmp_path, monkeypatch):
+    """A value's choices are one word: `<onnx|pt2|all>`."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run_tltools(command, "--help", cwd=tmp_path).out
+    assert shown
+    assert re.findall(r"<[a-z][a-z|-]+ .*", re.sub(r"<(int|float) range>", "", shown)) == []
+
+
 def test_help_lists_the_commands(run):
     for args in ([], ["-h"], ["--help"]):
         result = run(*args)

@@ -93,6 +93,16 @@ def test_a_name_that_is_close_is_proposed(words, meant, onnx_path, images, tmp_p
     assert meant in line
 
 
+@pytest.mark.parametrize("words", ["inspect nope.onnx", "classify x.jpg --model model.onnx"])
+def test_a_name_that_shares_only_its_extension_is_not_proposed(words, onnx_path, tmp_path):
+    (tmp_path / "model.onnx").symlink_to(onnx_path)
+    (tmp_path / "b.jpg").touch()
+    ran = run_tltools(*words.split(), cwd=tmp_path)
+    assert ran.code == 1
+    assert "does not exist" in ran.err
+    assert "did you mean" not in ran.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -46,6 +46,9 @@ def similar_paths(path: Path, *folders: Path) -> str:
     """
     from difflib import get_close_matches
 
+    def is_close(name: str) -> bool:  # an extension in common says nothing
+        return bool(get_close_matches(path.stem, [Path(name).stem]))
+
     close: list[Path] = []
     for folder in dict.fromkeys((path.parent, *folders)):
         try:
@@ -53,7 +56,8 @@ def similar_paths(path: Path, *folders: Path) -> str:
                 names = [one.name for one in islice(entries, MAX_NAMES)]
         except OSError:  # it cannot be listed, so nothing in it is close
             continue
-        close += [folder / name for name in get_close_matches(path.name, names, n=2)]
+        similar = filter(is_close, get_close_matches(path.name, names, n=MAX_LISTED))
+        close += [folder / name for name in islice(similar, 2)]
     return f" (did you mean {either(list(map(str, close)))}?)" if close else ""
 
 

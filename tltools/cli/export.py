@@ -60,7 +60,10 @@ CalibrationOption = Annotated[
 ]
 LayoutOption = Annotated[
     Literal["files", "python", "triton", "docker"],
-    typer.Option(help="Also write a short program, a Triton repository or a Docker context."),
+    typer.Option(
+        help="Also write a program (python), Triton repository (triton) or Docker context (docker).",
+        metavar="<str>",
+    ),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")

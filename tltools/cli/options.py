@@ -131,8 +131,9 @@ InferenceDeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Device; auto: all GPUs if CUDA works; cuda:0,cuda:1: two GPUs.",
-        metavar=_choices(*get_args(AllDevices), "cuda:N"),
+        help=f"{', '.join(get_args(AllDevices))} or cuda:N; auto: all GPUs if CUDA works; "
+        "cuda:0,cuda:1: two GPUs.",
+        metavar="<device>",
         parser=partial(_device, kinds=get_args(AllDevices)),
         autocompletion=_all_devices,
     ),

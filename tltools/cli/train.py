@@ -25,7 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted, listed, plural
+from tltools.wording import counted, either, listed, plural
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -98,8 +98,7 @@ def _choice(names: Callable[[], list[str]], **settings: Any) -> Any:
     return typer.Option(
         parser=parse,
         autocompletion=_completion(names),
-        metavar=f"<{'|'.join(names())}>",
-        **settings,
+        **{"metavar": f"<{'|'.join(names())}>", **settings},
     )
 
 
@@ -168,7 +167,8 @@ NormalizationOption = Annotated[
     str,
     _choice(
         _normalizations,
-        help="Normalization the weights were trained with; auto: inferred from the weights.",
+        metavar="<str>",
+        help=f"Normalization of the weights: {either(_normalizations()[1:])}; auto: inferred.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -176,7 +176,8 @@ HeadOption = Annotated[
     str,
     _choice(
         _heads,
-        help="Head: replace the last layer, or pool features; auto: by weights.",
+        metavar="<str>",
+        help="Head: last-layer (replaced) or pooled (features); auto: by weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]
