@@ -61,7 +61,8 @@ CalibrationOption = Annotated[
 LayoutOption = Annotated[
     Literal["files", "python", "triton", "docker"],
     typer.Option(
-        help="Also write a program (python), Triton repository (triton) or Docker context (docker).",
+        help="Also write a program (python), Triton repository (triton) or Docker "
+        "context (docker).",
         metavar="<str>",
     ),
 ]

@@ -131,8 +131,8 @@ InferenceDeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help=f"{', '.join(get_args(AllDevices))} or cuda:N; auto: all GPUs if CUDA works; "
-        "cuda:0,cuda:1: two GPUs.",
+        help="Device: auto (all GPUs), cpu, cuda, cuda:N (cuda:0,cuda:1: two), tensorrt or "
+        "openvino.",
         metavar="<device>",
         parser=partial(_device, kinds=get_args(AllDevices)),
         autocompletion=_all_devices,
