@@ -133,8 +133,8 @@ def held(shape):
     return {one.data_ptr() for one in (*found, *grads) if one.shape == shape}
 
 
-@pytest.mark.parametrize(("is_saved", "copies"), [(True, 5), (False, 7)])
-def test_a_saved_training_holds_weights_gradients_two_moments_and_the_best_weights(
+@pytest.mark.parametrize(("is_saved", "copies"), [(True, 4), (False, 6)])
+def test_a_saved_training_holds_its_weights_two_moments_and_the_best_weights_between_steps(
     tmp_path, is_saved, copies
 ):
     before = held((2, 4))

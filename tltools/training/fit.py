@@ -82,7 +82,6 @@ class Step:
             loss = F.cross_entropy(
                 logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing
             )
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -90,6 +89,8 @@ class Step:
             nn.utils.clip_grad_norm_(parameters, self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # Gradients must not take memory while activations do, in the next forward pass.
+        self.optimizer.zero_grad(set_to_none=True)
         # A sum, so that a short last batch gets its proper weight.
         return loss.detach() * len(target), (logits.detach().argmax(dim=1) == target).sum()
 
