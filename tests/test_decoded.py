@@ -1,5 +1,7 @@
 """Images that are decoded once: where they are kept, and that no file remains."""
 
+import io
+import os
 import resource
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ from tltools.errors import DataError, TltoolsError
 from tltools.progress import Silent
 from tltools.training import decoded
 from tltools.training.decoded import decode_once
+from tltools.training.file_images import FileImages
+from tltools.training.sources import ImageSource
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SPEC = Preprocessing(size=16)
@@ -49,6 +53,13 @@ def expected(paths):
     return np.stack([load_image(path, Preprocessing(size=16, resize="squash")) for path in paths])
 
 
+def taken(images, indices):
+    """Return the images at some indices of a file."""
+    out = np.zeros((len(indices), *images.shape[1:]), np.uint8)
+    images.take(np.array(indices), out)
+    return out
+
+
 def deleted_files(folder: Path) -> list[str]:
     """Return the unnamed files in `folder` that this process has open or mapped."""
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -69,12 +80,78 @@ def test_images_are_kept_in_memory_if_they_fit(paths, cache_dir):
 def test_larger_sets_are_mapped_from_a_temporary_file(paths, cache_dir, little_memory):
     progress = Recorder()
     images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=progress)
-    np.testing.assert_array_equal(images.numpy(), expected(paths))
-    assert f"in a temporary file in {cache_dir}" in progress.said[0]
+    assert progress.said == [f"10 decoded images take 0 MB in a temporary file in {cache_dir}"]
+    np.testing.assert_array_equal(taken(images, range(10)), expected(paths))
     assert list(cache_dir.iterdir()) == []
     assert deleted_files(cache_dir), "the images must be in a file"
     del images
     assert deleted_files(cache_dir) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_parts_of_the_images_in_a_file_share_it_and_close_it(paths, cache_dir, little_memory):
+    images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+    first, second = images.split([4, 6])
+    third, fourth = second.split([5, 1])
+    del images, second
+    order = [3, 0, 0]
+    assert [len(part) for part in (first, third, fourth)] == [4, 5, 1]
+    for part, offset in ((first, 0), (third, 4)):
+        right = expected(paths)[[offset + index for index in order]]
+        np.testing.assert_array_equal(taken(part, order), right)
+    np.testing.assert_array_equal(taken(fourth, [0]), expected(paths)[9:])
+    del first, third, part
+    assert deleted_files(cache_dir), "one part is still in use"
+    del fourth
+    assert deleted_files(cache_dir) == []
+
+
+def test_many_images_are_in_a_file_although_they_would_fit_in_memory(paths, cache_dir, monkeypatch):
+    monkeypatch.setattr(decoded, "MEMORY_BYTES", 10 * 16 * 16 * 3 - 1)
+    images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+    assert isinstance(images, FileImages)
+    np.testing.assert_array_equal(taken(images, range(10)), expected(paths))
+
+
+@pytest.mark.parametrize("limit", [0, 5_000], ids=["no folder", "full disk"])
+def test_images_that_fit_go_into_memory_where_no_file_can_be_written(
+    paths, cache_dir, monkeypatch, limit
+):
+    monkeypatch.setattr(decoded, "MEMORY_BYTES", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    progress = Recorder()
+    if not limit:
+        cache_dir.write_text("a file")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or soft, hard))
+        images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir, progress=progress)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    np.testing.assert_array_equal(images.numpy(), expected(paths))
+    assert progress.said[0].endswith("; they are kept in memory instead")
+    assert str(cache_dir) in progress.said[0]
+
+
+def test_a_batch_is_the_same_from_a_file_as_from_memory(paths, cache_dir, monkeypatch):
+    order, targets = torch.tensor([7, 2, 9, 0, 2]), torch.arange(10)
+    batches = []
+    for limit in (2**30, 1):
+        monkeypatch.setattr(decoded, "MEMORY_BYTES", limit)
+        images = decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
+        source = ImageSource(images, targets, batch_size=2, augment="crop")
+        generator = torch.Generator().manual_seed(1)
+        batches.append([one for one, _ in source.batches(order, generator)])
+    for in_memory, in_file in zip(*batches, strict=True):
+        assert torch.equal(in_memory, in_file)
+
+
+def test_a_file_that_became_shorter_is_an_error(tmp_path):
+    file = (tmp_path / "images").open("w+b", buffering=0)
+    file.write(bytes(2 * 768))
+    images = FileImages(file, (2, 16, 16, 3))
+    file.truncate(768 + 5)
+    with pytest.raises(TltoolsError, match="decoded images has become shorter"):
+        taken(images, [1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -128,6 +205,13 @@ def test_an_image_that_cannot_be_read_is_named(paths, cache_dir, little_memory):
     with pytest.raises(DataError, match=r"6\.png"):
         decode_once(paths, SPEC, device=CPU, cache_dir=cache_dir)
     assert list(cache_dir.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_a_one_line_error(tmp_path):
+    descriptor = os.open(tmp_path / "images", os.O_WRONLY | os.O_CREAT)
+    images = FileImages(io.FileIO(descriptor, "r"), (2, 16, 16, 3))
+    with pytest.raises(TltoolsError, match="Bad file descriptor; choose another folder with"):
+        taken(images, [1])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Recorder, make_exports, replace_writer, run_tltools, set_card
+from conftest import Recorder, make_exports, replace_writer, run_tltools, save_image, set_card
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,12 +24,13 @@ from torch import nn
 from tltools.card import CARD_KEY, Confidence, Preprocessing, card_from_json
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, DeviceError, ParityError
+from tltools.evaluate import predict
 from tltools.export import export as export_module
 from tltools.export import onnx_writer
 from tltools.export import trained as trained_module
 from tltools.export.parity import BARS, ParityBar, compare, images_needed
 from tltools.export.settings import ExportSettings
-from tltools.export.trained import HalfClassifier
+from tltools.export.trained import HalfClassifier, TrainedRun
 from tltools.graphs.onnx_file import check_onnx, example_images, write_module
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.model_formats import FORMATS as MODEL_FORMATS
@@ -745,7 +746,7 @@ def test_every_precision_is_verified_against_its_own_threshold(reduced):
         assert parity.top1_agreement >= parity.min_top1_agreement == bar.min_top1_agreement
         assert parity.max_accuracy_drop == bar.max_accuracy_drop
         assert parity.accuracy_drop == 0
-        assert parity.num_images == NUM_VAL
+        assert parity.num_images - parity.num_training_images == NUM_VAL
     assert BARS["int8"].min_top1_agreement == 0.99
     assert BARS["int8"].max_accuracy_drop == 0.005
     assert BARS["fp16"].min_top1_agreement == 0.995
@@ -814,6 +815,91 @@ def test_one_image_may_differ_from_the_number_on_that_a_limit_names(bar):
         if share:
             needed = images_needed(share)
             assert 1 / needed <= share + 1e-12 < 1 / (needed - 1)
+
+
+@pytest.fixture(scope="module")
+def few_validated(tmp_path_factory):
+    """A run with 24 validation images and 216 training images, each of other pixels."""
+    folder = tmp_path_factory.mktemp("few")
+    rng = np.random.default_rng(3)
+    for index in range(240):
+        name, level = (("dark", 50), ("bright", 200))[index % 2]
+        (folder / "data" / name).mkdir(parents=True, exist_ok=True)
+        save_image(folder / "data" / name / f"{index}.png", (level, level, level), rng)
+    done = run_tltools(
+        "train", "data", "--model", "cnn", "--epochs", "1", "--image-size", "32",
+        "--val-fraction", "0.1", cwd=folder,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return folder / "runs" / "cnn"
+
+
+def test_training_images_that_calibration_spared_join_too_few_validation_images(
+    few_validated, tmp_path, monkeypatch
+):
+    compared = []
+
+    def remember(reference, predictor, paths, targets, **rest):
+        compared.append((reference, predictor, paths))
+        return compare(reference, predictor, paths, targets, **rest)
+
+    monkeypatch.setattr(export_module, "compare", remember)
+    args = ("export", few_validated, "--precision", "all", "--json")
+    done = run_tltools(*args, cwd=tmp_path)
+    parities = {one["precision"]: one["parity"] for one in json.loads(done.out)}
+    # One of 100 may differ in int8; of 200 in fp16, for which calibration leaves 216 - 128.
+    numbers = {"fp32": (24, 0), "fp16": (24 + 88, 88), "int8": (100, 76)}
+    for precision, number in numbers.items():
+        found = parities[precision]
+        assert (found["num_images"], found["num_training_images"]) == number, precision
+    split = read_split(few_validated).set_index("path")["split"]
+    with ExitStack() as stack:
+        trained = TrainedRun(
+            few_validated, tmp_path, device="cpu", num_images=None, calibration_images=128,
+            opset=OPSET, progress=Recorder(), stack=stack,
+        )  # fmt: skip
+        calibrated = set(trained._calibration_paths)
+    assert len(calibrated) == 128
+    for reference, _, paths in compared:
+        kinds = [split[str(path)] for path in paths]
+        assert kinds == ["val"] * 24 + ["train"] * (len(paths) - 24)
+        assert len(set(paths)) == len(paths)
+        assert calibrated.isdisjoint(paths)
+        right = open_run(few_validated, device="cpu")
+        assert np.allclose(reference, predict(right, paths), atol=1e-5)
+
+
+def test_cards_tables_and_messages_say_how_many_images_of_each_split_were_compared(
+    few_validated, tmp_path, monkeypatch
+):
+    done = run_tltools("export", few_validated, "--precision", "int8", cwd=tmp_path)
+    assert "verified against PyTorch on validation + training images" in " ".join(done.out.split())
+    assert " 24+76" in done.out
+    shown = run_tltools("inspect", "exports/cnn/cnn.int8.onnx", cwd=tmp_path).out
+    assert "100 images (24 validation, 76 training) get PyTorch's" in " ".join(shown.split())
+    chosen = run_tltools(
+        "export", few_validated, "--precision", "int8", "--parity-images", "20", cwd=tmp_path
+    )
+    assert "+" not in chosen.out.splitlines()[-1].replace("+0.00%", "")
+
+
+def test_a_few_differing_labels_name_the_images_of_each_split(onnx_path, images):
+    paths = sorted(images.rglob("*.png"))
+    predictor = load_predictor(onnx_path, device="cpu")
+    reference = predictor(
+        np.stack([load_image(path, Preprocessing(size=32, resize="squash")) for path in paths])
+    )
+    targets = reference[:10].argmax(axis=1)
+    reference[20] = reference[20][[1, 2, 0]]
+    lenient = ParityBar(atol=None, min_top1_agreement=0.9, max_accuracy_drop=0.0)
+    assert compare(reference, predictor, paths, targets, bar=lenient).accuracy_drop == 0
+    strict = ParityBar(atol=None, min_top1_agreement=0.99)
+    with pytest.raises(
+        ParityError,
+        match=r"30 images \(10 validation, 20 training\) get .*; with 30 images "
+        "not one may differ, with 100 one may",
+    ):
+        compare(reference, predictor, paths, targets, bar=strict)
 
 
 def test_layers_in_float_are_in_the_table(cnn_run, tmp_path, monkeypatch):

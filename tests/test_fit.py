@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +87,7 @@ def test_the_loss_is_read_occasionally_and_at_the_end(monkeypatch, every_s, expe
 def test_a_restored_optimizer_is_fused_only_if_its_device_allows():
     trainer = make_trainer()
     run(trainer, 1)
-    state = trainer.state_dict()
+    state = copy.deepcopy(trainer.state_dict())
     state["optimizer"]["param_groups"][0]["fused"] = True  # as saved on a GPU
     resumed = make_trainer()
     resumed.load_state_dict(state)
@@ -91,6 +95,59 @@ def test_a_restored_optimizer_is_fused_only_if_its_device_allows():
     run(trainer, 1)
     run(resumed, 1)
     assert torch.equal(trainer.model.weight, resumed.model.weight)
+
+
+def interrupted(trainer):
+    """Stop an epoch after a step, and rewind."""
+    trainer.config = dataclasses.replace(trainer.config, epochs=9)
+    steps = trainer.run_epoch()
+    before = trainer.model.weight.detach().clone()
+    next(steps)
+    assert not torch.equal(trainer.model.weight, before)
+    steps.close()
+    trainer.rewind()
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+@pytest.mark.parametrize("lr", [0.1, 30.0], ids=["last is best", "earlier is best"])
+def test_an_interrupted_epoch_leaves_no_trace(monkeypatch, tmp_path, is_saved, lr):
+    monkeypatch.setattr(fit, "REPORT_EVERY_S", 0)
+    whole, stopped = make_trainer(lr=lr), make_trainer(lr=lr)
+    run(whole, 5)
+    for _ in range(5):
+        run(stopped, 1)
+        if is_saved:
+            torch.save(stopped.state_dict(), tmp_path / "state.pt")
+            stopped.is_saved(lambda: torch.load(tmp_path / "state.pt", weights_only=True))
+        interrupted(stopped)
+    assert torch.equal(whole.model.weight, stopped.model.weight)
+    assert whole.best_epoch == stopped.best_epoch
+    for name, tensor in whole.chosen_state().items():
+        assert torch.equal(tensor, stopped.chosen_state()[name]), name
+
+
+def held(shape):
+    """Return the pieces of memory that tensors of a shape take."""
+    found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    grads = [one.grad for one in found if one.is_leaf and one.grad is not None]
+    return {one.data_ptr() for one in (*found, *grads) if one.shape == shape}
+
+
+@pytest.mark.parametrize(("is_saved", "copies"), [(True, 4), (False, 6)])
+def test_a_saved_training_holds_its_weights_two_moments_and_the_best_weights_between_steps(
+    tmp_path, is_saved, copies
+):
+    before = held((2, 4))
+    trainer = make_trainer()
+    trainer.train.batch_size = 10  # 50 samples leave no batch of two, which has the same shape
+    most = 0
+    for _ in range(3):
+        for _ in trainer.run_epoch():
+            most = max(most, len(held((2, 4)) - before))
+        if is_saved:
+            torch.save(trainer.state_dict(), tmp_path / "state.pt")
+            trainer.is_saved(lambda: torch.load(tmp_path / "state.pt", weights_only=True))
+    assert most == copies
 
 
 def test_a_short_last_batch_is_weighted_by_its_size():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tltools.errors import ArtifactError
+from tltools.wording import grouped
 
 CARD_VERSION = 1
 CARD_KEY = "tltools.card"
@@ -109,6 +110,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     top1_agreement: float
     """Fraction of images with the same label, in [0, 1]."""
     num_images: int
+    num_training_images: int = 0
+    """Number of these that the model was trained on, compared where validation images were too few
+    for one to differ; they do not count for `accuracy_drop`."""
     batch_sizes: tuple[int, ...]
     """Batch sizes that were run."""
     atol: float | None
@@ -120,9 +124,17 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     min_top1_agreement: float
     """Smallest agreement that passes."""
     accuracy_drop: float | None = None
-    """PyTorch's top-1 accuracy minus the export's on these images, in [-1, 1]."""
+    """PyTorch's top-1 accuracy minus the export's on the validation images, in [-1, 1]."""
     max_accuracy_drop: float | None = None
     """Largest drop that passes; None if it was not checked."""
+
+    @property
+    def images(self) -> str:
+        """How many images were compared, and how many of each split if of several."""
+        trained, total = self.num_training_images, grouped(self.num_images, "image")
+        if not trained:
+            return total
+        return f"{total} ({self.num_images - trained:,} validation, {trained:,} training)"
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):

@@ -263,13 +263,16 @@ def _print_exports(exports: "list[Artifact]") -> None:
     from tltools.console import print_table
 
     in_fp32 = any(map(_computes_in_fp32, map(_added, exports)))
+    with_training = any(
+        one.num_training_images for export in exports for _, one in _by_device(_added(export))
+    )
     kept = [
         f"{export.path.name}: {counted(len(layers), 'layer')} in fp32"
         for export in exports
         if (layers := _added(export).float_layers)
     ]
     print_table(
-        "Exports, verified against PyTorch on validation images"
+        f"Exports, verified against PyTorch on validation {'+ training ' * with_training}images"
         + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else "")
         + (f" ({'; '.join(kept)})" if kept else ""),
         # Short headings, so that a path fits on one line of 80 columns.
@@ -282,12 +285,17 @@ def _print_exports(exports: "list[Artifact]") -> None:
                 f"{parity.top1_agreement:.2%}",
                 f"{0 - (parity.accuracy_drop or 0):+.2%}",
                 f"{parity.max_abs_logit_diff:.1e}",
-                str(parity.num_images),
+                _num_images(parity),
             )
             for export in exports
             for device, parity in _by_device(_added(export))
         ],
     )
+
+
+def _num_images(parity: "Parity") -> str:
+    trained = parity.num_training_images
+    return f"{parity.num_images - trained}{f'+{trained}' if trained else ''}"
 
 
 def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":

@@ -112,6 +112,6 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         parity = one.parity
         yield (
             f"verified on {one.device}",
-            f"{parity.top1_agreement:.2%} of {grouped(parity.num_images, 'image')} get PyTorch's "
+            f"{parity.top1_agreement:.2%} of {parity.images} get PyTorch's "
             f"label; logits differ by at most {parity.max_abs_logit_diff:.1e}",
         )

@@ -13,7 +13,7 @@ from tltools.atomic import atomic_path
 from tltools.card import Card, ExportFacts, Parity, Precision, Verified
 from tltools.errors import ArtifactError, DeviceError, ParityError, TltoolsError, raise_all
 from tltools.evaluate import predict
-from tltools.export.parity import BARS, compare
+from tltools.export.parity import BARS, compare, wanted_images
 from tltools.export.selftest import make_self_test
 from tltools.export.settings import ExportSettings
 from tltools.export.trained import TrainedRun
@@ -172,7 +172,7 @@ class _File:
         trained = self.trained
         device = "cpu" if self.precision == "int8" else trained.device
         self.predictor = load_predictor(path, device=device, self_test=False)
-        self.verified = (self._compare(self.predictor, len(trained.paths)),)
+        self.verified = (self._compare(self.predictor),)
         if self.predictor.device != "cpu" and not self.format.is_for_gpus(self.precision):
             on_cpu = load_predictor(path, device="cpu", self_test=False)
             self.verified += (self._compare(on_cpu, CPU_IMAGES),)
@@ -182,15 +182,16 @@ class _File:
                 f"CPU: {self.predictor.choice.reason}"
             )
 
-    def _compare(self, predictor: ExportPredictor, num_images: int) -> Verified:
-        trained = self.trained
+    def _compare(self, predictor: ExportPredictor, num_images: int | None = None) -> Verified:
+        trained, bar = self.trained, BARS[self.precision]
+        paths = trained.compared(wanted_images(bar))[:num_images]
         try:
             parity = compare(
-                trained.reference[:num_images],
+                trained.reference_of(paths),
                 predictor,
-                trained.paths[:num_images],
+                paths,
                 trained.targets[:num_images],
-                bar=BARS[self.precision],
+                bar=bar,
                 progress=trained.progress,
             )
         except ParityError as error:

@@ -54,7 +54,8 @@ def compare(
         reference: PyTorch's logits, (N, C).
         predictor: The export in its own runtime.
         paths: The N images, which are decoded according to the export's own card.
-        targets: Their true class indices, (N,); None skips the comparison of accuracy.
+        targets: True class indices of the first images, (M,), M <= N: the model was not trained on
+            these. None: it was trained on none, and their accuracy is not compared.
         bar: Limits that the export must meet.
         progress: Shows the batches.
 
@@ -74,6 +75,7 @@ def compare(
         max_abs_logit_diff=found.largest_difference(),
         top1_agreement=float(found.is_same.mean()),
         num_images=len(paths),
+        num_training_images=0 if targets is None else len(paths) - len(targets),
         batch_sizes=tuple(sorted(sizes)),
         atol=bar.atol,
         rtol=bar.rtol,
@@ -130,9 +132,9 @@ class _Logits:
         return float(max(self.differences.max(), alone.max()))
 
     def accuracy_drop(self, targets: NDArray[np.int64]) -> float:
-        """Return how much lower the export's top-1 accuracy is, given the class indices, (N,)."""
+        """Return how much lower the export's top-1 accuracy is, given class indices, (M,)."""
         before, after = (
-            int((values.argmax(axis=1) == targets).sum())
+            int((values[: len(targets)].argmax(axis=1) == targets).sum())
             for values in (self.reference, self.batched)
         )
         return (before - after) / len(targets)
@@ -157,17 +159,24 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
         )
     if agreement < parity.min_top1_agreement:
         raise ParityError(
-            f"only {agreement:.2%} of {parity.num_images} images get the same label, less than "
+            f"only {agreement:.2%} of {parity.images} get the same label, less than "
             f"{parity.min_top1_agreement:.2%} (first difference "
             f"{found.paths[int(np.flatnonzero(~found.is_same)[0])]})"
             + _needed(1 - parity.min_top1_agreement, parity.num_images)
         )
     limit = parity.max_accuracy_drop
     if drop is not None and limit is not None and drop > limit:
+        num_images = parity.num_images - parity.num_training_images
         raise ParityError(
-            f"the accuracy on {parity.num_images} images drops by {drop:.2%}, more than {limit:.2%}"
-            + _needed(limit, parity.num_images)
+            f"the accuracy on {num_images} images drops by {drop:.2%}, more than {limit:.2%}"
+            + _needed(limit, num_images)
         )
+
+
+def wanted_images(bar: ParityBar) -> int:
+    """Return how many images let one of them get another label; 0 if none may."""
+    share = 1 - bar.min_top1_agreement
+    return images_needed(share) if share else 0
 
 
 def images_needed(share: float) -> int:

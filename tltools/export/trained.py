@@ -77,6 +77,8 @@ class TrainedRun:
         self._run = run
         self._val = _part(self._frame, "val", run)[:num_images]
         self._num_calibration = calibration_images
+        self._takes_all = num_images is None
+        self._others_reference = np.empty((0, len(self.card.classes)), np.float32)
         self.folder = output / self.card.run
         self._stack = stack
         self.paths = [Path(path) for path in self._val["path"]]
@@ -90,13 +92,33 @@ class TrainedRun:
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
-        """PyTorch's logits of the validation images, (N, C)."""
+        """PyTorch's logits of `paths`, (N, C)."""
         return predict(self.predictor, self.paths, progress=self.progress)
 
     @cached_property
     def confidence(self) -> Confidence:
         """The run's calibration, computed now for a run that was trained without."""
         return self.card.confidence or fit_temperature(self.reference, self.targets)
+
+    def compared(self, wanted: int) -> list[Path]:
+        """Return images to compare labels on: `paths`, and others if these are too few.
+
+        The others are training images that `calibration` does not yield: whether two files of a
+        model agree does not depend on what the model has seen, but int8 was fitted to those. There
+        are none if the number of images was chosen.
+        """
+        lacking = wanted - len(self.paths)
+        return self.paths + (self._others[:lacking] if lacking > 0 and self._takes_all else [])
+
+    def reference_of(self, paths: list[Path]) -> NDArray[np.float32]:
+        """Return PyTorch's logits of images that `compared` returned, (N, C)."""
+        number = len(paths) - len(self.paths)
+        if number > len(self._others_reference):
+            new = self._others[len(self._others_reference) : number]
+            found = predict(self.predictor, new, progress=self.progress)
+            self._others_reference = np.concatenate([self._others_reference, found])
+        logits = np.concatenate([self.reference, self._others_reference[: max(0, number)]])
+        return logits[: len(paths)]
 
     @property
     def num_parameters(self) -> int:
@@ -150,11 +172,23 @@ class TrainedRun:
 
     @cached_property
     def _calibration_paths(self) -> list[Path]:
-        frame = _part(self._frame, "train", self._run)
-        shuffled = frame.sample(frac=1.0, random_state=0)
-        rank = shuffled.groupby("class").cumcount()
-        chosen = shuffled.loc[rank.sort_values(kind="stable").index[: self._num_calibration]]
+        chosen = _balanced(_part(self._frame, "train", self._run))[: self._num_calibration]
         return [Path(path) for path in chosen["path"]]
+
+    @cached_property
+    def _others(self) -> list[Path]:
+        """Training images that exist and equal none of those of `calibration`."""
+        frame = _balanced(self._frame.loc[self._frame["split"] == "train"])
+        used = set(frame["sha256"][: self._num_calibration])
+        rest = frame.loc[~frame["sha256"].isin(list(used))]
+        return [path for path in map(Path, rest["path"]) if path.is_file()]
+
+
+def _balanced(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows shuffled, so that the first ones are of all classes alike."""
+    shuffled = frame.sample(frac=1.0, random_state=0)
+    rank = shuffled.groupby("class").cumcount()
+    return shuffled.loc[rank.sort_values(kind="stable").index]
 
 
 class HalfClassifier(nn.Module):

@@ -674,7 +674,7 @@ def _export_cells(export: Artifact) -> tuple[str, ...]:
     facts = export.card.export
     assert facts is not None
     parity = facts.parity
-    drop = parity.accuracy_drop
+    drop, of_training = parity.accuracy_drop, parity.num_training_images
     return (
         str(export.path),
         facts.format,
@@ -683,6 +683,6 @@ def _export_cells(export: Artifact) -> tuple[str, ...]:
         f"{percent_down(parity.top1_agreement)} %",
         "-" if drop is None else f"{0 - 100 * drop:+.1f} points",
         f"{parity.max_abs_logit_diff:.1e}",
-        f"{parity.num_images:,}",
+        f"{parity.num_images:,}" + (f" ({of_training:,} training)" if of_training else ""),
         f"{len(facts.float_layers):,}" if facts.precision != "fp32" else "-",
     )

@@ -1,12 +1,13 @@
 """Decode the images of a training once, and keep them as bytes for all epochs."""
 
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from io import RawIOBase
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,10 +21,14 @@ from tltools.memory import available_memory
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import free_gpu_memory
 from tltools.runtime.pipeline import decode_batches
+from tltools.training.file_images import FileImages
 from tltools.wording import counted, plural
 
 MEMORY_SHARE = 0.5
 """Largest fraction of the memory still available to this process used for decoded images."""
+MEMORY_BYTES = 2**30
+"""Most memory for decoded images where a file can take them: reading a batch that was just written
+takes a fraction of the time of a training step, on it or without it."""
 GPU_SHARE = 0.25
 """Largest fraction of a GPU's free memory used for images or features; training needs the rest."""
 DECODE_BATCH = 64
@@ -45,43 +50,47 @@ def decode_once(
     device: torch.device,
     cache_dir: Path,
     progress: Progress = SILENT,
-) -> Tensor:
+) -> Tensor | FileImages:
     """Decode images and keep them wherever they fit: on the GPU, in memory, or in a file.
 
     They go to the GPU if they take at most `GPU_SHARE` of its free memory, otherwise into memory
-    if they take at most `MEMORY_SHARE` of what is available to this process, otherwise into a
-    memory-mapped file in `cache_dir`. The file has no name (on Windows it is deleted when it is
-    closed), so nothing is left behind, however the process ends.
+    up to `MEMORY_BYTES`, otherwise into a file in `cache_dir`, or into memory if none can be
+    written; but never into more than `MEMORY_SHARE` of it. The file has no name (on Windows it is
+    deleted when it is closed), so nothing is left behind, however the process ends.
 
     Args:
         paths: N images.
         preprocessing: Size and resize rule.
         device: Device that the training runs on.
-        cache_dir: Folder of the memory-mapped file, if one is needed.
+        cache_dir: Folder of the file, if one is needed.
         progress: Shows the decoding, and reports where the images are kept.
 
     Returns:
-        Uint8 (N, H, W, 3), RGB, in the order of `paths`; on `device` or on the CPU.
+        Uint8 (N, H, W, 3), RGB, in the order of `paths`; on `device`, on the CPU or in a file.
 
     Raises:
         DataError: If an image cannot be read.
-        TltoolsError: If the disk is too full for the file, or it cannot be written.
+        TltoolsError: If the images fit neither in memory nor on the disk, or nothing can be
+            written there.
     """
     shape = preprocessing.shape(len(paths))
     num_bytes = int(np.prod(shape))
-    if fits_on_gpu(num_bytes, device):
-        images, place = torch.empty(shape, dtype=torch.uint8, device=device), "on the GPU"
-    elif num_bytes <= MEMORY_SHARE * available_memory():
-        images, place = torch.empty(shape, dtype=torch.uint8), "in memory"
-    else:
-        images, place = None, f"in a temporary file in {cache_dir}; they do not fit in memory"
-    tell = progress.say if images is None else progress.detail
-    if images is None:
-        images = _in_file(paths, preprocessing, num_bytes, cache_dir, progress).view(shape)
-    else:
-        _decode(paths, preprocessing, _copy_into(images), progress)
     take = plural(len(paths), "takes", "take")
-    tell(f"{counted(len(paths), 'decoded image')} {take} {num_bytes / 1e6:,.0f} MB {place}")
+    told = f"{counted(len(paths), 'decoded image')} {take} {num_bytes / 1e6:,.0f} MB"
+    on_gpu = fits_on_gpu(num_bytes, device)
+    fit_in_memory = num_bytes <= MEMORY_SHARE * available_memory()
+    if not on_gpu and (num_bytes > MEMORY_BYTES or not fit_in_memory):
+        try:
+            file = _in_file(paths, preprocessing, num_bytes, cache_dir, progress)
+            progress.say(f"{told} in a temporary file in {cache_dir}")
+            return FileImages(file, shape)
+        except _NoFileError as error:
+            if not fit_in_memory:
+                raise
+            progress.warn(f"{str(error).partition(';')[0]}; they are kept in memory instead")
+    images = torch.empty(shape, dtype=torch.uint8, device=device if on_gpu else "cpu")
+    _decode(paths, preprocessing, _copy_into(images), progress)
+    progress.detail(f"{told} {'on the GPU' if on_gpu else 'in memory'}")
     return images
 
 
@@ -118,28 +127,34 @@ def _in_file(
     num_bytes: int,
     cache_dir: Path,
     progress: Progress,
-) -> Tensor:
-    """Decode images into a file; return its bytes, uint8 (N * H * W * 3,), mapped."""
+) -> RawIOBase:
+    """Decode images into a file without a name; return it, open for reading."""
     with _explained(cache_dir, num_bytes):
         cache_dir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache_dir).free
         if free < num_bytes:
             raise _no_room(cache_dir, num_bytes, f"has {free / 1e9:,.1f} GB free")
-        file = TemporaryFile(dir=cache_dir, prefix="tltools-", buffering=0)  # noqa: SIM115
+        # Unbuffered, so that it is the bare file.
+        file = cast("RawIOBase", TemporaryFile(dir=cache_dir, prefix="tltools-", buffering=0))  # noqa: SIM115
 
     def keep(batch: NDArray[np.uint8], start: int) -> None:  # noqa: ARG001
         with _explained(cache_dir, num_bytes):
             left = np.ascontiguousarray(batch).data.cast("B")
-            while left:  # an unbuffered file may write only part of the data
+            while left:  # it may write only part of the data
                 left = left[file.write(left) :]
 
-    with file:
+    try:
         _decode(paths, preprocessing, keep, progress)
         with _explained(cache_dir, num_bytes):
             os.fsync(file.fileno())  # some file systems report a full disk only now
-            # Private mapping: writes to the tensor never reach the file.
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return torch.frombuffer(mapping, dtype=torch.uint8)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+class _NoFileError(TltoolsError):
+    """Decoded images cannot be written to a file."""
 
 
 @contextmanager
@@ -150,14 +165,14 @@ def _explained(cache_dir: Path, num_bytes: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise _no_room(cache_dir, num_bytes, "is full") from error
-        raise TltoolsError(
+        raise _NoFileError(
             f"cannot write decoded images to {cache_dir}: {error.strerror}; choose another folder "
             "with `cache_dir=`"
         ) from error
 
 
-def _no_room(cache_dir: Path, num_bytes: int, state: str) -> TltoolsError:
-    return TltoolsError(
+def _no_room(cache_dir: Path, num_bytes: int, state: str) -> _NoFileError:
+    return _NoFileError(
         f"decoded images need {num_bytes / 1e9:,.1f} GB, but the disk of {cache_dir} {state}; "
         "choose another folder with `cache_dir=`"
     )

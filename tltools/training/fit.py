@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,6 @@ class Step:
             loss = F.cross_entropy(
                 logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing
             )
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -90,6 +89,8 @@ class Step:
             nn.utils.clip_grad_norm_(parameters, self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # Gradients must not take memory while activations do, in the next forward pass.
+        self.optimizer.zero_grad(set_to_none=True)
         # A sum, so that a short last batch gets its proper weight.
         return loss.detach() * len(target), (logits.detach().argmax(dim=1) == target).sum()
 
@@ -143,7 +144,9 @@ class Trainer:
         self.best_epoch = 0
         self.best_val_loss = float("inf")
         self.best_state: dict[str, Tensor] = {}
-        self._epoch_end: dict[str, Any] = {}
+        self._epoch_end: Callable[[], dict[str, Any]] | None = None
+        """Returns the state at the end of the last complete epoch; None where no step follows it
+        yet, so that it is the present one."""
         self.optimizer = _optimizer(model, config, device)
         self._highest_rates = [group["lr"] for group in self.optimizer.param_groups]
         precision = mixed_precision(config, device)
@@ -179,6 +182,7 @@ class Trainer:
         Raises:
             DivergedError: If the training or the validation loss is not finite.
         """
+        self._keep_epoch_end()
         config = self.config
         start = reported = time.perf_counter()
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
@@ -215,11 +219,22 @@ class Trainer:
                     f"the training diverged: in epoch {stats.epoch}, the {split} loss is {loss}; "
                     f"{HOW_TO_CONVERGE}"
                 )
+        self._end_epoch(stats)
+
+    def _end_epoch(self, stats: EpochStats) -> None:
         self.epoch, self.stats = stats.epoch, stats
         if self.stats.val_loss < self.best_val_loss:
             self.best_val_loss, self.best_epoch = self.stats.val_loss, self.epoch
             self.best_state = self._weights()
-        self._epoch_end = _own_optimizer(self._state())
+        self._epoch_end = None
+
+    def _keep_epoch_end(self) -> None:
+        """Copy the state before steps change it, unless it is saved; the first has none."""
+        if self.epoch and self._epoch_end is None:
+            state = self._state()
+            changing = {key: one for key, one in state.items() if one is not self.best_state}
+            kept = state | copy.deepcopy(changing)
+            self._epoch_end = lambda: kept
 
     def _set_learning_rates(self, number: int) -> None:
         """Set the learning rates of this epoch's next step, counted from 0.
@@ -242,24 +257,30 @@ class Trainer:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def rewind(self) -> None:
-        """Return to the end of the last complete epoch, after an interrupt within an epoch."""
-        self.load_state_dict(self._epoch_end)
+        """Return to the end of the last complete epoch, after an interrupt within a later one."""
+        if self._epoch_end is not None:
+            self.load_state_dict(self._epoch_end())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state at the end of the last complete epoch.
+        """Return the state at the end of the last complete epoch, which the next step changes.
 
         It holds everything that a resumed training needs besides its samples and settings.
         """
-        return self._epoch_end
+        return self._state() if self._epoch_end is None else self._epoch_end()
+
+    def is_saved(self, read: Callable[[], dict[str, Any]]) -> None:
+        """Keep no copy of the present state, since `read` returns it: it may take much memory."""
+        self._epoch_end = read
 
     def _state(self) -> dict[str, Any]:
+        # Not copies: each of the weights and of the moments of 1,000 classes takes 100 MB.
+        is_best = self.best_epoch == self.epoch
         return {
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
             "best_val_loss": self.best_val_loss,
             "best_state": self.best_state,
-            # Not another copy: a head of 1,000 classes takes 100 MB.
-            "model": self.best_state if self.best_epoch == self.epoch else self._weights(),
+            "model": self.best_state if is_best else self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -272,7 +293,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_val_loss, self.best_state = state["best_val_loss"], state["best_state"]
-        self._epoch_end = _own_optimizer(state)
+        self._epoch_end = None
 
 
 def mixed_precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
@@ -339,11 +360,6 @@ def _class_weights(targets: np.ndarray, num_classes: int, device: torch.device) 
     counts = np.bincount(targets, minlength=num_classes)
     balanced = len(targets) / (num_classes * np.maximum(counts, 1))
     return torch.tensor(balanced, dtype=torch.float32, device=device)
-
-
-def _own_optimizer(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state that the next steps do not change: they replace weights, not moments."""
-    return {**state, **copy.deepcopy({name: state[name] for name in ("optimizer", "scaler")})}
 
 
 def _for_this_device(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

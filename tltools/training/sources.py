@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tltools.backbones.backbone import Augment
 from tltools.training.augment import apply_changes, draw_changes
+from tltools.training.file_images import FileImages
 
 CPU = torch.device("cpu")
 
@@ -43,8 +44,8 @@ class Source(Protocol):
 class ImageSource:
     """Images, changed at random if the settings say so."""
 
-    samples: Tensor
-    """Uint8 images (N, H, W, 3); on `device` or on the CPU."""
+    samples: Tensor | FileImages
+    """Uint8 images (N, H, W, 3); on `device`, on the CPU or in a file."""
     targets: Tensor
     batch_size: int
     device: torch.device = CPU
@@ -59,7 +60,8 @@ class ImageSource:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield uint8 images (n, H, W, 3): see `Source`."""
         targets = self.targets[order].to(self.device).split(self.batch_size)
-        indices = order.to(self.samples.device).split(self.batch_size)
+        here = self.samples.device if isinstance(self.samples, Tensor) else CPU
+        indices = order.to(here).split(self.batch_size)
         changes = None
         if generator is not None and self.augment != "none":
             drawn = draw_changes(len(order), self.samples.shape[1], self.augment, generator)
@@ -109,8 +111,13 @@ class FeatureSource:
         return taken.to(self.device).float()
 
 
-def _take(samples: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+def _take(samples: Tensor | FileImages, indices: Tensor, device: torch.device) -> Tensor:
     """Return the samples at `indices`, on the device."""
+    if isinstance(samples, FileImages):
+        shape = (len(indices), *samples.shape[1:])
+        taken = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type != "cpu")
+        samples.take(indices.numpy(), taken.numpy())
+        return taken.to(device, non_blocking=True)
     if samples.device.type != "cpu":
         return samples.index_select(0, indices)
     values, rows = samples.numpy(), indices.numpy()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -205,6 +206,7 @@ def resume_run(
     runs.save_plan(folder, plan)
     training = _Training(job, folder, plan, history, progress)
     training.trainer.load_state_dict(state)
+    del state  # the trainer has what it needs of it
     return training.run(resumed=True)
 
 
@@ -256,6 +258,8 @@ class _Training:
     def run(self, *, resumed: bool = False) -> TrainedRun:
         """Train the remaining epochs and finish the run; Ctrl-C keeps the complete epochs."""
         interrupted = False
+        if resumed:
+            self.trainer.is_saved(self._saved_state)
         with open_logs(self._plan.logs, self._folder, self._progress, resumed=resumed) as logs:
             try:
                 self._run_epochs(logs)
@@ -284,6 +288,10 @@ class _Training:
 
     def _save(self) -> None:
         runs.save_state(self._folder, self.trainer.state_dict(), self._history)
+        self.trainer.is_saved(self._saved_state)
+
+    def _saved_state(self) -> dict[str, Any]:
+        return runs.read_state(self._folder)[0]
 
     def _run_epochs(self, logs: Logs) -> None:
         trainer, config = self.trainer, self.trainer.config
