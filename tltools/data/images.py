@@ -423,7 +423,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 
 def _reason(error: BaseException) -> str:
     """Describe in one line, without the path, why a file could not be read."""
-    if isinstance(error, ValueError) and str(error).startswith("embedded null"):
+    if isinstance(error, ValueError) and "embedded null" in str(error):  # stat: before it on 3.14
         return "its name contains a zero byte (a list in UTF-16? save it as UTF-8)"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it; try fewer workers"
