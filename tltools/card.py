@@ -129,12 +129,17 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """Largest drop that passes; None if it was not checked."""
 
     @property
+    def num_validation_images(self) -> int:
+        """Number of images that the model was not trained on."""
+        return self.num_images - self.num_training_images
+
+    @property
     def images(self) -> str:
         """How many images were compared, and how many of each split if of several."""
         trained, total = self.num_training_images, grouped(self.num_images, "image")
         if not trained:
             return total
-        return f"{total} ({self.num_images - trained:,} validation, {trained:,} training)"
+        return f"{total} ({self.num_validation_images:,} validation, {trained:,} training)"
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):

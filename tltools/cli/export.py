@@ -295,7 +295,7 @@ def _print_exports(exports: "list[Artifact]") -> None:
 
 def _num_images(parity: "Parity") -> str:
     trained = parity.num_training_images
-    return f"{parity.num_images - trained}{f'+{trained}' if trained else ''}"
+    return f"{parity.num_validation_images}{f'+{trained}' if trained else ''}"
 
 
 def _by_device(facts: "ExportFacts") -> "list[tuple[str, Parity]]":

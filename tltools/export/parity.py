@@ -166,7 +166,7 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
         )
     limit = parity.max_accuracy_drop
     if drop is not None and limit is not None and drop > limit:
-        num_images = parity.num_images - parity.num_training_images
+        num_images = parity.num_validation_images
         raise ParityError(
             f"the accuracy on {num_images} images drops by {drop:.2%}, more than {limit:.2%}"
             + _needed(limit, num_images)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ from tltools.card import Calibration, Confidence, Precision
 from tltools.errors import DataError
 from tltools.evaluate import predict
 from tltools.export.folding import fold
+from tltools.export.parity import BARS, wanted_images
 from tltools.graphs.onnx_file import example_images
 from tltools.graphs.precision import WEIGHT_BITS
 from tltools.progress import Progress
@@ -177,11 +179,15 @@ class TrainedRun:
 
     @cached_property
     def _others(self) -> list[Path]:
-        """Training images that exist and equal none of those of `calibration`."""
+        """Training images that exist and equal none of those of `calibration`.
+
+        As many as any precision's bar wants: not each of a million is looked for.
+        """
         frame = _balanced(self._frame.loc[self._frame["split"] == "train"])
         used = set(frame["sha256"][: self._num_calibration])
         rest = frame.loc[~frame["sha256"].isin(list(used))]
-        return [path for path in map(Path, rest["path"]) if path.is_file()]
+        existing = filter(Path.is_file, map(Path, rest["path"]))
+        return list(islice(existing, max(map(wanted_images, BARS.values()))))
 
 
 def _balanced(frame: pd.DataFrame) -> pd.DataFrame:
