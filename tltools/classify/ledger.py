@@ -7,6 +7,7 @@ stops, and lets several jobs share a ledger.
 import hashlib
 import sqlite3
 import time
+import weakref
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -149,11 +150,14 @@ class Reader:
     def __call__(self) -> "Callable[[bytes], tuple[bytes, NDArray[np.float32] | None]]":
         """Open the ledger; return a function that works like `Ledger.recall`.
 
+        The file is closed when the function is no longer referenced.
+
         Raises:
             TltoolsError: If the ledger cannot be opened.
         """
         try:
-            connection = sqlite3.connect(self._path, timeout=LOCK_WAIT_S)
+            # One thread uses it; another one may close it.
+            connection = sqlite3.connect(self._path, timeout=LOCK_WAIT_S, check_same_thread=False)
         except sqlite3.Error as error:
             raise _unusable(self._path, error) from error
 
@@ -164,6 +168,7 @@ class Reader:
             except sqlite3.Error as error:
                 raise _unusable(self._path, error) from error
 
+        weakref.finalize(recall, connection.close)
         return recall
 
 
