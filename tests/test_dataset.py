@@ -443,7 +443,7 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
 
 
 def test_data_with_only_tiny_classes_has_nothing_to_validate(tmp_path):
-    with pytest.raises(DataError, match="no image is left for val"):
+    with pytest.raises(DataError, match="no image is left for val, since each class has only one"):
         load_dataset(class_folders(tmp_path, a=1, b=1))
 
 

@@ -617,6 +617,20 @@ def test_a_setting_that_does_not_fit_one_of_several_models_is_told():
     assert progress.said == ["cnn: `head=` does not apply"]
 
 
+def test_a_model_too_large_for_the_memory_is_refused_before_it_is_trained(
+    dataset, tmp_path, monkeypatch
+):
+    weights = build_classifier(CNN, 2, SMALL).parameters()
+    needed = 3 * sum(one.nbytes for one in weights)
+    monkeypatch.setattr("tltools.training.prepare.available_memory", lambda: needed)
+    train(dataset, tmp_path / "fits", epochs=1, image_size=32)
+    monkeypatch.setattr("tltools.training.prepare.available_memory", lambda: needed - 1)
+    message = "training cnn on 2 classes of 32-pixel images takes .* GB beside its weights, and .*"
+    with pytest.raises(ConfigError, match=f"{message}use a smaller `image_size=`"):
+        train(dataset, tmp_path / "too-large", epochs=1, image_size=32)
+    assert not list(tmp_path.glob("too-large/*/*"))
+
+
 def test_the_card_says_what_auto_has_come_to(dataset, tmp_path):
     facts = train(dataset, tmp_path, epochs=1, image_size=32).card.training
     assert (facts["precision"], facts["computed_in"]) == ("auto", "fp32")

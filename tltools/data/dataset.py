@@ -610,8 +610,12 @@ class _Audit:
         """Check which classes train and val contain."""
         train = {row.label for row in rows if row.split == "train"}
         val = {row.label for row in rows if row.split == "val"}
+        tiny = _classes_with_one_image(rows)
         if not train or not val:
-            self.stop("no-split", f"no image is left for {'val' if train else 'train'}: add images")
+            text = f"no image is left for {'val' if train else 'train'}"
+            if train.issubset(tiny) and not val:
+                text += ", since each class has only one image, which training needs"
+            self.stop("no-split", f"{text}: add images")
             return
         lost = [name for name in classes if name not in train]
         if lost:
@@ -620,7 +624,6 @@ class _Audit:
             if alike:
                 text += ", or give classes that differ only in case or blanks one spelling"
             self.stop("class-not-in-train", text)
-        tiny = _classes_with_one_image(rows)
         unmeasured = [name for name in classes if name in train - val and name not in tiny]
         if unmeasured:
             text = f"class {shorten(unmeasured)} has no image in val, so it is not evaluated"

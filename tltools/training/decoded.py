@@ -87,7 +87,7 @@ def decode_once(
         except _NoFileError as error:
             if not fit_in_memory:
                 raise
-            progress.warn(f"{str(error).partition(';')[0]}; they are kept in memory instead")
+            progress.warn(f"{error.reason}; they are kept in memory instead")
     images = torch.empty(shape, dtype=torch.uint8, device=device if on_gpu else "cpu")
     _decode(paths, preprocessing, _copy_into(images), progress)
     progress.detail(f"{told} {'on the GPU' if on_gpu else 'in memory'}")
@@ -154,7 +154,11 @@ def _in_file(
 
 
 class _NoFileError(TltoolsError):
-    """Decoded images cannot be written to a file."""
+    """Decoded images cannot be written to a file; `reason` says why, without the remedy."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; choose another folder with `cache_dir=`")
+        self.reason = reason
 
 
 @contextmanager
@@ -166,13 +170,11 @@ def _explained(cache_dir: Path, num_bytes: int) -> Iterator[None]:
         if error.errno in NO_ROOM:
             raise _no_room(cache_dir, num_bytes, "is full") from error
         raise _NoFileError(
-            f"cannot write decoded images to {cache_dir}: {error.strerror}; choose another folder "
-            "with `cache_dir=`"
+            f"cannot write decoded images to {cache_dir}: {error.strerror}"
         ) from error
 
 
 def _no_room(cache_dir: Path, num_bytes: int, state: str) -> _NoFileError:
     return _NoFileError(
-        f"decoded images need {num_bytes / 1e9:,.1f} GB, but the disk of {cache_dir} {state}; "
-        "choose another folder with `cache_dir=`"
+        f"decoded images need {num_bytes / 1e9:,.1f} GB, but the disk of {cache_dir} {state}"
     )

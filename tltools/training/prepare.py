@@ -15,6 +15,7 @@ from tltools.atomic import check_writable
 from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
 from tltools.errors import ConfigError, ModelError, TltoolsError
+from tltools.memory import available_memory
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import allow_tf32, make_deterministic, tell_device, torch_device
 from tltools.training.augment import NUM_VIEWS, UNCHANGED, View
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 
 SCALING_IMAGES = 512
 """Images that the scaling of features is fitted on before layers are fine-tuned."""
-
+_NUMBERS_PER_WEIGHT = 3
+"""What training holds beside each weight: its gradient and Adam's two moments."""
 
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -224,11 +226,17 @@ def _prepare_images(
     device: torch.device,
     progress: Progress,
 ) -> Job:
-    """Prepare to train all layers of a model on decoded images."""
+    """Prepare to train all layers of a model on decoded images.
+
+    Raises:
+        ConfigError: If the model is too large for this machine.
+    """
     config = _with_head(config, {})
     size = config.image_size or config.backbone.input_size
     preprocessing = Preprocessing(size=size, resize=config.resize)  # pixels on the 0-1 scale
     model = _build(dataset, config, preprocessing)
+    if device.type == "cpu":
+        _check_memory(model, config, size)
     model = model.to(device).to(memory_format=torch.channels_last)
     return Job(
         config=config,
@@ -240,6 +248,21 @@ def _prepare_images(
         preprocessing=preprocessing,
         device=device,
     )
+
+
+def _check_memory(model: Classifier, config: TrainConfig, size: int) -> None:
+    """Refuse a model whose training the system would end for lack of memory.
+
+    The head of the small CNN grows with the number of classes and the size of the images.
+    """
+    num_bytes = _NUMBERS_PER_WEIGHT * sum(one.nbytes for one in model.parameters())
+    left = available_memory()
+    if num_bytes > left:
+        raise ConfigError(
+            f"training {config.model} on {model.head.out_features:,} classes of {size}-pixel "
+            f"images takes {num_bytes / 1e9:,.1f} GB beside its weights, and {left / 1e9:,.1f} GB "
+            "are available; use a smaller `image_size=`, or a pre-trained model (tltools models)"
+        )
 
 
 def _image_sources(
