@@ -45,6 +45,22 @@ VGG16 = (
 MOVED = ONE_EPOCH.replace(" data", " x/labels.csv")
 BENCH = "bench --rounds 1 --iterations 1 --batch-sizes 1 --budget 5"
 
+NAMES = "--class-names bright,dark"
+CHOOSE = f"evaluate runs/cnn s {NAMES} --target-recall 0.5 --class dark"
+CHOSEN = f"sample s --num-images 60; {CHOOSE}"
+SPLIT_SAMPLE = (
+    "sample s --num-images 60; $ awk -F, -v OFS=, "
+    """'{print $0, NR == 1 ? "split" : NR % 3 ? "val" : "test"}' s/sample.csv > s/new"""
+    " && mv s/new s/sample.csv"
+)
+THREE = (
+    "sample s --num-images 60; $ awk -F, -v OFS=, 'NR > 1 {$2 = NR % 3} 1' s/sample.csv > s/3.csv; "
+    "train s/3.csv --model cnn --image-size 32 --epochs 1 --class-names red,green,blue"
+    " --val-fraction 0.5 --run-dir three"
+)
+CLASSIFY_THREE = "classify data --model new/cnn/cnn.fp32.onnx"
+SCORE_THREE = "evaluate three/cnn s/3.csv --class-names red,green,blue"
+
 CASES = (
     # ------------------------------------------------------------------ nothing made yet
     Case(
@@ -584,8 +600,103 @@ CASES = (
         ("classify data", BENCH),
         0,
     ),
+    # ------------------------------------------------------------------ thresholds
+    Case(
+        "has a different --threshold than",
+        f"{SHARDS.replace('2/2', '2/2 --threshold 0.5')}; {MERGE}",
+        (f"classify data --shard 2/2 -o b.csv --overwrite; {MERGE}",),
+    ),
+    Case(
+        "--threshold is of one class, and the model has",
+        f"{THREE}; export three/cnn -o new; {CLASSIFY_THREE} --threshold 0.5",
+        (
+            f"{CLASSIFY_THREE} --threshold 0.5 --class red",
+            f"{CLASSIFY_THREE} --min-confidence 0.5",
+        ),
+        2,
+    ),
+    Case(
+        "the card of {} has no threshold",
+        "classify data --threshold auto",
+        (
+            f"{CHOSEN}; export runs/cnn; classify data --threshold auto",
+            "classify data --threshold 0.5",
+        ),
+        2,
+    ),
+    Case(
+        "the threshold in the card of {} is of {}",
+        f"{CHOSEN}; evaluate runs/cnn s {NAMES} --threshold auto --class bright",
+        (
+            f"evaluate runs/cnn s {NAMES} --threshold auto",
+            f"evaluate runs/cnn s {NAMES} --threshold 0.5 --class bright",
+        ),
+        2,
+    ),
+    Case(
+        "the threshold in the card of {} is a smallest",
+        f"{THREE}; evaluate three/cnn --target-precision 0.1; "
+        f"{SCORE_THREE} --threshold auto --min-confidence 0.1",
+        (f"{SCORE_THREE} --threshold auto", f"{SCORE_THREE} --min-confidence 0.1"),
+        2,
+    ),
+    Case(
+        "--target-recall is of one class",
+        f"{THREE}; evaluate three/cnn --target-recall 0.5",
+        ("evaluate three/cnn --target-recall 0.5 --class red",),
+        2,
+    ),
+    Case(
+        "--class names the class of a threshold",
+        "classify data --class dark",
+        ("classify data --class dark --threshold 0.5", "classify data --overwrite"),
+        2,
+    ),
+    Case(
+        "{} is for scoring, which choosing",
+        f"{CHOSEN} --report a.html",
+        (f"{CHOOSE}; evaluate runs/cnn s {NAMES} --threshold auto --report a.html",),
+        2,
+    ),
+    Case(
+        "missing argument DATA: name the labeled images",
+        "evaluate runs/cnn",
+        ("evaluate runs/cnn data",),
+        2,
+    ),
+    Case("give either --target-precision", f"{CHOSEN} --target-precision 0.4", (CHOOSE,), 2),
+    Case(
+        "the model has no class {};",
+        "classify data --threshold 0.5 --class darc",
+        ("classify data --threshold 0.5 --class dark",),
+        2,
+    ),
+    Case(
+        "a threshold is not chosen on --split",
+        f"{SPLIT_SAMPLE}; {CHOOSE} --split test",
+        (CHOOSE,),
+        2,
+    ),
     # ------------------------------------------------------------------ bench
     # ------------------------------------------------------------------ others
+    Case(
+        "--num-images must be at least 4",
+        "sample s --num-images 3",
+        ("sample s --num-images 4",),
+        2,
+    ),
+    Case(
+        "--output {} is a file; name a folder",
+        "export -o one.png",
+        ("export -o elsewhere",),
+        2,
+    ),
+    Case(
+        "--output {} would be a folder",
+        "export -o cnn.onnx",
+        ("export -o cnn",),
+        2,
+    ),
     Case(
         "--yes answers the question of --delete",
         "runs cnn --yes",
@@ -717,30 +828,12 @@ _RACE = "needs an event in the middle of a job: the tests of that job"
 _SIBLING = "the remedy of another message, which is tried: a bench takes seconds"
 _PYTHON = "of the Python interface: the command line checks it itself"
 
-_THRESHOLD = "of thresholds and folders of results: not tried yet"
-
 UNTRIED: dict[str, str] = {
     "with --threshold {} and --class {}": _NO_MESSAGE,
     "without --threshold": _NO_MESSAGE,
-    "has a different --threshold than": _THRESHOLD,
-    "--threshold is of one class, and the model has": _THRESHOLD,
-    "the card of {} has no threshold": _THRESHOLD,
-    "the threshold in the card of {} is of {}": _THRESHOLD,
-    "the threshold in the card of {} is a smallest": _THRESHOLD,
-    "--class names the class of a threshold": _THRESHOLD,
-    "{} is for scoring, which choosing": _THRESHOLD,
-    "missing argument DATA: name the labeled images": _THRESHOLD,
-    "--output {} is a file; name a folder": _THRESHOLD,
-    "--output {} would be a folder": _THRESHOLD,
     "On other images the {} may be below": _ADVICE,
     "Next: tltools classify FOLDER --threshold auto": _ADVICE,
-    "give either --target-precision": _THRESHOLD,
-    "--target-recall is of one class": _THRESHOLD,
-    "--threshold must be between 0 and 1": _THRESHOLD,
-    "the model has no class {};": _THRESHOLD,
     "{}, chosen for a {} of at least": _PAGE,
-    "--num-images must be at least 4": _THRESHOLD,
-    "a threshold is not chosen on --split": _THRESHOLD,
     "or add --exclude-train": _NO_MESSAGE,
     "{} needs an input size divisible by {}": _NETWORK,
     "{} has no feature maps that tltools knows": _NETWORK,
@@ -842,6 +935,8 @@ UNTRIED: dict[str, str] = {
     "an evaluation makes no split": _PYTHON,
     "there are no images to calibrate on": _PYTHON,
     "--min-confidence must be between": _PYTHON,
+    "--threshold must be between 0 and 1": _PYTHON,
+    "training {} on {} classes of {}-pixel images takes": "needs a model larger than the memory",
     "{} fails its self-test with": "needs other weights below a right checksum: test_selftest.py",
     "{} has a damaged self-test": "needs another card below a right checksum: test_selftest.py",
     "times at the same place, but no image causes it": _RACE,
