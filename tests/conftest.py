@@ -48,6 +48,12 @@ SIZE = 32
 CLASSES = ("red", "green", "blue")
 GAIN = 8.0
 NUM_DRAWN = 16
+SAID_OF_TORCHSCRIPT = (
+    ("warning: PyTorch does not support TorchScript on Python 3.14",)
+    if sys.version_info >= (3, 14)
+    else ()
+)
+"""How the lines begin that each export to TorchScript prints on this Python."""
 COLORS = {"red": (250, 10, 20), "green": (5, 240, 15), "blue": (30, 25, 245)}
 
 # The suite's examples are the same each time; `--hypothesis-profile long` looks for others.

@@ -16,7 +16,15 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Recorder, make_exports, replace_writer, run_tltools, save_image, set_card
+from conftest import (
+    SAID_OF_TORCHSCRIPT,
+    Recorder,
+    make_exports,
+    replace_writer,
+    run_tltools,
+    save_image,
+    set_card,
+)
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -674,11 +682,11 @@ def test_ctrl_c_leaves_no_files(cnn_run, monkeypatch, tmp_path, stage):
 
 def test_exporting_again_replaces_the_export_with_a_note(cnn_run, tmp_path):
     progress = Recorder()
-    (first,) = make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu", progress=progress)
+    (first,) = make_exports(cnn_run, ["onnx"], tmp_path, device="cpu", progress=progress)
     assert progress.said == [f"Exporting cnn to {first.path}"]
     first.path.write_bytes(b"damaged since")
     (second,) = make_exports(
-        cnn_run, ["torchscript"], tmp_path, num_images=3, device="cpu", progress=progress
+        cnn_run, ["onnx"], tmp_path, num_images=3, device="cpu", progress=progress
     )
     assert progress.said[1:] == [f"Exporting cnn to {first.path}, replacing it"]
     assert (first.replaced, second.replaced) == (False, True)
@@ -707,7 +715,7 @@ def test_the_exporter_prints_nothing(cnn_run, tmp_path):
         text=True,
         check=True,
     )
-    beginnings = ("Evaluating: ", "Exporting cnn to ", "Next: ")
+    beginnings = ("Evaluating: ", "Exporting cnn to ", "Next: ", *SAID_OF_TORCHSCRIPT)
     assert [line for line in done.stderr.splitlines() if not line.startswith(beginnings)] == []
     assert done.stdout.startswith("Exports, verified against PyTorch")
     assert "torch." not in done.stdout

@@ -23,7 +23,7 @@ from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES, Content, ImageRef, RemoteObject
 from tltools.data.reasons import ENVIRONMENT, reason_of, refuse_failing
 from tltools.data.suffixes import is_archive_name, is_image_name
-from tltools.data.tar import MAX_HEADER, Tar, TarReader
+from tltools.data.tar import Tar, TarReader
 from tltools.errors import DataError, UnreachableError
 from tltools.regular import open_regular
 
@@ -345,8 +345,7 @@ def _list_forwards(
             raise
         yield ImageRef(shown, Content(content.read))
     # The checksum of the unpacked data follows the end of the tar.
-    while reader.read(MAX_HEADER):
-        pass
+    reader.drain()
 
 
 class _Held:

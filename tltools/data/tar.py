@@ -31,6 +31,8 @@ class TarReader:
         self._max_bytes = max_bytes
         self._again = b""
         self._position = 0
+        self._member = 0
+        self._num_read = 0
 
     def tell(self) -> int:
         """Return the position."""
@@ -49,11 +51,23 @@ class TarReader:
             if not self._read(min(position - self._position, MAX_HEADER)):
                 return
 
+    def begin_member(self) -> None:
+        """Record that a member begins here, of whose headers `MAX_HEADER` bytes may be read."""
+        self._member = self._position
+        self._num_read = 0
+
     def read(self, size: int) -> bytes:
-        """Read headers of a member."""
-        if size > MAX_HEADER:
+        """Read headers of a member.
+
+        Since Python 3.14 `tarfile` reads a long one piece by piece, so that all pieces count.
+
+        Raises:
+            tarfile.ReadError: If they are too long.
+        """
+        self._num_read += size
+        if self._num_read > MAX_HEADER:
             raise tarfile.ReadError(
-                f"the header at byte {self._position:,} claims to have {size:,} bytes"
+                f"the headers at byte {self._member:,} claim to have more than {MAX_HEADER:,} bytes"
             )
         return self._read(size)
 
@@ -68,10 +82,16 @@ class TarReader:
             raise EOFError("it is truncated")
         return data
 
+    def drain(self) -> None:
+        """Read to the end, so that damage behind the last member is found."""
+        while self._read(MAX_HEADER):
+            continue
+
     def unread(self, data: bytes) -> None:
         """Push back the bytes that were read last."""
         self._again = data + self._again
         self._position -= len(data)
+        self._num_read -= len(data)
 
     def _read(self, size: int) -> bytes:
         data = self._again[:size]
@@ -112,6 +132,7 @@ class Tar:
         reader = self._reader
         while True:
             reader.seek(self._next)
+            reader.begin_member()
             header = reader.read(_BLOCK)
             if header == _END:
                 return
@@ -136,7 +157,7 @@ class Tar:
     def _passed(self, header: bytes) -> bool:
         """Skip an extended header without relevant records; return whether it was skipped."""
         size = _checked_size(header)
-        if size is None or size > MAX_HEADER:
+        if size is None or size > MAX_HEADER - _BLOCK:
             return False
         data = self._reader.read(_padded(size))
         if len(data) < size or _MATTERS.search(data):
