@@ -30,6 +30,7 @@ from tltools.training import TrainSetup, default_config, train_model
 
 FILES: tuple[tuple[str, Precision], ...] = (
     ("torchscript", "fp32"),
+    ("pt2", "fp32"),
     ("onnx", "fp32"),
     ("onnx", "fp16"),
     ("onnx", "int8"),

@@ -22,6 +22,7 @@ from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DataError, ModelError, ParityError
 from tltools.evaluate import predict
+from tltools.graphs.onnx_file import write_module
 from tltools.metrics import softmax
 from tltools.progress import Silent
 from tltools.run_folder import HISTORY, read_folds, read_predictions, read_split
@@ -433,6 +434,22 @@ def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):
     monkeypatch.setattr(features, "decode_batches", forbidden)
     monkeypatch.setattr(features, "run_images", forbidden)
     assert_same_weights(first, train(dataset, tmp_path, "vgg16", weights=vgg16_file))
+
+
+def test_the_layers_are_exported_once_for_all_parts_and_views(
+    dataset, tmp_path, vgg16_file, monkeypatch
+):
+    written = []
+
+    def counted(*args, **options):
+        written.append(args)
+        write_module(*args, **options)
+
+    monkeypatch.setattr(features_module, "write_module", counted)
+    train(dataset, tmp_path, "vgg16", weights=vgg16_file, augment="flip", epochs=1)
+    assert len(written) == 1
+    train(dataset, tmp_path, "vgg16", weights=vgg16_file, augment="flip", epochs=1)  # all cached
+    assert len(written) == 1
 
 
 def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkeypatch):

@@ -8,7 +8,7 @@ Validation and test images always get fp32 outputs, which match those of the exp
 
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -215,6 +215,9 @@ class Extraction:
     cluster: RayCluster | None = None
     """A cluster whose actors compute the features of unchanged images with onnxruntime: int8 on
     CPUs, fp32 on GPUs if it has any. It is not joined if all features are cached."""
+    scratch: Path | None = None
+    """Folder for the layers' fp32 file, for several extractions by the same layers: PyTorch takes
+    seconds to write it. None: each writes its own."""
 
 
 def extract(
@@ -365,16 +368,25 @@ def _backbone_file(settings: Extraction, progress: Progress) -> Iterator[Path]:
     if settings.calibration and int8.is_file():
         yield int8
         return
-    with temporary_folder(Path(gettempdir())) as folder:
-        fp32 = folder / "fp32.onnx"
-        frozen = _Frozen(settings.model, settings.layers).eval()
-        size = settings.preprocessing.size
-        write_module(frozen, fp32, size=size, output="features", metadata={})
+    with _fp32_file(settings) as fp32:
         if not settings.calibration:
             yield fp32
             return
         _write_int8(fp32, int8, settings, progress)
     yield int8
+
+
+@contextmanager
+def _fp32_file(settings: Extraction) -> Iterator[Path]:
+    """Yield the layers' fp32 ONNX file; write it unless the scratch folder has it."""
+    given = settings.scratch
+    with temporary_folder(Path(gettempdir())) if given is None else nullcontext(given) as folder:
+        path = folder / "fp32.onnx"
+        if not path.exists():
+            frozen = _Frozen(settings.model, settings.layers).eval()
+            size = settings.preprocessing.size
+            write_module(frozen, path, size=size, output="features", metadata={})
+        yield path
 
 
 def _write_int8(fp32: Path, int8: Path, settings: Extraction, progress: Progress) -> None:

@@ -6,12 +6,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from tltools.atomic import check_writable
+from tltools.atomic import check_writable, temporary_folder
 from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
 from tltools.errors import ConfigError, ModelError, TltoolsError
@@ -459,15 +460,15 @@ class _Pretrained:
         """
         config, precision = self.config, self._precision
         views = [View(number, config.augment) for number in range(NUM_VIEWS[config.augment])]
-        train = dataset.part("train")
-        found = {"train": [self._extract(train, precision, layers, view) for view in views]}
-        others = dataset.frame.query("split != 'train'")
-        if len(others):
-            rows = list(
-                zip(others["split"], self._extract(others, "fp32", layers, UNCHANGED), strict=True)
-            )
-            for split in _splits(dataset)[1:]:
-                found[split] = [[row for its_split, row in rows if its_split == split]]
+        train, others = dataset.part("train"), dataset.frame.query("split != 'train'")
+        with temporary_folder(Path(gettempdir())) as scratch:
+            extract_part = partial(self._extract, layers=layers, scratch=scratch)
+            found = {"train": [extract_part(train, precision, view=view) for view in views]}
+            if len(others):
+                outputs = extract_part(others, "fp32", view=UNCHANGED)
+                rows = list(zip(others["split"], outputs, strict=True))
+                for split in _splits(dataset)[1:]:
+                    found[split] = [[row for its_split, row in rows if its_split == split]]
         return found
 
     @property
@@ -518,7 +519,13 @@ class _Pretrained:
         )
 
     def _extract(
-        self, part: "pd.DataFrame", precision: Precision, layers: nn.Module | None, view: View
+        self,
+        part: "pd.DataFrame",
+        precision: Precision,
+        *,
+        layers: nn.Module | None,
+        view: View,
+        scratch: Path,
     ) -> list[Tensor]:
         paths, hashes = [Path(path) for path in part["path"]], list(part["sha256"])
         calibration = self._calibration(part) if precision == "int8" else {}
@@ -532,6 +539,7 @@ class _Pretrained:
             layers=layers,
             view=view,
             cluster=self.setup.cluster,
+            scratch=scratch,
         )
         return extract(paths, hashes, settings, progress=self.progress)
 
