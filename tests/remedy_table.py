@@ -134,6 +134,7 @@ CASES = (
             ("--batch-size", "3"),
             ("--spreadsheet", ""),
             ("--min-confidence", "0.9"),
+            ("--unknown", "90"),
         )
     ),
     Case(
@@ -152,6 +153,20 @@ CASES = (
         "the model has a class named {}, the label that",
         "classify data --model odd.onnx --min-confidence 0.5",
         ("classify data --model odd.onnx",),
+        2,
+    ),
+    Case(
+        "this export of {} has no output {}, which --unknown needs",
+        "classify data --model odd.onnx --unknown 99",
+        (
+            "export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx --unknown 99",
+            "classify data --model odd.onnx",
+        ),
+    ),
+    Case(
+        "--unknown must be a percentile above 0 and below 100",
+        "classify data --unknown 100",
+        ("classify data --unknown 99",),
         2,
     ),
     Case(
@@ -842,6 +857,7 @@ UNTRIED: dict[str, str] = {
     "an evaluation makes no split": _PYTHON,
     "there are no images to calibrate on": _PYTHON,
     "--min-confidence must be between": _PYTHON,
+    "the distances of this {} export of {} differ": "needs another card: test_unknown.py",
     "{} fails its self-test with": "needs other weights below a right checksum: test_selftest.py",
     "{} has a damaged self-test": "needs another card below a right checksum: test_selftest.py",
     "times at the same place, but no image causes it": _RACE,
