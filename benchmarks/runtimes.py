@@ -158,7 +158,8 @@ def check_triton(folder: Path, images: Path) -> dict[str, Any]:
 
     def configured(one: Any) -> tuple[Any, ...]:
         kind = model_config_pb2.DataType.Name(one.data_type).removeprefix("TYPE_")
-        return one.name, np.dtype(triton_to_np_dtype(kind)), tuple(one.dims)
+        sizes = one.reshape.shape if one.HasField("reshape") else one.dims
+        return one.name, np.dtype(triton_to_np_dtype(kind)), tuple(sizes)
 
     def of_model(one: Any) -> tuple[Any, ...]:
         kind = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[one.type]

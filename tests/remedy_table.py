@@ -150,6 +150,7 @@ CASES = (
             ("--batch-size", "3"),
             ("--spreadsheet", ""),
             ("--min-confidence", "0.9"),
+            ("--unknown", "90"),
         )
     ),
     Case(
@@ -168,6 +169,20 @@ CASES = (
         "the model has a class named {}, the label that",
         "classify data --model odd.onnx --min-confidence 0.5",
         ("classify data --model odd.onnx",),
+        2,
+    ),
+    Case(
+        "this export of {} has no output {}, which --unknown needs",
+        "classify data --model odd.onnx --unknown 99",
+        (
+            "export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx --unknown 99",
+            "classify data --model odd.onnx",
+        ),
+    ),
+    Case(
+        "--unknown must be a percentile above 0 and below 100",
+        "classify data --unknown 100",
+        ("classify data --unknown 99",),
         2,
     ),
     Case(
@@ -937,6 +952,7 @@ UNTRIED: dict[str, str] = {
     "--min-confidence must be between": _PYTHON,
     "--threshold must be between 0 and 1": _PYTHON,
     "training {} on {} classes of {}-pixel images takes": "needs a model larger than the memory",
+    "the distances of this {} export of {} differ": "needs another card: test_unknown.py",
     "{} fails its self-test with": "needs other weights below a right checksum: test_selftest.py",
     "{} has a damaged self-test": "needs another card below a right checksum: test_selftest.py",
     "times at the same place, but no image causes it": _RACE,

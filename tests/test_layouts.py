@@ -93,7 +93,15 @@ def assert_matches_graph(model_config, configured, graph):
         assert ONNX_TYPES[name] == tensor.elem_type
         batch, *dims = tensor.shape.dim
         assert batch.dim_param, "Triton batches along an axis of any size"
-        assert list(mine.dims) == [one.dim_value for one in dims]
+        assert sizes_of(mine) == [one.dim_value for one in dims]
+
+
+def sizes_of(configured):
+    """Sizes of a tensor without the batch axis, as the model has them: Triton needs `dims`."""
+    if not configured.HasField("reshape"):
+        return list(configured.dims)
+    assert list(configured.dims) == [1]
+    return list(configured.reshape.shape)
 
 
 def test_the_configuration_fits_tritons_definitions_and_the_graph(
@@ -107,8 +115,8 @@ def test_the_configuration_fits_tritons_definitions_and_the_graph(
     assert (config.backend, config.platform) == ("onnxruntime", "onnxruntime_onnx")
     assert_matches_graph(model_config, config.input, model.graph.input)
     assert_matches_graph(model_config, config.output, model.graph.output)
-    assert [one.name for one in config.output] == ["logits", "probabilities"]
-    assert [one.label_filename for one in config.output] == ["", "labels.txt"]
+    assert [one.name for one in config.output] == ["logits", "probabilities", "distance"]
+    assert [one.label_filename for one in config.output] == ["", "labels.txt", ""]
 
 
 def test_dynamic_batching_is_on_and_the_model_accepts_its_sizes(real, tmp_path, read_config):
@@ -126,7 +134,9 @@ def test_dynamic_batching_is_on_and_the_model_accepts_its_sizes(real, tmp_path, 
     for size in (1, *sizes, config.max_batch_size):
         images = np.zeros((size, *config.input[0].dims), np.uint8)
         outputs = session.run([one.name for one in config.output], {"images": images})
-        assert [array.shape for array in outputs] == [(size, *one.dims) for one in config.output]
+        assert [array.shape for array in outputs] == [
+            (size, *sizes_of(one)) for one in config.output
+        ]
 
 
 def test_the_repository_contains_the_export_and_a_label_for_each_output(real, tmp_path):

@@ -12,6 +12,7 @@ from conftest import replace_writer, run_tltools
 from tltools.artifacts import open_predictor
 from tltools.bench import BenchSettings, bench_inputs, run_bench
 from tltools.card import Card, card_from_json
+from tltools.distance import Distance
 from tltools.runtime import open_model, read_card
 from tltools.runtime.device import torch_device
 from tltools.runtime.model_formats import FORMATS, ModelFormat, Written
@@ -25,6 +26,7 @@ class NpzPredictor:
     """An opened archive: the network, and softmax by NumPy."""
 
     provider = "torch"
+    gives_distances = False
     layout = "nchw"
     tf32 = False
 
@@ -34,6 +36,9 @@ class NpzPredictor:
         with np.load(path) as archive:
             self.card = card_from_json(archive["card"].tobytes(), where=str(path))
             self._module = torch.jit.load(io.BytesIO(archive["module"].tobytes()))
+            names = ("mean", "directions", "precisions")
+            found = {name: archive[name] for name in names if name in archive}
+            self._distance = Distance(**found) if found else None  # until it is sealed
         self.choice = torch_device(device)
         self.device = self.choice.device
         self.threads = threads or 1
@@ -43,7 +48,16 @@ class NpzPredictor:
         import torch
 
         with torch.inference_mode():
-            return self._module(torch.from_numpy(images)).numpy()
+            logits, features = self._module(torch.from_numpy(images))
+        if not self.gives_distances:
+            return logits.numpy()
+        return np.column_stack((logits, self._distance(features.numpy()).astype(np.float32)))
+
+    def distances(self, images: np.ndarray) -> np.ndarray:
+        self.gives_distances = True
+        found = self(images)[:, -1]
+        self.gives_distances = False
+        return found
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         scaled = np.exp(self(images) / self.card.temperature)
@@ -68,22 +82,23 @@ def open_npz(path: Path, *, device="auto", threads=None, **_: Any) -> NpzPredict
 def write_npz(trained, precision, path, check) -> Written:
     import torch
 
-    module, file = trained.module(precision), io.BytesIO()
+    module, file = trained.module(precision, features=True), io.BytesIO()
     torch.jit.save(torch.jit.trace(module, trained.example(precision), check_trace=False), file)
     _save_npz(path, np.frombuffer(file.getvalue(), np.uint8), trained.card)
     check(path)
     return Written()
 
 
-def seal_npz(path: Path, card: Card) -> None:
+def seal_npz(path: Path, card: Card, distance: Distance | None) -> None:
     with np.load(path) as archive:
         module = archive["module"]
-    _save_npz(path, module, card)
+    _save_npz(path, module, card, **vars(distance))
 
 
-def _save_npz(path: Path, module: np.ndarray, card: Card) -> None:
+def _save_npz(path: Path, module: np.ndarray, card: Card, **distance: np.ndarray) -> None:
+    text = np.frombuffer(card.to_json().encode(), np.uint8)
     with path.open("wb") as file:
-        np.savez(file, module=module, card=np.frombuffer(card.to_json().encode(), np.uint8))
+        np.savez(file, module=module, card=text, **distance)
 
 
 NPZ = ModelFormat(

@@ -25,7 +25,9 @@ from tltools.report.jobs import read_job
 class ToyCodec:
     """Rows with fields separated by bars, which no name in these tests contains."""
 
-    def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:
+    def __init__(
+        self, classes: Sequence[str], *, spreadsheet: bool = False, distance: bool = False
+    ) -> None:
         self.classes = classes
         self.header = f"toy {' '.join(classes)}\n".encode()
 

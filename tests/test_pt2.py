@@ -99,7 +99,7 @@ def test_a_pt2_export_has_no_pickle_and_no_folder_of_the_machine(exported):
 def test_the_weights_in_the_file_are_plain_numbers(exported, cnn_run):
     members = members_of(exported.path)
     config = json.loads(members["archive/data/weights/model_weights_config.json"])["config"]
-    head = config["module.head.bias"]["path_name"]
+    head = config["module.model.head.bias"]["path_name"]
     found = np.frombuffer(members[f"archive/data/weights/{head}"], "<f4")
     model, _ = load_run(cnn_run)
     np.testing.assert_array_equal(found, model.head.bias.detach().numpy())
@@ -153,7 +153,7 @@ def test_a_pt2_export_runs_without_tltools(exported, cnn_run, pixels, tmp_path):
         "import numpy, torch\n"
         "files = {'tltools.card': ''}\n"
         "module = torch.export.load(sys.argv[1], extra_files=files).module()\n"
-        "logits, probabilities = module(torch.from_numpy(numpy.load('images.npy')))\n"
+        "logits, probabilities, _ = module(torch.from_numpy(numpy.load('images.npy')))\n"
         "numpy.savez('found.npz', logits=logits.detach(), probabilities=probabilities.detach())\n"
         "open('card.json', 'w').write(files['tltools.card'])\n"
     )
@@ -308,7 +308,7 @@ def test_pt2_in_fp16_takes_the_same_images_and_gives_float32(cnn_run, exported, 
 def test_a_program_moves_to_another_device_as_a_whole(exported):
     """`meta`, which every machine has: an operator refuses tensors of two devices."""
     images = torch.empty(7, 224, 224, 3, dtype=torch.uint8, device="meta")
-    logits, probabilities = pt2._load(exported.path, images.device)(images)
+    logits, probabilities, _ = pt2._load(exported.path, images.device)(images)
     assert logits.device.type == probabilities.device.type == "meta"
     assert logits.shape == probabilities.shape == (7, 2)
 

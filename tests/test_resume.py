@@ -497,10 +497,11 @@ def test_all_differences_are_listed_in_a_fixed_order():
         model="a.onnx", model_sha256="0", inputs=("/a",), classes=("x", "y"), size=32,
         resize="squash", device="cuda", provider="C", plan="ahead", batch_size=4,
         spreadsheet=True, min_confidence=0.25, overwrite=False, shard=Shard(1, 2), tf32=True,
-        threshold=ClassThreshold("x", 0.75),
+        threshold=ClassThreshold("x", 0.75), unknown=99.5,
     )  # fmt: skip
     now = {
         "shard": None, "tf32": False, "min_confidence": None, "threshold": None,
+        "unknown": None,
         "spreadsheet": False, "batch_size": 8, "device": "cpu", "provider": "P", "inputs": ("/b",),
     }  # fmt: skip
     assert differences(record, now) == (
@@ -508,7 +509,8 @@ def test_all_differences_are_listed_in_a_fixed_order():
         "it was started on cuda (C), but this job runs on cpu (P); "
         "it was started with `batch_size=4`; it was started with `spreadsheet=True`; "
         "it was started with `min_confidence=0.25`; "
-        "it was started with `threshold=0.75` and `class_name=x`; it was started with `tf32=True`; "
+        "it was started with `threshold=0.75` and `class_name=x`; "
+        "it was started with `unknown=99.5`; it was started with `tf32=True`; "
         "it was started with `shard=1/2`"
     )
     assert differences(record, {"shard": Shard(1, 2), "tf32": True}) is None
@@ -650,7 +652,7 @@ def test_a_removed_mount_is_an_error_with_its_path(onnx_path, images, tmp_path, 
 def test_no_space_for_the_parquet_file_keeps_all_rows(onnx_path, images, tmp_path, monkeypatch):
     output = tmp_path / "out.parquet"
 
-    def fail(*_args):
+    def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

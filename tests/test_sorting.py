@@ -186,9 +186,11 @@ def test_a_label_becomes_a_name_that_every_system_takes(label, name):
 
 def test_labels_never_share_a_folder():
     labels = ["errors", "Cat", "cat", "a/b", "a_b", "manifest.csv", "uncertain"]
+    labels.append("Unknown")
     folders = label_folders(labels)
     assert folders == {
-        "": "errors", "uncertain": "uncertain", "errors": "errors-2", "Cat": "Cat",
+        "": "errors", "uncertain": "uncertain", "unknown": "unknown", "Unknown": "Unknown-2",
+        "errors": "errors-2", "Cat": "Cat",
         "cat": "cat-2", "a/b": "a_b", "a_b": "a_b-2", "manifest.csv": "manifest.csv-2",
     }  # fmt: skip
 

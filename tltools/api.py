@@ -16,7 +16,8 @@ from tltools.data.image_ref import Content, Decoded, ImageRef
 from tltools.data.images import fit_image
 from tltools.errors import ConfigError, DataError
 from tltools.parallel import ordered_map
-from tltools.runtime import Device, Plan, Predictor, open_model
+from tltools.runtime import Device, Plan, Predictor, open_model, read_card
+from tltools.runtime.exports import gives_distances
 
 AnyImage: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """The path of a file, a file's bytes, or a decoded image: Pillow's, or (H, W, 3), RGB."""
@@ -55,6 +56,7 @@ class ImagePredictor:
         min_confidence: float | None = None,
         threshold: ThresholdChoice | None = None,
         class_name: str | None = None,
+        unknown: float | None = None,
     ) -> list[Prediction]:
         """Classify images; safe to call from several threads at once.
 
@@ -71,15 +73,16 @@ class ImagePredictor:
                 [0, 1], and else the most probable other class. `auto` takes the threshold that the
                 export's card has; None: every image gets its most probable class.
             class_name: The class of the threshold; None: the second of two classes.
+            unknown: What is beyond this percentile of training images' distances is `unknown`.
 
         Returns:
             One prediction for each image, in order. An image that cannot be read has its
             reason in `error`, and neither label nor probabilities. `name` is the path as given,
-            or the image's number in the call, from 0.
+            or the image's number in the call, from 0. `distance` is None if the export has none.
 
         Raises:
-            ConfigError: If `min_confidence` or `threshold` is not in [0, 1], the export has no
-                such class, or its card no threshold.
+            ArtifactError: If the export does not give the distances that `unknown` needs.
+            ConfigError: If a number is out of range, or the export has no such class or threshold.
             DeviceError: If the device fails, for lack of memory for instance.
             TypeError: If `images` is one image and no list, or holds something else.
             ValueError: If an array's type or shape is none of an image.
@@ -94,7 +97,8 @@ class ImagePredictor:
         workers = self._plan.workers
         # Decoded images are resized in threads, so that no pixels go to another process.
         prepared = ordered_map(self._prepare, enumerate(images), workers=workers, ahead=workers)
-        return list(classify(self._model, prepared, plan=self._plan, **applied._asdict()))
+        options = {"unknown": unknown, **applied._asdict()}
+        return list(classify(self._model, prepared, plan=self._plan, **options))
 
     def _prepare(self, numbered: tuple[int, AnyImage]) -> ImageRef:
         """Return what the pipeline takes for an image."""
@@ -137,5 +141,11 @@ def load_model(
 
         All of them are TltoolsErrors.
     """
-    model, plan = open_model(Path(path), device=device, batch_size=batch_size, threads=threads)
+    model, plan = open_model(
+        Path(path),
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+        distances=gives_distances(read_card(Path(path))),
+    )
     return ImagePredictor(model, plan)

@@ -5,6 +5,7 @@ size, its numbers, and the names that become parts of paths.
 """
 
 import math
+from bisect import bisect_left
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +33,9 @@ MAX_DEPTH = 20
 MAX_TEST_IMAGES = 16
 MAX_TEST_SIDE = 256
 """Largest height and width of a self-test's image in pixels."""
+
+DISTANCE_LEVELS = (0.0, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
+"""The percentiles that a card has of distances; those between are interpolated."""
 
 Resize = Literal["squash", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -213,6 +217,54 @@ class Threshold(msgspec.Struct, frozen=True, kw_only=True):
     held_out_coverage: float
 
 
+class Beyond(msgspec.Struct, frozen=True, kw_only=True):
+    """How many validation images are farther away than a percentile of the training images."""
+
+    level: float
+    """The percentile, in (0, 100)."""
+    validation: Proportion
+
+
+class Distances(msgspec.Struct, frozen=True, kw_only=True):
+    """How far training images are from the others, by the output `distance` of an export.
+
+    An image is unlike the training data if it is farther away than a percentile of these. They are
+    distances of training images in fp32, by parameters that were fitted without the image.
+    """
+
+    percentiles: tuple[float, ...]
+    """The distances at `DISTANCE_LEVELS`."""
+    num_images: int
+    """Number of distinct training images."""
+    beyond: tuple[Beyond, ...] = ()
+    """Shares of validation images; empty without validation images."""
+    max_diff: float | None = None
+    """Largest difference of a distance from PyTorch's; None in runs, as for the following ones."""
+    rtol: float | None = None
+    """Largest difference that passes, as a fraction of the distance."""
+    num_compared: int = 0
+    """Number of images that the distances were compared on."""
+
+    def at(self, percentile: float) -> float:
+        """Return the distance at a percentile, in [0, 100], interpolated linearly."""
+        above = max(1, bisect_left(DISTANCE_LEVELS, percentile))
+        low, high = DISTANCE_LEVELS[above - 1 : above + 1]
+        first, last = self.percentiles[above - 1 : above + 1]
+        return first + (last - first) * (percentile - low) / (high - low)
+
+    def percentile_of(self, distance: float) -> float:
+        """Return the percentile of a distance, in [0, 100]; the inverse of `at`."""
+        values = self.percentiles
+        if distance <= values[0] or distance >= values[-1]:
+            return 0.0 if distance <= values[0] else 100.0
+        above = bisect_left(values, distance)
+        (low, high), (first, last) = (
+            DISTANCE_LEVELS[above - 1 : above + 1],
+            values[above - 1 : above + 1],
+        )
+        return low + (high - low) * (distance - first) / (last - first)
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the activation ranges of an int8 export were calibrated."""
 
@@ -262,6 +314,8 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     fp16."""
     self_test: SelfTest | None = None
     """None in exports from before self-tests existed."""
+    distances: Distances | None = None
+    """None in exports without the output `distance`."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -416,6 +470,7 @@ def _problem(card: Card) -> str | None:
         ),
     )
     problem = next((message for holds, message in checks if not holds), None)
+    problem = problem or _distances_problem(card.export and card.export.distances)
     if problem or card.export is None or card.export.self_test is None:
         return problem
     return _self_test_problem(card.export.self_test, len(card.classes))
@@ -457,6 +512,17 @@ def _is_threshold(card: Card) -> bool:
         and all(0 <= part.count <= part.total < 2**53 for part in shares)
         and all(share is None or 0 <= share <= 1 for share in held_out)
     )
+
+
+def _distances_problem(distances: Distances | None) -> str | None:
+    if distances is None:
+        return None
+    values = distances.percentiles
+    if len(values) != len(DISTANCE_LEVELS) or not all(map(math.isfinite, values)):
+        return f"its distances need {len(DISTANCE_LEVELS)} finite percentiles"
+    if values[0] < 0 or list(values) != sorted(values):
+        return "its percentiles of distances must be at least 0 and ascending"
+    return None
 
 
 def _depth(value: Any) -> int:

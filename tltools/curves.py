@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import Proportion, Threshold
+from tltools.card import Threshold
 from tltools.errors import ConfigError, DataError
-from tltools.metrics import interval
+from tltools.metrics import proportion
 from tltools.wording import grouped, percent, plural
 
 Figure = Literal["precision", "recall"]
@@ -208,16 +208,6 @@ def choose_threshold(
         held_out_recall=None if class_name is None else held_out[1],
         held_out_coverage=held_out[2],
     )
-
-
-def proportion(count: int, total: int) -> Proportion:
-    """Return a fraction with its 95 % Wilson interval.
-
-    Raises:
-        ValueError: If the total is 0.
-    """
-    low, high = interval(count, total)
-    return Proportion(value=count / total, low=low, high=high, count=count, total=total)
 
 
 def _check_class(found: Curve, class_name: str, images: str) -> None:

@@ -13,6 +13,9 @@ from tltools.wording import did_you_mean, listed
 UNCERTAIN = "uncertain"
 """The label of an image whose class is less probable than the smallest confidence."""
 
+UNKNOWN = "unknown"
+"""The label of an image that is unlike the training data; comes before `UNCERTAIN`."""
+
 
 class ClassThreshold(msgspec.Struct, frozen=True):
     """A threshold on the probability of one class.
@@ -59,6 +62,9 @@ class Decided(NamedTuple):
     """Class indices, (N,)."""
     kept: NDArray[np.bool_]
     """Whether the class is at least as probable as the smallest confidence, (N,)."""
+    known: NDArray[np.bool_]
+    """Whether the image is like the training data, (N,); the label of others is `UNKNOWN`, whatever
+    `kept` is."""
 
 
 def decide(
@@ -67,6 +73,8 @@ def decide(
     *,
     threshold: ClassThreshold | None = None,
     min_confidence: float | None = None,
+    distances: NDArray[np.floating] | None = None,
+    max_distance: float | None = None,
 ) -> Decided:
     """Return the class of each image.
 
@@ -75,6 +83,9 @@ def decide(
         classes: Names of the C classes.
         threshold: Threshold of one class; None chooses the most probable class.
         min_confidence: Smallest probability of the class for the image to keep it; None keeps all.
+        distances: How far the images are from the training images, (N,); needed for `max_distance`.
+        max_distance: Largest distance of an image that is like the training data; None takes all
+            for like it.
 
     Raises:
         ConfigError: If the threshold is of an unknown class.
@@ -87,6 +98,10 @@ def decide(
         others[:, index] = -1.0
         preds = others.argmax(axis=1).astype(np.int64)
         preds[probs[:, index] >= threshold.value] = index
-    if min_confidence is None:
-        return Decided(preds, np.ones(len(preds), dtype=np.bool_))
-    return Decided(preds, np.take_along_axis(probs, preds[:, None], axis=1)[:, 0] >= min_confidence)
+    kept = known = np.ones(len(preds), dtype=np.bool_)
+    if min_confidence is not None:
+        kept = np.take_along_axis(probs, preds[:, None], axis=1)[:, 0] >= min_confidence
+    if max_distance is not None:
+        assert distances is not None
+        known = distances <= max_distance
+    return Decided(preds, kept, known)

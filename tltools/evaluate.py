@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card, Proportion, Score
-from tltools.curves import proportion
 from tltools.data.image_ref import ImageRef
 from tltools.decisions import ClassThreshold, Decided, decide
 from tltools.errors import ArtifactError, DataError
@@ -25,6 +24,7 @@ from tltools.metrics import (
     RocAuc,
     classification_report,
     confusion_matrix,
+    proportion,
     reliability,
     roc_auc,
     score,
@@ -103,7 +103,8 @@ class Evaluation:
     def predictions(self) -> RunPredictions:
         """Return the calibrated probabilities of the images, with their labels."""
         probs = softmax(self.logits, temperature=self.temperature)
-        return RunPredictions(self.paths, self.targets, probs, Decided(self.preds, self.kept))
+        decided = Decided(self.preds, self.kept, known=np.ones_like(self.kept))
+        return RunPredictions(self.paths, self.targets, probs, decided)
 
     def to_json(self) -> str:
         """Return everything except the per-image arrays as indented JSON."""
@@ -254,7 +255,7 @@ def _evaluate(
     logits = run(paths)
     seconds = time.perf_counter() - start
     probs = softmax(logits, temperature=card.temperature)
-    preds, kept = decide(probs, card.classes, **limits._asdict())
+    preds, kept, _ = decide(probs, card.classes, **limits._asdict())
     scored = preds[kept], targets[kept]
     if not len(scored[0]):
         raise DataError(

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.card import Score
+from tltools.card import Proportion, Score
 
 CONFIDENCE_LEVEL = 0.95
 """Level of the interval around an accuracy."""
@@ -64,6 +64,16 @@ def interval(correct: int, total: int) -> tuple[float, float]:
 
     found = binomtest(correct, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
     return float(found.low), float(found.high)
+
+
+def proportion(count: int, total: int) -> Proportion:
+    """Return a fraction with its 95 % Wilson interval.
+
+    Raises:
+        ValueError: If the total is 0.
+    """
+    low, high = interval(count, total)
+    return Proportion(value=count / total, low=low, high=high, count=count, total=total)
 
 
 class McNemar(msgspec.Struct, frozen=True):

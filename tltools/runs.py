@@ -21,6 +21,7 @@ from tltools.run_folder import (
     CHECKPOINT,
     CONFUSION,
     CURVES,
+    DISTANCE,
     FOLDS,
     HISTORY,
     MLFLOW_RUN,
@@ -39,6 +40,7 @@ from tltools.wording import did_you_mean, grouped
 
 OWN_FILES = frozenset(
     {CARD, PLAN, SPLIT, HISTORY, PREDICTIONS, FOLDS, CHECKPOINT, STATE, CURVES, CONFUSION}
+    | {DISTANCE}
     | {MLFLOW_RUN}
 )
 """Files that training writes into a run's folder."""

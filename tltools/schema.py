@@ -1,13 +1,15 @@
 """The columns of predictions: one schema for jobs, evaluations, runs and cross-validations.
 
-`path,label,confidence,prob_<class>...,error`, and then `true` where the labels are known, and what
-only some files have.
+`path,label,confidence,prob_<class>...,error`, and then `distance` where it was asked for, `true`
+where the labels are known, and what only some files have.
 """
 
 from collections.abc import Sequence
 
 PATH, LABEL, CONFIDENCE, ERROR = "path", "label", "confidence", "error"
 """The image, its predicted class, the probability of it, and why there is no prediction."""
+DISTANCE = "distance"
+"""How far the image is from the training images; see `tltools.distance`."""
 TRUE = "true"
 """The class that the image is labeled with, where it is known."""
 SPLIT, FOLD, SUSPECT = "split", "fold", "suspect"
@@ -15,7 +17,7 @@ SPLIT, FOLD, SUSPECT = "split", "fold", "suspect"
 DECIMALS = 6
 """Decimals of probabilities in predictions; more would be rounding noise of the model."""
 _PROB = "prob_"
-_KNOWN_AFTER_ERROR = frozenset({TRUE, SPLIT, FOLD, SUSPECT})
+_KNOWN_AFTER_ERROR = frozenset({DISTANCE, TRUE, SPLIT, FOLD, SUSPECT})
 
 
 def prob_column(name: str) -> str:
@@ -23,9 +25,10 @@ def prob_column(name: str) -> str:
     return f"{_PROB}{name}"
 
 
-def column_names(classes: Sequence[str]) -> list[str]:
+def column_names(classes: Sequence[str], *, distance: bool = False) -> list[str]:
     """Return the columns of predictions without known labels, in order."""
-    return [PATH, LABEL, CONFIDENCE, *map(prob_column, classes), ERROR]
+    last = [ERROR, DISTANCE] if distance else [ERROR]
+    return [PATH, LABEL, CONFIDENCE, *map(prob_column, classes), *last]
 
 
 def classes_of(columns: Sequence[str]) -> list[str] | None:

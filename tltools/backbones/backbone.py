@@ -168,6 +168,9 @@ class Backbone:
     `nn.Sequential`."""
     maps_axes: MapsAxes = "NCHW"
     """Order of the axes of the output of `last_maps`."""
+    flat_channels: int | None = None
+    """Number of channels of the last maps, if the features are these maps, flattened; None if the
+    features have no locations."""
     input_size: int = 224
     """Height and width of the images in pixels, unless the settings give another."""
     min_size: int = 1

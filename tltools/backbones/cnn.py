@@ -36,6 +36,7 @@ CNN = Backbone(
     },
     last_maps="7",
     last_block=("4", "5"),
+    flat_channels=8,
     min_size=4,
     size_step=4,
 )

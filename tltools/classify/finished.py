@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from tltools.classify.identity import JobRecord
 from tltools.classify.job import JobSettings, Summary
-from tltools.classify.predict import UNCERTAIN
+from tltools.classify.predict import UNCERTAIN, UNKNOWN
 from tltools.progress import Progress
 from tltools.runtime import DeviceChoice, Plan, default_threads, read_card
 
@@ -33,6 +33,7 @@ def finished_summary(job: JobSettings, record: JobRecord, progress: Progress) ->
         num_known=None,
         counts={name: complete.counts.get(name, 0) for name in record.classes},
         num_uncertain=0 if job.min_confidence is None else complete.counts.get(UNCERTAIN, 0),
+        num_unknown=0 if job.unknown is None else complete.counts.get(UNKNOWN, 0),
         num_failed=sum(complete.errors.values()),
         errors=complete.errors,
         examples=complete.examples,

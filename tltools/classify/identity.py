@@ -81,6 +81,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     overwrite: bool
     """Whether the complete output may replace an existing one."""
     threshold: ClassThreshold | None = None
+    unknown: float | None = None
     shard: Shard | None = None
     """The shard whose rows these are; None for the whole listing."""
     tf32: bool = False
@@ -166,6 +167,7 @@ FACTS = (
     Fact("spreadsheet", _given("spreadsheet"), "has a different `spreadsheet=` than"),
     Fact("min_confidence", _valued("min_confidence"), "has a different `min_confidence=` than"),
     Fact("threshold", _threshold, "has a different `threshold=` than"),
+    Fact("unknown", _valued("unknown"), "has a different `unknown=` than"),
     Fact("tf32", _given("tf32"), "has a different `tf32=` than"),
     Fact("shard", _valued("shard")),
     Fact("part_size", _valued("part_size")),
@@ -274,6 +276,7 @@ class JobIdentity:
             "spreadsheet": self._settings.spreadsheet,
             "min_confidence": self._settings.min_confidence,
             "threshold": self._settings.threshold,
+            "unknown": self._settings.unknown,
             "tf32": self._tf32,
             "shard": self._shard,
         }
@@ -296,6 +299,7 @@ class JobIdentity:
             spreadsheet=self._settings.spreadsheet,
             min_confidence=self._settings.min_confidence,
             threshold=self._settings.threshold,
+            unknown=self._settings.unknown,
             overwrite=self._overwrite,
             shard=self._shard,
             tf32=self._tf32,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tltools.card import Card
-from tltools.classify.predict import check_min_confidence
+from tltools.classify.predict import check_min_confidence, check_unknown
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
 from tltools.decisions import ClassThreshold
@@ -45,6 +45,9 @@ class JobSettings:
     """Label images whose largest probability is lower `UNCERTAIN`; None labels none so."""
     threshold: ClassThreshold | None = None
     """Threshold of a class; None gives each image its most probable class."""
+    unknown: float | None = None
+    """Label images beyond this percentile of the training images' distances `UNKNOWN`, and write
+    all distances; None does neither."""
     image_timeout_s: float = 30.0
     """Longest time for decoding one image, in seconds."""
 
@@ -52,6 +55,7 @@ class JobSettings:
         """Reject invalid numbers; more is checked once the model's classes are known."""
         check_positive({"`batch_size=`": self.batch_size, "`workers=`": self.workers})
         check_min_confidence(self.min_confidence)
+        check_unknown(self.unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,8 @@ class Summary:
     output: Location | None
     """None for standard output."""
     num_images: int
-    """Number of rows in the output: `sum(counts.values()) + num_uncertain + num_failed`."""
+    """Number of rows in the output: `sum(counts.values()) + num_uncertain + num_unknown +
+    num_failed`."""
     num_kept: int
     """Number of rows that a stopped job had left, after which this job resumed."""
     num_known: int | None
@@ -102,6 +107,8 @@ class Summary:
     """Number of images by label, in the order of the card's classes."""
     num_uncertain: int
     """Number of images labeled `UNCERTAIN`."""
+    num_unknown: int
+    """Number of images labeled `UNKNOWN`."""
     num_failed: int
     errors: dict[str, int]
     """Number of images that could not be read, by reason, most frequent first; digits are `N`."""
@@ -140,6 +147,7 @@ class Summary:
             "num_known": self.num_known,
             "counts": self.counts,
             "num_uncertain": self.num_uncertain,
+            "num_unknown": self.num_unknown,
             "num_failed": self.num_failed,
             "errors": self.errors,
             "unlisted": self.unlisted,

@@ -31,7 +31,9 @@ LOCK_WAIT_S = 30.0
 class Ledger:
     """The logits of one model, by the SHA-256 of a file's bytes."""
 
-    def __init__(self, folder: Path, *, model_sha256: str, num_classes: int) -> None:
+    def __init__(
+        self, folder: Path, *, model_sha256: str, num_classes: int, distances: bool = False
+    ) -> None:
         """Open the model's ledger, creating it if it is missing.
 
         Args:
@@ -39,12 +41,15 @@ class Ledger:
             model_sha256: SHA-256 of the export file. Logits depend on it and on the version of
                 tltools, which decodes the images; each such pair has its own ledger.
             num_classes: Number of logits per image.
+            distances: Whether a distance follows the logits of each image; such images have a
+                ledger of their own.
 
         Raises:
             TltoolsError: If the ledger cannot be opened or is corrupt.
         """
-        self.path = folder / f"{model_sha256[:32]}-{__version__}.sqlite"
-        self._num_bytes = num_classes * np.dtype("<f4").itemsize
+        kind = "-distances" if distances else ""
+        self.path = folder / f"{model_sha256[:32]}-{__version__}{kind}.sqlite"
+        self._num_bytes = (num_classes + distances) * np.dtype("<f4").itemsize
         self._lock = Lock()
         self._new: dict[bytes, bytes] = {}
         self._next_save = time.monotonic() + SAVE_EVERY_S

@@ -120,7 +120,8 @@ def _write(
     for shard in found:
         shard.check()
     num_rows = sum(shard.record.num_rows for shard in found)
-    codec = form.codec(first.record.job.classes, spreadsheet=first.record.job.spreadsheet)
+    job = first.record.job
+    codec = form.codec(job.classes, spreadsheet=job.spreadsheet, distance=job.unknown is not None)
     place = temporary_path(output) if keep else atomic_path(output)
     with place as temporary, progress.bar("Merging", num_rows, "rows") as bar:
         for amount in form.merge(found, _turns(found), temporary, codec):

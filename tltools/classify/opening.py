@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tltools.classify.identity import JobRecord, device_difference
 from tltools.classify.job import Job
-from tltools.classify.predict import check_min_confidence
+from tltools.classify.predict import check_min_confidence, check_unknown
 from tltools.classify.resume import Kept
 from tltools.classify.unfinished import refusal
 from tltools.processes import Launcher
@@ -28,8 +29,9 @@ def open_for(
 
     Raises:
         ArtifactError: If the model is not a usable export.
-        ConfigError: If the rows were made on another device, `min_confidence` is set and the
-            model has a class named `UNCERTAIN`, or `threshold` is of a class that it lacks.
+        ConfigError: If the rows were made on another device, the model has a class with
+            the name of a label that `min_confidence` or `unknown` assigns, or `threshold` is of a
+            class that it lacks.
         DeviceError: If the device cannot run the model.
     """
     if kept is None:
@@ -37,6 +39,7 @@ def open_for(
     else:
         predictor, plan = _open_again(job, kept, num_images, launcher)
     check_min_confidence(job.min_confidence, predictor.card.classes)
+    check_unknown(job.unknown, predictor.card.classes)
     if job.threshold is not None:
         job.threshold.index(predictor.card.classes)
     return predictor, plan
@@ -53,7 +56,12 @@ def _open_again(
         raise refusal(kept.path, difference)
     if plan.name != record.plan:  # this time the measurement was on the other side of its limit
         fused = record.plan == "fused"
-        predictor = load_predictor(job.model, device=job.device, threads=1 if fused else None)
+        predictor = load_predictor(
+            job.model,
+            device=job.device,
+            threads=1 if fused else None,
+            distances=job.unknown is not None,
+        )
         plan = replace(plan, name=record.plan)
     return predictor, plan
 
@@ -73,6 +81,7 @@ def _open(
         plan=record and record.plan,
         num_images=num_images,
         launcher=launcher,
+        distances=job.unknown is not None,
     )
 
 
@@ -88,6 +97,7 @@ def open_where_best(
     launcher: Launcher | None,
     layout: Layout | None = None,
     plan: PlanName | None = None,
+    distances: bool = False,
 ) -> tuple[Predictor, Plan]:
     """Open an export in a worker if workers may run it, otherwise in this process.
 
@@ -102,28 +112,27 @@ def open_where_best(
         launcher: Starts worker processes; None to open the model in this process.
         layout: Memory layout on CUDA; None to choose.
         plan: The plan to keep to; None to choose.
+        distances: See `load_predictor`.
     """
+    shared: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
+    shared["distances"] = distances
     if launcher is not None and not tf32 and _may_fuse(model, device, threads):
         opened = open_in_worker(
             model,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
             launcher=launcher,
             plan="fused" if threads == 1 else plan,
+            **shared,
         )
         if opened is not None:
             return opened
         threads = default_threads()
     return open_model(
         model,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
         threads=threads,
         tf32=tf32,
         layout=layout,
         num_images=num_images,
+        **shared,
     )
 
 

@@ -147,5 +147,7 @@ def _read_back(
         )
     if difference := identity.differences(record):
         raise refusal(unfinished.path, difference)
-    codec = output_format(unfinished.output).codec(record.classes, spreadsheet=spreadsheet)
+    codec = output_format(unfinished.output).codec(
+        record.classes, spreadsheet=spreadsheet, distance=record.unknown is not None
+    )
     return Kept(unfinished, record, codec)

@@ -15,7 +15,7 @@ from tltools.classify.listing import JobListing
 from tltools.classify.opening import open_for
 from tltools.classify.output_formats import STDOUT, row_encoder
 from tltools.classify.output_place import OutputPlace
-from tltools.classify.predict import UNCERTAIN, RowMaker, Rows
+from tltools.classify.predict import UNCERTAIN, UNKNOWN, RowMaker, Rows, max_distance
 from tltools.classify.presence import Presence
 from tltools.classify.resume import Start, go_on
 from tltools.classify.tally import Tally
@@ -100,6 +100,7 @@ def _run(
             predictor.card.classes,
             overwrite=place.replaces,
             spreadsheet=job.spreadsheet,
+            distance=job.unknown is not None,
             opened=place.unfinished,
             kept=start.kept,
             on_complete=place.when_complete(record, listing, tally, progress),
@@ -120,8 +121,12 @@ def _open_ledger(
         return nullcontext()
     from tltools.classify.ledger import Ledger  # here, because most jobs do without it
 
-    num_classes = len(predictor.card.classes)
-    return Ledger(job.ledger_dir, model_sha256=identity.model_sha256, num_classes=num_classes)
+    return Ledger(
+        job.ledger_dir,
+        model_sha256=identity.model_sha256,
+        num_classes=len(predictor.card.classes),
+        distances=job.unknown is not None,
+    )
 
 
 def _runner(
@@ -135,13 +140,27 @@ def _runner(
     """Return a function that makes rows from images."""
     predictor, plan = opened
     card = predictor.card
-    encoder = partial(row_encoder, place.path, card.classes, spreadsheet=job.spreadsheet)
+    encoder = partial(
+        row_encoder,
+        place.path,
+        card.classes,
+        spreadsheet=job.spreadsheet,
+        distance=job.unknown is not None,
+    )
+    finish = RowMaker(
+        card.classes,
+        card.temperature,
+        job.min_confidence,
+        encoder,
+        job.threshold,
+        max_distance(card, job.unknown),
+    )
     return partial(
         run_images,
         predictor,
         preprocessing=card.preprocessing,
         plan=plan,
-        finish=RowMaker(card.classes, card.temperature, job.min_confidence, encoder, job.threshold),
+        finish=finish,
         memory=ledger,
         launcher=launcher,
         timeout_s=job.image_timeout_s,
@@ -210,6 +229,7 @@ def _summary(
         num_known=None if ledger is None else ledger.num_known,
         counts=tally.by_class(predictor.card.classes),
         num_uncertain=0 if job.min_confidence is None else tally.counts[UNCERTAIN],
+        num_unknown=0 if job.unknown is None else tally.counts[UNKNOWN],
         num_failed=tally.num_failed,
         errors=tally.errors,
         examples=tally.examples,

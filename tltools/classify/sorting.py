@@ -29,7 +29,7 @@ from tltools.card import FORBIDDEN
 from tltools.classify.inputs import STDIN, list_images
 from tltools.classify.output_formats import STDOUT, Row, output_format
 from tltools.classify.placing import Action, place, release, take_back
-from tltools.classify.predict import UNCERTAIN
+from tltools.classify.predict import UNCERTAIN, UNKNOWN
 from tltools.data.folders import MARKER, mark_folder
 from tltools.data.location import Location, Url
 from tltools.data.suffixes import is_archive_name
@@ -114,7 +114,7 @@ class Entry(NamedTuple):
     target: str
     """Its new path, relative to the folder; empty if it is not sorted."""
     label: str
-    """A class or `uncertain`; empty if the image could not be read."""
+    """A class, `unknown` or `uncertain`; empty if the image could not be read."""
     action: str
     """One of `ACTIONS`, or `none`."""
 
@@ -235,9 +235,10 @@ def label_folders(classes: Iterable[str]) -> dict[str, str]:
     number.
     """
     taken = {f"/{MANIFEST}"}
-    folders = {"": _free_name("", ERRORS, taken), UNCERTAIN: _free_name("", UNCERTAIN, taken)}
+    folders = {"": _free_name("", ERRORS, taken)}
+    folders |= {label: _free_name("", label, taken) for label in (UNCERTAIN, UNKNOWN)}
     for label in classes:
-        if label != UNCERTAIN:
+        if label not in folders:
             folders[label] = _free_name("", safe_name(label), taken)
     return folders
 

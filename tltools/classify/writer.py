@@ -35,6 +35,7 @@ class Output:
         *,
         overwrite: bool = False,
         spreadsheet: bool = False,
+        distance: bool = False,
         opened: UnfinishedOutput | None = None,
         kept: Kept | None = None,
         on_complete: Callable[[Path, int], None] | None = None,
@@ -46,6 +47,7 @@ class Output:
             classes: The model's classes, in order.
             overwrite: Replace an existing output.
             spreadsheet: Write a CSV that spreadsheets read as it is meant (see `CsvCodec`).
+            distance: Write the distances of the images, too.
             opened: The unfinished output, if it is already open; None to open it in the block.
             kept: The rows in `opened` to resume after.
             on_complete: Called with the path of the complete file and its number of rows, just
@@ -62,9 +64,8 @@ class Output:
         )
         self._kept = kept
         self._on_complete = on_complete
-        self._classes = classes
         self._format = output_format(path)
-        self._codec = self._format.codec(classes, spreadsheet=spreadsheet)
+        self._codec = self._format.codec(classes, spreadsheet=spreadsheet, distance=distance)
         # One assignment changes both, so that an interrupt always finds them consistent.
         self._num_rows_and_bytes = (0, 0)
 
@@ -177,7 +178,7 @@ class Output:
         assert self._unfinished is not None
         assert self._format.convert is not None
         with self._unfinished.path.open("rb") as rows, atomic_path(self.path) as temporary:
-            self._format.convert(rows, temporary, self._classes)
+            self._format.convert(rows, temporary, self._codec)
             if self._on_complete is not None:
                 self._on_complete(temporary, self.num_rows)
 
@@ -214,7 +215,12 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
 
 
 def write_complete(
-    path: Path, predictions: Sequence[Prediction], classes: Sequence[str], *, spreadsheet: bool
+    path: Path,
+    predictions: Sequence[Prediction],
+    classes: Sequence[str],
+    *,
+    spreadsheet: bool,
+    distance: bool = False,
 ) -> None:
     """Write a file of finished predictions, completely or not at all.
 
@@ -222,13 +228,13 @@ def write_complete(
         TltoolsError: If it cannot be written.
     """
     chosen = output_format(path)
-    codec = chosen.codec(classes, spreadsheet=spreadsheet)
+    codec = chosen.codec(classes, spreadsheet=spreadsheet, distance=distance)
     rows = BytesIO(b"".join([codec.header, *map(codec.encode, predictions)]))
     try:
         with atomic_path(path) as temporary:
             if chosen.convert is None:
                 temporary.write_bytes(rows.getbuffer())
             else:
-                chosen.convert(rows, temporary, classes)
+                chosen.convert(rows, temporary, codec)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -19,6 +19,7 @@ from tltools.cli.options import (
     ReportOption,
     Tf32Option,
     ThreadsOption,
+    UnknownOption,
     WorkersOption,
     check_ray_options,
     path_or_url,
@@ -146,6 +147,7 @@ class JobOptions:
     errors_to: ErrorsToOption = None
     spreadsheet: SpreadsheetOption = False
     min_confidence: MinConfidenceOption = None
+    unknown: UnknownOption = None
 
     def settings(self) -> dict[str, Any]:
         """Return their values by the names of `JobSettings`."""
@@ -207,7 +209,7 @@ def classify(
         opening |= {"threads": here.threads, "tf32": here.tf32}
         best = model or choose_export(out.progress)
         applied = labeling.resolve(best, options.min_confidence, out.progress)
-        print_labels(best, inputs, out, **applied, **opening)
+        print_labels(best, inputs, out, unknown=options.unknown, **applied, **opening)
         return
     # Before any import that starts threads.
     launcher = start_workers() if engine == "local" and context.obj else None
@@ -409,8 +411,9 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         rest = counts[MAX_LISTED:]
         number = sum(count for _, count in rest)
         progress.say(f"{number:8d}  {number / total:6.1%}  {len(rest):,} other labels")
-    if summary.num_uncertain:
-        progress.say(f"{summary.num_uncertain:8d}  {summary.num_uncertain / total:6.1%}  uncertain")
+    for count, name in ((summary.num_uncertain, "uncertain"), (summary.num_unknown, "unknown")):
+        if count:
+            progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
     for reason, count in summary.errors.items():
         first = summary.examples.get(reason)
         others = "; the first is" if first and count > 1 else ":"

@@ -17,6 +17,7 @@ MOST_LABELS = 5
 """Most classes that are listed for an image."""
 _ANSWERED = {
     "inputs", "model", "device", "batch_size", "threads", "tf32", "min_confidence", "threshold",
+    "unknown",
     "class_name", "quiet", "verbose", "as_json",
 }  # fmt: skip
 """Parameters of `classify` that an answer on the terminal has, too; any other one is a job's."""
@@ -47,6 +48,7 @@ def print_labels(
     *,
     min_confidence: float | None = None,
     threshold: "ClassThreshold | None" = None,
+    unknown: float | None = None,
     **opening: Any,
 ) -> None:
     """Classify images and print their labels; exit with 1 if one cannot be read.
@@ -57,24 +59,29 @@ def print_labels(
         out: Where to print.
         min_confidence: See `ImagePredictor.predict`.
         threshold: Threshold of a class of the model.
+        unknown: See `ImagePredictor.predict`.
         opening: Keyword arguments of `tltools.runtime.open_model`.
 
     Raises:
         TltoolsError: If the model cannot be opened or run.
     """
     from tltools.api import ImagePredictor
-    from tltools.classify.predict import check_min_confidence
+    from tltools.classify.predict import check_min_confidence, check_unknown
     from tltools.classify.tally import reason_in
     from tltools.runtime import open_model
 
-    opened, plan = open_model(model, **opening)
+    check_unknown(unknown)
+    opened, plan = open_model(model, distances=unknown is not None, **opening)
     check_min_confidence(min_confidence, opened.card.classes)
-    chosen: dict[str, Any] = {"min_confidence": min_confidence}
+    chosen: dict[str, Any] = {"min_confidence": min_confidence, "unknown": unknown}
     if threshold is not None:
         chosen |= {"threshold": threshold.value, "class_name": threshold.class_name}
     answers = ImagePredictor(opened, plan).predict(images, **chosen)
     classes = opened.card.classes
-    out.result([_facts(one, classes) for one in answers], lambda: _show(answers, classes))
+    out.result(
+        [_facts(one, classes, distance=unknown is not None) for one in answers],
+        lambda: _show(answers, classes),
+    )
     failed = [one for one in answers if one.error is not None]
     for one in failed:
         out.progress.warn(f"not classified: {one.name}: {reason_in(one.name, one.error or '')}")
@@ -82,15 +89,16 @@ def print_labels(
         raise typer.Exit(1)
 
 
-def _facts(one: "Prediction", classes: Sequence[str]) -> dict[str, Any]:
+def _facts(one: "Prediction", classes: Sequence[str], *, distance: bool) -> dict[str, Any]:
     shares = None if one.probabilities is None else one.probabilities.tolist()
-    return {
+    facts = {
         "path": one.name,
         "label": one.label,
         "confidence": one.confidence,
         "probabilities": None if shares is None else dict(zip(classes, shares, strict=True)),
         "error": one.error,
     }
+    return facts | {"distance": one.distance} if distance else facts
 
 
 def _show(answers: "Sequence[Prediction]", classes: Sequence[str]) -> None:
@@ -117,7 +125,7 @@ def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
         return []
     order = one.probabilities.argsort()[::-1][:MOST_LABELS]
     lines = [f"{classes[index]} {_share(float(one.probabilities[index]))}" for index in order]
-    if one.label != classes[order[0]]:  # below the smallest confidence, or by a threshold
+    if one.label != classes[order[0]]:  # uncertain, unknown, or by a threshold
         lines.insert(0, str(one.label))
     return lines
 

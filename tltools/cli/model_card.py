@@ -10,7 +10,7 @@ from tltools.wording import grouped, listed
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
-    from tltools.card import Card, ExportFacts, Preprocessing
+    from tltools.card import Card, Distances, ExportFacts, Preprocessing
 
 
 def print_card(path: Path, card: "Card") -> None:
@@ -68,7 +68,8 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
     yield (
         "output",
         f"logits, float32 (N, {len(card.classes)})"
-        + ("" if facts is None else ", and their calibrated probabilities"),
+        + ("" if facts is None else ", and their calibrated probabilities")
+        + ("" if facts is None or facts.distances is None else "; distance, float32 (N,)"),
     )
     if facts is not None:
         yield from _export_lines(facts)
@@ -107,6 +108,8 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         asked, num = facts.calibration.requested, facts.calibration.num_images
         of = f" of the {asked:,} asked for" if asked is not None and asked > num else ""
         yield "calibrated on", f"{grouped(num, 'training image')}{of}"
+    if facts.distances is not None:
+        yield "distance", _distance_line(facts.distances)
     checks = facts.verified or ()
     for one in checks:
         parity = one.parity
@@ -115,3 +118,17 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
             f"{parity.top1_agreement:.2%} of {parity.images} get PyTorch's "
             f"label; logits differ by at most {parity.max_abs_logit_diff:.1e}",
         )
+
+
+def _distance_line(one: "Distances") -> str:
+    """Say what the distances of an export were measured on, and how far off they are."""
+    text = f"from {grouped(one.num_images, 'training image')}"
+    for level in one.beyond:
+        found = level.validation
+        text += (
+            f"; beyond the {level.level:g}th percentile {found.value:.1%} of "
+            f"{grouped(found.total, 'validation image')}"
+        )
+    if one.max_diff is not None and one.rtol is not None:
+        text += f"; within {one.max_diff:.1%} of PyTorch's (at most {one.rtol:.1%})"
+    return text

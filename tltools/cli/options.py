@@ -219,6 +219,14 @@ MinConfidenceOption = Annotated[
         show_default="every image gets a class",
     ),
 ]
+UnknownOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Label images beyond this percentile of training images' distances 'unknown'.",
+        show_default="every image gets a class",
+        metavar="PERCENTILE",
+    ),
+]
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(

@@ -14,6 +14,7 @@ from tltools.cli.options import (
     InferenceDeviceOption,
     MinConfidenceOption,
     ThreadsOption,
+    UnknownOption,
     WorkersOption,
 )
 from tltools.cli.show import choose_export
@@ -107,6 +108,7 @@ def serve(
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")
     ] = 8000,
     min_confidence: MinConfidenceOption = None,
+    unknown: UnknownOption = None,
     labeling: ThresholdOptions,
     speed: SpeedOptions,
     limits: LimitOptions,
@@ -128,16 +130,21 @@ def serve(
         model,
         host=host,
         port=port,
+        unknown=unknown,
         **labeling.resolve(model, min_confidence, progress),
         **vars(speed),
         **limits.settings(),
     )
-    if not settings.is_local:
-        progress.warn(
-            f"{host} can be reached from other machines, and the service has no password; put a "
-            "server with one in front of it, or leave out `host=`"
-        )
+    _warn_if_public(settings, out)
     _serve(settings, out, launcher)
+
+
+def _warn_if_public(settings: "ServeSettings", out: Out) -> None:
+    if not settings.is_local:
+        out.progress.warn(
+            f"{settings.host} can be reached from other machines, and the service has no password; "
+            "put a server with one in front of it, or leave out `host=`"
+        )
 
 
 def _serve(settings: "ServeSettings", out: Out, launcher: "Launcher | None") -> None:

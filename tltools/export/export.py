@@ -1,5 +1,6 @@
 """Export a run: write a file, reload it in its own runtime, compare, and only then keep it."""
 
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -10,21 +11,23 @@ import msgspec
 import numpy as np
 
 from tltools.atomic import atomic_path
-from tltools.card import Card, ExportFacts, Parity, Precision, Verified
+from tltools.card import Card, Distances, ExportFacts, Parity, Precision, Verified
 from tltools.errors import ArtifactError, DeviceError, ParityError, TltoolsError, raise_all
 from tltools.evaluate import predict
-from tltools.export.parity import BARS, compare, wanted_images
+from tltools.export.parity import BARS, DISTANCE_RTOL, compare, compare_distances, wanted_images
 from tltools.export.selftest import make_self_test
 from tltools.export.settings import ExportSettings
-from tltools.export.trained import TrainedRun
+from tltools.export.trained import NUM_DISTANCES, TrainedRun
 from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
-from tltools.runtime import load_predictor, read_card
+from tltools.runtime import Device, load_predictor, read_card
 from tltools.runtime.model_formats import ModelFormat, Written
 from tltools.runtime.pipeline import decode_batches
 from tltools.runtime.predictor import ExportPredictor
 from tltools.runtime.selftest import replay
 
+SEALED_BATCH = 8
+"""Images that a sealed file is checked on, and in a batch of those whose distances are compared."""
 CPU_IMAGES = 256
 """Images that are also compared on the CPU, after a GPU has compared all."""
 SEALED_ATOL = 1e-5
@@ -144,6 +147,7 @@ class _File:
                 exported = msgspec.structs.replace(
                     card, confidence=self.trained.confidence, export=self._facts(written)
                 )
+                exported = self._with_distances(temporary, exported)
                 self._seal(temporary, exported)
         except (ArtifactError, ParityError) as error:
             other = "format" if self.precision == "fp32" else "precision"
@@ -220,8 +224,48 @@ class _File:
             ),
         )
 
+    def _with_distances(self, path: Path, card: Card) -> Card:
+        """Return the card with the facts about the output `distance`, measured on a sealed copy.
+
+        Raises:
+            ParityError: If distances in fp32 are not PyTorch's.
+        """
+        if self.trained.distance is None:
+            return card
+        distance, facts = self.trained.distance
+        copy = path.with_name(f".distance.{path.name}")
+        try:
+            shutil.copyfile(path, copy)
+            self.format.load_writer().seal(copy, _with_facts(card, facts), distance)
+            predictor = load_predictor(copy, device=self._sealing_device, self_test=False)
+            few = self.trained.paths[:NUM_DISTANCES]
+            rules = card.preprocessing
+            found = [
+                predictor.distances(images)
+                for images in decode_batches(few, preprocessing=rules, batch_size=SEALED_BATCH)
+            ]
+        finally:
+            copy.unlink(missing_ok=True)
+        difference = compare_distances(
+            self.trained.distances, np.concatenate(found), few, precision=self.precision
+        )
+        return _with_facts(
+            card,
+            msgspec.structs.replace(
+                facts,
+                max_diff=difference,
+                rtol=DISTANCE_RTOL[self.precision],
+                num_compared=len(few),
+            ),
+        )
+
+    @property
+    def _sealing_device(self) -> Device:
+        """Where a sealed file is checked: on the CPU, if it can run there."""
+        return self.trained.device if self.format.is_for_gpus(self.precision) else "cpu"
+
     def _seal(self, path: Path, card: Card) -> None:
-        """Add probabilities and the complete card to the file, and check that it still agrees.
+        """Add the outputs and the complete card to the file, and check that it still agrees.
 
         The check runs on the CPU if the file can, because its outputs there do not depend on the
         rest of the graph; then the self-test is replayed on the GPU, if there is one.
@@ -230,10 +274,10 @@ class _File:
             ParityError: If the logits changed, the self-test fails, or the probabilities are not
                 softmax(logits / temperature).
         """
-        device = self.trained.device if self.format.is_for_gpus(self.precision) else "cpu"
-        few = self.trained.paths[:8]
+        device, distance = self._sealing_device, self.trained.distance
+        few = self.trained.paths[:SEALED_BATCH]
         before = predict(load_predictor(path, device=device, self_test=False), few)
-        self.format.load_writer().seal(path, card)
+        self.format.load_writer().seal(path, card, distance and distance[0])
         sealed = load_predictor(path, device=device, self_test=False)
         atol = SEALED_ATOL if sealed.device == "cpu" else SEALED_GPU_ATOL
         atol *= max(1.0, float(np.abs(before).max()))
@@ -259,6 +303,12 @@ class _File:
                 "int8 is verified on the CPU, where it is meant to run: on a GPU it is slower than "
                 "fp16 and leaves nodes on the CPU; for GPUs use `precisions=fp16`"
             )
+
+
+def _with_facts(card: Card, distances: Distances) -> Card:
+    assert card.export is not None
+    export = msgspec.structs.replace(card.export, distances=distances)
+    return msgspec.structs.replace(card, export=export)
 
 
 def _check_owner(path: Path, card: Card) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 
 from tltools.card import CARD_KEY, Card, Precision
+from tltools.distance import Distance
+from tltools.graphs.distance_nodes import add_distance
 from tltools.graphs.onnx_file import check_onnx, write_module
 from tltools.graphs.precision import quantize_until, write_fp16
 from tltools.runtime.checksum import add_checksum
@@ -62,8 +64,12 @@ def write_fp32(trained: Trained, path: Path) -> None:
     )
 
 
-def seal(path: Path, card: Card) -> None:
-    """Append the nodes for the second output, replace the card and add a checksum; see `Writer`."""
+def seal(path: Path, card: Card, distance: Distance | None) -> None:
+    """Append the nodes for the other outputs, replace the card and add a checksum; see `Writer`.
+
+    Raises:
+        ArtifactError: If the graph has no head, or the file is malformed.
+    """
     model = onnx.load(path)
     (logits,) = model.graph.output
     name = "temperature"
@@ -79,6 +85,8 @@ def seal(path: Path, card: Card) -> None:
     probabilities = model.graph.output.add()
     probabilities.CopyFrom(logits)
     probabilities.name = PROBABILITIES
+    if distance is not None:
+        add_distance(model.graph, distance)
     kept = {item.key: item.value for item in model.metadata_props}
     onnx.helper.set_model_props(model, kept | {CARD_KEY: card.to_json()})
     onnx.save(model, path)

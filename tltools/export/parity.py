@@ -34,6 +34,12 @@ BARS: dict[Precision, ParityBar] = {
     "fp16": ParityBar(atol=None, min_top1_agreement=0.995),
     "int8": ParityBar(atol=None, min_top1_agreement=0.99, max_accuracy_drop=0.005),
 }
+DISTANCE_RTOL: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.25}
+"""Largest difference of an image's distance from PyTorch's, as a fraction of that. It is no bar of
+reduced precisions, whose layers would stay in float for it: if it is exceeded, the card says so."""
+DISTANCE_FLOOR = 0.5
+"""Distance below which differences are compared with this, not with the distance; it is about 1 for
+images like the training images, and shorter ones are never unlike them."""
 BATCH_SIZE = 32
 SINGLE = 4
 """Images that are also run one by one, since a batch of one may use other kernels."""
@@ -171,6 +177,31 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
             f"the accuracy on {num_images} images drops by {drop:.2%}, more than {limit:.2%}"
             + _needed(limit, num_images)
         )
+
+
+def compare_distances(
+    reference: NDArray[np.float64],
+    distances: NDArray[np.float32],
+    paths: Sequence[Path],
+    *,
+    precision: Precision,
+) -> float:
+    """Return the largest relative difference of a distance, both (N,), from PyTorch's.
+
+    Raises:
+        ParityError: If one is not finite or, in fp32, differs by more than `DISTANCE_RTOL`; names
+            the worst image.
+    """
+    scale = np.maximum(reference, DISTANCE_FLOOR)
+    differences = np.nan_to_num(np.abs(distances - reference) / scale, nan=np.inf)
+    worst = int(differences.argmax())
+    limit = DISTANCE_RTOL["fp32"] if precision == "fp32" else math.inf
+    if not differences[worst] <= limit or not np.isfinite(differences[worst]):
+        raise ParityError(
+            f"the distances differ from PyTorch's by up to {differences[worst]:.1%}, more than "
+            f"{DISTANCE_RTOL[precision]:.1%} (worst image {paths[worst]})"
+        )
+    return float(differences[worst])
 
 
 def wanted_images(bar: ParityBar) -> int:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tltools.atomic import temporary_folder
+from tltools.backbones import find_backbone
 from tltools.calibration import fit_temperature
-from tltools.card import Calibration, Confidence, Precision
+from tltools.card import Calibration, Confidence, Distances, Precision
+from tltools.distance import Distance, load_distance, measure_distances
 from tltools.errors import DataError
 from tltools.evaluate import predict
 from tltools.export.folding import fold
@@ -23,16 +25,18 @@ from tltools.export.parity import BARS, wanted_images
 from tltools.graphs.onnx_file import example_images
 from tltools.graphs.precision import WEIGHT_BITS
 from tltools.progress import Progress
-from tltools.run_folder import read_split
+from tltools.run_folder import DISTANCE, read_split
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import decode_batches
+from tltools.training.head_inputs import HeadInputs, collecting, num_channels
 from tltools.training.models import Classifier
 from tltools.training.run import load_run, open_run
 
-if TYPE_CHECKING:
-    from tltools.runtime.predictor import Predictor
-
 CALIBRATION_BATCH = 16
+DISTANCE_IMAGES = 512
+"""Training images that a distance is fitted to, if the training has not fitted it to more."""
+NUM_DISTANCES = 32
+"""Validation images that an export's distances are compared on."""
 
 
 class TrainedRun:
@@ -74,7 +78,7 @@ class TrainedRun:
         self.device: Device = device
         self.opset = opset
         self.progress = progress
-        self.predictor: Predictor = open_run(run, device=device)
+        self.predictor = open_run(run, device=device)
         self._frame = read_split(run)
         self._run = run
         self._val = _part(self._frame, "val", run)[:num_images]
@@ -102,6 +106,44 @@ class TrainedRun:
         """The run's calibration, computed now for a run that was trained without."""
         return self.card.confidence or fit_temperature(self.reference, self.targets)
 
+    @cached_property
+    def distance(self) -> tuple[Distance, Distances] | None:
+        """The run's distance, measured now for a run that was trained without; None if too few.
+
+        Raises:
+            ArtifactError: If the run's file cannot be read.
+        """
+        found = load_distance(self._run / DISTANCE) or self._measured_distance()
+        if found is None:
+            self.progress.say(
+                f"{self.card.run}: too few training images to tell others from; exports have no "
+                "output `distance`"
+            )
+        return found
+
+    def _measured_distance(self) -> tuple[Distance, Distances] | None:
+        training = self._frame.loc[self._frame["split"] == "train", "path"]
+        chosen = training.sample(frac=1.0, random_state=0)
+        existing = list(islice(filter(Path.is_file, map(Path, chosen)), DISTANCE_IMAGES))
+        return measure_distances(self._features(existing), self._features(self.paths))
+
+    @cached_property
+    def distances(self) -> NDArray[np.float64]:
+        """PyTorch's distances of the first `NUM_DISTANCES` of `paths`, (n,)."""
+        assert self.distance is not None
+        return self.distance[0](self._features(self.paths[:NUM_DISTANCES]))
+
+    def _features(self, paths: list[Path]) -> NDArray[np.float32]:
+        """Return PyTorch's pooled features of images, (N, D)."""
+        head = self.predictor.model.head
+        channels = num_channels(head, find_backbone(self.card.model).flat_channels)
+        inputs = HeadInputs(channels, None)
+        if not paths:
+            return np.empty((0, channels), np.float32)
+        with collecting(head, inputs):
+            predict(self.predictor, paths, progress=self.progress)
+        return inputs.values()
+
     def compared(self, wanted: int) -> list[Path]:
         """Return images to compare labels on: `paths`, and others if these are too few.
 
@@ -127,11 +169,15 @@ class TrainedRun:
         """Number of parameters of the model."""
         return sum(one.numel() for one in self.model.parameters())
 
-    def module(self, precision: Precision) -> nn.Module:
-        """Return the model to write: folded for fp32, or on the run's device for fp16."""
+    def module(self, precision: Precision, *, features: bool = False) -> nn.Module:
+        """Return the model to write: folded for fp32, or on the run's device for fp16.
+
+        With `features`, it gives a tuple of logits and the features that the head takes.
+        """
+        module = fold(self.model)
         if precision == "fp16":
-            return HalfClassifier(self.model).eval().to(self.predictor.choice.name)
-        return fold(self.model)
+            module = HalfClassifier(self.model).eval().to(self.predictor.choice.name)
+        return WithFeatures(module) if features else module
 
     def example(self, precision: Precision) -> Tensor:
         """Return two images, uint8 (2, size, size, 3), on the device of `module`.
@@ -214,6 +260,27 @@ class HalfClassifier(nn.Module):
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         pixels = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
         return self.head(self.backbone(pixels.half())).float()
+
+
+class WithFeatures(nn.Module):
+    """A classifier that also gives the features that its head takes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take a classifier, in whatever mode it is, whose last `head` takes the features."""
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        # In a list, which does not register it a second time.
+        self._head = [one for name, one in model.named_modules() if name.endswith("head")][-1:]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C), and features (N, F)."""
+        taken: list[Tensor] = []
+        with ExitStack() as stack:
+            hook = self._head[0].register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+            stack.callback(hook.remove)
+            logits = self.model(images)
+        return logits, taken[0]
 
 
 _SPLIT_NAMES = {"val": ("validation", "verified"), "train": ("training", "calibrated")}

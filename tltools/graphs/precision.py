@@ -37,6 +37,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from tltools.atomic import atomic_path
 from tltools.errors import DataError, DeviceError, ParityError, first_line
+from tltools.graphs.distance_nodes import PREFIX
 from tltools.graphs.onnx_file import check_onnx
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import (
@@ -190,7 +191,7 @@ class LayerCounts(NamedTuple):
 
 
 def count_layers(path: Path) -> LayerCounts:
-    """Count the layers with weights of an int8 file.
+    """Count the layers with weights of an int8 file, without those of the output `distance`.
 
     Raises:
         ArtifactError: If it is not an ONNX file.
@@ -198,7 +199,11 @@ def count_layers(path: Path) -> LayerCounts:
     graph = _load(path).graph
     weights = {one.name for one in graph.initializer}
     quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    layers = [node.input[1] for node in graph.node if node.op_type in WEIGHTED_OPS]
+    layers = [
+        node.input[1]
+        for node in graph.node
+        if node.op_type in WEIGHTED_OPS and not node.name.startswith(PREFIX)
+    ]
     return LayerCounts(
         sum(map(quantized.__contains__, layers)), sum(map(weights.__contains__, layers))
     )

@@ -111,12 +111,15 @@ def _tensors(tensors: Sequence[TensorType], labeled: str = "") -> str:
 
 
 def _tensor(tensor: TensorType, *, labels: bool) -> str:
-    """Return an input or output; Triton adds the batch dimension itself."""
+    """Return an input or output; Triton adds the batch dimension itself.
+
+    Triton requires dims: a tensor that has only the batch dimension gets one of 1.
+    """
     dims = ", ".join(str(size) for size in tensor.shape[1:])
     lines = [
         f'name: "{tensor.name}"',
         f"data_type: {TYPES[tensor.element]}",
-        f"dims: [ {dims} ]",
+        *([f"dims: [ {dims} ]"] if dims else ["dims: [ 1 ]", "reshape { shape: [ ] }"]),
         *([f'label_filename: "{LABELS}"'] if labels else []),
     ]
     return "  {\n" + "".join(f"    {line}\n" for line in lines) + "  }"

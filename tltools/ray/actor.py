@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice, pairwise
 from pathlib import Path
@@ -83,7 +83,10 @@ class ClassifyActor:
         check_digest(model, record.model_sha256)
         fused = record.plan == "fused"
         self._predictor = load_predictor(
-            model, device=settings.device, threads=1 if fused else settings.workers
+            model,
+            device=settings.device,
+            threads=1 if fused else settings.workers,
+            distances=record.unknown is not None,
         )
         self._plan = Plan(record.plan, settings.workers, record.batch_size)
         self._folder = Path(settings.output)
@@ -133,6 +136,17 @@ class ClassifyActor:
             yield PartUpdate(task.number, failure=failure)
             num_updates += 1
 
+    def _write(self, number: int, made: Sequence[Prediction]) -> None:
+        """Write a part."""
+        record = self._settings.record
+        write_complete(
+            part_path(self._folder, number, record.part_format),
+            made,
+            record.classes,
+            spreadsheet=record.spreadsheet,
+            distance=record.unknown is not None,
+        )
+
     def _classify(self, task: PartTask) -> Iterator[PartUpdate]:
         """Classify a part; yield `NUM_UPDATES` updates on the way and one at the end."""
         images = [
@@ -150,6 +164,7 @@ class ClassifyActor:
             plan=self._plan,
             min_confidence=self._settings.record.min_confidence,
             threshold=self._settings.record.threshold,
+            unknown=self._settings.record.unknown,
             launcher=self._launcher,
             timeout_s=self._settings.image_timeout_s,
         )
@@ -160,9 +175,7 @@ class ClassifyActor:
                     presence.note_next(is_missing=one.is_missing)
                     made.append(one)
                 yield PartUpdate(task.number, stop - start)
-        record = self._settings.record
-        path = part_path(self._folder, task.number, record.part_format)
-        write_complete(path, made, record.classes, spreadsheet=record.spreadsheet)
+        self._write(task.number, made)
         with suppress(OSError):
             attempts.unlink()
         yield PartUpdate(

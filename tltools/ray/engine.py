@@ -28,7 +28,13 @@ from tltools.classify.inputs import list_portions
 from tltools.classify.job import Summary
 from tltools.classify.listing import COUNTING_S, count_ahead
 from tltools.classify.output_formats import OUTPUT_FORMATS, output_format
-from tltools.classify.predict import UNCERTAIN, check_min_confidence
+from tltools.classify.predict import (
+    UNCERTAIN,
+    UNKNOWN,
+    check_min_confidence,
+    check_unknown,
+    max_distance,
+)
 from tltools.classify.tally import Tally, check_errors_to
 from tltools.classify.unfinished import HOW_TO_RESUME, refusal
 from tltools.errors import ConfigError
@@ -72,6 +78,8 @@ def run_ray_job(
     """
     card = read_card(job.model)
     check_min_confidence(job.min_confidence, card.classes)
+    check_unknown(job.unknown, card.classes)
+    max_distance(card, job.unknown)  # raises an error before any work
     if job.threshold is not None:
         job.threshold.index(card.classes)
     import_ray()
@@ -185,7 +193,11 @@ def _open(job: RayJob, pool: Pool, kept: PartsRecord | None) -> _Opened:
         opened = _Opened(card, pool.choice.device, pool.device, pool.choice, {}, plan)
     else:
         predictor, plan = open_model(
-            job.model, device=pool.device, batch_size=size, workers=pool.num_cpus
+            job.model,
+            device=pool.device,
+            batch_size=size,
+            workers=pool.num_cpus,
+            distances=job.unknown is not None,
         )
         opened = _Opened(
             predictor.card,
@@ -274,6 +286,7 @@ def _summary(
         num_known=None,
         counts=tally.by_class(opened.card.classes),
         num_uncertain=0 if job.min_confidence is None else tally.counts[UNCERTAIN],
+        num_unknown=0 if job.unknown is None else tally.counts[UNKNOWN],
         num_failed=tally.num_failed,
         errors=tally.errors,
         examples=tally.examples,

@@ -18,7 +18,7 @@ from tltools.card import Resize
 from tltools.classify.inputs import LIST_SUFFIX
 from tltools.classify.output_formats import Row, output_format
 from tltools.classify.output_formats.csv_rows import without_apostrophe
-from tltools.classify.predict import UNCERTAIN
+from tltools.classify.predict import UNCERTAIN, UNKNOWN
 from tltools.classify.tally import kind_of_error
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
@@ -95,7 +95,7 @@ class JobFacts:
 
     classes: tuple[str, ...]
     counts: dict[str, int]
-    """Images by label: the classes in order, then `uncertain` if any."""
+    """Images by label: the classes in order, then `uncertain` and `unknown` if any."""
     edges: NDArray[np.float64]
     """Edges of the B confidence bins, (B + 1,)."""
     bins: dict[str, NDArray[np.int64]]
@@ -132,8 +132,8 @@ def read_job(path: Path) -> JobFacts:
 
 
 def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts:
-    labels = (*classes, UNCERTAIN)
-    # A class may have the name UNCERTAIN; then `classify` refuses --min-confidence.
+    labels = (*classes, UNCERTAIN, UNKNOWN)
+    # A class may have such a name; then `classify` refuses --min-confidence or --unknown.
     counts = dict.fromkeys(labels, 0)
     bins = {label: [0] * NUM_BINS for label in labels}
     limit = max(1, min(MAX_EACH, MAX_TILES // (3 * len(labels))))
@@ -158,8 +158,9 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
         bins[row.label][min(int(row.confidence * NUM_BINS), NUM_BINS - 1)] += 1
         sample = samples.setdefault(row.label, _Sample(limit))
         sample.add(Shown(row.path, row.label, row.confidence), chance)
-    if UNCERTAIN not in classes and not counts[UNCERTAIN]:
-        del counts[UNCERTAIN]
+    for label in {UNCERTAIN, UNKNOWN}.difference(classes):
+        if not counts[label]:
+            del counts[label]
     return JobFacts(
         classes=tuple(classes),
         counts=counts,

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from tltools.card import Card
+from tltools.card import Card, Distances
 from tltools.errors import ArtifactError
 from tltools.runtime.device import Device, check_tf32
 from tltools.runtime.model_formats import Reader, format_of
-from tltools.runtime.predictor import REMEDY, ExportPredictor
+from tltools.runtime.predictor import DISTANCE, REMEDY, ExportPredictor
 from tltools.runtime.selftest import replay
 
 
@@ -19,6 +19,7 @@ def load_predictor(
     gpu: int | None = None,
     nhwc: bool = False,
     self_test: bool = True,
+    distances: bool = False,
 ) -> ExportPredictor:
     """Open an export; its suffix decides the format.
 
@@ -36,9 +37,11 @@ def load_predictor(
             effect elsewhere (see `layout`).
         self_test: Check the file's checksum, and compare with PyTorch's logits stored in the file,
             if it has any. Off in the exporter and in the workers of a program that has done this.
+        distances: Return the distances from the training images in a last column of each call.
 
     Raises:
-        ArtifactError: If the file is missing, is not an export, has no card or contradicts it.
+        ArtifactError: If the file is missing, is not an export, has no card or contradicts it, or
+            lacks distances that are wanted.
         ConfigError: If `device` is not a device.
         DeviceError: If the requested device cannot run the model, or does not support TF32.
         ParityError: If the model gives other results here than where it was made.
@@ -54,7 +57,39 @@ def load_predictor(
     if self_test:
         _check_is_export(path, predictor.card)
         replay(predictor, path, tf32=tf32)
+    predictor.gives_distances = distances and distances_of(predictor.card) is not None
     return predictor
+
+
+def gives_distances(card: Card) -> bool:
+    """Return whether an export gives distances that are those of the trained model."""
+    try:
+        distances_of(card)
+    except ArtifactError:
+        return False
+    return True
+
+
+def distances_of(card: Card) -> Distances:
+    """Return what an export knows of the distances that it gives.
+
+    Raises:
+        ArtifactError: If it gives none, or they differ too much from those of the trained model.
+    """
+    export = card.export
+    found = export and export.distances
+    if export is None or found is None:
+        raise ArtifactError(
+            f"this export of {card.run} has no output {DISTANCE!r}, which `unknown=` needs; export "
+            "the run again, or leave out `unknown=`"
+        )
+    if found.max_diff is not None and found.rtol is not None and found.max_diff > found.rtol:
+        raise ArtifactError(
+            f"the distances of this {export.precision} export of {card.run} differ from the "
+            f"trained model's by up to {found.max_diff:.1%}, more than {found.rtol:.1%}; use an "
+            "export with `precision=fp32`, or leave out `unknown=`"
+        )
+    return found
 
 
 def read_card(path: Path) -> Card:

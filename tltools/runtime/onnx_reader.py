@@ -376,7 +376,7 @@ def signature_problem(
     *,
     wanted_input: TensorType,
     wanted_output: TensorType,
-    allowed_output: TensorType,
+    further_outputs: Sequence[TensorType],
 ) -> str | None:
     """Return how a graph's inputs and outputs differ from the expected ones; None if they match.
 
@@ -384,10 +384,10 @@ def signature_problem(
         found: Facts about the file.
         wanted_input: The only input.
         wanted_output: The first output.
-        allowed_output: An optional second output.
+        further_outputs: The outputs that may follow: none, the first, or more of them in order.
     """
     outputs: Sequence[TensorType] = found.outputs
-    if tuple(outputs[1:]) == (allowed_output,):
+    if tuple(outputs[1:]) == tuple(further_outputs[: len(outputs) - 1]):
         outputs = outputs[:1]
     for kind, values, wanted in (
         ("input", found.inputs, wanted_input),

@@ -166,22 +166,21 @@ def open_model(
     tf32: bool = False,
     layout: Layout | None = None,
     num_images: int | None = 0,
+    distances: bool = False,
 ) -> tuple[Predictor, Plan]:
     """Open an export, and choose the fastest plan for many images by a few forward passes.
 
-    On a machine with several GPUs, each gets its own session.
-
     Args:
         path: The export.
-        device: Device to run on.
+        device: Device to run on; each of several GPUs gets its own session.
         batch_size: Images in one call of the model; None to choose.
         workers: Number of processes that decode; None for one per core.
-        threads: Cores for one forward pass on the CPU; None to choose. With more than one, workers
-            decode ahead of the model.
+        threads: Cores of a forward pass on the CPU; None to choose. With several, all decode ahead.
         tf32: Let CUDA round fp32 products to TF32.
         layout: Memory layout on CUDA; None to choose.
         num_images: Number of images, None if unknown. For many (or None), batch size and layout
             are chosen by measuring.
+        distances: See `load_predictor`.
 
     Raises:
         ArtifactError, DeviceError: See `load_predictor`.
@@ -196,6 +195,7 @@ def open_model(
         threads=threads,
         tf32=tf32,
         layout=layout,
+        distances=distances,
     )
     gpus = chosen_gpus(device)
     try_fused = may_fuse(path, threads)
@@ -219,11 +219,18 @@ class _Asked:
     threads: int | None
     tf32: bool
     layout: Layout | None
+    distances: bool
 
     def open(self, *, threads: int | None, gpu: int | None, nhwc: bool) -> ExportPredictor:
         """Open the export with this many cores, or on a GPU, in a layout."""
         return load_predictor(
-            self.path, device=self.device, threads=threads, tf32=self.tf32, gpu=gpu, nhwc=nhwc
+            self.path,
+            device=self.device,
+            threads=threads,
+            tf32=self.tf32,
+            gpu=gpu,
+            nhwc=nhwc,
+            distances=self.distances,
         )
 
 
@@ -240,7 +247,7 @@ def _on_cpu(
     if try_fused and (asked.threads == 1 or forward_s(predictor) < FUSED_FORWARD_S):
         return predictor, Plan("fused", asked.workers, asked.batch_size or FUSED_BATCH)
     if try_fused and default_threads() > 1:
-        predictor = load_predictor(asked.path, device=asked.device)
+        predictor = load_predictor(asked.path, device=asked.device, distances=asked.distances)
     return predictor, Plan("ahead", asked.workers, asked.batch_size or CPU_BATCH)
 
 
@@ -367,6 +374,7 @@ class PredictorPool:
         self.threads: int = first.threads
         self.layout: Layout = first.layout
         self.tf32: bool = first.tf32
+        self.gives_distances: bool = first.gives_distances
         self._first = first
         self._idle: SimpleQueue[Predictor] = SimpleQueue()
         for predictor in [*predictors] * CALLS_PER_GPU:
@@ -402,8 +410,11 @@ class WorkerModel(CardBatches):
     Its attributes are those reported by the first worker.
     """
 
-    def __init__(self, path: Path, card: Card, device: Device, told: "Told") -> None:
-        """Take the export, the device a worker opened it on, and that worker's report."""
+    def __init__(
+        self, path: Path, card: Card, device: Device, told: "Told", *, distances: bool
+    ) -> None:
+        """Take the export, a worker's device and report, and whether calls give distances."""
+        self.gives_distances = distances
         self.path = path
         self.opened_with = device
         self.card = card
@@ -418,7 +429,11 @@ class WorkerModel(CardBatches):
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
         if self._opened is None:
             self._opened = load_predictor(
-                self.path, device=self.opened_with, threads=1, self_test=False
+                self.path,
+                device=self.opened_with,
+                threads=1,
+                self_test=False,
+                distances=self.gives_distances,
             )
         return self._opened(images)
 
@@ -438,10 +453,11 @@ class _Opening:
 
     path: Path
     device: Device
+    distances: bool
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
         """Open the export, verify it and measure it."""
-        model = _opened_once(self.path, self.device)
+        model = _opened_once(self.path, self.device, self.distances)
         told = Told(model.choice, model.provider, model.placement, forward_s(model))
         return _no_tasks, told
 
@@ -458,9 +474,9 @@ def _no_tasks(task: Task, mark: Mark) -> None:  # noqa: ARG001
 
 
 @lru_cache(maxsize=1)
-def _opened_once(path: Path, device: Device) -> Predictor:
+def _opened_once(path: Path, device: Device, distances: bool) -> Predictor:
     """Open an export in a worker, and keep it open for the job that follows."""
-    return load_predictor(path, device=device, threads=1)
+    return load_predictor(path, device=device, threads=1, distances=distances)
 
 
 def open_in_worker(
@@ -471,6 +487,7 @@ def open_in_worker(
     workers: int | None,
     launcher: Launcher,
     plan: PlanName | None = None,
+    distances: bool = False,
 ) -> tuple[Predictor, Plan] | None:
     """Open an export in a worker, which will be the first to run it if the model is cheap enough.
 
@@ -481,6 +498,7 @@ def open_in_worker(
         workers: See `open_model`.
         launcher: Starts the worker, and keeps it for the job.
         plan: The plan of the resumed job; None to choose.
+        distances: See `load_predictor`.
 
     Returns:
         None if the model needs an `ahead` plan, and so has to be opened in this process.
@@ -489,13 +507,13 @@ def open_in_worker(
         ArtifactError, DeviceError, ParityError: See `load_predictor`.
     """
     card = read_card(path)
-    with Crew(_Opening(path, device), size=1, launcher=launcher) as crew:
+    with Crew(_Opening(path, device, distances), size=1, launcher=launcher) as crew:
         told = crew.ready()
     assert isinstance(told, Told)
     if plan == "ahead" or (plan is None and told.forward_s >= FUSED_FORWARD_S):
         return None
     fused = Plan("fused", workers or default_threads(), batch_size or FUSED_BATCH)
-    return WorkerModel(path, card, device, told), fused
+    return WorkerModel(path, card, device, told, distances=distances), fused
 
 
 # ---------------------------------------------------------------------------------- running
@@ -845,6 +863,8 @@ class _Fused(_Decoding):
 
     path: Path
     device: Device
+    distances: bool
+    """Whether the model gives distances."""
     batch_size: int
     most: int
     """Most images in a task."""
@@ -852,7 +872,7 @@ class _Fused(_Decoding):
 
     def open(self, memory: mmap | None) -> tuple[Handle, object]:  # noqa: ARG002
         """Open the model, unless it is already open."""
-        model = _opened_once(self.path, self.device)
+        model = _opened_once(self.path, self.device, self.distances)
         return _FusedHandle(self, model, _opened(self.recall), named=True), None
 
     def pack(self, task: Task) -> tuple[Any, Any]:
@@ -925,6 +945,7 @@ def _fused_work(job: _Job[Source, Result], most: int) -> _Fused:
         recall=job.recall(),
         path=getattr(job.model, "path", Path()),
         device=getattr(job.model, "opened_with", "cpu"),
+        distances=getattr(job.model, "gives_distances", False),
         batch_size=job.plan.batch_size,
         most=most,
         finish=job.finish,

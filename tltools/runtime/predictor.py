@@ -15,6 +15,9 @@ INPUT = "images"
 OUTPUT = "logits"
 PROBABILITIES = "probabilities"
 """The second output, softmax(logits / temperature), for programs that run a file directly."""
+DISTANCE = "distance"
+"""The third output, float32 (N,): how far the images are from the training images; see
+`tltools.distance`. Older exports have none."""
 REMEDY = "recreate it with tltools export"
 
 
@@ -31,9 +34,13 @@ class Predictor(Protocol):
     """Number of nodes by execution provider, as recorded by onnxruntime; empty in PyTorch."""
     threads: int
     """Cores used by one call on the CPU."""
+    gives_distances: bool
+    """Whether a call returns the distances, too."""
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C), and wait for them.
+
+        If it `gives_distances`, they are (N, C + 1), and the last column has the distances.
 
         Safe to call from several threads at once.
 
@@ -52,6 +59,7 @@ class CardBatches:
     """Allocates the batches of a predictor in ordinary memory, in the size that its card gives."""
 
     card: Card
+    gives_distances = False
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
         """Allocate images, uint8 (N, H, W, 3)."""
@@ -67,6 +75,10 @@ class ExportPredictor(Predictor, Protocol):
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the graph's own probabilities, (N, C), of images, (N, H, W, 3)."""
+        ...
+
+    def distances(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the distances from the training images, (N,), of images, (N, H, W, 3)."""
         ...
 
     def lock_pages(self, memory: NDArray[Any]) -> PageLock | None:

@@ -31,10 +31,14 @@ ROW: dict[str, Any] = {
     "required": ["path", "label", "confidence", "probabilities", "error"],
     "properties": {
         "path": {"type": "string", "description": "Name of the file in the form."},
-        "label": {"type": ["string", "null"], "description": "A class, or uncertain."},
+        "label": {"type": ["string", "null"], "description": "A class, uncertain or unknown."},
         "confidence": {"type": ["number", "null"], "description": "The label's probability."},
         "probabilities": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
         "error": {"type": ["string", "null"], "description": "Why there is no label."},
+        "distance": {
+            "type": ["number", "null"],
+            "description": "How far the image is from the training images; optional.",
+        },
     },
 }
 ERROR: dict[str, Any] = {
@@ -98,7 +102,7 @@ class Service:
         self._metrics = metrics
         self._capacity = capacity
         self._tell = tell
-        self._codec = JsonLinesCodec(model.card.classes)
+        self._codec = JsonLinesCodec(model.card.classes, distance=settings.unknown is not None)
         self._page, self._policy = _page()
         app = FastAPI(
             title="tltools serve",

@@ -20,7 +20,12 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from tltools.classify import Prediction
 from tltools.classify.opening import open_where_best
-from tltools.classify.predict import check_min_confidence, predictions
+from tltools.classify.predict import (
+    check_min_confidence,
+    check_unknown,
+    max_distance,
+    predictions,
+)
 from tltools.errors import ConfigError, cause_of
 from tltools.processes import STOPS, Launcher
 from tltools.runtime import Plan, Predictor
@@ -115,8 +120,10 @@ def _open(settings: ServeSettings, launcher: Launcher) -> tuple[Predictor, Plan]
         tf32=False,
         num_images=0,
         launcher=launcher,
+        distances=settings.unknown is not None,
     )
     check_min_confidence(settings.min_confidence, model.card.classes)
+    check_unknown(settings.unknown, model.card.classes)
     if settings.threshold is not None:
         settings.threshold.index(model.card.classes)
     return model, plan
@@ -137,6 +144,7 @@ def _runner(
         card.temperature,
         min_confidence=settings.min_confidence,
         threshold=settings.threshold,
+        max_distance=max_distance(card, settings.unknown),
     )
     return LiveRunner(
         LiveSettings(

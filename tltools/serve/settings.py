@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tltools.classify.predict import check_min_confidence
+from tltools.classify.predict import check_min_confidence, check_unknown
 from tltools.decisions import ClassThreshold
 from tltools.errors import ConfigError
 from tltools.packages import pip_install
@@ -62,6 +62,9 @@ class ServeSettings:
     """Label images whose largest probability is lower `uncertain`; None labels none so."""
     threshold: ClassThreshold | None = None
     """Threshold of a class; None gives each image its most probable class."""
+    unknown: float | None = None
+    """Label images beyond this percentile of the training images' distances `unknown`, and answer
+    with all distances; None does neither."""
     max_image_mb: float = 20.0
     """Largest image file, in megabytes."""
     max_waiting: int = 256
@@ -82,6 +85,7 @@ class ServeSettings:
             }
         )
         check_min_confidence(self.min_confidence)
+        check_unknown(self.unknown)
         for name, value in (
             ("max_image_mb", self.max_image_mb),
             ("client_timeout", self.client_timeout_s),

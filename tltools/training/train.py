@@ -17,6 +17,7 @@ from tltools.backbones.backbone import FineTune
 from tltools.calibration import fit_temperature
 from tltools.card import Card, Confidence, DataFacts
 from tltools.data.dataset import Dataset
+from tltools.distance import MAX_IMAGES, measure_distances, save_distance
 from tltools.errors import ArtifactError, ConfigError, first_line
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
@@ -24,6 +25,7 @@ from tltools.progress import SILENT, Progress
 from tltools.run_folder import (
     CONFUSION,
     CURVES,
+    DISTANCE,
     RunPredictions,
     write_folds,
     write_predictions,
@@ -31,8 +33,10 @@ from tltools.run_folder import (
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.estimate import suggest_fine_tuning
+from tltools.training.fine_tuning import FineTuned
 from tltools.training.fit import DivergedError, EpochStats, predict_source
 from tltools.training.folds import cross_validate
+from tltools.training.head_inputs import HeadInputs, collecting, num_channels
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, check_setup, prepare
 from tltools.training.pretrained import find_download
@@ -339,6 +343,7 @@ class _Training:
         """
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
+        (self._folder / DISTANCE).unlink(missing_ok=True)  # of an earlier checkpoint
         runs.save_checkpoint(self._folder, job.finished_state())
         card = self._card(interrupted=interrupted)
         why = "lowest validation loss" if job.config.keep == "best" else "the last one"
@@ -382,6 +387,8 @@ class _Training:
             self._write_predictions(outputs, card)
         with self._optional("drawing confusion_matrix.png", remedy):
             self._plot_confusion(outputs["val"])
+        with self._optional("measuring distances", "tltools export measures them"):
+            self._measure_distances(outputs)
 
     def _write_predictions(self, outputs: "dict[str, _Outputs]", card: Card) -> None:
         dataset = self._job.dataset
@@ -402,10 +409,24 @@ class _Training:
         outputs: dict[str, _Outputs] = {}
         with self._progress.bar("Scoring", sum(map(len, sources.values()))) as bar:
             for split, source in sources.items():
-                logits, targets = predict_source(self._job.trained, source)
-                outputs[split] = _Outputs(logits.numpy(), targets.numpy())
+                inputs = self._head_inputs(len(source))
+                with collecting(self._job.model.head, inputs):
+                    logits, targets = predict_source(self._job.trained, source)
+                outputs[split] = _Outputs(logits.numpy(), targets.numpy(), inputs.values())
                 bar.advance(len(source))
         return outputs
+
+    def _head_inputs(self, num_images: int) -> HeadInputs:
+        job = self._job
+        scaling = job.trained.scaling if isinstance(job.trained, FineTuned) else job.scaling
+        channels = num_channels(job.model.head, job.config.backbone.flat_channels)
+        return HeadInputs(channels, scaling, step=-(-num_images // MAX_IMAGES))
+
+    def _measure_distances(self, outputs: "dict[str, _Outputs]") -> None:
+        """Write how far an image's features are from those of the training images."""
+        found = measure_distances(outputs["train"].features, outputs["val"].features)
+        if found is not None:
+            save_distance(self._folder / DISTANCE, *found)
 
     def _plot_confusion(self, val: "_Outputs") -> None:
         classes = self._job.dataset.classes
@@ -455,6 +476,8 @@ class _Outputs:
     """(N, C)."""
     targets: NDArray[np.int64]
     """(N,)."""
+    features: NDArray[np.float32]
+    """Pooled features of some of the images, (n, D)."""
 
     @property
     def preds(self) -> NDArray[np.int64]:

@@ -74,7 +74,8 @@ def first_suffixes(where: Callable[[OutputFormat], bool] = lambda _: True) -> st
 
 @lru_cache(maxsize=4)
 def row_encoder(
-    path: Path, classes: tuple[str, ...], *, spreadsheet: bool = False
+    path: Path, classes: tuple[str, ...], *, spreadsheet: bool = False, distance: bool = False
 ) -> Callable[[Prediction], bytes]:
     """Return the function that encodes the rows of an output; repeated calls are free."""
-    return output_format(path).codec(classes, spreadsheet=spreadsheet).encode
+    codec = output_format(path).codec(classes, spreadsheet=spreadsheet, distance=distance)
+    return codec.encode

@@ -1,4 +1,4 @@
-"""CSV: `path,label,confidence,prob_<class>...,error`, with six decimals."""
+"""CSV: `path,label,confidence,prob_<class>...,error[,distance]`, with six decimals."""
 
 import csv
 from codecs import BOM_UTF8
@@ -14,10 +14,10 @@ from tltools.classify.output_formats.format import (
     lines_of,
     utf8_text,
 )
-from tltools.classify.predict import UNCERTAIN, Prediction
+from tltools.classify.predict import UNCERTAIN, UNKNOWN, Prediction
 from tltools.errors import DataError
 from tltools.regular import open_regular
-from tltools.schema import DECIMALS, ERROR, column_names
+from tltools.schema import DECIMALS, DISTANCE, ERROR, column_names
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of fields that a spreadsheet reads as a formula."""
@@ -26,31 +26,41 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 class CsvCodec:
     """Rows of comma-separated values."""
 
-    def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:
+    def __init__(
+        self, classes: Sequence[str], *, spreadsheet: bool = False, distance: bool = False
+    ) -> None:
         """Take the classes; with `spreadsheet`, write what spreadsheets read as it is meant.
 
         They take a file without a byte order mark for one in the system's old encoding, and fields
         that begin like a formula for one, unless there is an apostrophe before them.
         """
         self.classes = classes
+        self.distance = distance
         self._mark = BOM_UTF8 if spreadsheet else b""
         self.text = _no_formula if spreadsheet else utf8_text
         self._plain = csv.writer(_Echo(), lineterminator="\n")
         self._quoted = csv.writer(_Echo(), lineterminator="\n", quoting=csv.QUOTE_ALL)
-        self._num_fields = len(column_names(classes))
-        self._labels = {self.text(name): name for name in (*classes, UNCERTAIN)}
+        columns = column_names(classes, distance=distance)
+        self._num_fields = len(columns)
+        self._error_at = columns.index(ERROR)
+        self._labels = {self.text(name): name for name in (*classes, UNCERTAIN, UNKNOWN)}
         self._texts = {name: text for text, name in self._labels.items()}
-        self.header = self.start([self.text(name) for name in column_names(classes)])
-        self._nothing = [""] * (self._num_fields - 2)
+        self.header = self.start([self.text(name) for name in columns])
+        self._nothing = [""] * (self._error_at - 1)
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the row of a prediction; if there is no label, its fields are empty."""
         path = self.text(prediction.name)
         if prediction.probabilities is None:
-            return self.line([path, *self._nothing, self.text(prediction.error or "")])
+            failed = [path, *self._nothing, self.text(prediction.error or "")]
+            return self.line([*failed, ""] if self.distance else failed)
         numbers = [prediction.confidence, *prediction.probabilities.tolist()]
         texts = [f"{number:.{DECIMALS}f}" for number in numbers]
-        return self.line([path, self._texts[prediction.label or ""], *texts, ""])
+        row = [path, self._texts[prediction.label or ""], *texts, ""]
+        if self.distance:
+            away = prediction.distance
+            row.append("" if away is None else f"{away:.{DECIMALS}f}")
+        return self.line(row)
 
     def start(self, columns: Sequence[str]) -> bytes:
         """Return the first line of a file."""
@@ -89,11 +99,13 @@ class CsvCodec:
         try:
             fields = next(csv.reader([record.decode()], strict=True))
             confidence = float(fields[2]) if fields[2] else None
+            distance = float(fields[-1]) if self.distance and fields[-1] else None
         except (UnicodeDecodeError, csv.Error, ValueError, IndexError):
             return None
         if len(fields) != self._num_fields or (fields[1] and fields[1] not in self._labels):
             return None
-        return Row(fields[0], self._labels.get(fields[1]), confidence, fields[-1] or None)
+        label, error = self._labels.get(fields[1]), fields[self._error_at] or None
+        return Row(fields[0], label, confidence, error, distance)
 
 
 class _Echo:
@@ -112,7 +124,8 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
     lines = _fields(path)
     columns = next(lines)
     classes = classes_of_columns(columns, path)
-    return classes, _rows(lines, frozenset(classes), columns.index(ERROR), path)
+    distance_at = columns.index(DISTANCE) if DISTANCE in columns else None
+    return classes, _rows(lines, frozenset(classes), columns.index(ERROR), distance_at, path)
 
 
 def _fields(path: Path) -> Iterator[list[str]]:
@@ -130,17 +143,23 @@ def _fields(path: Path) -> Iterator[list[str]]:
 
 
 def _rows(
-    lines: Iterator[list[str]], classes: frozenset[str], error_at: int, path: Path
+    lines: Iterator[list[str]],
+    classes: frozenset[str],
+    error_at: int,
+    distance_at: int | None,
+    path: Path,
 ) -> Iterator[Row]:
     for number, fields in enumerate(lines, 1):
         try:
             label, confidence = fields[1] or None, float(fields[2]) if fields[2] else None
             failure = fields[error_at] or None
+            away = "" if distance_at is None else fields[distance_at]
+            distance = float(away) if away else None
         except (IndexError, ValueError) as error:
             raise damaged_row(path, number) from error
         if label is not None and label not in classes:
             label = without_apostrophe(label)
-        yield Row(fields[0], label, confidence, failure)
+        yield Row(fields[0], label, confidence, failure, distance)
 
 
 def without_apostrophe(text: str) -> str:

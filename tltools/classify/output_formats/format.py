@@ -19,15 +19,19 @@ class Row(NamedTuple):
     path: str
     """The path as written in the file."""
     label: str | None
-    """A class of the model or `UNCERTAIN`; None if the image could not be read."""
+    """A class of the model, `UNKNOWN` or `UNCERTAIN`; None if the image could not be read."""
     confidence: float | None
     error: str | None
+    distance: float | None = None
+    """None if the file has no distances, too."""
 
 
 class RowCodec(Protocol):
     """Encodes predictions as the rows of one job, and reads them back."""
 
     classes: Sequence[str]
+    distance: bool
+    """Whether the rows have the distances of the images."""
     header: bytes
     """The first bytes of a file."""
 
@@ -54,8 +58,14 @@ class RowCodec(Protocol):
 class MakeCodec(Protocol):
     """Makes the codec of a job's rows."""
 
-    def __call__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> RowCodec:
-        """Take the model's classes, and whether to protect spreadsheets from formulas."""
+    def __call__(
+        self, classes: Sequence[str], *, spreadsheet: bool = False, distance: bool = False
+    ) -> RowCodec:
+        """Take the model's classes, and which rows are wanted.
+
+        With `spreadsheet`, spreadsheets are protected from formulas; with `distance`, the rows have
+        the distances of the images.
+        """
         ...
 
 
@@ -155,8 +165,8 @@ class OutputFormat:
     )
     """Writes the rows of shards to one file; yields the number of rows each time. Raises
     DataError."""
-    convert: Callable[[BinaryIO, Path, Sequence[str]], None] | None = None
-    """Converts the file of rows to the output, given the classes; for formats whose files cannot
+    convert: Callable[[BinaryIO, Path, RowCodec], None] | None = None
+    """Converts the file of rows to the output, given their codec; for formats whose files cannot
     be appended to. None if the file of rows is the output."""
     requires: str | None = None
     """A package that must be installed."""

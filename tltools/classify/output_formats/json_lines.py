@@ -8,7 +8,7 @@ from typing import BinaryIO
 import msgspec
 
 from tltools.classify.output_formats.format import OutputFormat, Row, lines_of, utf8_text
-from tltools.classify.predict import UNCERTAIN, Prediction
+from tltools.classify.predict import UNCERTAIN, UNKNOWN, Prediction
 from tltools.errors import DataError
 from tltools.regular import open_regular
 from tltools.schema import DECIMALS
@@ -22,10 +22,12 @@ class JsonRow(msgspec.Struct, frozen=True):
     confidence: float | None
     probabilities: dict[str, float] | None
     error: str | None
+    distance: float | msgspec.UnsetType | None = msgspec.UNSET
 
     def short(self) -> Row:
         """Return the row without its probabilities."""
-        return Row(self.path, self.label, self.confidence, self.error)
+        distance = None if self.distance is msgspec.UNSET else self.distance
+        return Row(self.path, self.label, self.confidence, self.error, distance)
 
 
 class JsonLinesCodec:
@@ -33,16 +35,29 @@ class JsonLinesCodec:
 
     header = b""
 
-    def __init__(self, classes: Sequence[str], *, spreadsheet: bool = False) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        spreadsheet: bool = False,  # noqa: ARG002
+        distance: bool = False,
+    ) -> None:
         """Take the classes; `spreadsheet` has no effect on these files."""
         self.classes = classes
-        self._labels = frozenset((None, UNCERTAIN, *classes))
+        self.distance = distance
+        self._labels = frozenset((None, UNCERTAIN, UNKNOWN, *classes))
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(JsonRow)
 
     def encode(self, prediction: Prediction) -> bytes:
         """Return the row of a prediction; if there is no label, its values are null."""
-        return self._encoder.encode(_json_row(prediction, self.classes)) + b"\n"
+        row = _json_row(prediction, self.classes)
+        if self.distance:
+            away = prediction.distance
+            row = msgspec.structs.replace(
+                row, distance=None if away is None else round(away, DECIMALS)
+            )
+        return self._encoder.encode(row) + b"\n"
 
     def text(self, text: str) -> str:
         """Return text as it is stored in a row."""

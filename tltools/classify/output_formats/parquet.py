@@ -31,7 +31,7 @@ ROW_GROUP = 4096
 """Number of rows held in memory until they are written."""
 
 
-def convert_rows(rows: BinaryIO, output: Path, classes: Sequence[str]) -> None:
+def convert_rows(rows: BinaryIO, output: Path, codec: RowCodec) -> None:
     """Convert rows of JSON Lines to a Parquet file.
 
     Raises:
@@ -41,27 +41,31 @@ def convert_rows(rows: BinaryIO, output: Path, classes: Sequence[str]) -> None:
 
     def whole() -> Iterator[JsonRow]:
         nonlocal num_bytes
-        for row, size in JsonLinesCodec(classes).read_whole(rows):
+        for row, size in JsonLinesCodec(codec.classes).read_whole(rows):
             num_bytes += size
             yield row
 
-    write_parquet(output, whole(), classes)
+    write_parquet(output, whole(), codec.classes, distance=codec.distance)
     if num_bytes != rows.seek(0, SEEK_END):
         raise OSError("a row was damaged after it was written")
 
 
-def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -> None:
+def write_parquet(
+    path: Path, rows: Iterable[JsonRow], classes: Sequence[str], *, distance: bool = False
+) -> None:
     """Write rows in groups of `ROW_GROUP`."""
     import pyarrow
     import pyarrow.parquet
 
-    schema = _schema(classes)
+    schema = _schema(classes, distance=distance)
 
     def values(row: JsonRow) -> Iterator[str | float | None]:
         yield from (row.path, row.label, row.confidence)
         numbers = row.probabilities or {}
         yield from (numbers.get(name) for name in classes)
         yield row.error
+        if distance:
+            yield row.short().distance
 
     iterator = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
@@ -74,7 +78,7 @@ def write_parquet(path: Path, rows: Iterable[JsonRow], classes: Sequence[str]) -
             writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=schema))
 
 
-def _schema(classes: Sequence[str]) -> "pyarrow.Schema":
+def _schema(classes: Sequence[str], *, distance: bool) -> "pyarrow.Schema":
     """Return the schema: strings, and float64 for numbers."""
     import pyarrow
 
@@ -82,7 +86,7 @@ def _schema(classes: Sequence[str]) -> "pyarrow.Schema":
     return pyarrow.schema(
         [
             (name, pyarrow.string() if name in texts else pyarrow.float64())
-            for name in column_names(classes)
+            for name in column_names(classes, distance=distance)
         ]
     )
 
@@ -101,10 +105,11 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
             columns = list(file.schema_arrow.names)
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
-    return classes_of_columns(columns, path), _rows(path)
+    names = [name for name in Row._fields if name in columns]
+    return classes_of_columns(columns, path), _rows(path, names)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -112,12 +117,13 @@ def _rows(path: Path) -> Iterator[Row]:
     try:
         # Not read_table, which would read a folder's name as a partition.
         with open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(Row._fields)):
-                columns = (batch.column(name).to_pylist() for name in Row._fields)
-                for name, label, confidence, error in zip(*columns, strict=True):
+            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(names)):
+                columns = (batch.column(name).to_pylist() for name in names)
+                for name, label, confidence, error, *further in zip(*columns, strict=True):
                     number += 1
                     value = None if confidence is None else float(confidence)
-                    yield Row(str(name or ""), label or None, value, error or None)
+                    away = None if not further or further[0] is None else float(further[0])
+                    yield Row(str(name or ""), label or None, value, error or None, away)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     except (TypeError, ValueError) as error:
@@ -144,7 +150,7 @@ def merge_parquet(
     import pyarrow
     import pyarrow.parquet
 
-    schema = _schema(codec.classes)
+    schema = _schema(codec.classes, distance=codec.distance)
     sources = {shard: _ShardRows(shard, schema) for shard in shards}
     waiting: list[pyarrow.Table] = []
     num_waiting = 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tltools.card import Calibration, Card, Precision
+    from tltools.distance import Distance
     from tltools.progress import Progress
     from tltools.runtime.device import Device
     from tltools.runtime.predictor import ExportPredictor
@@ -76,10 +77,11 @@ class Trained(Protocol):
     opset: int
     """Opset of ONNX files, one of `OPSETS`."""
 
-    def module(self, precision: "Precision") -> "torch.nn.Module":
+    def module(self, precision: "Precision", *, features: bool = False) -> "torch.nn.Module":
         """Return the model, in fp32 on the CPU or in fp16 on the device that verifies it.
 
-        It maps images, uint8 (N, size, size, 3), to logits, float32 (N, C).
+        It maps images, uint8 (N, size, size, 3), to logits, float32 (N, C); with `features`, to a
+        tuple of these and the features that the head takes, (N, F).
         """
         ...
 
@@ -136,10 +138,17 @@ class Writer(Protocol):
         """
         ...
 
-    def seal(self, path: Path, card: "Card") -> None:
-        """Add the second output and the export's card to a file; `logits` stay unchanged.
+    def seal(self, path: Path, card: "Card", distance: "Distance | None") -> None:
+        """Add the further outputs and the export's card to a file; `logits` stay unchanged.
 
         The second output, `probabilities`, float32 (N, C), is softmax(logits / card.temperature).
+        The third one, `distance`, float32 (N,), is computed in fp32 from the features that the head
+        takes.
+
+        Args:
+            path: A file that `write` has written.
+            card: The export's card.
+            distance: Computes the third output; None leaves it out.
 
         Raises:
             ArtifactError: If the file is malformed with it.

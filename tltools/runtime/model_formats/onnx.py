@@ -23,12 +23,13 @@ from tltools.runtime.device import (
 )
 from tltools.runtime.model_formats.shared import (
     ExportMemory,
+    check_distances,
     check_images,
     check_is_file,
     check_logits,
     failed_run,
     no_card,
-    no_probabilities,
+    no_output,
     not_a,
     refused,
 )
@@ -39,7 +40,7 @@ from tltools.runtime.onnx_reader import (
     read_onnx,
     signature_problem,
 )
-from tltools.runtime.predictor import INPUT, OUTPUT, PROBABILITIES, REMEDY, Layout
+from tltools.runtime.predictor import DISTANCE, INPUT, OUTPUT, PROBABILITIES, REMEDY, Layout
 
 
 class OnnxPredictor(ExportMemory):
@@ -75,7 +76,15 @@ class OnnxPredictor(ExportMemory):
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
-        return self._run(images, OUTPUT)
+        if not self.gives_distances:
+            return self._logits(images, OUTPUT)
+        logits, distances = self._run(images, OUTPUT, DISTANCE)
+        return np.column_stack(
+            (
+                check_logits(logits, len(images), self.card, self._path),
+                check_distances(distances, len(images), self._path),
+            )
+        )
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the graph's own probabilities, float32 (N, C), for images, uint8 (N, H, W, 3).
@@ -83,11 +92,27 @@ class OnnxPredictor(ExportMemory):
         Raises:
             ArtifactError: If the graph has no such output, as in older exports.
         """
-        if PROBABILITIES not in [value.name for value in self._session.get_outputs()]:
-            raise no_probabilities(self._path)
-        return self._run(images, PROBABILITIES)
+        self._check_output(PROBABILITIES)
+        return self._logits(images, PROBABILITIES)
 
-    def _run(self, images: NDArray[np.uint8], output: str) -> NDArray[np.float32]:
+    def distances(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the distances from the training images, float32 (N,), of images.
+
+        Raises:
+            ArtifactError: If the graph has no such output, as in older exports.
+        """
+        self._check_output(DISTANCE)
+        return check_distances(self._run(images, DISTANCE)[0], len(images), self._path)
+
+    def _check_output(self, name: str) -> None:
+        if name not in [value.name for value in self._session.get_outputs()]:
+            raise no_output(self._path, name)
+
+    def _logits(self, images: NDArray[np.uint8], output: str) -> NDArray[np.float32]:
+        (values,) = self._run(images, output)
+        return check_logits(values, len(images), self.card, self._path)
+
+    def _run(self, images: NDArray[np.uint8], *outputs: str) -> "list[NDArray[np.float32]]":
         """Run the model in place: onnxruntime wraps a contiguous array without a copy.
 
         On a GPU, `run` queues the copy on this call's own stream, without holding the GIL; from
@@ -96,12 +121,10 @@ class OnnxPredictor(ExportMemory):
         """
         check_images(images, self.card.preprocessing.size)
         try:
-            outputs = self._session.run([output], {INPUT: images})
+            found = self._session.run(outputs, {INPUT: images})
         except self._errors as error:
             raise failed_run(len(images), error) from error
-        return check_logits(
-            cast("NDArray[np.float32]", outputs[0]), len(images), self.card, self._path
-        )
+        return cast("list[NDArray[np.float32]]", found)
 
 
 def read_card(path: Path) -> Card:
@@ -130,7 +153,10 @@ def _signature_problem(found: OnnxFile, card: Card) -> str | None:
         found,
         wanted_input=TensorType(INPUT, "uint8", (None, size, size, 3)),
         wanted_output=TensorType(OUTPUT, "float", (None, num_classes)),
-        allowed_output=TensorType(PROBABILITIES, "float", (None, num_classes)),
+        further_outputs=(
+            TensorType(PROBABILITIES, "float", (None, num_classes)),
+            TensorType(DISTANCE, "float", (None,)),
+        ),
     )
 
 

@@ -30,7 +30,7 @@ from tltools.runtime.model_formats.shared_torch import (
     card_text,
     members_as_written,
     open_archive,
-    with_probabilities,
+    with_outputs,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     import torch
     from torch.export import ExportedProgram
+
+    from tltools.distance import Distance
 
 TITLE = "PT2"
 MAX_TEXT_BYTES = 32 * 2**20
@@ -216,17 +218,18 @@ def write(
 ) -> Written:
     """Export the model and save it with its card as an extra file; see `Writer`."""
     # On the CPU, where every machine can open it; nothing is computed.
-    module, example = trained.module(precision).cpu(), trained.example(precision).cpu()
+    module = trained.module(precision, features=True).cpu()
+    example = trained.example(precision).cpu()
     _save(_export(module, example), path, trained.card)
     check(path)
     return Written()
 
 
-def seal(path: Path, card: Card) -> None:
-    """Wrap the saved module in one that also gives probabilities; see `Writer`."""
+def seal(path: Path, card: Card, distance: "Distance | None") -> None:
+    """Wrap the saved module in one that gives all outputs; see `Writer`."""
     import torch
 
-    module = with_probabilities(_program(path).module(), card.temperature)
+    module = with_outputs(_program(path).module(), card.temperature, distance)
     # Two images: a batch of one would become a constant.
     example = torch.zeros(card.preprocessing.shape(2), dtype=torch.uint8)
     _save(_export(module, example), path, card)

@@ -11,7 +11,7 @@ from tltools.errors import ArtifactError, DeviceError, first_line
 from tltools.regular import check_regular
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
-from tltools.runtime.predictor import PROBABILITIES, REMEDY, CardBatches
+from tltools.runtime.predictor import REMEDY, CardBatches
 from tltools.wording import similar_paths
 
 MAX_EXPORT_BYTES = 2**34
@@ -61,6 +61,22 @@ def check_logits(
     return logits
 
 
+def check_distances(
+    distances: NDArray[np.float32], num_images: int, path: Path
+) -> NDArray[np.float32]:
+    """Return distances if they are float32, (num_images,).
+
+    Raises:
+        ArtifactError: If they are not.
+    """
+    if distances.dtype != np.float32 or distances.shape != (num_images,):
+        raise ArtifactError(
+            f"{path} gives distances {distances.dtype} {distances.shape}, but they should be "
+            f"float32 {(num_images,)}; {REMEDY}"
+        )
+    return distances
+
+
 def check_images(images: NDArray[np.uint8], size: int) -> None:
     """Raise ValueError unless images are uint8, (N, size, size, 3), with N at least 1."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
@@ -71,9 +87,9 @@ def check_images(images: NDArray[np.uint8], size: int) -> None:
         raise ValueError("images must contain at least one image")
 
 
-def no_probabilities(path: Path) -> ArtifactError:
-    """Return the error for a file without the second output."""
-    return ArtifactError(f"{path} has no output {PROBABILITIES!r}; {REMEDY}")
+def no_output(path: Path, name: str) -> ArtifactError:
+    """Return the error for a file without the output of this name."""
+    return ArtifactError(f"{path} has no output {name!r}; {REMEDY}")
 
 
 def no_card(path: Path) -> ArtifactError:

@@ -12,26 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card
+from tltools.distance import SMALLEST_LENGTH
 from tltools.errors import ArtifactError
 from tltools.runtime.device import Device, allow_tf32, default_threads, torch_device
 from tltools.runtime.model_formats.shared import (
     ExportMemory,
+    check_distances,
     check_images,
     check_is_file,
     check_logits,
     failed_run,
     no_card,
-    no_probabilities,
+    no_output,
     not_a,
     refused,
 )
+from tltools.runtime.predictor import DISTANCE, OUTPUT, PROBABILITIES
 
 if TYPE_CHECKING:
     from zipfile import ZipFile
 
     import torch
 
+    from tltools.distance import Distance
     from tltools.runtime.predictor import Layout
+
+OUTPUTS = (OUTPUT, PROBABILITIES, DISTANCE)
+"""What a sealed module returns; older exports have fewer."""
 
 MAX_UNPACKED_BYTES = 64 * 2**20
 """Most bytes a file may unpack to; torch compresses only the code, a few kilobytes."""
@@ -39,8 +46,8 @@ MAX_UNPACKED_BYTES = 64 * 2**20
 Load = Callable[[Path, "torch.device"], Callable[["torch.Tensor"], Any]]
 """Opens the module in a file on a device.
 
-It maps images, uint8 (N, H, W, 3), to logits, float32 (N, C), or to a tuple of them and
-probabilities, (N, C).
+It maps images, uint8 (N, H, W, 3), to logits, float32 (N, C), or to a tuple of them and further
+outputs: `OUTPUTS` in a complete file, and features, (N, F), in one that is not sealed yet.
 """
 
 
@@ -135,7 +142,11 @@ class TorchPredictor(ExportMemory):
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
-        return self._run(images, 0)
+        if not self.gives_distances:
+            return self._checked_logits(self._run(images, OUTPUT)[0], len(images))
+        logits, distances = self._run(images, OUTPUT, DISTANCE)
+        distances = check_distances(distances, len(images), self._path)
+        return np.column_stack((self._checked_logits(logits, len(images)), distances))
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the graph's own probabilities, float32 (N, C), for images, uint8 (N, H, W, 3).
@@ -143,9 +154,20 @@ class TorchPredictor(ExportMemory):
         Raises:
             ArtifactError: If the graph has no such output, as in older exports.
         """
-        return self._run(images, 1)
+        return self._checked_logits(self._run(images, PROBABILITIES)[0], len(images))
 
-    def _run(self, images: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
+    def distances(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the distances from the training images, float32 (N,), of images.
+
+        Raises:
+            ArtifactError: If the graph has no such output, as in older exports.
+        """
+        return check_distances(self._run(images, DISTANCE)[0], len(images), self._path)
+
+    def _checked_logits(self, values: NDArray[np.float32], num_images: int) -> NDArray[np.float32]:
+        return check_logits(values, num_images, self.card, self._path)
+
+    def _run(self, images: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
         check_images(images, self.card.preprocessing.size)
         torch = self._torch
         # "W": torch warns about read-only arrays; C order saves a copy.
@@ -154,16 +176,24 @@ class TorchPredictor(ExportMemory):
             with torch.inference_mode():
                 outputs = self._module(batch.to(self._device))
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                if index >= len(outputs):
-                    raise no_probabilities(self._path)
-                array = outputs[index].cpu().numpy()  # waits for the device
+                indices = [OUTPUTS.index(name) for name in names]
+                if max(indices) >= len(outputs):
+                    raise no_output(self._path, names[-1])
+                return [outputs[index].cpu().numpy() for index in indices]  # waits for the device
         except RuntimeError as error:
             raise failed_run(len(images), error) from error
-        return check_logits(array, len(images), self.card, self._path)
 
 
-def with_probabilities(module: "torch.nn.Module", temperature: float) -> "torch.nn.Module":
-    """Wrap a module that gives logits, (N, C), in one that gives (logits, probabilities)."""
+def with_outputs(
+    module: "torch.nn.Module", temperature: float, distance: "Distance | None"
+) -> "torch.nn.Module":
+    """Wrap a module that gives (logits, features) in one that gives all outputs of an export.
+
+    Args:
+        module: Gives logits, (N, C), and features, (N, F).
+        temperature: Divides the logits before softmax.
+        distance: None leaves out the output `distance`.
+    """
     import torch
 
     class WithProbabilities(torch.nn.Module):
@@ -173,7 +203,51 @@ def with_probabilities(module: "torch.nn.Module", temperature: float) -> "torch.
             self.temperature = temperature
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.module(images)
+            logits, _ = self.module(images)
             return logits, torch.softmax(logits / self.temperature, dim=1)
 
-    return WithProbabilities(module, temperature)
+    class WithDistance(torch.nn.Module):
+        def __init__(
+            self, module: torch.nn.Module, temperature: float, distance: torch.nn.Module
+        ) -> None:
+            super().__init__()
+            self.module = module
+            self.temperature = temperature
+            self.distance = distance
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            logits, features = self.module(images)
+            probabilities = torch.softmax(logits / self.temperature, dim=1)
+            return logits, probabilities, self.distance(features)
+
+    if distance is None:
+        return WithProbabilities(module, temperature)
+    return WithDistance(module, temperature, _distance_module(distance))
+
+
+def _distance_module(distance: "Distance") -> "torch.nn.Module":
+    """Return a module that maps features, (N, F), to distances, float32 (N,), in fp32."""
+    import torch
+
+    class DistanceModule(torch.nn.Module):
+        mean: torch.Tensor
+        directions: torch.Tensor
+        precisions: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.smallest = SMALLEST_LENGTH
+            for name, value in vars(distance).items():
+                self.register_buffer(name, torch.from_numpy(value.copy()))
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            maps = features.float().reshape(features.shape[0], self.mean.shape[0], -1)
+            values = maps.mean(dim=2)
+            length = torch.sqrt((values * values).sum(dim=1, keepdim=True)) + self.smallest
+            centered = values / length - self.mean
+            parts = centered @ self.directions
+            rest = centered - parts @ self.directions.t()
+            own = (parts * parts) @ self.precisions[:-1]
+            return torch.sqrt(own + (rest * rest).sum(dim=1) * self.precisions[-1])
+
+    return DistanceModule()

@@ -21,11 +21,13 @@ from tltools.runtime.model_formats.shared_torch import (
     members_as_written,
     open_archive,
     unpacked_bytes,
-    with_probabilities,
+    with_outputs,
 )
 
 if TYPE_CHECKING:
     import torch
+
+    from tltools.distance import Distance
 
 
 def open_export(
@@ -79,20 +81,20 @@ def write(
     """Trace the model and save it with its card as an extra file; see `Writer`."""
     import torch
 
-    module, example = trained.module(precision), trained.example(precision)
+    module, example = trained.module(precision, features=True), trained.example(precision)
     with _deprecation_untold(), torch.inference_mode():
         _save(torch.jit.trace(module, example, check_trace=False), path, trained.card)
     check(path)
     return Written()
 
 
-def seal(path: Path, card: Card) -> None:
-    """Wrap the saved module in one that also gives probabilities; see `Writer`."""
+def seal(path: Path, card: Card, distance: "Distance | None") -> None:
+    """Wrap the saved module in one that gives all outputs; see `Writer`."""
     import torch
 
     with _deprecation_untold():
         module = torch.jit.load(path, map_location="cpu")
-        _save(torch.jit.script(with_probabilities(module, card.temperature)), path, card)
+        _save(torch.jit.script(with_outputs(module, card.temperature, distance)), path, card)
 
 
 def _save(module: object, path: Path, card: Card) -> None:
