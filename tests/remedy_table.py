@@ -617,6 +617,12 @@ CASES = (
     ),
     # ------------------------------------------------------------------ thresholds
     Case(
+        "Next: tltools classify FOLDER --model {} --threshold auto",
+        f"{CHOSEN}; {CHOOSE}",
+        ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx --threshold auto",),
+        0,
+    ),
+    Case(
         "has a different --threshold than",
         f"{SHARDS.replace('2/2', '2/2 --threshold 0.5')}; {MERGE}",
         (f"classify data --shard 2/2 -o b.csv --overwrite; {MERGE}",),
@@ -632,11 +638,23 @@ CASES = (
     ),
     Case(
         "the card of {} has no threshold",
-        "classify data --threshold auto",
+        f"sample s --num-images 60; evaluate runs/cnn s {NAMES} --threshold auto",
         (
-            f"{CHOSEN}; export runs/cnn; classify data --threshold auto",
-            "classify data --threshold 0.5",
+            f"{CHOOSE}; evaluate runs/cnn s {NAMES} --threshold auto",
+            f"evaluate runs/cnn s {NAMES} --threshold 0.5",
         ),
+        2,
+    ),
+    Case(
+        "this export of {} has no threshold; if its run",
+        f"{CHOSEN}; classify data --threshold auto",
+        ("export runs/cnn; classify data --threshold auto", "classify data --threshold 0.5"),
+        2,
+    ),
+    Case(
+        "this export of {} has no threshold; if its run",
+        "classify data --threshold auto",
+        (f"{CHOSEN}; export runs/cnn; classify data --threshold auto",),
         2,
     ),
     Case(
@@ -797,6 +815,12 @@ CASES = (
         ("export; classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
+        "{} is unfinished: tltools train --resume continues it",
+        f"$ cp -r runs/cnn runs/cnn-2 && rm runs/cnn-2/card.json; {ONE_EPOCH}",
+        ("train --resume --model cnn",),
+        0,
+    ),
+    Case(
         "use a lower learning rate (--lr), --clip-grad 1 or --precision fp32",
         f"{ONE_EPOCH} --lr 1e30",
         (f"{ONE_EPOCH} --lr 0.001",),
@@ -847,7 +871,6 @@ UNTRIED: dict[str, str] = {
     "with --threshold {} and --class {}": _NO_MESSAGE,
     "without --threshold": _NO_MESSAGE,
     "On other images the {} may be below": _ADVICE,
-    "Next: tltools classify FOLDER --threshold auto": _ADVICE,
     "{}, chosen for a {} of at least": _PAGE,
     "or add --exclude-train": _NO_MESSAGE,
     "{} needs an input size divisible by {}": _NETWORK,
@@ -962,9 +985,8 @@ UNTRIED: dict[str, str] = {
     "port {} is reserved for root": _SERVICE,
     "--max-delay-ms must be": _SERVICE,
     "--model {} has no --fine-tune": _NETWORK,
-    "decoded images need {} GB": "needs a full disk: test_decoded.py",
+    "{}; choose another folder with --cache-dir": "of decoded images: test_decoded.py",
     "cannot read the temporary file of decoded images": "needs a broken disk: test_decoded.py",
-    "cannot write decoded images": "needs more images than memory: test_decoded.py",
     "use --feature-precision fp32": "needs weights that int8 does not hold: test_training.py",
     "--feature-precision int8 needs the CPU": _GPU,
     "--precision amp needs a GPU or a CPU": "needs a processor without bf16: test_fit.py",

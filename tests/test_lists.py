@@ -1,8 +1,10 @@
 """Lists of images as people and programs write them."""
 
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tltools.classify import list_images
 from tltools.data.folders import MARKER, make_output_folder
@@ -65,6 +67,18 @@ def test_blank_lines_and_comments_are_no_images(tmp_path):
 def test_a_table_named_as_a_list_is_refused(tmp_path, text):
     with pytest.raises(DataError, match=r"holds more than a path .* keep only the paths"):
         listed(tmp_path, text, "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_an_image_in_place_of_a_list_is_refused(tmp_path, kind):
+    Image.new("RGB", (30, 20), (200, 10, 10)).save(file := io.BytesIO(), kind)
+    with pytest.raises(DataError, match=r"list\.txt is an image, not a list of paths"):
+        listed(tmp_path, file.getvalue())
+
+
+@pytest.mark.parametrize("name", ["BM.jpg", "GIF89a.gif", "RIFF.webp", "Größe.jpg"])
+def test_names_that_begin_like_an_image_are_names(tmp_path, name):
+    assert listed(tmp_path, f"{name}\n") == [name]
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "l.json", "l.JSONL", "l.xlsx", "l.parquet"])

@@ -79,6 +79,7 @@ FEWER: dict[tuple[str, str], tuple[str, ...]] = {
     # Printed only where the option was typed.
     ("runtime/device", "--tf32"): ("evaluate", "classify", "bench"),
     ("artifacts", "--model"): ("classify",),
+    ("runtime/exports", "--unknown"): ("classify", "serve"),
 }
 """The commands that print one of its options, where these are fewer."""
 

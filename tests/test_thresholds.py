@@ -311,7 +311,7 @@ def test_a_few_images_and_programs_get_the_same_label(onnx_path, images, tmp_pat
     (found,) = predictor.predict([path], threshold=1.0, class_name="green")
     assert found.label == never[0]
     assert found.confidence == found.probabilities[CLASSES.index(found.label)]
-    with pytest.raises(ConfigError, match="the card of tiny has no threshold"):
+    with pytest.raises(ConfigError, match="this export of tiny has no threshold"):
         predictor.predict([path], threshold="auto")
 
 

@@ -10,7 +10,12 @@ from tltools.errors import ArtifactError
 from tltools.run_folder import CARD, load_card, read_split
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
-from tltools.runtime.model_formats import format_of, is_export_name, suffixes
+from tltools.runtime.model_formats import (
+    format_of,
+    is_export_name,
+    refuse_folder_of_exports,
+    suffixes,
+)
 from tltools.runtime.predictor import Predictor
 from tltools.wording import similar_paths
 
@@ -49,6 +54,8 @@ def read_artifact(path: Path) -> Artifact:
     """
     _check_exists(path)
     if path.is_dir():
+        if not (path / CARD).exists():
+            refuse_folder_of_exports(path)
         return Artifact(path, load_card(path))
     return Artifact(path, read_card(path))
 

@@ -253,7 +253,11 @@ def _out_of_reach(
     )
     enough = np.flatnonzero(found.kept >= MIN_IMAGES)
     if not len(enough):
-        return f"{start}: they are too few (at least {MIN_IMAGES}); use more labeled images"
+        return (
+            f"{grouped(found.num_images, 'image')} ({images}) are too few to choose a threshold, "
+            f"which takes at least {MIN_IMAGES}; give more labeled images that the model was not "
+            "trained on"
+        )
     best = int(enough[np.argmax(found.precision[enough])])
     share = proportion(int(found.hits[best]), int(found.kept[best]))
     return (

@@ -190,6 +190,8 @@ def explain_images(
 def _check_readable(paths: Sequence[Path], rules: Preprocessing) -> None:
     """Refuse images that cannot be read, before any is drawn; decoding twice is cheap."""
     for path in paths:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name the images in it, such as {path}/*.jpg")
         try:
             load_image(path, rules)
         except DataError as error:

@@ -88,6 +88,20 @@ def list_portions(
     Raises:
         DataError: As `list_images`.
     """
+    check_inputs(inputs)
+    report = _Report(on_error, LeftOut(on_error) if left_out is None else left_out, on_skip)
+    return _refuse_nothing(
+        chain.from_iterable(_list_one(source, len(inputs) == 1, report) for source in inputs),
+        inputs,
+    )
+
+
+def check_inputs(inputs: Sequence[Location]) -> None:
+    """Refuse inputs that cannot be listed.
+
+    Raises:
+        DataError: If a local one does not exist, or one is a table.
+    """
     for source in inputs:
         if isinstance(source, Path) and source != STDIN and not source.exists():
             raise DataError(
@@ -99,11 +113,6 @@ def list_portions(
                 f"{source} is neither an image nor a list: write the paths of the images into a "
                 ".txt file, one per line"
             )
-    report = _Report(on_error, LeftOut(on_error) if left_out is None else left_out, on_skip)
-    return _refuse_nothing(
-        chain.from_iterable(_list_one(source, len(inputs) == 1, report) for source in inputs),
-        inputs,
-    )
 
 
 def is_slow(inputs: Sequence[Location]) -> bool:
@@ -142,7 +151,8 @@ def _list_one(source: Location, alone: bool, report: _Report) -> Iterator[Portio
     if isinstance(source, Url):
         return _list_url(source, alone, report)
     if source == STDIN:
-        return _list_lines(sys.stdin.buffer, Path(), at_once=1)
+        lines = _without_image(sys.stdin.buffer, "standard input")
+        return _list_lines(lines, Path(), at_once=1)
     if source.is_dir():
         return _list_folder(source, alone, report)
     if is_archive_name(source.name):
@@ -192,11 +202,25 @@ def _list_url(url: Url, alone: bool, report: _Report) -> Iterator[Portion]:
 def _list_file(source: Path) -> Iterator[Portion]:
     try:
         with source.open("rb") as file:
-            yield from _list_lines(file, source.parent, at_once=LINES_AT_ONCE)
+            lines = _without_image(file, str(source))
+            yield from _list_lines(lines, source.parent, at_once=LINES_AT_ONCE)
     except OSError as error:
         raise DataError(
             f"cannot read the list {source}: {error.strerror}; make it readable"
         ) from error
+
+
+def _without_image(lines: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the lines of a list; refuse an image in its place."""
+    lines = iter(lines)
+    first = next(lines, b"")
+    if not first.isascii() or not first.strip().decode().isprintable():
+        from tltools.data.image_formats import is_image_start  # here: most lists are plain text
+
+        if is_image_start(first) or first.startswith(b"\x89PNG"):  # whose first line ends there
+            raise DataError(f"{name} is an image, not a list of paths; name the image file itself")
+    yield first
+    yield from lines
 
 
 def _list_lines(lines: Iterable[bytes], folder: Location, *, at_once: int) -> Iterator[Portion]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tltools.classify.finished import finished_summary
 from tltools.classify.identity import JobIdentity
-from tltools.classify.inputs import are_found
+from tltools.classify.inputs import are_found, check_inputs
 from tltools.classify.job import Job, Summary
 from tltools.classify.listing import JobListing
 from tltools.classify.opening import open_for
@@ -22,6 +22,7 @@ from tltools.classify.tally import Tally
 from tltools.classify.unfinished import HOW_TO_RESUME, UnfinishedOutput
 from tltools.classify.writer import Output
 from tltools.data.image_ref import ImageRef
+from tltools.errors import ConfigError
 from tltools.processes import Launcher
 from tltools.progress import SILENT, Progress
 from tltools.runtime import Plan, Predictor, run_images
@@ -63,7 +64,11 @@ def run_job(
         TltoolsError: If the output or the ledger cannot be written.
             The rows written so far stay in `<output>.part`, as they do whenever a job is stopped.
     """
-    place = OutputPlace(job)
+    try:
+        place = OutputPlace(job)
+    except ConfigError:
+        check_inputs(job.inputs)  # a misspelled image is the likelier mistake
+        raise
     identity = JobIdentity(job, overwrite=place.replaces, shard=job.shard, tf32=job.tf32)
     if place.finished is None:
         summary = _run(job, place, identity, progress, launcher)

@@ -67,10 +67,15 @@ def resolve_threshold(
 def _from_card(card: Card, class_name: str | None, min_confidence: float | None) -> Applied:
     found = card.threshold
     if found is None:
-        again = "" if card.export is None else " and export the run again"
+        if card.export is None:
+            raise ConfigError(
+                f"the card of {card.run} has no threshold; choose one with tltools evaluate "
+                f"runs/{card.run} --target-precision 0.95, or give `threshold=` a number"
+            )
         raise ConfigError(
-            f"the card of {card.run} has no threshold; choose one with tltools evaluate "
-            f"runs/{card.run} --target-precision 0.95{again}, or give `threshold=` a number"
+            f"this export of {card.run} has no threshold; if its run has one, export it again; "
+            f"otherwise choose one first with tltools evaluate runs/{card.run} --target-precision "
+            "0.95, or give `threshold=` a number"
         )
     if class_name not in (None, found.class_name):
         kind = "confidence of all" if found.class_name is None else f"class {found.class_name}"

@@ -163,7 +163,10 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     if written is not None:
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
         progress.say(f"Next: {shlex.join(['tltools', 'export', str(model)])}")
-        progress.say("Next: tltools classify FOLDER --threshold auto")
+        export = Path("exports", model.name, f"{model.name}.fp32.onnx")
+        progress.say(
+            f"Next: tltools classify FOLDER --model {shlex.quote(str(export))} --threshold auto"
+        )
         return
     progress.say(f"Next: {_classify_command(model, card, threshold)}")
     progress.say(

@@ -469,6 +469,7 @@ def train(
         trained, failure = _resume(models, setup, given_options(context), load, out.progress), None
     else:
         _tell_unfit(configs, settings, out.progress)
+        _tell_unfinished(run_dir, models, out.progress)
         dataset = load()
         if settings.batch_size is None and recipe == "default":
             configs = _with_fitting_batches(configs, dataset, out.progress)
@@ -527,6 +528,17 @@ def _tell_unfit(
             progress.say(
                 f"{config.model}{tuned}: {options} {plural(len(names), 'does', 'do')} not apply"
             )
+
+
+def _tell_unfinished(run_dir: Path, models: Sequence[str], progress: "RichProgress") -> None:
+    """Say that a run could be resumed, since this command begins a new one."""
+    from tltools.training import unfinished_runs
+
+    found = unfinished_runs(run_dir, models)
+    if found:
+        progress.say(
+            f"{found[0]} is unfinished: tltools train --resume continues it; this is a new run"
+        )
 
 
 def _with_fitting_batches(

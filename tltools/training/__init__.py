@@ -14,6 +14,7 @@ from tltools.training.train import (
     resume_run,
     train_model,
     train_models,
+    unfinished_runs,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "resume_run",
     "train_model",
     "train_models",
+    "unfinished_runs",
 ]

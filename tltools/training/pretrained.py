@@ -179,8 +179,8 @@ def _weights(download: Download) -> Any:
 def _remedy(backbone: Backbone) -> str:
     return (
         f"provide {backbone.title}'s weights with `weights=FILE` (.safetensors or .pth with "
-        f"{_library(backbone)}'s tensor names), or run once with network access, so that "
-        f"`weights={IMAGENET}` can download them"
+        f"{_library(backbone)}'s tensor names), run once with network access, so that "
+        f"`weights={IMAGENET}` can download them, or train only the small CNN with `model=cnn`"
     )
 
 

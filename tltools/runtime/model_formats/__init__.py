@@ -250,15 +250,35 @@ def format_of(path: Path) -> ModelFormat:
         if path.suffix.lower() == one.suffix:
             return one
     if path.is_dir():
+        refuse_folder_of_exports(path)
         raise ArtifactError(
             f"{path} is a folder, not an export; if it is a run, export it with tltools export "
             f"{path}, and name the file"
         )
     ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+    known = _first_export(Path("exports") / path)
+    similar = similar_paths(path, Path("exports")) if known is None else f" (did you mean {known}?)"
     raise ArtifactError(
-        f"{path} is not an export: its name {ending}, exports end in {suffixes(' or ')}"
-        f"{similar_paths(path, Path('exports'))}"
+        f"{path} is not an export: its name {ending}, exports end in {suffixes(' or ')}{similar}"
     )
+
+
+def refuse_folder_of_exports(folder: Path) -> None:
+    """Refuse a folder in place of one of the exports in it; do nothing if it has none.
+
+    Raises:
+        ArtifactError: With the name of the first export.
+    """
+    first = _first_export(folder)
+    if first is not None:
+        raise ArtifactError(f"{folder} is a folder of exports; name one of them, such as {first}")
+
+
+def _first_export(folder: Path) -> Path | None:
+    """Return the first export in a folder: fp32 ONNX if there is one; None if there is none."""
+    # A run's training state, `state.pt`, has an export's suffix; an export's name has a precision.
+    found = [one for one in folder.glob("*.*.*") if is_export_name(one) and one.name[0] != "."]
+    return min(found, key=lambda one: (not one.name.endswith(".fp32.onnx"), one.name), default=None)
 
 
 def is_export_name(path: Path) -> bool:
