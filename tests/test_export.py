@@ -214,13 +214,18 @@ def test_only_the_exports_remain_in_their_folder(cnn_exports):
 def test_the_onnx_file_accepts_any_batch_size_and_returns_logits(onnx_file):
     onnx.checker.check_model(str(onnx_file), full_check=True)
     model = onnx.load(onnx_file, load_external_data=False)
-    (source,), (target, probabilities) = model.graph.input, model.graph.output
-    assert [one.name for one in (source, target, probabilities)] == [
+    (source,), (target, probabilities, distance) = model.graph.input, model.graph.output
+    assert [one.name for one in (source, target, probabilities, distance)] == [
         "images",
         "logits",
         "probabilities",
+        "distance",
     ]
     assert probabilities.type == target.type
+    assert distance.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [one.dim_param for one in distance.type.tensor_type.shape.dim] == [
+        source.type.tensor_type.shape.dim[0].dim_param
+    ]
     assert source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     source_dims, target_dims = (value.type.tensor_type.shape.dim for value in (source, target))
