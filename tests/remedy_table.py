@@ -721,7 +721,7 @@ CASES = (
     Case(
         "--delete needs the names of runs", "runs --delete", ("runs; runs --delete --yes cnn",), 2
     ),
-    Case("standard input is no terminal", "runs --delete cnn", ("runs --delete cnn --yes",), 2),
+    Case("cannot ask for confirmation", "runs --delete cnn", ("runs --delete cnn --yes",), 2),
     Case(
         "--images {} is not a folder; name the folder that",
         "report --images one.png",

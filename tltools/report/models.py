@@ -238,7 +238,7 @@ def _calibration_text(confidence: Confidence | None) -> str:
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
         error = "" if before is None else f" Expected calibration error {_share(before)}."
-        return f"Confidence is left unchanged (temperature 1): {confidence.note}.{error}"
+        return f"Confidence is not calibrated (temperature 1): {confidence.note}.{error}"
     return (
         f"Confidence is calibrated with temperature {confidence.temperature:.2f}. Expected "
         f"calibration error on held-out images: {_share(before)} before, {_share(after)} after. "

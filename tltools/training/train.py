@@ -489,7 +489,7 @@ def _of_confidence(confidence: Confidence) -> str:
     """Describe the calibration in one line."""
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
-        return f"Confidence stays uncalibrated (temperature 1): {confidence.note}"
+        return f"Confidence is not calibrated (temperature 1): {confidence.note}"
     return (
         f"Temperature {confidence.temperature:.2f}: expected calibration error {before:.4f} "
         f"before, {after:.4f} after (held out)"
