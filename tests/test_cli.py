@@ -624,7 +624,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
              "broken/card.json has no valid tltools card"),
             ("bench-nothing", "bench", 1, "no exports in exports/"),
             ("bench-missing", "bench nope.onnx", 1, "nope.onnx does not exist"),
-            ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist"),
+            ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist: name a run, an"),
             ("inspect-missing-model", "inspect nope.onnx", 1, "nope.onnx does not exist"),
             ("inspect-text-as-model", "inspect text.onnx", 1, "text.onnx is not a"),
             ("sample-in-the-way", "sample images", 2, "choose another folder"),

@@ -339,7 +339,7 @@ class _Training:
         """Write the kept epoch's weights and a card; then score and describe them.
 
         Nothing after the checkpoint costs the training: a step that fails is reported with the
-        command that makes up for it.
+        command that repeats it.
         """
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
@@ -382,7 +382,7 @@ class _Training:
 
     def _describe(self, outputs: "dict[str, _Outputs]", card: Card) -> None:
         """Write the predictions for held-out images, and draw the confusion matrix."""
-        remedy = f"tltools evaluate {self._folder} DATA --output FOLDER makes up for it"
+        remedy = f"tltools evaluate {self._folder} DATA --output FOLDER writes it"
         with self._optional("writing predictions.csv", remedy):
             self._write_predictions(outputs, card)
         with self._optional("drawing confusion_matrix.png", remedy):
