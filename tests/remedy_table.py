@@ -74,14 +74,14 @@ CASES = (
         (f"{ONE_EPOCH}; runs",),
     ),
     Case(
-        "no exports in {}/: create some with tltools export --format onnx",
+        "no exports in {}/: create some with tltools export, or give",
         "$ mv exports kept; serve --port 0",
-        ("export --format onnx; classify data", "classify data --model kept/cnn/cnn.fp32.onnx"),
+        ("export; classify data", "classify data --model kept/cnn/cnn.fp32.onnx"),
     ),
     Case(
         "no ONNX export with a validation accuracy",
         "$ mv exports/cnn/cnn.fp32.onnx kept.onnx; classify data",
-        ("export --format onnx; classify data", "classify data --model kept.onnx"),
+        ("export; classify data", "classify data --model kept.onnx"),
     ),
     Case(
         "{} {}; name an export, or create one with tltools export",
@@ -535,9 +535,9 @@ CASES = (
         "--engine ray computes frozen features, and", f"{ONE_EPOCH} --engine ray", (ONE_EPOCH,), 2
     ),
     Case(
-        "Next: tltools export --format onnx; tltools report",
+        "Next: tltools export; tltools report",
         ONE_EPOCH,
-        ("export --format onnx", "report"),
+        ("export", "report"),
         0,
     ),
     # ------------------------------------------------------------------ evaluate
@@ -739,7 +739,7 @@ CASES = (
     Case(
         "--delete needs the names of runs", "runs --delete", ("runs; runs --delete --yes cnn",), 2
     ),
-    Case("standard input is no terminal", "runs --delete cnn", ("runs --delete cnn --yes",), 2),
+    Case("cannot ask for confirmation", "runs --delete cnn", ("runs --delete cnn --yes",), 2),
     Case(
         "--images {} is not a folder; name the folder that",
         "report --images one.png",
@@ -997,7 +997,7 @@ UNTRIED: dict[str, str] = {
     "cannot open the MLflow store": "needs MLflow's store: test_logs.py",
     "; --head {} needs fewer": "needs a network without room for an image: test_models.py",
     "{} resizes images by {}, which": _NETWORK,
-    "makes up for it": "needs a failure after the last epoch: test_training.py",
+    "--output FOLDER writes it": "needs a failure after the last epoch: test_training.py",
     "score it again with": "needs a failure after the last epoch: test_training.py",
 }
 """Pieces of the other messages, and why no line provokes them here."""

@@ -151,8 +151,14 @@ def test_estimated_durations_are_rounded(seconds, text):
 
 
 def test_the_estimate_says_what_it_is_and_how_to_shorten_it():
-    line = announcement(240, num_candidates=10, rounds=3, on_gpu=True)
+    line = announcement(240, num_candidates=10, rounds=3, num_sizes=3, with_tf32=True)
     assert line.startswith("This takes about 4 min (estimate: 10 candidates, 3 rounds, ")
     for option in ("`rounds=1`", "`batch_sizes=`", "`tf32=False`", "`budget_s=`"):
         assert option in line
-    assert "tf32" not in announcement(240, num_candidates=10, rounds=3, on_gpu=False)
+
+
+def test_the_estimate_names_only_what_would_shorten_it():
+    line = announcement(240, num_candidates=1, rounds=1, num_sizes=1, with_tf32=False)
+    assert line.endswith(
+        "a new process for each measurement); a larger `budget_s=` is more precise"
+    )

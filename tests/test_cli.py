@@ -280,8 +280,8 @@ def test_inspect_says_what_to_feed_a_model(walk):
     for expected in (
         f"classes 2: {CLASSES.replace(',', ', ')}",
         "input images, uint8 (N, 224, 224, 3): RGB, 0 to 255",
-        "preparation apply the EXIF orientation, put transparency on white, convert to RGB, scale "
-        "both sides to 224 (bilinear, antialiased)",
+        "preparation apply the EXIF orientation, composite transparency on white, convert to RGB, "
+        "resize to 224 x 224 (bilinear, antialiased)",
         "output logits, float32 (N, 2), and their calibrated probabilities",
         "export onnx fp32, opset",
         "verified on cpu 100.00% of",
@@ -624,7 +624,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
              "broken/card.json has no valid tltools card"),
             ("bench-nothing", "bench", 1, "no exports in exports/"),
             ("bench-missing", "bench nope.onnx", 1, "nope.onnx does not exist"),
-            ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist"),
+            ("inspect-missing", "inspect nowhere", 1, "nowhere does not exist: name a run, an"),
             ("inspect-missing-model", "inspect nope.onnx", 1, "nope.onnx does not exist"),
             ("inspect-text-as-model", "inspect text.onnx", 1, "text.onnx is not a"),
             ("sample-in-the-way", "sample images", 2, "choose another folder"),
@@ -651,7 +651,7 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("train --epochs many", "--epochs"),
         ("train --epochz 3", "no such option --epochz; did you mean --epochs"),
         ("train --qqq", "no such option --qqq .see tltools train --help"),
-        ("evaluat x", "no such command 'evaluat'. Did you mean 'evaluate'"),
+        ("evaluat x", r"no such command 'evaluat'; did you mean evaluate\?"),
         ("train --augment flipp", r"'flipp' is not one of .*; did you mean flip\?"),
         ("train --epochs 2.5", "'2.5' is not a whole number"),
         ("doctor x", "unexpected argument x .see tltools doctor --help"),

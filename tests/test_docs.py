@@ -31,7 +31,7 @@ MAX_SUMMARY = 66
 NUM = 20
 ELSEWHERE = {
     "needs a server", "needs a GPU", "needs Ray", "needs Docker", "needs Triton",
-    "needs your shell", "serves a page", "needs more images",
+    "detects your shell", "serves a page", "needs more images",
 }  # fmt: skip
 """How a page marks a command that is not run here; its options are still parsed."""
 QUICK = {

@@ -185,7 +185,7 @@ def test_an_answer_is_the_row_that_classify_writes(server, onnx_path, images, tm
         assert server.send({name: files[name] for name in some}).json() == rows[start : start + 6]
     for row in rows[:3]:
         alone = server.classify(files[row["path"]])
-        assert (alone.status, alone.json()) == (200, row | {"path": "body"})
+        assert (alone.status, alone.json()) == (200, row | {"path": "request body"})
         assert alone.headers["content-type"] == "application/json"
         assert server.send({row["path"]: files[row["path"]]}).json() == row
 
@@ -251,7 +251,7 @@ def test_a_bad_image_is_a_422_with_the_reason_and_costs_only_itself(server, red,
     row = answers[0].json()
     assert answers[0].status == 422
     assert re.search(reason, row.pop("error"))
-    assert row == {"path": "body", "label": None, "confidence": None, "probabilities": None}
+    assert row == {"path": "request body", "label": None, "confidence": None, "probabilities": None}
 
 
 def test_a_bad_image_among_others_has_its_reason_in_their_list(server, red):
@@ -297,7 +297,9 @@ def test_a_request_without_an_image_is_a_400_with_the_reason(server, kind, body,
 
 def test_other_paths_and_methods_are_refused(server):
     assert server.ask("GET", "/photos/a.png").status == 404
-    assert server.ask("GET", "/classify").status == 405
+    refused = server.ask("GET", "/classify")
+    assert refused.status == 405
+    assert refused.json()["error"].startswith("method not allowed: POST an image to /classify")
     assert "error" in server.ask("GET", "/docs").json()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
@@ -601,7 +603,8 @@ def test_a_stop_signal_under_load_loses_no_accepted_request(start, red, number):
     code, err = server.stop(number)
     load.join()
     assert load.lost == []
-    assert int(re.search(r"^(\d+) requests answered", err, re.MULTILINE)[1]) == load.answered
+    last = re.search(r"^(\d+) requests answered, \d+ images classified$", err, re.MULTILINE)
+    assert int(last[1]) == load.answered
     assert code == 128 + number
     assert ("stopped by Ctrl-C" in err) == (number == signal.SIGINT)
     assert not [pid for pid in below if is_alive(pid)]

@@ -17,6 +17,7 @@ from tltools.classify.inputs import list_images
 from tltools.classify.sorting import (
     MANIFEST,
     SortSettings,
+    describe_undone,
     label_folders,
     read_manifest,
     safe_name,
@@ -75,7 +76,13 @@ def test_images_are_sorted_by_label_and_back(action, images, predictions):
     if action == "hardlink":
         assert (folder / "red/0.png").samefile(images / "red/0.png")
     undone = undo_sort(folder)
-    assert (undone.num_undone, undone.kept) == (31, ())
+    assert (undone.num_undone, undone.counts, undone.kept) == (31, {action: 31}, ())
+    done_to = {
+        "copy": "Removed 31 copies",
+        "hardlink": "Removed 31 hard links",
+        "move": "Moved 31 images back",
+    }
+    assert describe_undone(undone) == f"{done_to[action]} from {folder}"
     assert tree(images) == before
     assert not folder.exists()
 

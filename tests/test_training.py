@@ -583,7 +583,7 @@ def test_inaccurate_int8_layers_stay_float(int8_features, monkeypatch):
     progress = Recorder()
     compute(progress)
     tries = [line for line in progress.said if line.startswith("int8: int8 features differ")]
-    assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers in float", tries[-1])
+    assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers kept in float", tries[-1])
 
 
 def test_int8_features_without_an_int8_layer_are_refused_where_int8_was_asked_for(

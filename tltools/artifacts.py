@@ -103,8 +103,8 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
         newest[artifact.card.model] = artifact.card
     if not newest:
         raise ArtifactError(
-            f"no exports in {export_dir}/: create some with tltools export --format onnx, or give "
-            "an export's path"
+            f"no exports in {export_dir}/: create some with tltools export, or give an export's "
+            "path"
         )
     return [one for one in artifacts if newest[one.card.model].run == one.card.run]
 
@@ -142,7 +142,7 @@ def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
     if not found:
         raise ArtifactError(
             f"no ONNX export with a validation accuracy in {export_dir}/: create one with tltools "
-            "export --format onnx, or choose an export with `model=`"
+            "export, or choose an export with `model=`"
         )
     return max(found, key=_quality)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tltools.card import Confidence
 from tltools.metrics import reliability, softmax
-from tltools.wording import grouped, plural
+from tltools.wording import plural
 
 BOUNDS = (0.05, 20.0)
 """Range of temperatures. A fit at a bound means that the images contain too few mistakes."""
@@ -34,7 +34,7 @@ def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) ->
 
     Returns:
         The temperature fitted on all images, or 1 with the reason in `note`: if there are too few
-        images, or the held-out expected calibration error or negative log likelihood does not
+        images, or the held-out expected calibration error or negative log-likelihood does not
         decrease.
     """
     num_images = len(targets)
@@ -54,8 +54,10 @@ def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) ->
 def _too_few(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> str:
     """Return why a temperature cannot be fitted to so few images or mistakes; else nothing."""
     if len(targets) < MIN_IMAGES:
-        few = grouped(len(targets), "validation image")
-        return f"{few} {plural(len(targets), 'is', 'are')} too few; it takes at least {MIN_IMAGES}"
+        return (
+            f"calibration needs at least {MIN_IMAGES} validation images, but there "
+            f"{plural(len(targets), 'is', 'are')} {len(targets)}"
+        )
     right = logits.argmax(axis=1) == targets
     if right.any() and not right.all():
         return ""
@@ -74,16 +76,16 @@ class _HeldOut(NamedTuple):
 def _objection(temperature: float, held_out: _HeldOut) -> str:
     """Return why a fitted temperature is not used; empty if it is."""
     if not BOUNDS[0] * 1.01 < temperature < BOUNDS[1] * 0.99:
-        return f"the fit ends at {temperature:.2g}, the bound of the plausible range"
+        return f"the fitted temperature, {temperature:.2g}, is a bound of the plausible range"
     for name, before, after in (
         ("expected calibration error", held_out.ece_before, held_out.ece_after),
-        ("negative log likelihood", held_out.nll_before, held_out.nll_after),
+        ("negative log-likelihood", held_out.nll_before, held_out.nll_after),
     ):
         if after >= before:
-            return (
-                f"{temperature:.2f} would not lower the held-out {name} "
-                f"({before:.4f} before, {after:.4f} after)"
-            )
+            change = f"raise the {name} of held-out images from {before:.4f} to {after:.4f}"
+            if f"{before:.4f}" == f"{after:.4f}":
+                change = f"leave the {name} of held-out images at {before:.4f}"
+            return f"a temperature of {temperature:.2f} would {change}"
     return ""
 
 

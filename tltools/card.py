@@ -166,9 +166,9 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
     ece_after: float | None = None
     """The same with a temperature that was fitted without the image (held out)."""
     nll_before: float | None = None
-    """Mean negative log likelihood in nats, as for `ece_before`."""
+    """Mean negative log-likelihood in nats, as for `ece_before`."""
     nll_after: float | None = None
-    """Mean negative log likelihood in nats, as for `ece_after`."""
+    """Mean negative log-likelihood in nats, as for `ece_after`."""
     note: str = ""
     """Why the temperature stayed 1, if it did."""
 

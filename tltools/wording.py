@@ -24,13 +24,40 @@ def listed(names: Sequence[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` did you mean a or b or c?` for an unknown name; empty if no known name is close."""
-    from difflib import get_close_matches  # here, because it is needed only for errors
+    """Return ` did you mean a or b or c?` for an unknown name; empty if no known name is close.
 
+    The closest name is first. Case and the dashes of options do not count.
+    """
     names = list(dict.fromkeys(known))
     whole = [one for one in names if name.lower() in one.lower()]  # bee, of honey bees
-    close = get_close_matches(name, names, n=3) or (whole[:3] if name else [])
+    close = _closest(name, names)[:3] or (whole[:3] if name else [])
     return f" did you mean {' or '.join(close)}?" if close else ""
+
+
+MAX_BEHIND = 0.1
+"""Names whose similarity, from 0 to 1, is further behind that of the closest are not proposed."""
+
+
+def _closest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are close to `name`, the closest first.
+
+    Of equally close ones, those with the same characters in another order are first: vgg16 for
+    vgg61. The others keep their order.
+    """
+    from difflib import SequenceMatcher, get_close_matches  # here, needed only for errors
+
+    def key(one: str) -> str:
+        return one.lstrip("-").lower()
+
+    wanted = key(name)
+    by_key: dict[str, str] = {}
+    for one in names:
+        by_key.setdefault(key(one), one)
+    close = set(get_close_matches(wanted, by_key, n=max(1, len(by_key))))
+    ratios = {one: SequenceMatcher(None, one, wanted).ratio() for one in by_key if one in close}
+    least = max(ratios.values(), default=0.0) - MAX_BEHIND
+    ranked = sorted(ratios, key=lambda one: (-ratios[one], sorted(one) != sorted(wanted)))
+    return [by_key[one] for one in ranked if ratios[one] >= least]
 
 
 MAX_NAMES = 10_000
@@ -56,7 +83,7 @@ def similar_paths(path: Path, *folders: Path) -> str:
                 names = [one.name for one in islice(entries, MAX_NAMES)]
         except OSError:  # it cannot be listed, so nothing in it is close
             continue
-        similar = filter(is_close, get_close_matches(path.name, names, n=MAX_LISTED))
+        similar = filter(is_close, _closest(path.name, names))
         close += [folder / name for name in islice(similar, 2)]
     return f" (did you mean {either(list(map(str, close)))}?)" if close else ""
 

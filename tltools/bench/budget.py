@@ -12,7 +12,7 @@ from tltools.bench.settings import CPU_BATCH_SIZES, GPU_BATCH_SIZES, BenchSettin
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_WARMUP
 from tltools.parallel import num_cores
 from tltools.runtime.model_formats import format_named
-from tltools.wording import counted, plural
+from tltools.wording import counted, either
 
 START_S = 2.0
 """Seconds a new process takes to import its runtime and open the model, averaged over formats."""
@@ -234,14 +234,29 @@ def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:
     return 2 * size**3 / best
 
 
-def announcement(seconds: float, *, num_candidates: int, rounds: int, on_gpu: bool) -> str:
-    """Return a line with the bench's estimated duration and how to change it."""
-    no_tf32 = ", `tf32=False`" if on_gpu else ""
-    candidates = f"{counted(num_candidates, 'candidate')}"
+def announcement(
+    seconds: float, *, num_candidates: int, rounds: int, num_sizes: int, with_tf32: bool
+) -> str:
+    """Return a line with the bench's estimated duration and how to change it.
+
+    Args:
+        seconds: The estimate.
+        num_candidates: Number of candidates.
+        rounds: Number of rounds.
+        num_sizes: Number of batch sizes.
+        with_tf32: Whether a candidate runs in TF32.
+    """
+    shorter = [
+        *(["`rounds=1`"] if rounds > 1 else []),
+        *(["fewer models"] if num_candidates > 1 else []),
+        *(["fewer `batch_sizes=`"] if num_sizes > 1 else []),
+        *(["`tf32=False`"] if with_tf32 else []),
+    ]
     return (
-        f"This takes about {duration(seconds)} (estimate: {candidates}, {rounds} "
-        f"{plural(rounds, 'round')}, a new process for each measurement); `rounds=1`, fewer models "
-        f"or `batch_sizes=`{no_tf32} take less, a larger `budget_s=` is more precise"
+        f"This takes about {duration(seconds)} (estimate: {counted(num_candidates, 'candidate')}, "
+        f"{counted(rounds, 'round')}, a new process for each measurement); "
+        + (f"to shorten it, use {either(shorter)}; " if shorter else "")
+        + "a larger `budget_s=` is more precise"
     )
 
 

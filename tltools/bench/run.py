@@ -198,7 +198,8 @@ def _announce(
             estimate_s(guesses, effort),
             num_candidates=len(inputs.candidates),
             rounds=effort.rounds,
-            on_gpu=on_gpu,
+            num_sizes=len(effort.batch_sizes),
+            with_tf32=any(one.precision == "tf32" for one in inputs.candidates),
         )
     )
 

@@ -39,10 +39,6 @@ REMEDIES: dict[Stage, str] = {
     "decoding": "try smaller image files or more cores",
     "writing": "try another output format: classify --output FILE.parquet or FILE.jsonl",
 }
-DOUBTFUL = (
-    "The timings behind this recommendation were unstable (see the notes): run again on an idle "
-    "machine"
-)
 
 
 # --------------------------------------------------------------------------------- bottleneck
@@ -352,7 +348,10 @@ def recommendation_lines(found: Recommendation | None) -> list[str]:
     options = f" with {best.options}" if best.options else ""
     lines = [f"Recommended on this machine: {best.path}{options}: {best.reason}"]
     if best.doubtful:
-        lines.append(DOUBTFUL)
+        lines.append(
+            f"The timings of {best.name}, on which this recommendation is based, were unstable: "
+            "run again on an idle machine"
+        )
     lines += [f"Not {one}" for one in best.passed_over]
     if found.alternative:
         lines.append(found.alternative)

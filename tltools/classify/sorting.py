@@ -408,6 +408,8 @@ class Undone:
 
     folder: Path
     num_undone: int
+    counts: dict[str, int]
+    """Number of these by what sorting had done: `copy`, `hardlink`, `move`."""
     kept: tuple[str, ...]
     """Why each image that is still in the folder is there."""
 
@@ -429,6 +431,7 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
     manifest = folder / MANIFEST
     entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
     kept: list[str] = []
+    counts: Counter[str] = Counter()
     with progress.bar("Undoing", len(entries)) as bar:
         for entry in entries:
             target = folder / entry.target
@@ -441,9 +444,16 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
                 ) from error
             if reason is not None:
                 kept.append(f"{target} {reason}")
+            else:
+                counts[entry.action] += 1
             bar.advance()
     _remove_empty(folder, entries, everything=not kept)
-    return Undone(folder=folder, num_undone=len(entries) - len(kept), kept=tuple(kept))
+    return Undone(
+        folder=folder,
+        num_undone=counts.total(),
+        counts=dict(counts),
+        kept=tuple(kept),
+    )
 
 
 def _remove_empty(folder: Path, entries: Sequence[Entry], *, everything: bool) -> None:
@@ -474,6 +484,19 @@ def describe(done: Sorted) -> str:
     verb = {"copy": "Copied", "hardlink": "Hard-linked", "move": "Moved"}[done.action]
     number = grouped(sum(done.counts.values()) + done.num_errors, "image")
     return f"{verb} {number} into {done.folder}/: {', '.join(parts) or 'none'}"
+
+
+def describe_undone(undone: Undone) -> str:
+    """Say in one line how many images were removed or moved back."""
+    texts = {
+        "copy": lambda count: f"removed {grouped(count, 'copy', 'copies')}",
+        "hardlink": lambda count: f"removed {grouped(count, 'hard link')}",
+        "move": lambda count: f"moved {grouped(count, 'image')} back",
+    }
+    done = " and ".join(texts[action](count) for action, count in undone.counts.items())
+    if not done:
+        return f"No image to remove from {undone.folder}"
+    return f"{done[:1].upper()}{done[1:]} from {undone.folder}"
 
 
 def notes(done: Sorted) -> Iterator[str]:

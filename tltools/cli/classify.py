@@ -195,7 +195,7 @@ def classify(
 ) -> None:
     """Classify images: one row each, with its label and probabilities or its error.
 
-    A few image files without --output are answered on the terminal; nothing is written.
+    For a few image files without --output, the labels are printed and nothing is written.
 
     To resume a stopped job, run the same command again.
 

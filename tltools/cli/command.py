@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="tltools",
     help="Train image classifiers, export verified models, classify folders, measure every step."
-    "\n\nGetting started: [bold]tltools train[/bold], [bold]tltools export --format onnx[/bold], "
+    "\n\nGetting started: [bold]tltools train[/bold], [bold]tltools export[/bold], "
     "[bold]tltools classify FOLDER[/bold], [bold]tltools bench[/bold], "
     "[bold]tltools report[/bold].",
     no_args_is_help=True,

@@ -71,9 +71,7 @@ FolderOption = Annotated[
 
 MistakesOption = Annotated[
     bool,
-    typer.Option(
-        "--mistakes", help="Write only mislabeled images: mistakes.csv for predictions.csv."
-    ),
+    typer.Option("--mistakes", help="Write only misclassified images, to mistakes.csv."),
 ]
 
 _SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
@@ -221,8 +219,8 @@ def _check_options(given: "Mapping[str, Any]", *, has_target: bool) -> None:
         return
     if not has_target:
         raise ConfigError(
-            "missing argument DATA: name the labeled images to score the model on; only "
-            "--target-precision and --target-recall do without"
+            "missing argument DATA: name the labeled images to score the model on; DATA may be "
+            "omitted only with --target-precision or --target-recall"
         )
     reading = [_option(name) for name in _OF_DATA if name in given]
     if reading:

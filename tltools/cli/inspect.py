@@ -18,6 +18,7 @@ from tltools.cli.options import (
     path_or_url,
     split_names,
 )
+from tltools.errors import DataError
 from tltools.wording import MAX_LISTED, counted
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def inspect(
     """
     from tltools.artifacts import is_artifact, read_artifact
 
+    if isinstance(path, Path) and not path.exists():
+        raise _missing(path)
     if isinstance(path, Path) and is_artifact(path):
         from tltools.cli.model_card import print_card
 
@@ -101,6 +104,16 @@ def inspect(
     }
     options = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
     progress.say(f"Next: {shlex.join(['tltools', 'train', str(path), *options])}")
+
+
+def _missing(path: Path) -> DataError:
+    from tltools.artifacts import RUN_DIR
+    from tltools.wording import similar_paths
+
+    return DataError(
+        f"{path} does not exist{similar_paths(path, RUN_DIR)}: name a run, an export, a folder of "
+        "these, or labeled images (a CSV or a folder of class folders)"
+    )
 
 
 def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:

@@ -26,7 +26,7 @@ def print_exports(folder: Path, exports: "Sequence[Artifact]") -> None:
 
     print_table(
         f"{grouped(len(exports), 'export')} in {folder}/",
-        ("export", "model", "data", "validation accuracy", "made (UTC)", "MB"),
+        ("export", "model", "data", "validation accuracy", "trained (UTC)", "MB"),
         [
             (
                 str(one.path),
@@ -60,7 +60,9 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
         if split in card.metrics:
             yield f"{name} accuracy", score_text(card.metrics[split])
     note = card.confidence.note if card.confidence else ""
-    yield "temperature", f"{card.temperature:.2f}" + (f": {note}" if note else "")
+    yield "temperature", f"{card.temperature:.2f}"
+    if note:
+        yield "not calibrated", note
     if card.threshold is not None:
         yield "threshold", threshold_text(card.threshold)
     yield "input", _input(card.preprocessing)
@@ -73,7 +75,7 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
     )
     if facts is not None:
         yield from _export_lines(facts)
-    yield "made", f"{minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
+    yield "trained", f"{minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
 
 
 def _input(rules: "Preprocessing") -> str:
@@ -87,13 +89,13 @@ def preparation(rules: "Preprocessing") -> str:
     """Say how an image file becomes the model's input."""
     how = f"{rules.interpolation}, antialiased"
     if rules.resize == "squash":
-        scale = f"scale both sides to {rules.size} ({how})"
+        scale = f"resize to {rules.size} x {rules.size} ({how})"
     else:
         scale = (
-            f"scale the short side to {rules.scaled_side} ({how}) and crop the central "
+            f"resize the short side to {rules.scaled_side} ({how}) and crop the central "
             f"{rules.size} x {rules.size}, unless the image has that size"
         )
-    return f"apply the EXIF orientation, put transparency on white, convert to RGB, {scale}"
+    return f"apply the EXIF orientation, composite transparency on white, convert to RGB, {scale}"
 
 
 def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:

@@ -157,18 +157,18 @@ ImagesOption = Annotated[
 ]
 ImageColumnOption = Annotated[
     str | None,
-    typer.Option(help="CSV column of image paths.", show_default="found", rich_help_panel=DATA),
+    typer.Option(help="CSV column of image paths.", show_default="detected", rich_help_panel=DATA),
 ]
 LabelColumnOption = Annotated[
     str | None,
-    typer.Option(help="CSV column of labels.", show_default="found", rich_help_panel=DATA),
+    typer.Option(help="CSV column of labels.", show_default="detected", rich_help_panel=DATA),
 ]
 ClassLevelOption = Annotated[
     int | None,
     typer.Option(
         min=1,
         help="Level of the class folders; 1: DATA/CLASS, 2: DATA/x/CLASS.",
-        show_default="found",
+        show_default="detected",
         rich_help_panel=DATA,
     ),
 ]

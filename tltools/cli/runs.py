@@ -31,7 +31,9 @@ def runs(
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete the named runs; their exports stay.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Delete without asking for confirmation.")
+    ] = False,
     run_dir: Annotated[Path, typer.Option(help="Folder for runs.")] = Path("runs"),
 ) -> None:
     """List runs, compare two, or delete some.
@@ -114,7 +116,7 @@ def _print_comparison(
         )
     ]
     rows.append(("temperature", *(f"{one.card.temperature:.2f}" for one in (first, second))))
-    rows.append(("made (UTC)", *(minute(one.card.created) for one in (first, second))))
+    rows.append(("trained (UTC)", *(minute(one.card.created) for one in (first, second))))
     print_table("Figures", ("", *names), rows)
     print_table(
         "Settings that differ",
@@ -154,12 +156,14 @@ def _ask(plans: "Sequence[Deletion]") -> None:
     """Show what would be deleted and ask on standard error; leave if the answer is no.
 
     Raises:
-        ConfigError: If there is no terminal to ask on.
+        ConfigError: If standard input is not a terminal.
     """
     from tltools.console import printable
 
     if not sys.stdin.isatty():
-        raise ConfigError("standard input is no terminal to answer a question on; add --yes")
+        raise ConfigError(
+            "cannot ask for confirmation, since standard input is not a terminal; add --yes"
+        )
     for plan in plans:
         typer.echo(printable(f"{plan.folder}, {_megabytes(plan)}:"), err=True)
         for path in plan.files:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tltools.errors import ConfigError
-from tltools.wording import grouped
 
 if TYPE_CHECKING:
     from tltools.classify.job import JobSettings
@@ -100,7 +99,7 @@ def undo_sorts(folders: "Sequence[Location]", given: Mapping[str, Any], out: "Ou
         ConfigError: If other options are given.
         Exit: If images were kept.
     """
-    from tltools.classify.sorting import undo_sort
+    from tltools.classify.sorting import describe_undone, undo_sort
 
     others = sorted(given.keys() - _WITH_UNDO)
     if others:
@@ -109,7 +108,7 @@ def undo_sorts(folders: "Sequence[Location]", given: Mapping[str, Any], out: "Ou
     for one in undone:
         for reason in one.kept:
             out.progress.warn(f"{reason}; it was kept")
-        out.progress.say(f"Undone: {grouped(one.num_undone, 'image')} sorted into {one.folder}")
+        out.progress.say(describe_undone(one))
     out.result(undone)
     if any(one.kept for one in undone):
         raise typer.Exit(1)

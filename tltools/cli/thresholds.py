@@ -157,8 +157,8 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     if reached is not None and reached.low < threshold.at_least:
         progress.say(
             f"On other images the {threshold.figure} may be below {percent(threshold.at_least)}: "
-            f"its interval begins at {reached.low:.1%}; confirm it on images that the model "
-            "has not seen (evaluate --threshold)"
+            f"the lower bound of its 95 % interval is {100 * reached.low:.1f} %; confirm it on "
+            "images that the model has not seen (evaluate --threshold)"
         )
     if written is not None:
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
@@ -202,7 +202,7 @@ def _print_threshold(one: "Threshold") -> None:
     print_table(
         f"Threshold of {of} for a {one.figure} of at least {percent(one.at_least)}, chosen on "
         f"{one.num_images:,} {one.images}",
-        ("", "on these images (95 %)", "held out"),
+        ("", "on these images (95 %)", "cross-validated"),
         rows,
     )
 

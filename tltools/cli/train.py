@@ -168,7 +168,7 @@ NormalizationOption = Annotated[
     _choice(
         _normalizations,
         metavar="<str>",
-        help=f"Normalization of the weights: {either(_normalizations()[1:])}; auto: inferred.",
+        help=f"Pixel normalization of weights: {either(_normalizations()[1:])}; auto: detected.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -177,7 +177,7 @@ HeadOption = Annotated[
     _choice(
         _heads,
         metavar="<str>",
-        help="Head: last-layer (replaced) or pooled (features); auto: by weights.",
+        help="Head: last-layer (replaced) or pooled (features); auto: depends on the weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -480,7 +480,7 @@ def train(
     if trained[-1].interrupted:
         out.progress.say("To resume: tltools train --resume")
         raise typer.Exit(INTERRUPTED)
-    out.progress.say("Next: tltools export --format onnx; tltools report shows curves and mistakes")
+    out.progress.say("Next: tltools export; tltools report shows curves and mistakes")
 
 
 def _configs(
@@ -687,7 +687,7 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
     scores = folds.accuracies()
     progress.say(
         f"{run.folder}: {len(scores)} folds: accuracy {mean:.1%}, standard deviation "
-        f"{deviation:.1%} ({', '.join(f'{score:.1%}' for score in scores)})"
+        f"{100 * deviation:.1f} points ({', '.join(f'{score:.1%}' for score in scores)})"
     )
     if not folds.beats_chance():
         progress.warn(

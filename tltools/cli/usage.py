@@ -23,6 +23,17 @@ def _within(bounds: str) -> str:
     return f"in the range {bounds}"
 
 
+def _bounds(error: Any) -> str:
+    """Return the bounds of the option with an error, such as ` between 0 and 1`."""
+    kind = getattr(getattr(error, "param", None), "type", None)
+    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
+    if low is not None and high is not None:
+        return f" between {low:g} and {high:g}"
+    if low is not None:
+        return f" of at least {low:g}"
+    return "" if high is None else f" of at most {high:g}"
+
+
 def usage_message(error: Exception) -> str | None:
     """Return the message of a usage error; None if it is the help itself, or another error.
 
@@ -52,7 +63,11 @@ def _text(error: Any, context: Any) -> str:
         known = [name for one in context.command.params for name in one.opts]
         return f"no such option {unknown};{did_you_mean(unknown, known)}".rstrip(";")
     text = re.sub(r"\s+", " ", error.format_message())
-    text = text.replace("is not a valid int", "is not a whole number")
+    if found := re.match(r"No such command '([^']*)'", text):
+        meant = did_you_mean(found[1], context.command.commands)
+        return f"no such command {found[1]!r};{meant}".rstrip(";")
+    text = re.sub(r"(?<=is not a valid )(\w+) range", rf"\1{_bounds(error)}", text)
+    text = re.sub(r"is not a valid int(eger)?\b", "is not a whole number", text)
     text = text.replace("is not a valid float", "is not a number")
     if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text):
         return f"unexpected {plural(len(found[1].split()), 'argument')} {found[1]}"

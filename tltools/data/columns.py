@@ -93,7 +93,7 @@ def choose_columns(
 
     Raises:
         ConfigError: If a named column does not exist.
-        DataError: If two columns could be meant, or images have several labels.
+        DataError: If several columns qualify, or images have several labels.
     """
     choice = _Choice(table, exists)
     label = None if label_column is None else choice.named(label_column, "label_column")
@@ -267,7 +267,7 @@ class _Choice:
         )
 
     def _has_split_words(self, index: int) -> bool:
-        """Return whether a column divides the images: by its name, or because all cells do."""
+        """Return whether a column assigns images to splits: by its name or its cells."""
         words = {split_of_word(cell) for cell in self._table.column(index) if cell}
         if is_split_name(self._names[index]):
             return bool(words - {None}) or self._names[index] == "split"

@@ -96,7 +96,7 @@ def export_run(
             if refusal and len(files) == 1:
                 raise DeviceError(refusal)
             if refusal:
-                progress.say(refusal)
+                progress.say(f"Skipped {refusal}")
             else:
                 try:
                     result = _File(trained, format_, precision).export()
@@ -108,14 +108,20 @@ def export_run(
 
 
 def _refusal(trained: TrainedRun, format_: ModelFormat, precision: Precision) -> str | None:
-    """Return why a file cannot be exported and verified here; None if it can."""
+    """Return why a file cannot be exported and verified here, after its name; None if it can."""
     if format_.is_for_gpus(precision) and trained.predictor.device == "cpu":
         return (
-            f"{format_.title} in {precision} runs on GPUs and must be verified on one, but the "
-            f"device is the CPU ({trained.predictor.choice.reason}); export it on a machine with a "
-            "GPU, or use `formats=onnx`"
+            f"{_file_name(trained.card, format_, precision)}: {format_.title} in {precision} runs "
+            f"on GPUs and must be verified on one, but the device is the CPU: "
+            f"{trained.predictor.choice.reason}; export it on a machine with a GPU, or use "
+            "`formats=onnx`"
         )
     return None
+
+
+def _file_name(card: Card, format_: ModelFormat, precision: Precision) -> str:
+    """Return the name of a run's export."""
+    return f"{card.run}.{precision}{format_.suffix}"
 
 
 @dataclass
@@ -133,7 +139,7 @@ class _File:
     def export(self) -> ExportResult:
         """Write the file, verify it, and rename it to its final path."""
         card, progress = self.trained.card, self.trained.progress
-        path = self.trained.folder / f"{card.run}.{self.precision}{self.format.suffix}"
+        path = self.trained.folder / _file_name(card, self.format, self.precision)
         replaced = path.exists()
         _check_owner(path, card)
         progress.say(f"Exporting {card.run} to {path}" + (", replacing it" if replaced else ""))
@@ -182,7 +188,7 @@ class _File:
             self.verified += (self._compare(on_cpu, CPU_IMAGES),)
         elif device != "cpu" and self.predictor.device != trained.predictor.device:
             trained.progress.warn(
-                f"{trained.card.run}.{self.precision}{self.format.suffix} is verified only on the "
+                f"{_file_name(trained.card, self.format, self.precision)} is verified only on the "
                 f"CPU: {self.predictor.choice.reason}"
             )
 

@@ -174,8 +174,8 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
     if drop is not None and limit is not None and drop > limit:
         num_images = parity.num_validation_images
         raise ParityError(
-            f"the accuracy on {num_images} images drops by {drop:.2%}, more than {limit:.2%}"
-            + _needed(limit, num_images)
+            f"the accuracy on {num_images} images drops by {100 * drop:.2f} points, more than the "
+            f"limit of {100 * limit:.2f}" + _needed(limit, num_images)
         )
 
 
@@ -219,4 +219,7 @@ def _needed(share: float, num_images: int) -> str:
     """Say how many images a limit needs, if it allows no image of these to differ."""
     if not share or num_images >= images_needed(share):
         return ""
-    return f"; with {num_images} images not one may differ, with {images_needed(share)} one may"
+    return (
+        f"; among {num_images} images, no label may change (from {images_needed(share)} images on, "
+        "one may)"
+    )

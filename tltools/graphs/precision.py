@@ -152,7 +152,9 @@ def quantize_until(
                 if keep >= most:
                     raise
                 keep = min(max(1, 2 * keep), most)
-                progress.say(f"int8: {error}; retrying with {keep} of {len(order)} layers in float")
+                progress.say(
+                    f"int8: {error}; retrying with {keep} of {len(order)} layers kept in float"
+                )
             else:
                 return order[:keep]
 

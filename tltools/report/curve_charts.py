@@ -111,7 +111,7 @@ def _draw(axes: "Axes", panel: Panel, *, ticks: float) -> None:
         axes.axhline(share, linestyle=":", color=FG, linewidth=1.2)
         edge, side = (-3, "top") if share > 0.5 else (3, "bottom")
         at = {"xytext": (0, edge), "textcoords": "offset points", "va": side}
-        axes.annotate("share of the class", (0.02, share), **at)
+        axes.annotate("share of images in this class", (0.02, share), **at)
     if panel.threshold is not None and (place := found.at(panel.threshold)) is not None:
         _mark(axes, float(across[place]), float(found.precision[place]), panel.threshold)
     for axis, step in ((axes.xaxis, ticks), (axes.yaxis, 0.25)):

@@ -86,7 +86,7 @@ def training_section(runs: Sequence[Artifact]) -> Section:
             compare_runs(*pair, predictions[pair[0].path], predictions[pair[1].path]).sentence()
             for pair in combinations(runs, 2)
         )
-        blocks.append(Text(lines, title="More than chance?"))
+        blocks.append(Text(lines, title="Statistically significant?"))
     blocks += [_run_section(run, predictions[run.path]) for run in runs]
     by_data = {run.card.data.fingerprint: run for run in reversed(runs)}
     blocks += [_data_section(run) for run in reversed(by_data.values())]
@@ -193,7 +193,7 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
     yield Text(
         (
             f"Cross-validation on {len(scores)} folds of {grouped(len(folds.paths), 'image')}: "
-            f"accuracy {_share(mean)}, standard deviation {_share(deviation)} "
+            f"accuracy {_share(mean)}, standard deviation {100 * deviation:.1f} points "
             f"({', '.join(map(_share, scores))}).",
         )
     )
@@ -238,7 +238,7 @@ def _calibration_text(confidence: Confidence | None) -> str:
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
         error = "" if before is None else f" Expected calibration error {_share(before)}."
-        return f"Confidence is left unchanged (temperature 1): {confidence.note}.{error}"
+        return f"Confidence is not calibrated (temperature 1): {confidence.note}.{error}"
     return (
         f"Confidence is calibrated with temperature {confidence.temperature:.2f}. Expected "
         f"calibration error on held-out images: {_share(before)} before, {_share(after)} after. "
@@ -312,7 +312,7 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
     yield (
         f"{what}, chosen for a {one.figure} of at least {percent(one.at_least)} on "
         f"{one.num_images:,} {one.images}: precision {_interval(one.precision)}{recall}, {kept} "
-        f"{_interval(one.coverage)}. At thresholds chosen without the image: {held_out}. Only "
+        f"{_interval(one.coverage)}. Cross-validated: {held_out}. Only "
         "tltools classify --threshold auto applies it."
     )
 

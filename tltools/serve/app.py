@@ -198,7 +198,10 @@ async def _refusal(_request: Request, error: Exception) -> Response:
 async def _http_error(_request: Request, error: Exception) -> Response:
     """Return errors of the framework, such as unknown paths, in the form of all others."""
     assert isinstance(error, HTTPException)
-    reason = f"{error.detail}: see /openapi.json for what this service answers"
+    reason = (
+        f"{str(error.detail).lower()}: POST an image to {CLASSIFY}; /openapi.json describes the "
+        "other paths"
+    )
     return error_response(error.status_code, reason, error.headers)
 
 

@@ -22,7 +22,7 @@ from tltools.serve.settings import (
 )
 from tltools.wording import counted
 
-BODY = "body"
+BODY = "request body"
 """Name of an image that is sent without a form, which could name it."""
 FORM = "multipart/form-data"
 

@@ -65,6 +65,11 @@ class Metrics:
         """Number of images that got a label."""
         return self._images["classified"]
 
+    @property
+    def num_failed(self) -> int:
+        """Number of images that got an error."""
+        return self._images["failed"]
+
     def add_request(self, path: str, status: int, seconds: float | None) -> None:
         """Count an answer.
 

@@ -65,6 +65,7 @@ class Served(NamedTuple):
 
     num_requests: int
     num_classified: int
+    num_failed: int
 
 
 def serve(
@@ -107,7 +108,7 @@ def serve(
             _run(service.front, listener, settings.client_timeout_s, partial(on_ready, ready))
         finally:
             runner.close()
-            on_end(Served(metrics.num_requests, metrics.num_classified))
+            on_end(Served(metrics.num_requests, metrics.num_classified, metrics.num_failed))
 
 
 def _open(settings: ServeSettings, launcher: Launcher) -> tuple[Predictor, Plan]:

@@ -355,7 +355,7 @@ class _Training:
         """Write the kept epoch's weights and a card; then score and describe them.
 
         Nothing after the checkpoint costs the training: a step that fails is reported with the
-        command that makes up for it.
+        command that repeats it.
         """
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
@@ -398,7 +398,7 @@ class _Training:
 
     def _describe(self, outputs: "dict[str, _Outputs]", card: Card) -> None:
         """Write the predictions for held-out images, and draw the confusion matrix."""
-        remedy = f"tltools evaluate {self._folder} DATA --output FOLDER makes up for it"
+        remedy = f"tltools evaluate {self._folder} DATA --output FOLDER writes it"
         with self._optional("writing predictions.csv", remedy):
             self._write_predictions(outputs, card)
         with self._optional("drawing confusion_matrix.png", remedy):
@@ -505,7 +505,7 @@ def _of_confidence(confidence: Confidence) -> str:
     """Describe the calibration in one line."""
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
-        return f"Confidence stays uncalibrated (temperature 1): {confidence.note}"
+        return f"Confidence is not calibrated (temperature 1): {confidence.note}"
     return (
         f"Temperature {confidence.temperature:.2f}: expected calibration error {before:.4f} "
         f"before, {after:.4f} after (held out)"
