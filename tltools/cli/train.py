@@ -698,8 +698,9 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
     if not len(suspects):
         return
     progress.warn(
-        f"{counted(len(suspects), 'label')} of {len(folds.paths)} may be wrong: look at them in "
-        f"{run.folder / FOLDS} (column suspect) or in a report; the most suspicious are"
+        f"{counted(len(suspects), 'label')} of {len(folds.paths)} may be wrong, say models with an "
+        f"accuracy of {mean:.1%}: look at them in {run.folder / FOLDS} (column suspect) or in a "
+        "report; the most suspicious are"
     )
     for row in suspects[:MAX_SUSPECTS]:
         label, guess = folds.targets[row], folds.probs[row].argmax()
