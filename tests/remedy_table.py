@@ -166,7 +166,7 @@ CASES = (
     ),
     Case("--shard takes K/N", "classify data --shard 5/4", ("classify data --shard 4/4",), 2),
     Case(
-        "the model has a class named {}, the label that",
+        "the model has a class named {}, the label that --min-confidence assigns; ",
         "classify data --model odd.onnx --min-confidence 0.5",
         ("classify data --model odd.onnx",),
         2,
@@ -975,6 +975,7 @@ UNTRIED: dict[str, str] = {
     "--threshold must be between 0 and 1": _PYTHON,
     "training {} on {} classes of {}-pixel images takes": "needs a model larger than the memory",
     "the distances of this {} export of {} differ": "needs another card: test_unknown.py",
+    "the label that --unknown assigns; leave": "needs another card: test_unknown.py",
     "{} fails its self-test with": "needs other weights below a right checksum: test_selftest.py",
     "{} has a damaged self-test": "needs another card below a right checksum: test_selftest.py",
     "times at the same place, but no image causes it": _RACE,

@@ -33,8 +33,10 @@ CPU_IMAGES = 256
 SEALED_ATOL = 1e-5
 """Largest change of the logits when probabilities are added, and largest error of these; for
 logits beyond 1, as a fraction of the largest one."""
-SEALED_GPU_ATOL = 1e-3
-"""The same for fp16 on a GPU, where PyTorch recompiles the graph during the first calls."""
+SEALED_ROUNDED_ATOL = 1e-3
+"""The same for fp16, about its rounding error: on the CPU, onnxruntime computes a chain of nodes in
+fp32 and rounds where it is left, now also for the distance; on a GPU, PyTorch recompiles the graph
+during the first calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +276,8 @@ class _File:
         """Add the outputs and the complete card to the file, and check that it still agrees.
 
         The check runs on the CPU if the file can, because its outputs there do not depend on the
-        rest of the graph; then the self-test is replayed on the GPU, if there is one.
+        rest of the graph, except in fp16; then the self-test is replayed on the GPU, if there is
+        one.
 
         Raises:
             ParityError: If the logits changed, the self-test fails, or the probabilities are not
@@ -285,7 +288,8 @@ class _File:
         before = predict(load_predictor(path, device=device, self_test=False), few)
         self.format.load_writer().seal(path, card, distance and distance[0])
         sealed = load_predictor(path, device=device, self_test=False)
-        atol = SEALED_ATOL if sealed.device == "cpu" else SEALED_GPU_ATOL
+        is_exact = sealed.device == "cpu" and self.precision != "fp16"
+        atol = SEALED_ATOL if is_exact else SEALED_ROUNDED_ATOL
         atol *= max(1.0, float(np.abs(before).max()))
         if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=atol):
             raise ParityError("writing the card into the file changed its logits")
