@@ -340,7 +340,9 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path):
     output = tmp_path / "predictions.csv"
     output.write_text("precious")
     with pytest.raises(ConfigError, match=r"exists; .*`overwrite=True`.*`output=`"):
-        run_job(Job(tmp_path / "none.onnx", [tmp_path / "none"], output))
+        run_job(Job(tmp_path / "none.onnx", [tmp_path], output))
+    with pytest.raises(DataError, match=r"missing\.jpg does not exist"):  # the likelier mistake
+        run_job(Job(tmp_path / "none.onnx", [tmp_path / "missing.jpg"], output))
     assert output.read_text() == "precious"
 
 
