@@ -855,7 +855,7 @@ def test_twenty_thousand_predictions_open_quickly(open_page, tmp_path):
             file.write(layout.encode(row))
     page_path = tmp_path / "a.html"
     section = job_section(path, locate=locate_in(folder))
-    assert len(list(section.tiles())) > 300
+    assert len(list(section.tiles())) > 250
     size = write_page(page_path, [section])
     assert size < 25e6
     page = open_page(page_path)

@@ -120,6 +120,7 @@ def test_a_run_folder_contains_everything_documented(dataset, tmp_path):
         "checkpoint.safetensors",
         "confusion_matrix.png",
         "curves.png",
+        "distance.safetensors",
         "history.csv",
         "plan.json",
         "predictions.csv",

@@ -33,7 +33,7 @@ CPU_IMAGES = 256
 SEALED_ATOL = 1e-5
 """Largest change of the logits when probabilities are added, and largest error of these; for
 logits beyond 1, as a fraction of the largest one."""
-SEALED_ROUNDED_ATOL = 1e-3
+SEALED_ROUNDED_ATOL = 1e-2
 """The same for fp16, about its rounding error: on the CPU, onnxruntime computes a chain of nodes in
 fp32 and rounds where it is left, now also for the distance; on a GPU, PyTorch recompiles the graph
 during the first calls."""
@@ -291,8 +291,12 @@ class _File:
         is_exact = sealed.device == "cpu" and self.precision != "fp16"
         atol = SEALED_ATOL if is_exact else SEALED_ROUNDED_ATOL
         atol *= max(1.0, float(np.abs(before).max()))
-        if sealed.card != card or not np.allclose(predict(sealed, few), before, rtol=0, atol=atol):
-            raise ParityError("writing the card into the file changed its logits")
+        change = float(np.abs(predict(sealed, few) - before).max())
+        if sealed.card != card or not change <= atol:
+            raise ParityError(
+                f"writing the card into the file changed its logits by up to {change:.1e}, more "
+                f"than {atol:.1e}"
+            )
         _check_probabilities(sealed, card, few, atol=atol)
         replay(sealed, path)
         if self.verified[0].device != "cpu":
