@@ -286,8 +286,12 @@ def test_a_file_that_is_not_an_image_is_a_one_line_error(place, cnn_run, content
 
 
 def test_a_path_that_is_not_a_file_is_refused(place, cnn_run):
-    for path in (place / "nowhere.jpg", place):
-        with pytest.raises(DataError, match=f"cannot read image {re.escape(str(path))}: "):
+    missing = place / "nowhere.jpg"
+    for path, message in (
+        (missing, f"cannot read image {missing}: "),
+        (place, f"{place} is a folder; name the images in it"),
+    ):
+        with pytest.raises(DataError, match=re.escape(message)):
             list(explain_images(cnn_run, [path], place / "out"))
     assert not (place / "out").exists()
 

@@ -324,7 +324,7 @@ def test_a_shard_without_a_valid_record_is_refused(copies, onnx_path, folder, tm
     )
     copies[1].unlink()
     message = refused(copies, tmp_path / "m.csv")
-    assert message.startswith(f"{copies[1]} does not exist (did you mean {copies[2]} or ")
+    assert message.startswith(f"{copies[1]} does not exist (did you mean {copies[0]} or ")
     assert message.endswith("; name the outputs of all shards")
     Path(f"{copies[1]}.part").write_text("")
     assert refused(copies, tmp_path / "m.csv") == (

@@ -83,7 +83,7 @@ def similar_paths(path: Path, *folders: Path) -> str:
                 names = [one.name for one in islice(entries, MAX_NAMES)]
         except OSError:  # it cannot be listed, so nothing in it is close
             continue
-        similar = filter(is_close, _closest(path.name, names))
+        similar = filter(is_close, _closest(path.name, sorted(names)))
         close += [folder / name for name in islice(similar, 2)]
     return f" (did you mean {either(list(map(str, close)))}?)" if close else ""
 
