@@ -14,6 +14,7 @@ from tltools.api import load_model
 from tltools.classify import Job, merge_shards, run_job
 from tltools.classify.ledger import Ledger
 from tltools.classify.output_formats import output_format
+from tltools.classify.output_formats.json_lines import JsonLinesCodec
 from tltools.classify.output_formats.parquet import convert_rows
 from tltools.classify.predict import NOT_FINITE
 from tltools.classify.shards import Shard
@@ -111,7 +112,8 @@ def test_a_program_gets_the_error_too(model, images):
 
 def test_a_damaged_row_is_never_left_out_of_a_parquet_file(tmp_path):
     rows = b'{"path":"a","label":null,"confidence":null,"probabilities":null,"error":"e"}\n'
-    convert_rows(io.BytesIO(rows * 2), tmp_path / "out.parquet", CLASSES)
+    codec = JsonLinesCodec(CLASSES)
+    convert_rows(io.BytesIO(rows * 2), tmp_path / "out.parquet", codec)
     for damage in (b'{"path":', b"\0\n" + rows):
         with pytest.raises(OSError, match="a row was damaged"):
-            convert_rows(io.BytesIO(rows + damage), tmp_path / "out.parquet", CLASSES)
+            convert_rows(io.BytesIO(rows + damage), tmp_path / "out.parquet", codec)

@@ -25,6 +25,7 @@ class FakeGpu:
     threads = 1
     layout = "nchw"
     tf32 = False
+    gives_distances = False
 
     def __init__(self, predictor, reason="fake"):
         self.card = predictor.card
