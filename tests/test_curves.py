@@ -147,7 +147,7 @@ def test_images_that_say_nothing_about_a_class_are_refused(targets, message):
 
 def test_few_images_are_refused_for_confidence_too():
     probs, targets = many_classes(9)
-    with pytest.raises(DataError, match=r"on the 9 validation images .* they are too few"):
+    with pytest.raises(DataError, match=r"9 images .* are too few to choose a threshold"):
         choose(probs, targets, 0.5, classes=tuple("abcde"), class_name=None)
 
 

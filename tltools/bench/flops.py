@@ -5,6 +5,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tltools.runtime.predictor import DISTANCE
+
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
@@ -15,8 +17,9 @@ Shape = tuple[int, ...]
 def onnx_flops(path: Path) -> int | None:
     """Count the floating-point operations for one image; a multiply-add counts as two.
 
-    Biases, activations, pooling and normalization are not counted, as is customary: together they
-    are one percent or less. An int8 model counts the same operations, though most are on integers.
+    Biases, activations, pooling, normalization and the output `distance` are not counted, as is
+    customary: together they are one percent or less. An int8 model counts the same operations,
+    though most are on integers.
 
     Args:
         path: An ONNX export whose first axis is the batch.
@@ -30,7 +33,8 @@ def onnx_flops(path: Path) -> int | None:
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
         shapes = _shapes(graph)
-        return sum(_COUNTS[node.op_type](node, shapes) for node in graph.node if _counted(node))
+        nodes = [node for node in graph.node if not node.name.startswith(f"{DISTANCE}/")]
+        return sum(_COUNTS[node.op_type](node, shapes) for node in nodes if _counted(node))
     except (KeyError, onnx.shape_inference.InferenceError):
         return None
 
