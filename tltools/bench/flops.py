@@ -5,8 +5,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.runtime.predictor import DISTANCE
-
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
@@ -29,11 +27,13 @@ def onnx_flops(path: Path) -> int | None:
     """
     import onnx
 
+    from tltools.graphs.distance_nodes import PREFIX
+
     model = onnx.load(path, load_external_data=False)
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
         shapes = _shapes(graph)
-        nodes = [node for node in graph.node if not node.name.startswith(f"{DISTANCE}/")]
+        nodes = [node for node in graph.node if not node.name.startswith(PREFIX)]
         return sum(_COUNTS[node.op_type](node, shapes) for node in nodes if _counted(node))
     except (KeyError, onnx.shape_inference.InferenceError):
         return None

@@ -145,6 +145,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         ArtifactError: If the run's card has changed.
         TltoolsError: If it cannot be written.
     """
+    from tltools.artifacts import EXPORT_DIR
     from tltools.thresholds import keep_in_card
 
     written = keep_in_card(model, card, threshold) if model.is_dir() else None
@@ -163,7 +164,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     if written is not None:
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
         progress.say(f"Next: {shlex.join(['tltools', 'export', str(model)])}")
-        export = Path("exports", model.name, f"{model.name}.fp32.onnx")
+        export = EXPORT_DIR / model.name / f"{model.name}.fp32.onnx"
         progress.say(
             f"Next: tltools classify FOLDER --model {shlex.quote(str(export))} --threshold auto"
         )

@@ -33,10 +33,12 @@ CPU_IMAGES = 256
 SEALED_ATOL = 1e-5
 """Largest change of the logits when probabilities are added, and largest error of these; for
 logits beyond 1, as a fraction of the largest one."""
-SEALED_ROUNDED_ATOL = 1e-2
-"""The same for fp16, about its rounding error: on the CPU, onnxruntime computes a chain of nodes in
-fp32 and rounds where it is left, now also for the distance; on a GPU, PyTorch recompiles the graph
-during the first calls."""
+SEALED_GPU_ATOL = 1e-3
+"""The same for fp16 on a GPU, where PyTorch recompiles the graph during the first calls."""
+SEALED_CPU_FP16_ATOL = 1e-2
+"""The same for fp16 on the CPU, where onnxruntime computes a chain of nodes in fp32 and rounds
+where it is left, now also for the distance. Largest change that was seen: 0.0022, of
+EfficientNet-B0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +290,10 @@ class _File:
         before = predict(load_predictor(path, device=device, self_test=False), few)
         self.format.load_writer().seal(path, card, distance and distance[0])
         sealed = load_predictor(path, device=device, self_test=False)
-        is_exact = sealed.device == "cpu" and self.precision != "fp16"
-        atol = SEALED_ATOL if is_exact else SEALED_ROUNDED_ATOL
+        if sealed.device == "cpu":
+            atol = SEALED_CPU_FP16_ATOL if self.precision == "fp16" else SEALED_ATOL
+        else:
+            atol = SEALED_GPU_ATOL
         atol *= max(1.0, float(np.abs(before).max()))
         change = float(np.abs(predict(sealed, few) - before).max())
         if sealed.card != card or not change <= atol:

@@ -1,5 +1,6 @@
 """Write a model as ONNX: in fp32 from PyTorch, in other precisions by converting that file."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,11 +25,11 @@ def write(
 
     If an int8 file fails its check, it is written again with more layers in float.
     """
+    source = trained.once("fp32.onnx", partial(write_fp32, trained))
     if precision == "fp32":
-        write_fp32(trained, path)
+        shutil.copyfile(source, path)
         check(path)
         return Written(opset=trained.opset)
-    source = trained.once("fp32.onnx", partial(write_fp32, trained))
     if precision == "fp16":
         kept = write_fp16(source, path, trained.calibration(), device=trained.device)
         check(path)

@@ -174,9 +174,10 @@ class TrainedRun:
 
         With `features`, it gives a tuple of logits and the features that the head takes.
         """
-        module = fold(self.model)
         if precision == "fp16":
             module = HalfClassifier(self.model).eval().to(self.predictor.choice.name)
+        else:
+            module = fold(self.model)
         return WithFeatures(module) if features else module
 
     def example(self, precision: Precision) -> Tensor:
