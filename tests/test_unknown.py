@@ -98,8 +98,9 @@ def test_every_file_gives_the_distances_of_pytorch(exports, cnn_run, odd, which)
     facts = card.export.distances
     assert (facts.num_images, facts.num_compared) == (10, 6)
     assert facts.rtol == DISTANCE_RTOL[which[1]]
-    # Images as alike as these differ by less than int8's steps: then the file says so, see below.
-    assert facts.max_diff <= (np.inf if which[1] == "int8" else facts.rtol)
+    # Images as alike as these may differ by less than the steps of int8 and fp16, depending on what
+    # this machine's rounding made the CNN learn: then the file says so, see below.
+    assert facts.max_diff <= (facts.rtol if which[1] == "fp32" else np.inf)
     (images,) = decode_batches(
         sorted(odd.rglob("*.png")), preprocessing=card.preprocessing, batch_size=20
     )
@@ -112,10 +113,12 @@ def test_every_file_gives_the_distances_of_pytorch(exports, cnn_run, odd, which)
     predictor = load_predictor(path, device="cpu")
     found = predictor.distances(images)
     assert (found.dtype, found.shape) == (np.float32, (20,))
-    rtol = {"fp32": 1e-3, "fp16": 0.05, "int8": max(0.05, 1.5 * facts.max_diff)}[which[1]]
+    rtol = 1e-3 if which[1] == "fp32" else max(0.05, 1.5 * facts.max_diff)
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=0.5 * rtol)
     if facts.max_diff > facts.rtol:
-        with pytest.raises(ArtifactError, match="distances of this int8 export of cnn differ"):
+        with pytest.raises(
+            ArtifactError, match=f"distances of this {which[1]} export of cnn differ"
+        ):
             load_predictor(path, device="cpu", distances=True)
         return
     both = load_predictor(path, device="cpu", distances=True)(images)
