@@ -1,6 +1,7 @@
 """Models, images and folders that the tests share; all made here, most in milliseconds."""
 
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -89,6 +90,59 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TORCH_HOME", str(folder / "torch"))
         patch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
         yield folder
+
+
+LARGEST_KEPT = 64 * 2**20
+"""Bytes of a graph that is kept for the next test; VGG16's are not."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules_are_exported_once() -> Iterator[None]:
+    """Give what torch's exporter made of a module to each later test that exports the same one.
+
+    Tests train the same small network again and again, and to export it to ONNX takes seconds.
+    """
+    if "torch" not in sys.modules:  # no test module here needs it
+        yield
+        return
+    import onnx
+
+    from tltools.graphs import onnx_file
+
+    made: dict[str, bytes] = {}
+    export = onnx_file.export_module
+
+    def export_once(module: "torch.nn.Module", **options: Any) -> "onnx.ModelProto":
+        key = _fingerprint(module, options)
+        if key in made:
+            return onnx.ModelProto.FromString(made[key])
+        model = export(module, **options)
+        if model.ByteSize() <= LARGEST_KEPT:
+            made[key] = model.SerializeToString()
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "export_module", export_once)
+        yield
+
+
+def _fingerprint(module: "torch.nn.Module", options: dict[str, Any]) -> str:
+    """Return a hash of all that the exporter sees: classes, settings, weights and options."""
+    import torch
+
+    digest = hashlib.sha256(repr(sorted(options.items())).encode())
+    for name, one in module.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(one).items()
+            if isinstance(value, bool | int | float | str | tuple | type(None))
+        }
+        kind = f"{type(one).__module__}.{type(one).__qualname__}"
+        digest.update(repr((name, kind, one.forward.__code__, plain)).encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        values = tensor.detach().contiguous().flatten().view(torch.uint8)
+        digest.update(repr((name, tensor.dtype, tensor.shape)).encode() + values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -18,7 +19,7 @@ from tltools.training import TrainSetup, default_config, train_model
 pytestmark = pytest.mark.slow
 
 NAMES = ("non-emergency", "emergency")
-FORMATS = ("torchscript", "onnx")
+FORMATS = ("torchscript", "pt2", "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,13 @@ def emergency(shared):
 
 
 @pytest.fixture(scope="module")
+def hymenoptera(shared):
+    dataset = load_dataset(shared / "data" / "hymenoptera")
+    assert dataset.split_rule == "given"
+    return dataset
+
+
+@pytest.fixture(scope="module")
 def small_cnn(shared, tmp_path_factory):
     """The CNN after one epoch on a few dozen real images: it has seen enough to be exported."""
     folder = tmp_path_factory.mktemp("small")
@@ -73,37 +81,50 @@ def small_cnn(shared, tmp_path_factory):
     return train_model(dataset, config, TrainSetup(device="cpu", run_dir=folder / "runs"))
 
 
-def test_vgg16_tells_ants_from_bees_and_its_exports_agree(shared, train_vgg16, cache, tmp_path):
-    dataset = load_dataset(shared / "data" / "hymenoptera")
-    assert dataset.split_rule == "given"
-    run, _ = train_vgg16(dataset)
-    assert run.card.metrics["val"].total == len(dataset.part("val"))
-    assert run.card.metrics["val"].accuracy >= 0.92
+def thinned(dataset: Dataset, split: str, step: int) -> Dataset:
+    """Keep each `step`th image of a split: a forward pass of VGG16 takes tenths of a second."""
+    frame = dataset.frame
+    kept = frame["split"] != split
+    kept[frame.index[~kept][::step]] = True
+    return replace(dataset, frame=frame[kept].reset_index(drop=True))
 
-    again, progress = train_vgg16(dataset)
+
+def test_vgg16_tells_ants_from_bees_and_its_int8_export_agrees(
+    hymenoptera, train_vgg16, cache, tmp_path
+):
+    run, _ = train_vgg16(hymenoptera, augment="none")
+    assert run.card.metrics["val"].total == len(hymenoptera.part("val"))
+    assert run.card.metrics["val"].accuracy >= 0.9
+
+    again, progress = train_vgg16(hymenoptera, augment="none")
     assert "Extracting features" not in progress.bars  # all from the cache
     assert again.card.metrics == run.card.metrics
 
-    for result in make_exports(run.folder, FORMATS, tmp_path / "exports"):
-        assert result.parity.num_images == len(dataset.part("val"))
-        assert result.parity.top1_agreement == 1.0
-        assert result.parity.max_abs_logit_diff < 1e-4
-
     (int8,) = make_exports(run.folder, ["onnx"], tmp_path / "exports", precisions=("int8",))
-    predictor = open_predictor(int8.path, device="cpu")
-    result = evaluate(predictor, dataset, split="val")
-    assert result.score.accuracy >= run.card.metrics["val"].accuracy - 0.005
+    assert int8.parity.num_images == len(hymenoptera.part("val"))
+    assert int8.parity.top1_agreement >= 0.99
     assert int8.facts.float_layers == ()  # none of VGG16's needs it
     assert int8.size_bytes < 15e6
 
 
+def test_exports_of_vgg16_agree_with_pytorch(hymenoptera, train_vgg16, tmp_path):
+    dataset = thinned(hymenoptera, "val", 6)
+    run, _ = train_vgg16(dataset, augment="none")
+    for result in make_exports(run.folder, FORMATS, tmp_path / "exports"):
+        assert result.parity.num_images == len(dataset.part("val")) > 20
+        assert result.parity.top1_agreement == 1.0
+        assert result.parity.max_abs_logit_diff < 1e-4
+
+
 def test_vgg16_beats_the_article_with_its_split_and_settings(emergency, train_vgg16):
-    """The article has 83.47 % there; its split leaks 16 copies, as its warning says."""
+    """The article has 83.47 % there; a quarter of its training images is enough for more."""
     assert len(emergency.part("train")) == 1481
     assert len(emergency.part("val")) == 165
-    run, _ = train_vgg16(emergency, recipe="article")
+    few = thinned(emergency, "train", 4)
+    run, _ = train_vgg16(few, recipe="article", feature_precision="fp32")
     assert run.card.data.split == "article"
-    assert run.card.metrics["val"].accuracy >= 0.925
+    assert run.card.metrics["val"].total == 165
+    assert run.card.metrics["val"].accuracy > 0.8347
 
 
 def test_classify_gives_every_real_image_one_row_with_evaluates_label(
@@ -160,7 +181,7 @@ def test_full_size_vgg16_trains_exports_to_one_file_and_classifies(
     dataset = load_dataset(drawn, val_fraction=0.25)
     run = train_model(
         dataset,
-        default_config("vgg16", epochs=1),
+        default_config("vgg16", epochs=1, feature_precision="fp32"),
         TrainSetup(
             weights=str(complete_weights), device="cpu", run_dir=tmp_path / "runs", cache_dir=cache
         ),

@@ -76,7 +76,7 @@ def dataset(images):
 
 def train(dataset, tmp_path, model="cnn", progress=None, **changes):
     weights = str(changes.pop("weights", "imagenet"))
-    changes = {"epochs": 3, "batch_size": 6, "lr": 1e-3} | changes
+    changes = {"epochs": 3, "batch_size": 6, "lr": 1e-3, "image_size": 64} | changes
     return train_model(
         dataset,
         default_config(model, **changes),
@@ -522,7 +522,7 @@ def test_the_head_trains_on_the_chosen_features_and_is_evaluated_on_fp32(
     assert [reduced for _, reduced, *_ in seen] == [precision != "fp32", False]
     for (_, reduced, features, model), split in zip(seen, ("train", "val"), strict=True):
         images = [
-            load_image(path, Preprocessing(size=224, resize=default_config("vgg16").resize))
+            load_image(path, Preprocessing(size=64, resize=default_config("vgg16").resize))
             for path in dataset.part(split)["path"]
         ]
         with torch.inference_mode():

