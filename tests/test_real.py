@@ -92,11 +92,11 @@ def thinned(dataset: Dataset, split: str, step: int) -> Dataset:
 def test_vgg16_tells_ants_from_bees_and_its_int8_export_agrees(
     hymenoptera, train_vgg16, cache, tmp_path
 ):
-    run, _ = train_vgg16(hymenoptera, augment="none")
+    run, _ = train_vgg16(hymenoptera)
     assert run.card.metrics["val"].total == len(hymenoptera.part("val"))
-    assert run.card.metrics["val"].accuracy >= 0.9
+    assert run.card.metrics["val"].accuracy >= 0.92
 
-    again, progress = train_vgg16(hymenoptera, augment="none")
+    again, progress = train_vgg16(hymenoptera)
     assert "Extracting features" not in progress.bars  # all from the cache
     assert again.card.metrics == run.card.metrics
 
@@ -109,7 +109,7 @@ def test_vgg16_tells_ants_from_bees_and_its_int8_export_agrees(
 
 def test_exports_of_vgg16_agree_with_pytorch(hymenoptera, train_vgg16, tmp_path):
     dataset = thinned(hymenoptera, "val", 6)
-    run, _ = train_vgg16(dataset, augment="none")
+    run, _ = train_vgg16(dataset)
     for result in make_exports(run.folder, FORMATS, tmp_path / "exports"):
         assert result.parity.num_images == len(dataset.part("val")) > 20
         assert result.parity.top1_agreement == 1.0
