@@ -242,8 +242,7 @@ def classify(
         summary = _run_on_cluster(settings, there, out.progress, tell)
     else:
         summary = _run_here(settings, here, shard, out.progress, launcher, tell)
-    if strict:
-        _fail_if_incomplete(summary, out.progress)
+    _check_done(summary, out.progress, strict=strict, is_whole=shard is None)
 
 
 def _run_here(
@@ -284,9 +283,16 @@ def _run_on_cluster(
     return run_ray_job(job, progress=progress, on_summary=tell)
 
 
-def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
-    if summary.num_failed or summary.unlisted:
+def _check_done(
+    summary: "Summary", progress: "RichProgress", *, strict: bool, is_whole: bool
+) -> None:
+    """Exit with 1 if no image of a whole job was classified, or, with `strict`, not every one."""
+    if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every image was classified")
+        raise typer.Exit(1)
+    # A shard may hold the only bad images of a good job.
+    if is_whole and summary.num_images and summary.num_failed == summary.num_images:
+        progress.warn("no image was classified")
         raise typer.Exit(1)
 
 
