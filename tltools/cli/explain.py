@@ -7,7 +7,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import DeviceOption
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -19,7 +19,13 @@ EXPLAINED = Path("explained")
 @command
 def explain(
     model: Annotated[Path, typer.Argument(help="Run folder (runs/NAME).")],
-    images: Annotated[list[Path], typer.Argument(help="Images to explain.", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Images to explain, or folders; up to 20 images of each.",
+            metavar="IMAGE...",
+        ),
+    ],
     *,
     out: Out,
     class_name: Annotated[
@@ -44,6 +50,8 @@ def explain(
     artifact = read_artifact(model)
     if not artifact.is_run:
         raise ConfigError(_use_run(artifact))
+    failures: list[DataError] = []
+    is_alone = len(images) == 1 and not images[0].is_dir()
     found = list(
         explain_images(
             model,
@@ -51,10 +59,15 @@ def explain(
             output,
             class_name=class_name,
             device=device,
+            on_error=None if is_alone else failures.append,
             progress=out.progress,
         )
     )
     out.result([_facts(one) for one in found], lambda: _print_explanations(found))
+    for failure in failures:
+        out.progress.warn(str(failure))
+    if failures:
+        raise typer.Exit(1)
 
 
 def _use_run(export: "Artifact") -> str:
@@ -85,6 +98,8 @@ def _facts(found: "Explanation") -> dict[str, Any]:
 def _print_explanations(explanations: "list[Explanation]") -> None:
     from tltools.console import print_table
 
+    if not explanations:
+        return
     print_table(
         "Predictions and heat maps",
         ("image", "label", "confidence", "heat map"),
