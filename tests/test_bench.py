@@ -963,6 +963,11 @@ def row(kind, rate, *, correct=960, agreement=1.0, status="ok", run="a", **chang
     return BenchRow(**(fields | changes))
 
 
+def rounds(kind, *rates, **changes):
+    """Make a row of several rounds."""
+    return row(kind, rates[0], classify=sum_up([classify_round(rate) for rate in rates]), **changes)
+
+
 EAGER = row("eager fp32", 0)
 
 
@@ -998,14 +1003,40 @@ def test_the_fastest_export_that_keeps_the_labels_is_recommended():
             [row("torchscript fp32", 104), row("onnx fp32", 100)], "onnx fp32", id="onnx in a tie"
         ),
         pytest.param(
-            [row("torchscript fp32", 120), row("onnx fp32", 100)],
+            [row("torchscript fp32", 122), row("onnx fp32", 100)],
             "torchscript fp32",
-            id="torchscript when it is faster",
+            id="torchscript if it is faster, though each round were off by 10 %",
         ),
         pytest.param(
-            [row("torchscript fp32", 104), row("onnx fp16", 100)],
+            [row("torchscript fp32", 120), row("onnx fp32", 100)],
+            "onnx fp32",
+            id="not if one round leaves that in doubt",
+        ),
+        pytest.param(
+            [row("torchscript fp32", 300, status="unstable"), row("onnx fp32", 100)],
+            "onnx fp32",
+            id="not by one unstable round",
+        ),
+        pytest.param(
+            [rounds("torchscript fp32", 106, 111, 120), rounds("onnx fp32", 99, 100, 105)],
             "torchscript fp32",
-            id="precision before format",
+            id="torchscript if it is faster in each of several rounds",
+        ),
+        pytest.param(
+            [rounds("torchscript fp32", 104, 111, 120), rounds("onnx fp32", 99, 100, 105)],
+            "onnx fp32",
+            id="not if rounds overlap",
+        ),
+        pytest.param(
+            [rounds("torchscript fp32", 101, 102), rounds("onnx fp16", 98, 99)],
+            "onnx fp16",
+            id="not if it is faster by less than 5 %",
+        ),
+        pytest.param([row("torchscript fp32", 1)], "torchscript fp32", id="torchscript if alone"),
+        pytest.param(
+            [row("torchscript fp32", 100), row("onnx fp32", 900, correct=900)],
+            "torchscript fp32",
+            id="torchscript if the others lose accuracy",
         ),
         pytest.param(
             [row("onnx fp32", 10), row("onnx int8", 50, correct=955)],
@@ -1058,6 +1089,21 @@ def test_a_faster_export_that_is_not_recommended_is_explained():
         "instead of 960 of 1000 correct; 0.5 points are allowed)",
         "torchscript fp32: 10.2 images per second, the same within measurement noise (5 %)",
     )
+
+
+def test_the_recommendation_says_that_torchscript_is_deprecated():
+    onnx, slow = row("onnx fp32", 100), row("torchscript fp32", 115)
+    found = choose([EAGER, onnx, slow])
+    assert found.passed_over == (
+        "torchscript fp32: 115 images per second, but PyTorch has deprecated TorchScript, and one "
+        "round leaves its lead in doubt",
+    )
+    assert "deprecated" not in found.reason
+    found = choose([EAGER, onnx, row("torchscript fp32", 200)])
+    assert found.reason.endswith(
+        "; PyTorch has deprecated TorchScript, but it is the fastest format in each round"
+    )
+    assert choose([EAGER, slow]).reason.endswith("; PyTorch has deprecated TorchScript")
 
 
 def test_without_its_run_an_export_is_compared_with_fp32():

@@ -15,7 +15,7 @@ from tltools.bench.rows import BenchRow, Recommendation
 from tltools.bench.settings import Effort
 from tltools.bench.stages import MAX_IMAGES, MIN_BATCHES
 from tltools.bench.text import digits, milliseconds, percent_down
-from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
+from tltools.bench.timing import MAX_ROUND_SPREAD, MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
 from tltools.bench.verdict import (
     MAX_ACCURACY_LOSS,
     MAX_UNEXPLAINED,
@@ -301,8 +301,10 @@ class BenchResult:
             f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and agree with at "
             f"least {100 * MIN_AGREEMENT:.0f} % of its labels, the one that classifies fastest; "
             f"within {100 * NOISE:.0f} %, the most exact one, and "
-            f"{' before '.join(one.title for one in FORMATS.values())}. Among the runs, the most "
-            "accurate one.",
+            f"{' before '.join(one.title for one in FORMATS.values())}. A format that PyTorch has "
+            "deprecated is recommended only if its slowest round beats the fastest one of every "
+            f"other format; a single round may be {100 * MAX_ROUND_SPREAD:.0f} % off. Among the "
+            "runs, the most accurate one.",
         ]
 
     def _grouped(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
