@@ -157,8 +157,7 @@ def explain_images(
         output: PNG for a single image, or a folder, created if missing; see `output_paths`.
         class_name: Class to explain; None explains each image's predicted class.
         device: One of `TorchKind`, or a GPU such as `cuda:1`.
-        on_error: Called for each image that cannot be read, which is then left out; None to raise
-            the error, so that nothing is written.
+        on_error: Called for each unreadable image, which is left out; None to raise the error.
         progress: Receives progress over the images.
 
     Yields:
@@ -177,20 +176,16 @@ def explain_images(
     images = images_of(paths, progress)
     outputs = output_paths(images, output, card=card, class_name=class_name)
     rules = card.preprocessing
-    large = replace(rules, size=_VIEW * rules.size)
-    pairs = list(zip(images, outputs, strict=True))
-    pairs = [(path, png) for path, png in pairs if _is_readable(path, rules, on_error)]
-    if not pairs:
-        return
-    if outputs[0] != output:
+    pairs = zip(images, outputs, strict=True)
+    pairs = [pair for pair in pairs if _is_readable(pair[0], rules, on_error)]
+    if pairs and outputs[0] != output:
         make_output_folder(output)
     tell_device(choice, progress)
-    model = model.to(choice.name)
+    model.to(choice.name)
     with progress.bar("Explaining", len(pairs)) as bar:
         for path, png in pairs:
-            image = load_image(path, rules)
-            found = _explain(model, card, image, target, path=path, output=png)
-            view = load_image(path, large)
+            found = _explain(model, card, load_image(path, rules), target, path=path, output=png)
+            view = load_image(path, replace(rules, size=_VIEW * rules.size))
             _draw(found, view, run=card.run)
             bar.advance()
             yield found

@@ -156,9 +156,7 @@ def evaluate(
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
-    check_report(report)
-    if output is not None:
-        check_output_folder(output)
+    _check_paths(data, output, report)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
     target = targets.target(labeling.class_name)
@@ -186,6 +184,17 @@ def evaluate(
         out.json(result.to_json())
     else:
         _print_evaluation(result, is_new=subset.exclude_train)
+
+
+def _check_paths(data: "Location | None", output: Path | None, report: Path | None) -> None:
+    """Check paths that may be misspelled, before PyTorch is imported to open a run."""
+    check_report(report)
+    if output is not None:
+        check_output_folder(output)
+    if isinstance(data, Path):
+        from tltools.data.labels import check_data
+
+        check_data(data)
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:

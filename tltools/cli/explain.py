@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from tltools.explain import Explanation
 
 EXPLAINED = Path("explained")
+ImagesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Images to explain, or folders; up to 20 images of each.",
+        metavar="IMAGE...",
+    ),
+]
 
 
 @command
 def explain(
     model: Annotated[Path, typer.Argument(help="Run folder (runs/NAME).")],
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Images to explain, or folders; up to 20 images of each.",
-            metavar="IMAGE...",
-        ),
-    ],
+    images: ImagesArgument,
     *,
     out: Out,
     class_name: Annotated[

@@ -449,12 +449,15 @@ def train(
     models = _models_of(model)
     if engine == "ray":
         _check_features(models)
+    _check_early(data, models, weights, run_dir)
     from tltools.training import TrainSetup
-    from tltools.training.logs import check_logs
 
     configs = _configs(model, recipe, fine_tune, settings, device)
     logs = tuple(one.value for one in log or ())
-    check_logs(logs)
+    if logs:
+        from tltools.training.logs import check_logs
+
+        check_logs(logs)
     setup = TrainSetup(
         weights=weights,
         normalization=normalization,
@@ -483,6 +486,20 @@ def train(
     out.progress.say("Next: tltools export; tltools report shows curves and mistakes")
 
 
+def _check_early(
+    data: "Location | None", models: Sequence[str], weights: str, run_dir: Path
+) -> None:
+    """Check names and folders that may be misspelled, in a fraction of PyTorch's import time."""
+    from tltools.atomic import check_writable
+    from tltools.data.labels import check_data
+    from tltools.training.early import check_weights
+
+    if isinstance(data, Path):
+        check_data(data)
+    check_weights(models, weights)
+    check_writable(run_dir)
+
+
 def _configs(
     model: str,
     recipe: "RecipeName",
@@ -495,12 +512,14 @@ def _configs(
     Fine-tuning is quick on a GPU, so there it is part of the comparison of all models.
     """
     from tltools.runtime.device import torch_device
+    from tltools.runtime.driver import num_gpus
     from tltools.training import default_configs
 
     models, changes = _models_of(model), asdict(settings)
     configs = default_configs(models, recipe, fine_tune=fine_tune or "none", **changes)
     wanted = fine_tune is None and len(models) > 1 and recipe == "default"
-    if wanted and torch_device(device).device != "cpu":
+    # Without a GPU, PyTorch need not be asked, so that errors in the data come before its import.
+    if wanted and num_gpus() and torch_device(device).device != "cpu":
         # Which computes no features beforehand there.
         changes["feature_precision"] = None
         tuned = default_configs(models, recipe, fine_tune="last-block", **changes)
@@ -532,7 +551,7 @@ def _tell_unfit(
 
 def _tell_unfinished(run_dir: Path, models: Sequence[str], progress: "RichProgress") -> None:
     """Say that a run could be resumed, since this command begins a new one."""
-    from tltools.training import unfinished_runs
+    from tltools.run_folder import unfinished_runs
 
     found = unfinished_runs(run_dir, models)
     if found:

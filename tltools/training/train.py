@@ -1,7 +1,6 @@
 """Train from a data set to a run folder: start, resume, interrupt and finish."""
 
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,8 @@ from tltools.run_folder import (
     CURVES,
     DISTANCE,
     RunPredictions,
+    is_finished,
+    resumable_runs,
     write_folds,
     write_predictions,
 )
@@ -159,33 +160,16 @@ def find_resumable(
     Raises:
         ArtifactError: If there is no such run.
     """
-    for folder in _resumable(run_dir):
+    for folder in resumable_runs(run_dir):
         config = runs.read_plan(folder).train_config()
         more = epochs is not None and epochs > config.epochs
         wanted = config.model in models and fine_tune in (None, config.fine_tune)
-        if wanted and (more or not runs.is_finished(folder)):
+        if wanted and (more or not is_finished(folder)):
             return folder
     raise ArtifactError(
         f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; to extend a "
         "finished run, increase `epochs=`"
     )
-
-
-def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
-    """Return the folders of unfinished runs of models, the newest first."""
-    named = "|".join(map(re.escape, models))
-    is_of_model = re.compile(rf"({named})(-.*)?").fullmatch
-    return [
-        folder
-        for folder in _resumable(run_dir)
-        if is_of_model(folder.name) and not runs.is_finished(folder)
-    ]
-
-
-def _resumable(run_dir: Path) -> list[Path]:
-    """Return the folders of runs that have their training's state, the newest first."""
-    states = sorted(run_dir.glob(f"*/{runs.STATE}"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in reversed(states)]
 
 
 def resume_run(
