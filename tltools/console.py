@@ -29,8 +29,8 @@ GAP = 2
 MAX_STACKED = 8
 """Most columns of a table that is shown as one line per cell; more would be long lists."""
 MAX_NUMBER_WORDS = 6
-"""Limit for a cell to count as a number: `95.68% (91.4% to 97.9%), 155/162` has five words."""
-_NUMBER = re.compile(r"[<+-]?[\d.][\d,.]*(e[+-]?\d+)?%?,?|\d{4}-\d\d-\d\d|\d+/\d+")
+"""Limit for a cell to count as a number: `95.7% (91.4% to 97.9%), 155/162` has five words."""
+_NUMBER = re.compile(r"[<>+-]?[\d.][\d,.]*(e[+-]?\d+)?%?,?|\d{4}-\d\d-\d\d|\d+/\d+")
 """The first word of such a cell; names of images often start with digits, too."""
 MAX_TEXT_WIDTH = 100
 """Maximum width of prose on a terminal, in columns: longer lines are hard to read."""

@@ -22,7 +22,7 @@ from tltools.metrics import softmax
 from tltools.plots import plot_heat
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device, tell_device, torch_device
-from tltools.wording import did_you_mean, listed
+from tltools.wording import did_you_mean, in_percent, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -283,9 +283,9 @@ def _class_index(card: Card, class_name: str | None) -> int | None:
 
 
 def _draw(found: Explanation, view: NDArray[np.uint8], *, run: str) -> None:
-    said = f"{found.label}, {found.confidence:.1%}"
+    said = f"{found.label}, {in_percent(found.confidence)}"
     if found.explained != found.label:
-        said += f" ({found.explained}, {found.probability:.1%})"
+        said += f" ({found.explained}, {in_percent(found.probability)})"
     name = found.path.name
     plot_heat(
         view,

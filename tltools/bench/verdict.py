@@ -19,9 +19,10 @@ from tltools.bench.rows import (
     Stage,
     StageCosts,
 )
-from tltools.bench.text import accuracy, digits, milliseconds, percent_down
+from tltools.bench.text import accuracy, digits, milliseconds
 from tltools.bench.timing import MAX_ROUND_SPREAD
 from tltools.runtime.model_formats import FORMATS
+from tltools.wording import in_percent_down, percent
 
 MAX_ACCURACY_LOSS = 0.005
 """Largest loss of accuracy of a recommended export, as a share of all images."""
@@ -91,7 +92,7 @@ def find_bottleneck(
         share=share,
         sentence=(
             f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per image "
-            f"({100 * share:.0f} % of {where}; all stages together took "
+            f"({share:.0%} of {where}; all stages together took "
             f"{milliseconds(1 / images_per_s)} ms): {remedy}"
         ),
     )
@@ -294,8 +295,8 @@ def _why_refused(row: BenchRow, reference: BenchRow | None) -> str:
             )
     if row.agreement is not None and row.agreement < MIN_AGREEMENT:
         return (
-            f"{rate}, but agrees with only {percent_down(row.agreement)} % of PyTorch's labels "
-            f"({100 * MIN_AGREEMENT:.0f} % are required)"
+            f"{rate}, but agrees with only {in_percent_down(row.agreement)} of PyTorch's labels "
+            f"({percent(MIN_AGREEMENT)} are required)"
         )
     return ""
 
@@ -327,7 +328,7 @@ def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     labels = (
         ""
         if row.agreement is None
-        else f", agrees with {percent_down(row.agreement)} % of PyTorch's labels"
+        else f", agrees with {in_percent_down(row.agreement)} of PyTorch's labels"
     )
     return f"{rate}{labels}; accuracy {accuracy(row.score)}"
 
@@ -342,7 +343,7 @@ def _why_slower(row: BenchRow, chosen: BenchRow) -> str:
             "in doubt"
         )
     if max(_rate(row), _rate(chosen)) < (1 + NOISE) * min(_rate(row), _rate(chosen)):
-        return f"{rate}, the same within measurement noise ({100 * NOISE:.0f} %)"
+        return f"{rate}, the same within measurement noise ({percent(NOISE)})"
     return f"{rate}, slower"
 
 

@@ -30,7 +30,7 @@ from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted, grouped
+from tltools.wording import MAX_LISTED, counted, grouped, in_percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -412,14 +412,14 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
     few = len(counts) <= MAX_LISTED
     for name, count in summary.counts.items() if few else counts[:MAX_LISTED]:
-        progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
+        progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
     if not few:
         rest = counts[MAX_LISTED:]
         number = sum(count for _, count in rest)
-        progress.say(f"{number:8d}  {number / total:6.1%}  {len(rest):,} other labels")
+        progress.say(f"{number:8d}  {in_percent(number / total):>6}  {len(rest):,} other labels")
     for count, name in ((summary.num_uncertain, "uncertain"), (summary.num_unknown, "unknown")):
         if count:
-            progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
+            progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
     for reason, count in summary.errors.items():
         first = summary.examples.get(reason)
         others = "; the first is" if first and count > 1 else ":"

@@ -8,6 +8,7 @@ import typer
 from tltools.cli.command import Out, command
 from tltools.cli.options import DeviceOption
 from tltools.errors import ConfigError, DataError
+from tltools.wording import in_percent
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -105,7 +106,7 @@ def _print_explanations(explanations: "list[Explanation]") -> None:
         "Predictions and heat maps",
         ("image", "label", "confidence", "heat map"),
         [
-            (one.path.name, one.label, f"{one.confidence:.1%}", str(one.output) + _remark(one))
+            (one.path.name, one.label, in_percent(one.confidence), str(one.output) + _remark(one))
             for one in explanations
         ],
     )
@@ -116,5 +117,5 @@ def _remark(found: "Explanation") -> str:
     if not found.heat.any():
         return f" (empty: no region supports {found.explained})"
     if found.explained != found.label:
-        return f" (for {found.explained}, {found.probability:.1%})"
+        return f" (for {found.explained}, {in_percent(found.probability)})"
     return ""

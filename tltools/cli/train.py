@@ -25,7 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted, either, listed, plural
+from tltools.wording import counted, either, in_percent, listed, plural
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -705,8 +705,8 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
     mean, deviation = folds.mean_and_deviation()
     scores = folds.accuracies()
     progress.say(
-        f"{run.folder}: {len(scores)} folds: accuracy {mean:.1%}, standard deviation "
-        f"{100 * deviation:.1f} points ({', '.join(f'{score:.1%}' for score in scores)})"
+        f"{run.folder}: {len(scores)} folds: accuracy {in_percent(mean)}, standard deviation "
+        f"{100 * deviation:.1f} points ({', '.join(map(in_percent, scores))})"
     )
     if not folds.beats_chance():
         progress.warn(
@@ -718,15 +718,15 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
         return
     progress.warn(
         f"{counted(len(suspects), 'label')} of {len(folds.paths)} may be wrong, say models with an "
-        f"accuracy of {mean:.1%}: look at them in {run.folder / FOLDS} (column suspect) or in a "
-        "report; the most suspicious are"
+        f"accuracy of {in_percent(mean)}: look at them in {run.folder / FOLDS} (column suspect) or "
+        "in a report; the most suspicious are"
     )
     for row in suspects[:MAX_SUSPECTS]:
         label, guess = folds.targets[row], folds.probs[row].argmax()
         classes = run.card.classes
         progress.say(
             f"  {folds.paths[row]}: labeled {classes[label]}, predicted {classes[guess]} "
-            f"({folds.probs[row, guess]:.1%})"
+            f"({in_percent(folds.probs[row, guess])})"
         )
 
 
@@ -741,12 +741,15 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
     ]
     titles = {"train": "training accuracy", "val": "validation accuracy", "test": "test accuracy"}
     print_table(
-        "Top-1 accuracy with its 95 % interval",
+        "Top-1 accuracy with its 95% interval",
         ("model", *(titles[split] for split in splits), "run"),
         [
             (
                 model_title(run.card),
-                *(score_text(run.card.metrics.get(split)) for split in splits),
+                *(
+                    score_text(run.card.metrics.get(split), is_seen=split == "train")
+                    for split in splits
+                ),
                 str(run.folder),
             )
             for run in trained

@@ -42,7 +42,7 @@ from tltools.training.head_inputs import HeadInputs, collecting, num_channels
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, check_setup, prepare
 from tltools.training.pretrained import find_download
-from tltools.wording import plural
+from tltools.wording import in_percent, plural, seconds
 
 _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
@@ -330,9 +330,9 @@ class _Training:
             self._told, tell = now, self._progress.say
         tell(
             f"epoch {stats.epoch:3d}/{num_epochs}  "
-            f"train loss {stats.train_loss:.4f} acc {stats.train_accuracy:.4f}  "
-            f"val loss {stats.val_loss:.4f} acc {stats.val_accuracy:.4f}  "
-            f"{stats.seconds:.1f} s"
+            f"train loss {stats.train_loss:.4f} acc {in_percent(stats.train_accuracy)}  "
+            f"val loss {stats.val_loss:.4f} acc {in_percent(stats.val_accuracy)}  "
+            f"{seconds(stats.seconds)}"
         )
 
     def _finish(self, *, interrupted: bool) -> Card:
@@ -431,7 +431,8 @@ class _Training:
     def _plot_confusion(self, val: "_Outputs") -> None:
         classes = self._job.dataset.classes
         matrix = confusion_matrix(val.preds, val.targets, num_classes=len(classes))
-        right = f"{100 * matrix.trace() / matrix.sum():.1f} % of {matrix.sum():,} validation images"
+        share = in_percent(matrix.trace() / matrix.sum())
+        right = f"{share} of {matrix.sum():,} validation images"
         title = f"{self._folder.name}: {right}"
         plot_confusion(matrix, classes, self._folder / CONFUSION, title=title)
 
