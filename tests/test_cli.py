@@ -979,7 +979,7 @@ def test_a_training_option_changes_only_its_setting(run, monkeypatch, field):
     else:
         assert field in NOT_OPTIONS
         args, expected = ["--recipe", "article"], default_config("cnn", "article")
-    result = run("train", "anything", "--model", model, *args)
+    result = run("train", ".", "--model", model, *args)
     assert last_line(result.err) == "error: seen enough"
     assert seen == [expected]
 

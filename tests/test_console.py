@@ -13,10 +13,12 @@ from tltools.console import (
     duration,
     from_here,
     in_options,
+    print_markdown,
     print_table,
     printable,
     printable_json,
     rate,
+    remember_typed,
 )
 
 
@@ -419,6 +421,42 @@ def test_a_narrow_terminal_shows_a_line_for_each_cell(table_at):
     ]
 
 
+def test_prose_is_wrapped_and_listings_are_not(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout", Terminal())
+    command = "$ tltools classify photos/ --output labels.parquet --min-confidence 0.9"
+    print_markdown("Words and more words. " * 9 + f"\n\n```console\n{command}\n```\n")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue()).splitlines()
+    assert command in shown
+    prose = [line for line in shown if line.startswith(("Words", "words", "and", "more"))]
+    assert len(prose) > 4
+    assert max(map(len, prose)) <= 40
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("cannot read {}/mine/a.jpg: no", "cannot read ../mine/a.jpg: no"),
+        ("folders in {}/mine", "folders in ../mine"),
+        ("'{}/mine' and ({}/mine): {}/mine;", "'../mine' and (../mine): ../mine;"),
+        ("{}/mine2 {}/mine.csv {}/other", "{}/mine2 {}/mine.csv {}/other"),
+        ("file://{}/mine x{}/mine", "file://{}/mine x{}/mine"),
+        ("{}/work/mine", "mine"),
+        ("{}/given/b.jpg", "../given/b.jpg"),
+    ],
+)
+def test_a_path_outside_the_folder_is_shown_as_it_was_typed(tmp_path, monkeypatch, message, shown):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    remember_typed(["train", "../mine/", "--images=../given", str(tmp_path / "other")])
+    try:
+        assert from_here(message.format(*[tmp_path] * 3)) == shown.format(*[tmp_path] * 3)
+    finally:
+        remember_typed([])
+    assert from_here(f"{tmp_path}/mine/a.jpg") == f"{tmp_path}/mine/a.jpg"
+
+
 def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     cells = ("exports/vgg16-2/vgg16-2.fp32.onnx", "537.1", "100.00%", "1.0e-07", "153")
@@ -452,7 +490,7 @@ def test_names_that_start_with_a_digit_are_no_numbers(capsys):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.0 s"),
+        (0.02, "<0.1 s"),
         (9.94, "9.9 s"),
         (12.4, "12 s"),
         (59.7, "1:00 min"),

@@ -117,7 +117,7 @@ def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
     assert rows["stopped"].rstrip().endswith(" interrupted")  # and has its accuracy
     assert "%" in rows["stopped"]
     assert rows["begun"].rstrip().endswith(" unfinished")
-    assert rows["cnn"].rstrip().endswith(" 1 export")
+    assert rows["cnn"].rstrip().endswith(" 2 exports")
 
 
 def test_the_command_lists_runs_and_so_does_inspect(workplace, second):

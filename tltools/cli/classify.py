@@ -30,7 +30,7 @@ from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted, grouped, in_percent
+from tltools.wording import MAX_LISTED, counted, grouped, in_percent, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -380,7 +380,7 @@ def _write_report(
     assert isinstance(summary.output, Path)
     facts = (
         f"Model {summary.model}, on {summary.choice.device}",
-        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images per second",
+        f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images per second",
     )
     section = job_section(
         summary.output,
@@ -433,5 +433,5 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         progress.say(f"{skipped} skipped: this model has classified their bytes")
     progress.say(
         f"{counted(summary.num_images, 'row')}{kept} ({summary.num_failed} with an error) in "
-        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s, written to {where}"
+        f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images/s, written to {where}"
     )

@@ -106,7 +106,7 @@ def _print_explanations(explanations: "list[Explanation]") -> None:
         "Predictions and heat maps",
         ("image", "label", "confidence", "heat map"),
         [
-            (one.path.name, one.label, in_percent(one.confidence), str(one.output) + _remark(one))
+            (str(one.path), one.label, in_percent(one.confidence), str(one.output) + _remark(one))
             for one in explanations
         ],
     )
