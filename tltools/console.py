@@ -91,7 +91,7 @@ _typed: dict[str, str] = {}
 def remember_typed(arguments: Sequence[str]) -> None:
     """Have `from_here` write paths below `../data`, if it is an argument, as they were typed."""
     _typed.clear()
-    for argument in arguments:
+    for argument in map(str, arguments):
         path = argument.partition("=")[2] if argument.startswith("--") else argument
         if path == ".." or path.startswith(f"..{os.sep}"):
             try:
