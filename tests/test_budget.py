@@ -7,11 +7,12 @@ from tltools.bench.budget import (
     ONNX_START_S,
     TORCH_START_S,
     Limits,
+    Pace,
     Work,
     announcement,
     cannot_pay,
     duration,
-    estimate_s,
+    estimates_s,
     image_seconds,
     plan_effort,
     quick_flops_per_s,
@@ -53,7 +54,7 @@ EFFORT = Effort(
 
 
 def guess(*works, **changes):
-    return estimate_s(works, replace(EFFORT, **changes))
+    return sum(estimates_s(works, replace(EFFORT, **changes)))
 
 
 def test_a_fast_model_is_estimated_from_its_runs():
@@ -102,9 +103,9 @@ def test_both_models_with_all_exports_take_less_than_five_minutes():
         )
     ]
     assert effort.may_leave_out
-    assert estimate_s(works, effort) < 300
-    assert estimate_s(works, replace(effort, may_leave_out=False)) > 300
-    assert estimate_s(works, replace(effort, num_images=5000)) < 310
+    assert sum(estimates_s(works, effort)) < 300
+    assert sum(estimates_s(works, replace(effort, may_leave_out=False))) > 300
+    assert sum(estimates_s(works, replace(effort, num_images=5000))) < 310
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,24 @@ def test_the_estimate_names_only_what_would_shorten_it():
     assert line.endswith(
         "a new process for each measurement); a larger `budget_s=` is more precise"
     )
+
+
+def test_an_estimate_that_is_far_too_low_is_corrected_once():
+    pace = Pace([60.0, 30.0, 30.0], rounds=3)  # 20, 10 and 10 s for a round
+    # 20 s of 120 are known, and took 2.4 times as long: the other 100 s take 240.
+    line = pace.correction(0, 48.0)
+    assert line == "This machine is slower than estimated, perhaps busy: about 4 min left"
+    assert pace.correction(1, 24.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("estimates", "took"),
+    [
+        pytest.param([60.0, 60.0], 29.0, id="less than 1.5 times as long"),
+        pytest.param([6.0, 114.0], 14.0, id="too little is known"),
+        pytest.param([20.0, 6.0], 26.0, id="hardly anything is left"),
+    ],
+)
+def test_an_estimate_is_not_corrected_without_need(estimates, took):
+    rounds = 1 if estimates[0] == 20.0 else 3
+    assert Pace(estimates, rounds).correction(0, took) == ""

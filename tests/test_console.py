@@ -13,10 +13,12 @@ from tltools.console import (
     duration,
     from_here,
     in_options,
+    print_markdown,
     print_table,
     printable,
     printable_json,
     rate,
+    remember_typed,
 )
 
 
@@ -329,12 +331,20 @@ def test_a_table_without_a_terminal_keeps_long_names_whole(capsys, monkeypatch):
 
 
 EXPORTS = [
-    ("exports/cnn/cnn.fp32.onnx", "1.3", "cpu", "100.00%", "+0.00%", "1.2e-06", "153"),
-    ("exports/vgg16-2/vgg16-2.fp16.onnx", "268.6", "cuda", "99.35%", "+0.65%", "5.5e-03", "153"),
+    ("exports/cnn/cnn.fp32.onnx", "1.3", "cpu", "100.0%", "+0.0", "1.2e-06", "153"),
+    ("exports/vgg16-2/vgg16-2.fp16.onnx", "268.6", "cuda", "99.3%", "+0.7", "5.5e-03", "153"),
 ]
 TABLES = {
     "exports": (
-        ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
+        (
+            "export",
+            "MB",
+            "device",
+            "same label",
+            "top-1 change, points",
+            "max logit diff",
+            "images",
+        ),
         EXPORTS,
     ),
     "findings": (
@@ -346,7 +356,7 @@ TABLES = {
     ),
     "runs": (
         ("model", "validation accuracy", "run"),
-        [("vgg16 pooled", "95.68% (91.4% to 97.9%), 155/162", "runs/vgg16-2")],
+        [("vgg16 pooled", "95.7% (91.4% to 97.9%), 155/162", "runs/vgg16-2")],
     ),
     "wide characters": (("image", "label"), [("写真/" + "写真" * 20, "消防車"), ("a.jpg", "x")]),
     "confusion": (
@@ -374,7 +384,8 @@ def table_at(monkeypatch):
 
 def parts_of(cell):
     """What must never be broken: words, and the parts of a path."""
-    return [part for word in cell.split() for part in re.findall("[^/]*/+|[^/]+", word)]
+    words = re.findall(r"\([\d.]+% to [\d.]+%\),?|\S+", cell)  # nor an interval
+    return [part for word in words for part in re.findall("[^/]*/+|[^/]+", word)]
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 200, None])
@@ -410,6 +421,42 @@ def test_a_narrow_terminal_shows_a_line_for_each_cell(table_at):
     ]
 
 
+def test_prose_is_wrapped_and_listings_are_not(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout", Terminal())
+    command = "$ tltools classify photos/ --output labels.parquet --min-confidence 0.9"
+    print_markdown("Words and more words. " * 9 + f"\n\n```console\n{command}\n```\n")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue()).splitlines()
+    assert command in shown
+    prose = [line for line in shown if line.startswith(("Words", "words", "and", "more"))]
+    assert len(prose) > 4
+    assert max(map(len, prose)) <= 40
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("cannot read {}/mine/a.jpg: no", "cannot read ../mine/a.jpg: no"),
+        ("folders in {}/mine", "folders in ../mine"),
+        ("'{}/mine' and ({}/mine): {}/mine;", "'../mine' and (../mine): ../mine;"),
+        ("{}/mine2 {}/mine.csv {}/other", "{}/mine2 {}/mine.csv {}/other"),
+        ("file://{}/mine x{}/mine", "file://{}/mine x{}/mine"),
+        ("{}/work/mine", "mine"),
+        ("{}/given/b.jpg", "../given/b.jpg"),
+    ],
+)
+def test_a_path_outside_the_folder_is_shown_as_it_was_typed(tmp_path, monkeypatch, message, shown):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    remember_typed(["train", "../mine/", "--images=../given", str(tmp_path / "other")])
+    try:
+        assert from_here(message.format(*[tmp_path] * 3)) == shown.format(*[tmp_path] * 3)
+    finally:
+        remember_typed([])
+    assert from_here(f"{tmp_path}/mine/a.jpg") == f"{tmp_path}/mine/a.jpg"
+
+
 def test_headings_are_wrapped_before_cells(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     cells = ("exports/vgg16-2/vgg16-2.fp32.onnx", "537.1", "100.00%", "1.0e-07", "153")
@@ -443,7 +490,7 @@ def test_names_that_start_with_a_digit_are_no_numbers(capsys):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.0 s"),
+        (0.02, "<0.1 s"),
         (9.94, "9.9 s"),
         (12.4, "12 s"),
         (59.7, "1:00 min"),

@@ -37,6 +37,30 @@ def test_a_path_that_does_not_exist_is_a_failure(words, onnx_path, images, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("bad -o rows.csv", 1),
+        ("bad -o -", 1),
+        ("bad/0.jpg", 1),
+        ("bad/0.jpg -o rows.csv", 1),
+        ("bad images -o rows.csv", 0),
+        ("bad images -o rows.csv --strict", 1),
+        ("bad --shard 1/2 -o rows.csv", 0),  # the other one may be good
+    ],
+)
+def test_a_job_in_which_no_image_is_classified_has_failed(words, code, onnx_path, images, tmp_path):
+    (tmp_path / "model.onnx").symlink_to(onnx_path)
+    (tmp_path / "bad").mkdir()
+    for number in range(2):
+        (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"no image")
+    ran = run_tltools("classify", *words.split(), "--model", "model.onnx", cwd=tmp_path)
+    assert ran.code == code, ran
+    is_job = "-o" in words
+    failed = "warning: no image was classified" in ran.err
+    assert failed == (is_job and code == 1 and "--strict" not in words)
+
+
+@pytest.mark.parametrize(
     "words",
     [
         "classify images --model model.onnx -o there.csv",

@@ -8,14 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerAttribution, LayerGradCam
-from conftest import run_tltools
+from conftest import Recorder, run_tltools
 from PIL import Image
 
 from tltools.backbones.cnn import CNN
 from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
 from tltools.errors import ConfigError, DataError
-from tltools.explain import evidence, explain_images, heat_maps, output_paths
+from tltools.explain import (
+    MAX_OF_FOLDER,
+    evidence,
+    explain_images,
+    heat_maps,
+    images_of,
+    output_paths,
+)
 from tltools.training.models import build_classifier
 
 SIZE = 32
@@ -273,26 +280,89 @@ def test_an_export_is_refused_with_the_name_of_its_run(place, cnn_run, cnn_expor
     assert not (place / "explained").exists()
 
 
-@pytest.mark.parametrize(
+BAD = pytest.mark.parametrize(
     "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n truncated"], ids=["empty", "text", "cut"]
 )
+
+
+@BAD
 def test_a_file_that_is_not_an_image_is_a_one_line_error(place, cnn_run, content):
     (place / "bad\n.jpg").write_bytes(content)
-    ran = run_tltools("explain", cnn_run, "0.png", "bad\n.jpg", cwd=place)
-    assert ran.code == 1
-    assert len(ran.err.splitlines()) == 1
-    assert r"bad\n.jpg" in ran.err
+    ran = run_tltools("explain", cnn_run, "bad\n.jpg", cwd=place)
+    assert (ran.code, ran.out) == (1, "")
+    (line,) = ran.err.splitlines()
+    assert line.startswith(r"error: cannot read image bad\n.jpg: ")
     assert not (place / "explained").exists()
 
 
-def test_a_path_that_is_not_a_file_is_refused(place, cnn_run):
+@BAD
+def test_the_others_are_drawn_beside_a_file_that_is_not_an_image(place, cnn_run, content):
+    (place / "bad\n.jpg").write_bytes(content)
+    ran = run_tltools(
+        "explain", cnn_run, "0.png", "bad\n.jpg", "gone.png", "1.png", "-q", cwd=place
+    )
+    assert ran.code == 1
+    bad, gone = ran.err.splitlines()
+    assert bad.startswith(r"warning: cannot read image bad\n.jpg: ")
+    assert gone.startswith("warning: cannot read image gone.png: ")
+    drawn = sorted(path.name for path in (place / "explained").glob("*.png"))
+    assert drawn == ["0.cnn.png", "1.cnn.png"]
+    assert all(f"explained/{name}" in ran.out for name in drawn)
+
+
+def test_without_a_readable_image_nothing_is_written(place, cnn_run):
+    ran = run_tltools("explain", cnn_run, "gone.png", "neither.png", cwd=place)
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 2)
+    assert not (place / "explained").exists()
+
+
+def test_a_folder_means_its_images(place, cnn_run):
+    ran = run_tltools("explain", cnn_run, ".", "--json", "-q", cwd=place)
+    assert (ran.code, ran.err) == (0, "")
+    assert [one["image"] for one in json.loads(ran.out)] == ["0.png", "1.png", "2.png"]
+    again = run_tltools("explain", cnn_run, ".", "--json", "-q", cwd=place)  # now with explained/
+    assert again.out == ran.out
+    (place / "empty").mkdir()
+    ran = run_tltools("explain", cnn_run, "empty", cwd=place)
+    assert (ran.code, ran.err) == (
+        1,
+        "error: no images in empty; name images, or a folder of them\n",
+    )
+
+
+def test_of_a_large_folder_each_subfolder_has_a_part(tmp_path):
+    for name, number in (("a", 10), ("b", 40)):
+        (tmp_path / name).mkdir()
+        for index in range(number):
+            (tmp_path / name / f"{index:02}.png").touch()
+    recorder = Recorder()
+    named = [tmp_path / "a" / "00.png"] * 30
+    found = images_of([*named, tmp_path], recorder)
+    assert found[:30] == named
+    names = [path.relative_to(tmp_path).as_posix() for path in found[30:]]
+    assert len(set(names)) == MAX_OF_FOLDER
+    assert [name for name in names if name.startswith("a")] == [
+        "a/00.png",
+        "a/02.png",
+        "a/05.png",
+        "a/07.png",
+    ]
+    (told,) = recorder.said
+    assert told.startswith(f"Drawing 20 of 50 images in {tmp_path}, ")
+    assert images_of([tmp_path / "a"], recorder) == sorted((tmp_path / "a").iterdir())
+    assert len(recorder.said) == 1
+
+
+def test_the_help_says_how_many_images_of_a_folder_are_drawn(tmp_path):
+    ran = run_tltools("explain", "--help", cwd=tmp_path)
+    words = " ".join(ran.out.replace("│", " ").split())
+    assert f"up to {MAX_OF_FOLDER} images of each" in words
+
+
+def test_a_missing_image_is_refused(place, cnn_run):
     missing = place / "nowhere.jpg"
-    for path, message in (
-        (missing, f"cannot read image {missing}: "),
-        (place, f"{place} is a folder; name the images in it"),
-    ):
-        with pytest.raises(DataError, match=re.escape(message)):
-            list(explain_images(cnn_run, [path], place / "out"))
+    with pytest.raises(DataError, match=re.escape(f"cannot read image {missing}: ")):
+        list(explain_images(cnn_run, [missing], place / "out"))
     assert not (place / "out").exists()
 
 

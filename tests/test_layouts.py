@@ -561,7 +561,7 @@ def test_the_command_lays_out_an_existing_export_without_torch(real, tmp_path, l
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "100.00%" in done.stdout
+    assert "100.0%" in done.stdout
     assert hint in done.stderr
     assert (tmp_path / "exports" / layout / "cnn_fp32" / file).is_file()
 

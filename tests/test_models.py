@@ -1,14 +1,17 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tltools.backbones import torchvision_models
 from tltools.backbones.cnn import CNN
 from tltools.backbones.layers import split_sequential
 from tltools.backbones.vgg16 import VGG16
 from tltools.card import Preprocessing
-from tltools.errors import ModelError
+from tltools.errors import ConfigError, ModelError
 from tltools.training.fit import Step
 from tltools.training.models import build_classifier
 from tltools.training.sources import ImageSource
@@ -178,3 +181,15 @@ def test_a_constant_left_on_the_cpu_is_noticed(on_fake_cuda):
     model.shift = torch.zeros((1, 3, 1, 1), device="cpu")
     with pytest.raises(RuntimeError, match=r"two different devices|same device"):
         model(torch.empty((4, 32, 32, 3), dtype=torch.uint8))
+
+
+def test_the_names_in_torchvisions_source_are_those_that_it_lists(monkeypatch):
+    from torchvision import models
+
+    assert torchvision_models._names_in_source() == models.list_models(module=models)
+    monkeypatch.setattr(torchvision_models, "_REGISTERED", re.compile("no such function"))
+    assert torchvision_models._names_in_source() == []
+    with pytest.raises(ConfigError, match=r"unknown model 'vgg61'; did you mean vgg16 or"):
+        torchvision_models.find("vgg61")
+    monkeypatch.setattr(torchvision_models, "find_spec", lambda name: None)
+    assert torchvision_models._names_in_source() == []

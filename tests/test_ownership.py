@@ -219,6 +219,8 @@ def test_the_contact_sheet_of_inspect_is_not_an_image_of_the_user(onnx_path, ima
     ran = run_tltools("inspect", ".", cwd=images)
     assert ran.code == 0
     assert "Left out, without an image suffix: 1 .txt" in " ".join(ran.out.split())
+    assert not (images / "inspect.png").exists()
+    assert run_tltools("inspect", ".", "--sheet", "inspect.png", cwd=images).code == 0
     assert (images / "inspect.png").exists()
     args = ("--model", onnx_path, "--device", "cpu", "-o", tmp_path / "out.csv")
     ran = run_tltools("classify", ".", *args, cwd=images)

@@ -112,6 +112,12 @@ def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
     }  # fmt: skip
     assert (found["begun"].model, found["begun"].data) == ("cnn", card.data.name)
     assert "card.json" in found["damaged"].problem
+    told = run_tltools("runs", cwd=workplace).out.splitlines()
+    rows = {line.split()[0]: line for line in told if line.strip()}
+    assert rows["stopped"].rstrip().endswith(" interrupted")  # and has its accuracy
+    assert "%" in rows["stopped"]
+    assert rows["begun"].rstrip().endswith(" unfinished")
+    assert rows["cnn"].rstrip().endswith(" 2 exports")
 
 
 def test_the_command_lists_runs_and_so_does_inspect(workplace, second):

@@ -78,6 +78,42 @@ def test_help_imports_nothing_heavy():
     assert set(HEAVY) & set(loaded.split()) == set()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train nope",
+        "train photo.jpg",
+        "train images --model vgg61",
+        "train images --weights nope.pth",
+        "train images --run-dir photo.jpg",
+        "train images --lr -1",
+        "train images --model cnn --head pooled",
+        "train images --class-level 9",
+        "evaluate nope nope",
+        "evaluate runs/tiny nope",
+    ],
+)
+def test_a_mistake_is_told_before_pytorch_is_imported(words, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "photo.jpg").touch()
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "card.json").touch()
+    loaded = python(
+        "import os, sys\n"
+        "from tltools.cli import main\n"
+        "os.chdir(sys.argv.pop(1))\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as leaving:\n"
+        "    assert leaving.code in (1, 2)\n"
+        "print('LOADED', *sys.modules)\n",
+        str(tmp_path),
+        *words.split(),
+    ).partition("LOADED")[2]
+    assert "tltools.cli" in loaded.split()
+    assert {"torch", "torchvision"} & set(loaded.split()) == set()
+
+
 @pytest.fixture
 def place(tmp_path, onnx_path):
     import numpy as np

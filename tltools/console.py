@@ -9,12 +9,13 @@ import sys
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TextIO
 
 from tltools.data.location import without_secrets
 from tltools.progress import SILENT
 from tltools.wording import plural
+from tltools.wording import seconds as short_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +30,8 @@ GAP = 2
 MAX_STACKED = 8
 """Most columns of a table that is shown as one line per cell; more would be long lists."""
 MAX_NUMBER_WORDS = 6
-"""Limit for a cell to count as a number: `95.68% (91.4% to 97.9%), 155/162` has five words."""
-_NUMBER = re.compile(r"[<+-]?[\d.][\d,.]*(e[+-]?\d+)?%?,?|\d{4}-\d\d-\d\d|\d+/\d+")
+"""Limit for a cell to count as a number: `95.7% (91.4% to 97.9%), 155/162` has five words."""
+_NUMBER = re.compile(r"[<>+-]?[\d.][\d,.]*(e[+-]?\d+)?%?,?|\d{4}-\d\d-\d\d|\d+/\d+")
 """The first word of such a cell; names of images often start with digits, too."""
 MAX_TEXT_WIDTH = 100
 """Maximum width of prose on a terminal, in columns: longer lines are hard to read."""
@@ -81,20 +82,49 @@ def in_options(message: str) -> str:
     return _PARAMETER.sub(as_option, message)
 
 
+_START = r"(?<![^\s\"'`(\[{=,;])"
+"""The start of a path, and not within one such as /mnt/work/a.jpg or file:///work/a.jpg."""
+_typed: dict[str, str] = {}
+"""Relative paths that were typed and lead out of the current folder, by absolute path."""
+
+
+def remember_typed(arguments: Sequence[str]) -> None:
+    """Have `from_here` write paths below `../data`, if it is an argument, as they were typed."""
+    _typed.clear()
+    for argument in map(str, arguments):
+        path = argument.partition("=")[2] if argument.startswith("--") else argument
+        if path == ".." or path.startswith(f"..{os.sep}"):
+            try:
+                whole = os.path.abspath(path)  # noqa: PTH100 - links stay
+            except OSError:  # the current folder was deleted
+                return
+            if whole != os.sep:
+                _typed[whole] = path.rstrip(os.sep)
+
+
 def from_here(text: str) -> str:
     """Shorten the paths in a message that lie below the current folder: `/work/a.jpg` to `a.jpg`.
 
-    What is printed can be typed in the current folder only, and reads better there.
+    What is printed can be typed in the current folder only, and reads better there. Paths below one
+    that was typed as `../data` begin with that, see `remember_typed`.
     """
+    text = _below_here(text)
+    for whole in sorted(_typed, key=len, reverse=True):
+        if whole in text:
+            # The path itself, or one below it, at the start of a path.
+            found = rf"{_START}{re.escape(whole)}(?![^\s/\"'`)\]}},;:])"
+            text = re.sub(found, _typed[whole].replace("\\", r"\\"), text)
+    return text
+
+
+def _below_here(text: str) -> str:
     try:
         here = os.getcwd()  # noqa: PTH109 - for each line
     except OSError:  # it was deleted
         return text
     if here == os.sep or here not in text:
         return text
-    # At the start of a path, and not within one such as /mnt/work/a.jpg or file:///work/a.jpg.
-    below = rf"(?<![^\s\"'`(\[{{=,;]){re.escape(here + os.sep)}(?=[^\s/])"
-    return re.sub(below, "", text)
+    return re.sub(rf"{_START}{re.escape(here + os.sep)}(?=[^\s/])", "", text)
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -208,15 +238,28 @@ def _print_stacked(
 
 
 def print_markdown(text: str) -> None:
-    """Print Markdown to standard output: formatted on a terminal, unchanged elsewhere."""
+    """Print Markdown to standard output: formatted on a terminal, unchanged elsewhere.
+
+    Prose is wrapped to the terminal's width; listings are not, so that commands can be copied.
+    """
     if not sys.stdout.isatty():
         sys.stdout.write(text)
         return
     from rich.console import Console
-    from rich.markdown import Markdown
+    from rich.markdown import CodeBlock, Markdown
+    from rich.text import Text
+
+    class Listing(CodeBlock):
+        """Show a listing as it is written."""
+
+        def __rich_console__(self, *_: Any) -> "Iterator[Text]":
+            yield Text(str(self.text).rstrip(), no_wrap=True, overflow="ignore")
+
+    class Page(Markdown):
+        elements: ClassVar = {**Markdown.elements, "fence": Listing, "code_block": Listing}
 
     console = Console(file=sys.stdout, highlight=False)
-    console.print(Markdown(text), width=min(console.width, MAX_TEXT_WIDTH))
+    console.print(Page(text), width=min(console.width, MAX_TEXT_WIDTH), crop=False)
 
 
 def _is_number(cell: str) -> bool:
@@ -505,7 +548,7 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     if minutes == 0:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return short_duration(seconds) if seconds < 10 else f"{whole} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
 

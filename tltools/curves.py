@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tltools.card import Threshold
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import proportion
-from tltools.wording import grouped, percent, plural
+from tltools.wording import grouped, in_percent, in_percent_down, percent, plural
 
 Figure = Literal["precision", "recall"]
 
@@ -262,7 +262,7 @@ def _out_of_reach(
     share = proportion(int(found.hits[best]), int(found.kept[best]))
     return (
         f"{start}: the best, of those that at least {MIN_IMAGES} images reach, has "
-        f"{percent(share.value)} ({percent(share.low)} to {percent(share.high)}), "
+        f"{in_percent_down(share.value)} ({in_percent(share.low)} to {in_percent(share.high)}), "
         f"{share.count:,} of {grouped(share.total, 'image')}; choose a lower target, use more "
         "labeled images, or train a better model"
     )

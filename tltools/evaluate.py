@@ -351,7 +351,7 @@ def _collect(
     """Collect outputs in image order, and check that they are finite logits, (N, C)."""
     num_classes = len(card.classes)
     logits = np.empty((len(paths), num_classes), dtype=np.float32)
-    with progress.bar("Evaluating", len(paths)) as bar:
+    with progress.bar(f"Evaluating {_name(card)}", len(paths)) as bar:
         for indices, batch in outputs:
             if batch.shape != (len(indices), num_classes):
                 raise ArtifactError(
@@ -367,6 +367,12 @@ def _collect(
             f"(first {paths[int(bad.argmax())]}): train or export it again"
         )
     return logits
+
+
+def _name(card: Card) -> str:
+    """Return the name of a model for the description of its bar: `cnn`, or `cnn onnx fp32`."""
+    facts = card.export
+    return card.run if facts is None else f"{card.run} {facts.format} {facts.precision}"
 
 
 def _check_classes(classes: Iterable[str], card: Card) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tltools.backbones import find_backbone
 from tltools.backbones.backbone import MapsAxes
 from tltools.card import FORBIDDEN, Card, Preprocessing
-from tltools.data.folders import make_output_folder
+from tltools.data.folders import find_images, make_output_folder
 from tltools.data.images import load_image, printable_name
 from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ from tltools.metrics import softmax
 from tltools.plots import plot_heat
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device, tell_device, torch_device
-from tltools.wording import did_you_mean, listed
+from tltools.wording import did_you_mean, in_percent, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 14
 """Maximum cells per side of the grid in which evidence is summed, coarse enough to read."""
+MAX_OF_FOLDER = 20
+"""Most images that are drawn of a folder; images that are named have no limit."""
 _VIEW = 2
 """Scale of a drawn image relative to the model's input, along each side."""
 _MAX_NAME_BYTES = 80
@@ -144,24 +146,26 @@ def explain_images(
     *,
     class_name: str | None = None,
     device: Device = "auto",
+    on_error: Callable[[DataError], None] | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Explanation]:
-    """Draw a heat map for each image, after checking that all images are readable.
+    """Draw a heat map for each readable image; all are checked before the first is drawn.
 
     Args:
         run: Run folder; an export has no gradients.
-        paths: Images.
+        paths: Images and folders of images; see `images_of`.
         output: PNG for a single image, or a folder, created if missing; see `output_paths`.
         class_name: Class to explain; None explains each image's predicted class.
         device: One of `TorchKind`, or a GPU such as `cuda:1`.
+        on_error: Called for each unreadable image, which is left out; None to raise the error.
         progress: Receives progress over the images.
 
     Yields:
-        An explanation per image, in the order of `paths`.
+        An explanation per readable image, in the order of `paths`.
 
     Raises:
         ConfigError: If the class is not one of the model's, or `output` does not fit `paths`.
-        DataError: If a file is not a readable image; then nothing is written.
+        DataError: If a file is not a readable image, without `on_error`; see also `images_of`.
         ArtifactError, DeviceError: See `load_run` and `torch_device`.
     """
     from tltools.training.run import load_run
@@ -169,34 +173,69 @@ def explain_images(
     choice = torch_device(device)
     model, card = load_run(run)
     target = _class_index(card, class_name)
-    outputs = output_paths(paths, output, card=card, class_name=class_name)
+    images = images_of(paths, progress)
+    outputs = output_paths(images, output, card=card, class_name=class_name)
     rules = card.preprocessing
-    large = replace(rules, size=_VIEW * rules.size)
-    _check_readable(paths, rules)
-    if outputs[0] != output:
+    pairs = zip(images, outputs, strict=True)
+    pairs = [pair for pair in pairs if _is_readable(pair[0], rules, on_error)]
+    if pairs and outputs[0] != output:
         make_output_folder(output)
     tell_device(choice, progress)
-    model = model.to(choice.name)
-    with progress.bar("Explaining", len(paths)) as bar:
-        for path, png in zip(paths, outputs, strict=True):
-            image = load_image(path, rules)
-            found = _explain(model, card, image, target, path=path, output=png)
-            view = load_image(path, large)
+    model.to(choice.name)
+    with progress.bar("Explaining", len(pairs)) as bar:
+        for path, png in pairs:
+            found = _explain(model, card, load_image(path, rules), target, path=path, output=png)
+            view = load_image(path, replace(rules, size=_VIEW * rules.size))
             _draw(found, view, run=card.run)
             bar.advance()
             yield found
 
 
-def _check_readable(paths: Sequence[Path], rules: Preprocessing) -> None:
-    """Refuse images that cannot be read, before any is drawn; decoding twice is cheap."""
+def images_of(paths: Sequence[Path], progress: Progress = SILENT) -> list[Path]:
+    """Return the images that are named, and those of folders, found as by `find_images`.
+
+    A folder with more than `MAX_OF_FOLDER` images gives this many, evenly spaced in its listing, so
+    that each of a few subfolders, such as those of classes, has its share.
+
+    Args:
+        paths: Images and folders.
+        progress: Receives a message about each folder whose images are not all taken.
+
+    Raises:
+        DataError: If a folder has no images, or cannot be listed.
+    """
+    images: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; name the images in it, such as {path}/*.jpg")
-        try:
-            load_image(path, rules)
-        except DataError as error:
-            whole = str(error).replace(f" {printable_name(path)}: ", f" {path}: ", 1)
-            raise DataError(whole) from error
+        if not path.is_dir():
+            images.append(path)
+            continue
+        found = list(find_images(path))
+        if not found:
+            raise DataError(f"no images in {path}; name images, or a folder of them")
+        number = min(len(found), MAX_OF_FOLDER)
+        images += [found[index * len(found) // number] for index in range(number)]
+        if number < len(found):
+            progress.say(
+                f"Drawing {number} of {len(found):,} images in {path}, evenly spaced; name images "
+                "to draw others"
+            )
+    return images
+
+
+def _is_readable(
+    path: Path, rules: Preprocessing, on_error: Callable[[DataError], None] | None
+) -> bool:
+    """Report an image that cannot be read, before any is drawn; decoding twice is cheap."""
+    try:
+        load_image(path, rules)
+    except DataError as error:
+        whole = str(error).replace(f" {printable_name(path)}: ", f" {path}: ", 1)
+        failure = DataError(whole)
+        if on_error is None:
+            raise failure from error
+        on_error(failure)
+        return False
+    return True
 
 
 def _explain(
@@ -244,9 +283,9 @@ def _class_index(card: Card, class_name: str | None) -> int | None:
 
 
 def _draw(found: Explanation, view: NDArray[np.uint8], *, run: str) -> None:
-    said = f"{found.label}, {found.confidence:.1%}"
+    said = f"{found.label}, {in_percent(found.confidence)}"
     if found.explained != found.label:
-        said += f" ({found.explained}, {found.probability:.1%})"
+        said += f" ({found.explained}, {in_percent(found.probability)})"
     name = found.path.name
     plot_heat(
         view,

@@ -78,7 +78,7 @@ def draw_history(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(linewidth=0.5)
         axes.legend()
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="%"))
 
 
 def plot_confusion(
@@ -203,7 +203,7 @@ def _draw_numbers(
         count, share = int(matrix[row, column]), shares[row, column]
         if not count and num_classes > 10:
             continue  # zeros would clutter a large matrix
-        lines = (f"{count:,}", f"{100 * share:.{decimals}f} %")[: len(aligns)]
+        lines = (f"{count:,}", f"{share:.{decimals}%}")[: len(aligns)]
         for line, align in zip(lines, aligns, strict=True):
             axes.text(column, row, line, ha="center", va=align, fontsize=style.font)
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,34 @@ def load_card(folder: Path) -> Card:
     except OSError as error:
         raise cannot_read(path, error) from error
     return card_from_json(text, where=str(path))
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run completed its plan.
+
+    A run that was interrupted has a card too, and so has one that could not be scored.
+    """
+    if not (folder / CARD).is_file():
+        return False
+    card = load_card(folder)
+    return bool(card.metrics) and not card.training.get("interrupted", False)
+
+
+def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
+    """Return the folders of unfinished runs of models, the newest first."""
+    named = "|".join(map(re.escape, models))
+    is_of_model = re.compile(rf"({named})(-.*)?").fullmatch
+    return [
+        folder
+        for folder in resumable_runs(run_dir)
+        if is_of_model(folder.name) and not is_finished(folder)
+    ]
+
+
+def resumable_runs(run_dir: Path) -> list[Path]:
+    """Return the folders of runs that have their training's state, the newest first."""
+    states = sorted(run_dir.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in reversed(states)]
 
 
 def read_split(folder: Path) -> "pd.DataFrame":

@@ -1,4 +1,7 @@
-"""Fit tables into a terminal: text wraps at spaces, paths after slashes, names stay whole."""
+"""Fit tables into a terminal: text wraps at spaces, paths after slashes, names stay whole.
+
+So do intervals: `(89.7% to 97.0%)` counts as one word.
+"""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +12,7 @@ SHORT_WORD = 16
 """Width up to which a word with slashes is no path to fold: `155/162`, `images/s`."""
 READABLE = 40
 """Width of text, in columns, in a table that is wider than the terminal anyway."""
+_WORD = re.compile(r"\([<>]?[\d.]+% to [<>]?[\d.]+%\)\S*|\S+")
 _PATH_PARTS = re.compile(r"[^/]*/+|[^/]+")
 
 
@@ -25,7 +29,7 @@ def wrap(text: str, width: int, *, fold: bool) -> list[str]:
     indent = text[: len(text) - len(text.lstrip())]
     lines: list[str] = []
     line = indent
-    for word in text.split():
+    for word in _WORD.findall(text):
         is_long = cell_len(indent + word) > width
         for number, part in enumerate(_parts(word) if fold and is_long else [word]):
             space = "" if number or line == indent else " "
@@ -89,7 +93,7 @@ def _widened(widths: Sequence[int], wanted: Sequence[int], room: int) -> list[in
 def _least(cell: str, *, fold: bool) -> int:
     """Return the width of the longest part of a cell that must stay whole."""
     indent = len(cell) - len(cell.lstrip())
-    parts = [part for word in cell.split() for part in (_parts(word) if fold else [word])]
+    parts = [part for word in _WORD.findall(cell) for part in (_parts(word) if fold else [word])]
     return indent + max(map(cell_len, parts), default=0)
 
 

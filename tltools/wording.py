@@ -1,5 +1,6 @@
 """Nouns and verbs that agree with a number, percentages, and lists in sentences."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -88,9 +89,38 @@ def similar_paths(path: Path, *folders: Path) -> str:
     return f" (did you mean {either(list(map(str, close)))}?)" if close else ""
 
 
-def percent(share: float) -> str:
-    """Return a fraction as a percentage with as many digits as it needs, up to four: `97.5 %`."""
-    return f"{100 * share:.4g} %"
+def percent(limit: float) -> str:
+    """Write a setting or a limit as a percentage with as many digits as it has: `95%`, `99.5%`."""
+    return f"{100 * limit:.4g}%"
+
+
+def in_percent(share: float) -> str:
+    """Write a measured share, in [0, 1], with one decimal place: `94.4%`.
+
+    Only all and nothing are `100.0%` and `0.0%`: others that round to these are `>99.9%`, `<0.1%`.
+    """
+    return _unless_all_or_nothing(share, f"{100 * share:.1f}%")
+
+
+def in_percent_down(share: float) -> str:
+    """Write a share as `in_percent` does, but rounded down, for comparisons with a limit."""
+    return _unless_all_or_nothing(share, f"{math.floor(round(1000 * share, 6)) / 10:.1f}%")
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """Write a share with the ends of its interval: `94.4% (89.7% to 97.0%)`."""
+    return f"{in_percent(share)} ({in_percent(low)} to {in_percent(high)})"
+
+
+def _unless_all_or_nothing(share: float, text: str) -> str:
+    if text == "100.0%" and share < 1:
+        return ">99.9%"
+    return "<0.1%" if text == "0.0%" and share > 0 else text
+
+
+def seconds(value: float) -> str:
+    """Write a short duration: `2.5 s`, or `<0.1 s`."""
+    return f"{value:.1f} s" if value >= 0.05 else "<0.1 s"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -4,9 +4,12 @@ Their recipes are those found for VGG16. torchvision is not imported for those n
 before their layers are built.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from tltools.backbones.backbone import (
@@ -202,6 +205,9 @@ def find(name: str) -> Backbone:
         ConfigError: If torchvision has no such model.
         ModelError: If a new head cannot replace its last layer.
     """
+    written = _names_in_source()
+    if written and name not in written:  # known without an import that takes seconds
+        raise unknown(name, written)
     import torch
     from torchvision import models
 
@@ -237,6 +243,25 @@ def find(name: str) -> Backbone:
         fit_state=_fit_dense if name.startswith("densenet") else unchanged,
         **_last_layers(layers),
     )
+
+
+_REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+"""A function of torchvision's source that builds a model which `list_models` lists."""
+
+
+def _names_in_source() -> list[str]:
+    """Read the names of torchvision's classification models from its source, sorted.
+
+    Empty if the source is not there, or is no longer written like this: then the names that tltools
+    knows are not among those found.
+    """
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent / "models"
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))]
+    names = {name for text in texts for name in _REGISTERED.findall(text)}
+    return sorted(names) if names.issuperset(one.name for one in NAMED) else []
 
 
 def unknown(name: str, known: Iterable[str]) -> ConfigError:

@@ -39,6 +39,9 @@ CLASSIFY_BATCH, CLASSIFY_BATCHES = 8, 3
 """Images in a batch of `classify` with a slow model, and the number of such batches."""
 ROUND_IMAGES = 48
 """Images per round that timed batches classify for the accuracy, at least; 144 in three rounds."""
+MIN_KNOWN, SLOWER, WORTH_TELLING_S = 0.1, 1.5, 20.0
+"""A wrong estimate is corrected after this share of it, if the measurements took this many times as
+long, and if this many seconds are left."""
 NOISE = 0.05
 """Relative differences in throughput below this do not count."""
 
@@ -163,9 +166,40 @@ def _needs_torch(name: str) -> bool:
     return name == EAGER or format_named(name).needs_torch
 
 
-def estimate_s(works: Sequence[Work], effort: Effort) -> float:
-    """Estimate how many seconds a bench will take."""
-    return sum(_candidate_s(work, effort) for work in works)
+def estimates_s(works: Sequence[Work], effort: Effort) -> list[float]:
+    """Estimate how many seconds all rounds of each candidate will take."""
+    return [_candidate_s(work, effort) for work in works]
+
+
+class Pace:
+    """Corrects the estimate of a bench, once, if its measurements take far longer."""
+
+    def __init__(self, estimates_s: Sequence[float], rounds: int) -> None:
+        """Store the estimates of all rounds of each candidate, in seconds."""
+        self._rounds_s = [one / rounds for one in estimates_s]
+        self._left_s = sum(estimates_s)
+        self._known_s = MIN_KNOWN * self._left_s
+        self._expected_s = self._spent_s = 0.0
+        self._is_told = False
+
+    def correction(self, index: int, seconds: float) -> str:
+        """Take a measurement of a candidate into account; return a line if the estimate is wrong.
+
+        Args:
+            index: Number of the candidate, from 0.
+            seconds: Duration of one round of it.
+        """
+        self._left_s -= self._rounds_s[index]
+        self._expected_s += self._rounds_s[index]
+        self._spent_s += seconds
+        slower = self._spent_s / max(self._expected_s, 1e-9)
+        left_s = slower * self._left_s
+        if self._is_told or self._expected_s < self._known_s or slower < SLOWER:
+            return ""
+        if left_s < WORTH_TELLING_S:
+            return ""
+        self._is_told = True
+        return f"This machine is slower than estimated, perhaps busy: about {duration(left_s)} left"
 
 
 def _candidate_s(work: Work, effort: Effort) -> float:

@@ -15,7 +15,7 @@ from tltools.bench.rows import BenchRow, Recommendation
 from tltools.bench.settings import Effort
 from tltools.bench.stages import MAX_IMAGES, MIN_BATCHES
 from tltools.bench.text import digits, milliseconds, percent_down
-from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
+from tltools.bench.timing import MAX_ROUND_SPREAD, MIN_LATENCY_RUNS, MIN_THROUGHPUT_RUNS
 from tltools.bench.verdict import (
     MAX_ACCURACY_LOSS,
     MAX_UNEXPLAINED,
@@ -24,7 +24,7 @@ from tltools.bench.verdict import (
     recommendation_lines,
 )
 from tltools.runtime.model_formats import FORMATS
-from tltools.wording import counted, plural
+from tltools.wording import counted, in_percent, percent, plural
 
 SCOPE = (
     "Times are for the model alone, from a batch of decoded images in memory to logits in memory; "
@@ -122,7 +122,7 @@ class BenchResult:
         last = ("GPU MB", "load s") if self._on_gpu else ("load s", "nodes")
         return Table(
             title="Accuracy and cost",
-            columns=("", "accuracy % (95 %)", "agree %", "size MB", "host MB", *last),
+            columns=("", "accuracy % (95%)", "agree %", "size MB", "host MB", *last),
             rows=self._grouped([_cost_cells(row, on_gpu=self._on_gpu) for row in self.rows]),
         )
 
@@ -206,7 +206,7 @@ class BenchResult:
             *self._budget_method(),
             "Latency: percentiles over the samples of all rounds. Images per second: batch size "
             "divided by the median time, median over the rounds.",
-            f"Accuracy: {self._num_judged()}, with the 95 % Wilson interval. agree: share of "
+            f"Accuracy: {self._num_judged()}, with the 95% Wilson interval. agree: share of "
             "images with the same label as the eager PyTorch model of the same run (rounded down). "
             "The timed runs with the largest batches are included.",
             "Host MB: peak resident memory of the process, including its runtime, over all batch "
@@ -235,7 +235,7 @@ class BenchResult:
             return []
         return [
             "A batch size is skipped if two batches of it take longer than that and would gain "
-            f"less than {100 * NOISE:.0f} %, estimated from smaller batches; a larger --budget or "
+            f"less than {percent(NOISE)}, estimated from smaller batches; a larger --budget or "
             "--batch-sizes includes it."
         ]
 
@@ -299,10 +299,12 @@ class BenchResult:
             f"Plans: {'; '.join(sorted(plans)) or 'none'}.",
             "Recommended: among each run's exports that lose at most "
             f"{100 * MAX_ACCURACY_LOSS:.1f} points of accuracy against PyTorch and agree with at "
-            f"least {100 * MIN_AGREEMENT:.0f} % of its labels, the one that classifies fastest; "
-            f"within {100 * NOISE:.0f} %, the most exact one, and "
-            f"{' before '.join(one.title for one in FORMATS.values())}. Among the runs, the most "
-            "accurate one.",
+            f"least {percent(MIN_AGREEMENT)} of its labels, the one that classifies fastest; "
+            f"within {percent(NOISE)}, the most exact one, and "
+            f"{' before '.join(one.title for one in FORMATS.values())}. A format that PyTorch has "
+            "deprecated is recommended only if its slowest round beats the fastest one of every "
+            f"other format; a single round may be {percent(MAX_ROUND_SPREAD)} off. Among the "
+            "runs, the most accurate one.",
         ]
 
     def _grouped(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
@@ -340,7 +342,7 @@ def _cost_cells(row: BenchRow, *, on_gpu: bool) -> list[str]:
     return [
         NO_VALUE
         if score is None
-        else f"{100 * score.accuracy:.1f} ({100 * score.low:.1f}-{100 * score.high:.1f})",
+        else f"{_number(score.accuracy)} ({_number(score.low)}-{_number(score.high)})",
         NO_VALUE if row.agreement is None else percent_down(row.agreement),
         digits(row.size_bytes / 1e6),
         _megabytes(row.peak_memory_bytes),
@@ -348,6 +350,11 @@ def _cost_cells(row: BenchRow, *, on_gpu: bool) -> list[str]:
         digits(median(row.load_s)) if row.load_s else NO_VALUE,
         *([] if on_gpu else [_nodes(row) or NO_VALUE]),
     ]
+
+
+def _number(share: float) -> str:
+    """Format a share for a column of percent."""
+    return in_percent(share).removesuffix("%")
 
 
 def _megabytes(num_bytes: int | None) -> str:
@@ -371,7 +378,7 @@ def _gpu_cells(row: BenchRow, peaks: Mapping[str, float]) -> list[str]:
         NO_VALUE if row.flops_per_image is None else digits(row.flops_per_image / 1e9),
         NO_VALUE if row.flops_per_s is None else digits(row.flops_per_s / 1e12),
         NO_VALUE if peak is None else digits(peak / 1e12),
-        NO_VALUE if row.peak_share is None else f"{100 * row.peak_share:.1f} %",
+        NO_VALUE if row.peak_share is None else in_percent(row.peak_share),
     ]
 
 
@@ -383,7 +390,7 @@ def _classify_cells(row: BenchRow) -> list[str]:
     return [
         digits(figures.images_per_s),
         *map(milliseconds, figures.costs.by_stage().values()),
-        f"{found.stage} {100 * found.share:.0f} %",
+        f"{found.stage} {found.share:.0%}",
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.artifacts import open_predictor as open_artifact
-from tltools.bench.budget import announcement, duration, estimate_s, plan_effort, works
+from tltools.bench.budget import Pace, announcement, duration, estimates_s, plan_effort, works
 from tltools.bench.gpu import uses_gpu
 from tltools.bench.inputs import BenchInputs, Candidate
 from tltools.bench.machine import describe_machine
@@ -67,7 +67,7 @@ def run_bench(
         settings, num_candidates=len(inputs.candidates), num_images=len(inputs.images)
     )
     _check(inputs, effort)
-    _announce(inputs, effort, with_classify=open_model is not None, progress=progress)
+    estimates = _announce(inputs, effort, with_classify=open_model is not None, progress=progress)
     bench = _Bench(
         inputs,
         effort,
@@ -76,6 +76,7 @@ def run_bench(
         timeout_s=settings.timeout_s,
         command=command or without_secrets(command_line(sys.argv)),
         progress=progress,
+        pace=Pace(estimates, effort.rounds),
     )
     bench.run(save)
     return bench.result(complete=True)
@@ -94,6 +95,7 @@ class _Bench:
         timeout_s: float,
         command: str,
         progress: Progress,
+        pace: Pace,
     ) -> None:
         self._inputs = inputs
         self._effort = effort
@@ -102,6 +104,7 @@ class _Bench:
         self._timeout_s = timeout_s
         self._command = command
         self._progress = progress
+        self._pace = pace
         self._found = {candidate.name: Found() for candidate in inputs.candidates}
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
         self._machine = describe_machine()
@@ -116,9 +119,12 @@ class _Bench:
         num_measurements = rounds * len(candidates)
         with self._progress.bar("Benchmark", num_measurements, unit="measurements") as bar:
             for turn in range(rounds):
-                for candidate in candidates:
-                    if self._measure(candidate, turn, bar) and save is not None:
-                        save(self.result(complete=False))
+                for index, candidate in enumerate(candidates):
+                    if took_s := self._measure(candidate, turn, bar):
+                        if told := self._pace.correction(index, took_s):
+                            self._progress.say(told)
+                        if save is not None:
+                            save(self.result(complete=False))
                     bar.advance(note=candidate.name)
                 left_s = self._seconds_left(turn)
                 if left_s:
@@ -126,25 +132,25 @@ class _Bench:
                         f"Round {turn + 1} of {rounds} done: about {duration(left_s)} left"
                     )
 
-    def _measure(self, candidate: Candidate, turn: int, bar: Bar) -> bool:
-        """Measure a candidate unless it has failed before; return whether it was measured."""
+    def _measure(self, candidate: Candidate, turn: int, bar: Bar) -> float:
+        """Measure a candidate unless it has failed before; return the seconds it took, 0 if not."""
         state = self._found[candidate.name]
         if state.failure:
-            return False
+            return 0.0
         started = time.monotonic()
         result = measure_in_new_process(
             self._task(candidate, is_last=turn == self._effort.rounds - 1),
             timeout_s=self._timeout_s,
             on_stage=lambda stage: bar.advance(0, note=f"{candidate.name}: {stage}"),
         )
-        state.seconds = time.monotonic() - started
+        state.seconds = took_s = time.monotonic() - started
         problem = _problem(result, _first_classes(self._found), self._inputs.targets)
         if problem or isinstance(result, Failure):
             state.failure = f"{problem or result} (round {turn + 1})"
             self._progress.say(f"{candidate.name} {state.failure}")
         else:
             state.add(result, self._effort)
-        return True
+        return took_s
 
     def _task(self, candidate: Candidate, *, is_last: bool) -> Task:
         effort, state = self._effort, self._found[candidate.name]
@@ -189,19 +195,25 @@ class _Bench:
 
 def _announce(
     inputs: BenchInputs, effort: Effort, *, with_classify: bool, progress: Progress
-) -> None:
-    """Report how long the bench will take, from an estimate of each model's speed."""
+) -> list[float]:
+    """Report how long the bench will take, from an estimate of each model's speed.
+
+    Returns:
+        The estimate for all rounds of each candidate, in seconds.
+    """
     on_gpu = uses_gpu(effort.device)
     guesses = works(inputs.candidates, on_gpu=on_gpu, with_classify=with_classify)
+    estimates = estimates_s(guesses, effort)
     progress.say(
         announcement(
-            estimate_s(guesses, effort),
+            sum(estimates),
             num_candidates=len(inputs.candidates),
             rounds=effort.rounds,
             num_sizes=len(effort.batch_sizes),
             with_tf32=any(one.precision == "tf32" for one in inputs.candidates),
         )
     )
+    return estimates
 
 
 def _check(inputs: BenchInputs, effort: Effort) -> None:

@@ -1,8 +1,7 @@
 """Format the bench's numbers: few digits, never rounded in a model's favor."""
 
-import math
-
 from tltools.card import Score
+from tltools.wording import in_percent_down, with_interval
 
 
 def digits(value: float) -> str:
@@ -19,10 +18,10 @@ def milliseconds(seconds: float) -> str:
 
 
 def percent_down(share: float) -> str:
-    """Format a share in [0, 1] as percent, rounded down: 99.96 % must not read as 100 %."""
-    return f"{math.floor(1000 * share) / 10:.1f}"
+    """Format a share in [0, 1] for a column of percent, rounded down."""
+    return in_percent_down(share).removesuffix("%")
 
 
 def accuracy(score: Score) -> str:
     """Format an accuracy with its interval."""
-    return f"{100 * score.accuracy:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
+    return with_interval(score.accuracy, score.low, score.high)

@@ -1,5 +1,6 @@
 """Interpret the figures: the bottleneck of `classify`, and the export to use on this machine."""
 
+import math
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from statistics import median
@@ -18,9 +19,10 @@ from tltools.bench.rows import (
     Stage,
     StageCosts,
 )
-from tltools.bench.text import accuracy, digits, milliseconds, percent_down
+from tltools.bench.text import accuracy, digits, milliseconds
 from tltools.bench.timing import MAX_ROUND_SPREAD
 from tltools.runtime.model_formats import FORMATS
+from tltools.wording import in_percent_down, percent
 
 MAX_ACCURACY_LOSS = 0.005
 """Largest loss of accuracy of a recommended export, as a share of all images."""
@@ -90,7 +92,7 @@ def find_bottleneck(
         share=share,
         sentence=(
             f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per image "
-            f"({100 * share:.0f} % of {where}; all stages together took "
+            f"({share:.0%} of {where}; all stages together took "
             f"{milliseconds(1 / images_per_s)} ms): {remedy}"
         ),
     )
@@ -191,7 +193,8 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
     An export qualifies if it did not fail, its accuracy is at most `MAX_ACCURACY_LOSS` below that
     of the run's PyTorch model, and it agrees with at least `MIN_AGREEMENT` of its labels. The
     fastest in `classify` is chosen; among those within `NOISE` of it, the most exact one, and the
-    earlier format of `FORMATS`.
+    earlier format of `FORMATS`. An export in a deprecated format must be faster than the others
+    beyond doubt (see `_is_clearly_faster`).
     """
     exports = [row for row in rows if row.format != EAGER]
     reference = _reference(rows)
@@ -208,9 +211,10 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
             passed_over=(),
             doubtful=False,
         )
-    fastest = max(map(_rate, good))
-    close = [row for row in good if fastest < (1 + NOISE) * _rate(row)]
-    chosen = min(close, key=_exactness)
+    chosen = _fastest(good)
+    lasting = [row for row in good if not _is_deprecated(row)]
+    if _is_deprecated(chosen) and not all(_is_clearly_faster(chosen, row) for row in lasting):
+        chosen = _fastest(lasting)
     others = sorted((row for row in exports if row is not chosen), key=_rate, reverse=True)
     return Choice(
         run=chosen.run,
@@ -218,13 +222,52 @@ def choose(rows: Sequence[BenchRow]) -> Choice:
         path=chosen.path,
         images_per_s=_rate(chosen),
         score=chosen.score,
-        reason=_why_chosen(chosen, rows),
+        reason=_why_chosen(chosen, rows) + _why_deprecated(chosen, lasting),
         passed_over=tuple(
             f"{_kind(row)}: {refused[row.name] or _why_slower(row, chosen)}" for row in others
         ),
         doubtful=chosen.status == "unstable",
         options="--tf32" if chosen.precision == "tf32" else "",
     )
+
+
+def _fastest(rows: Sequence[BenchRow]) -> BenchRow:
+    """Return the fastest row; among those within `NOISE` of it, the most exact one."""
+    fastest = max(map(_rate, rows))
+    return min((row for row in rows if fastest < (1 + NOISE) * _rate(row)), key=_exactness)
+
+
+def _is_deprecated(row: BenchRow) -> bool:
+    return row.format in FORMATS and FORMATS[row.format].is_deprecated
+
+
+def _is_clearly_faster(row: BenchRow, other: BenchRow) -> bool:
+    """Return whether a row is faster than another in its slowest round, and by more than noise."""
+    if _rate(row) < (1 + NOISE) * _rate(other):
+        return False
+    return _round_rates(row)[0] > _round_rates(other)[-1]
+
+
+def _round_rates(row: BenchRow) -> list[float]:
+    """Return the rates of a row's rounds, ascending; for a single one, the range it stands for.
+
+    Stable rounds differ by up to `MAX_ROUND_SPREAD`; one unstable round may be off by any amount.
+    """
+    assert row.classify is not None
+    rates = sorted(one.images_per_s for one in row.classify.rounds)
+    if len(rates) > 1:
+        return rates
+    if row.status == "unstable":
+        return [0.0, math.inf]
+    return [rates[0] / (1 + MAX_ROUND_SPREAD), rates[0] * (1 + MAX_ROUND_SPREAD)]
+
+
+def _why_deprecated(chosen: BenchRow, lasting: Sequence[BenchRow]) -> str:
+    """Return a clause about a chosen format that PyTorch has deprecated; otherwise empty."""
+    if not _is_deprecated(chosen):
+        return ""
+    clause = f"; PyTorch has deprecated {FORMATS[chosen.format].title}"
+    return f"{clause}, but it is the fastest format in each round" if lasting else clause
 
 
 def _reference(rows: Sequence[BenchRow]) -> BenchRow | None:
@@ -252,8 +295,8 @@ def _why_refused(row: BenchRow, reference: BenchRow | None) -> str:
             )
     if row.agreement is not None and row.agreement < MIN_AGREEMENT:
         return (
-            f"{rate}, but agrees with only {percent_down(row.agreement)} % of PyTorch's labels "
-            f"({100 * MIN_AGREEMENT:.0f} % are required)"
+            f"{rate}, but agrees with only {in_percent_down(row.agreement)} of PyTorch's labels "
+            f"({percent(MIN_AGREEMENT)} are required)"
         )
     return ""
 
@@ -285,15 +328,22 @@ def _why_chosen(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     labels = (
         ""
         if row.agreement is None
-        else f", agrees with {percent_down(row.agreement)} % of PyTorch's labels"
+        else f", agrees with {in_percent_down(row.agreement)} of PyTorch's labels"
     )
     return f"{rate}{labels}; accuracy {accuracy(row.score)}"
 
 
 def _why_slower(row: BenchRow, chosen: BenchRow) -> str:
     rate = f"{digits(_rate(row))} images per second"
+    if _is_deprecated(row) and _rate(row) >= (1 + NOISE) * _rate(chosen):
+        num_rounds = len(row.classify.rounds) if row.classify is not None else 0
+        doubt = "one round leaves" if num_rounds == 1 else "its rounds leave"
+        return (
+            f"{rate}, but PyTorch has deprecated {FORMATS[row.format].title}, and {doubt} its lead "
+            "in doubt"
+        )
     if max(_rate(row), _rate(chosen)) < (1 + NOISE) * min(_rate(row), _rate(chosen)):
-        return f"{rate}, the same within measurement noise ({100 * NOISE:.0f} %)"
+        return f"{rate}, the same within measurement noise ({percent(NOISE)})"
     return f"{rate}, slower"
 
 

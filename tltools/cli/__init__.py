@@ -112,8 +112,12 @@ def _no_command() -> None:
 
 
 def _run(args: list[str] | None) -> None:
+    from tltools.console import remember_typed
+
     Out.is_verbose = False
-    _prepare(sys.argv[1:] if args is None else args, own_process=args is None)
+    given = sys.argv[1:] if args is None else args
+    remember_typed(given)
+    _prepare(given, own_process=args is None)
     try:
         # `obj` tells `classify` whether it may fork worker processes from this process.
         code = app(args, obj=args is None, standalone_mode=False)

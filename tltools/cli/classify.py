@@ -30,7 +30,7 @@ from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
 from tltools.errors import ConfigError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, counted, grouped
+from tltools.wording import MAX_LISTED, counted, grouped, in_percent, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,8 +242,7 @@ def classify(
         summary = _run_on_cluster(settings, there, out.progress, tell)
     else:
         summary = _run_here(settings, here, shard, out.progress, launcher, tell)
-    if strict:
-        _fail_if_incomplete(summary, out.progress)
+    _check_done(summary, out.progress, strict=strict, is_whole=shard is None)
 
 
 def _run_here(
@@ -284,9 +283,16 @@ def _run_on_cluster(
     return run_ray_job(job, progress=progress, on_summary=tell)
 
 
-def _fail_if_incomplete(summary: "Summary", progress: "RichProgress") -> None:
-    if summary.num_failed or summary.unlisted:
+def _check_done(
+    summary: "Summary", progress: "RichProgress", *, strict: bool, is_whole: bool
+) -> None:
+    """Exit with 1 if no image of a whole job was classified, or, with `strict`, not every one."""
+    if strict and (summary.num_failed or summary.unlisted):
         progress.warn("--strict: not every image was classified")
+        raise typer.Exit(1)
+    # A shard may hold the only bad images of a good job.
+    if is_whole and summary.num_images and summary.num_failed == summary.num_images:
+        progress.warn("no image was classified")
         raise typer.Exit(1)
 
 
@@ -374,7 +380,7 @@ def _write_report(
     assert isinstance(summary.output, Path)
     facts = (
         f"Model {summary.model}, on {summary.choice.device}",
-        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images per second",
+        f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images per second",
     )
     section = job_section(
         summary.output,
@@ -406,14 +412,14 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
     few = len(counts) <= MAX_LISTED
     for name, count in summary.counts.items() if few else counts[:MAX_LISTED]:
-        progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
+        progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
     if not few:
         rest = counts[MAX_LISTED:]
         number = sum(count for _, count in rest)
-        progress.say(f"{number:8d}  {number / total:6.1%}  {len(rest):,} other labels")
+        progress.say(f"{number:8d}  {in_percent(number / total):>6}  {len(rest):,} other labels")
     for count, name in ((summary.num_uncertain, "uncertain"), (summary.num_unknown, "unknown")):
         if count:
-            progress.say(f"{count:8d}  {count / total:6.1%}  {name}")
+            progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
     for reason, count in summary.errors.items():
         first = summary.examples.get(reason)
         others = "; the first is" if first and count > 1 else ":"
@@ -427,5 +433,5 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         progress.say(f"{skipped} skipped: this model has classified their bytes")
     progress.say(
         f"{counted(summary.num_images, 'row')}{kept} ({summary.num_failed} with an error) in "
-        f"{summary.seconds:.1f} s, {summary.images_per_s:.0f} images/s, written to {where}"
+        f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images/s, written to {where}"
     )

@@ -30,7 +30,7 @@ from tltools.cli.thresholds import (
 )
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, grouped
+from tltools.wording import MAX_LISTED, grouped, in_percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,9 +156,7 @@ def evaluate(
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
-    check_report(report)
-    if output is not None:
-        check_output_folder(output)
+    _check_paths(data, output, report)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
     target = targets.target(labeling.class_name)
@@ -186,6 +184,17 @@ def evaluate(
         out.json(result.to_json())
     else:
         _print_evaluation(result, is_new=subset.exclude_train)
+
+
+def _check_paths(data: "Location | None", output: Path | None, report: Path | None) -> None:
+    """Check paths that may be misspelled, before PyTorch is imported to open a run."""
+    check_report(report)
+    if output is not None:
+        check_output_folder(output)
+    if isinstance(data, Path):
+        from tltools.data.labels import check_data
+
+        check_data(data)
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -355,7 +364,7 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
         ("metric", "value"),
         [
             *_limit_rows(result),
-            ("top-1 accuracy (95 %)", score_text(result.score)),
+            ("top-1 accuracy (95%)", score_text(result.score)),
             ("ROC AUC", f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})"),
             ("expected calibration error", _calibration_text(result)),
             ("images per second", f"{result.num_images / result.seconds:.0f}"),
@@ -382,7 +391,7 @@ def _limit_rows(result: "Evaluation") -> list[tuple[str, str]]:
         rows.append(("threshold", str(result.threshold)))
     if result.coverage is not None:
         rows.append(("smallest confidence", repr(result.min_confidence)))
-        rows.append(("images that reach it (95 %)", proportion_text(result.coverage)))
+        rows.append(("images that reach it (95%)", proportion_text(result.coverage)))
     return rows
 
 
@@ -438,4 +447,4 @@ def _calibration_text(result: "Evaluation") -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else in_percent(value)

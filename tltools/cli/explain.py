@@ -7,19 +7,27 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import DeviceOption
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, DataError
+from tltools.wording import in_percent
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
     from tltools.explain import Explanation
 
 EXPLAINED = Path("explained")
+ImagesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Images to explain, or folders; up to 20 images of each.",
+        metavar="IMAGE...",
+    ),
+]
 
 
 @command
 def explain(
     model: Annotated[Path, typer.Argument(help="Run folder (runs/NAME).")],
-    images: Annotated[list[Path], typer.Argument(help="Images to explain.", metavar="IMAGE...")],
+    images: ImagesArgument,
     *,
     out: Out,
     class_name: Annotated[
@@ -44,6 +52,8 @@ def explain(
     artifact = read_artifact(model)
     if not artifact.is_run:
         raise ConfigError(_use_run(artifact))
+    failures: list[DataError] = []
+    is_alone = len(images) == 1 and not images[0].is_dir()
     found = list(
         explain_images(
             model,
@@ -51,10 +61,15 @@ def explain(
             output,
             class_name=class_name,
             device=device,
+            on_error=None if is_alone else failures.append,
             progress=out.progress,
         )
     )
     out.result([_facts(one) for one in found], lambda: _print_explanations(found))
+    for failure in failures:
+        out.progress.warn(str(failure))
+    if failures:
+        raise typer.Exit(1)
 
 
 def _use_run(export: "Artifact") -> str:
@@ -85,11 +100,13 @@ def _facts(found: "Explanation") -> dict[str, Any]:
 def _print_explanations(explanations: "list[Explanation]") -> None:
     from tltools.console import print_table
 
+    if not explanations:
+        return
     print_table(
         "Predictions and heat maps",
         ("image", "label", "confidence", "heat map"),
         [
-            (one.path.name, one.label, f"{one.confidence:.1%}", str(one.output) + _remark(one))
+            (str(one.path), one.label, in_percent(one.confidence), str(one.output) + _remark(one))
             for one in explanations
         ],
     )
@@ -100,5 +117,5 @@ def _remark(found: "Explanation") -> str:
     if not found.heat.any():
         return f" (empty: no region supports {found.explained})"
     if found.explained != found.label:
-        return f" (for {found.explained}, {found.probability:.1%})"
+        return f" (for {found.explained}, {in_percent(found.probability)})"
     return ""

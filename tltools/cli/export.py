@@ -18,7 +18,7 @@ from tltools.runtime.model_formats import (
     format_of,
     is_export_name,
 )
-from tltools.wording import counted
+from tltools.wording import counted, in_percent_down
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -276,14 +276,22 @@ def _print_exports(exports: "list[Artifact]") -> None:
         + (f" ({IN_FP32}: the CPU computes fp16 files in fp32)" if in_fp32 else "")
         + (f" ({'; '.join(kept)})" if kept else ""),
         # Short headings, so that a path fits on one line of 80 columns.
-        ("export", "MB", "device", "same label", "top-1 change", "max logit diff", "images"),
+        (
+            "export",
+            "MB",
+            "device",
+            "same label",
+            "top-1 change, points",
+            "max logit diff",
+            "images",
+        ),
         [
             (
                 str(export.path),
                 f"{export.path.stat().st_size / 1e6:.1f}",
                 device,
-                f"{parity.top1_agreement:.2%}",
-                f"{0 - (parity.accuracy_drop or 0):+.2%}",
+                in_percent_down(parity.top1_agreement),
+                f"{0 - 100 * (parity.accuracy_drop or 0):+.1f}",
                 f"{parity.max_abs_logit_diff:.1e}",
                 _num_images(parity),
             )

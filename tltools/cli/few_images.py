@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tltools.cli.command import Out
-from tltools.wording import MAX_LISTED
+from tltools.wording import MAX_LISTED, in_percent
 
 if TYPE_CHECKING:
     from tltools.classify import Prediction
@@ -142,4 +142,4 @@ def _runner_up(one: "Prediction", classes: Sequence[str]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return "-" if value is None else in_percent(value)

@@ -42,9 +42,10 @@ def inspect(
     label_column: LabelColumnOption = None,
     class_level: ClassLevelOption = None,
     class_names: ClassNamesOption = None,
-    sheet: Annotated[Path, typer.Option(help="PNG file for a few images of each class.")] = Path(
-        "inspect.png"
-    ),
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="PNG file for a few images of each class.", show_default="no file"),
+    ] = None,
 ) -> None:
     """Show a model's card, or audit labeled images; runs no model.
 
@@ -147,9 +148,9 @@ def _audit(dataset: "Dataset") -> dict[str, Any]:
     }
 
 
-def _show_audit(dataset: "Dataset", sheet: Path, progress: "RichProgress") -> None:
+def _show_audit(dataset: "Dataset", sheet: Path | None, progress: "RichProgress") -> None:
     _print_audit(dataset)
-    if len(dataset.frame):
+    if sheet is not None and len(dataset.frame):
         from tltools.plots import contact_sheet
 
         contact_sheet(dataset.frame, dataset.classes, sheet)

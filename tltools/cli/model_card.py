@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tltools.cli.show import minute, score_text
 from tltools.cli.thresholds import threshold_text
-from tltools.wording import grouped, listed
+from tltools.wording import grouped, in_percent, in_percent_down, listed
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -117,7 +117,7 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         parity = one.parity
         yield (
             f"verified on {one.device}",
-            f"{parity.top1_agreement:.2%} of {parity.images} get PyTorch's "
+            f"{in_percent_down(parity.top1_agreement)} of {parity.images} get PyTorch's "
             f"label; logits differ by at most {parity.max_abs_logit_diff:.1e}",
         )
 
@@ -128,7 +128,7 @@ def _distance_line(one: "Distances") -> str:
     for level in one.beyond:
         found = level.validation
         text += (
-            f"; beyond the {level.level:g}th percentile {found.value:.1%} of "
+            f"; beyond the {level.level:g}th percentile {in_percent(found.value)} of "
             f"{grouped(found.total, 'validation image')}"
         )
     if one.max_diff is not None and one.rtol is not None:

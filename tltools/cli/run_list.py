@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.cli.show import minute
-from tltools.wording import counted
+from tltools.wording import counted, with_interval
 
 if TYPE_CHECKING:
     from tltools.cli.command import Out
@@ -36,7 +36,7 @@ def _print_runs(run_dir: Path, runs: "list[RunFacts]") -> None:
 
     print_table(
         f"{counted(len(runs), 'run')} in {run_dir}/, the newest first",
-        ("run", "model", "data", "validation accuracy", "date (UTC)", "MB", "exported"),
+        ("run", "model", "data", "validation accuracy", "date (UTC)", "MB", "state"),
         [
             (
                 run.path.name,
@@ -45,7 +45,7 @@ def _print_runs(run_dir: Path, runs: "list[RunFacts]") -> None:
                 _accuracy(run),
                 minute(run.created),
                 f"{run.num_bytes / 1e6:.1f}",
-                _exported(run),
+                _state(run),
             )
             for run in runs
         ],
@@ -53,13 +53,15 @@ def _print_runs(run_dir: Path, runs: "list[RunFacts]") -> None:
 
 
 def _accuracy(run: "RunFacts") -> str:
-    if run.val is None:
-        return run.state
-    state = "" if run.state == "finished" else f", {run.state}"
-    return f"{run.val.accuracy:.1%} ({run.val.low:.1%} to {run.val.high:.1%}){state}"
+    return "-" if run.val is None else with_interval(run.val.accuracy, run.val.low, run.val.high)
 
 
-def _exported(run: "RunFacts") -> str:
-    parts = [str(len(run.exports))] if run.exports else []
-    parts += [f"{len(run.older_exports)} older"] if run.older_exports else []
-    return ", ".join(parts) or "no"
+def _state(run: "RunFacts") -> str:
+    """Say whether a run is finished, and how many exports it has."""
+    is_finished = run.state == "finished"
+    parts = [] if is_finished else [run.state]
+    if run.exports:
+        parts.append(counted(len(run.exports), "export"))
+    if run.older_exports:
+        parts.append(counted(len(run.older_exports), "older export"))
+    return ", ".join(parts) or "not exported"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.errors import ConfigError
-from tltools.wording import plural
+from tltools.wording import in_percent, plural, with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ def choose_export(progress: "Progress") -> Path:
 
     best = best_export()
     accuracy = best.card.metrics["val"].accuracy
-    progress.say(f"Model: {best.path} (best validation accuracy here: {accuracy:.1%})")
+    progress.say(f"Model: {best.path} (best validation accuracy here: {in_percent(accuracy)})")
     return best.path
 
 
@@ -97,10 +97,15 @@ def write_report(path: Path, sections: "Sequence[Section]", progress: "RichProgr
     return num_bytes
 
 
-def score_text(score: "Score | None") -> str:
-    """Format an accuracy with its interval and counts."""
+def score_text(score: "Score | None", *, is_seen: bool = False) -> str:
+    """Format an accuracy with its interval and counts.
+
+    Without the interval if the model was trained on the images (`is_seen`), since their accuracy
+    says nothing about others.
+    """
     if score is None:
         return "-"
-    return (
-        f"{score.accuracy:.2%} ({score.low:.1%} to {score.high:.1%}), {score.correct}/{score.total}"
-    )
+    accuracy = with_interval(score.accuracy, score.low, score.high)
+    if is_seen:
+        accuracy = in_percent(score.accuracy)
+    return f"{accuracy}, {score.correct:,}/{score.total:,}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.errors import ConfigError
-from tltools.wording import percent
+from tltools.wording import in_percent, percent, with_interval
 
 if TYPE_CHECKING:
     from tltools.card import Card, Proportion, Threshold
@@ -158,7 +158,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     if reached is not None and reached.low < threshold.at_least:
         progress.say(
             f"On other images the {threshold.figure} may be below {percent(threshold.at_least)}: "
-            f"the lower bound of its 95 % interval is {100 * reached.low:.1f} %; confirm it on "
+            f"the lower bound of its 95% interval is {in_percent(reached.low)}; confirm it on "
             "images that the model has not seen (evaluate --threshold)"
         )
     if written is not None:
@@ -203,7 +203,7 @@ def _print_threshold(one: "Threshold") -> None:
     print_table(
         f"Threshold of {of} for a {one.figure} of at least {percent(one.at_least)}, chosen on "
         f"{one.num_images:,} {one.images}",
-        ("", "on these images (95 %)", "cross-validated"),
+        ("", "on these images (95%)", "cross-validated"),
         rows,
     )
 
@@ -211,17 +211,17 @@ def _print_threshold(one: "Threshold") -> None:
 def threshold_text(one: "Threshold") -> str:
     """Describe a threshold in one line."""
     of = "confidence" if one.class_name is None else one.class_name
-    recall = "" if one.recall is None else f", recall {one.recall.value:.1%}"
+    recall = "" if one.recall is None else f", recall {in_percent(one.recall.value)}"
     return (
-        f"{one.value!r} for {of}: precision {one.precision.value:.1%}{recall} on "
+        f"{one.value!r} for {of}: precision {in_percent(one.precision.value)}{recall} on "
         f"{one.num_images:,} {one.images}"
     )
 
 
 def proportion_text(one: "Proportion") -> str:
     """Format a fraction with its interval and counts."""
-    return f"{one.value:.2%} ({one.low:.1%} to {one.high:.1%}), {one.count:,}/{one.total:,}"
+    return f"{with_interval(one.value, one.low, one.high)}, {one.count:,}/{one.total:,}"
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
+    return "-" if value is None else in_percent(value)

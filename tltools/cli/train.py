@@ -25,7 +25,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.show import check_report, score_text, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted, either, listed, plural
+from tltools.wording import counted, either, in_percent, listed, plural
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -449,12 +449,15 @@ def train(
     models = _models_of(model)
     if engine == "ray":
         _check_features(models)
+    _check_early(data, models, weights, run_dir)
     from tltools.training import TrainSetup
-    from tltools.training.logs import check_logs
 
     configs = _configs(model, recipe, fine_tune, settings, device)
     logs = tuple(one.value for one in log or ())
-    check_logs(logs)
+    if logs:
+        from tltools.training.logs import check_logs
+
+        check_logs(logs)
     setup = TrainSetup(
         weights=weights,
         normalization=normalization,
@@ -483,6 +486,20 @@ def train(
     out.progress.say("Next: tltools export; tltools report shows curves and mistakes")
 
 
+def _check_early(
+    data: "Location | None", models: Sequence[str], weights: str, run_dir: Path
+) -> None:
+    """Check names and folders that may be misspelled, in a fraction of PyTorch's import time."""
+    from tltools.atomic import check_writable
+    from tltools.data.labels import check_data
+    from tltools.training.early import check_weights
+
+    if isinstance(data, Path):
+        check_data(data)
+    check_weights(models, weights)
+    check_writable(run_dir)
+
+
 def _configs(
     model: str,
     recipe: "RecipeName",
@@ -495,12 +512,14 @@ def _configs(
     Fine-tuning is quick on a GPU, so there it is part of the comparison of all models.
     """
     from tltools.runtime.device import torch_device
+    from tltools.runtime.driver import num_gpus
     from tltools.training import default_configs
 
     models, changes = _models_of(model), asdict(settings)
     configs = default_configs(models, recipe, fine_tune=fine_tune or "none", **changes)
     wanted = fine_tune is None and len(models) > 1 and recipe == "default"
-    if wanted and torch_device(device).device != "cpu":
+    # Without a GPU, PyTorch need not be asked, so that errors in the data come before its import.
+    if wanted and num_gpus() and torch_device(device).device != "cpu":
         # Which computes no features beforehand there.
         changes["feature_precision"] = None
         tuned = default_configs(models, recipe, fine_tune="last-block", **changes)
@@ -532,7 +551,7 @@ def _tell_unfit(
 
 def _tell_unfinished(run_dir: Path, models: Sequence[str], progress: "RichProgress") -> None:
     """Say that a run could be resumed, since this command begins a new one."""
-    from tltools.training import unfinished_runs
+    from tltools.run_folder import unfinished_runs
 
     found = unfinished_runs(run_dir, models)
     if found:
@@ -686,8 +705,8 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
     mean, deviation = folds.mean_and_deviation()
     scores = folds.accuracies()
     progress.say(
-        f"{run.folder}: {len(scores)} folds: accuracy {mean:.1%}, standard deviation "
-        f"{100 * deviation:.1f} points ({', '.join(f'{score:.1%}' for score in scores)})"
+        f"{run.folder}: {len(scores)} folds: accuracy {in_percent(mean)}, standard deviation "
+        f"{100 * deviation:.1f} points ({', '.join(map(in_percent, scores))})"
     )
     if not folds.beats_chance():
         progress.warn(
@@ -699,15 +718,15 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
         return
     progress.warn(
         f"{counted(len(suspects), 'label')} of {len(folds.paths)} may be wrong, say models with an "
-        f"accuracy of {mean:.1%}: look at them in {run.folder / FOLDS} (column suspect) or in a "
-        "report; the most suspicious are"
+        f"accuracy of {in_percent(mean)}: look at them in {run.folder / FOLDS} (column suspect) or "
+        "in a report; the most suspicious are"
     )
     for row in suspects[:MAX_SUSPECTS]:
         label, guess = folds.targets[row], folds.probs[row].argmax()
         classes = run.card.classes
         progress.say(
             f"  {folds.paths[row]}: labeled {classes[label]}, predicted {classes[guess]} "
-            f"({folds.probs[row, guess]:.1%})"
+            f"({in_percent(folds.probs[row, guess])})"
         )
 
 
@@ -722,12 +741,15 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
     ]
     titles = {"train": "training accuracy", "val": "validation accuracy", "test": "test accuracy"}
     print_table(
-        "Top-1 accuracy with its 95 % interval",
+        "Top-1 accuracy with its 95% interval",
         ("model", *(titles[split] for split in splits), "run"),
         [
             (
                 model_title(run.card),
-                *(score_text(run.card.metrics.get(split)) for split in splits),
+                *(
+                    score_text(run.card.metrics.get(split), is_seen=split == "train")
+                    for split in splits
+                ),
                 str(run.folder),
             )
             for run in trained

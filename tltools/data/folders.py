@@ -36,7 +36,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Lowercase names of folders in which systems keep thumbnails, deleted files or their own data."""
 SHEET = "inspect.png"
-"""Usual name of the contact sheet of `tltools inspect`."""
+"""Name of the contact sheet of `tltools inspect` that is left out of a folder: once its default."""
 SHEET_MARK = "tltools contact sheet"
 """Text in the header of a contact sheet, to tell it from images of the user."""
 _HEADER_BYTES = 512

@@ -27,7 +27,7 @@ from tltools.data.splits import (
     split_flag_of,
     split_of_word,
 )
-from tltools.data.suffixes import TABLE_SUFFIXES
+from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name
 from tltools.data.tables import Table, read_table
 from tltools.data.text import clean, look_key, word_key
 from tltools.errors import ConfigError, DataError
@@ -110,6 +110,17 @@ def _frame(rows: Sequence[LabeledImage]) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["path", "class", "split"], dtype=object)
 
 
+def check_data(data: Path) -> None:
+    """Refuse a path that cannot be labeled images, without reading it.
+
+    Raises:
+        DataError: If it does not exist, or is a file that is neither a CSV nor an archive.
+    """
+    is_archive = is_archive_name(data.name) and data.is_file()
+    if not is_archive and not data.is_dir():
+        _check_csv(data)
+
+
 # --- Which layout ---------------------------------------------------------------------------------
 
 
@@ -117,6 +128,15 @@ def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
     """Return the CSV with the labels, or None if `data` has class folders."""
     if data.is_dir():
         return None if for_folders and not for_csv else _csv_of_folder(data, for_csv=for_csv)
+    _check_csv(data)
+    if _is_predictions(data):
+        raise DataError(
+            f"{data} holds predictions of tltools, not labels: name a CSV with the true labels"
+        )
+    return data
+
+
+def _check_csv(data: Path) -> None:
     if not data.is_file():
         raise DataError(
             f"{data} does not exist{similar_paths(data)}: name a CSV or a folder of class folders"
@@ -125,11 +145,6 @@ def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
     if suffix not in LABEL_SUFFIXES:
         kind = "export it as CSV" if suffix in TABLE_SUFFIXES else "name a .csv"
         raise DataError(f"{data} is not a CSV: {kind}, or a folder of class folders")
-    if _is_predictions(data):
-        raise DataError(
-            f"{data} holds predictions of tltools, not labels: name a CSV with the true labels"
-        )
-    return data
 
 
 def _csv_of_folder(folder: Path, *, for_csv: bool) -> Path | None:

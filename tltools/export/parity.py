@@ -13,6 +13,7 @@ from tltools.errors import ParityError
 from tltools.evaluate import predict
 from tltools.progress import SILENT, Progress
 from tltools.runtime.predictor import Predictor
+from tltools.wording import in_percent_down, percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +166,8 @@ def _check_limits(parity: Parity, found: _Logits) -> None:
         )
     if agreement < parity.min_top1_agreement:
         raise ParityError(
-            f"only {agreement:.2%} of {parity.images} get the same label, less than "
-            f"{parity.min_top1_agreement:.2%} (first difference "
+            f"only {in_percent_down(agreement)} of {parity.images} get the same label, less than "
+            f"{percent(parity.min_top1_agreement)} (first difference "
             f"{found.paths[int(np.flatnonzero(~found.is_same)[0])]})"
             + _needed(1 - parity.min_top1_agreement, parity.num_images)
         )

@@ -1,21 +1,25 @@
 """Train with PyTorch: models, frozen features, the training loop, and run folders."""
 
-from tltools.training.config import (
-    TrainConfig,
-    TrainSetup,
-    default_config,
-    default_configs,
-    fit_batch_sizes,
-)
-from tltools.training.run import load_run, open_run
-from tltools.training.train import (
-    TrainedRun,
-    find_resumable,
-    resume_run,
-    train_model,
-    train_models,
-    unfinished_runs,
-)
+from typing import TYPE_CHECKING
+
+from tltools.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tltools.training.config import (
+        TrainConfig,
+        TrainSetup,
+        default_config,
+        default_configs,
+        fit_batch_sizes,
+    )
+    from tltools.training.run import load_run, open_run
+    from tltools.training.train import (
+        TrainedRun,
+        find_resumable,
+        resume_run,
+        train_model,
+        train_models,
+    )
 
 __all__ = [
     "TrainConfig",
@@ -30,5 +34,23 @@ __all__ = [
     "resume_run",
     "train_model",
     "train_models",
-    "unfinished_runs",
 ]
+
+# Importing PyTorch takes seconds, and the settings are checked without it.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "TrainConfig": "tltools.training.config",
+        "TrainSetup": "tltools.training.config",
+        "TrainedRun": "tltools.training.train",
+        "default_config": "tltools.training.config",
+        "default_configs": "tltools.training.config",
+        "find_resumable": "tltools.training.train",
+        "fit_batch_sizes": "tltools.training.config",
+        "load_run": "tltools.training.run",
+        "open_run": "tltools.training.run",
+        "resume_run": "tltools.training.train",
+        "train_model": "tltools.training.train",
+        "train_models": "tltools.training.train",
+    },
+)

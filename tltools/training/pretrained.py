@@ -15,6 +15,7 @@ from tltools.backbones import timm_models
 from tltools.backbones.backbone import IMAGENET, Backbone, Download, Preset
 from tltools.card import Interpolation, Preprocessing, Resize, Weights
 from tltools.errors import ArtifactError, ModelError, cause_of, first_line
+from tltools.training.early import missing_weights, weights_remedy
 from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
 
 
@@ -70,9 +71,9 @@ def load_weights(
         raise ModelError(
             f"unknown normalization {normalization!r}; {backbone.name} takes {' or '.join(names)}"
         )
-    remedy = _remedy(backbone)
+    remedy = weights_remedy(backbone)
     download = find_download(backbone, source)
-    state, facts = _read(Path(source), remedy) if download is None else _fetch(download, backbone)
+    state, facts = _read(Path(source), backbone) if download is None else _fetch(download, backbone)
     if pretrained.first_tensor not in state:
         raise ModelError(
             f"{source} holds no {backbone.title} weights: it lacks {pretrained.first_tensor}; "
@@ -176,23 +177,10 @@ def _weights(download: Download) -> Any:
     return get_weight(download.torchvision)
 
 
-def _remedy(backbone: Backbone) -> str:
-    return (
-        f"provide {backbone.title}'s weights with `weights=FILE` (.safetensors or .pth with "
-        f"{_library(backbone)}'s tensor names), run once with network access, so that "
-        f"`weights={IMAGENET}` can download them, or train only the small CNN with `model=cnn`"
-    )
-
-
-def _library(backbone: Backbone) -> str:
-    assert backbone.pretrained is not None
-    return "timm" if backbone.pretrained.downloads[IMAGENET].timm else "torchvision"
-
-
 def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor], Weights]:
     if download.timm:
-        return _fetch_timm(download.timm, _remedy(backbone))
-    remedy = _remedy(backbone)
+        return _fetch_timm(download.timm, weights_remedy(backbone))
+    remedy = weights_remedy(backbone)
     try:
         state = torch.hub.load_state_dict_from_url(
             _weights(download).url, check_hash=True, weights_only=True, map_location="cpu"
@@ -229,14 +217,16 @@ def _fetch_timm(name: str, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
     return state, Weights(source=f"{timm_models.PREFIX}{name}", sha256=digest.hexdigest())
 
 
-def _read(path: Path, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
+def _read(path: Path, backbone: Backbone) -> tuple[Mapping[str, Tensor], Weights]:
     if not path.exists():
-        raise ModelError(f"{path} does not exist; {remedy}")
+        raise missing_weights(backbone, path)
     load = load_safetensors if path.suffix == ".safetensors" else load_pickled
     try:
         state = tensors_of(load(path))
     except (OSError, ArtifactError) as error:
-        raise ModelError(f"cannot read weights from {path}: {cause_of(error)}; {remedy}") from error
+        raise ModelError(
+            f"cannot read weights from {path}: {cause_of(error)}; {weights_remedy(backbone)}"
+        ) from error
     return state, Weights(source=path.name, sha256=_sha256(path))
 
 

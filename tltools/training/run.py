@@ -57,17 +57,6 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         return TrainConfig(**self.config)
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether a run completed its plan.
-
-    A run that was interrupted has a card too, and so has one that could not be scored.
-    """
-    if not (folder / CARD).is_file():
-        return False
-    card = load_card(folder)
-    return bool(card.metrics) and not card.training.get("interrupted", False)
-
-
 def new_run_folder(run_dir: Path, model: str) -> Path:
     """Create `run_dir`/`model`, or the first of `model`-2, `model`-3 … that does not exist."""
     number = 1

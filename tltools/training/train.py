@@ -1,7 +1,6 @@
 """Train from a data set to a run folder: start, resume, interrupt and finish."""
 
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,8 @@ from tltools.run_folder import (
     CURVES,
     DISTANCE,
     RunPredictions,
+    is_finished,
+    resumable_runs,
     write_folds,
     write_predictions,
 )
@@ -41,7 +42,7 @@ from tltools.training.head_inputs import HeadInputs, collecting, num_channels
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, check_setup, prepare
 from tltools.training.pretrained import find_download
-from tltools.wording import plural
+from tltools.wording import in_percent, plural, seconds
 
 _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
@@ -159,33 +160,16 @@ def find_resumable(
     Raises:
         ArtifactError: If there is no such run.
     """
-    for folder in _resumable(run_dir):
+    for folder in resumable_runs(run_dir):
         config = runs.read_plan(folder).train_config()
         more = epochs is not None and epochs > config.epochs
         wanted = config.model in models and fine_tune in (None, config.fine_tune)
-        if wanted and (more or not runs.is_finished(folder)):
+        if wanted and (more or not is_finished(folder)):
             return folder
     raise ArtifactError(
         f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; to extend a "
         "finished run, increase `epochs=`"
     )
-
-
-def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
-    """Return the folders of unfinished runs of models, the newest first."""
-    named = "|".join(map(re.escape, models))
-    is_of_model = re.compile(rf"({named})(-.*)?").fullmatch
-    return [
-        folder
-        for folder in _resumable(run_dir)
-        if is_of_model(folder.name) and not runs.is_finished(folder)
-    ]
-
-
-def _resumable(run_dir: Path) -> list[Path]:
-    """Return the folders of runs that have their training's state, the newest first."""
-    states = sorted(run_dir.glob(f"*/{runs.STATE}"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in reversed(states)]
 
 
 def resume_run(
@@ -346,9 +330,9 @@ class _Training:
             self._told, tell = now, self._progress.say
         tell(
             f"epoch {stats.epoch:3d}/{num_epochs}  "
-            f"train loss {stats.train_loss:.4f} acc {stats.train_accuracy:.4f}  "
-            f"val loss {stats.val_loss:.4f} acc {stats.val_accuracy:.4f}  "
-            f"{stats.seconds:.1f} s"
+            f"train loss {stats.train_loss:.4f} acc {in_percent(stats.train_accuracy)}  "
+            f"val loss {stats.val_loss:.4f} acc {in_percent(stats.val_accuracy)}  "
+            f"{seconds(stats.seconds)}"
         )
 
     def _finish(self, *, interrupted: bool) -> Card:
@@ -447,7 +431,8 @@ class _Training:
     def _plot_confusion(self, val: "_Outputs") -> None:
         classes = self._job.dataset.classes
         matrix = confusion_matrix(val.preds, val.targets, num_classes=len(classes))
-        right = f"{100 * matrix.trace() / matrix.sum():.1f} % of {matrix.sum():,} validation images"
+        share = in_percent(matrix.trace() / matrix.sum())
+        right = f"{share} of {matrix.sum():,} validation images"
         title = f"{self._folder.name}: {right}"
         plot_confusion(matrix, classes, self._folder / CONFUSION, title=title)
 

@@ -175,6 +175,8 @@ class ModelFormat:
     """Whether it runs in PyTorch, which takes seconds and 650 MB of memory to import."""
     load_reader: Callable[[], Reader]
     load_writer: Callable[[], Writer]
+    is_deprecated: bool = False
+    """Whether PyTorch has deprecated it, so that files of another format stay usable for longer."""
     unsupported_from: tuple[int, int] | None = None
     """Python version from which PyTorch does not support it any more, though it still works."""
 
@@ -220,6 +222,7 @@ TORCHSCRIPT = ModelFormat(
     needs_torch=True,
     load_reader=_module("tltools.runtime.model_formats.torchscript"),
     load_writer=_module("tltools.runtime.model_formats.torchscript"),
+    is_deprecated=True,
     unsupported_from=(3, 14),
 )
 FORMATS: dict[str, ModelFormat] = {one.name: one for one in (ONNX, PT2, TORCHSCRIPT)}

@@ -1,0 +1,50 @@
+"""Check what a training needs before PyTorch is imported, which takes seconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltools.backbones import Backbone, find_backbone
+from tltools.backbones.backbone import IMAGENET
+from tltools.errors import ModelError
+from tltools.wording import similar_paths
+
+
+def check_weights(models: Sequence[str], source: str) -> None:
+    """Refuse a file of weights that does not exist, if one of the models takes weights.
+
+    A name without a suffix and without a folder may be that of weights of torchvision, which is
+    checked later.
+
+    Args:
+        models: Names of backbones.
+        source: See `load_weights`.
+
+    Raises:
+        ModelError: If the file does not exist.
+    """
+    path = Path(source)
+    may_be_name = not path.suffix and path.name == source
+    for backbone in map(find_backbone, models):
+        if backbone.pretrained is None or source in backbone.pretrained.downloads:
+            continue
+        if not may_be_name and not path.exists():
+            raise missing_weights(backbone, path)
+
+
+def missing_weights(backbone: Backbone, path: Path) -> ModelError:
+    """Return the error of a file of weights that does not exist."""
+    return ModelError(f"{path} does not exist{similar_paths(path)}; {weights_remedy(backbone)}")
+
+
+def weights_remedy(backbone: Backbone) -> str:
+    """Say how to get a backbone's weights."""
+    return (
+        f"provide {backbone.title}'s weights with `weights=FILE` (.safetensors or .pth with "
+        f"{_library(backbone)}'s tensor names), run once with network access, so that "
+        f"`weights={IMAGENET}` can download them, or train only the small CNN with `model=cnn`"
+    )
+
+
+def _library(backbone: Backbone) -> str:
+    assert backbone.pretrained is not None
+    return "timm" if backbone.pretrained.downloads[IMAGENET].timm else "torchvision"
