@@ -18,6 +18,7 @@ from tltools.bench.text import digits, percent_down
 from tltools.card import Card, Confidence, Proportion, Resize, Score, Threshold
 from tltools.curves import class_curve, confidence_curve
 from tltools.decisions import ClassThreshold
+from tltools.distance import CHECKED_LEVELS
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
@@ -39,6 +40,7 @@ from tltools.report.blocks import (
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
 from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
+from tltools.report.distances import beyond_cells, ordinal
 from tltools.run_folder import (
     RunPredictions,
     read_folds,
@@ -229,7 +231,8 @@ def _run_facts(card: Card) -> Iterator[str]:
         f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    yield f"Created {card.created} with tltools {card.versions.get('tltools', '?')}"
+    created = card.created[:16].replace("T", " ")
+    yield f"Created {created} UTC with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
@@ -632,7 +635,7 @@ def _class_table(scores: Sequence[ClassScore]) -> Table:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 # ------------------------------------------------------------------------------------ exports
@@ -659,6 +662,7 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
                 tuple(_export_cells(one) for one in exports),
                 numbers_from=3,
             ),
+            *_distances_table(exports),
             Text(
                 (
                     "Same label: share of images that get PyTorch's label, rounded down. "
@@ -668,6 +672,22 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
             ),
         ],
     )
+
+
+def _distances_table(exports: Sequence[Artifact]) -> Iterator[Table]:
+    """Show how many validation images lie beyond percentiles of the training images."""
+    rows = [
+        (str(one.path), f"{facts.distances.num_images:,}", *beyond_cells(facts.distances.beyond))
+        for one in exports
+        if (facts := one.card.export) is not None and facts.distances is not None
+    ]
+    if rows:
+        levels = (f"beyond the {ordinal(level)} percentile" for level in CHECKED_LEVELS)
+        yield Table(
+            "Validation images unlike the training data, by distance",
+            ("export", "training images", *levels),
+            tuple(rows),
+        )
 
 
 def _export_cells(export: Artifact) -> tuple[str, ...]:
