@@ -22,6 +22,7 @@ from tltools.classify.remembered import (
     remembered_inputs,
     remembered_reference,
 )
+from tltools.distance import load_distance
 from tltools.errors import DataError
 from tltools.metrics import proportion
 from tltools.report.blocks import Charts, Gallery, Section, Table
@@ -35,10 +36,12 @@ from tltools.report.distances import (
     reference_among,
 )
 from tltools.report.jobs import job_section, locate_in, read_job
-from tltools.report.models import exports_section
+from tltools.report.models import MAX_DISTANT, exports_section, training_section
 from tltools.report.summary import summary_section
+from tltools.run_folder import DISTANCE, read_distances
 
 CLASSES = ("red", "green")
+TITLE_OF_RUNS = "Images most unlike the training data"
 # The p-th percentile of the training images is p / 50: the median is 1, the largest 2.
 TRAINING = Distances(
     percentiles=tuple(level / 50 for level in DISTANCE_LEVELS),
@@ -248,6 +251,71 @@ def test_a_hostile_name_of_a_run_is_text(tmp_path):
         job = read_job(path, lambda _classes, name=name: Reference(name, TRAINING, 95.0))
         page = page_of(distance_part(job_section(path, locate=None, job=job)))
         assert page.tags.count("script") == 1
+
+
+# --------------------------------------------------------------------------------- the runs
+
+
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory):
+    """A run on gray images and one red one among the training images, and what it said."""
+    root = tmp_path_factory.mktemp("odd")
+    rng = np.random.default_rng(0)
+    names = [f"{index}.png" for index in range(60)]
+    lines = ["image,label,split"]
+    for index, name in enumerate(names):
+        level = (50, 200)[index % 2]
+        save_image(root / name, (250, 20, 20) if index == 30 else (level, level, level), rng)
+        label, split = ("dark", "bright")[index % 2], "val" if index < 8 else "train"
+        lines.append(f"{name},{label},{split}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    words = ("train", "labels.csv", "--model", "cnn", "--epochs", 2, "--device", "cpu")
+    ran = run_tltools(*words, cwd=root)
+    assert ran.code == 0, ran
+    return root / "runs" / "cnn", ran.err
+
+
+def test_train_names_the_image_that_is_unlike_the_others(odd_run):
+    folder, said = odd_run
+    assert "Unlike the other training images: 1 of 60 images, most of all" in said
+    assert "30.png; look at them in runs/cnn/distances.csv or in a report" in " ".join(said.split())
+    found, (_, facts) = read_distances(folder), load_distance(folder / DISTANCE)
+    assert Path(found.paths[0]).name == "30.png"
+    assert (found.labels[0], found.splits[0]) == ("dark", "train")
+    assert sorted(Path(one).name for one in found.paths) == sorted(f"{i}.png" for i in range(60))
+    assert list(found.distances) == sorted(found.distances, reverse=True)
+    is_val = np.array(found.splits) == "val"
+    assert is_val.sum() == 8
+    training = found.distances[~is_val]
+    np.testing.assert_allclose(
+        np.percentile(training, DISTANCE_LEVELS), facts.percentiles, rtol=1e-4, atol=1e-6
+    )
+    for one in facts.beyond:
+        assert one.validation.count == (found.distances[is_val] > facts.at(one.level)).sum()
+
+
+def test_a_run_shows_the_images_of_its_data_that_are_most_unlike(odd_run):
+    section = training_section([read_artifact(odd_run[0])])
+    (run,) = (one for one in section.blocks if getattr(one, "title", "") == "Run cnn")
+    (gallery,) = (one for one in run.blocks if getattr(one, "title", "") == TITLE_OF_RUNS)
+    assert len(gallery.tiles) == MAX_DISTANT
+    first = gallery.tiles[0]
+    assert (first.name, first.true, first.split) == ("30.png", "dark", "train")
+    assert first.notes[1] == "the training maximum"
+    assert "24 of 60 images, the most distant first" in gallery.note
+    assert "; 1 outlier (beyond" in gallery.note
+
+
+def test_damaged_or_missing_distances_of_a_run_leave_the_rest(odd_run, tmp_path):
+    run = tmp_path / "cnn"
+    shutil.copytree(odd_run[0], run)
+    (run / "distances.csv").write_text("path,true,split,distance\na.png,dark,val,-1\n")
+    text = page_of(training_section([read_artifact(run)])).text
+    assert "distances.csv has a distance that is not a number of at least 0" in text
+    (run / "distances.csv").unlink()
+    text = page_of(training_section([read_artifact(run)])).text
+    assert TITLE_OF_RUNS not in text
+    assert "Confusion matrix of cnn" in text
 
 
 # --------------------------------------------------------------------------------- the models

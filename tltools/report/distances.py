@@ -130,10 +130,11 @@ def distance_section(
     if reference is not None:
         blocks.append(_levels_table(facts, reference))
     blocks.append(Charts((_chart(facts),)))
+    training = None if reference is None else reference.distances
     found = facts.farthest()
     title, note = "The most distant images", _note(facts)
     if locate is None:
-        blocks.append(_farthest_table(title, found, reference))
+        blocks.append(_farthest_table(title, found, training))
         return Section(TITLE, blocks)
     tiles = tuple(
         Tile(
@@ -142,7 +143,7 @@ def distance_section(
             resize=resize,
             predicted=one.label,
             confidence=one.confidence,
-            notes=(f"distance {one.distance:.2f}", *_place(one, reference)),
+            notes=distance_notes(one.distance, training),
         )
         for one in found
     )
@@ -228,29 +229,40 @@ def _note(facts: DistanceFacts) -> str:
     return note
 
 
-def _farthest_table(title: str, found: Sequence[Far], reference: Reference | None) -> Table:
+def _farthest_table(title: str, found: Sequence[Far], training: Distances | None) -> Table:
     return Table(
         title,
         ("file", "label", "distance", "among the training images"),
         tuple(
-            (one.path, one.label, f"{one.distance:.2f}", *(_place(one, reference) or "-"))
+            (
+                one.path,
+                one.label,
+                f"{one.distance:.2f}",
+                "-" if training is None else _place(one.distance, training),
+            )
             for one in found
         ),
         numbers_from=2,
     )
 
 
-def _place(one: Far, reference: Reference | None) -> tuple[str, ...]:
-    """Say where a distance lies among those of the training images; nothing if that is unknown."""
-    if reference is None:
-        return ()
-    place = reference.distances.percentile_of(one.distance)
+def _place(distance: float, training: Distances) -> str:
+    """Say where a distance lies among those of the training images."""
+    place = training.percentile_of(distance)
     if place < 100:
-        return (f"{ordinal(math.floor(10 * place) / 10)} percentile",)
-    largest = reference.distances.at(100)
-    return (
-        f"{one.distance / largest:.1f} times the {MAXIMUM}" if largest else f"beyond the {MAXIMUM}",
-    )
+        return f"{ordinal(math.floor(10 * place) / 10)} percentile"
+    largest = training.at(100)
+    if math.isclose(distance, largest, rel_tol=1e-4, abs_tol=1e-6):  # a file rounds it
+        return f"the {MAXIMUM}"
+    ratio = distance / largest if largest > 0 else math.inf
+    many = 1.05 <= ratio < 1000
+    return f"{ratio:.1f} times the {MAXIMUM}" if many else f"beyond the {MAXIMUM}"
+
+
+def distance_notes(distance: float, training: Distances | None) -> tuple[str, ...]:
+    """Return the lines of a tile about an image's distance."""
+    told = f"distance {distance:.2f}"
+    return (told,) if training is None else (told, _place(distance, training))
 
 
 def beyond_cells(beyond: Sequence[Beyond]) -> tuple[str, ...]:
