@@ -318,6 +318,17 @@ def test_damaged_or_missing_distances_of_a_run_leave_the_rest(odd_run, tmp_path)
     assert "Confusion matrix of cnn" in text
 
 
+def test_a_table_is_wide_if_words_and_names_do_not_fit_a_phone():
+    def table(*columns, row=("a", "1", "2")):
+        return Table("t", columns, (row,))
+
+    assert not table("class", "precision", "recall").is_wide
+    assert table("export", "precision", "recall", row=("exports/cnn/cnn.fp32.onnx",) * 3).is_wide
+    assert not table("class", "a text of many short words that a cell may break", "b").is_wide
+    assert table("a name of a row that is never broken, however long", "a", "b").is_wide
+    assert not Table("t", ("class",), ()).is_wide
+
+
 # --------------------------------------------------------------------------------- the models
 
 

@@ -139,6 +139,11 @@ def score_cell(score: Score | None) -> str:
     )
 
 
+def minute(created: str) -> str:
+    """Shorten an ISO 8601 time, in UTC, to `2026-11-26 12:30 UTC`."""
+    return f"{created[:16].replace('T', ' ')} UTC"
+
+
 def percent_of(part: int, whole: int) -> str:
     """Format a share; a few out of very many must not read as zero."""
     share = 100 * part / max(whole, 1)

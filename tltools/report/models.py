@@ -37,6 +37,7 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
+    minute,
     score_cell,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
@@ -270,8 +271,7 @@ def _run_facts(card: Card) -> Iterator[str]:
         f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    created = card.created[:16].replace("T", " ")
-    yield f"Created {created} UTC with tltools {card.versions.get('tltools', '?')}"
+    yield f"Created {minute(card.created)} with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
