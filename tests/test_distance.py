@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from tltools.card import DISTANCE_LEVELS
+from tltools.card import DISTANCE_LEVELS, Distances
 from tltools.distance import (
+    FAR_RANGES,
     NUM_DIRECTIONS,
     Distance,
+    far_out,
     fit_distance,
     load_distance,
     measure_distances,
@@ -73,7 +75,9 @@ def test_equal_images_and_features_of_zero_have_finite_distances():
 
 def test_percentiles_are_of_images_that_the_distance_was_fitted_without():
     training, validation = features(400, 60), features(2000, 60, seed=1)
-    found, facts = measure_distances(training, validation)
+    found, facts, held_out = measure_distances(training, validation)
+    assert held_out.shape == (400,)
+    np.testing.assert_allclose(facts.percentiles, np.percentile(held_out, DISTANCE_LEVELS))
     assert facts.num_images == 400
     assert len(facts.percentiles) == len(DISTANCE_LEVELS)
     # On training images themselves, distances are smaller: they would call more images unlike.
@@ -86,7 +90,7 @@ def test_percentiles_are_of_images_that_the_distance_was_fitted_without():
 
 def test_a_percentile_is_interpolated_linearly_as_numpy_does():
     training = features(300, 10)
-    _, facts = measure_distances(training, training)
+    facts = measure_distances(training, training).facts
     # numpy between the levels that are kept
     for level in (0.5, 1.0, 42.0, 42.25, 99.7, 99.95):
         expected = np.interp(level, DISTANCE_LEVELS, facts.percentiles)
@@ -99,15 +103,30 @@ def test_a_percentile_is_interpolated_linearly_as_numpy_does():
 def test_copies_count_once_and_too_few_images_have_no_distance():
     training = features(5, 4)
     copies = np.repeat(training, 3, axis=0)
-    _, facts = measure_distances(copies, training)
+    _, facts, held_out = measure_distances(copies, training)
+    np.testing.assert_array_equal(held_out, np.repeat(held_out[::3], 3))
     assert facts.num_images == 5
     assert measure_distances(np.repeat(training[:3], 5, axis=0), training) is None
-    _, facts = measure_distances(training, training[:0])
+    facts = measure_distances(training, training[:0]).facts
     assert facts.beyond == ()
 
 
+def test_an_odd_training_image_is_far_out_and_keeps_its_place():
+    training = features(200, 20)
+    training[17] += (60 * np.eye(20)[3]).astype(np.float32)
+    _, facts, held_out = measure_distances(training, training[:10])
+    limit = far_out(facts)
+    assert np.flatnonzero(held_out > limit).tolist() == [17]
+    low, high = facts.at(25), facts.at(75)
+    fence = np.exp(np.log(high) + FAR_RANGES * (np.log(high) - np.log(low)))
+    assert limit == pytest.approx(max(fence, 2 * facts.at(50)))
+    assert far_out(measure_distances(training[:30], training[:2]).facts) == np.inf
+    equal = Distances(percentiles=(0.0,) * 100 + (1.0, 1.0, 1.0), num_images=500)
+    assert far_out(equal) == np.inf
+
+
 def test_a_distance_is_saved_and_read(tmp_path):
-    found, facts = measure_distances(features(20, 6), features(5, 6, seed=1))
+    found, facts, _ = measure_distances(features(20, 6), features(5, 6, seed=1))
     save_distance(tmp_path / "d.safetensors", found, facts)
     again, same = load_distance(tmp_path / "d.safetensors")
     assert same == facts

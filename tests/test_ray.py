@@ -334,6 +334,21 @@ def test_the_rows_equal_those_of_the_local_engine(cluster, onnx_path, wild, refe
         run_ray_job(RayJob(onnx_path, [wild], output))
 
 
+def test_unknown_images_and_distances_equal_those_of_the_local_engine(
+    cluster, cnn_exports, wild, tmp_path
+):
+    model, output = cnn_exports["onnx"].path, tmp_path / "out"
+    local = run_job(Job(model, [wild], tmp_path / "local.parquet", device="cpu", unknown=95))
+    expected = pyarrow.parquet.read_table(tmp_path / "local.parquet").to_pylist()
+    summary = run_ray_job(RayJob(model, [wild], output, part_size=SIZE, unknown=95))
+    assert rows_of(output) == expected
+    assert summary.num_unknown == local.num_unknown > 0
+    assert summary.counts == local.counts
+    (bad,) = (row for row in expected if row["path"] == "blue/bad.png")
+    assert bad["distance"] is None
+    assert all(row["distance"] >= 0 for row in expected if row is not bad)
+
+
 def test_a_job_that_was_killed_before_its_clean_up_is_found_finished(
     cluster, onnx_path, images, tmp_path
 ):

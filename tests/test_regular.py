@@ -17,7 +17,14 @@ from tltools.errors import TltoolsError
 from tltools.regular import check_regular, open_regular, read_regular
 from tltools.report.jobs import read_job
 from tltools.report.sources import find_sources
-from tltools.run_folder import load_card, read_folds, read_history, read_predictions, read_split
+from tltools.run_folder import (
+    load_card,
+    read_distances,
+    read_folds,
+    read_history,
+    read_predictions,
+    read_split,
+)
 from tltools.runtime import load_predictor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of these")
@@ -97,6 +104,7 @@ def _state(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     "card.json": lambda path: load_card(path.parent),
     "split.csv": lambda path: read_split(path.parent),
+    "distances.csv": lambda path: read_distances(path.parent),
     "history.csv": lambda path: read_history(path.parent),
     "predictions.csv": lambda path: read_predictions(path.parent, ("a", "b")),
     "folds.csv": lambda path: read_folds(path.parent, ("a", "b")),

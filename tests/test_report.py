@@ -803,6 +803,11 @@ def test_a_whole_report_fits_the_window_without_console_errors(open_page, place,
     assert ran.code == 0, ran
     page = open_page(place / "whole.html", width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut_off = page.eval_on_selector_all(
+        ".scroll",
+        "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.ariaLabel)",
+    )
+    assert cut_off == []
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     unnamed = page.eval_on_selector_all(

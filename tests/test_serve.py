@@ -190,6 +190,32 @@ def test_an_answer_is_the_row_that_classify_writes(server, onnx_path, images, tm
         assert server.send({row["path"]: files[row["path"]]}).json() == row
 
 
+@pytest.fixture(scope="module")
+def careful(start, cnn_exports) -> Server:
+    """A server that labels images `unknown`."""
+    return start("--unknown", 95, model=cnn_exports["onnx"].path)
+
+
+def test_an_answer_has_the_distance_and_unknown_label_of_classify(
+    careful, cnn_exports, drawn, red, tmp_path
+):
+    shutil.copytree(drawn, tmp_path / "images")
+    (tmp_path / "images" / "red.png").write_bytes(red)
+    model = cnn_exports["onnx"].path
+    words = ("classify", "images", "--model", model, "--unknown", 95, "-o", "rows.jsonl")
+    ran = run_tltools(*words, "--device", "cpu", cwd=tmp_path)
+    assert ran.code == 0, ran
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["label"] == "unknown" for row in rows} == {True, False}
+    files = {row["path"]: (tmp_path / "images" / row["path"]).read_bytes() for row in rows}
+    assert careful.send(files).json() == rows
+    (row,) = (one for one in rows if one["path"] == "red.png")
+    assert row["distance"] > 1
+    assert careful.classify(red).json() == row | {"path": "request body"}
+    bad = careful.classify(b"no image").json()
+    assert (bad["label"], bad["distance"]) == (None, None)
+
+
 def test_a_threshold_of_a_class_is_applied(start, red):
     never = start("--threshold", 1, "--class", "red")
     row = never.classify(red).json()
@@ -451,6 +477,25 @@ def test_a_browser_shows_the_label_of_an_image_that_it_is_given(server, red, tmp
         browser.close()
     # The browser itself reports the 422.
     assert [line for line in said if "422" not in line] == []
+
+
+def test_a_browser_shows_that_an_image_is_unknown_and_how_distant_it_is(careful, red, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    (tmp_path / "red.png").write_bytes(red)
+    row = careful.classify(red).json()
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        page = browser.new_page(viewport={"width": 400, "height": 800})
+        page.goto(careful.facts["url"])
+        page.set_input_files("#files", [tmp_path / "red.png"])
+        expect(page.locator(".label")).to_contain_text("unknown")
+        expect(page.locator(".distance")).to_have_text(f"distance {row['distance']:.2f}")
+        browser.close()
 
 
 # --------------------------------------------------------------------- health, metrics and OpenAPI

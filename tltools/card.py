@@ -470,7 +470,7 @@ def _problem(card: Card) -> str | None:
         ),
     )
     problem = next((message for holds, message in checks if not holds), None)
-    problem = problem or _distances_problem(card.export and card.export.distances)
+    problem = problem or distances_problem(card.export and card.export.distances)
     if problem or card.export is None or card.export.self_test is None:
         return problem
     return _self_test_problem(card.export.self_test, len(card.classes))
@@ -514,7 +514,8 @@ def _is_threshold(card: Card) -> bool:
     )
 
 
-def _distances_problem(distances: Distances | None) -> str | None:
+def distances_problem(distances: Distances | None) -> str | None:
+    """Return what is wrong with the values of well-typed distances, or None."""
     if distances is None:
         return None
     values = distances.percentiles

@@ -26,6 +26,10 @@ MAX_IMAGES = 2048
 """Maximum number of training images that a distance is fitted to."""
 MIN_IMAGES = 4
 """Fewer distinct images have no percentiles."""
+FAR_RANGES = 2
+"""Tukey takes 1.5 or 3; with VGG16, 3 miss ants among vehicles, see benchmarks/LOG.md."""
+MIN_QUARTILES = 40
+"""Fewer training images have quartiles too uncertain to say which image is unlike the others."""
 FOLDS = 5
 """Percentiles are of distances that were fitted without the image: the others are too small."""
 CHECKED_LEVELS = (90.0, 95.0, 99.0)
@@ -146,9 +150,19 @@ class _Covariance(NamedTuple):
         return (1 - self.shrinkage) * variances + self.shrinkage * self.average
 
 
+class Measured(NamedTuple):
+    """A distance, and how far the images are that it was measured on."""
+
+    distance: Distance
+    facts: Distances
+    """Its percentiles."""
+    training: NDArray[np.float64]
+    """Distances of the training images, each fitted without the image, (N,)."""
+
+
 def measure_distances(
     training: NDArray[np.floating], validation: NDArray[np.floating]
-) -> tuple[Distance, Distances] | None:
+) -> Measured | None:
     """Fit a distance, and measure how far training and validation images are.
 
     Args:
@@ -156,14 +170,14 @@ def measure_distances(
         validation: Pooled features of validation images, (M, D).
 
     Returns:
-        The distance and its percentiles; None for fewer than `MIN_IMAGES` distinct images.
+        The distance with its percentiles; None for fewer than `MIN_IMAGES` distinct images.
     """
-    distinct = np.unique(training, axis=0)
+    distinct, where = np.unique(training, axis=0, return_inverse=True)
     if len(distinct) < MIN_IMAGES:
         return None
-    distinct = np.random.default_rng(0).permutation(distinct)
     held_out = np.empty(len(distinct))
-    for fold in np.array_split(np.arange(len(distinct)), min(FOLDS, len(distinct))):
+    order = np.random.default_rng(0).permutation(len(distinct))
+    for fold in np.array_split(order, min(FOLDS, len(distinct))):
         others = np.delete(distinct, fold, axis=0)
         held_out[fold] = fit_distance(others)(distinct[fold])
     found = fit_distance(distinct)
@@ -175,9 +189,24 @@ def measure_distances(
         for level in CHECKED_LEVELS
         if len(away)
     )
-    return found, Distances(
+    facts = Distances(
         percentiles=facts.percentiles, num_images=facts.num_images, beyond=tuple(beyond)
     )
+    return Measured(found, facts, held_out[where.reshape(-1)])
+
+
+def far_out(facts: Distances) -> float:
+    """Return the distance beyond which an image is far from the training images.
+
+    `FAR_RANGES` interquartile ranges above the upper quartile (Tukey, Exploratory Data Analysis,
+    1977), of the distances' logarithms, since large distances are more spread; and at least twice
+    the median, since the quartiles of images that are much alike are close. Infinite for fewer than
+    `MIN_QUARTILES` images, or where a quarter of them are equal.
+    """
+    low, high = facts.at(25), facts.at(75)
+    if facts.num_images < MIN_QUARTILES or low <= 0:
+        return np.inf
+    return max(high * (high / low) ** FAR_RANGES, 2 * facts.at(50))
 
 
 def save_distance(path: Path, distance: Distance, facts: Distances) -> None:

@@ -38,6 +38,8 @@ SPLIT = "split.csv"
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.csv"
 FOLDS = "folds.csv"
+DISTANCES = "distances.csv"
+"""How far each image is from the training images, the most distant first."""
 MAX_TABLE_BYTES = 2**30
 """Largest table of a run: the probabilities of 1,000 classes for 50,000 images."""
 MAX_HISTORY_BYTES = 2**24
@@ -444,3 +446,59 @@ def read_folds(folder: Path, classes: Sequence[str]) -> FoldPredictions | None:
         )
     except (OSError, ValueError, KeyError) as error:
         raise cannot_read(path, error) from error
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageDistances:
+    """How far the images of a run's data are from the training images, the most distant first."""
+
+    paths: tuple[str, ...]
+    """Paths of the N images."""
+    labels: tuple[str, ...]
+    """Their classes, (N,)."""
+    splits: tuple[str, ...]
+    """(N,)."""
+    distances: NDArray[np.float64]
+    """(N,); a training image is compared with the others."""
+
+
+def write_distances(folder: Path, found: ImageDistances) -> None:
+    """Write `distances.csv`: `path,true,split,distance`, the most distant image first.
+
+    Raises:
+        TltoolsError: If the file cannot be written.
+    """
+    import pandas as pd
+
+    columns = {
+        schema.PATH: pd.Series(found.paths, dtype=object),
+        schema.TRUE: pd.Series(found.labels, dtype=object),
+        schema.SPLIT: pd.Series(found.splits, dtype=object),
+        schema.DISTANCE: found.distances.round(schema.DECIMALS),
+    }
+    frame = pd.DataFrame(columns).sort_values(schema.DISTANCE, ascending=False, kind="stable")
+    _write_table(frame, folder / DISTANCES)
+
+
+def read_distances(folder: Path) -> ImageDistances | None:
+    """Read `distances.csv`; None if the run has none.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+    """
+    path = folder / DISTANCES
+    if not path.exists():
+        return None
+    try:
+        frame = _read_table(path, dtype=object)
+        found = ImageDistances(
+            paths=tuple(frame[schema.PATH]),
+            labels=tuple(frame[schema.TRUE]),
+            splits=tuple(frame[schema.SPLIT]),
+            distances=frame[schema.DISTANCE].to_numpy(np.float64),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_read(path, error) from error
+    if not (np.isfinite(found.distances) & (found.distances >= 0)).all():
+        raise ArtifactError(f"{path} has a distance that is not a number of at least 0")
+    return found

@@ -22,6 +22,7 @@ from tltools.run_folder import (
     CONFUSION,
     CURVES,
     DISTANCE,
+    DISTANCES,
     FOLDS,
     HISTORY,
     MLFLOW_RUN,
@@ -40,7 +41,7 @@ from tltools.wording import did_you_mean, grouped
 
 OWN_FILES = frozenset(
     {CARD, PLAN, SPLIT, HISTORY, PREDICTIONS, FOLDS, CHECKPOINT, STATE, CURVES, CONFUSION}
-    | {DISTANCE}
+    | {DISTANCE, DISTANCES}
     | {MLFLOW_RUN}
 )
 """Files that training writes into a run's folder."""

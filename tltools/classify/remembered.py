@@ -1,4 +1,4 @@
-"""What was classified into an output: kept in the user's cache, so that a report finds the images.
+"""What was classified into an output, and by which distances: kept in the user's cache for reports.
 
 The output itself does not say it, because it may be shared, and should not tell others where
 images are on this machine.
@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tltools.atomic import write_text
+from tltools.card import Distances, distances_problem
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import TltoolsError
@@ -21,6 +22,16 @@ MAX_BYTES = 2**20
 """Largest record: inputs are few, or the names of files typed on a command line."""
 
 
+class Reference(msgspec.Struct, frozen=True):
+    """The training images that the distances of a job's images are compared with."""
+
+    run: str
+    """Name of the run whose training images these are."""
+    distances: Distances
+    unknown: float | None
+    """The percentile beyond which the job labeled images `unknown`; None if it is not known."""
+
+
 class _Remembered(msgspec.Struct, frozen=True):
     """The inputs of a job, and which file they are the inputs of."""
 
@@ -28,11 +39,15 @@ class _Remembered(msgspec.Struct, frozen=True):
     """Its absolute path."""
     num_bytes: int
     modified_ns: int
-    inputs: list[str]
-    """Absolute paths."""
+    inputs: list[str] | None
+    """Absolute paths; None if the images are not found there."""
+    reference: Reference | None = None
+    """None for a job without distances."""
 
 
-def remember_inputs(output: Path, inputs: Sequence[Location]) -> bool:
+def remember_inputs(
+    output: Path, inputs: Sequence[Location] | None, reference: Reference | None = None
+) -> bool:
     """Record the inputs of a finished job; return whether a report can find its images.
 
     Only a cache that is there is written to: to classify leaves nothing in an empty home.
@@ -40,10 +55,11 @@ def remember_inputs(output: Path, inputs: Sequence[Location]) -> bool:
     Args:
         output: The output on this machine.
         inputs: Folders, images and lists; images at URLs and in archives are never found again.
+            None for images that are no longer there.
+        reference: What the distances in the output are compared with; None if it has none.
     """
-    if any(not isinstance(one, Path) or is_archive_name(one.name) for one in inputs):
-        return False
-    if not _cache().is_dir():
+    found = None if inputs is None else _places(inputs)
+    if (found is None and reference is None) or not _cache().is_dir():
         return False
     try:
         info = output.stat()
@@ -51,16 +67,39 @@ def remember_inputs(output: Path, inputs: Sequence[Location]) -> bool:
             output=str(output.absolute()),
             num_bytes=info.st_size,
             modified_ns=info.st_mtime_ns,
-            inputs=[str(Path(str(one)).absolute()) for one in inputs],
+            inputs=found,
+            reference=reference,
         )
         write_text(_place(output), msgspec.json.encode(record).decode())
     except (OSError, TltoolsError, UnicodeError):  # no cache, or a name that JSON cannot hold
         return False
-    return True
+    return found is not None
+
+
+def _places(inputs: Sequence[Location]) -> list[str] | None:
+    """Return the absolute paths of inputs; None if images are not found there again."""
+    if any(not isinstance(one, Path) or is_archive_name(one.name) for one in inputs):
+        return None
+    return [str(Path(str(one)).absolute()) for one in inputs]
 
 
 def remembered_inputs(output: Path) -> list[Path] | None:
     """Return the inputs of the job that wrote this very file; None if they are not known."""
+    record = _read(output)
+    if record is None or record.inputs is None:
+        return None
+    return [Path(one) for one in record.inputs]
+
+
+def remembered_reference(output: Path) -> Reference | None:
+    """Return what the distances in this very file are compared with; None if it is not known."""
+    record = _read(output)
+    found = None if record is None else record.reference
+    return None if found is None or distances_problem(found.distances) else found
+
+
+def _read(output: Path) -> _Remembered | None:
+    """Return the record of the job that wrote this very file; None if there is none."""
     try:
         data = read_regular(_place(output), max_bytes=MAX_BYTES)
         record = msgspec.json.decode(data, type=_Remembered)
@@ -70,7 +109,7 @@ def remembered_inputs(output: Path) -> list[Path] | None:
     now = (str(output.absolute()), info.st_size, info.st_mtime_ns)
     if now != (record.output, record.num_bytes, record.modified_ns):
         return None
-    return [Path(one) for one in record.inputs]
+    return record
 
 
 def _cache() -> Path:

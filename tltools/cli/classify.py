@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from tltools.classify import Shard, Summary
     from tltools.classify.job import JobSettings
+    from tltools.classify.remembered import Reference
     from tltools.classify.sorting import SortSettings
     from tltools.console import RichProgress
     from tltools.data.location import Location
@@ -226,9 +227,9 @@ def classify(
 
     def tell(summary: "Summary") -> None:
         if here.report is not None:  # before images are moved
-            _write_report(here.report, summary, inputs, out.progress)
+            _write_report(here.report, summary, inputs, options.unknown, out.progress)
         done = sort and sort_job(sort, settings, out.progress)
-        is_known = _remember(summary, inputs, sort)
+        is_known = _remember(summary, inputs, sort, options.unknown)
         out.result(
             summary.as_dict() | ({"sorted": done} if done else {}),
             lambda: _print_job(summary, out.progress),
@@ -356,13 +357,30 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
     return (cache_dir or user_cache_path("tltools", appauthor=False)) / "classified"
 
 
-def _remember(summary: "Summary", inputs: "list[Location]", sort: "SortSettings | None") -> bool:
-    """Remember the inputs, so that a report shows the images; return whether it can."""
+def _remember(
+    summary: "Summary",
+    inputs: "list[Location]",
+    sort: "SortSettings | None",
+    unknown: float | None,
+) -> bool:
+    """Remember the inputs and distances for a report; return whether it can show the images."""
     from tltools.classify.remembered import remember_inputs
 
     is_moved = sort is not None and sort.action == "move"
-    output = summary.output
-    return isinstance(output, Path) and not is_moved and remember_inputs(output, inputs)
+    if not isinstance(summary.output, Path):
+        return False
+    places = None if is_moved else inputs
+    return remember_inputs(summary.output, places, _reference(summary, unknown))
+
+
+def _reference(summary: "Summary", unknown: float | None) -> "Reference | None":
+    """Return what the distances of a job are compared with; None if it has none."""
+    from tltools.classify.remembered import Reference
+    from tltools.runtime.exports import distances_of
+
+    if unknown is None:
+        return None
+    return Reference(summary.card.run, distances_of(summary.card), unknown)
 
 
 def _report_command(output: Path, inputs: "list[Location]", *, is_known: bool) -> str:
@@ -373,20 +391,26 @@ def _report_command(output: Path, inputs: "list[Location]", *, is_known: bool) -
 
 
 def _write_report(
-    path: Path, summary: "Summary", inputs: "list[Location]", progress: "RichProgress"
+    path: Path,
+    summary: "Summary",
+    inputs: "list[Location]",
+    unknown: float | None,
+    progress: "RichProgress",
 ) -> None:
-    from tltools.report.jobs import job_section, locate_inputs
+    from tltools.report.jobs import job_section, locate_inputs, read_job
 
     assert isinstance(summary.output, Path)
     facts = (
         f"Model {summary.model}, on {summary.choice.device}",
         f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images per second",
     )
+    reference = _reference(summary, unknown)
     section = job_section(
         summary.output,
         locate=locate_inputs(inputs),
         resize=summary.card.preprocessing.resize,
         facts=facts,
+        job=read_job(summary.output, lambda _classes: reference),
     )
     write_report(path, [section], progress)
 

@@ -125,7 +125,8 @@ class TrainedRun:
         training = self._frame.loc[self._frame["split"] == "train", "path"]
         chosen = training.sample(frac=1.0, random_state=0)
         existing = list(islice(filter(Path.is_file, map(Path, chosen)), DISTANCE_IMAGES))
-        return measure_distances(self._features(existing), self._features(self.paths))
+        measured = measure_distances(self._features(existing), self._features(self.paths))
+        return None if measured is None else (measured.distance, measured.facts)
 
     @cached_property
     def distances(self) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """The blocks of a report, before they become HTML. All text is plain; the page escapes it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,11 @@ from tltools.card import Resize, Score
 from tltools.report.charts import Chart
 
 Tone = Literal["plain", "quiet", "warning"]
+
+_PHONE = 46
+"""Digits side by side in a table on a phone."""
+_GAP = 1.7
+"""Width of the space between two columns, in digits."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,15 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers_from: int = 1
     """Index of the first column of numbers."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is too wide for a phone, where names of rows and words are not broken."""
+        names = [self.columns[0], *(row[0] for row in self.rows)]
+        cells = list(zip(self.columns, *self.rows, strict=True))[1:]
+        words = (max(map(len, " ".join(column).split(" "))) for column in cells)
+        gaps = _GAP * (len(self.columns) - 1)
+        return max(map(len, names)) + sum(words) + gaps > _PHONE
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,8 @@ class Tile:
     split: str = ""
     group: str = ""
     """What it has in common with its neighbors in the gallery: `group 2`."""
+    notes: tuple[str, ...] = ()
+    """More lines about it, such as its distance."""
     is_label_in_doubt: bool = False
     """Whether the label in `true` may be the mistake, and not the prediction."""
 
@@ -120,3 +137,15 @@ def score_cell(score: Score | None) -> str:
         f"{100 * score.accuracy:.1f}\N{NO-BREAK SPACE}% "
         f"({100 * score.low:.1f} to {100 * score.high:.1f}), {score.correct:,}/{score.total:,}"
     )
+
+
+def minute(created: str) -> str:
+    """Shorten an ISO 8601 time, in UTC, to `2026-11-26 12:30 UTC`."""
+    return f"{created[:16].replace('T', ' ')} UTC"
+
+
+def percent_of(part: int, whole: int) -> str:
+    """Format a share; a few out of very many must not read as zero."""
+    share = 100 * part / max(whole, 1)
+    number = "< 0.1" if 0 < share < 0.05 else f"{math.floor(share * 10 + 0.5) / 10:.1f}"
+    return f"{number}\N{NO-BREAK SPACE}%"

@@ -23,8 +23,18 @@ from tltools.classify.tally import kind_of_error
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import DataError, cause_of
-from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile
+from tltools.report.blocks import (
+    Block,
+    Charts,
+    Gallery,
+    Section,
+    Table,
+    Text,
+    Tile,
+    percent_of,
+)
 from tltools.report.charts import class_counts_chart, confidence_histogram
+from tltools.report.distances import DistanceFacts, Far, FindReference, distance_section
 from tltools.wording import grouped
 
 NUM_BINS = 20
@@ -107,6 +117,8 @@ class JobFacts:
     """Failed files by reason, the most frequent first."""
     failed: list[tuple[str, str]]
     """Name and error of the first `MAX_FAILED` failed files."""
+    distances: DistanceFacts
+    """Of no image, if the rows have no distances."""
 
     @property
     def num_rows(self) -> int:
@@ -114,11 +126,16 @@ class JobFacts:
         return sum(self.counts.values()) + self.num_failed
 
 
-def read_job(path: Path) -> JobFacts:
+def _unknown_reference(_classes: Sequence[str]) -> None:
+    """Say that the training images of a job are not known."""
+
+
+def read_job(path: Path, find_reference: FindReference = _unknown_reference) -> JobFacts:
     """Summarize an output of `classify`, in memory that does not grow with the number of rows.
 
     Args:
         path: A file in one of the output formats.
+        find_reference: Returns what the distances are compared with.
 
     Raises:
         ConfigError: If its suffix is unknown.
@@ -126,12 +143,14 @@ def read_job(path: Path) -> JobFacts:
     """
     try:
         classes, rows = output_format(path).read(path)
-        return _sum_up(classes, rows, path)
+        return _sum_up(classes, rows, path, DistanceFacts(find_reference(classes)))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {cause_of(error)}") from error
 
 
-def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts:
+def _sum_up(
+    classes: Sequence[str], rows: Iterable[Row], path: Path, distances: DistanceFacts
+) -> JobFacts:
     labels = (*classes, UNCERTAIN, UNKNOWN)
     # A class may have such a name; then `classify` refuses --min-confidence or --unknown.
     counts = dict.fromkeys(labels, 0)
@@ -150,10 +169,12 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
                 failed.append((row.path, row.error or ""))
             continue
         if row.label not in counts or row.confidence is None or not 0 <= row.confidence <= 1:
-            raise DataError(
-                f"{path} row {number:,} is not from tltools classify: label {row.label!r} with "
-                f"confidence {row.confidence}; run tltools classify again"
-            )
+            raise _foreign_row(path, number, row, f"confidence {row.confidence}")
+        if row.distance is not None:
+            if not 0 <= row.distance < math.inf:
+                raise _foreign_row(path, number, row, f"distance {row.distance}")
+            far = Far(row.path, row.label, row.confidence, row.distance)
+            distances.add(far, is_unknown=row.label == UNKNOWN and UNKNOWN not in classes)
         counts[row.label] += 1
         bins[row.label][min(int(row.confidence * NUM_BINS), NUM_BINS - 1)] += 1
         sample = samples.setdefault(row.label, _Sample(limit))
@@ -170,6 +191,14 @@ def _sum_up(classes: Sequence[str], rows: Iterable[Row], path: Path) -> JobFacts
         num_failed=reasons.total(),
         reasons=dict(reasons.most_common()),
         failed=failed,
+        distances=distances,
+    )
+
+
+def _foreign_row(path: Path, number: int, row: Row, what: str) -> DataError:
+    return DataError(
+        f"{path} row {number:,} is not from tltools classify: label {row.label!r} with {what}; run "
+        "tltools classify again"
     )
 
 
@@ -240,10 +269,10 @@ def job_section(
     job = job or read_job(path)
     certain = job.num_rows - job.num_failed
     rows = [
-        (name, f"{count:,}", _percent(count, job.num_rows)) for name, count in job.counts.items()
+        (name, f"{count:,}", percent_of(count, job.num_rows)) for name, count in job.counts.items()
     ]
     if job.num_failed:
-        failed = f"{job.num_failed:,}", _percent(job.num_failed, job.num_rows)
+        failed = f"{job.num_failed:,}", percent_of(job.num_failed, job.num_rows)
         rows.append(("not classified", *failed))
     blocks: list[Block] = [
         Text((f"{grouped(job.num_rows, 'image')} in {path}", *facts), tone="quiet"),
@@ -253,14 +282,18 @@ def job_section(
         blocks.append(
             Charts(
                 (
-                    class_counts_chart(job.counts, title="Images by label"),
-                    confidence_histogram(job.edges, job.bins, title="Images by confidence"),
+                    class_counts_chart(job.counts, title=f"Images by label, {path.name}"),
+                    confidence_histogram(
+                        job.edges, job.bins, title=f"Images by confidence, {path.name}"
+                    ),
                 )
             )
         )
         blocks.append(_gallery(job, locate, resize))
     if job.num_failed:
         blocks += _failures(job)
+    if job.distances.num_images:
+        blocks.append(distance_section(job.distances, locate=locate, resize=resize))
     return Section(f"Classified: {path.name}", blocks)
 
 
@@ -315,9 +348,3 @@ def _failures(job: JobFacts) -> Iterator[Block]:
     few = len(job.failed) < job.num_failed
     first = f"The first {len(job.failed):,} failed files" if few else "All failed files"
     yield Table(first, ("file", "reason"), tuple(job.failed), numbers_from=2)
-
-
-def _percent(part: int, whole: int) -> str:
-    share = 100 * part / max(whole, 1)
-    # A few out of very many must not read as zero.
-    return "< 0.1 %" if 0 < share < 0.05 else f"{math.floor(share * 10 + 0.5) / 10:.1f} %"

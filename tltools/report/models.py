@@ -1,5 +1,6 @@
 """Describe runs, evaluations and exports: the report's sections about them."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from tltools.bench.text import digits, percent_down
 from tltools.card import Card, Confidence, Proportion, Resize, Score, Threshold
 from tltools.curves import class_curve, confidence_curve
 from tltools.decisions import ClassThreshold
+from tltools.distance import CHECKED_LEVELS, far_out, load_distance
 from tltools.errors import ArtifactError, DataError
 from tltools.metrics import (
     ClassScore,
@@ -35,12 +37,16 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
+    minute,
     score_cell,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
 from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
+from tltools.report.distances import beyond_cells, distance_notes, ordinal
 from tltools.run_folder import (
+    DISTANCE,
     RunPredictions,
+    read_distances,
     read_folds,
     read_history,
     read_predictions,
@@ -59,6 +65,8 @@ MAX_CORRECT = 24
 """Maximum misclassified and correctly classified images in a gallery."""
 MAX_SUSPECTS = 24
 """Maximum images in the gallery of labels that may be wrong."""
+MAX_DISTANT = 24
+"""Maximum images in the gallery of those most unlike the training images."""
 MAX_GROUPS = 24
 """Maximum groups of near-duplicates in a gallery, with two images of each."""
 MAX_SAMPLES = 6
@@ -163,7 +171,7 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
                 tone="warning",
             )
         )
-    return Section(f"Run {name}", [*blocks, *_cross_validation(run)])
+    return Section(f"Run {name}", [*blocks, *_cross_validation(run), *_most_distant(run)])
 
 
 def _history(run: Artifact) -> Chart | Text:
@@ -217,6 +225,40 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
     )
 
 
+def _most_distant(run: Artifact) -> Iterator[Block]:
+    """Show the images of a run's data that are most unlike the training images."""
+    images = _or_problem(read_distances, run.path)
+    measured = _or_problem(load_distance, run.path / DISTANCE)
+    if images is None or measured is None:
+        return
+    if isinstance(images, Text) or isinstance(measured, Text):
+        yield from (one for one in (images, measured) if isinstance(one, Text))
+        return
+    facts = measured[1]
+    limit = far_out(facts)
+    shown = np.argsort(-images.distances, kind="stable")[:MAX_DISTANT].tolist()
+    root = _common_folder(images.paths)
+    tiles = tuple(
+        Tile(
+            name=images.paths[row].removeprefix(root),
+            path=Path(images.paths[row]),
+            resize=run.card.preprocessing.resize,
+            true=images.labels[row],
+            split=images.splits[row],
+            notes=distance_notes(float(images.distances[row]), facts),
+        )
+        for row in shown
+    )
+    num_far = int((images.distances > limit).sum())
+    note = (
+        f"{len(tiles):,} of {grouped(len(images.paths), 'image')}, the most distant first; each "
+        "training image is compared with the others"
+    )
+    if math.isfinite(limit):
+        note += f"; {grouped(num_far, 'outlier')} (beyond {limit:.2f})"
+    yield Gallery("Images most unlike the training data", tiles, f"{note}.")
+
+
 def _run_facts(card: Card) -> Iterator[str]:
     done, kept = card.training.get("epochs_done"), card.training.get("kept_epoch")
     tuned = card.training.get("fine_tune", "none")
@@ -229,7 +271,7 @@ def _run_facts(card: Card) -> Iterator[str]:
         f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    yield f"Created {card.created} with tltools {card.versions.get('tltools', '?')}"
+    yield f"Created {minute(card.created)} with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
@@ -632,7 +674,7 @@ def _class_table(scores: Sequence[ClassScore]) -> Table:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 # ------------------------------------------------------------------------------------ exports
@@ -659,6 +701,7 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
                 tuple(_export_cells(one) for one in exports),
                 numbers_from=3,
             ),
+            *_distances_table(exports),
             Text(
                 (
                     "Same label: share of images that get PyTorch's label, rounded down. "
@@ -668,6 +711,22 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
             ),
         ],
     )
+
+
+def _distances_table(exports: Sequence[Artifact]) -> Iterator[Table]:
+    """Show how many validation images lie beyond percentiles of the training images."""
+    rows = [
+        (str(one.path), f"{facts.distances.num_images:,}", *beyond_cells(facts.distances.beyond))
+        for one in exports
+        if (facts := one.card.export) is not None and facts.distances is not None
+    ]
+    if rows:
+        levels = (f"beyond the {ordinal(level)} percentile" for level in CHECKED_LEVELS)
+        yield Table(
+            "Validation images unlike the training data, by distance",
+            ("export", "training images", *levels),
+            tuple(rows),
+        )
 
 
 def _export_cells(export: Artifact) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ import msgspec
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
 from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes
-from tltools.classify.remembered import remembered_inputs
+from tltools.classify.remembered import Reference, remembered_inputs, remembered_reference
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, first_line
 from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
-from tltools.report.jobs import Locate, job_section, locate_in, locate_inputs, read_job
+from tltools.report.distances import reference_among
+from tltools.report.jobs import JobFacts, Locate, job_section, locate_in, locate_inputs, read_job
 from tltools.report.models import (
     EvaluationFacts,
     evaluation_section,
@@ -63,7 +64,7 @@ class Sources:
         Raises:
             ArtifactError, DataError: If a result is damaged.
         """
-        jobs = [(path, read_job(path)) for path in self.jobs]
+        jobs = [(path, self._read_job(path)) for path in self.jobs]
         found: list[Section] = []
         with _describing(*(one.path for one in self.runs), *(path for path, _ in self.benches)):
             summary = summary_section(self.runs, self.exports, self.benches, jobs)
@@ -85,6 +86,14 @@ class Sources:
             with _describing(*(one.path for one in self.exports)):
                 found.append(exports_section(self.exports))
         return found
+
+    def _read_job(self, path: Path) -> JobFacts:
+        """Read a job, and find what its distances are compared with."""
+
+        def find(classes: Sequence[str]) -> Reference | None:
+            return remembered_reference(path) or reference_among(self.exports, classes)
+
+        return read_job(path, find)
 
 
 def _locate(job: Path, images: Path | None) -> Locate | None:

@@ -17,7 +17,14 @@ from tltools.backbones.backbone import FineTune
 from tltools.calibration import fit_temperature
 from tltools.card import Card, Confidence, DataFacts
 from tltools.data.dataset import Dataset
-from tltools.distance import MAX_IMAGES, measure_distances, save_distance
+from tltools.distance import (
+    MAX_IMAGES,
+    MIN_QUARTILES,
+    Measured,
+    far_out,
+    measure_distances,
+    save_distance,
+)
 from tltools.errors import ArtifactError, ConfigError, first_line
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
@@ -26,9 +33,12 @@ from tltools.run_folder import (
     CONFUSION,
     CURVES,
     DISTANCE,
+    DISTANCES,
+    ImageDistances,
     RunPredictions,
     is_finished,
     resumable_runs,
+    write_distances,
     write_folds,
     write_predictions,
 )
@@ -42,7 +52,7 @@ from tltools.training.head_inputs import HeadInputs, collecting, num_channels
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, check_setup, prepare
 from tltools.training.pretrained import find_download
-from tltools.wording import in_percent, plural, seconds
+from tltools.wording import counted, in_percent, plural, seconds
 
 _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
@@ -343,7 +353,8 @@ class _Training:
         """
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
-        (self._folder / DISTANCE).unlink(missing_ok=True)  # of an earlier checkpoint
+        for name in (DISTANCE, DISTANCES):  # of an earlier checkpoint
+            (self._folder / name).unlink(missing_ok=True)
         runs.save_checkpoint(self._folder, job.finished_state())
         card = self._card(interrupted=interrupted)
         why = "lowest validation loss" if job.config.keep == "best" else "the last one"
@@ -420,13 +431,46 @@ class _Training:
         job = self._job
         scaling = job.trained.scaling if isinstance(job.trained, FineTuned) else job.scaling
         channels = num_channels(job.model.head, job.config.backbone.flat_channels)
-        return HeadInputs(channels, scaling, step=-(-num_images // MAX_IMAGES))
+        return HeadInputs(channels, scaling, step=_step(num_images))
 
     def _measure_distances(self, outputs: "dict[str, _Outputs]") -> None:
         """Write how far an image's features are from those of the training images."""
         found = measure_distances(outputs["train"].features, outputs["val"].features)
-        if found is not None:
-            save_distance(self._folder / DISTANCE, *found)
+        if found is None:
+            return
+        save_distance(self._folder / DISTANCE, found.distance, found.facts)
+        if found.facts.num_images < MIN_QUARTILES:
+            return
+        images = self._image_distances(outputs, found)
+        write_distances(self._folder, images)
+        far = np.flatnonzero(images.distances > far_out(found.facts))
+        if len(far):
+            first = images.paths[far[images.distances[far].argmax()]]
+            self._progress.say(
+                f"Unlike the other training images: {len(far):,} of "
+                f"{counted(len(images.paths), 'image')}, most of all {first}; look at them in "
+                f"{self._folder / DISTANCES} or in a report"
+            )
+
+    def _image_distances(self, outputs: "dict[str, _Outputs]", found: Measured) -> ImageDistances:
+        """Return the distances of the images whose features were kept."""
+        dataset = self._job.dataset
+        paths: list[str] = []
+        labels: list[str] = []
+        splits: list[str] = []
+        values: list[NDArray[np.float64]] = []
+        for split, one in outputs.items():
+            kept = slice(None, None, _step(len(one.targets)))
+            paths.extend(dataset.part(split)["path"].iloc[kept])
+            labels.extend(dataset.classes[target] for target in one.targets[kept])
+            splits.extend([split] * len(one.features))
+            values.append(found.training if split == "train" else found.distance(one.features))
+        return ImageDistances(
+            paths=tuple(paths),
+            labels=tuple(labels),
+            splits=tuple(splits),
+            distances=np.concatenate(values),
+        )
 
     def _plot_confusion(self, val: "_Outputs") -> None:
         classes = self._job.dataset.classes
@@ -484,6 +528,11 @@ class _Outputs:
     def preds(self) -> NDArray[np.int64]:
         """Predicted class indices, (N,)."""
         return self.logits.argmax(axis=1)
+
+
+def _step(num_images: int) -> int:
+    """Return one of how many images gives its features."""
+    return max(1, -(-num_images // MAX_IMAGES))
 
 
 def _of_confidence(confidence: Confidence) -> str:
