@@ -315,7 +315,7 @@ def test_ray_evaluates_the_same_as_this_machine(
         batch_size=4,
         progress=recorder,
     )
-    assert recorder.bars == ["Evaluating tiny onnx fp32"]
+    assert recorder.bars == ["Evaluating cnn" if kind == "run" else "Evaluating tiny onnx fp32"]
     np.testing.assert_allclose(result.logits, local.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(result.preds, local.preds)
     np.testing.assert_array_equal(result.confusion, local.confusion)
