@@ -52,22 +52,22 @@ def _brighter(image: Image.Image, factor: float) -> Image.Image:
 
 
 KINDS: Mapping[str, tuple[Change, int]] = {
-    "resized to 80 %": (lambda image, _: _resized(image, 0.8), 95),
-    "resized to 50 %": (lambda image, _: _resized(image, 0.5), 95),
+    "resized to 80%": (lambda image, _: _resized(image, 0.8), 95),
+    "resized to 50%": (lambda image, _: _resized(image, 0.5), 95),
     "JPEG quality 85": (lambda image, _: image, 85),
     "JPEG quality 30": (lambda image, _: image, 30),
     "mirrored": (lambda image, _: ImageOps.mirror(image), 95),
     "brightness 0.7": (lambda image, _: _brighter(image, 0.7), 95),
     "brightness 1.3": (lambda image, _: _brighter(image, 1.3), 95),
-    "cropped by 3 %": (lambda image, rng: _cropped(image, 0.03, rng), 95),
-    "cropped by 5 %": (lambda image, rng: _cropped(image, 0.05, rng), 95),
-    "cropped by 10 %": (lambda image, rng: _cropped(image, 0.1, rng), 95),
-    "60 %, mirrored, quality 50": (lambda image, _: ImageOps.mirror(_resized(image, 0.6)), 50),
-    "cropped by 5 %, 70 %, brightness 1.2, quality 50": (
+    "cropped by 3%": (lambda image, rng: _cropped(image, 0.03, rng), 95),
+    "cropped by 5%": (lambda image, rng: _cropped(image, 0.05, rng), 95),
+    "cropped by 10%": (lambda image, rng: _cropped(image, 0.1, rng), 95),
+    "60%, mirrored, quality 50": (lambda image, _: ImageOps.mirror(_resized(image, 0.6)), 50),
+    "cropped by 5%, 70%, brightness 1.2, quality 50": (
         lambda image, rng: _brighter(_resized(_cropped(image, 0.05, rng), 0.7), 1.2),
         50,
     ),
-    "cropped by 10 %, mirrored, quality 40": (
+    "cropped by 10%, mirrored, quality 40": (
         lambda image, rng: ImageOps.mirror(_cropped(image, 0.1, rng)),
         40,
     ),
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"| copy | {' | '.join(columns)} |")
     say(f"| --- |{' --: |' * len(columns)}")
     for kind in KINDS:
-        cells = (f"{100 * recall[kind]:.0f} %" for recall in columns.values())
+        cells = (f"{100 * recall[kind]:.0f}%" for recall in columns.values())
         say(f"| {kind} | {' | '.join(cells)} |")
     return 0
 

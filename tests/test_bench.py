@@ -989,10 +989,10 @@ def test_the_fastest_export_that_keeps_the_labels_is_recommended():
     ("rows", "chosen"),
     [
         pytest.param(
-            [row("onnx fp32", 100), row("onnx int8", 104)], "onnx fp32", id="4 % is noise: exact"
+            [row("onnx fp32", 100), row("onnx int8", 104)], "onnx fp32", id="4% is noise: exact"
         ),
         pytest.param(
-            [row("onnx fp32", 100), row("onnx int8", 105)], "onnx int8", id="5 % is not noise"
+            [row("onnx fp32", 100), row("onnx int8", 105)], "onnx int8", id="5% is not noise"
         ),
         pytest.param(
             [row("onnx int8", 104), row("onnx fp16", 102), row("onnx fp32", 90)],
@@ -1005,7 +1005,7 @@ def test_the_fastest_export_that_keeps_the_labels_is_recommended():
         pytest.param(
             [row("torchscript fp32", 122), row("onnx fp32", 100)],
             "torchscript fp32",
-            id="torchscript if it is faster, though each round were off by 10 %",
+            id="torchscript if it is faster, though each round were off by 10%",
         ),
         pytest.param(
             [row("torchscript fp32", 120), row("onnx fp32", 100)],
@@ -1030,7 +1030,7 @@ def test_the_fastest_export_that_keeps_the_labels_is_recommended():
         pytest.param(
             [rounds("torchscript fp32", 101, 102), rounds("onnx fp16", 98, 99)],
             "onnx fp16",
-            id="not if it is faster by less than 5 %",
+            id="not if it is faster by less than 5%",
         ),
         pytest.param([row("torchscript fp32", 1)], "torchscript fp32", id="torchscript if alone"),
         pytest.param(
@@ -1051,7 +1051,7 @@ def test_the_fastest_export_that_keeps_the_labels_is_recommended():
         pytest.param(
             [row("onnx fp32", 10), row("onnx int8", 50, agreement=0.99)],
             "onnx int8",
-            id="99 % of the labels are enough",
+            id="99% of the labels are enough",
         ),
         pytest.param(
             [row("onnx fp32", 10), row("onnx int8", 50, agreement=0.989)],

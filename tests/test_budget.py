@@ -112,8 +112,8 @@ def test_both_models_with_all_exports_take_less_than_five_minutes():
     ("known_s", "size_s", "expected"),
     [
         pytest.param({1: 0.1, 8: 0.8}, 1.0, True, id="64 images of 0.1 s take longer"),
-        pytest.param({1: 0.12, 8: 0.82}, 1.0, True, id="a call of 20 ms: 1.8 % more at 32"),
-        pytest.param({1: 0.17, 8: 0.87}, 1.0, False, id="a call of 70 ms: 6.4 % more at 32"),
+        pytest.param({1: 0.12, 8: 0.82}, 1.0, True, id="a call of 20 ms: 1.8% more at 32"),
+        pytest.param({1: 0.17, 8: 0.87}, 1.0, False, id="a call of 70 ms: 6.4% more at 32"),
         pytest.param({1: 0.1, 8: 1.2}, 1.0, True, id="a loss is no gain"),
         pytest.param({1: 0.8, 8: 0.8}, 1.0, False, id="calls that cost the same gain most"),
         pytest.param({8: 0.8, 32: 3.2}, 1.0, True, id="the two largest decide"),

@@ -370,7 +370,7 @@ def test_history_names_the_last_and_the_best_values():
     table["val_loss"] = [1.0, np.nan, 2.0]
     assert history_chart(table).description == (
         "Loss and accuracy on the training and validation images over 3 epochs: validation "
-        "accuracy ends at 70.0 % (highest: 75.0 % in epoch 2); validation loss ends at 2.000 "
+        "accuracy ends at 70.0% (highest: 75.0% in epoch 2); validation loss ends at 2.000 "
         "(lowest: 1.000 in epoch 1)."
     )
 
@@ -386,7 +386,7 @@ def test_history_of_one_epoch_of_no_epoch_and_without_a_finite_loss():
 
 def test_confusion_shows_counts_and_shares_and_names_the_most_frequent_mistake():
     chart = confusion_chart(np.array([[1500, 500], [1, 999]]), ["fire", "ice"])
-    assert {"1,500", "75.0 %", "500", "25.0 %", "1", "0.1 %", "999", "99.9 %"} < set(texts(chart))
+    assert {"1,500", "75.0%", "500", "25.0%", "1", "0.1%", "999", "99.9%"} < set(texts(chart))
     assert chart.description.startswith(
         "2,499 of 3,000 images in 2 classes are labeled correctly. The most frequent mistake: 500 "
         "images of fire labeled ice."
@@ -447,8 +447,8 @@ def test_reliability_shows_the_errors_of_both():
     chart = reliability_chart(after, before)
     shown = " ".join(texts(chart))
     for name, one in (("calibrated", after), ("uncalibrated", before)):
-        assert f"{name} (ECE {100 * one.ece:.1f} %)" in shown
-    assert f"is {100 * after.ece:.1f} %, and {100 * before.ece:.1f} % uncalibrated." in (
+        assert f"{name} (ECE {100 * one.ece:.1f}%)" in shown
+    assert f"is {100 * after.ece:.1f}%, and {100 * before.ece:.1f}% uncalibrated." in (
         chart.description
     )
     alone = reliability_chart(after, None)
@@ -461,15 +461,15 @@ def test_reliability_shows_the_errors_of_both():
 
 def test_class_counts_are_in_order_with_shares():
     chart = class_counts_chart({"b": 3, "a": 1, "c": 0})
-    assert texts(chart) == ["b", "3 (75.0 %)", "a", "1 (25.0 %)", "c", "0 (0.0 %)"]
+    assert texts(chart) == ["b", "3 (75.0%)", "a", "1 (25.0%)", "c", "0 (0.0%)"]
     assert chart.description == "4 images in 3 classes: most in b (3), fewest in c (0)."
 
 
 def test_class_counts_of_many_classes_end_with_the_others():
     shown = texts(class_counts_chart({f"c{index}": index for index in range(100)}))
     assert len(shown) == 2 * (MAX_ROWS + 1)
-    assert shown[:2] == ["c70", "70 (1.4 %)"]
-    assert shown[-2:] == ["70 other classes", "2,415 (48.8 %)"]  # 69 * 70 / 2 of 4,950
+    assert shown[:2] == ["c70", "70 (1.4%)"]
+    assert shown[-2:] == ["70 other classes", "2,415 (48.8%)"]  # 69 * 70 / 2 of 4,950
 
 
 def test_confidence_is_drawn_by_label_with_the_others_summed():
@@ -480,13 +480,13 @@ def test_confidence_is_drawn_by_label_with_the_others_summed():
     assert "label 11: 240 predictions" in shown
     assert f"{12 - MAX_HISTOGRAMS} other labels: 200 predictions" in shown  # 20 * (1 + 2 + 3 + 4)
     assert chart.description == (
-        "Confidence of 1,560 predictions: 50.0 % are below 50 %, 10.0 % at 90 % or above."
+        "Confidence of 1,560 predictions: 50.0% are below 50%, 10.0% at 90% or above."
     )
 
 
 def test_confidence_of_one_label_and_of_none():
     one = confidence_histogram(EDGES, {"a": np.eye(20, dtype=int)[19]})
-    assert "Confidence of 1 prediction: 0.0 % are below 50 %, 100.0 % at" in one.description
+    assert "Confidence of 1 prediction: 0.0% are below 50%, 100.0% at" in one.description
     assert not any("prediction:" in text for text in texts(one))
     for counts in ({}, {"a": np.zeros(20, int)}):
         assert confidence_histogram(EDGES, counts).description == "There are no predictions."
@@ -525,8 +525,8 @@ def test_accuracy_marks_the_recommended_candidate():
     chart = accuracy_latency_chart(bench(*rows, best="cnn onnx int8"))
     assert "recommended here" in texts(chart)
     assert chart.description.endswith(
-        "2 candidates: 90.0 % and 3.00 to 30.0 ms. Recommended on this machine: cnn onnx int8, "
-        "with 90.0 % and 3.00 ms."
+        "2 candidates: 90.0% and 3.00 to 30.0 ms. Recommended on this machine: cnn onnx int8, "
+        "with 90.0% and 3.00 ms."
     )
     for report in (bench(*rows), bench(*rows, best="another")):
         assert "recommended here" not in texts(accuracy_latency_chart(report))

@@ -27,8 +27,8 @@ def test_the_point_is_where_the_threshold_lies_on_the_curve():
     chart = precision_recall_chart([Panel(class_curve(probs, targets, 1), "wanted", found.value)])
     assert f"threshold {found.value!r}" in text_of(chart)
     assert (
-        f"At the threshold {found.value!r}: precision {100 * found.precision.value:.1f} %, "
-        f"recall {100 * found.recall.value:.1f} %."
+        f"At the threshold {found.value!r}: precision {100 * found.precision.value:.1f}%, "
+        f"recall {100 * found.recall.value:.1f}%."
     ) in chart.description
 
 
@@ -133,4 +133,4 @@ def test_a_threshold_chosen_on_other_images_is_marked_where_it_lies_here(section
     elsewhere = msgspec.structs.replace(choose(probs, targets, 0.9), value=0.5)
     (chart,), _ = section(probs, targets, ("other", "wanted"), elsewhere)
     above = probs[:, 1] >= 0.5
-    assert f"precision {100 * targets[above].mean():.1f} %" in chart.description
+    assert f"precision {100 * targets[above].mean():.1f}%" in chart.description

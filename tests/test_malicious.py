@@ -393,7 +393,7 @@ CASES = {
     "an unknown resize": (preprocessing(resize="stretch"), "Invalid enum value 'stretch'"),
     "a std of 0": (preprocessing(std=[0.0, 1.0, 1.0]), "std must be positive"),
     "a NaN": (card_text(nan_score), "JSON is malformed"),
-    "an accuracy of 750 %": (card(metrics={"val": SCORE}), "an accuracy is not between 0 and 1"),
+    "an accuracy of 750%": (card(metrics={"val": SCORE}), "an accuracy is not between 0 and 1"),
     "a run outside": (card(run="../../x"), "run '../../x' is not a valid folder name"),
     "a run anywhere": (card(run="/etc/x"), "run '/etc/x' is not a valid folder name"),
     "a run without a name": (card(run=""), "run '' is not a valid folder name"),

@@ -46,8 +46,8 @@ COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
     "mirrored": (mirrored, 95),
     "brighter": (lambda image: ImageEnhance.Brightness(image).enhance(1.3), 95),
     "gray": (lambda image: image.convert("L"), 95),
-    "cropped by 5 %": (lambda image: cropped(image, 0.05), 95),
-    "cropped by 10 %": (lambda image: cropped(image, 0.1), 95),
+    "cropped by 5%": (lambda image: cropped(image, 0.05), 95),
+    "cropped by 10%": (lambda image: cropped(image, 0.1), 95),
     "all together": (
         lambda image: mirrored(cropped(image, 0.05)).resize((140, 99), Image.Resampling.BICUBIC),
         50,

@@ -143,7 +143,7 @@ def test_int8_logits_are_close_to_fp32(source, target, images):
     write_int8(source, target, [images[:8], images[8:16]])
     expected, logits = logits_of(source, images), logits_of(target, images)
     # A tensor of 256 steps is off by half a step, 1/512 of its range: with seven such roundings
-    # on the way (three inputs, and weights four times as coarse), 2 % is generous.
+    # on the way (three inputs, and weights four times as coarse), 2% is generous.
     assert np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
     assert not np.array_equal(logits, expected)
 

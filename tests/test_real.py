@@ -117,7 +117,7 @@ def test_exports_of_vgg16_agree_with_pytorch(hymenoptera, train_vgg16, tmp_path)
 
 
 def test_vgg16_beats_the_article_with_its_split_and_settings(emergency, train_vgg16):
-    """The article has 83.47 % there; a quarter of its training images is enough for more."""
+    """The article has 83.47% there; a quarter of its training images is enough for more."""
     assert len(emergency.part("train")) == 1481
     assert len(emergency.part("val")) == 165
     few = thinned(emergency, "train", 4)

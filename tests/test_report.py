@@ -182,13 +182,11 @@ def test_an_image_shown_twice_is_decoded_once(images):
     assert recorder.bars == ["Making thumbnails"]
 
 
-@pytest.mark.parametrize(
-    ("share", "text"), [(1.0, "100.0 %"), (0.99951, "> 99.9 %"), (0.5, "50.0 %")]
-)
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100.0%"), (0.99951, ">99.9%"), (0.5, "50.0%")])
 def test_a_confidence_below_one_is_not_certainty(share, text):
     tile = Tile(name="a", path=None, predicted="red", confidence=share)
     page = page_of(Section("a", [Gallery("b", (tile,))]))
-    assert f"red , {text}" in page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\xa0", " ")
+    assert f"red , {text}" in page.text
 
 
 @pytest.mark.parametrize("name", ["report", "report.csv", "folder.html"])
@@ -483,10 +481,10 @@ def test_labels_that_may_be_wrong_are_shown(two_runs):
     ]
     assert ("Run second", "Labels that may be wrong") not in galleries
     page = page_of(Section("Doubts", [galleries["Run first", "Labels that may be wrong"]]))
-    assert "labeled bright seen as dark , 98.0 %" in page.text
+    assert "labeled bright seen as dark , 98.0%" in page.text
     # The label may be a mistake, and the prediction is none.
     assert not [value for _, value in page.attributes if value.startswith("verdict")]
-    assert "Cross-validation on 2 folds of 46 images: accuracy 95.7 %" in page_of(section).text
+    assert "Cross-validation on 2 folds of 46 images: accuracy 95.7%" in page_of(section).text
     (two_runs[0] / "folds.csv").write_text("path,class\n")
     page = page_of(training_section([read_artifact(two_runs[0])]))
     assert "folds.csv cannot be read" in page.text
@@ -519,7 +517,7 @@ def test_a_page_opens_with_the_best_run(two_runs):
     (answers,) = found.blocks
     (line,) = answers.lines
     assert line.startswith("Best model on drawn")
-    assert f"first, validation accuracy {100 * score.accuracy:.1f}\N{NO-BREAK SPACE}% (" in line
+    assert f"first, validation accuracy {100 * score.accuracy:.1f}% (" in line
     assert line.endswith("first alone is right on 7 and second alone on 0.")
     assert summary_section([], [], [], []) is None
 
@@ -753,7 +751,7 @@ def test_filters_hide_images(open_page, gallery_page):
     gallery.get_by_label("Show").select_option("mistakes")
     assert visible() == [1, 3, 5]
     assert gallery.locator("output").inner_text() == "3 of 7 shown"
-    gallery.get_by_label("Confidence").select_option("90 % or more")
+    gallery.get_by_label("Confidence").select_option("90% or more")
     assert visible() == [5]
     gallery.get_by_label("Show").select_option("all")
     assert visible() == [5, 6]

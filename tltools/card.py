@@ -73,14 +73,14 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """Top-1 accuracy with its 95 % interval and the counts behind it."""
+    """Top-1 accuracy with its 95% interval and the counts behind it."""
 
     accuracy: float
     """`correct / total`, in [0, 1]."""
     low: float
-    """Lower end of the 95 % Wilson interval."""
+    """Lower end of the 95% Wilson interval."""
     high: float
-    """Upper end of the 95 % Wilson interval."""
+    """Upper end of the 95% Wilson interval."""
     correct: int
     total: int
 
@@ -174,14 +174,14 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Proportion(msgspec.Struct, frozen=True, kw_only=True):
-    """A fraction of images with its 95 % interval and the counts behind it."""
+    """A fraction of images with its 95% interval and the counts behind it."""
 
     value: float
     """`count / total`, in [0, 1]."""
     low: float
-    """Lower end of the 95 % Wilson interval."""
+    """Lower end of the 95% Wilson interval."""
     high: float
-    """Upper end of the 95 % Wilson interval."""
+    """Upper end of the 95% Wilson interval."""
     count: int
     total: int
 

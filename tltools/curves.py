@@ -16,8 +16,8 @@ from tltools.wording import grouped, in_percent, in_percent_down, percent, plura
 Figure = Literal["precision", "recall"]
 
 MIN_IMAGES = 10
-"""Fewest images that a precision or a recall is taken from: even if all ten count, the 95 %
-interval begins at 72 %."""
+"""Fewest images that a precision or a recall is taken from: even if all ten count, the 95%
+interval begins at 72%."""
 FOLDS, REPEATS = 5, 10
 _MAX_SCORES = 20_000_000
 """Scores that all repeats together may sort; many images need no repeats."""

@@ -41,7 +41,7 @@ class RocAuc(msgspec.Struct, frozen=True):
 
 
 def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
-    """Return top-1 accuracy with its 95 % Wilson interval.
+    """Return top-1 accuracy with its 95% Wilson interval.
 
     Args:
         preds: Predicted class indices, (N,).
@@ -59,7 +59,7 @@ def score(preds: NDArray[np.int64], target: NDArray[np.int64]) -> Score:
 
 
 def interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the ends of the 95 % Wilson interval of `correct` out of `total`, in [0, 1]."""
+    """Return the ends of the 95% Wilson interval of `correct` out of `total`, in [0, 1]."""
     from scipy.stats import binomtest
 
     found = binomtest(correct, total).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
@@ -67,7 +67,7 @@ def interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def proportion(count: int, total: int) -> Proportion:
-    """Return a fraction with its 95 % Wilson interval.
+    """Return a fraction with its 95% Wilson interval.
 
     Raises:
         ValueError: If the total is 0.

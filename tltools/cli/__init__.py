@@ -41,7 +41,7 @@ COMMANDS = {
 def load_commands(names: Iterable[str] = COMMANDS) -> None:
     """Import the modules of these commands, which adds them to `app`.
 
-    `main` imports only the command it is given, because the others take 5 % of the start-up time.
+    `main` imports only the command it is given, because the others take 5% of the start-up time.
     """
     for name in names:
         import_module(f"tltools.cli.{name}")

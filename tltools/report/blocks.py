@@ -1,6 +1,5 @@
 """The blocks of a report, before they become HTML. All text is plain; the page escapes it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from tltools.card import Resize, Score
 from tltools.report.charts import Chart
+from tltools.wording import in_percent, with_interval
 
 Tone = Literal["plain", "quiet", "warning"]
 
@@ -133,10 +133,8 @@ def score_cell(score: Score | None) -> str:
     """Format an accuracy with its interval and counts."""
     if score is None:
         return "-"
-    return (
-        f"{100 * score.accuracy:.1f}\N{NO-BREAK SPACE}% "
-        f"({100 * score.low:.1f} to {100 * score.high:.1f}), {score.correct:,}/{score.total:,}"
-    )
+    share = with_interval(score.accuracy, score.low, score.high)
+    return f"{share}, {score.correct:,}/{score.total:,}"
 
 
 def minute(created: str) -> str:
@@ -145,7 +143,5 @@ def minute(created: str) -> str:
 
 
 def percent_of(part: int, whole: int) -> str:
-    """Format a share; a few out of very many must not read as zero."""
-    share = 100 * part / max(whole, 1)
-    number = "< 0.1" if 0 < share < 0.05 else f"{math.floor(share * 10 + 0.5) / 10:.1f}"
-    return f"{number}\N{NO-BREAK SPACE}%"
+    """Format a share; of nothing, it is none."""
+    return in_percent(part / max(whole, 1))

@@ -39,7 +39,7 @@ from tltools.report.svg import (
     new_figure,
     theme,
 )
-from tltools.wording import grouped
+from tltools.wording import grouped, in_percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +216,7 @@ def reliability_chart(
     *,
     title: str = "Accuracy by confidence",
 ) -> Chart:
-    """Draw a model's accuracy with its 95 % interval, and its number of images, by confidence.
+    """Draw a model's accuracy with its 95% interval, and its number of images, by confidence.
 
     Args:
         calibrated: Reliability of the model.
@@ -233,10 +233,10 @@ def reliability_chart(
         (diagonal,) = accuracy.plot((0, 1), (0, 1), ":", color=FG, linewidth=1.2)
         handles.append(_reliability_bars(accuracy, counts, calibrated))
         kind = "accuracy" if uncalibrated is None else "calibrated"
-        names.append(f"{kind} (ECE {_percent(calibrated.ece)})")
+        names.append(f"{kind} (ECE {in_percent(calibrated.ece)})")
         if uncalibrated is not None:
             handles.append(_reliability_line(accuracy, counts, uncalibrated))
-            names.append(f"uncalibrated (ECE {_percent(uncalibrated.ece)})")
+            names.append(f"uncalibrated (ECE {in_percent(uncalibrated.ece)})")
         _label_reliability(accuracy, counts)
         figure.align_ylabels()
         _legend(figure, [*handles, diagonal], [*names, "ideal"])
@@ -244,7 +244,7 @@ def reliability_chart(
 
 
 def _reliability_bars(accuracy: "Axes", counts: "Axes", found: Reliability) -> "BarContainer":
-    """Draw accuracy, with its 95 % interval, and counts as bars; return the legend's handle."""
+    """Draw accuracy, with its 95% interval, and counts as bars; return the legend's handle."""
     look: dict[str, Any] = {"color": SERIES[0], "edgecolor": BG, "alpha": _SOFT, "align": "edge"}
     left, widths, known = found.edges[:-1], np.diff(found.edges), found.counts > 0
     counts.bar(left, found.counts, widths, **look)
@@ -299,10 +299,10 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by cla
         f"{short_name(most)} ({counts[most]:,}), fewest in {short_name(least)} ({counts[least]:,})."
     )
     with theme():
-        lines = [_Line(name, f"{count:,} ({_percent(count / total)})") for name, count in shown]
+        lines = [_Line(name, f"{count:,} ({in_percent(count / total)})") for name, count in shown]
         if others:  # without a bar, which could dwarf those of the classes
             name = grouped(len(others), "other class", "other classes")
-            lines.append(_Line(name, f"{sum(others):,} ({_percent(sum(others) / total)})"))
+            lines.append(_Line(name, f"{sum(others):,} ({in_percent(sum(others) / total)})"))
         figure, axes = _rows(lines)
         _bars(axes, [(place, count) for place, (_, count) in enumerate(shown)])
         return as_chart(figure, title, description)
@@ -354,7 +354,7 @@ def confidence_histogram(
         high = everything[edges[:-1] >= 0.9 - _EDGE].sum() / everything.sum()
         description = (
             f"Confidence of {grouped(int(everything.sum()), 'prediction')}: "
-            f"{_percent(low)} are below 50 %, {_percent(high)} at 90 % or above."
+            f"{in_percent(low)} are below 50%, {in_percent(high)} at 90% or above."
         )
         return as_chart(figure, title, description)
 
@@ -471,7 +471,7 @@ def accuracy_latency_chart(
                     time, accuracy, "o", markersize=17, markerfacecolor="none", color=FG
                 )
                 sentence = (
-                    f" Recommended on this machine: {row.name}, with {_percent(accuracy)} and "
+                    f" Recommended on this machine: {row.name}, with {in_percent(accuracy)} and "
                     f"{milliseconds(row.latency.p50_s)} ms."
                 )
         handles += rings
@@ -483,9 +483,9 @@ def accuracy_latency_chart(
         _legend(figure, handles, names)
         accuracies = [row.score.accuracy for row in timed if row.score is not None]
         description = (
-            f"Accuracy with its 95 % interval against the median latency of one image for "
+            f"Accuracy with its 95% interval against the median latency of one image for "
             f"{grouped(len(timed), 'candidate')}: "
-            f"{_span(list(map(_percent, sorted(accuracies))))} and "
+            f"{_span(list(map(in_percent, sorted(accuracies))))} and "
             f"{_span([milliseconds(time / 1000) for time in sorted(times)])} ms.{sentence}"
         )
         return as_chart(figure, title, description + _left_out(report, timed))
@@ -521,7 +521,7 @@ def _describe_history(history: "pd.DataFrame") -> str:
     epochs = history["epoch"].to_numpy()
     parts = []
     for column, name, best, word, written in (
-        ("val_accuracy", "validation accuracy", np.nanargmax, "highest", _percent),
+        ("val_accuracy", "validation accuracy", np.nanargmax, "highest", in_percent),
         ("val_loss", "validation loss", np.nanargmin, "lowest", "{:.3f}".format),
     ):
         values = history[column].to_numpy(dtype=np.float64)
@@ -557,10 +557,10 @@ def _describe_reliability(calibrated: Reliability, uncalibrated: Reliability | N
     text = (
         f"Accuracy by confidence for {_images(int(calibrated.counts.sum()))}. On the diagonal, "
         f"confidence equals accuracy. The expected calibration error (ECE) is "
-        f"{_percent(calibrated.ece)}"
+        f"{in_percent(calibrated.ece)}"
     )
     if uncalibrated is not None:
-        text += f", and {_percent(uncalibrated.ece)} uncalibrated"
+        text += f", and {in_percent(uncalibrated.ece)} uncalibrated"
     return f"{text}."
 
 
@@ -589,10 +589,6 @@ def _images(count: int) -> str:
 def _span(values: Sequence[str]) -> str:
     """Return the first and the last value, or the value that they share."""
     return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 # -------------------------------------------------------------------------------------- drawing

@@ -10,6 +10,7 @@ import numpy as np
 from tltools.curves import Curve
 from tltools.plots import literal, short_name
 from tltools.report.svg import BG, FG, LETTER, SERIES, Chart, as_chart, new_figure, theme
+from tltools.wording import in_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ class Panel:
         found = self.curve
         if self.class_name is None:
             right = found.num_hits / found.num_images
-            text = f"All classes: accuracy {_percent(right)} if every image keeps its label."
+            text = f"All classes: accuracy {in_percent(right)} if every image keeps its label."
         else:
             text = (
                 f"{self.name}: average precision {found.average_precision:.3f}; "
@@ -53,11 +54,11 @@ class Panel:
         place = found.at(self.threshold)
         if place is None:
             return f"{text} No image reaches the threshold {self.threshold!r}."
-        first = _percent(found.precision[place])
+        first = in_percent(found.precision[place])
         if self.class_name is None:
-            rest = f"accuracy {first}, images kept {_percent(found.coverage[place])}"
+            rest = f"accuracy {first}, images kept {in_percent(found.coverage[place])}"
         else:
-            rest = f"precision {first}, recall {_percent(found.recall[place])}"
+            rest = f"precision {first}, recall {in_percent(found.recall[place])}"
         return f"{text} At the threshold {self.threshold!r}: {rest}."
 
 
@@ -140,7 +141,3 @@ def _mark(axes: "Axes", across: float, up: float, threshold: float) -> None:
         va="top" if up > 0.3 else "bottom",
         bbox={"facecolor": BG, "edgecolor": "none", "pad": 1},
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -18,7 +18,7 @@ from tltools.distance import CHECKED_LEVELS
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, percent_of
 from tltools.report.charts import Chart
 from tltools.report.distance_chart import EDGES, bin_of, distance_histogram
-from tltools.wording import grouped
+from tltools.wording import grouped, in_percent
 
 TITLE = "Images unlike the training data"
 MAX_FARTHEST = 48
@@ -186,7 +186,7 @@ def _levels_table(facts: DistanceFacts, reference: Reference) -> Table:
             (
                 f"{ordinal(level)} (limit)" if level == reference.unknown else ordinal(level),
                 f"{reference.distances.at(level):.2f}",
-                "-" if share is None else f"{100 * share.value:.1f} %",
+                "-" if share is None else in_percent(share.value),
                 f"{percent_of(count, facts.num_images)} ({count:,})",
             )
         )
@@ -248,12 +248,12 @@ def _farthest_table(title: str, found: Sequence[Far], training: Distances | None
 
 def _place(distance: float, training: Distances) -> str:
     """Say where a distance lies among those of the training images."""
-    place = training.percentile_of(distance)
-    if place < 100:
-        return f"{ordinal(math.floor(10 * place) / 10)} percentile"
     largest = training.at(100)
     if math.isclose(distance, largest, rel_tol=1e-4, abs_tol=1e-6):  # a file rounds it
         return f"the {MAXIMUM}"
+    place = training.percentile_of(distance)
+    if place < 100:
+        return f"{ordinal(math.floor(10 * place) / 10)} percentile"
     ratio = distance / largest if largest > 0 else math.inf
     many = 1.05 <= ratio < 1000
     return f"{ratio:.1f} times the {MAXIMUM}" if many else f"beyond the {MAXIMUM}"
@@ -271,7 +271,7 @@ def beyond_cells(beyond: Sequence[Beyond]) -> tuple[str, ...]:
     return tuple(
         "-"
         if (share := found.get(level)) is None
-        else f"{100 * share.value:.1f} % ({share.count:,}/{share.total:,})"
+        else f"{in_percent(share.value)} ({share.count:,}/{share.total:,})"
         for level in CHECKED_LEVELS
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.artifacts import Artifact
-from tltools.bench.text import digits, percent_down
+from tltools.bench.text import digits
 from tltools.card import Card, Confidence, Proportion, Resize, Score, Threshold
 from tltools.curves import class_curve, confidence_curve
 from tltools.decisions import ClassThreshold
@@ -53,7 +53,7 @@ from tltools.run_folder import (
     read_split,
 )
 from tltools.runs import compare_runs
-from tltools.wording import grouped, percent
+from tltools.wording import grouped, in_percent, in_percent_down, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,7 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
     splits = [name for name in SPLITS if any(name in run.card.metrics for run in runs)]
     names = {"train": "training images", "val": "validation images", "test": "test images"}
     return Table(
-        "Accuracy with its 95 % interval",
+        "Accuracy with its 95% interval",
         ("run", "model", *(names[split] for split in splits)),
         tuple(
             (
@@ -360,10 +360,8 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
 
 
 def _interval(one: Proportion) -> str:
-    return (
-        f"{100 * one.value:.1f}\N{NO-BREAK SPACE}% ({100 * one.low:.1f} to {100 * one.high:.1f}, "
-        f"{one.count:,}/{one.total:,})"
-    )
+    ends = f"{in_percent(one.low)} to {in_percent(one.high)}"
+    return f"{in_percent(one.value)} ({ends}, {one.count:,}/{one.total:,})"
 
 
 def _tiles(
@@ -646,7 +644,7 @@ def _score_table(facts: EvaluationFacts) -> Table:
         ("figure", "value"),
         (
             *_limit_rows(facts),
-            ("accuracy with its 95 % interval", score_cell(score)),
+            ("accuracy with its 95% interval", score_cell(score)),
             ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
             ("expected calibration error", error),
         ),
@@ -659,7 +657,7 @@ def _limit_rows(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
         yield f"threshold for {facts.threshold.class_name}", repr(facts.threshold.value)
     if facts.coverage is not None:
         yield "smallest confidence", repr(facts.min_confidence)
-        yield "images that reach it, with the 95 % interval", _interval(facts.coverage)
+        yield "images that reach it, with the 95% interval", _interval(facts.coverage)
 
 
 def _class_table(scores: Sequence[ClassScore]) -> Table:
@@ -674,7 +672,7 @@ def _class_table(scores: Sequence[ClassScore]) -> Table:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+    return "-" if value is None else in_percent(value)
 
 
 # ------------------------------------------------------------------------------------ exports
@@ -739,7 +737,7 @@ def _export_cells(export: Artifact) -> tuple[str, ...]:
         facts.format,
         facts.precision,
         digits(export.path.stat().st_size / 1e6),
-        f"{percent_down(parity.top1_agreement)} %",
+        in_percent_down(parity.top1_agreement),
         "-" if drop is None else f"{0 - 100 * drop:+.1f} points",
         f"{parity.max_abs_logit_diff:.1e}",
         f"{parity.num_images:,}" + (f" ({of_training:,} training)" if of_training else ""),

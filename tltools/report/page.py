@@ -20,6 +20,7 @@ from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
 from tltools.report.blocks import Section, Tile
 from tltools.report.charts import CHART_CSS
+from tltools.wording import in_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,7 +39,6 @@ class Thumbnail(NamedTuple):
     problem: str
 
 
-_SPACE = "\N{NO-BREAK SPACE}"
 _UNKNOWN = Thumbnail("", "not found")
 
 
@@ -135,7 +135,7 @@ def render(
         script_digest=digest,
         svg=Markup,
         image=image,
-        percent=_percent,
+        percent=in_percent,
     )
 
 
@@ -155,10 +155,3 @@ def _environment() -> "Environment":
 def _plain(value: object) -> object:
     """Show invisible and direction-changing characters in text; leave markup unchanged."""
     return printable(value) if type(value) is str else value
-
-
-def _percent(share: float) -> str:
-    """Format a confidence; a value below 1 must not read as 100 %."""
-    if 0.999 < share < 1:
-        return f">{_SPACE}99.9{_SPACE}%"
-    return f"{100 * share:.1f}{_SPACE}%"

@@ -884,7 +884,7 @@ class _FusedHandle:
     """Does the tasks of a `fused` plan.
 
     It decodes all of a task's images before it runs the model on them: alternating between the two
-    evicts each other's code and data from the core's caches, which costs about 20 % of throughput.
+    evicts each other's code and data from the core's caches, which costs about 20% of throughput.
     The buffer is reused from task to task, since new memory costs a page fault for each page.
     """
 

@@ -58,7 +58,7 @@ def open_archive(path: Path, what: str) -> "Iterator[ZipFile]":
     Raises:
         ArtifactError: If it cannot be read, or is found damaged inside the block.
     """
-    import zipfile  # here, because importing it takes 5 % of the start-up time with ONNX
+    import zipfile  # here, because importing it takes 5% of the start-up time with ONNX
     import zlib
 
     check_is_file(path)
