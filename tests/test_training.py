@@ -628,6 +628,15 @@ def test_a_setting_that_fits_none_of_several_models_is_refused(images, tmp_path)
     assert "--backbone-lr applies to none of the models to train; leave it out" in done.err
 
 
+def test_weights_for_a_model_that_takes_none_are_refused(images, vgg16_file, tmp_path):
+    for weights in (vgg16_file, "gone.pth"):
+        words = ("train", images, "--model", "cnn", "--weights", weights)
+        done = run_tltools(*words, cwd=tmp_path)
+        assert done.code == 2
+        assert "--weights applies to none of the models to train; leave it out" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_setting_that_does_not_fit_one_of_several_models_is_told():
     progress = Recorder()
     configs = default_configs(["cnn", "vgg16"], head="pooled", epochs=3)

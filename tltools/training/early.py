@@ -5,12 +5,12 @@ from pathlib import Path
 
 from tltools.backbones import Backbone, find_backbone
 from tltools.backbones.backbone import IMAGENET
-from tltools.errors import ModelError
+from tltools.errors import ConfigError, ModelError
 from tltools.wording import similar_paths
 
 
 def check_weights(models: Sequence[str], source: str) -> None:
-    """Refuse a file of weights that does not exist, if one of the models takes weights.
+    """Refuse a file of weights that does not exist, or that none of the models takes.
 
     A name without a suffix and without a folder may be that of weights of torchvision, which is
     checked later.
@@ -20,12 +20,17 @@ def check_weights(models: Sequence[str], source: str) -> None:
         source: See `load_weights`.
 
     Raises:
+        ConfigError: If it was chosen and no model takes weights.
         ModelError: If the file does not exist.
     """
     path = Path(source)
     may_be_name = not path.suffix and path.name == source
-    for backbone in map(find_backbone, models):
-        if backbone.pretrained is None or source in backbone.pretrained.downloads:
+    pretrained = [one for one in map(find_backbone, models) if one.pretrained is not None]
+    if not pretrained and source != IMAGENET:
+        raise ConfigError("`weights=` applies to none of the models to train; leave it out")
+    for backbone in pretrained:
+        assert backbone.pretrained is not None
+        if source in backbone.pretrained.downloads:
             continue
         if not may_be_name and not path.exists():
             raise missing_weights(backbone, path)
