@@ -78,7 +78,7 @@ def draw_history(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(linewidth=0.5)
         axes.legend()
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="%"))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
 
 
 def plot_confusion(

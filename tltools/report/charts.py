@@ -273,7 +273,7 @@ def _label_reliability(accuracy: "Axes", counts: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     for axis in (accuracy.yaxis, counts.xaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+        axis.set_major_formatter(PercentFormatter(xmax=1))
     accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     counts.set(xlabel="confidence", ylabel="images")
     counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -348,7 +348,7 @@ def confidence_histogram(
                 label = f"{name}: {grouped(int(part.sum()), 'prediction')}"
                 literal(axes.set_title(label, loc="left", fontsize=LETTER))
         subplots[-1, 0].set(xlabel="confidence", xlim=(0, 1))
-        subplots[-1, 0].xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+        subplots[-1, 0].xaxis.set_major_formatter(PercentFormatter(xmax=1))
         subplots[0, 0].set_ylabel("predictions")
         low = everything[edges[1:] <= 0.5 + _EDGE].sum() / everything.sum()
         high = everything[edges[:-1] >= 0.9 - _EDGE].sum() / everything.sum()
@@ -477,7 +477,7 @@ def accuracy_latency_chart(
         handles += rings
         names += ["recommended here"] * len(rings)
         axes.set(xlabel="median latency of one image, ms", ylabel="accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         _scale(axes, "x", np.array(times))
         axes.grid(visible=True)
         _legend(figure, handles, names)

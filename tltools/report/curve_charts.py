@@ -118,7 +118,7 @@ def _draw(axes: "Axes", panel: Panel, *, ticks: float) -> None:
         _mark(axes, float(across[place]), float(found.precision[place]), panel.threshold)
     for axis, step in ((axes.xaxis, ticks), (axes.yaxis, 0.25)):
         axis.set_major_locator(MultipleLocator(step))
-        axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+        axis.set_major_formatter(PercentFormatter(xmax=1))
     across_name, up_name = (
         ("images that keep a label", "accuracy") if panel.class_name is None
         else ("recall", "precision")
