@@ -18,7 +18,7 @@ from tltools import __version__
 from tltools.backbones import BACKBONES, COMPARED, Backbone
 from tltools.backbones.backbone import IMAGENET, Download
 from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memory_bytes
-from tltools.errors import DeviceError, TltoolsError
+from tltools.errors import DeviceError, TltoolsError, problem_of
 from tltools.packages import DISTRIBUTION, PYPI_NAMESAKE
 from tltools.parallel import num_cores
 from tltools.runtime.device import Device, open_session, placement, torch_device
@@ -351,7 +351,7 @@ def _on_gpu(name: str, attempt: Callable[[], str]) -> Check:
             return _broken(name, error, "fail")
         if _has_nvidia_card():
             return _broken(name, error, "warn")
-        reason = str(error).partition(";")[0]
+        reason = problem_of(error)
         return Check(name=name, status="ok", detail=f"no GPU, so the CPU is used ({reason})")
 
 

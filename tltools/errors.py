@@ -70,6 +70,11 @@ def raise_all(failures: Sequence[TltoolsError]) -> None:
         raise type(failures[0])("; ".join(map(str, failures)))
 
 
+def problem_of(error: TltoolsError) -> str:
+    """Return what is wrong, without the remedy, which follows the first semicolon of a message."""
+    return str(error).partition(";")[0]
+
+
 def cause_of(error: Exception) -> str:
     """Return why something failed, in one line, without the path that the system adds."""
     strerror = error.strerror if isinstance(error, OSError) else None

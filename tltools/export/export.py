@@ -12,7 +12,14 @@ import numpy as np
 
 from tltools.atomic import atomic_path
 from tltools.card import Card, Distances, ExportFacts, Parity, Precision, Verified
-from tltools.errors import ArtifactError, DeviceError, ParityError, TltoolsError, raise_all
+from tltools.errors import (
+    ArtifactError,
+    DeviceError,
+    ParityError,
+    TltoolsError,
+    problem_of,
+    raise_all,
+)
 from tltools.evaluate import predict
 from tltools.export.parity import BARS, DISTANCE_RTOL, compare, compare_distances, wanted_images
 from tltools.export.selftest import make_self_test
@@ -166,7 +173,7 @@ class _File:
                 "and onnxruntime"
             ) from error
         except DeviceError as error:
-            reason = str(error).partition(";")[0]
+            reason = problem_of(error)
             raise DeviceError(
                 f"{path} was not written: {reason}; free memory on the device, or verify only on "
                 "the CPU with `device=cpu`"

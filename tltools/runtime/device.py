@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
-from tltools.errors import ArtifactError, ConfigError, DeviceError, first_line
+from tltools.errors import ArtifactError, ConfigError, DeviceError, first_line, problem_of
 from tltools.parallel import num_cores
 from tltools.progress import Progress
 from tltools.runtime.driver import DRIVER_LIBRARY, gpu_capability, load_driver, num_gpus
@@ -390,7 +390,7 @@ def open_session(
     except DeviceError as error:
         if request.kind != "auto":
             raise
-        reason = str(error).partition(";")[0]
+        reason = problem_of(error)
         return _cpu_session(model, threads), DeviceChoice("cpu", reason)
     reason = _placed(session, session.get_providers()[0])
     return session, DeviceChoice("cuda", f"{reason}, TF32" if tf32 else reason, index)

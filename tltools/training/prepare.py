@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tltools.atomic import check_writable, temporary_folder
 from tltools.card import Preprocessing, Weights
 from tltools.data.dataset import Dataset
-from tltools.errors import ConfigError, ModelError, TltoolsError
+from tltools.errors import ConfigError, ModelError, TltoolsError, problem_of
 from tltools.memory import available_memory
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import allow_tf32, make_deterministic, tell_device, torch_device
@@ -183,7 +183,7 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
         try:
             check_writable(setup.cache_dir or default_cache_dir())
         except TltoolsError as error:
-            reason = str(error).partition(";")[0]
+            reason = problem_of(error)
             raise TltoolsError(
                 f"features cannot be cached: {reason}; choose another folder with `cache_dir=`"
             ) from error
