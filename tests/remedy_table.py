@@ -251,6 +251,12 @@ CASES = (
         2,
     ),
     Case(
+        "--weights applies to none of the models to train; leave it out",
+        f"{ONE_EPOCH} --weights vgg16.safetensors",
+        (ONE_EPOCH,),
+        code=2,
+    ),
+    Case(
         "{} is for --engine local: {}; leave it out",
         "classify data --engine ray --threads 1",
         ("classify data --threads 1",),

@@ -47,6 +47,7 @@ def test_the_command_changes_only_a_default(options, expected, tmp_path, monkeyp
         seen.extend(configs)
         raise TltoolsError("seen enough")
 
+    (tmp_path / "data").mkdir()
     few = SimpleNamespace(part=lambda split: range(134))
     monkeypatch.setattr("tltools.training.train_models", train_models)
     monkeypatch.setattr("tltools.cli.train._training_data", lambda *args, **options: few)

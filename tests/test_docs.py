@@ -152,6 +152,9 @@ def quick(words: list[str]) -> list[str]:
     if "--undo-sort" in words:  # takes no other options
         return words
     added = QUICK.get(words[0], {})
+    if words[0] == "train" and "--model" not in words and "--weights" in words:  # not the CNN's
+        place = words.index("--weights")
+        words = [*words[:place], *words[place + 2 :]]
     return [*words, *(part for name in added if name not in words for part in (name, added[name]))]
 
 
