@@ -43,17 +43,16 @@ def rows_of(name: str, options: argparse.Namespace, folder: Path) -> Iterator[tu
     """Train one epoch of a network with random weights, and yield a row for each file."""
     data = draw_sample(folder / "sample", num_images=options.images)
     dataset = load_dataset(data, class_names=SAMPLE_CLASSES, val_fraction=0.4)
-    weights = "imagenet"
+    weights, changes = "imagenet", {}
     if BACKBONES[name].pretrained:
+        changes["feature_precision"] = options.features
         path = folder / f"{name}.safetensors"
         small = "pooled" in BACKBONES[name].heads
         weights = str(write_random_weights(name, path, size=options.size, features_only=small))
     setup = TrainSetup(
         weights=weights, device="cpu", run_dir=folder / "runs", cache_dir=folder / "cache"
     )
-    config = default_config(
-        name, epochs=options.epochs, image_size=options.size, feature_precision=options.features
-    )
+    config = default_config(name, epochs=options.epochs, image_size=options.size, **changes)
     progress = RichProgress(verbose=True)
     run = train_model(dataset, config, setup, progress=progress).folder
     yield (name, "PyTorch fp32", "", "", "", "", f"{latency_ms(run, options):.1f}")
