@@ -884,3 +884,22 @@ def test_the_speed_table_is_made_from_the_measured_tables():
         "| VGG16 fp16, GPU | - | - | 60,000 |",
         "| VGG16 TF32, GPU | - | - | 60,000 |",
     ]
+
+
+def test_the_table_of_backbones_has_a_row_for_each_file(monkeypatch, capsys):
+    import backbones
+    import torch
+
+    threads = torch.get_num_threads()
+    words = ["cnn", "--size", "32", "--images", "30", "--threads", "1", "--seconds", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["backbones.py", *words])
+    try:
+        backbones.main()
+    finally:
+        torch.set_num_threads(threads)
+    _, _, *rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    files = ["PyTorch fp32", *(" ".join(one) for one in backbones.FILES)]
+    assert [one[:2] for one in rows] == [["cnn", file] for file in files]
+    for _, file, labels, *_, latency in rows:
+        assert float(latency) > 0
+        assert file == "PyTorch fp32" or labels.endswith("%")
