@@ -112,10 +112,33 @@ def with_interval(share: float, low: float, high: float) -> str:
     return f"{in_percent(share)} ({in_percent(low)} to {in_percent(high)})"
 
 
+def with_counts(share: float, low: float, high: float, count: int, total: int) -> str:
+    """Write a share with its interval and counts: `94.4% (89.7% to 97.0%), 151/160`."""
+    return f"{with_interval(share, low, high)}, {count:,}/{total:,}"
+
+
+def percent_or_dash(share: float | None) -> str:
+    """Write a share as `in_percent` does, or `-` if there is none."""
+    return "-" if share is None else in_percent(share)
+
+
 def _unless_all_or_nothing(share: float, text: str) -> str:
     if text == "100.0%" and share < 1:
         return ">99.9%"
     return "<0.1%" if text == "0.0%" and share > 0 else text
+
+
+def ordinal(number: float) -> str:
+    """Write a number as a place in an order: 1st, 22nd, 99.5th."""
+    text = f"{number:g}"
+    ends = {"1": "st", "2": "nd", "3": "rd"}
+    is_teen = text[-2:] in ("11", "12", "13")
+    return text + ("th" if is_teen or "." in text else ends.get(text[-1], "th"))
+
+
+def minute(created: str) -> str:
+    """Shorten an ISO 8601 time to `2026-11-26 12:30`."""
+    return created[:16].replace("T", " ")
 
 
 def seconds(value: float) -> str:

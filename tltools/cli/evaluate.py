@@ -30,7 +30,7 @@ from tltools.cli.thresholds import (
 )
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, grouped, in_percent
+from tltools.wording import MAX_LISTED, grouped, percent_or_dash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -411,7 +411,7 @@ def _print_classes(result: "Evaluation") -> None:
         title,
         ("class", "precision", "recall", "F1", "images"),
         [
-            (row.name, *map(_share, (row.precision, row.recall, row.f1)), str(row.support))
+            (row.name, *map(percent_or_dash, (row.precision, row.recall, row.f1)), str(row.support))
             for row in shown
         ],
     )
@@ -444,7 +444,3 @@ def _calibration_text(result: "Evaluation") -> str:
         return ece
     before = f"{result.ece_uncalibrated:.4f} without temperature {result.temperature:.2f}"
     return f"{ece} ({before})"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else in_percent(value)

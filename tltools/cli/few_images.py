@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tltools.cli.command import Out
-from tltools.wording import MAX_LISTED, in_percent
+from tltools.wording import MAX_LISTED, in_percent, percent_or_dash
 
 if TYPE_CHECKING:
     from tltools.classify import Prediction
@@ -110,7 +110,12 @@ def _show(answers: "Sequence[Prediction]", classes: Sequence[str]) -> None:
             "Labels (--output FILE writes all probabilities)",
             ("image", "label", "confidence", "next"),
             [
-                (one.name, one.label or "-", _share(one.confidence), _runner_up(one, classes))
+                (
+                    one.name,
+                    one.label or "-",
+                    percent_or_dash(one.confidence),
+                    _runner_up(one, classes),
+                )
                 for one in answers
             ],
         )
@@ -124,7 +129,7 @@ def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
     if one.probabilities is None:
         return []
     order = one.probabilities.argsort()[::-1][:MOST_LABELS]
-    lines = [f"{classes[index]} {_share(float(one.probabilities[index]))}" for index in order]
+    lines = [f"{classes[index]} {in_percent(float(one.probabilities[index]))}" for index in order]
     if one.label != classes[order[0]]:  # uncertain, unknown, or by a threshold
         lines.insert(0, str(one.label))
     return lines
@@ -138,8 +143,4 @@ def _runner_up(one: "Prediction", classes: Sequence[str]) -> str:
         index = first
     else:
         index = int(one.probabilities.argsort()[-2])
-    return f"{classes[index]} {_share(float(one.probabilities[index]))}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else in_percent(value)
+    return f"{classes[index]} {in_percent(float(one.probabilities[index]))}"

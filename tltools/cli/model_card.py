@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.cli.show import minute, score_text
+from tltools.cli.show import score_text
 from tltools.cli.thresholds import threshold_text
-from tltools.wording import grouped, in_percent, in_percent_down, listed
+from tltools.wording import grouped, in_percent, in_percent_down, listed, minute, ordinal
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -128,7 +128,7 @@ def _distance_line(one: "Distances") -> str:
     for level in one.beyond:
         found = level.validation
         text += (
-            f"; beyond the {level.level:g}th percentile {in_percent(found.value)} of "
+            f"; beyond the {ordinal(level.level)} percentile {in_percent(found.value)} of "
             f"{grouped(found.total, 'validation image')}"
         )
     if one.max_diff is not None and one.rtol is not None:

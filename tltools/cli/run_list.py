@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.cli.show import minute
-from tltools.wording import counted, with_interval
+from tltools.wording import counted, minute, with_interval
 
 if TYPE_CHECKING:
     from tltools.cli.command import Out

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.errors import ConfigError
-from tltools.wording import in_percent, plural, with_interval
+from tltools.wording import in_percent, plural, with_counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +33,6 @@ def choose_export(progress: "Progress") -> Path:
     accuracy = best.card.metrics["val"].accuracy
     progress.say(f"Model: {best.path} (best validation accuracy here: {in_percent(accuracy)})")
     return best.path
-
-
-def minute(created: str) -> str:
-    """Shorten an ISO 8601 time to `2026-11-26 12:30`."""
-    return created[:16].replace("T", " ")
 
 
 def tell_findings(dataset: "Dataset", progress: "Progress") -> None:
@@ -105,7 +100,6 @@ def score_text(score: "Score | None", *, is_seen: bool = False) -> str:
     """
     if score is None:
         return "-"
-    accuracy = with_interval(score.accuracy, score.low, score.high)
     if is_seen:
-        accuracy = in_percent(score.accuracy)
-    return f"{accuracy}, {score.correct:,}/{score.total:,}"
+        return f"{in_percent(score.accuracy)}, {score.correct:,}/{score.total:,}"
+    return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.errors import ConfigError
-from tltools.wording import in_percent, percent, with_interval
+from tltools.wording import in_percent, percent, percent_or_dash, with_counts
 
 if TYPE_CHECKING:
     from tltools.card import Card, Proportion, Threshold
@@ -195,11 +195,11 @@ def _print_threshold(one: "Threshold") -> None:
     kept = "images that keep a label" if one.class_name is None else "images that get the class"
     rows = [
         ("threshold", repr(one.value), ""),
-        ("precision", proportion_text(one.precision), _share(one.held_out_precision)),
+        ("precision", proportion_text(one.precision), percent_or_dash(one.held_out_precision)),
     ]
     if one.recall is not None:
-        rows.append(("recall", proportion_text(one.recall), _share(one.held_out_recall)))
-    rows.append((kept, proportion_text(one.coverage), _share(one.held_out_coverage)))
+        rows.append(("recall", proportion_text(one.recall), percent_or_dash(one.held_out_recall)))
+    rows.append((kept, proportion_text(one.coverage), percent_or_dash(one.held_out_coverage)))
     print_table(
         f"Threshold of {of} for a {one.figure} of at least {percent(one.at_least)}, chosen on "
         f"{one.num_images:,} {one.images}",
@@ -220,8 +220,4 @@ def threshold_text(one: "Threshold") -> str:
 
 def proportion_text(one: "Proportion") -> str:
     """Format a fraction with its interval and counts."""
-    return f"{with_interval(one.value, one.low, one.high)}, {one.count:,}/{one.total:,}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else in_percent(value)
+    return with_counts(one.value, one.low, one.high, one.count, one.total)

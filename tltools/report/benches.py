@@ -6,13 +6,14 @@ import msgspec
 
 from tltools.bench import BenchResult
 from tltools.errors import DataError
-from tltools.report.blocks import Block, Charts, Section, Table, Text, Tone, minute
+from tltools.report.blocks import Block, Charts, Section, Table, Text, Tone
 from tltools.report.charts import (
     accuracy_latency_chart,
     latency_chart,
     size_chart,
     throughput_chart,
 )
+from tltools.wording import minute
 
 
 def read_bench(data: bytes, *, where: Path) -> BenchResult:
@@ -35,7 +36,7 @@ def read_bench(data: bytes, *, where: Path) -> BenchResult:
 
 def bench_section(report: BenchResult) -> Section:
     """Return the section: recommendation, charts, tables, method and machine."""
-    blocks: list[Block] = [Text((f"{minute(report.created)}: {report.command}",), tone="quiet")]
+    blocks: list[Block] = [Text((f"{minute(report.created)} UTC: {report.command}",), tone="quiet")]
     if not report.complete:
         blocks.append(
             Text(("Incomplete: the bench was still running, or was stopped.",), tone="warning")

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from tltools.card import Resize, Score
 from tltools.report.charts import Chart
-from tltools.wording import in_percent, with_interval
+from tltools.wording import in_percent, with_counts
 
 Tone = Literal["plain", "quiet", "warning"]
 
@@ -133,13 +133,7 @@ def score_cell(score: Score | None) -> str:
     """Format an accuracy with its interval and counts."""
     if score is None:
         return "-"
-    share = with_interval(score.accuracy, score.low, score.high)
-    return f"{share}, {score.correct:,}/{score.total:,}"
-
-
-def minute(created: str) -> str:
-    """Shorten an ISO 8601 time, in UTC, to `2026-11-26 12:30 UTC`."""
-    return f"{created[:16].replace('T', ' ')} UTC"
+    return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)
 
 
 def percent_of(part: int, whole: int) -> str:

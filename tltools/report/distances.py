@@ -18,7 +18,7 @@ from tltools.distance import CHECKED_LEVELS
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, percent_of
 from tltools.report.charts import Chart
 from tltools.report.distance_chart import EDGES, bin_of, distance_histogram
-from tltools.wording import grouped, in_percent
+from tltools.wording import grouped, in_percent, ordinal
 
 TITLE = "Images unlike the training data"
 MAX_FARTHEST = 48
@@ -274,11 +274,3 @@ def beyond_cells(beyond: Sequence[Beyond]) -> tuple[str, ...]:
         else f"{in_percent(share.value)} ({share.count:,}/{share.total:,})"
         for level in CHECKED_LEVELS
     )
-
-
-def ordinal(number: float) -> str:
-    """Write a number as a place in an order: 1st, 22nd, 99.5th."""
-    text = f"{number:g}"
-    ends = {"1": "st", "2": "nd", "3": "rd"}
-    is_teen = text[-2:] in ("11", "12", "13")
-    return text + ("th" if is_teen or "." in text else ends.get(text[-1], "th"))

@@ -37,12 +37,11 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
-    minute,
     score_cell,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
 from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
-from tltools.report.distances import beyond_cells, distance_notes, ordinal
+from tltools.report.distances import beyond_cells, distance_notes
 from tltools.run_folder import (
     DISTANCE,
     RunPredictions,
@@ -53,7 +52,15 @@ from tltools.run_folder import (
     read_split,
 )
 from tltools.runs import compare_runs
-from tltools.wording import grouped, in_percent, in_percent_down, percent
+from tltools.wording import (
+    grouped,
+    in_percent,
+    in_percent_down,
+    minute,
+    ordinal,
+    percent,
+    percent_or_dash,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,8 +208,8 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
     yield Text(
         (
             f"Cross-validation on {len(scores)} folds of {grouped(len(folds.paths), 'image')}: "
-            f"accuracy {_share(mean)}, standard deviation {100 * deviation:.1f} points "
-            f"({', '.join(map(_share, scores))}).",
+            f"accuracy {percent_or_dash(mean)}, standard deviation {100 * deviation:.1f} points "
+            f"({', '.join(map(percent_or_dash, scores))}).",
         )
     )
     suspects = folds.suspects()
@@ -271,7 +278,7 @@ def _run_facts(card: Card) -> Iterator[str]:
         f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    yield f"Created {minute(card.created)} with tltools {card.versions.get('tltools', '?')}"
+    yield f"Created {minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
@@ -279,11 +286,12 @@ def _calibration_text(confidence: Confidence | None) -> str:
         return "Confidence is not calibrated: an earlier version of tltools made this model."
     before, after = confidence.ece_before, confidence.ece_after
     if confidence.note or before is None or after is None:
-        error = "" if before is None else f" Expected calibration error {_share(before)}."
+        error = "" if before is None else f" Expected calibration error {percent_or_dash(before)}."
         return f"Confidence is not calibrated (temperature 1): {confidence.note}.{error}"
     return (
         f"Confidence is calibrated with temperature {confidence.temperature:.2f}. Expected "
-        f"calibration error on held-out images: {_share(before)} before, {_share(after)} after. "
+        f"calibration error on held-out images: {percent_or_dash(before)} before, "
+        f"{percent_or_dash(after)} after. "
         f"The chart shows all {confidence.num_images:,} images."
     )
 
@@ -347,9 +355,9 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
         what, kept = f"Labels below the confidence {one.value!r} are uncertain", "images kept"
     else:
         what, kept = f"Threshold {one.value!r} for {one.class_name}", "images that get the class"
-    held_out = f"precision {_share(one.held_out_precision)}"
+    held_out = f"precision {percent_or_dash(one.held_out_precision)}"
     if one.recall is not None:
-        held_out += f", recall {_share(one.held_out_recall)}"
+        held_out += f", recall {percent_or_dash(one.held_out_recall)}"
     recall = "" if one.recall is None else f", recall {_interval(one.recall)}"
     yield (
         f"{what}, chosen for a {one.figure} of at least {percent(one.at_least)} on "
@@ -633,10 +641,10 @@ def _score_table(facts: EvaluationFacts) -> Table:
         accuracy=one.value, low=one.low, high=one.high, correct=one.correct, total=one.total
     )
     auc, calibration = facts.roc_auc, facts.calibration
-    error = _share(calibration.ece)
+    error = percent_or_dash(calibration.ece)
     if calibration.temperature != 1:
         error += (
-            f" ({_share(calibration.ece_uncalibrated)} without the temperature "
+            f" ({percent_or_dash(calibration.ece_uncalibrated)} without the temperature "
             f"{calibration.temperature:.2f})"
         )
     return Table(
@@ -665,14 +673,14 @@ def _class_table(scores: Sequence[ClassScore]) -> Table:
         "By class",
         ("class", "precision", "recall", "F1", "images"),
         tuple(
-            (row.name, *map(_share, (row.precision, row.recall, row.f1)), f"{row.support:,}")
+            (
+                row.name,
+                *map(percent_or_dash, (row.precision, row.recall, row.f1)),
+                f"{row.support:,}",
+            )
             for row in scores
         ),
     )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else in_percent(value)
 
 
 # ------------------------------------------------------------------------------------ exports
