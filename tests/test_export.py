@@ -38,7 +38,7 @@ from tltools.export import onnx_writer
 from tltools.export import trained as trained_module
 from tltools.export.parity import BARS, ParityBar, compare, images_needed
 from tltools.export.settings import ExportSettings
-from tltools.export.trained import HalfClassifier, TrainedRun
+from tltools.export.trained import CastClassifier, TrainedRun
 from tltools.graphs.onnx_file import check_onnx, example_images, write_module
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.model_formats import FORMATS as MODEL_FORMATS
@@ -571,6 +571,49 @@ def test_large_logits_are_compared_by_their_size(cnn_run, monkeypatch, tmp_path,
         assert made.parity.max_abs_logit_diff == pytest.approx(1e-2, rel=0.5)
 
 
+def amplifying(run, folder, offset=1e3):
+    """Copy a run whose features are now all near `offset`, far above what tells them apart."""
+    model, _ = load_run(run)
+    last = [one for one in model.backbone.modules() if isinstance(one, nn.BatchNorm2d)][-1]
+    last.bias.data += offset
+    with torch.inference_mode():
+        moved = model.head.weight.double().sum(1) * offset
+    model.head.bias.data -= moved.float()
+    shutil.copytree(run, folder)
+    save_file(model.state_dict(), folder / "checkpoint.safetensors")
+    return folder
+
+
+def test_a_network_that_amplifies_rounding_errors_is_compared_by_its_own(cnn_run, tmp_path):
+    """It differs from float64 in PyTorch as much as its export differs from PyTorch."""
+    folder = amplifying(cnn_run, tmp_path / "runs" / "cnn")
+    (made,) = make_exports(folder, ["onnx"], tmp_path / "exports", device="cpu")
+    parity = made.parity
+    assert parity.max_abs_logit_diff > parity.atol
+    assert parity.max_abs_logit_diff > parity.rtol * parity.max_abs_logit
+    assert parity.max_abs_logit_diff <= 4 * parity.rounding
+    shown = run_tltools("inspect", made.path, cwd=tmp_path)
+    assert f"(PyTorch's own rounding error: {parity.rounding:.1e})" in " ".join(shown.out.split())
+
+
+def test_a_wrong_export_of_a_network_that_amplifies_rounding_errors_is_refused(
+    cnn_run, monkeypatch, tmp_path
+):
+    folder = amplifying(cnn_run, tmp_path / "runs" / "cnn")
+
+    def shifted(model):
+        model.head.bias.data += 1.0
+        return model
+
+    replace_writer(monkeypatch, "onnx", write=writing(shifted, "onnx"))
+    with pytest.raises(ParityError, match=r"logits differ .*; PyTorch's own rounding error is"):
+        make_exports(folder, ["onnx"], tmp_path / "exports", device="cpu")
+
+
+def test_an_export_within_its_limits_needs_no_float64(cnn_exports):
+    assert all(one.parity.rounding is None for one in cnn_exports.values())
+
+
 def test_a_good_export_stays_when_the_next_format_is_wrong(cnn_run, monkeypatch, tmp_path):
     replace_writer(monkeypatch, "onnx", write=writing(other_bias, "torchscript"))
     with pytest.raises(ArtifactError, match=r"not a|cannot open"):
@@ -1037,7 +1080,7 @@ def test_torchscript_in_fp16_accepts_the_same_images_and_returns_float32(
     """On the CPU, which is quick enough for the small network."""
     model, _ = load_run(cnn_run)
     path = tmp_path / "cnn.fp16.pt"
-    save(HalfClassifier(model).eval(), cnn_exports["torchscript"].card, path)
+    save(CastClassifier(model, torch.float16).eval(), cnn_exports["torchscript"].card, path)
     halves = [one.dtype for one in torch.jit.load(path).parameters()]
     assert set(halves) == {torch.float16}
     assert next(model.parameters()).dtype == torch.float32

@@ -32,7 +32,7 @@ from tltools.card import CARD_KEY, Confidence, Preprocessing, card_from_json
 from tltools.data.images import load_image
 from tltools.errors import ArtifactError, ConfigError, DeviceError, ParityError
 from tltools.export import trained as trained_module
-from tltools.export.trained import HalfClassifier
+from tltools.export.trained import CastClassifier
 from tltools.graphs.onnx_file import example_images
 from tltools.runtime import load_predictor, read_card
 from tltools.runtime.model_formats import PT2, pt2
@@ -291,7 +291,7 @@ def test_pt2_in_fp16_takes_the_same_images_and_gives_float32(cnn_run, exported, 
     """On the CPU, which is quick enough for the small network."""
     model, _ = load_run(cnn_run)
     path = tmp_path / "cnn.fp16.pt2"
-    program = pt2._export(HalfClassifier(model).eval(), example_images(224))
+    program = pt2._export(CastClassifier(model, torch.float16).eval(), example_images(224))
     pt2._save(program, path, exported.card)
     dtypes = {tensor.dtype for name, tensor in pt2._program(path).state_dict.items()}
     assert torch.float16 in dtypes

@@ -125,6 +125,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """A difference of this fraction of `max_abs_logit` passes as well."""
     max_abs_logit: float | None = None
     """Largest absolute logit of PyTorch; None in older exports."""
+    rounding: float | None = None
+    """Largest difference of PyTorch's own logits from float64, on the images that differ most; a
+    few times this passes as well. None if it was not needed and not measured."""
     min_top1_agreement: float
     """Smallest agreement that passes."""
     accuracy_drop: float | None = None

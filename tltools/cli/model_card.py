@@ -114,11 +114,12 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         yield "distance", _distance_line(facts.distances)
     checks = facts.verified or ()
     for one in checks:
-        parity = one.parity
+        parity, own = one.parity, one.parity.rounding
         yield (
             f"verified on {one.device}",
             f"{in_percent_down(parity.top1_agreement)} of {parity.images} get PyTorch's "
-            f"label; logits differ by at most {parity.max_abs_logit_diff:.1e}",
+            f"label; logits differ by at most {parity.max_abs_logit_diff:.1e}"
+            + ("" if own is None else f" (PyTorch's own rounding error: {own:.1e})"),
         )
 
 

@@ -213,6 +213,7 @@ class _File:
                 paths,
                 trained.targets[:num_images],
                 bar=bar,
+                exact=trained.exact,
                 progress=trained.progress,
             )
         except ParityError as error:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -165,6 +166,18 @@ class TrainedRun:
         logits = np.concatenate([self.reference, self._others_reference[: max(0, number)]])
         return logits[: len(paths)]
 
+    def exact(self, paths: list[Path]) -> NDArray[np.float64]:
+        """Return the model's logits of a few images, computed in float64 on the CPU, (N, C)."""
+        module = CastClassifier(self.model, torch.float64).eval()
+        rules = self.card.preprocessing
+        with torch.inference_mode():
+            return np.concatenate(
+                [
+                    module(torch.from_numpy(images)).numpy()
+                    for images in decode_batches(paths, preprocessing=rules, batch_size=1)
+                ]
+            )
+
     @property
     def num_parameters(self) -> int:
         """Number of parameters of the model."""
@@ -176,7 +189,8 @@ class TrainedRun:
         With `features`, it gives a tuple of logits and the features that the head takes.
         """
         if precision == "fp16":
-            module = HalfClassifier(self.model).eval().to(self.predictor.choice.name)
+            module = CastClassifier(self.model, torch.float16).eval()
+            module = module.to(self.predictor.choice.name)
         else:
             module = fold(self.model)
         return WithFeatures(module) if features else module
@@ -245,23 +259,26 @@ def _balanced(frame: pd.DataFrame) -> pd.DataFrame:
     return shuffled.loc[rank.sort_values(kind="stable").index]
 
 
-class HalfClassifier(nn.Module):
-    """A classifier in fp16; images are normalized in fp32, and the logits are float32."""
+class CastClassifier(nn.Module):
+    """A classifier in another dtype; images are normalized in float32 or wider."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, dtype: torch.dtype) -> None:
         """Copy the model's parts; the model itself is not changed."""
         super().__init__()
-        self.backbone = copy.deepcopy(model.backbone).half()
-        self.head = copy.deepcopy(model.head).half()
+        self.dtype = dtype
+        self.backbone = copy.deepcopy(model.backbone).to(dtype)
+        self.head = copy.deepcopy(model.head).to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
         self.scale: Tensor
         self.shift: Tensor
-        self.register_buffer("scale", model.scale.clone())
-        self.register_buffer("shift", model.shift.clone())
+        self.register_buffer("scale", model.scale.to(wide, copy=True))
+        self.register_buffer("shift", model.shift.to(wide, copy=True))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images, uint8 (N, H, W, 3), to logits, float32 (N, C)."""
-        pixels = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        return self.head(self.backbone(pixels.half())).float()
+        """Map images, uint8 (N, H, W, 3), to logits (N, C) in float32 or wider."""
+        wide = self.scale.dtype
+        pixels = images.permute(0, 3, 1, 2).to(wide) * self.scale + self.shift
+        return self.head(self.backbone(pixels.to(self.dtype))).to(wide)
 
 
 class WithFeatures(nn.Module):
