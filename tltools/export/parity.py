@@ -48,6 +48,8 @@ ROUNDING_IMAGES = 8
 ROUNDING_FACTOR = 4.0
 """A difference of this many times PyTorch's own rounding error passes as well. Two computations
 with errors of e each are 2e apart at most, and 8 images do not show the largest error of all."""
+ROUNDING_RTOL = 1e-3
+"""A difference of more than this fraction of the largest absolute logit is not rounding."""
 SINGLE = 4
 """Images that are also run one by one, since a batch of one may use other kernels."""
 
@@ -87,20 +89,7 @@ def compare(
         single=predict(predictor, paths[:SINGLE], batch_size=1),
     )
     found.check_shape()
-    sizes = {1, min(batch_size, len(paths)), len(paths) % batch_size or batch_size}
-    parity = Parity(
-        max_abs_logit_diff=found.largest_difference(),
-        top1_agreement=float(found.is_same.mean()),
-        num_images=len(paths),
-        num_training_images=0 if targets is None else len(paths) - len(targets),
-        batch_sizes=tuple(sorted(sizes)),
-        atol=bar.atol,
-        rtol=bar.rtol,
-        max_abs_logit=float(np.abs(reference).max()),
-        min_top1_agreement=bar.min_top1_agreement,
-        accuracy_drop=None if targets is None else found.accuracy_drop(targets),
-        max_accuracy_drop=bar.max_accuracy_drop,
-    )
+    parity = found.parity(targets, bar=bar, batch_size=batch_size)
     if exact is not None and _exceeds(parity):
         parity = msgspec.structs.replace(parity, rounding=found.rounding(exact))
     _check_limits(parity, found)
@@ -129,6 +118,26 @@ class _Logits:
                 f"the export's logits are {self.batched.shape}, finite: {is_finite}; "
                 f"PyTorch's are {self.reference.shape}"
             )
+
+    def parity(
+        self, targets: NDArray[np.int64] | None, *, bar: ParityBar, batch_size: int
+    ) -> Parity:
+        """Return how far the export is from PyTorch, without its rounding errors."""
+        num = len(self.paths)
+        sizes = {1, min(batch_size, num), num % batch_size or batch_size}
+        return Parity(
+            max_abs_logit_diff=self.largest_difference(),
+            top1_agreement=float(self.is_same.mean()),
+            num_images=num,
+            num_training_images=0 if targets is None else num - len(targets),
+            batch_sizes=tuple(sorted(sizes)),
+            atol=bar.atol,
+            rtol=bar.rtol,
+            max_abs_logit=float(np.abs(self.reference).max()),
+            min_top1_agreement=bar.min_top1_agreement,
+            accuracy_drop=None if targets is None else self.accuracy_drop(targets),
+            max_accuracy_drop=bar.max_accuracy_drop,
+        )
 
     @property
     def differences(self) -> NDArray[np.float32]:
@@ -167,11 +176,9 @@ class _Logits:
 
 def _largest_allowed(parity: Parity) -> float:
     """Return the largest logit difference that passes: rounding errors grow with the logits."""
-    return max(
-        parity.atol or 0.0,
-        parity.rtol * (parity.max_abs_logit or 0.0),
-        ROUNDING_FACTOR * (parity.rounding or 0.0),
-    )
+    largest = parity.max_abs_logit or 0.0
+    rounding = min(ROUNDING_FACTOR * (parity.rounding or 0.0), ROUNDING_RTOL * largest)
+    return max(parity.atol or 0.0, parity.rtol * largest, rounding)
 
 
 def _exceeds(parity: Parity) -> bool:
