@@ -555,10 +555,14 @@ def is_alive(pid: int) -> bool:
 
 
 def features_of(paths, hashes, *, progress=SILENT, **settings):
-    """Return the features of all images as one array, (N, F); `settings` are an `Extraction`'s."""
+    """Return the features of all images as one array, (N, F); `settings` are an `Extraction`'s.
+
+    onnxruntime computes them unless the settings say otherwise.
+    """
     import torch
 
     from tltools.training.features import Extraction, extract
 
-    rows = extract(paths, hashes, Extraction(**settings), progress=progress)
+    extraction = Extraction(**{"runtime": "onnxruntime"} | settings)
+    rows = extract(paths, hashes, extraction, progress=progress)
     return torch.stack(rows).numpy()

@@ -128,7 +128,13 @@ def test_a_machine_that_computes_different_features_is_refused(tmp_path, monkeyp
     spec = Preprocessing(size=32)
     model = build_classifier(CNN, 2, spec).eval()
     cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=spec)
-    settings = Extraction(model=model, preprocessing=spec, cache=cache, device=torch.device("cpu"))
+    settings = Extraction(
+        model=model,
+        preprocessing=spec,
+        cache=cache,
+        device=torch.device("cpu"),
+        runtime="onnxruntime",
+    )
     with features_module._backbone_file(settings, Recorder()) as path:
         data = path.read_bytes()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)

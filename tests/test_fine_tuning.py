@@ -161,7 +161,7 @@ def test_activations_are_computed_once_for_each_view(tune, monkeypatch):
 
 
 def test_activations_are_stored_in_fp16_unless_they_are_for_scoring(tune, tmp_path):
-    tune()
+    tune(feature_precision="int8")
     stored = [load_file(path)["features"] for path in tmp_path.rglob("cache/**/*.safetensors")]
     assert {one.shape[1:] for one in stored} == {(12, 8, 8)}
     kinds = [one.dtype for one in stored]

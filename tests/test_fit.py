@@ -11,7 +11,7 @@ from torch import nn
 from tltools.errors import ConfigError
 from tltools.training import fit
 from tltools.training.config import default_config
-from tltools.training.features import choose_precision
+from tltools.training.features import FEW_IMAGES, choose_computation
 from tltools.training.fit import Trainer, predict_source
 from tltools.training.scaling import Scaling
 from tltools.training.sources import FeatureSource
@@ -237,24 +237,34 @@ def test_invalid_settings_are_refused(changes, message):
         default_config("cnn", **changes)
 
 
+MANY = FEW_IMAGES + 1
+
+
 @pytest.mark.parametrize(
-    ("requested", "on_gpu", "on_cluster", "expected"),
+    ("requested", "on_gpu", "on_cluster", "num_images", "expected"),
     [
-        ("auto", False, False, "int8"),
-        ("auto", True, False, "fp16"),
-        ("auto", False, True, "int8"),
-        ("auto", True, True, "fp32"),
-        ("fp32", True, False, "fp32"),
-        ("fp32", False, False, "fp32"),
-        ("fp16", True, False, "fp16"),
-        ("int8", False, False, "int8"),
-        ("int8", True, True, "int8"),
+        ("auto", False, False, MANY, ("int8", "onnxruntime")),
+        ("auto", False, False, FEW_IMAGES, ("fp32", "torch")),
+        ("auto", True, False, MANY, ("fp16", "torch")),
+        ("auto", True, False, 1, ("fp16", "torch")),
+        ("auto", False, True, MANY, ("int8", "onnxruntime")),
+        ("auto", False, True, 1, ("int8", "onnxruntime")),
+        ("auto", True, True, 1, ("fp32", "onnxruntime")),
+        ("fp32", True, False, MANY, ("fp32", "torch")),
+        ("fp32", False, False, MANY, ("fp32", "onnxruntime")),
+        ("fp32", False, False, FEW_IMAGES, ("fp32", "torch")),
+        ("fp16", True, False, 1, ("fp16", "torch")),
+        ("int8", False, False, 1, ("int8", "onnxruntime")),
+        ("int8", True, True, 1, ("int8", "onnxruntime")),
     ],
 )
-def test_training_features_have_the_precision_that_suits_the_device(
-    requested, on_gpu, on_cluster, expected
+def test_training_features_are_computed_as_suits_the_device_and_their_number(
+    requested, on_gpu, on_cluster, num_images, expected
 ):
-    assert choose_precision(requested, on_gpu=on_gpu, on_cluster=on_cluster) == expected
+    found = choose_computation(
+        requested, on_gpu=on_gpu, on_cluster=on_cluster, num_images=num_images
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -269,7 +279,7 @@ def test_a_precision_that_the_device_does_not_support_is_refused(
     requested, on_gpu, on_cluster, message
 ):
     with pytest.raises(ConfigError, match=message):
-        choose_precision(requested, on_gpu=on_gpu, on_cluster=on_cluster)
+        choose_computation(requested, on_gpu=on_gpu, on_cluster=on_cluster, num_images=1)
 
 
 def test_the_article_recipe_uses_the_articles_hyper_parameters():

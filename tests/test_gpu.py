@@ -125,9 +125,10 @@ def test_frozen_features_are_the_same_on_the_gpu(dataset, tmp_path):
                     preprocessing=preprocessing,
                 ),
                 device=torch.device(device),
+                runtime=runtime,
             ),
         )
-        for device in ("cpu", "cuda")
+        for device, runtime in (("cpu", "onnxruntime"), ("cuda", "torch"))
     ]
     torch.testing.assert_close(
         torch.stack(features[0]), torch.stack(features[1]), atol=1e-3, rtol=0

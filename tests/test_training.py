@@ -447,10 +447,28 @@ def test_the_layers_are_exported_once_for_all_parts_and_views(
         write_module(*args, **options)
 
     monkeypatch.setattr(features_module, "write_module", counted)
-    train(dataset, tmp_path, "vgg16", weights=vgg16_file, augment="flip", epochs=1)
+    changes = {"augment": "flip", "epochs": 1, "feature_precision": "int8"}
+    train(dataset, tmp_path, "vgg16", weights=vgg16_file, **changes)
     assert len(written) == 1
-    train(dataset, tmp_path, "vgg16", weights=vgg16_file, augment="flip", epochs=1)  # all cached
+    train(dataset, tmp_path, "vgg16", weights=vgg16_file, **changes)  # all cached
     assert len(written) == 1
+
+
+def test_layers_are_neither_exported_nor_calibrated_for_few_images(
+    dataset, tmp_path, vgg16_file, monkeypatch
+):
+    def forbidden(*_, **__):
+        raise AssertionError("the layers were exported")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features_module, "write_module", forbidden)
+        few = train(dataset, tmp_path, "vgg16", weights=vgg16_file, epochs=5)
+    monkeypatch.setattr(features_module, "FEW_IMAGES", 1)
+    settings = {"weights": vgg16_file, "epochs": 5, "feature_precision": "fp32"}
+    many = train(dataset, tmp_path, "vgg16", **settings)
+    assert {one.card.training["features_in"] for one in (few, many)} == {"fp32"}
+    first, second = weights_of(few), weights_of(many)
+    torch.testing.assert_close(first["head.weight"], second["head.weight"], rtol=1e-3, atol=1e-4)
 
 
 def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkeypatch):
@@ -500,7 +518,7 @@ def test_interrupted_extraction_keeps_what_it_computed(tmp_path, dataset, monkey
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize("precision", ["int8", "fp32", "auto"])
 def test_the_head_trains_on_the_chosen_features_and_is_evaluated_on_fp32(
     dataset, tmp_path, vgg16_file, monkeypatch, precision
 ):
@@ -515,11 +533,11 @@ def test_the_head_trains_on_the_chosen_features_and_is_evaluated_on_fp32(
     monkeypatch.setattr(prepare, "extract", record)
     run = train(dataset, tmp_path, "vgg16", weights=vgg16_file, feature_precision=precision)
     assert run.card.training["feature_precision"] == precision
-    assert run.card.training["features_in"] == ("fp32" if precision == "fp32" else "int8")
-    assert run.card.training.get("features_float_layers") == (None if precision == "fp32" else 0)
+    assert run.card.training["features_in"] == ("int8" if precision == "int8" else "fp32")
+    assert run.card.training.get("features_float_layers") == (0 if precision == "int8" else None)
     parts = [{Path(path) for path in dataset.part(split)["path"]} for split in ("train", "val")]
     assert [paths for paths, *_ in seen] == parts
-    assert [reduced for _, reduced, *_ in seen] == [precision != "fp32", False]
+    assert [reduced for _, reduced, *_ in seen] == [precision == "int8", False]
     for (_, reduced, features, model), split in zip(seen, ("train", "val"), strict=True):
         images = [
             load_image(path, Preprocessing(size=64, resize=default_config("vgg16").resize))

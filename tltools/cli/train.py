@@ -184,7 +184,7 @@ HeadOption = Annotated[
 FeaturePrecisionOption = Annotated[
     Literal["auto", "fp32", "fp16", "int8"],
     typer.Option(
-        help="Precision of training features; auto: int8 on CPU, fp16 on GPU.",
+        help="Precision of training features; auto is fp16 on a GPU, otherwise int8.",
         rich_help_panel=PRETRAINED,
     ),
 ]

@@ -44,7 +44,8 @@ class TrainConfig(Recipe):
     """Weight the loss by inverse class frequency."""
     feature_precision: FeaturePrecision = "auto"
     """Precision in which frozen layers see training images; evaluation always uses fp32. `auto` is
-    int8 on the CPU and fp16 on a GPU, each several times as fast as fp32."""
+    int8 on the CPU and fp16 on a GPU, each several times as fast as fp32; for few images on the CPU
+    it is fp32."""
 
     @property
     def backbone(self) -> Backbone:

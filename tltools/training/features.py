@@ -2,8 +2,9 @@
 
 They are the features that a head is trained on, or the activations that fine-tuned layers take.
 On the CPU and on a cluster, onnxruntime computes them, as it does in `classify`; training images
-go through an int8 copy of the layers. On a GPU, PyTorch computes them; training images in fp16.
-Validation and test images always get fp32 outputs, which match those of the exported model.
+go through an int8 copy of the layers. On a GPU, PyTorch computes them, training images in fp16; on
+the CPU, those of few images, in fp32. Validation and test images always get fp32 outputs, which
+match those of the exported model.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,9 @@ each at a time in fp32, and cuDNN needs workspace."""
 CALIBRATION_IMAGES = 64
 """Training images used to calibrate int8 (benchmarks/LOG.md)."""
 CHECK_IMAGES = 16
+FEW_IMAGES = 256
+"""Up to so many images, PyTorch computes them on the CPU sooner than it writes the layers as ONNX
+and onnxruntime calibrates an int8 copy of them (benchmarks/LOG.md)."""
 PART_SIZE = 32
 """Maximum number of images per task of an actor: a few seconds' work on few cores."""
 PROBE_IMAGES = 2
@@ -70,21 +74,41 @@ _DECODING = 2
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Precision in which features are computed; they are stored as float32."""
+FeatureRuntime = Literal["torch", "onnxruntime"]
 
 
-def choose_precision(requested: FeaturePrecision, *, on_gpu: bool, on_cluster: bool) -> Precision:
-    """Choose the precision of the features that a head is trained on.
+class Computation(NamedTuple):
+    """How the features that a head is trained on are computed."""
 
-    `auto` is fp16 on a GPU and int8 on the CPU. On a cluster, which computes int8 on CPUs and fp32
-    on GPUs, it is fp32 if this machine has a GPU and int8 otherwise.
+    precision: Precision
+    runtime: FeatureRuntime
+    """It computes those that the head is evaluated on as well, in fp32."""
+
+
+def choose_computation(
+    requested: FeaturePrecision, *, on_gpu: bool, on_cluster: bool, num_images: int
+) -> Computation:
+    """Choose how the features are computed that a head is trained on.
+
+    `auto` is fp16 on a GPU; on the CPU it is int8, but fp32 for few images. On a cluster, which
+    computes int8 on CPUs and fp32 on GPUs, it is fp32 if this machine has a GPU and int8 otherwise.
+
+    Args:
+        requested: The setting.
+        on_gpu: Whether this machine's GPU is used.
+        on_cluster: Whether a cluster computes the features.
+        num_images: Number of images, each view counted.
 
     Raises:
         ConfigError: If the device or the cluster cannot compute that precision.
     """
-    if requested == "auto":
-        if not on_gpu:
-            return "int8"
-        return "fp32" if on_cluster else "fp16"
+    is_few = num_images <= FEW_IMAGES
+    if requested == "auto" and on_cluster:
+        requested = "fp32" if on_gpu else "int8"
+    elif requested == "auto" and on_gpu:
+        requested = "fp16"
+    elif requested == "auto":
+        requested = "fp32" if is_few else "int8"
     if requested == "fp16" and (on_cluster or not on_gpu):
         where = "on a cluster" if on_cluster else "on the CPU"
         raise ConfigError(f"`feature_precision=fp16` needs a local GPU; use int8 or fp32 {where}")
@@ -92,7 +116,8 @@ def choose_precision(requested: FeaturePrecision, *, on_gpu: bool, on_cluster: b
         raise ConfigError(
             "`feature_precision=int8` needs the CPU; use fp16 or fp32 on a GPU, or `device=cpu`"
         )
-    return requested
+    in_torch = not on_cluster and (on_gpu or (is_few and requested == "fp32"))
+    return Computation(requested, "torch" if in_torch else "onnxruntime")
 
 
 def default_cache_dir() -> Path:
@@ -114,7 +139,7 @@ class FeatureCache:
         weights_sha256: str,
         head: str,
         preprocessing: Preprocessing,
-        runtime: str = "onnxruntime",
+        runtime: FeatureRuntime = "onnxruntime",
         precision: "Precision" = "fp32",
         calibration: Sequence[str] = (),
         layers: str = "",
@@ -202,9 +227,11 @@ class Extraction:
     cache: FeatureCache
     """Cache to read and write, created for the same layers, device, precision and calibration."""
     device: torch.device
-    """The CPU uses onnxruntime, a GPU uses PyTorch."""
+    """Device of this machine that computes them."""
+    runtime: FeatureRuntime
+    """What computes them here: see `choose_computation`."""
     precision: Precision = "fp32"
-    """See `choose_precision`."""
+    """See `choose_computation`."""
     calibration: Sequence[Path] = ()
     """Images used to calibrate an int8 copy of the layers, which is faster on the CPU; empty for
     other precisions."""
@@ -258,7 +285,7 @@ def extract(
 
 
 class TorchBackbone:
-    """A backbone that runs in PyTorch on a GPU."""
+    """A backbone that runs in PyTorch, on a GPU or on the CPU."""
 
     def __init__(
         self,
@@ -271,7 +298,10 @@ class TorchBackbone:
     ) -> None:
         """Move the model to the device; `fp16` uses autocast, otherwise full fp32."""
         allow_tf32(False)
-        model = model.to(device).to(memory_format=torch.channels_last).eval()
+        if device.type != "cpu":
+            # Not on the CPU: what is trained next would depend on whether the outputs were cached.
+            model = model.to(device).to(memory_format=torch.channels_last)
+        model.eval()
         self._layers = _Frozen(model, layers)
         self._preprocessing = preprocessing
         self._device = device
@@ -286,15 +316,16 @@ class TorchBackbone:
         """
         with torch.inference_mode(), torch.autocast(self.device, torch.float16, self._fp16):
             on_device = torch.from_numpy(images).to(self._device, non_blocking=True)
-            features = self._layers(on_device).float().cpu().numpy()
+            # On a GPU, activations have the channels last.
+            features = self._layers(on_device).float().cpu().contiguous().numpy()
         if self._fp16 and not np.isfinite(features).all():
             raise ParityError(f"the features overflow fp16; {_REMEDY_FP32}")
         return features
 
     def new_batch(self, num_images: int) -> NDArray[np.uint8]:
-        """Allocate images, (N, H, W, 3), in page-locked memory, which the GPU reads directly."""
-        shape = self._preprocessing.shape(num_images)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        """Allocate images, (N, H, W, 3): page-locked for a GPU, which reads them directly."""
+        shape, on_gpu = self._preprocessing.shape(num_images), self.device != "cpu"
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu).numpy()
 
 
 def gpu_batch_size(device: torch.device) -> int:
@@ -424,14 +455,14 @@ def _results(missing: dict[str, Path], settings: Extraction, progress: Progress)
     """
     if settings.cluster is not None:
         return _results_of_cluster(missing, settings, progress)
-    if settings.device.type != "cpu":
-        return _results_of_gpu(missing, settings)
+    if settings.runtime == "torch":
+        return _results_of_torch(missing, settings)
     with _backbone_file(settings, progress) as path:
         backbone = OnnxBackbone(path, settings.preprocessing)
     return _computed_here(_Viewed(backbone, settings.view), missing, settings, BATCH_SIZE)
 
 
-def _results_of_gpu(missing: dict[str, Path], settings: Extraction) -> _Results:
+def _results_of_torch(missing: dict[str, Path], settings: Extraction) -> _Results:
     open_backbone = partial(
         TorchBackbone,
         settings.model,
@@ -444,7 +475,8 @@ def _results_of_gpu(missing: dict[str, Path], settings: Extraction) -> _Results:
         few = load_few(list(missing.values())[:CHECK_IMAGES], settings.preprocessing)
         check_fp16(backbone(few), open_backbone()(few))
     viewed = _Viewed(backbone, settings.view)
-    return _computed_here(viewed, missing, settings, gpu_batch_size(settings.device))
+    batch_size = gpu_batch_size(settings.device) if settings.device.type != "cpu" else BATCH_SIZE
+    return _computed_here(viewed, missing, settings, batch_size)
 
 
 def _results_of_cluster(

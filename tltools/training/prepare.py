@@ -23,12 +23,13 @@ from tltools.training.augment import NUM_VIEWS, UNCHANGED, View
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.decoded import decode_once, fits_on_gpu
 from tltools.training.features import (
+    Computation,
     Extraction,
     FeatureCache,
     Precision,
     check_int8,
     choose_calibration,
-    choose_precision,
+    choose_computation,
     default_cache_dir,
     extract,
 )
@@ -175,7 +176,7 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
     check_writable(setup.run_dir)
     device = torch.device(torch_device(setup.device).name)
     for config in configs:
-        _check_feature_precision(config, device, setup)
+        _check_feature_precision(dataset, config, device, setup)
     for config in configs[1:]:  # the first model loads its own before anything else
         if config.backbone.pretrained is not None:
             _load_pretrained(dataset, config, setup, torch.device("cpu"), SILENT)
@@ -189,7 +190,9 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
             ) from error
 
 
-def _check_feature_precision(config: TrainConfig, device: torch.device, setup: TrainSetup) -> None:
+def _check_feature_precision(
+    dataset: Dataset, config: TrainConfig, device: torch.device, setup: TrainSetup
+) -> None:
     if config.backbone.pretrained is None or config.feature_precision == "auto":
         return
     on_gpu = device.type != "cpu"
@@ -199,7 +202,24 @@ def _check_feature_precision(config: TrainConfig, device: torch.device, setup: T
             f"`fine_tune={config.fine_tune}`{' on a GPU' * (config.fine_tune != 'all')}, which "
             "computes all layers in each epoch; leave it out"
         )
-    choose_precision(config.feature_precision, on_gpu=on_gpu, on_cluster=setup.cluster is not None)
+    _computation(dataset, config, device, setup)
+
+
+def _computation(
+    dataset: Dataset, config: TrainConfig, device: torch.device, setup: TrainSetup
+) -> Computation:
+    """Return how features are computed: in the same way for all folds of a data set.
+
+    Raises:
+        ConfigError: If the device cannot compute them in the given precision.
+    """
+    num_images = len(dataset.frame.query("split != 'test'"))
+    return choose_computation(
+        config.feature_precision,
+        on_gpu=device.type != "cpu",
+        on_cluster=setup.cluster is not None,
+        num_images=NUM_VIEWS[config.augment] * num_images,
+    )
 
 
 def _with_cluster(config: TrainConfig, setup: TrainSetup, progress: Progress) -> TrainSetup:
@@ -458,27 +478,22 @@ class _Pretrained:
             dataset: The images.
             layers: The layers, which map normalized images to activations; None for the backbone.
         """
-        config, precision = self.config, self._precision
+        config, computation = self.config, self._computation(dataset)
         views = [View(number, config.augment) for number in range(NUM_VIEWS[config.augment])]
         train, others = dataset.part("train"), dataset.frame.query("split != 'train'")
         with temporary_folder(Path(gettempdir())) as scratch:
             extract_part = partial(self._extract, layers=layers, scratch=scratch)
-            found = {"train": [extract_part(train, precision, view=view) for view in views]}
+            found = {"train": [extract_part(train, computation, view=view) for view in views]}
             if len(others):
-                outputs = extract_part(others, "fp32", view=UNCHANGED)
+                exact = computation._replace(precision="fp32")
+                outputs = extract_part(others, exact, view=UNCHANGED)
                 rows = list(zip(others["split"], outputs, strict=True))
                 for split in _splits(dataset)[1:]:
                     found[split] = [[row for its_split, row in rows if its_split == split]]
         return found
 
-    @property
-    def _precision(self) -> Precision:
-        """Precision of the training images' features."""
-        return choose_precision(
-            self.config.feature_precision,
-            on_gpu=self.device.type != "cpu",
-            on_cluster=self.setup.cluster is not None,
-        )
+    def _computation(self, dataset: Dataset) -> Computation:
+        return _computation(dataset, self.config, self.device, self.setup)
 
     def feature_facts(self, dataset: Dataset, layers: nn.Module | None = None) -> FeatureFacts:
         """Return how `outputs` has computed the training images' features.
@@ -486,11 +501,11 @@ class _Pretrained:
         Raises:
             ParityError: If int8 was asked for, and no layer could be computed in it.
         """
-        precision = self._precision
+        computation = self._computation(dataset)
         calibration = self._calibration(dataset.part("train"))
-        file = self._cache(precision, calibration, layers).backbone
-        if precision != "int8" or not file.is_file():
-            return FeatureFacts(precision=precision)
+        file = self._cache(computation, calibration, layers).backbone
+        if computation.precision != "int8" or not file.is_file():
+            return FeatureFacts(precision=computation.precision)
         counts = check_int8(file, self.config.feature_precision)
         if counts.num_float:
             self.progress.say(
@@ -500,19 +515,18 @@ class _Pretrained:
 
     def _cache(
         self,
-        precision: Precision,
+        computation: Computation,
         calibration: Mapping[str, Path],
         layers: nn.Module | None,
         view: View = UNCHANGED,
     ) -> FeatureCache:
-        is_torch = self.setup.cluster is None and self.device.type != "cpu"
         return FeatureCache(
             self.setup.cache_dir or default_cache_dir(),
             weights_sha256=self.weights.sha256,
             head=self.config.head,
             preprocessing=self.preprocessing,
-            runtime="torch" if is_torch else "onnxruntime",
-            precision=precision,
+            runtime=computation.runtime,
+            precision=computation.precision,
             calibration=list(calibration),
             layers="" if layers is None else f"before {'.'.join(self.config.backbone.split_at)}",
             view=view.name,
@@ -521,20 +535,21 @@ class _Pretrained:
     def _extract(
         self,
         part: "pd.DataFrame",
-        precision: Precision,
+        computation: Computation,
         *,
         layers: nn.Module | None,
         view: View,
         scratch: Path,
     ) -> list[Tensor]:
         paths, hashes = [Path(path) for path in part["path"]], list(part["sha256"])
-        calibration = self._calibration(part) if precision == "int8" else {}
+        calibration = self._calibration(part) if computation.precision == "int8" else {}
         settings = Extraction(
             model=self.model,
             preprocessing=self.preprocessing,
-            cache=self._cache(precision, calibration, layers, view),
+            cache=self._cache(computation, calibration, layers, view),
             device=self.device,
-            precision=precision,
+            runtime=computation.runtime,
+            precision=computation.precision,
             calibration=list(calibration.values()),
             layers=layers,
             view=view,
