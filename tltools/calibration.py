@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tltools.card import Confidence
 from tltools.metrics import reliability, softmax
-from tltools.wording import plural
+from tltools.wording import in_percent, plural
 
 BOUNDS = (0.05, 20.0)
 """Range of temperatures. A fit at a bound means that the images contain too few mistakes."""
@@ -77,14 +77,15 @@ def _objection(temperature: float, held_out: _HeldOut) -> str:
     """Return why a fitted temperature is not used; empty if it is."""
     if not BOUNDS[0] * 1.01 < temperature < BOUNDS[1] * 0.99:
         return f"the fitted temperature, {temperature:.2g}, is a bound of the plausible range"
-    for name, before, after in (
-        ("expected calibration error", held_out.ece_before, held_out.ece_after),
-        ("negative log-likelihood", held_out.nll_before, held_out.nll_after),
+    for name, written, before, after in (
+        ("expected calibration error", in_percent, held_out.ece_before, held_out.ece_after),
+        ("negative log-likelihood", "{:.4f}".format, held_out.nll_before, held_out.nll_after),
     ):
         if after >= before:
-            change = f"raise the {name} of held-out images from {before:.4f} to {after:.4f}"
-            if f"{before:.4f}" == f"{after:.4f}":
-                change = f"leave the {name} of held-out images at {before:.4f}"
+            old, new = written(before), written(after)
+            change = f"raise the {name} of held-out images from {old} to {new}"
+            if old == new:
+                change = f"leave the {name} of held-out images at {old}"
             return f"a temperature of {temperature:.2f} would {change}"
     return ""
 

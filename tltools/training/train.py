@@ -541,6 +541,6 @@ def _of_confidence(confidence: Confidence) -> str:
     if confidence.note or before is None or after is None:
         return f"Confidence is not calibrated (temperature 1): {confidence.note}"
     return (
-        f"Temperature {confidence.temperature:.2f}: expected calibration error {before:.4f} "
-        f"before, {after:.4f} after (held out)"
+        f"Temperature {confidence.temperature:.2f}: expected calibration error "
+        f"{in_percent(before)} before, {in_percent(after)} after (held out)"
     )
