@@ -180,8 +180,8 @@ CASES = (
         ),
     ),
     Case(
-        "--unknown must be a percentile above 0 and below 100",
-        "classify data --unknown 100",
+        "--unknown must be a percentile of at least 1 and below 100",
+        "classify data --unknown 0.99",
         ("classify data --unknown 99",),
         2,
     ),
@@ -541,7 +541,7 @@ CASES = (
         "--engine ray computes frozen features, and", f"{ONE_EPOCH} --engine ray", (ONE_EPOCH,), 2
     ),
     Case(
-        "Next: tltools export; tltools report",
+        "Next: tltools export, or tltools report to see",
         ONE_EPOCH,
         ("export", "report"),
         0,
@@ -616,14 +616,14 @@ CASES = (
         2,
     ),
     Case(
-        "Next: tltools classify FOLDER, and tltools bench",
+        "Next: tltools classify FOLDER, or tltools bench to compare the files",
         "export",
         ("classify data", BENCH),
         0,
     ),
     # ------------------------------------------------------------------ thresholds
     Case(
-        "Next: tltools classify FOLDER --model {} --threshold auto",
+        "Next: {}, then tltools classify FOLDER --model {} --threshold auto",
         f"{CHOSEN}; {CHOOSE}",
         ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx --threshold auto",),
         0,
@@ -634,7 +634,7 @@ CASES = (
         (f"classify data --shard 2/2 -o b.csv --overwrite; {MERGE}",),
     ),
     Case(
-        "--threshold is of one class, and the model has",
+        "--threshold applies to a single class, and the model has",
         f"{THREE}; export three/cnn -o new; {CLASSIFY_THREE} --threshold 0.5",
         (
             f"{CLASSIFY_THREE} --threshold 0.5 --class red",
@@ -680,7 +680,7 @@ CASES = (
         2,
     ),
     Case(
-        "--target-recall is of one class",
+        "--target-recall applies to a single class",
         f"{THREE}; evaluate three/cnn --target-recall 0.5",
         ("evaluate three/cnn --target-recall 0.5 --class red",),
         2,

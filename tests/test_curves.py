@@ -161,7 +161,7 @@ def test_many_classes_without_a_name_get_a_smallest_confidence():
     assert found.precision.value >= 0.95
     assert (found.coverage.count, found.coverage.total) == (kept.sum(), 600)
     assert (found.class_name, found.recall, found.held_out_recall) == (None, None, None)
-    with pytest.raises(ConfigError, match="`target_recall=` is of one class"):
+    with pytest.raises(ConfigError, match="`target_recall=` applies to a single class"):
         choose(probs, targets, figure="recall", class_name=None)
 
 

@@ -31,7 +31,7 @@ MAX_SUMMARY = 66
 NUM = 20
 ELSEWHERE = {
     "needs a server", "needs a GPU", "needs Ray", "needs Docker", "needs Triton",
-    "detects your shell", "serves a page", "needs more images",
+    "needs tltools serve", "for your shell", "until Ctrl-C", "needs enough images",
 }  # fmt: skip
 """How a page marks a command that is not run here; its options are still parsed."""
 QUICK = {

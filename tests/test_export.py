@@ -610,6 +610,20 @@ def test_a_wrong_export_of_a_network_that_amplifies_rounding_errors_is_refused(
         make_exports(folder, ["onnx"], tmp_path / "exports", device="cpu")
 
 
+def test_pytorch_sees_each_image_once(cnn_run, tmp_path, monkeypatch):
+    """Its logits and the features of the distances are of one pass."""
+    seen = []
+
+    def recorded(predictor, paths, **options):
+        seen.extend(paths)
+        return predict(predictor, paths, **options)
+
+    monkeypatch.setattr("tltools.export.trained.predict", recorded)
+    (made,) = make_exports(cnn_run, ["torchscript"], tmp_path, device="cpu")
+    assert made.facts.distances is not None
+    assert len(seen) == len(set(seen)) > 0
+
+
 def test_an_export_within_its_limits_needs_no_float64(cnn_exports):
     assert all(one.parity.rounding is None for one in cnn_exports.values())
 

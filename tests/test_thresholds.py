@@ -91,8 +91,39 @@ def test_a_threshold_is_written_into_the_runs_card_and_nothing_else_changes(plac
 def test_many_classes_get_a_smallest_confidence(place):
     ran = evaluate(place, "runs/tiny", "--target-precision", 0.9)
     assert ran.code == 0, ran.err
-    assert "Threshold of the confidence of all labels" in ran.out
+    assert "Smallest confidence for a precision of at least 90%" in ran.out
     assert load_card(place / "runs" / "tiny").threshold.class_name is None
+
+
+def test_a_threshold_that_replaces_another_says_which(place):
+    first = evaluate(place, "runs/tiny", "--target-precision", 0.9)
+    assert "replaces" not in first.err
+    again = evaluate(place, "runs/tiny", "--target-precision", 0.9)
+    assert "replaces" not in again.err  # it is the same
+    other = evaluate(place, "runs/tiny", "--target-precision", 0.8, "--class", "green")
+    assert "It replaces the threshold" in other.err
+    assert "for confidence: precision" in other.err
+    assert "on 120 validation images of colors" in other.err
+
+
+def test_a_recall_without_a_class_is_refused_before_images_are_scored(place):
+    words = ("exports/tiny/tiny.fp32.onnx", "images", "--device", "cpu", "--exclude-train")
+    ran = evaluate(place, *words, "--target-recall", 0.9)
+    assert (ran.code, "Evaluating" in ran.err) == (2, False)
+    assert "--target-recall applies to a single class" in ran.err
+
+
+def test_tables_of_an_evaluation_say_which_images_they_count(place):
+    words = ("exports/tiny/tiny.fp32.onnx", "images", "--device", "cpu")
+    plain = evaluate(place, *words)
+    assert "reach the confidence" not in plain.out
+    assert "ROC AUC, all images" not in plain.out
+    ran = evaluate(place, *words, "--min-confidence", 0.4)
+    text = " ".join(ran.out.split())
+    assert "By class, of the" in text
+    assert text.count("of 30 images that reach the confidence") == 2
+    for row in ("their top-1 accuracy", "ROC AUC, all images", "calibration error, all images"):
+        assert row in text
 
 
 def test_an_exports_threshold_is_chosen_by_its_own_outputs_and_printed_only(place):
@@ -183,7 +214,7 @@ def test_a_card_that_changed_in_the_meantime_keeps_what_it_has(place):
         (("--threshold", "auto"), "missing argument DATA"),
         (("--target-precision", 0.9, "--target-recall", 0.9), "not both"),
         (("--target-precision", 0), "must be above 0"),
-        (("--target-recall", 0.9), "--target-recall is of one class"),
+        (("--target-recall", 0.9), "--target-recall applies to a single class"),
         (("--target-precision", 0.9, "--threshold", 0.5), "--threshold is for scoring"),
         (("--target-precision", 0.9, "--report", "a.html"), "--report is for scoring"),
         (("--target-precision", 0.9, "--split", "val"), "--split is about DATA"),

@@ -277,9 +277,9 @@ def test_images_in_an_archive_are_unknown_too(export, odd, tmp_path):
     assert summary.num_unknown >= 4
 
 
-@pytest.mark.parametrize("value", [0, 100, -1, float("nan")])
+@pytest.mark.parametrize("value", [0, 0.99, 100, -1, float("nan")])
 def test_a_percentile_out_of_range_is_refused(export, odd, tmp_path, value):
-    with pytest.raises(ConfigError, match="`unknown=` must be a percentile above 0 and below 100"):
+    with pytest.raises(ConfigError, match="`unknown=` must be a percentile of at least 1 and"):
         Job(export, [odd], tmp_path / "a.csv", unknown=value)
 
 

@@ -150,6 +150,16 @@ def check_target(figure: Figure, at_least: float) -> None:
         )
 
 
+def check_has_class(figure: Figure, class_name: str | None) -> None:
+    """Reject a recall that is of no class.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    if class_name is None and figure == "recall":
+        raise ConfigError("`target_recall=` applies to a single class; name it with `class_name=`")
+
+
 def choose_threshold(
     probs: NDArray[np.float64],
     targets: NDArray[np.int64],
@@ -182,8 +192,7 @@ def choose_threshold(
         ValueError: If a probability is not finite, or the class is unknown.
     """
     check_target(figure, at_least)
-    if class_name is None and figure == "recall":
-        raise ConfigError("`target_recall=` is of one class; name it with `class_name=`")
+    check_has_class(figure, class_name)
     index = None if class_name is None else list(classes).index(class_name)
     scores, counts = _scores(probs, targets, index)
     found = curve(scores, counts)

@@ -421,7 +421,7 @@ def write_folds(folder: Path, classes: Sequence[str], predictions: FoldPredictio
     suspects = predictions.suspects()
     ranks.iloc[suspects] = np.arange(1, len(suspects) + 1)
     part = RunPredictions(predictions.paths, predictions.targets, predictions.probs)
-    frame = predictions_frame(classes, part)
+    frame = predictions_frame(classes, part, decimals=schema.DECIMALS)
     frame = frame.assign(**{schema.FOLD: predictions.folds, schema.SUSPECT: ranks})
     _write_table(frame, folder / FOLDS)
 

@@ -9,7 +9,7 @@ from tltools.artifacts import images_of, run_of
 from tltools.atomic import write_text
 from tltools.card import MAX_CARD_BYTES, Card, Threshold, with_threshold
 from tltools.classify.threshold import positive_class
-from tltools.curves import Figure, check_target, choose_threshold
+from tltools.curves import Figure, check_has_class, check_target, choose_threshold
 from tltools.data.dataset import Dataset
 from tltools.decisions import ClassThreshold
 from tltools.errors import ArtifactError, ConfigError, DataError
@@ -47,10 +47,12 @@ class Target:
         """Return the class that the threshold is of for a model; None: the labels of all classes.
 
         Raises:
-            ConfigError: If the model has no such class.
+            ConfigError: If the model has no such class, or the target is a recall without a class.
         """
         if self.class_name is None:
-            return positive_class(card)
+            name = positive_class(card)
+            check_has_class(self.figure, name)
+            return name
         ClassThreshold(self.class_name, 0.0).index(card.classes)
         return self.class_name
 

@@ -268,7 +268,7 @@ def unknown(name: str, known: Iterable[str]) -> ConfigError:
     """Return the error of a model that neither tltools nor torchvision has."""
     return ConfigError(
         f"unknown model {name!r};{did_you_mean(name, ('cnn', *known))} tltools models --all lists "
-        "torchvision's, and timm:NAME is one of timm's"
+        "torchvision's, and timm:NAME takes a model of timm"
     )
 
 

@@ -63,16 +63,18 @@ def check_min_confidence(min_confidence: float | None, classes: Sequence[str] = 
 
 
 def check_unknown(unknown: float | None, classes: Sequence[str] = ()) -> None:
-    """Reject a percentile that is not between 0 and 100, or a class with the name of its label.
+    """Reject a percentile that is not from 1 to below 100, or a class with the name of its label.
 
     Raises:
         ConfigError: In either case.
     """
     if unknown is None:
         return
-    if not 0 < unknown < 100:  # NaN, too
+    if not 1 <= unknown < 100:  # NaN, too; a lower one is a share that was meant as a percentage
+        meant = f": did you mean {100 * unknown:g}?" if 0 < unknown < 1 else ""
         raise ConfigError(
-            f"`unknown=` must be a percentile above 0 and below 100, such as 99, got {unknown:g}"
+            f"`unknown=` must be a percentile of at least 1 and below 100, such as 99, got "
+            f"{unknown:g}{meant}"
         )
     if UNKNOWN in classes:
         raise ConfigError(

@@ -58,8 +58,8 @@ def resolve_threshold(
     name = class_name or positive_class(card)
     if name is None:
         raise ConfigError(
-            f"`threshold=` is of one class, and the model has {len(card.classes):,}; name it with "
-            "`class_name=`, or use `min_confidence=` for all classes"
+            f"`threshold=` applies to a single class, and the model has {len(card.classes):,}; "
+            "name it with `class_name=`, or use `min_confidence=` for all classes"
         )
     return _checked(card, ClassThreshold(name, threshold), min_confidence)
 

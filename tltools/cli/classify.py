@@ -236,8 +236,8 @@ def classify(
         )
         if done:
             tell_sorted(done, out.progress)
-        elif suggest and here.report is None and isinstance(summary.output, Path):
-            out.progress.say(f"Next: {_report_command(summary.output, inputs, is_known=is_known)}")
+        elif suggest and here.report is None and (file := _labeled_file(summary)):
+            out.progress.say(f"Next: {_report_command(file, inputs, is_known=is_known)}")
 
     if engine == "ray":
         summary = _run_on_cluster(settings, there, out.progress, tell)
@@ -282,6 +282,12 @@ def _run_on_cluster(
         part_format=options.part_format,
     )
     return run_ray_job(job, progress=progress, on_summary=tell)
+
+
+def _labeled_file(summary: "Summary") -> Path | None:
+    """Return a job's local file; None if it has none, or one without a label."""
+    has_labels = summary.num_failed < summary.num_images
+    return summary.output if has_labels and isinstance(summary.output, Path) else None
 
 
 def _check_done(
@@ -417,6 +423,7 @@ def _write_report(
 
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
+    from tltools.console import rate
     from tltools.data.left_out import describe_counts
     from tltools.runtime.device import tell_device
     from tltools.runtime.selftest import lacks_self_test
@@ -457,5 +464,5 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
         progress.say(f"{skipped} skipped: this model has classified their bytes")
     progress.say(
         f"{counted(summary.num_images, 'row')}{kept} ({summary.num_failed} with an error) in "
-        f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images/s, written to {where}"
+        f"{seconds(summary.seconds)}, {rate(summary.images_per_s, 'images')}, written to {where}"
     )

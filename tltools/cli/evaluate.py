@@ -30,7 +30,7 @@ from tltools.cli.thresholds import (
 )
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, grouped, percent_or_dash
+from tltools.wording import MAX_LISTED, grouped, in_percent, percent_or_dash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -259,6 +259,7 @@ def _choose_threshold(
     else:
         opened = running.open(model, progress)
         card = opened.card
+        target.class_of(card)  # raises an error before the images are scored
         if data is None:
             dataset, split = own_images(model, card), "val"
         else:
@@ -358,16 +359,24 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
     from tltools.console import print_table
 
     auc = result.roc_auc.value
+    # With a smallest confidence, accuracy is that of the images that reach it.
+    accuracy, others = (
+        ("top-1 accuracy", "")
+        if result.coverage is None
+        else ("their top-1 accuracy", ", all images")
+    )
     part = f"{_SPLITS[result.split]}{' that are new to the model' if is_new else ''}"
     print_table(
         f"{result.data}, {part}: {grouped(result.num_images, 'image')}",
         ("metric", "value"),
         [
             *_limit_rows(result),
-            ("top-1 accuracy (95%)", score_text(result.score)),
-            ("ROC AUC", f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})"),
-            ("expected calibration error", _calibration_text(result)),
-            ("images per second", f"{result.num_images / result.seconds:.0f}"),
+            (f"{accuracy} (95%)", score_text(result.score)),
+            (
+                f"ROC AUC{others}",
+                f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})",
+            ),
+            (f"expected calibration error{others}", _calibration_text(result)),
         ],
     )
     _print_classes(result)
@@ -375,7 +384,7 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
         _print_mistakes(result)
         return
     print_table(
-        "Confusion matrix: rows are true classes, columns predicted ones",
+        f"Confusion matrix{_kept_text(result)}: rows are true classes, columns predicted ones",
         ("", *result.classes),
         [
             (name, *map(str, row))
@@ -395,11 +404,19 @@ def _limit_rows(result: "Evaluation") -> list[tuple[str, str]]:
     return rows
 
 
+def _kept_text(result: "Evaluation") -> str:
+    """Say which images a table counts, if not all of them."""
+    if result.coverage is None:
+        return ""
+    kept = result.coverage
+    return f", of the {kept.count:,} of {grouped(kept.total, 'image')} that reach the confidence"
+
+
 def _print_classes(result: "Evaluation") -> None:
     """Print the scores of each class; of many classes, those of the worst ones."""
     from tltools.console import print_table
 
-    shown, title = result.per_class, "By class"
+    shown, title = result.per_class, f"By class{_kept_text(result)}"
     if len(shown) > MAX_LISTED:
         known = [row for row in shown if row.f1 is not None]
         shown = sorted(known, key=lambda row: row.f1 or 0.0)[:MAX_LISTED]
@@ -427,7 +444,7 @@ def _print_mistakes(result: "Evaluation") -> None:
     order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_LISTED]
     pairs = [divmod(int(index), len(wrong)) for index in order]
     print_table(
-        "Most frequent mistakes",
+        f"Most frequent mistakes{_kept_text(result)}",
         ("true class", "predicted class", "images"),
         [
             (result.classes[true], result.classes[pred], str(wrong[true, pred]))
@@ -439,8 +456,8 @@ def _print_mistakes(result: "Evaluation") -> None:
 
 
 def _calibration_text(result: "Evaluation") -> str:
-    ece = f"{result.reliability.ece:.4f}"
+    ece = in_percent(result.reliability.ece)
     if result.temperature == 1:
         return ece
-    before = f"{result.ece_uncalibrated:.4f} without temperature {result.temperature:.2f}"
+    before = f"{in_percent(result.ece_uncalibrated)} without temperature {result.temperature:.2f}"
     return f"{ece} ({before})"

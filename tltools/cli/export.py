@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tltools.layouts import Laid
 
 _NEXT = {
-    "files": "Next: tltools classify FOLDER, and tltools bench",
+    "files": "Next: tltools classify FOLDER, or tltools bench to compare the files",
     "python": "Next: run predict.py in the folder above; it needs only its requirements.txt",
     "triton": "Next: tritonserver --model-repository={folder}",
     "docker": "Next: docker build in the folder above; its README.md says how to run the image",

@@ -27,8 +27,8 @@ def models(
     found = list_published(every=every)
     out.result(found, lambda: _print_models(found))
     out.progress.say(
-        "Next: tltools train DATA --model NAME; tltools models --all lists more, and timm:NAME is "
-        "one of timm's"
+        "Next: tltools train DATA --model NAME; tltools models --all lists more, and timm:NAME "
+        "takes a model of timm"
     )
 
 

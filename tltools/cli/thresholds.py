@@ -148,6 +148,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     from tltools.artifacts import EXPORT_DIR
     from tltools.thresholds import keep_in_card
 
+    earlier = card.threshold
     written = keep_in_card(model, card, threshold) if model.is_dir() else None
     out.result(
         {"model": model, "written": written, "threshold": threshold},
@@ -162,11 +163,13 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
             "images that the model has not seen (evaluate --threshold)"
         )
     if written is not None:
+        if earlier is not None and earlier != threshold:
+            progress.say(f"It replaces the threshold {threshold_text(earlier)}")
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
-        progress.say(f"Next: {shlex.join(['tltools', 'export', str(model)])}")
         export = EXPORT_DIR / model.name / f"{model.name}.fp32.onnx"
         progress.say(
-            f"Next: tltools classify FOLDER --model {shlex.quote(str(export))} --threshold auto"
+            f"Next: {shlex.join(['tltools', 'export', str(model)])}, then tltools classify FOLDER "
+            f"--model {shlex.quote(str(export))} --threshold auto"
         )
         return
     progress.say(f"Next: {_classify_command(model, card, threshold)}")
@@ -191,7 +194,7 @@ def _classify_command(model: Path, card: "Card", threshold: "Threshold") -> str:
 def _print_threshold(one: "Threshold") -> None:
     from tltools.console import print_table
 
-    of = "the confidence of all labels" if one.class_name is None else one.class_name
+    of = "Smallest confidence" if one.class_name is None else f"Threshold of {one.class_name}"
     kept = "images that keep a label" if one.class_name is None else "images that get the class"
     rows = [
         ("threshold", repr(one.value), ""),
@@ -201,7 +204,7 @@ def _print_threshold(one: "Threshold") -> None:
         rows.append(("recall", proportion_text(one.recall), percent_or_dash(one.held_out_recall)))
     rows.append((kept, proportion_text(one.coverage), percent_or_dash(one.held_out_coverage)))
     print_table(
-        f"Threshold of {of} for a {one.figure} of at least {percent(one.at_least)}, chosen on "
+        f"{of} for a {one.figure} of at least {percent(one.at_least)}, chosen on "
         f"{one.num_images:,} {one.images}",
         ("", "on these images (95%)", "cross-validated"),
         rows,

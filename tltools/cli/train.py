@@ -483,7 +483,7 @@ def train(
     if trained[-1].interrupted:
         out.progress.say("To resume: tltools train --resume")
         raise typer.Exit(INTERRUPTED)
-    out.progress.say("Next: tltools export; tltools report shows curves and mistakes")
+    out.progress.say("Next: tltools export, or tltools report to see curves and mistakes")
 
 
 def _check_early(

@@ -97,10 +97,15 @@ class TrainedRun:
         index = {name: number for number, name in enumerate(self.card.classes)}
         return np.array([index[name] for name in self._val["class"]], dtype=np.int64)
 
-    @cached_property
+    @property
     def reference(self) -> NDArray[np.float32]:
         """PyTorch's logits of `paths`, (N, C)."""
-        return predict(self.predictor, self.paths, progress=self.progress)
+        return self._own[0]
+
+    @cached_property
+    def _own(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """PyTorch's logits, (N, C), and pooled features, (N, D), of `paths`."""
+        return self._run_model(self.paths)
 
     @cached_property
     def confidence(self) -> Confidence:
@@ -126,25 +131,25 @@ class TrainedRun:
         training = self._frame.loc[self._frame["split"] == "train", "path"]
         chosen = training.sample(frac=1.0, random_state=0)
         existing = list(islice(filter(Path.is_file, map(Path, chosen)), DISTANCE_IMAGES))
-        measured = measure_distances(self._features(existing), self._features(self.paths))
+        if not existing:
+            return None
+        measured = measure_distances(self._run_model(existing)[1], self._own[1])
         return None if measured is None else (measured.distance, measured.facts)
 
     @cached_property
     def distances(self) -> NDArray[np.float64]:
         """PyTorch's distances of the first `NUM_DISTANCES` of `paths`, (n,)."""
         assert self.distance is not None
-        return self.distance[0](self._features(self.paths[:NUM_DISTANCES]))
+        return self.distance[0](self._own[1][:NUM_DISTANCES])
 
-    def _features(self, paths: list[Path]) -> NDArray[np.float32]:
-        """Return PyTorch's pooled features of images, (N, D)."""
+    def _run_model(self, paths: list[Path]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return PyTorch's logits, (N, C), and pooled features, (N, D), of images."""
         head = self.predictor.model.head
         channels = num_channels(head, find_backbone(self.card.model).flat_channels)
         inputs = HeadInputs(channels, None)
-        if not paths:
-            return np.empty((0, channels), np.float32)
         with collecting(head, inputs):
-            predict(self.predictor, paths, progress=self.progress)
-        return inputs.values()
+            logits = predict(self.predictor, paths, progress=self.progress)
+        return logits, inputs.values()
 
     def compared(self, wanted: int) -> list[Path]:
         """Return images to compare labels on: `paths`, and others if these are too few.

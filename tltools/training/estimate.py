@@ -14,8 +14,8 @@ from tltools.training.fit import Step, mixed_precision
 from tltools.training.prepare import Job
 
 _IMAGES = 2
-"""Images of a timed step; a larger batch takes less time per image. VGG16 needs a second for each on
-a slow processor, and the estimate must not take longer than the training."""
+"""Images of a timed step; a larger batch takes less time per image. VGG16 needs a second for each
+on a slow processor, and the estimate must not take longer than the training."""
 
 
 def suggest_fine_tuning(job: Job, progress: Progress) -> None:
