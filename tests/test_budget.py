@@ -173,10 +173,19 @@ def test_an_estimate_that_is_far_too_low_is_corrected_once():
     assert pace.correction(1, 24.0) == ""
 
 
+def test_an_estimate_that_is_far_too_high_is_corrected_once():
+    pace = Pace([60.0, 30.0, 30.0], rounds=3)
+    # 20 s of 120 are known, and took a fifth: the other 100 s take 20.
+    line = pace.correction(0, 4.0)
+    assert line == "This machine is faster than estimated: about 20 s left"
+    assert pace.correction(1, 2.0) == ""
+
+
 @pytest.mark.parametrize(
     ("estimates", "took"),
     [
         pytest.param([60.0, 60.0], 29.0, id="less than 1.5 times as long"),
+        pytest.param([60.0, 60.0], 14.0, id="less than 1.5 times as fast"),
         pytest.param([6.0, 114.0], 14.0, id="too little is known"),
         pytest.param([20.0, 6.0], 26.0, id="hardly anything is left"),
     ],

@@ -39,9 +39,9 @@ CLASSIFY_BATCH, CLASSIFY_BATCHES = 8, 3
 """Images in a batch of `classify` with a slow model, and the number of such batches."""
 ROUND_IMAGES = 48
 """Images per round that timed batches classify for the accuracy, at least; 144 in three rounds."""
-MIN_KNOWN, SLOWER, WORTH_TELLING_S = 0.1, 1.5, 20.0
+MIN_KNOWN, WRONG, WORTH_TELLING_S = 0.1, 1.5, 20.0
 """A wrong estimate is corrected after this share of it, if the measurements took this many times as
-long, and if this many seconds are left."""
+long, or were this many times as fast, and if it is wrong by this many seconds."""
 NOISE = 0.05
 """Relative differences in throughput below this do not count."""
 
@@ -172,7 +172,7 @@ def estimates_s(works: Sequence[Work], effort: Effort) -> list[float]:
 
 
 class Pace:
-    """Corrects the estimate of a bench, once, if its measurements take far longer."""
+    """Corrects the estimate of a bench, once, if its measurements take far longer or shorter."""
 
     def __init__(self, estimates_s: Sequence[float], rounds: int) -> None:
         """Store the estimates of all rounds of each candidate, in seconds."""
@@ -192,14 +192,15 @@ class Pace:
         self._left_s -= self._rounds_s[index]
         self._expected_s += self._rounds_s[index]
         self._spent_s += seconds
-        slower = self._spent_s / max(self._expected_s, 1e-9)
-        left_s = slower * self._left_s
-        if self._is_told or self._expected_s < self._known_s or slower < SLOWER:
+        times = self._spent_s / max(self._expected_s, 1e-9)
+        left_s = times * self._left_s
+        if self._is_told or self._expected_s < self._known_s or 1 / WRONG < times < WRONG:
             return ""
-        if left_s < WORTH_TELLING_S:
+        if abs(left_s - self._left_s) < WORTH_TELLING_S:
             return ""
         self._is_told = True
-        return f"This machine is slower than estimated, perhaps busy: about {duration(left_s)} left"
+        how = "slower than estimated, perhaps busy" if times > 1 else "faster than estimated"
+        return f"This machine is {how}: about {duration(left_s)} left"
 
 
 def _candidate_s(work: Work, effort: Effort) -> float:
@@ -255,8 +256,11 @@ def image_seconds(flops_per_image: int | None, *, flops_per_s: float, int8: bool
     return max(seconds, MIN_IMAGE_S)
 
 
-def quick_flops_per_s(size: int = 1024, tries: int = 3) -> float:
-    """Measure the CPU's FLOP/s in fp32 matrix products, within a fraction of a second."""
+def quick_flops_per_s(size: int = 1024, tries: int = 10) -> float:
+    """Measure the CPU's FLOP/s in fp32 matrix products, within a fraction of a second.
+
+    The fastest of many counts: on a busy machine, most wait for a core.
+    """
     import numpy as np
 
     matrix = np.ones((size, size), dtype=np.float32)
