@@ -282,7 +282,7 @@ def test_inspect_says_what_to_feed_a_model(walk):
         "input images, uint8 (N, 224, 224, 3): RGB, 0 to 255",
         "preparation apply the EXIF orientation, composite transparency on white, convert to RGB, "
         "resize to 224 x 224 (bilinear, antialiased)",
-        "output logits, float32 (N, 2), and their calibrated probabilities",
+        "output logits, float32 (N, 2), and their probabilities",
         "export onnx fp32, opset",
         "verified on cpu 100.0% of",
     ):

@@ -205,6 +205,7 @@ def _print_columns(
 
     table = Table(
         box=box.SIMPLE_HEAD,
+        show_header=any(headings),
         padding=(0, GAP - 1, 0, 0),  # the box adds one
         pad_edge=False,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tltools.cli.show import score_text
 from tltools.cli.thresholds import threshold_text
-from tltools.wording import grouped, in_percent, in_percent_down, listed, minute, ordinal
+from tltools.wording import grouped, in_percent, in_percent_down, listed, minute, ordinal, percent
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -70,7 +70,7 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
     yield (
         "output",
         f"logits, float32 (N, {len(card.classes)})"
-        + ("" if facts is None else ", and their calibrated probabilities")
+        + ("" if facts is None else f", and their {'' if note else 'calibrated '}probabilities")
         + ("" if facts is None or facts.distances is None else "; distance, float32 (N,)"),
     )
     if facts is not None:
@@ -133,5 +133,7 @@ def _distance_line(one: "Distances") -> str:
             f"{grouped(found.total, 'validation image')}"
         )
     if one.max_diff is not None and one.rtol is not None:
-        text += f"; within {one.max_diff:.1%} of PyTorch's (at most {one.rtol:.1%})"
+        off = in_percent(one.max_diff)
+        how = f"less than {off[1:]}" if off.startswith("<") else f"at most {off}"
+        text += f"; {how} off PyTorch's (limit: {percent(one.rtol)})"
     return text
