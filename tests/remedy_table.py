@@ -502,6 +502,19 @@ CASES = (
         2,
     ),
     Case("--folds must be at least 2", f"{ONE_EPOCH} --folds 1", (f"{ONE_EPOCH} --folds 2",), 2),
+    Case(
+        "may be chance, since always predicting",
+        ONE_EPOCH,
+        (f"{ONE_EPOCH} --folds 5",),
+        0,
+    ),
+    Case(
+        "are few: the 95% interval",
+        f"{ONE_EPOCH} --epochs 5 --val-fraction 0.5",
+        (f"{ONE_EPOCH} --folds 5",),
+        0,
+    ),
+    Case("too few to measure an accuracy", "inspect data --json", (f"{ONE_EPOCH} --folds 5",), 0),
     Case("use --folds {} or fewer", f"{ONE_EPOCH} --folds 9", (f"{ONE_EPOCH} --folds 8",)),
     Case("{} needs images of at least {} pixels", f"{VGG16} --image-size 16", (VGG16,), 1),
     Case(

@@ -231,6 +231,44 @@ def test_a_deletion_that_was_stopped_can_be_repeated(workplace):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("place", ["runs", "runs/cnn"])
+def test_what_may_not_be_deleted_loses_nothing(workplace, place, monkeypatch, second):
+    monkeypatch.chdir(workplace)
+    access, locked = os.access, (workplace / place).resolve()
+    monkeypatch.setattr(
+        os,
+        "access",
+        lambda path, mode: (
+            not (mode & os.W_OK and Path(path).resolve() == locked) and access(path, mode)
+        ),
+    )
+    before = sorted(workplace.rglob("*"))
+    ran = run_tltools("runs", "--delete", "cnn-2", "cnn", "--yes", cwd=workplace)
+    assert ran.code == 1
+    assert re.match(r"error: cannot delete runs/cnn(-2)?, and nothing is deleted: ", ran.err)
+    assert "is not writable; make it writable, then run it again" in ran.err
+    assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize("method", ["rename", "unlink"])
+def test_a_deletion_that_fails_leaves_the_run_where_it_is(workplace, method, monkeypatch):
+    folder = workplace / "runs" / "cnn"
+    deletion = plan_deletion(folder)
+
+    def refuse(path: Path, *_args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        if method == "rename":
+            patched.setattr(Path, "rename", refuse)
+        else:
+            patched.setattr(Path, "unlink", refuse)
+        with pytest.raises(PermissionError):
+            delete_run(deletion)
+    assert plan_deletion(folder) == deletion
+    assert [one.name for one in folder.parent.iterdir()] == ["cnn"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -131,9 +131,11 @@ def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
 
 def _findings(dataset: "Dataset") -> "list[Finding]":
     """Return the findings, with options of the command line instead of the library's parameters."""
+    from tltools.cli.chance import note_few
     from tltools.console import in_options
 
-    return [replace(one, message=in_options(one.message)) for one in dataset.findings]
+    found = [*dataset.findings, *note_few(dataset, _counts(dataset))]
+    return [replace(one, message=in_options(one.message)) for one in found]
 
 
 def _audit(dataset: "Dataset") -> dict[str, Any]:
