@@ -97,6 +97,16 @@ CASES = (
         ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
+        "export it with tltools export {}, then classify images",
+        "classify runs/cnn",
+        ("export runs/cnn; classify data",),
+    ),
+    Case(
+        "no images in {}; name others (folders",
+        "$ mkdir empty; classify empty",
+        ("docs classify; classify data",),
+    ),
+    Case(
         "{} is not a finished run: it has no {}",
         "$ mkdir runs/other; export runs/other",
         (f"{ONE_EPOCH}; export",),

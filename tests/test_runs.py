@@ -196,6 +196,29 @@ def test_the_command_compares_two_runs_by_name_or_path(workplace, second):
     assert document["comparison"]["test"]["only_first"] == 0
 
 
+def test_a_folder_that_cannot_be_listed_is_told_where_images_are_read(drawn, tmp_path, monkeypatch):
+    shutil.copytree(drawn, tmp_path / "data")
+    is_file, scandir = Path.is_file, os.scandir
+
+    def refuse(path):
+        if "dark" in Path(path).parts:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def stat_file(path, **options):
+        refuse(path)
+        return is_file(path, **options)
+
+    def scan(path="."):
+        refuse(path)
+        return scandir(path)
+
+    monkeypatch.setattr(Path, "is_file", stat_file)
+    monkeypatch.setattr(os, "scandir", scan)
+    ran = run_tltools("inspect", "data", cwd=tmp_path)
+    assert ran.code == 1
+    assert ran.err.startswith("error: cannot list the folder data/dark: permission denied; make it")
+
+
 # ---------------------------------------------------------------------------------- deletion
 
 

@@ -90,15 +90,21 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Return whether a folder contains runs, and no images beside them."""
-    children = [one for one in sorted(folder.iterdir()) if one.is_dir()]
-    runs = [one for one in children if is_run_folder(one)]
-    return bool(runs) and not any(
-        is_image_name(entry.name)
-        for child in children
-        if child not in runs
-        for entry in child.iterdir()
-    )
+    """Return whether a folder contains runs, and no images beside them.
+
+    False if a folder in it cannot be listed, which reading images from it will report.
+    """
+    try:
+        children = [one for one in sorted(folder.iterdir()) if one.is_dir()]
+        runs = [one for one in children if is_run_folder(one)]
+        return bool(runs) and not any(
+            is_image_name(entry.name)
+            for child in children
+            if child not in runs
+            for entry in child.iterdir()
+        )
+    except PermissionError:
+        return False
 
 
 def list_runs(

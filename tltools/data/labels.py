@@ -17,7 +17,7 @@ from tltools.data.columns import (
     normal_name,
 )
 from tltools.data.findings import Finding, shorten
-from tltools.data.folders import find_images, is_output_folder, is_system_folder
+from tltools.data.folders import find_images, is_output_folder, is_system_folder, refuse_run
 from tltools.data.named_files import NamedFiles
 from tltools.data.splits import (
     SPLITS,
@@ -116,6 +116,7 @@ def check_data(data: Path) -> None:
     Raises:
         DataError: If it does not exist, or is a file that is neither a CSV nor an archive.
     """
+    _refuse_run(data)
     is_archive = is_archive_name(data.name) and data.is_file()
     if not is_archive and not data.is_dir():
         _check_csv(data)
@@ -126,6 +127,7 @@ def check_data(data: Path) -> None:
 
 def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
     """Return the CSV with the labels, or None if `data` has class folders."""
+    _refuse_run(data)
     if data.is_dir():
         return None if for_folders and not for_csv else _csv_of_folder(data, for_csv=for_csv)
     _check_csv(data)
@@ -134,6 +136,10 @@ def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
             f"{data} holds predictions of tltools, not labels: name a CSV with the true labels"
         )
     return data
+
+
+def _refuse_run(data: Path) -> None:
+    refuse_run(data, "labeled images", "name a CSV or a folder of class folders")
 
 
 def _check_csv(data: Path) -> None:
