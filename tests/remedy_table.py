@@ -102,11 +102,6 @@ CASES = (
         ("export runs/cnn; classify data",),
     ),
     Case(
-        "no images in {}; name others (folders",
-        "$ mkdir empty; classify empty",
-        ("docs classify; classify data",),
-    ),
-    Case(
         "{} is not a finished run: it has no {}",
         "$ mkdir runs/other; export runs/other",
         (f"{ONE_EPOCH}; export",),
@@ -512,6 +507,11 @@ CASES = (
         2,
     ),
     Case("--folds must be at least 2", f"{ONE_EPOCH} --folds 1", (f"{ONE_EPOCH} --folds 2",), 2),
+    Case(
+        "all of them are in {}; add --images",
+        "$ sed 's|data/||' labels.csv > l.csv; train l.csv --model cnn --image-size 32 --epochs 1",
+        ("train l.csv --images data --model cnn --image-size 32 --epochs 1",),
+    ),
     Case(
         "may be chance, since always predicting",
         ONE_EPOCH,

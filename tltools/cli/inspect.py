@@ -159,6 +159,20 @@ def _show_audit(dataset: "Dataset", sheet: Path | None, progress: "RichProgress"
         progress.say(f"Contact sheet with a few images of each class: {sheet}")
 
 
+def _found(dataset: "Dataset") -> str:
+    """Say how many images there are, and how many others are missing or unreadable."""
+    bad = {
+        one.kind: len(one.paths)
+        for one in dataset.findings
+        if one.kind in ("missing", "unreadable")
+    }
+    number = len(dataset.frame)
+    if not bad:
+        return counted(number, "image")
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in bad.items())
+    return f"{number:,} of {counted(number + sum(bad.values()), 'image')} ({reasons})"
+
+
 def _print_audit(dataset: "Dataset") -> None:
     from tltools.console import print_table
 
@@ -166,7 +180,7 @@ def _print_audit(dataset: "Dataset") -> None:
     columns = next(iter(counts.values()), {"all": 0})
     hidden = max(0, len(counts) - MAX_LISTED)
     print_table(
-        f"{dataset.name}: {counted(len(dataset.frame), 'image')}, split: {dataset.split_rule}",
+        f"{dataset.name}: {_found(dataset)}, split: {dataset.split_rule}",
         ("class", *columns),
         [(name, *map(str, row.values())) for name, row in list(counts.items())[:MAX_LISTED]]
         + ([(f"and {hidden:,} more (--json)", *[""] * len(columns))] if hidden else []),

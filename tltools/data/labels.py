@@ -62,6 +62,10 @@ class Labels:
     """What may be meant instead, for paths that do not exist."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files without an image suffix in class folders, by suffix."""
+    of_csv: bool = False
+    """Whether a CSV holds the labels."""
+    elsewhere: Path | None = None
+    """The one folder beside the CSV that has all of its images, none of which was found."""
 
 
 def read_labels(
@@ -237,8 +241,29 @@ def _read_csv(
             *_note_unread_splits(table, columns),
         ),
         located.hints,
+        of_csv=True,
+        elsewhere=_elsewhere(path, names, located.paths),
     )
     return _with_one_spelling(found, rows)
+
+
+def _elsewhere(path: Path, names: Sequence[str], located: Sequence[str]) -> Path | None:
+    """Return the one folder beside a CSV that has all of its images, if none was found.
+
+    Args:
+        path: The CSV.
+        names: The images as the CSV names them.
+        located: Where they were looked for.
+    """
+    if any(map(os.path.exists, located)):
+        return None
+    wanted = dict.fromkeys(names)
+    try:
+        folders = [one for one in _visible(path.parent) if one.is_dir()]
+    except DataError:  # only the CSV can be read there, so nothing can be proposed
+        return None
+    found = [one for one in folders if all(os.path.isfile(one / name) for name in wanted)]  # noqa: PTH113
+    return found[0] if len(found) == 1 else None
 
 
 def _labels_of(table: Table, columns: Columns) -> list[str]:
