@@ -19,6 +19,7 @@ from tltools.cli.options import (
     Tf32Option,
     load_to_score,
     open_cluster,
+    path_or_run,
     path_or_url,
 )
 from tltools.cli.show import check_output_folder, check_report, score_text, write_report
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
     from tltools.thresholds import Target
 
 
-ModelArgument = Annotated[Path, typer.Argument(help=f"Run folder, or export ({suffixes()}).")]
+ModelArgument = Annotated[
+    Path, typer.Argument(help=f"Run, or export ({suffixes()}).", parser=path_or_run)
+]
 DataArgument = Annotated[
     Any,  # Location
     typer.Argument(

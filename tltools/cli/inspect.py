@@ -15,7 +15,7 @@ from tltools.cli.options import (
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
-    path_or_url,
+    path_or_run_or_url,
     split_names,
 )
 from tltools.errors import DataError
@@ -32,7 +32,8 @@ def inspect(
     path: Annotated[
         Any,  # Location
         typer.Argument(
-            help="A run, an export, a folder of these, or labeled images.", parser=path_or_url
+            help="A run, an export, a folder of these, or labeled images.",
+            parser=path_or_run_or_url,
         ),
     ],
     *,
