@@ -310,6 +310,12 @@ def test_a_missing_path_or_a_file_that_is_not_csv_is_an_error(tmp_path):
         read(csv, images=tmp_path / "gone")
 
 
+def test_a_misspelled_column_is_proposed(tmp_path):
+    path = write_csv(tmp_path, "Datei,Klasse\na.png,x\n")
+    with pytest.raises(ConfigError, match="no column 'klase'; did you mean Klasse\\? its columns"):
+        read_labels(path, label_column="klase")
+
+
 def test_a_run_is_not_labeled_images(cnn_run, cnn_exports):
     for read in (read_labels, check_data):
         with pytest.raises(DataError, match=r"cnn is a run, not labeled images; name a CSV or a f"):
