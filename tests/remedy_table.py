@@ -97,6 +97,11 @@ CASES = (
         ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
+        "export it with tltools export {}, then classify images",
+        "classify runs/cnn",
+        ("export runs/cnn; classify data",),
+    ),
+    Case(
         "{} is not a finished run: it has no {}",
         "$ mkdir runs/other; export runs/other",
         (f"{ONE_EPOCH}; export",),
@@ -502,6 +507,24 @@ CASES = (
         2,
     ),
     Case("--folds must be at least 2", f"{ONE_EPOCH} --folds 1", (f"{ONE_EPOCH} --folds 2",), 2),
+    Case(
+        "all of them are in {}; add --images",
+        "$ sed 's|data/||' labels.csv > l.csv; train l.csv --model cnn --image-size 32 --epochs 1",
+        ("train l.csv --images data --model cnn --image-size 32 --epochs 1",),
+    ),
+    Case(
+        "may be chance, since always predicting",
+        ONE_EPOCH,
+        (f"{ONE_EPOCH} --folds 5",),
+        0,
+    ),
+    Case(
+        "are few: the 95% interval",
+        f"{ONE_EPOCH} --epochs 5 --val-fraction 0.5",
+        (f"{ONE_EPOCH} --folds 5",),
+        0,
+    ),
+    Case("too few to measure an accuracy", "inspect data --json", (f"{ONE_EPOCH} --folds 5",), 0),
     Case("use --folds {} or fewer", f"{ONE_EPOCH} --folds 9", (f"{ONE_EPOCH} --folds 8",)),
     Case("{} needs images of at least {} pixels", f"{VGG16} --image-size 16", (VGG16,), 1),
     Case(

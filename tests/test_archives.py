@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tltools.classify import Job, Shard, list_images, merge_shards, run_job
 from tltools.classify.inputs import list_portions
 from tltools.data import archives, tar
 from tltools.data.archives import list_archive
+from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
 from tltools.errors import DataError, UnreachableError
 
@@ -475,6 +477,75 @@ def test_a_decompression_bomb_is_abandoned(tmp_path, monkeypatch):
     found, (error,) = listed(data, tmp_path / "a.tgz")
     assert found == {"a.png": RED}
     assert "bytes (an archive bomb?)" in error
+
+
+# ------------------------------------------------------------------------------------ names in zips
+
+
+def zip_without_flag(
+    *members: tuple[str, bytes], encoding: str = "utf-8", extra: bytes = b""
+) -> bytes:
+    """Return a zip whose names have an encoding that no flag tells, as Linux and macOS write it."""
+    fill = "x{:03d}"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for index, (name, data) in enumerate(members):
+            info = zipfile.ZipInfo(fill.format(index).ljust(len(name.encode(encoding)), "x"))
+            info.extra = extra
+            file.writestr(info, data)
+    packed = content.getvalue()
+    for index, (name, _) in enumerate(members):
+        raw = name.encode(encoding)
+        packed = packed.replace(fill.format(index).encode().ljust(len(raw), b"x"), raw)
+    assert not any(info.flag_bits & 0x800 for info in zipfile.ZipFile(io.BytesIO(packed)).filelist)
+    return packed
+
+
+def unicode_path(name: str, *, replaces: bytes) -> bytes:
+    field = struct.pack("<BL", 1, zlib.crc32(replaces)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(field)) + field
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-8", "Überwild/ärgerlich.png"),
+        ("cp437", "Überwild/ärgerlich.png"),
+        ("cp437", "é/a.png"),
+    ],
+)
+def test_names_without_the_flag_are_utf_8_where_they_are_valid(encoding, name, tmp_path):
+    data = zip_without_flag((name, RED), ("plain/a.png", RED), encoding=encoding)
+    found, errors = listed(data, tmp_path / "a.zip")
+    assert found == {name: RED, "plain/a.png": RED}
+    assert errors == []
+    members = archives.read_members(tmp_path / "a.zip", lambda one: one.startswith(name[0]))
+    assert list(members) == [(name, RED)]
+
+
+def test_the_unicode_path_of_a_zip_member_takes_precedence(tmp_path):
+    raw = "Überwild.png".encode()
+    for replaces, name in ((raw, "Ünder.png"), (b"another", "Überwild.png")):
+        extra = unicode_path("Ünder.png", replaces=replaces)
+        data = zip_without_flag((raw.decode(), RED), extra=extra)
+        assert listed(data, tmp_path / "a.zip") == ({name: RED}, [])
+
+
+def test_a_class_of_a_zip_without_the_flag_has_its_name(images, onnx_path, tmp_path):
+    members = [(f"good/Überwild/ä{name[-5:]}", data) for name, data in files_of(images)[:4]]
+    members += [(f"good/Bees/{name[-5:]}", data) for name, data in files_of(images)[-4:]]
+    path = tmp_path / "good.zip"
+    path.write_bytes(zip_without_flag(*members))
+    dataset = load_dataset(path, purpose="inspect")
+    assert dataset.classes == ("Bees", "Überwild")
+    output = tmp_path / "rows.csv"
+    run_job(Job(onnx_path, [path], output, device="cpu"))
+    assert {row["path"] for row in rows_of(output)} == {name for name, _ in members}
+    shards = [tmp_path / f"{number}.csv" for number in (1, 2)]
+    for number, shard in enumerate(shards, 1):
+        run_job(Job(onnx_path, [path], shard, device="cpu", shard=Shard(number, 2)))
+    merge_shards(shards, tmp_path / "merged.csv")
+    assert (tmp_path / "merged.csv").read_bytes() == output.read_bytes()
 
 
 # ----------------------------------------------------------------------------------- hostile zips

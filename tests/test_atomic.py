@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from tltools.atomic import (
     LEFTOVER_AGE_S,
     atomic_folder,
     atomic_path,
+    check_writable,
     remove_leftovers,
     replace_bytes,
     sync_folder,
@@ -94,9 +96,25 @@ def test_an_unwritable_path_is_named_in_the_error(tmp_path):
         write_text(tmp_path / "file" / "x" / "result.csv", "")
 
 
+@pytest.mark.parametrize(("folder", "what"), [("runs", "it"), ("runs/cnn", "the folder above it")])
+def test_a_folder_that_cannot_be_written_is_not_called_a_file(folder, what, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied", str(options["dir"]))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(TltoolsError) as caught:
+        check_writable(tmp_path / folder)
+    assert str(caught.value) == (
+        f"cannot write {tmp_path / folder}: Permission denied; make {what} writable or choose "
+        "another path, then run it again"
+    )
+
+
 def test_an_error_names_the_path_and_never_the_temporary_file(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(TltoolsError, match=r"cannot write \S+/taken: Is a directory; an earlier"):
+    with pytest.raises(TltoolsError, match=r"cannot write \S+/taken: Is a directory; make its"):
         write_text(tmp_path / "taken", "")
 
     def write_to_a_folder() -> None:
@@ -260,7 +278,7 @@ def test_a_full_disk_is_a_one_line_error_for_every_library_that_writes(tmp_path)
     assert len(lines) == 8, done.stderr
     for line in lines:
         assert line.startswith("cannot write "), line
-        assert ": File too large; an earlier file there is unchanged; free some disk space" in line
+        assert ": File too large; the earlier file there is unchanged; free some disk space" in line
     assert set(files_in(tmp_path).values()) == {b"earlier"}
 
 

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 from conftest import CLASSES, COLORS, color_logits, save_image
 from PIL import Image
 
+import tltools
 from tltools.classify import ImageRef, Job, Plan, classify, list_images, run_job
 from tltools.classify import listing as listing_module
 from tltools.classify.inputs import list_portions
+from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError, DataError, DeviceError
 from tltools.progress import Silent
 from tltools.runtime import load_predictor, pipeline
@@ -108,6 +111,23 @@ def test_listing_is_lazy(images):
     assert names(listed) == [f"{c}/{n}.png" for c in ("blue", "green") for n in range(10)][1:]
 
 
+def test_the_chapter_lists_the_suffixes_of_images():
+    chapter = Path(tltools.__file__).parent / "docs" / "classify.md"
+    listed = re.findall(
+        r"`(\.\w+)`", chapter.read_text(encoding="utf-8").partition("by suffix, ")[2]
+    )
+    assert set(listed[: len(IMAGE_SUFFIXES)]) == IMAGE_SUFFIXES
+
+
+def test_a_run_is_not_classified(cnn_run, cnn_exports, tmp_path):
+    with pytest.raises(DataError, match=r"cnn is a run, not images; export it with tltools export"):
+        list_images([cnn_run])
+    with pytest.raises(DataError, match=r"no images in \S+/runs \(it is a folder of runs\); name"):
+        next(list_images([cnn_run.parent]))
+    with pytest.raises(DataError, match=r"no images in \S+ \(it is a folder of exports\); name"):
+        next(list_images([cnn_run.parents[1] / "exports"]))
+
+
 def test_a_missing_input_is_an_immediate_error(images):
     with pytest.raises(DataError, match="nowhere does not exist"):
         list_images([images, Path("nowhere")])
@@ -115,7 +135,7 @@ def test_a_missing_input_is_an_immediate_error(images):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "notes.md").touch()
-    with pytest.raises(DataError, match=r"no images in .*searched for .*\.png"):
+    with pytest.raises(DataError, match=r"no images in \S+; name others .*docs classify"):
         next(list_images([tmp_path]))
     with pytest.raises(DataError, match="no images in nothing"):
         next(list_images([]))

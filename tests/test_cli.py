@@ -301,6 +301,14 @@ def test_inspect_audits_data(walk):
     assert (walk.folder / "sheet.png").stat().st_size > 1000
 
 
+def test_inspect_counts_the_images_that_are_unreadable(tmp_path, drawn):
+    shutil.copytree(drawn, tmp_path / "data")
+    number = len(list((tmp_path / "data").glob("*/*.png")))
+    (tmp_path / "data" / "dark" / "bad.png").write_bytes(b"no image")
+    found = run_tltools("inspect", "data", cwd=tmp_path)
+    assert f"data: {number} of {number + 1} images (1 unreadable), split: default" in found.out
+
+
 def test_findings_of_inspect_name_options_of_the_command_line(tmp_path, images):
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data" / "red" / "bad.png").write_bytes(b"")

@@ -40,7 +40,20 @@ def test_an_archive_gives_the_same_data_as_its_folder(suffix, images, tmp_path):
     packed, plain = (load_dataset(data, purpose="inspect") for data in (archive, images))
     assert packed.fingerprint == plain.fingerprint
     assert packed.classes == plain.classes
-    assert packed.name == "photos"
+    assert packed.name == archive.name
+    assert packed.reading == f"classes from the folders in {archive}"
+
+
+def test_messages_name_the_archive_and_not_its_copy(images, tmp_path):
+    members = members_of(images)
+    bad = next(iter(members))
+    archive = pack(tmp_path / "photos.zip", members | {bad: b"no image"})
+    with pytest.raises(DataError, match=f"unreadable \\({archive}/{bad}: it is not an image"):
+        load_dataset(archive)
+    (finding,) = [
+        one for one in load_dataset(archive, skip_bad=True).findings if one.kind == "unreadable"
+    ]
+    assert f"{archive}/{bad}: it is not an image" in finding.message
 
 
 def test_a_webdataset_shard_is_labeled_by_its_cls_members(images, tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -445,6 +446,38 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
 def test_data_with_only_tiny_classes_has_nothing_to_validate(tmp_path):
     with pytest.raises(DataError, match="no image is left for val, since each class has only one"):
         load_dataset(class_folders(tmp_path, a=1, b=1))
+
+
+def test_images_beside_their_csv_are_proposed(images, tmp_path):
+    place = tmp_path / "place"
+    shutil.copytree(images, place / "my photos")
+    (place / "other").mkdir()
+    names = [path.relative_to(images).as_posix() for path in sorted(images.rglob("*.png"))]
+    table = place / "labels.csv"
+    table.write_text("\n".join(["image,label", *(f"{one},{one[0]}" for one in names)]) + "\n")
+    (finding,) = load_dataset(table, purpose="inspect").findings
+    assert (finding.severity, finding.kind) == ("error", "missing")
+    told = f"all of them are in {place}/my photos; add `images=` '{place}/my photos'"
+    assert finding.message.endswith(told)
+    with pytest.raises(DataError, match=re.escape(told)):
+        load_dataset(table)
+    assert len(load_dataset(table, images=place / "my photos").frame) == len(names)
+    shutil.copytree(images, place / "copy")  # now two folders have them
+    (finding,) = load_dataset(table, purpose="inspect").findings
+    assert finding.message.endswith("no image is left; check `images=` (their folder) and "
+                                    "`image_column=`")  # fmt: skip
+
+
+@pytest.mark.parametrize("purpose", ["train", "evaluate"])
+def test_class_folders_of_unreadable_images_are_told_as_such(purpose, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path, skip_bad=True, purpose=purpose)
+    message = str(caught.value)
+    assert message.startswith(f"all 2 images are unreadable ({tmp_path}/a/1.png: it is not an")
+    assert message.endswith(": no image is left; replace them, or name other data")
 
 
 @pytest.mark.parametrize(("large", "noted"), [(20, False), (21, True)])

@@ -349,6 +349,14 @@ def test_docs_formats_a_chapter_on_a_terminal():
     assert long
 
 
+def test_the_chapter_of_a_command_is_proposed(tmp_path):
+    for command, chapter in (("report", "training"), ("doctor", "install"), ("merge", "classify")):
+        ran = run_tltools("docs", command, cwd=tmp_path)
+        assert ran.code == 2
+        told = f"error: no chapter {command!r}; tltools {command} is described in {chapter}; choose"
+        assert ran.err.startswith(told)
+
+
 def test_an_unknown_chapter_is_a_one_line_error_that_lists_the_chapters(tmp_path):
     ran = run_tltools("docs", "cooking", cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")

@@ -1,9 +1,11 @@
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_tltools
 
 from tltools.card import Card, Preprocessing
 from tltools.data.dataset import load_dataset
@@ -141,6 +143,22 @@ def test_an_unknown_class_among_known_ones_is_an_error(make_card, dataset):
     predictor = BrightnessPredictor(make_card(classes=("red", "green", "violet")))
     with pytest.raises(DataError, match=r"does not know class blue: the data has blue, green, red"):
         evaluate(predictor, dataset)
+
+
+def test_a_class_that_is_written_differently_is_proposed(make_card, dataset):
+    predictor = BrightnessPredictor(make_card(classes=("red", "green", "Blue_")))
+    with pytest.raises(DataError, match=r"class blue \(blue: did you mean Blue_\?\): the data has"):
+        evaluate(predictor, dataset)
+
+
+def test_classes_without_images_are_told(cnn_run, drawn, tmp_path):
+    rows = [f"{path},dark" for path in sorted((drawn / "dark").glob("*.png"))]
+    (tmp_path / "l.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    ran = run_tltools("evaluate", cnn_run, "l.csv", "--device", "cpu", cwd=tmp_path)
+    assert ran.code == 0, ran
+    assert "no image of class bright among these, so recall and F1 of this class are" in ran.err
+    (line,) = [line for line in ran.out.splitlines() if re.match(r"\W*bright .*-", line)]
+    assert line.split()[-3:] == ["-", "-", "0"]
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,11 @@ def test_a_folder_means_its_images(place, cnn_run):
     )
 
 
+def test_a_run_is_not_explained(cnn_run):
+    with pytest.raises(DataError, match="is a run, not images; name images, or a folder of them"):
+        images_of([cnn_run])
+
+
 def test_of_a_large_folder_each_subfolder_has_a_part(tmp_path):
     for name, number in (("a", 10), ("b", 40)):
         (tmp_path / name).mkdir()

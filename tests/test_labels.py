@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tltools.data.labels import read_labels
+from tltools.data.labels import check_data, read_labels
 from tltools.errors import ConfigError, DataError
 
 
@@ -308,3 +308,19 @@ def test_a_missing_path_or_a_file_that_is_not_csv_is_an_error(tmp_path):
     csv = write_csv(tmp_path, "a,b\n1.jpg,0\n")
     with pytest.raises(DataError, match="name the folder of the images with `images=`"):
         read(csv, images=tmp_path / "gone")
+
+
+def test_a_misspelled_column_is_proposed(tmp_path):
+    path = write_csv(tmp_path, "Datei,Klasse\na.png,x\n")
+    with pytest.raises(ConfigError, match="no column 'klase'; did you mean Klasse\\? its columns"):
+        read_labels(path, label_column="klase")
+
+
+def test_a_run_is_not_labeled_images(cnn_run, cnn_exports):
+    for read in (read_labels, check_data):
+        with pytest.raises(DataError, match=r"cnn is a run, not labeled images; name a CSV or a f"):
+            read(cnn_run)
+    with pytest.raises(DataError, match=r"class folders \(it is a folder of runs\): make one f"):
+        read_labels(cnn_run.parent)
+    with pytest.raises(DataError, match=r"class folders \(it is a folder of exports\): make one"):
+        read_labels(cnn_run.parents[1] / "exports")

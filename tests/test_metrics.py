@@ -86,6 +86,11 @@ def test_the_report_equals_a_hand_count():
     )
 
 
+def test_a_class_without_images_has_no_f1_even_if_it_is_predicted():
+    (_, row) = classification_report(np.array([0, 1]), np.array([0, 0]), classes=["a", "b"])
+    assert row == ClassScore(name="b", precision=0.0, recall=None, f1=None, support=0)
+
+
 def test_the_report_agrees_with_scikit_learn():
     from sklearn.metrics import precision_recall_fscore_support
 

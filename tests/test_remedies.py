@@ -27,6 +27,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "classify/merge": ("merge",),
     "classify/predict": ("classify", "serve"),
     "classify/threshold": ("classify", "serve", "evaluate"),
+    "cli/chance": ("train",),
     "curves": ("evaluate",),
     "data/class_folders": READING,
     "data/columns": READING,

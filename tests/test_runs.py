@@ -196,6 +196,29 @@ def test_the_command_compares_two_runs_by_name_or_path(workplace, second):
     assert document["comparison"]["test"]["only_first"] == 0
 
 
+def test_a_folder_that_cannot_be_listed_is_told_where_images_are_read(drawn, tmp_path, monkeypatch):
+    shutil.copytree(drawn, tmp_path / "data")
+    is_file, scandir = Path.is_file, os.scandir
+
+    def refuse(path):
+        if "dark" in Path(path).parts:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def stat_file(path, **options):
+        refuse(path)
+        return is_file(path, **options)
+
+    def scan(path="."):
+        refuse(path)
+        return scandir(path)
+
+    monkeypatch.setattr(Path, "is_file", stat_file)
+    monkeypatch.setattr(os, "scandir", scan)
+    ran = run_tltools("inspect", "data", cwd=tmp_path)
+    assert ran.code == 1
+    assert ran.err.startswith("error: cannot list the folder data/dark: permission denied; make it")
+
+
 # ---------------------------------------------------------------------------------- deletion
 
 
@@ -229,6 +252,44 @@ def test_a_deletion_that_was_stopped_can_be_repeated(workplace):
             delete_run(replace(deletion, files=deletion.files[number : number + 1], kept=(folder,)))
     delete_run(plan_deletion(folder))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/cnn"])
+def test_what_may_not_be_deleted_loses_nothing(workplace, place, monkeypatch, second):
+    monkeypatch.chdir(workplace)
+    access, locked = os.access, (workplace / place).resolve()
+    monkeypatch.setattr(
+        os,
+        "access",
+        lambda path, mode: (
+            not (mode & os.W_OK and Path(path).resolve() == locked) and access(path, mode)
+        ),
+    )
+    before = sorted(workplace.rglob("*"))
+    ran = run_tltools("runs", "--delete", "cnn-2", "cnn", "--yes", cwd=workplace)
+    assert ran.code == 1
+    assert re.match(r"error: cannot delete runs/cnn(-2)?, and nothing is deleted: ", ran.err)
+    assert "is not writable; make it writable, then run it again" in ran.err
+    assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize("method", ["rename", "unlink"])
+def test_a_deletion_that_fails_leaves_the_run_where_it_is(workplace, method, monkeypatch):
+    folder = workplace / "runs" / "cnn"
+    deletion = plan_deletion(folder)
+
+    def refuse(path: Path, *_args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        if method == "rename":
+            patched.setattr(Path, "rename", refuse)
+        else:
+            patched.setattr(Path, "unlink", refuse)
+        with pytest.raises(PermissionError):
+            delete_run(deletion)
+    assert plan_deletion(folder) == deletion
+    assert [one.name for one in folder.parent.iterdir()] == ["cnn"]
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,9 @@ def test_an_existing_sample_is_left_unchanged(drawn):
 def test_another_sample_in_the_folder_is_refused(drawn, other):
     before = digests(drawn)
     arguments = {"num_images": 20, "size": 64} | other
-    with pytest.raises(ConfigError, match=r"is not this sample .*choose another folder"):
+    with pytest.raises(
+        ConfigError, match=r"is another sample \(20 images, seed 13\): choose another"
+    ):
         draw_sample(drawn, **arguments)
     assert digests(drawn) == before
 
@@ -176,21 +178,21 @@ def test_another_sample_in_the_folder_is_refused(drawn, other):
 def test_a_sample_with_a_missing_image_is_refused(tmp_path):
     folder = draw_sample(tmp_path / "a", num_images=4, size=32)
     (folder / "images/0002.jpg").unlink()
-    with pytest.raises(ConfigError, match="is not this sample"):
+    with pytest.raises(ConfigError, match="lacks files of this sample"):
         draw_sample(folder, num_images=4, size=32)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "sample.json"])
 def test_a_folder_with_other_content_is_refused(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ConfigError, match="is not this sample"):
+    with pytest.raises(ConfigError, match="is not a sample of tltools"):
         draw_sample(tmp_path, num_images=4, size=32)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_an_existing_file_is_refused(tmp_path):
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(ConfigError, match="is not this sample"):
+    with pytest.raises(ConfigError, match="is not a sample of tltools"):
         draw_sample(tmp_path / "a", num_images=4, size=32)
 
 

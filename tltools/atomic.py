@@ -154,7 +154,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             return
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        writable = "it" if existing == folder else "the folder above it"
+        raise _cannot_write(folder, error, writable=writable) from error
 
 
 @contextmanager
@@ -307,16 +308,25 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
         raise _cannot_write(path, full) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> TltoolsError:
+def _cannot_write(path: Path, error: OSError, *, writable: str = "its folder") -> TltoolsError:
+    """Return the error of a file or folder that cannot be written.
+
+    Args:
+        path: The file or folder.
+        error: Why.
+        writable: What to make writable.
+    """
     if error.errno in NO_ROOM:
         remedy = "free some disk space"
     elif error.errno in (errno.EIO, errno.ESTALE):
         remedy = "check its disk or share"
     else:
-        remedy = "make its folder writable"
+        remedy = f"make {writable} writable"
+    is_file = os.path.isfile(path)  # noqa: PTH113 - no error if it cannot be accessed
+    unchanged = " the earlier file there is unchanged;" if is_file else ""
     return TltoolsError(
-        f"cannot write {path}: {error.strerror}; an earlier file there is unchanged; {remedy} or "
-        "choose another path, then run it again"
+        f"cannot write {path}: {error.strerror};{unchanged} {remedy} or choose another path, then "
+        "run it again"
     )
 
 

@@ -35,7 +35,7 @@ from tltools.progress import SILENT, Progress
 from tltools.run_folder import RunPredictions
 from tltools.runtime import Outputs, Plan, run_images
 from tltools.runtime.pipeline import readable
-from tltools.wording import grouped, listed
+from tltools.wording import did_you_mean, grouped, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -378,8 +378,12 @@ def _name(card: Card) -> str:
 def _check_classes(classes: Iterable[str], card: Card) -> None:
     unknown = [name for name in classes if name not in card.classes]
     if unknown:
+        guesses = [
+            f"{name}:{guess}" for name in unknown if (guess := did_you_mean(name, card.classes))
+        ]
+        meant = f" ({listed(guesses)})" if guesses else ""
         raise DataError(
-            f"the model does not know class {listed(unknown)}: the data has {listed([*classes])}, "
-            f"and the model has {listed(card.classes)}; rename the data's classes "
-            "with `class_names=`, in the order of their labels"
+            f"the model does not know class {listed(unknown)}{meant}: the data has "
+            f"{listed([*classes])}, and the model has {listed(card.classes)}; rename the data's "
+            "classes with `class_names=`, in the order of their labels"
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tltools.backbones import find_backbone
 from tltools.backbones.backbone import MapsAxes
 from tltools.card import FORBIDDEN, Card, Preprocessing
-from tltools.data.folders import find_images, make_output_folder
+from tltools.data.folders import find_images, make_output_folder, own_content, refuse_run
 from tltools.data.images import load_image, printable_name
 from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError, DataError
@@ -202,16 +202,19 @@ def images_of(paths: Sequence[Path], progress: Progress = SILENT) -> list[Path]:
         progress: Receives a message about each folder whose images are not all taken.
 
     Raises:
-        DataError: If a folder has no images, or cannot be listed.
+        DataError: If a folder has no images, is a run, or cannot be listed.
     """
     images: list[Path] = []
     for path in paths:
         if not path.is_dir():
             images.append(path)
             continue
+        refuse_run(path, "images", "name images, or a folder of them")
         found = list(find_images(path))
         if not found:
-            raise DataError(f"no images in {path}; name images, or a folder of them")
+            raise DataError(
+                f"no images in {path}{own_content(path)}; name images, or a folder of them"
+            )
         number = min(len(found), MAX_OF_FOLDER)
         images += [found[index * len(found) // number] for index in range(number)]
         if number < len(found):

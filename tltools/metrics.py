@@ -26,7 +26,7 @@ class ClassScore(msgspec.Struct, frozen=True):
     recall: float | None
     """Fraction of the class's images that are labeled correctly; None without images."""
     f1: float | None
-    """Harmonic mean of precision and recall; None without images and predictions."""
+    """Harmonic mean of precision and recall; None without images."""
     support: int
     """Number of images of the class."""
 
@@ -172,7 +172,7 @@ def classification_report(
             name=name,
             precision=_ratio(right[i], predicted[i]),
             recall=_ratio(right[i], support[i]),
-            f1=_ratio(2 * right[i], predicted[i] + support[i]),
+            f1=_ratio(2 * right[i], predicted[i] + support[i]) if support[i] else None,
             support=int(support[i]),
         )
         for i, name in enumerate(classes)

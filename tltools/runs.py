@@ -1,5 +1,6 @@
 """List, compare and delete runs."""
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from tltools.artifacts import EXPORT_DIR, Artifact, read_artifact
 from tltools.card import Card, Score
 from tltools.data.suffixes import is_image_name
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, TltoolsError
 from tltools.metrics import SIGNIFICANCE, McNemar, mcnemar
 from tltools.regular import read_regular
 from tltools.run_folder import (
@@ -89,15 +90,21 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Return whether a folder contains runs, and no images beside them."""
-    children = [one for one in sorted(folder.iterdir()) if one.is_dir()]
-    runs = [one for one in children if is_run_folder(one)]
-    return bool(runs) and not any(
-        is_image_name(entry.name)
-        for child in children
-        if child not in runs
-        for entry in child.iterdir()
-    )
+    """Return whether a folder contains runs, and no images beside them.
+
+    False if a folder in it cannot be listed, which reading images from it will report.
+    """
+    try:
+        children = [one for one in sorted(folder.iterdir()) if one.is_dir()]
+        runs = [one for one in children if is_run_folder(one)]
+        return bool(runs) and not any(
+            is_image_name(entry.name)
+            for child in children
+            if child not in runs
+            for entry in child.iterdir()
+        )
+    except PermissionError:
+        return False
 
 
 def list_runs(
@@ -476,18 +483,51 @@ def _size(path: Path) -> int:
     return sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
 
 
+def check_deletable(deletion: Deletion) -> None:
+    """Check that a run can be deleted, before anything is.
+
+    Raises:
+        TltoolsError: If its folder, the folder above it or a folder in it is not writable.
+    """
+    folders = [deletion.folder, *(one for one in deletion.files if one.is_dir())]
+    if not deletion.kept:
+        folders.append(deletion.folder.absolute().parent)
+    for folder in folders:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise TltoolsError(
+                f"cannot delete {deletion.folder}, and nothing is deleted: {folder} is not "
+                "writable; make it writable, then run it again"
+            )
+
+
 def delete_run(deletion: Deletion) -> None:
     """Delete a run; its folder goes too, unless it holds files that training did not write.
 
-    A deletion that is stopped can be repeated: the files that show the run are removed last.
+    A folder that goes is renamed first: where that fails, nothing is lost. A deletion that is
+    stopped can be repeated: the files that show the run are removed last.
 
     Raises:
         OSError: If a file cannot be deleted.
+        TltoolsError: As for `check_deletable`.
     """
-    for path in deletion.files:
+    check_deletable(deletion)
+    if deletion.kept:
+        _remove(deletion.files)
+        return
+    folder = deletion.folder
+    renamed = folder.with_name(f".{folder.name}.deleted")
+    folder.rename(renamed)
+    try:
+        _remove([renamed / path.name for path in deletion.files])
+        renamed.rmdir()
+    except BaseException:
+        renamed.rename(folder)
+        raise
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    if not deletion.kept:
-        deletion.folder.rmdir()

@@ -7,13 +7,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tltools.data.folders import OnSkip, find_folders
+from tltools.data.folders import OnSkip, find_folders, own_content, refuse_run
 from tltools.data.image_ref import ImageRef
 from tltools.data.left_out import LeftOut
 from tltools.data.location import Location, Url, is_address, is_url, without_query
 from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
-from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name, is_image_name
+from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name, is_image_name
 from tltools.data.text import clean, decoded_lines
 from tltools.errors import DataError
 from tltools.wording import similar_paths
@@ -100,13 +100,20 @@ def check_inputs(inputs: Sequence[Location]) -> None:
     """Refuse inputs that cannot be listed.
 
     Raises:
-        DataError: If a local one does not exist, or one is a table.
+        DataError: If a local one does not exist or is a run, or one is a table.
     """
     for source in inputs:
         if isinstance(source, Path) and source != STDIN and not source.exists():
             raise DataError(
                 f"{source} does not exist{similar_paths(source)}; name folders, images, archives "
                 "or .txt lists"
+            )
+        if isinstance(source, Path):
+            refuse_run(
+                source,
+                "images",
+                f"export it with tltools export {source}, then classify images with tltools "
+                "classify FOLDER",
             )
         if source.suffix.lower() in TABLE_SUFFIXES:
             raise DataError(
@@ -299,8 +306,12 @@ def _refuse_nothing(portions: Iterator[Portion], inputs: Sequence[Location]) -> 
         empty = False
         yield portion
     if empty:
-        names = ", ".join(str(source) for source in inputs) or "nothing"
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        names = ", ".join(str(one) + _content(one) for one in inputs) or "nothing"
         raise DataError(
-            f"no images in {names} (folders and archives are searched for {suffixes}); name others"
+            f"no images in {names}; name others (folders and archives are searched by suffix: "
+            "tltools docs classify)"
         )
+
+
+def _content(source: Location) -> str:
+    return own_content(source) if isinstance(source, Path) else ""

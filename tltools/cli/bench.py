@@ -12,6 +12,7 @@ from tltools.cli.options import (
     ReadingOptions,
     ReportOption,
     load_to_score,
+    path_or_run,
     path_or_url,
     split_numbers,
 )
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 ModelsArgument = Annotated[
     list[Path] | None,
-    typer.Argument(help="Runs and exports to measure.", show_default="exports/ and their runs"),
+    typer.Argument(
+        help="Runs and exports to measure.",
+        show_default="exports/ and their runs",
+        parser=path_or_run,
+    ),
 ]
 DataOption = Annotated[
     Any,  # Location | None

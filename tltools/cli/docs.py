@@ -66,14 +66,29 @@ def read_chapter(topic: str) -> str:
         ConfigError: If the chapter does not exist.
     """
     if topic not in CHAPTERS:
-        raise ConfigError(
-            f"no chapter {topic!r};{did_you_mean(topic, CHAPTERS)} choose from "
-            f"{', '.join(CHAPTERS)}"
+        described = _chapter_of(topic)
+        guess = (
+            f" tltools {topic} is described in {described};"
+            if described
+            else did_you_mean(topic, CHAPTERS)
         )
+        raise ConfigError(f"no chapter {topic!r};{guess} choose from {', '.join(CHAPTERS)}")
+    text = _text_of(topic)
+    return _LINKS.sub(r"\1 (`tltools docs \2`)", _COMMENTS.sub("", text))
+
+
+def _text_of(chapter: str) -> str:
     from importlib.resources import files  # here, because most commands do without it
 
-    text = (files("tltools") / "docs" / f"{topic}.md").read_text(encoding="utf-8")
-    return _LINKS.sub(r"\1 (`tltools docs \2`)", _COMMENTS.sub("", text))
+    return (files("tltools") / "docs" / f"{chapter}.md").read_text(encoding="utf-8")
+
+
+def _chapter_of(command: str) -> str | None:
+    """Return the chapter that has the most of a command; None if none has it."""
+    pattern = re.compile(rf"tltools {re.escape(command)}\b")
+    uses = {name: len(pattern.findall(_text_of(name))) for name in CHAPTERS}
+    best = max(uses, key=uses.__getitem__)
+    return best if uses[best] else None
 
 
 def summary(text: str) -> str:

@@ -19,6 +19,7 @@ from tltools.cli.options import (
     Tf32Option,
     load_to_score,
     open_cluster,
+    path_or_run,
     path_or_url,
 )
 from tltools.cli.show import check_output_folder, check_report, score_text, write_report
@@ -30,7 +31,7 @@ from tltools.cli.thresholds import (
 )
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, grouped, in_percent, percent_or_dash
+from tltools.wording import MAX_LISTED, grouped, in_percent, listed, percent_or_dash, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
     from tltools.thresholds import Target
 
 
-ModelArgument = Annotated[Path, typer.Argument(help=f"Run folder, or export ({suffixes()}).")]
+ModelArgument = Annotated[
+    Path, typer.Argument(help=f"Run, or export ({suffixes()}).", parser=path_or_run)
+]
 DataArgument = Annotated[
     Any,  # Location
     typer.Argument(
@@ -174,6 +177,7 @@ def evaluate(
     trained_on = training_images(model, opened.card)
     result = opened.score(dataset, split=subset.split, trained_on=trained_on, **limits)
     _tell_trained_on(result, progress)
+    _tell_missing(result, progress)
     if output is not None:
         title = f"{opened.card.run} on {dataset.name}"
         name = _write_files(result, output, title=title, only_mistakes=mistakes)
@@ -204,6 +208,16 @@ def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
             f"the model was trained on {result.num_trained_on:,} of these "
             f"{grouped(result.num_images, 'image')}, so it looks better than it is; leave them out "
             "with --exclude-train"
+        )
+
+
+def _tell_missing(result: "Evaluation", progress: "RichProgress") -> None:
+    """Warn of the model's classes of which there is no image."""
+    missing = [row.name for row in result.per_class if not row.support]
+    if missing:
+        progress.warn(
+            f"no image of class {listed(missing)} among these, so recall and F1 of "
+            f"{plural(len(missing), 'this class', 'these classes')} are unknown"
         )
 
 

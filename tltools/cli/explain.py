@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.cli.command import Out, command
-from tltools.cli.options import DeviceOption
+from tltools.cli.options import DeviceOption, path_or_run
 from tltools.errors import ConfigError, DataError
 from tltools.wording import in_percent
 
@@ -26,7 +26,7 @@ ImagesArgument = Annotated[
 
 @command
 def explain(
-    model: Annotated[Path, typer.Argument(help="Run folder (runs/NAME).")],
+    model: Annotated[Path, typer.Argument(help="Run (runs/NAME).", parser=path_or_run)],
     images: ImagesArgument,
     *,
     out: Out,
@@ -48,7 +48,10 @@ def explain(
     """
     from tltools.artifacts import read_artifact
     from tltools.explain import explain_images
+    from tltools.run_folder import load_card
 
+    if not model.exists():
+        load_card(model)  # raises an error that names runs alone
     artifact = read_artifact(model)
     if not artifact.is_run:
         raise ConfigError(_use_run(artifact))

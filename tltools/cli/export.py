@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tltools.cli.command import Out, command
-from tltools.cli.options import ALL, DeviceOption, FormatOption
+from tltools.cli.options import ALL, DeviceOption, FormatOption, path_or_run
 from tltools.cli.show import check_output_folder
 from tltools.errors import ConfigError, TltoolsError, raise_all
 from tltools.runtime.model_formats import (
@@ -47,7 +47,8 @@ _INT8 = ", ".join(one.title for one in FORMATS.values() if "int8" in one.precisi
 RunsArgument = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Run folders; with --layout, also existing ONNX exports.",
+        help="Runs; with --layout, also existing ONNX exports.",
+        parser=path_or_run,
         show_default="the newest run of each model in runs/",
     ),
 ]

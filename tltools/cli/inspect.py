@@ -15,7 +15,7 @@ from tltools.cli.options import (
     ImageColumnOption,
     ImagesOption,
     LabelColumnOption,
-    path_or_url,
+    path_or_run_or_url,
     split_names,
 )
 from tltools.errors import DataError
@@ -32,7 +32,8 @@ def inspect(
     path: Annotated[
         Any,  # Location
         typer.Argument(
-            help="A run, an export, a folder of these, or labeled images.", parser=path_or_url
+            help="A run, an export, a folder of these, or labeled images.",
+            parser=path_or_run_or_url,
         ),
     ],
     *,
@@ -131,9 +132,11 @@ def _counts(dataset: "Dataset") -> dict[str, dict[str, int]]:
 
 def _findings(dataset: "Dataset") -> "list[Finding]":
     """Return the findings, with options of the command line instead of the library's parameters."""
+    from tltools.cli.chance import note_few
     from tltools.console import in_options
 
-    return [replace(one, message=in_options(one.message)) for one in dataset.findings]
+    found = [*dataset.findings, *note_few(dataset, _counts(dataset))]
+    return [replace(one, message=in_options(one.message)) for one in found]
 
 
 def _audit(dataset: "Dataset") -> dict[str, Any]:
@@ -157,6 +160,20 @@ def _show_audit(dataset: "Dataset", sheet: Path | None, progress: "RichProgress"
         progress.say(f"Contact sheet with a few images of each class: {sheet}")
 
 
+def _found(dataset: "Dataset") -> str:
+    """Say how many images there are, and how many others are missing or unreadable."""
+    bad = {
+        one.kind: len(one.paths)
+        for one in dataset.findings
+        if one.kind in ("missing", "unreadable")
+    }
+    number = len(dataset.frame)
+    if not bad:
+        return counted(number, "image")
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in bad.items())
+    return f"{number:,} of {counted(number + sum(bad.values()), 'image')} ({reasons})"
+
+
 def _print_audit(dataset: "Dataset") -> None:
     from tltools.console import print_table
 
@@ -164,7 +181,7 @@ def _print_audit(dataset: "Dataset") -> None:
     columns = next(iter(counts.values()), {"all": 0})
     hidden = max(0, len(counts) - MAX_LISTED)
     print_table(
-        f"{dataset.name}: {counted(len(dataset.frame), 'image')}, split: {dataset.split_rule}",
+        f"{dataset.name}: {_found(dataset)}, split: {dataset.split_rule}",
         ("class", *columns),
         [(name, *map(str, row.values())) for name, row in list(counts.items())[:MAX_LISTED]]
         + ([(f"and {hidden:,} more (--json)", *[""] * len(columns))] if hidden else []),

@@ -1,5 +1,6 @@
 """Options that several commands share, and how their values are parsed."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -41,6 +42,31 @@ def path_or_url(text: str) -> "Location":
         return location(text)
     except ConfigError as error:
         raise _bad(error) from error
+
+
+def path_or_run(text: str) -> Path:
+    """Parse a path; the bare name of a run in `runs/` is the run, unless there is such a path."""
+    path = Path(text)
+    if path.name != text or os.path.lexists(path):
+        return path
+    from tltools.artifacts import RUN_DIR
+    from tltools.data.folders import is_run
+
+    run = RUN_DIR / text
+    return run if is_run(run) else path
+
+
+def path_or_run_or_url(text: str) -> "Location":
+    """Parse a path, the name of a run or a URL.
+
+    Raises:
+        BadParameter: If it is a URL that cannot be used.
+    """
+    return path_or_url(text) if "://" in text else path_or_run(text)
+
+
+path_or_run.__name__ = "path"  # which help shows as the type
+path_or_run_or_url.__name__ = path_or_url.__name__
 
 
 # Titles of the panels of a help with many options.

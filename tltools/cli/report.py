@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tltools.cli.command import Out, command
+from tltools.cli.options import path_or_run
 from tltools.cli.show import write_report
 
 
@@ -16,6 +17,7 @@ def report(
         typer.Argument(
             help="Runs, exports, bench-*.json, evaluation.json or predictions files.",
             show_default="the newest of each in this folder",
+            parser=path_or_run,
         ),
     ] = None,
     *,

@@ -136,12 +136,14 @@ def _shown(value: Any) -> str:
 
 
 def _delete(names: "Sequence[str]", run_dir: Path, out: Out, *, yes: bool) -> None:
-    from tltools.runs import delete_run, find_run, plan_deletion
+    from tltools.runs import check_deletable, delete_run, find_run, plan_deletion
 
     if not names:
         raise ConfigError("--delete needs the names of runs; tltools runs lists them")
     folders = dict.fromkeys(find_run(name, run_dir) for name in names)
     plans = [plan_deletion(folder) for folder in folders]
+    for plan in plans:
+        check_deletable(plan)
     if not yes:
         _ask(plans)
     for plan in plans:

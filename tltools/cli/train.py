@@ -636,12 +636,14 @@ def _resume(
 
 def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
     """Print a table of the runs, and write the requested report."""
+    from tltools.cli.chance import tell_chance
     from tltools.run_folder import read_folds
 
     folds = [read_folds(run.folder, run.card.classes) for run in trained]
     for run, found in zip(trained, folds, strict=True):
         if found is not None:
             _tell_folds(run, found, out.progress)
+    tell_chance([run for run, found in zip(trained, folds, strict=True) if not found], out.progress)
     facts = [_facts(run, found) for run, found in zip(trained, folds, strict=True)]
     out.result(facts, lambda: _print_summary(trained))
     if report is not None:
@@ -717,9 +719,10 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
     if not len(suspects):
         return
     progress.warn(
-        f"{counted(len(suspects), 'label')} of {len(folds.paths)} may be wrong, say models with an "
-        f"accuracy of {in_percent(mean)}: look at them in {run.folder / FOLDS} (column suspect) or "
-        "in a report; the most suspicious are"
+        f"{counted(len(suspects), 'label')} of {len(folds.paths):,} may be wrong, according to the "
+        f"folds' models (accuracy {in_percent(mean)}): look at "
+        f"{plural(len(suspects), 'it', 'them')} in {run.folder / FOLDS} (column suspect) or in a "
+        "report" + ("; the most suspicious ones:" if len(suspects) > MAX_SUSPECTS else ":")
     )
     for row in suspects[:MAX_SUSPECTS]:
         label, guess = folds.targets[row], folds.probs[row].argmax()

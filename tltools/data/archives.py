@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import stat
+import struct
 import sys
 import tarfile
 import zipfile
@@ -45,6 +46,8 @@ _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], io.BufferedIOBase]], ...] = (
 _ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
 _ENCRYPTED = 0x1
+_IS_UTF8 = 0x800  # set if a member's name is UTF-8
+_UNICODE_PATH = 0x7075  # extra field of Info-ZIP with the name in UTF-8
 DAMAGED = (
     OSError,
     EOFError,
@@ -395,7 +398,7 @@ def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[
     with zipfile.ZipFile(file) as content:
         infos = content.filelist
     for info in infos:
-        shown = None if info.is_dir() else members.shown(info.filename)
+        shown = None if info.is_dir() else members.shown(_name_of(info))
         if shown is None:
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -406,6 +409,36 @@ def _list_zip(shared: _Readable, file: BinaryIO, members: _Members) -> Iterator[
             yield ImageRef(shown, _refused(_too_large(info.file_size)))
         else:
             yield _zipped(shown, shared, info)
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """Return a member's name as its writer meant it.
+
+    `zip` on Linux and the Finder of macOS write UTF-8 without saying so, which `zipfile` takes for
+    code page 437. As other programs do: a name that is valid UTF-8 is UTF-8, unless a field holds
+    the name.
+    """
+    if info.flag_bits & _IS_UTF8 or info.orig_filename.isascii():
+        return info.filename
+    raw = info.orig_filename.encode("cp437")  # the bytes in the file
+    name = _unicode_path(info.extra, raw)
+    if name is None:
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return info.filename
+    return name.partition("\0")[0].replace(os.sep, "/") or info.filename
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """Return the name in Info-ZIP's extra field; None if there is none for the name `raw`."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        # A version, the checksum of the name that it replaces, and the name.
+        if kind == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            return field[5:].decode("utf-8", "replace")
+    return None
 
 
 def _zipped(name: str, shared: _Readable, info: zipfile.ZipInfo) -> ImageRef:
@@ -474,20 +507,20 @@ def _zip_members(
     shared = _Shared.listed(path, file)
     with zipfile.ZipFile(file) as content:
         infos = [
-            info
+            (name, info)
             for info in content.filelist
             if not (info.is_dir() or stat.S_ISLNK(info.external_attr >> 16))
-            and is_wanted(info.filename)
+            and is_wanted(name := _name_of(info))
         ]
     limit = _largest(shared.size)
-    if sum(info.file_size for info in infos) > limit:
+    if sum(info.file_size for _, info in infos) > limit:
         raise OSError(f"it unpacks to more than {limit:,} bytes (an archive bomb?)")
-    for info in infos:
+    for name, info in infos:
         if info.flag_bits & _ENCRYPTED:
-            raise OSError(f"{info.filename} is encrypted; unpack the archive with its password")
+            raise OSError(f"{name} is encrypted; unpack the archive with its password")
         if info.file_size > MAX_UNPACKED:
-            raise OSError(f"{info.filename}: {_too_large(info.file_size)}")
-        yield info.filename, _read_zipped(shared, info)
+            raise OSError(f"{name}: {_too_large(info.file_size)}")
+        yield name, _read_zipped(shared, info)
 
 
 def _largest(num_packed: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tltools.data.findings import Finding, shorten
-from tltools.data.folders import SHEET, SkipReason, find_folders, is_system_folder
+from tltools.data.folders import SHEET, SkipReason, find_folders, is_system_folder, own_content
 from tltools.data.left_out import LeftOut, describe_counts
 from tltools.data.splits import (
     is_unlabeled_name,
@@ -260,8 +260,8 @@ def _find_layout(tree: _Tree) -> _Layout:
     names = tree.children(base)
     if not names:
         raise DataError(
-            f"{tree.name(base)} contains neither a CSV nor class folders: make one folder per "
-            "class, or name the CSV with the labels"
+            f"{tree.name(base)} contains neither a CSV nor class folders{own_content(tree.root)}: "
+            "make one folder per class, or name the CSV with the labels"
         )
     layout = _splits_first(tree, base) or _classes_first(tree, base)
     if layout is None:

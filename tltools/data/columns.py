@@ -15,6 +15,7 @@ from tltools.data.splits import (
 from tltools.data.suffixes import is_image_name
 from tltools.data.tables import Table
 from tltools.errors import ConfigError, DataError
+from tltools.wording import did_you_mean
 
 _IMAGE_NAMES = frozenset({
     "image", "images", "img", "imgs", "imagename", "imagenames", "image_name", "image_names",
@@ -123,8 +124,9 @@ class _Choice:
         header = self._table.header
         if header.count(name) != 1:
             how = "no column" if name not in header else "more than one column"
+            guess = "" if name in header else did_you_mean(name, header)
             raise ConfigError(
-                f"`{parameter}=`: {self._table.path} has {how} {name!r}; "
+                f"`{parameter}=`: {self._table.path} has {how} {name!r};{guess} "
                 f"its columns are {shorten(header)}"
             )
         return header.index(name)

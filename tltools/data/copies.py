@@ -28,6 +28,9 @@ from tltools.progress import SILENT, Progress
 CLASS_SUFFIX = ".cls"
 """Suffix of WebDataset members that hold the class of the image with the same name."""
 _MANIFEST = "files.json"
+_NAMES = "names in UTF-8"
+"""Part of the keys of unpacked archives: earlier versions read names without the flag of UTF-8 as
+code page 437, and what they unpacked is not used."""
 
 
 def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
@@ -50,7 +53,7 @@ def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
         if not (is_archive_name(data.name) and data.is_file()):
             return data
         info = data.stat()
-        place = _cache(f"{data.resolve()}\n{info.st_size}\n{info.st_mtime_ns}")
+        place = _cache(f"{data.resolve()}\n{info.st_size}\n{info.st_mtime_ns}\n{_NAMES}")
         return _unpacked(data, place / _stem(data.name))
     remote = Remote(data)
     if is_archive_name(data.name):
@@ -160,7 +163,7 @@ def _fetch_archive(remote: Remote, progress: Progress) -> Path:
         info = remote.info(url)
     except OSError as error:
         raise _cannot_read(url, error) from error
-    place = _cache(f"{url}\n{info.get('size')}\n{version_of(info)}")
+    place = _cache(f"{url}\n{info.get('size')}\n{version_of(info)}\n{_NAMES}")
     folder = place / _stem(url.name)
     if folder.is_dir():
         return folder

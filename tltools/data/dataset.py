@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
@@ -23,7 +24,7 @@ from tltools.data.near import SIDE, find_near_duplicates, thumbnail
 from tltools.data.reasons import refuse_failing
 from tltools.data.split import ARTICLE_VAL_FRACTION, split_article, split_default
 from tltools.data.text import word_key
-from tltools.errors import ConfigError, DataError
+from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
 from tltools.wording import counted, grouped, plural
@@ -48,7 +49,7 @@ class Dataset:
     """Labeled images, checked and split."""
 
     name: str
-    """Name of the CSV or folder."""
+    """Name of the CSV, folder or archive."""
     frame: "pd.DataFrame"
     """The rows that were kept, in source order; columns `path`, `class`, `split`, `sha256`
     and, unless it is an evaluation, `group`: the SHA-256 of an image that stands for the image and
@@ -148,7 +149,30 @@ def load_dataset(
     """
     chosen = DataSettings(**settings)
     _check_split_choice(chosen)
-    data = local_data(data, progress=progress)
+    local = local_data(data, progress=progress)
+    if local == data:
+        return _load(local, chosen, progress)
+    try:
+        found = _load(local, chosen, progress)
+    except TltoolsError as error:
+        raise type(error)(str(error).replace(str(local), str(data))) from error
+    return replace(
+        found,
+        name=data.name,
+        reading=found.reading.replace(str(local), str(data)),
+        findings=tuple(
+            replace(one, message=one.message.replace(str(local), str(data)))
+            for one in found.findings
+        ),
+    )
+
+
+def _load(data: Path, chosen: DataSettings, progress: Progress) -> Dataset:
+    """Load a data set on this machine as `load_dataset` does, which names copies by their source.
+
+    Raises:
+        ConfigError, DataError: As for `load_dataset`.
+    """
     labels = read_labels(
         data,
         images=chosen.images,
@@ -443,7 +467,9 @@ class _Audit:
     def __init__(self, *, purpose: Purpose, labels: Labels) -> None:
         self.purpose: Purpose = purpose
         self._findings = list(labels.findings)
-        self._hints = labels.hints
+        self._labels = labels
+        self._is_empty = False
+        """Whether no image is left, of which one finding is enough."""
 
     def findings(self) -> tuple[Finding, ...]:
         """Return all findings, most severe first."""
@@ -469,14 +495,16 @@ class _Audit:
             found.append(("missing", text, missing))
         if unreadable:
             reasons = shorten((problems[path] for path in unreadable), separator="; ")
-            text = f"{_are(unreadable, 'image')} unreadable ({reasons})"
+            all_ = "all " if len(unreadable) == num_images > 1 else ""
+            text = f"{all_}{_are(unreadable, 'image')} unreadable ({reasons})"
             found.append(("unreadable", text, unreadable))
         remedy = "fix the data, or skip them with `skip_bad=True`"
         if self.purpose == "inspect":
             remedy = "fix the data, or train with `skip_bad=True`"
         if len(problems) == num_images:
             skip_bad = False
-            remedy = "no image is left; check `images=` (their folder) and `image_column=`"
+            self._is_empty = True
+            remedy = self._remedy_of_none(has_missing=bool(missing))
         if found and not skip_bad and self.purpose != "inspect":
             raise DataError(f"{'; '.join(text for _, text, _ in found)}: {remedy}")
         for kind, text, paths in found:
@@ -485,9 +513,19 @@ class _Audit:
             else:
                 self.add("error", kind, f"{text}: {remedy}", paths)
 
+    def _remedy_of_none(self, *, has_missing: bool) -> str:
+        """Return what to do if no image can be read."""
+        if not has_missing:
+            return "no image is left; replace them, or name other data"
+        if (folder := self._labels.elsewhere) is not None:
+            return f"all of them are in {folder}; add `images=` {shlex.quote(str(folder))}"
+        if self._labels.of_csv:
+            return "no image is left; check `images=` (their folder) and `image_column=`"
+        return "no image is left; restore them, or name other data"
+
     def _hinted(self, path: str) -> str:
         """Return a missing path, and what may be meant instead."""
-        hint = self._hints.get(path)
+        hint = self._labels.hints.get(path)
         return f"{path}; {hint}" if hint else path
 
     def note_repeated(self, paths: Sequence[str]) -> None:
@@ -579,6 +617,8 @@ class _Audit:
 
     def check_classes(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
         """Check the number of classes and of images per class."""
+        if self._is_empty:
+            return
         if len(classes) < 2:
             self.stop(
                 "single-class",
@@ -588,8 +628,9 @@ class _Audit:
         counts.update(row.label for row in rows)
         empty = [name for name, count in counts.items() if not count]
         if empty:
-            text = f"no image is left of class {shorten(empty)} (tltools inspect shows why)"
-            self.stop("empty-class", f"{text}: add images")
+            where = "" if self.purpose == "inspect" else " (tltools inspect shows why)"
+            text = f"no image is left of class {shorten(empty)}{where}: add images"
+            self.stop("empty-class", text)
         tiny = _classes_with_one_image(rows)
         if tiny:
             self.add(
@@ -608,6 +649,8 @@ class _Audit:
 
     def check_splits(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
         """Check which classes train and val contain."""
+        if self._is_empty:
+            return
         train = {row.label for row in rows if row.split == "train"}
         val = {row.label for row in rows if row.split == "val"}
         tiny = _classes_with_one_image(rows)

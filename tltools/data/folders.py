@@ -43,6 +43,8 @@ _HEADER_BYTES = 512
 _MARK = "tltools wrote this folder and does not search it for images.\n"
 _RUN_FILES = ({"split.csv", "card.json"}, {"split.csv", "plan.json"})
 """Files that show a run, finished or not."""
+_EXPORTS = frozenset({".onnx", ".pt2", ".pt"})
+"""Suffixes of exports."""
 
 SkipReason = Literal["system", "output"]
 OnSkip = Callable[[Path, SkipReason], None]
@@ -60,6 +62,42 @@ def is_output_folder(folder: Path) -> bool:
         return _list_folder(folder).is_output
     except OSError:
         return False
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run that tltools wrote, finished or not."""
+    files = os.path.isfile  # no error if the folder cannot be accessed
+    return any(all(files(folder / name) for name in names) for names in _RUN_FILES)
+
+
+def refuse_run(folder: Path, wanted: str, remedy: str) -> None:
+    """Refuse a run where images are wanted: those in it are its plots.
+
+    Args:
+        folder: Any path.
+        wanted: What is wanted, such as `images`.
+        remedy: What to name instead.
+
+    Raises:
+        DataError: If it is a run.
+    """
+    if is_run(folder):
+        raise DataError(f"{folder} is a run, not {wanted}; {remedy}")
+
+
+def own_content(folder: Path) -> str:
+    """Return ` (it is a folder of runs)` or ` (… exports)` if it is one; empty otherwise.
+
+    For messages: all folders in it are looked into.
+    """
+    try:
+        inner = [one for one in folder.iterdir() if one.is_dir()]
+        if any(map(is_run, inner)):
+            return " (it is a folder of runs)"
+        names = (entry.suffix for one in (folder, *inner) for entry in one.iterdir())
+        return " (it is a folder of exports)" if not _EXPORTS.isdisjoint(names) else ""
+    except OSError:  # not a folder, or one that cannot be listed: nothing is known of it
+        return ""
 
 
 def find_images(root: Path) -> Iterator[Path]:

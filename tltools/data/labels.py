@@ -17,7 +17,7 @@ from tltools.data.columns import (
     normal_name,
 )
 from tltools.data.findings import Finding, shorten
-from tltools.data.folders import find_images, is_output_folder, is_system_folder
+from tltools.data.folders import find_images, is_output_folder, is_system_folder, refuse_run
 from tltools.data.named_files import NamedFiles
 from tltools.data.splits import (
     SPLITS,
@@ -62,6 +62,10 @@ class Labels:
     """What may be meant instead, for paths that do not exist."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files without an image suffix in class folders, by suffix."""
+    of_csv: bool = False
+    """Whether a CSV holds the labels."""
+    elsewhere: Path | None = None
+    """The one folder beside the CSV that has all of its images, none of which was found."""
 
 
 def read_labels(
@@ -116,6 +120,7 @@ def check_data(data: Path) -> None:
     Raises:
         DataError: If it does not exist, or is a file that is neither a CSV nor an archive.
     """
+    _refuse_run(data)
     is_archive = is_archive_name(data.name) and data.is_file()
     if not is_archive and not data.is_dir():
         _check_csv(data)
@@ -126,6 +131,7 @@ def check_data(data: Path) -> None:
 
 def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
     """Return the CSV with the labels, or None if `data` has class folders."""
+    _refuse_run(data)
     if data.is_dir():
         return None if for_folders and not for_csv else _csv_of_folder(data, for_csv=for_csv)
     _check_csv(data)
@@ -134,6 +140,10 @@ def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
             f"{data} holds predictions of tltools, not labels: name a CSV with the true labels"
         )
     return data
+
+
+def _refuse_run(data: Path) -> None:
+    refuse_run(data, "labeled images", "name a CSV or a folder of class folders")
 
 
 def _check_csv(data: Path) -> None:
@@ -231,8 +241,29 @@ def _read_csv(
             *_note_unread_splits(table, columns),
         ),
         located.hints,
+        of_csv=True,
+        elsewhere=_elsewhere(path, names, located.paths),
     )
     return _with_one_spelling(found, rows)
+
+
+def _elsewhere(path: Path, names: Sequence[str], located: Sequence[str]) -> Path | None:
+    """Return the one folder beside a CSV that has all of its images, if none was found.
+
+    Args:
+        path: The CSV.
+        names: The images as the CSV names them.
+        located: Where they were looked for.
+    """
+    if any(map(os.path.exists, located)):
+        return None
+    wanted = dict.fromkeys(names)
+    try:
+        folders = [one for one in _visible(path.parent) if one.is_dir()]
+    except DataError:  # only the CSV can be read there, so nothing can be proposed
+        return None
+    found = [one for one in folders if all(os.path.isfile(one / name) for name in wanted)]  # noqa: PTH113
+    return found[0] if len(found) == 1 else None
 
 
 def _labels_of(table: Table, columns: Columns) -> list[str]:

@@ -11,6 +11,7 @@ from tltools.errors import ConfigError, DataError
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
 from tltools.sample.image import draw_image
+from tltools.wording import counted
 
 SAMPLE_CLASSES = ("non-emergency", "emergency")
 """Class names of the labels 0 and 1."""
@@ -93,10 +94,13 @@ def _holds(folder: Path, facts: _Facts) -> bool:
     num_found = len(list((folder / "images").glob("*.jpg")))
     if found == facts and num_found == facts.num_images and (folder / SAMPLE_CSV).is_file():
         return True
-    raise ConfigError(
-        f"{folder} exists and is not this sample ({facts.num_images} images, seed {facts.seed}): "
-        "choose another folder, or delete it first"
-    )
+    if found is None:
+        what = "is not a sample of tltools"
+    elif found == facts:
+        what = "lacks files of this sample"
+    else:
+        what = f"is another sample ({counted(found.num_images, 'image')}, seed {found.seed})"
+    raise ConfigError(f"{folder} exists and {what}: choose another folder, or delete it first")
 
 
 def _write_sample(folder: Path, facts: _Facts, progress: Progress) -> None:
