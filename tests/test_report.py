@@ -24,6 +24,7 @@ from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.output_formats.parquet import write_parquet
 from tltools.classify.predict import Prediction
+from tltools.decisions import Decided
 from tltools.errors import ConfigError, DataError
 from tltools.report import check_place
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile
@@ -39,6 +40,7 @@ from tltools.report.jobs import (
 )
 from tltools.report.models import training_section
 from tltools.report.page import make_thumbnails, render, write_page
+from tltools.report.scored import read_labeled, scored_section
 from tltools.report.summary import summary_section
 from tltools.run_folder import (
     FoldPredictions,
@@ -46,6 +48,7 @@ from tltools.run_folder import (
     read_predictions,
     write_folds,
     write_predictions,
+    write_scored,
 )
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
@@ -636,6 +639,86 @@ def test_report_shows_the_named_results(place):
     assert "Evaluation of scores/evaluation.json" in page.text
     assert "This file has no images" in page.text
     assert page.tags.count("img") > 6
+
+
+def scored_file(folder: Path, *, only_mistakes: bool = False, kept: int = 4) -> Path:
+    """Four images of two classes, the second of which is misclassified; paths are absolute."""
+    names = [f"{number}.png" for number in range(4)]
+    for name in names:
+        save_image(folder / name, COLORS["red"], np.random.default_rng(0))
+    decided = Decided(np.array([0, 1, 1, 1]), np.arange(4) < kept, known=np.ones(4, dtype=np.bool_))
+    probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
+    paths = tuple(str(folder / name) for name in names)
+    part = RunPredictions(paths, np.array([0, 0, 1, 1]), probs, decided)
+    path = folder / ("mistakes.csv" if only_mistakes else "predictions.csv")
+    write_scored(path, CLASSES, part, only_mistakes=only_mistakes)
+    return path
+
+
+def test_predictions_with_true_labels_are_an_evaluation(tmp_path):
+    scored = read_labeled(scored_file(tmp_path))
+    assert scored is not None
+    section = scored_section(scored)
+    page = page_of(section)
+    assert "accuracy with its 95% interval 75.0% (30.1% to 95.4%), 3/4" in page.text
+    assert f"Confusion matrix of {tmp_path / 'predictions.csv'}" in page.text
+    tiles = list(section.tiles())
+    assert [(tile.is_wrong, tile.path) for tile in tiles] == [
+        (True, tmp_path / "1.png"),
+        (False, tmp_path / "3.png"),
+        (False, tmp_path / "2.png"),
+        (False, tmp_path / "0.png"),
+    ]
+    assert "Mistakes and correct predictions 1 of 1 mistake, 3 of 3 correct" in page.text
+
+
+def test_uncertain_images_are_left_out_of_an_accuracy(tmp_path):
+    scored = read_labeled(scored_file(tmp_path, kept=3))
+    assert scored is not None
+    text = page_of(scored_section(scored)).text
+    assert "66.7% (20.8% to 93.9%), 2/3" in text
+    assert "images that reach it, with the 95% interval 75.0%" in text
+
+
+def test_a_file_of_mistakes_is_called_that_and_has_no_accuracy(tmp_path):
+    path = scored_file(tmp_path, only_mistakes=True)
+    scored = read_labeled(path)
+    assert scored is not None
+    assert scored.score() is None
+    section = scored_section(scored)
+    text = page_of(section).text
+    assert section.title == f"Mistakes in {path}"
+    assert "holds 1 misclassified image and no correctly classified one" in text
+    assert "accuracy with its" not in text
+    assert [tile.path for tile in section.tiles()] == [tmp_path / "1.png"]
+
+
+def test_images_of_an_evaluation_are_taken_from_the_named_folder_alone(tmp_path):
+    scored = read_labeled(scored_file(tmp_path))
+    assert scored is not None
+    (tmp_path / "other").mkdir()
+    section = scored_section(scored, locate=locate_in(tmp_path / "other"))
+    assert {tile.path for tile in section.tiles()} == {None}
+
+
+def test_a_file_without_true_labels_is_a_job(tmp_path):
+    assert read_labeled(write_csv(tmp_path / "job.csv", [prediction("a.png", 0.9)])) is None
+
+
+@pytest.mark.parametrize(("old", "new"), [(",red\n", ",blue\n"), ("0.9,0.1", "1.9,0.1")])
+def test_scores_that_contradict_themselves_are_refused(tmp_path, old, new):
+    path = scored_file(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(DataError, match="run tltools evaluate again"):
+        read_labeled(path)
+
+
+def test_the_command_that_shows_a_jobs_images_names_its_file(tmp_path):
+    path = write_csv(tmp_path / "my job.csv", [prediction("a.png", 0.9)])
+    text = page_of(job_section(path, locate=None)).text
+    assert f"tltools report '{path}' --images FOLDER." in text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -289,7 +290,7 @@ def job_section(
                 )
             )
         )
-        blocks.append(_gallery(job, locate, resize))
+        blocks.append(_gallery(path, job, locate, resize))
     if job.num_failed:
         blocks += _failures(job)
     if job.distances.num_images:
@@ -297,12 +298,12 @@ def job_section(
     return Section(f"Classified: {path.name}", blocks)
 
 
-def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
+def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
     if locate is None:
         return Text(
             (
                 "To see the images, name the folder that was classified: tltools report "
-                "--images FOLDER.",
+                f"{shlex.quote(str(path))} --images FOLDER.",
             ),
             title="Images",
             tone="warning",

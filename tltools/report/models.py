@@ -162,10 +162,10 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
     blocks += [Charts(tuple(charts)), Text(tuple(lines))]
     if predictions:
         blocks.append(
-            _mistakes(
+            mistakes_gallery(
                 tile
                 for split, part in predictions.items()
-                for tile in _tiles(part, card.classes, card.preprocessing.resize, split)
+                for tile in label_tiles(part, card.classes, card.preprocessing.resize, split)
             )
         )
     else:
@@ -225,7 +225,7 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
         "Labels that may be wrong",
         tuple(
             replace(tile, is_label_in_doubt=True)
-            for tile in _tiles(held_out, classes, run.card.preprocessing.resize)
+            for tile in label_tiles(held_out, classes, run.card.preprocessing.resize)
         ),
         f"{len(shown):,} of {grouped(len(suspects), 'image')} that models trained without them "
         "assign to another class with confidence, most suspicious first.",
@@ -372,9 +372,10 @@ def _interval(one: Proportion) -> str:
     return f"{in_percent(one.value)} ({ends}, {one.count:,}/{one.total:,})"
 
 
-def _tiles(
+def label_tiles(
     predictions: RunPredictions, classes: Sequence[str], resize: Resize, split: str = ""
 ) -> Iterator[Tile]:
+    """Yield a tile for each image that has a class, with its true one."""
     names, targets = list(classes), predictions.targets.tolist()
     root = _common_folder(predictions.paths)
     preds, kept = predictions.preds.tolist(), predictions.is_kept.tolist()
@@ -402,8 +403,13 @@ def _common_folder(paths: Sequence[str]) -> str:
     return folder.rstrip("/") + "/" if folder else ""
 
 
-def _mistakes(tiles: Iterator[Tile]) -> Gallery:
-    """Choose the most confident mistakes, and the least confident correct predictions."""
+def mistakes_gallery(tiles: Iterator[Tile], *, as_seen: bool = True) -> Gallery:
+    """Choose the most confident mistakes, and the least confident correct predictions.
+
+    Args:
+        tiles: The images that have a class.
+        as_seen: Whether the tiles have the model's resize rule, as the note then says.
+    """
     mistakes: list[Tile] = []
     correct: list[Tile] = []
     for tile in tiles:
@@ -412,13 +418,15 @@ def _mistakes(tiles: Iterator[Tile]) -> Gallery:
     correct.sort(key=_confidence)
     chosen = (*mistakes[:MAX_MISTAKES], *correct[:MAX_CORRECT])
     shown = min(len(mistakes), MAX_MISTAKES), min(len(correct), MAX_CORRECT)
-    return Gallery(
-        "The most confident mistakes and the least confident correct predictions",
-        chosen,
+    title = "The most confident mistakes and the least confident correct predictions"
+    if len(chosen) == len(mistakes) + len(correct):
+        title = "Mistakes and correct predictions" if correct else "Mistakes"
+    note = (
         f"{shown[0]:,} of {grouped(len(mistakes), 'mistake')}, "
-        f"{shown[1]:,} of {grouped(len(correct), 'correct prediction')}; cropped and scaled as "
-        "the model sees them.",
+        f"{shown[1]:,} of {grouped(len(correct), 'correct prediction')}"
     )
+    seen = "; cropped and scaled as the model sees them" if as_seen else ""
+    return Gallery(title, chosen, f"{note}{seen}.")
 
 
 def _confidence(tile: Tile) -> float:
@@ -529,7 +537,9 @@ def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:
 # -------------------------------------------------------------------------------- evaluations
 
 
-class _Accuracy(msgspec.Struct, frozen=True):
+class AccuracyFacts(msgspec.Struct, frozen=True):
+    """Accuracy with its interval and counts."""
+
     value: float
     low: float
     high: float
@@ -537,7 +547,9 @@ class _Accuracy(msgspec.Struct, frozen=True):
     total: int
 
 
-class _Calibration(msgspec.Struct, frozen=True):
+class CalibrationFacts(msgspec.Struct, frozen=True):
+    """The temperature, and the expected calibration error with and without it."""
+
     temperature: float
     ece: float
     ece_uncalibrated: float
@@ -549,9 +561,9 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
     data: str
     split: str
     num_images: int
-    accuracy: _Accuracy
+    accuracy: AccuracyFacts
     roc_auc: RocAuc
-    calibration: _Calibration
+    calibration: CalibrationFacts
     classes: tuple[str, ...]
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -609,23 +621,40 @@ def evaluation_section(
     )
     if result is not None:
         predictions = result.predictions()
-        charts.append(
-            _reliability(
-                predictions.probs,
-                predictions.targets,
-                result.temperature,
-                title=f"Accuracy by confidence of {name}",
-            )
-        )
-        charts += _precision_recall(
+        charts += prediction_charts(
             predictions,
             result.classes,
-            _applied(result),
-            title=f"Precision and recall of {name}",
+            name=name,
+            temperature=result.temperature,
+            chosen=_applied(result),
         )
-        gallery = _mistakes(_tiles(predictions, result.classes, resize))
-    tables = _score_table(facts), _class_table(facts.per_class)
+        gallery = mistakes_gallery(label_tiles(predictions, result.classes, resize))
+    tables = score_table(facts), class_table(facts.per_class)
     return Section(f"Evaluation of {name}", [*tables, Charts(tuple(charts)), gallery])
+
+
+def prediction_charts(
+    predictions: RunPredictions,
+    classes: Sequence[str],
+    *,
+    name: str,
+    temperature: float = 1.0,
+    chosen: _Chosen = None,
+) -> Iterator[Chart]:
+    """Draw accuracy by confidence, and precision and recall, of at least one image.
+
+    Args:
+        predictions: The predictions.
+        classes: Class names in the order of the probabilities.
+        name: Name of the model or the file, for the titles.
+        temperature: What the logits were divided by; not 1: the chart also shows 1.
+        chosen: The threshold to mark.
+    """
+    probs, targets = predictions.probs, predictions.targets
+    yield _reliability(probs, targets, temperature, title=f"Accuracy by confidence of {name}")
+    yield from _precision_recall(
+        predictions, classes, chosen, title=f"Precision and recall of {name}"
+    )
 
 
 def _applied(result: "Evaluation") -> _Chosen:
@@ -635,7 +664,8 @@ def _applied(result: "Evaluation") -> _Chosen:
     return None if result.min_confidence is None else (None, result.min_confidence)
 
 
-def _score_table(facts: EvaluationFacts) -> Table:
+def score_table(facts: EvaluationFacts) -> Table:
+    """Return the table with the figures of all classes together."""
     one = facts.accuracy
     score = Score(
         accuracy=one.value, low=one.low, high=one.high, correct=one.correct, total=one.total
@@ -664,11 +694,13 @@ def _limit_rows(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
     if facts.threshold is not None:
         yield f"threshold for {facts.threshold.class_name}", repr(facts.threshold.value)
     if facts.coverage is not None:
-        yield "smallest confidence", repr(facts.min_confidence)
+        if facts.min_confidence is not None:
+            yield "smallest confidence", repr(facts.min_confidence)
         yield "images that reach it, with the 95% interval", _interval(facts.coverage)
 
 
-def _class_table(scores: Sequence[ClassScore]) -> Table:
+def class_table(scores: Sequence[ClassScore]) -> Table:
+    """Return the table with the figures of each class."""
     return Table(
         "By class",
         ("class", "precision", "recall", "F1", "images"),

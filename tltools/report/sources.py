@@ -25,6 +25,7 @@ from tltools.report.models import (
     read_evaluation,
     training_section,
 )
+from tltools.report.scored import Scored, read_labeled, scored_section
 from tltools.report.summary import summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
@@ -42,13 +43,17 @@ class Sources:
     exports: list[Artifact] = field(default_factory=list)
     benches: list[tuple[Path, BenchResult]] = field(default_factory=list)
     evaluations: list[tuple[Path, EvaluationFacts]] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
     jobs: list[Path] = field(default_factory=list)
 
     def paths(self) -> dict[str, list[str]]:
         """Return the paths of the results by kind, without empty kinds."""
         found = {
             "runs": [one.path for one in self.runs],
-            "evaluations": [path for path, _ in self.evaluations],
+            "evaluations": [
+                *(path for path, _ in self.evaluations),
+                *(one.path for one in self.scored),
+            ],
             "jobs": self.jobs,
             "benches": [path for path, _ in self.benches],
             "exports": [one.path for one in self.exports],
@@ -76,6 +81,10 @@ class Sources:
         for path, facts in self.evaluations:
             with _describing(path):
                 found.append(evaluation_section(facts, name=str(path)))
+        for scored in self.scored:
+            with _describing(scored.path):
+                place = None if images is None else locate_in(images)
+                found.append(scored_section(scored, locate=place))
         for path, job in jobs:
             with _describing(path):
                 found.append(job_section(path, locate=_locate(path, images), job=job))
@@ -170,7 +179,7 @@ def _add(sources: Sources, path: Path) -> None:
     elif suffix == ".json":
         _add_json(sources, path)
     elif suffix in all_suffixes():
-        sources.jobs.append(path)
+        _add_predictions(sources, path)
     else:
         raise ConfigError(
             f"{path} cannot be reported: name a run's folder, an export "
@@ -214,6 +223,16 @@ def _add_json(sources: Sources, path: Path) -> None:
         sources.evaluations.append((path, read_evaluation(data, where=path)))
 
 
+def _add_predictions(sources: Sources, path: Path) -> None:
+    """Add a file of predictions, scored if it has true labels."""
+    with _describing(path):
+        scored = read_labeled(path)
+    if scored is None:
+        sources.jobs.append(path)
+    else:
+        sources.scored.append(scored)
+
+
 def _add_newest(sources: Sources) -> None:
     """Add the newest results in the current folder."""
     if any(RUN_DIR.glob(f"*/{CARD}")):
@@ -227,7 +246,9 @@ def _add_newest(sources: Sources) -> None:
     benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]
     if benches:
         _add_json(sources, max(benches, key=lambda path: path.name))
-    sources.jobs += [path for path in map(_predictions, all_suffixes()) if path.is_file()]
+    for path in map(_predictions, all_suffixes()):
+        if path.is_file():
+            _add_predictions(sources, path)
 
 
 def _may_be_export(path: Path) -> bool:

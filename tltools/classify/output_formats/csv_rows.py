@@ -128,6 +128,16 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
     return classes, _rows(lines, frozenset(classes), columns.index(ERROR), distance_at, path)
 
 
+def read_columns(path: Path) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        DataError: If it cannot be read as CSV.
+        OSError: If it cannot be read at all.
+    """
+    return next(_fields(path))
+
+
 def _fields(path: Path) -> Iterator[list[str]]:
     try:
         with open_regular(path) as file:
