@@ -229,6 +229,10 @@ def test_a_job_is_read_from_each_format(tmp_path, suffix):
     assert job.failed == [("bad.jpg", "cannot read image bad.jpg: it is empty")]
     assert job.reasons == {"it is empty": 1}
     assert [one.path for one in job.chosen["red"]] == ["a/1.jpg", "a/2.jpg"]
+    assert [one.likeliest for one in job.chosen["red"]] == [None, None]
+    assert job.chosen["uncertain"][0].likeliest == "red"
+    text = page_of(job_section(path, locate=locate_in(tmp_path), job=job)).text
+    assert "uncertain (likeliest red, 51.0%)" in text
     assert job.chosen["green"][0].path == 'b, with\n"quotes".jpg'
     assert job.bins["red"].sum() == 2
     assert job.bins["red"][18] == job.bins["red"][12] == 1

@@ -68,6 +68,8 @@ class Tile:
     """Its predicted label; None if it has none."""
     confidence: float | None = None
     """In [0, 1]."""
+    likeliest: str | None = None
+    """Of an image whose label is no class: the class whose probability the confidence is."""
     split: str = ""
     group: str = ""
     """What it has in common with its neighbors in the gallery: `group 2`."""

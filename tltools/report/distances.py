@@ -18,7 +18,7 @@ from tltools.distance import CHECKED_LEVELS
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, percent_of
 from tltools.report.charts import Chart
 from tltools.report.distance_chart import EDGES, bin_of, distance_histogram
-from tltools.wording import grouped, in_percent, ordinal
+from tltools.wording import grouped, in_percent, ordinal, with_likeliest
 
 TITLE = "Images unlike the training data"
 MAX_FARTHEST = 48
@@ -39,6 +39,8 @@ class Far(NamedTuple):
     label: str
     confidence: float
     distance: float
+    likeliest: str | None = None
+    """Of an unknown or uncertain image: the class whose probability the confidence is."""
 
 
 @dataclass
@@ -143,6 +145,7 @@ def distance_section(
             resize=resize,
             predicted=one.label,
             confidence=one.confidence,
+            likeliest=one.likeliest,
             notes=distance_notes(one.distance, training),
         )
         for one in found
@@ -236,7 +239,7 @@ def _farthest_table(title: str, found: Sequence[Far], training: Distances | None
         tuple(
             (
                 one.path,
-                one.label,
+                with_likeliest(one.label, one.likeliest, one.confidence),
                 f"{one.distance:.2f}",
                 "-" if training is None else _place(one.distance, training),
             )

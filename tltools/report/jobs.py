@@ -61,6 +61,8 @@ class Shown(NamedTuple):
     path: str
     label: str
     confidence: float
+    likeliest: str | None = None
+    """Of an unknown or uncertain image: the class whose probability the confidence is."""
 
 
 @dataclass
@@ -174,12 +176,12 @@ def _sum_up(
         if row.distance is not None:
             if not 0 <= row.distance < math.inf:
                 raise _foreign_row(path, number, row, f"distance {row.distance}")
-            far = Far(row.path, row.label, row.confidence, row.distance)
+            far = Far(row.path, row.label, row.confidence, row.distance, row.likeliest)
             distances.add(far, is_unknown=row.label == UNKNOWN and UNKNOWN not in classes)
         counts[row.label] += 1
         bins[row.label][min(int(row.confidence * NUM_BINS), NUM_BINS - 1)] += 1
         sample = samples.setdefault(row.label, _Sample(limit))
-        sample.add(Shown(row.path, row.label, row.confidence), chance)
+        sample.add(Shown(row.path, row.label, row.confidence, row.likeliest), chance)
     for label in {UNCERTAIN, UNKNOWN}.difference(classes):
         if not counts[label]:
             del counts[label]
@@ -322,6 +324,7 @@ def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -
                 resize=resize,
                 predicted=label,
                 confidence=one.confidence,
+                likeliest=one.likeliest,
             )
             for one in shown
         )
