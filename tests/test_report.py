@@ -157,6 +157,13 @@ def test_names_with_html_show_as_text():
     assert page.text.count(EVIL) >= 12
 
 
+def test_an_option_is_not_broken_at_its_dashes():
+    lines = ("use --threshold auto, <b>", "--images x; a--b")
+    html = render([Section("One", [Text(lines)])], title="a report", thumbnails={})
+    assert 'use <span class="option">--threshold</span> auto, &lt;b&gt;' in html
+    assert '<li><span class="option">--images</span> x; a--b</li>' in html
+
+
 def test_invisible_characters_in_names_are_shown():
     page = page_of(Section("\u202egnp.exe\udcff\x1b", [Text(("a\x00b",))]))
     assert r"\u202egnp.exe\udcff\x1b" in page.text
@@ -846,6 +853,33 @@ def test_filters_hide_images(open_page, gallery_page):
     gallery.get_by_label("Class").select_option("green")
     assert visible() == [1, 3, 5]
     assert page.locator(".gallery").nth(1).locator("li").is_visible()
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_long_gallery_begins_with_whole_rows_and_a_button_shows_the_rest(
+    open_page, tmp_path, width
+):
+    tiles = tuple(Tile(name=f"{index}.png", path=None, true="red") for index in range(40))
+    write_page(tmp_path / "a.html", [Section("One", [Gallery("Many", tiles)])])
+    page = open_page(tmp_path / "a.html", width=width)
+
+    def visible() -> int:
+        return sum(one.is_visible() for one in page.locator(".tiles > li").all())
+
+    shown = visible()
+    columns = page.locator(".tiles").evaluate(
+        "one => getComputedStyle(one).gridTemplateColumns.split(' ').length"
+    )
+    assert shown % columns == 0
+    assert 12 <= shown < 12 + columns or shown == 2 * columns
+    height = page.locator(".tiles").evaluate("one => one.scrollHeight - one.clientHeight")
+    assert height == 0
+    page.emulate_media(media="print")
+    assert visible() == 40
+    page.emulate_media(media="screen")
+    page.get_by_role("button", name="Show all 40").click()
+    assert visible() == 40
+    assert page.locator(".more").is_hidden()
 
 
 def test_an_image_can_be_enlarged_with_the_keyboard(open_page, gallery_page):

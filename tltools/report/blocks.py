@@ -38,8 +38,14 @@ class Table:
     """Index of the first column of numbers."""
 
     @property
+    def _has_intervals(self) -> bool:
+        return len(self.columns) > 3 and any(" to " in one for row in self.rows for one in row)
+
+    @property
     def is_wide(self) -> bool:
         """Whether it is too wide for a phone, where names of rows and words are not broken."""
+        if self._has_intervals:
+            return True  # each would take three lines
         names = [self.columns[0], *(row[0] for row in self.rows)]
         cells = list(zip(self.columns, *self.rows, strict=True))[1:]
         words = (max(map(len, " ".join(column).split(" "))) for column in cells)
