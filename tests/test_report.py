@@ -41,7 +41,8 @@ from tltools.report.jobs import (
 from tltools.report.models import training_section
 from tltools.report.page import make_thumbnails, render, write_page
 from tltools.report.scored import read_labeled, scored_section
-from tltools.report.summary import summary_section
+from tltools.report.sources import Sources
+from tltools.report.summary import compared, summary_section
 from tltools.run_folder import (
     FoldPredictions,
     RunPredictions,
@@ -498,7 +499,11 @@ def test_labels_that_may_be_wrong_are_shown(two_runs):
     assert "labeled bright seen as dark , 98.0%" in page.text
     # The label may be a mistake, and the prediction is none.
     assert not [value for _, value in page.attributes if value.startswith("verdict")]
-    assert "Cross-validation on 2 folds of 46 images: accuracy 95.7%" in page_of(section).text
+    crossed = "95.7% on 2 folds (standard deviation 0.0 points)"
+    assert section.blocks[0].columns[2] == "cross-validation"
+    assert [row[2] for row in section.blocks[0].rows] == [crossed, "-"]
+    found = summary_section([read_artifact(folder) for folder in two_runs], [], [], [])
+    assert f"Cross-validation: {crossed}." in page_of(found).text
     (two_runs[0] / "folds.csv").write_text("path,class\n")
     page = page_of(training_section([read_artifact(two_runs[0])]))
     assert "folds.csv cannot be read" in page.text
@@ -528,12 +533,44 @@ def test_a_page_opens_with_the_best_run(two_runs):
     score = msgspec.structs.replace(first.card.metrics["val"], accuracy=0.875)
     card = msgspec.structs.replace(first.card, metrics=first.card.metrics | {"val": score})
     found = summary_section([second, replace(first, card=card)], [], [], [])
-    (answers,) = found.blocks
+    answers = found.blocks[0]
+    assert isinstance(answers, Text)
     (line,) = answers.lines
     assert line.startswith("Best model on drawn")
     assert f"first, validation accuracy {100 * score.accuracy:.1f}% (" in line
     assert line.endswith("first alone is right on 7 and second alone on 0.")
     assert summary_section([], [], [], []) is None
+
+
+def test_the_page_is_named_after_its_data_and_shows_the_best_run_first(two_runs):
+    first, second = (read_artifact(folder) for folder in two_runs)
+    worse = msgspec.structs.replace(
+        first.card.metrics["val"], accuracy=0.125, low=0.02, high=0.47, correct=1, total=8
+    )
+    card = msgspec.structs.replace(first.card, metrics=first.card.metrics | {"val": worse})
+    runs = [replace(second, card=card), first]
+    assert Sources(runs=runs).title() == f"tltools report: {first.card.data.name}"
+    assert Sources(jobs=[Path("a.csv"), Path("b.csv")]).title() == "tltools report: a.csv, b.csv"
+    told = compared(runs)
+    assert told == [(first.path, second.path)]
+    section = training_section(runs, told=told)
+    assert [row[0] for row in section.blocks[0].rows] == ["first", "second"]
+    assert "McNemar" not in page_of(section).text  # the summary says it
+    summary = summary_section(runs, [], [], [])
+    text = page_of(summary).text
+    assert text.count("McNemar") == 1
+    assert (
+        "second is not better than chance: its validation accuracy is 12.5% (2.0% to 47.0%), and "
+        "always choosing the largest class has 50.0%."
+    ) in text
+
+
+def test_training_accuracy_has_no_interval(two_runs):
+    table = training_section([read_artifact(two_runs[0])]).blocks[0]
+    assert table.columns[2:4] == ("training accuracy", "validation accuracy")
+    ((*_, seen, unseen),) = (row[:4] for row in table.rows)
+    assert " to " not in seen
+    assert " to " in unseen
 
 
 def test_images_of_a_run_are_named_without_the_folder_of_all(two_runs):

@@ -47,5 +47,5 @@ def report(
     sources = find_sources(paths or [])
     for kind, found in sources.paths().items():
         progress.say(f"{kind.capitalize()}: {', '.join(found)}")
-    num_bytes = write_report(output, sources.sections(images), progress)
+    num_bytes = write_report(output, sources.sections(images), progress, title=sources.title())
     out.result({"report": str(output), "num_bytes": num_bytes, **sources.paths()})

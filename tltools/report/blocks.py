@@ -137,10 +137,16 @@ class Section:
                 yield from block.tiles()
 
 
-def score_cell(score: Score | None) -> str:
-    """Format an accuracy with its interval and counts."""
+def score_cell(score: Score | None, *, is_seen: bool = False) -> str:
+    """Format an accuracy with its interval and counts.
+
+    Without the interval if the model was trained on the images (`is_seen`), since their accuracy
+    says nothing about others.
+    """
     if score is None:
         return "-"
+    if is_seen:
+        return f"{in_percent(score.accuracy)}, {score.correct:,}/{score.total:,}"
     return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)
 
 

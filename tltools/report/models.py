@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -88,47 +88,90 @@ Read = TypeVar("Read")
 # --------------------------------------------------------------------------------------- runs
 
 
-def training_section(runs: Sequence[Artifact]) -> Section:
-    """Return the section about runs: their accuracy, pairwise comparisons, each run in detail.
+def by_accuracy(runs: Sequence[Artifact]) -> list[Artifact]:
+    """Return runs with the highest validation accuracy first, those without one last."""
+    return sorted(
+        runs,
+        key=lambda run: run.card.metrics["val"].accuracy if "val" in run.card.metrics else -1.0,
+        reverse=True,
+    )
+
+
+def training_section(
+    runs: Sequence[Artifact], *, told: Collection[tuple[Path, Path]] = ()
+) -> Section:
+    """Return the section about runs: their accuracy, comparisons, and each one, the best first.
+
+    Args:
+        runs: The runs.
+        told: Pairs of runs, the better one first, whose comparison is elsewhere on the page.
 
     Raises:
         ArtifactError: If a run's predictions are damaged.
     """
-    predictions = {run.path: read_predictions(run.path, run.card.classes) for run in runs}
-    blocks: list[Block] = [_accuracy_table(runs)]
-    if len(runs) > 1:
-        lines = tuple(
-            compare_runs(*pair, predictions[pair[0].path], predictions[pair[1].path]).sentence()
-            for pair in combinations(runs, 2)
-        )
-        blocks.append(Text(lines, title="Statistically significant?"))
-    blocks += [_run_section(run, predictions[run.path]) for run in runs]
-    by_data = {run.card.data.fingerprint: run for run in reversed(runs)}
+    ranked = by_accuracy(runs)
+    predictions = {run.path: read_predictions(run.path, run.card.classes) for run in ranked}
+    blocks: list[Block] = [_accuracy_table(ranked)]
+    lines = tuple(
+        compare_runs(*pair, predictions[pair[0].path], predictions[pair[1].path]).sentence()
+        for pair in combinations(ranked, 2)
+        if (pair[0].path, pair[1].path) not in told
+    )
+    if lines:
+        title = "Other comparisons" if told else "Statistically significant?"
+        blocks.append(Text(lines, title=title))
+    blocks += [_run_section(run, predictions[run.path]) for run in ranked]
+    by_data = {run.card.data.fingerprint: run for run in reversed(ranked)}
     blocks += [_data_section(run) for run in reversed(by_data.values())]
     return Section("Training", blocks)
 
 
 def _accuracy_table(runs: Sequence[Artifact]) -> Table:
+    """Return the table of the runs' accuracies; that of images seen in training has no interval."""
     splits = [name for name in SPLITS if any(name in run.card.metrics for run in runs)]
-    names = {"train": "training images", "val": "validation images", "test": "test images"}
+    names = {"train": "training", "val": "validation", "test": "test"}
+    folds = [cross_validation(run) for run in runs]
+    crossed = ["cross-validation"] if any(folds) else []
     return Table(
-        "Accuracy with its 95% interval",
-        ("run", "model", *(names[split] for split in splits)),
+        "Accuracy, with its 95% interval on images that were not trained on",
+        ("run", "model", *crossed, *(f"{names[split]} accuracy" for split in splits)),
         tuple(
             (
                 run.path.name,
                 f"{run.card.model}, {run.card.head}",
-                *(score_cell(run.card.metrics.get(split)) for split in splits),
+                *([found or "-"] if crossed else []),
+                *(
+                    score_cell(run.card.metrics.get(split), is_seen=split == "train")
+                    for split in splits
+                ),
             )
-            for run in runs
+            for run, found in zip(runs, folds, strict=True)
         ),
         numbers_from=2,
     )
 
 
+def cross_validation(run: Artifact) -> str:
+    """Return the accuracy of a run's cross-validation in words; empty if there is none."""
+    try:
+        folds = read_folds(run.path, run.card.classes)
+    except ArtifactError:  # the run's own section says what is wrong
+        return ""
+    if folds is None:
+        return ""
+    mean, deviation = folds.mean_and_deviation()
+    return (
+        f"{percent_or_dash(mean)} on {len(folds.accuracies())} folds (standard deviation "
+        f"{100 * deviation:.1f} points)"
+    )
+
+
 def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Section:
     card, name = run.card, run.path.name
-    blocks: list[Block] = [Text(tuple(_run_facts(card)), tone="quiet")]
+    facts = [*_run_facts(card)]
+    if crossed := cross_validation(run):
+        facts.append(f"Cross-validation: accuracy {crossed}")
+    blocks: list[Block] = [Text(tuple(facts), tone="quiet")]
     charts: list[Chart] = []
     history = _history(run)
     if isinstance(history, Text):
@@ -178,7 +221,7 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
                 tone="warning",
             )
         )
-    return Section(f"Run {name}", [*blocks, *_cross_validation(run), *_most_distant(run)])
+    return Section(f"Run {name}", [*blocks, *_suspects(run), *_most_distant(run)])
 
 
 def _history(run: Artifact) -> Chart | Text:
@@ -194,8 +237,8 @@ def _history(run: Artifact) -> Chart | Text:
     )
 
 
-def _cross_validation(run: Artifact) -> Iterator[Block]:
-    """Describe the folds and show the images whose labels may be wrong."""
+def _suspects(run: Artifact) -> Iterator[Block]:
+    """Show the images whose labels may be wrong, or say what is wrong with the folds."""
     classes = run.card.classes
     folds = _or_problem(partial(read_folds, classes=classes), run.path)
     if folds is None:
@@ -203,15 +246,6 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
     if isinstance(folds, Text):
         yield folds
         return
-    mean, deviation = folds.mean_and_deviation()
-    scores = folds.accuracies()
-    yield Text(
-        (
-            f"Cross-validation on {len(scores)} folds of {grouped(len(folds.paths), 'image')}: "
-            f"accuracy {percent_or_dash(mean)}, standard deviation {100 * deviation:.1f} points "
-            f"({', '.join(map(percent_or_dash, scores))}).",
-        )
-    )
     suspects = folds.suspects()
     if not len(suspects):
         return

@@ -25,11 +25,12 @@ from tltools.report.models import (
     read_evaluation,
     training_section,
 )
+from tltools.report.page import TITLE
 from tltools.report.scored import Scored, read_labeled, scored_section
-from tltools.report.summary import summary_section
+from tltools.report.summary import compared, summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
-from tltools.wording import similar_paths
+from tltools.wording import listed, similar_paths
 
 MAX_RESULT_BYTES = 2**28
 """Largest result of a bench or an evaluation: a confusion matrix of 10,000 classes."""
@@ -60,6 +61,15 @@ class Sources:
         }
         return {kind: [str(path) for path in paths] for kind, paths in found.items() if paths}
 
+    def title(self) -> str:
+        """Return the title of the page, with the names of the data sets, or of the jobs."""
+        names = [
+            *(run.card.data.name for run in self.runs),
+            *(facts.data for _, facts in self.evaluations),
+        ]
+        names = names or [str(path) for path in (*(one.path for one in self.scored), *self.jobs)]
+        return f"{TITLE}: {listed(list(dict.fromkeys(names)))}" if names else TITLE
+
     def sections(self, images: Path | None) -> list[Section]:
         """Return the sections of the report.
 
@@ -77,7 +87,7 @@ class Sources:
             found.append(summary)
         if self.runs:
             with _describing(*(one.path for one in self.runs)):
-                found.append(training_section(self.runs))
+                found.append(training_section(self.runs, told=compared(self.runs)))
         for path, facts in self.evaluations:
             with _describing(path):
                 found.append(evaluation_section(facts, name=str(path)))
