@@ -709,3 +709,22 @@ def test_names_of_columns_are_on_one_line():
             heights[one.text].append(float(one.attrib["y"]))
     assert [len(found) for found in heights.values()] == [2, 2]  # of the row and of the column
     assert max(heights["nnn"]) == max(heights["Üg"])
+
+
+def test_bars_are_parts_of_all_images_and_classes_without_images_have_no_histogram():
+    svg = parse(class_counts_chart({"a": 6, "b": 6, "c": 0}, title="bars"))
+    # Two bars of half the width: 8 units are left at each side of the axes.
+    widths = set()
+    for one in svg.iter(f"{SVG}path"):
+        if "series-1" in one.attrib.get("style", ""):
+            numbers = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", one.attrib["d"])]
+            widths.add(round(max(numbers) - min(numbers)))
+    assert widths - {0} == {(440 - 16) // 2}
+    edges = np.linspace(0, 1, 5)
+    none, some = np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 2])
+    shown = " ".join(
+        one.text or ""
+        for one in parse(confidence_histogram(edges, {"a": some, "b": none, "c": some})).iter()
+    )
+    assert "a: 3 predictions" in shown
+    assert "b: 0" not in shown

@@ -246,6 +246,16 @@ def test_a_job_is_read_from_each_format(tmp_path, suffix):
     assert job.bins["red"][18] == job.bins["red"][12] == 1
 
 
+def test_the_figures_of_a_job_are_shown_once_and_reasons_have_no_placeholder(tmp_path):
+    errors = [f"image file is truncated ({number} bytes not processed)" for number in (3, 25)]
+    rows = [prediction("a.png", 0.9), *(prediction("b.png", None, one) for one in errors)]
+    path = write_csv(tmp_path / "job.csv", rows)
+    job = read_job(path)
+    assert job.reasons == {"image file is truncated": 2}
+    titles = [getattr(block, "title", "") for block in job_section(path, locate=None).blocks]
+    assert "Labels" not in titles
+
+
 def test_a_million_rows_take_little_memory(tmp_path):
     def peak(num_rows: int) -> int:
         rows = (

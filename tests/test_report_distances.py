@@ -143,15 +143,19 @@ def test_the_section_says_how_many_are_unknown_and_shows_the_most_distant_first(
     gallery = block_of(part, Gallery)
     assert [tile.name for tile in gallery.tiles[:4]] == ["9.png", "8.png", "7.png", "6.png"]
     assert [tile.notes for tile in gallery.tiles[:3]] == [
-        ("distance 5.00", "2.5 times the training maximum"),
-        ("distance 3.00", "1.5 times the training maximum"),
-        ("distance 1.99", "99.5th percentile"),
+        ("distance 5.00", "2.5 times as far as the most distant training image"),
+        ("distance 3.00", "1.5 times as far as the most distant training image"),
+        ("distance 1.99", "99th percentile"),
     ]
     assert gallery.tiles[0].predicted == "unknown"
-    assert gallery.note == "10 of 10 images, the most distant first; the training maximum is 2.00"
+    assert (
+        gallery.note
+        == "10 of 10 images, the most distant first; the most distant training image is at 2.00"
+    )
     text = page_of(part).text
     assert "5 of 10 images (50.0%), beyond the 95th percentile of the 500 training images" in text
-    assert "unknown (likeliest red, 75.0%) distance 5.00 2.5 times the training maximum" in text
+    told = "distance 5.00 2.5 times as far as the most distant training image"
+    assert f"unknown (likeliest red, 75.0%) {told}" in text
     (summary,) = summary_section([], [], [], [(Path("rows.csv"), job)]).blocks[:1]
     assert summary.lines == ("rows.csv: 10 of 11 images classified, 5 of them unlike the training "
                              "data.",)  # fmt: skip
@@ -332,7 +336,7 @@ def test_a_run_shows_the_images_of_its_data_that_are_most_unlike(odd_run):
     assert len(gallery.tiles) == MAX_DISTANT
     first = gallery.tiles[0]
     assert (first.name, first.true, first.split) == ("30.png", "dark", "train")
-    assert first.notes[1] == "the training maximum"
+    assert first.notes[1] == "as far as the most distant training image"
     assert "24 of 60 images, the most distant first" in gallery.note
     _, facts = load_distance(odd_run[0] / DISTANCE)
     num_far = (read_distances(odd_run[0]).distances > far_out(facts)).sum()

@@ -310,7 +310,8 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by cla
             name = grouped(len(others), "other class", "other classes")
             lines.append(_Line(name, f"{sum(others):,} ({in_percent(sum(others) / total)})"))
         figure, axes = _rows(lines)
-        _bars(axes, [(place, count) for place, (_, count) in enumerate(shown)])
+        bars = [(place, count) for place, (_, count) in enumerate(shown)]
+        _bars(axes, bars, whole=total)
         return as_chart(figure, title, description)
 
 
@@ -335,7 +336,11 @@ def confidence_histogram(
         return _nothing(title, "There are no predictions.")
     everything = np.sum(list(counts.values()), axis=0)
     largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
-    panels = [(short_name(label), part) for label, part in counts.items() if label in largest]
+    panels = [
+        (short_name(label), part)
+        for label, part in counts.items()
+        if label in largest and totals[label]
+    ]
     others = [part for label, part in counts.items() if label not in largest]
     if others:
         name = grouped(len(others), "other label")
@@ -632,11 +637,14 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _bars(axes: "Axes", values: Sequence[tuple[int, float]]) -> None:
-    """Draw bars, each given by its place and length, into the axes of `_rows`."""
+def _bars(axes: "Axes", values: Sequence[tuple[int, float]], *, whole: float | None = None) -> None:
+    """Draw bars, each given by its place and length, into the axes of `_rows`.
+
+    The axes are as wide as the whole that the bars are parts of, or else as the longest bar.
+    """
     places, lengths = [place + 0.16 for place, _ in values], [length for _, length in values]
     axes.barh(places, lengths, 0.28, color=SERIES[0])
-    axes.set_xlim(0, max(lengths))
+    axes.set_xlim(0, whole or max(lengths))
 
 
 def _grouped(rows: Sequence[BenchRow], texts: Mapping[str, str]) -> list[_Line]:

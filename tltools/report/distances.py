@@ -24,9 +24,6 @@ TITLE = "Images unlike the training data"
 MAX_FARTHEST = 48
 """Maximum images in the gallery of the most distant ones."""
 
-MAXIMUM = "training maximum"
-"""How tiles name the largest distance of a training image."""
-
 FindReference = Callable[[Sequence[str]], Reference | None]
 """Takes the classes of a job, and returns what its distances are compared with, if that is known.
 """
@@ -228,7 +225,7 @@ def _note(facts: DistanceFacts) -> str:
     shown = min(facts.num_images, MAX_FARTHEST)
     note = f"{shown:,} of {grouped(facts.num_images, 'image')}, the most distant first"
     if facts.reference is not None:
-        note += f"; the {MAXIMUM} is {facts.reference.distances.at(100):.2f}"
+        note += f"; the most distant training image is at {facts.reference.distances.at(100):.2f}"
     return note
 
 
@@ -253,13 +250,14 @@ def _place(distance: float, training: Distances) -> str:
     """Say where a distance lies among those of the training images."""
     largest = training.at(100)
     if math.isclose(distance, largest, rel_tol=1e-4, abs_tol=1e-6):  # a file rounds it
-        return f"the {MAXIMUM}"
+        return "as far as the most distant training image"
     place = training.percentile_of(distance)
     if place < 100:
-        return f"{ordinal(math.floor(10 * place) / 10)} percentile"
+        return f"{ordinal(max(1, math.floor(place)))} percentile"
     ratio = distance / largest if largest > 0 else math.inf
     many = 1.05 <= ratio < 1000
-    return f"{ratio:.1f} times the {MAXIMUM}" if many else f"beyond the {MAXIMUM}"
+    farthest = "the most distant training image"
+    return f"{ratio:.1f} times as far as {farthest}" if many else f"farther than {farthest}"
 
 
 def distance_notes(distance: float, training: Distances | None) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from tltools.report.blocks import (
     Tile,
     percent_of,
 )
-from tltools.report.charts import class_counts_chart, confidence_histogram
+from tltools.report.charts import MAX_ROWS, class_counts_chart, confidence_histogram
 from tltools.report.distances import DistanceFacts, Far, FindReference, distance_section
 from tltools.wording import grouped
 
@@ -279,8 +279,9 @@ def job_section(
         rows.append(("not classified", *failed))
     blocks: list[Block] = [
         Text((f"{grouped(job.num_rows, 'image')} in {path}", *facts), tone="quiet"),
-        Table("Labels", ("label", "images", "share"), tuple(rows)),
     ]
+    if not certain or len(job.counts) > MAX_ROWS:  # else the chart has the same figures
+        blocks.append(Table("Labels", ("label", "images", "share"), tuple(rows)))
     if certain:
         blocks.append(
             Charts(
