@@ -41,7 +41,7 @@ from tltools.report.jobs import (
 from tltools.report.models import training_section
 from tltools.report.page import make_thumbnails, render, write_page
 from tltools.report.scored import read_labeled, scored_section
-from tltools.report.sources import Sources
+from tltools.report.sources import Sources, find_sources
 from tltools.report.summary import compared, summary_section
 from tltools.run_folder import (
     FoldPredictions,
@@ -665,6 +665,21 @@ def test_report_finds_the_newest_results(place):
     assert "name the folder that was classified" not in page.text  # classify remembers it
     assert "Runs: runs/cnn" in ran.err
     assert ran.out == ""
+
+
+def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(Path("predictions.csv"), [prediction("a.png", 0.9)])
+    write_csv(Path("other.csv"), [prediction("a.png", 0.9)])
+    Path("table.csv").write_text("a,b\n1,2\n")
+    Path("broken.csv").write_bytes(b"\xff\xfe\x00")
+    sources = find_sources([])
+    (shown,) = sources.runs
+    (older,) = ({Path("runs/first"), Path("runs/second")}) - {shown.path}
+    assert sources.left_out == [older, Path("other.csv")]
+    assert find_sources([Path("predictions.csv")]).left_out == []
+    ran = run_tltools("report", cwd=tmp_path)
+    assert f"Left out: {older}, other.csv; to report them, name all" in ran.err
 
 
 def test_a_bench_that_is_older_than_an_export_is_doubted(place, tmp_path):

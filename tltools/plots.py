@@ -275,6 +275,7 @@ def plot_heat(
     scale = ScalarMappable(Normalize(0, 1), cmap=_faded())
     bar = figure.colorbar(scale, ax=right, fraction=0.046, pad=0.03)
     percent_axis(bar.ax.yaxis)
+    bar.ax.set_facecolor("gray")  # as the image is where there is no evidence
     bar.set_label("share of the largest value")
     for axes, text in ((left, image_title), (right, heat_title)):
         axes.set_axis_off()

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
 from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes
+from tltools.classify.output_formats.csv_rows import read_columns
 from tltools.classify.remembered import Reference, remembered_inputs, remembered_reference
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, first_line
 from tltools.regular import read_regular
@@ -30,6 +32,7 @@ from tltools.report.scored import Scored, read_labeled, scored_section
 from tltools.report.summary import compared, summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
+from tltools.schema import classes_of
 from tltools.wording import listed, similar_paths
 
 MAX_RESULT_BYTES = 2**28
@@ -46,6 +49,8 @@ class Sources:
     evaluations: list[tuple[Path, EvaluationFacts]] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     jobs: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    """Results in the current folder that are not the newest of their kind."""
 
     def paths(self) -> dict[str, list[str]]:
         """Return the paths of the results by kind, without empty kinds."""
@@ -259,6 +264,27 @@ def _add_newest(sources: Sources) -> None:
     for path in map(_predictions, all_suffixes()):
         if path.is_file():
             _add_predictions(sources, path)
+    sources.left_out = _left_out(sources)
+
+
+MAX_LOOKED_AT = 200
+"""Most CSV files of the current folder that are opened to see whether they hold predictions."""
+
+
+def _left_out(sources: Sources) -> list[Path]:
+    """Return older runs, and files of predictions with other names, in the current folder."""
+    runs = {one.path for one in sources.runs}
+    found = [path.parent for path in sorted(RUN_DIR.glob(f"*/{CARD}")) if path.parent not in runs]
+    taken = {*sources.jobs, *(one.path for one in sources.scored)}
+    files = (path for path in sorted(Path().glob("*.csv")) if path not in taken)
+    return found + [path for path in islice(files, MAX_LOOKED_AT) if _holds_predictions(path)]
+
+
+def _holds_predictions(path: Path) -> bool:
+    try:
+        return classes_of(read_columns(path)) is not None
+    except (OSError, DataError):  # not a table, so not what is looked for
+        return False
 
 
 def _may_be_export(path: Path) -> bool:
