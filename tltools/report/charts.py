@@ -335,17 +335,7 @@ def confidence_histogram(
     if not sum(totals.values()):
         return _nothing(title, "There are no predictions.")
     everything = np.sum(list(counts.values()), axis=0)
-    largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
-    panels = [
-        (short_name(label), part)
-        for label, part in counts.items()
-        if label in largest and totals[label]
-    ]
-    others = [part for label, part in counts.items() if label not in largest]
-    if others:
-        name = grouped(len(others), "other label")
-        panels.append((name, np.sum(others, axis=0)))
-    panels = [("all", everything), *(panels if len(panels) > 1 else [])]
+    panels = _histograms(counts, everything)
     with theme():
         figure = new_figure(40 + 130 + 62 * (len(panels) - 1))
         grid = {"height_ratios": [2, *[1] * (len(panels) - 1)]}
@@ -368,6 +358,27 @@ def confidence_histogram(
             f"{in_percent(low)} are below 50%, {in_percent(high)} at 90% or above."
         )
         return as_chart(figure, title, description)
+
+
+def _histograms(
+    counts: Mapping[str, NDArray[np.int64]], everything: NDArray[np.int64]
+) -> list[tuple[str, NDArray[np.int64]]]:
+    """Return name and counts of each histogram: all, then each label that has images, if several.
+
+    Labels beyond `MAX_HISTOGRAMS` are counted together.
+    """
+    totals = {label: int(part.sum()) for label, part in counts.items()}
+    largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
+    panels = [
+        (short_name(label), part)
+        for label, part in counts.items()
+        if label in largest and totals[label]
+    ]
+    others = [part for label, part in counts.items() if label not in largest]
+    if any(part.any() for part in others):
+        name = grouped(len(others), "other label")
+        panels.append((name, np.sum(others, axis=0)))
+    return [("all", everything), *(panels if len(panels) > 1 else [])]
 
 
 # ---------------------------------------------------------------------------------------- bench
