@@ -23,7 +23,7 @@ from tltools.bench.rows import Choice
 from tltools.bench.settings import Effort
 from tltools.card import Score
 from tltools.metrics import reliability
-from tltools.plots import _MAX_STRENGTH, num_columns, short_name
+from tltools.plots import _MAX_STRENGTH, draw_history, num_columns, short_name
 from tltools.report.charts import (
     CHART_CSS,
     MAX_HISTOGRAMS,
@@ -676,3 +676,55 @@ def test_colors_differ_for_color_blind_readers(scheme, sight):
     ]
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2)]
     assert min(distances) >= 20
+
+
+def test_percentages_of_axes_have_one_form_and_epochs_begin_at_one():
+    from matplotlib.figure import Figure
+
+    history = pd.DataFrame(
+        {
+            "epoch": range(1, 81),
+            "train_loss": 0.5,
+            "val_loss": 0.5,
+            "train_accuracy": np.linspace(0.99, 1, 80),
+            "val_accuracy": np.linspace(0.975, 1, 80),
+        }
+    )
+    figure = Figure()
+    loss, accuracy = figure.subplots(2, 1)
+    draw_history(loss, accuracy, history, kept=None)
+    figure.canvas.draw()
+    texts = [one.get_text() for one in accuracy.get_yticklabels()]
+    assert "100%" in texts
+    assert "97.5%" in texts
+    low, high = accuracy.get_xlim()
+    assert (low, high) == (0.5, 80.5)
+
+
+def test_names_of_columns_are_on_one_line():
+    svg = parse(confusion_chart(np.eye(2, dtype=np.int64), ("nnn", "Üg")))
+    heights: dict[str, list[float]] = {"nnn": [], "Üg": []}
+    for one in svg.iter():
+        if one.tag.endswith("text") and one.text in heights:
+            heights[one.text].append(float(one.attrib["y"]))
+    assert [len(found) for found in heights.values()] == [2, 2]  # of the row and of the column
+    assert max(heights["nnn"]) == max(heights["Üg"])
+
+
+def test_bars_are_parts_of_all_images_and_classes_without_images_have_no_histogram():
+    svg = parse(class_counts_chart({"a": 6, "b": 6, "c": 0}, title="bars"))
+    # Two bars of half the width: 8 units are left at each side of the axes.
+    widths = set()
+    for one in svg.iter(f"{SVG}path"):
+        if "series-1" in one.attrib.get("style", ""):
+            numbers = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", one.attrib["d"])]
+            widths.add(round(max(numbers) - min(numbers)))
+    assert widths - {0} == {(440 - 16) // 2}
+    edges = np.linspace(0, 1, 5)
+    none, some = np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 2])
+    shown = " ".join(
+        one.text or ""
+        for one in parse(confidence_histogram(edges, {"a": some, "b": none, "c": some})).iter()
+    )
+    assert "a: 3 predictions" in shown
+    assert "b: 0" not in shown

@@ -1,12 +1,16 @@
 """`tltools classify` for a few images: the answer on the terminal, and nothing else."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 from conftest import CLASSES, run_tltools
 from typer.main import get_command
 
 from tltools import cli
+from tltools.classify.output_formats.format import likeliest_of
+from tltools.classify.predict import Prediction
 from tltools.cli import few_images
 
 
@@ -69,6 +73,29 @@ def test_a_label_below_the_smallest_confidence_says_what_it_may_be(classify, one
     uncertain, best, *_ = ran.out.splitlines()
     assert uncertain == "uncertain"
     assert best.startswith("green ")
+
+
+def test_in_a_table_an_uncertain_label_names_the_class_with_the_probability(classify, images):
+    paths = [sorted((images / name).iterdir())[0] for name in CLASSES]
+    ran = classify(*paths, "--min-confidence", "1")
+    for name in CLASSES:
+        assert re.search(rf"uncertain \(likeliest {name}, [\d.]+%\) +- ", ran.out)
+
+
+def test_the_class_that_an_image_may_be_is_the_one_with_its_confidence():
+    shares = [0.2, 0.35, 0.45]
+    assert likeliest_of("unknown", 0.45, ("a", "b", "c"), shares) == "c"
+    assert likeliest_of("uncertain", 0.35, ("a", "b", "c"), shares) == "b"  # by a threshold
+    assert likeliest_of("a", 0.2, ("a", "b", "c"), shares) is None
+    assert likeliest_of("unknown", 0.45, ("unknown", "b", "c"), shares) is None
+    unknown = Prediction("x.png", "unknown", 0.45, np.array(shares), None, distance=1.234)
+    assert few_images._cells(unknown, ("a", "b", "c"), distance=True) == (
+        "x.png", "unknown (likeliest c, 45.0%)", "-", "b 35.0%", "1.23",
+    )  # fmt: skip
+    assert few_images._ranked(unknown, ("a", "b", "c"))[:2] == [
+        "unknown (distance 1.23)",
+        "c 45.0%",
+    ]
 
 
 def test_a_warning_names_an_image_that_cannot_be_read(classify, images, tmp_path):

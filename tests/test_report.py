@@ -24,6 +24,7 @@ from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.output_formats.parquet import write_parquet
 from tltools.classify.predict import Prediction
+from tltools.decisions import Decided
 from tltools.errors import ConfigError, DataError
 from tltools.report import check_place
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile
@@ -39,13 +40,16 @@ from tltools.report.jobs import (
 )
 from tltools.report.models import training_section
 from tltools.report.page import make_thumbnails, render, write_page
-from tltools.report.summary import summary_section
+from tltools.report.scored import read_labeled, scored_section
+from tltools.report.sources import Sources, find_sources
+from tltools.report.summary import compared, summary_section
 from tltools.run_folder import (
     FoldPredictions,
     RunPredictions,
     read_predictions,
     write_folds,
     write_predictions,
+    write_scored,
 )
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
@@ -154,6 +158,13 @@ def test_names_with_html_show_as_text():
     assert page.text.count(EVIL) >= 12
 
 
+def test_an_option_is_not_broken_at_its_dashes():
+    lines = ("use --threshold auto, <b>", "--images x; a--b")
+    html = render([Section("One", [Text(lines)])], title="a report", thumbnails={})
+    assert 'use <span class="option">--threshold</span> auto, &lt;b&gt;' in html
+    assert '<li><span class="option">--images</span> x; a--b</li>' in html
+
+
 def test_invisible_characters_in_names_are_shown():
     page = page_of(Section("\u202egnp.exe\udcff\x1b", [Text(("a\x00b",))]))
     assert r"\u202egnp.exe\udcff\x1b" in page.text
@@ -226,9 +237,23 @@ def test_a_job_is_read_from_each_format(tmp_path, suffix):
     assert job.failed == [("bad.jpg", "cannot read image bad.jpg: it is empty")]
     assert job.reasons == {"it is empty": 1}
     assert [one.path for one in job.chosen["red"]] == ["a/1.jpg", "a/2.jpg"]
+    assert [one.likeliest for one in job.chosen["red"]] == [None, None]
+    assert job.chosen["uncertain"][0].likeliest == "red"
+    text = page_of(job_section(path, locate=locate_in(tmp_path), job=job)).text
+    assert "uncertain (likeliest red, 51.0%)" in text
     assert job.chosen["green"][0].path == 'b, with\n"quotes".jpg'
     assert job.bins["red"].sum() == 2
     assert job.bins["red"][18] == job.bins["red"][12] == 1
+
+
+def test_the_figures_of_a_job_are_shown_once_and_reasons_have_no_placeholder(tmp_path):
+    errors = [f"image file is truncated ({number} bytes not processed)" for number in (3, 25)]
+    rows = [prediction("a.png", 0.9), *(prediction("b.png", None, one) for one in errors)]
+    path = write_csv(tmp_path / "job.csv", rows)
+    job = read_job(path)
+    assert job.reasons == {"image file is truncated": 2}
+    titles = [getattr(block, "title", "") for block in job_section(path, locate=None).blocks]
+    assert "Labels" not in titles
 
 
 def test_a_million_rows_take_little_memory(tmp_path):
@@ -484,7 +509,11 @@ def test_labels_that_may_be_wrong_are_shown(two_runs):
     assert "labeled bright seen as dark , 98.0%" in page.text
     # The label may be a mistake, and the prediction is none.
     assert not [value for _, value in page.attributes if value.startswith("verdict")]
-    assert "Cross-validation on 2 folds of 46 images: accuracy 95.7%" in page_of(section).text
+    crossed = "95.7% on 2 folds (standard deviation 0.0 points)"
+    assert section.blocks[0].columns[2] == "cross-validation"
+    assert [row[2] for row in section.blocks[0].rows] == [crossed, "-"]
+    found = summary_section([read_artifact(folder) for folder in two_runs], [], [], [])
+    assert f"Cross-validation: {crossed}." in page_of(found).text
     (two_runs[0] / "folds.csv").write_text("path,class\n")
     page = page_of(training_section([read_artifact(two_runs[0])]))
     assert "folds.csv cannot be read" in page.text
@@ -514,12 +543,44 @@ def test_a_page_opens_with_the_best_run(two_runs):
     score = msgspec.structs.replace(first.card.metrics["val"], accuracy=0.875)
     card = msgspec.structs.replace(first.card, metrics=first.card.metrics | {"val": score})
     found = summary_section([second, replace(first, card=card)], [], [], [])
-    (answers,) = found.blocks
+    answers = found.blocks[0]
+    assert isinstance(answers, Text)
     (line,) = answers.lines
     assert line.startswith("Best model on drawn")
     assert f"first, validation accuracy {100 * score.accuracy:.1f}% (" in line
     assert line.endswith("first alone is right on 7 and second alone on 0.")
     assert summary_section([], [], [], []) is None
+
+
+def test_the_page_is_named_after_its_data_and_shows_the_best_run_first(two_runs):
+    first, second = (read_artifact(folder) for folder in two_runs)
+    worse = msgspec.structs.replace(
+        first.card.metrics["val"], accuracy=0.125, low=0.02, high=0.47, correct=1, total=8
+    )
+    card = msgspec.structs.replace(first.card, metrics=first.card.metrics | {"val": worse})
+    runs = [replace(second, card=card), first]
+    assert Sources(runs=runs).title() == f"tltools report: {first.card.data.name}"
+    assert Sources(jobs=[Path("a.csv"), Path("b.csv")]).title() == "tltools report: a.csv, b.csv"
+    told = compared(runs)
+    assert told == [(first.path, second.path)]
+    section = training_section(runs, told=told)
+    assert [row[0] for row in section.blocks[0].rows] == ["first", "second"]
+    assert "McNemar" not in page_of(section).text  # the summary says it
+    summary = summary_section(runs, [], [], [])
+    text = page_of(summary).text
+    assert text.count("McNemar") == 1
+    assert (
+        "second is not better than chance: its validation accuracy is 12.5% (2.0% to 47.0%), and "
+        "always choosing the largest class has 50.0%."
+    ) in text
+
+
+def test_training_accuracy_has_no_interval(two_runs):
+    table = training_section([read_artifact(two_runs[0])]).blocks[0]
+    assert table.columns[2:4] == ("training accuracy", "validation accuracy")
+    ((*_, seen, unseen),) = (row[:4] for row in table.rows)
+    assert " to " not in seen
+    assert " to " in unseen
 
 
 def test_images_of_a_run_are_named_without_the_folder_of_all(two_runs):
@@ -606,6 +667,21 @@ def test_report_finds_the_newest_results(place):
     assert ran.out == ""
 
 
+def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(Path("predictions.csv"), [prediction("a.png", 0.9)])
+    write_csv(Path("other.csv"), [prediction("a.png", 0.9)])
+    Path("table.csv").write_text("a,b\n1,2\n")
+    Path("broken.csv").write_bytes(b"\xff\xfe\x00")
+    sources = find_sources([])
+    (shown,) = sources.runs
+    (older,) = ({Path("runs/first"), Path("runs/second")}) - {shown.path}
+    assert sources.left_out == [older, Path("other.csv")]
+    assert find_sources([Path("predictions.csv")]).left_out == []
+    ran = run_tltools("report", cwd=tmp_path)
+    assert f"Left out: {older}, other.csv; to report them, name all" in ran.err
+
+
 def test_a_bench_that_is_older_than_an_export_is_doubted(place, tmp_path):
     shutil.copytree(place / "exports", tmp_path / "exports")
     (bench,) = (tmp_path / "exports").glob("bench-*.json")
@@ -636,6 +712,86 @@ def test_report_shows_the_named_results(place):
     assert "Evaluation of scores/evaluation.json" in page.text
     assert "This file has no images" in page.text
     assert page.tags.count("img") > 6
+
+
+def scored_file(folder: Path, *, only_mistakes: bool = False, kept: int = 4) -> Path:
+    """Four images of two classes, the second of which is misclassified; paths are absolute."""
+    names = [f"{number}.png" for number in range(4)]
+    for name in names:
+        save_image(folder / name, COLORS["red"], np.random.default_rng(0))
+    decided = Decided(np.array([0, 1, 1, 1]), np.arange(4) < kept, known=np.ones(4, dtype=np.bool_))
+    probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
+    paths = tuple(str(folder / name) for name in names)
+    part = RunPredictions(paths, np.array([0, 0, 1, 1]), probs, decided)
+    path = folder / ("mistakes.csv" if only_mistakes else "predictions.csv")
+    write_scored(path, CLASSES, part, only_mistakes=only_mistakes)
+    return path
+
+
+def test_predictions_with_true_labels_are_an_evaluation(tmp_path):
+    scored = read_labeled(scored_file(tmp_path))
+    assert scored is not None
+    section = scored_section(scored)
+    page = page_of(section)
+    assert "accuracy with its 95% interval 75.0% (30.1% to 95.4%), 3/4" in page.text
+    assert f"Confusion matrix of {tmp_path / 'predictions.csv'}" in page.text
+    tiles = list(section.tiles())
+    assert [(tile.is_wrong, tile.path) for tile in tiles] == [
+        (True, tmp_path / "1.png"),
+        (False, tmp_path / "3.png"),
+        (False, tmp_path / "2.png"),
+        (False, tmp_path / "0.png"),
+    ]
+    assert "Mistakes and correct predictions 1 of 1 mistake, 3 of 3 correct" in page.text
+
+
+def test_uncertain_images_are_left_out_of_an_accuracy(tmp_path):
+    scored = read_labeled(scored_file(tmp_path, kept=3))
+    assert scored is not None
+    text = page_of(scored_section(scored)).text
+    assert "66.7% (20.8% to 93.9%), 2/3" in text
+    assert "images that reach it, with the 95% interval 75.0%" in text
+
+
+def test_a_file_of_mistakes_is_called_that_and_has_no_accuracy(tmp_path):
+    path = scored_file(tmp_path, only_mistakes=True)
+    scored = read_labeled(path)
+    assert scored is not None
+    assert scored.score() is None
+    section = scored_section(scored)
+    text = page_of(section).text
+    assert section.title == f"Mistakes in {path}"
+    assert "holds 1 misclassified image and no correctly classified one" in text
+    assert "accuracy with its" not in text
+    assert [tile.path for tile in section.tiles()] == [tmp_path / "1.png"]
+
+
+def test_images_of_an_evaluation_are_taken_from_the_named_folder_alone(tmp_path):
+    scored = read_labeled(scored_file(tmp_path))
+    assert scored is not None
+    (tmp_path / "other").mkdir()
+    section = scored_section(scored, locate=locate_in(tmp_path / "other"))
+    assert {tile.path for tile in section.tiles()} == {None}
+
+
+def test_a_file_without_true_labels_is_a_job(tmp_path):
+    assert read_labeled(write_csv(tmp_path / "job.csv", [prediction("a.png", 0.9)])) is None
+
+
+@pytest.mark.parametrize(("old", "new"), [(",red\n", ",blue\n"), ("0.9,0.1", "1.9,0.1")])
+def test_scores_that_contradict_themselves_are_refused(tmp_path, old, new):
+    path = scored_file(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(DataError, match="run tltools evaluate again"):
+        read_labeled(path)
+
+
+def test_the_command_that_shows_a_jobs_images_names_its_file(tmp_path):
+    path = write_csv(tmp_path / "my job.csv", [prediction("a.png", 0.9)])
+    text = page_of(job_section(path, locate=None)).text
+    assert f"tltools report '{path}' --images FOLDER." in text
 
 
 @pytest.mark.parametrize(
@@ -759,6 +915,33 @@ def test_filters_hide_images(open_page, gallery_page):
     gallery.get_by_label("Class").select_option("green")
     assert visible() == [1, 3, 5]
     assert page.locator(".gallery").nth(1).locator("li").is_visible()
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_long_gallery_begins_with_whole_rows_and_a_button_shows_the_rest(
+    open_page, tmp_path, width
+):
+    tiles = tuple(Tile(name=f"{index}.png", path=None, true="red") for index in range(40))
+    write_page(tmp_path / "a.html", [Section("One", [Gallery("Many", tiles)])])
+    page = open_page(tmp_path / "a.html", width=width)
+
+    def visible() -> int:
+        return sum(one.is_visible() for one in page.locator(".tiles > li").all())
+
+    shown = visible()
+    columns = page.locator(".tiles").evaluate(
+        "one => getComputedStyle(one).gridTemplateColumns.split(' ').length"
+    )
+    assert shown % columns == 0
+    assert 12 <= shown < 12 + columns or shown == 2 * columns
+    height = page.locator(".tiles").evaluate("one => one.scrollHeight - one.clientHeight")
+    assert height == 0
+    page.emulate_media(media="print")
+    assert visible() == 40
+    page.emulate_media(media="screen")
+    page.get_by_role("button", name="Show all 40").click()
+    assert visible() == 40
+    assert page.locator(".more").is_hidden()
 
 
 def test_an_image_can_be_enlarged_with_the_keyboard(open_page, gallery_page):

@@ -1,5 +1,6 @@
 """The report on images unlike the training data: counts, chart, and reference."""
 
+import itertools
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,7 +27,13 @@ from tltools.distance import far_out, load_distance
 from tltools.errors import DataError
 from tltools.metrics import proportion
 from tltools.report.blocks import Charts, Gallery, Section, Table
-from tltools.report.distance_chart import EDGES, bin_of, distance_histogram
+from tltools.report.distance_chart import (
+    EDGES,
+    _label,
+    bin_of,
+    distance_histogram,
+    ticks_between,
+)
 from tltools.report.distances import (
     MAX_FARTHEST,
     DistanceFacts,
@@ -38,6 +45,7 @@ from tltools.report.distances import (
 from tltools.report.jobs import job_section, locate_in, read_job
 from tltools.report.models import MAX_DISTANT, exports_section, training_section
 from tltools.report.summary import summary_section
+from tltools.report.svg import new_figure, theme
 from tltools.run_folder import DISTANCE, read_distances
 
 CLASSES = ("red", "green")
@@ -135,15 +143,19 @@ def test_the_section_says_how_many_are_unknown_and_shows_the_most_distant_first(
     gallery = block_of(part, Gallery)
     assert [tile.name for tile in gallery.tiles[:4]] == ["9.png", "8.png", "7.png", "6.png"]
     assert [tile.notes for tile in gallery.tiles[:3]] == [
-        ("distance 5.00", "2.5 times the training maximum"),
-        ("distance 3.00", "1.5 times the training maximum"),
-        ("distance 1.99", "99.5th percentile"),
+        ("distance 5.00", "2.5 times as far as the most distant training image"),
+        ("distance 3.00", "1.5 times as far as the most distant training image"),
+        ("distance 1.99", "99th percentile"),
     ]
     assert gallery.tiles[0].predicted == "unknown"
-    assert gallery.note == "10 of 10 images, the most distant first; the training maximum is 2.00"
+    assert (
+        gallery.note
+        == "10 of 10 images, the most distant first; the most distant training image is at 2.00"
+    )
     text = page_of(part).text
     assert "5 of 10 images (50.0%), beyond the 95th percentile of the 500 training images" in text
-    assert "distance 5.00 2.5 times the training maximum" in text
+    told = "distance 5.00 2.5 times as far as the most distant training image"
+    assert f"unknown (likeliest red, 75.0%) {told}" in text
     (summary,) = summary_section([], [], [], [(Path("rows.csv"), job)]).blocks[:1]
     assert summary.lines == ("rows.csv: 10 of 11 images classified, 5 of them unlike the training "
                              "data.",)  # fmt: skip
@@ -167,9 +179,30 @@ def test_without_the_model_the_labels_alone_are_counted(tmp_path):
     assert "The nearest unknown image is at 1.90." in chart.description
     # The images' folder is not known either: a table names them.
     table = block_of(part, Table)
-    assert table.rows[:2] == (("9.png", "unknown", "5.00", "-"), ("8.png", "unknown", "3.00", "-"))
+    unknown = "unknown (likeliest red, 75.0%)"
+    assert table.rows[:2] == (("9.png", unknown, "5.00", "-"), ("8.png", unknown, "3.00", "-"))
     assert read_job(path).distances.limit == 1.901
     assert read_job(write_job(path, DISTANCES, limit=9)).distances.limit is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.8, 0.98), (0.5, 2), (0.1, 10), (0.9, 1.4), (1, 1.04), (3, 3.2), (0.001, 4000), (1.9, 8)],
+)
+def test_labels_of_ticks_do_not_touch_each_other(low, high):
+    ticks = ticks_between(low, high)
+    assert 2 <= len(ticks) <= 9
+    assert low <= ticks[0] < ticks[-1] <= high
+    with theme():
+        figure = new_figure(300)
+        axes = figure.subplots()
+        axes.set_ylim(0, 1000)
+        _label(axes, np.array([low, high]))
+        figure.canvas.draw()
+        boxes = [one.get_window_extent() for one in axes.get_xticklabels()]
+    assert len(boxes) == len(ticks)
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 + 4 < right.x0  # less would read as one number
 
 
 def test_only_the_most_distant_of_many_images_are_kept():
@@ -303,7 +336,7 @@ def test_a_run_shows_the_images_of_its_data_that_are_most_unlike(odd_run):
     assert len(gallery.tiles) == MAX_DISTANT
     first = gallery.tiles[0]
     assert (first.name, first.true, first.split) == ("30.png", "dark", "train")
-    assert first.notes[1] == "the training maximum"
+    assert first.notes[1] == "as far as the most distant training image"
     assert "24 of 60 images, the most distant first" in gallery.note
     _, facts = load_distance(odd_run[0] / DISTANCE)
     num_far = (read_distances(odd_run[0]).distances > far_out(facts)).sum()

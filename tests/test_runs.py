@@ -187,6 +187,9 @@ def test_settings_that_differ_are_named_and_others_are_not(workplace, second):
 
 def test_the_command_compares_two_runs_by_name_or_path(workplace, second):
     ran = run_tltools("runs", "cnn", "runs/cnn-2", cwd=workplace)
+    lines = {line.strip()[:15]: line for line in ran.out.splitlines()}
+    assert " to " not in lines["training accura"]  # the models have seen these images
+    assert " to " in lines["validation accu"]
     assert ran.code == 0, ran
     assert "cnn and cnn-2 get the same images right" in ran.out
     assert "validation accuracy" in ran.out

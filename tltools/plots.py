@@ -16,11 +16,12 @@ from tltools.card import Preprocessing, Resize
 from tltools.data.folders import SHEET_MARK
 from tltools.data.images import load_image
 from tltools.metrics import most_mistaken
-from tltools.wording import plural
+from tltools.wording import percent, plural
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -58,11 +59,18 @@ def plot_history(
     _save(figure, path)
 
 
+def percent_axis(axis: "Axis") -> None:
+    """Label an axis of shares as settings are written, with as many decimals as a tick needs."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
+
+
 def draw_history(
     loss: "Axes", accuracy: "Axes", history: "pd.DataFrame", *, kept: int | None = None
 ) -> None:
     """Draw loss and accuracy over the epochs in a panel each; see `plot_history`."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     splits = (("train", "training", "--s"), ("val", "validation", "-o"))
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
@@ -76,9 +84,12 @@ def draw_history(
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(history):  # there is no epoch 0
+            epochs = history["epoch"].to_numpy(dtype=np.float64)
+            axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
         axes.grid(linewidth=0.5)
         axes.legend()
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    percent_axis(accuracy.yaxis)
 
 
 def plot_confusion(
@@ -186,6 +197,10 @@ def _draw_names(axes: "Axes", names: Sequence[str], style: MatrixStyle) -> None:
     turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
     ticks = range(len(names))
     axes.set_xticks(ticks, names, fontsize=style.name_font, **({} if style.flat else turned))
+    if style.flat:  # on one line, whatever the height of their first letters is
+        axes.tick_params(axis="x", pad=style.name_font + 3)
+        for label in axes.get_xticklabels():
+            label.set_verticalalignment("baseline")
     axes.set_yticks(ticks, names, fontsize=style.name_font)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         literal(label)
@@ -247,7 +262,6 @@ def plot_heat(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(9.6, 5), layout="constrained")
     literal(figure.suptitle(short_name(title, 60)))
@@ -260,7 +274,8 @@ def plot_heat(
     right.imshow(heat, extent=frame, cmap=_HEAT, vmin=0, vmax=1, alpha=_MOST_OPAQUE * heat)
     scale = ScalarMappable(Normalize(0, 1), cmap=_faded())
     bar = figure.colorbar(scale, ax=right, fraction=0.046, pad=0.03)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    percent_axis(bar.ax.yaxis)
+    bar.ax.set_facecolor("gray")  # as the image is where there is no evidence
     bar.set_label("share of the largest value")
     for axes, text in ((left, image_title), (right, heat_title)):
         axes.set_axis_off()

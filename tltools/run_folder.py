@@ -345,6 +345,36 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> dict[str, RunPredi
     }
 
 
+def read_scored(path: Path, classes: Sequence[str]) -> RunPredictions:
+    """Read what `write_scored` wrote, or the predictions of a run, of all splits.
+
+    Raises:
+        DataError: If it cannot be read, or does not match the classes.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    try:
+        frame = _read_table(path, dtype=object)
+        targets = np.array([index[name] for name in _true_labels(frame)], dtype=np.int64)
+        columns = [schema.prob_column(name) for name in classes]
+        probs = frame[columns].astype(np.float64).to_numpy()
+        labels = list(frame[schema.LABEL])
+        kept = np.array([name in index or name != UNCERTAIN for name in labels], dtype=np.bool_)
+        likeliest = probs.argmax(axis=1)
+        rows = zip(labels, kept.tolist(), likeliest.tolist(), strict=True)
+        preds = np.array([index[name] if is_kept else best for name, is_kept, best in rows])
+        paths = tuple(frame[schema.PATH])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read: {cause_of(error)}; run tltools evaluate again"
+        ) from error
+    if not ((probs >= 0) & (probs <= 1)).all():
+        raise DataError(
+            f"{path} has a probability that is not between 0 and 1; run tltools evaluate again"
+        )
+    decided = Decided(preds.astype(np.int64), kept, known=np.ones_like(kept))
+    return RunPredictions(paths, targets, probs, decided)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FoldPredictions:
     """Predictions of cross-validation: each image by a model that was trained without it."""

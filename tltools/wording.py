@@ -117,6 +117,19 @@ def with_counts(share: float, low: float, high: float, count: int, total: int) -
     return f"{with_interval(share, low, high)}, {count:,}/{total:,}"
 
 
+def with_likeliest(label: str, likeliest: str | None, share: float) -> str:
+    """Write a label that is no class with the class it may be: `unknown (likeliest cat, 68.6%)`.
+
+    Beside the label alone, the share would read as how sure it is that the image is unknown.
+
+    Args:
+        label: The label.
+        likeliest: The class whose probability the share is; None if the label is a class.
+        share: In [0, 1].
+    """
+    return label if likeliest is None else f"{label} (likeliest {likeliest}, {in_percent(share)})"
+
+
 def percent_or_dash(share: float | None) -> str:
     """Write a share as `in_percent` does, or `-` if there is none."""
     return "-" if share is None else in_percent(share)

@@ -141,8 +141,12 @@ def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
 
 
 def kind_of_error(name: str, error: str) -> str:
-    """Return an error without file name and numbers, so that equal kinds are counted together."""
-    return re.sub(r"\b\d[\d,.]*", "N", reason_in(name, error))
+    """Return an error without file name and numbers, so that equal kinds are counted together.
+
+    A remark in parentheses that has a number, such as how many bytes are missing, is left out.
+    """
+    reason = re.sub(r" \([^()]*\d[^()]*\)", "", reason_in(name, error))
+    return re.sub(r"\b\d[\d,.]*", "N", reason)
 
 
 def reason_in(name: str, error: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tltools.cli.command import Out
-from tltools.wording import MAX_LISTED, in_percent, percent_or_dash
+from tltools.wording import MAX_LISTED, in_percent, percent_or_dash, with_likeliest
 
 if TYPE_CHECKING:
     from tltools.classify import Prediction
@@ -106,22 +106,32 @@ def _show(answers: "Sequence[Prediction]", classes: Sequence[str]) -> None:
     from tltools.console import print_table, printable
 
     if len(answers) > 1:
+        far = any(one.distance is not None for one in answers)
         print_table(
             "Labels (--output FILE writes all probabilities)",
-            ("image", "label", "confidence", "next"),
-            [
-                (
-                    one.name,
-                    one.label or "-",
-                    percent_or_dash(one.confidence),
-                    _runner_up(one, classes),
-                )
-                for one in answers
-            ],
+            ("image", "label", "confidence", "next", *(["distance"] if far else [])),
+            [_cells(one, classes, distance=far) for one in answers],
         )
         return
     for line in _ranked(answers[0], classes):
         typer.echo(printable(line))
+
+
+def _cells(one: "Prediction", classes: Sequence[str], *, distance: bool) -> tuple[str, ...]:
+    """Return the row of an image; an unknown or uncertain one has the class that it may be."""
+    from tltools.classify.output_formats.format import likeliest_of
+
+    likeliest = None
+    if one.probabilities is not None:
+        likeliest = likeliest_of(one.label, one.confidence, classes, one.probabilities.tolist())
+    cells = (
+        one.name,
+        with_likeliest(one.label or "-", likeliest, one.confidence or 0.0),
+        "-" if likeliest is not None else percent_or_dash(one.confidence),
+        _runner_up(one, classes),
+    )
+    away = "-" if one.distance is None else f"{one.distance:.2f}"
+    return (*cells, away) if distance else cells
 
 
 def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
@@ -131,7 +141,8 @@ def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
     order = one.probabilities.argsort()[::-1][:MOST_LABELS]
     lines = [f"{classes[index]} {in_percent(float(one.probabilities[index]))}" for index in order]
     if one.label != classes[order[0]]:  # uncertain, unknown, or by a threshold
-        lines.insert(0, str(one.label))
+        away = "" if one.distance is None else f" (distance {one.distance:.2f})"
+        lines.insert(0, f"{one.label}{away}")
     return lines
 
 

@@ -8,6 +8,7 @@ import typer
 from tltools.cli.command import Out, command
 from tltools.cli.options import path_or_run
 from tltools.cli.show import write_report
+from tltools.wording import listed
 
 
 @command
@@ -49,5 +50,10 @@ def report(
     sources = find_sources(paths or [])
     for kind, found in sources.paths().items():
         progress.say(f"{kind.capitalize()}: {', '.join(found)}")
-    num_bytes = write_report(output, sources.sections(images), progress)
+    if sources.left_out:
+        progress.say(
+            f"Left out: {listed(list(map(str, sources.left_out)))}; to report them, name all that "
+            "the page should have"
+        )
+    num_bytes = write_report(output, sources.sections(images), progress, title=sources.title())
     out.result({"report": str(output), "num_bytes": num_bytes, **sources.paths()})

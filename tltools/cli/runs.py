@@ -102,7 +102,13 @@ def _print_comparison(
     names = first.path.name, second.path.name
     splits = {"train": "training", "val": "validation", "test": "test"}
     rows = [
-        (f"{title} accuracy", *(score_text(one.card.metrics.get(split)) for one in (first, second)))
+        (
+            f"{title} accuracy",
+            *(
+                score_text(one.card.metrics.get(split), is_seen=split == "train")
+                for one in (first, second)
+            ),
+        )
         for split, title in splits.items()
         if any(split in one.card.metrics for one in (first, second))
     ]

@@ -83,11 +83,13 @@ def check_output_folder(output: Path) -> None:
         )
 
 
-def write_report(path: Path, sections: "Sequence[Section]", progress: "RichProgress") -> int:
+def write_report(
+    path: Path, sections: "Sequence[Section]", progress: "RichProgress", *, title: str = ""
+) -> int:
     """Write a report and return its size in bytes."""
-    from tltools.report.page import write_page
+    from tltools.report.page import TITLE, write_page
 
-    num_bytes = write_page(path, sections, progress=progress)
+    num_bytes = write_page(path, sections, title=title or TITLE, progress=progress)
     progress.say(f"Written: {path} ({num_bytes / 1e6:.1f} MB); open it in a browser")
     return num_bytes
 

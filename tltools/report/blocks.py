@@ -38,8 +38,14 @@ class Table:
     """Index of the first column of numbers."""
 
     @property
+    def _has_intervals(self) -> bool:
+        return len(self.columns) > 3 and any(" to " in one for row in self.rows for one in row)
+
+    @property
     def is_wide(self) -> bool:
         """Whether it is too wide for a phone, where names of rows and words are not broken."""
+        if self._has_intervals:
+            return True  # each would take three lines
         names = [self.columns[0], *(row[0] for row in self.rows)]
         cells = list(zip(self.columns, *self.rows, strict=True))[1:]
         words = (max(map(len, " ".join(column).split(" "))) for column in cells)
@@ -68,6 +74,8 @@ class Tile:
     """Its predicted label; None if it has none."""
     confidence: float | None = None
     """In [0, 1]."""
+    likeliest: str | None = None
+    """Of an image whose label is no class: the class whose probability the confidence is."""
     split: str = ""
     group: str = ""
     """What it has in common with its neighbors in the gallery: `group 2`."""
@@ -129,10 +137,16 @@ class Section:
                 yield from block.tiles()
 
 
-def score_cell(score: Score | None) -> str:
-    """Format an accuracy with its interval and counts."""
+def score_cell(score: Score | None, *, is_seen: bool = False) -> str:
+    """Format an accuracy with its interval and counts.
+
+    Without the interval if the model was trained on the images (`is_seen`), since their accuracy
+    says nothing about others.
+    """
     if score is None:
         return "-"
+    if is_seen:
+        return f"{in_percent(score.accuracy)}, {score.correct:,}/{score.total:,}"
     return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)
 
 

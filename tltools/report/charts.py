@@ -25,6 +25,7 @@ from tltools.plots import (
     draw_history,
     literal,
     num_columns,
+    percent_axis,
     short_name,
 )
 from tltools.report.svg import (
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -72,7 +72,7 @@ _SOFT = 0.7
 """Opacity of areas that lines cross."""
 _NUMBERS = 20
 """Maximum classes of a matrix whose cells show their counts."""
-_CELLS = {1: 90, 2: 90, 3: 70, 4: 56, 5: 50, 6: 34}
+_CELLS = {1: 120, 2: 110, 3: 92, 4: 74, 5: 60, 6: 44}
 """Side of a matrix's cells by number of classes, in the SVG's units."""
 _LOG_FROM = 8
 """An axis is logarithmic if its largest value is more than this many times the smallest."""
@@ -143,7 +143,7 @@ def confusion_chart(
         axes = figure.add_axes(layout.rect)
         draw_confusion(axes, matrix, names, support=support, style=_matrix_style(matrix, layout))
         axes.xaxis.set_label_coords(0.5, (18 - layout.bottom) / layout.side)
-        axes.yaxis.set_label_coords(-(layout.name_width + 14) / layout.side, 0.5)
+        axes.yaxis.set_label_coords(-(layout.name_width + 20) / layout.side, 0.5)
         return as_chart(figure, title, description)
 
 
@@ -181,11 +181,11 @@ class _MatrixLayout:
 
 def _matrix_layout(names: Sequence[str]) -> _MatrixLayout:
     num_classes = len(names)
-    letter = LETTER if num_classes <= 6 else 9
-    cell = _CELLS.get(num_classes, 26 if num_classes <= _NUMBERS else 12)
+    letter = LETTER if num_classes <= _NUMBERS else LETTER - 1
+    cell = _CELLS.get(num_classes, 28 if num_classes <= _NUMBERS else 14)
     name_width = letter * max(map(_width, names))
     side, top, right = cell * num_classes, 6, 8
-    left, bottom = name_width + 30, (letter if name_width < cell else name_width) + 32
+    left, bottom = name_width + 36, (letter if name_width < cell else name_width) + 32
     width = max(left + side + right, WIDTH)
     return _MatrixLayout(
         letter=letter,
@@ -231,7 +231,8 @@ def reliability_chart(
         handles: list[Any] = []
         names: list[str] = []
         (diagonal,) = accuracy.plot((0, 1), (0, 1), ":", color=FG, linewidth=1.2)
-        handles.append(_reliability_bars(accuracy, counts, calibrated))
+        bars, spans = _reliability_bars(accuracy, counts, calibrated)
+        handles.append(bars)
         kind = "accuracy" if uncalibrated is None else "calibrated"
         names.append(f"{kind} (ECE {in_percent(calibrated.ece)})")
         if uncalibrated is not None:
@@ -239,12 +240,15 @@ def reliability_chart(
             names.append(f"uncalibrated (ECE {in_percent(uncalibrated.ece)})")
         _label_reliability(accuracy, counts)
         figure.align_ylabels()
-        _legend(figure, [*handles, diagonal], [*names, "ideal"])
+        _legend(figure, [*handles, spans, diagonal], [*names, "95% interval", "ideal"])
         return as_chart(figure, title, _describe_reliability(calibrated, uncalibrated))
 
 
-def _reliability_bars(accuracy: "Axes", counts: "Axes", found: Reliability) -> "BarContainer":
-    """Draw accuracy, with its 95% interval, and counts as bars; return the legend's handle."""
+def _reliability_bars(accuracy: "Axes", counts: "Axes", found: Reliability) -> tuple[Any, Any]:
+    """Draw accuracy, with its 95% interval, and counts as bars; return the legend's handles.
+
+    A dot marks the accuracy too, since a bar of 0% cannot be seen.
+    """
     look: dict[str, Any] = {"color": SERIES[0], "edgecolor": BG, "alpha": _SOFT, "align": "edge"}
     left, widths, known = found.edges[:-1], np.diff(found.edges), found.counts > 0
     counts.bar(left, found.counts, widths, **look)
@@ -256,8 +260,10 @@ def _reliability_bars(accuracy: "Axes", counts: "Axes", found: Reliability) -> "
             for share, count in zip(right, found.counts[known].tolist(), strict=True)
         ]
     )
-    accuracy.errorbar(middles, right, (right - low, high - right), fmt="none", ecolor=FG, lw=1)
-    return bars
+    spans = accuracy.errorbar(
+        middles, right, (right - low, high - right), fmt="o", color=FG, ms=3, lw=1, clip_on=False
+    )
+    return bars, spans
 
 
 def _reliability_line(accuracy: "Axes", counts: "Axes", found: Reliability) -> "Artist":
@@ -270,10 +276,10 @@ def _reliability_line(accuracy: "Axes", counts: "Axes", found: Reliability) -> "
 
 
 def _label_reliability(accuracy: "Axes", counts: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     for axis in (accuracy.yaxis, counts.xaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
+        percent_axis(axis)
     accuracy.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     counts.set(xlabel="confidence", ylabel="images")
     counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -304,7 +310,8 @@ def class_counts_chart(counts: Mapping[str, int], *, title: str = "Images by cla
             name = grouped(len(others), "other class", "other classes")
             lines.append(_Line(name, f"{sum(others):,} ({in_percent(sum(others) / total)})"))
         figure, axes = _rows(lines)
-        _bars(axes, [(place, count) for place, (_, count) in enumerate(shown)])
+        bars = [(place, count) for place, (_, count) in enumerate(shown)]
+        _bars(axes, bars, whole=total)
         return as_chart(figure, title, description)
 
 
@@ -322,19 +329,13 @@ def confidence_histogram(
         counts: Predictions of each label by bin, (B,) each.
         title: Title of the chart.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     totals = {label: int(part.sum()) for label, part in counts.items()}
     if not sum(totals.values()):
         return _nothing(title, "There are no predictions.")
     everything = np.sum(list(counts.values()), axis=0)
-    largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
-    panels = [(short_name(label), part) for label, part in counts.items() if label in largest]
-    others = [part for label, part in counts.items() if label not in largest]
-    if others:
-        name = grouped(len(others), "other label")
-        panels.append((name, np.sum(others, axis=0)))
-    panels = [("all", everything), *(panels if len(panels) > 1 else [])]
+    panels = _histograms(counts, everything)
     with theme():
         figure = new_figure(40 + 130 + 62 * (len(panels) - 1))
         grid = {"height_ratios": [2, *[1] * (len(panels) - 1)]}
@@ -348,7 +349,7 @@ def confidence_histogram(
                 label = f"{name}: {grouped(int(part.sum()), 'prediction')}"
                 literal(axes.set_title(label, loc="left", fontsize=LETTER))
         subplots[-1, 0].set(xlabel="confidence", xlim=(0, 1))
-        subplots[-1, 0].xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        percent_axis(subplots[-1, 0].xaxis)
         subplots[0, 0].set_ylabel("predictions")
         low = everything[edges[1:] <= 0.5 + _EDGE].sum() / everything.sum()
         high = everything[edges[:-1] >= 0.9 - _EDGE].sum() / everything.sum()
@@ -357,6 +358,27 @@ def confidence_histogram(
             f"{in_percent(low)} are below 50%, {in_percent(high)} at 90% or above."
         )
         return as_chart(figure, title, description)
+
+
+def _histograms(
+    counts: Mapping[str, NDArray[np.int64]], everything: NDArray[np.int64]
+) -> list[tuple[str, NDArray[np.int64]]]:
+    """Return name and counts of each histogram: all, then each label that has images, if several.
+
+    Labels beyond `MAX_HISTOGRAMS` are counted together.
+    """
+    totals = {label: int(part.sum()) for label, part in counts.items()}
+    largest = set(sorted(totals, key=lambda label: -totals[label])[:MAX_HISTOGRAMS])
+    panels = [
+        (short_name(label), part)
+        for label, part in counts.items()
+        if label in largest and totals[label]
+    ]
+    others = [part for label, part in counts.items() if label not in largest]
+    if any(part.any() for part in others):
+        name = grouped(len(others), "other label")
+        panels.append((name, np.sum(others, axis=0)))
+    return [("all", everything), *(panels if len(panels) > 1 else [])]
 
 
 # ---------------------------------------------------------------------------------------- bench
@@ -445,8 +467,6 @@ def accuracy_latency_chart(
     report: BenchResult, *, title: str = "Accuracy against latency"
 ) -> Chart:
     """Draw a point and its accuracy's interval for each candidate; ring the recommended one."""
-    from matplotlib.ticker import PercentFormatter
-
     timed = [row for row in _good(report) if row.latency is not None and row.score is not None]
     if not timed:
         return _nothing(
@@ -477,7 +497,7 @@ def accuracy_latency_chart(
         handles += rings
         names += ["recommended here"] * len(rings)
         axes.set(xlabel="median latency of one image, ms", ylabel="accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        percent_axis(axes.yaxis)
         _scale(axes, "x", np.array(times))
         axes.grid(visible=True)
         _legend(figure, handles, names)
@@ -628,11 +648,14 @@ def _rows(lines: Sequence[_Line], *, axis: str = "") -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _bars(axes: "Axes", values: Sequence[tuple[int, float]]) -> None:
-    """Draw bars, each given by its place and length, into the axes of `_rows`."""
+def _bars(axes: "Axes", values: Sequence[tuple[int, float]], *, whole: float | None = None) -> None:
+    """Draw bars, each given by its place and length, into the axes of `_rows`.
+
+    The axes are as wide as the whole that the bars are parts of, or else as the longest bar.
+    """
     places, lengths = [place + 0.16 for place, _ in values], [length for _, length in values]
     axes.barh(places, lengths, 0.28, color=SERIES[0])
-    axes.set_xlim(0, max(lengths))
+    axes.set_xlim(0, whole or max(lengths))
 
 
 def _grouped(rows: Sequence[BenchRow], texts: Mapping[str, str]) -> list[_Line]:

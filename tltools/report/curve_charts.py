@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tltools.curves import Curve
-from tltools.plots import literal, short_name
+from tltools.plots import literal, percent_axis, short_name
 from tltools.report.svg import BG, FG, LETTER, SERIES, Chart, as_chart, new_figure, theme
 from tltools.wording import in_percent
 
@@ -19,7 +19,8 @@ MAX_PANELS = 6
 """Maximum curves in a chart."""
 _MAX_POINTS = 400
 """Maximum points of a curve, which is drawn 400 units wide at most."""
-_ROW = 175
+_SHARE = "share of images in the class"
+_ROW = 190
 """Height of a row of small curves, in the SVG's units."""
 
 
@@ -75,6 +76,8 @@ def precision_recall_chart(
     Raises:
         ValueError: If there is no panel, or there are more than `MAX_PANELS`.
     """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     if not 1 <= len(panels) <= MAX_PANELS:
         raise ValueError(f"{len(panels)} panels are not between 1 and {MAX_PANELS}")
     columns = min(2, len(panels))
@@ -89,13 +92,21 @@ def precision_recall_chart(
             _draw(axes, panels[place], ticks=0.25 if len(panels) == 1 else 0.5)
             if place % columns:
                 axes.set_ylabel("")
+        engine = figure.get_layout_engine()
+        assert isinstance(engine, ConstrainedLayoutEngine)
+        engine.set(wspace=0.1)  # so that 100% and the next plot's 0% are apart
+        shares = [
+            line for axes in grid.flat for line in axes.get_lines() if line.get_label() == _SHARE
+        ]
+        if shares:
+            figure.legend(shares[:1], [_SHARE], loc="outside lower center")
         description = " ".join((*(panel.describe() for panel in panels), note)).strip()
         return as_chart(figure, title, description)
 
 
 def _draw(axes: "Axes", panel: Panel, *, ticks: float) -> None:
     """Draw a curve, with a tick at each multiple of `ticks` across."""
-    from matplotlib.ticker import MultipleLocator, PercentFormatter
+    from matplotlib.ticker import MultipleLocator
 
     found = panel.curve
     across = found.coverage if panel.class_name is None else found.recall
@@ -109,16 +120,12 @@ def _draw(axes: "Axes", panel: Panel, *, ticks: float) -> None:
     )
     share = found.num_hits / found.num_images
     if panel.class_name is not None:  # if every image got the class
-        axes.axhline(share, linestyle=":", color=FG, linewidth=1.2)
-        # Below the line, since most curves are above it.
-        edge, side = (-3, "top") if share > 0.1 else (3, "bottom")
-        at = {"xytext": (0, edge), "textcoords": "offset points", "va": side}
-        axes.annotate("share of images in this class", (0.02, share), **at)
+        axes.axhline(share, linestyle=":", color=FG, linewidth=1.2, label=_SHARE)
     if panel.threshold is not None and (place := found.at(panel.threshold)) is not None:
         _mark(axes, float(across[place]), float(found.precision[place]), panel.threshold)
     for axis, step in ((axes.xaxis, ticks), (axes.yaxis, 0.25)):
         axis.set_major_locator(MultipleLocator(step))
-        axis.set_major_formatter(PercentFormatter(xmax=1))
+        percent_axis(axis)
     across_name, up_name = (
         ("images that keep a label", "accuracy") if panel.class_name is None
         else ("recall", "precision")

@@ -1,13 +1,15 @@
 """Draw how far images are from the training images, beside the training images' own distances."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Distances
-from tltools.report.svg import BG, FG, SERIES, Chart, as_chart, new_figure, theme
+from tltools.report.svg import BG, FG, LETTER, SERIES, WIDTH, Chart, as_chart, new_figure, theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,23 +84,59 @@ def _label(axes: "Axes", edges: NDArray[np.float64]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     axes.set(xscale="log", xlabel="distance", ylabel="images", xlim=(edges[0], edges[-1]))
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(float(edges[0]), float(edges[-1]))))
+    axes.xaxis.set_major_locator(FixedLocator(ticks_between(float(edges[0]), float(edges[-1]))))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=True, axis="y")
 
 
-def _ticks(low: float, high: float) -> Sequence[float]:
-    """Return round numbers between two distances, from 2 to about 8 of them if there are any."""
-    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(10, 100) / 10):
-        ticks = [
-            float(digit * 10.0**power)
-            for power in range(-4, 5)
-            for digit in digits
-            if low <= digit * 10.0**power <= high
-        ]
-        if len(ticks) >= 4:
-            break
-    return ticks[:: -(-len(ticks) // 8)] if ticks else [low]
+_DIGIT = 0.62 * LETTER
+"""Width of a digit of a tick's label, in the SVG's units."""
+_AXIS = WIDTH - 60
+"""Approximate width of the axis, in the SVG's units."""
+
+
+def tick_text(value: float) -> str:
+    """Return the label of a tick."""
+    return f"{value:.10g}"
+
+
+def ticks_between(low: float, high: float) -> Sequence[float]:
+    """Return round numbers between two distances whose labels do not touch each other.
+
+    Of the choices that fit, the one with the most ticks; `low` alone if no round number is between
+    them. Far apart, ticks are equally far apart on the logarithmic axis, else in their values.
+    """
+    fitting = [
+        ticks
+        for ticks in (_decades(low, high) if high > _LINEAR_TO * low else _steps(low, high))
+        if len(ticks) <= _MAX_TICKS
+        and all(_are_apart(*pair, low, high) for pair in pairwise(ticks))
+    ]
+    return max(fitting, key=len, default=[]) or [low]
+
+
+_MAX_TICKS = 8
+_LINEAR_TO = 4
+"""Up to this ratio of the largest to the smallest distance, ticks are multiples of a number."""
+
+
+def _decades(low: float, high: float) -> Iterator[list[float]]:
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = (round(digit * 10.0**power, 9) for power in range(-4, 5) for digit in digits)
+        yield [tick for tick in ticks if low <= tick <= high]
+
+
+def _steps(low: float, high: float) -> Iterator[list[float]]:
+    exponent = math.floor(math.log10(high - low))
+    for step in (digit * 10.0**power for power in (exponent, exponent - 1) for digit in (5, 2, 1)):
+        numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+        yield [round(number * step, 9) for number in numbers]
+
+
+def _are_apart(first: float, second: float, low: float, high: float) -> bool:
+    """Return whether the labels of two ticks have room between them on a logarithmic axis."""
+    away = math.log(second / first) / math.log(high / low) * _AXIS
+    return away >= _DIGIT * ((len(tick_text(first)) + len(tick_text(second))) / 2 + 1.5)

@@ -18,14 +18,11 @@ from tltools.distance import CHECKED_LEVELS
 from tltools.report.blocks import Block, Charts, Gallery, Section, Table, Text, Tile, percent_of
 from tltools.report.charts import Chart
 from tltools.report.distance_chart import EDGES, bin_of, distance_histogram
-from tltools.wording import grouped, in_percent, ordinal
+from tltools.wording import grouped, in_percent, ordinal, with_likeliest
 
 TITLE = "Images unlike the training data"
 MAX_FARTHEST = 48
 """Maximum images in the gallery of the most distant ones."""
-
-MAXIMUM = "training maximum"
-"""How tiles name the largest distance of a training image."""
 
 FindReference = Callable[[Sequence[str]], Reference | None]
 """Takes the classes of a job, and returns what its distances are compared with, if that is known.
@@ -39,6 +36,8 @@ class Far(NamedTuple):
     label: str
     confidence: float
     distance: float
+    likeliest: str | None = None
+    """Of an unknown or uncertain image: the class whose probability the confidence is."""
 
 
 @dataclass
@@ -143,6 +142,7 @@ def distance_section(
             resize=resize,
             predicted=one.label,
             confidence=one.confidence,
+            likeliest=one.likeliest,
             notes=distance_notes(one.distance, training),
         )
         for one in found
@@ -225,7 +225,7 @@ def _note(facts: DistanceFacts) -> str:
     shown = min(facts.num_images, MAX_FARTHEST)
     note = f"{shown:,} of {grouped(facts.num_images, 'image')}, the most distant first"
     if facts.reference is not None:
-        note += f"; the {MAXIMUM} is {facts.reference.distances.at(100):.2f}"
+        note += f"; the most distant training image is at {facts.reference.distances.at(100):.2f}"
     return note
 
 
@@ -236,7 +236,7 @@ def _farthest_table(title: str, found: Sequence[Far], training: Distances | None
         tuple(
             (
                 one.path,
-                one.label,
+                with_likeliest(one.label, one.likeliest, one.confidence),
                 f"{one.distance:.2f}",
                 "-" if training is None else _place(one.distance, training),
             )
@@ -250,13 +250,14 @@ def _place(distance: float, training: Distances) -> str:
     """Say where a distance lies among those of the training images."""
     largest = training.at(100)
     if math.isclose(distance, largest, rel_tol=1e-4, abs_tol=1e-6):  # a file rounds it
-        return f"the {MAXIMUM}"
+        return "as far as the most distant training image"
     place = training.percentile_of(distance)
     if place < 100:
-        return f"{ordinal(math.floor(10 * place) / 10)} percentile"
+        return f"{ordinal(max(1, math.floor(place)))} percentile"
     ratio = distance / largest if largest > 0 else math.inf
     many = 1.05 <= ratio < 1000
-    return f"{ratio:.1f} times the {MAXIMUM}" if many else f"beyond the {MAXIMUM}"
+    farthest = "the most distant training image"
+    return f"{ratio:.1f} times as far as {farthest}" if many else f"farther than {farthest}"
 
 
 def distance_notes(distance: float, training: Distances | None) -> tuple[str, ...]:

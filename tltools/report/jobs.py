@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from tltools.report.blocks import (
     Tile,
     percent_of,
 )
-from tltools.report.charts import class_counts_chart, confidence_histogram
+from tltools.report.charts import MAX_ROWS, class_counts_chart, confidence_histogram
 from tltools.report.distances import DistanceFacts, Far, FindReference, distance_section
 from tltools.wording import grouped
 
@@ -60,6 +61,8 @@ class Shown(NamedTuple):
     path: str
     label: str
     confidence: float
+    likeliest: str | None = None
+    """Of an unknown or uncertain image: the class whose probability the confidence is."""
 
 
 @dataclass
@@ -173,12 +176,12 @@ def _sum_up(
         if row.distance is not None:
             if not 0 <= row.distance < math.inf:
                 raise _foreign_row(path, number, row, f"distance {row.distance}")
-            far = Far(row.path, row.label, row.confidence, row.distance)
+            far = Far(row.path, row.label, row.confidence, row.distance, row.likeliest)
             distances.add(far, is_unknown=row.label == UNKNOWN and UNKNOWN not in classes)
         counts[row.label] += 1
         bins[row.label][min(int(row.confidence * NUM_BINS), NUM_BINS - 1)] += 1
         sample = samples.setdefault(row.label, _Sample(limit))
-        sample.add(Shown(row.path, row.label, row.confidence), chance)
+        sample.add(Shown(row.path, row.label, row.confidence, row.likeliest), chance)
     for label in {UNCERTAIN, UNKNOWN}.difference(classes):
         if not counts[label]:
             del counts[label]
@@ -276,8 +279,9 @@ def job_section(
         rows.append(("not classified", *failed))
     blocks: list[Block] = [
         Text((f"{grouped(job.num_rows, 'image')} in {path}", *facts), tone="quiet"),
-        Table("Labels", ("label", "images", "share"), tuple(rows)),
     ]
+    if not certain or len(job.counts) > MAX_ROWS:  # else the chart has the same figures
+        blocks.append(Table("Labels", ("label", "images", "share"), tuple(rows)))
     if certain:
         blocks.append(
             Charts(
@@ -289,7 +293,7 @@ def job_section(
                 )
             )
         )
-        blocks.append(_gallery(job, locate, resize))
+        blocks.append(_gallery(path, job, locate, resize))
     if job.num_failed:
         blocks += _failures(job)
     if job.distances.num_images:
@@ -297,12 +301,12 @@ def job_section(
     return Section(f"Classified: {path.name}", blocks)
 
 
-def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
+def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
     if locate is None:
         return Text(
             (
                 "To see the images, name the folder that was classified: tltools report "
-                "--images FOLDER.",
+                f"{shlex.quote(str(path))} --images FOLDER.",
             ),
             title="Images",
             tone="warning",
@@ -321,6 +325,7 @@ def _gallery(job: JobFacts, locate: Locate | None, resize: Resize) -> Block:
                 resize=resize,
                 predicted=label,
                 confidence=one.confidence,
+                likeliest=one.likeliest,
             )
             for one in shown
         )

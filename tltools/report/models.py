@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -88,47 +88,90 @@ Read = TypeVar("Read")
 # --------------------------------------------------------------------------------------- runs
 
 
-def training_section(runs: Sequence[Artifact]) -> Section:
-    """Return the section about runs: their accuracy, pairwise comparisons, each run in detail.
+def by_accuracy(runs: Sequence[Artifact]) -> list[Artifact]:
+    """Return runs with the highest validation accuracy first, those without one last."""
+    return sorted(
+        runs,
+        key=lambda run: run.card.metrics["val"].accuracy if "val" in run.card.metrics else -1.0,
+        reverse=True,
+    )
+
+
+def training_section(
+    runs: Sequence[Artifact], *, told: Collection[tuple[Path, Path]] = ()
+) -> Section:
+    """Return the section about runs: their accuracy, comparisons, and each one, the best first.
+
+    Args:
+        runs: The runs.
+        told: Pairs of runs, the better one first, whose comparison is elsewhere on the page.
 
     Raises:
         ArtifactError: If a run's predictions are damaged.
     """
-    predictions = {run.path: read_predictions(run.path, run.card.classes) for run in runs}
-    blocks: list[Block] = [_accuracy_table(runs)]
-    if len(runs) > 1:
-        lines = tuple(
-            compare_runs(*pair, predictions[pair[0].path], predictions[pair[1].path]).sentence()
-            for pair in combinations(runs, 2)
-        )
-        blocks.append(Text(lines, title="Statistically significant?"))
-    blocks += [_run_section(run, predictions[run.path]) for run in runs]
-    by_data = {run.card.data.fingerprint: run for run in reversed(runs)}
+    ranked = by_accuracy(runs)
+    predictions = {run.path: read_predictions(run.path, run.card.classes) for run in ranked}
+    blocks: list[Block] = [_accuracy_table(ranked)]
+    lines = tuple(
+        compare_runs(*pair, predictions[pair[0].path], predictions[pair[1].path]).sentence()
+        for pair in combinations(ranked, 2)
+        if (pair[0].path, pair[1].path) not in told
+    )
+    if lines:
+        title = "Other comparisons" if told else "Statistically significant?"
+        blocks.append(Text(lines, title=title))
+    blocks += [_run_section(run, predictions[run.path]) for run in ranked]
+    by_data = {run.card.data.fingerprint: run for run in reversed(ranked)}
     blocks += [_data_section(run) for run in reversed(by_data.values())]
     return Section("Training", blocks)
 
 
 def _accuracy_table(runs: Sequence[Artifact]) -> Table:
+    """Return the table of the runs' accuracies; that of images seen in training has no interval."""
     splits = [name for name in SPLITS if any(name in run.card.metrics for run in runs)]
-    names = {"train": "training images", "val": "validation images", "test": "test images"}
+    names = {"train": "training", "val": "validation", "test": "test"}
+    folds = [cross_validation(run) for run in runs]
+    crossed = ["cross-validation"] if any(folds) else []
     return Table(
-        "Accuracy with its 95% interval",
-        ("run", "model", *(names[split] for split in splits)),
+        "Accuracy, with its 95% interval on images that were not trained on",
+        ("run", "model", *crossed, *(f"{names[split]} accuracy" for split in splits)),
         tuple(
             (
                 run.path.name,
                 f"{run.card.model}, {run.card.head}",
-                *(score_cell(run.card.metrics.get(split)) for split in splits),
+                *([found or "-"] if crossed else []),
+                *(
+                    score_cell(run.card.metrics.get(split), is_seen=split == "train")
+                    for split in splits
+                ),
             )
-            for run in runs
+            for run, found in zip(runs, folds, strict=True)
         ),
         numbers_from=2,
     )
 
 
+def cross_validation(run: Artifact) -> str:
+    """Return the accuracy of a run's cross-validation in words; empty if there is none."""
+    try:
+        folds = read_folds(run.path, run.card.classes)
+    except ArtifactError:  # the run's own section says what is wrong
+        return ""
+    if folds is None:
+        return ""
+    mean, deviation = folds.mean_and_deviation()
+    return (
+        f"{percent_or_dash(mean)} on {len(folds.accuracies())} folds (standard deviation "
+        f"{100 * deviation:.1f} points)"
+    )
+
+
 def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Section:
     card, name = run.card, run.path.name
-    blocks: list[Block] = [Text(tuple(_run_facts(card)), tone="quiet")]
+    facts = [*_run_facts(card)]
+    if crossed := cross_validation(run):
+        facts.append(f"Cross-validation: accuracy {crossed}")
+    blocks: list[Block] = [Text(tuple(facts), tone="quiet")]
     charts: list[Chart] = []
     history = _history(run)
     if isinstance(history, Text):
@@ -162,10 +205,10 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
     blocks += [Charts(tuple(charts)), Text(tuple(lines))]
     if predictions:
         blocks.append(
-            _mistakes(
+            mistakes_gallery(
                 tile
                 for split, part in predictions.items()
-                for tile in _tiles(part, card.classes, card.preprocessing.resize, split)
+                for tile in label_tiles(part, card.classes, card.preprocessing.resize, split)
             )
         )
     else:
@@ -178,7 +221,7 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
                 tone="warning",
             )
         )
-    return Section(f"Run {name}", [*blocks, *_cross_validation(run), *_most_distant(run)])
+    return Section(f"Run {name}", [*blocks, *_suspects(run), *_most_distant(run)])
 
 
 def _history(run: Artifact) -> Chart | Text:
@@ -194,8 +237,8 @@ def _history(run: Artifact) -> Chart | Text:
     )
 
 
-def _cross_validation(run: Artifact) -> Iterator[Block]:
-    """Describe the folds and show the images whose labels may be wrong."""
+def _suspects(run: Artifact) -> Iterator[Block]:
+    """Show the images whose labels may be wrong, or say what is wrong with the folds."""
     classes = run.card.classes
     folds = _or_problem(partial(read_folds, classes=classes), run.path)
     if folds is None:
@@ -203,15 +246,6 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
     if isinstance(folds, Text):
         yield folds
         return
-    mean, deviation = folds.mean_and_deviation()
-    scores = folds.accuracies()
-    yield Text(
-        (
-            f"Cross-validation on {len(scores)} folds of {grouped(len(folds.paths), 'image')}: "
-            f"accuracy {percent_or_dash(mean)}, standard deviation {100 * deviation:.1f} points "
-            f"({', '.join(map(percent_or_dash, scores))}).",
-        )
-    )
     suspects = folds.suspects()
     if not len(suspects):
         return
@@ -225,7 +259,7 @@ def _cross_validation(run: Artifact) -> Iterator[Block]:
         "Labels that may be wrong",
         tuple(
             replace(tile, is_label_in_doubt=True)
-            for tile in _tiles(held_out, classes, run.card.preprocessing.resize)
+            for tile in label_tiles(held_out, classes, run.card.preprocessing.resize)
         ),
         f"{len(shown):,} of {grouped(len(suspects), 'image')} that models trained without them "
         "assign to another class with confidence, most suspicious first.",
@@ -372,9 +406,10 @@ def _interval(one: Proportion) -> str:
     return f"{in_percent(one.value)} ({ends}, {one.count:,}/{one.total:,})"
 
 
-def _tiles(
+def label_tiles(
     predictions: RunPredictions, classes: Sequence[str], resize: Resize, split: str = ""
 ) -> Iterator[Tile]:
+    """Yield a tile for each image that has a class, with its true one."""
     names, targets = list(classes), predictions.targets.tolist()
     root = _common_folder(predictions.paths)
     preds, kept = predictions.preds.tolist(), predictions.is_kept.tolist()
@@ -402,8 +437,13 @@ def _common_folder(paths: Sequence[str]) -> str:
     return folder.rstrip("/") + "/" if folder else ""
 
 
-def _mistakes(tiles: Iterator[Tile]) -> Gallery:
-    """Choose the most confident mistakes, and the least confident correct predictions."""
+def mistakes_gallery(tiles: Iterator[Tile], *, as_seen: bool = True) -> Gallery:
+    """Choose the most confident mistakes, and the least confident correct predictions.
+
+    Args:
+        tiles: The images that have a class.
+        as_seen: Whether the tiles have the model's resize rule, as the note then says.
+    """
     mistakes: list[Tile] = []
     correct: list[Tile] = []
     for tile in tiles:
@@ -412,13 +452,15 @@ def _mistakes(tiles: Iterator[Tile]) -> Gallery:
     correct.sort(key=_confidence)
     chosen = (*mistakes[:MAX_MISTAKES], *correct[:MAX_CORRECT])
     shown = min(len(mistakes), MAX_MISTAKES), min(len(correct), MAX_CORRECT)
-    return Gallery(
-        "The most confident mistakes and the least confident correct predictions",
-        chosen,
+    title = "The most confident mistakes and the least confident correct predictions"
+    if len(chosen) == len(mistakes) + len(correct):
+        title = "Mistakes and correct predictions" if correct else "Mistakes"
+    note = (
         f"{shown[0]:,} of {grouped(len(mistakes), 'mistake')}, "
-        f"{shown[1]:,} of {grouped(len(correct), 'correct prediction')}; cropped and scaled as "
-        "the model sees them.",
+        f"{shown[1]:,} of {grouped(len(correct), 'correct prediction')}"
     )
+    seen = "; cropped and scaled as the model sees them" if as_seen else ""
+    return Gallery(title, chosen, f"{note}{seen}.")
 
 
 def _confidence(tile: Tile) -> float:
@@ -529,7 +571,9 @@ def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:
 # -------------------------------------------------------------------------------- evaluations
 
 
-class _Accuracy(msgspec.Struct, frozen=True):
+class AccuracyFacts(msgspec.Struct, frozen=True):
+    """Accuracy with its interval and counts."""
+
     value: float
     low: float
     high: float
@@ -537,7 +581,9 @@ class _Accuracy(msgspec.Struct, frozen=True):
     total: int
 
 
-class _Calibration(msgspec.Struct, frozen=True):
+class CalibrationFacts(msgspec.Struct, frozen=True):
+    """The temperature, and the expected calibration error with and without it."""
+
     temperature: float
     ece: float
     ece_uncalibrated: float
@@ -549,9 +595,9 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
     data: str
     split: str
     num_images: int
-    accuracy: _Accuracy
+    accuracy: AccuracyFacts
     roc_auc: RocAuc
-    calibration: _Calibration
+    calibration: CalibrationFacts
     classes: tuple[str, ...]
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -609,23 +655,40 @@ def evaluation_section(
     )
     if result is not None:
         predictions = result.predictions()
-        charts.append(
-            _reliability(
-                predictions.probs,
-                predictions.targets,
-                result.temperature,
-                title=f"Accuracy by confidence of {name}",
-            )
-        )
-        charts += _precision_recall(
+        charts += prediction_charts(
             predictions,
             result.classes,
-            _applied(result),
-            title=f"Precision and recall of {name}",
+            name=name,
+            temperature=result.temperature,
+            chosen=_applied(result),
         )
-        gallery = _mistakes(_tiles(predictions, result.classes, resize))
-    tables = _score_table(facts), _class_table(facts.per_class)
+        gallery = mistakes_gallery(label_tiles(predictions, result.classes, resize))
+    tables = score_table(facts), class_table(facts.per_class)
     return Section(f"Evaluation of {name}", [*tables, Charts(tuple(charts)), gallery])
+
+
+def prediction_charts(
+    predictions: RunPredictions,
+    classes: Sequence[str],
+    *,
+    name: str,
+    temperature: float = 1.0,
+    chosen: _Chosen = None,
+) -> Iterator[Chart]:
+    """Draw accuracy by confidence, and precision and recall, of at least one image.
+
+    Args:
+        predictions: The predictions.
+        classes: Class names in the order of the probabilities.
+        name: Name of the model or the file, for the titles.
+        temperature: What the logits were divided by; not 1: the chart also shows 1.
+        chosen: The threshold to mark.
+    """
+    probs, targets = predictions.probs, predictions.targets
+    yield _reliability(probs, targets, temperature, title=f"Accuracy by confidence of {name}")
+    yield from _precision_recall(
+        predictions, classes, chosen, title=f"Precision and recall of {name}"
+    )
 
 
 def _applied(result: "Evaluation") -> _Chosen:
@@ -635,7 +698,8 @@ def _applied(result: "Evaluation") -> _Chosen:
     return None if result.min_confidence is None else (None, result.min_confidence)
 
 
-def _score_table(facts: EvaluationFacts) -> Table:
+def score_table(facts: EvaluationFacts) -> Table:
+    """Return the table with the figures of all classes together."""
     one = facts.accuracy
     score = Score(
         accuracy=one.value, low=one.low, high=one.high, correct=one.correct, total=one.total
@@ -664,11 +728,13 @@ def _limit_rows(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
     if facts.threshold is not None:
         yield f"threshold for {facts.threshold.class_name}", repr(facts.threshold.value)
     if facts.coverage is not None:
-        yield "smallest confidence", repr(facts.min_confidence)
+        if facts.min_confidence is not None:
+            yield "smallest confidence", repr(facts.min_confidence)
         yield "images that reach it, with the 95% interval", _interval(facts.coverage)
 
 
-def _class_table(scores: Sequence[ClassScore]) -> Table:
+def class_table(scores: Sequence[ClassScore]) -> Table:
+    """Return the table with the figures of each class."""
     return Table(
         "By class",
         ("class", "precision", "recall", "F1", "images"),

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from tltools.wording import in_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 TITLE = "tltools report"
 SIDE = 224
@@ -136,6 +138,7 @@ def render(
         svg=Markup,
         image=image,
         percent=in_percent,
+        with_options=_with_options,
     )
 
 
@@ -150,6 +153,18 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _with_options(text: str) -> "Markup":
+    """Return text whose options, such as `--threshold`, are not broken at their dashes."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"(?<!\S)(--[\w-]*\w)", printable(text))
+    marked = (
+        Markup('<span class="option">{}</span>').format(part) if place % 2 else escape(part)
+        for place, part in enumerate(parts)
+    )
+    return Markup("").join(marked)
 
 
 def _plain(value: object) -> object:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
 from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes
+from tltools.classify.output_formats.csv_rows import read_columns
 from tltools.classify.remembered import Reference, remembered_inputs, remembered_reference
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, first_line
 from tltools.regular import read_regular
@@ -25,10 +27,13 @@ from tltools.report.models import (
     read_evaluation,
     training_section,
 )
-from tltools.report.summary import summary_section
+from tltools.report.page import TITLE
+from tltools.report.scored import Scored, read_labeled, scored_section
+from tltools.report.summary import compared, summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
-from tltools.wording import similar_paths
+from tltools.schema import classes_of
+from tltools.wording import listed, similar_paths
 
 MAX_RESULT_BYTES = 2**28
 """Largest result of a bench or an evaluation: a confusion matrix of 10,000 classes."""
@@ -42,18 +47,33 @@ class Sources:
     exports: list[Artifact] = field(default_factory=list)
     benches: list[tuple[Path, BenchResult]] = field(default_factory=list)
     evaluations: list[tuple[Path, EvaluationFacts]] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
     jobs: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    """Results in the current folder that are not the newest of their kind."""
 
     def paths(self) -> dict[str, list[str]]:
         """Return the paths of the results by kind, without empty kinds."""
         found = {
             "runs": [one.path for one in self.runs],
-            "evaluations": [path for path, _ in self.evaluations],
+            "evaluations": [
+                *(path for path, _ in self.evaluations),
+                *(one.path for one in self.scored),
+            ],
             "jobs": self.jobs,
             "benches": [path for path, _ in self.benches],
             "exports": [one.path for one in self.exports],
         }
         return {kind: [str(path) for path in paths] for kind, paths in found.items() if paths}
+
+    def title(self) -> str:
+        """Return the title of the page, with the names of the data sets, or of the jobs."""
+        names = [
+            *(run.card.data.name for run in self.runs),
+            *(facts.data for _, facts in self.evaluations),
+        ]
+        names = names or [str(path) for path in (*(one.path for one in self.scored), *self.jobs)]
+        return f"{TITLE}: {listed(list(dict.fromkeys(names)))}" if names else TITLE
 
     def sections(self, images: Path | None) -> list[Section]:
         """Return the sections of the report.
@@ -72,10 +92,14 @@ class Sources:
             found.append(summary)
         if self.runs:
             with _describing(*(one.path for one in self.runs)):
-                found.append(training_section(self.runs))
+                found.append(training_section(self.runs, told=compared(self.runs)))
         for path, facts in self.evaluations:
             with _describing(path):
                 found.append(evaluation_section(facts, name=str(path)))
+        for scored in self.scored:
+            with _describing(scored.path):
+                place = None if images is None else locate_in(images)
+                found.append(scored_section(scored, locate=place))
         for path, job in jobs:
             with _describing(path):
                 found.append(job_section(path, locate=_locate(path, images), job=job))
@@ -170,7 +194,7 @@ def _add(sources: Sources, path: Path) -> None:
     elif suffix == ".json":
         _add_json(sources, path)
     elif suffix in all_suffixes():
-        sources.jobs.append(path)
+        _add_predictions(sources, path)
     else:
         raise ConfigError(
             f"{path} cannot be reported: name a run's folder, an export "
@@ -214,6 +238,16 @@ def _add_json(sources: Sources, path: Path) -> None:
         sources.evaluations.append((path, read_evaluation(data, where=path)))
 
 
+def _add_predictions(sources: Sources, path: Path) -> None:
+    """Add a file of predictions, scored if it has true labels."""
+    with _describing(path):
+        scored = read_labeled(path)
+    if scored is None:
+        sources.jobs.append(path)
+    else:
+        sources.scored.append(scored)
+
+
 def _add_newest(sources: Sources) -> None:
     """Add the newest results in the current folder."""
     if any(RUN_DIR.glob(f"*/{CARD}")):
@@ -227,7 +261,30 @@ def _add_newest(sources: Sources) -> None:
     benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]
     if benches:
         _add_json(sources, max(benches, key=lambda path: path.name))
-    sources.jobs += [path for path in map(_predictions, all_suffixes()) if path.is_file()]
+    for path in map(_predictions, all_suffixes()):
+        if path.is_file():
+            _add_predictions(sources, path)
+    sources.left_out = _left_out(sources)
+
+
+MAX_LOOKED_AT = 200
+"""Most CSV files of the current folder that are opened to see whether they hold predictions."""
+
+
+def _left_out(sources: Sources) -> list[Path]:
+    """Return older runs, and files of predictions with other names, in the current folder."""
+    runs = {one.path for one in sources.runs}
+    found = [path.parent for path in sorted(RUN_DIR.glob(f"*/{CARD}")) if path.parent not in runs]
+    taken = {*sources.jobs, *(one.path for one in sources.scored)}
+    files = (path for path in sorted(Path().glob("*.csv")) if path not in taken)
+    return found + [path for path in islice(files, MAX_LOOKED_AT) if _holds_predictions(path)]
+
+
+def _holds_predictions(path: Path) -> bool:
+    try:
+        return classes_of(read_columns(path)) is not None
+    except (OSError, DataError):  # not a table, so not what is looked for
+        return False
 
 
 def _may_be_export(path: Path) -> bool:

@@ -3,13 +3,17 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tltools.artifacts import Artifact
 from tltools.bench import BenchResult
 from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text, score_cell
 from tltools.report.jobs import JobFacts
+from tltools.report.models import by_accuracy, cross_validation
+from tltools.run_folder import read_predictions
 from tltools.runs import read_and_compare
-from tltools.wording import grouped
+from tltools.wording import grouped, in_percent, with_interval
 
 
 def summary_section(
@@ -36,21 +40,48 @@ def summary_section(
     return Section("Summary", blocks) if blocks else None
 
 
-def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
-    """Yield a sentence or two on each data set's best run."""
-    by_data: dict[str, list[Artifact]] = {}
-    for run in runs:
+def _by_data(runs: Sequence[Artifact]) -> Iterator[list[Artifact]]:
+    """Yield the scored runs of each data set, the most accurate first."""
+    groups: dict[str, list[Artifact]] = {}
+    for run in by_accuracy(runs):
         if "val" in run.card.metrics:
-            by_data.setdefault(run.card.data.fingerprint, []).append(run)
-    for group in by_data.values():
-        ranked = sorted(group, key=lambda run: run.card.metrics["val"].accuracy, reverse=True)
+            groups.setdefault(run.card.data.fingerprint, []).append(run)
+    yield from groups.values()
+
+
+def compared(runs: Sequence[Artifact]) -> list[tuple[Path, Path]]:
+    """Return the pairs of runs that the summary compares, the better one first."""
+    return [(group[0].path, group[1].path) for group in _by_data(runs) if len(group) > 1]
+
+
+def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
+    """Yield a few sentences on each data set's best run."""
+    for ranked in _by_data(runs):
         best, data = ranked[0], ranked[0].card.data
         line = (
             f"Best model on {data.name} ({data.num_train:,} images for training, {data.num_val:,} "
             f"for validation, {grouped(len(best.card.classes), 'class', 'classes')}): "
             f"{best.path.name}, validation accuracy {score_cell(best.card.metrics['val'])}."
         )
+        if crossed := cross_validation(best):
+            line += f" Cross-validation: {crossed}."
         yield f"{line} {_against(best, ranked[1])}" if len(ranked) > 1 else line
+
+
+def _not_better_than_chance(run: Artifact) -> str:
+    """Say that a run's accuracy may be that of always choosing the largest class; empty if not."""
+    score = run.card.metrics.get("val")
+    part = read_predictions(run.path, run.card.classes).get("val")
+    if score is None or part is None or not len(part.targets):
+        return ""
+    share = float(np.bincount(part.targets).max()) / len(part.targets)
+    if score.low > share:
+        return ""
+    return (
+        f"{run.path.name} is not better than chance: its validation accuracy is "
+        f"{with_interval(score.accuracy, score.low, score.high)}, and always choosing the largest "
+        f"class has {in_percent(share)}."
+    )
 
 
 def _against(best: Artifact, second: Artifact) -> str:
@@ -85,6 +116,8 @@ def _doubts(
     for run in runs:
         if run.card.training.get("interrupted"):
             yield f"The training of {run.path.name} was stopped early."
+        if told := _not_better_than_chance(run):
+            yield told
     for path, job in jobs:
         if job.num_failed:
             yield f"{path}: {grouped(job.num_failed, 'image')} could not be classified; see below."

@@ -36,10 +36,10 @@ A search chose each palette, among colors with a contrast of at least 3 to the b
 largest distance between any two colors as seen with each kind of color blindness."""
 
 WIDTH = 440
-"""Width of most charts, in the SVG's units; a phone shows their letters, 11 high, at 9 pixels."""
+"""Width of most charts, in the SVG's units; a phone shows their letters, 12 high, at 10 pixels."""
 _UNITS = 72
 """SVG units per matplotlib inch."""
-LETTER = 11
+LETTER = 12
 """Height of most letters, in the SVG's units."""
 
 FG, GRID, BG = "#010101", "#020202", "#030303"
@@ -145,7 +145,7 @@ def _themed(root: ElementTree.Element, title: str, description: str) -> str:
         element.text = text
         root.insert(0, element)
     width = float(root.attrib["viewBox"].split()[2])
-    shrinks_to = f"min-width: {0.8 * width:.0f}px; " if width > WIDTH else ""
+    shrinks_to = f"min-width: {width:.0f}px; " if width > WIDTH else ""
     root.attrib = {
         "xmlns": "http://www.w3.org/2000/svg",
         "viewBox": root.attrib["viewBox"],

@@ -11,6 +11,7 @@ from tltools.classify.output_formats.format import (
     Row,
     classes_of_columns,
     damaged_row,
+    likeliest_of,
     lines_of,
     utf8_text,
 )
@@ -125,7 +126,17 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[Row]]:
     columns = next(lines)
     classes = classes_of_columns(columns, path)
     distance_at = columns.index(DISTANCE) if DISTANCE in columns else None
-    return classes, _rows(lines, frozenset(classes), columns.index(ERROR), distance_at, path)
+    return classes, _rows(lines, classes, columns.index(ERROR), distance_at, path)
+
+
+def read_columns(path: Path) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        DataError: If it cannot be read as CSV.
+        OSError: If it cannot be read at all.
+    """
+    return next(_fields(path))
 
 
 def _fields(path: Path) -> Iterator[list[str]]:
@@ -144,22 +155,27 @@ def _fields(path: Path) -> Iterator[list[str]]:
 
 def _rows(
     lines: Iterator[list[str]],
-    classes: frozenset[str],
+    classes: Sequence[str],
     error_at: int,
     distance_at: int | None,
     path: Path,
 ) -> Iterator[Row]:
+    known, end = frozenset(classes), 3 + len(classes)
     for number, fields in enumerate(lines, 1):
+        likeliest = None
         try:
             label, confidence = fields[1] or None, float(fields[2]) if fields[2] else None
             failure = fields[error_at] or None
             away = "" if distance_at is None else fields[distance_at]
             distance = float(away) if away else None
+            if label is not None and label not in known:
+                label = without_apostrophe(label)
+            if label is not None and label not in known:
+                shares = [float(one) for one in fields[3:end]]
+                likeliest = likeliest_of(label, confidence, classes, shares)
         except (IndexError, ValueError) as error:
             raise damaged_row(path, number) from error
-        if label is not None and label not in classes:
-            label = without_apostrophe(label)
-        yield Row(fields[0], label, confidence, failure, distance)
+        yield Row(fields[0], label, confidence, failure, distance, likeliest)
 
 
 def without_apostrophe(text: str) -> str:

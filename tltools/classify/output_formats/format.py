@@ -1,5 +1,6 @@
 """The definition of an output format: one object that encodes, reads, converts and merges rows."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from tltools.classify.predict import Prediction
+from tltools.classify.predict import UNCERTAIN, UNKNOWN, Prediction
 from tltools.errors import DataError
 from tltools.schema import classes_of
 
@@ -24,6 +25,31 @@ class Row(NamedTuple):
     error: str | None
     distance: float | None = None
     """None if the file has no distances, too."""
+    likeliest: str | None = None
+    """Of an image that is `UNKNOWN` or `UNCERTAIN`: the class whose probability the confidence is;
+    None for others, and if it was not read."""
+
+
+def likeliest_of(
+    label: str | None,
+    confidence: float | None,
+    classes: Sequence[str],
+    probabilities: Sequence[float | None],
+) -> str | None:
+    """Return the class that an unknown or uncertain image may be; None for other images.
+
+    Its probability is the confidence: with a threshold of a class, not always the largest one.
+
+    Args:
+        label: The label of the image.
+        confidence: In [0, 1].
+        classes: The C classes.
+        probabilities: In [0, 1], C of them.
+    """
+    if label in classes or label not in (UNCERTAIN, UNKNOWN) or confidence is None:
+        return None
+    away = [math.inf if one is None else abs(one - confidence) for one in probabilities]
+    return classes[away.index(min(away))] if away else None
 
 
 class RowCodec(Protocol):

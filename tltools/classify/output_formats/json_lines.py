@@ -7,7 +7,13 @@ from typing import BinaryIO
 
 import msgspec
 
-from tltools.classify.output_formats.format import OutputFormat, Row, lines_of, utf8_text
+from tltools.classify.output_formats.format import (
+    OutputFormat,
+    Row,
+    likeliest_of,
+    lines_of,
+    utf8_text,
+)
 from tltools.classify.predict import UNCERTAIN, UNKNOWN, Prediction
 from tltools.errors import DataError
 from tltools.regular import open_regular
@@ -27,7 +33,9 @@ class JsonRow(msgspec.Struct, frozen=True):
     def short(self) -> Row:
         """Return the row without its probabilities."""
         distance = None if self.distance is msgspec.UNSET else self.distance
-        return Row(self.path, self.label, self.confidence, self.error, distance)
+        shares = self.probabilities or {}
+        likeliest = likeliest_of(self.label, self.confidence, tuple(shares), tuple(shares.values()))
+        return Row(self.path, self.label, self.confidence, self.error, distance, likeliest)
 
 
 class JsonLinesCodec:

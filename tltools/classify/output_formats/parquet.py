@@ -17,12 +17,14 @@ from tltools.classify.output_formats.format import (
     Turn,
     classes_of_columns,
     damaged_row,
+    likeliest_of,
 )
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
+from tltools.classify.predict import UNCERTAIN, UNKNOWN
 from tltools.data.reasons import reason_of
 from tltools.errors import DataError
 from tltools.regular import open_regular
-from tltools.schema import column_names
+from tltools.schema import column_names, prob_column
 
 if TYPE_CHECKING:
     import pyarrow
@@ -106,24 +108,32 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
     names = [name for name in Row._fields if name in columns]
-    return classes_of_columns(columns, path), _rows(path, names)
+    classes = classes_of_columns(columns, path)
+    return classes, _rows(path, names, classes)
 
 
-def _rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
+def _rows(path: Path, names: Sequence[str], classes: Sequence[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number, limited = 0, {UNCERTAIN, UNKNOWN}.difference(classes)
     try:
         # Not read_table, which would read a folder's name as a partition.
         with open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=list(names)):
+            probs = [prob_column(name) for name in classes]
+            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[*names, *probs]):
                 columns = (batch.column(name).to_pylist() for name in names)
-                for name, label, confidence, error, *further in zip(*columns, strict=True):
+                for place, values in enumerate(zip(*columns, strict=True)):
+                    name, label, confidence, error, *further = values
                     number += 1
                     value = None if confidence is None else float(confidence)
                     away = None if not further or further[0] is None else float(further[0])
-                    yield Row(str(name or ""), label or None, value, error or None, away)
+                    shares = [
+                        batch.column(one)[place].as_py()
+                        for one in (probs if label in limited else ())
+                    ]
+                    likeliest = likeliest_of(label, value, classes, shares)
+                    yield Row(str(name or ""), label or None, value, error or None, away, likeliest)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     except (TypeError, ValueError) as error:

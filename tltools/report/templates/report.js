@@ -19,23 +19,41 @@
     },
   };
 
+  const leastShown = 12; // images of a long gallery, in whole rows
   for (const gallery of document.querySelectorAll(".gallery")) {
+    const list = gallery.querySelector(".tiles");
+    if (!list) continue;
     const filters = gallery.querySelector(".filters");
-    if (!filters) continue;
-    const selects = [...filters.querySelectorAll("select")];
-    const tiles = [...gallery.querySelectorAll(".tiles > li")];
-    const told = filters.querySelector("output");
+    const selects = [...gallery.querySelectorAll(".filters select")];
+    const tiles = [...list.children];
+    const told = gallery.querySelector(".filters output");
+    const more = gallery.querySelector(".more");
+    let open = false;
     const apply = () => {
-      let shown = 0;
+      const columns = getComputedStyle(list).gridTemplateColumns.split(" ").length;
+      const most = columns * Math.max(2, Math.ceil(leastShown / columns));
+      const found = tiles.filter((tile) => selects.every(
+        (one) => !one.value || holds[one.dataset.filter](tile, one.value)));
+      const folds = !open && found.length > most + columns; // not for one more row
+      const shown = new Set(folds ? found.slice(0, most) : found);
+      const kept = new Set(found);
       for (const tile of tiles) {
-        tile.hidden = !selects.every(
-          (one) => !one.value || holds[one.dataset.filter](tile, one.value));
-        shown += !tile.hidden;
+        tile.hidden = !kept.has(tile);
+        tile.classList.toggle("folded", kept.has(tile) && !shown.has(tile));
       }
-      told.textContent = `${shown} of ${tiles.length} shown`;
+      more.hidden = !folds;
+      more.textContent = `Show all ${found.length}`;
+      if (told) told.textContent = `${shown.size} of ${tiles.length} shown`;
     };
-    filters.addEventListener("change", apply);
-    filters.hidden = false;
+    filters?.addEventListener("change", apply);
+    more.addEventListener("click", () => {
+      const next = list.querySelector(".folded button");
+      open = true;
+      apply();
+      next?.focus();
+    });
+    addEventListener("resize", apply);
+    if (filters) filters.hidden = false;
     apply(); // browsers keep the choices when a page is reloaded
   }
 
