@@ -48,6 +48,8 @@ BENCH = "bench --rounds 1 --iterations 1 --batch-sizes 1 --budget 5"
 NAMES = "--class-names bright,dark"
 CHOOSE = f"evaluate runs/cnn s {NAMES} --target-recall 0.5 --class dark"
 CHOSEN = f"sample s --num-images 60; {CHOOSE}"
+SCORED = f"sample s --num-images 60; evaluate runs/cnn s {NAMES} --output scores"
+OF_SCORES = "report scores/predictions.csv --output page.html"
 SPLIT_SAMPLE = (
     "sample s --num-images 60; $ awk -F, -v OFS=, "
     """'{print $0, NR == 1 ? "split" : NR % 3 ? "val" : "test"}' s/sample.csv > s/new"""
@@ -105,6 +107,16 @@ CASES = (
         "{} is not a finished run: it has no {}",
         "$ mkdir runs/other; export runs/other",
         (f"{ONE_EPOCH}; export",),
+    ),
+    Case(
+        "has a probability that is not between 0 and 1; run tltools evaluate",
+        f"{SCORED}; $ sed -i '2s/,[01][.][0-9]*,,/,7.5,,/' scores/predictions.csv; {OF_SCORES}",
+        (f"{SCORED}; {OF_SCORES}",),
+    ),
+    Case(
+        "cannot be read: {}; run tltools evaluate again",
+        f"{SCORED}; $ sed -i '2s/,[a-z]*$/,grey/' scores/predictions.csv; {OF_SCORES}",
+        (f"{SCORED}; {OF_SCORES}",),
     ),
     Case(
         "nothing to report here",
@@ -901,6 +913,7 @@ UNTRIED: dict[str, str] = {
     "without --threshold": _NO_MESSAGE,
     "On other images the {} may be below": _ADVICE,
     "{}, chosen for a {} of at least": _PAGE,
+    "{} holds {} and no correctly classified one": _PAGE,
     "or add --exclude-train": _NO_MESSAGE,
     "{} needs an input size divisible by {}": _NETWORK,
     "{} has no feature maps that tltools knows": _NETWORK,

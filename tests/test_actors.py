@@ -341,7 +341,11 @@ def test_the_commands_print_the_same_with_both_engines(cluster, onnx_path, image
     assert told("--engine", "ray") == told()
 
 
-def test_vgg16_trains_on_features_from_the_cluster(cluster, drawn_dataset, vgg16_file, tmp_path):
+def test_vgg16_trains_on_features_from_the_cluster(
+    cluster, drawn_dataset, vgg16_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(features_module, "FEW_IMAGES", 0)  # of few, PyTorch computes them here
+
     def train(name, progress, ray_cluster=None):
         config = default_config("vgg16", epochs=2, image_size=64, feature_precision="fp32")
         return train_model(

@@ -148,7 +148,7 @@ def test_a_name_with_a_zero_byte_costs_no_row(suffix, images, onnx_path, tmp_pat
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
     summary = run_job(Job(onnx_path, [path], whole, device="cpu"))
     assert (summary.num_images, summary.num_failed) == (32, 2)
-    assert "a zero byte (a list in UTF-" in next(iter(summary.errors))
+    assert "a zero byte (a list in UTF-" in next(iter(summary.examples.values()))
     rows = list(output_format(whole).read(whole)[1])
     assert [row.path for row in rows] == [name.replace("\0", r"\x00") for name in names]
     assert b"\0" not in whole.read_bytes() or suffix == ".parquet"

@@ -1,6 +1,7 @@
 """Images unlike the training data: `--unknown` in every format, job and service."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -360,7 +361,7 @@ def test_a_program_gets_distances_and_unknown(export, odd, onnx_path):
 def test_the_command_line_labels_a_file_and_a_folder(export, odd, tmp_path):
     words = ("--model", export, "--unknown", "99", "--device", "cpu")
     ran = run_tltools("classify", odd / "red0.png", *words, cwd=tmp_path)
-    assert ran.out.splitlines()[0] == "unknown"
+    assert re.fullmatch(r"unknown \(distance \d+\.\d\d\)", ran.out.splitlines()[0])
     (row,) = json.loads(
         run_tltools("classify", odd / "red0.png", *words, "--json", cwd=tmp_path).out
     )
