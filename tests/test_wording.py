@@ -3,8 +3,7 @@
 import pytest
 
 from tltools.card import Score
-from tltools.cli.show import score_text
-from tltools.wording import in_percent, in_percent_down, percent, seconds, with_interval
+from tltools.wording import in_percent, in_percent_down, percent, score_text, seconds, with_interval
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,25 @@ def is_run_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CARD, PLAN)) and not folder.is_symlink()
 
 
+def chance(folder: Path, classes: Sequence[str]) -> float | None:
+    """Return the validation accuracy of always predicting the most common class, in [0, 1].
+
+    Args:
+        folder: A run, whose validation images are counted.
+        classes: Its classes.
+
+    Returns:
+        None if the run has no predictions of validation images.
+
+    Raises:
+        ArtifactError: If they cannot be read.
+    """
+    part = read_predictions(folder, classes).get("val")
+    if part is None or not len(part.targets):
+        return None
+    return float(np.bincount(part.targets).max()) / len(part.targets)
+
+
 def holds_runs(folder: Path) -> bool:
     """Return whether a folder contains runs, and no images beside them.
 

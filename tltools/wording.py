@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 
 def either(names: Sequence[str]) -> str:
@@ -128,6 +129,37 @@ def with_likeliest(label: str, likeliest: str | None, share: float) -> str:
         share: In [0, 1].
     """
     return label if likeliest is None else f"{label} (likeliest {likeliest}, {in_percent(share)})"
+
+
+class Accuracy(Protocol):
+    """What `score_text` needs of a `Score`."""
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1], like the ends of its interval."""
+        ...
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def correct(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+def score_text(score: Accuracy | None, *, is_seen: bool = False) -> str:
+    """Write an accuracy with its interval and counts: `94.4% (89.7% to 97.0%), 151/160`.
+
+    Without the interval if the model was trained on the images (`is_seen`), since their accuracy
+    says nothing about others.
+    """
+    if score is None:
+        return "-"
+    if is_seen:
+        return f"{in_percent(score.accuracy)}, {score.correct:,}/{score.total:,}"
+    return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)
 
 
 def percent_or_dash(share: float | None) -> str:

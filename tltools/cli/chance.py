@@ -1,6 +1,5 @@
 """What `train` and `inspect` say where validation images are few, or an accuracy may be chance."""
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from tltools.data.findings import Finding
@@ -24,20 +23,19 @@ def tell_chance(trained: "Sequence[TrainedRun]", progress: "RichProgress") -> No
 
     Chance is what always predicting the most common class of the validation images reaches.
     """
-    from tltools.run_folder import read_predictions
+    from tltools.runs import chance
 
     few: list[str] = []
     for run in trained:
-        part = read_predictions(run.folder, run.card.classes).get("val")
+        share = chance(run.folder, run.card.classes)
         score = run.card.metrics.get("val")
-        if part is None or score is None:
+        if share is None or score is None:
             continue
-        chance = Counter(part.targets.tolist()).most_common(1)[0][1] / len(part.targets)
-        if score.low <= chance:
+        if score.low <= share:
             progress.warn(
                 f"{run.folder}: a validation accuracy of {in_percent(score.accuracy)} "
                 f"({score.correct:,}/{score.total:,}) may be chance, since always predicting the "
-                f"most common class reaches {in_percent(chance)}; cross-validation measures it on "
+                f"most common class reaches {in_percent(share)}; cross-validation measures it on "
                 "all images: --folds 5"
             )
         elif score.high - score.low > MAX_WIDTH:

@@ -22,7 +22,7 @@ from tltools.cli.options import (
     path_or_run,
     path_or_url,
 )
-from tltools.cli.show import check_output_folder, check_report, score_text, write_report
+from tltools.cli.show import check_output_folder, check_report, write_report
 from tltools.cli.thresholds import (
     TargetOptions,
     ThresholdOptions,
@@ -31,7 +31,15 @@ from tltools.cli.thresholds import (
 )
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
-from tltools.wording import MAX_LISTED, grouped, in_percent, listed, percent_or_dash, plural
+from tltools.wording import (
+    MAX_LISTED,
+    grouped,
+    in_percent,
+    listed,
+    percent_or_dash,
+    plural,
+    score_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -4,9 +4,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.cli.show import score_text
 from tltools.cli.thresholds import threshold_text
-from tltools.wording import grouped, in_percent, in_percent_down, listed, minute, ordinal, percent
+from tltools.wording import (
+    grouped,
+    in_percent,
+    in_percent_down,
+    listed,
+    minute,
+    ordinal,
+    percent,
+    score_text,
+)
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact

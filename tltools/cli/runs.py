@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.cli.command import Out, command
-from tltools.cli.show import score_text
 from tltools.errors import ConfigError
-from tltools.wording import counted, grouped, minute
+from tltools.wording import counted, grouped, minute, score_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

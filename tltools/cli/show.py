@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.errors import ConfigError
-from tltools.wording import in_percent, plural, with_counts
+from tltools.wording import in_percent, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tltools.card import Score
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
     from tltools.progress import Progress
@@ -92,16 +91,3 @@ def write_report(
     num_bytes = write_page(path, sections, title=title or TITLE, progress=progress)
     progress.say(f"Written: {path} ({num_bytes / 1e6:.1f} MB); open it in a browser")
     return num_bytes
-
-
-def score_text(score: "Score | None", *, is_seen: bool = False) -> str:
-    """Format an accuracy with its interval and counts.
-
-    Without the interval if the model was trained on the images (`is_seen`), since their accuracy
-    says nothing about others.
-    """
-    if score is None:
-        return "-"
-    if is_seen:
-        return f"{in_percent(score.accuracy)}, {score.correct:,}/{score.total:,}"
-    return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)

@@ -23,9 +23,9 @@ from tltools.cli.options import (
     path_or_url,
     split_names,
 )
-from tltools.cli.show import check_report, score_text, tell_findings, write_report
+from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted, either, in_percent, listed, plural
+from tltools.wording import counted, either, in_percent, listed, plural, score_text
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress

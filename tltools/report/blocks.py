@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tltools.card import Resize, Score
+from tltools.card import Resize
 from tltools.report.charts import Chart
-from tltools.wording import in_percent, with_counts
+from tltools.wording import in_percent
 
 Tone = Literal["plain", "quiet", "warning"]
 
@@ -135,19 +135,6 @@ class Section:
                 yield from block.tiles
             elif isinstance(block, Section):
                 yield from block.tiles()
-
-
-def score_cell(score: Score | None, *, is_seen: bool = False) -> str:
-    """Format an accuracy with its interval and counts.
-
-    Without the interval if the model was trained on the images (`is_seen`), since their accuracy
-    says nothing about others.
-    """
-    if score is None:
-        return "-"
-    if is_seen:
-        return f"{in_percent(score.accuracy)}, {score.correct:,}/{score.total:,}"
-    return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)
 
 
 def percent_of(part: int, whole: int) -> str:

@@ -37,7 +37,6 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
-    score_cell,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
 from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
@@ -60,6 +59,7 @@ from tltools.wording import (
     ordinal,
     percent,
     percent_or_dash,
+    score_text,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
                 f"{run.card.model}, {run.card.head}",
                 *([found or "-"] if crossed else []),
                 *(
-                    score_cell(run.card.metrics.get(split), is_seen=split == "train")
+                    score_text(run.card.metrics.get(split), is_seen=split == "train")
                     for split in splits
                 ),
             )
@@ -716,7 +716,7 @@ def score_table(facts: EvaluationFacts) -> Table:
         ("figure", "value"),
         (
             *_limit_rows(facts),
-            ("accuracy with its 95% interval", score_cell(score)),
+            ("accuracy with its 95% interval", score_text(score)),
             ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
             ("expected calibration error", error),
         ),

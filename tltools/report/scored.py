@@ -46,15 +46,18 @@ class Scored:
     @property
     def has_only_mistakes(self) -> bool:
         """Whether no image got its true class, so that the file holds no accuracy."""
+        preds, targets = self.labels
+        return not (preds == targets).any()
+
+    @property
+    def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Predicted and true class indices of the images that have a class, both (n,)."""
         found = self.predictions
-        return not (found.preds[found.is_kept] == found.targets[found.is_kept]).any()
+        return found.preds[found.is_kept], found.targets[found.is_kept]
 
     def score(self) -> Score | None:
         """Return the accuracy of the images that have a class; None if it means nothing."""
-        found = self.predictions
-        if self.has_only_mistakes:
-            return None
-        return score(found.preds[found.is_kept], found.targets[found.is_kept])
+        return None if self.has_only_mistakes else score(*self.labels)
 
 
 def read_labeled(path: Path) -> Scored | None:
@@ -103,8 +106,7 @@ def scored_section(
 
 def _only_mistakes(scored: Scored) -> Iterator[Block]:
     """Say what is in a file without a correct prediction, and draw which mistakes are frequent."""
-    found = scored.predictions
-    num = int(found.is_kept.sum())
+    num = len(scored.labels[0])
     yield Text(
         (
             f"{scored.path} holds {grouped(num, 'misclassified image')} and no correctly "
@@ -120,16 +122,14 @@ def _only_mistakes(scored: Scored) -> Iterator[Block]:
 
 
 def _confusion(scored: Scored) -> NDArray[np.int64]:
-    found, kept = scored.predictions, scored.predictions.is_kept
-    size = len(scored.classes)
-    return confusion_matrix(found.preds[kept], found.targets[kept], num_classes=size)
+    return confusion_matrix(*scored.labels, num_classes=len(scored.classes))
 
 
 def _facts(scored: Scored) -> EvaluationFacts:
     """Score the predictions, as an evaluation does."""
     found, kept = scored.predictions, scored.predictions.is_kept
-    preds, targets = found.preds[kept], found.targets[kept]
-    one, error = score(preds, targets), reliability(found.probs, found.targets).ece
+    one, error = scored.score(), reliability(found.probs, found.targets).ece
+    assert one is not None
     return EvaluationFacts(
         data=str(scored.path),
         split="all",
@@ -138,7 +138,7 @@ def _facts(scored: Scored) -> EvaluationFacts:
         roc_auc=roc_auc(found.probs, found.targets),
         calibration=CalibrationFacts(1.0, error, error),
         classes=scored.classes,
-        per_class=classification_report(preds, targets, classes=scored.classes),
+        per_class=classification_report(*scored.labels, classes=scored.classes),
         confusion=tuple(tuple(row) for row in _confusion(scored).tolist()),
         coverage=None if kept.all() else proportion(int(kept.sum()), len(kept)),
     )

@@ -3,17 +3,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tltools.artifacts import Artifact
 from tltools.bench import BenchResult
 from tltools.errors import ArtifactError
-from tltools.report.blocks import Block, Section, Text, score_cell
+from tltools.report.blocks import Block, Section, Text
 from tltools.report.jobs import JobFacts
 from tltools.report.models import by_accuracy, cross_validation
-from tltools.run_folder import read_predictions
-from tltools.runs import read_and_compare
-from tltools.wording import grouped, in_percent, with_interval
+from tltools.runs import chance, read_and_compare
+from tltools.wording import grouped, in_percent, score_text, with_interval
 
 
 def summary_section(
@@ -61,7 +58,7 @@ def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
         line = (
             f"Best model on {data.name} ({data.num_train:,} images for training, {data.num_val:,} "
             f"for validation, {grouped(len(best.card.classes), 'class', 'classes')}): "
-            f"{best.path.name}, validation accuracy {score_cell(best.card.metrics['val'])}."
+            f"{best.path.name}, validation accuracy {score_text(best.card.metrics['val'])}."
         )
         if crossed := cross_validation(best):
             line += f" Cross-validation: {crossed}."
@@ -71,11 +68,8 @@ def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
 def _not_better_than_chance(run: Artifact) -> str:
     """Say that a run's accuracy may be that of always choosing the largest class; empty if not."""
     score = run.card.metrics.get("val")
-    part = read_predictions(run.path, run.card.classes).get("val")
-    if score is None or part is None or not len(part.targets):
-        return ""
-    share = float(np.bincount(part.targets).max()) / len(part.targets)
-    if score.low > share:
+    share = chance(run.path, run.card.classes)
+    if score is None or share is None or score.low > share:
         return ""
     return (
         f"{run.path.name} is not better than chance: its validation accuracy is "
