@@ -687,13 +687,22 @@ CASES = (
         2,
     ),
     Case(
-        "this export of {} has no threshold; if its run",
+        "this export of {} has no threshold, but {} has",
         f"{CHOSEN}; classify data --threshold auto",
         ("export runs/cnn; classify data --threshold auto", "classify data --threshold 0.5"),
         2,
     ),
     Case(
         "this export of {} has no threshold; if its run",
+        f"{CHOSEN}; $ mv runs kept; classify data --threshold auto",
+        (
+            "$ mv kept runs; export runs/cnn; classify data --threshold auto",
+            "classify data --threshold 0.5",
+        ),
+        2,
+    ),
+    Case(
+        "this export of {} has no threshold, nor does {}",
         "classify data --threshold auto",
         (f"{CHOSEN}; export runs/cnn; classify data --threshold auto",),
         2,

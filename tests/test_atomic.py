@@ -107,14 +107,14 @@ def test_a_folder_that_cannot_be_written_is_not_called_a_file(folder, what, tmp_
     with pytest.raises(TltoolsError) as caught:
         check_writable(tmp_path / folder)
     assert str(caught.value) == (
-        f"cannot write {tmp_path / folder}: Permission denied; make {what} writable or choose "
+        f"cannot write {tmp_path / folder}: permission denied; make {what} writable or choose "
         "another path, then run it again"
     )
 
 
 def test_an_error_names_the_path_and_never_the_temporary_file(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(TltoolsError, match=r"cannot write \S+/taken: Is a directory; make its"):
+    with pytest.raises(TltoolsError, match=r"cannot write \S+/taken: is a directory; make its"):
         write_text(tmp_path / "taken", "")
 
     def write_to_a_folder() -> None:
@@ -123,7 +123,7 @@ def test_an_error_names_the_path_and_never_the_temporary_file(tmp_path):
             temporary.mkdir()
             temporary.write_text("")
 
-    with pytest.raises(TltoolsError, match=r"cannot write \S+/result\.txt: Is a directory"):
+    with pytest.raises(TltoolsError, match=r"cannot write \S+/result\.txt: is a directory"):
         write_to_a_folder()
     assert files_in(tmp_path) == {}
 
@@ -278,7 +278,7 @@ def test_a_full_disk_is_a_one_line_error_for_every_library_that_writes(tmp_path)
     assert len(lines) == 8, done.stderr
     for line in lines:
         assert line.startswith("cannot write "), line
-        assert ": File too large; the earlier file there is unchanged; free some disk space" in line
+        assert ": file too large; the earlier file there is unchanged; free some disk space" in line
     assert set(files_in(tmp_path).values()) == {b"earlier"}
 
 
@@ -296,12 +296,12 @@ FULL = {
     "train": (
         ("train", "{drawn}", "--model", "cnn", "--epochs", "1", "--device", "cpu"),
         100_000,
-        r"cannot write runs/cnn-2/state.pt: File too large",
+        r"cannot write runs/cnn-2/state.pt: file too large",
     ),
     "export": (
         ("export", "runs/cnn", "--format", "all", "--parity-images", "2"),
         100_000,
-        "cannot write exports/cnn/cnn.fp32.pt: File too large",
+        "cannot write exports/cnn/cnn.fp32.pt: file too large",
     ),
     "bench": (
         ("bench", "exports/cnn/cnn.fp32.onnx", "--data", "{drawn}", "--rounds", "1",

@@ -339,4 +339,4 @@ def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse_file)
     check = doctor._feature_cache()
     assert check.status == "warn"
-    assert check.detail == f"{tmp_path / 'new' / 'features'} is not writable: Permission denied"
+    assert check.detail == f"{tmp_path / 'new' / 'features'} is not writable: permission denied"

@@ -129,7 +129,7 @@ def test_a_damaged_ledger_is_refused_with_a_remedy(tmp_path):
 
 
 def test_a_folder_that_cannot_hold_a_ledger_is_named_with_a_way_out():
-    with pytest.raises(TltoolsError, match=r": No such file or directory; choose another folder "):
+    with pytest.raises(TltoolsError, match=r": no such file or directory; choose another folder "):
         Ledger(Path("/proc/ledgers"), model_sha256=SHA256, num_classes=3)
 
 

@@ -418,7 +418,7 @@ def test_remote_shards_are_merged(place, rows, onnx_path, tmp_path, monkeypatch)
         patch.setattr(sys, "executable", str(limited_python(tmp_path, num_bytes=500)))
         full = run(place, "merge", *shards, "-o", "a.csv", cwd=tmp_path)
     assert full.code == 1
-    assert re.search(rf"^error: cannot copy {shards[0]} to /\S+: File too large; free", full.err)
+    assert re.search(rf"^error: cannot copy {shards[0]} to /\S+: file too large; free", full.err)
     done = run(place, "merge", *shards, "-o", "a.csv", cwd=tmp_path)
     assert done.code == 0, done.err
     assert (tmp_path / "a.csv").read_bytes() == rows

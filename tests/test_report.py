@@ -46,6 +46,7 @@ from tltools.report.summary import compared, summary_section
 from tltools.run_folder import (
     FoldPredictions,
     RunPredictions,
+    load_card,
     read_predictions,
     write_folds,
     write_predictions,
@@ -672,14 +673,34 @@ def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
     write_csv(Path("predictions.csv"), [prediction("a.png", 0.9)])
     write_csv(Path("other.csv"), [prediction("a.png", 0.9)])
     Path("table.csv").write_text("a,b\n1,2\n")
-    Path("broken.csv").write_bytes(b"\xff\xfe\x00")
+    for name in ("broken.csv", "broken.parquet", "broken.jsonl"):
+        Path(name).write_bytes(b"\xff\xfe\x00")
+    Path("folder.csv").mkdir()
+    Path("notes.jsonl").write_text('{"text": "not a prediction"}\n')
+    row = '{"path": "a.png", "label": "b", "confidence": 0.9, "probabilities": {"b": 0.9, "a": 0.1}'
+    Path("rows.jsonl").write_text(row + ', "error": null}\n')
     sources = find_sources([])
     (shown,) = sources.runs
     (older,) = ({Path("runs/first"), Path("runs/second")}) - {shown.path}
-    assert sources.left_out == [older, Path("other.csv")]
+    assert sources.left_out == [older, Path("other.csv"), Path("rows.jsonl")]
     assert find_sources([Path("predictions.csv")]).left_out == []
     ran = run_tltools("report", cwd=tmp_path)
-    assert f"Left out: {older}, other.csv; to report them, name all" in ran.err
+    assert f"Left out: {older}, other.csv, rows.jsonl; to report them, name all" in ran.err
+
+
+def test_the_run_of_an_export_is_shown_even_if_a_newer_one_has_none(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "exports"):
+        shutil.copytree(place / name, tmp_path / name)
+    shutil.copytree("runs/cnn", "runs/cnn-2")
+    card = Path("runs/cnn-2/card.json")
+    created = load_card(Path("runs/cnn")).created
+    card.write_text(card.read_text().replace(created, "2999-01-01T00:00:00+00:00"))
+    assert [one.path for one in find_sources([]).runs] == [Path("runs/cnn-2"), Path("runs/cnn")]
+    shutil.rmtree("exports")
+    sources = find_sources([])
+    assert [one.path for one in sources.runs] == [Path("runs/cnn-2")]
+    assert sources.left_out == [Path("runs/cnn")]
 
 
 def test_a_bench_that_is_older_than_an_export_is_doubted(place, tmp_path):

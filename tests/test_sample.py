@@ -212,7 +212,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         return original(*arguments, **options)
 
     monkeypatch.setattr(sample_folder, "draw_image", fail_later)
-    with pytest.raises(DataError, match=r"cannot write the sample to .*: No space left on device"):
+    with pytest.raises(DataError, match=r"cannot write the sample to .*: no space left on device"):
         draw_sample(tmp_path / "a", num_images=8, size=32)
     assert list(tmp_path.iterdir()) == []
 

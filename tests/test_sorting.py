@@ -290,7 +290,7 @@ def test_a_full_disk_in_the_middle_loses_nothing_and_the_same_call_finishes(
 ):
     before = tree(images)
     settings = SortSettings(folder=small_disk / "sorted", action="move")
-    message = r"No space left on device; no image is lost; free some disk space"
+    message = r"no space left on device; no image is lost; free some disk space"
     with pytest.raises(TltoolsError, match=message):
         sort_images(settings, [images], predictions)
     remaining = tree(images)

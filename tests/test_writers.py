@@ -222,7 +222,7 @@ def test_a_full_disk_is_an_error_with_its_path(tmp_path, monkeypatch):
     output = Output(tmp_path / "out.csv", CLASSES)
     with (
         pytest.raises(
-            TltoolsError, match=r"cannot write .*out\.csv\.part: No space left.*`output=`"
+            TltoolsError, match=r"cannot write .*out\.csv\.part: no space left.*`output=`"
         ),
         output,
     ):
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(
-            TltoolsError, match=r"cannot write .*(File exists|Not a directory).*`output=`"
+            TltoolsError, match=r"cannot write .*(file exists|not a directory).*`output=`"
         ),
         Output(tmp_path / "file/out.csv", CLASSES),
     ):
@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
 def test_a_really_full_disk_is_detected(tmp_path):
     (tmp_path / "out.csv.part").symlink_to("/dev/full")
     with (
-        pytest.raises(TltoolsError, match="No space left"),
+        pytest.raises(TltoolsError, match="no space left"),
         Output(tmp_path / "out.csv", CLASSES),
     ):
         pass

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from tltools.errors import TltoolsError
+from tltools.errors import TltoolsError, cause_of
 
 if sys.platform != "win32":
     import fcntl
@@ -325,7 +325,7 @@ def _cannot_write(path: Path, error: OSError, *, writable: str = "its folder") -
     is_file = os.path.isfile(path)  # noqa: PTH113 - no error if it cannot be accessed
     unchanged = " the earlier file there is unchanged;" if is_file else ""
     return TltoolsError(
-        f"cannot write {path}: {error.strerror};{unchanged} {remedy} or choose another path, then "
+        f"cannot write {path}: {cause_of(error)};{unchanged} {remedy} or choose another path, then "
         "run it again"
     )
 

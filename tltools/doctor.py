@@ -18,7 +18,7 @@ from tltools import __version__
 from tltools.backbones import BACKBONES, COMPARED, Backbone
 from tltools.backbones.backbone import IMAGENET, Download
 from tltools.bench.machine import cpu_name, gpu_names, installed_versions, memory_bytes
-from tltools.errors import DeviceError, TltoolsError, problem_of
+from tltools.errors import DeviceError, TltoolsError, cause_of, problem_of
 from tltools.packages import DISTRIBUTION, PYPI_NAMESAKE
 from tltools.parallel import num_cores
 from tltools.runtime.device import Device, open_session, placement, torch_device
@@ -444,7 +444,7 @@ def _feature_cache() -> Check:
         return Check(
             name=name,
             status="warn",
-            detail=f"{folder} is not writable: {error.strerror}",
+            detail=f"{folder} is not writable: {cause_of(error)}",
             remedy="make it writable, or set XDG_CACHE_HOME to a writable folder",
         )
     free = shutil.disk_usage(existing).free

@@ -75,10 +75,11 @@ def problem_of(error: TltoolsError) -> str:
     return str(error).partition(";")[0]
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """Return why something failed, in one line, without the path that the system adds."""
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or first_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return first_line(error)
 
 
 def first_line(error: object) -> str:

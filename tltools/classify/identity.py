@@ -22,7 +22,7 @@ from tltools.classify.job import JobSettings
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
 from tltools.decisions import ClassThreshold
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, cause_of
 from tltools.regular import open_regular
 from tltools.runtime import Plan
 
@@ -263,7 +263,7 @@ class JobIdentity:
             return self._sha256.result()
         except OSError as error:
             raise ArtifactError(
-                f"cannot read the model {self._settings.model}: {error.strerror or error}"
+                f"cannot read the model {self._settings.model}: {cause_of(error)}"
             ) from error
 
     def differences(self, record: JobRecord) -> str | None:

@@ -15,7 +15,7 @@ from tltools.data.remote import read_text_lines
 from tltools.data.remote_images import Remotes, list_remote
 from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name, is_image_name
 from tltools.data.text import clean, decoded_lines
-from tltools.errors import DataError
+from tltools.errors import DataError, cause_of
 from tltools.wording import similar_paths
 
 STDIN = Path("-")
@@ -213,7 +213,7 @@ def _list_file(source: Path) -> Iterator[Portion]:
             yield from _list_lines(lines, source.parent, at_once=LINES_AT_ONCE)
     except OSError as error:
         raise DataError(
-            f"cannot read the list {source}: {error.strerror}; make it readable"
+            f"cannot read the list {source}: {cause_of(error)}; make it readable"
         ) from error
 
 

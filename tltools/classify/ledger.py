@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools import __version__
-from tltools.errors import TltoolsError
+from tltools.errors import TltoolsError, cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,7 +187,7 @@ def _find(connection: sqlite3.Connection, key: bytes, num_bytes: int) -> NDArray
 
 def _unusable(path: Path, error: Exception) -> TltoolsError:
     if isinstance(error, OSError):  # its folder cannot be used
-        reason, remedy = error.strerror or error, ""
+        reason, remedy = cause_of(error), ""
     else:
         reason, remedy = error, "delete it, or "
     return TltoolsError(

@@ -23,7 +23,7 @@ from tltools.classify.shards import SHARD_BLOCK, Shard
 from tltools.classify.unfinished import MAX_RECORD_BYTES, exists_already, unfinished_path
 from tltools.classify.writer import check_output
 from tltools.data.location import Location
-from tltools.errors import ConfigError, DataError
+from tltools.errors import ConfigError, DataError, cause_of
 from tltools.progress import SILENT, Progress
 from tltools.regular import open_regular, read_regular
 from tltools.wording import similar_paths
@@ -199,9 +199,7 @@ class _ShardFile:
         try:
             return open_regular(self.path)
         except OSError as error:
-            raise DataError(
-                f"cannot read {self.path}: {error.strerror or error}; {self._again}"
-            ) from error
+            raise DataError(f"cannot read {self.path}: {cause_of(error)}; {self._again}") from error
 
     def changed(self) -> DataError:
         """Return the error for a file that is not the one that the job wrote."""
@@ -231,9 +229,7 @@ def _read_record(path: Path) -> ShardRecord:
             f"{path} does not exist{similar_paths(path)}; name the outputs of all shards"
         ) from None
     except OSError as error:
-        raise DataError(
-            f"cannot read {record}: {error.strerror or error}; make it readable"
-        ) from error
+        raise DataError(f"cannot read {record}: {cause_of(error)}; make it readable") from error
     if not path.exists():
         what = (
             "is not complete" if unfinished.exists() else "is missing, although its record exists"

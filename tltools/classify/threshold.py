@@ -1,11 +1,14 @@
 """Find the threshold that a command applies: a number, or what the model's card has."""
 
+import shlex
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from tltools.card import Card
 from tltools.classify.predict import check_min_confidence
 from tltools.decisions import ClassThreshold
 from tltools.errors import ConfigError
+from tltools.run_folder import load_card
 
 ThresholdChoice: TypeAlias = float | Literal["auto"]
 """A number, or `auto` for the threshold in the model's card."""
@@ -32,6 +35,7 @@ def resolve_threshold(
     *,
     class_name: str | None,
     min_confidence: float | None,
+    run: Path | None = None,
 ) -> Applied:
     """Return what `threshold=`, `class_name=` and `min_confidence=` mean for a model.
 
@@ -42,6 +46,8 @@ def resolve_threshold(
         class_name: The class of the threshold; None is that of the card or, for a number, the
             second of two classes.
         min_confidence: Smallest confidence of a label.
+        run: Folder of the export's run, if it is known: an error then says whether the run has a
+            threshold.
 
     Raises:
         ConfigError: If a number is out of range, the model has no such class or no threshold, or
@@ -54,7 +60,7 @@ def resolve_threshold(
             )
         return Applied(None, min_confidence)
     if threshold == "auto":
-        return _from_card(card, class_name, min_confidence)
+        return _from_card(card, class_name, min_confidence, run)
     name = class_name or positive_class(card)
     if name is None:
         raise ConfigError(
@@ -64,19 +70,12 @@ def resolve_threshold(
     return _checked(card, ClassThreshold(name, threshold), min_confidence)
 
 
-def _from_card(card: Card, class_name: str | None, min_confidence: float | None) -> Applied:
+def _from_card(
+    card: Card, class_name: str | None, min_confidence: float | None, run: Path | None
+) -> Applied:
     found = card.threshold
     if found is None:
-        if card.export is None:
-            raise ConfigError(
-                f"the card of {card.run} has no threshold; choose one with tltools evaluate "
-                f"runs/{card.run} --target-precision 0.95, or give `threshold=` a number"
-            )
-        raise ConfigError(
-            f"this export of {card.run} has no threshold; if its run has one, export it again; "
-            f"otherwise choose one first with tltools evaluate runs/{card.run} --target-precision "
-            "0.95, or give `threshold=` a number"
-        )
+        raise ConfigError(_without_threshold(card, run))
     if class_name not in (None, found.class_name):
         kind = "confidence of all" if found.class_name is None else f"class {found.class_name}"
         raise ConfigError(
@@ -97,3 +96,29 @@ def _from_card(card: Card, class_name: str | None, min_confidence: float | None)
 def _checked(card: Card, threshold: ClassThreshold, min_confidence: float | None) -> Applied:
     threshold.index(card.classes)
     return Applied(threshold, min_confidence)
+
+
+def _without_threshold(card: Card, run: Path | None) -> str:
+    """Say that a card has no threshold, and what to do about it."""
+    folder = shlex.quote(str(run or Path("runs", card.run)))
+    if card.export is None:
+        return (
+            f"the card of {card.run} has no threshold; choose one with tltools evaluate {folder} "
+            "--target-precision 0.95, or give `threshold=` a number"
+        )
+    if run is None:
+        return (
+            f"this export of {card.run} has no threshold; if its run has one, export it again; "
+            f"otherwise choose one first with tltools evaluate {folder} --target-precision 0.95, "
+            "or give `threshold=` a number"
+        )
+    if load_card(run).threshold is None:
+        return (
+            f"this export of {card.run} has no threshold, nor does {folder}; choose one with "
+            f"tltools evaluate {folder} --target-precision 0.95 and export it again, or give "
+            "`threshold=` a number"
+        )
+    return (
+        f"this export of {card.run} has no threshold, but {folder} has one; export it again with "
+        f"tltools export {folder}, or give `threshold=` a number"
+    )

@@ -10,7 +10,7 @@ import msgspec
 
 from tltools.atomic import lock, remove_leftovers, replace_bytes, sync_file, sync_folder
 from tltools.classify.identity import JobRecord
-from tltools.errors import ConfigError, TltoolsError
+from tltools.errors import ConfigError, TltoolsError, cause_of
 from tltools.regular import read_regular
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
@@ -77,7 +77,7 @@ def exists_already(path: object, *, parameter: str = "output") -> ConfigError:
 def cannot_write(path: Path | str, error: OSError, *, parameter: str = "output") -> TltoolsError:
     """Return the error for a file that cannot be written; `parameter` chooses another place."""
     return TltoolsError(
-        f"cannot write {path}: {error.strerror or error}; choose another place with `{parameter}=`"
+        f"cannot write {path}: {cause_of(error)}; choose another place with `{parameter}=`"
     )
 
 

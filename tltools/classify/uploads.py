@@ -14,7 +14,7 @@ from tltools.classify.unfinished import exists_already
 from tltools.data.copies import cache_folder
 from tltools.data.location import Url
 from tltools.data.remote import Remote
-from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError
+from tltools.errors import ConfigError, DataError, TltoolsError, UnreachableError, cause_of
 from tltools.progress import Progress
 
 
@@ -119,8 +119,8 @@ def fetch_shard(url: Url, folder: Path) -> Path:
         except OSError as error:
             if error.errno in NO_ROOM:  # here, and not on the server
                 raise TltoolsError(
-                    f"cannot copy {one} to {folder.parent}: {error.strerror}; free some disk space "
-                    "there, or set TMPDIR to a folder with more"
+                    f"cannot copy {one} to {folder.parent}: {cause_of(error)}; free some disk "
+                    "space there, or set TMPDIR to a folder with more"
                 ) from error
             raise DataError(
                 f"cannot read {one}: {error}; name the output of a shard, with its record beside it"

@@ -14,7 +14,7 @@ import typer
 from tltools.cli import workers
 from tltools.cli.command import INTERRUPTED, Out, app
 from tltools.cli.streams import secure_streams
-from tltools.errors import TltoolsError
+from tltools.errors import TltoolsError, cause_of
 
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
 
@@ -134,7 +134,7 @@ def _run(args: list[str] | None) -> None:
         _trace()
         where = f" {error.filename}" if error.filename else ""
         _tell_of_error(
-            f"cannot access{where}: {error.strerror}; fix that and run the command again"
+            f"cannot access{where}: {cause_of(error)}; fix that and run the command again"
         )
         raise SystemExit(1) from error
     except Exception as error:

@@ -53,10 +53,11 @@ def inspect(
     Example: tltools inspect photos/labels.csv
     """
     from tltools.artifacts import is_artifact, read_artifact
+    from tltools.data.folders import is_run
 
     if isinstance(path, Path) and not path.exists():
         raise _missing(path)
-    if isinstance(path, Path) and is_artifact(path):
+    if isinstance(path, Path) and (is_artifact(path) or is_run(path)):
         from tltools.cli.model_card import print_card
 
         card = read_artifact(path).card

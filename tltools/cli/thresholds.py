@@ -77,12 +77,16 @@ class ThresholdOptions:
         """
         if self.threshold is None and self.class_name is None:
             return {"threshold": None, "min_confidence": min_confidence}
-        from tltools.artifacts import read_artifact
+        from tltools.artifacts import read_artifact, run_of
         from tltools.classify.threshold import resolve_threshold
 
         card = read_artifact(model).card
         applied = resolve_threshold(
-            card, self.threshold, class_name=self.class_name, min_confidence=min_confidence
+            card,
+            self.threshold,
+            class_name=self.class_name,
+            min_confidence=min_confidence,
+            run=run_of(model, card) if self.threshold == AUTO else None,
         )
         if applied.threshold is not None:
             others = [name for name in card.classes if name != applied.threshold.class_name]

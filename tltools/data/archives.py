@@ -22,10 +22,10 @@ from typing import BinaryIO, Protocol
 
 from tltools.data.folders import is_system_folder
 from tltools.data.image_ref import MAX_FILE_BYTES, Content, ImageRef, RemoteObject
-from tltools.data.reasons import ENVIRONMENT, reason_of, refuse_failing
+from tltools.data.reasons import ENVIRONMENT, refuse_failing
 from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.data.tar import Tar, TarReader
-from tltools.errors import DataError, UnreachableError
+from tltools.errors import DataError, UnreachableError, cause_of
 from tltools.regular import open_regular
 
 MEMBERS_AT_ONCE = 1024
@@ -141,7 +141,7 @@ def list_archive(
         if isinstance(path, Path):
             refuse_failing(path, error)
         failure = DataError(
-            f"cannot read all of the archive {path}: {reason_of(error)}; recreate it, or unpack "
+            f"cannot read all of the archive {path}: {cause_of(error)}; recreate it, or unpack "
             "what is readable"
         )
         if on_error is None:
@@ -272,7 +272,7 @@ class _Shared:
                 data += more
         except OSError as error:
             refuse_failing(self._path, error)
-            raise self._changed(f"cannot be read any more ({reason_of(error)})") from error
+            raise self._changed(f"cannot be read any more ({cause_of(error)})") from error
         return data
 
     def _changed(self, how: str) -> UnreachableError:
@@ -465,7 +465,7 @@ def _read_zipped(shared: _Readable, info: zipfile.ZipInfo) -> bytes:
         with zipfile.ZipExtFile(io.BytesIO(packed), "r", info) as file:
             data = file.read()  # no more than `info.file_size`
     except DAMAGED as error:
-        raise OSError(f"it is corrupt in the archive: {reason_of(error)}") from error
+        raise OSError(f"it is corrupt in the archive: {cause_of(error)}") from error
     if len(data) != info.file_size:
         raise OSError("it is corrupt in the archive: it is truncated")
     return data

@@ -19,7 +19,7 @@ from tltools.data.splits import (
     split_of_word,
     without_split_word,
 )
-from tltools.errors import ConfigError, DataError
+from tltools.errors import ConfigError, DataError, cause_of
 from tltools.wording import counted, grouped, plural
 
 _ORDER = ("train", "val", "test", "")
@@ -192,7 +192,7 @@ class _Tree:
         try:
             names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         except OSError as error:
-            raise DataError(f"cannot list {path}: {error.strerror}; make it readable") from error
+            raise DataError(f"cannot list {path}: {cause_of(error)}; make it readable") from error
         return [
             name
             for name in names

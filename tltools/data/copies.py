@@ -18,10 +18,9 @@ from tltools.atomic import NO_ROOM, atomic_folder, atomic_path, write_text
 from tltools.data.archives import DAMAGED, read_members
 from tltools.data.labels import LABEL_SUFFIXES
 from tltools.data.location import Location, Url
-from tltools.data.reasons import reason_of
 from tltools.data.remote import READS, Entry, Remote, list_files, remote_reason, version_of
 from tltools.data.suffixes import is_archive_name, is_image_name
-from tltools.errors import DataError, TltoolsError
+from tltools.errors import DataError, TltoolsError, cause_of
 from tltools.parallel import ordered_map
 from tltools.progress import SILENT, Progress
 
@@ -212,7 +211,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                     images.append(name)
         except DAMAGED as error:
             raise TltoolsError(
-                f"cannot unpack {archive} to {folder}: {reason_of(error)}; recreate the archive, "
+                f"cannot unpack {archive} to {folder}: {cause_of(error)}; recreate the archive, "
                 "or free some disk space"
             ) from error
         if not images:

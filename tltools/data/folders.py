@@ -8,9 +8,9 @@ from heapq import heapify, heappop
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tltools.data.reasons import ENVIRONMENT, GONE, reason_of, refuse_failing
+from tltools.data.reasons import ENVIRONMENT, GONE, refuse_failing
 from tltools.data.suffixes import is_image_name
-from tltools.errors import DataError, UnreachableError
+from tltools.errors import DataError, UnreachableError, cause_of
 from tltools.wording import similar_paths
 
 MANY_NAMES = 200_000
@@ -251,7 +251,7 @@ class _Walk:
 
     def _report(self, folder: Path, error: OSError) -> None:
         failure = DataError(
-            f"cannot list the folder {folder}: {reason_of(error)}; make it readable, or move it "
+            f"cannot list the folder {folder}: {cause_of(error)}; make it readable, or move it "
             "elsewhere"
         )
         if self._on_error is None:

@@ -30,10 +30,10 @@ from tltools.data.image_formats import (
 )
 from tltools.data.image_ref import MAX_FILE_BYTES, Decoded, ImageRef
 from tltools.data.location import is_address, without_secrets
-from tltools.data.reasons import GONE, reason_of, refuse_failing
+from tltools.data.reasons import GONE, refuse_failing
 from tltools.data.repair import repaired
 from tltools.data.samples import normalized, prepare, to_rgb
-from tltools.errors import DataError, MissingError
+from tltools.errors import DataError, MissingError, cause_of
 
 DRAFT_MARGIN = 1.4
 """Smallest ratio of the size at which a JPEG is decoded to the size that is needed.
@@ -427,7 +427,7 @@ def _reason(error: BaseException) -> str:
         return "its name contains a zero byte (a list in UTF-16? save it as UTF-8)"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it; try fewer workers"
-    return reason_of(error)
+    return cause_of(error)
 
 
 def printable_name(image: str | Path | ImageRef) -> str:

@@ -30,7 +30,7 @@ from tltools.data.splits import (
 from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name
 from tltools.data.tables import Table, read_table
 from tltools.data.text import clean, look_key, word_key
-from tltools.errors import ConfigError, DataError
+from tltools.errors import ConfigError, DataError, cause_of
 from tltools.schema import has_predictions
 from tltools.wording import grouped, plural, similar_paths
 
@@ -198,7 +198,7 @@ def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror}; make it readable") from error
+        raise DataError(f"cannot list {folder}: {cause_of(error)}; make it readable") from error
 
 
 def _has_images(folder: Path) -> bool:

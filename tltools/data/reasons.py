@@ -3,7 +3,7 @@
 import errno
 import os
 
-from tltools.errors import UnreachableError
+from tltools.errors import UnreachableError, cause_of
 
 _FAILING = ("EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EREMOTEIO", "ENOMEDIUM", "EMEDIUMTYPE")
 _AWAY = ("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ETIMEDOUT", "ECONNABORTED")
@@ -27,13 +27,6 @@ GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 """Error numbers of a file or folder that does not exist."""
 
 
-def reason_of(error: BaseException) -> str:
-    """Describe in one line, without the path, what went wrong."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def refuse_failing(path: object, error: BaseException) -> None:
     """Stop if a file on this machine could not be read because the environment fails.
 
@@ -47,7 +40,7 @@ def refuse_failing(path: object, error: BaseException) -> None:
     """
     if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         raise UnreachableError(
-            f"cannot read {path}: {reason_of(error)}; {_REMEDIES[error.errno]}, then run it again"
+            f"cannot read {path}: {cause_of(error)}; {_REMEDIES[error.errno]}, then run it again"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tltools.data.findings import shorten
 from tltools.data.suffixes import is_image_name
 from tltools.data.text import clean, encoding_of
-from tltools.errors import DataError
+from tltools.errors import DataError, cause_of
 from tltools.regular import read_regular
 from tltools.wording import plural
 
@@ -82,9 +82,7 @@ def _text_of(path: Path) -> str:
     try:
         data = read_regular(path, max_bytes=MAX_TABLE_BYTES)
     except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}; make it readable"
-        ) from error
+        raise DataError(f"cannot read {path}: {cause_of(error)}; make it readable") from error
     encoding = encoding_of(data)
     try:
         return data.decode(encoding).removeprefix("\ufeff")

@@ -9,12 +9,20 @@ from pathlib import Path
 
 import msgspec
 
-from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, find_runs, read_artifact
+from tltools.artifacts import (
+    EXPORT_DIR,
+    RUN_DIR,
+    Artifact,
+    find_exports,
+    find_runs,
+    read_artifact,
+    run_of,
+)
 from tltools.bench import BenchResult
-from tltools.classify.output_formats import all_suffixes, known_suffixes
-from tltools.classify.output_formats.csv_rows import read_columns
+from tltools.classify.output_formats import all_suffixes, known_suffixes, output_format
+from tltools.classify.output_formats.csv_rows import CSV, read_columns
 from tltools.classify.remembered import Reference, remembered_inputs, remembered_reference
-from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, first_line
+from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, cause_of
 from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
@@ -151,7 +159,7 @@ def _describing(*paths: Path) -> Iterator[None]:
         names = ", ".join(map(str, paths))
         raise DataError(
             f"{names} cannot be shown: some values are not what tltools writes "
-            f"({first_line(error)}); recreate the file"
+            f"({cause_of(error)}); recreate the file"
         ) from error
 
 
@@ -229,7 +237,7 @@ def _add_json(sources: Sources, path: Path) -> None:
         data = read_regular(path, max_bytes=MAX_RESULT_BYTES)
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be read: {cause_of(error)}") from error
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise DataError(f"{path} is not a JSON file that tltools wrote: {error}") from error
     if "rows" in keys:
@@ -258,6 +266,7 @@ def _add_newest(sources: Sources) -> None:
         # Having no export is fine here; a damaged export is an error.
         if any(map(_may_be_export, EXPORT_DIR.glob("*/*"))):
             raise
+    sources.runs += _others_of_exports(sources)
     benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]
     if benches:
         _add_json(sources, max(benches, key=lambda path: path.name))
@@ -267,8 +276,18 @@ def _add_newest(sources: Sources) -> None:
     sources.left_out = _left_out(sources)
 
 
+def _others_of_exports(sources: Sources) -> Iterator[Artifact]:
+    """Yield the runs of the exports that are shown, if they are not the newest of their model."""
+    shown = {one.path.resolve() for one in sources.runs}
+    for export in sources.exports:
+        run = run_of(export.path, export.card)
+        if run is not None and run.resolve() not in shown:
+            shown.add(run.resolve())
+            yield read_artifact(run)
+
+
 MAX_LOOKED_AT = 200
-"""Most CSV files of the current folder that are opened to see whether they hold predictions."""
+"""Most files of the current folder that are opened to see whether they hold predictions."""
 
 
 def _left_out(sources: Sources) -> list[Path]:
@@ -276,15 +295,20 @@ def _left_out(sources: Sources) -> list[Path]:
     runs = {one.path for one in sources.runs}
     found = [path.parent for path in sorted(RUN_DIR.glob(f"*/{CARD}")) if path.parent not in runs]
     taken = {*sources.jobs, *(one.path for one in sources.scored)}
-    files = (path for path in sorted(Path().glob("*.csv")) if path not in taken)
+    named = (path for path in sorted(Path().iterdir()) if path.suffix.lower() in all_suffixes())
+    files = (path for path in named if path not in taken and path.is_file())
     return found + [path for path in islice(files, MAX_LOOKED_AT) if _holds_predictions(path)]
 
 
 def _holds_predictions(path: Path) -> bool:
+    """Return whether a file holds predictions, by its first rows; False if it cannot be read."""
     try:
-        return classes_of(read_columns(path)) is not None
-    except (OSError, DataError):  # not a table, so not what is looked for
+        if path.suffix.lower() in CSV.suffixes:  # those of evaluate have more columns
+            return classes_of(read_columns(path)) is not None
+        classes, _ = output_format(path).read(path)
+    except (OSError, DataError, ImportError):
         return False
+    return bool(classes)
 
 
 def _may_be_export(path: Path) -> bool:

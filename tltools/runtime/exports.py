@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tltools.card import Card, Distances
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, cause_of
 from tltools.runtime.device import Device, check_tf32
 from tltools.runtime.model_formats import Reader, format_of
 from tltools.runtime.predictor import DISTANCE, REMEDY, ExportPredictor
@@ -108,7 +108,7 @@ def _check_as_written(path: Path, reader: Reader) -> None:
         if reader.is_as_written(path):
             return
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(f"cannot read {path}: {cause_of(error)}") from error
     raise ArtifactError(
         f"{path} has changed since tltools export wrote it: its checksum differs; copy it again, "
         "or export it again"

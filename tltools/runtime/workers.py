@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any, Protocol, Self
 
-from tltools.errors import TltoolsError
+from tltools.errors import TltoolsError, cause_of
 from tltools.memory import UNKNOWN, available_memory
 from tltools.processes import (
     HAS_FORK_SERVER,
@@ -399,7 +399,7 @@ class Crew:
                     self._size = len(self._workers)
                     return
                 raise TltoolsError(
-                    f"cannot start a worker process: {error.strerror or error}; close other "
+                    f"cannot start a worker process: {cause_of(error)}; close other "
                     "programs, or raise the process limit (ulimit -u)"
                 ) from error
 

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from tltools.atomic import atomic_folder
-from tltools.errors import ConfigError, DataError
+from tltools.errors import ConfigError, DataError, cause_of
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
 from tltools.sample.image import draw_image
@@ -77,9 +77,7 @@ def draw_sample(
         with atomic_folder(folder) as temporary:
             _write_sample(temporary, facts, progress)
     except OSError as error:
-        raise DataError(
-            f"cannot write the sample to {folder}: {error.strerror or error}"
-        ) from error
+        raise DataError(f"cannot write the sample to {folder}: {cause_of(error)}") from error
     return folder
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tltools.atomic import NO_ROOM
 from tltools.card import Preprocessing
-from tltools.errors import TltoolsError
+from tltools.errors import TltoolsError, cause_of
 from tltools.memory import available_memory
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import free_gpu_memory
@@ -170,7 +170,7 @@ def _explained(cache_dir: Path, num_bytes: int) -> Iterator[None]:
         if error.errno in NO_ROOM:
             raise _no_room(cache_dir, num_bytes, "is full") from error
         raise _NoFileError(
-            f"cannot write decoded images to {cache_dir}: {error.strerror}"
+            f"cannot write decoded images to {cache_dir}: {cause_of(error)}"
         ) from error
 
 

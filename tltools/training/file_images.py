@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.errors import TltoolsError
+from tltools.errors import TltoolsError, cause_of
 
 
 class FileImages:
@@ -73,6 +73,6 @@ class _Shared:
                 buffer = buffer[count:]
         except OSError as error:
             raise TltoolsError(
-                f"cannot read the temporary file of decoded images: {error.strerror}; choose "
+                f"cannot read the temporary file of decoded images: {cause_of(error)}; choose "
                 "another folder with `cache_dir=`"
             ) from error

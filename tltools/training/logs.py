@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from tltools.atomic import write_text
 from tltools.card import Card
-from tltools.errors import ConfigError, first_line
+from tltools.errors import ConfigError, cause_of
 from tltools.packages import pip_install
 from tltools.progress import Progress
 from tltools.run_folder import (
@@ -130,7 +130,7 @@ class Logs:
             lost = self._logs.pop(name)
             with suppress(Exception):
                 lost.close("failed")
-            reason = first_line(error)
+            reason = cause_of(error)
             self._progress.warn(
                 f"the {name} log failed: {reason}; training continues without this log"
             )
@@ -240,7 +240,7 @@ class TensorBoardLog:
             self._writer = self._new_file()
         except OSError as error:
             raise ConfigError(
-                f"cannot write the TensorBoard log in {self._place}: {error.strerror}; fix this, "
+                f"cannot write the TensorBoard log in {self._place}: {cause_of(error)}; fix this, "
                 "or omit `logs=tensorboard`"
             ) from error
 
@@ -372,7 +372,7 @@ class MlflowLog:
             self._find_run()
         except Exception as error:
             raise ConfigError(
-                f"cannot open the MLflow store {root / MLFLOW_DB}: {first_line(error)}; fix or "
+                f"cannot open the MLflow store {root / MLFLOW_DB}: {cause_of(error)}; fix or "
                 "move it, or omit `logs=mlflow`"
             ) from error
 

@@ -17,7 +17,7 @@ from tltools import __version__
 from tltools.atomic import atomic_path, write_text
 from tltools.card import FORBIDDEN, MAX_CARD_BYTES, Card, DataFacts
 from tltools.data.dataset import Dataset
-from tltools.errors import ArtifactError, first_line
+from tltools.errors import ArtifactError, cause_of
 from tltools.regular import read_regular
 from tltools.run_folder import (
     CARD,
@@ -92,7 +92,7 @@ def read_plan(folder: Path) -> RunPlan:
         data = read_regular(folder / PLAN, max_bytes=MAX_CARD_BYTES)
         return msgspec.json.decode(data, type=RunPlan)
     except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise ArtifactError(f"{folder} is not a resumable run: {first_line(error)}") from error
+        raise ArtifactError(f"{folder} is not a resumable run: {cause_of(error)}") from error
 
 
 def run_dataset(folder: Path) -> Dataset:

@@ -25,7 +25,7 @@ from tltools.distance import (
     measure_distances,
     save_distance,
 )
-from tltools.errors import ArtifactError, ConfigError, first_line
+from tltools.errors import ArtifactError, ConfigError, cause_of
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
@@ -376,7 +376,7 @@ class _Training:
             yield
         except Exception as error:  # no score or drawing is worth hours of training
             self._progress.warn(
-                f"{self._folder}: {what} failed: {first_line(error)}; the model is saved; {remedy}"
+                f"{self._folder}: {what} failed: {cause_of(error)}; the model is saved; {remedy}"
             )
 
     def _scored(self, card: Card, outputs: "dict[str, _Outputs]") -> Card:
@@ -386,7 +386,7 @@ class _Training:
         try:
             confidence = fit_temperature(val.logits, val.targets)
         except (ValueError, MemoryError) as error:
-            confidence = Confidence(note=f"it could not be fitted: {first_line(error)}")
+            confidence = Confidence(note=f"it could not be fitted: {cause_of(error)}")
         tell = self._progress.say if confidence.note else self._progress.detail
         tell(_of_confidence(confidence))
         return msgspec.structs.replace(card, metrics=metrics, confidence=confidence)

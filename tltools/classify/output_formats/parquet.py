@@ -21,8 +21,7 @@ from tltools.classify.output_formats.format import (
 )
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.predict import UNCERTAIN, UNKNOWN
-from tltools.data.reasons import reason_of
-from tltools.errors import DataError
+from tltools.errors import DataError, cause_of
 from tltools.regular import open_regular
 from tltools.schema import column_names, prob_column
 
@@ -144,7 +143,7 @@ def _unreadable(path: Path, error: Exception) -> Exception:
     """Return the error for a file that is damaged, or the system's own for one that it refuses."""
     if isinstance(error, OSError) and error.errno:  # Arrow raises OSError for damage, too
         return error
-    return DataError(f"{path} cannot be read as Parquet: {reason_of(error)}; recreate it")
+    return DataError(f"{path} cannot be read as Parquet: {cause_of(error)}; recreate it")
 
 
 def merge_parquet(

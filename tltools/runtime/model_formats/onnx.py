@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card, card_from_json
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, cause_of
 from tltools.runtime import checksum
 from tltools.runtime.device import (
     CUDA_PROVIDER,
@@ -133,7 +133,7 @@ def read_card(path: Path) -> Card:
     try:
         found = read_onnx(path, key=CARD_KEY, max_entry_bytes=MAX_CARD_BYTES)
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(f"cannot read {path}: {cause_of(error)}") from error
     except UnsafeOnnxError as error:
         raise refused(path, error) from error
     except ValueError as error:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.card import Card
-from tltools.errors import ArtifactError, DeviceError, first_line
+from tltools.errors import ArtifactError, DeviceError, cause_of, first_line
 from tltools.regular import check_regular
 from tltools.runtime.device import DeviceChoice
 from tltools.runtime.driver import PageLock
@@ -28,7 +28,7 @@ def check_is_file(path: Path) -> None:
         elif path.is_dir():
             what = "is a folder, not an export"
         else:
-            what = f"cannot be read: {error.strerror or error}"
+            what = f"cannot be read: {cause_of(error)}"
         raise ArtifactError(
             f"{path} {what}; name an export, or create one with tltools export"
         ) from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Card
 from tltools.distance import SMALLEST_LENGTH
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, cause_of
 from tltools.runtime.device import Device, allow_tf32, default_threads, torch_device
 from tltools.runtime.model_formats.shared import (
     ExportMemory,
@@ -65,7 +65,7 @@ def open_archive(path: Path, what: str) -> "Iterator[ZipFile]":
     try:
         file = path.open("rb")
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(f"cannot read {path}: {cause_of(error)}") from error
     try:
         with file, zipfile.ZipFile(file) as archive:
             yield archive
