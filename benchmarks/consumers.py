@@ -18,18 +18,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from asking import MeasurementError, environment, run_limited, say
 from numpy.typing import NDArray
 from pages import section, with_results
+from runtimes import OUTPUTS
 
 from tltools.artifacts import PRECISIONS, open_predictor, read_artifact
 from tltools.bench.machine import describe_machine
 from tltools.card import Card
 from tltools.data.images import load_image
-from tltools.export.parity import BARS, ParityBar
+from tltools.export.parity import BARS, DISTANCE_FLOOR, DISTANCE_RTOL, ParityBar
 from tltools.layouts import Layout, lay_out
 from tltools.metrics import softmax
 from tltools.run_folder import read_split
@@ -39,10 +40,18 @@ HERE = Path(__file__).resolve().parent
 BLOCK = "consumers"
 BATCH_SIZE = 8
 TIMEOUT_S = 3600.0
-COLUMNS = ("opened by", "file", "logits", "probabilities", "labels changed", "allowed")
+COLUMNS = ("opened by", "file", "logits", "probabilities", "distance", "labels changed", "allowed")
 
-Answer = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Logits and probabilities, both (N, C)."""
+
+class Answer(NamedTuple):
+    """What a model gives for N images."""
+
+    logits: NDArray[np.float64]
+    """(N, C)."""
+    probabilities: NDArray[np.float64]
+    """(N, C)."""
+    distances: NDArray[np.float64] | None = None
+    """From the training images, (N,); None if the model does not give it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,8 @@ class Row:
     logits: float | None = None
     """Largest difference; None if the file was not run."""
     probabilities: float | None = None
+    distances: float | None = None
+    """Largest difference of a distance, as a fraction of it; None if there is none."""
     num_changed: int | None = None
     """Number of images with another label."""
     num_images: int = 0
@@ -111,36 +122,52 @@ class Row:
         if self.failure:
             verdict = f"cannot open it: {self.failure[:200]}"
         if self.logits is None or self.probabilities is None:
-            return title, self.file, "", "", "", verdict
-        differences = (f"{self.logits:.1e}", f"{self.probabilities:.1e}")
+            return title, self.file, "", "", "", "", verdict
+        distances = "" if self.distances is None else f"{self.distances:.1e}"
+        differences = (f"{self.logits:.1e}", f"{self.probabilities:.1e}", distances)
         changed = f"{self.num_changed} of {self.num_images}"
         return title, self.file, *differences, changed, verdict
 
 
 def compared(row: Row, found: Answer, expected: Answer, bar: ParityBar) -> Row:
     """Complete a row with the differences of an answer from tltools' for the same images."""
-    if any(mine.shape != theirs.shape for mine, theirs in zip(found, expected, strict=True)):
-        return replace(row, note=f"outputs of {expected[0].shape}: {found[0].shape}")
+    shapes, wanted = ([None if one is None else one.shape for one in x] for x in (found, expected))
+    if shapes != wanted:
+        return replace(row, note=f"outputs of {wanted}: {shapes}")
     logits, probs = (
-        float(np.abs(mine - theirs).max()) for mine, theirs in zip(found, expected, strict=True)
+        float(np.abs(mine - theirs).max())
+        for mine, theirs in zip(found[:2], expected[:2], strict=True)
     )
-    num_changed = int((found[0].argmax(axis=1) != expected[0].argmax(axis=1)).sum())
-    number = len(expected[0])
+    num_changed = int((found.logits.argmax(axis=1) != expected.logits.argmax(axis=1)).sum())
+    number = len(expected.logits)
     limit, note = np.inf, f"{1 - bar.min_top1_agreement:.1%} of labels"
     if bar.atol is not None:
-        limit = max(bar.atol, bar.rtol * float(np.abs(expected[0]).max()))
+        limit = max(bar.atol, bar.rtol * float(np.abs(expected.logits).max()))
         note = f"{limit:.1e} in logits, no label"
+    distances, far = _difference_of_distances(found, expected), 0.0
+    if distances is not None:
+        far = DISTANCE_RTOL["int8" if bar.atol is None else "fp32"]
+        note += f", {far:.1%} of a distance"
     return replace(
         row,
-        fits=bool(np.isfinite([logits, probs]).all())
+        fits=bool(np.isfinite([logits, probs, distances or 0.0]).all())
         and logits <= limit
+        and (distances or 0.0) <= far
         and 1 - num_changed / number >= bar.min_top1_agreement,
         logits=logits,
         probabilities=probs,
+        distances=distances,
         num_changed=num_changed,
         num_images=number,
         note=note,
     )
+
+
+def _difference_of_distances(found: Answer, expected: Answer) -> float | None:
+    if found.distances is None or expected.distances is None:
+        return None
+    scale = np.maximum(expected.distances, DISTANCE_FLOOR)
+    return float((np.abs(found.distances - expected.distances) / scale).max())
 
 
 def bar_of(card: Card, *, labels_only: bool) -> ParityBar:
@@ -198,6 +225,8 @@ class Comparison:
 
     def _rows_of(self, path: Path, suffix: str) -> Iterator[Row]:
         expected = self.expected(path)
+        if not suffix:  # a checkpoint is only the network
+            expected = expected._replace(distances=None)
         for consumer in CONSUMERS:
             if consumer.suffix == suffix:
                 row = self.row(consumer, path, expected)
@@ -205,7 +234,7 @@ class Comparison:
                 yield row
 
     def expected(self, path: Path) -> Answer:
-        """Return tltools' own logits and probabilities, on the CPU."""
+        """Return tltools' own answer, on the CPU."""
         predictor = open_predictor(path, "cpu")
         parts = [self.pixels[i : i + BATCH_SIZE] for i in range(0, len(self.pixels), BATCH_SIZE)]
         logits = np.concatenate([predictor(part) for part in parts])
@@ -213,7 +242,11 @@ class Comparison:
         self.largest = max(self.largest, float(logits.max()))
         confidence = predictor.card.confidence
         probs = softmax(logits / (confidence.temperature if confidence else 1.0))
-        return np.asarray(logits, np.float64), np.asarray(probs, np.float64)
+        facts, distances = predictor.card.export, None
+        if facts is not None and facts.distances is not None:
+            distances = np.concatenate([predictor.distances(part) for part in parts])
+            distances = np.asarray(distances, np.float64)
+        return Answer(np.asarray(logits, np.float64), np.asarray(probs, np.float64), distances)
 
     def row(self, consumer: Consumer, path: Path, expected: Answer) -> Row:
         """Run a file in a runtime and compare its answer."""
@@ -229,7 +262,8 @@ class Comparison:
         if "mismatch" in answer:
             note = answer["mismatch"] or "config.pbtxt fits the model; no server ran"
             return replace(row, fits=not answer["mismatch"], note=note)
-        found = np.array(answer["logits"], float), np.array(answer["probabilities"], float)
+        outputs = (answer.get(name) for name in OUTPUTS)
+        found = Answer(*(None if one is None else np.array(one, float) for one in outputs))
         return compared(row, found, expected, bar_of(card, labels_only=consumer.labels_only))
 
     def _opened(self, consumer: Consumer, path: Path) -> Path:

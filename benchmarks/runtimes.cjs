@@ -21,16 +21,18 @@ async function main([model, images, answer]) {
   const [count, ...dims] = shape;
   const size = dims.reduce((a, b) => a * b);
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
-  const found = { version: ort.env.versions.web, logits: [], probabilities: [] };
+  const found = { version: ort.env.versions.web };
+  for (const name of session.outputNames) found[name] = [];
   for (let first = 0; first < count; first += BATCH_SIZE) {
     const last = Math.min(first + BATCH_SIZE, count);
     const batch = pixels.slice(first * size, last * size);
     const tensor = new ort.Tensor("uint8", batch, [last - first, ...dims]);
     const outputs = await session.run({ images: tensor });
-    for (const name of ["logits", "probabilities"]) {
+    for (const name of session.outputNames) {
       const { data, dims: [, classes] } = outputs[name];
       for (let i = 0; i < last - first; i++) {
-        found[name].push(Array.from(data.slice(i * classes, (i + 1) * classes)));
+        // The distance is one number for an image.
+        found[name].push(classes ? Array.from(data.slice(i * classes, (i + 1) * classes)) : data[i]);
       }
     }
   }

@@ -2,13 +2,14 @@
 
 `consumers.py` starts this in an environment without tltools. IMAGES is a `.npy` file of decoded
 images, uint8 (N, H, W, 3), or, for `predict.py`, a JSON list of files. ANSWER is JSON: `version`
-of the runtime; `logits` and `probabilities`, (N, C); for Triton, `mismatch`, empty if all fits.
+of the runtime; `logits` and `probabilities`, (N, C), and, if the model gives it, `distance`, (N,);
+for Triton, `mismatch`, empty if all fits.
 """
 
 import json
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ from numpy.typing import NDArray
 
 BATCH_SIZE = 8
 """The last batch is smaller unless the images divide: the batch axis must be dynamic."""
-OUTPUTS = ["logits", "probabilities"]
+OUTPUTS = ("logits", "probabilities", "distance")
+"""The last one is left out by exports of runs that know no distances."""
 Model = Callable[[NDArray[np.uint8]], Sequence[Any]]
-"""Maps images, uint8 (N, H, W, 3), to logits and probabilities, both (N, C)."""
+"""Maps images, uint8 (N, H, W, 3), to the outputs, in this order."""
+
+
+def _outputs(names: Iterable[str]) -> list[str]:
+    """Return the outputs that a model has, in their order."""
+    has = set(names)
+    return [name for name in OUTPUTS if name in has]
 
 
 def open_onnxruntime(path: Path) -> Model:
@@ -28,7 +36,8 @@ def open_onnxruntime(path: Path) -> Model:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(OUTPUTS, {"images": images})
+    names = _outputs(one.name for one in session.get_outputs())
+    return lambda images: session.run(names, {"images": images})
 
 
 def open_openvino(path: Path, **settings: str) -> Model:
@@ -36,10 +45,11 @@ def open_openvino(path: Path, **settings: str) -> Model:
     import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", settings)
+    names = _outputs(one.get_any_name() for one in compiled.outputs)
 
     def call(images: NDArray[np.uint8]) -> Sequence[Any]:
         found = compiled(images)
-        return [found[name] for name in OUTPUTS]
+        return [found[name] for name in names]
 
     return call
 
@@ -54,10 +64,11 @@ def open_opencv(path: Path) -> Model:
     import cv2
 
     net = cv2.dnn.readNetFromONNX(str(path))
+    names = _outputs(net.getUnconnectedOutLayersNames())
 
     def call(images: NDArray[np.uint8]) -> Sequence[Any]:
         net.setInput(images, "images")
-        return [np.array(found) for found in net.forward(OUTPUTS)]
+        return [np.array(found) for found in net.forward(names)]
 
     return call
 
@@ -133,8 +144,10 @@ def run_program(folder: Path, images: Path) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    # A model without the last output has two results for each batch.
     return {
-        name: np.concatenate([part[i] for part in parts]).tolist() for i, name in enumerate(OUTPUTS)
+        name: np.concatenate(found).tolist()
+        for name, found in zip(OUTPUTS, zip(*parts, strict=True), strict=False)
     }
 
 

@@ -721,8 +721,8 @@ def test_an_answer_is_held_to_the_limits_of_its_card(factor, difference, precisi
     found[2, 0] += difference  # the third image's label is the first class by 0.5
     probs = np.full((3, 2), 0.5)
     row = consumers.Row(consumers.CONSUMERS[0], f"ONNX {precision}")
-    expected = (LOGITS * factor, probs)
-    done = consumers.compared(row, (found, probs), expected, BARS[precision])
+    expected = consumers.Answer(LOGITS * factor, probs)
+    done = consumers.compared(row, consumers.Answer(found, probs), expected, BARS[precision])
     assert done.fits is fits
     assert done.num_changed == (1 if difference == -0.6 else 0)
     assert bool(consumers.problems([done])) is not fits
@@ -750,9 +750,32 @@ def test_outputs_of_another_shape_are_beyond_the_limits():
     from tltools.export.parity import BARS
 
     row = consumers.Row(consumers.CONSUMERS[0], "ONNX fp32")
-    done = consumers.compared(row, (LOGITS.T,) * 2, (LOGITS,) * 2, BARS["fp32"])
-    assert not done.fits
-    assert done.cells()[-1] == "**more than outputs of (3, 2): (2, 3)**"
+    expected = consumers.Answer(LOGITS, LOGITS, LOGITS[:, 0])
+    other = consumers.Answer(LOGITS.T, LOGITS.T, LOGITS[:, 0])
+    for found in (other, expected._replace(distances=None)):
+        assert not consumers.compared(row, found, expected, BARS["fp32"]).fits
+    done = consumers.compared(row, other, expected, BARS["fp32"])
+    assert done.cells()[-1] == (
+        "**more than outputs of [(3, 2), (3, 2), (3,)]: [(2, 3), (2, 3), (3,)]**"
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "precision", "fits"),
+    [(1.0005, "fp32", True), (1.01, "fp32", False), (1.01, "int8", True), (1.3, "int8", False),
+     (np.nan, "int8", False)],
+)  # fmt: skip
+def test_distances_are_held_to_the_limits_of_an_export(factor, precision, fits):
+    import consumers
+
+    from tltools.export.parity import BARS
+
+    expected = consumers.Answer(LOGITS, LOGITS, np.array([1.0, 2.0, 0.9]))
+    found = expected._replace(distances=expected.distances * [1, factor, 1])
+    row = consumers.Row(consumers.CONSUMERS[0], f"ONNX {precision}")
+    done = consumers.compared(row, found, expected, BARS[precision])
+    assert done.fits is fits
+    assert done.distances == pytest.approx(factor - 1, nan_ok=True)
 
 
 def test_a_runtime_may_refuse_a_file_but_not_all_of_them():
@@ -790,6 +813,7 @@ def test_runtimes_that_are_installed_agree_and_the_others_have_the_reason(compar
         assert rows[name].failure == ""
         assert rows[name].fits
         assert (rows[name].num_changed, rows[name].num_images) == (0, len(comparison.paths))
+        assert rows[name].distances is not None
     assert rows["absent"].failure == "KeyError: 'absent'"
     assert "node" in rows["web"].failure
 
