@@ -45,7 +45,7 @@ def open_openvino(path: Path, **settings: str) -> Model:
     import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    names = _outputs(one.get_any_name() for one in compiled.outputs)
+    names = _outputs(name for one in compiled.outputs for name in one.names)
 
     def call(images: NDArray[np.uint8]) -> Sequence[Any]:
         found = compiled(images)

@@ -708,7 +708,7 @@ CASES = (
         2,
     ),
     Case(
-        "the threshold in the card of {} is of {}",
+        "the card of {} has a {} {}, and no threshold",
         f"{CHOSEN}; evaluate runs/cnn s {NAMES} --threshold auto --class bright",
         (
             f"evaluate runs/cnn s {NAMES} --threshold auto",

@@ -85,13 +85,22 @@ def test_auto_is_what_the_card_has(make_card):
         pytest.param({}, (0.5, "gren"), "no class 'gren'; did you mean green", id="typo"),
         pytest.param({}, (None, "green"), "add `threshold=`", id="class alone"),
         pytest.param(
-            {"threshold": chosen()}, ("auto", "red"), "is of class green, not of", id="other class"
+            {"threshold": chosen()},
+            ("auto", "red"),
+            "has a threshold of green, and no threshold of red",
+            id="other class",
         ),
         pytest.param(
             {"threshold": chosen(class_name=None)},
             ("auto", "red"),
-            "is of confidence of all, not of class red",
+            "has a smallest confidence for all classes, and no threshold of red",
             id="confidence, not class",
+        ),
+        pytest.param(
+            {"threshold": chosen(class_name=None)},
+            ("auto", "gren"),
+            "no class 'gren'; did you mean green",
+            id="typo, with a threshold in the card",
         ),
         pytest.param(
             {"threshold": chosen(class_name=None)},

@@ -527,6 +527,22 @@ def test_the_program_runs_without_tltools(real, photos, tmp_path):
         assert float(share) == pytest.approx(100 * answer.confidence, abs=1)
 
 
+def test_the_program_names_what_it_cannot_read_and_goes_on(real, photos, tmp_path):
+    folder = lay_out("python", real, tmp_path / "out").folder
+    good = next(path for path in photos.iterdir() if path.suffix == ".jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "cut.png").write_bytes((photos / "transparent.png").read_bytes()[:60])
+    bad = [str(tmp_path / name) for name in ("text.jpg", "cut.png", "missing.jpg")]
+    program = [sys.executable, "-I", folder / "predict.py"]
+    done = subprocess.run([*program, *bad, good], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{good}: ")
+    for path, line in zip(bad, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"cannot read {path}: ")
+    usage = subprocess.run(program, capture_output=True, text=True)
+    assert (usage.returncode, usage.stderr) == (1, "usage: python predict.py photo.jpg ...\n")
+
+
 def test_the_command_lays_out_what_it_exports(cnn_run, tmp_path):
     arguments = ("export", cnn_run, "--layout", "triton", "--format", "all", "--json")
     done = run_tltools(*arguments, "--output", "out", cwd=tmp_path)

@@ -232,3 +232,82 @@ def test_the_contact_sheet_of_inspect_is_not_an_image_of_the_user(onnx_path, ima
     shutil.copy(images / "red/0.png", images / "inspect.png")  # the user's own
     run_tltools("classify", ".", *args, "--overwrite", cwd=images)
     assert len(read_rows(tmp_path / "out.csv")) == 31
+
+
+# ------------------------------------------------------------------- what a command writes at once
+
+
+def refused(words, path, cwd):
+    """Run a command that must leave a file as it is."""
+    before = path.read_bytes()
+    ran = run_tltools(*words, cwd=cwd)
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+    assert path.read_bytes() == before
+    return ran.err
+
+
+def test_a_contact_sheet_replaces_only_a_contact_sheet(drawn, tmp_path):
+    words = ("inspect", drawn, "--sheet")
+    (tmp_path / "rows.csv").write_text("path,label\n")
+    assert "choose a name with .png" in refused(
+        (*words, "rows.csv"), tmp_path / "rows.csv", tmp_path
+    )
+    photo = tmp_path / "photo.png"
+    shutil.copy(next(drawn.rglob("*.png")), photo)
+    assert "did not write it as a contact sheet" in refused((*words, photo), photo, tmp_path)
+    for _ in range(2):
+        assert run_tltools(*words, "sheet.png", cwd=tmp_path).code == 0
+
+
+def test_a_heat_map_replaces_only_a_heat_map(cnn_run, drawn, tmp_path):
+    image = next(drawn.rglob("*.png"))
+    words = ("explain", cnn_run, image, "--device", "cpu", "-o")
+    mine = tmp_path / "mine.png"
+    shutil.copy(image, mine)
+    assert "did not write it as a heat map" in refused((*words, mine), mine, tmp_path)
+    for _ in range(2):
+        assert run_tltools(*words, "heat.png", cwd=tmp_path).code == 0
+
+
+def test_a_report_replaces_only_a_report(cnn_run, tmp_path):
+    notes = tmp_path / "notes.html"
+    notes.write_text("<html>my notes")
+    words = ("report", cnn_run, "-o")
+    assert "did not write it as a report" in refused((*words, notes), notes, tmp_path)
+    (tmp_path / "link.html").symlink_to("nowhere")
+    assert run_tltools(*words, "link.html", cwd=tmp_path).code == 2
+    for _ in range(2):
+        assert run_tltools(*words, "page.html", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize("mistakes", [(), ("--mistakes",)])
+def test_scores_replace_only_scores(cnn_run, cnn_exports, drawn, tmp_path, mistakes):
+    export = cnn_exports["onnx"].path
+    words = ("evaluate", export, drawn, "--device", "cpu", *mistakes, "-o")
+    rows = tmp_path / ("mistakes.csv" if mistakes else "predictions.csv")
+    job = ("classify", drawn, "--model", export, "--device", "cpu", "-o", rows)
+    assert run_tltools(*job, cwd=tmp_path).code == 0
+    assert "did not write it as an evaluation" in refused((*words, "."), rows, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [rows.name]
+    run = tmp_path / "run"
+    shutil.copytree(cnn_run, run)
+    shutil.copy(run / "predictions.csv", run / rows.name) if mistakes else None
+    refused((*words, run), run / rows.name, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "evaluation.json").write_text('{"mine": 1}')
+    refused((*words, "other"), tmp_path / "other" / "evaluation.json", tmp_path)
+    for _ in range(2):
+        assert run_tltools(*words, "scores", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize(("layout", "name"), [("python", "predict.py"), ("triton", "config.pbtxt")])
+def test_an_edited_file_of_a_layout_is_kept(layout, name, cnn_exports, tmp_path):
+    words = ("export", cnn_exports["onnx"].path, "--layout", layout, "-o", "out")
+    for _ in range(2):
+        assert run_tltools(*words, cwd=tmp_path).code == 0
+    (edited,) = (tmp_path / "out").rglob(name)
+    edited.write_text(edited.read_text() + "# mine\n")
+    model = next(path for path in edited.parent.rglob("*.onnx"))
+    at = model.stat().st_mtime_ns
+    assert "is not replaced; move" in refused(words, edited, tmp_path)
+    assert model.stat().st_mtime_ns == at

@@ -1,5 +1,6 @@
 """Shards of a job, and merging their outputs."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -200,6 +201,21 @@ def test_a_missing_shard_is_refused(copies, tmp_path):
 def test_a_duplicate_shard_is_refused(copies, tmp_path):
     message = refused([*copies, copies[1]], tmp_path / "m.csv")
     assert message == f"{copies[1]} and {copies[1]} are both shard 2/3; name only one of them"
+
+
+@pytest.mark.parametrize(("shard", "example"), [(Shard(1, 3), True), (None, False)])
+def test_a_complete_shard_is_not_replaced_by_another(
+    shard, example, copies, folder, onnx_path, tmp_path
+):
+    job = Job(onnx_path, [folder], copies[1], device="cpu", shard=shard)
+    before = copies[1].read_bytes()
+    with pytest.raises(ConfigError, match=f"{copies[1]} is shard 2/3 of a job, which") as raised:
+        run_job(job)
+    assert ("-1-of-3.csv" in str(raised.value)) is example
+    assert "overwrite" not in str(raised.value)
+    with pytest.raises(ConfigError, match="exists; replace it with"):
+        run_job(dataclasses.replace(job, shard=Shard(2, 3)))
+    assert copies[1].read_bytes() == before
 
 
 def test_shards_of_different_splits_are_refused(copies, folder, onnx_path, tmp_path):

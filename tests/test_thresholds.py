@@ -1,15 +1,17 @@
 """A threshold from its choice on validation images to the labels of a job."""
 
 import json
+import re
 import shutil
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CLASSES, run_tltools
+from conftest import CLASSES, run_tltools, set_card
 
 from tltools.api import load_model
+from tltools.artifacts import read_artifact
 from tltools.card import card_from_json
 from tltools.classify import Job, Shard, merge_shards, run_job
 from tltools.data.dataset import load_dataset
@@ -93,6 +95,33 @@ def test_many_classes_get_a_smallest_confidence(place):
     assert ran.code == 0, ran.err
     assert "Smallest confidence for a precision of at least 90%" in ran.out
     assert load_card(place / "runs" / "tiny").threshold.class_name is None
+
+
+def test_the_hint_after_a_choice_can_be_typed(place):
+    run = evaluate(place, "runs/tiny", "--target-precision", 0.9)
+    assert "confirm it on other images with evaluate --threshold auto" in run.err
+    export = evaluate(
+        place, "exports/tiny/tiny.fp32.onnx", "images", "--device", "cpu", "--exclude-train",
+        "--target-precision", 0.9,
+    )  # fmt: skip
+    value = re.search(r"threshold +([\d.]+)", export.out)[1]
+    assert f"evaluate --min-confidence {value}" in export.err
+
+
+def test_scoring_on_the_images_that_chose_the_threshold_is_told(place):
+    evaluate(place, "runs/tiny", "--target-recall", 0.5, "--class", "green")
+    card = load_card(place / "runs" / "tiny")
+    threshold = msgspec.structs.replace(card.threshold, images="images of images")
+    export = place / "exports" / "tiny" / "tiny.fp32.onnx"
+    set_card(export, msgspec.structs.replace(read_artifact(export).card, threshold=threshold))
+    words = ("exports/tiny/tiny.fp32.onnx", "--device", "cpu")
+    told = "the threshold was chosen on the images of images, so it looks better on these"
+    assert told in evaluate(place, *words, "images", "--threshold", "auto").err
+    value = ("--threshold", repr(threshold.value), "--class", "green")
+    assert told in evaluate(place, *words, "images", *value).err
+    assert "was chosen on" not in evaluate(place, *words, "images").err
+    shutil.copytree(place / "images", place / "other")
+    assert "was chosen on" not in evaluate(place, *words, "other", *value).err
 
 
 def test_a_threshold_that_replaces_another_says_which(place):

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from tltools.errors import TltoolsError, cause_of
+from tltools.errors import ConfigError, TltoolsError, cause_of
 
 if sys.platform != "win32":
     import fcntl
@@ -33,6 +33,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
 """Error numbers of a file system without locks."""
 _PROBE_BYTES = 2**20
+_HEAD_BYTES = 4096
 
 
 @contextmanager
@@ -91,6 +92,42 @@ def replace_bytes(path: Path, data: bytes) -> None:
         temporary = folder / path.name
         temporary.write_bytes(data)
         temporary.replace(path)
+
+
+def refuse_foreign(path: Path, mark: bytes, what: str, *, parameter: str = "`output=`") -> None:
+    """Refuse to replace a file that tltools did not write, whatever its name.
+
+    Args:
+        path: The file that is to be written.
+        mark: What the beginning of such a file contains if tltools wrote it.
+        what: What it would be, such as `a report`.
+        parameter: What chose the path, for the message.
+
+    Raises:
+        ConfigError: If there is something else.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        # Opening a FIFO would block.
+        is_ours = path.is_file() and mark in _head(path)
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise exists_as_other(path, what, parameter=parameter)
+
+
+def exists_as_other(path: Path, what: str, *, parameter: str) -> ConfigError:
+    """Return the error of a file that tltools did not write; see `refuse_foreign`."""
+    return ConfigError(
+        f"{path} exists, and tltools did not write it as {what}; choose another {parameter}, or "
+        "move it away"
+    )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
 
 
 def sync_file(path: Path) -> None:

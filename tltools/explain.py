@@ -11,6 +11,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from tltools.atomic import refuse_foreign
 from tltools.backbones import find_backbone
 from tltools.backbones.backbone import MapsAxes
 from tltools.card import FORBIDDEN, Card, Preprocessing
@@ -19,7 +20,7 @@ from tltools.data.images import load_image, printable_name
 from tltools.data.suffixes import IMAGE_SUFFIXES
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import softmax
-from tltools.plots import plot_heat
+from tltools.plots import MARK, plot_heat
 from tltools.progress import SILENT, Progress
 from tltools.runtime.device import Device, tell_device, torch_device
 from tltools.wording import did_you_mean, in_percent, listed
@@ -305,7 +306,7 @@ def _draw(found: Explanation, view: NDArray[np.uint8], *, run: str) -> None:
 def output_paths(
     paths: Sequence[Path], output: Path, *, card: Card, class_name: str | None = None
 ) -> list[Path]:
-    """Return a distinct path for each image's heat map, none of which replaces an image.
+    """Return a distinct path for each image's heat map, which replaces nothing but a heat map.
 
     In a folder, files are named after the image, the run and the requested class.
 
@@ -316,7 +317,7 @@ def output_paths(
         class_name: The requested class, if any.
 
     Raises:
-        ConfigError: If `output` is unsuitable, or would replace one of the images.
+        ConfigError: If `output` is unsuitable, or would replace one of the images or another file.
     """
     suffix = output.suffix.lower()
     if not output.is_dir() and suffix in IMAGE_SUFFIXES:
@@ -339,6 +340,7 @@ def output_paths(
     for one in outputs:
         if os.path.realpath(one) in images:
             raise ConfigError(f"{one} is one of the images; choose another `output=`")
+        refuse_foreign(one, MARK, "a heat map")
     return outputs
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+SOFTWARE = "tltools"
+MARK = b"Software\0" + SOFTWARE.encode()
+"""In the first bytes of every plot, to tell it from other PNG files."""
 _DPI = 120
 _MAX_NAME = 24
 """Maximum characters of a class name in a plot."""
@@ -367,7 +370,7 @@ def literal(text: "Text") -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Write a reproducible PNG, without matplotlib's version in it."""
+    """Write a reproducible PNG, with our name in it and without matplotlib's version."""
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # A glyph that the font lacks is drawn as a box, which is warning enough.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
@@ -377,5 +380,5 @@ def _save(figure: "Figure", path: Path) -> None:
             dpi=_DPI,
             bbox_inches="tight",
             pad_inches=0.1,
-            metadata={"Software": None},
+            metadata={"Software": SOFTWARE},
         )

@@ -81,6 +81,22 @@ def choose(card: Card, target: Target, predictions: RunPredictions, *, images: s
     )
 
 
+def described(name: str, split: str) -> str:
+    """Return what the images of a data set's split are called in a threshold."""
+    return f"{'validation images' if split == 'val' else 'images'} of {name}"
+
+
+def is_chosen_on(threshold: Threshold | None, applied: float | None, images: str) -> bool:
+    """Return whether an applied threshold was chosen on the same images, by their names.
+
+    Args:
+        threshold: The threshold in a model's card.
+        applied: The probability or smallest confidence that is applied; None if none is.
+        images: What the images are; see `described`.
+    """
+    return threshold is not None and (threshold.value, threshold.images) == (applied, images)
+
+
 def own_predictions(run: Path, card: Card) -> RunPredictions:
     """Return a run's predictions for its validation images, as training wrote them.
 

@@ -79,6 +79,10 @@ class OutputPlace:
         # A job started with `overwrite` resumes without it; giving it again would start over.
         self.replaces = job.overwrite or (resumes and before is not None and before.overwrite)
         """Whether an existing output is replaced when this one is complete."""
+        if self.path.exists() and not (self.replaces or self.finished):
+            from tltools.classify.shard_record import refuse_other_shard  # here, as it is rare
+
+            refuse_other_shard(self.path, job.shard)
         check_output(
             self.path, overwrite=self.replaces or bool(self.finished), spreadsheet=job.spreadsheet
         )

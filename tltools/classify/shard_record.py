@@ -9,6 +9,10 @@ import msgspec
 from tltools.atomic import write_text
 from tltools.classify.identity import JobRecord
 from tltools.classify.listing import ShardListing
+from tltools.classify.shards import Shard
+from tltools.classify.unfinished import MAX_RECORD_BYTES
+from tltools.errors import ConfigError
+from tltools.regular import read_regular
 
 RECORD_SUFFIX = ".shard.json"
 
@@ -61,3 +65,27 @@ def write_shard_record(
         )
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)
     write_text(shard_record_path(output), text.decode() + "\n")
+
+
+def refuse_other_shard(output: Path, shard: Shard | None) -> None:
+    """Refuse to replace a complete shard with another one, or with a whole job.
+
+    Args:
+        output: Path that is to be written.
+        shard: The shard to be written there; None for a whole job.
+
+    Raises:
+        ConfigError: If another complete shard is there.
+    """
+    try:
+        content = read_regular(shard_record_path(output), max_bytes=MAX_RECORD_BYTES)
+        there = msgspec.json.decode(content, type=ShardRecord).job.shard
+    except (OSError, msgspec.DecodeError):
+        return  # nothing shows that it is a shard
+    if there is None or there == shard or not output.exists():
+        return
+    example = "" if shard is None else f", such as {shard.name(output)}"
+    raise ConfigError(
+        f"{output} is shard {there} of a job, which tltools merge needs; choose another file with "
+        f"`output=`{example}"
+    )

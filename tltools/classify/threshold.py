@@ -76,11 +76,13 @@ def _from_card(
     found = card.threshold
     if found is None:
         raise ConfigError(_without_threshold(card, run))
-    if class_name not in (None, found.class_name):
-        kind = "confidence of all" if found.class_name is None else f"class {found.class_name}"
+    if class_name is not None and class_name != found.class_name:
+        ClassThreshold(class_name, found.value).index(card.classes)  # an error if there is none
+        kind = "smallest confidence" if found.class_name is None else "threshold"
+        of = "for all classes" if found.class_name is None else f"of {found.class_name}"
         raise ConfigError(
-            f"the threshold in the card of {card.run} is of {kind}, not of class {class_name}; "
-            "leave out `class_name=`, or give `threshold=` a number"
+            f"the card of {card.run} has a {kind} {of}, and no threshold of {class_name}; leave "
+            "out `class_name=`, or give `threshold=` a number"
         )
     if found.class_name is not None:
         return _checked(card, ClassThreshold(found.class_name, found.value), min_confidence)

@@ -1,5 +1,6 @@
 """`tltools evaluate`."""
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -85,6 +86,8 @@ MistakesOption = Annotated[
     typer.Option("--mistakes", help="Write only misclassified images, to mistakes.csv."),
 ]
 
+SCORES = "evaluation.json"
+"""Name of the file of scores."""
 _SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
 
 
@@ -167,7 +170,7 @@ def evaluate(
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
-    _check_paths(data, output, report)
+    _check_paths(data, output, report, only_mistakes=mistakes)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
     target = targets.target(labeling.class_name)
@@ -185,11 +188,12 @@ def evaluate(
     trained_on = training_images(model, opened.card)
     result = opened.score(dataset, split=subset.split, trained_on=trained_on, **limits)
     _tell_trained_on(result, progress)
+    _tell_chosen_on(result, opened.card, progress)
     _tell_missing(result, progress)
     if output is not None:
         title = f"{opened.card.run} on {dataset.name}"
         name = _write_files(result, output, title=title, only_mistakes=mistakes)
-        progress.say(f"Written: {output}/evaluation.json, {name} and confusion_matrix.png")
+        progress.say(f"Written to {output}: {SCORES}, {name} and confusion_matrix.png")
     if report is not None:
         _write_page(result, report, model, opened.card, progress)
     if out.as_json:
@@ -198,15 +202,55 @@ def evaluate(
         _print_evaluation(result, is_new=subset.exclude_train)
 
 
-def _check_paths(data: "Location | None", output: Path | None, report: Path | None) -> None:
+def _check_paths(
+    data: "Location | None", output: Path | None, report: Path | None, *, only_mistakes: bool
+) -> None:
     """Check paths that may be misspelled, before PyTorch is imported to open a run."""
     check_report(report)
     if output is not None:
         check_output_folder(output)
+        _refuse_others(output, only_mistakes=only_mistakes)
     if isinstance(data, Path):
         from tltools.data.labels import check_data
 
         check_data(data)
+
+
+def _refuse_others(output: Path, *, only_mistakes: bool) -> None:
+    """Refuse a folder with files of the names that are written, but not of an evaluation.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    from tltools.atomic import exists_as_other, refuse_foreign
+    from tltools.plots import MARK
+    from tltools.run_folder import CONFUSION
+
+    parameter = "folder with --output"
+    refuse_foreign(output / SCORES, b'"num_trained_on":', "an evaluation", parameter=parameter)
+    refuse_foreign(output / CONFUSION, MARK, "a plot", parameter=parameter)
+    rows = output / _rows_name(only_mistakes=only_mistakes)
+    if os.path.lexists(rows) and not _is_scored(rows):
+        raise exists_as_other(rows, "an evaluation", parameter=parameter)
+
+
+def _is_scored(path: Path) -> bool:
+    """Return whether a file has the columns that an evaluation writes; a run's have more."""
+    from tltools.classify.output_formats.csv_rows import read_columns
+    from tltools.schema import SPLIT, TRUE, classes_of
+
+    try:
+        columns = read_columns(path)
+    except (OSError, DataError):
+        return False
+    return classes_of(columns) is not None and TRUE in columns and SPLIT not in columns
+
+
+def _rows_name(*, only_mistakes: bool) -> str:
+    """Return the name of the file with a row for each image."""
+    from tltools.run_folder import PREDICTIONS
+
+    return "mistakes.csv" if only_mistakes else PREDICTIONS
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -216,6 +260,19 @@ def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
             f"the model was trained on {result.num_trained_on:,} of these "
             f"{grouped(result.num_images, 'image')}, so it looks better than it is; leave them out "
             "with --exclude-train"
+        )
+
+
+def _tell_chosen_on(result: "Evaluation", card: "Card", progress: "RichProgress") -> None:
+    """Warn if the threshold was chosen on these images."""
+    from tltools.thresholds import described, is_chosen_on
+
+    applied = result.min_confidence if result.threshold is None else result.threshold.value
+    images = described(result.data, result.split)
+    if is_chosen_on(card.threshold, applied, images):
+        progress.warn(
+            f"the threshold was chosen on the {images}, so it looks better on these than it is; "
+            "confirm it on others"
         )
 
 
@@ -273,7 +330,14 @@ def _choose_threshold(
 ) -> "tuple[Card, Threshold]":
     """Choose a threshold on the validation images of the model's run, or on other images."""
     from tltools.artifacts import read_artifact
-    from tltools.thresholds import check_unseen, choose, own_images, own_predictions, unseen_split
+    from tltools.thresholds import (
+        check_unseen,
+        choose,
+        described,
+        own_images,
+        own_predictions,
+        unseen_split,
+    )
 
     if data is None and model.is_dir():
         card, split = read_artifact(model).card, "val"
@@ -293,8 +357,7 @@ def _choose_threshold(
                     "trained on these images, which would make the threshold too low"
                 )
         name, predictions = dataset.name, opened.score(dataset, split=split).predictions()
-    kind = "validation images" if split == "val" else "images"
-    return card, choose(card, target, predictions, images=f"{kind} of {name}")
+    return card, choose(card, target, predictions, images=described(name, split))
 
 
 def _without_training_images(
@@ -353,11 +416,11 @@ def _write_files(result: "Evaluation", folder: Path, *, title: str, only_mistake
     from tltools.atomic import write_text
     from tltools.data.folders import make_output_folder
     from tltools.plots import plot_confusion
-    from tltools.run_folder import CONFUSION, PREDICTIONS, write_scored
+    from tltools.run_folder import CONFUSION, write_scored
 
     make_output_folder(folder)
-    write_text(folder / "evaluation.json", result.to_json() + "\n")
-    name = "mistakes.csv" if only_mistakes else PREDICTIONS
+    write_text(folder / SCORES, result.to_json() + "\n")
+    name = _rows_name(only_mistakes=only_mistakes)
     write_scored(folder / name, result.classes, result.predictions(), only_mistakes=only_mistakes)
     plot_confusion(result.confusion, result.classes, folder / CONFUSION, title=title)
     return name

@@ -18,7 +18,7 @@ from tltools.cli.options import (
     path_or_run_or_url,
     split_names,
 )
-from tltools.errors import DataError
+from tltools.errors import ConfigError, DataError
 from tltools.wording import MAX_LISTED, counted
 
 if TYPE_CHECKING:
@@ -52,35 +52,9 @@ def inspect(
 
     Example: tltools inspect photos/labels.csv
     """
-    from tltools.artifacts import is_artifact, read_artifact
-    from tltools.data.folders import is_run
-
-    if isinstance(path, Path) and not path.exists():
-        raise _missing(path)
-    if isinstance(path, Path) and (is_artifact(path) or is_run(path)):
-        from tltools.cli.model_card import print_card
-
-        card = read_artifact(path).card
-        if out.as_json:
-            out.json(card.to_text())
-        else:
-            print_card(path, card)
+    _check_sheet(sheet)
+    if isinstance(path, Path) and _show_model(path, out):
         return
-    if isinstance(path, Path) and path.is_dir():
-        from tltools.runs import holds_runs
-
-        if holds_runs(path):
-            from tltools.cli.run_list import show_runs
-
-            show_runs(path, out)
-            return
-        from tltools.artifacts import exports_in
-
-        if exports := exports_in(path):
-            from tltools.cli.model_card import print_exports
-
-            out.result(exports, lambda: print_exports(path, exports))
-            return
     from tltools.data.dataset import load_dataset
 
     progress = out.progress
@@ -107,6 +81,59 @@ def inspect(
     }
     options = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
     progress.say(f"Next: {shlex.join(['tltools', 'train', str(path), *options])}")
+
+
+def _show_model(path: Path, out: Out) -> bool:
+    """Show a run, an export or a folder of these; return whether the path is one of them.
+
+    Raises:
+        ArtifactError: If it is one, but unfinished or damaged.
+        DataError: If nothing is there.
+    """
+    from tltools.artifacts import exports_in, is_artifact, read_artifact
+    from tltools.data.folders import is_run
+    from tltools.runs import holds_runs
+
+    if not path.exists():
+        raise _missing(path)
+    if is_artifact(path) or is_run(path):
+        from tltools.cli.model_card import print_card
+
+        card = read_artifact(path).card
+        if out.as_json:
+            out.json(card.to_text())
+        else:
+            print_card(path, card)
+        return True
+    if not path.is_dir():
+        return False
+    if holds_runs(path):
+        from tltools.cli.run_list import show_runs
+
+        show_runs(path, out)
+        return True
+    exports = exports_in(path)
+    if exports:
+        from tltools.cli.model_card import print_exports
+
+        out.result(exports, lambda: print_exports(path, exports))
+    return bool(exports)
+
+
+def _check_sheet(sheet: Path | None) -> None:
+    """Refuse a contact sheet that would replace something else, before any work.
+
+    Raises:
+        ConfigError: If it would, or is not named as a PNG.
+    """
+    from tltools.atomic import refuse_foreign
+    from tltools.data.folders import SHEET_MARK
+
+    if sheet is None:
+        return
+    if sheet.suffix.lower() != ".png":
+        raise ConfigError(f"--sheet {sheet}: a contact sheet is a PNG; choose a name with .png")
+    refuse_foreign(sheet, SHEET_MARK.encode(), "a contact sheet", parameter="--sheet")
 
 
 def _missing(path: Path) -> DataError:

@@ -159,12 +159,13 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         lambda: _print_threshold(threshold),
     )
     progress = out.progress
+    applied = "--threshold auto" if written else shlex.join(_options(card, threshold))
     reached = threshold.precision if threshold.figure == "precision" else threshold.recall
     if reached is not None and reached.low < threshold.at_least:
         progress.say(
             f"On other images the {threshold.figure} may be below {percent(threshold.at_least)}: "
             f"the lower bound of its 95% interval is {in_percent(reached.low)}; confirm it on "
-            "images that the model has not seen (evaluate --threshold)"
+            f"other images with evaluate {applied}"
         )
     if written is not None:
         if earlier is not None and earlier != threshold:
@@ -176,23 +177,24 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
             f"--model {shlex.quote(str(export))} --threshold auto"
         )
         return
-    progress.say(f"Next: {_classify_command(model, card, threshold)}")
+    words = ["tltools", "classify", "FOLDER", "--model", str(model), *_options(card, threshold)]
+    progress.say(f"Next: {shlex.join(words)}")
     progress.say(
         f"Exports have the threshold of their run: tltools evaluate runs/{card.run} with the same "
         "options chooses one for the next export"
     )
 
 
-def _classify_command(model: Path, card: "Card", threshold: "Threshold") -> str:
+def _options(card: "Card", threshold: "Threshold") -> list[str]:
+    """Return the options that apply a threshold which the card does not have."""
     from tltools.classify.threshold import positive_class
 
-    words = ["tltools", "classify", "FOLDER", "--model", str(model)]
     if threshold.class_name is None:
-        return shlex.join([*words, "--min-confidence", repr(threshold.value)])
-    words += ["--threshold", repr(threshold.value)]
+        return ["--min-confidence", repr(threshold.value)]
+    words = ["--threshold", repr(threshold.value)]
     if threshold.class_name != positive_class(card):
         words += ["--class", threshold.class_name]
-    return shlex.join(words)
+    return words
 
 
 def _print_threshold(one: "Threshold") -> None:

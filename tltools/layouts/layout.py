@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tltools.atomic import atomic_path
-from tltools.errors import ConfigError
+from tltools.errors import ArtifactError, ConfigError
 from tltools.layouts.docker import docker_files
 from tltools.layouts.program import program_files
 from tltools.layouts.triton import triton_files
@@ -34,7 +34,8 @@ class Laid:
 def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     """Write the layout of an export to `output`/LAYOUT/RUN_PRECISION/.
 
-    Its files replace those of an earlier layout of the same name only after all are complete.
+    Its files replace those of an earlier layout of the same name only after all are complete, and
+    only if their text has not been edited.
 
     Args:
         layout: `python`, `triton` or `docker`.
@@ -43,7 +44,8 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
 
     Raises:
         ArtifactError: If it is not an export, or the layout does not support a class name.
-        ConfigError: If it has another format, or tltools is not installed as a package.
+        ConfigError: If it has another format, tltools is not installed as a package, or a text
+            file is there that differs from the one to be written.
         TltoolsError: If the folder cannot be written.
     """
     if format_of(export) is not FORMAT:
@@ -55,11 +57,8 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     assert card.export is not None
     name = f"{card.run}_{card.export.precision}"
     folder = output / layout / name
-    contents: Contents
-    if layout == "triton":
-        contents = triton_files(export, card, name)
-    else:
-        contents = docker_files(export) if layout == "docker" else program_files(export, card)
+    contents = _contents(layout, export, name)
+    _refuse_edited(layout, folder, contents)
     with ExitStack() as stack:
         # All files are complete before the first one is renamed.
         opened = {name: stack.enter_context(atomic_path(folder / name)) for name in contents}
@@ -71,3 +70,30 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
             else:
                 opened[name].write_text(content, encoding="utf-8", newline="\n")
     return Laid(folder, sum((folder / name).stat().st_size for name in contents))
+
+
+def _contents(layout: Layout, export: Path, name: str) -> Contents:
+    card = read_card(export)
+    if layout == "triton":
+        return triton_files(export, card, name)
+    return docker_files(export) if layout == "docker" else program_files(export, card)
+
+
+def _refuse_edited(layout: Layout, folder: Path, contents: Contents) -> None:
+    """Refuse to replace a program or a configuration that the user may have changed.
+
+    Raises:
+        ConfigError: If one differs from what is written for the export in the folder.
+    """
+    (model,) = (name for name, content in contents.items() if isinstance(content, Path))
+    try:
+        written = _contents(layout, folder / model, folder.name)
+    except ArtifactError:  # there is none, or a damaged one
+        written = contents
+    for name, content in written.items():
+        path = folder / name
+        if isinstance(content, str) and path.exists() and path.read_bytes() != content.encode():
+            raise ConfigError(
+                f"{path} was edited, or written by another version, and is not replaced; move "
+                f"{folder} away, then run the command again"
+            )

@@ -22,6 +22,7 @@ from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes, output_format
 from tltools.classify.output_formats.csv_rows import CSV, read_columns
 from tltools.classify.remembered import Reference, remembered_inputs, remembered_reference
+from tltools.data.folders import is_run
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, cause_of
 from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
@@ -212,7 +213,7 @@ def _add(sources: Sources, path: Path) -> None:
 
 
 def _add_folder(sources: Sources, folder: Path) -> None:
-    if (folder / CARD).is_file():
+    if (folder / CARD).is_file() or is_run(folder):  # of an unfinished one, the error says so
         sources.runs.append(read_artifact(folder))
         return
     runs = sorted(path.parent for path in folder.glob(f"*/{CARD}"))

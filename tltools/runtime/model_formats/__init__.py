@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from tltools.data.folders import is_run
 from tltools.errors import ArtifactError, ConfigError
 from tltools.wording import did_you_mean, similar_paths
 
@@ -254,6 +255,9 @@ def format_of(path: Path) -> ModelFormat:
             return one
     if path.is_dir():
         refuse_folder_of_exports(path)
+        done = _first_export(Path("exports") / path.name)
+        if done is not None and is_run(path):
+            raise ArtifactError(f"{path} is a run, not an export; name its export, such as {done}")
         raise ArtifactError(
             f"{path} is a folder, not an export; if it is a run, export it with tltools export "
             f"{path}, and name the file"
