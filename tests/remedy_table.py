@@ -131,6 +131,18 @@ CASES = (
         2,
     ),
     Case(
+        "{} is shard {} of a job, which tltools merge needs",
+        "classify data --shard 1/2 -o a.csv; classify data --shard 2/2 -o a.csv",
+        ("classify data --shard 2/2 -o b.csv; merge a.csv b.csv",),
+        2,
+    ),
+    Case(
+        "--sheet {}: a contact sheet is a PNG",
+        "inspect data --sheet data.csv",
+        ("inspect data --sheet data.png",),
+        2,
+    ),
+    Case(
         "{} exists, and tltools did not write it; move it away",
         "$ echo mine > predictions.csv.part.json; classify data",
         ("$ mv predictions.csv.part.json mine; classify data", "classify data --output other.csv"),

@@ -117,7 +117,7 @@ def refuse_foreign(path: Path, mark: bytes, what: str, *, parameter: str = "`out
         raise exists_as_other(path, what, parameter=parameter)
 
 
-def exists_as_other(path: Path, what: str, *, parameter: str) -> ConfigError:
+def exists_as_other(path: Path, what: str, *, parameter: str = "`output=`") -> ConfigError:
     """Return the error of a file that tltools did not write; see `refuse_foreign`."""
     return ConfigError(
         f"{path} exists, and tltools did not write it as {what}; choose another {parameter}, or "

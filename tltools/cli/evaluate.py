@@ -226,12 +226,11 @@ def _refuse_others(output: Path, *, only_mistakes: bool) -> None:
     from tltools.plots import MARK
     from tltools.run_folder import CONFUSION
 
-    parameter = "folder with --output"
-    refuse_foreign(output / SCORES, b'"num_trained_on":', "an evaluation", parameter=parameter)
-    refuse_foreign(output / CONFUSION, MARK, "a plot", parameter=parameter)
+    refuse_foreign(output / SCORES, b'"num_trained_on":', "an evaluation")
+    refuse_foreign(output / CONFUSION, MARK, "a plot")
     rows = output / _rows_name(only_mistakes=only_mistakes)
     if os.path.lexists(rows) and not _is_scored(rows):
-        raise exists_as_other(rows, "an evaluation", parameter=parameter)
+        raise exists_as_other(rows, "an evaluation")
 
 
 def _is_scored(path: Path) -> bool:
