@@ -670,9 +670,18 @@ CASES = (
         2,
     ),
     Case(
-        "Next: tltools classify FOLDER, or tltools bench to compare the files",
+        "Next: tltools classify {}, or {} to compare the files",
         "export",
         ("classify data", BENCH),
+        0,
+    ),
+    Case(
+        "Next: tltools classify {}, or {} to compare the files",
+        "$ rm -r exports; export -o e3",
+        (
+            "classify data --model e3/cnn/cnn.fp32.onnx",
+            BENCH.replace("bench", "bench e3/cnn/cnn.fp32.onnx"),
+        ),
         0,
     ),
     # ------------------------------------------------------------------ thresholds

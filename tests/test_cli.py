@@ -173,7 +173,7 @@ def test_progress_is_on_standard_error_and_results_on_standard_output(walk):
 def test_every_command_names_the_next_step(walk):
     assert "Next: tltools train sample" in walk.ran["sample"].err
     assert "Next: tltools export" in walk.ran["train"].err
-    assert "Next: tltools classify" in walk.ran["export"].err
+    assert "Next: tltools classify FOLDER, or tltools bench to" in walk.ran["export"].err
 
 
 def test_all_formats_are_exported_and_listed_with_their_parity(walk):

@@ -243,6 +243,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path, stage):
 
     with pytest.raises(KeyboardInterrupt):
         train(dataset, tmp_path, progress=StopsAtOnce())
+    assert not (tmp_path / "runs").exists()
     assert list(tmp_path.glob("*/*")) == []
 
 
@@ -379,7 +380,7 @@ def test_a_training_that_diverges_at_once_leaves_nothing(dataset, tmp_path, monk
     diverges(monkeypatch, at_epoch=1)
     with pytest.raises(ModelError, match=r"in epoch 1, the training loss is nan; use a lower"):
         train(dataset, tmp_path)
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

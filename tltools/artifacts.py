@@ -1,5 +1,6 @@
 """Find runs and exports in their default folders, and open either as a predictor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -134,17 +135,21 @@ def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
     Raises:
         ArtifactError: If there is no ONNX export.
     """
-    found = [
-        one
-        for one in find_exports(export_dir)
-        if not format_of(one.path).needs_torch and "val" in one.card.metrics
-    ]
-    if not found:
+    best = best_of(find_exports(export_dir))
+    if best is None:
         raise ArtifactError(
             f"no ONNX export with a validation accuracy in {export_dir}/: create one with tltools "
             "export, or choose an export with `model=`"
         )
-    return max(found, key=_quality)
+    return best
+
+
+def best_of(exports: Sequence[Artifact]) -> Artifact | None:
+    """Return the export that `best_export` would choose from these; None if there is no such."""
+    found = [
+        one for one in exports if not format_of(one.path).needs_torch and "val" in one.card.metrics
+    ]
+    return max(found, key=_quality, default=None)
 
 
 def _quality(export: Artifact) -> tuple[float, int]:

@@ -653,7 +653,7 @@ def _resume(
     try:
         return [resume_run(folder, setup, epochs=epochs, progress=progress)]
     except KeyboardInterrupt:
-        progress.warn(f"{folder} is as it was; run the same command again to resume it")
+        progress.warn(f"{folder} keeps its epochs so far; run the same command again to resume it")
         raise
 
 

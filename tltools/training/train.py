@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tltools.backbones.backbone import FineTune
 from tltools.calibration import fit_temperature
 from tltools.card import Card, Confidence, DataFacts
+from tltools.created import no_empty_folders
 from tltools.data.dataset import Dataset
 from tltools.distance import (
     MAX_IMAGES,
@@ -34,6 +35,7 @@ from tltools.run_folder import (
     CURVES,
     DISTANCE,
     DISTANCES,
+    FoldPredictions,
     ImageDistances,
     RunPredictions,
     is_begun,
@@ -106,19 +108,30 @@ def train_model(
         raise ConfigError(f"`folds=` must be at least 2, got {folds}")
     held_out = cross_validate(dataset, config, setup, folds, progress=progress) if folds else None
     job = prepare(dataset, config, setup, progress=progress)
-    plan = _plan(job, setup)
-    folder = runs.new_run_folder(setup.run_dir, _run_name(config))
-    try:
-        if held_out is not None:  # before the plan, which makes the folder a run to resume
-            write_folds(folder, dataset.classes, held_out)
-        runs.write_plan(folder, plan, dataset)
-        trained = _Training(job, folder, plan, [], progress).run()
-    finally:
-        if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
-            shutil.rmtree(folder)
+    with no_empty_folders(setup.run_dir):
+        trained = _train_new(job, _plan(job, setup), setup.run_dir, held_out, progress)
     if job.device.type == "cpu" and not trained.interrupted:
         suggest_fine_tuning(job, progress)
     return trained
+
+
+def _train_new(
+    job: Job,
+    plan: runs.RunPlan,
+    run_dir: Path,
+    held_out: FoldPredictions | None,
+    progress: Progress,
+) -> TrainedRun:
+    """Train in a new folder, which stays only if an epoch is completed, or if this is killed."""
+    folder = runs.new_run_folder(run_dir, _run_name(job.config))
+    try:
+        if held_out is not None:  # before the plan, which makes the folder a run to resume
+            write_folds(folder, job.dataset.classes, held_out)
+        runs.write_plan(folder, plan, job.dataset)
+        return _Training(job, folder, plan, [], progress).run()
+    finally:
+        if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
+            shutil.rmtree(folder)
 
 
 def _run_name(config: TrainConfig) -> str:
@@ -210,7 +223,7 @@ def _nothing_to_resume(
 
 
 def _several(of_kind: dict[tuple[str, FineTune], Path], epochs: int | None) -> str:
-    """Return the message that several runs could be meant, with a command for each."""
+    """Return the message that several runs qualify, with a command for each."""
     models = [model for model, _ in of_kind]
     commands: list[str] = []
     for (model, _), folder in of_kind.items():
