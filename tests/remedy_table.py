@@ -71,6 +71,11 @@ CASES = (
         (f"{ONE_EPOCH}; export", "export kept/cnn"),
     ),
     Case(
+        "no finished run in {}/; to finish {}: tltools train --resume",
+        "$ rm runs/cnn/card.json; export",
+        ("train --resume --model cnn; export",),
+    ),
+    Case(
         "no runs in {}/: train one with tltools train",
         "$ rm -r runs; runs",
         (f"{ONE_EPOCH}; runs",),

@@ -8,7 +8,14 @@ from pathlib import Path
 from tltools.card import Card, Precision
 from tltools.data.suffixes import is_image_name
 from tltools.errors import ArtifactError
-from tltools.run_folder import CARD, load_card, read_split
+from tltools.run_folder import (
+    CARD,
+    is_begun,
+    load_card,
+    read_split,
+    resumable_runs,
+    resume_options,
+)
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
 from tltools.runtime.model_formats import (
@@ -85,6 +92,11 @@ def find_runs(run_dir: Path = RUN_DIR) -> list[Artifact]:
     for artifact in sorted(map(read_artifact, folders), key=lambda one: one.card.created):
         newest[artifact.card.model] = artifact
     if not newest:
+        if begun := [one for one in resumable_runs(run_dir) if is_begun(one)]:
+            raise ArtifactError(
+                f"no finished run in {run_dir}/; to finish {begun[0]}: tltools train --resume"
+                f"{resume_options(begun[0])}"
+            )
         raise ArtifactError(
             f"no runs in {run_dir}/: train one with tltools train, or give a run's path"
         )
