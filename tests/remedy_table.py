@@ -71,6 +71,11 @@ CASES = (
         (f"{ONE_EPOCH}; export", "export kept/cnn"),
     ),
     Case(
+        "no finished run in {}/; to finish {}: tltools train --resume",
+        "$ rm runs/cnn/card.json; export",
+        ("train --resume --model cnn; export",),
+    ),
+    Case(
         "no runs in {}/: train one with tltools train",
         "$ rm -r runs; runs",
         (f"{ONE_EPOCH}; runs",),
@@ -104,9 +109,14 @@ CASES = (
         ("export runs/cnn; classify data",),
     ),
     Case(
-        "{} is not a finished run: it has no {}",
+        "{} is not a run: it has no {}; create a run",
         "$ mkdir runs/other; export runs/other",
         (f"{ONE_EPOCH}; export",),
+    ),
+    Case(
+        "{} is not a finished run; to finish it: tltools train --resume",
+        "$ mkdir new new/cnn && mv runs/cnn/plan.json runs/cnn/split.csv new/cnn; export new/cnn",
+        ("train --resume --model cnn --run-dir new; export new/cnn",),
     ),
     Case(
         "has a probability that is not between 0 and 1; run tltools evaluate",
@@ -568,14 +578,22 @@ CASES = (
         2,
     ),
     Case(
-        "nothing to resume: no unfinished run",
+        "{}; to extend a finished run, increase --epochs ({})",
         "train --model cnn --resume",
         ("train --model cnn --resume --epochs 2",),
     ),
     Case(
-        "run {} has already completed {} epochs",
-        "train --model cnn --resume --epochs 3; train --model cnn --resume --epochs 2",
-        ("train --model cnn --resume --epochs 4",),
+        "{}; train one with tltools train",
+        "train --resume --run-dir new",
+        (f"{ONE_EPOCH} --run-dir new",),
+    ),
+    Case(
+        "tltools train --resume --epochs {}{} ({})",
+        f"{VGG16}; train --resume --epochs 2",
+        (
+            "train --resume --epochs 2 --model cnn",
+            "train --resume --epochs 2 --model vgg16",
+        ),
         2,
     ),
     Case(
@@ -588,9 +606,15 @@ CASES = (
         "--engine ray computes frozen features, and", f"{ONE_EPOCH} --engine ray", (ONE_EPOCH,), 2
     ),
     Case(
-        "Next: tltools export, or tltools report to see",
+        "Next: tltools export{}, or tltools report{} to see",
         ONE_EPOCH,
         ("export", "report"),
+        0,
+    ),
+    Case(
+        "Next: tltools export{}, or tltools report{} to see",
+        f"{ONE_EPOCH} --run-dir r3",
+        ("$ rm -r runs exports; export r3/cnn", "$ rm -r runs; report r3/cnn"),
         0,
     ),
     # ------------------------------------------------------------------ evaluate
@@ -663,9 +687,18 @@ CASES = (
         2,
     ),
     Case(
-        "Next: tltools classify FOLDER, or tltools bench to compare the files",
+        "Next: tltools classify {}, or {} to compare the files",
         "export",
         ("classify data", BENCH),
+        0,
+    ),
+    Case(
+        "Next: tltools classify {}, or {} to compare the files",
+        "$ rm -r exports; export -o e3",
+        (
+            "classify data --model e3/cnn/cnn.fp32.onnx",
+            BENCH.replace("bench", "bench e3/cnn/cnn.fp32.onnx"),
+        ),
         0,
     ),
     # ------------------------------------------------------------------ thresholds
@@ -877,7 +910,7 @@ CASES = (
         ("export; classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
-        "{} is unfinished: tltools train --resume continues it",
+        "{} is unfinished: tltools train --resume{} continues it",
         f"$ cp -r runs/cnn runs/cnn-2 && rm runs/cnn-2/card.json; {ONE_EPOCH}",
         ("train --resume --model cnn",),
         0,
@@ -975,6 +1008,9 @@ UNTRIED: dict[str, str] = {
     "{}; {} with --fine-tune": _NO_MESSAGE,
     ", --fine-tune {}": _NO_MESSAGE,
     "To resume: tltools train --resume": _RACE,
+    "run {} was begun with {} epochs, which": _PYTHON,
+    " with --model {}": _RACE,
+    "--epochs is {} and can only be increased": _NO_MESSAGE,
     "none; on a GPU, --model all": _NO_MESSAGE,
     "a Git LFS pointer": _OTHER,
     "cannot write {}: {}; check your permissions there": "needs a server: test_remote.py",

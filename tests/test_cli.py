@@ -173,7 +173,7 @@ def test_progress_is_on_standard_error_and_results_on_standard_output(walk):
 def test_every_command_names_the_next_step(walk):
     assert "Next: tltools train sample" in walk.ran["sample"].err
     assert "Next: tltools export" in walk.ran["train"].err
-    assert "Next: tltools classify" in walk.ran["export"].err
+    assert "Next: tltools classify FOLDER, or tltools bench to" in walk.ran["export"].err
 
 
 def test_all_formats_are_exported_and_listed_with_their_parity(walk):
@@ -490,7 +490,8 @@ def test_resume_trains_for_more_epochs(walk):
     args = ("train", "--resume", "--run-dir", "resumed", "--model", "cnn", "--device", "cpu")
     result = run_tltools(*args, "--epochs", 2, cwd=walk.folder)
     assert result.code == 0
-    assert "Resuming resumed/cnn" in result.err
+    assert "Extending resumed/cnn from 1 to 2 epochs" in result.err
+    assert "Next: tltools export resumed/cnn, or tltools report resumed/cnn" in result.err
     assert "epoch   2/2" in result.err
     nothing = run_tltools(*args, cwd=walk.folder)
     assert nothing.code == 1
@@ -520,6 +521,18 @@ def test_resume_refuses_options_that_the_run_was_not_begun_with(walk, options, d
     assert differs in result.err
     assert "runs/cnn can be resumed only with its original settings" in last_line(result.err)
     assert (walk.folder / "runs" / "cnn" / "card.json").read_bytes() == before
+
+
+def test_resume_refuses_fewer_epochs_than_the_run_was_begun_with(walk):
+    run = shutil.copytree(walk.folder / "runs", walk.folder / "fewer") / "cnn"
+    plan = (run / "plan.json").read_text()
+    assert '"epochs": 1,' in plan
+    (run / "plan.json").write_text(plan.replace('"epochs": 1,', '"epochs": 12,'))
+    args = ("train", "--resume", "--run-dir", "fewer", "--device", "cpu")
+    result = run_tltools(*args, "--epochs", 11, cwd=walk.folder)
+    assert result.code == 2
+    assert "fewer/cnn can be resumed only" in last_line(result.err)
+    assert "--epochs is 12 and can only be increased, not 11" in last_line(result.err)
 
 
 def test_resume_takes_the_options_that_the_run_was_begun_with(walk):

@@ -999,6 +999,32 @@ def test_only_exports_of_all_precisions_remain_in_their_folder(reduced):
     assert names == ["cnn.fp16.onnx", "cnn.fp32.onnx", "cnn.int8.onnx"]
 
 
+def test_each_pass_over_the_training_images_says_what_it_is_for(cnn_run, tmp_path):
+    progress = Recorder()
+    make_exports(cnn_run, ["onnx"], tmp_path, precisions=("fp16", "int8"), calibration_images=7,
+                 device="cpu", progress=progress)  # fmt: skip
+    named = [one for one in progress.bars if one.startswith(("Calibrating", "Checking"))]
+    assert named == ["Checking fp16 for overflow", "Calibrating int8"]
+
+
+class StopsAt(Recorder):
+    """Presses Ctrl-C when an export is begun."""
+
+    def say(self, message):
+        if message.startswith("Exporting"):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("mine", ["", "e9", "e9/cnn"])
+def test_ctrl_c_leaves_no_folder_that_the_export_created(cnn_run, tmp_path, mine):
+    """`mine` existed before, so it stays."""
+    (tmp_path / mine).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        make_exports(cnn_run, ["onnx"], tmp_path / "e9", device="cpu", progress=StopsAt())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_calibration_uses_training_images_of_all_classes_equally(cnn_run, tmp_path, monkeypatch):
     frame = read_split(cnn_run)
     train = frame[frame["split"] == "train"].set_index("path")

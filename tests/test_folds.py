@@ -1,12 +1,15 @@
 """Cross-validation, and the labels that it finds suspicious."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import Recorder, run_tltools
 from test_fine_tuning import tune, weights  # noqa: F401 - fixtures
 
+from tltools.cli.train import _tell_folds
 from tltools.errors import ArtifactError, ConfigError, DataError
 from tltools.run_folder import FOLDS, FoldPredictions, read_folds, write_folds
 from tltools.training import TrainSetup, default_config, features, train_model
@@ -161,3 +164,26 @@ def test_train_says_what_cross_validation_found(drawn, tmp_path):
 def test_a_training_without_folds_has_none(tune):  # noqa: F811
     run = tune("none", progress=Recorder())
     assert read_folds(run.folder, run.card.classes) is None
+
+
+def told(found):
+    """Return what `tltools train` says about a cross-validation."""
+    progress = Recorder()
+    run = SimpleNamespace(folder=Path("runs/x"), card=SimpleNamespace(classes=("a", "b")))
+    _tell_folds(run, found, progress)
+    return progress.said
+
+
+def test_it_is_told_that_no_label_looks_wrong():
+    scores, verdict = told(predictions(SURE, SURE_LABELS))
+    assert "folds: accuracy" in scores
+    assert verdict.startswith("runs/x: no label looks wrong")
+    assert "runs/x/folds.csv" in verdict
+
+
+def test_models_no_better_than_chance_do_not_say_that_labels_are_right():
+    said = told(predictions([[0.4, 0.6]] * 20, [0, 1] * 10))
+    assert [("no label looks wrong" in one, "better than" in one) for one in said] == [
+        (False, False),
+        (False, True),
+    ]

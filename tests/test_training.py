@@ -26,6 +26,7 @@ from tltools.graphs.onnx_file import write_module
 from tltools.metrics import softmax
 from tltools.progress import Silent
 from tltools.run_folder import HISTORY, read_folds, read_predictions, read_split
+from tltools.runs import list_runs
 from tltools.training import (
     TrainSetup,
     decoded,
@@ -242,6 +243,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_no_run(dataset, tmp_path, stage):
 
     with pytest.raises(KeyboardInterrupt):
         train(dataset, tmp_path, progress=StopsAtOnce())
+    assert not (tmp_path / "runs").exists()
     assert list(tmp_path.glob("*/*")) == []
 
 
@@ -255,13 +257,96 @@ def test_a_killed_run_resumes_from_its_last_epoch(dataset, tmp_path):
     assert_same_weights(whole, resume_run(killed.folder, TrainSetup(device="cpu")))
 
 
+def killed_at_once(dataset, tmp_path, name="killed"):
+    """Return a run as kill -9 in its first epoch leaves it, beside a whole one."""
+    whole = train(dataset, tmp_path)
+    killed = whole.folder.with_name(name)
+    killed.mkdir()
+    for file in ("plan.json", "split.csv"):
+        shutil.copy(whole.folder / file, killed)
+    return whole, killed
+
+
+def test_a_run_killed_in_its_first_epoch_begins_again(dataset, tmp_path):
+    whole, killed = killed_at_once(dataset, tmp_path)
+    assert [one.state for one in list_runs(tmp_path / "runs") if one.path == killed] == [
+        "unfinished"
+    ]
+    with pytest.raises(ArtifactError, match=r"to finish it: tltools train --resume --model cnn"):
+        load_run(killed)
+    assert find_resumable(tmp_path / "runs", epochs=None) == killed
+    resumed = resume_run(killed, TrainSetup(device="cpu"))
+    assert resumed.folder == killed
+    assert_same_weights(whole, resumed)
+    with pytest.raises(ArtifactError, match="nothing to resume"):
+        find_resumable(tmp_path / "runs", epochs=None)
+
+
+def test_ctrl_c_in_a_run_that_begins_again_leaves_it_resumable(dataset, tmp_path):
+    _, killed = killed_at_once(dataset, tmp_path)
+
+    class StopsAtOnce(Silent):
+        def bar(self, description, total, unit="images", *, epochs=None):
+            raise KeyboardInterrupt
+
+    before = {path.name for path in killed.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        resume_run(killed, TrainSetup(device="cpu"), progress=StopsAtOnce())
+    assert {path.name for path in killed.iterdir()} == before
+    assert find_resumable(tmp_path / "runs", epochs=None) == killed
+
+
+def test_a_damaged_plan_without_an_epoch_does_not_stop_the_search(dataset, tmp_path):
+    _, killed = killed_at_once(dataset, tmp_path)
+    foreign = killed.with_name("foreign")
+    foreign.mkdir()
+    (foreign / "plan.json").write_text('{"a": 1}')
+    assert find_resumable(tmp_path / "runs", epochs=None) == killed
+
+
 def test_a_finished_run_can_be_trained_for_more_epochs(dataset, tmp_path):
     run = train(dataset, tmp_path, epochs=1)
     longer = resume_run(find_resumable(tmp_path / "runs", ["cnn"], epochs=3), epochs=3)
     assert longer.folder == run.folder
     assert_same_weights(train(dataset, tmp_path, epochs=3), longer)
-    with pytest.raises(ConfigError, match="already completed 3 epochs"):
+    with pytest.raises(ConfigError, match=r"was begun with 3 epochs, .*; use `epochs=3` or more"):
         resume_run(run.folder, epochs=2)
+
+
+def test_a_run_stopped_while_it_is_extended_is_unfinished(dataset, tmp_path):
+    whole = train(dataset, tmp_path, epochs=3)
+    run = train(dataset, tmp_path, epochs=1)
+    card = (run.folder / "card.json").read_bytes()
+    stopped = resume_run(run.folder, epochs=3, progress=StopsAfter(1))
+    assert stopped.interrupted
+    assert find_resumable(tmp_path / "runs", epochs=None) == run.folder
+    (run.folder / "card.json").write_bytes(card)  # as kill -9 before the last epoch leaves it
+    assert find_resumable(tmp_path / "runs", epochs=None) == run.folder
+    states = {one.path: one.state for one in list_runs(tmp_path / "runs")}
+    assert states == {whole.folder: "finished", run.folder: "interrupted"}
+    resumed = resume_run(run.folder)
+    assert not resumed.interrupted
+    assert_same_weights(whole, resumed)
+
+
+def test_several_models_that_could_be_extended_are_named(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1).folder
+    other = shutil.copytree(run, run.with_name("other"))
+    plan = (other / "plan.json").read_text()
+    plan = plan.replace('"model": "cnn"', '"model": "vgg16"').replace("linear", "pooled")
+    (other / "plan.json").write_text(plan)
+    shown = f"--run-dir {tmp_path / 'runs'}"
+    with pytest.raises(ConfigError) as raised:
+        find_resumable(tmp_path / "runs", epochs=2)
+    for model, folder in (("cnn", run), ("vgg16", other)):
+        assert f"tltools train --resume --epochs 2 --model {model} {shown} ({folder})" in str(
+            raised.value
+        )
+    assert find_resumable(tmp_path / "runs", ["cnn"], epochs=2) == run
+    with pytest.raises(ArtifactError, match="nothing to resume") as raised:
+        find_resumable(tmp_path / "runs", epochs=None)
+    assert f"{run} has 1" in str(raised.value)
+    assert f"{other} has 1" in str(raised.value)
 
 
 def diverges(monkeypatch, at_epoch):
@@ -295,7 +380,7 @@ def test_a_training_that_diverges_at_once_leaves_nothing(dataset, tmp_path, monk
     diverges(monkeypatch, at_epoch=1)
     with pytest.raises(ModelError, match=r"in epoch 1, the training loss is nan; use a lower"):
         train(dataset, tmp_path)
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

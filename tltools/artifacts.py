@@ -1,5 +1,6 @@
 """Find runs and exports in their default folders, and open either as a predictor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -7,7 +8,14 @@ from pathlib import Path
 from tltools.card import Card, Precision
 from tltools.data.suffixes import is_image_name
 from tltools.errors import ArtifactError
-from tltools.run_folder import CARD, load_card, read_split
+from tltools.run_folder import (
+    CARD,
+    is_begun,
+    load_card,
+    read_split,
+    resumable_runs,
+    resume_options,
+)
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
 from tltools.runtime.model_formats import (
@@ -84,6 +92,11 @@ def find_runs(run_dir: Path = RUN_DIR) -> list[Artifact]:
     for artifact in sorted(map(read_artifact, folders), key=lambda one: one.card.created):
         newest[artifact.card.model] = artifact
     if not newest:
+        if begun := [one for one in resumable_runs(run_dir) if is_begun(one)]:
+            raise ArtifactError(
+                f"no finished run in {run_dir}/; to finish {begun[0]}: tltools train --resume"
+                f"{resume_options(begun[0])}"
+            )
         raise ArtifactError(
             f"no runs in {run_dir}/: train one with tltools train, or give a run's path"
         )
@@ -134,17 +147,21 @@ def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
     Raises:
         ArtifactError: If there is no ONNX export.
     """
-    found = [
-        one
-        for one in find_exports(export_dir)
-        if not format_of(one.path).needs_torch and "val" in one.card.metrics
-    ]
-    if not found:
+    best = best_of(find_exports(export_dir))
+    if best is None:
         raise ArtifactError(
             f"no ONNX export with a validation accuracy in {export_dir}/: create one with tltools "
             "export, or choose an export with `model=`"
         )
-    return max(found, key=_quality)
+    return best
+
+
+def best_of(exports: Sequence[Artifact]) -> Artifact | None:
+    """Return the export that `best_export` would choose from these; None if there is no such."""
+    found = [
+        one for one in exports if not format_of(one.path).needs_torch and "val" in one.card.metrics
+    ]
+    return max(found, key=_quality, default=None)
 
 
 def _quality(export: Artifact) -> tuple[float, int]:

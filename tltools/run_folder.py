@@ -3,11 +3,13 @@
 import csv
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,9 +68,13 @@ def load_card(folder: Path) -> Card:
                 f"{folder} does not exist{similar_paths(folder, Path('runs'))}: name a run's "
                 "folder, such as runs/NAME"
             ) from error
+        if is_begun(folder):
+            raise ArtifactError(
+                f"{folder} is not a finished run; to finish it: tltools train --resume"
+                f"{resume_options(folder)}"
+            ) from error
         raise ArtifactError(
-            f"{folder} is not a finished run: it has no {CARD} (create a run with tltools train, "
-            "or finish one with tltools train --resume)"
+            f"{folder} is not a run: it has no {CARD}; create a run with tltools train"
         ) from error
     except NotADirectoryError as error:
         raise ArtifactError(
@@ -79,15 +85,64 @@ def load_card(folder: Path) -> Card:
     return card_from_json(text, where=str(path))
 
 
+class _Plan(msgspec.Struct):
+    """The part of a run's plan that can be read without torch."""
+
+    config: dict[str, Any]
+
+
+def planned_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in a run's plan; none if it has no plan that can be read."""
+    try:
+        plan = read_regular(folder / PLAN, max_bytes=MAX_CARD_BYTES)
+        return msgspec.json.decode(plan, type=_Plan).config
+    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        return {}
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether a run has been begun and has no model yet, so that it can be resumed."""
+    return not (folder / CARD).is_file() and "model" in planned_settings(folder)
+
+
+def resume_options(folder: Path, *, exact: bool = False) -> str:
+    """Return what `tltools train --resume` needs to take a run: ` --model cnn`, or nothing.
+
+    It resumes the newest unfinished run in `runs/`, unless it is given a model or another folder.
+
+    Args:
+        folder: The run.
+        exact: Tell it apart from runs of the same model that fine-tune layers.
+    """
+    options: list[str] = []
+    settings = planned_settings(folder)
+    if "model" in settings:
+        options += ["--model", str(settings["model"])]
+    if exact or settings.get("fine_tune", "none") != "none":
+        options += ["--fine-tune", str(settings.get("fine_tune", "none"))]
+    if folder.parent.absolute() != Path("runs").absolute():
+        options += ["--run-dir", str(folder.parent)]
+    return "".join(f" {shlex.quote(one)}" for one in options)
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether a run completed its plan.
 
-    A run that was interrupted has a card too, and so has one that could not be scored.
+    A run that was interrupted has a card too, and so has one that could not be scored, or that was
+    stopped while it was trained for more epochs.
     """
     if not (folder / CARD).is_file():
         return False
     card = load_card(folder)
-    return bool(card.metrics) and not card.training.get("interrupted", False)
+    return bool(card.metrics) and not was_stopped(folder, card)
+
+
+def was_stopped(folder: Path, card: Card) -> bool:
+    """Return whether a run with a model was stopped before it completed its plan."""
+    planned, done = planned_settings(folder).get("epochs"), card.training.get("epochs")
+    # Killed while it was trained for more epochs, it still has the card of the earlier ones.
+    is_short = isinstance(planned, int) and isinstance(done, int) and done < planned
+    return is_short or card.training.get("interrupted", False)
 
 
 def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
@@ -102,9 +157,15 @@ def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
 
 
 def resumable_runs(run_dir: Path) -> list[Path]:
-    """Return the folders of runs that have their training's state, the newest first."""
-    states = sorted(run_dir.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in reversed(states)]
+    """Return the folders of runs that can be resumed, the newest first.
+
+    These have their training's state, or only a plan: they were killed in their first epoch.
+    """
+    newest = {path.parent: path for path in run_dir.glob(f"*/{STATE}")}
+    for path in run_dir.glob(f"*/{PLAN}"):
+        if path.parent not in newest and is_begun(path.parent):
+            newest[path.parent] = path
+    return sorted(newest, key=lambda folder: newest[folder].stat().st_mtime, reverse=True)
 
 
 def read_split(folder: Path) -> "pd.DataFrame":

@@ -36,6 +36,7 @@ from tltools.run_folder import (
     load_card,
     read_predictions,
     read_split,
+    was_stopped,
 )
 from tltools.runtime.model_formats import is_export_name
 from tltools.wording import did_you_mean, grouped
@@ -72,7 +73,7 @@ class RunFacts:
     num_bytes: int
     """Size of all files in the folder."""
     state: State
-    """`interrupted` by Ctrl-C but usable; `unfinished`: without a model; `damaged`: unreadable."""
+    """`interrupted` but usable; `unfinished`: without a model; `damaged`: unreadable."""
     exports: tuple[Path, ...]
     """Exports of this run as it is now."""
     older_exports: tuple[Path, ...]
@@ -187,7 +188,7 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
         num_val=card.data.num_val,
         val=card.metrics.get("val"),
         created=card.created,
-        state="interrupted" if card.training.get("interrupted") else "finished",
+        state="interrupted" if was_stopped(folder, card) else "finished",
         exports=tuple(one.path for one in mine if one.card.created == card.created),
         older_exports=tuple(one.path for one in mine if one.card.created != card.created),
     )

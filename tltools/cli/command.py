@@ -39,14 +39,55 @@ class Command(typer.core.TyperCommand):
     """A command whose usage errors quote arguments without their secrets."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments."""
+        """Parse the arguments.
+
+        Raises:
+            ConfigError: If an option of one value is given several.
+        """
         try:
+            if not ctx.resilient_parsing:  # for completion
+                self._check_single(ctx, args)
             return super().parse_args(ctx, args)
         except Exception as error:
             # The class of these errors is private to Typer, which prints them as a box.
             if isinstance(message := getattr(error, "message", None), str):
                 setattr(error, "message", without_secrets(message))  # noqa: B010
             raise
+
+    def _check_single(self, ctx: Any, args: list[str]) -> None:
+        """Refuse several values of an option that takes one, of which the parser keeps the last."""
+        kind = type(self.make_parser(ctx))
+
+        class Keeping(kind):
+            """A parser that keeps all values of an option."""
+
+            def add_option(self, *given: Any, action: Any = None, **settings: Any) -> None:
+                kept = "append" if action == "store" else action
+                super().add_option(*given, action=kept, **settings)
+
+        parser = Keeping(ctx)
+        parameters = self.get_params(ctx)
+        for one in parameters:
+            one.add_to_parser(parser, ctx)
+        values, _, _ = parser.parse_args(args=list(args))
+        for one in parameters:
+            given = values.get(one.name or "")
+            is_single = one.param_type_name == "option" and not one.multiple
+            if is_single and isinstance(given, list) and len(set(given)) > 1:
+                raise ConfigError(_given_twice(ctx, one, len(given)))
+
+
+_EACH = ("model", "format", "precision")
+"""Options whose value `all`, if they have it, means each of the others."""
+
+
+def _given_twice(ctx: Any, option: Any, times: int) -> str:
+    """Return the message that an option was given several times, with different values."""
+    name = max(option.opts, key=len)
+    how_often = "twice" if times == 2 else f"{times} times"
+    choices = [one.value for one in option.shell_complete(ctx, "")]
+    every = f", or {name} all" if option.name in _EACH and "all" in choices else ""
+    return f"{name} is given {how_often}; give it once{every}"
 
 
 class Out:

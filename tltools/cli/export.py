@@ -1,5 +1,6 @@
 """`tltools export`."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from tltools.export import ExportSettings
     from tltools.layouts import Laid
 
-_NEXT = {
-    "files": "Next: tltools classify FOLDER, or tltools bench to compare the files",
+_NEXT_IN_FOLDER = {
     "python": "Next: run predict.py in the folder above; it needs only its requirements.txt",
     "triton": "Next: tritonserver --model-repository={folder}",
     "docker": "Next: docker build in the folder above; its README.md says how to run the image",
@@ -132,7 +132,25 @@ def export(
     for one in laid.values():
         out.progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
     raise_all(failures)
-    out.progress.say(_NEXT[layout].format(folder=(output / layout).resolve()))
+    _tell_next(layout, exports, output, out)
+
+
+def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Out) -> None:
+    """Say what can be done with exports, which commands find by themselves only in `exports/`."""
+    if layout != "files":
+        out.progress.say(_NEXT_IN_FOLDER[layout].format(folder=(output / layout).resolve()))
+        return
+    from tltools.artifacts import EXPORT_DIR, best_of
+
+    best, is_default = best_of(exports), output.absolute() == EXPORT_DIR.absolute()
+    model: list[str] = []
+    if not is_default or best is None:  # classify would look elsewhere, or for another format
+        model = ["--model", str((best or exports[0]).path)]
+    files = [] if is_default else [str(one.path) for one in exports]
+    out.progress.say(
+        f"Next: tltools classify {shlex.join(['FOLDER', *model])}, or "
+        f"{shlex.join(['tltools', 'bench', *files])} to compare the files"
+    )
 
 
 def _check_layout(layout: str, formats: Sequence[str]) -> None:

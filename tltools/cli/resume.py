@@ -1,6 +1,6 @@
 """`tltools train --resume`: refuse options that contradict the run that is resumed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,12 @@ from tltools.errors import ConfigError
 
 if TYPE_CHECKING:
     from tltools.data.dataset import Dataset
-    from tltools.training import TrainSetup
+    from tltools.progress import Progress
+    from tltools.training import TrainConfig, TrainSetup
     from tltools.training.run import RunPlan
 
 _MAY_CHANGE = {"epochs"}
-"""A run can be trained for more epochs."""
+"""A run can be trained for more epochs, and not for fewer: see `check_resumed`."""
 _SPLITS = {"split", "val_fraction", "images", "image_column", "label_column", "class_level"}
 _SPLITS |= {"class_names", "skip_bad", "seed"}
 """Parameters that say how data is read and split."""
@@ -47,6 +48,9 @@ def check_resumed(
             *_weights(plan, given, setup),
         )
     ]
+    planned, epochs = plan.train_config().epochs, given.get("epochs")
+    if epochs is not None and epochs < planned:
+        different.append(f"`epochs=` is {planned} and can only be increased, not {epochs}")
     if given.get("folds"):
         different.append("only a new run can be cross-validated")
     if given.get("data") is not None:
@@ -59,6 +63,67 @@ def check_resumed(
             f"{folder} can be resumed only with its original settings: {'; '.join(different)}; "
             "omit these options, or train a new run without --resume"
         )
+
+
+def tell_resumed(folder: Path, epochs: int | None, progress: "Progress") -> None:
+    """Say which run is resumed or trained for more epochs.
+
+    Args:
+        folder: The run.
+        epochs: A new total number of epochs, or None.
+        progress: Where to say it.
+    """
+    from tltools.run_folder import STATE, is_finished
+    from tltools.training.run import read_plan
+
+    planned = read_plan(folder).train_config().epochs
+    more = f"from {planned} to {epochs} epochs" if epochs and epochs > planned else ""
+    if is_finished(folder):
+        progress.say(f"Extending {folder} {more}")
+        return
+    begins = "" if (folder / STATE).exists() else "; no epoch was finished, so it begins again"
+    progress.say(f"Resuming {folder}{f', extended {more}' if more else ''}{begins}")
+
+
+def tell_how_to_resume(folder: Path, progress: "Progress") -> None:
+    """Name the command that resumes a run."""
+    from tltools.run_folder import resume_options
+
+    progress.say(f"To resume: tltools train --resume{resume_options(folder)}")
+
+
+class Stopped:
+    """What Ctrl-C leaves of trainings, if it comes when a run cannot be finished early."""
+
+    def __init__(self, configs: "Sequence[TrainConfig]", setup: "TrainSetup") -> None:
+        """Note the runs that exist before the trainings."""
+        self._configs = configs
+        self._run_dir = setup.run_dir
+        self._before = self._runs()
+
+    def _runs(self) -> set[Path]:
+        from tltools.run_folder import resumable_runs
+
+        return set(resumable_runs(self._run_dir))
+
+    def tell(self, trained: "Sequence[Path]", progress: "Progress") -> None:
+        """Say what is kept and how to go on.
+
+        Args:
+            trained: Runs of the models before the one that was stopped.
+            progress: Where to say it.
+        """
+        if begun := self._runs() - self._before - set(trained):  # while it was scored, say
+            tell_how_to_resume(begun.pop(), progress)
+            return
+        rest = list(dict.fromkeys(one.model for one in self._configs[len(trained) :]))
+        stopped = self._configs[len(trained)]
+        again = "run the same command again"
+        if trained and len(rest) == 1:
+            again += f" with `model={rest[0]}`"
+        if stopped.backbone.pretrained is not None and stopped.fine_tune != "all":
+            again += "; features in the cache are not computed again"
+        progress.warn(f"{stopped.model} was stopped before it had a run to resume: {again}")
 
 
 def _settings(plan: "RunPlan", given: Mapping[str, Any]) -> "Iterator[tuple[str, object, object]]":

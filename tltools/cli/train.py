@@ -1,5 +1,6 @@
 """`tltools train`."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -23,6 +24,7 @@ from tltools.cli.options import (
     path_or_url,
     split_names,
 )
+from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
 from tltools.wording import counted, either, in_percent, listed, plural, score_text
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from tltools.runtime.device import Device
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
-SAMPLE = Path("sample")
+SAMPLE, RUN_DIR = Path("sample"), Path("runs")
 TRAINING, PRETRAINED = "Training", "Pretrained backbones"
 """Titles of panels of the help."""
 
@@ -433,7 +435,7 @@ def train(
     settings: SettingOptions,
     reading: DataOptions,
     device: DeviceOption = "auto",
-    run_dir: RunDirOption = Path("runs"),
+    run_dir: RunDirOption = RUN_DIR,
     cache_dir: CacheDirOption = None,
     log: LogOption = None,
     resume: ResumeOption = False,
@@ -469,7 +471,7 @@ def train(
     )
     load = partial(_training_data, data, reading, settings.seed, recipe, out.progress)
     if resume:
-        trained, failure = _resume(models, setup, given_options(context), load, out.progress), None
+        trained, failure = _resume(setup, given_options(context), load, out.progress), None
     else:
         _tell_unfit(configs, settings, out.progress)
         _tell_unfinished(run_dir, models, out.progress)
@@ -481,9 +483,16 @@ def train(
     if failure is not None:
         raise failure
     if trained[-1].interrupted:
-        out.progress.say("To resume: tltools train --resume")
+        tell_how_to_resume(trained[-1].folder, out.progress)
         raise typer.Exit(INTERRUPTED)
-    out.progress.say("Next: tltools export, or tltools report to see curves and mistakes")
+    _tell_next([run.folder for run in trained], out.progress)
+
+
+def _tell_next(folders: Sequence[Path], progress: "RichProgress") -> None:
+    """Say what can be done with runs, which commands find without their names only in `runs/`."""
+    is_found = all(one.parent.absolute() == RUN_DIR.absolute() for one in folders)
+    runs = "" if is_found else f" {shlex.join(map(str, folders))}"
+    progress.say(f"Next: tltools export{runs}, or tltools report{runs} to see curves and mistakes")
 
 
 def _check_early(
@@ -551,12 +560,13 @@ def _tell_unfit(
 
 def _tell_unfinished(run_dir: Path, models: Sequence[str], progress: "RichProgress") -> None:
     """Say that a run could be resumed, since this command begins a new one."""
-    from tltools.run_folder import unfinished_runs
+    from tltools.run_folder import resume_options, unfinished_runs
 
     found = unfinished_runs(run_dir, models)
     if found:
         progress.say(
-            f"{found[0]} is unfinished: tltools train --resume continues it; this is a new run"
+            f"{found[0]} is unfinished: tltools train --resume{resume_options(found[0])} "
+            "continues it; this is a new run"
         )
 
 
@@ -601,11 +611,12 @@ def _train(
     setup: "TrainSetup",
     folds: int,
     progress: "RichProgress",
-) -> "tuple[list[TrainedRun], TltoolsError | None]":
+) -> "tuple[list[TrainedRun], TltoolsError | KeyboardInterrupt | None]":
     """Train models one after another; return those before a failure, and the failure."""
     from tltools.training import train_models
 
     trained: list[TrainedRun] = []
+    stopped = Stopped(configs, setup)
     try:
         for run in train_models(dataset, configs, setup=setup, folds=folds, progress=progress):
             trained.append(run)  # noqa: PERF402 - keeps runs before a failure
@@ -613,25 +624,37 @@ def _train(
         if not trained:
             raise
         return trained, error
+    except KeyboardInterrupt as error:  # before a run could be finished with the epochs so far
+        stopped.tell([run.folder for run in trained], progress)
+        if not trained:
+            raise
+        return trained, error
     return trained, None
 
 
 def _resume(
-    models: Sequence[str],
     setup: "TrainSetup",
     given: dict[str, Any],
     load: "Callable[[], Dataset]",
     progress: "RichProgress",
 ) -> "list[TrainedRun]":
-    """Resume the newest run, which the given options must not contradict."""
-    from tltools.cli.resume import check_resumed
+    """Resume the newest run, which the given options must not contradict.
+
+    Without --model, it may be of any model.
+    """
+    from tltools.cli.resume import check_resumed, tell_resumed
     from tltools.training import find_resumable, resume_run
 
     epochs = given.get("epochs")
+    models = _models_of(given["model"]) if "model" in given else None
     folder = find_resumable(setup.run_dir, models, epochs=epochs, fine_tune=given.get("fine_tune"))
     check_resumed(folder, given, setup, load)
-    progress.say(f"Resuming {folder}")
-    return [resume_run(folder, setup, epochs=epochs, progress=progress)]
+    tell_resumed(folder, epochs, progress)
+    try:
+        return [resume_run(folder, setup, epochs=epochs, progress=progress)]
+    except KeyboardInterrupt:
+        progress.warn(f"{folder} keeps its epochs so far; run the same command again to resume it")
+        raise
 
 
 def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
@@ -717,6 +740,11 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
         )
     suspects = folds.suspects()
     if not len(suspects):
+        if folds.beats_chance():
+            progress.say(
+                f"{run.folder}: no label looks wrong, according to the folds' models; "
+                f"{run.folder / FOLDS} has their predictions"
+            )
         return
     progress.warn(
         f"{counted(len(suspects), 'label')} of {len(folds.paths):,} may be wrong, according to the "

@@ -12,6 +12,7 @@ import numpy as np
 
 from tltools.atomic import atomic_path
 from tltools.card import Card, Distances, ExportFacts, Parity, Precision, Verified
+from tltools.created import no_empty_folders
 from tltools.errors import (
     ArtifactError,
     DeviceError,
@@ -27,6 +28,7 @@ from tltools.export.settings import ExportSettings
 from tltools.export.trained import NUM_DISTANCES, TrainedRun
 from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
+from tltools.run_folder import load_card
 from tltools.runtime import Device, load_predictor, read_card
 from tltools.runtime.model_formats import ModelFormat, Written
 from tltools.runtime.pipeline import decode_batches
@@ -92,6 +94,7 @@ def export_run(
     files = settings.files()
     failures: list[TltoolsError] = []
     with ExitStack() as stack:
+        stack.enter_context(no_empty_folders(settings.output / load_card(run).run))
         trained = TrainedRun(
             run,
             settings.output,

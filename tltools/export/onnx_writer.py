@@ -31,7 +31,8 @@ def write(
         check(path)
         return Written(opset=trained.opset)
     if precision == "fp16":
-        kept = write_fp16(source, path, trained.calibration(), device=trained.device)
+        images = trained.calibration("Checking fp16 for overflow")
+        kept = write_fp16(source, path, images, device=trained.device)
         check(path)
         return Written(opset=trained.opset, float_layers=tuple(kept))
     kept = quantize_until(

@@ -208,10 +208,10 @@ class TrainedRun:
         images = example_images(self.card.preprocessing.size)
         return images.to(self.predictor.choice.name) if precision == "fp16" else images
 
-    def calibration(self) -> Iterator[NDArray[np.uint8]]:
+    def calibration(self, title: str = "Calibrating int8") -> Iterator[NDArray[np.uint8]]:
         """Yield batches of training images, balanced across the classes where possible."""
         paths = self._calibration_paths
-        with self.progress.bar("Calibrating int8", len(paths)) as bar:
+        with self.progress.bar(title, len(paths)) as bar:
             for images in decode_batches(
                 paths, preprocessing=self.card.preprocessing, batch_size=CALIBRATION_BATCH
             ):

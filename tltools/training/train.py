@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tltools.backbones.backbone import FineTune
 from tltools.calibration import fit_temperature
 from tltools.card import Card, Confidence, DataFacts
+from tltools.created import no_empty_folders
 from tltools.data.dataset import Dataset
 from tltools.distance import (
     MAX_IMAGES,
@@ -34,10 +35,13 @@ from tltools.run_folder import (
     CURVES,
     DISTANCE,
     DISTANCES,
+    FoldPredictions,
     ImageDistances,
     RunPredictions,
+    is_begun,
     is_finished,
     resumable_runs,
+    resume_options,
     write_distances,
     write_folds,
     write_predictions,
@@ -52,7 +56,7 @@ from tltools.training.head_inputs import HeadInputs, collecting, num_channels
 from tltools.training.logs import Logs, check_logs, open_logs
 from tltools.training.prepare import Job, check_setup, prepare
 from tltools.training.pretrained import find_download
-from tltools.wording import counted, in_percent, plural, seconds
+from tltools.wording import counted, in_percent, listed, plural, seconds
 
 _SAVE_EVERY_S = 2.0
 """Most training time that a power failure can cost: saving takes longer than a head's epoch."""
@@ -104,19 +108,30 @@ def train_model(
         raise ConfigError(f"`folds=` must be at least 2, got {folds}")
     held_out = cross_validate(dataset, config, setup, folds, progress=progress) if folds else None
     job = prepare(dataset, config, setup, progress=progress)
-    plan = _plan(job, setup)
-    folder = runs.new_run_folder(setup.run_dir, _run_name(config))
-    try:
-        runs.write_plan(folder, plan, dataset)
-        if held_out is not None:
-            write_folds(folder, dataset.classes, held_out)
-        trained = _Training(job, folder, plan, [], progress).run()
-    finally:
-        if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
-            shutil.rmtree(folder)
+    with no_empty_folders(setup.run_dir):
+        trained = _train_new(job, _plan(job, setup), setup.run_dir, held_out, progress)
     if job.device.type == "cpu" and not trained.interrupted:
         suggest_fine_tuning(job, progress)
     return trained
+
+
+def _train_new(
+    job: Job,
+    plan: runs.RunPlan,
+    run_dir: Path,
+    held_out: FoldPredictions | None,
+    progress: Progress,
+) -> TrainedRun:
+    """Train in a new folder, which stays only if an epoch is completed, or if this is killed."""
+    folder = runs.new_run_folder(run_dir, _run_name(job.config))
+    try:
+        if held_out is not None:  # before the plan, which makes the folder a run to resume
+            write_folds(folder, job.dataset.classes, held_out)
+        runs.write_plan(folder, plan, job.dataset)
+        return _Training(job, folder, plan, [], progress).run()
+    finally:
+        if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
+            shutil.rmtree(folder)
 
 
 def _run_name(config: TrainConfig) -> str:
@@ -154,7 +169,7 @@ def train_models(
 
 def find_resumable(
     run_dir: Path,
-    models: Sequence[str],
+    models: Sequence[str] | None = None,
     *,
     epochs: int | None,
     fine_tune: FineTune | None = None,
@@ -163,22 +178,60 @@ def find_resumable(
 
     Args:
         run_dir: Parent of the run folders.
-        models: Models to consider.
+        models: Models to consider; None considers all.
         fine_tune: Consider only runs that fine-tune these layers; None considers all.
         epochs: A new total number of epochs; finished runs with fewer epochs count too.
 
     Raises:
         ArtifactError: If there is no such run.
+        ConfigError: If the newest one is finished, and there is another one of another model, or
+            one that fine-tunes other layers.
     """
+    candidates: dict[Path, TrainConfig] = {}
+    finished: dict[Path, TrainConfig] = {}
     for folder in resumable_runs(run_dir):
         config = runs.read_plan(folder).train_config()
-        more = epochs is not None and epochs > config.epochs
-        wanted = config.model in models and fine_tune in (None, config.fine_tune)
-        if wanted and (more or not is_finished(folder)):
-            return folder
-    raise ArtifactError(
-        f"nothing to resume: no unfinished run of {' or '.join(models)} in {run_dir}/; to extend a "
-        "finished run, increase `epochs=`"
+        if models is not None and config.model not in models:
+            continue
+        if fine_tune not in (None, config.fine_tune):
+            continue
+        if is_finished(folder):
+            finished[folder] = config
+        if folder not in finished or (epochs is not None and epochs > config.epochs):
+            candidates[folder] = config
+    if not candidates:
+        raise ArtifactError(_nothing_to_resume(run_dir, models, finished))
+    newest = next(iter(candidates))
+    of_kind: dict[tuple[str, FineTune], Path] = {}
+    for folder, config in candidates.items():
+        of_kind.setdefault((config.model, config.fine_tune), folder)
+    if newest in finished and len(of_kind) > 1:
+        raise ConfigError(_several(of_kind, epochs))
+    return newest
+
+
+def _nothing_to_resume(
+    run_dir: Path, models: Sequence[str] | None, finished: dict[Path, TrainConfig]
+) -> str:
+    """Return the message that no run is unfinished; it names the finished ones."""
+    of = f" of {' or '.join(models)}" if models else ""
+    why = f"nothing to resume: no unfinished run{of} in {run_dir}/"
+    if not finished:
+        return f"{why}; train one with tltools train"
+    named = listed([f"{folder} has {config.epochs}" for folder, config in finished.items()])
+    return f"{why}; to extend a finished run, increase `epochs=` ({named})"
+
+
+def _several(of_kind: dict[tuple[str, FineTune], Path], epochs: int | None) -> str:
+    """Return the message that several runs qualify, with a command for each."""
+    models = [model for model, _ in of_kind]
+    commands: list[str] = []
+    for (model, _), folder in of_kind.items():
+        options = resume_options(folder, exact=models.count(model) > 1)
+        commands.append(f"tltools train --resume --epochs {epochs}{options} ({folder})")
+    return (
+        f"{counted(len(commands), 'run')} can be trained for {epochs} epochs; choose one: "
+        f"{', or '.join(commands)}"
     )
 
 
@@ -191,6 +244,8 @@ def resume_run(
 ) -> TrainedRun:
     """Resume a run where it stopped, on the same images with the same settings.
 
+    A run that was stopped before the end of its first epoch begins again.
+
     Args:
         folder: The run.
         setup: Device, cache folder and logs. The run keeps its own weights, normalization and
@@ -200,26 +255,31 @@ def resume_run(
 
     Raises:
         ArtifactError: If the folder is not a resumable run.
-        ConfigError: If the run has already completed more epochs.
+        ConfigError: If the run was begun with more epochs.
     """
     check_logs(setup.logs)
     plan = runs.read_plan(folder)
     plan = msgspec.structs.replace(plan, logs=tuple(dict.fromkeys((*plan.logs, *setup.logs))))
-    config = plan.train_config()
-    if epochs is not None:
-        config = replace(config, epochs=epochs)
-    state, history = runs.read_state(folder)
-    if state["epoch"] > config.epochs:
+    config, state, history = plan.train_config(), None, []
+    if (folder / runs.STATE).exists() or not is_begun(folder):
+        state, history = runs.read_state(folder)
+    # An earlier version did not note in the plan that a run was trained for more epochs.
+    planned = max(config.epochs, len(history))
+    if epochs is not None and epochs < planned:
         raise ConfigError(
-            f"run {folder.name} has already completed {state['epoch']} epochs; increase `epochs=`"
+            f"run {folder.name} was begun with {planned} epochs, which can only be increased; use "
+            f"`epochs={planned}` or more"
         )
+    config = replace(config, epochs=epochs or planned)
+    plan = msgspec.structs.replace(plan, config=asdict(config))
     if plan.weights is not None:
         setup = replace(setup, weights=plan.weights)
     setup = replace(setup, normalization=plan.normalization)
     job = prepare(runs.run_dataset(folder), config, setup, progress=progress)
     runs.save_plan(folder, plan)
     training = _Training(job, folder, plan, history, progress)
-    training.trainer.load_state_dict(state)
+    if state is not None:
+        training.trainer.load_state_dict(state)
     del state  # the trainer has what it needs of it
     return training.run(resumed=True)
 
@@ -272,7 +332,7 @@ class _Training:
     def run(self, *, resumed: bool = False) -> TrainedRun:
         """Train the remaining epochs and finish the run; Ctrl-C keeps the complete epochs."""
         interrupted = False
-        if resumed:
+        if self._history:
             self.trainer.is_saved(self._saved_state)
         with open_logs(self._plan.logs, self._folder, self._progress, resumed=resumed) as logs:
             try:

@@ -90,8 +90,12 @@ class Trained(Protocol):
         """Return images, uint8 (2, size, size, 3), on the device of the weights of `module`."""
         ...
 
-    def calibration(self) -> "Iterator[NDArray[np.uint8]]":
-        """Yield images of the training split in batches, uint8 (n, size, size, 3)."""
+    def calibration(self, title: str = ...) -> "Iterator[NDArray[np.uint8]]":
+        """Yield images of the training split in batches, uint8 (n, size, size, 3).
+
+        Args:
+            title: What they are for, which their progress bar says; by default for int8.
+        """
         ...
 
     def describe_calibration(self) -> "Calibration":

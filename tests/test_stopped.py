@@ -1,0 +1,54 @@
+"""Ctrl-C in a training before it has a run: what is kept, and how to go on, is told."""
+
+import pytest
+from conftest import Recorder, run_tltools
+
+from tltools.cli.resume import Stopped
+from tltools.training import TrainSetup, default_config, prepare
+
+
+@pytest.mark.parametrize("folds", [(), ("--folds", 2)])
+def test_ctrl_c_while_features_are_computed_says_what_to_do(
+    drawn, vgg16_file, tmp_path, monkeypatch, folds
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "extract", stop)
+    model = ("--model", "vgg16", "--weights", vgg16_file, "--image-size", 32, "--device", "cpu")
+    result = run_tltools("train", drawn, *model, *folds, "--cache-dir", "cache", cwd=tmp_path)
+    *_, told, last = result.err.splitlines()
+    assert (result.code, last) == (130, "stopped by Ctrl-C")
+    assert told == (
+        "warning: vgg16 was stopped before it had a run to resume: run the same command again; "
+        "features in the cache are not computed again"
+    )
+
+
+def test_the_models_before_the_stopped_one_need_not_be_trained_again(tmp_path):
+    configs = [default_config("cnn"), default_config("vgg16")]
+    progress = Recorder()
+    Stopped(configs, TrainSetup(run_dir=tmp_path)).tell([tmp_path / "cnn"], progress)
+    (told,) = progress.said
+    assert told.startswith("vgg16 was stopped")
+    assert "run the same command again with `model=vgg16`" in told
+
+
+def test_of_decoded_images_nothing_is_kept(tmp_path):
+    progress = Recorder()
+    Stopped([default_config("cnn")], TrainSetup(run_dir=tmp_path)).tell([], progress)
+    assert progress.said == [
+        "cnn was stopped before it had a run to resume: run the same command again"
+    ]
+
+
+def test_a_run_that_was_stopped_after_its_epochs_can_be_resumed(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "state.pt").touch()
+    stopped = Stopped([default_config("cnn")], TrainSetup(run_dir=tmp_path))
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / "state.pt").touch()
+    (tmp_path / "cnn" / "plan.json").write_text('{"config": {"model": "cnn"}}')
+    progress = Recorder()
+    stopped.tell([], progress)
+    assert progress.said == [f"To resume: tltools train --resume --model cnn --run-dir {tmp_path}"]
