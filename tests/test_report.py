@@ -571,8 +571,8 @@ def test_the_page_is_named_after_its_data_and_shows_the_best_run_first(two_runs)
     text = page_of(summary).text
     assert text.count("McNemar") == 1
     assert (
-        "second is not better than chance: its validation accuracy is 12.5% (2.0% to 47.0%), and "
-        "always choosing the largest class has 50.0%."
+        "second: a validation accuracy of 12.5% (2.0% to 47.0%), 1/8, may be chance: always "
+        "choosing the largest class would get 50.0%."
     ) in text
 
 

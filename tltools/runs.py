@@ -38,7 +38,7 @@ from tltools.run_folder import (
     read_split,
 )
 from tltools.runtime.model_formats import is_export_name
-from tltools.wording import did_you_mean, grouped
+from tltools.wording import did_you_mean, grouped, in_percent, score_text
 
 OWN_FILES = frozenset(
     {CARD, PLAN, SPLIT, HISTORY, PREDICTIONS, FOLDS, CHECKPOINT, STATE, CURVES, CONFUSION}
@@ -90,7 +90,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def chance(folder: Path, classes: Sequence[str]) -> float | None:
-    """Return the validation accuracy of always predicting the most common class, in [0, 1].
+    """Return the validation accuracy of always choosing the largest class, in [0, 1].
 
     Args:
         folder: A run, whose validation images are counted.
@@ -106,6 +106,27 @@ def chance(folder: Path, classes: Sequence[str]) -> float | None:
     if part is None or not len(part.targets):
         return None
     return float(np.bincount(part.targets).max()) / len(part.targets)
+
+
+def chance_doubt(folder: Path, card: Card) -> str:
+    """Say that a run's validation accuracy may be chance; empty if it is not, or is not known.
+
+    It may be if its interval reaches down to what always choosing the largest class would get.
+
+    Args:
+        folder: The run.
+        card: Its card.
+
+    Raises:
+        ArtifactError: If its predictions cannot be read.
+    """
+    share, score = chance(folder, card.classes), card.metrics.get("val")
+    if share is None or score is None or score.low > share:
+        return ""
+    return (
+        f"a validation accuracy of {score_text(score)}, may be chance: always choosing the largest "
+        f"class would get {in_percent(share)}"
+    )
 
 
 def holds_runs(folder: Path) -> bool:
