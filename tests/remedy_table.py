@@ -921,7 +921,7 @@ UNTRIED: dict[str, str] = {
     "with --threshold {} and --class {}": _NO_MESSAGE,
     "without --threshold": _NO_MESSAGE,
     "On other images the {} may be below": _ADVICE,
-    "{}, chosen for a {} of at least": _PAGE,
+    "{}. It was chosen for a {} of at least": _PAGE,
     "{} holds {} and no correctly classified one": _PAGE,
     "or add --exclude-train": _NO_MESSAGE,
     "{} needs an input size divisible by {}": _NETWORK,

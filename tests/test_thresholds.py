@@ -388,6 +388,6 @@ def test_uncertain_images_are_no_mistakes(onnx_path, images, tmp_path, middle):
     ran = run_tltools(*words, *options, cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert labels_of(tmp_path / "scores" / "mistakes.csv") == []
-    assert "0 of 0 mistakes" in (tmp_path / "a.html").read_text()
+    assert "No mistakes, 1" in (tmp_path / "a.html").read_text()
     assert run_tltools("report", "scores/evaluation.json", cwd=tmp_path).code == 0
     assert card_from_json(read_card(onnx_path).to_json(), where="a").threshold is None

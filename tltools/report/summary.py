@@ -80,8 +80,7 @@ def _recommended(benches: Sequence[tuple[Path, BenchResult]]) -> Iterator[str]:
 
 def _classified(jobs: Sequence[tuple[Path, JobFacts]]) -> Iterator[str]:
     for path, job in jobs:
-        num_done = job.num_rows - job.num_failed
-        line = f"{path}: {num_done:,} of {grouped(job.num_rows, 'image')} classified"
+        line = f"{path}: {job.num_classified:,} of {grouped(job.num_rows, 'image')} classified"
         if num := job.distances.num_unknown:
             line += f", {num:,} of them unlike the training data"
         yield f"{line}."
