@@ -888,6 +888,12 @@ CASES = (
         0,
     ),
     Case(
+        "both names are of the run {}: name two runs",
+        "runs cnn runs/cnn",
+        ("runs", "inspect runs/cnn"),
+        2,
+    ),
+    Case(
         "{} row {} is not from tltools classify",
         "classify data; $ sed -i '2s/,[a-z]*,[0-9.]*/,dark,7/' predictions.csv; "
         "report predictions.csv",

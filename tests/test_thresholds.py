@@ -1,6 +1,7 @@
 """A threshold from its choice on validation images to the labels of a job."""
 
 import json
+import re
 import shutil
 
 import msgspec
@@ -90,6 +91,8 @@ def test_a_threshold_is_written_into_the_runs_card_and_nothing_else_changes(plac
 
 def test_many_classes_get_a_smallest_confidence(place):
     ran = evaluate(place, "runs/tiny", "--target-precision", 0.9)
+    shown = " ".join(run_tltools("inspect", "runs/tiny", cwd=place).out.split())
+    assert re.search(r" smallest confidence [\d.e-]+: precision ", shown)
     assert ran.code == 0, ran.err
     assert "Smallest confidence for a precision of at least 90%" in ran.out
     assert load_card(place / "runs" / "tiny").threshold.class_name is None

@@ -34,11 +34,12 @@ from tltools.run_folder import (
     TENSORBOARD,
     RunPredictions,
     load_card,
+    read_folds,
     read_predictions,
     read_split,
 )
 from tltools.runtime.model_formats import is_export_name
-from tltools.wording import did_you_mean, grouped, in_percent, score_text
+from tltools.wording import did_you_mean, grouped, in_percent, percent_or_dash, score_text
 
 OWN_FILES = frozenset(
     {CARD, PLAN, SPLIT, HISTORY, PREDICTIONS, FOLDS, CHECKPOINT, STATE, CURVES, CONFUSION}
@@ -129,6 +130,22 @@ def chance_doubt(folder: Path, card: Card) -> str:
     )
 
 
+def cross_validated(folder: Path, classes: Sequence[str]) -> str:
+    """Return the accuracy of a run's cross-validation in words; empty if there is none.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+    """
+    folds = read_folds(folder, classes)
+    if folds is None:
+        return ""
+    mean, deviation = folds.mean_and_deviation()
+    return (
+        f"{percent_or_dash(mean)} on {len(folds.accuracies())} folds (standard deviation "
+        f"{100 * deviation:.1f} points)"
+    )
+
+
 def holds_runs(folder: Path) -> bool:
     """Return whether a folder contains runs, and no images beside them.
 
@@ -208,10 +225,15 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
         num_val=card.data.num_val,
         val=card.metrics.get("val"),
         created=card.created,
-        state="interrupted" if card.training.get("interrupted") else "finished",
+        state=state_of(card),
         exports=tuple(one.path for one in mine if one.card.created == card.created),
         older_exports=tuple(one.path for one in mine if one.card.created != card.created),
     )
+
+
+def state_of(card: Card) -> Literal["finished", "interrupted"]:
+    """Return whether the training of a run that has a card was finished, or stopped by Ctrl-C."""
+    return "interrupted" if card.training.get("interrupted") else "finished"
 
 
 class _PlannedData(msgspec.Struct):
@@ -429,6 +451,23 @@ def differing_settings(first: Card, second: Card) -> dict[str, tuple[Any, Any]]:
     return {
         name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)
     }
+
+
+_TITLES = {
+    "lr": "learning rate",
+    "backbone_lr": "learning rate of the backbone",
+    "clip_grad": "gradient clipping",
+    "epochs": "epochs at most",
+    "features_in": "feature precision used",
+    "feature_precision": "feature precision",
+    "standardize": "features standardized",
+}
+"""Names of settings for people, where more than the underscores differs."""
+
+
+def setting_title(name: str) -> str:
+    """Name a setting of `differing_settings` for people."""
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 _RESULTS = frozenset({"epochs_done", "kept_epoch", "interrupted"})

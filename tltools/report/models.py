@@ -50,7 +50,7 @@ from tltools.run_folder import (
     read_predictions,
     read_split,
 )
-from tltools.runs import compare_runs
+from tltools.runs import compare_runs, cross_validated
 from tltools.wording import (
     grouped,
     in_percent,
@@ -154,16 +154,9 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
 def cross_validation(run: Artifact) -> str:
     """Return the accuracy of a run's cross-validation in words; empty if there is none."""
     try:
-        folds = read_folds(run.path, run.card.classes)
+        return cross_validated(run.path, run.card.classes)
     except ArtifactError:  # the run's own section says what is wrong
         return ""
-    if folds is None:
-        return ""
-    mean, deviation = folds.mean_and_deviation()
-    return (
-        f"{percent_or_dash(mean)} on {len(folds.accuracies())} folds (standard deviation "
-        f"{100 * deviation:.1f} points)"
-    )
 
 
 def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Section:
@@ -314,7 +307,7 @@ def _run_facts(card: Card) -> Iterator[str]:
         f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    yield f"Created {minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
+    yield f"Trained {minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
@@ -780,8 +773,8 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
                     "precision",
                     "MB",
                     "same label",
-                    "accuracy change",
-                    "largest logit difference",
+                    "top-1 change",
+                    "max logit diff",
                     "images",
                     "layers in fp32",
                 ),
