@@ -861,8 +861,8 @@ def test_unexplained_time_is_not_blamed_on_the_slowest_stage():
     assert found.sentence == (
         "hand-over between the stages takes 0.102 of 0.200 ms per image: the stages explain 0.098 "
         "ms (those that the cores need, while the GPU (0.011 ms) waits), the rest is passing "
-        "images on, keeping their order and waiting, or something that was not measured: classify with "
-        "another number of --workers, a larger --batch-size, or as several jobs with --shard"
+        "images on, keeping their order and waiting, or something that was not measured: classify "
+        "with another number of --workers, a larger --batch-size, or as several jobs with --shard"
     )
 
 
