@@ -386,3 +386,11 @@ def test_docs_name_each_layout_and_the_option_of_each_kind_of_threshold():
     training = " ".join((docs / "training.md").read_text().split())
     assert training.count("or `--min-confidence` for a smallest confidence") == 2
     assert "misclassified images instead of `predictions.csv`" in training
+
+
+def test_one_spelling_of_pretrained_in_the_docs_and_the_help_of_train():
+    docs = Path(cli.__file__).parents[1] / "docs"
+    told = run_tltools("train", "--help", cwd=docs).out
+    texts = [*(path.read_text() for path in docs.glob("*.md")), told]
+    assert "Pretrained" in texts[-1]
+    assert not any(re.search("pre-trained", text, re.IGNORECASE) for text in texts)

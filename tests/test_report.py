@@ -666,6 +666,9 @@ def test_report_finds_the_newest_results(place):
         assert words in page.text
     assert "name the folder that was classified" not in page.text  # classify remembers it
     assert "Runs: runs/cnn" in ran.err
+    assert "Benchmarks: exports/bench-" in ran.err
+    assert "same label top-1 change max logit diff images layers in fp32" in page.text
+    assert "Trained 2" in page.text
     assert ran.out == ""
 
 

@@ -136,6 +136,7 @@ def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
 def test_the_command_lists_runs_and_so_does_inspect(workplace, second):
     ran = run_tltools("runs", cwd=workplace)
     assert ran.code == 0
+    assert "trained (UTC)" in " ".join(ran.out.split())
     assert [line.split()[0] for line in ran.out.splitlines() if line.startswith(" cnn")] == [
         "cnn-2",
         "cnn",
