@@ -525,7 +525,7 @@ CASES = (
         ("train l.csv --images data --model cnn --image-size 32 --epochs 1",),
     ),
     Case(
-        "may be chance: always choosing the largest",
+        "{}: {}; cross-validation measures it on all images",
         ONE_EPOCH,
         (f"{ONE_EPOCH} --folds 5",),
         0,
