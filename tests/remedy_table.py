@@ -547,7 +547,7 @@ CASES = (
         ("train l.csv --images data --model cnn --image-size 32 --epochs 1",),
     ),
     Case(
-        "may be chance, since always predicting",
+        "{}: {}; cross-validation measures it on all images",
         ONE_EPOCH,
         (f"{ONE_EPOCH} --folds 5",),
         0,
@@ -933,6 +933,12 @@ CASES = (
         0,
     ),
     Case(
+        "both names are of the run {}: name two runs",
+        "runs cnn runs/cnn",
+        ("runs", "inspect runs/cnn"),
+        2,
+    ),
+    Case(
         "{} row {} is not from tltools classify",
         "classify data; $ sed -i '2s/,[a-z]*,[0-9.]*/,dark,7/' predictions.csv; "
         "report predictions.csv",
@@ -966,7 +972,7 @@ UNTRIED: dict[str, str] = {
     "with --threshold {} and --class {}": _NO_MESSAGE,
     "without --threshold": _NO_MESSAGE,
     "On other images the {} may be below": _ADVICE,
-    "{}, chosen for a {} of at least": _PAGE,
+    "{}. It was chosen for a {} of at least": _PAGE,
     "{} holds {} and no correctly classified one": _PAGE,
     "or add --exclude-train": _NO_MESSAGE,
     "{} needs an input size divisible by {}": _NETWORK,

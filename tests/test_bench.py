@@ -405,7 +405,7 @@ def test_a_row_is_unstable_if_its_rounds_differ():
 def test_a_row_is_unstable_with_more_than_one_percent_outliers():
     assert doubts([timing(outliers=1)]) == []
     (line,) = doubts([timing(), timing(outliers=2)])
-    assert line.startswith("2 of 100 runs were far slower than the rest (at batch size 8)")
+    assert line.startswith("2 of 100 timed passes were far slower than the rest (at batch size 8)")
 
 
 def test_the_report_quotes_the_command_as_typed():
@@ -831,19 +831,21 @@ def test_the_bottleneck_is_the_stage_that_others_wait_for(
 def test_the_bottleneck_comes_with_its_figures_and_one_remedy():
     cpu = find_bottleneck(costs(0.01, 0.5, 1.5, 0.0123), device="cpu", images_per_s=400)
     assert cpu.sentence == (
-        "inference takes 1.50 of 2.02 ms per image (74% of the sum of the stages on the "
-        "cores; all stages together took 2.50 ms): try int8, a GPU, more cores or a smaller model"
+        "inference takes 1.50 ms per image, 74% of the 2.02 ms that the cores need for the stages, "
+        "each measured alone; classify as a whole took 2.50 ms per image: try int8, a GPU, more "
+        "cores or a smaller model"
     )
     waiting_gpu = find_bottleneck(costs(0.1, 0.5, 0.4, 0), device="cuda", images_per_s=1600)
     assert waiting_gpu.sentence == (
-        "decoding takes 0.500 of 0.600 ms per image (83% of the cores' time, which the GPU "
-        "(0.400 ms) waits for; all stages together took 0.625 ms): try smaller image files or "
-        "more cores"
+        "decoding takes 0.500 ms per image, 83% of the 0.600 ms that the cores need, while the GPU "
+        "(0.400 ms) waits; classify as a whole took 0.625 ms per image: try smaller image files "
+        "or more cores"
     )
     busy_gpu = find_bottleneck(costs(0.1, 0.5, 0.8, 0), device="cuda", images_per_s=1000)
     assert busy_gpu.sentence == (
-        "inference takes 0.800 of 0.800 ms per image (100% of the GPU's time, which the cores "
-        "(0.600 ms) wait for; all stages together took 1.00 ms): try fp16 or a smaller model"
+        "inference takes 0.800 ms per image, 100% of the 0.800 ms that the GPU needs, while the "
+        "cores (0.600 ms) wait; classify as a whole took 1.00 ms per image: try fp16 or a smaller "
+        "model"
     )
 
 
@@ -858,9 +860,9 @@ def test_unexplained_time_is_not_blamed_on_the_slowest_stage():
     assert found.share == pytest.approx(0.511, abs=1e-3)
     assert found.sentence == (
         "hand-over between the stages takes 0.102 of 0.200 ms per image: the stages explain 0.098 "
-        "ms (the cores' time, which the GPU (0.011 ms) waits for), the rest is passing images on, "
-        "keeping their order and waiting, or something that was not measured: classify with "
-        "another number of --workers, a larger --batch-size, or as several jobs with --shard"
+        "ms (those that the cores need, while the GPU (0.011 ms) waits), the rest is passing "
+        "images on, keeping their order and waiting, or something that was not measured: classify "
+        "with another number of --workers, a larger --batch-size, or as several jobs with --shard"
     )
 
 
@@ -1213,7 +1215,7 @@ def test_a_gpu_row_names_its_nodes_and_its_bottleneck(fake, images):
     cost, _speed, stages = report.tables()
     assert [cells[-1] for cells in cost.rows] == ["", "CPU", "CUDA 150/152", "torch"]
     assert stages.rows[2][1:] == ("1,600", "0.100", "0.500", "0.400", "0.000", "decoding 83%")
-    assert "which the GPU (0.400 ms) waits for" in report.recommended()[-1]
+    assert "while the GPU (0.400 ms) waits" in report.recommended()[-1]
 
 
 def test_a_gpu_has_its_own_table_and_its_memory_is_listed_beside_the_hosts(fake, images):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 from conftest import run_tltools
@@ -19,6 +19,7 @@ from typer.main import get_command
 from tltools import __version__, cli
 from tltools.cli import COMMANDS
 from tltools.cli.docs import CHAPTERS
+from tltools.layouts import Layout
 from tltools.packages import DISTRIBUTION, pip_install
 
 ROOT = Path(__file__).parents[1]
@@ -376,3 +377,20 @@ def test_docs_loads_nothing_heavy():
     loaded = set(done.stderr.partition("LOADED ")[2].split())
     assert "tltools.cli.docs" in loaded
     assert not loaded & {"torch", "onnxruntime", "numpy", "PIL", "pandas", "onnx"}
+
+
+def test_docs_name_each_layout_and_the_option_of_each_kind_of_threshold():
+    docs = Path(cli.__file__).parents[1] / "docs"
+    export = (docs / "export.md").read_text()
+    assert all(f"`--layout {name}`" in export for name in get_args(Layout))
+    training = " ".join((docs / "training.md").read_text().split())
+    assert training.count("or `--min-confidence` for a smallest confidence") == 2
+    assert "misclassified images instead of `predictions.csv`" in training
+
+
+def test_one_spelling_of_pretrained_in_the_docs_and_the_help_of_train():
+    docs = Path(cli.__file__).parents[1] / "docs"
+    told = run_tltools("train", "--help", cwd=docs).out
+    texts = [*(path.read_text() for path in docs.glob("*.md")), told]
+    assert "Pretrained" in texts[-1]
+    assert not any(re.search("pre-trained", text, re.IGNORECASE) for text in texts)

@@ -131,3 +131,12 @@ def test_every_option_is_one_of_an_answer_or_of_a_job():
 
 def test_a_folder_or_many_images_are_a_job(classify, images):
     assert "written to predictions.csv" in classify(images).err
+
+
+def test_shares_are_of_the_classified_images_and_add_up(classify, images):
+    (images / "red" / "bad.jpg").write_bytes(b"no image")
+    for options in ((), ("--overwrite", "--min-confidence", "0.9")):
+        err = classify("images", *options).err
+        shares = [float(one) for one in re.findall(r"^ *\d+ +(\d+\.\d)%  ", err, re.MULTILINE)]
+        assert len(shares) >= len(CLASSES)
+        assert sum(shares) == pytest.approx(100, abs=0.2)

@@ -17,7 +17,14 @@ from conftest import run_tltools, set_card
 
 from tltools.artifacts import read_artifact
 from tltools.metrics import mcnemar
-from tltools.run_folder import RunPredictions, read_split, write_predictions, write_split
+from tltools.run_folder import (
+    FoldPredictions,
+    RunPredictions,
+    read_split,
+    write_folds,
+    write_predictions,
+    write_split,
+)
 from tltools.runs import (
     delete_run,
     differing_settings,
@@ -26,7 +33,9 @@ from tltools.runs import (
     list_runs,
     plan_deletion,
     read_and_compare,
+    setting_title,
 )
+from tltools.training.config import TrainConfig
 from tltools.training.run import load_card, save_card
 
 
@@ -128,6 +137,7 @@ def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
 def test_the_command_lists_runs_and_so_does_inspect(workplace, second):
     ran = run_tltools("runs", cwd=workplace)
     assert ran.code == 0
+    assert "trained (UTC)" in " ".join(ran.out.split())
     assert [line.split()[0] for line in ran.out.splitlines() if line.startswith(" cnn")] == [
         "cnn-2",
         "cnn",
@@ -190,7 +200,42 @@ def test_settings_that_differ_are_named_and_others_are_not(workplace, second):
     assert changed == {"data": (cards[0].data.name, "other"), "lr": (cards[0].training["lr"], 0.5)}
 
 
+def test_settings_are_named_as_people_say_them():
+    assert setting_title("weight_decay") == "weight decay"
+    assert setting_title("lr") == "learning rate"
+    assert setting_title("model") == "model"
+    internal = {name for name in TrainConfig.__dataclass_fields__ if "_" in setting_title(name)}
+    assert not internal
+
+
+def test_an_inspected_run_says_how_far_it_was_trained_and_its_cross_validation(workplace):
+    folder = workplace / "runs" / "cnn"
+    card = load_card(folder)
+
+    def shown() -> list[str]:
+        out = run_tltools("inspect", "runs/cnn", cwd=workplace).out
+        return [" ".join(line.split()) for line in out.splitlines()]
+
+    told = "of at most 12 epochs, weights of epoch 2"
+    for state, changes in (
+        ("finished", {"epochs_done": 12}),
+        ("interrupted", {"epochs_done": 2, "interrupted": True}),
+    ):
+        change_card(folder, training=card.training | {"epochs": 12, "kept_epoch": 2} | changes)
+        lines = shown()
+        assert f"state {state}: {changes['epochs_done']} {told}" in lines
+        assert not any("cross-validated" in line for line in lines)
+    paths, targets = tuple(f"{i}.png" for i in range(4)), np.array([0, 0, 1, 1])
+    probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.3, 0.7]])
+    folds = FoldPredictions(paths=paths, targets=targets, folds=np.array([1, 1, 2, 2]), probs=probs)
+    write_folds(folder, card.classes, folds)
+    wanted = "cross-validated accuracy 75.0% on 2 folds (standard deviation 35.4 points)"
+    assert wanted in shown()
+
+
 def test_the_command_compares_two_runs_by_name_or_path(workplace, second):
+    card = load_card(second)
+    change_card(second, training=card.training | {"standardize": True, "epochs": 9})
     ran = run_tltools("runs", "cnn", "runs/cnn-2", cwd=workplace)
     lines = {line.strip()[:15]: line for line in ran.out.splitlines()}
     assert " to " not in lines["training accura"]  # the models have seen these images
@@ -200,6 +245,13 @@ def test_the_command_compares_two_runs_by_name_or_path(workplace, second):
     assert "validation accuracy" in ran.out
     document = json.loads(run_tltools("runs", "cnn", "cnn-2", "--json", cwd=workplace).out)
     assert document["settings"]["lr"][1] == 0.5
+    assert document["settings"]["standardize"] == [False, True]
+    rows = [" ".join(line.split()) for line in ran.out.splitlines()]
+    assert any(row.startswith("learning rate ") for row in rows)
+    assert "features standardized no yes" in rows
+    assert "epochs at most 1 9" in rows
+    assert "epochs trained 1 1" in rows
+    assert not any(row.startswith(("lr ", "epochs 1")) for row in rows)
     assert document["better"] is None
     assert document["comparison"]["test"]["only_first"] == 0
 
@@ -357,6 +409,7 @@ def test_on_a_terminal_deleting_asks(workplace, answer, code):
     [
         ("runs cnn", "compares two runs, and got 1"),
         ("runs a b c", "compares two runs, and got 3"),
+        ("runs cnn runs/cnn", "both names are of the run runs/cnn: name two runs"),
         ("runs --delete", "--delete needs the names of runs"),
         ("runs --yes", "--yes answers the question of --delete"),
     ],

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ import pytest
 from conftest import CLASSES, children, is_alive, run_tltools
 from PIL import Image
 
+from tltools.classify import Prediction
+from tltools.serve.bodies import BODY, without_name
 from tltools.serve.front import PATHS
 from tltools.serve.settings import PACKAGES
 
@@ -262,7 +265,7 @@ def bomb() -> bytes:
     ("data", "reason"),
     [
         pytest.param(b"no image", "not an image of a known format", id="no image"),
-        pytest.param(b"\x89PNG\r\n\x1a\n" + b"x" * 99, "cannot read image", id="broken"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" + b"x" * 99, "body as an image: ", id="broken"),
         pytest.param(bomb(), "pixels", id="bomb"),
         pytest.param(b"CRASH", r"the decoder crashed \(SIGSEGV\)", id="crash"),
         pytest.param(b"HANG", "longer than 1 s", id="hang"),
@@ -278,6 +281,15 @@ def test_a_bad_image_is_a_422_with_the_reason_and_costs_only_itself(server, red,
     assert answers[0].status == 422
     assert re.search(reason, row.pop("error"))
     assert row == {"path": "request body", "label": None, "confidence": None, "probabilities": None}
+
+
+def test_a_body_that_is_no_image_is_not_called_an_image_of_that_name():
+    row = Prediction(BODY, None, None, None, f"cannot read image {BODY}: it is empty")
+    assert without_name(row).error == "cannot read the request body as an image: it is empty"
+    other = replace(row, error="the decoder crashed")
+    assert without_name(other) == other
+    named = Prediction("a.png", None, None, None, "cannot read image a.png: it is empty")
+    assert without_name(named) == named
 
 
 def test_a_bad_image_among_others_has_its_reason_in_their_list(server, red):

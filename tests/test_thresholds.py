@@ -92,6 +92,8 @@ def test_a_threshold_is_written_into_the_runs_card_and_nothing_else_changes(plac
 
 def test_many_classes_get_a_smallest_confidence(place):
     ran = evaluate(place, "runs/tiny", "--target-precision", 0.9)
+    shown = " ".join(run_tltools("inspect", "runs/tiny", cwd=place).out.split())
+    assert re.search(r" smallest confidence [\d.e-]+: precision ", shown)
     assert ran.code == 0, ran.err
     assert "Smallest confidence for a precision of at least 90%" in ran.out
     assert load_card(place / "runs" / "tiny").threshold.class_name is None
@@ -130,8 +132,7 @@ def test_a_threshold_that_replaces_another_says_which(place):
     again = evaluate(place, "runs/tiny", "--target-precision", 0.9)
     assert "replaces" not in again.err  # it is the same
     other = evaluate(place, "runs/tiny", "--target-precision", 0.8, "--class", "green")
-    assert "It replaces the threshold" in other.err
-    assert "for confidence: precision" in other.err
+    assert "It replaces the smallest confidence 0." in other.err
     assert "on 120 validation images of colors" in other.err
 
 
@@ -417,6 +418,6 @@ def test_uncertain_images_are_no_mistakes(onnx_path, images, tmp_path, middle):
     ran = run_tltools(*words, *options, cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert labels_of(tmp_path / "scores" / "mistakes.csv") == []
-    assert "0 of 0 mistakes" in (tmp_path / "a.html").read_text()
+    assert "No mistakes, 1" in (tmp_path / "a.html").read_text()
     assert run_tltools("report", "scores/evaluation.json", cwd=tmp_path).code == 0
     assert card_from_json(read_card(onnx_path).to_json(), where="a").threshold is None

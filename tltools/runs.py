@@ -34,12 +34,13 @@ from tltools.run_folder import (
     TENSORBOARD,
     RunPredictions,
     load_card,
+    read_folds,
     read_predictions,
     read_split,
     was_stopped,
 )
 from tltools.runtime.model_formats import is_export_name
-from tltools.wording import did_you_mean, grouped
+from tltools.wording import did_you_mean, grouped, in_percent, percent_or_dash, score_text
 
 OWN_FILES = frozenset(
     {CARD, PLAN, SPLIT, HISTORY, PREDICTIONS, FOLDS, CHECKPOINT, STATE, CURVES, CONFUSION}
@@ -91,7 +92,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def chance(folder: Path, classes: Sequence[str]) -> float | None:
-    """Return the validation accuracy of always predicting the most common class, in [0, 1].
+    """Return the validation accuracy of always choosing the largest class, in [0, 1].
 
     Args:
         folder: A run, whose validation images are counted.
@@ -107,6 +108,43 @@ def chance(folder: Path, classes: Sequence[str]) -> float | None:
     if part is None or not len(part.targets):
         return None
     return float(np.bincount(part.targets).max()) / len(part.targets)
+
+
+def chance_doubt(folder: Path, card: Card) -> str:
+    """Say that a run's validation accuracy may be chance; empty if it is not, or is not known.
+
+    It may be if its interval reaches down to what always choosing the largest class would get.
+
+    Args:
+        folder: The run.
+        card: Its card.
+
+    Raises:
+        ArtifactError: If its predictions cannot be read.
+    """
+    share, score = chance(folder, card.classes), card.metrics.get("val")
+    if share is None or score is None or score.low > share:
+        return ""
+    return (
+        f"a validation accuracy of {score_text(score)}, may be chance: always choosing the largest "
+        f"class would get {in_percent(share)}"
+    )
+
+
+def cross_validated(folder: Path, classes: Sequence[str]) -> str:
+    """Return the accuracy of a run's cross-validation in words; empty if there is none.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+    """
+    folds = read_folds(folder, classes)
+    if folds is None:
+        return ""
+    mean, deviation = folds.mean_and_deviation()
+    return (
+        f"{percent_or_dash(mean)} on {len(folds.accuracies())} folds (standard deviation "
+        f"{100 * deviation:.1f} points)"
+    )
 
 
 def holds_runs(folder: Path) -> bool:
@@ -188,10 +226,15 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
         num_val=card.data.num_val,
         val=card.metrics.get("val"),
         created=card.created,
-        state="interrupted" if was_stopped(folder, card) else "finished",
+        state=state_of(folder, card),
         exports=tuple(one.path for one in mine if one.card.created == card.created),
         older_exports=tuple(one.path for one in mine if one.card.created != card.created),
     )
+
+
+def state_of(folder: Path, card: Card) -> Literal["finished", "interrupted"]:
+    """Return whether the training of a run that has a card was finished, or stopped before."""
+    return "interrupted" if was_stopped(folder, card) else "finished"
 
 
 class _PlannedData(msgspec.Struct):
@@ -409,6 +452,23 @@ def differing_settings(first: Card, second: Card) -> dict[str, tuple[Any, Any]]:
     return {
         name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)
     }
+
+
+_TITLES = {
+    "lr": "learning rate",
+    "backbone_lr": "learning rate of the backbone",
+    "clip_grad": "gradient clipping",
+    "epochs": "epochs at most",
+    "features_in": "feature precision used",
+    "feature_precision": "feature precision",
+    "standardize": "features standardized",
+}
+"""Names of settings for people, where more than the underscores differs."""
+
+
+def setting_title(name: str) -> str:
+    """Name a setting of `differing_settings` for people."""
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 _RESULTS = frozenset({"epochs_done", "kept_epoch", "interrupted"})

@@ -22,7 +22,7 @@ Schedule = Literal["constant", "cosine"]
 Augment = Literal["none", "flip", "crop", "color"]
 
 IMAGENET = "imagenet"
-"""Name of the default weights, which every pre-trained backbone has."""
+"""Name of the default weights, which every pretrained backbone has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Recipe:
     lr: float
     """Learning rate of the head, and of all layers that are trained from random values."""
     backbone_lr: float = 0.0
-    """Learning rate of fine-tuned pre-trained layers; unused if there are none."""
+    """Learning rate of fine-tuned pretrained layers; unused if there are none."""
     batch_size: int = 128
     """Images per optimizer step."""
     optimizer: Optimizer = "adam"
@@ -109,7 +109,7 @@ def unchanged(state: "dict[str, Tensor]", size: int) -> "dict[str, Tensor]":  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Weights of a pre-trained backbone, whose layers stay frozen."""
+    """Weights of a pretrained backbone, whose layers stay frozen."""
 
     first_tensor: str
     """A tensor that all weights of the backbone have; used to reject other files."""
@@ -134,7 +134,7 @@ BuildLayers = Callable[[str, int], "tuple[nn.Module, int]"]
 """Takes the name of a head, and the height and width of the images in pixels. Returns the layers up
 to that head, which map normalized images, float32 (N, 3, H, W), to features, float32 (N, F); and F.
 
-The tensors of a pre-trained backbone are named as in its weights, or `Pretrained.rename` gives the
+The tensors of a pretrained backbone are named as in its weights, or `Pretrained.rename` gives the
 names there. Unless it computes constants, it is built on torch's `meta` device, which costs neither
 time nor memory; others are initialized from torch's generator."""
 
@@ -153,12 +153,12 @@ class Backbone:
     """Name in sentences."""
     build_layers: BuildLayers
     heads: Mapping[str, tuple[str, ...]]
-    """Positions of a new head, by name, each with the pre-trained tensors that only it needs. The
+    """Positions of a new head, by name, each with the pretrained tensors that only it needs. The
     default is the first one whose tensors are all present."""
     recipes: Mapping[RecipeName, Recipe]
     """Sets of hyper-parameters by name, among them `default`."""
     fine_tuning: Mapping[FineTune, Recipe] = field(default_factory=dict[FineTune, Recipe])
-    """Sets of hyper-parameters for training pre-trained layers too, by which layers are trained."""
+    """Sets of hyper-parameters for training pretrained layers too, by which layers are trained."""
     last_maps: str
     """The last layer whose output has height and width and decides about the features, used for
     heat maps: its name in the layers from `build_layers`, as torch's `get_submodule` takes it."""
@@ -181,7 +181,7 @@ class Backbone:
     """Whether the layers hold tensors that are computed when they are built and are not part of
     the weights."""
     pretrained: Pretrained | None = None
-    """Pre-trained weights; None if all layers are trained from random values."""
+    """Pretrained weights; None if all layers are trained from random values."""
 
     def check_size(self, size: int) -> None:
         """Check the height and width of the images, in pixels.

@@ -34,4 +34,4 @@ FINE_TUNING: Mapping[FineTune, Recipe] = {
     "last-block": _TUNED,
     "all": replace(_TUNED, backbone_lr=3e-5, augment="crop"),
 }
-"""For pre-trained layers too."""
+"""For pretrained layers too."""

@@ -51,7 +51,7 @@ class Limits:
     """Time limits for the steps of one measurement, in seconds."""
 
     size_s: float
-    """For the timed runs of one batch size."""
+    """For the timed passes of one batch size."""
     classify_s: float
     """For the whole of `classify`."""
     accuracy_s: float
@@ -121,7 +121,7 @@ def cannot_pay(batch_size: int, known_s: Mapping[int, float], *, size_s: float) 
     Args:
         batch_size: A batch size larger than those measured.
         known_s: Seconds for one batch by its size, ascending; at least two are needed to decide.
-        size_s: Seconds for the timed runs of one batch size.
+        size_s: Seconds for the timed passes of one batch size.
     """
     if len(known_s) < 2:
         return False
@@ -238,7 +238,7 @@ def _likely_sizes(image_s: float, effort: Effort) -> list[int]:
 
 
 def _num_iterations(size: int, image_s: float, effort: Effort) -> int:
-    """Return how often a batch will be run, including the warm-up runs."""
+    """Return how often a batch will be run, including the warm-up passes."""
     run_s = size * image_s
     least = MIN_LATENCY_RUNS if size == 1 else max(1, ceil(ROUND_IMAGES / size) - 1)
     if not run_s:

@@ -198,17 +198,17 @@ class BenchResult:
             + "; ".join(sorted({_placement(row) for row in self.rows if row.provider}) or ["none"])
             + ".",
             f"{counted(settings.rounds, 'round')} in rotation, each measurement "
-            f"in a new process: {settings.warmup} warm-up runs, then {settings.iterations} timed "
-            f"runs, fewer if they take more than {settings.max_seconds:.3g} s, but at least "
-            f"{MIN_LATENCY_RUNS} with single images, {MIN_THROUGHPUT_RUNS} with larger batches, "
-            f"and with the largest batch as many as {ROUND_IMAGES} images need.",
+            f"in a new process: {settings.warmup} warm-up passes, then {settings.iterations} "
+            f"timed passes, fewer if they take more than {settings.max_seconds:.3g} s, but at "
+            f"least {MIN_LATENCY_RUNS} with single images, {MIN_THROUGHPUT_RUNS} with larger "
+            f"batches, and with the largest batch as many as {ROUND_IMAGES} images need.",
             *self._left_out_method(),
             *self._budget_method(),
             "Latency: percentiles over the samples of all rounds. Images per second: batch size "
             "divided by the median time, median over the rounds.",
             f"Accuracy: {self._num_judged()}, with the 95% Wilson interval. agree: share of "
             "images with the same label as the eager PyTorch model of the same run (rounded down). "
-            "The timed runs with the largest batches are included.",
+            "The timed passes with the largest batches are included.",
             "Host MB: peak resident memory of the process, including its runtime, over all batch "
             "sizes. Load: seconds to open the file in a new process, including the import of its "
             "runtime. 1 MB is 10^6 bytes.",

@@ -1,4 +1,4 @@
-"""Settings of a bench (rounds, runs, warm-up), and the resulting effort for each measurement."""
+"""Settings of a bench (rounds, passes, warm-up), and the resulting effort for each measurement."""
 
 from dataclasses import dataclass
 

@@ -239,7 +239,7 @@ def doubts(batches: Sequence[BatchTiming]) -> list[str]:
         num_samples = sum(len(samples) for samples in timing.rounds_s)
         if timing.num_outliers > MAX_OUTLIERS * num_samples:
             lines.append(
-                f"{timing.num_outliers} of {num_samples} runs "
+                f"{timing.num_outliers} of {num_samples} timed passes "
                 f"{plural(timing.num_outliers, 'was', 'were')} far slower than the rest "
                 f"(at batch size {timing.batch_size}), so p99 and perhaps p95 reflect other "
                 "programs; close them and run again"

@@ -71,14 +71,14 @@ def find_bottleneck(
     if device == "cpu":
         stage = max(by_stage, key=by_stage.__getitem__)
         total_s = others_s + costs.infer_s
-        where = "the sum of the stages on the cores"
+        where = "that the cores need for the stages, each measured alone"
     elif costs.infer_s >= others_s:
         stage, total_s = "inference", costs.infer_s
-        where = f"the GPU's time, which the cores ({milliseconds(others_s)} ms) wait for"
+        where = f"that the GPU needs, while the cores ({milliseconds(others_s)} ms) wait"
     else:
         del by_stage["inference"]
         stage, total_s = max(by_stage, key=by_stage.__getitem__), others_s
-        where = f"the cores' time, which the GPU ({milliseconds(costs.infer_s)} ms) waits for"
+        where = f"that the cores need, while the GPU ({milliseconds(costs.infer_s)} ms) waits"
     reached_s = 1 / images_per_s
     if reached_s > MAX_UNEXPLAINED * total_s:
         return _hand_over(total_s=total_s, reached_s=reached_s, where=where)
@@ -91,9 +91,9 @@ def find_bottleneck(
         total_s=total_s,
         share=share,
         sentence=(
-            f"{stage} takes {milliseconds(cost_s)} of {milliseconds(total_s)} ms per image "
-            f"({share:.0%} of {where}; all stages together took "
-            f"{milliseconds(1 / images_per_s)} ms): {remedy}"
+            f"{stage} takes {milliseconds(cost_s)} ms per image, {share:.0%} of the "
+            f"{milliseconds(total_s)} ms {where}; classify as a whole took "
+            f"{milliseconds(reached_s)} ms per image: {remedy}"
         ),
     )
 
@@ -108,10 +108,10 @@ def _hand_over(*, total_s: float, reached_s: float, where: str) -> Bottleneck:
         share=rest_s / reached_s,
         sentence=(
             f"hand-over between the stages takes {milliseconds(rest_s)} of "
-            f"{milliseconds(reached_s)} ms per image: the stages explain {milliseconds(total_s)} "
-            f"ms ({where}), the rest is passing images on, keeping their order and waiting, or "
-            "something that was not measured: classify with another number of --workers, a larger "
-            "--batch-size, or as several jobs with --shard"
+            f"{milliseconds(reached_s)} ms per image: the stages explain "
+            f"{milliseconds(total_s)} ms (those {where}), the rest is passing images on, "
+            "keeping their order and waiting, or something that was not measured: classify with "
+            "another number of --workers, a larger --batch-size, or as several jobs with --shard"
         ),
     )
 

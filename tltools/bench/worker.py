@@ -344,9 +344,9 @@ def _time_batches(
 
 
 class Feed:
-    """Provides batches of the images for the accuracy to the timed runs, one after the other.
+    """Provides batches of the images for the accuracy to the timed passes, one after the other.
 
-    So the timed runs do work that the accuracy needs anyway. The content of an image does not
+    So the timed passes do work that the accuracy needs anyway. The content of an image does not
     change how long a model takes for it.
     """
 

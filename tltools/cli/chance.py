@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tltools.data.findings import Finding
-from tltools.wording import counted, in_percent, listed, with_interval
+from tltools.wording import counted, listed, with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,22 +21,18 @@ _EXAMPLE = 0.9
 def tell_chance(trained: "Sequence[TrainedRun]", progress: "RichProgress") -> None:
     """Warn of each run that may be no better than chance; say once if validation images are few.
 
-    Chance is what always predicting the most common class of the validation images reaches.
+    Chance is what always choosing the largest class of the validation images would get.
     """
-    from tltools.runs import chance
+    from tltools.runs import chance, chance_doubt
 
     few: list[str] = []
     for run in trained:
-        share = chance(run.folder, run.card.classes)
         score = run.card.metrics.get("val")
-        if share is None or score is None:
+        if score is None or chance(run.folder, run.card.classes) is None:
             continue
-        if score.low <= share:
+        if doubt := chance_doubt(run.folder, run.card):
             progress.warn(
-                f"{run.folder}: a validation accuracy of {in_percent(score.accuracy)} "
-                f"({score.correct:,}/{score.total:,}) may be chance, since always predicting the "
-                f"most common class reaches {in_percent(share)}; cross-validation measures it on "
-                "all images: --folds 5"
+                f"{run.folder}: {doubt}; cross-validation measures it on all images: --folds 5"
             )
         elif score.high - score.low > MAX_WIDTH:
             few.append(

@@ -421,6 +421,18 @@ def _write_report(
     write_report(path, [section], progress)
 
 
+def _print_labels(summary: "Summary", progress: "RichProgress") -> None:
+    """Print how many images have each label, as shares of those that have one, as reports do."""
+    total = max(summary.num_images - summary.num_failed, 1)
+    counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
+    lines = [*summary.counts.items()] if len(counts) <= MAX_LISTED else counts[:MAX_LISTED]
+    if rest := counts[len(lines) :]:
+        lines.append((f"{len(rest):,} other labels", sum(count for _, count in rest)))
+    others = ("uncertain", summary.num_uncertain), ("unknown", summary.num_unknown)
+    for name, count in (*lines, *(one for one in others if one[1])):
+        progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
+
+
 def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
     from tltools.console import rate
@@ -439,18 +451,7 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     how = f", {', '.join(chosen)}" if chosen else ""
     tell_device(choice, progress, f", {where}{how}")
     progress.detail(f"Plan: {summary.plan}")
-    total = max(summary.num_images, 1)
-    counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
-    few = len(counts) <= MAX_LISTED
-    for name, count in summary.counts.items() if few else counts[:MAX_LISTED]:
-        progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
-    if not few:
-        rest = counts[MAX_LISTED:]
-        number = sum(count for _, count in rest)
-        progress.say(f"{number:8d}  {in_percent(number / total):>6}  {len(rest):,} other labels")
-    for count, name in ((summary.num_uncertain, "uncertain"), (summary.num_unknown, "unknown")):
-        if count:
-            progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
+    _print_labels(summary, progress)
     for reason, count in summary.errors.items():
         first = summary.examples.get(reason)
         others = "; the first is" if first and count > 1 else ":"

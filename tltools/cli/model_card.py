@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tltools.cli.thresholds import threshold_text
+from tltools.cli.thresholds import kind_of, threshold_text
 from tltools.wording import (
     grouped,
     in_percent,
@@ -22,10 +22,31 @@ if TYPE_CHECKING:
 
 
 def print_card(path: Path, card: "Card") -> None:
-    """Print a card in about ten lines; `--json` has all of it."""
+    """Print a card in about ten lines; `--json` has all of it.
+
+    Args:
+        path: The run or export.
+        card: Its card.
+
+    Raises:
+        ArtifactError: If the cross-validation of a run cannot be read.
+    """
     from tltools.console import print_table
 
-    print_table(f"{path} (--json shows the whole card)", ("", ""), list(_lines(card)))
+    lines = [*_lines(card), *(_run_lines(path, card) if path.is_dir() else ())]
+    print_table(f"{path} (--json shows the whole card)", ("", ""), lines)
+
+
+def _run_lines(folder: Path, card: "Card") -> Iterator[tuple[str, str]]:
+    """Say how far a run was trained, and how good it is in cross-validation."""
+    from tltools.runs import cross_validated, state_of
+
+    done, kept = (card.training.get(name) for name in ("epochs_done", "kept_epoch"))
+    most = card.training.get("epochs")
+    epochs = "" if done is None else f": {done} of at most {most} epochs, weights of epoch {kept}"
+    yield "state", f"{state_of(folder, card)}{epochs}"
+    if crossed := cross_validated(folder, card.classes):
+        yield "cross-validated accuracy", crossed
 
 
 def print_exports(folder: Path, exports: "Sequence[Artifact]") -> None:
@@ -71,8 +92,8 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
     yield "temperature", f"{card.temperature:.2f}"
     if note:
         yield "not calibrated", note
-    if card.threshold is not None:
-        yield "threshold", threshold_text(card.threshold)
+    if (limit := card.threshold) is not None:
+        yield kind_of(limit), threshold_text(limit)
     yield "input", _input(card.preprocessing)
     yield "preparation", preparation(card.preprocessing)
     yield (
@@ -119,7 +140,7 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         of = f" of the {asked:,} asked for" if asked is not None and asked > num else ""
         yield "calibrated on", f"{grouped(num, 'training image')}{of}"
     if facts.distances is not None:
-        yield "distance", _distance_line(facts.distances)
+        yield from _distance_lines(facts.distances)
     checks = facts.verified or ()
     for one in checks:
         parity, own = one.parity, one.parity.rounding
@@ -131,17 +152,16 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
         )
 
 
-def _distance_line(one: "Distances") -> str:
+def _distance_lines(one: "Distances") -> Iterator[tuple[str, str]]:
     """Say what the distances of an export were measured on, and how far off they are."""
-    text = f"from {grouped(one.num_images, 'training image')}"
+    yield "distance", f"to {grouped(one.num_images, 'training image')}"
     for level in one.beyond:
         found = level.validation
-        text += (
-            f"; beyond the {ordinal(level.level)} percentile {in_percent(found.value)} of "
-            f"{grouped(found.total, 'validation image')}"
+        yield (
+            f"beyond the {ordinal(level.level)} percentile",
+            f"{in_percent(found.value)} of {grouped(found.total, 'validation image')}",
         )
     if one.max_diff is not None and one.rtol is not None:
         off = in_percent(one.max_diff)
         how = f"less than {off[1:]}" if off.startswith("<") else f"at most {off}"
-        text += f"; {how} off PyTorch's (limit: {percent(one.rtol)})"
-    return text
+        yield "verified distance", f"{how} off PyTorch's (limit: {percent(one.rtol)})"

@@ -10,6 +10,9 @@ from tltools.cli.options import path_or_run
 from tltools.cli.show import write_report
 from tltools.wording import listed
 
+TITLES = {"benches": "Benchmarks"}
+"""Kinds of results whose name on the page differs from that in JSON."""
+
 
 @command
 def report(
@@ -49,7 +52,7 @@ def report(
     progress = out.progress
     sources = find_sources(paths or [])
     for kind, found in sources.paths().items():
-        progress.say(f"{kind.capitalize()}: {', '.join(found)}")
+        progress.say(f"{TITLES.get(kind, kind.capitalize())}: {', '.join(found)}")
     if sources.left_out:
         progress.say(
             f"Left out: {listed(list(map(str, sources.left_out)))}; to report them, name all that "

@@ -35,7 +35,7 @@ def _print_runs(run_dir: Path, runs: "list[RunFacts]") -> None:
 
     print_table(
         f"{counted(len(runs), 'run')} in {run_dir}/, the newest first",
-        ("run", "model", "data", "validation accuracy", "date (UTC)", "MB", "state"),
+        ("run", "model", "data", "validation accuracy", "trained (UTC)", "MB", "state"),
         [
             (
                 run.path.name,

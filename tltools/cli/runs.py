@@ -64,7 +64,13 @@ def _compare(names: "Sequence[str]", run_dir: Path, out: Out) -> None:
     from tltools.artifacts import read_artifact
     from tltools.runs import differing_settings, find_run, read_and_compare
 
-    first, second = (read_artifact(find_run(name, run_dir)) for name in names)
+    folders = [find_run(name, run_dir) for name in names]
+    if folders[0].resolve() == folders[1].resolve():
+        raise ConfigError(
+            f"both names are of the run {folders[0]}: name two runs, which tltools runs lists, or "
+            f"see this one with tltools inspect {folders[0]}"
+        )
+    first, second = map(read_artifact, folders)
     found = read_and_compare(first, second)
     settings = differing_settings(first.card, second.card)
     document = {
@@ -97,6 +103,7 @@ def _print_comparison(
     settings: dict[str, tuple[Any, Any]],
 ) -> None:
     from tltools.console import print_table, printable
+    from tltools.runs import setting_title
 
     names = first.path.name, second.path.name
     splits = {"train": "training", "val": "validation", "test": "test"}
@@ -116,17 +123,18 @@ def _print_comparison(
         for key, title in (
             ("num_train", "training images"),
             ("num_val", "validation images"),
-            ("epochs_done", "epochs"),
-            ("kept_epoch", "epoch that was kept"),
+            ("epochs_done", "epochs trained"),
+            ("kept_epoch", "epoch kept"),
         )
     ]
     rows.append(("temperature", *(f"{one.card.temperature:.2f}" for one in (first, second))))
     rows.append(("trained (UTC)", *(minute(one.card.created) for one in (first, second))))
-    print_table("Figures", ("", *names), rows)
+    print_table("Metrics", ("", *names), rows)
     print_table(
         "Settings that differ",
         ("", *names),
-        [(name, *map(_shown, pair)) for name, pair in settings.items()] or [("none", "", "")],
+        [(setting_title(name), *map(_shown, pair)) for name, pair in settings.items()]
+        or [("none", "", "")],
     )
     typer.echo(printable(found.sentence()))
 
@@ -134,6 +142,8 @@ def _print_comparison(
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -169,7 +169,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         )
     if written is not None:
         if earlier is not None and earlier != threshold:
-            progress.say(f"It replaces the threshold {threshold_text(earlier)}")
+            progress.say(f"It replaces the {kind_of(earlier)} {threshold_text(earlier)}")
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
         export = EXPORT_DIR / model.name / f"{model.name}.fp32.onnx"
         progress.say(
@@ -217,12 +217,17 @@ def _print_threshold(one: "Threshold") -> None:
     )
 
 
+def kind_of(one: "Threshold") -> str:
+    """Return what a threshold is called: one without a class is for the labels of all."""
+    return "smallest confidence" if one.class_name is None else "threshold"
+
+
 def threshold_text(one: "Threshold") -> str:
-    """Describe a threshold in one line."""
-    of = "confidence" if one.class_name is None else one.class_name
+    """Describe a threshold in one line, without what it is called."""
+    of = "" if one.class_name is None else f" for {one.class_name}"
     recall = "" if one.recall is None else f", recall {in_percent(one.recall.value)}"
     return (
-        f"{one.value!r} for {of}: precision {in_percent(one.precision.value)}{recall} on "
+        f"{one.value!r}{of}: precision {in_percent(one.precision.value)}{recall} on "
         f"{one.num_images:,} {one.images}"
     )
 

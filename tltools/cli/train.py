@@ -254,7 +254,7 @@ AugmentOption = Annotated[
 FineTuneOption = Annotated[
     Literal["none", "last-block", "all"] | None,
     typer.Option(
-        help="Pre-trained layers to train besides the head.",
+        help="Pretrained layers to train besides the head.",
         show_default="none; on a GPU, --model all adds last-block",
         rich_help_panel=PRETRAINED,
     ),

@@ -238,7 +238,7 @@ def _farthest_table(title: str, found: Sequence[Far], training: Distances | None
                 one.path,
                 with_likeliest(one.label, one.likeliest, one.confidence),
                 f"{one.distance:.2f}",
-                "-" if training is None else _place(one.distance, training),
+                "-" if training is None else _place(one.distance, training, is_training=False),
             )
             for one in found
         ),
@@ -246,11 +246,18 @@ def _farthest_table(title: str, found: Sequence[Far], training: Distances | None
     )
 
 
-def _place(distance: float, training: Distances) -> str:
-    """Say where a distance lies among those of the training images."""
+def _place(distance: float, training: Distances, *, is_training: bool) -> str:
+    """Say where a distance lies among those of the training images.
+
+    Args:
+        distance: Of an image.
+        training: Those of the training images.
+        is_training: Whether the image is one of them.
+    """
     largest = training.at(100)
     if math.isclose(distance, largest, rel_tol=1e-4, abs_tol=1e-6):  # a file rounds it
-        return "as far as the most distant training image"
+        farthest = "the most distant training image"
+        return farthest if is_training else f"as far as {farthest}"
     place = training.percentile_of(distance)
     if place < 100:
         return f"{ordinal(max(1, math.floor(place)))} percentile"
@@ -260,10 +267,20 @@ def _place(distance: float, training: Distances) -> str:
     return f"{ratio:.1f} times as far as {farthest}" if many else f"farther than {farthest}"
 
 
-def distance_notes(distance: float, training: Distances | None) -> tuple[str, ...]:
-    """Return the lines of a tile about an image's distance."""
+def distance_notes(
+    distance: float, training: Distances | None, *, is_training: bool = False
+) -> tuple[str, ...]:
+    """Return the lines of a tile about an image's distance.
+
+    Args:
+        distance: Of the image.
+        training: Distances of the training images; None if they are not known.
+        is_training: Whether the image is one of them.
+    """
     told = f"distance {distance:.2f}"
-    return (told,) if training is None else (told, _place(distance, training))
+    if training is None:
+        return (told,)
+    return told, _place(distance, training, is_training=is_training)
 
 
 def beyond_cells(beyond: Sequence[Beyond]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from tltools.classify.inputs import LIST_SUFFIX
 from tltools.classify.output_formats import Row, output_format
 from tltools.classify.output_formats.csv_rows import without_apostrophe
 from tltools.classify.predict import UNCERTAIN, UNKNOWN
-from tltools.classify.tally import kind_of_error
+from tltools.classify.tally import kind_of_error, reason_in
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import DataError, cause_of
@@ -119,14 +119,19 @@ class JobFacts:
     reasons: dict[str, int]
     """Failed files by reason, the most frequent first."""
     failed: list[tuple[str, str]]
-    """Name and error of the first `MAX_FAILED` failed files."""
+    """Name and reason of the first `MAX_FAILED` failed files."""
     distances: DistanceFacts
     """Of no image, if the rows have no distances."""
 
     @property
+    def num_classified(self) -> int:
+        """Number of images with a label, `uncertain` and `unknown` ones included."""
+        return sum(self.counts.values())
+
+    @property
     def num_rows(self) -> int:
         """Total number of images."""
-        return sum(self.counts.values()) + self.num_failed
+        return self.num_classified + self.num_failed
 
 
 def _unknown_reference(_classes: Sequence[str]) -> None:
@@ -169,7 +174,7 @@ def _sum_up(
             known = reason in reasons or len(reasons) < MAX_REASONS
             reasons[reason if known else OTHER_REASONS] += 1
             if len(failed) < MAX_FAILED:
-                failed.append((row.path, row.error or ""))
+                failed.append((row.path, reason_in(row.path, row.error or "")))
             continue
         if row.label not in counts or row.confidence is None or not 0 <= row.confidence <= 1:
             raise _foreign_row(path, number, row, f"confidence {row.confidence}")
@@ -254,7 +259,7 @@ def job_section(
     *,
     locate: Locate | None,
     resize: Resize = "squash",
-    facts: Sequence[str] = (),
+    facts: Iterable[str] = (),
     job: JobFacts | None = None,
 ) -> Section:
     """Return the section about a job.
@@ -270,19 +275,16 @@ def job_section(
         DataError: As `read_job`.
     """
     job = job or read_job(path)
-    certain = job.num_rows - job.num_failed
-    rows = [
-        (name, f"{count:,}", percent_of(count, job.num_rows)) for name, count in job.counts.items()
-    ]
-    if job.num_failed:
-        failed = f"{job.num_failed:,}", percent_of(job.num_failed, job.num_rows)
-        rows.append(("not classified", *failed))
+    total = job.num_classified
+    rows = tuple(
+        (name, f"{count:,}", percent_of(count, total)) for name, count in job.counts.items()
+    )
     blocks: list[Block] = [
         Text((f"{grouped(job.num_rows, 'image')} in {path}", *facts), tone="quiet"),
     ]
-    if not certain or len(job.counts) > MAX_ROWS:  # else the chart has the same figures
-        blocks.append(Table("Labels", ("label", "images", "share"), tuple(rows)))
-    if certain:
+    if not total or len(job.counts) > MAX_ROWS:  # else the chart has the same figures
+        blocks.append(Table("Labels", ("label", "images", "share"), rows))
+    if total:
         blocks.append(
             Charts(
                 (
@@ -329,9 +331,8 @@ def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -
             )
             for one in shown
         )
-    total = sum(job.counts.values())
     note = (
-        f"{len(tiles):,} of {grouped(total, 'image')}: for each label the surest, "
+        f"{len(tiles):,} of {grouped(job.num_classified, 'image')}: for each label the surest, "
         "the least sure and a random sample"
     )
     if num_labels < len(chosen):

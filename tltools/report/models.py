@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tltools.artifacts import Artifact
 from tltools.bench.text import digits
-from tltools.card import Card, Confidence, Proportion, Resize, Score, Threshold
+from tltools.card import Card, Confidence, ExportFacts, Proportion, Resize, Score, Threshold
 from tltools.curves import class_curve, confidence_curve
 from tltools.decisions import ClassThreshold
 from tltools.distance import CHECKED_LEVELS, far_out, load_distance
@@ -50,7 +50,7 @@ from tltools.run_folder import (
     read_predictions,
     read_split,
 )
-from tltools.runs import compare_runs
+from tltools.runs import compare_runs, cross_validated
 from tltools.wording import (
     grouped,
     in_percent,
@@ -154,16 +154,9 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
 def cross_validation(run: Artifact) -> str:
     """Return the accuracy of a run's cross-validation in words; empty if there is none."""
     try:
-        folds = read_folds(run.path, run.card.classes)
+        return cross_validated(run.path, run.card.classes)
     except ArtifactError:  # the run's own section says what is wrong
         return ""
-    if folds is None:
-        return ""
-    mean, deviation = folds.mean_and_deviation()
-    return (
-        f"{percent_or_dash(mean)} on {len(folds.accuracies())} folds (standard deviation "
-        f"{100 * deviation:.1f} points)"
-    )
 
 
 def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Section:
@@ -286,7 +279,9 @@ def _most_distant(run: Artifact) -> Iterator[Block]:
             resize=run.card.preprocessing.resize,
             true=images.labels[row],
             split=images.splits[row],
-            notes=distance_notes(float(images.distances[row]), facts),
+            notes=distance_notes(
+                float(images.distances[row]), facts, is_training=images.splits[row] == "train"
+            ),
         )
         for row in shown
     )
@@ -312,7 +307,7 @@ def _run_facts(card: Card) -> Iterator[str]:
         f"Data {card.data.name}: {card.data.num_train:,} images for training, "
         f"{card.data.num_val:,} for validation, split {card.data.split}"
     )
-    yield f"Created {minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
+    yield f"Trained {minute(card.created)} UTC with tltools {card.versions.get('tltools', '?')}"
 
 
 def _calibration_text(confidence: Confidence | None) -> str:
@@ -386,18 +381,20 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
     if one is None:
         return
     if one.class_name is None:
-        what, kept = f"Labels below the confidence {one.value!r} are uncertain", "images kept"
+        kept = "images kept"
+        what = f"The smallest confidence is {one.value!r}: labels below it are uncertain"
     else:
-        what, kept = f"Threshold {one.value!r} for {one.class_name}", "images that get the class"
+        kept = "images that get the class"
+        what = f"The threshold for {one.class_name} is {one.value!r}"
     held_out = f"precision {percent_or_dash(one.held_out_precision)}"
     if one.recall is not None:
         held_out += f", recall {percent_or_dash(one.held_out_recall)}"
     recall = "" if one.recall is None else f", recall {_interval(one.recall)}"
     yield (
-        f"{what}, chosen for a {one.figure} of at least {percent(one.at_least)} on "
+        f"{what}. It was chosen for a {one.figure} of at least {percent(one.at_least)} on "
         f"{one.num_images:,} {one.images}: precision {_interval(one.precision)}{recall}, {kept} "
-        f"{_interval(one.coverage)}. Cross-validated: {held_out}. Only "
-        "tltools classify --threshold auto applies it."
+        f"{_interval(one.coverage)}. Cross-validated: {held_out}. Labels follow it only with "
+        "tltools classify --threshold auto."
     )
 
 
@@ -455,10 +452,14 @@ def mistakes_gallery(tiles: Iterator[Tile], *, as_seen: bool = True) -> Gallery:
     title = "The most confident mistakes and the least confident correct predictions"
     if len(chosen) == len(mistakes) + len(correct):
         title = "Mistakes and correct predictions" if correct else "Mistakes"
-    note = (
-        f"{shown[0]:,} of {grouped(len(mistakes), 'mistake')}, "
-        f"{shown[1]:,} of {grouped(len(correct), 'correct prediction')}"
+    note = ", ".join(
+        f"{num:,} of {grouped(len(tiles), noun)}" if tiles else f"no {noun}s"
+        for num, tiles, noun in (
+            (shown[0], mistakes, "mistake"),
+            (shown[1], correct, "correct prediction"),
+        )
     )
+    note = note[0].upper() + note[1:]
     seen = "; cropped and scaled as the model sees them" if as_seen else ""
     return Gallery(title, chosen, f"{note}{seen}.")
 
@@ -594,6 +595,7 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
 
     data: str
     split: str
+    """Empty if unknown, as of predictions without their evaluation."""
     num_images: int
     accuracy: AccuracyFacts
     roc_auc: RocAuc
@@ -643,7 +645,7 @@ def evaluation_section(
 
     Args:
         facts: Contents of its file.
-        name: Name of the model or the file.
+        name: Name of the model, or of the file, which does not have it.
         result: The evaluation with its images; None if only the file is left.
         resize: Resize rule of the model, for the images.
     """
@@ -664,7 +666,8 @@ def evaluation_section(
         )
         gallery = mistakes_gallery(label_tiles(predictions, result.classes, resize))
     tables = score_table(facts), class_table(facts.per_class)
-    return Section(f"Evaluation of {name}", [*tables, Charts(tuple(charts)), gallery])
+    of = f"of {name}" if result is not None else f"on {_scored_on(facts)} ({name})"
+    return Section(f"Evaluation {of}", [*tables, Charts(tuple(charts)), gallery])
 
 
 def prediction_charts(
@@ -712,8 +715,8 @@ def score_table(facts: EvaluationFacts) -> Table:
             f"{calibration.temperature:.2f})"
         )
     return Table(
-        f"{facts.data}, {facts.split}: " + grouped(facts.num_images, "image"),
-        ("figure", "value"),
+        f"{_scored_on(facts)}: {grouped(facts.num_images, 'image')}",
+        ("metric", "value"),
         (
             *_limit_rows(facts),
             ("accuracy with its 95% interval", score_text(score)),
@@ -721,6 +724,11 @@ def score_table(facts: EvaluationFacts) -> Table:
             ("expected calibration error", error),
         ),
     )
+
+
+def _scored_on(facts: EvaluationFacts) -> str:
+    """Name the images of an evaluation: `photos, val`."""
+    return f"{facts.data}, {facts.split}" if facts.split else facts.data
 
 
 def _limit_rows(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
@@ -765,10 +773,10 @@ def exports_section(exports: Sequence[Artifact]) -> Section:
                     "precision",
                     "MB",
                     "same label",
-                    "accuracy change",
-                    "largest logit difference",
+                    "top-1 change",
+                    "max logit diff",
                     "images",
-                    "layers in float",
+                    "layers in fp32",
                 ),
                 tuple(_export_cells(one) for one in exports),
                 numbers_from=3,
@@ -815,5 +823,10 @@ def _export_cells(export: Artifact) -> tuple[str, ...]:
         "-" if drop is None else f"{0 - 100 * drop:+.1f} points",
         f"{parity.max_abs_logit_diff:.1e}",
         f"{parity.num_images:,}" + (f" ({of_training:,} training)" if of_training else ""),
-        f"{len(facts.float_layers):,}" if facts.precision != "fp32" else "-",
+        fp32_layers(facts),
     )
+
+
+def fp32_layers(facts: ExportFacts) -> str:
+    """Say how many layers of an export are in fp32."""
+    return "all" if facts.precision == "fp32" else f"{len(facts.float_layers) or 'none'}"

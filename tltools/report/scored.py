@@ -18,6 +18,7 @@ from tltools.metrics import (
     roc_auc,
     score,
 )
+from tltools.regular import read_regular
 from tltools.report.blocks import Block, Charts, Section, Text, Tile
 from tltools.report.charts import confusion_chart
 from tltools.report.models import (
@@ -28,11 +29,16 @@ from tltools.report.models import (
     label_tiles,
     mistakes_gallery,
     prediction_charts,
+    read_evaluation,
     score_table,
 )
 from tltools.run_folder import RunPredictions, read_scored
 from tltools.schema import TRUE, classes_of
 from tltools.wording import grouped
+
+EVALUATION = "evaluation.json"
+MAX_EVALUATION_BYTES = 2**28
+"""Largest evaluation: a confusion matrix of 10,000 classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,15 @@ class Scored:
     path: Path
     classes: tuple[str, ...]
     predictions: RunPredictions
+    data: str = ""
+    """Name of the labeled images, as in the evaluation.json beside the file; empty if unknown."""
+    split: str = ""
+    """Which of them were scored; empty if unknown."""
+
+    @property
+    def title(self) -> str:
+        """What the predictions are of: `photos, val (scores/predictions.csv)`."""
+        return f"{self.data}, {self.split} ({self.path})" if self.data else str(self.path)
 
     @property
     def has_only_mistakes(self) -> bool:
@@ -52,8 +67,7 @@ class Scored:
     @property
     def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Predicted and true class indices of the images that have a class, both (n,)."""
-        found = self.predictions
-        return found.preds[found.is_kept], found.targets[found.is_kept]
+        return _labels(self.predictions)
 
     def score(self) -> Score | None:
         """Return the accuracy of the images that have a class; None if it means nothing."""
@@ -75,7 +89,32 @@ def read_labeled(path: Path) -> Scored | None:
     classes = classes_of(columns)
     if classes is None or TRUE not in columns:
         return None
-    return Scored(path, tuple(classes), read_scored(path, classes))
+    found = read_scored(path, classes)
+    data, split = _named_beside(path, tuple(classes), found)
+    return Scored(path, tuple(classes), found, data, split)
+
+
+def _named_beside(path: Path, classes: tuple[str, ...], found: RunPredictions) -> tuple[str, str]:
+    """Return the data and split in the evaluation.json beside a file, if it is of this file.
+
+    Both are empty if it is not there, or of other images: files of several evaluations may lie
+    together, and one that cannot be read says nothing about the others.
+    """
+    beside = path.with_name(EVALUATION)
+    try:
+        facts = read_evaluation(read_regular(beside, max_bytes=MAX_EVALUATION_BYTES), where=beside)
+    except (OSError, DataError):
+        return "", ""
+    matrix = confusion_matrix(*_labels(found), num_classes=len(classes))
+    told = np.array(facts.confusion, dtype=np.int64)
+    wrong = told - np.diag(np.diag(told))  # all that a file of mistakes has
+    is_same = facts.classes == classes and any(np.array_equal(matrix, x) for x in (told, wrong))
+    return (facts.data, facts.split) if is_same else ("", "")
+
+
+def _labels(found: RunPredictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return predicted and true class indices of the images that have a class, both (n,)."""
+    return found.preds[found.is_kept], found.targets[found.is_kept]
 
 
 def scored_section(
@@ -93,7 +132,7 @@ def scored_section(
     tiles = _located(label_tiles(found, classes, "squash"), locate or _existing)
     gallery = mistakes_gallery(tiles, as_seen=False)
     if scored.has_only_mistakes:
-        return Section(f"Mistakes in {name}", [*_only_mistakes(scored), gallery])
+        return Section(f"Mistakes in {scored.title}", [*_only_mistakes(scored), gallery])
     facts = _facts(scored)
     matrix = np.array(facts.confusion, dtype=np.int64)
     charts = (
@@ -101,7 +140,7 @@ def scored_section(
         *prediction_charts(found, classes, name=name),
     )
     blocks: list[Block] = [score_table(facts), class_table(facts.per_class), Charts(charts)]
-    return Section(f"Evaluation of {name}", [*blocks, gallery])
+    return Section(f"Evaluation on {scored.title}", [*blocks, gallery])
 
 
 def _only_mistakes(scored: Scored) -> Iterator[Block]:
@@ -131,8 +170,8 @@ def _facts(scored: Scored) -> EvaluationFacts:
     one, error = scored.score(), reliability(found.probs, found.targets).ece
     assert one is not None
     return EvaluationFacts(
-        data=str(scored.path),
-        split="all",
+        data=scored.data or str(scored.path),
+        split=scored.split,
         num_images=len(kept),
         accuracy=AccuracyFacts(one.accuracy, one.low, one.high, one.correct, one.total),
         roc_auc=roc_auc(found.probs, found.targets),

@@ -81,7 +81,8 @@ class Sources:
             *(run.card.data.name for run in self.runs),
             *(facts.data for _, facts in self.evaluations),
         ]
-        names = names or [str(path) for path in (*(one.path for one in self.scored), *self.jobs)]
+        files = *(one.data or str(one.path) for one in self.scored), *map(str, self.jobs)
+        names = names or list(files)
         return f"{TITLE}: {listed(list(dict.fromkeys(names)))}" if names else TITLE
 
     def sections(self, images: Path | None) -> list[Section]:
@@ -111,7 +112,10 @@ class Sources:
                 found.append(scored_section(scored, locate=place))
         for path, job in jobs:
             with _describing(path):
-                found.append(job_section(path, locate=_locate(path, images), job=job))
+                where = _locate(path, images)
+                found.append(
+                    job_section(path, locate=where, facts=_known_of(path, images), job=job)
+                )
         for path, report in self.benches:
             with _describing(path):
                 found.append(bench_section(report))
@@ -127,6 +131,19 @@ class Sources:
             return remembered_reference(path) or reference_among(self.exports, classes)
 
         return read_job(path, find)
+
+
+def _known_of(job: Path, images: Path | None) -> Iterator[str]:
+    """Yield the model and the images of a job, as far as they are known.
+
+    The images are named without their folder: a page that is shared need not tell it.
+    """
+    reference = remembered_reference(job)
+    if reference is not None:
+        yield f"Model {reference.run}"
+    inputs = remembered_inputs(job) if images is None else [images]
+    if inputs:
+        yield f"Images from {listed([one.name or str(one) for one in inputs])}"
 
 
 def _locate(job: Path, images: Path | None) -> Locate | None:

@@ -9,8 +9,8 @@ from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text
 from tltools.report.jobs import JobFacts
 from tltools.report.models import by_accuracy, cross_validation
-from tltools.runs import chance, read_and_compare
-from tltools.wording import grouped, in_percent, score_text, with_interval
+from tltools.runs import chance_doubt, read_and_compare
+from tltools.wording import grouped, score_text
 
 
 def summary_section(
@@ -65,19 +65,6 @@ def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
         yield f"{line} {_against(best, ranked[1])}" if len(ranked) > 1 else line
 
 
-def _not_better_than_chance(run: Artifact) -> str:
-    """Say that a run's accuracy may be that of always choosing the largest class; empty if not."""
-    score = run.card.metrics.get("val")
-    share = chance(run.path, run.card.classes)
-    if score is None or share is None or score.low > share:
-        return ""
-    return (
-        f"{run.path.name} is not better than chance: its validation accuracy is "
-        f"{with_interval(score.accuracy, score.low, score.high)}, and always choosing the largest "
-        f"class has {in_percent(share)}."
-    )
-
-
 def _against(best: Artifact, second: Artifact) -> str:
     """Compare two runs in a sentence."""
     try:
@@ -93,8 +80,7 @@ def _recommended(benches: Sequence[tuple[Path, BenchResult]]) -> Iterator[str]:
 
 def _classified(jobs: Sequence[tuple[Path, JobFacts]]) -> Iterator[str]:
     for path, job in jobs:
-        num_done = job.num_rows - job.num_failed
-        line = f"{path}: {num_done:,} of {grouped(job.num_rows, 'image')} classified"
+        line = f"{path}: {job.num_classified:,} of {grouped(job.num_rows, 'image')} classified"
         if num := job.distances.num_unknown:
             line += f", {num:,} of them unlike the training data"
         yield f"{line}."
@@ -110,8 +96,8 @@ def _doubts(
     for run in runs:
         if run.card.training.get("interrupted"):
             yield f"The training of {run.path.name} was stopped early."
-        if told := _not_better_than_chance(run):
-            yield told
+        if doubt := chance_doubt(run.path, run.card):
+            yield f"{run.path.name}: {doubt}."
     for path, job in jobs:
         if job.num_failed:
             yield f"{path}: {grouped(job.num_failed, 'image')} could not be classified; see below."

@@ -19,7 +19,7 @@ from tltools.data.image_ref import Content, ImageRef
 from tltools.errors import TltoolsError
 from tltools.runtime import Predictor
 from tltools.runtime.live import LiveRunner
-from tltools.serve.bodies import FORM, Capacity, Upload, read_uploads
+from tltools.serve.bodies import FORM, Capacity, Upload, read_uploads, without_name
 from tltools.serve.front import CLASSIFY, Front
 from tltools.serve.metrics import CONTENT_TYPE, Metrics
 from tltools.serve.refusals import RefusedError, busy, error_response
@@ -136,7 +136,7 @@ class Service:
             predictions = await self._predict(uploads)
         for one in predictions:
             self._metrics.add_image(failed=one.error is not None)
-        rows = [self._codec.encode(one).rstrip() for one in predictions]
+        rows = [self._codec.encode(without_name(one)).rstrip() for one in predictions]
         if len(rows) > 1:
             return Response(b"[" + b",".join(rows) + b"]", media_type=JSON)
         return Response(rows[0], 422 if predictions[0].error else 200, media_type=JSON)

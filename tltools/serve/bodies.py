@@ -5,6 +5,7 @@ Only bytes that the client sends are ever read: no path and no URL that it names
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 from python_multipart.exceptions import FormParserError
@@ -12,6 +13,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from tltools.classify import Prediction
+from tltools.classify.tally import reason_in
 from tltools.serve.refusals import LINGER_S, RefusedError, busy
 from tltools.serve.settings import (
     MAX_FORM_FILES,
@@ -145,6 +148,14 @@ async def read_uploads(request: Request, settings: ServeSettings, hold: Hold) ->
         if len(one.data) > settings.max_image_bytes:
             raise _too_large("image", settings.max_image_bytes, linger_s=None)
     return uploads
+
+
+def without_name(row: Prediction) -> Prediction:
+    """Return a row whose error does not name the body of a request as if it were a file."""
+    reason = "" if row.error is None else reason_in(BODY, row.error)
+    if row.name != BODY or reason == (row.error or ""):
+        return row
+    return replace(row, error=f"cannot read the request body as an image: {reason}")
 
 
 async def _read_body(request: Request, what: str, most: int, hold: Hold) -> bytes:
