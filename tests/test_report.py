@@ -734,7 +734,7 @@ def test_report_shows_the_named_results(place):
     assert document["runs"] == ["runs/cnn"]
     assert document["exports"] == ["exports/cnn/cnn.fp32.onnx", "exports/cnn/cnn.fp32.pt"]
     page = read_page((place / "told.html").read_text())
-    assert "Evaluation on data, all (scores/evaluation.json)" in page.text
+    assert "Evaluation of cnn onnx fp32 on data, all (scores/evaluation.json)" in page.text
     assert "This file has no images" in page.text
     assert page.tags.count("img") > 6
 

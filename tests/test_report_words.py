@@ -25,14 +25,15 @@ BESIDE = """{
 
 def test_predictions_are_named_after_the_data_of_their_own_evaluation(tmp_path):
     path = scored_file(tmp_path)
-    told: dict = json.loads(BESIDE) | {"confusion": [[1, 1], [0, 2]]}
+    told: dict = json.loads(BESIDE) | {"confusion": [[1, 1], [0, 2]], "model": "cnn onnx fp32"}
     beside = tmp_path / "evaluation.json"
     beside.write_text(json.dumps(told))
     for file in (path, scored_file(tmp_path, only_mistakes=True)):
         scored = read_labeled(file)
         assert (scored.data, scored.split) == ("photos", "val")
-        assert f"on photos, val ({file})" in (title := scored_section(scored).title) or (
-            title == f"Mistakes in photos, val ({file})"
+        assert scored_section(scored).title in (
+            f"Evaluation of cnn onnx fp32 on photos, val ({file})",
+            f"Mistakes of cnn onnx fp32 in photos, val ({file})",
         )
         assert Sources(scored=[scored]).title() == "tltools report: photos"
     assert "photos, val: 4 images" in page_of(scored_section(read_labeled(path))).text
@@ -49,9 +50,11 @@ def test_a_job_names_its_model_and_images_if_they_are_remembered(tmp_path, monke
     path = write_csv(tmp_path / "job.csv", [prediction("a.png", 0.9)])
     (tmp_path / "photos").mkdir()
     distances = Distances(percentiles=(0.0,) * len(DISTANCE_LEVELS), num_images=9, beyond=())
-    assert remember_inputs(path, [tmp_path / "photos"], Reference("ants", distances, 95.0))
+    assert remember_inputs(
+        path, [tmp_path / "photos"], Reference("ants", distances, 95.0), model="ants onnx int8"
+    )
     text = page_of(*Sources(jobs=[path]).sections(None)).text
-    assert "Model ants" in text
+    assert "Model ants onnx int8" in text
     assert "Images from photos" in text
     assert str(tmp_path / "photos") not in text
 

@@ -48,10 +48,7 @@ class Artifact:
     @property
     def label(self) -> str:
         """Name in tables: `RUN eager fp32`, `RUN onnx fp32` …."""
-        facts = self.card.export
-        return f"{self.card.run} " + (
-            f"{facts.format} {facts.precision}" if facts else "eager fp32"
-        )
+        return f"{self.card.run} eager fp32" if self.is_run else self.card.name
 
 
 def read_artifact(path: Path) -> Artifact:

@@ -352,6 +352,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Set only in exports."""
 
     @property
+    def name(self) -> str:
+        """Name of the run, or of the export: `cnn`, or `cnn onnx fp32`."""
+        facts = self.export
+        return self.run if facts is None else f"{self.run} {facts.format} {facts.precision}"
+
+    @property
     def temperature(self) -> float:
         """Divisor of the logits before softmax."""
         return 1.0 if self.confidence is None else self.confidence.temperature

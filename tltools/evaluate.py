@@ -54,6 +54,8 @@ PART_SIZE = 256
 class Evaluation:
     """Results of a predictor on labeled images."""
 
+    model: str
+    """Name of the run or export, such as `cnn onnx fp32`."""
     data: str
     """Name of the data set."""
     split: str
@@ -110,6 +112,7 @@ class Evaluation:
         """Return everything except the per-image arrays as indented JSON."""
         coverage = self.coverage
         document: dict[str, Any] = {
+            "model": self.model,
             "data": self.data,
             "split": self.split,
             "num_trained_on": self.num_trained_on,
@@ -263,6 +266,7 @@ def _evaluate(
             f"{limits.min_confidence!r}; choose a lower one"
         )
     return Evaluation(
+        model=card.name,
         data=dataset.name,
         split=split,
         num_trained_on=num_trained_on,
@@ -351,7 +355,7 @@ def _collect(
     """Collect outputs in image order, and check that they are finite logits, (N, C)."""
     num_classes = len(card.classes)
     logits = np.empty((len(paths), num_classes), dtype=np.float32)
-    with progress.bar(f"Evaluating {_name(card)}", len(paths)) as bar:
+    with progress.bar(f"Evaluating {card.name}", len(paths)) as bar:
         for indices, batch in outputs:
             if batch.shape != (len(indices), num_classes):
                 raise ArtifactError(
@@ -367,12 +371,6 @@ def _collect(
             f"(first {paths[int(bad.argmax())]}): train or export it again"
         )
     return logits
-
-
-def _name(card: Card) -> str:
-    """Return the name of a model for the description of its bar: `cnn`, or `cnn onnx fp32`."""
-    facts = card.export
-    return card.run if facts is None else f"{card.run} {facts.format} {facts.precision}"
 
 
 def _check_classes(classes: Iterable[str], card: Card) -> None:

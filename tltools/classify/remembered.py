@@ -43,10 +43,16 @@ class _Remembered(msgspec.Struct, frozen=True):
     """Absolute paths; None if the images are not found there."""
     reference: Reference | None = None
     """None for a job without distances."""
+    model: str = ""
+    """Name of the export that classified; empty if unknown, as in records of earlier versions."""
 
 
 def remember_inputs(
-    output: Path, inputs: Sequence[Location] | None, reference: Reference | None = None
+    output: Path,
+    inputs: Sequence[Location] | None,
+    reference: Reference | None = None,
+    *,
+    model: str = "",
 ) -> bool:
     """Record the inputs of a finished job; return whether a report can find its images.
 
@@ -57,6 +63,7 @@ def remember_inputs(
         inputs: Folders, images and lists; images at URLs and in archives are never found again.
             None for images that are no longer there.
         reference: What the distances in the output are compared with; None if it has none.
+        model: Name of the export.
     """
     found = None if inputs is None else _places(inputs)
     if (found is None and reference is None) or not _cache().is_dir():
@@ -69,6 +76,7 @@ def remember_inputs(
             modified_ns=info.st_mtime_ns,
             inputs=found,
             reference=reference,
+            model=model,
         )
         write_text(_place(output), msgspec.json.encode(record).decode())
     except (OSError, TltoolsError, UnicodeError):  # no cache, or a name that JSON cannot hold
@@ -89,6 +97,12 @@ def remembered_inputs(output: Path) -> list[Path] | None:
     if record is None or record.inputs is None:
         return None
     return [Path(one) for one in record.inputs]
+
+
+def remembered_model(output: Path) -> str:
+    """Return the name of the export that wrote this very file; empty if it is not known."""
+    record = _read(output)
+    return "" if record is None else record.model
 
 
 def remembered_reference(output: Path) -> Reference | None:

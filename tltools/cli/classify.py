@@ -376,7 +376,8 @@ def _remember(
     if not isinstance(summary.output, Path):
         return False
     places = None if is_moved else inputs
-    return remember_inputs(summary.output, places, _reference(summary, unknown))
+    reference = _reference(summary, unknown)
+    return remember_inputs(summary.output, places, reference, model=summary.card.name)
 
 
 def _reference(summary: "Summary", unknown: float | None) -> "Reference | None":

@@ -606,6 +606,8 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
     threshold: ClassThreshold | None = None
     min_confidence: float | None = None
     coverage: Proportion | None = None
+    model: str = ""
+    """Name of the run or export; empty if unknown, as in files of earlier versions."""
 
 
 def read_evaluation(data: bytes, *, where: Path) -> EvaluationFacts:
@@ -666,8 +668,17 @@ def evaluation_section(
         )
         gallery = mistakes_gallery(label_tiles(predictions, result.classes, resize))
     tables = score_table(facts), class_table(facts.per_class)
-    of = f"of {name}" if result is not None else f"on {_scored_on(facts)} ({name})"
-    return Section(f"Evaluation {of}", [*tables, Charts(tuple(charts)), gallery])
+    of = (
+        f" of {name}"
+        if result is not None
+        else f"{of_model(facts)} on {_scored_on(facts)} ({name})"
+    )
+    return Section(f"Evaluation{of}", [*tables, Charts(tuple(charts)), gallery])
+
+
+def of_model(facts: EvaluationFacts) -> str:
+    """Return ` of cnn onnx fp32`, or nothing if the model is unknown."""
+    return f" of {facts.model}" if facts.model else ""
 
 
 def prediction_charts(

@@ -28,6 +28,7 @@ from tltools.report.models import (
     class_table,
     label_tiles,
     mistakes_gallery,
+    of_model,
     prediction_charts,
     read_evaluation,
     score_table,
@@ -52,6 +53,8 @@ class Scored:
     """Name of the labeled images, as in the evaluation.json beside the file; empty if unknown."""
     split: str = ""
     """Which of them were scored; empty if unknown."""
+    of: str = ""
+    """` of ` and the model's name, as in that file; empty if unknown."""
 
     @property
     def title(self) -> str:
@@ -90,26 +93,27 @@ def read_labeled(path: Path) -> Scored | None:
     if classes is None or TRUE not in columns:
         return None
     found = read_scored(path, classes)
-    data, split = _named_beside(path, tuple(classes), found)
-    return Scored(path, tuple(classes), found, data, split)
+    return Scored(path, tuple(classes), found, *_named_beside(path, tuple(classes), found))
 
 
-def _named_beside(path: Path, classes: tuple[str, ...], found: RunPredictions) -> tuple[str, str]:
-    """Return the data and split in the evaluation.json beside a file, if it is of this file.
+def _named_beside(
+    path: Path, classes: tuple[str, ...], found: RunPredictions
+) -> tuple[str, str, str]:
+    """Return data, split and model in the evaluation.json beside a file, if it is of this file.
 
-    Both are empty if it is not there, or of other images: files of several evaluations may lie
+    All are empty if it is not there, or of other images: files of several evaluations may lie
     together, and one that cannot be read says nothing about the others.
     """
     beside = path.with_name(EVALUATION)
     try:
         facts = read_evaluation(read_regular(beside, max_bytes=MAX_EVALUATION_BYTES), where=beside)
     except (OSError, DataError):
-        return "", ""
+        return "", "", ""
     matrix = confusion_matrix(*_labels(found), num_classes=len(classes))
     told = np.array(facts.confusion, dtype=np.int64)
     wrong = told - np.diag(np.diag(told))  # all that a file of mistakes has
     is_same = facts.classes == classes and any(np.array_equal(matrix, x) for x in (told, wrong))
-    return (facts.data, facts.split) if is_same else ("", "")
+    return (facts.data, facts.split, of_model(facts)) if is_same else ("", "", "")
 
 
 def _labels(found: RunPredictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -132,7 +136,7 @@ def scored_section(
     tiles = _located(label_tiles(found, classes, "squash"), locate or _existing)
     gallery = mistakes_gallery(tiles, as_seen=False)
     if scored.has_only_mistakes:
-        return Section(f"Mistakes in {scored.title}", [*_only_mistakes(scored), gallery])
+        return Section(f"Mistakes{scored.of} in {scored.title}", [*_only_mistakes(scored), gallery])
     facts = _facts(scored)
     matrix = np.array(facts.confusion, dtype=np.int64)
     charts = (
@@ -140,7 +144,7 @@ def scored_section(
         *prediction_charts(found, classes, name=name),
     )
     blocks: list[Block] = [score_table(facts), class_table(facts.per_class), Charts(charts)]
-    return Section(f"Evaluation on {scored.title}", [*blocks, gallery])
+    return Section(f"Evaluation{scored.of} on {scored.title}", [*blocks, gallery])
 
 
 def _only_mistakes(scored: Scored) -> Iterator[Block]:

@@ -21,7 +21,12 @@ from tltools.artifacts import (
 from tltools.bench import BenchResult
 from tltools.classify.output_formats import all_suffixes, known_suffixes, output_format
 from tltools.classify.output_formats.csv_rows import CSV, read_columns
-from tltools.classify.remembered import Reference, remembered_inputs, remembered_reference
+from tltools.classify.remembered import (
+    Reference,
+    remembered_inputs,
+    remembered_model,
+    remembered_reference,
+)
 from tltools.data.folders import is_run
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, cause_of
 from tltools.regular import read_regular
@@ -138,9 +143,8 @@ def _known_of(job: Path, images: Path | None) -> Iterator[str]:
 
     The images are named without their folder: a page that is shared need not tell it.
     """
-    reference = remembered_reference(job)
-    if reference is not None:
-        yield f"Model {reference.run}"
+    if model := remembered_model(job):
+        yield f"Model {model}"
     inputs = remembered_inputs(job) if images is None else [images]
     if inputs:
         yield f"Images from {listed([one.name or str(one) for one in inputs])}"
