@@ -124,7 +124,7 @@ def test_artifacts_are_read_and_opened(workplace, cnn_run, cnn_exports):
     [
         ("missing", r"missing does not exist: choose a run \(runs/NAME\) or an export"),
         ("missing.onnx", r"missing\.onnx does not exist: choose a run"),
-        ("folder", r"folder is not a finished run: it has no card\.json"),
+        ("folder", r"folder is not a run: it has no card\.json"),
         ("text.csv", r"text\.csv is not an export: its name ends in '\.csv'"),
         ("text.pt2", r"text\.pt2 is not a PT2 file"),
         ("text.pt", r"text\.pt is not a TorchScript file"),
