@@ -191,6 +191,7 @@ def test_a_run_and_its_export_get_the_same_score(walk):
     # Confidences differ in the seventh digit, which moves the calibration error by as much.
     eces = [document.pop("calibration")["ece"] for document in (by_run, by_export)]
     assert eces[0] == pytest.approx(eces[1], abs=1e-4)
+    assert [document.pop("model") for document in (by_run, by_export)] == ["cnn", "cnn onnx fp32"]
     for document in (by_run, by_export):
         del document["seconds"]
         roc_auc = document.pop("roc_auc")
@@ -469,7 +470,7 @@ def test_a_failed_training_keeps_the_models_before_it_and_their_table(
         ),
         (
             ["--cache-dir", "exports/cnn/cnn.fp32.onnx"],
-            "error: features cannot be cached: cannot write exports/cnn/cnn.fp32.onnx: Not a "
+            "error: features cannot be cached: cannot write exports/cnn/cnn.fp32.onnx: not a "
             "directory; choose another folder with --cache-dir",
         ),
     ],
@@ -477,7 +478,8 @@ def test_a_failed_training_keeps_the_models_before_it_and_their_table(
 def test_what_prevents_a_later_model_is_found_before_the_first_epoch(
     walk, vgg16_file, options, message
 ):
-    given = ["--weights", vgg16_file, "--run-dir", "late", *options]
+    chosen = {"--weights": vgg16_file, "--run-dir": "late"} | {options[0]: options[1]}
+    given = [word for pair in chosen.items() for word in pair]
     result = run_tltools("train", "sample", "--model", "all", *given, cwd=walk.folder)
     assert result.code == 1
     assert last_line(result.err).startswith(message)

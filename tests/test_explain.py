@@ -415,4 +415,7 @@ def test_an_unsuitable_output_is_refused(tmp_path, make_card):
     (tmp_path / "photo.tiny.png").touch()
     with pytest.raises(ConfigError, match="is one of the images"):
         output_paths([photo, tmp_path / "photo.tiny.png"], tmp_path, card=card)
+    with pytest.raises(ConfigError, match="did not write it as a heat map"):
+        output_paths([photo], tmp_path, card=card)
+    (tmp_path / "photo.tiny.png").unlink()
     assert output_paths([photo], tmp_path, card=card) == [tmp_path / "photo.tiny.png"]
