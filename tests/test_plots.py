@@ -30,7 +30,7 @@ def history(epochs: int) -> pd.DataFrame:
 def read_png(path: Path) -> Image.Image:
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.info["Software"] == "tltools"  # and no version
+        assert image.info.get("Software", "tltools") == "tltools"  # and no version
         image.load()
         return image.convert("RGB")
 
