@@ -110,8 +110,8 @@ def chance(folder: Path, classes: Sequence[str]) -> float | None:
     return float(np.bincount(part.targets).max()) / len(part.targets)
 
 
-def chance_doubt(folder: Path, card: Card) -> str:
-    """Say that a run's validation accuracy may be chance; empty if it is not, or is not known.
+def chance_doubt(folder: Path, card: Card) -> str | None:
+    """Say that a run's validation accuracy may be chance; empty if it is not, None if not known.
 
     It may be if its interval reaches down to what always choosing the largest class would get.
 
@@ -123,7 +123,9 @@ def chance_doubt(folder: Path, card: Card) -> str:
         ArtifactError: If its predictions cannot be read.
     """
     share, score = chance(folder, card.classes), card.metrics.get("val")
-    if share is None or score is None or score.low > share:
+    if share is None or score is None:
+        return None
+    if score.low > share:
         return ""
     return (
         f"a validation accuracy of {score_text(score)}, may be chance: always choosing the largest "

@@ -23,14 +23,14 @@ def tell_chance(trained: "Sequence[TrainedRun]", progress: "RichProgress") -> No
 
     Chance is what always choosing the largest class of the validation images would get.
     """
-    from tltools.runs import chance, chance_doubt
+    from tltools.runs import chance_doubt
 
     few: list[str] = []
     for run in trained:
-        score = run.card.metrics.get("val")
-        if score is None or chance(run.folder, run.card.classes) is None:
+        score, doubt = run.card.metrics.get("val"), chance_doubt(run.folder, run.card)
+        if score is None or doubt is None:
             continue
-        if doubt := chance_doubt(run.folder, run.card):
+        if doubt:
             progress.warn(
                 f"{run.folder}: {doubt}; cross-validation measures it on all images: --folds 5"
             )

@@ -86,8 +86,6 @@ MistakesOption = Annotated[
     typer.Option("--mistakes", help="Write only misclassified images, to mistakes.csv."),
 ]
 
-SCORES = "evaluation.json"
-"""Name of the file of scores."""
 _SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
 
 
@@ -192,8 +190,8 @@ def evaluate(
     _tell_missing(result, progress)
     if output is not None:
         title = f"{opened.card.run} on {dataset.name}"
-        name = _write_files(result, output, title=title, only_mistakes=mistakes)
-        progress.say(f"Written to {output}: {SCORES}, {name} and confusion_matrix.png")
+        names = _write_files(result, output, title=title, only_mistakes=mistakes)
+        progress.say(f"Written to {output}: {names}")
     if report is not None:
         _write_page(result, report, model, opened.card, progress)
     if out.as_json:
@@ -224,9 +222,9 @@ def _refuse_others(output: Path, *, only_mistakes: bool) -> None:
     """
     from tltools.atomic import exists_as_other, refuse_foreign
     from tltools.plots import MARK
-    from tltools.run_folder import CONFUSION
+    from tltools.run_folder import CONFUSION, EVALUATION
 
-    refuse_foreign(output / SCORES, b'"num_trained_on":', "an evaluation")
+    refuse_foreign(output / EVALUATION, b'"num_trained_on":', "an evaluation")
     refuse_foreign(output / CONFUSION, MARK, "a plot")
     rows = output / _rows_name(only_mistakes=only_mistakes)
     if os.path.lexists(rows) and not _is_scored(rows):
@@ -411,18 +409,18 @@ def _open(
 
 
 def _write_files(result: "Evaluation", folder: Path, *, title: str, only_mistakes: bool) -> str:
-    """Write the files of an evaluation; return the name of the predictions."""
+    """Write the files of an evaluation; return their names."""
     from tltools.atomic import write_text
     from tltools.data.folders import make_output_folder
     from tltools.plots import plot_confusion
-    from tltools.run_folder import CONFUSION, write_scored
+    from tltools.run_folder import CONFUSION, EVALUATION, write_scored
 
     make_output_folder(folder)
-    write_text(folder / SCORES, result.to_json() + "\n")
+    write_text(folder / EVALUATION, result.to_json() + "\n")
     name = _rows_name(only_mistakes=only_mistakes)
     write_scored(folder / name, result.classes, result.predictions(), only_mistakes=only_mistakes)
     plot_confusion(result.confusion, result.classes, folder / CONFUSION, title=title)
-    return name
+    return f"{EVALUATION}, {name} and {CONFUSION}"
 
 
 def _write_page(

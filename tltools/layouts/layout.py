@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tltools.atomic import atomic_path
+from tltools.card import Card
 from tltools.errors import ArtifactError, ConfigError
 from tltools.layouts.docker import docker_files
 from tltools.layouts.program import program_files
@@ -57,7 +58,7 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     assert card.export is not None
     name = f"{card.run}_{card.export.precision}"
     folder = output / layout / name
-    contents = _contents(layout, export, name)
+    contents = _contents(layout, export, card, name)
     _refuse_edited(layout, folder, contents)
     with ExitStack() as stack:
         # All files are complete before the first one is renamed.
@@ -72,8 +73,7 @@ def lay_out(layout: Layout, export: Path, output: Path) -> Laid:
     return Laid(folder, sum((folder / name).stat().st_size for name in contents))
 
 
-def _contents(layout: Layout, export: Path, name: str) -> Contents:
-    card = read_card(export)
+def _contents(layout: Layout, export: Path, card: Card, name: str) -> Contents:
     if layout == "triton":
         return triton_files(export, card, name)
     return docker_files(export) if layout == "docker" else program_files(export, card)
@@ -87,7 +87,8 @@ def _refuse_edited(layout: Layout, folder: Path, contents: Contents) -> None:
     """
     (model,) = (name for name, content in contents.items() if isinstance(content, Path))
     try:
-        written = _contents(layout, folder / model, folder.name)
+        there = folder / model
+        written = _contents(layout, there, read_card(there), folder.name)
     except ArtifactError:  # there is none, or a damaged one
         written = contents
     for name, content in written.items():

@@ -669,9 +669,7 @@ def evaluation_section(
         gallery = mistakes_gallery(label_tiles(predictions, result.classes, resize))
     tables = score_table(facts), class_table(facts.per_class)
     of = (
-        f" of {name}"
-        if result is not None
-        else f"{of_model(facts)} on {_scored_on(facts)} ({name})"
+        f" of {name}" if result is not None else f"{of_model(facts)} on {scored_on(facts)} ({name})"
     )
     return Section(f"Evaluation{of}", [*tables, Charts(tuple(charts)), gallery])
 
@@ -726,7 +724,7 @@ def score_table(facts: EvaluationFacts) -> Table:
             f"{calibration.temperature:.2f})"
         )
     return Table(
-        f"{_scored_on(facts)}: {grouped(facts.num_images, 'image')}",
+        f"{scored_on(facts)}: {grouped(facts.num_images, 'image')}",
         ("metric", "value"),
         (
             *_limit_rows(facts),
@@ -737,7 +735,7 @@ def score_table(facts: EvaluationFacts) -> Table:
     )
 
 
-def _scored_on(facts: EvaluationFacts) -> str:
+def scored_on(facts: EvaluationFacts) -> str:
     """Name the images of an evaluation: `photos, val`."""
     return f"{facts.data}, {facts.split}" if facts.split else facts.data
 

@@ -32,12 +32,12 @@ from tltools.report.models import (
     prediction_charts,
     read_evaluation,
     score_table,
+    scored_on,
 )
-from tltools.run_folder import RunPredictions, read_scored
+from tltools.run_folder import EVALUATION, RunPredictions, read_scored
 from tltools.schema import TRUE, classes_of
 from tltools.wording import grouped
 
-EVALUATION = "evaluation.json"
 MAX_EVALUATION_BYTES = 2**28
 """Largest evaluation: a confusion matrix of 10,000 classes."""
 
@@ -49,17 +49,28 @@ class Scored:
     path: Path
     classes: tuple[str, ...]
     predictions: RunPredictions
-    data: str = ""
-    """Name of the labeled images, as in the evaluation.json beside the file; empty if unknown."""
-    split: str = ""
-    """Which of them were scored; empty if unknown."""
-    of: str = ""
-    """` of ` and the model's name, as in that file; empty if unknown."""
+    told: EvaluationFacts | None = None
+    """Contents of the evaluation.json beside the file, if it is of this file."""
+
+    @property
+    def data(self) -> str:
+        """Name of the labeled images; empty if unknown."""
+        return "" if self.told is None else self.told.data
+
+    @property
+    def split(self) -> str:
+        """Which of them were scored; empty if unknown."""
+        return "" if self.told is None else self.told.split
+
+    @property
+    def of(self) -> str:
+        """` of ` and the model's name; empty if unknown."""
+        return "" if self.told is None else of_model(self.told)
 
     @property
     def title(self) -> str:
         """What the predictions are of: `photos, val (scores/predictions.csv)`."""
-        return f"{self.data}, {self.split} ({self.path})" if self.data else str(self.path)
+        return str(self.path) if self.told is None else f"{scored_on(self.told)} ({self.path})"
 
     @property
     def has_only_mistakes(self) -> bool:
@@ -93,27 +104,27 @@ def read_labeled(path: Path) -> Scored | None:
     if classes is None or TRUE not in columns:
         return None
     found = read_scored(path, classes)
-    return Scored(path, tuple(classes), found, *_named_beside(path, tuple(classes), found))
+    return Scored(path, tuple(classes), found, _told_beside(path, tuple(classes), found))
 
 
-def _named_beside(
+def _told_beside(
     path: Path, classes: tuple[str, ...], found: RunPredictions
-) -> tuple[str, str, str]:
-    """Return data, split and model in the evaluation.json beside a file, if it is of this file.
+) -> EvaluationFacts | None:
+    """Return the evaluation.json beside a file, if it is of this file.
 
-    All are empty if it is not there, or of other images: files of several evaluations may lie
+    None if it is not there, or of other images: files of several evaluations may lie
     together, and one that cannot be read says nothing about the others.
     """
     beside = path.with_name(EVALUATION)
     try:
         facts = read_evaluation(read_regular(beside, max_bytes=MAX_EVALUATION_BYTES), where=beside)
     except (OSError, DataError):
-        return "", "", ""
+        return None
     matrix = confusion_matrix(*_labels(found), num_classes=len(classes))
     told = np.array(facts.confusion, dtype=np.int64)
     wrong = told - np.diag(np.diag(told))  # all that a file of mistakes has
     is_same = facts.classes == classes and any(np.array_equal(matrix, x) for x in (told, wrong))
-    return (facts.data, facts.split, of_model(facts)) if is_same else ("", "", "")
+    return facts if is_same else None
 
 
 def _labels(found: RunPredictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

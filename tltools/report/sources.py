@@ -42,15 +42,12 @@ from tltools.report.models import (
     training_section,
 )
 from tltools.report.page import TITLE
-from tltools.report.scored import Scored, read_labeled, scored_section
+from tltools.report.scored import MAX_EVALUATION_BYTES, Scored, read_labeled, scored_section
 from tltools.report.summary import compared, summary_section
 from tltools.run_folder import CARD, SPLIT
 from tltools.runtime.model_formats import is_export_name, suffixes
 from tltools.schema import classes_of
 from tltools.wording import listed, similar_paths
-
-MAX_RESULT_BYTES = 2**28
-"""Largest result of a bench or an evaluation: a confusion matrix of 10,000 classes."""
 
 
 @dataclass
@@ -256,7 +253,7 @@ def _add_folder(sources: Sources, folder: Path) -> None:
 
 def _add_json(sources: Sources, path: Path) -> None:
     try:
-        data = read_regular(path, max_bytes=MAX_RESULT_BYTES)
+        data = read_regular(path, max_bytes=MAX_EVALUATION_BYTES)
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except OSError as error:
         raise DataError(f"{path} cannot be read: {cause_of(error)}") from error
