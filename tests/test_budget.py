@@ -152,17 +152,24 @@ def test_estimated_durations_are_rounded(seconds, text):
 
 
 def test_the_estimate_says_what_it_is_and_how_to_shorten_it():
-    line = announcement(240, num_candidates=10, rounds=3, num_sizes=3, with_tf32=True)
+    line = announcement(240, budget_s=240, num_candidates=10, rounds=3, num_sizes=3, with_tf32=True)
     assert line.startswith("This takes about 4 min (estimate: 10 candidates, 3 rounds, ")
     for option in ("`rounds=1`", "`batch_sizes=`", "`tf32=False`", "`budget_s=`"):
         assert option in line
 
 
 def test_the_estimate_names_only_what_would_shorten_it():
-    line = announcement(240, num_candidates=1, rounds=1, num_sizes=1, with_tf32=False)
+    line = announcement(240, budget_s=240, num_candidates=1, rounds=1, num_sizes=1, with_tf32=False)
     assert line.endswith(
         "a new process for each measurement); a larger `budget_s=` is more precise"
     )
+
+
+def test_the_estimate_says_that_it_exceeds_the_budget():
+    line = announcement(80, budget_s=30, num_candidates=8, rounds=1, num_sizes=1, with_tf32=False)
+    assert line.startswith("This takes about 80 s, not 30 s (estimate: 8 candidates, 1 round, ")
+    assert line.endswith("to shorten it, use fewer models; no measurement can be shorter")
+    assert "budget" not in line
 
 
 def test_an_estimate_that_is_far_too_low_is_corrected_once():

@@ -1,4 +1,4 @@
-"""Fine-tuning pre-trained layers. A real network with random weights, few drawn images."""
+"""Fine-tuning pretrained layers. A real network with random weights, few drawn images."""
 
 import re
 from collections import OrderedDict
@@ -106,7 +106,7 @@ def tune(drawn_dataset, tmp_path, weights):
 
 
 def changed(run, weights):
-    """Return the names of the backbone's tensors that differ from the pre-trained ones."""
+    """Return the names of the backbone's tensors that differ from the pretrained ones."""
     kept = load_file(weights)
     state = load_file(run.folder / "checkpoint.safetensors")
     prefix = "backbone."
@@ -268,7 +268,7 @@ def test_mixed_precision_needs_a_device_that_computes_in_it(monkeypatch):
 
 
 class TwoParts(nn.Module):
-    """A pre-trained layer and a head."""
+    """A pretrained layer and a head."""
 
     def __init__(self):
         super().__init__()

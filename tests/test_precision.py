@@ -395,7 +395,7 @@ def test_only_the_layers_that_need_it_stay_fp32(tmp_path, card, target, images):
     assert np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
 
 
-# ------------------------------------------------------------------------- keeping layers in float
+# ------------------------------------------------------------------------- keeping layers in fp32
 
 
 def sensitive_network(path, card):

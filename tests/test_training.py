@@ -25,8 +25,8 @@ from tltools.evaluate import predict
 from tltools.graphs.onnx_file import write_module
 from tltools.metrics import softmax
 from tltools.progress import Silent
-from tltools.run_folder import HISTORY, read_folds, read_predictions, read_split
-from tltools.runs import list_runs
+from tltools.run_folder import HISTORY, locked, read_folds, read_predictions, read_split
+from tltools.runs import delete_run, list_runs, plan_deletion
 from tltools.training import (
     TrainSetup,
     decoded,
@@ -294,6 +294,39 @@ def test_ctrl_c_in_a_run_that_begins_again_leaves_it_resumable(dataset, tmp_path
         resume_run(killed, TrainSetup(device="cpu"), progress=StopsAtOnce())
     assert {path.name for path in killed.iterdir()} == before
     assert find_resumable(tmp_path / "runs", epochs=None) == killed
+
+
+def test_a_run_that_another_process_trains_is_neither_resumed_nor_deleted(dataset, tmp_path):
+    whole, killed = killed_at_once(dataset, tmp_path)
+
+    def states():
+        return {one.path: one.state for one in list_runs(tmp_path / "runs")}
+
+    busy = re.escape(f"another process is training {killed}")
+    with locked(killed):
+        assert states() == {whole.folder: "finished", killed: "training"}
+        with pytest.raises(ArtifactError, match=f"nothing to resume: {busy}, and no other run"):
+            find_resumable(tmp_path / "runs", epochs=None)
+        with pytest.raises(ConfigError, match=busy):
+            resume_run(killed)
+        with pytest.raises(ConfigError, match=busy):
+            delete_run(plan_deletion(killed))
+    assert states()[killed] == "unfinished"
+    assert find_resumable(tmp_path / "runs", epochs=None) == killed
+
+
+def test_a_run_is_locked_while_it_is_trained(dataset, tmp_path):
+    seen = []
+
+    class Looks(Silent):
+        def bar(self, description, total, unit="images", *, epochs=None):
+            if any((tmp_path / "runs").glob("*/plan.json")):
+                seen.extend(one.state for one in list_runs(tmp_path / "runs"))
+            return super().bar(description, total, unit, epochs=epochs)
+
+    train(dataset, tmp_path, progress=Looks())
+    assert "training" in seen
+    assert [one.state for one in list_runs(tmp_path / "runs")] == ["finished"]
 
 
 def test_a_damaged_plan_without_an_epoch_does_not_stop_the_search(dataset, tmp_path):
@@ -687,7 +720,7 @@ def test_inaccurate_int8_layers_stay_float(int8_features, monkeypatch):
     progress = Recorder()
     compute(progress)
     tries = [line for line in progress.said if line.startswith("int8: int8 features differ")]
-    assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers kept in float", tries[-1])
+    assert re.search(r"%, more than 0%; retrying with (\d+) of \1 layers kept in fp32", tries[-1])
 
 
 def test_int8_features_without_an_int8_layer_are_refused_where_int8_was_asked_for(

@@ -30,8 +30,8 @@ _OWNER = ".owner"
 _PROOF = b"A temporary folder of tltools, which is deleted when its process has ended. Machine: "
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 """Error numbers of a full disk."""
-NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
-"""Error numbers of a file system without locks."""
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF})
+"""Error numbers of a file system without locks (EBADF: NFS, of what is open for reading)."""
 _PROBE_BYTES = 2**20
 _HEAD_BYTES = 4096
 

@@ -4,7 +4,9 @@ import csv
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools import schema
-from tltools.atomic import atomic_path
+from tltools.atomic import atomic_path, lock
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
 from tltools.decisions import UNCERTAIN, Decided
-from tltools.errors import ArtifactError, DataError, cause_of
+from tltools.errors import ArtifactError, ConfigError, DataError, cause_of
 from tltools.regular import open_regular, read_regular
 from tltools.wording import grouped, plural, similar_paths
 
@@ -100,6 +102,38 @@ def planned_settings(folder: Path) -> dict[str, Any]:
         return msgspec.json.decode(plan, type=_Plan).config
     except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
         return {}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run while it is trained or deleted.
+
+    The system releases the lock when the process exits, however it ends. Windows has none.
+
+    Raises:
+        ConfigError: If another process trains the run.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if lock(handle) is False:
+            raise ConfigError(
+                f"another process is training {folder}; wait until it ends, or stop it with Ctrl-C"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a run is being trained."""
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
 
 
 def is_begun(folder: Path) -> bool:

@@ -33,7 +33,9 @@ from tltools.run_folder import (
     STATE,
     TENSORBOARD,
     RunPredictions,
+    is_locked,
     load_card,
+    locked,
     read_folds,
     read_predictions,
     read_split,
@@ -53,7 +55,7 @@ OWN_FOLDERS = frozenset({TENSORBOARD})
 _LAST = (SPLIT, PLAN, CARD)
 """Deleted after the other files: they show that a folder is a run, should deletion be stopped."""
 
-State = Literal["finished", "interrupted", "unfinished", "damaged"]
+State = Literal["finished", "interrupted", "unfinished", "training", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +236,10 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
     )
 
 
-def state_of(folder: Path, card: Card) -> Literal["finished", "interrupted"]:
-    """Return whether the training of a run that has a card was finished, or stopped before."""
+def state_of(folder: Path, card: Card) -> State:
+    """Return whether the training of a run that has a card goes on, finished, or stopped before."""
+    if is_locked(folder):
+        return "training"
     return "interrupted" if was_stopped(folder, card) else "finished"
 
 
@@ -270,7 +274,7 @@ def _planned(folder: Path) -> dict[str, Any]:
         "num_train": data.num_train,
         "num_val": data.num_val,
         "created": began,
-        "state": "unfinished",
+        "state": "training" if is_locked(folder) else "unfinished",
     }
 
 
@@ -539,7 +543,7 @@ def check_is_ours(folder: Path) -> None:
     """
     if not is_run_folder(folder):
         raise ArtifactError(f"{folder} is not a run: it has neither {CARD} nor {PLAN}")
-    if (folder / PLAN).is_file() and _planned(folder)["state"] == "unfinished":
+    if (folder / PLAN).is_file() and _planned(folder)["state"] != "damaged":
         return
     try:
         load_card(folder)
@@ -569,6 +573,7 @@ def check_deletable(deletion: Deletion) -> None:
     """Check that a run can be deleted, before anything is.
 
     Raises:
+        ConfigError: If another process is training it.
         TltoolsError: If its folder, the folder above it or a folder in it is not writable.
     """
     folders = [deletion.folder, *(one for one in deletion.files if one.is_dir())]
@@ -580,6 +585,8 @@ def check_deletable(deletion: Deletion) -> None:
                 f"cannot delete {deletion.folder}, and nothing is deleted: {folder} is not "
                 "writable; make it writable, then run it again"
             )
+    with locked(deletion.folder):
+        pass
 
 
 def delete_run(deletion: Deletion) -> None:
@@ -593,6 +600,11 @@ def delete_run(deletion: Deletion) -> None:
         TltoolsError: As for `check_deletable`.
     """
     check_deletable(deletion)
+    with locked(deletion.folder):
+        _delete(deletion)
+
+
+def _delete(deletion: Deletion) -> None:
     if deletion.kept:
         _remove(deletion.files)
         return

@@ -42,6 +42,8 @@ ROUND_IMAGES = 48
 MIN_KNOWN, WRONG, WORTH_TELLING_S = 0.1, 1.5, 20.0
 """A wrong estimate is corrected after this share of it, if the measurements took this many times as
 long, or were this many times as fast, and if it is wrong by this many seconds."""
+OVER_BUDGET = 0.25
+"""An estimate that exceeds the budget by more than this share of it says so."""
 NOISE = 0.05
 """Relative differences in throughput below this do not count."""
 
@@ -273,12 +275,19 @@ def quick_flops_per_s(size: int = 1024, tries: int = 10) -> float:
 
 
 def announcement(
-    seconds: float, *, num_candidates: int, rounds: int, num_sizes: int, with_tf32: bool
+    seconds: float,
+    *,
+    budget_s: float,
+    num_candidates: int,
+    rounds: int,
+    num_sizes: int,
+    with_tf32: bool,
 ) -> str:
     """Return a line with the bench's estimated duration and how to change it.
 
     Args:
         seconds: The estimate.
+        budget_s: The time that the bench should take, in seconds.
         num_candidates: Number of candidates.
         rounds: Number of rounds.
         num_sizes: Number of batch sizes.
@@ -290,11 +299,17 @@ def announcement(
         *(["fewer `batch_sizes=`"] if num_sizes > 1 else []),
         *(["`tf32=False`"] if with_tf32 else []),
     ]
+    exceeds = seconds > (1 + OVER_BUDGET) * budget_s
     return (
-        f"This takes about {duration(seconds)} (estimate: {counted(num_candidates, 'candidate')}, "
+        f"This takes about {duration(seconds)}{f', not {budget_s:g} s' if exceeds else ''} "
+        f"(estimate: {counted(num_candidates, 'candidate')}, "
         f"{counted(rounds, 'round')}, a new process for each measurement); "
         + (f"to shorten it, use {either(shorter)}; " if shorter else "")
-        + "a larger `budget_s=` is more precise"
+        + (
+            "each measurement needs a minimum"
+            if exceeds
+            else "a larger `budget_s=` is more precise"
+        )
     )
 
 

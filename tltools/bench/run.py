@@ -207,6 +207,7 @@ def _announce(
     progress.say(
         announcement(
             sum(estimates),
+            budget_s=effort.budget_s,
             num_candidates=len(inputs.candidates),
             rounds=effort.rounds,
             num_sizes=len(effort.batch_sizes),

@@ -158,9 +158,11 @@ def _dataset(
 
 
 def _show(found: "BenchResult", out: Out) -> None:
-    """Print the tables and the recommendation, then the notes as warnings."""
+    """Print the notes as warnings, then the tables and the recommendation, which comes last."""
     from tltools.console import print_table, printable
 
+    for note in found.notes():
+        out.progress.warn(note)
     if out.as_json:
         out.json(found.to_json())
     else:
@@ -168,8 +170,6 @@ def _show(found: "BenchResult", out: Out) -> None:
             print_table(table.title, table.columns, table.rows)
         for line in found.recommended():
             typer.echo(printable(line))
-    for note in found.notes():
-        out.progress.warn(note)
 
 
 def _write_page(found: "BenchResult", report: Path | None, progress: "RichProgress") -> None:

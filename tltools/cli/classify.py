@@ -404,11 +404,12 @@ def _write_report(
     unknown: float | None,
     progress: "RichProgress",
 ) -> None:
-    from tltools.report.jobs import job_section, locate_inputs, read_job
+    from tltools.report.jobs import images_from, job_section, locate_inputs, read_job
 
     assert isinstance(summary.output, Path)
     facts = (
         f"Model {summary.model}, on {summary.choice.device}",
+        images_from(inputs),
         f"{seconds(summary.seconds)}, {summary.images_per_s:.0f} images per second",
     )
     reference = _reference(summary, unknown)

@@ -61,11 +61,7 @@ CalibrationOption = Annotated[
 ]
 LayoutOption = Annotated[
     Literal["files", "python", "triton", "docker"],
-    typer.Option(
-        help="Also write a program (python), Triton repository (triton) or Docker "
-        "context (docker).",
-        metavar="<str>",
-    ),
+    typer.Option(help="Also write a Python program, Triton repository or Docker context."),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")
@@ -96,7 +92,7 @@ def export(
 
     If CUDA works, files are verified on the GPU and the CPU; with --device cpu, on the CPU only.
 
-    An int8 export keeps as many layers in float as it needs to give the same labels.
+    An int8 export keeps as many layers in fp32 as it needs to give the same labels.
 
     Example: tltools export runs/cnn --precision all
     """

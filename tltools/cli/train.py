@@ -27,7 +27,7 @@ from tltools.cli.options import (
 from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import ConfigError, TltoolsError
-from tltools.wording import counted, either, in_percent, listed, plural, score_text
+from tltools.wording import counted, in_percent, listed, plural, score_text
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -169,8 +169,7 @@ NormalizationOption = Annotated[
     str,
     _choice(
         _normalizations,
-        metavar="<str>",
-        help=f"Pixel normalization of weights: {either(_normalizations()[1:])}; auto: detected.",
+        help="Pixel normalization that the weights expect; auto: detected.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -178,8 +177,7 @@ HeadOption = Annotated[
     str,
     _choice(
         _heads,
-        metavar="<str>",
-        help="Head: last-layer (replaced) or pooled (features); auto: depends on the weights.",
+        help="Replaced last layer, or pooled features; auto: depends on the weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]

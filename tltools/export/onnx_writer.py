@@ -23,7 +23,7 @@ def write(
 ) -> Written:
     """Write a file and check it; see `tltools.runtime.model_formats.Writer`.
 
-    If an int8 file fails its check, it is written again with more layers in float.
+    If an int8 file fails its check, it is written again with more layers in fp32.
     """
     source = trained.once("fp32.onnx", partial(write_fp32, trained))
     if precision == "fp32":

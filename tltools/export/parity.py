@@ -38,7 +38,7 @@ BARS: dict[Precision, ParityBar] = {
 }
 DISTANCE_RTOL: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.25}
 """Largest difference of an image's distance from PyTorch's, as a fraction of that. It is no bar of
-reduced precisions, whose layers would stay in float for it: if it is exceeded, the card says so."""
+reduced precisions, whose layers would stay in fp32 for it: if it is exceeded, the card says so."""
 DISTANCE_FLOOR = 0.5
 """Distance below which differences are compared with this, not with the distance; it is about 1 for
 images like the training images, and shorter ones are never unlike them."""

@@ -111,7 +111,7 @@ def quantize_until(
     device: Device = "cpu",
     progress: Progress = SILENT,
 ) -> list[str]:
-    """Quantize an fp32 export, keeping as many layers in float as needed to pass a check.
+    """Quantize an fp32 export, keeping as many layers in fp32 as needed to pass a check.
 
     The first try keeps none; then the most sensitive one, two, four and so on. The last one keeps
     all but one, since an export without an int8 layer would not be what its name says. The
@@ -122,12 +122,12 @@ def quantize_until(
         target: Path of the int8 file, written completely and only if it passes.
         calibration: Batches (n, size, size, 3), uint8, RGB. One batch and a few images are held.
         check: Raises ParityError if the int8 file at the path fails.
-        may_keep_all: Whether the last try keeps all layers in float instead.
+        may_keep_all: Whether the last try keeps all layers in fp32 instead.
         device: Device that runs the calibration images; sensitivity is measured on the CPU.
         progress: Reports each further try.
 
     Returns:
-        The names of the nodes kept in float, the most sensitive first, without those that stay
+        The names of the nodes kept in fp32, the most sensitive first, without those that stay
         float in any case.
 
     Raises:
@@ -153,7 +153,7 @@ def quantize_until(
                     raise
                 keep = min(max(1, 2 * keep), most)
                 progress.say(
-                    f"int8: {error}; retrying with {keep} of {len(order)} layers kept in float"
+                    f"int8: {error}; retrying with {keep} of {len(order)} layers kept in fp32"
                 )
             else:
                 return order[:keep]

@@ -36,7 +36,7 @@ from tltools.report.blocks import (
 )
 from tltools.report.charts import MAX_ROWS, class_counts_chart, confidence_histogram
 from tltools.report.distances import DistanceFacts, Far, FindReference, distance_section
-from tltools.wording import grouped
+from tltools.wording import grouped, listed
 
 NUM_BINS = 20
 """Bins of the confidence histogram."""
@@ -249,6 +249,13 @@ def locate_inputs(sources: Sequence[Location]) -> Locate:
         return next((path for path in candidates if os.path.lexists(path)), None)
 
     return locate
+
+
+def images_from(sources: Sequence[Location]) -> str:
+    """Return a line that names a job's inputs without their folders: pages are shared."""
+    names = (one.name if isinstance(one, Path) and one.name else str(one) for one in sources)
+    named = ["standard input" if name == "-" else name for name in names]
+    return f"Images from {listed(named)}"
 
 
 # ------------------------------------------------------------------------------------ section

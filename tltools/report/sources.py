@@ -33,7 +33,15 @@ from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
 from tltools.report.blocks import Section
 from tltools.report.distances import reference_among
-from tltools.report.jobs import JobFacts, Locate, job_section, locate_in, locate_inputs, read_job
+from tltools.report.jobs import (
+    JobFacts,
+    Locate,
+    images_from,
+    job_section,
+    locate_in,
+    locate_inputs,
+    read_job,
+)
 from tltools.report.models import (
     EvaluationFacts,
     evaluation_section,
@@ -136,15 +144,12 @@ class Sources:
 
 
 def _known_of(job: Path, images: Path | None) -> Iterator[str]:
-    """Yield the model and the images of a job, as far as they are known.
-
-    The images are named without their folder: a page that is shared need not tell it.
-    """
+    """Yield the model and the images of a job, as far as they are known."""
     if model := remembered_model(job):
         yield f"Model {model}"
     inputs = remembered_inputs(job) if images is None else [images]
     if inputs:
-        yield f"Images from {listed([one.name or str(one) for one in inputs])}"
+        yield images_from(inputs)
 
 
 def _locate(job: Path, images: Path | None) -> Locate | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tltools.runtime.device import Device
 
 FINE_TUNING_ONLY = frozenset({"backbone_lr", "dropout"})
-"""Settings without effect unless pre-trained layers are trained."""
+"""Settings without effect unless pretrained layers are trained."""
 
 TrainPrecision = Literal["auto", "fp32", "amp"]
 FeaturePrecision = Literal["auto", "fp32", "fp16", "int8"]
@@ -28,7 +28,7 @@ class TrainConfig(Recipe):
     model: str
     """Name of the backbone."""
     fine_tune: FineTune = "none"
-    """Pre-trained layers to train besides the head: `none`, the `last-block` or `all`."""
+    """Pretrained layers to train besides the head: `none`, the `last-block` or `all`."""
     head: str = "auto"
     """One of the backbone's heads; `auto` is the first one that the weights support."""
     image_size: int | None = None
@@ -37,7 +37,7 @@ class TrainConfig(Recipe):
     """Random seed for initial weights, shuffling and augmentation."""
     precision: TrainPrecision = "auto"
     """`amp` is mixed precision: fp16 on a GPU, bf16 on a CPU with bf16 instructions. `auto` is
-    `amp` on a GPU, and on such a CPU if pre-trained layers are fine-tuned; otherwise fp32."""
+    `amp` on a GPU, and on such a CPU if pretrained layers are fine-tuned; otherwise fp32."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss; 0 never stops early."""
     class_weights: bool = False
@@ -105,7 +105,7 @@ class TrainConfig(Recipe):
 
 
 def _names(*, pretrained: bool) -> str:
-    """Name the backbones that are pre-trained, or those that are not."""
+    """Name the backbones that are pretrained, or those that are not."""
     return " or ".join(
         name for name, one in BACKBONES.items() if (one.pretrained is not None) == pretrained
     )
@@ -119,7 +119,7 @@ def default_config(
     Args:
         model: Name of a backbone.
         recipe: Name of a set of hyper-parameters of the backbone.
-        fine_tune: Pre-trained layers to train; has hyper-parameters of its own.
+        fine_tune: Pretrained layers to train; has hyper-parameters of its own.
         changes: Fields of `TrainConfig`.
 
     Raises:
@@ -219,7 +219,7 @@ class TrainSetup:
     """Where a training gets its weights, where it runs, and where it saves its results."""
 
     weights: str = IMAGENET
-    """Weights of a pre-trained backbone: the name of a download, or a file."""
+    """Weights of a pretrained backbone: the name of a download, or a file."""
     normalization: str = "auto"
     """Normalization that the weights were trained with: see `load_weights`."""
     device: "Device" = "auto"

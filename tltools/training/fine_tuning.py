@@ -13,7 +13,7 @@ class FineTuned(nn.Module):
     """Map the samples of a training to logits; everything inside is trained, except scaling.
 
     The features are scaled to unit variance and thinned out by dropout before the head, which
-    keeps a new head from pushing large gradients into pre-trained layers.
+    keeps a new head from pushing large gradients into pretrained layers.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FineTuned(nn.Module):
         return Scaling(self.mean.cpu(), self.std.cpu())
 
     def train(self, mode: bool = True) -> "FineTuned":
-        """Switch between training and evaluation; batch norm keeps its pre-trained statistics.
+        """Switch between training and evaluation; batch norm keeps its pretrained statistics.
 
         Those of a small batch would be far noisier.
         """

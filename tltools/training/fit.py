@@ -129,7 +129,7 @@ class Trainer:
 
         Args:
             model: Model on the device; parameters without gradient are not trained. Those of a
-                child named `backbone` are pre-trained and have their own learning rate, if the
+                child named `backbone` are pretrained and have their own learning rate, if the
                 settings fine-tune them.
             config: Settings.
             train: Training samples.

@@ -74,12 +74,12 @@ def build_classifier(
     """Build a backbone with a new head, initialized from torch's random generator.
 
     Args:
-        backbone: A pre-trained backbone's layers are frozen; others are initialized from torch's
+        backbone: A pretrained backbone's layers are frozen; others are initialized from torch's
             generator too.
         num_classes: C.
         preprocessing: Size, mean and std.
         head: One of the backbone's heads; `auto` is the first one that the weights support.
-        state: Weights of a pre-trained backbone. Without them (if a checkpoint is loaded next)
+        state: Weights of a pretrained backbone. Without them (if a checkpoint is loaded next)
             its tensors have no values (`meta` device).
 
     Raises:

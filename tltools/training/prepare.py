@@ -143,7 +143,7 @@ def prepare(
         ConfigError: If the device or the cluster does not support the settings.
         DataError: If an image cannot be read.
         DeviceError: If the device is not available.
-        ModelError: If pre-trained weights cannot be loaded.
+        ModelError: If pretrained weights cannot be loaded.
     """
     choice = torch_device(setup.device)
     tell_device(choice, progress)
@@ -170,7 +170,7 @@ def check_setup(dataset: Dataset, configs: Sequence[TrainConfig], setup: TrainSe
         ConfigError: If the device cannot compute features in the given precision, or none are
             computed.
         DeviceError: If the device is not available.
-        ModelError: If the pre-trained weights of a model cannot be loaded, or lack tensors.
+        ModelError: If the pretrained weights of a model cannot be loaded, or lack tensors.
         TltoolsError: If nothing can be written to the folder of the runs or of the cache.
     """
     check_writable(setup.run_dir)
@@ -282,7 +282,7 @@ def _check_memory(model: Classifier, config: TrainConfig, size: int) -> None:
         raise ConfigError(
             f"training {config.model} on {model.head.out_features:,} classes of {size}-pixel "
             f"images takes {num_bytes / 1e9:,.1f} GB beside its weights, and {left / 1e9:,.1f} GB "
-            "are available; use a smaller `image_size=`, or a pre-trained model (tltools models)"
+            "are available; use a smaller `image_size=`, or a pretrained model (tltools models)"
         )
 
 
@@ -321,7 +321,7 @@ def _load_pretrained(
     device: torch.device,
     progress: Progress,
 ) -> "_Pretrained":
-    """Load pre-trained weights and build the model around them."""
+    """Load pretrained weights and build the model around them."""
     backbone = config.backbone
     loaded = load_weights(backbone, setup.weights, normalization=setup.normalization)
     config = _with_head(config, loaded.state)
@@ -376,7 +376,7 @@ def _prepare_features(dataset: Dataset, pretrained: "_Pretrained") -> Job:
 
 
 def _prepare_fine_tuning(dataset: Dataset, pretrained: "_Pretrained") -> Job:
-    """Prepare to train pre-trained layers and the head.
+    """Prepare to train pretrained layers and the head.
 
     On the CPU, the layers before the last block are run once; a GPU is so fast that it sees
     different random crops in each epoch.
@@ -442,7 +442,7 @@ def _build(
 
 @dataclass(frozen=True, kw_only=True)
 class _Pretrained:
-    """A pre-trained model, and what its frozen layers are run with."""
+    """A pretrained model, and what its frozen layers are run with."""
 
     config: TrainConfig
     model: Classifier

@@ -1,4 +1,4 @@
-"""Load pre-trained weights from torchvision or a local file, never unpickling code."""
+"""Load pretrained weights from torchvision or a local file, never unpickling code."""
 
 import hashlib
 import pickle
@@ -48,13 +48,13 @@ class PretrainedWeights:
 def load_weights(
     backbone: Backbone, source: str, *, normalization: str = "auto"
 ) -> PretrainedWeights:
-    """Load the weights of a pre-trained backbone.
+    """Load the weights of a pretrained backbone.
 
     The preprocessing is that of the published weights. For a file that is not one of these, it is
     that of the default weights, at the backbone's own size.
 
     Args:
-        backbone: The pre-trained backbone.
+        backbone: The pretrained backbone.
         source: The name of a download (kept in the library's cache, hash verified), or the path of
             a `.safetensors` or `.pth` file, which may lack tensors that the head does not need.
         normalization: Normalization that the weights were trained with, by the backbone's name
@@ -95,7 +95,7 @@ def find_download(backbone: Backbone, source: str) -> Download | None:
     """Return the weights of this name: the backbone's default, or another of torchvision's.
 
     Args:
-        backbone: A pre-trained backbone.
+        backbone: A pretrained backbone.
         source: A name such as `imagenet` or `IMAGENET1K_V2`, or the path of a file.
 
     Returns:

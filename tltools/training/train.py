@@ -40,6 +40,8 @@ from tltools.run_folder import (
     RunPredictions,
     is_begun,
     is_finished,
+    is_locked,
+    locked,
     resumable_runs,
     resume_options,
     write_distances,
@@ -125,10 +127,11 @@ def _train_new(
     """Train in a new folder, which stays only if an epoch is completed, or if this is killed."""
     folder = runs.new_run_folder(run_dir, _run_name(job.config))
     try:
-        if held_out is not None:  # before the plan, which makes the folder a run to resume
-            write_folds(folder, job.dataset.classes, held_out)
-        runs.write_plan(folder, plan, job.dataset)
-        return _Training(job, folder, plan, [], progress).run()
+        with locked(folder):
+            if held_out is not None:  # before the plan, which makes the folder a run to resume
+                write_folds(folder, job.dataset.classes, held_out)
+            runs.write_plan(folder, plan, job.dataset)
+            return _Training(job, folder, plan, [], progress).run()
     finally:
         if not (folder / runs.STATE).exists():  # no completed epoch: nothing worth keeping
             shutil.rmtree(folder)
@@ -156,7 +159,7 @@ def train_models(
         progress: As in `train_model`.
 
     Raises:
-        TltoolsError: If pre-trained weights or the folder of the runs cannot be used, before the
+        TltoolsError: If pretrained weights or the folder of the runs cannot be used, before the
             first model is trained; later, as in `train_model`.
     """
     check_setup(dataset, configs, setup)
@@ -174,7 +177,7 @@ def find_resumable(
     epochs: int | None,
     fine_tune: FineTune | None = None,
 ) -> Path:
-    """Return the newest run that has epochs left to train.
+    """Return the newest run that has epochs left to train and that no other process is training.
 
     Args:
         run_dir: Parent of the run folders.
@@ -189,18 +192,22 @@ def find_resumable(
     """
     candidates: dict[Path, TrainConfig] = {}
     finished: dict[Path, TrainConfig] = {}
+    busy: list[Path] = []
     for folder in resumable_runs(run_dir):
         config = runs.read_plan(folder).train_config()
         if models is not None and config.model not in models:
             continue
         if fine_tune not in (None, config.fine_tune):
             continue
+        if is_locked(folder):
+            busy.append(folder)
+            continue
         if is_finished(folder):
             finished[folder] = config
         if folder not in finished or (epochs is not None and epochs > config.epochs):
             candidates[folder] = config
     if not candidates:
-        raise ArtifactError(_nothing_to_resume(run_dir, models, finished))
+        raise ArtifactError(_nothing_to_resume(run_dir, models, finished, busy))
     newest = next(iter(candidates))
     of_kind: dict[tuple[str, FineTune], Path] = {}
     for folder, config in candidates.items():
@@ -211,10 +218,18 @@ def find_resumable(
 
 
 def _nothing_to_resume(
-    run_dir: Path, models: Sequence[str] | None, finished: dict[Path, TrainConfig]
+    run_dir: Path,
+    models: Sequence[str] | None,
+    finished: dict[Path, TrainConfig],
+    busy: Sequence[Path],
 ) -> str:
-    """Return the message that no run is unfinished; it names the finished ones."""
+    """Return the message that no run can be resumed; it names the busy or the finished ones."""
     of = f" of {' or '.join(models)}" if models else ""
+    if busy:
+        return (
+            f"nothing to resume: another process is training {listed(list(map(str, busy)))}, and "
+            f"no other run{of} in {run_dir}/ is unfinished; wait until it ends"
+        )
     why = f"nothing to resume: no unfinished run{of} in {run_dir}/"
     if not finished:
         return f"{why}; train one with tltools train"
@@ -255,9 +270,16 @@ def resume_run(
 
     Raises:
         ArtifactError: If the folder is not a resumable run.
-        ConfigError: If the run was begun with more epochs.
+        ConfigError: If the run was begun with more epochs, or another process is training it.
     """
     check_logs(setup.logs)
+    if not folder.is_dir():
+        raise ArtifactError(f"there is no run {folder}; tltools runs lists them")
+    with locked(folder):
+        return _resume(folder, setup, epochs, progress)
+
+
+def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progress) -> TrainedRun:
     plan = runs.read_plan(folder)
     plan = msgspec.structs.replace(plan, logs=tuple(dict.fromkeys((*plan.logs, *setup.logs))))
     config, state, history = plan.train_config(), None, []
