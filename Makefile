@@ -4,7 +4,7 @@
 # make test-gpu   run the tests that need CUDA
 # make test-consumers  open the exports in OpenVINO, OpenCV, onnxruntime-web and plain PyTorch, and
 #                 compare (minutes); CONSUMERS='--runs runs/cnn' adds options
-# make benchmark  compare with other tools and with the limits (an hour); BENCHMARK=... adds
+# make benchmark  compare with other tools and with the limits (45 minutes); BENCHMARK=... adds
 #                 options, such as BENCHMARK='--images FOLDER --only limits'
 # make clean      remove what these targets made, except the environments
 

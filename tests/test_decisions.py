@@ -93,7 +93,7 @@ def test_auto_is_what_the_card_has(make_card):
         pytest.param(
             {"threshold": chosen(class_name=None)},
             ("auto", "red"),
-            "has a smallest confidence for all classes, and no threshold of red",
+            "has a minimum confidence for all classes, and no threshold of red",
             id="confidence, not class",
         ),
         pytest.param(

@@ -384,7 +384,7 @@ def test_docs_name_each_layout_and_the_option_of_each_kind_of_threshold():
     export = (docs / "export.md").read_text()
     assert all(f"`--layout {name}`" in export for name in get_args(Layout))
     training = " ".join((docs / "training.md").read_text().split())
-    assert training.count("or `--min-confidence` for a smallest confidence") == 2
+    assert training.count("or `--min-confidence` for a minimum confidence") == 2
     assert "misclassified images instead of `predictions.csv`" in training
 
 

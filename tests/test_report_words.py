@@ -80,7 +80,7 @@ def test_a_smallest_confidence_is_described_in_a_sentence():
     }  # fmt: skip
     (line,) = models._threshold_lines(Threshold(**fields))
     assert line.startswith(
-        "The smallest confidence is 0.64: labels below it are uncertain. It was chosen for a "
+        "The minimum confidence is 0.64: labels below it are uncertain. It was chosen for a "
         "precision of at least 90% on 12 validation images: precision 90.0% ("
     )
 

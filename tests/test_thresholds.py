@@ -93,9 +93,9 @@ def test_a_threshold_is_written_into_the_runs_card_and_nothing_else_changes(plac
 def test_many_classes_get_a_smallest_confidence(place):
     ran = evaluate(place, "runs/tiny", "--target-precision", 0.9)
     shown = " ".join(run_tltools("inspect", "runs/tiny", cwd=place).out.split())
-    assert re.search(r" smallest confidence [\d.e-]+: precision ", shown)
+    assert re.search(r" minimum confidence [\d.e-]+: precision ", shown)
     assert ran.code == 0, ran.err
-    assert "Smallest confidence for a precision of at least 90%" in ran.out
+    assert "Minimum confidence for a precision of at least 90%" in ran.out
     assert load_card(place / "runs" / "tiny").threshold.class_name is None
 
 
@@ -132,7 +132,7 @@ def test_a_threshold_that_replaces_another_says_which(place):
     again = evaluate(place, "runs/tiny", "--target-precision", 0.9)
     assert "replaces" not in again.err  # it is the same
     other = evaluate(place, "runs/tiny", "--target-precision", 0.8, "--class", "green")
-    assert "It replaces the smallest confidence 0." in other.err
+    assert "It replaces the minimum confidence 0." in other.err
     assert "on 120 validation images of colors" in other.err
 
 

@@ -197,7 +197,7 @@ class Threshold(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     value: float
-    """Smallest probability of the class, or smallest confidence, in [0, 1]."""
+    """Smallest probability of the class, or minimum confidence, in [0, 1]."""
     class_name: str | None
     """The class whose probability it is compared with; None: the label's, of any class."""
     figure: Literal["precision", "recall"]

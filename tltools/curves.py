@@ -27,7 +27,7 @@ _MAX_SCORES = 20_000_000
 class Curve:
     """How many images are at or above each threshold, and how many of these count.
 
-    For the threshold of a class, an image counts if it is of the class; for a smallest confidence,
+    For the threshold of a class, an image counts if it is of the class; for a minimum confidence,
     if its label is right.
     """
 
@@ -181,7 +181,7 @@ def choose_threshold(
         probs: Probabilities of images that the model was not trained on, (N, C).
         targets: Their class indices, (N,).
         classes: Names of the C classes.
-        class_name: The class; None chooses a smallest confidence for the labels of all classes.
+        class_name: The class; None chooses a minimum confidence for the labels of all classes.
         figure: What the target is of.
         at_least: The target, in (0, 1].
         images: What they are, such as `validation images of labels.csv`.

@@ -11,7 +11,7 @@ from tltools.errors import ConfigError
 from tltools.wording import did_you_mean, listed
 
 UNCERTAIN = "uncertain"
-"""The label of an image whose class is less probable than the smallest confidence."""
+"""The label of an image whose class is less probable than the minimum confidence."""
 
 UNKNOWN = "unknown"
 """The label of an image that is unlike the training data; comes before `UNCERTAIN`."""
@@ -61,7 +61,7 @@ class Decided(NamedTuple):
     preds: NDArray[np.int64]
     """Class indices, (N,)."""
     kept: NDArray[np.bool_]
-    """Whether the class is at least as probable as the smallest confidence, (N,)."""
+    """Whether the class is at least as probable as the minimum confidence, (N,)."""
     known: NDArray[np.bool_]
     """Whether the image is like the training data, (N,); the label of others is `UNKNOWN`, whatever
     `kept` is."""

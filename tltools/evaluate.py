@@ -86,18 +86,18 @@ class Evaluation:
     preds: NDArray[np.int64]
     """Class indices, (N,)."""
     kept: NDArray[np.bool_]
-    """Whether the class is at least as probable as the smallest confidence, (N,)."""
+    """Whether the class is at least as probable as the minimum confidence, (N,)."""
     targets: NDArray[np.int64]
     """Class indices, (N,)."""
     threshold: ClassThreshold | None = None
     """Threshold of a class that the predictions are made with."""
     min_confidence: float | None = None
-    """Smallest confidence. Accuracy, the scores of the classes and the confusion matrix are those
+    """Minimum confidence. Accuracy, the scores of the classes and the confusion matrix are those
     of the images that reach it."""
 
     @property
     def coverage(self) -> Proportion | None:
-        """The fraction of the images that reach the smallest confidence; None without one."""
+        """The fraction of the images that reach the minimum confidence; None without one."""
         if self.min_confidence is None:
             return None
         return proportion(int(self.kept.sum()), self.num_images)
@@ -171,7 +171,7 @@ def evaluate(
     Raises:
         ConfigError: If the threshold is of an unknown class.
         DataError: If the split has no images, the model does not know a class, an image cannot be
-            read, or none reaches the smallest confidence.
+            read, or none reaches the minimum confidence.
         ArtifactError: If the logits do not match the card or are not finite.
     """
     run = partial(predict, predictor, batch_size=batch_size, progress=progress)

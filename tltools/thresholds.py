@@ -91,7 +91,7 @@ def is_chosen_on(threshold: Threshold | None, applied: float | None, images: str
 
     Args:
         threshold: The threshold in a model's card.
-        applied: The probability or smallest confidence that is applied; None if none is.
+        applied: The probability or minimum confidence that is applied; None if none is.
         images: What the images are; see `described`.
     """
     return threshold is not None and (threshold.value, threshold.images) == (applied, images)

@@ -41,11 +41,11 @@ def resolve_threshold(
 
     Args:
         card: The model's card.
-        threshold: A number; `auto` for what the card has, which may be a smallest confidence; None
+        threshold: A number; `auto` for what the card has, which may be a minimum confidence; None
             for no threshold.
         class_name: The class of the threshold; None is that of the card or, for a number, the
             second of two classes.
-        min_confidence: Smallest confidence of a label.
+        min_confidence: Minimum confidence of a label.
         run: Folder of the export's run, if it is known: an error then says whether the run has a
             threshold.
 
@@ -78,7 +78,7 @@ def _from_card(
         raise ConfigError(_without_threshold(card, run))
     if class_name is not None and class_name != found.class_name:
         ClassThreshold(class_name, found.value).index(card.classes)  # an error if there is none
-        kind = "smallest confidence" if found.class_name is None else "threshold"
+        kind = "minimum confidence" if found.class_name is None else "threshold"
         of = "for all classes" if found.class_name is None else f"of {found.class_name}"
         raise ConfigError(
             f"the card of {card.run} has a {kind} {of}, and no threshold of {class_name}; leave "
@@ -88,7 +88,7 @@ def _from_card(
         return _checked(card, ClassThreshold(found.class_name, found.value), min_confidence)
     if min_confidence is not None:
         raise ConfigError(
-            f"the threshold in the card of {card.run} is a smallest confidence, {found.value!r}; "
+            f"the threshold in the card of {card.run} is a minimum confidence, {found.value!r}; "
             "use either `threshold=auto` or `min_confidence=`"
         )
     check_min_confidence(found.value, card.classes)

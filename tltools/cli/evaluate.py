@@ -441,7 +441,7 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
     from tltools.console import print_table
 
     auc = result.roc_auc.value
-    # With a smallest confidence, accuracy is that of the images that reach it.
+    # With a minimum confidence, accuracy is that of the images that reach it.
     accuracy, others = (
         ("top-1 accuracy", "")
         if result.coverage is None
@@ -481,7 +481,7 @@ def _limit_rows(result: "Evaluation") -> list[tuple[str, str]]:
     if result.threshold is not None:
         rows.append(("threshold", str(result.threshold)))
     if result.coverage is not None:
-        rows.append(("smallest confidence", repr(result.min_confidence)))
+        rows.append(("minimum confidence", repr(result.min_confidence)))
         rows.append(("images that reach it (95%)", proportion_text(result.coverage)))
     return rows
 

@@ -26,7 +26,9 @@ ImagesArgument = Annotated[
 
 @command
 def explain(
-    model: Annotated[Path, typer.Argument(help="Run (runs/NAME).", parser=path_or_run)],
+    model: Annotated[
+        Path, typer.Argument(help="Run (runs/NAME).", metavar="RUN", parser=path_or_run)
+    ],
     images: ImagesArgument,
     *,
     out: Out,

@@ -157,7 +157,7 @@ InferenceDeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Device: auto (all GPUs), cpu, cuda, cuda:N (cuda:0,cuda:1: two), tensorrt or "
+        help="Device: auto, cuda, tensorrt (all GPUs), cuda:N (cuda:0,cuda:1: two), cpu or "
         "openvino.",
         metavar="<device>",
         parser=partial(_device, kinds=get_args(AllDevices)),

@@ -37,7 +37,7 @@ def runs(
 ) -> None:
     """List runs, compare two, or delete some.
 
-    Example: tltools runs --run-dir runs
+    Example: tltools runs cnn cnn-2
     """
     given = names or []
     if yes and not delete:

@@ -46,7 +46,7 @@ class LimitOptions:
         int,
         typer.Option(
             min=1,
-            help="Images in the service at a time; beyond, requests get 503.",
+            help="Maximum images in the service; further requests get 503.",
             rich_help_panel=LIMITS,
         ),
     ] = 256
@@ -105,7 +105,7 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0: every network, without a password.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")
     ] = 8000,
     min_confidence: MinConfidenceOption = None,
     unknown: UnknownOption = None,

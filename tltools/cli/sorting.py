@@ -35,7 +35,7 @@ class SortOptions:
     ] = None
     sort_by: Annotated[
         Literal["copy", "hardlink", "move"],
-        typer.Option(help="How images get there.", rich_help_panel=SORTING),
+        typer.Option(help="Copy, hard-link or move the images.", rich_help_panel=SORTING),
     ] = "copy"
     undo_sort: Annotated[
         bool,

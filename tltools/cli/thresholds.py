@@ -50,7 +50,7 @@ ClassOption = Annotated[
 ThresholdOption = Annotated[
     Any,  # float | Literal["auto"] | None
     typer.Option(
-        help="Label an image --class from this probability on; auto: as evaluate chose.",
+        help="Label an image --class at this probability or more; auto: evaluate's choice.",
         show_default="the most probable class",
         metavar="<auto|number>",
         parser=_threshold,
@@ -200,7 +200,7 @@ def _options(card: "Card", threshold: "Threshold") -> list[str]:
 def _print_threshold(one: "Threshold") -> None:
     from tltools.console import print_table
 
-    of = "Smallest confidence" if one.class_name is None else f"Threshold of {one.class_name}"
+    of = "Minimum confidence" if one.class_name is None else f"Threshold of {one.class_name}"
     kept = "images that keep a label" if one.class_name is None else "images that get the class"
     rows = [
         ("threshold", repr(one.value), ""),
@@ -219,7 +219,7 @@ def _print_threshold(one: "Threshold") -> None:
 
 def kind_of(one: "Threshold") -> str:
     """Return what a threshold is called: one without a class is for the labels of all."""
-    return "smallest confidence" if one.class_name is None else "threshold"
+    return "minimum confidence" if one.class_name is None else "threshold"
 
 
 def threshold_text(one: "Threshold") -> str:

@@ -184,7 +184,7 @@ HeadOption = Annotated[
 FeaturePrecisionOption = Annotated[
     Literal["auto", "fp32", "fp16", "int8"],
     typer.Option(
-        help="Precision of training features; auto is fp16 on a GPU, otherwise int8.",
+        help="Precision of training features; auto: fp16 on a GPU, else int8 (few images: fp32).",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -293,7 +293,7 @@ LabelSmoothingOption = Annotated[
 ClipGradOption = Annotated[
     float | None,
     typer.Option(
-        help="Largest norm of the gradient; 0 does not clip.",
+        help="Maximum norm of the gradient; 0 disables clipping.",
         show_default=_both_defaults("clip_grad"),
         rich_help_panel=TRAINING,
     ),
@@ -333,7 +333,7 @@ ImageSizeOption = Annotated[
 SplitOption = Annotated[
     Literal["auto", "default", "article"],
     typer.Option(
-        help="Split rule; auto: the data's own split, else default.",
+        help="Split rule; auto: the data's own split, else the recipe's.",
         rich_help_panel=DATA,
     ),
 ]

@@ -30,7 +30,7 @@ class Panel:
 
     curve: Curve
     class_name: str | None
-    """None: accuracy against the coverage of a smallest confidence."""
+    """None: accuracy against the coverage of a minimum confidence."""
     threshold: float | None = None
     """The threshold to mark; None for none."""
 

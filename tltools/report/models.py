@@ -382,7 +382,7 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
         return
     if one.class_name is None:
         kept = "images kept"
-        what = f"The smallest confidence is {one.value!r}: labels below it are uncertain"
+        what = f"The minimum confidence is {one.value!r}: labels below it are uncertain"
     else:
         kept = "images that get the class"
         what = f"The threshold for {one.class_name} is {one.value!r}"
@@ -746,7 +746,7 @@ def _limit_rows(facts: EvaluationFacts) -> Iterator[tuple[str, str]]:
         yield f"threshold for {facts.threshold.class_name}", repr(facts.threshold.value)
     if facts.coverage is not None:
         if facts.min_confidence is not None:
-            yield "smallest confidence", repr(facts.min_confidence)
+            yield "minimum confidence", repr(facts.min_confidence)
         yield "images that reach it, with the 95% interval", _interval(facts.coverage)
 
 
