@@ -33,10 +33,10 @@ def test_small_batch_sizes_stay():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], 16),
-        (["--batch-size", 128], 128),
-        (["--batch-size", 100], 100),
-        (["--recipe", "article"], 128),
+        (["--model", "cnn"], 16),
+        (["--model", "cnn", "--batch-size", 128], 128),
+        (["--model", "cnn", "--batch-size", 100], 100),
+        (["--model", "cnn", "--recipe", "article"], 128),
         (["--model", "vgg16", "--fine-tune", "all"], 16),
     ],
 )
@@ -51,7 +51,7 @@ def test_the_command_changes_only_a_default(options, expected, tmp_path, monkeyp
     few = SimpleNamespace(part=lambda split: range(134))
     monkeypatch.setattr("tltools.training.train_models", train_models)
     monkeypatch.setattr("tltools.cli.train._training_data", lambda *args, **options: few)
-    ran = run_tltools("train", "data", "--model", "cnn", *options, cwd=tmp_path)
+    ran = run_tltools("train", "data", *options, cwd=tmp_path)
     assert [one.batch_size for one in seen] == [expected]
     fine_tuned = "--fine-tune" in options
     words = f"Batch size: 16, because {32 if fine_tuned else 128} would be "
@@ -64,11 +64,11 @@ def test_the_card_has_the_batch_size_and_a_run_keeps_it(drawn_dataset, drawn, tm
     assert ran.code == 0, ran
     assert "1 step per epoch" in ran.err
     assert load_card(tmp_path / "runs" / "cnn").training["batch_size"] == 8
-    again = ("train", "--resume", "--model", "cnn", "--epochs", 2, "--device", "cpu")
-    ran = run_tltools(*again, "--recipe", "default", cwd=tmp_path)
+    again = ("train", "--resume", "--model", "cnn", "--device", "cpu")
+    ran = run_tltools(*again, "--epochs", 2, "--recipe", "default", cwd=tmp_path)
     assert ran.code == 0, ran
     assert load_card(tmp_path / "runs" / "cnn").training["batch_size"] == 8
-    refused = run_tltools(*again, "--batch-size", 128, cwd=tmp_path)
+    refused = run_tltools(*again, "--epochs", 3, "--batch-size", 128, cwd=tmp_path)
     assert refused.code == 2
     assert "--batch-size is 8, not 128" in refused.err
 
