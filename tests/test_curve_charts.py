@@ -97,11 +97,11 @@ def test_two_classes_have_the_curve_of_the_second_or_of_the_threshold(section):
     probs, targets = two_classes()
     (chart,), lines = section(probs, targets, ("other", "wanted"))
     assert chart.description.startswith("wanted: average precision")
-    assert not any("Threshold" in line for line in lines)
+    assert not any("threshold" in line for line in lines)
     found = choose(probs, targets, 0.9, class_name="other")
     (chart,), lines = section(probs, targets, ("other", "wanted"), found)
     assert chart.description.startswith("other: average precision")
-    assert any(line.startswith(f"Threshold {found.value!r} for other, chosen") for line in lines)
+    assert any(line.startswith(f"The threshold for other is {found.value!r}. ") for line in lines)
 
 
 def test_many_classes_have_that_of_confidence_and_those_with_the_most_mistakes(section):
@@ -119,7 +119,7 @@ def test_many_classes_have_that_of_confidence_and_those_with_the_most_mistakes(s
     of_best = choose(probs, targets, 0.9, classes=names, class_name=best)
     (chart,), _ = section(probs, targets, names, of_best)
     assert f"{best}: average precision" in chart.description
-    assert any("Labels below the confidence" in line for line in lines)
+    assert any(f"minimum confidence is {found.value!r}: labels below" in line for line in lines)
 
 
 def test_images_of_one_class_have_no_curve(section):
