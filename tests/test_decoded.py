@@ -210,7 +210,7 @@ def test_an_image_that_cannot_be_read_is_named(paths, cache_dir, little_memory):
 def test_a_file_that_cannot_be_read_is_a_one_line_error(tmp_path):
     descriptor = os.open(tmp_path / "images", os.O_WRONLY | os.O_CREAT)
     images = FileImages(io.FileIO(descriptor, "r"), (2, 16, 16, 3))
-    with pytest.raises(TltoolsError, match="Bad file descriptor; choose another folder with"):
+    with pytest.raises(TltoolsError, match="bad file descriptor; choose another folder with"):
         taken(images, [1])
 
 

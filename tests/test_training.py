@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,28 @@ from tltools.card import Preprocessing
 from tltools.cli.train import SettingOptions, _tell_unfit
 from tltools.data.dataset import load_dataset
 from tltools.data.images import load_image
-from tltools.errors import ArtifactError, ConfigError, DataError, ModelError, ParityError
+from tltools.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    ModelError,
+    ParityError,
+    TltoolsError,
+)
 from tltools.evaluate import predict
 from tltools.graphs.onnx_file import write_module
 from tltools.metrics import softmax
 from tltools.progress import Silent
-from tltools.run_folder import HISTORY, locked, read_folds, read_predictions, read_split
+from tltools.run_folder import (
+    CONFUSION,
+    CURVES,
+    HISTORY,
+    PREDICTIONS,
+    locked,
+    read_folds,
+    read_predictions,
+    read_split,
+)
 from tltools.runs import delete_run, list_runs, plan_deletion
 from tltools.training import (
     TrainSetup,
@@ -52,6 +69,7 @@ from tltools.training.features import (
 from tltools.training.models import build_classifier
 from tltools.training.pretrained import load_weights
 from tltools.training.run import STATE, load_card, load_run
+from tltools.training.train import _Training
 
 NUM = 24
 SMALL = Preprocessing(size=32)
@@ -329,6 +347,59 @@ def test_a_run_is_locked_while_it_is_trained(dataset, tmp_path):
     assert [one.state for one in list_runs(tmp_path / "runs")] == ["finished"]
 
 
+def test_a_run_is_not_resumed_on_images_that_have_changed(dataset, images, tmp_path):
+    changed = tmp_path / "images"
+    shutil.copytree(images, changed)
+    run = train(load_dataset(changed, val_fraction=0.25), tmp_path, epochs=1)
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    path = next(changed.rglob("*.png"))
+    Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(DataError, match=rf"{path} has changed since run cnn was begun; restore"):
+        resume_run(run.folder, epochs=2)
+    after = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), KeyboardInterrupt()])
+def test_nothing_of_an_earlier_checkpoint_describes_a_later_one(
+    dataset, tmp_path, monkeypatch, error
+):
+    run = train(dataset, tmp_path, epochs=1)
+    assert {PREDICTIONS, CONFUSION, CURVES} <= {path.name for path in run.folder.iterdir()}
+
+    def fails(self):
+        raise error
+
+    monkeypatch.setattr(_Training, "_outputs", fails)
+    told = Recorder()
+    with pytest.raises(KeyboardInterrupt) if error.args == () else nullcontext():
+        resume_run(run.folder, epochs=2, progress=told)
+    assert not {PREDICTIONS, CONFUSION} & {path.name for path in run.folder.iterdir()}
+    assert load_card(run.folder).metrics == {}
+    if error.args:
+        warned = next(line for line in told.said if "scoring failed" in line)
+        assert warned.endswith(
+            f"again with tltools train --resume --model cnn --run-dir {tmp_path / 'runs'}"
+        )
+    monkeypatch.undo()
+    assert find_resumable(tmp_path / "runs", epochs=None) == run.folder
+    assert resume_run(run.folder).card.metrics
+
+
+def test_a_folder_of_runs_that_leads_nowhere_is_refused(dataset, tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "not mounted" / "runs")
+    with pytest.raises(TltoolsError, match=r"runs is a link to .*, which does not exist; create"):
+        train(dataset, tmp_path, epochs=1)
+
+
+def test_no_hint_costs_a_training(dataset, tmp_path, monkeypatch):
+    def fails(job, progress):
+        raise MemoryError
+
+    monkeypatch.setattr("tltools.training.train.suggest_fine_tuning", fails)
+    assert train(dataset, tmp_path, epochs=1).card.metrics
+
+
 def test_a_damaged_plan_without_an_epoch_does_not_stop_the_search(dataset, tmp_path):
     _, killed = killed_at_once(dataset, tmp_path)
     foreign = killed.with_name("foreign")
@@ -541,6 +612,15 @@ def test_vgg16_trains_on_cached_features_and_opens_again(dataset, tmp_path, vgg1
     right = (logits.argmax(axis=1) == dataset.targets("val")).mean()
     assert run.card.metrics["val"].accuracy == pytest.approx(right)
     assert right == 1.0
+
+
+def test_a_run_is_not_resumed_with_other_weights(dataset, tmp_path, vgg16_file):
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(vgg16_file, weights)
+    run = train(dataset, tmp_path, "vgg16", weights=weights, epochs=1)
+    save_file({name: 2 * one for name, one in load_file(weights).items()}, weights)
+    with pytest.raises(ModelError, match=rf"{weights} have changed since run vgg16 was begun"):
+        resume_run(run.folder, TrainSetup(device="cpu"), epochs=2)
 
 
 def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):

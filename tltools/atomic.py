@@ -136,7 +136,7 @@ def sync_file(path: Path) -> None:
     Raises:
         OSError: If that fails.
     """
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
 
 
@@ -186,7 +186,14 @@ def check_writable(folder: Path) -> None:
     Raises:
         TltoolsError: If they cannot.
     """
-    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    existing = next(
+        one for one in (folder, *folder.absolute().parents) if one.exists() or one.is_symlink()
+    )
+    if not existing.exists():  # of a disk that is not mounted, say
+        raise TltoolsError(
+            f"cannot write {folder}: {existing} is a link to {existing.readlink()}, which does "
+            "not exist; create that folder, or choose another path"
+        )
     try:
         with tempfile.TemporaryFile(dir=existing):
             return
@@ -209,8 +216,12 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _empty(folder)
-        os.close(handle)
+        if sys.platform == "win32":  # which does not delete what is open
+            os.close(handle)
+            _empty(folder)
+        else:
+            _empty(folder)
+            os.close(handle)
 
 
 def remove_leftovers(parent: Path) -> None:

@@ -305,11 +305,7 @@ def announcement(
         f"(estimate: {counted(num_candidates, 'candidate')}, "
         f"{counted(rounds, 'round')}, a new process for each measurement); "
         + (f"to shorten it, use {either(shorter)}; " if shorter else "")
-        + (
-            "each measurement needs a minimum"
-            if exceeds
-            else "a larger `budget_s=` is more precise"
-        )
+        + ("no measurement can be shorter" if exceeds else "a larger `budget_s=` is more precise")
     )
 
 

@@ -26,7 +26,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
-from tltools.errors import ConfigError, TltoolsError
+from tltools.errors import ConfigError
 from tltools.wording import counted, in_percent, listed, plural, score_text
 
 if TYPE_CHECKING:
@@ -609,7 +609,7 @@ def _train(
     setup: "TrainSetup",
     folds: int,
     progress: "RichProgress",
-) -> "tuple[list[TrainedRun], TltoolsError | KeyboardInterrupt | None]":
+) -> "tuple[list[TrainedRun], Exception | KeyboardInterrupt | None]":
     """Train models one after another; return those before a failure, and the failure."""
     from tltools.training import train_models
 
@@ -618,7 +618,7 @@ def _train(
     try:
         for run in train_models(dataset, configs, setup=setup, folds=folds, progress=progress):
             trained.append(run)  # noqa: PERF402 - keeps runs before a failure
-    except TltoolsError as error:
+    except Exception as error:  # a bug in one model does not hide the runs of others
         if not trained:
             raise
         return trained, error

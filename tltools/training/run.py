@@ -1,6 +1,7 @@
 """Write the files of a run folder, and open a run again."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from tltools import __version__
-from tltools.atomic import atomic_path, write_text
+from tltools.atomic import atomic_path, check_writable, write_text
 from tltools.card import FORBIDDEN, MAX_CARD_BYTES, Card, DataFacts
 from tltools.data.dataset import Dataset
-from tltools.errors import ArtifactError, cause_of
+from tltools.data.images import image_sha256
+from tltools.errors import ArtifactError, DataError, cause_of
+from tltools.parallel import num_cores, ordered_map
+from tltools.progress import SILENT, Progress
 from tltools.regular import read_regular
 from tltools.run_folder import (
     CARD,
@@ -48,6 +52,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...]
     weights: str | None
     """Name of a download or absolute path, for a frozen backbone; None for others."""
+    weights_sha256: str = ""
+    """SHA-256 of these weights; empty in plans of earlier versions."""
     normalization: str
     logs: tuple[str, ...] = ()
     """Experiment logs to write: see `tltools.training.logs`."""
@@ -58,13 +64,19 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_run_folder(run_dir: Path, model: str) -> Path:
-    """Create `run_dir`/`model`, or the first of `model`-2, `model`-3 … that does not exist."""
+    """Create `run_dir`/`model`, or the first of `model`-2, `model`-3 … that does not exist.
+
+    Raises:
+        TltoolsError: If `run_dir` cannot be created.
+    """
+    check_writable(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     number = 1
     model = "".join("-" if char in FORBIDDEN else char for char in model)  # timm:NAME
     while True:
         folder = run_dir / (model if number == 1 else f"{model}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except FileExistsError:
             number += 1
         else:
@@ -95,15 +107,17 @@ def read_plan(folder: Path) -> RunPlan:
         raise ArtifactError(f"{folder} is not a resumable run: {cause_of(error)}") from error
 
 
-def run_dataset(folder: Path) -> Dataset:
+def run_dataset(folder: Path, *, progress: Progress = SILENT) -> Dataset:
     """Return a run's data set, read from its own split.
 
     Raises:
-        DataError: If an image is missing.
+        DataError: If an image is missing, or is no longer the one that the run was begun with:
+            features in the cache are found by the bytes that the split names.
     """
     plan = read_plan(folder)
     frame = read_split(folder)
     check_present(frame["path"], "image", of=f"run {folder.name}", remedy="train a new run")
+    _check_unchanged(dict(zip(frame["path"], frame["sha256"], strict=True)), folder, progress)
     return Dataset(
         name=plan.data.name,
         frame=frame,
@@ -112,6 +126,20 @@ def run_dataset(folder: Path) -> Dataset:
         findings=(),
         fingerprint=plan.data.fingerprint,
     )
+
+
+def _check_unchanged(hashes: Mapping[str, str], folder: Path, progress: Progress) -> None:
+    """Check the bytes of a run's images, by path."""
+    workers = num_cores()
+    with progress.bar("Checking images", len(hashes)) as bar:
+        found = ordered_map(image_sha256, list(hashes), workers=workers, ahead=16 * workers)
+        for (path, known), now in zip(hashes.items(), found, strict=True):
+            if now != known:
+                raise DataError(
+                    f"{path} has changed since run {folder.name} was begun; restore it, or train a "
+                    "new run"
+                )
+            bar.advance()
 
 
 def save_state(folder: Path, state: dict[str, Any], history: list[EpochStats]) -> None:

@@ -26,7 +26,7 @@ from tltools.distance import (
     measure_distances,
     save_distance,
 )
-from tltools.errors import ArtifactError, ConfigError, cause_of
+from tltools.errors import ArtifactError, ConfigError, ModelError, cause_of
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
@@ -35,6 +35,7 @@ from tltools.run_folder import (
     CURVES,
     DISTANCE,
     DISTANCES,
+    PREDICTIONS,
     FoldPredictions,
     ImageDistances,
     RunPredictions,
@@ -113,7 +114,10 @@ def train_model(
     with no_empty_folders(setup.run_dir):
         trained = _train_new(job, _plan(job, setup), setup.run_dir, held_out, progress)
     if job.device.type == "cpu" and not trained.interrupted:
-        suggest_fine_tuning(job, progress)
+        try:
+            suggest_fine_tuning(job, progress)
+        except Exception as error:  # no hint is worth a training
+            progress.detail(f"The time of fine-tuning cannot be estimated: {cause_of(error)}")
     return trained
 
 
@@ -297,7 +301,13 @@ def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progr
     if plan.weights is not None:
         setup = replace(setup, weights=plan.weights)
     setup = replace(setup, normalization=plan.normalization)
-    job = prepare(runs.run_dataset(folder), config, setup, progress=progress)
+    dataset = runs.run_dataset(folder, progress=progress)
+    job = prepare(dataset, config, setup, progress=progress)
+    if plan.weights_sha256 not in ("", job.weights.sha256):
+        raise ModelError(
+            f"the weights {plan.weights} have changed since run {folder.name} was begun; restore "
+            "them, or train a new run"
+        )
     runs.save_plan(folder, plan)
     training = _Training(job, folder, plan, history, progress)
     if state is not None:
@@ -319,6 +329,7 @@ def _plan(job: Job, setup: TrainSetup) -> runs.RunPlan:
         ),
         classes=dataset.classes,
         weights=weights_to_resume_with(job.config, setup.weights),
+        weights_sha256=job.weights.sha256,
         normalization=setup.normalization,
         logs=tuple(dict.fromkeys(setup.logs)),
     )
@@ -435,7 +446,8 @@ class _Training:
         """
         job = self._job
         job.trained.load_state_dict(self.trainer.chosen_state())
-        for name in (DISTANCE, DISTANCES):  # of an earlier checkpoint
+        # Of an earlier checkpoint; the folds' predictions are of the settings.
+        for name in (DISTANCE, DISTANCES, PREDICTIONS, CONFUSION, CURVES):
             (self._folder / name).unlink(missing_ok=True)
         runs.save_checkpoint(self._folder, job.finished_state())
         card = self._card(interrupted=interrupted)
@@ -443,7 +455,8 @@ class _Training:
         kept, done = card.training["kept_epoch"], card.training["epochs_done"]
         self._progress.say(f"Kept epoch {kept} of {done} ({why})")
         runs.save_card(self._folder, card)  # without scores, in case that scoring is killed
-        with self._optional("scoring", "score it again with tltools train --resume"):
+        again = f"tltools train --resume{resume_options(self._folder)}"
+        with self._optional("scoring", f"score it again with {again}"):
             outputs = self._outputs()
             card = self._scored(card, outputs)
             runs.save_card(self._folder, card)
