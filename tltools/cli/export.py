@@ -61,7 +61,11 @@ CalibrationOption = Annotated[
 ]
 LayoutOption = Annotated[
     Literal["files", "python", "triton", "docker"],
-    typer.Option(help="Also write a Python program, Triton repository or Docker context."),
+    typer.Option(
+        help="Also write a program (python), Triton repository (triton) or Docker "
+        "context (docker).",
+        metavar="<layout>",
+    ),
 ]
 ParityImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Validation images to verify with.", show_default="all")

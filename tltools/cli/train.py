@@ -27,7 +27,7 @@ from tltools.cli.options import (
 from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import ConfigError
-from tltools.wording import counted, in_percent, listed, plural, score_text
+from tltools.wording import counted, either, in_percent, listed, plural, score_text
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -169,7 +169,8 @@ NormalizationOption = Annotated[
     str,
     _choice(
         _normalizations,
-        help="Pixel normalization that the weights expect; auto: detected.",
+        metavar="<name>",
+        help=f"Pixel normalization of weights: {either(_normalizations()[1:])}; auto: detected.",
         rich_help_panel=PRETRAINED,
     ),
 ]
@@ -177,14 +178,15 @@ HeadOption = Annotated[
     str,
     _choice(
         _heads,
-        help="Replaced last layer, or pooled features; auto: depends on the weights.",
+        metavar="<name>",
+        help="Head: last-layer (replaced) or pooled (features); auto: depends on the weights.",
         rich_help_panel=PRETRAINED,
     ),
 ]
 FeaturePrecisionOption = Annotated[
     Literal["auto", "fp32", "fp16", "int8"],
     typer.Option(
-        help="Precision of training features; auto: fp16 on a GPU, else int8 (few images: fp32).",
+        help="Precision of training features; auto: fp16 (GPU), int8, or fp32 (few images).",
         rich_help_panel=PRETRAINED,
     ),
 ]
