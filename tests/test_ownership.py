@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from tltools.classify import Job, Shard, merge_shards, run_job
 from tltools.classify.unfinished import UnfinishedOutput
 from tltools.classify.writer import Output
 from tltools.errors import ConfigError, DataError, TltoolsError
+from tltools.explain import explain_images
 
 
 class Meddling(Stopping):
@@ -311,3 +313,39 @@ def test_an_edited_file_of_a_layout_is_kept(layout, name, cnn_exports, tmp_path)
     at = model.stat().st_mtime_ns
     assert "is not replaced; move" in refused(words, edited, tmp_path)
     assert model.stat().st_mtime_ns == at
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "classify images --output lost/out.csv",
+        "classify images --output out.csv --report lost/report.html",
+        "train images --run-dir lost",
+        "train images --run-dir lost/runs",
+        "export runs/cnn --output lost",
+        "evaluate runs/cnn images --output lost/scores",
+        "bench runs/cnn --output lost",
+        "report --output lost/report.html",
+        "inspect images --sheet lost/sheet.png",
+        "sample lost",
+        "sample lost/sample",
+    ],
+)
+def test_an_output_behind_a_link_to_nowhere_is_refused_at_once(words, onnx_path, images, tmp_path):
+    (tmp_path / "lost").symlink_to(tmp_path / "not mounted" / "folder")
+    words = [str(images) if one == "images" else one for one in words.split()]
+    model = ["--model", onnx_path, "--device", "cpu"] if words[0] == "classify" else []
+    before = sorted(tmp_path.iterdir())
+    ran = run_tltools(*words, *model, cwd=tmp_path)
+    assert ran.code in (1, 2)
+    last = ran.err.splitlines()[-1]
+    assert re.match(
+        r"error: cannot write lost\S*: \S*lost is a link to .*, which does not exist", last
+    )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_heat_map_behind_a_link_to_nowhere_is_refused_before_the_run_is_read(tmp_path):
+    (tmp_path / "lost").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(TltoolsError, match="lost is a link to"):
+        list(explain_images(tmp_path / "no run", [], tmp_path / "lost"))

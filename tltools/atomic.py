@@ -105,7 +105,9 @@ def refuse_foreign(path: Path, mark: bytes, what: str, *, parameter: str = "`out
 
     Raises:
         ConfigError: If there is something else.
+        TltoolsError: If its folder is a link to nowhere.
     """
+    refuse_lost_link(path.parent)
     if not os.path.lexists(path):
         return
     try:
@@ -186,20 +188,30 @@ def check_writable(folder: Path) -> None:
     Raises:
         TltoolsError: If they cannot.
     """
-    existing = next(
-        one for one in (folder, *folder.absolute().parents) if one.exists() or one.is_symlink()
-    )
-    if not existing.exists():  # of a disk that is not mounted, say
-        raise TltoolsError(
-            f"cannot write {folder}: {existing} is a link to {existing.readlink()}, which does "
-            "not exist; create that folder, or choose another path"
-        )
+    refuse_lost_link(folder)
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             return
     except OSError as error:
         writable = "it" if existing == folder else "the folder above it"
         raise _cannot_write(folder, error, writable=writable) from error
+
+
+def refuse_lost_link(path: Path) -> None:
+    """Refuse a path that leads through a link to nowhere: of a disk that is not mounted, say.
+
+    Creating its folder would fail with "file exists".
+
+    Raises:
+        TltoolsError: If it does.
+    """
+    for one in map(str, (path, *path.absolute().parents)):
+        if os.path.islink(one) and not os.path.exists(one):  # noqa: PTH110, PTH114 - never raise
+            raise TltoolsError(
+                f"cannot write {path}: {one} is a link to {Path(one).readlink()}, which does not "
+                "exist; create that folder, or choose another path"
+            )
 
 
 @contextmanager
@@ -324,6 +336,7 @@ def _empty(folder: Path) -> None:
 @contextmanager
 def _work_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; a failure to create it is a TltoolsError."""
+    refuse_lost_link(path.parent)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

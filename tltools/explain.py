@@ -11,7 +11,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from tltools.atomic import refuse_foreign
+from tltools.atomic import refuse_foreign, refuse_lost_link
 from tltools.backbones import find_backbone
 from tltools.backbones.backbone import MapsAxes
 from tltools.card import FORBIDDEN, Card, Preprocessing
@@ -167,17 +167,17 @@ def explain_images(
     Raises:
         ConfigError: If the class is not one of the model's, or `output` does not fit `paths`.
         DataError: If a file is not a readable image, without `on_error`; see also `images_of`.
-        ArtifactError, DeviceError: See `load_run` and `torch_device`.
+        ArtifactError, DeviceError, TltoolsError: See `load_run`, `torch_device` and `atomic`.
     """
     from tltools.training.run import load_run
 
+    refuse_lost_link(output)
     choice = torch_device(device)
     model, card = load_run(run)
     target = _class_index(card, class_name)
     images = images_of(paths, progress)
     outputs = output_paths(images, output, card=card, class_name=class_name)
-    rules = card.preprocessing
-    pairs = zip(images, outputs, strict=True)
+    rules, pairs = card.preprocessing, zip(images, outputs, strict=True)
     pairs = [pair for pair in pairs if _is_readable(pair[0], rules, on_error)]
     if pairs and outputs[0] != output:
         make_output_folder(output)

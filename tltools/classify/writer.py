@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Self
 
-from tltools.atomic import atomic_path
+from tltools.atomic import atomic_path, refuse_lost_link
 from tltools.classify.output_formats import STDOUT, first_suffixes, output_format
 from tltools.classify.predict import Prediction
 from tltools.classify.resume import Kept
@@ -192,9 +192,11 @@ def check_output(path: Path, *, overwrite: bool, spreadsheet: bool = False) -> N
     Raises:
         ConfigError: If the suffix is unknown or has no spreadsheet mode, a package that the format
             needs is not installed, or the file exists and `overwrite` is not set.
+        TltoolsError: If its folder is a link to nowhere.
     """
     if path == STDOUT:
         return
+    refuse_lost_link(path.parent)
     chosen = output_format(path, parameter="output")
     if spreadsheet and not chosen.has_spreadsheet_mode:
         raise ConfigError(

@@ -66,10 +66,13 @@ def check_output_folder(output: Path) -> None:
 
     Raises:
         ConfigError: If it looks like a file's.
+        TltoolsError: If it is a link to nowhere.
     """
+    from tltools.atomic import refuse_lost_link
     from tltools.data.suffixes import IMAGE_SUFFIXES, TABLE_SUFFIXES, is_archive_name
     from tltools.runtime.model_formats import is_export_name
 
+    refuse_lost_link(output)
     suffix = output.suffix.lower()
     is_file_name = suffix in TABLE_SUFFIXES | IMAGE_SUFFIXES | {".html", ".md", ".txt"}
     if output.is_file():

@@ -25,6 +25,7 @@ def check_place(path: Path, option: str = "`report=`") -> None:
 
     Raises:
         ConfigError: If the path is a folder, does not end in .html, or is another page.
+        TltoolsError: If its folder is a link to nowhere.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{option} {path} is not an HTML page; choose a name that ends in .html")

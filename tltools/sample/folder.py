@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from tltools.atomic import atomic_folder
+from tltools.atomic import atomic_folder, refuse_lost_link
 from tltools.errors import ConfigError, DataError, cause_of
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
@@ -70,6 +70,7 @@ def draw_sample(
     if seed < 0:
         raise ConfigError(f"the seed must not be negative, got {seed}")
     folder = Path(folder)
+    refuse_lost_link(folder)
     facts = _Facts(num_images=num_images, seed=seed, size=size)
     try:
         if _holds(folder, facts):
