@@ -784,7 +784,7 @@ CASES = (
         2,
     ),
     Case(
-        "the threshold in the card of {} is a smallest",
+        "the threshold in the card of {} is a minimum confidence",
         f"{THREE}; evaluate three/cnn --target-precision 0.1; "
         f"{SCORE_THREE} --threshold auto --min-confidence 0.1",
         (f"{SCORE_THREE} --threshold auto", f"{SCORE_THREE} --min-confidence 0.1"),
