@@ -21,6 +21,7 @@ class Case(NamedTuple):
 
 
 ONE_EPOCH = "train data --model cnn --image-size 32 --epochs 1"
+RESUME_NEW = "train --resume --model cnn --run-dir new"
 SHARDS = "classify data --shard 1/2 -o a.csv; classify data --shard 2/2 -o b.csv"
 MERGE = "merge a.csv b.csv"
 SPLITS = (
@@ -71,7 +72,7 @@ CASES = (
         (f"{ONE_EPOCH}; export", "export kept/cnn"),
     ),
     Case(
-        "no finished run in {}/; to finish {}: tltools train --resume",
+        "to finish it: tltools train --resume",
         "$ rm runs/cnn/card.json; export",
         ("train --resume --model cnn; export",),
     ),
@@ -114,9 +115,25 @@ CASES = (
         (f"{ONE_EPOCH}; export",),
     ),
     Case(
-        "{} is not a finished run; to finish it: tltools train --resume",
+        "to finish it: tltools train --resume",
         "$ mkdir new new/cnn && mv runs/cnn/plan.json runs/cnn/split.csv new/cnn; export new/cnn",
         ("train --resume --model cnn --run-dir new; export new/cnn",),
+    ),
+    Case(
+        "newer unfinished runs are resumed first: tltools train --resume{} takes {}",
+        "$ mkdir new new/a new/b && cp runs/cnn/plan.json runs/cnn/split.csv new/a && sleep 0.1"
+        " && cp new/a/* new/b; export new/a",
+        (f"{RESUME_NEW}; {RESUME_NEW}; export new/a",),
+    ),
+    Case(
+        "no usable run in {}/: {}; train a new one with tltools train, or give",
+        "$ cp -r runs kept && echo x > runs/cnn/card.json; export",
+        (f"{ONE_EPOCH}; export", "export kept/cnn"),
+    ),
+    Case(
+        "delete that file, and tltools train --resume writes it anew",
+        "$ echo x > runs/cnn/card.json; train --resume",
+        ("$ rm runs/cnn/card.json; train --resume", ONE_EPOCH),
     ),
     Case(
         "has a probability that is not between 0 and 1; run tltools evaluate",
@@ -767,7 +784,7 @@ CASES = (
         2,
     ),
     Case(
-        "the threshold in the card of {} is a smallest",
+        "the threshold in the card of {} is a minimum confidence",
         f"{THREE}; evaluate three/cnn --target-precision 0.1; "
         f"{SCORE_THREE} --threshold auto --min-confidence 0.1",
         (f"{SCORE_THREE} --threshold auto", f"{SCORE_THREE} --min-confidence 0.1"),

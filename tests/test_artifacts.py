@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Recorder
 
 from tltools.artifacts import (
     best_export,
@@ -62,11 +63,16 @@ def test_without_runs_or_exports_the_error_says_how_to_create_them(tmp_path, fin
         find(tmp_path / "nothing")
 
 
-def test_a_damaged_card_is_reported_and_not_skipped(make_run, tmp_path):
-    make_run("cnn")
-    damaged = make_run("cnn-2") / "card.json"
-    damaged.write_text("{")
-    with pytest.raises(ArtifactError, match=r"cnn-2/card\.json has no valid tltools card"):
+def test_a_damaged_run_is_left_out_and_an_error_if_there_is_no_other(make_run, tmp_path):
+    healthy = make_run("cnn")
+    (make_run("cnn-2") / "card.json").write_text("{")
+    make_run(".cnn.deleted")  # as a killed deletion leaves it
+    progress = Recorder()
+    assert [one.path for one in find_runs(tmp_path / "runs", progress=progress)] == [healthy]
+    (said,) = progress.said
+    assert f"cnn-2 is left out: {tmp_path}/runs/cnn-2/card.json has no valid tltools card" in said
+    shutil.rmtree(healthy)
+    with pytest.raises(ArtifactError, match=r"no usable run in .*cnn-2/card\.json has no valid"):
         find_runs(tmp_path / "runs")
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 from conftest import run_tltools, set_card
 
-from tltools.artifacts import read_artifact
+from tltools import runs as runs_module
+from tltools.artifacts import find_runs, read_artifact
 from tltools.metrics import mcnemar
 from tltools.run_folder import (
     FoldPredictions,
     RunPredictions,
+    is_finished,
+    locked,
     read_split,
     write_folds,
     write_predictions,
@@ -98,6 +101,61 @@ def test_an_export_belongs_to_the_run_as_it_is_now(workplace, monkeypatch):
     assert run.older_exports == (export,)
 
 
+def test_a_run_whose_folder_was_renamed_has_its_exports(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    Path("runs/cnn").rename("runs/best")
+    (run,) = list_runs(Path("runs"))
+    assert Path("exports/cnn/cnn.fp32.onnx") in run.exports
+    assert run.older_exports == ()
+
+
+def test_a_run_that_was_not_scored_is_not_listed_as_finished(workplace):
+    folder = workplace / "runs" / "cnn"
+    change_card(folder, metrics={})
+    assert not is_finished(folder)
+    (run,) = list_runs(workplace / "runs")
+    assert run.state == "interrupted"
+
+
+def test_files_and_runs_that_vanish_while_runs_are_listed_do_no_harm(
+    workplace, second, monkeypatch
+):
+    temporary = second / ".tltools-abcdefgh.tmp"
+    (temporary / "inner").mkdir(parents=True)
+    (temporary / "state.pt").touch()
+    gone = workplace / "runs" / "gone"
+    gone.mkdir()
+    shutil.copy(second / "plan.json", gone)
+    lstat, scandir, stat = Path.lstat, os.scandir, Path.stat
+
+    def vanish(path: str | os.PathLike[str] | int) -> None:
+        """Delete what another process would, just before it is looked at."""
+        if not isinstance(path, int) and Path(path) in (
+            temporary / "state.pt",
+            temporary / "inner",
+        ):
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    def vanishing_stat(path: Path, **options: bool) -> os.stat_result:
+        found = stat(path, **options)
+        if path == gone / "plan.json" and not seen:
+            seen.append(path)
+            shutil.rmtree(gone)
+        return found
+
+    seen: list[Path] = []
+    monkeypatch.setattr(Path, "lstat", lambda path: (vanish(path), lstat(path))[1])
+    monkeypatch.setattr(os, "scandir", lambda path=".": (vanish(path), scandir(path))[1])
+    monkeypatch.setattr(Path, "stat", vanishing_stat)
+    listed = list_runs(workplace / "runs")
+    assert {one.path.name for one in listed} == {"cnn", "cnn-2"}
+    assert not temporary.exists()
+    assert not gone.exists()
+    sizes = {one.path.name: one.num_bytes for one in listed}
+    assert sizes["cnn-2"] == sum(one.lstat().st_size for one in second.iterdir())
+
+
 def test_a_damaged_folder_that_may_be_another_programs_is_not_offered_for_deletion(workplace):
     (workplace / "runs/other").mkdir()
     (workplace / "runs/other/card.json").write_text("{")
@@ -113,7 +171,8 @@ def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
     (workplace / "runs/begun/card.json").unlink()
     (workplace / "runs/damaged/card.json").write_text("{")
     card = load_card(workplace / "runs/stopped")
-    change_card(workplace / "runs/stopped", training=card.training | {"interrupted": True})
+    training = card.training | {"interrupted": True}
+    change_card(workplace / "runs/stopped", run="stopped", training=training)
     found = {one.path.name: one for one in list_runs(workplace / "runs")}
     states = {name: one.state for name, one in found.items()}
     assert states == {
@@ -312,6 +371,62 @@ def test_a_deletion_that_was_stopped_can_be_repeated(workplace):
             delete_run(replace(deletion, files=deletion.files[number : number + 1], kept=(folder,)))
     delete_run(plan_deletion(folder))
     assert not folder.exists()
+
+
+def test_temporary_files_of_a_killed_training_are_deleted_with_its_run(workplace):
+    folder = workplace / "runs" / "cnn"
+    code = (
+        "import os, pathlib, sys; from tltools.atomic import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as path: path.touch(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder / "state.pt")], check=True)
+    assert list(folder.glob(".tltools-*.tmp"))
+    with locked(folder):
+        assert plan_deletion(folder).kept  # it may be that of the process that trains
+    assert plan_deletion(folder).kept == ()
+    delete_run(plan_deletion(folder))
+    assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_the_remains_of_a_killed_deletion_are_not_listed_and_go_with_the_next(
+    workplace, second, monkeypatch, left
+):
+    remove, folder = runs_module._remove, workplace / "runs" / "cnn"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(paths):
+        remove(paths[:2] if left else paths)
+        monkeypatch.setattr(Path, "rename", lambda *_: None)  # the process ends here
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs_module, "_remove", killed)
+        with pytest.raises(Killed):
+            delete_run(plan_deletion(folder))
+    monkeypatch.undo()
+    remains = folder.with_name(".cnn.deleted")
+    assert any(remains.iterdir()) == left
+    shutil.copytree(second, folder)
+    runs = workplace / "runs"
+    assert {one.path.name for one in list_runs(runs)} == {"cnn", "cnn-2"}
+    assert remains not in [one.path for one in find_runs(runs)]
+    ran = run_tltools("runs", "--delete", "cnn", "--yes", cwd=workplace)
+    assert ran.code == 0, ran
+    assert [one.name for one in runs.iterdir()] == ["cnn-2"]
+
+
+def test_a_hidden_folder_that_is_no_remains_of_a_deletion_stays(workplace, second):
+    runs = workplace / "runs"
+    shutil.copytree(second, runs / ".kept.deleted")
+    (runs / ".kept.deleted" / "notes.txt").write_text("mine")
+    (runs / ".other.deleted").mkdir()
+    (runs / ".other.deleted" / "a.txt").touch()
+    before = sorted(runs.glob(".*/*"))
+    delete_run(plan_deletion(second))
+    assert sorted(runs.glob(".*/*")) == before
 
 
 @pytest.mark.parametrize("place", ["runs", "runs/cnn"])

@@ -99,6 +99,22 @@ def test_many_classes_get_a_smallest_confidence(place):
     assert load_card(place / "runs" / "tiny").threshold.class_name is None
 
 
+def test_the_hint_after_a_choice_names_the_export_and_run_that_there_are(place):
+    (place / "runs" / "tiny").rename(place / "runs" / "best")
+    run = evaluate(place, "runs/best", "--target-precision", 0.9)
+    told = " ".join(run.err.split())
+    assert (
+        "Next: tltools export runs/best, then tltools classify FOLDER --model "
+        "exports/tiny/tiny.fp32.onnx --threshold auto"
+    ) in told
+    args = ("images", "--device", "cpu", "--target-precision", 0.9)
+    export = evaluate(place, "exports/tiny/tiny.fp32.onnx", *args)
+    assert "threshold of their run, tiny: tltools evaluate RUN with" in " ".join(export.err.split())
+    (place / "runs" / "best").rename(place / "runs" / "tiny")
+    export = evaluate(place, "exports/tiny/tiny.fp32.onnx", *args, "--exclude-train")
+    assert "tltools evaluate runs/tiny with the same" in " ".join(export.err.split())
+
+
 def test_the_hint_after_a_choice_can_be_typed(place):
     run = evaluate(place, "runs/tiny", "--target-precision", 0.9)
     assert "confirm it on other images with evaluate --threshold auto" in run.err

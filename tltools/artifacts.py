@@ -8,13 +8,16 @@ from pathlib import Path
 from tltools.card import Card, Precision
 from tltools.data.suffixes import is_image_name
 from tltools.errors import ArtifactError
+from tltools.progress import SILENT, Progress
 from tltools.run_folder import (
     CARD,
+    how_to_finish,
     is_begun,
+    is_locked,
     load_card,
     read_split,
     resumable_runs,
-    resume_options,
+    visible,
 )
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
@@ -78,26 +81,44 @@ def is_artifact(path: Path) -> bool:
     return (path / CARD).is_file() or is_export_name(path)
 
 
-def find_runs(run_dir: Path = RUN_DIR) -> list[Artifact]:
+def find_runs(run_dir: Path = RUN_DIR, *, progress: Progress = SILENT) -> list[Artifact]:
     """Return the newest usable run of each model, by model name.
+
+    Args:
+        run_dir: Parent of the run folders.
+        progress: Told which runs are left out because they are damaged.
 
     Raises:
         ArtifactError: If there is none.
     """
+    found: list[Artifact] = []
+    damaged: dict[Path, str] = {}
+    for folder in sorted(path.parent for path in visible(run_dir.glob(f"*/{CARD}"))):
+        try:
+            found.append(read_artifact(folder))
+        except ArtifactError as error:
+            damaged[folder] = str(error)
+    if not found:
+        raise ArtifactError(_no_runs(run_dir, damaged))
+    for folder, reason in damaged.items():
+        progress.warn(f"{folder} is left out: {reason}")
     newest: dict[str, Artifact] = {}
-    folders = sorted(path.parent for path in run_dir.glob(f"*/{CARD}"))
-    for artifact in sorted(map(read_artifact, folders), key=lambda one: one.card.created):
+    for artifact in sorted(found, key=lambda one: one.card.created):
         newest[artifact.card.model] = artifact
-    if not newest:
-        if begun := [one for one in resumable_runs(run_dir) if is_begun(one)]:
-            raise ArtifactError(
-                f"no finished run in {run_dir}/; to finish {begun[0]}: tltools train --resume"
-                f"{resume_options(begun[0])}"
-            )
-        raise ArtifactError(
-            f"no runs in {run_dir}/: train one with tltools train, or give a run's path"
-        )
     return [newest[model] for model in sorted(newest)]
+
+
+def _no_runs(run_dir: Path, damaged: dict[Path, str]) -> str:
+    """Return the message that no run is usable; it names those that are not, and why."""
+    if begun := [one for one in resumable_runs(run_dir) if is_begun(one)]:
+        first = min(begun, key=is_locked)  # the newest that no other process trains
+        return f"no finished run in {run_dir}/: {first} is unfinished; {how_to_finish(first)}"
+    if damaged:
+        return (
+            f"no usable run in {run_dir}/: {'; '.join(damaged.values())}; train a new one with "
+            "tltools train, or give a run's path"
+        )
+    return f"no runs in {run_dir}/: train one with tltools train, or give a run's path"
 
 
 def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:

@@ -288,8 +288,13 @@ def _remove_if_left(folder: Path) -> None:
         os.close(handle)
 
 
-def lock(handle: int) -> bool | None:
+def lock(handle: int, *, shared: bool = False) -> bool | None:
     """Lock an open file until it is closed; never waits.
+
+    Args:
+        handle: The file.
+        shared: Allow other shared locks beside this one, which asks whether there is a lock that
+            is not shared.
 
     Returns:
         Whether it is locked now: False if another process holds the lock, None if the system or
@@ -298,7 +303,7 @@ def lock(handle: int) -> bool | None:
     if sys.platform == "win32":
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

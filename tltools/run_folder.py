@@ -2,9 +2,9 @@
 
 import csv
 import os
-import re
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +50,8 @@ MAX_TABLE_BYTES = 2**30
 """Largest table of a run: the probabilities of 1,000 classes for 50,000 images."""
 MAX_HISTORY_BYTES = 2**24
 """Largest history of a run: 100,000 epochs."""
+_LOCK_WAIT_S = 0.2
+"""Time that a lock is waited for: `is_locked` of another process holds one for an instant."""
 
 
 def cannot_read(path: Path, error: Exception) -> ArtifactError:
@@ -74,8 +76,7 @@ def load_card(folder: Path) -> Card:
             ) from error
         if is_begun(folder):
             raise ArtifactError(
-                f"{folder} is not a finished run; to finish it: tltools train --resume"
-                f"{resume_options(folder)}"
+                f"{folder} is not a finished run; {how_to_finish(folder)}"
             ) from error
         raise ArtifactError(
             f"{folder} is not a run: it has no {CARD}; create a run with tltools train"
@@ -118,22 +119,32 @@ def locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        if lock(handle) is False:
-            raise ConfigError(
-                f"another process is training {folder}; wait until it ends, or stop it with Ctrl-C"
-            )
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while lock(handle) is False:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"another process is training {folder}; wait until it ends, or stop it with "
+                    "Ctrl-C"
+                )
+            time.sleep(0.01)
         yield
     finally:
         os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a run is being trained."""
+    """Return whether a run is being trained; False if there is no such folder (any more)."""
+    if sys.platform == "win32":
+        return False
     try:
-        with locked(folder):
-            return False
-    except ConfigError:
-        return True
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two processes that ask do not take each other for a training.
+        return lock(handle, shared=True) is False
+    finally:
+        os.close(handle)
 
 
 def is_begun(folder: Path) -> bool:
@@ -161,15 +172,46 @@ def resume_options(folder: Path, *, exact: bool = False) -> str:
     return "".join(f" {shlex.quote(one)}" for one in options)
 
 
+def resume_command_of(folder: Path) -> tuple[str, Path]:
+    """Return the options of `tltools train --resume` for a run, and the run that it takes.
+
+    It takes the newest run that fits the options: another one if no options tell them apart.
+    """
+    settings = planned_settings(folder)
+    tuned = settings.get("fine_tune", "none")
+    choices: list[tuple[str, Path]] = []
+    for exact in (False, True):
+        fine_tune = tuned if exact or tuned != "none" else None
+        found = unfinished_runs(folder.parent, [settings.get("model", "")], fine_tune)
+        choices.append((resume_options(folder, exact=exact), found[0] if found else folder))
+    return next((one for one in choices if one[1] == folder), choices[0])
+
+
+def how_to_finish(folder: Path) -> str:
+    """Say how an unfinished run is finished: by a command, after another run, or by waiting."""
+    if is_locked(folder):
+        return "another process is training it: wait until it ends"
+    options, taken = resume_command_of(folder)
+    if taken == folder:
+        return f"to finish it: tltools train --resume{options}"
+    return f"newer unfinished runs are resumed first: tltools train --resume{options} takes {taken}"
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether a run completed its plan.
+
+    Raises:
+        ArtifactError: If its card cannot be read.
+    """
+    return (folder / CARD).is_file() and is_complete(folder, load_card(folder))
+
+
+def is_complete(folder: Path, card: Card) -> bool:
+    """Return whether a run that has a card completed its plan.
 
     A run that was interrupted has a card too, and so has one that could not be scored, or that was
     stopped while it was trained for more epochs.
     """
-    if not (folder / CARD).is_file():
-        return False
-    card = load_card(folder)
     return bool(card.metrics) and not was_stopped(folder, card)
 
 
@@ -181,15 +223,35 @@ def was_stopped(folder: Path, card: Card) -> bool:
     return is_short or card.training.get("interrupted", False)
 
 
-def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
-    """Return the folders of unfinished runs of models, the newest first."""
-    named = "|".join(map(re.escape, models))
-    is_of_model = re.compile(rf"({named})(-.*)?").fullmatch
-    return [
-        folder
-        for folder in resumable_runs(run_dir)
-        if is_of_model(folder.name) and not is_finished(folder)
-    ]
+def unfinished_runs(
+    run_dir: Path, models: Sequence[str], fine_tune: str | None = None
+) -> list[Path]:
+    """Return the folders of unfinished runs of models, the newest first.
+
+    Runs that another process trains, and damaged ones, are left out: they cannot be resumed.
+
+    Args:
+        run_dir: Parent of the run folders.
+        models: Names of backbones.
+        fine_tune: Only runs that fine-tune these layers; None: all.
+    """
+    found: list[Path] = []
+    for folder in resumable_runs(run_dir):
+        settings = planned_settings(folder)
+        is_asked = settings.get("model") in models and (
+            fine_tune in (None, settings.get("fine_tune", "none"))
+        )
+        if is_asked and not is_locked(folder) and _is_unfinished(folder):
+            found.append(folder)
+    return found
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Return whether a run did not complete its plan; False if its card is damaged."""
+    try:
+        return not is_finished(folder)
+    except ArtifactError:
+        return False
 
 
 def resumable_runs(run_dir: Path) -> list[Path]:
@@ -197,11 +259,27 @@ def resumable_runs(run_dir: Path) -> list[Path]:
 
     These have their training's state, or only a plan: they were killed in their first epoch.
     """
-    newest = {path.parent: path for path in run_dir.glob(f"*/{STATE}")}
-    for path in run_dir.glob(f"*/{PLAN}"):
+    newest = {path.parent: path for path in visible(run_dir.glob(f"*/{STATE}"))}
+    for path in visible(run_dir.glob(f"*/{PLAN}")):
         if path.parent not in newest and is_begun(path.parent):
             newest[path.parent] = path
-    return sorted(newest, key=lambda folder: newest[folder].stat().st_mtime, reverse=True)
+    return sorted(newest, key=lambda folder: _changed_s(newest[folder]), reverse=True)
+
+
+def visible(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield those of the files in run folders whose folder is not hidden.
+
+    A deletion that was killed leaves a hidden folder, and writing a file has one for a moment.
+    """
+    return (path for path in paths if not path.parent.name.startswith("."))
+
+
+def _changed_s(path: Path) -> float:
+    """Return when a file was changed, in seconds; 0 if another process has just deleted it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def read_split(folder: Path) -> "pd.DataFrame":

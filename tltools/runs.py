@@ -1,9 +1,11 @@
 """List, compare and delete runs."""
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ import msgspec
 import numpy as np
 
 from tltools.artifacts import EXPORT_DIR, Artifact, read_artifact
+from tltools.atomic import remove_leftovers
 from tltools.card import Card, Score
 from tltools.data.suffixes import is_image_name
 from tltools.errors import ArtifactError, TltoolsError
@@ -33,13 +36,13 @@ from tltools.run_folder import (
     STATE,
     TENSORBOARD,
     RunPredictions,
+    is_complete,
     is_locked,
     load_card,
     locked,
     read_folds,
     read_predictions,
     read_split,
-    was_stopped,
 )
 from tltools.runtime.model_formats import is_export_name
 from tltools.wording import did_you_mean, grouped, in_percent, percent_or_dash, score_text
@@ -76,7 +79,7 @@ class RunFacts:
     num_bytes: int
     """Size of all files in the folder."""
     state: State
-    """`interrupted` but usable; `unfinished`: without a model; `damaged`: unreadable."""
+    """`interrupted` but usable, or not scored; `unfinished`: without a model; `damaged`."""
     exports: tuple[Path, ...]
     """Exports of this run as it is now."""
     older_exports: tuple[Path, ...]
@@ -182,12 +185,14 @@ def list_runs(
         ArtifactError: If there is no run.
     """
     folders = sorted(run_dir.iterdir()) if run_dir.is_dir() else []
-    runs = [folder for folder in folders if is_run_folder(folder)]
+    # A deletion that was killed leaves a hidden folder.
+    runs = [one for one in folders if is_run_folder(one) and not one.name.startswith(".")]
     if not runs:
         raise ArtifactError(f"no runs in {run_dir}/: train one with tltools train")
     exports = list(_exports_of(run_dir, on_problem))
-    found = [_facts(folder, exports) for folder in runs]
-    return sorted(found, key=lambda one: one.created, reverse=True)
+    found = [_facts_if_there(folder, exports) for folder in runs]
+    there = [one for one in found if one is not None]
+    return sorted(there, key=lambda one: one.created, reverse=True)
 
 
 def _exports_of(
@@ -208,8 +213,23 @@ def _exports_of(
                     on_problem(error)
 
 
+def _facts_if_there(folder: Path, exports: Sequence[Artifact]) -> RunFacts | None:
+    """Describe one run; None if another process has deleted it in the meantime."""
+    try:
+        facts = _facts(folder, exports)
+    except FileNotFoundError:
+        if is_run_folder(folder):
+            raise
+        return None
+    return facts if is_run_folder(folder) else None
+
+
 def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
-    """Describe one run."""
+    """Describe one run.
+
+    Raises:
+        FileNotFoundError: If it is deleted while it is read.
+    """
     common: dict[str, Any] = {"path": folder, "num_bytes": _size(folder)}
     if not (folder / CARD).is_file():
         return RunFacts(**common, **_planned(folder), val=None, exports=(), older_exports=())
@@ -221,7 +241,6 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
             **common, **unknown, val=None, exports=(), older_exports=(), state="damaged",
             problem=str(error),
         )  # fmt: skip
-    mine = [one for one in exports if one.card.run == folder.name]
     return RunFacts(
         **common,
         model=model_title(card),
@@ -231,16 +250,28 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
         val=card.metrics.get("val"),
         created=card.created,
         state=state_of(folder, card),
-        exports=tuple(one.path for one in mine if one.card.created == card.created),
-        older_exports=tuple(one.path for one in mine if one.card.created != card.created),
+        # Exports have the name that the run was trained under: its folder may be renamed.
+        exports=tuple(
+            one.path
+            for one in exports
+            if one.card.run == card.run and one.card.created == card.created
+        ),
+        older_exports=tuple(
+            one.path
+            for one in exports
+            if one.card.run == folder.name and one.card.created != card.created
+        ),
     )
 
 
 def state_of(folder: Path, card: Card) -> State:
-    """Return whether the training of a run that has a card goes on, finished, or stopped before."""
+    """Return whether the training of a run that has a card goes on, finished, or stopped before.
+
+    One that could not be scored has stopped before: resuming it scores it.
+    """
     if is_locked(folder):
         return "training"
-    return "interrupted" if was_stopped(folder, card) else "finished"
+    return "finished" if is_complete(folder, card) else "interrupted"
 
 
 class _PlannedData(msgspec.Struct):
@@ -519,10 +550,14 @@ class Deletion:
 def plan_deletion(folder: Path) -> Deletion:
     """Return what deleting a run removes.
 
+    Temporary files that a killed process left in it are removed now.
+
     Raises:
         ArtifactError: If the folder is not a run that tltools made.
     """
     check_is_ours(folder)
+    if not is_locked(folder):
+        remove_leftovers(folder)
     entries = sorted(folder.iterdir())
     files = [one for one in entries if one.name in OWN_FILES and not one.is_dir()]
     files += [one for one in entries if one.name in OWN_FOLDERS and one.is_dir()]
@@ -564,9 +599,20 @@ def is_ours(folder: Path) -> bool:
 
 
 def _size(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder, in bytes; 0 for what has vanished."""
     if not path.is_dir() or path.is_symlink():
+        return _file_size(path)
+    # Unlike rglob, walk goes on if a folder vanishes: a training that saves has temporary ones.
+    return sum(
+        _file_size(Path(folder, name)) for folder, _, names in os.walk(path) for name in names
+    )
+
+
+def _file_size(path: Path) -> int:
+    try:
         return path.lstat().st_size
-    return sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
+    except FileNotFoundError:
+        return 0
 
 
 def check_deletable(deletion: Deletion) -> None:
@@ -593,7 +639,8 @@ def delete_run(deletion: Deletion) -> None:
     """Delete a run; its folder goes too, unless it holds files that training did not write.
 
     A folder that goes is renamed first: where that fails, nothing is lost. A deletion that is
-    stopped can be repeated: the files that show the run are removed last.
+    stopped can be repeated: the files that show the run are removed last. What killed deletions
+    beside it have left is removed, too.
 
     Raises:
         OSError: If a file cannot be deleted.
@@ -602,6 +649,40 @@ def delete_run(deletion: Deletion) -> None:
     check_deletable(deletion)
     with locked(deletion.folder):
         _delete(deletion)
+    for folder in sorted(deletion.folder.absolute().parent.iterdir()):
+        if _DELETED.fullmatch(folder.name) and not folder.is_symlink():
+            with suppress(OSError, TltoolsError):  # of another deletion: this one has succeeded
+                _finish_deletion(folder)
+
+
+_DELETED = re.compile(r"\..+\.deleted(-\d+)?")
+"""Name of a folder that is being deleted."""
+
+
+def _deleted_name(folder: Path) -> Path:
+    """Return a free name for a folder while it is deleted: a killed deletion may have left one."""
+    number = 1
+    while True:
+        name = folder.with_name(f".{folder.name}.deleted" + (f"-{number}" if number > 1 else ""))
+        if not os.path.lexists(name):
+            return name
+        number += 1
+
+
+def _finish_deletion(folder: Path) -> None:
+    """Delete what a killed deletion left of a run, unless it holds other files.
+
+    Raises:
+        OSError: If it cannot be deleted.
+        TltoolsError: If its content does not prove that it is a run, or another process deletes it.
+    """
+    with locked(folder):
+        if any(folder.iterdir()):
+            deletion = plan_deletion(folder)
+            if deletion.kept:
+                return
+            _remove(deletion.files)
+        folder.rmdir()
 
 
 def _delete(deletion: Deletion) -> None:
@@ -609,7 +690,7 @@ def _delete(deletion: Deletion) -> None:
         _remove(deletion.files)
         return
     folder = deletion.folder
-    renamed = folder.with_name(f".{folder.name}.deleted")
+    renamed = _deleted_name(folder)
     folder.rename(renamed)
     try:
         _remove([renamed / path.name for path in deletion.files])

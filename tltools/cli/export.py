@@ -115,7 +115,7 @@ def export(
         opset=opset,
         device=device,
     )
-    given = runs or [artifact.path for artifact in find_runs()]
+    given = runs or [artifact.path for artifact in find_runs(progress=out.progress)]
     # Existing exports are accepted with a layout only; otherwise an argument must be a run.
     done = [path for path in given if layout != "files" and is_export_name(path)]
     exports = [read_artifact(path) for path in done]

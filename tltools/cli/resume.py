@@ -87,9 +87,11 @@ def tell_resumed(folder: Path, epochs: int | None, progress: "Progress") -> None
 
 def tell_how_to_resume(folder: Path, progress: "Progress") -> None:
     """Name the command that resumes a run."""
-    from tltools.run_folder import resume_options
+    from tltools.run_folder import resume_command_of
 
-    progress.say(f"To resume: tltools train --resume{resume_options(folder)}")
+    options, taken = resume_command_of(folder)
+    after = "" if taken == folder else f" takes {taken} first, and then {folder}"
+    progress.say(f"To resume: tltools train --resume{options}{after}")
 
 
 class Stopped:
@@ -97,14 +99,11 @@ class Stopped:
 
     def __init__(self, configs: "Sequence[TrainConfig]", setup: "TrainSetup") -> None:
         """Note the runs that exist before the trainings."""
-        self._configs = configs
-        self._run_dir = setup.run_dir
-        self._before = self._runs()
-
-    def _runs(self) -> set[Path]:
         from tltools.run_folder import resumable_runs
 
-        return set(resumable_runs(self._run_dir))
+        self._configs = configs
+        self._run_dir = setup.run_dir
+        self._before = set(resumable_runs(self._run_dir))
 
     def tell(self, trained: "Sequence[Path]", progress: "Progress") -> None:
         """Say what is kept and how to go on.
@@ -113,8 +112,13 @@ class Stopped:
             trained: Runs of the models before the one that was stopped.
             progress: Where to say it.
         """
-        if begun := self._runs() - self._before - set(trained):  # while it was scored, say
-            tell_how_to_resume(begun.pop(), progress)
+        from tltools.run_folder import is_locked, resumable_runs
+
+        known = self._before.union(trained)
+        begun = [one for one in resumable_runs(self._run_dir) if one not in known]
+        # Another process may have begun runs, too, and be training them.
+        if mine := [one for one in begun if not is_locked(one)]:  # stopped while it was scored, say
+            tell_how_to_resume(mine[0], progress)
             return
         rest = list(dict.fromkeys(one.model for one in self._configs[len(trained) :]))
         stopped = self._configs[len(trained)]

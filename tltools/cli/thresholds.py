@@ -149,7 +149,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         ArtifactError: If the run's card has changed.
         TltoolsError: If it cannot be written.
     """
-    from tltools.artifacts import EXPORT_DIR
+    from tltools.artifacts import EXPORT_DIR, run_of
     from tltools.thresholds import keep_in_card
 
     earlier = card.threshold
@@ -171,7 +171,8 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         if earlier is not None and earlier != threshold:
             progress.say(f"It replaces the {kind_of(earlier)} {threshold_text(earlier)}")
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
-        export = EXPORT_DIR / model.name / f"{model.name}.fp32.onnx"
+        # An export has the name that its run was trained under: the folder may be renamed.
+        export = EXPORT_DIR / card.run / f"{card.run}.fp32.onnx"
         progress.say(
             f"Next: {shlex.join(['tltools', 'export', str(model)])}, then tltools classify FOLDER "
             f"--model {shlex.quote(str(export))} --threshold auto"
@@ -179,9 +180,11 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         return
     words = ["tltools", "classify", "FOLDER", "--model", str(model), *_options(card, threshold)]
     progress.say(f"Next: {shlex.join(words)}")
+    run = run_of(model, card)
+    named = "RUN" if run is None else shlex.quote(str(run))
     progress.say(
-        f"Exports have the threshold of their run: tltools evaluate runs/{card.run} with the same "
-        "options chooses one for the next export"
+        f"Exports have the threshold of their run, {card.run}: tltools evaluate {named} with the "
+        "same options chooses one for the next export"
     )
 
 

@@ -562,8 +562,8 @@ def _tell_unfinished(run_dir: Path, models: Sequence[str], progress: "RichProgre
     """Say that a run could be resumed, since this command begins a new one."""
     from tltools.run_folder import resume_options, unfinished_runs
 
-    found = unfinished_runs(run_dir, models)
-    if found:
+    # The newest of its model: the one that the command takes.
+    if found := unfinished_runs(run_dir, models):
         progress.say(
             f"{found[0]} is unfinished: tltools train --resume{resume_options(found[0])} "
             "continues it; this is a new run"
@@ -647,7 +647,13 @@ def _resume(
 
     epochs = given.get("epochs")
     models = _models_of(given["model"]) if "model" in given else None
-    folder = find_resumable(setup.run_dir, models, epochs=epochs, fine_tune=given.get("fine_tune"))
+    folder = find_resumable(
+        setup.run_dir,
+        models,
+        epochs=epochs,
+        fine_tune=given.get("fine_tune"),
+        progress=progress,
+    )
     check_resumed(folder, given, setup, load)
     tell_resumed(folder, epochs, progress)
     try:

@@ -59,8 +59,20 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Experiment logs to write: see `tltools.training.logs`."""
 
     def train_config(self) -> TrainConfig:
-        """Return the settings."""
-        return TrainConfig(**self.config)
+        """Return the settings.
+
+        Raises:
+            ArtifactError: If they are those of another version of tltools.
+            ConfigError: If one has an invalid value.
+        """
+        try:
+            return TrainConfig(**self.config)
+        except (TypeError, AttributeError) as error:
+            why = str(error).removeprefix("TrainConfig.__init__() ")
+            raise ArtifactError(
+                f"this version of tltools does not know the settings of the run's {PLAN} ({why}); "
+                "resume it with the version that began it, or train a new run"
+            ) from error
 
 
 def new_run_folder(run_dir: Path, model: str) -> Path:

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,7 @@ def find_resumable(
     *,
     epochs: int | None,
     fine_tune: FineTune | None = None,
+    progress: Progress = SILENT,
 ) -> Path:
     """Return the newest run that has epochs left to train and that no other process is training.
 
@@ -188,37 +189,78 @@ def find_resumable(
         models: Models to consider; None considers all.
         fine_tune: Consider only runs that fine-tune these layers; None considers all.
         epochs: A new total number of epochs; finished runs with fewer epochs count too.
+        progress: Told which runs are left out because they are damaged.
 
     Raises:
         ArtifactError: If there is no such run.
         ConfigError: If the newest one is finished, and there is another one of another model, or
             one that fine-tunes other layers.
     """
-    candidates: dict[Path, TrainConfig] = {}
-    finished: dict[Path, TrainConfig] = {}
-    busy: list[Path] = []
-    for folder in resumable_runs(run_dir):
-        config = runs.read_plan(folder).train_config()
-        if models is not None and config.model not in models:
-            continue
-        if fine_tune not in (None, config.fine_tune):
-            continue
-        if is_locked(folder):
-            busy.append(folder)
-            continue
-        if is_finished(folder):
-            finished[folder] = config
-        if folder not in finished or (epochs is not None and epochs > config.epochs):
-            candidates[folder] = config
+    found = _sorted_out(run_dir, models, fine_tune)
+    candidates = found.unfinished_or_below(epochs)
+    if found.damaged and not (candidates or found.finished or found.busy):
+        raise ArtifactError(_only_damaged(found.damaged))
+    for folder, reason in found.damaged.items():
+        progress.warn(f"{folder} is left out: {reason}")
     if not candidates:
-        raise ArtifactError(_nothing_to_resume(run_dir, models, finished, busy))
+        raise ArtifactError(_nothing_to_resume(run_dir, models, found.finished, found.busy))
     newest = next(iter(candidates))
     of_kind: dict[tuple[str, FineTune], Path] = {}
     for folder, config in candidates.items():
         of_kind.setdefault((config.model, config.fine_tune), folder)
-    if newest in finished and len(of_kind) > 1:
+    if newest in found.finished and len(of_kind) > 1:
         raise ConfigError(_several(of_kind, epochs))
     return newest
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The runs that have a plan, the newest first, by whether they can be resumed."""
+
+    idle: dict[Path, TrainConfig] = field(default_factory=dict)
+    """Runs that no process is training."""
+    finished: dict[Path, TrainConfig] = field(default_factory=dict)
+    """Those of them that completed their plan."""
+    busy: list[Path] = field(default_factory=list)
+    damaged: dict[Path, str] = field(default_factory=dict)
+    """Runs whose plan or card cannot be read, and why."""
+
+    def unfinished_or_below(self, epochs: int | None) -> dict[Path, TrainConfig]:
+        """Return the idle runs that are unfinished, or finished with fewer epochs."""
+        return {
+            folder: config
+            for folder, config in self.idle.items()
+            if folder not in self.finished or (epochs is not None and epochs > config.epochs)
+        }
+
+
+def _sorted_out(run_dir: Path, models: Sequence[str] | None, fine_tune: FineTune | None) -> _Found:
+    """Look at the runs that `find_resumable` considers; one that is damaged does not stop it."""
+    found = _Found()
+    for folder in resumable_runs(run_dir):
+        try:
+            config = runs.read_plan(folder).train_config()
+            is_other = models is not None and config.model not in models
+            if is_other or fine_tune not in (None, config.fine_tune):
+                continue
+            if is_locked(folder):
+                found.busy.append(folder)
+                continue
+            if is_finished(folder):
+                found.finished[folder] = config
+            found.idle[folder] = config
+        except (ArtifactError, ConfigError) as error:
+            found.damaged[folder] = str(error)
+    return found
+
+
+def _only_damaged(damaged: dict[Path, str]) -> str:
+    """Return the message that no run can be resumed, because those that could be are damaged."""
+    why = "; ".join(f"{folder} is left out: {reason}" for folder, reason in damaged.items())
+    return (
+        f"nothing to resume: {why}; if only its {runs.CARD} is damaged, delete that file, and "
+        "tltools train --resume writes it anew; otherwise, train a new run"
+    )
 
 
 def _nothing_to_resume(
