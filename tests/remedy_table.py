@@ -767,7 +767,7 @@ CASES = (
         2,
     ),
     Case(
-        "the threshold in the card of {} is a smallest",
+        "the threshold in the card of {} is a minimum",
         f"{THREE}; evaluate three/cnn --target-precision 0.1; "
         f"{SCORE_THREE} --threshold auto --min-confidence 0.1",
         (f"{SCORE_THREE} --threshold auto", f"{SCORE_THREE} --min-confidence 0.1"),
@@ -953,6 +953,12 @@ CASES = (
         "the data has classes that the models do not know",
         "bench --data data --class-names light,dark",
         (f"{BENCH} --data data --class-names bright,dark",),
+    ),
+    Case(
+        "trained on {} of these {}, so {} accuracy looks better",
+        f"{BENCH} --data data",
+        (BENCH,),
+        0,
     ),
     Case(
         "{} validation image{} missing from {}",

@@ -1,6 +1,8 @@
 """The inputs of a bench are found, belong together, and have distinct names."""
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -45,6 +47,47 @@ def test_bench_uses_the_given_images_instead(workplace, drawn):
     assert sorted(found.images) == sorted(Path(path) for path in dataset.frame["path"])
     # In random order, so that any first part has images of all classes.
     assert {path.parent.name for path in found.images[:8]} == {"bright", "dark"}
+
+
+def test_of_data_with_splits_the_test_or_validation_images_are_measured(workplace, drawn):
+    for splits, name in ((("train", "val"), "validation"), (("train", "val", "test"), "test")):
+        dataset = load_dataset(drawn, purpose="evaluate")
+        dataset.frame["split"] = [splits[i % len(splits)] for i in range(len(dataset.frame))]
+        found = inputs(workplace, dataset=replace(dataset, split_rule="given"))
+        assert sorted(found.images) == sorted(
+            Path(path) for path in dataset.frame["path"][dataset.frame["split"] == splits[-1]]
+        )
+        assert found.name == f"{drawn.name} ({name})"
+
+
+def test_images_that_models_were_trained_on_are_counted_once_for_all_of_the_same_data(
+    workplace, drawn
+):
+    run = workplace / "runs" / "cnn"
+    other = shutil.copytree(run, run.with_name("other"))
+    card = msgspec.structs.replace(load_card(run), run="other")
+    (other / "card.json").write_text(card.to_json())
+    dataset = load_dataset(drawn, purpose="evaluate")
+    split = read_split(run)["split"]
+    (note,) = inputs(workplace, [run, other], dataset).notes
+    assert note.startswith(
+        f"cnn, other were trained on {(split == 'train').sum()} of these {len(split)} images, so "
+        "their accuracy looks better than it is; leave out --data"
+    )
+    assert inputs(workplace).notes == ()  # its own validation images
+    new = dataset.frame[(split == "val").to_numpy()]
+    assert inputs(workplace, [run], replace(dataset, frame=new)).notes == ()
+
+
+def test_it_is_said_if_the_training_images_are_not_known(workplace, drawn):
+    dataset = load_dataset(drawn, purpose="evaluate")
+    (workplace / "runs" / "cnn" / "split.csv").write_text("damaged")
+    (note,) = inputs(workplace, dataset=dataset).notes
+    assert "split.csv lacks the columns" in note
+    assert note.endswith("so it is not known whether cnn was trained on these images")
+    shutil.rmtree(workplace / "runs")
+    (note,) = inputs(workplace, dataset=dataset).notes
+    assert re.match(r"the run of .*cnn\.fp32\.onnx is not found, so it is not known", note)
 
 
 def test_fp32_exports_are_also_measured_in_tf32_on_request(workplace):

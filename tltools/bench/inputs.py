@@ -1,6 +1,6 @@
 """Collect the inputs of a bench: candidates, the images to measure them on, and their classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,15 +9,23 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, read_artifact
+from tltools.artifacts import (
+    EXPORT_DIR,
+    RUN_DIR,
+    Artifact,
+    find_exports,
+    read_artifact,
+    training_images,
+)
 from tltools.bench.flops import onnx_flops
 from tltools.bench.rows import EAGER, BenchPrecision
 from tltools.card import Card
-from tltools.errors import DataError
+from tltools.errors import ArtifactError, DataError
+from tltools.evaluate import choose_split, count_trained_on
 from tltools.run_folder import CARD, read_split
 from tltools.runtime.model_formats import ONNX, format_of
 from tltools.runtime.selftest import lacks_self_test
-from tltools.wording import listed
+from tltools.wording import grouped, listed, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +61,7 @@ class BenchInputs:
     name: str
     """Name of the images, to print."""
     notes: tuple[str, ...]
-    """Warnings about the models."""
+    """Warnings about the models, and about the images that they are judged on."""
 
 
 def bench_inputs(
@@ -69,7 +77,8 @@ def bench_inputs(
     Args:
         models: Runs and exports; None for the exports in `export_dir`. The run of an export is
             added if it is still in `run_dir`, as the reference for comparison.
-        dataset: Labeled images; None for the runs' own validation images.
+        dataset: Labeled images, of which those of the split that `evaluate` would score are used;
+            None for the runs' own validation images.
         tf32: Also measure fp32 exports in TF32, which needs a GPU.
         run_dir: Folder of runs.
         export_dir: Folder of exports.
@@ -84,6 +93,9 @@ def bench_inputs(
     _check_labels(artifacts)
     classes = _classes(artifacts)
     frame, name = _labeled_images(artifacts, dataset)
+    notes = [*filter(None, (lacks_self_test(one.card) for one in artifacts))]
+    if dataset is not None:  # a run was not trained on its own validation images
+        notes += _trained_on_notes(artifacts, frame)
     # Shuffled, so that any prefix is a fair sample: a slow model's accuracy may be measured on a
     # prefix only.
     frame = frame.sample(frac=1, random_state=0)
@@ -92,7 +104,7 @@ def bench_inputs(
         images=[Path(path) for path in frame["path"]],
         targets=_targets(frame, classes),
         name=name,
-        notes=tuple(filter(None, (lacks_self_test(one.card) for one in artifacts))),
+        notes=tuple(notes),
     )
 
 
@@ -189,7 +201,8 @@ def _labeled_images(
 ) -> "tuple[pd.DataFrame, str]":
     """Return a frame with the columns path and class, and its name."""
     if dataset is not None:
-        return dataset.frame, dataset.name
+        split, frame = choose_split(dataset, None)
+        return frame, dataset.name if split == "all" else f"{dataset.name} ({_SPLITS[split]})"
     runs = [artifact for artifact in artifacts if artifact.is_run]
     fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
     if not runs:
@@ -211,4 +224,48 @@ def _labeled_images(
             f"{runs[0].path}, the first is {gone[0]}: restore them, or provide others with "
             "`dataset=`"
         )
-    return frame, f"{runs[0].card.data.name} (validation)"
+    return frame, f"{runs[0].card.data.name} ({_SPLITS['val']})"
+
+
+_SPLITS = {"val": "validation", "test": "test"}
+"""Names of the splits that are scored, as they are printed."""
+
+
+def _trained_on_notes(artifacts: Sequence[Artifact], frame: "pd.DataFrame") -> Iterator[str]:
+    """Warn of models that were trained on some of the images, or may have been.
+
+    Yields:
+        A sentence for all runs that were trained on the same data.
+    """
+    by_data: dict[str, list[Artifact]] = {}
+    for artifact in artifacts:
+        by_data.setdefault(artifact.card.data.fingerprint, []).append(artifact)
+    for same in by_data.values():
+        runs = list(dict.fromkeys(one.card.run for one in same))
+        trained_on, problem = _training_images(same)
+        if trained_on is None:
+            yield (
+                f"{problem}, so it is not known whether {listed(runs)} "
+                f"{plural(len(runs), 'was', 'were')} trained on these images"
+            )
+        elif number := count_trained_on(frame, trained_on):
+            yield (
+                f"{listed(runs)} {plural(len(runs), 'was', 'were')} trained on {number:,} of these "
+                f"{grouped(len(frame), 'image')}, so {plural(len(runs), 'its', 'their')} accuracy "
+                "looks better than it is; leave out --data to use the validation images, or name "
+                "images that are new to all models"
+            )
+
+
+def _training_images(same: Sequence[Artifact]) -> tuple[frozenset[str] | None, str]:
+    """Return the training images of models of the same data, or None and why they are unknown."""
+    problem = f"the run of {same[0].path} is not found"
+    for one in same:
+        try:
+            found = training_images(one.path, one.card)
+        except ArtifactError as error:
+            problem = str(error)
+        else:
+            if found is not None:
+                return found, ""
+    return None, problem
