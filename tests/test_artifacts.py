@@ -15,7 +15,9 @@ from tltools.artifacts import (
     open_predictor,
     read_artifact,
 )
+from tltools.cli.show import choose_export
 from tltools.errors import ArtifactError
+from tltools.report.sources import find_sources
 from tltools.training.run import EagerPredictor, load_card
 
 
@@ -84,6 +86,22 @@ def test_exports_of_older_runs_and_other_files_are_skipped(make_export, tmp_path
     (old.parent / "notes.txt").write_text("not an export")
     shutil.copy(old, new.parent / ".cnn-2.fp32.abc.tmp.onnx")  # as a killed export leaves it
     assert {one.path for one in find_exports(tmp_path / "exports")} == {new, second, other}
+
+
+def test_exports_of_an_earlier_training_of_the_same_run_are_left_out_and_named(
+    make_export, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_export("cnn", created="2026-01-01T00:00:00+00:00", name="cnn.int8.onnx", val=0.9)
+    new = make_export("cnn", created="2026-02-01T00:00:00+00:00", val=0.8)
+    other = make_export("vgg16", model="vgg16", created="2025-01-01T00:00:00+00:00")
+    assert {one.path for one in find_exports(tmp_path / "exports")} == {new, other}
+    said = Recorder()
+    assert choose_export(said) == new.relative_to(tmp_path)
+    assert said.said[1:] == [
+        "Exports left out, since an earlier training of cnn made it: exports/cnn/cnn.int8.onnx"
+    ]
+    assert find_sources([]).left_out == [Path("exports/cnn/cnn.int8.onnx")]
 
 
 def test_the_best_export_has_the_highest_validation_accuracy(make_export, tmp_path):

@@ -331,6 +331,41 @@ def test_a_command_reports_a_full_disk_and_works_once_there_is_space(workplace, 
     assert set(made) > set(earlier) or name == "export"
 
 
+def test_an_evaluation_that_does_not_fit_leaves_all_files_of_the_earlier_one(workplace, drawn):
+    words = (drawn, "--device", "cpu", "--output", "scores")
+    assert run_tltools("evaluate", "runs/cnn", *words, cwd=workplace).code == 0
+    earlier = files_in(workplace / "scores")
+    sizes = {path.name: path.stat().st_size for path in (workplace / "scores").iterdir()}
+    limit = sizes.pop("confusion_matrix.png") - 1000  # only the last file does not fit
+    assert max(sizes.values()) < limit
+    export = "exports/cnn/cnn.fp32.onnx"
+    done = run_limited(limit, COMMAND, "evaluate", export, *map(str, words), cwd=workplace)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: cannot write scores/confusion_matrix.png: file too large;"
+    ), done.stderr
+    assert files_in(workplace / "scores") == earlier
+
+
+def test_an_evaluation_that_is_stopped_between_its_files_leaves_no_mixture(
+    workplace, drawn, monkeypatch
+):
+    words = (drawn, "--device", "cpu", "--output", "scores")
+    assert run_tltools("evaluate", "runs/cnn", *words, cwd=workplace).code == 0
+    replace = Path.replace
+
+    def stop(path, target):
+        if target == Path("scores") / "confusion_matrix.png":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    ran = run_tltools("evaluate", "exports/cnn/cnn.fp32.onnx", *words, cwd=workplace)
+    assert ran.code == 130
+    # Only the rows, which are new, and the folder's mark.
+    assert set(files_in(workplace / "scores")) == {".tltools", "predictions.csv"}
+
+
 # ------------------------------------------------------------------- two processes, one cache
 
 SHARING = """

@@ -1,6 +1,8 @@
 """The inputs of a bench are found, belong together, and have distinct names."""
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,6 +11,7 @@ from conftest import set_card
 
 from tltools.artifacts import read_artifact
 from tltools.bench import bench_inputs
+from tltools.card import Threshold
 from tltools.data.dataset import load_dataset
 from tltools.errors import DataError
 from tltools.training.run import load_card, read_split
@@ -47,6 +50,47 @@ def test_bench_uses_the_given_images_instead(workplace, drawn):
     assert {path.parent.name for path in found.images[:8]} == {"bright", "dark"}
 
 
+def test_of_data_with_splits_the_test_or_validation_images_are_measured(workplace, drawn):
+    for splits, name in ((("train", "val"), "validation"), (("train", "val", "test"), "test")):
+        dataset = load_dataset(drawn, purpose="evaluate")
+        dataset.frame["split"] = [splits[i % len(splits)] for i in range(len(dataset.frame))]
+        found = inputs(workplace, dataset=replace(dataset, split_rule="given"))
+        assert sorted(found.images) == sorted(
+            Path(path) for path in dataset.frame["path"][dataset.frame["split"] == splits[-1]]
+        )
+        assert found.name == f"{drawn.name} ({name})"
+
+
+def test_images_that_models_were_trained_on_are_counted_once_for_all_of_the_same_data(
+    workplace, drawn
+):
+    run = workplace / "runs" / "cnn"
+    other = shutil.copytree(run, run.with_name("other"))
+    card = msgspec.structs.replace(load_card(run), run="other")
+    (other / "card.json").write_text(card.to_json())
+    dataset = load_dataset(drawn, purpose="evaluate")
+    split = read_split(run)["split"]
+    (note,) = inputs(workplace, [run, other], dataset).notes
+    assert note.startswith(
+        f"cnn, other were trained on {(split == 'train').sum()} of these {len(split)} images, so "
+        "their accuracy looks better than it is; leave out --data"
+    )
+    assert inputs(workplace).notes == ()  # its own validation images
+    new = dataset.frame[(split == "val").to_numpy()]
+    assert inputs(workplace, [run], replace(dataset, frame=new)).notes == ()
+
+
+def test_it_is_said_if_the_training_images_are_not_known(workplace, drawn):
+    dataset = load_dataset(drawn, purpose="evaluate")
+    (workplace / "runs" / "cnn" / "split.csv").write_text("damaged")
+    (note,) = inputs(workplace, dataset=dataset).notes
+    assert "split.csv lacks the columns" in note
+    assert note.endswith("so it is not known whether cnn was trained on these images")
+    shutil.rmtree(workplace / "runs")
+    (note,) = inputs(workplace, dataset=dataset).notes
+    assert re.match(r"the run of .*cnn\.fp32\.onnx is not found, so it is not known", note)
+
+
 def test_fp32_exports_are_also_measured_in_tf32_on_request(workplace):
     found = inputs(workplace, tf32=True)
     assert [(one.name, one.precision) for one in found.candidates] == [
@@ -79,6 +123,71 @@ def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):
     path.write_text(msgspec.structs.replace(card, created="2020-01-01T00:00:00+00:00").to_json())
     with pytest.raises(DataError, match=r"not in runs/.* with `dataset=`"):
         inputs(workplace)
+
+
+def retrained(workplace):
+    """Train the run anew, by its card, and export it as ONNX again."""
+    run, export = workplace / "runs" / "cnn", workplace / "exports" / "cnn" / "cnn.fp32.onnx"
+    for path, card in ((run / "card.json", load_card(run)), (export, read_artifact(export).card)):
+        card = msgspec.structs.replace(card, created="2100-01-01T00:00:00+00:00")
+        if path.suffix == ".json":
+            path.write_text(card.to_json())
+        else:
+            set_card(path, card)
+    return run, export, export.with_suffix(".pt")
+
+
+def test_exports_of_an_earlier_training_of_the_run_are_left_out_and_named(workplace):
+    _, _, old = retrained(workplace)
+    found = inputs(workplace)
+    assert [one.name for one in found.candidates] == ["cnn eager fp32", "cnn onnx fp32"]
+    assert found.notes == (f"exports left out, since an earlier training of cnn made it: {old}",)
+
+
+def test_an_export_of_an_earlier_training_that_is_named_is_not_compared_with_the_run(workplace):
+    run, new, old = retrained(workplace)
+    day = read_artifact(old).card.created[:19].replace("T", " ")
+    groups = {run: "cnn", new: "cnn", old: f"cnn ({day})"}
+    for models in ([run, new, old], [run, old], [new, old], [old, run]):
+        found = inputs(workplace, models)
+        # A row is compared with the eager model of the same run.
+        assert {one.path: one.run for one in found.candidates} == {
+            path: groups[path] for path in [run, *models]
+        }
+        assert next(one.name for one in found.candidates if one.path == old) == (
+            f"cnn ({day}) torchscript fp32"
+        )
+        assert found.notes == (
+            f"{old} is of an earlier training than {run}, and so not compared with it",
+        )
+
+
+def test_exports_of_several_trainings_whose_run_is_gone_are_compared_with_their_own(
+    workplace, drawn
+):
+    run, new, old = retrained(workplace)
+    shutil.rmtree(run)
+    found = inputs(workplace, [new, old], load_dataset(drawn, purpose="evaluate"))
+    assert len({one.run for one in found.candidates}) == 2
+    assert f"{old} is of an earlier training than {new}, and so not compared with it" in found.notes
+
+
+def test_a_run_matches_its_exports_after_a_threshold_is_chosen(workplace):
+    path = workplace / "runs" / "cnn" / "card.json"
+    shares = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "total": 10}
+    threshold = msgspec.convert(
+        {
+            "class_name": None, "value": 0.5, "figure": "precision", "at_least": 0.5,
+            "images": "images", "num_images": 10, "precision": shares, "recall": None,
+            "coverage": shares, "held_out_precision": None, "held_out_recall": None,
+            "held_out_coverage": 0.5,
+        },
+        Threshold,
+    )  # fmt: skip
+    card = load_card(path.parent)
+    path.write_text(msgspec.structs.replace(card, threshold=threshold).to_json())
+    assert {one.run for one in inputs(workplace).candidates} == {"cnn"}
+    assert next(one.format for one in inputs(workplace).candidates) == "eager"
 
 
 def test_a_run_from_before_calibration_matches_its_exports(workplace):

@@ -302,6 +302,30 @@ def test_scores_replace_only_scores(cnn_run, cnn_exports, drawn, tmp_path, mista
         assert run_tltools(*words, "scores", cwd=tmp_path).code == 0
 
 
+def test_rows_of_another_evaluation_are_removed_and_those_of_others_kept(
+    cnn_run, cnn_exports, drawn, tmp_path
+):
+    scores, words = tmp_path / "scores", (drawn, "--device", "cpu", "-o", "scores")
+    export = cnn_exports["onnx"].path
+    predictions, mistakes = scores / "predictions.csv", scores / "mistakes.csv"
+    removed = "was of another evaluation and is removed"
+    # The rows and the mistakes of the same evaluation belong together.
+    for more in ((), ("--mistakes",), ()):
+        ran = run_tltools("evaluate", export, *words, *more, cwd=tmp_path)
+        assert removed not in ran.err
+    assert predictions.exists()
+    assert mistakes.exists()
+    ran = run_tltools("evaluate", cnn_run, *words, "--mistakes", cwd=tmp_path)
+    assert f"predictions.csv {removed}" in ran.err
+    assert not predictions.exists()
+    ran = run_tltools("evaluate", export, *words, cwd=tmp_path)
+    assert f"mistakes.csv {removed}" in ran.err
+    assert not mistakes.exists()
+    mistakes.write_text("mine")
+    assert run_tltools("evaluate", cnn_run, *words, cwd=tmp_path).code == 0
+    assert mistakes.read_text() == "mine"
+
+
 @pytest.mark.parametrize(("layout", "name"), [("python", "predict.py"), ("triton", "config.pbtxt")])
 def test_an_edited_file_of_a_layout_is_kept(layout, name, cnn_exports, tmp_path):
     words = ("export", cnn_exports["onnx"].path, "--layout", layout, "-o", "out")

@@ -3,7 +3,9 @@
 import csv
 import itertools
 import json
+import ntpath
 import os
+import posixpath
 import re
 import shutil
 import tracemalloc
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -38,7 +41,7 @@ from tltools.report.jobs import (
     locate_inputs,
     read_job,
 )
-from tltools.report.models import training_section
+from tltools.report.models import label_tiles, training_section
 from tltools.report.page import make_thumbnails, render, write_page
 from tltools.report.scored import read_labeled, scored_section
 from tltools.report.sources import Sources, find_sources
@@ -737,6 +740,23 @@ def test_report_shows_the_named_results(place):
     assert "Evaluation of cnn onnx fp32 on data, all (scores/evaluation.json)" in page.text
     assert "This file has no images" in page.text
     assert page.tags.count("img") > 6
+
+
+@pytest.mark.parametrize(
+    ("module", "root"), [(ntpath, "C:\\Users\\me\\photos"), (posixpath, "/home/me/photos")]
+)
+def test_tiles_are_named_without_the_folder_of_all_images_on_each_system(module, root, monkeypatch):
+    monkeypatch.setattr("tltools.report.models.os", SimpleNamespace(path=module))
+    names = [module.join("cats", "1.jpg"), module.join("dogs", "2.jpg")]
+    targets = np.array([0, 1])
+    predictions = RunPredictions(
+        tuple(module.join(root, name) for name in names),
+        targets,
+        np.eye(2),
+        Decided(targets, np.ones(2, bool), np.ones(2, bool)),
+    )
+    tiles = label_tiles(predictions, ("cats", "dogs"), "stretch")
+    assert [tile.name for tile in tiles] == names
 
 
 def scored_file(folder: Path, *, only_mistakes: bool = False, kept: int = 4) -> Path:

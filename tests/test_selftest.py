@@ -284,6 +284,10 @@ def test_older_exports_open_with_one_warning(exports, drawn, tmp_path):
         ran = run_tltools(*command, cwd=tmp_path)
         assert ran.code == 0, ran
         assert ran.err.count("this export of cnn has no self-test") == 1
+    (page,) = (tmp_path / "exports").glob("bench-*.md")
+    notes = page.read_text().split("## Notes")[1]
+    assert "- this export of cnn has no self-test" in notes
+    assert "old.onnx is not found, so it is not known whether cnn was trained on these" in notes
 
 
 def test_inspect_prints_the_self_tests_size_and_not_its_bytes(exports, tmp_path):

@@ -1,5 +1,6 @@
 """Run folders: written, interrupted, resumed, reopened. Real networks, few drawn images."""
 
+import errno
 import json
 import os
 import re
@@ -926,6 +927,44 @@ def test_a_damaged_shard_is_computed_again(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-5])
     assert len(cache.load()) in (1, 2)
     assert not shard.exists()
+
+
+def test_a_shard_with_more_hashes_than_outputs_is_computed_again(tmp_path):
+    cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=Preprocessing())
+    cache.add(["ab" * 32, "cd" * 32], np.ones((2, 3), np.float32))
+    (shard,) = cache.folder.iterdir()
+    save_file(load_file(shard) | {"features": torch.ones(1, 3)}, shard)
+    assert cache.load() == {}
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        RuntimeError("unable to mmap 24 bytes"),
+    ],
+)
+def test_a_shard_that_cannot_be_read_now_is_kept_and_skipped(tmp_path, monkeypatch, error):
+    cache = FeatureCache(tmp_path, weights_sha256="0", head="pooled", preprocessing=Preprocessing())
+    for sha in ("ab" * 32, "cd" * 32, "ef" * 32):
+        cache.add([sha], np.ones((1, 3), np.float32))
+    shards = sorted(cache.folder.iterdir())
+
+    def load(path):
+        if path in shards[:2]:
+            raise error
+        return load_file(path)
+
+    monkeypatch.setattr("tltools.training.features.load_file", load)
+    progress = Recorder()
+    assert len(cache.load(progress)) == 1
+    assert sorted(cache.folder.iterdir()) == shards
+    (warning,) = progress.said
+    assert warning.startswith(f"2 files of the cache {cache.folder} cannot be read (first ")
+    monkeypatch.undo()
+    assert len(cache.load()) == 3
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from tltools.runtime.model_formats import (
     suffixes,
 )
 from tltools.runtime.predictor import Predictor
-from tltools.wording import similar_paths
+from tltools.wording import listed, plural, similar_paths
 
 RUN_DIR = Path("runs")
 EXPORT_DIR = Path("exports")
@@ -124,6 +124,25 @@ def _no_runs(run_dir: Path, damaged: dict[Path, str]) -> str:
 def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
     """Return the exports in a folder that belong to the newest run of each model.
 
+    Those of an earlier training of these runs are left out: see `current_and_earlier_exports`.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    return current_and_earlier_exports(export_dir)[0]
+
+
+def current_and_earlier_exports(
+    export_dir: Path = EXPORT_DIR,
+) -> tuple[list[Artifact], list[Artifact]]:
+    """Return the exports of the newest run of each model, and earlier ones of the same runs.
+
+    A run that is resumed, or trained anew under its name, leaves the exports of before in place
+    until they are made again. They are of another model, though they have its name.
+
+    Returns:
+        The exports of the newest training that has any, and those of an earlier training.
+
     Raises:
         ArtifactError: If there is none.
     """
@@ -137,7 +156,19 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
             f"no exports in {export_dir}/: create some with tltools export, or give an export's "
             "path"
         )
-    return [one for one in artifacts if newest[one.card.model].run == one.card.run]
+    of_runs = [one for one in artifacts if newest[one.card.model].run == one.card.run]
+    current = [one for one in of_runs if newest[one.card.model].created == one.card.created]
+    return current, [one for one in of_runs if one not in current]
+
+
+def earlier_note(earlier: Sequence[Artifact]) -> str:
+    """Say that exports of an earlier training are left out."""
+    paths = listed([str(one.path) for one in earlier])
+    runs = listed(list(dict.fromkeys(one.card.run for one in earlier)))
+    return (
+        f"left out, since an earlier training of {runs} made "
+        f"{plural(len(earlier), 'it', 'them')}: {paths}"
+    )
 
 
 def exports_in(folder: Path) -> list[Artifact]:
@@ -156,16 +187,22 @@ def exports_in(folder: Path) -> list[Artifact]:
     return [read_artifact(one) for one in sorted(found)]
 
 
-def best_export(export_dir: Path = EXPORT_DIR) -> Artifact:
+def best_export(
+    export_dir: Path = EXPORT_DIR, exports: Sequence[Artifact] | None = None
+) -> Artifact:
     """Return the ONNX export with the highest validation accuracy; ties go to higher precision.
 
     Formats that need PyTorch are skipped, because `classify` starts much sooner without it.
     The fastest precision depends on the machine: `tltools bench` measures it.
 
+    Args:
+        export_dir: Folder of exports.
+        exports: Those of `find_exports` there; None to find them.
+
     Raises:
         ArtifactError: If there is no ONNX export.
     """
-    best = best_of(find_exports(export_dir))
+    best = best_of(find_exports(export_dir) if exports is None else exports)
     if best is None:
         raise ArtifactError(
             f"no ONNX export with a validation accuracy in {export_dir}/: create one with tltools "

@@ -247,13 +247,10 @@ def _evaluate(
 ) -> Evaluation:
     """Compare the logits, (N, C), that `run` returns for images with their labels."""
     _check_classes(dataset.classes, card)
-    split, frame = _choose_split(dataset, split)
+    split, frame = choose_split(dataset, split)
     index = {name: i for i, name in enumerate(card.classes)}
     targets = np.array([index[name] for name in frame["class"]], dtype=np.int64)
     paths = [Path(path) for path in frame["path"]]
-    num_trained_on = None
-    if trained_on is not None:
-        num_trained_on = sum(sha in trained_on for sha in frame["sha256"])
     start = time.perf_counter()
     logits = run(paths)
     seconds = time.perf_counter() - start
@@ -269,7 +266,7 @@ def _evaluate(
         model=card.name,
         data=dataset.name,
         split=split,
-        num_trained_on=num_trained_on,
+        num_trained_on=None if trained_on is None else count_trained_on(frame, trained_on),
         classes=card.classes,
         num_images=len(paths),
         score=score(*scored),
@@ -289,8 +286,12 @@ def _evaluate(
     )
 
 
-def _choose_split(dataset: "Dataset", split: str | None) -> "tuple[str, pd.DataFrame]":
+def choose_split(dataset: "Dataset", split: str | None) -> "tuple[str, pd.DataFrame]":
     """Return the name of the split to score, and its rows.
+
+    Args:
+        dataset: Labeled images.
+        split: As in `evaluate`.
 
     Raises:
         DataError: If it has no images.
@@ -309,6 +310,16 @@ def _choose_split(dataset: "Dataset", split: str | None) -> "tuple[str, pd.DataF
             f"{', '.join(sorted(present)) or 'no images at all'}"
         )
     return split, frame
+
+
+def count_trained_on(frame: "pd.DataFrame", trained_on: AbstractSet[str]) -> int:
+    """Return how many images of a data set's rows a model was trained on.
+
+    Args:
+        frame: Rows of `Dataset.frame`.
+        trained_on: As in `evaluate`.
+    """
+    return sum(sha in trained_on for sha in frame["sha256"])
 
 
 def predict(

@@ -1,23 +1,32 @@
 """Collect the inputs of a bench: candidates, the images to measure them on, and their classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tltools.artifacts import EXPORT_DIR, RUN_DIR, Artifact, find_exports, read_artifact
+from tltools.artifacts import (
+    EXPORT_DIR,
+    RUN_DIR,
+    Artifact,
+    current_and_earlier_exports,
+    earlier_note,
+    read_artifact,
+    training_images,
+)
 from tltools.bench.flops import onnx_flops
 from tltools.bench.rows import EAGER, BenchPrecision
 from tltools.card import Card
-from tltools.errors import DataError
+from tltools.errors import ArtifactError, DataError
+from tltools.evaluate import choose_split, count_trained_on
 from tltools.run_folder import CARD, read_split
 from tltools.runtime.model_formats import ONNX, format_of
 from tltools.runtime.selftest import lacks_self_test
-from tltools.wording import listed
+from tltools.wording import grouped, listed, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +41,8 @@ class Candidate:
     name: str
     """Unique in the bench; for messages."""
     run: str
-    """The run; its candidates are compared with its eager model, and grouped in the tables."""
+    """The run; its candidates are compared with its eager model, and grouped in the tables. Of an
+    export of another training, the run and the time of that training."""
     format: str
     """Name of a `tltools.runtime.model_formats.ModelFormat`, or `EAGER`."""
     precision: BenchPrecision
@@ -53,7 +63,7 @@ class BenchInputs:
     name: str
     """Name of the images, to print."""
     notes: tuple[str, ...]
-    """Warnings about the models."""
+    """Warnings about the models, and about the images that they are judged on."""
 
 
 def bench_inputs(
@@ -69,7 +79,8 @@ def bench_inputs(
     Args:
         models: Runs and exports; None for the exports in `export_dir`. The run of an export is
             added if it is still in `run_dir`, as the reference for comparison.
-        dataset: Labeled images; None for the runs' own validation images.
+        dataset: Labeled images, of which those of the split that `evaluate` would score are used;
+            None for the runs' own validation images.
         tf32: Also measure fp32 exports in TF32, which needs a GPU.
         run_dir: Folder of runs.
         export_dir: Folder of exports.
@@ -79,20 +90,30 @@ def bench_inputs(
         DataError: If models have the same name or different classes, or their runs' validation
             images differ or are missing.
     """
-    artifacts = [read_artifact(path) for path in models] if models else find_exports(export_dir)
+    notes: list[str] = []
+    if models:
+        artifacts = [read_artifact(path) for path in models]
+    else:
+        artifacts, earlier = current_and_earlier_exports(export_dir)
+        notes += [f"exports {earlier_note(earlier)}"] if earlier else []
     artifacts = _with_runs(artifacts, run_dir)
     _check_labels(artifacts)
+    trainings = _trainings(artifacts, run_dir)
+    notes += trainings.notes()
     classes = _classes(artifacts)
     frame, name = _labeled_images(artifacts, dataset)
+    notes += filter(None, (lacks_self_test(one.card) for one in artifacts))
+    if dataset is not None:  # a run was not trained on its own validation images
+        notes += _trained_on_notes(artifacts, frame)
     # Shuffled, so that any prefix is a fair sample: a slow model's accuracy may be measured on a
     # prefix only.
     frame = frame.sample(frac=1, random_state=0)
     return BenchInputs(
-        candidates=_candidates(artifacts, tf32=tf32),
+        candidates=_candidates(artifacts, trainings, tf32=tf32),
         images=[Path(path) for path in frame["path"]],
         targets=_targets(frame, classes),
         name=name,
-        notes=tuple(filter(None, (lacks_self_test(one.card) for one in artifacts))),
+        notes=tuple(notes),
     )
 
 
@@ -120,37 +141,40 @@ def _targets(frame: "pd.DataFrame", classes: tuple[str, ...]) -> NDArray[np.int6
     return np.array([index[one] for one in frame["class"]], dtype=np.int64)
 
 
-def _candidates(artifacts: Sequence[Artifact], *, tf32: bool) -> list[Candidate]:
+def _candidates(
+    artifacts: Sequence[Artifact], trainings: "_Trainings", *, tf32: bool
+) -> list[Candidate]:
     """Return a candidate for each artifact; if requested, another in TF32 for fp32 exports."""
-    flops = _flops_by_run(artifacts)
+    flops = _flops_by_run(artifacts, trainings)
     candidates: list[Candidate] = []
     for artifact in artifacts:
         facts = artifact.card.export
+        run = trainings.name(artifact)
         candidate = Candidate(
-            name=artifact.label,
-            run=artifact.card.run,
+            name=run + artifact.label.removeprefix(artifact.card.run),
+            run=run,
             format=facts.format if facts else EAGER,
             precision=facts.precision if facts else "fp32",
             path=artifact.path,
             # Exports of small models are folded, so the run itself computes less.
-            flops_per_image=flops.get(artifact.card.run) if facts else None,
+            flops_per_image=flops.get(run) if facts else None,
         )
         candidates.append(candidate)
         if tf32 and facts and facts.precision == "fp32":
-            label = f"{artifact.card.run} {facts.format} tf32"
+            label = f"{run} {facts.format} tf32"
             candidates.append(replace(candidate, name=label, precision="tf32"))
     return candidates
 
 
-def _flops_by_run(artifacts: Sequence[Artifact]) -> dict[str, int]:
+def _flops_by_run(artifacts: Sequence[Artifact], trainings: "_Trainings") -> dict[str, int]:
     """Count each run's operations per image, from one of its ONNX exports if it has any."""
     found: dict[str, int] = {}
     for artifact in artifacts:
         is_onnx = not artifact.is_run and format_of(artifact.path) is ONNX
-        if is_onnx and artifact.card.run not in found:
+        if is_onnx and trainings.name(artifact) not in found:
             flops = onnx_flops(artifact.path)
             if flops is not None:
-                found[artifact.card.run] = flops
+                found[trainings.name(artifact)] = flops
     return found
 
 
@@ -168,9 +192,64 @@ def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
 
 
 def _came_from(export: Card, run: Card) -> bool:
-    """Return whether an export was made from a run; exporting adds a missing calibration."""
-    changes = {"confidence": None} if run.confidence is None else {}
+    """Return whether an export was made from a run.
+
+    Exporting adds a missing calibration, and a threshold may be chosen at any time.
+    """
+    changes: dict[str, Any] = {"confidence": None} if run.confidence is None else {}
+    changes["threshold"] = run.threshold
     return run == msgspec.structs.replace(export, export=None, **changes)
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """Which artifacts are of another training than the run whose name they have."""
+
+    others: dict[Path, Artifact]
+    """By the path of such an artifact, the run, or the newest export, that it is not of."""
+    artifacts: Sequence[Artifact]
+
+    def name(self, artifact: Artifact) -> str:
+        """Return the run of an artifact; of another training, with the time of that."""
+        run = artifact.card.run
+        if artifact.path not in self.others:
+            return run
+        return f"{run} ({artifact.card.created[:19].replace('T', ' ')})"
+
+    def notes(self) -> Iterator[str]:
+        """Warn of artifacts of another training, one line for those of each run."""
+        by_run: dict[Path, list[Artifact]] = {}
+        for one in self.artifacts:
+            if one.path in self.others:
+                by_run.setdefault(self.others[one.path].path, []).append(one)
+        for path, others in by_run.items():
+            newest = self.others[others[0].path].card.created
+            which = "an earlier" if all(one.card.created < newest for one in others) else "another"
+            yield (
+                f"{listed([str(one.path) for one in others])} {plural(len(others), 'is', 'are')} "
+                f"of {which} training than {path}, and so not compared with it"
+            )
+
+
+def _trainings(artifacts: Sequence[Artifact], run_dir: Path) -> _Trainings:
+    """Find the artifacts that are not of the run of their name, or else of its newest export."""
+    others: dict[Path, Artifact] = {}
+    for name in dict.fromkeys(one.card.run for one in artifacts):
+        same = [one for one in artifacts if one.card.run == name]
+        newest = next((one for one in same if one.is_run), None)
+        if newest is None and (run_dir / name / CARD).is_file():
+            newest = read_artifact(run_dir / name)
+        if newest is None:
+            newest = max(same, key=lambda one: one.card.created)
+        for one in same:
+            is_of = (
+                one is newest
+                or (newest.is_run and _came_from(one.card, newest.card))
+                or (not newest.is_run and one.card.created == newest.card.created)
+            )
+            if not is_of:
+                others[one.path] = newest
+    return _Trainings(others, artifacts)
 
 
 def _check_labels(artifacts: Sequence[Artifact]) -> None:
@@ -189,13 +268,14 @@ def _labeled_images(
 ) -> "tuple[pd.DataFrame, str]":
     """Return a frame with the columns path and class, and its name."""
     if dataset is not None:
-        return dataset.frame, dataset.name
+        split, frame = choose_split(dataset, None)
+        return frame, dataset.name if split == "all" else f"{dataset.name} ({_SPLITS[split]})"
     runs = [artifact for artifact in artifacts if artifact.is_run]
     fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
     if not runs:
         raise DataError(
-            "the runs of these exports are not in runs/, so there are no images to measure on: "
-            "provide labeled images with `dataset=`"
+            "the runs of these exports are not in runs/, or were trained again since, so there are "
+            "no images to measure on: provide labeled images with `dataset=`"
         )
     if len(fingerprints) > 1:
         raise DataError(
@@ -211,4 +291,48 @@ def _labeled_images(
             f"{runs[0].path}, the first is {gone[0]}: restore them, or provide others with "
             "`dataset=`"
         )
-    return frame, f"{runs[0].card.data.name} (validation)"
+    return frame, f"{runs[0].card.data.name} ({_SPLITS['val']})"
+
+
+_SPLITS = {"val": "validation", "test": "test"}
+"""Names of the splits that are scored, as they are printed."""
+
+
+def _trained_on_notes(artifacts: Sequence[Artifact], frame: "pd.DataFrame") -> Iterator[str]:
+    """Warn of models that were trained on some of the images, or may have been.
+
+    Yields:
+        A sentence for all runs that were trained on the same data.
+    """
+    by_data: dict[str, list[Artifact]] = {}
+    for artifact in artifacts:
+        by_data.setdefault(artifact.card.data.fingerprint, []).append(artifact)
+    for same in by_data.values():
+        runs = list(dict.fromkeys(one.card.run for one in same))
+        trained_on, problem = _training_images(same)
+        if trained_on is None:
+            yield (
+                f"{problem}, so it is not known whether {listed(runs)} "
+                f"{plural(len(runs), 'was', 'were')} trained on these images"
+            )
+        elif number := count_trained_on(frame, trained_on):
+            yield (
+                f"{listed(runs)} {plural(len(runs), 'was', 'were')} trained on {number:,} of these "
+                f"{grouped(len(frame), 'image')}, so {plural(len(runs), 'its', 'their')} accuracy "
+                "looks better than it is; leave out --data to use the validation images, or name "
+                "images that are new to all models"
+            )
+
+
+def _training_images(same: Sequence[Artifact]) -> tuple[frozenset[str] | None, str]:
+    """Return the training images of models of the same data, or None and why they are unknown."""
+    problem = f"the run of {same[0].path} is not found"
+    for one in same:
+        try:
+            found = training_images(one.path, one.card)
+        except ArtifactError as error:
+            problem = str(error)
+        else:
+            if found is not None:
+                return found, ""
+    return None, problem

@@ -59,6 +59,8 @@ class BenchResult:
     machine: Machine
     peak_flops_per_s: dict[str, float] = field(default_factory=dict)
     """FLOP/s of the GPU in a large matrix product, by precision; empty without a GPU."""
+    notes_on_inputs: tuple[str, ...] = ()
+    """Warnings about the models, and about the images that they are judged on."""
     rows: tuple[BenchRow, ...]
     recommendation: Recommendation | None
     """None if `classify` was not measured."""
@@ -182,7 +184,7 @@ class BenchResult:
 
     def notes(self) -> list[str]:
         """Return failures and warnings, one line each."""
-        lines: list[str] = []
+        lines = list(self.notes_on_inputs)
         for row in self.rows:
             if row.reason:
                 lines.append(f"{row.name}: {row.reason}")

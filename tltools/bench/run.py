@@ -188,6 +188,7 @@ class _Bench:
             settings=self._effort,
             machine=self._machine,
             peak_flops_per_s=self._peaks,
+            notes_on_inputs=self._inputs.notes,
             rows=rows,
             recommendation=recommend(rows),
         )

@@ -38,7 +38,7 @@ ModelsArgument = Annotated[
 DataOption = Annotated[
     Any,  # Location | None
     typer.Option(
-        help="Labeled images, as for train.",
+        help="Labeled images, as for train; new to the models.",
         show_default="the runs' own validation images",
         parser=path_or_url,
     ),
@@ -97,7 +97,7 @@ def bench(
 
     Measures accuracy, latency, throughput, memory and size, and finds the bottleneck of classify.
 
-    Example: tltools bench exports/cnn/*.onnx --data photos/labels.csv
+    Example: tltools bench exports/cnn/*.onnx --data new/labels.csv
     """
     check_report(report)
     check_output_folder(output)
@@ -158,10 +158,13 @@ def _dataset(
 
 
 def _show(found: "BenchResult", out: Out) -> None:
-    """Print the notes as warnings, then the tables and the recommendation, which comes last."""
+    """Print the notes as warnings, then the tables and the recommendation, which comes last.
+
+    Those about the inputs have been printed before.
+    """
     from tltools.console import print_table, printable
 
-    for note in found.notes():
+    for note in found.notes()[len(found.notes_on_inputs) :]:
         out.progress.warn(note)
     if out.as_json:
         out.json(found.to_json())

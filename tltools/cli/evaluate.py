@@ -1,6 +1,5 @@
 """`tltools evaluate`."""
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,6 +22,7 @@ from tltools.cli.options import (
     path_or_run,
     path_or_url,
 )
+from tltools.cli.scores import refuse_others, write_scores
 from tltools.cli.show import check_output_folder, check_report, write_report
 from tltools.cli.thresholds import (
     TargetOptions,
@@ -190,8 +190,8 @@ def evaluate(
     _tell_missing(result, progress)
     if output is not None:
         title = f"{opened.card.run} on {dataset.name}"
-        names = _write_files(result, output, title=title, only_mistakes=mistakes)
-        progress.say(f"Written to {output}: {names}")
+        written = write_scores(result, output, title=title, only_mistakes=mistakes)
+        progress.say(f"Written to {output}: {written}")
     if report is not None:
         _write_page(result, report, model, opened.card, progress)
     if out.as_json:
@@ -207,47 +207,11 @@ def _check_paths(
     check_report(report)
     if output is not None:
         check_output_folder(output)
-        _refuse_others(output, only_mistakes=only_mistakes)
+        refuse_others(output, only_mistakes=only_mistakes)
     if isinstance(data, Path):
         from tltools.data.labels import check_data
 
         check_data(data)
-
-
-def _refuse_others(output: Path, *, only_mistakes: bool) -> None:
-    """Refuse a folder with files of the names that are written, but not of an evaluation.
-
-    Raises:
-        ConfigError: If there is one.
-    """
-    from tltools.atomic import exists_as_other, refuse_foreign
-    from tltools.plots import MARK
-    from tltools.run_folder import CONFUSION, EVALUATION
-
-    refuse_foreign(output / EVALUATION, b'"num_trained_on":', "an evaluation")
-    refuse_foreign(output / CONFUSION, MARK, "a plot")
-    rows = output / _rows_name(only_mistakes=only_mistakes)
-    if os.path.lexists(rows) and not _is_scored(rows):
-        raise exists_as_other(rows, "an evaluation")
-
-
-def _is_scored(path: Path) -> bool:
-    """Return whether a file has the columns that an evaluation writes; a run's have more."""
-    from tltools.classify.output_formats.csv_rows import read_columns
-    from tltools.schema import SPLIT, TRUE, classes_of
-
-    try:
-        columns = read_columns(path)
-    except (OSError, DataError):
-        return False
-    return classes_of(columns) is not None and TRUE in columns and SPLIT not in columns
-
-
-def _rows_name(*, only_mistakes: bool) -> str:
-    """Return the name of the file with a row for each image."""
-    from tltools.run_folder import PREDICTIONS
-
-    return "mistakes.csv" if only_mistakes else PREDICTIONS
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -406,21 +370,6 @@ def _open(
         open_model=partial(open_predictor, model.absolute(), tf32=tf32),
         same_files=model_files(model),
     )
-
-
-def _write_files(result: "Evaluation", folder: Path, *, title: str, only_mistakes: bool) -> str:
-    """Write the files of an evaluation; return their names."""
-    from tltools.atomic import write_text
-    from tltools.data.folders import make_output_folder
-    from tltools.plots import plot_confusion
-    from tltools.run_folder import CONFUSION, EVALUATION, write_scored
-
-    make_output_folder(folder)
-    write_text(folder / EVALUATION, result.to_json() + "\n")
-    name = _rows_name(only_mistakes=only_mistakes)
-    write_scored(folder / name, result.classes, result.predictions(), only_mistakes=only_mistakes)
-    plot_confusion(result.confusion, result.classes, folder / CONFUSION, title=title)
-    return f"{EVALUATION}, {name} and {CONFUSION}"
 
 
 def _write_page(

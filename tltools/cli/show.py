@@ -23,14 +23,19 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 def choose_export(progress: "Progress") -> Path:
     """Return the most accurate ONNX export in its default folder, and print which it is.
 
+    Exports of an earlier training are not considered, and named.
+
     Raises:
         ArtifactError: If there is none.
     """
-    from tltools.artifacts import best_export
+    from tltools.artifacts import best_export, current_and_earlier_exports, earlier_note
 
-    best = best_export()
+    exports, earlier = current_and_earlier_exports()
+    best = best_export(exports=exports)
     accuracy = best.card.metrics["val"].accuracy
     progress.say(f"Model: {best.path} (best validation accuracy here: {in_percent(accuracy)})")
+    if earlier:
+        progress.say(f"Exports {earlier_note(earlier)}")
     return best.path
 
 

@@ -426,12 +426,12 @@ def label_tiles(
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Return the folder of all paths, with its last `/`: a page that is shared need not name it."""
+    """Return the folder of all paths, with a last separator: a page to share need not name it."""
     try:
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
     except ValueError:  # none, or absolute and relative ones
         return ""
-    return folder.rstrip("/") + "/" if folder else ""
+    return folder.rstrip(os.path.sep) + os.path.sep if folder else ""
 
 
 def mistakes_gallery(tiles: Iterator[Tile], *, as_seen: bool = True) -> Gallery:

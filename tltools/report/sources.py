@@ -13,7 +13,7 @@ from tltools.artifacts import (
     EXPORT_DIR,
     RUN_DIR,
     Artifact,
-    find_exports,
+    current_and_earlier_exports,
     find_runs,
     read_artifact,
     run_of,
@@ -284,8 +284,9 @@ def _add_newest(sources: Sources) -> None:
     """Add the newest results in the current folder."""
     if any(RUN_DIR.glob(f"*/{CARD}")):
         sources.runs += find_runs()
+    earlier: list[Artifact] = []
     try:
-        sources.exports += find_exports()
+        sources.exports, earlier = current_and_earlier_exports()
     except ArtifactError:
         # Having no export is fine here; a damaged export is an error.
         if any(map(_may_be_export, EXPORT_DIR.glob("*/*"))):
@@ -297,7 +298,7 @@ def _add_newest(sources: Sources) -> None:
     for path in map(_predictions, all_suffixes()):
         if path.is_file():
             _add_predictions(sources, path)
-    sources.left_out = _left_out(sources)
+    sources.left_out = [*_left_out(sources), *(one.path for one in earlier)]
 
 
 def _others_of_exports(sources: Sources) -> Iterator[Artifact]:

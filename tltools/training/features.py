@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tltools.atomic import atomic_path, temporary_folder
 from tltools.card import Preprocessing
 from tltools.data.image_ref import ImageRef
-from tltools.errors import ConfigError, ParityError, TltoolsError
+from tltools.errors import ConfigError, ParityError, TltoolsError, cause_of
 from tltools.graphs.onnx_file import write_module
 from tltools.graphs.precision import WEIGHT_BITS, LayerCounts, count_layers, quantize_until
 from tltools.parallel import num_cores
@@ -46,7 +46,7 @@ from tltools.runtime.pipeline import Model, decode_batches, readable
 from tltools.training.augment import UNCHANGED, View
 from tltools.training.config import FeaturePrecision
 from tltools.training.models import Classifier
-from tltools.wording import plural
+from tltools.wording import counted, plural
 
 BATCH_SIZE = 16
 """Images per forward pass; larger batches are no faster on a CPU (benchmarks/LOG.md)."""
@@ -170,20 +170,32 @@ class FeatureCache:
         """Type of the outputs on disk. Activations are large, and fp16 is closer to fp32 than the
         precisions that it is used for."""
 
-    def load(self) -> dict[str, Tensor]:
+    def load(self, progress: Progress = SILENT) -> dict[str, Tensor]:
         """Return all outputs, memory-mapped, without the batch axis, by hexadecimal SHA-256.
 
-        Unreadable shards are deleted; their outputs are computed again.
+        Damaged shards are deleted, and shards that cannot be read now are skipped, which may be
+        the fault of a share or of too many open files; their outputs are computed again.
+
+        Args:
+            progress: Is warned of skipped shards.
         """
         found: dict[str, Tensor] = {}
+        skipped: list[str] = []
         for path in sorted(self.folder.glob("[!.]*.safetensors")):  # skip files being written
             try:
-                shard = load_file(path)
-                hashes, features = shard["sha256"].numpy(), shard["features"]
-            except (SafetensorError, KeyError, OSError):
-                path.unlink(missing_ok=True)
-                continue
-            found.update(zip((row.tobytes().hex() for row in hashes), features, strict=True))
+                outputs = _read_shard(path)
+                if outputs is None:
+                    path.unlink(missing_ok=True)
+            except (OSError, RuntimeError) as error:  # the latter from PyTorch, which maps the file
+                skipped.append(f"{path.name}: {cause_of(error)}")
+            else:
+                found.update(outputs or {})
+        if skipped:
+            progress.warn(
+                f"{counted(len(skipped), 'file')} of the cache {self.folder} cannot be read (first "
+                f"{skipped[0]}), so the features in {plural(len(skipped), 'it', 'them')} are "
+                "computed again"
+            )
         return found
 
     def add(self, hashes: Sequence[str], features: NDArray[np.float32]) -> dict[str, Tensor]:
@@ -201,6 +213,22 @@ class FeatureCache:
         with atomic_path(path) as temporary:
             save_file({"sha256": torch.from_numpy(digests.copy()), "features": stored}, temporary)
         return dict(zip(hashes, load_file(path)["features"], strict=True))
+
+
+def _read_shard(path: Path) -> dict[str, Tensor] | None:
+    """Return a shard's outputs, memory-mapped, by hexadecimal SHA-256; None if it is damaged.
+
+    Raises:
+        OSError, RuntimeError: If it cannot be read now.
+    """
+    try:
+        shard = load_file(path)
+        hashes, features = shard["sha256"].numpy(), shard["features"]
+    except (SafetensorError, KeyError):
+        return None
+    if len(hashes) != len(features):
+        return None
+    return dict(zip((row.tobytes().hex() for row in hashes), features, strict=True))
 
 
 def _key(parts: Sequence[str]) -> str:
@@ -272,7 +300,7 @@ def extract(
         TltoolsError: If the cluster cannot be reached, or fails.
     """
     cache = settings.cache
-    known = cache.load()
+    known = cache.load(progress)
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
         images = plural(reused, "image")
