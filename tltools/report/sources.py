@@ -52,7 +52,7 @@ from tltools.report.models import (
 from tltools.report.page import TITLE
 from tltools.report.scored import MAX_EVALUATION_BYTES, Scored, read_labeled, scored_section
 from tltools.report.summary import compared, summary_section
-from tltools.run_folder import CARD, SPLIT
+from tltools.run_folder import CARD, SPLIT, visible
 from tltools.runtime.model_formats import is_export_name, suffixes
 from tltools.schema import classes_of
 from tltools.wording import listed, similar_paths
@@ -239,7 +239,7 @@ def _add_folder(sources: Sources, folder: Path) -> None:
     if (folder / CARD).is_file() or is_run(folder):  # of an unfinished one, the error says so
         sources.runs.append(read_artifact(folder))
         return
-    runs = sorted(path.parent for path in folder.glob(f"*/{CARD}"))
+    runs = sorted(path.parent for path in visible(folder.glob(f"*/{CARD}")))
     exports = sorted(
         path
         for pattern in ("*", "*/*")
@@ -282,7 +282,7 @@ def _add_predictions(sources: Sources, path: Path) -> None:
 
 def _add_newest(sources: Sources) -> None:
     """Add the newest results in the current folder."""
-    if any(RUN_DIR.glob(f"*/{CARD}")):
+    if any(visible(RUN_DIR.glob(f"*/{CARD}"))):
         sources.runs += find_runs()
     earlier: list[Artifact] = []
     try:
@@ -318,7 +318,8 @@ MAX_LOOKED_AT = 200
 def _left_out(sources: Sources) -> list[Path]:
     """Return older runs, and files of predictions with other names, in the current folder."""
     runs = {one.path for one in sources.runs}
-    found = [path.parent for path in sorted(RUN_DIR.glob(f"*/{CARD}")) if path.parent not in runs]
+    folders = sorted(path.parent for path in visible(RUN_DIR.glob(f"*/{CARD}")))
+    found = [folder for folder in folders if folder not in runs]
     taken = {*sources.jobs, *(one.path for one in sources.scored)}
     named = (path for path in sorted(Path().iterdir()) if path.suffix.lower() in all_suffixes())
     files = (path for path in named if path not in taken and path.is_file())
