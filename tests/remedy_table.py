@@ -248,6 +248,35 @@ CASES = (
         2,
     ),
     Case(
+        "--errors-to {} is where the rows of {} are",
+        "classify data --output a.csv --errors-to a.csv.part",
+        ("classify data --output a.csv --errors-to b.csv",),
+        2,
+    ),
+    Case(
+        "--image-timeout must be a number above 0",
+        "classify data --image-timeout inf",
+        ("classify data --image-timeout 5",),
+        2,
+    ),
+    Case(
+        "--output {} lies in the folder for the sorted images",
+        "classify data --output sorted/a.csv --sort-into sorted",
+        ("classify data --output a.csv --sort-into sorted",),
+        2,
+    ),
+    Case(
+        "{} was begun with --sort-by {}; use that",
+        "classify data --sort-into sorted; classify data --overwrite --sort-into sorted "
+        "--sort-by move",
+        (
+            "classify data --overwrite --sort-into sorted --sort-by copy",
+            "classify sorted --undo-sort; classify data --overwrite --sort-into sorted "
+            "--sort-by move",
+        ),
+        2,
+    ),
+    Case(
         "--errors-to {} is a folder; name a file",
         "classify data --errors-to data",
         ("classify data --errors-to data.csv",),
@@ -1130,6 +1159,6 @@ UNTRIED: dict[str, str] = {
     "; --head {} needs fewer": "needs a network without room for an image: test_models.py",
     "{} resizes images by {}, which": _NETWORK,
     "--output FOLDER writes it": "needs a failure after the last epoch: test_training.py",
-    "score it again with": "needs a failure after the last epoch: test_training.py",
+    "tltools train --resume{}": "needs a failure after the last epoch: test_training.py",
 }
 """Pieces of the other messages, and why no line provokes them here."""

@@ -164,10 +164,12 @@ def test_a_wrong_argument_is_an_error(predictor, wrong, error, message):
 
 
 def test_invalid_settings_are_refused(predictor, onnx_path, red, tmp_path):
-    with pytest.raises(ConfigError, match=r"min_confidence must be in \[0, 1\], got 7"):
+    with pytest.raises(ConfigError, match=r"`min_confidence=` must be between 0 and 1, got 7"):
         predictor.predict([red], min_confidence=7)
     with pytest.raises(ConfigError, match="must be at least 1, got 0"):
         load_model(onnx_path, batch_size=0)
+    (found,) = predictor.predict([Image.new("RGB", (0, 5))])
+    assert found.error == "cannot read an image: it has 0 x 5 pixels"
     with pytest.raises(ArtifactError, match=r"missing\.onnx does not exist"):
         load_model(str(tmp_path / "missing.onnx"))
 

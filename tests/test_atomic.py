@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from conftest import run_tltools
 
 from tltools.atomic import (
     LEFTOVER_AGE_S,
+    _umask,
     atomic_folder,
     atomic_path,
     check_writable,
@@ -69,6 +71,13 @@ def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_threads_that_read_the_umask_leave_it_as_it_was():
+    before = current_umask()
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: _umask(), range(50_000), chunksize=1)) == {before}
+    assert current_umask() == before
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path):
@@ -229,6 +238,7 @@ def run_limited(limit: int, script: str, *args: object, cwd: Path) -> subprocess
 
 WRITERS = """
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, onnx, pandas, torch
@@ -370,6 +380,7 @@ def test_an_evaluation_that_is_stopped_between_its_files_leaves_no_mixture(
 
 SHARING = """
 import sys, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tltools.data.copies import local_data
+from tltools.atomic import atomic_path
+from tltools.data.copies import _remove_others, local_data
 from tltools.data.dataset import load_dataset
 from tltools.errors import DataError, TltoolsError
 
@@ -91,11 +92,32 @@ def test_an_archive_is_unpacked_once_and_again_when_it_changes(images, tmp_path)
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_no_name_escapes_the_cache(suffix, images, tmp_path):
     data = next(iter(members_of(images).values()))
-    names = ["../a.png", "/tmp/tltools-a.png", "a/../../b.png", "c\\d.png", "a/./e.png", "ok/a.png"]  # noqa: S108
-    folder = local_data(pack(tmp_path / f"evil.{suffix}", dict.fromkeys(names, data)))
-    assert list(members_of(folder)) == ["ok/a.png"]
-    assert not (tmp_path / "a.png").exists()
+    for name in ("../a.png", "a/../../b.png", "a/../c.png"):
+        archive = pack(tmp_path / f"evil.{suffix}", dict.fromkeys((name, "ok/a.png"), data))
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"evil\.\w+ has a file that no folder can hold, '"):
+                local_data(archive)
+    assert not list(tmp_path.rglob("*a.png"))
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_no_image_is_left_out_for_its_name(suffix, images, tmp_path):
+    data = next(iter(members_of(images).values()))
+    names = ["/tmp/tltools-a.png", "c\\d.png", "a/./e.png", "./f.png", "t/2024-01-01T10:00:00.png"]  # noqa: S108
+    folder = local_data(pack(tmp_path / f"odd.{suffix}", dict.fromkeys(names, data)))
+    assert sorted(members_of(folder)) == sorted(
+        ["tmp/tltools-a.png", "c\\d.png", "a/e.png", "f.png", "t/2024-01-01T10:00:00.png"]
+    )
     assert not Path("/tmp/tltools-a.png").exists()  # noqa: S108
+
+
+def test_what_another_process_is_downloading_is_not_removed(tmp_path):
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "old.png").touch()
+    with atomic_path(tmp_path / "red" / "new.png") as temporary:
+        _remove_others(tmp_path, ["red/a.png"])
+        temporary.write_bytes(b"new")
+    assert list(members_of(tmp_path)) == ["red/new.png"]
 
 
 def test_links_are_not_followed(images, tmp_path):

@@ -94,6 +94,15 @@ def test_a_stopped_job_keeps_what_it_classified(classify, images, monkeypatch):
     assert rows == classify(images, "plain.csv", ledger=False)[1]
 
 
+def test_what_changes_the_logits_has_a_ledger_of_its_own(tmp_path):
+    options = [{}, {"distances": True}, {"tf32": True}, {"distances": True, "tf32": True}]
+    paths = set()
+    for one in options:
+        with Ledger(tmp_path, model_sha256=SHA256, num_classes=3, **one) as ledger:
+            paths.add(ledger.path)
+    assert len(paths) == len(options)
+
+
 def test_two_jobs_at_once_share_a_ledger(tmp_path):
     one = Ledger(tmp_path, model_sha256=SHA256, num_classes=3)
     two = Ledger(tmp_path, model_sha256=SHA256, num_classes=3)

@@ -325,6 +325,10 @@ def test_a_name_in_a_form_is_never_opened(server, red):
             f"multipart/form-data; boundary={BOUNDARY}",
             form({str(number): b"x" for number in range(65)}), "Too many files", id="65 files",
         ),
+        pytest.param(
+            f"multipart/form-data; boundary={BOUNDARY}; charset=undefined",
+            form({"a": b"x"}), "the form cannot be read", id="charset",
+        ),
     ],
 )  # fmt: skip
 def test_a_request_without_an_image_is_a_400_with_the_reason(server, kind, body, reason):
@@ -380,6 +384,13 @@ def test_more_images_than_the_limit_are_a_503_that_says_when_to_try_again(server
         thread.join()
     assert server.counts()["tltools_waiting_images"] == 0
     assert server.classify(red).status == 200
+
+
+def test_a_form_with_more_images_than_the_service_takes_is_not_told_to_try_again(server, red):
+    found = server.send({f"{number}.png": red for number in range(7)})
+    assert found.status == 413
+    assert "retry-after" not in found.headers
+    assert found.json()["error"] == "the form has 7 images, and this service takes 6 at a time"
 
 
 # ----------------------------------------------------------------------------------- slow clients
@@ -448,6 +459,7 @@ def test_200_connections_at_a_time_are_all_answered(server, red):
         ({"Host": "127.0.0.1.attacker.example:80"}, 403),
         ({"Origin": "https://attacker.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
     ],
 )
 def test_pages_of_other_sites_are_refused(server, red, headers, status):
@@ -721,7 +733,10 @@ def test_a_missing_package_is_named_with_its_remedy(module, onnx_path, tmp_path,
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--max-image-mb", 0), ("--client-timeout", -1), ("--image-timeout", "nan")],
+    [
+        *(("--max-image-mb", 0), ("--client-timeout", -1), ("--image-timeout", "nan")),
+        *(("--max-image-mb", "inf"), ("--client-timeout", "inf"), ("--max-delay-ms", "inf")),
+    ],
 )
 def test_limits_out_of_range_are_refused(onnx_path, tmp_path, option, value):
     ran = run_tltools("serve", onnx_path, option, value, cwd=tmp_path)

@@ -15,6 +15,7 @@ from test_resume import small_disk  # noqa: F401 - a fixture
 from tltools.classify import Job, run_job
 from tltools.classify.inputs import list_images
 from tltools.classify.sorting import (
+    AT_ONCE,
     MANIFEST,
     SortSettings,
     describe_undone,
@@ -257,6 +258,83 @@ def test_an_image_that_is_listed_twice_or_missing_is_not_sorted(onnx_path, image
     assert (done.counts, done.num_skipped) == ({"red": 1}, 2)
 
 
+@pytest.mark.parametrize("num_others", [0, AT_ONCE])
+def test_links_beside_their_images_are_sorted_resumed_and_undone(
+    onnx_path, images, tmp_path, num_others
+):
+    """Also where the link comes first, or in a later batch than the image."""
+    source = images / "red" / "0.png"
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a-link.png").symlink_to("b.png")
+    for name in ("b.png", *(f"c{number}.png" for number in range(num_others))):
+        (folder / name).write_bytes(source.read_bytes())
+    (folder / "z-link.png").symlink_to("b.png")
+    before = tree(folder)
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [folder], output, device="cpu"))
+    done = sort(folder, output, "move")
+    assert done.counts == {"red": 3 + num_others}
+    assert sort(folder, output, "move") == done  # as a job that was killed repeats it
+    assert undo_sort(tmp_path / "sorted").kept == ()
+    assert tree(folder) == before
+    assert (folder / "a-link.png").is_symlink()
+
+
+@pytest.mark.parametrize("action", ["copy", "hardlink", "move"])
+def test_undoing_keeps_images_whose_old_places_are_links_to_them(action, images, predictions):
+    before = tree(images)
+    sort(images, predictions, action)
+    folder = predictions.parent / "sorted"
+    for new, old in EXPECTED.items():
+        (images / old).unlink(missing_ok=True)
+        (images / old).symlink_to(folder / new)
+    undone = undo_sort(folder)
+    assert tree(images) == before
+    if action == "move":
+        assert not any(path.is_symlink() for path in images.rglob("*"))
+    else:
+        assert len(undone.kept) == len(EXPECTED)
+        assert all("is the last copy: " in one and "is a link to it" in one for one in undone.kept)
+
+
+def test_a_link_in_the_place_of_a_sorted_image_does_not_cost_the_image(images, predictions):
+    sort(images, predictions, "move")
+    target = predictions.parent / "sorted" / "red" / "0.png"
+    source = images / "red" / "0.png"
+    target.rename(source)
+    target.symlink_to(source)
+    with pytest.raises(TltoolsError, match="another file has this name"):
+        sort(images, predictions, "move")
+    assert source.is_file()
+
+
+def test_a_sort_is_finished_only_as_it_was_begun(images, predictions):
+    sort(images, predictions, "move")
+    folder = predictions.parent / "sorted"
+    (folder / "red" / "0.png").rename(images / "red" / "0.png")
+    before = tree(images)
+    with pytest.raises(ConfigError, match=r"was begun with `sort_by=move`; use that to finish it"):
+        sort(images, predictions, "copy")
+    assert tree(images) == before
+    sort(images, predictions, "move")
+    assert tree(images) == {}
+
+
+def test_an_image_that_a_linked_folder_lists_again_is_sorted_once(onnx_path, images, tmp_path):
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    (images / "red").rename(folder / "real")
+    (folder / "link").symlink_to("real")
+    before = tree(folder)
+    output = tmp_path / "out.csv"
+    run_job(Job(onnx_path, [folder], output, device="cpu"))
+    done = sort(folder, output, "move")
+    assert (done.counts, done.num_skipped) == ({"red": 10}, 10)
+    undo_sort(tmp_path / "sorted")
+    assert tree(folder) == before
+
+
 # ----------------------------------------------------------------------- what can go wrong
 
 
@@ -343,6 +421,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(images, predictions):
         ("images -o - --sort-into new", 2, "--sort-into needs a predictions file"),
         ("images --sort-into full", 2, "full exists and is not empty; choose another folder"),
         ("images --sort-into images", 2, "images exists and is not empty"),
+        ("images --sort-into new -o new/a.csv", 2, "new/a.csv lies in the folder for the sorted"),
         ("images --sort-by move", 2, "--sort-by works only with --sort-into"),
         ("images --sort-into new --shard 1/2", 2, "leave out --shard"),
         ("images --undo-sort", 1, "images holds no sorted images"),

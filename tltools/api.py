@@ -11,10 +11,11 @@ from PIL import Image
 
 from tltools.card import Card
 from tltools.classify import Prediction, classify
+from tltools.classify.predict import check_min_confidence
 from tltools.classify.threshold import ThresholdChoice, resolve_threshold
 from tltools.data.image_ref import Content, Decoded, ImageRef
 from tltools.data.images import fit_image
-from tltools.errors import ConfigError, DataError
+from tltools.errors import DataError
 from tltools.parallel import ordered_map
 from tltools.runtime import Device, Plan, Predictor, open_model, read_card
 from tltools.runtime.exports import gives_distances
@@ -89,8 +90,7 @@ class ImagePredictor:
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise TypeError("predict takes several images: write predict([image])")
-        if min_confidence is not None and not 0 <= min_confidence <= 1:
-            raise ConfigError(f"min_confidence must be in [0, 1], got {min_confidence}")
+        check_min_confidence(min_confidence, self.card.classes)
         applied = resolve_threshold(
             self.card, threshold, class_name=class_name, min_confidence=min_confidence
         )

@@ -8,6 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -413,8 +414,13 @@ def _sync_name(path: Path) -> None:
         sync_folder(path.parent)
 
 
+_UMASK_LOCK = threading.Lock()
+"""Held while the umask is read: else a thread could restore what another one has set."""
+
+
 def _umask() -> int:
     """Return the process's umask, which can be read only by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    with _UMASK_LOCK:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask

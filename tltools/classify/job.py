@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tltools.classify.predict import check_min_confidence, check_unknown
 from tltools.classify.shards import Shard
 from tltools.data.location import Location
 from tltools.decisions import ClassThreshold
+from tltools.errors import ConfigError
 from tltools.runtime import Device, DeviceChoice, Plan
 from tltools.runtime.pipeline import check_positive
 from tltools.runtime.predictor import Layout
@@ -54,6 +56,10 @@ class JobSettings:
     def __post_init__(self) -> None:
         """Reject invalid numbers; more is checked once the model's classes are known."""
         check_positive({"`batch_size=`": self.batch_size, "`workers=`": self.workers})
+        if not 0 < self.image_timeout_s < inf:
+            raise ConfigError(
+                f"`image_timeout_s=` must be a number above 0, got {self.image_timeout_s:g}"
+            )
         check_min_confidence(self.min_confidence)
         check_unknown(self.unknown)
 

@@ -32,7 +32,13 @@ class Ledger:
     """The logits of one model, by the SHA-256 of a file's bytes."""
 
     def __init__(
-        self, folder: Path, *, model_sha256: str, num_classes: int, distances: bool = False
+        self,
+        folder: Path,
+        *,
+        model_sha256: str,
+        num_classes: int,
+        distances: bool = False,
+        tf32: bool = False,
     ) -> None:
         """Open the model's ledger, creating it if it is missing.
 
@@ -43,11 +49,12 @@ class Ledger:
             num_classes: Number of logits per image.
             distances: Whether a distance follows the logits of each image; such images have a
                 ledger of their own.
+            tf32: Whether the logits are of products in TF32, which have one of their own, too.
 
         Raises:
             TltoolsError: If the ledger cannot be opened or is corrupt.
         """
-        kind = "-distances" if distances else ""
+        kind = ("-distances" if distances else "") + ("-tf32" if tf32 else "")
         self.path = folder / f"{model_sha256[:32]}-{__version__}{kind}.sqlite"
         self._num_bytes = (num_classes + distances) * np.dtype("<f4").itemsize
         self._lock = Lock()

@@ -31,7 +31,7 @@ def place(source: Path, target: Path, action: Action) -> None:
         OSError: If it cannot be placed.
     """
     if os.path.lexists(target):
-        if not is_same(source, target):
+        if target.is_symlink() or not is_same(source, target):
             raise FileExistsError(errno.EEXIST, "another file has this name", str(target))
         return
     if action == "copy":
@@ -49,9 +49,10 @@ def release(source: Path, target: Path) -> None:
     """Remove the first place of a moved file, whose second place is on the disk.
 
     Raises:
-        OSError: If the two differ, so that nothing is removed; or if it cannot be removed.
+        OSError: If the two differ, or the second is a link, so that nothing is removed; or if it
+            cannot be removed.
     """
-    if not is_same(source, target):
+    if target.is_symlink() or not is_same(source, target):
         raise OSError(errno.EIO, f"differs from {source}, which was kept", str(target))
     source.unlink()
 
@@ -67,6 +68,10 @@ def take_back(source: Path, target: Path, action: Action) -> str | None:
     """
     if not os.path.lexists(target):
         return None if os.path.lexists(source) else "is gone from both places"
+    if _links_to(source, target):
+        if action != "move":
+            return f"is the last copy: {source} is a link to it"
+        source.unlink()  # which was put in the place of the moved image
     if os.path.lexists(source):
         if not is_same(source, target):
             return f"has changed, or {source} has"
@@ -79,6 +84,11 @@ def take_back(source: Path, target: Path, action: Action) -> str | None:
     sync_folder(source.parent)
     release(target, source)
     return None
+
+
+def _links_to(source: Path, target: Path) -> bool:
+    """Return whether one path is a link that leads to the file at the other one."""
+    return source.is_symlink() and source.exists() and source.samefile(target)
 
 
 def is_same(first: Path, second: Path) -> bool:

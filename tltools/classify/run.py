@@ -131,6 +131,7 @@ def _open_ledger(
         model_sha256=identity.model_sha256,
         num_classes=len(predictor.card.classes),
         distances=job.unknown is not None,
+        tf32=job.tf32,
     )
 
 

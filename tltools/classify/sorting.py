@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
@@ -86,9 +86,14 @@ class SortSettings:
                     f"`sort_into=` needs images in folders of this machine, and {source} is "
                     f"{kind}; extract or download the images first"
                 )
+        if output.absolute().is_relative_to(self.folder.absolute()):
+            raise ConfigError(
+                f"`output={output}` lies in the folder for the sorted images; choose another one"
+            )
         record = _read_record(self.folder)
         if record is not None:
             if record.predictions == str(output.absolute()):
+                self._check_action(record)
                 return
             raise ConfigError(
                 f"{self.folder} holds the sorted images of {record.predictions}; choose another "
@@ -98,12 +103,23 @@ class SortSettings:
             raise ConfigError(f"{self.folder} exists and is not empty; choose another folder")
         check_writable(self.folder)
 
+    def _check_action(self, record: "_Record") -> None:
+        """Refuse to finish a sort with another action than it was begun with."""
+        is_begun = record.action and (self.folder / MANIFEST).exists()
+        if is_begun and record.action != self.action:
+            raise ConfigError(
+                f"{self.folder} was begun with `sort_by={record.action}`; use that to finish it, "
+                f"or undo it with tltools classify {self.folder} --undo-sort"
+            )
+
 
 class _Record(msgspec.Struct, frozen=True):
     predictions: str
     """Absolute path of the predictions file."""
     sha256: str
     """SHA-256 of its bytes."""
+    action: str = ""
+    """What is done with the images; empty in records of earlier versions."""
 
 
 class Entry(NamedTuple):
@@ -162,9 +178,12 @@ def sort_images(
         TltoolsError: If a file cannot be placed; nothing is lost.
     """
     settings.check(inputs, predictions)
-    wanted = _Record(str(predictions.absolute()), _sha256(predictions))
+    wanted = _Record(str(predictions.absolute()), _sha256(predictions), settings.action)
     manifest = settings.folder / MANIFEST
-    if _read_record(settings.folder) != wanted or not manifest.exists():
+    found = _read_record(settings.folder)
+    if found is not None:  # that its action fits has been checked
+        found = msgspec.structs.replace(found, action=settings.action)
+    if found != wanted or not manifest.exists():
         if manifest.exists():
             raise ConfigError(
                 f"{settings.folder} holds the images of an earlier {predictions}; choose another "
@@ -187,12 +206,18 @@ def _plan(
     folders = label_folders(classes)
     taken: set[str] = set()
     seen: set[str] = set()
+    parents: dict[str, str] = {}
     for row, source in _paired(rows, inputs, predictions, spreadsheet=spreadsheet):
         label = row.label or ""
-        if source in seen or not Path(source).is_file():
+        # A folder may be listed twice, under its name and through a link.
+        parent, name = os.path.split(source)
+        if parent not in parents:
+            parents[parent] = os.path.realpath(parent)
+        real = os.path.join(parents[parent], name)  # noqa: PTH118
+        if real in seen or not Path(source).is_file():
             yield Entry(source, "", label, _SKIPPED)
             continue
-        seen.add(source)
+        seen.add(real)
         name = _free_name(folders[label], Path(source).name, taken)
         # A relative link would lead elsewhere, so the file that it leads to is copied.
         action = "copy" if Path(source).is_symlink() else settings.action
@@ -329,7 +354,11 @@ def _carry_out(settings: SortSettings, manifest: Path, progress: Progress) -> So
     renamed: dict[str, str] = {}
     clashes = skipped = 0
     total = sum(1 for _ in read_manifest(manifest))
-    entries = read_manifest(manifest)
+    # Images that are links are copied before what they lead to may be moved.
+    entries = chain(
+        (one for one in read_manifest(manifest) if one.action != "move"),
+        (one for one in read_manifest(manifest) if one.action == "move"),
+    )
     with progress.bar("Sorting", total) as bar:
         while some := list(islice(entries, AT_ONCE)):
             done = [one for one in some if one.action != _SKIPPED]
@@ -363,8 +392,8 @@ def _place_all(folder: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         source, target = Path(entry.source), folder / entry.target
         try:
-            if not os.path.lexists(source) and target.exists():
-                continue  # moved before the work was stopped
+            if not source.exists() and target.exists():
+                continue  # moved before the work was stopped, or a link to such an image
             target.parent.mkdir(exist_ok=True)
             place(source, target, cast("Action", entry.action))
         except OSError as error:
@@ -430,6 +459,7 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
     """
     manifest = folder / MANIFEST
     entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
+    entries.sort(key=lambda one: one.action != "move")  # links lead somewhere again
     kept: list[str] = []
     counts: Counter[str] = Counter()
     with progress.bar("Undoing", len(entries)) as bar:

@@ -12,7 +12,12 @@ from tltools.atomic import atomic_path
 from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.format import utf8_text
 from tltools.classify.predict import Rows
-from tltools.classify.unfinished import cannot_write, exists_already
+from tltools.classify.unfinished import (
+    cannot_write,
+    exists_already,
+    record_path,
+    unfinished_path,
+)
 from tltools.data.images import printable_name
 from tltools.errors import ConfigError, TltoolsError
 
@@ -134,6 +139,8 @@ def check_errors_to(path: Path, output: Path, *, overwrite: bool) -> None:
     """Reject a path for the errors that must not be written."""
     if path.absolute() == output.absolute():
         raise ConfigError(f"`errors_to=` and `output=` are both {path}; choose different files")
+    if path.absolute() in (unfinished_path(output.absolute()), record_path(output.absolute())):
+        raise ConfigError(f"`errors_to={path}` is where the rows of {output} are; choose another")
     if path.is_dir():
         raise ConfigError(f"`errors_to={path}` is a folder; name a file in it")
     if path.exists() and not overwrite:

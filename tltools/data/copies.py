@@ -6,6 +6,7 @@ changed.
 
 import csv
 import hashlib
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 from platformdirs import user_cache_path
 
-from tltools.atomic import NO_ROOM, atomic_folder, atomic_path, write_text
+from tltools.atomic import NO_ROOM, atomic_folder, atomic_path, is_temporary_name, write_text
 from tltools.data.archives import DAMAGED, read_members
 from tltools.data.labels import LABEL_SUFFIXES
 from tltools.data.location import Location, Url
@@ -23,13 +24,16 @@ from tltools.data.suffixes import is_archive_name, is_image_name
 from tltools.errors import DataError, TltoolsError, cause_of
 from tltools.parallel import ordered_map
 from tltools.progress import SILENT, Progress
+from tltools.wording import grouped, plural
 
 CLASS_SUFFIX = ".cls"
 """Suffix of WebDataset members that hold the class of the image with the same name."""
 _MANIFEST = "files.json"
-_NAMES = "names in UTF-8"
+_NAMES = "names in UTF-8, with all characters"
 """Part of the keys of unpacked archives: earlier versions read names without the flag of UTF-8 as
-code page 437, and what they unpacked is not used."""
+code page 437, or left out names with a colon; what they unpacked is not used."""
+_STRANGE = frozenset("\\\0:" if sys.platform == "win32" else "\0")
+"""Characters that lead elsewhere in a name: on Windows, to another disk or stream."""
 
 
 def local_data(data: Location, *, progress: Progress = SILENT) -> Path:
@@ -84,7 +88,7 @@ def _is_wanted(name: str) -> bool:
 def _inside(folder: Path, name: str) -> Path | None:
     """Return the path of an untrusted name in `folder`; None if it leads out of the folder."""
     parts = name.split("/")
-    strange = any(part in ("", ".", "..") or set(part) & set("\\\0:") for part in parts)
+    strange = any(part in ("", ".", "..") or _STRANGE & set(part) for part in parts)
     return None if strange else folder.joinpath(*parts)
 
 
@@ -93,14 +97,17 @@ def _inside(folder: Path, name: str) -> Path | None:
 
 def _mirror(remote: Remote, progress: Progress) -> Path:
     place = _cache(str(remote.url))
-    folder = place / (remote.url.name or "data")
+    name = remote.url.name
+    folder = place / ("data" if name in ("", ".", "..") else name)
     kept = _read_manifest(place)
-    entries = {
-        entry.name: entry
-        for page in list_files(remote)
-        for entry in page
-        if _is_wanted(entry.name) and _inside(folder, entry.name) is not None
-    }
+    found = (entry for page in list_files(remote) for entry in page if _is_wanted(entry.name))
+    entries = {entry.name: entry for entry in found}
+    if strange := [one for one in entries if _inside(folder, one) is None]:
+        progress.warn(
+            f"{grouped(len(strange), 'file')} of {remote.url} {plural(len(strange), 'is', 'are')} "
+            f"left out, because no file here can have such a name (first {strange[0]!r})"
+        )
+        entries = {key: entry for key, entry in entries.items() if key not in set(strange)}
     if not entries:
         raise DataError(f"no images in {remote.url}; name a folder or prefix that contains images")
     known = {
@@ -149,8 +156,11 @@ def _remove_others(folder: Path, entries: Iterable[str]) -> None:
     """Remove files that no longer exist at the source, so that they are not used for training."""
     names = set(entries)
     for path in list(folder.rglob("*")):
-        if path.is_file() and path.relative_to(folder).as_posix() not in names:
-            path.unlink()
+        inner = path.relative_to(folder)
+        if any(map(is_temporary_name, inner.parts)):
+            continue  # of a process that downloads the same now
+        if path.is_file() and inner.as_posix() not in names:
+            path.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------- archives
@@ -198,13 +208,16 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     with atomic_folder(folder) as temporary:
         try:
             for member, data in read_members(archive, _is_wanted):
-                name = member.removeprefix("./")
+                name = "/".join(part for part in member.split("/") if part not in ("", "."))
                 if name.endswith(CLASS_SUFFIX):
                     classes[name.removesuffix(CLASS_SUFFIX)] = _class_of(data)
                     continue
                 path = _inside(temporary, name)
                 if path is None:
-                    continue
+                    raise DataError(
+                        f"{archive} has a file that no folder can hold, {member!r}: pack it anew, "
+                        "with names that do not lead out of it"
+                    )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
                 if is_image_name(name):

@@ -209,6 +209,8 @@ def fit_image(
             "an image must be a path, the bytes of a file, a Pillow image or an array, got "
             f"{type(image).__name__}"
         )
+    if not all(image.size):
+        raise DataError(f"cannot read an image: it has {image.width} x {image.height} pixels")
     try:
         prepare(image)
         image.load()

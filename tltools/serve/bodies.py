@@ -55,8 +55,14 @@ class Capacity:
         """Refuse images beyond the limit.
 
         Raises:
-            RefusedError: With status 503.
+            RefusedError: With status 503; 413 if they are too many for an idle service, too.
         """
+        if num_images > self._max_images:
+            raise RefusedError(
+                413,
+                f"the form has {counted(num_images, 'image')}, and this service takes "
+                f"{self._max_images} at a time",
+            )
         if self.num_images + num_images > self._max_images:
             raise busy(
                 f"the service is busy with {counted(self.num_images, 'image')}, of "
@@ -198,7 +204,8 @@ async def _files_of(request: Request, body: bytes) -> list[Upload]:
     )
     try:
         form = await parser.parse()
-    except (MultiPartException, FormParserError) as error:  # the latter by older starlettes
+    # The second by older starlettes, the last of a charset that cannot be used.
+    except (MultiPartException, FormParserError, ValueError, LookupError) as error:
         raise RefusedError(400, f"the form cannot be read: {error}") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:

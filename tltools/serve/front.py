@@ -81,8 +81,16 @@ class Front:
         if self._is_local and host and not is_loopback(_without_port(host)):
             return f"{host!r} is not a name of this service; use its address, 127.0.0.1"
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _site_of(origin) != host:
             return f"pages of {origin!r} may not use this service; call it from a program"
+        return None
+
+
+def _site_of(origin: str) -> str | None:
+    """Return the host and port of an Origin header; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
         return None
 
 

@@ -3,6 +3,7 @@
 import ipaddress
 from dataclasses import KW_ONLY, dataclass
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 
 from tltools.classify.predict import check_min_confidence, check_unknown
@@ -91,9 +92,9 @@ class ServeSettings:
             ("client_timeout", self.client_timeout_s),
             ("image_timeout", self.image_timeout_s),
         ):
-            if not value > 0:
-                raise ConfigError(f"`{name}=` must be above 0, got {value:g}")
-        if not self.max_delay_ms >= 0:
+            if not 0 < value < inf:
+                raise ConfigError(f"`{name}=` must be a number above 0, got {value:g}")
+        if not 0 <= self.max_delay_ms < inf:
             raise ConfigError(f"`max_delay_ms=` must be at least 0, got {self.max_delay_ms:g}")
 
     @property
