@@ -342,12 +342,12 @@ def _empty(folder: Path) -> None:
 @contextmanager
 def _work_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; a failure to create it is a TltoolsError."""
-    refuse_lost_link(path.parent)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(temporary_folder(path.parent))
         except OSError as error:
+            refuse_lost_link(path.parent)
             raise _cannot_write(path, error) from error
         yield folder
 

@@ -177,7 +177,8 @@ def explain_images(
     target = _class_index(card, class_name)
     images = images_of(paths, progress)
     outputs = output_paths(images, output, card=card, class_name=class_name)
-    rules, pairs = card.preprocessing, zip(images, outputs, strict=True)
+    rules = card.preprocessing
+    pairs = zip(images, outputs, strict=True)
     pairs = [pair for pair in pairs if _is_readable(pair[0], rules, on_error)]
     if pairs and outputs[0] != output:
         make_output_folder(output)
@@ -186,8 +187,7 @@ def explain_images(
     with progress.bar("Explaining", len(pairs)) as bar:
         for path, png in pairs:
             found = _explain(model, card, load_image(path, rules), target, path=path, output=png)
-            view = load_image(path, replace(rules, size=_VIEW * rules.size))
-            _draw(found, view, run=card.run)
+            _draw(found, load_image(path, replace(rules, size=_VIEW * rules.size)), run=card.run)
             bar.advance()
             yield found
 

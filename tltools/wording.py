@@ -7,6 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+"""How the parts of a data set are called in sentences and tables."""
+
 
 def either(names: Sequence[str]) -> str:
     """Join one or more names as alternatives: `a`, `a or b`, `a, b or c`."""

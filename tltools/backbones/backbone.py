@@ -27,7 +27,7 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The hyper-parameters that suit a backbone."""
+    """The hyperparameters that suit a backbone."""
 
     epochs: int
     """Passes over the training split."""
@@ -156,9 +156,9 @@ class Backbone:
     """Positions of a new head, by name, each with the pretrained tensors that only it needs. The
     default is the first one whose tensors are all present."""
     recipes: Mapping[RecipeName, Recipe]
-    """Sets of hyper-parameters by name, among them `default`."""
+    """Sets of hyperparameters by name, among them `default`."""
     fine_tuning: Mapping[FineTune, Recipe] = field(default_factory=dict[FineTune, Recipe])
-    """Sets of hyper-parameters for training pretrained layers too, by which layers are trained."""
+    """Sets of hyperparameters for training pretrained layers too, by which layers are trained."""
     last_maps: str
     """The last layer whose output has height and width and decides about the features, used for
     heat maps: its name in the layers from `build_layers`, as torch's `get_submodule` takes it."""

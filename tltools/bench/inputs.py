@@ -26,7 +26,7 @@ from tltools.evaluate import choose_split, count_trained_on
 from tltools.run_folder import CARD, read_split
 from tltools.runtime.model_formats import ONNX, format_of
 from tltools.runtime.selftest import lacks_self_test
-from tltools.wording import grouped, listed, plural
+from tltools.wording import SPLIT_NAMES, grouped, listed, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,9 +243,9 @@ def _trainings(artifacts: Sequence[Artifact], run_dir: Path) -> _Trainings:
             newest = max(same, key=lambda one: one.card.created)
         for one in same:
             is_of = (
-                one is newest
-                or (newest.is_run and _came_from(one.card, newest.card))
-                or (not newest.is_run and one.card.created == newest.card.created)
+                _came_from(one.card, newest.card)
+                if newest.is_run
+                else one.card.created == newest.card.created
             )
             if not is_of:
                 others[one.path] = newest
@@ -269,7 +269,7 @@ def _labeled_images(
     """Return a frame with the columns path and class, and its name."""
     if dataset is not None:
         split, frame = choose_split(dataset, None)
-        return frame, dataset.name if split == "all" else f"{dataset.name} ({_SPLITS[split]})"
+        return frame, dataset.name if split == "all" else f"{dataset.name} ({SPLIT_NAMES[split]})"
     runs = [artifact for artifact in artifacts if artifact.is_run]
     fingerprints = {artifact.card.data.fingerprint for artifact in artifacts}
     if not runs:
@@ -291,11 +291,7 @@ def _labeled_images(
             f"{runs[0].path}, the first is {gone[0]}: restore them, or provide others with "
             "`dataset=`"
         )
-    return frame, f"{runs[0].card.data.name} ({_SPLITS['val']})"
-
-
-_SPLITS = {"val": "validation", "test": "test"}
-"""Names of the splits that are scored, as they are printed."""
+    return frame, f"{runs[0].card.data.name} ({SPLIT_NAMES['val']})"
 
 
 def _trained_on_notes(artifacts: Sequence[Artifact], frame: "pd.DataFrame") -> Iterator[str]:

@@ -184,7 +184,11 @@ class BenchResult:
 
     def notes(self) -> list[str]:
         """Return failures and warnings, one line each."""
-        lines = list(self.notes_on_inputs)
+        return [*self.notes_on_inputs, *self.notes_on_rows()]
+
+    def notes_on_rows(self) -> list[str]:
+        """Return the failures and warnings of the measurements, one line each."""
+        lines: list[str] = []
         for row in self.rows:
             if row.reason:
                 lines.append(f"{row.name}: {row.reason}")

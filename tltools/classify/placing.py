@@ -31,7 +31,7 @@ def place(source: Path, target: Path, action: Action) -> None:
         OSError: If it cannot be placed.
     """
     if os.path.lexists(target):
-        if target.is_symlink() or not is_same(source, target):
+        if not _is_placed(source, target):
             raise FileExistsError(errno.EEXIST, "another file has this name", str(target))
         return
     if action == "copy":
@@ -52,7 +52,7 @@ def release(source: Path, target: Path) -> None:
         OSError: If the two differ, or the second is a link, so that nothing is removed; or if it
             cannot be removed.
     """
-    if target.is_symlink() or not is_same(source, target):
+    if not _is_placed(source, target):
         raise OSError(errno.EIO, f"differs from {source}, which was kept", str(target))
     source.unlink()
 
@@ -84,6 +84,11 @@ def take_back(source: Path, target: Path, action: Action) -> str | None:
     sync_folder(source.parent)
     release(target, source)
     return None
+
+
+def _is_placed(source: Path, target: Path) -> bool:
+    """Return whether a target is the image itself, not a link that may lead back to its source."""
+    return not target.is_symlink() and is_same(source, target)
 
 
 def _links_to(source: Path, target: Path) -> bool:

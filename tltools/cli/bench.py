@@ -164,7 +164,7 @@ def _show(found: "BenchResult", out: Out) -> None:
     """
     from tltools.console import print_table, printable
 
-    for note in found.notes()[len(found.notes_on_inputs) :]:
+    for note in found.notes_on_rows():
         out.progress.warn(note)
     if out.as_json:
         out.json(found.to_json())

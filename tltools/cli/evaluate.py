@@ -34,6 +34,7 @@ from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
 from tltools.wording import (
     MAX_LISTED,
+    SPLIT_NAMES,
     grouped,
     in_percent,
     listed,
@@ -86,7 +87,7 @@ MistakesOption = Annotated[
     typer.Option("--mistakes", help="Write only misclassified images, to mistakes.csv."),
 ]
 
-_SPLITS = {"all": "all images", "train": "training", "val": "validation", "test": "test"}
+_SPLITS = {"all": "all images", **SPLIT_NAMES}
 
 
 class _Opened(NamedTuple):

@@ -8,7 +8,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.errors import ConfigError
-from tltools.wording import counted, grouped, minute, score_text
+from tltools.wording import SPLIT_NAMES, counted, grouped, minute, score_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,6 @@ def _print_comparison(
     from tltools.runs import setting_title
 
     names = first.path.name, second.path.name
-    splits = {"train": "training", "val": "validation", "test": "test"}
     rows = [
         (
             f"{title} accuracy",
@@ -115,7 +114,7 @@ def _print_comparison(
                 for one in (first, second)
             ),
         )
-        for split, title in splits.items()
+        for split, title in SPLIT_NAMES.items()
         if any(split in one.card.metrics for one in (first, second))
     ]
     rows += [

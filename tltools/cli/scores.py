@@ -56,14 +56,15 @@ def write_scores(result: "Evaluation", folder: Path, *, title: str, only_mistake
     name, other = _rows_names(only_mistakes=only_mistakes)
     scores, rows, plot = folder / EVALUATION, folder / name, folder / CONFUSION
     is_ours = _is_scored(folder / other) and not (folder / other).is_symlink()
-    is_stale = is_ours and not _is_of(scores, result)
+    text = result.to_json()
+    is_stale = is_ours and not _is_of(scores, text)
     with (
         temporary_path(scores) as new_scores,
         temporary_path(rows) as new_rows,
         temporary_path(plot) as new_plot,
     ):
         with _named(scores, new_scores):
-            write_text(new_scores, result.to_json() + "\n")
+            write_text(new_scores, text + "\n")
         with _named(rows, new_rows):
             predictions = result.predictions()
             write_scored(new_rows, result.classes, predictions, only_mistakes=only_mistakes)
@@ -98,15 +99,15 @@ def _is_scored(path: Path) -> bool:
     return classes_of(columns) is not None and TRUE in columns and SPLIT not in columns
 
 
-def _is_of(scores: Path, result: "Evaluation") -> bool:
-    """Return whether an evaluation.json has the same scores of the same model and images."""
+def _is_of(scores: Path, text: str) -> bool:
+    """Return whether an evaluation.json has the scores, model and images of another one's text."""
     from tltools.regular import read_regular
 
     try:
-        known = _comparable(read_regular(scores, max_bytes=2 * len(result.to_json()) + 1_000_000))
+        known = _comparable(read_regular(scores, max_bytes=2 * len(text) + 1_000_000))
     except (OSError, ValueError, RecursionError):
         return False
-    return known == _comparable(result.to_json())
+    return known == _comparable(text)
 
 
 def _comparable(text: str | bytes) -> Any:

@@ -107,7 +107,8 @@ def _mirror(remote: Remote, progress: Progress) -> Path:
             f"{grouped(len(strange), 'file')} of {remote.url} {plural(len(strange), 'is', 'are')} "
             f"left out, because no file here can have such a name (first {strange[0]!r})"
         )
-        entries = {key: entry for key, entry in entries.items() if key not in set(strange)}
+        for one in strange:
+            del entries[one]
     if not entries:
         raise DataError(f"no images in {remote.url}; name a folder or prefix that contains images")
     known = {

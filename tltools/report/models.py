@@ -52,6 +52,7 @@ from tltools.run_folder import (
 )
 from tltools.runs import compare_runs, cross_validated
 from tltools.wording import (
+    SPLIT_NAMES,
     grouped,
     in_percent,
     in_percent_down,
@@ -129,12 +130,11 @@ def training_section(
 def _accuracy_table(runs: Sequence[Artifact]) -> Table:
     """Return the table of the runs' accuracies; that of images seen in training has no interval."""
     splits = [name for name in SPLITS if any(name in run.card.metrics for run in runs)]
-    names = {"train": "training", "val": "validation", "test": "test"}
     folds = [cross_validation(run) for run in runs]
     crossed = ["cross-validation"] if any(folds) else []
     return Table(
         "Accuracy, with its 95% interval on images that were not trained on",
-        ("run", "model", *crossed, *(f"{names[split]} accuracy" for split in splits)),
+        ("run", "model", *crossed, *(f"{SPLIT_NAMES[split]} accuracy" for split in splits)),
         tuple(
             (
                 run.path.name,

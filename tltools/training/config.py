@@ -1,4 +1,4 @@
-"""Training settings: hyper-parameters that change the result, and where the training runs."""
+"""Training settings: hyperparameters that change the result, and where the training runs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,8 +118,8 @@ def default_config(
 
     Args:
         model: Name of a backbone.
-        recipe: Name of a set of hyper-parameters of the backbone.
-        fine_tune: Pretrained layers to train; has hyper-parameters of its own.
+        recipe: Name of a set of hyperparameters of the backbone.
+        fine_tune: Pretrained layers to train; has hyperparameters of its own.
         changes: Fields of `TrainConfig`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Prepare a training: build the model, and the samples for the training loop."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -127,6 +127,7 @@ def prepare(
     setup: TrainSetup,
     *,
     calibrate_on: "pd.DataFrame | None" = None,
+    check_weights: Callable[[Weights], None] | None = None,
     progress: Progress,
 ) -> Job:
     """Build the model; decode the images, or compute the outputs of frozen layers.
@@ -137,6 +138,7 @@ def prepare(
         setup: Weights, device and folders.
         calibrate_on: Rows to choose the images from that calibrate int8; None is the training
             split. Trainings on different splits share cached outputs if these are the same.
+        check_weights: Called with pretrained weights before outputs of them are computed.
         progress: Shows the work.
 
     Raises:
@@ -156,6 +158,8 @@ def prepare(
     if config.backbone.pretrained is None:
         return _prepare_images(dataset, config, setup, device, progress)
     pretrained = _load_pretrained(dataset, config, setup, device, progress)
+    if check_weights is not None:
+        check_weights(pretrained.weights)
     if calibrate_on is not None:
         pretrained = replace(pretrained, calibrate_on=calibrate_on)
     if config.fine_tune == "none":

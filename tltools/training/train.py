@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tltools.backbones.backbone import FineTune
 from tltools.calibration import fit_temperature
-from tltools.card import Card, Confidence, DataFacts
+from tltools.card import Card, Confidence, DataFacts, Weights
 from tltools.created import no_empty_folders
 from tltools.data.dataset import Dataset
 from tltools.distance import (
@@ -344,12 +344,15 @@ def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progr
         setup = replace(setup, weights=plan.weights)
     setup = replace(setup, normalization=plan.normalization)
     dataset = runs.run_dataset(folder, progress=progress)
-    job = prepare(dataset, config, setup, progress=progress)
-    if plan.weights_sha256 not in ("", job.weights.sha256):
-        raise ModelError(
-            f"the weights {plan.weights} have changed since run {folder.name} was begun; restore "
-            "them, or train a new run"
-        )
+
+    def check_weights(weights: Weights) -> None:
+        if plan.weights_sha256 not in ("", weights.sha256):
+            raise ModelError(
+                f"the weights {plan.weights} have changed since run {folder.name} was begun; "
+                "restore them, or train a new run"
+            )
+
+    job = prepare(dataset, config, setup, check_weights=check_weights, progress=progress)
     runs.save_plan(folder, plan)
     training = _Training(job, folder, plan, history, progress)
     if state is not None:
