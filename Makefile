@@ -1,5 +1,6 @@
 # make demo       set everything up and run the main job on a drawn sample set
 # make test       set everything up, check the code and run the tests
+# make test-slow  run the tests that take minutes: real photographs, large networks, clusters
 # make check      lint, format, import rules, types, known vulnerabilities
 # make test-gpu   run the tests that need CUDA
 # make test-consumers  open the exports in OpenVINO, OpenCV, onnxruntime-web and plain PyTorch, and
@@ -20,7 +21,7 @@ WEIGHTS ?= imagenet
 WEIGHTS_PATH := $(if $(filter imagenet,$(WEIGHTS)),imagenet,$(abspath $(WEIGHTS)))
 CLASSES := non-emergency,emergency
 
-.PHONY: demo test check test-gpu test-consumers benchmark clean
+.PHONY: demo test test-slow check test-gpu test-consumers benchmark clean
 .DELETE_ON_ERROR:
 
 # Reinstalled when a dependency changes.
@@ -60,9 +61,14 @@ check: $(VENV)/.installed
 	$(BIN)/python tests/audit.py
 
 # A process for each core, each on one thread: threads of several would wait for each other's cores.
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto \
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto \
 	  --dist loadfile --no-loadscope-reorder
+
+test: check
+	$(PYTEST) -m 'not slow and not gpu'
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m 'slow and not gpu'
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu

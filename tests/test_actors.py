@@ -30,7 +30,10 @@ from tltools.training import features as features_module
 from tltools.training.features import Extraction, FeatureCache, choose_calibration
 from tltools.training.models import build_classifier
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of many kinds
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of many kinds
+]
 
 
 # -------------------------------------------------------------------------- without a cluster

@@ -308,6 +308,7 @@ def test_the_limits_part_runs_from_images_to_plot(jpegs, onnx_path, tmp_path):
     assert not list(tmp_path.glob(".tltools-*"))  # images do not stay behind
 
 
+@pytest.mark.slow
 def test_the_scaling_part_runs_from_images_to_tables(jpegs, onnx_path, tmp_path, monkeypatch):
     import run
 
@@ -537,6 +538,7 @@ def test_the_plain_loop_is_found_among_the_peers(jpegs, onnx_path, tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_the_gpu_check_runs_on_the_cpu_from_images_to_verdicts(jpegs, onnx_path, tmp_path):
     import gpu_check
 

@@ -315,6 +315,7 @@ def test_a_missing_remote_path_is_a_one_line_error(place, onnx_path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_job_resumes_after_its_server_was_down(root, rows, onnx_path, tmp_path):
     with servers.running("s3", "--end-after", NUM_IMAGES // 2) as port:
         gone = s3_place(port, root)
@@ -332,6 +333,7 @@ def test_a_job_resumes_after_its_server_was_down(root, rows, onnx_path, tmp_path
     assert (tmp_path / "a.csv").read_bytes() == rows
 
 
+@pytest.mark.slow
 def test_a_cluster_reads_remote_images(place, rows, onnx_path, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     command = ("classify", place.url, "--model", onnx_path, "--engine", "ray", "-o", "parts")
