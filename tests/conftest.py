@@ -29,6 +29,7 @@ from tltools.card import (
     Weights,
 )
 from tltools.memory import available_memory
+from tltools.metrics import interval
 from tltools.parallel import num_cores
 from tltools.progress import SILENT, Progress, Silent
 from tltools.runtime import checksum
@@ -419,10 +420,14 @@ def make_export(
 ) -> Callable[..., Path]:
     """Write the tiny model as an export of a run, with a validation accuracy, in `exports/`."""
 
-    def make(run: str, *, val: float = 0.5, name: str = "", **changes: Any) -> Path:
+    def make(
+        run: str, *, val: float = 0.5, total: int = 100, name: str = "", **changes: Any
+    ) -> Path:
         path = tmp_path / "exports" / run / (name or f"{run}.fp32.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
-        score = Score(accuracy=val, low=0, high=1, correct=round(val * 100), total=100)
+        correct = round(val * total)
+        low, high = interval(correct, total)
+        score = Score(accuracy=val, low=low, high=high, correct=correct, total=total)
         return make_onnx(path, make_card(run=run, metrics={"val": score}, **changes).to_json())
 
     return make

@@ -691,7 +691,7 @@ CASES = (
         2,
     ),
     Case(
-        "the model does not know class {}",
+        "the model does not know {}{}: the data has",
         "evaluate runs/cnn data --class-names light,dark",
         ("evaluate runs/cnn data --class-names bright,dark",),
     ),
@@ -763,6 +763,17 @@ CASES = (
         "has a different --threshold than",
         f"{SHARDS.replace('2/2', '2/2 --threshold 0.5')}; {MERGE}",
         (f"classify data --shard 2/2 -o b.csv --overwrite; {MERGE}",),
+    ),
+    Case(
+        "have different classes ({}); choose one with --model",
+        f"{THREE}; export three/cnn -o new; $ cp -r new/cnn exports/three; classify data",
+        ("classify data --model exports/cnn/cnn.fp32.onnx",),
+        2,
+    ),
+    Case(
+        "is a model, not images: choose it with --model {}",
+        "classify cnn data --model exports/cnn/cnn.fp32.onnx",
+        ("classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
         "--threshold applies to a single class, and the model has",

@@ -15,8 +15,9 @@ from tltools.artifacts import (
     open_predictor,
     read_artifact,
 )
+from tltools.cli.options import path_or_export
 from tltools.cli.show import choose_export
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, ConfigError
 from tltools.report.sources import find_sources
 from tltools.training.run import EagerPredictor, load_card
 
@@ -98,8 +99,9 @@ def test_exports_of_an_earlier_training_of_the_same_run_are_left_out_and_named(
     assert {one.path for one in find_exports(tmp_path / "exports")} == {new, other}
     said = Recorder()
     assert choose_export(said) == new.relative_to(tmp_path)
-    assert said.said[1:] == [
-        "Exports left out, since an earlier training of cnn made it: exports/cnn/cnn.int8.onnx"
+    assert said.said == [
+        "Model: exports/cnn/cnn.fp32.onnx (best validation accuracy here: 80.0%, 80/100)",
+        "Exports left out, since an earlier training of cnn made it: exports/cnn/cnn.int8.onnx",
     ]
     assert find_sources([]).left_out == [Path("exports/cnn/cnn.int8.onnx")]
 
@@ -109,6 +111,65 @@ def test_the_best_export_has_the_highest_validation_accuracy(make_export, tmp_pa
     best = make_export("vgg16", model="vgg16", val=0.9)
     make_export("other", model="other", val=0.8)
     assert best_export(tmp_path / "exports").path == best
+
+
+def test_an_accuracy_of_few_images_does_not_beat_one_of_many(make_export, tmp_path):
+    make_export("cnn", val=1, total=2)
+    best = make_export("vgg16", model="vgg16", val=0.9, total=100)
+    assert best_export(tmp_path / "exports").path == best
+
+
+def test_between_exports_with_different_classes_the_user_chooses(
+    make_export, make_run, tmp_path, monkeypatch
+):
+    """A tutorial's model, say, beside one's own: neither replaces the other, nor is it a guess."""
+    monkeypatch.chdir(tmp_path)
+    own = make_export("vgg16", created="2026-01-01T00:00:00+00:00", val=0.8)
+    other = make_export("cnn", created="2026-02-01T00:00:00+00:00", val=1, classes=("a", "b", "c"))
+    assert {one.path for one in find_exports(tmp_path / "exports")} == {own, other}
+    with pytest.raises(ConfigError, match="have different classes") as caught:
+        choose_export(Recorder())
+    assert str(caught.value) == (
+        "the exports in exports/ have different classes (exports/cnn/cnn.fp32.onnx tells a, b, c; "
+        "exports/vgg16/vgg16.fp32.onnx tells red, green, blue); choose one with `model=`"
+    )
+    other.unlink()
+    assert choose_export(Recorder()) == own.relative_to(tmp_path)
+    runs = [make_run("cnn"), make_run("cnn-2", classes=("a", "b", "c"))]
+    assert [one.path for one in find_runs(tmp_path / "runs")] == runs
+
+
+def test_a_fine_tuned_run_does_not_replace_a_frozen_one(make_run, tmp_path):
+    frozen = make_run("vgg16", model="vgg16", created="2026-01-01T00:00:00+00:00")
+    tuned = make_run("vgg16-2", model="vgg16", training={"fine_tune": "last-block"})
+    assert [one.path for one in find_runs(tmp_path / "runs")] == [frozen, tuned]
+
+
+def test_exports_of_older_runs_are_named_where_a_newer_one_is_chosen(
+    make_export, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_export("cnn", created="2026-01-01T00:00:00+00:00", val=0.9)
+    make_export("cnn-2", created="2026-02-01T00:00:00+00:00", val=0.8)
+    said = Recorder()
+    choose_export(said)
+    assert said.said == [
+        "Model: exports/cnn-2/cnn-2.fp32.onnx (best validation accuracy here: 80.0%, 80/100)",
+        "Exports left out, since its run is older than another of the same model: "
+        "exports/cnn/cnn.fp32.onnx",
+    ]
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn.fp32.onnx"])
+def test_an_export_may_be_named_by_its_run_or_its_file(make_export, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_export("cnn", name="cnn.fp16.onnx")
+    path = make_export("cnn")
+    assert path_or_export(name) == path.relative_to(tmp_path)
+    Path(name).write_text("a file of this name comes first")
+    assert path_or_export(name) == Path(name)
+    assert path_or_export("other") == Path("other")
+    assert path_or_export("other.onnx") == Path("other.onnx")
 
 
 def test_the_best_export_is_onnx_because_torchscript_needs_torch(workplace):

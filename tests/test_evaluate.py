@@ -127,7 +127,7 @@ def test_numbers_are_never_matched_to_names_by_guessing(make_card, images):
     data = load_dataset(numbered(images), images=images, purpose="evaluate")
     with pytest.raises(
         DataError,
-        match=r"does not know class 0, 1: .* 0, 1, and the model has green, red; .*`class_names=`",
+        match=r"does not know 0, 1: .* 0, 1, and the model has green, red; .*`class_names=`",
     ):
         evaluate(predictor, data)
 
@@ -139,15 +139,23 @@ def test_numeric_labels_can_be_named_with_class_names(card, images):
     assert evaluate(BrightnessPredictor(card), data).score.accuracy == 1.0
 
 
+def test_a_model_of_another_task_is_not_mended_by_renaming_classes(make_card, dataset):
+    predictor = BrightnessPredictor(make_card(classes=("day", "night")))
+    with pytest.raises(DataError, match="knows other classes, day, night, than the data has, blue"):
+        evaluate(predictor, dataset)
+
+
 def test_an_unknown_class_among_known_ones_is_an_error(make_card, dataset):
     predictor = BrightnessPredictor(make_card(classes=("red", "green", "violet")))
-    with pytest.raises(DataError, match=r"does not know class blue: the data has blue, green, red"):
+    with pytest.raises(DataError, match=r"does not know blue: the data has blue, green, red"):
         evaluate(predictor, dataset)
 
 
 def test_a_class_that_is_written_differently_is_proposed(make_card, dataset):
     predictor = BrightnessPredictor(make_card(classes=("red", "green", "Blue_")))
-    with pytest.raises(DataError, match=r"class blue \(blue: did you mean Blue_\?\): the data has"):
+    with pytest.raises(
+        DataError, match=r"does not know blue \(blue: did you mean Blue_\?\): the data has"
+    ):
         evaluate(predictor, dataset)
 
 

@@ -59,7 +59,7 @@ def test_a_job_in_which_no_image_is_classified_has_failed(words, code, onnx_path
     ran = run_tltools("classify", *words.split(), "--model", "model.onnx", cwd=tmp_path)
     assert ran.code == code, ran
     is_job = "-o" in words
-    failed = "warning: no image was classified" in ran.err
+    failed = "error: no image was classified" in ran.err
     assert failed == (is_job and code == 1 and "--strict" not in words)
 
 

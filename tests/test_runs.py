@@ -346,6 +346,10 @@ def test_a_run_is_deleted_and_its_exports_stay(workplace):
     ran = run_tltools("runs", "--delete", "cnn", "--yes", cwd=workplace)
     assert ran.code == 0, ran
     assert "Deleted: runs/cnn" in ran.err
+    assert ran.err.splitlines()[-1] == (
+        "Kept: exports/cnn/cnn.fp32.onnx, exports/cnn/cnn.fp32.pt; until you delete them, other "
+        "commands go on using these exports of the run"
+    )
     assert not (workplace / "runs" / "cnn").exists()
     assert sorted((workplace / "exports").rglob("*")) == exports
 

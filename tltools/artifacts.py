@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tltools.card import Card, Precision
 from tltools.data.suffixes import is_image_name
-from tltools.errors import ArtifactError
+from tltools.errors import ArtifactError, ConfigError
 from tltools.progress import SILENT, Progress
 from tltools.run_folder import (
     CARD,
@@ -22,6 +22,7 @@ from tltools.run_folder import (
 from tltools.runtime.device import Device, allow_tf32, check_tf32
 from tltools.runtime.exports import load_predictor, read_card
 from tltools.runtime.model_formats import (
+    EXPORT_DIR,
     format_of,
     is_export_name,
     refuse_folder_of_exports,
@@ -31,7 +32,6 @@ from tltools.runtime.predictor import Predictor
 from tltools.wording import listed, plural, similar_paths
 
 RUN_DIR = Path("runs")
-EXPORT_DIR = Path("exports")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """Precisions, the most accurate first."""
 
@@ -52,6 +52,12 @@ class Artifact:
     def label(self) -> str:
         """Name in tables: `RUN eager fp32`, `RUN onnx fp32` …."""
         return f"{self.card.run} eager fp32" if self.is_run else self.card.name
+
+    @property
+    def kind(self) -> tuple[str, str, frozenset[str]]:
+        """What a newer run replaces: one of the same network, fine-tuning and classes."""
+        tuned = str(self.card.training.get("fine_tune", "none"))
+        return self.card.model, tuned, frozenset(self.card.classes)
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -82,7 +88,7 @@ def is_artifact(path: Path) -> bool:
 
 
 def find_runs(run_dir: Path = RUN_DIR, *, progress: Progress = SILENT) -> list[Artifact]:
-    """Return the newest usable run of each model, by model name.
+    """Return the newest usable run of each kind (see `Artifact.kind`), by model name.
 
     Args:
         run_dir: Parent of the run folders.
@@ -102,10 +108,8 @@ def find_runs(run_dir: Path = RUN_DIR, *, progress: Progress = SILENT) -> list[A
         raise ArtifactError(_no_runs(run_dir, damaged))
     for folder, reason in damaged.items():
         progress.warn(f"{folder} is left out: {reason}")
-    newest: dict[str, Artifact] = {}
-    for artifact in sorted(found, key=lambda one: one.card.created):
-        newest[artifact.card.model] = artifact
-    return [newest[model] for model in sorted(newest)]
+    newest = {one.kind: one for one in sorted(found, key=lambda one: one.card.created)}
+    return sorted(newest.values(), key=lambda one: (one.card.model, one.path))
 
 
 def _no_runs(run_dir: Path, damaged: dict[Path, str]) -> str:
@@ -122,9 +126,9 @@ def _no_runs(run_dir: Path, damaged: dict[Path, str]) -> str:
 
 
 def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
-    """Return the exports in a folder that belong to the newest run of each model.
+    """Return the exports in a folder that belong to the newest run of each kind.
 
-    Those of an earlier training of these runs are left out: see `current_and_earlier_exports`.
+    Those of earlier runs and trainings are left out: see `current_and_earlier_exports`.
 
     Raises:
         ArtifactError: If there is none.
@@ -135,40 +139,61 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
 def current_and_earlier_exports(
     export_dir: Path = EXPORT_DIR,
 ) -> tuple[list[Artifact], list[Artifact]]:
-    """Return the exports of the newest run of each model, and earlier ones of the same runs.
+    """Return the exports of the newest run of each kind (see `Artifact.kind`), and earlier ones.
 
     A run that is resumed, or trained anew under its name, leaves the exports of before in place
     until they are made again. They are of another model, though they have its name.
 
     Returns:
-        The exports of the newest training that has any, and those of an earlier training.
+        The exports of the newest training that has any, and those of earlier ones.
 
     Raises:
         ArtifactError: If there is none.
     """
     paths = sorted(path for path in export_dir.glob("*/*") if is_export_name(path))
     artifacts = [read_artifact(path) for path in paths if not path.name.startswith(".")]
-    newest: dict[str, Card] = {}
-    for artifact in sorted(artifacts, key=lambda one: one.card.created):
-        newest[artifact.card.model] = artifact.card
-    if not newest:
+    if not artifacts:
         raise ArtifactError(
             f"no exports in {export_dir}/: create some with tltools export, or give an export's "
             "path"
         )
-    of_runs = [one for one in artifacts if newest[one.card.model].run == one.card.run]
-    current = [one for one in of_runs if newest[one.card.model].created == one.card.created]
-    return current, [one for one in of_runs if one not in current]
+    newest = {one.kind: one.card for one in sorted(artifacts, key=lambda one: one.card.created)}
+
+    def is_current(one: Artifact) -> bool:
+        card = newest[one.kind]
+        return (card.run, card.created) == (one.card.run, one.card.created)
+
+    current = [one for one in artifacts if is_current(one)]
+    return current, [one for one in artifacts if one not in current]
 
 
-def earlier_note(earlier: Sequence[Artifact]) -> str:
-    """Say that exports of an earlier training are left out."""
-    paths = listed([str(one.path) for one in earlier])
-    runs = listed(list(dict.fromkeys(one.card.run for one in earlier)))
-    return (
-        f"left out, since an earlier training of {runs} made "
-        f"{plural(len(earlier), 'it', 'them')}: {paths}"
-    )
+def earlier_notes(current: Sequence[Artifact], earlier: Sequence[Artifact]) -> list[str]:
+    """Say which exports are left out, and why; nothing if there is none.
+
+    Args:
+        current: Exports that are used, as of `current_and_earlier_exports`.
+        earlier: Exports that are not.
+    """
+    runs = {one.card.run for one in current}
+    same = [one for one in earlier if one.card.run in runs]
+    older = [one for one in earlier if one.card.run not in runs]
+    notes: list[str] = []
+    if same:
+        names = listed(list(dict.fromkeys(one.card.run for one in same)))
+        notes.append(
+            f"exports left out, since an earlier training of {names} made "
+            f"{plural(len(same), 'it', 'them')}: {_paths(same)}"
+        )
+    if older:
+        notes.append(
+            f"exports left out, since {plural(len(older), 'its run is', 'their runs are')} older "
+            f"than another of the same model: {_paths(older)}"
+        )
+    return notes
+
+
+def _paths(artifacts: Sequence[Artifact]) -> str:
+    return listed([str(one.path) for one in artifacts])
 
 
 def exports_in(folder: Path) -> list[Artifact]:
@@ -192,7 +217,8 @@ def best_export(
 ) -> Artifact:
     """Return the ONNX export with the highest validation accuracy; ties go to higher precision.
 
-    Formats that need PyTorch are skipped, because `classify` starts much sooner without it.
+    Accuracies are compared by the lower ends of their intervals: 2 of 2 images say less than 11
+    of 12. Formats that need PyTorch are skipped, because `classify` starts much sooner without it.
     The fastest precision depends on the machine: `tltools bench` measures it.
 
     Args:
@@ -201,13 +227,26 @@ def best_export(
 
     Raises:
         ArtifactError: If there is no ONNX export.
+        ConfigError: If the exports are of models with different classes.
     """
-    best = best_of(find_exports(export_dir) if exports is None else exports)
+    exports = find_exports(export_dir) if exports is None else exports
+    best = best_of(exports)
     if best is None:
         raise ArtifactError(
             f"no ONNX export with a validation accuracy in {export_dir}/: create one with tltools "
             "export, or choose an export with `model=`"
         )
+    by_classes: dict[frozenset[str], list[Artifact]] = {}
+    for one in exports:
+        by_classes.setdefault(one.kind[-1], []).append(one)
+    if len(by_classes) > 1:
+        bests = filter(None, map(best_of, by_classes.values()))
+        kinds = [f"{one.path} tells {listed(one.card.classes)}" for one in bests]
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"the exports in {export_dir}/ have different classes ({'; '.join(kinds)}); choose "
+                "one with `model=`"
+            )
     return best
 
 
@@ -222,7 +261,7 @@ def best_of(exports: Sequence[Artifact]) -> Artifact | None:
 def _quality(export: Artifact) -> tuple[float, int]:
     """Return the sort key of an export: its run's validation accuracy, then its precision."""
     assert export.card.export is not None
-    return export.card.metrics["val"].accuracy, -PRECISIONS.index(export.card.export.precision)
+    return export.card.metrics["val"].low, -PRECISIONS.index(export.card.export.precision)
 
 
 def training_images(path: Path, card: Card) -> frozenset[str] | None:

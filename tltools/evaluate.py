@@ -384,15 +384,20 @@ def _collect(
     return logits
 
 
-def _check_classes(classes: Iterable[str], card: Card) -> None:
+def _check_classes(classes: Sequence[str], card: Card) -> None:
     unknown = [name for name in classes if name not in card.classes]
+    if unknown and len(unknown) == len(classes) != len(card.classes):
+        raise DataError(
+            f"the model knows other classes, {listed(card.classes)}, than the data has, "
+            f"{listed(classes)}: choose a model that was trained on these"
+        )
     if unknown:
         guesses = [
             f"{name}:{guess}" for name in unknown if (guess := did_you_mean(name, card.classes))
         ]
         meant = f" ({listed(guesses)})" if guesses else ""
         raise DataError(
-            f"the model does not know class {listed(unknown)}{meant}: the data has "
-            f"{listed([*classes])}, and the model has {listed(card.classes)}; rename the data's "
+            f"the model does not know {listed(unknown)}{meant}: the data has {listed(classes)}, "
+            f"and the model has {listed(card.classes)}; rename the data's "
             "classes with `class_names=`, in the order of their labels"
         )

@@ -543,6 +543,8 @@ class Deletion:
     """Files and folders that training wrote, in the order in which they are removed."""
     kept: tuple[Path, ...]
     """Files and folders that training did not write; the run's folder stays for them."""
+    exports: tuple[Path, ...]
+    """Exports of the run, which stay, and which other commands go on finding."""
     num_bytes: int
     """Size of what is removed."""
 
@@ -566,8 +568,18 @@ def plan_deletion(folder: Path) -> Deletion:
         folder=folder,
         files=tuple(own),
         kept=tuple(one for one in entries if one not in files),
+        exports=_kept_exports(folder),
         num_bytes=sum(map(_size, own)),
     )
+
+
+def _kept_exports(folder: Path) -> tuple[Path, ...]:
+    """Return the exports of a run, of this training and of earlier ones."""
+    try:
+        facts = _facts(folder, list(_exports_of(folder.parent, None)))
+    except FileNotFoundError:  # its training was killed before its first epoch
+        return ()
+    return facts.exports + facts.older_exports
 
 
 def check_is_ours(folder: Path) -> None:

@@ -14,7 +14,7 @@ from tltools.artifacts import (
     RUN_DIR,
     Artifact,
     current_and_earlier_exports,
-    earlier_note,
+    earlier_notes,
     read_artifact,
     training_images,
 )
@@ -95,7 +95,7 @@ def bench_inputs(
         artifacts = [read_artifact(path) for path in models]
     else:
         artifacts, earlier = current_and_earlier_exports(export_dir)
-        notes += [f"exports {earlier_note(earlier)}"] if earlier else []
+        notes += earlier_notes(artifacts, earlier)
     artifacts = _with_runs(artifacts, run_dir)
     _check_labels(artifacts)
     trainings = _trainings(artifacts, run_dir)

@@ -22,13 +22,14 @@ from tltools.cli.options import (
     UnknownOption,
     WorkersOption,
     check_ray_options,
+    path_or_export,
     path_or_url,
 )
 from tltools.cli.show import check_report, choose_export, write_report
 from tltools.cli.sorting import SortOptions, check_sorting, sort_job, tell_sorted, undo_sorts
 from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
 from tltools.wording import MAX_LISTED, counted, grouped, in_percent, seconds
 
@@ -57,7 +58,8 @@ InputsArgument = Annotated[
 ModelOption = Annotated[
     Path | None,
     typer.Option(
-        help=f"Export to classify with ({suffixes()}).",
+        help=f"Export ({suffixes()}), or the run whose export it is.",
+        parser=path_or_export,
         show_default="most accurate ONNX export in exports/",
     ),
 ]
@@ -243,7 +245,7 @@ def classify(
         summary = _run_on_cluster(settings, there, out.progress, tell)
     else:
         summary = _run_here(settings, here, shard, out.progress, launcher, tell)
-    _check_done(summary, out.progress, strict=strict, is_whole=shard is None)
+    _check_done(summary, strict=strict, is_whole=shard is None)
 
 
 def _run_here(
@@ -290,17 +292,17 @@ def _labeled_file(summary: "Summary") -> Path | None:
     return summary.output if has_labels and isinstance(summary.output, Path) else None
 
 
-def _check_done(
-    summary: "Summary", progress: "RichProgress", *, strict: bool, is_whole: bool
-) -> None:
-    """Exit with 1 if no image of a whole job was classified, or, with `strict`, not every one."""
+def _check_done(summary: "Summary", *, strict: bool, is_whole: bool) -> None:
+    """Refuse a whole job of which no image was classified; with `strict`, one that lacks any.
+
+    Raises:
+        DataError: If there is such a job; its output stays.
+    """
     if strict and (summary.num_failed or summary.unlisted):
-        progress.warn("--strict: not every image was classified")
-        raise typer.Exit(1)
+        raise DataError("--strict: not every image was classified")
     # A shard may hold the only bad images of a good job.
     if is_whole and summary.num_images and summary.num_failed == summary.num_images:
-        progress.warn("no image was classified")
-        raise typer.Exit(1)
+        raise DataError("no image was classified")
 
 
 def _check_output(output: "Location", report: Path | None, *, as_json: bool) -> None:
@@ -425,7 +427,9 @@ def _write_report(
 
 def _print_labels(summary: "Summary", progress: "RichProgress") -> None:
     """Print how many images have each label, as shares of those that have one, as reports do."""
-    total = max(summary.num_images - summary.num_failed, 1)
+    total = summary.num_images - summary.num_failed
+    if not total:
+        return
     counts = sorted(summary.counts.items(), key=lambda one: -one[1])  # largest first, if cut off
     lines = [*summary.counts.items()] if len(counts) <= MAX_LISTED else counts[:MAX_LISTED]
     if rest := counts[len(lines) :]:
@@ -465,7 +469,10 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     if summary.num_known is not None:
         skipped = counted(summary.num_known, "image")
         progress.say(f"{skipped} skipped: this model has classified their bytes")
+    classified = summary.num_images - summary.num_failed
+    of_others = f"; percentages are of the other {classified:,}" if summary.num_failed else ""
+    failed = f"{summary.num_failed:,} with an error{of_others if classified else ''}"
     progress.say(
-        f"{counted(summary.num_images, 'row')}{kept} ({summary.num_failed} with an error) in "
+        f"{counted(summary.num_images, 'row')}{kept} ({failed}) in "
         f"{seconds(summary.seconds)}, {rate(summary.images_per_s, 'images')}, written to {where}"
     )

@@ -10,7 +10,7 @@ import typer
 from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption, path_or_run
 from tltools.cli.show import check_output_folder
-from tltools.errors import ConfigError, TltoolsError, raise_all
+from tltools.errors import ArtifactError, ConfigError, TltoolsError, raise_all
 from tltools.runtime.model_formats import (
     FORMATS,
     OPSET,
@@ -144,13 +144,23 @@ def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Ou
 
     best, is_default = best_of(exports), output.absolute() == EXPORT_DIR.absolute()
     model: list[str] = []
-    if not is_default or best is None:  # classify would look elsewhere, or for another format
+    if best is None or not (is_default and _is_found(best)):
         model = ["--model", str((best or exports[0]).path)]
     files = [] if is_default else [str(one.path) for one in exports]
     out.progress.say(
         f"Next: tltools classify {shlex.join(['FOLDER', *model])}, or "
         f"{shlex.join(['tltools', 'bench', *files])} to compare the files"
     )
+
+
+def _is_found(export: "Artifact") -> bool:
+    """Return whether commands without --model take this export, of those in `exports/`."""
+    from tltools.artifacts import best_export
+
+    try:
+        return best_export().path.resolve() == export.path.resolve()
+    except (ArtifactError, ConfigError):  # another one is damaged, or has other classes
+        return False
 
 
 def _check_layout(layout: str, formats: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and how their values are parsed."""
 
+import glob
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +12,13 @@ import typer
 
 from tltools.cli.show import tell_findings
 from tltools.errors import ConfigError
-from tltools.runtime.model_formats import FORMATS, format_named
+from tltools.runtime.model_formats import (
+    EXPORT_DIR,
+    FORMATS,
+    first_export,
+    format_named,
+    is_export_name,
+)
 
 if TYPE_CHECKING:
     from tltools.data.dataset import Dataset
@@ -56,6 +63,20 @@ def path_or_run(text: str) -> Path:
     return run if is_run(run) else path
 
 
+def path_or_export(text: str) -> Path:
+    """Parse a path; the bare name of a run or export in `exports/` is the export.
+
+    Of several exports of a run, it is the one in fp32 and ONNX. An existing path comes first.
+    """
+    path = Path(text)
+    if path.name != text or os.path.lexists(path):
+        return path
+    named = list(EXPORT_DIR.glob(f"*/{glob.escape(text)}")) if is_export_name(path) else []
+    if len(named) == 1:
+        return named[0]
+    return first_export(EXPORT_DIR / text) or path
+
+
 def path_or_run_or_url(text: str) -> "Location":
     """Parse a path, the name of a run or a URL.
 
@@ -65,7 +86,7 @@ def path_or_run_or_url(text: str) -> "Location":
     return path_or_url(text) if "://" in text else path_or_run(text)
 
 
-path_or_run.__name__ = "path"  # which help shows as the type
+path_or_run.__name__ = path_or_export.__name__ = "path"  # which help shows as the type
 path_or_run_or_url.__name__ = path_or_url.__name__
 
 

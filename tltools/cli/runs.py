@@ -8,7 +8,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.errors import ConfigError
-from tltools.wording import SPLIT_NAMES, counted, grouped, minute, score_text
+from tltools.wording import SPLIT_NAMES, counted, grouped, listed, minute, plural, score_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,7 +165,15 @@ def _delete(names: "Sequence[str]", run_dir: Path, out: Out, *, yes: bool) -> No
         out.progress.say(
             f"Deleted: {plan.folder} ({counted(len(plan.files), 'file')}, {_megabytes(plan)})"
         )
-    out.result([{"deleted": one.files, "kept": one.kept, "folder": one.folder} for one in plans])
+        if plan.exports:
+            out.progress.say(
+                f"Kept: {listed(list(map(str, plan.exports)))}; until you delete "
+                f"{plural(len(plan.exports), 'it', 'them')}, other commands go on using "
+                f"{plural(len(plan.exports), 'this export', 'these exports')} of the run"
+            )
+    facts = ("deleted", "kept", "exports", "folder")
+    plans_of = ((one.files, one.kept, one.exports, one.folder) for one in plans)
+    out.result([dict(zip(facts, one, strict=True)) for one in plans_of])
 
 
 def _ask(plans: "Sequence[Deletion]") -> None:

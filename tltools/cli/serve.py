@@ -16,6 +16,7 @@ from tltools.cli.options import (
     ThreadsOption,
     UnknownOption,
     WorkersOption,
+    path_or_export,
 )
 from tltools.cli.show import choose_export
 from tltools.cli.thresholds import ThresholdOptions
@@ -95,7 +96,8 @@ def serve(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help=f"Export to serve ({suffixes()}).",
+            help=f"Export ({suffixes()}), or the run whose export it is.",
+            parser=path_or_export,
             show_default="most accurate ONNX export in exports/",
         ),
     ] = None,

@@ -23,19 +23,23 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 def choose_export(progress: "Progress") -> Path:
     """Return the most accurate ONNX export in its default folder, and print which it is.
 
-    Exports of an earlier training are not considered, and named.
+    Exports of earlier runs and trainings are not considered, and named.
 
     Raises:
         ArtifactError: If there is none.
+        ConfigError: If there are models with different classes.
     """
-    from tltools.artifacts import best_export, current_and_earlier_exports, earlier_note
+    from tltools.artifacts import best_export, current_and_earlier_exports, earlier_notes
 
     exports, earlier = current_and_earlier_exports()
     best = best_export(exports=exports)
-    accuracy = best.card.metrics["val"].accuracy
-    progress.say(f"Model: {best.path} (best validation accuracy here: {in_percent(accuracy)})")
-    if earlier:
-        progress.say(f"Exports {earlier_note(earlier)}")
+    score = best.card.metrics["val"]
+    progress.say(
+        f"Model: {best.path} (best validation accuracy here: {in_percent(score.accuracy)}, "
+        f"{score.correct:,}/{score.total:,})"
+    )
+    for note in earlier_notes(exports, earlier):
+        progress.say(f"{note[0].upper()}{note[1:]}")
     return best.path
 
 

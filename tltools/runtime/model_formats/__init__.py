@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tltools.data.folders import is_run
 from tltools.errors import ArtifactError, ConfigError
-from tltools.wording import did_you_mean, similar_paths
+from tltools.wording import did_you_mean, either, similar_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tltools.runtime.device import Device
     from tltools.runtime.predictor import ExportPredictor
 
+EXPORT_DIR = Path("exports")
+"""Where `export` writes unless told otherwise, and where other commands look."""
 OPSETS = range(17, 27)
 """Opsets of ONNX files: what torch's exporter or onnx's converter writes, and onnxruntime runs."""
 OPSET = 20
@@ -259,7 +261,7 @@ def format_of(path: Path) -> ModelFormat:
             return one
     if path.is_dir():
         refuse_folder_of_exports(path)
-        done = _first_export(Path("exports") / path.name)
+        done = first_export(EXPORT_DIR / path.name)
         if done is not None and is_run(path):
             raise ArtifactError(f"{path} is a run, not an export; name its export, such as {done}")
         raise ArtifactError(
@@ -267,10 +269,11 @@ def format_of(path: Path) -> ModelFormat:
             f"{path}, and name the file"
         )
     ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
-    known = _first_export(Path("exports") / path)
-    similar = similar_paths(path, Path("exports")) if known is None else f" (did you mean {known}?)"
+    known = first_export(EXPORT_DIR / path)
+    similar = similar_paths(path, EXPORT_DIR) if known is None else f" (did you mean {known}?)"
+    known_endings = either([one.suffix for one in FORMATS.values()])
     raise ArtifactError(
-        f"{path} is not an export: its name {ending}, exports end in {suffixes(' or ')}{similar}"
+        f"{path} is not an export: its name {ending}, exports end in {known_endings}{similar}"
     )
 
 
@@ -280,12 +283,12 @@ def refuse_folder_of_exports(folder: Path) -> None:
     Raises:
         ArtifactError: With the name of the first export.
     """
-    first = _first_export(folder)
+    first = first_export(folder)
     if first is not None:
         raise ArtifactError(f"{folder} is a folder of exports; name one of them, such as {first}")
 
 
-def _first_export(folder: Path) -> Path | None:
+def first_export(folder: Path) -> Path | None:
     """Return the first export in a folder: fp32 ONNX if there is one; None if there is none."""
     # A run's training state, `state.pt`, has an export's suffix; an export's name has a precision.
     found = [one for one in folder.glob("*.*.*") if is_export_name(one) and one.name[0] != "."]
@@ -297,6 +300,6 @@ def is_export_name(path: Path) -> bool:
     return any(path.suffix.lower() == one.suffix for one in FORMATS.values())
 
 
-def suffixes(separator: str = ", ") -> str:
+def suffixes() -> str:
     """Return the suffixes of all formats for sentences, such as `.onnx, .pt`."""
-    return separator.join(one.suffix for one in FORMATS.values())
+    return ", ".join(one.suffix for one in FORMATS.values())
