@@ -1054,6 +1054,8 @@ UNTRIED: dict[str, str] = {
     "{} of the {} images, in random order": _ADVICE,
     "A batch size is skipped if": _ADVICE,
     "--budget {} (seconds) is divided": _ADVICE,
+    "{} {} no export in {}/, so only PyTorch": _SIBLING,
+    "Only {} {} measured, not {}, whose validation": _SIBLING,
     "no images to bench with": _PYTHON,
     "the slowest round took {} times": _ADVICE,
     "tltools classify FOLDER --model {}{}": _ADVICE,

@@ -103,7 +103,7 @@ def test_exports_of_an_earlier_training_of_the_same_run_are_left_out_and_named(
         "Model: exports/cnn/cnn.fp32.onnx (best validation accuracy here: 80.0%, 80/100)",
         "Exports left out, since an earlier training of cnn made it: exports/cnn/cnn.int8.onnx",
     ]
-    assert find_sources([]).left_out == [Path("exports/cnn/cnn.int8.onnx")]
+    assert list(find_sources([]).left_out) == [Path("exports/cnn/cnn.int8.onnx")]
 
 
 def test_the_best_export_has_the_highest_validation_accuracy(make_export, tmp_path):

@@ -19,6 +19,7 @@ from tltools.bench.run import command_line
 from tltools.bench.stages import Stopwatch, measure_classify, seconds_per_image
 from tltools.bench.summary import batch_timing, doubts
 from tltools.bench.verdict import (
+    answer_lines,
     choose,
     classify_doubts,
     find_bottleneck,
@@ -1176,6 +1177,19 @@ def test_unstable_timings_are_noted_in_the_recommendation():
     assert shaky[0] == stable[0]
     assert not any("unstable" in line for line in stable)
     assert shaky[1].startswith("The timings of a onnx fp32, on which")
+
+
+def test_a_recommendation_names_a_better_run_that_was_not_measured():
+    rows = [EAGER, row("onnx fp32", 10, status="unstable")]
+    found = recommend(rows, unmeasured="Only a was measured")
+    lines = recommendation_lines(found)
+    assert lines[1] == "Only a was measured"
+    assert answer_lines(found) == lines[:3]
+    assert "were unstable" in lines[2]
+    assert "Only a was measured" in recommendation_lines(
+        recommend([row("onnx int8", 50, status="failed"), EAGER, row("onnx fp32", 1, correct=1)],
+                  unmeasured="Only a was measured")
+    )  # fmt: skip
 
 
 def test_a_path_with_a_space_is_quoted_in_the_command():

@@ -11,9 +11,10 @@ from conftest import set_card
 
 from tltools.artifacts import read_artifact
 from tltools.bench import bench_inputs
-from tltools.card import Threshold
+from tltools.card import Score, Threshold
 from tltools.data.dataset import load_dataset
 from tltools.errors import DataError
+from tltools.metrics import interval
 from tltools.training.run import load_card, read_split
 
 
@@ -123,6 +124,59 @@ def test_a_run_that_an_export_did_not_come_from_is_not_used(workplace):
     path.write_text(msgspec.structs.replace(card, created="2020-01-01T00:00:00+00:00").to_json())
     with pytest.raises(DataError, match=r"not in runs/.* with `dataset=`"):
         inputs(workplace)
+
+
+def other_run(workplace, name, correct, fingerprint=None):
+    """Copy the run under another name, with this many of 6 validation images right."""
+    run = workplace / "runs" / "cnn"
+    other = shutil.copytree(run, run.with_name(name))
+    card = load_card(run)
+    low, high = interval(correct, 6)
+    score = Score(accuracy=correct / 6, low=low, high=high, correct=correct, total=6)
+    data = msgspec.structs.replace(card.data, fingerprint=fingerprint or card.data.fingerprint)
+    changed = msgspec.structs.replace(card, run=name, metrics={"val": score}, data=data)
+    (other / "card.json").write_text(changed.to_json())
+    return other
+
+
+def test_a_run_is_measured_with_its_exports_unless_one_of_them_is_named(workplace):
+    run, onnx = workplace / "runs" / "cnn", workplace / "exports" / "cnn" / "cnn.fp32.onnx"
+    assert [one.format for one in inputs(workplace, [run]).candidates] == [
+        "eager", "onnx", "torchscript",
+    ]  # fmt: skip
+    assert [one.format for one in inputs(workplace, [run, onnx]).candidates] == ["eager", "onnx"]
+    _, _, old = retrained(workplace)
+    found = inputs(workplace, [run])
+    assert [one.format for one in found.candidates] == ["eager", "onnx"]
+    assert found.notes == (f"exports left out, since an earlier training of cnn made it: {old}",)
+
+
+def test_a_run_without_exports_is_measured_and_said_to_have_none(workplace):
+    run = workplace / "runs" / "cnn"
+    shutil.rmtree(workplace / "exports")
+    found = inputs(workplace, [run])
+    assert [one.format for one in found.candidates] == ["eager"]
+    (note,) = found.notes
+    assert note == (
+        f"{run} has no export in {workplace / 'exports'}/, so only PyTorch is measured and nothing "
+        f"is recommended; create one with tltools export {run}"
+    )
+
+
+def test_a_better_run_of_the_same_data_that_is_not_measured_is_named(workplace):
+    run = workplace / "runs" / "cnn"
+    worse, better = other_run(workplace, "worse", 3), other_run(workplace, "better", 5)
+    other_run(workplace, "elsewhere", 6, fingerprint="f" * 64)
+    card = load_card(run)
+    score = load_card(worse).metrics["val"]
+    (run / "card.json").write_text(msgspec.structs.replace(card, metrics={"val": score}).to_json())
+    assert inputs(workplace, [run, worse]).unmeasured == (
+        "Only cnn, worse were measured, not better, whose validation accuracy is higher (83.3% "
+        f"against 50.0%): tltools bench {run} {worse} {better} compares them"
+    )
+    assert inputs(workplace, [run, better]).unmeasured == ""
+    (better / "card.json").write_text("damaged")
+    assert inputs(workplace, [run]).unmeasured == ""
 
 
 def retrained(workplace):

@@ -18,18 +18,22 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
-from conftest import COLORS, Recorder, run_tltools, save_image
+from conftest import COLORS, Recorder, run_tltools, save_image, set_card
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tltools.artifacts import read_artifact
+from tltools.card import Score
 from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.output_formats.parquet import write_parquet
 from tltools.classify.predict import Prediction
+from tltools.cli import scores
 from tltools.decisions import Decided
 from tltools.errors import ConfigError, DataError
-from tltools.report import check_place
+from tltools.metrics import interval
+from tltools.report import check_place, scored
+from tltools.report.benches import read_bench
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile
 from tltools.report.jobs import (
     MAX_FAILED,
@@ -580,6 +584,45 @@ def test_the_page_is_named_after_its_data_and_shows_the_best_run_first(two_runs)
     ) in text
 
 
+def test_two_of_two_images_do_not_come_before_twelve_of_twelve(two_runs):
+    runs = []
+    for path, total, name in zip(two_runs, (2, 12), ("few", "many"), strict=True):
+        run = read_artifact(path)
+        low, high = interval(total, total)
+        score = Score(accuracy=1.0, low=low, high=high, correct=total, total=total)
+        data = msgspec.structs.replace(run.card.data, name=name, fingerprint=name)
+        card = msgspec.structs.replace(run.card, metrics={"val": score}, data=data)
+        runs.append(replace(run, card=card))
+    assert Sources(runs=runs).title() == "tltools report: many, few"
+    lines = summary_section(runs, [], [], []).blocks[0].lines
+    assert [line.split(" (")[0] for line in lines] == ["Best model on many", "Best model on few"]
+    section = training_section(runs)
+    assert [block.title for block in section.blocks if isinstance(block, Section)] == [
+        "Run second", "Run first", "Data many", "Data few",
+    ]  # fmt: skip
+
+
+def test_the_summary_names_a_better_run_that_the_bench_did_not_measure(place):
+    (path,) = (place / "exports").glob("bench-*.json")
+    bench = read_bench(path.read_bytes(), where=path)
+    run = read_artifact(place / "runs" / "cnn")
+    runs = []
+    for name, right in (("cnn", 3), ("vgg16", 6)):
+        low, high = interval(right, 6)
+        score = Score(accuracy=right / 6, low=low, high=high, correct=right, total=6)
+        card = msgspec.structs.replace(run.card, run=name, metrics={"val": score})
+        runs.append(replace(run, path=run.path.with_name(name), card=card))
+    shaky = replace(
+        bench.recommendation, choice=replace(bench.recommendation.choice, doubtful=True)
+    )
+    bench = replace(bench, recommendation=shaky)
+    (line,) = summary_section(runs[:1], [], [(path, bench)], []).blocks[0].lines[1:]
+    assert "were unstable: run again" in line
+    assert "Only" not in line
+    (line,) = summary_section(runs, [], [(path, bench)], []).blocks[0].lines[1:]
+    assert "Only cnn was measured, not vgg16, whose validation accuracy is higher (100.0%" in line
+
+
 def test_training_accuracy_has_no_interval(two_runs):
     table = training_section([read_artifact(two_runs[0])]).blocks[0]
     assert table.columns[2:4] == ("training accuracy", "validation accuracy")
@@ -659,7 +702,7 @@ def test_report_finds_the_newest_results(place):
     for words in (
         "Training",
         "Run cnn",
-        "Classified: predictions.csv",
+        "Predictions: predictions.csv",
         "Benchmark",
         "Exports, verified against PyTorch",
         "Summary Best model on",
@@ -686,13 +729,114 @@ def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
     Path("notes.jsonl").write_text('{"text": "not a prediction"}\n')
     row = '{"path": "a.png", "label": "b", "confidence": 0.9, "probabilities": {"b": 0.9, "a": 0.1}'
     Path("rows.jsonl").write_text(row + ', "error": null}\n')
+    Path("scores").mkdir()
+    Path("scores/evaluation.json").write_text("{}")
+    os.utime("other.csv", ns=(0, 0))
+    os.utime("rows.jsonl", ns=(1, 1))
     sources = find_sources([])
     (shown,) = sources.runs
     (older,) = ({Path("runs/first"), Path("runs/second")}) - {shown.path}
-    assert sources.left_out == [older, Path("other.csv"), Path("rows.jsonl")]
-    assert find_sources([Path("predictions.csv")]).left_out == []
+    assert sources.jobs == [Path("predictions.csv")]
+    why = f"{shown.path.name}, also cnn on {shown.card.data.name}, is newer"
+    assert sources.left_out == {
+        older: why,
+        Path("rows.jsonl"): "predictions.csv is newer",
+        Path("other.csv"): "predictions.csv is newer",
+        Path("scores"): "evaluations are shown if they are named",
+    }
+    assert find_sources([Path("predictions.csv")]).left_out == {}
     ran = run_tltools("report", cwd=tmp_path)
-    assert f"Left out: {older}, other.csv, rows.jsonl; to report them, name all" in ran.err
+    assert f"Left out: {older}, rows.jsonl, other.csv, scores; the page says why" in ran.err
+    assert f"{older} {why}" in read_page(Path("report.html").read_text()).text
+
+
+def test_the_newest_predictions_are_reported_whatever_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seconds, name in enumerate(("predictions.csv", "predictions.jsonl", "which.csv")):
+        if name.endswith(".csv"):
+            write_csv(Path(name), [prediction("a.png", 0.9)])
+        else:
+            Path(name).write_text("damaged")
+        os.utime(name, (seconds, seconds))
+    assert find_sources([]).jobs == [Path("which.csv")]
+    os.utime("predictions.csv", (9, 9))
+    sources = find_sources([])
+    assert sources.jobs == [Path("predictions.csv")]
+    assert list(sources.left_out) == [Path("which.csv"), Path("predictions.jsonl")]
+
+
+def test_a_run_on_other_data_replaces_no_run(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "exports"):
+        shutil.copytree(place / name, tmp_path / name)
+    card = load_card(Path("runs/cnn"))
+    data = msgspec.structs.replace(card.data, name="toy", fingerprint="f" * 64)
+    later = msgspec.structs.replace(card, run="cnn-2", data=data, created="2999-01-01T00:00:00")
+    shutil.copytree("runs/cnn", "runs/cnn-2")
+    Path("runs/cnn-2/card.json").write_text(later.to_json())
+    export = Path("exports/cnn/cnn.fp32.onnx")
+    Path("exports/cnn-2").mkdir()
+    copy = Path(shutil.copy(export, "exports/cnn-2/cnn-2.fp32.onnx"))
+    set_card(copy, msgspec.structs.replace(read_artifact(export).card, run="cnn-2", data=data,
+                                           created=later.created))  # fmt: skip
+    sources = find_sources([])
+    assert {one.path for one in sources.runs} == {Path("runs/cnn"), Path("runs/cnn-2")}
+    assert {one.path for one in sources.exports} >= {export, copy}
+    assert sources.left_out == {}
+    # Of the same data, the newer one is shown, and what the older one's exports are.
+    same = msgspec.structs.replace(later, data=card.data)
+    Path("runs/cnn-2/card.json").write_text(same.to_json())
+    shutil.rmtree("exports/cnn-2")
+    (bench,) = Path("exports").glob("bench-*.json")
+    shutil.copytree("exports", "kept")
+    shutil.rmtree("exports/cnn")
+    sources = find_sources([])
+    assert {one.path for one in sources.runs} == {Path("runs/cnn"), Path("runs/cnn-2")}  # measured
+    newer = shutil.copy(bench, bench.with_name("bench-29990101T000000.json"))
+    assert find_sources([]).left_out == {bench: f"{newer} is newer"}
+    bench.unlink()
+    Path(newer).unlink()
+    assert find_sources([]).left_out == {
+        Path("runs/cnn"): f"cnn-2, also cnn on {card.data.name}, is newer"
+    }
+
+
+def test_the_run_that_made_the_predictions_is_shown(two_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (shown,) = find_sources([]).runs
+    (older,) = ({"first", "second"}) - {shown.path.name}
+    path = write_csv(Path("predictions.csv"), [prediction("a.png", 0.9)])
+    monkeypatch.setattr(
+        "tltools.report.sources.remembered_model", lambda job: job == path and f"{older} onnx fp32"
+    )
+    assert {one.path.name for one in find_sources([]).runs} == {"first", "second"}
+
+
+def test_exports_of_an_older_run_are_left_out_and_named(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "exports", "exports")
+    export = Path("exports/cnn/cnn.fp32.onnx")
+    Path("exports/cnn-2").mkdir()
+    copy = Path(shutil.copy(export, "exports/cnn-2/cnn-2.fp32.onnx"))
+    card = read_artifact(export).card
+    set_card(copy, msgspec.structs.replace(card, run="cnn-2", created="2999-01-01T00:00:00"))
+    sources = find_sources([])
+    assert [one.path for one in sources.exports] == [copy]
+    why = f"the export of cnn-2, also cnn on {card.data.name}, is newer"
+    assert sources.left_out[export] == why
+
+
+def test_a_folder_that_evaluate_wrote_is_reported(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert scored.MISTAKES == scores.MISTAKES
+    shutil.copytree(place / "scores", "scores")
+    sources = find_sources([Path("scores")])
+    assert [one.path for one in sources.scored] == [Path("scores/predictions.csv")]
+    assert sources.evaluations == []
+    Path("scores/predictions.csv").rename("scores/mistakes.csv")
+    sources = find_sources([Path("scores")])
+    assert [path for path, _ in sources.evaluations] == [Path("scores/evaluation.json")]
+    assert [one.path for one in sources.scored] == [Path("scores/mistakes.csv")]
 
 
 def test_the_run_of_an_export_is_shown_even_if_a_newer_one_has_none(place, tmp_path, monkeypatch):
@@ -707,7 +851,7 @@ def test_the_run_of_an_export_is_shown_even_if_a_newer_one_has_none(place, tmp_p
     shutil.rmtree("exports")
     sources = find_sources([])
     assert [one.path for one in sources.runs] == [Path("runs/cnn-2")]
-    assert sources.left_out == [Path("runs/cnn")]
+    assert list(sources.left_out) == [Path("runs/cnn")]
 
 
 def test_a_bench_that_is_older_than_an_export_is_doubted(place, tmp_path):

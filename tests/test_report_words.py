@@ -62,10 +62,16 @@ def test_a_job_names_its_model_and_images_if_they_are_remembered(tmp_path, monke
 def test_mistakes_and_correct_predictions_are_counted_only_if_there_are_any():
     tile = Tile(name="a", path=None, true="red", predicted="red", confidence=0.9)
     wrong = replace(tile, predicted="green")
-    assert mistakes_gallery(iter([tile]), as_seen=False).note == (
+    assert mistakes_gallery(iter([tile]), seen_by=None).note == (
         "No mistakes, 1 of 1 correct prediction."
     )
-    assert mistakes_gallery(iter([wrong]), as_seen=False).note == (
+    for resize, words in (
+        ("squash", "squashed to a square"),
+        ("crop", "scaled, and cropped to a square"),
+    ):
+        note = mistakes_gallery(iter([tile]), seen_by=resize).note
+        assert note.endswith(f"; {words}, as the model sees them.")
+    assert mistakes_gallery(iter([wrong]), seen_by=None).note == (
         "1 of 1 mistake, no correct predictions."
     )
 

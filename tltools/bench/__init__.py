@@ -2,7 +2,7 @@
 
 from tltools.bench.flops import onnx_flops
 from tltools.bench.gpu import uses_gpu
-from tltools.bench.inputs import BenchInputs, Candidate, bench_inputs
+from tltools.bench.inputs import BenchInputs, Candidate, bench_inputs, unmeasured_note
 from tltools.bench.machine import Machine, describe_machine
 from tltools.bench.records import BenchResult, Table, write_result
 from tltools.bench.rows import BatchTiming, BenchRow, Recommendation
@@ -27,6 +27,7 @@ __all__ = [
     "measure",
     "onnx_flops",
     "run_bench",
+    "unmeasured_note",
     "uses_gpu",
     "write_result",
 ]

@@ -1,6 +1,7 @@
 """Collect the inputs of a bench: candidates, the images to measure them on, and their classes."""
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,10 @@ from tltools.bench.rows import EAGER, BenchPrecision
 from tltools.card import Card
 from tltools.errors import ArtifactError, DataError
 from tltools.evaluate import choose_split, count_trained_on
-from tltools.run_folder import CARD, read_split
-from tltools.runtime.model_formats import ONNX, format_of
+from tltools.run_folder import CARD, read_split, visible
+from tltools.runtime.model_formats import ONNX, format_of, is_export_name
 from tltools.runtime.selftest import lacks_self_test
-from tltools.wording import SPLIT_NAMES, grouped, listed, plural
+from tltools.wording import SPLIT_NAMES, grouped, in_percent, listed, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,8 @@ class BenchInputs:
     """Name of the images, to print."""
     notes: tuple[str, ...]
     """Warnings about the models, and about the images that they are judged on."""
+    unmeasured: str = ""
+    """Which better run of the same data is not among the candidates; empty if none is."""
 
 
 def bench_inputs(
@@ -78,7 +81,8 @@ def bench_inputs(
 
     Args:
         models: Runs and exports; None for the exports in `export_dir`. The run of an export is
-            added if it is still in `run_dir`, as the reference for comparison.
+            added if it is still in `run_dir`, as the reference for comparison, and the exports of
+            a run if none of them is named.
         dataset: Labeled images, of which those of the split that `evaluate` would score are used;
             None for the runs' own validation images.
         tf32: Also measure fp32 exports in TF32, which needs a GPU.
@@ -92,7 +96,8 @@ def bench_inputs(
     """
     notes: list[str] = []
     if models:
-        artifacts = [read_artifact(path) for path in models]
+        artifacts, told = _with_exports([read_artifact(path) for path in models], export_dir)
+        notes += told
     else:
         artifacts, earlier = current_and_earlier_exports(export_dir)
         notes += earlier_notes(artifacts, earlier)
@@ -114,6 +119,7 @@ def bench_inputs(
         targets=_targets(frame, classes),
         name=name,
         notes=tuple(notes),
+        unmeasured=unmeasured_note(artifacts, _all_runs(run_dir)),
     )
 
 
@@ -124,7 +130,7 @@ def _classes(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
         if artifact.card.classes != classes:
             raise DataError(
                 f"{artifact.path} and {artifacts[0].path} have different classes: bench them "
-                "separately"
+                f"separately, as with tltools bench {shlex.quote(str(artifact.path))}"
             )
     return classes
 
@@ -189,6 +195,88 @@ def _with_runs(artifacts: list[Artifact], run_dir: Path) -> list[Artifact]:
                 found.setdefault(folder.resolve(), run)
         found.setdefault(artifact.path.resolve(), artifact)
     return list(found.values())
+
+
+def _with_exports(named: Sequence[Artifact], export_dir: Path) -> tuple[list[Artifact], list[str]]:
+    """Add the exports of each named run, unless some of them are named too.
+
+    Returns:
+        The artifacts, and warnings: which exports are of an earlier training and left out, and
+        that there is no export at all.
+    """
+    found, notes = [*named], list[str]()
+    for run in (one for one in named if one.is_run):
+        if any(not one.is_run and one.card.run == run.card.run for one in named):
+            continue
+        exports = _exports_of(run, export_dir)
+        current = [one for one in exports if _came_from(one.card, run.card)]
+        notes += earlier_notes([run], [one for one in exports if one not in current])
+        found += current
+    if all(one.is_run for one in found):  # else the recommendation names the runs without one
+        paths = [str(one.path) for one in named]
+        notes.append(
+            f"{listed(paths)} {plural(len(paths), 'has', 'have')} no export in {export_dir}/, so "
+            "only PyTorch is measured and nothing is recommended; create one with tltools export "
+            f"{shlex.quote(paths[0])}"
+        )
+    return found, notes
+
+
+def _exports_of(run: Artifact, export_dir: Path) -> list[Artifact]:
+    """Read the exports in the folders of a run's name, by path; a renamed run has two names."""
+    names = dict.fromkeys((run.path.resolve().name, run.card.run))
+    paths = sorted(path for name in names for path in (export_dir / name).glob("*"))
+    exports = (path for path in paths if is_export_name(path) and not path.name.startswith("."))
+    return [one for one in map(read_artifact, exports) if one.card.run == run.card.run]
+
+
+def _all_runs(run_dir: Path) -> Iterator[Artifact]:
+    """Yield the runs in a folder; a damaged one cannot be measured, and is skipped."""
+    for card in visible(run_dir.glob(f"*/{CARD}")):
+        try:
+            yield read_artifact(card.parent)
+        except ArtifactError:
+            continue
+
+
+def unmeasured_note(measured: Sequence[Artifact], runs: Iterable[Artifact]) -> str:
+    """Say which run has a higher validation accuracy than all models that were measured.
+
+    Args:
+        measured: Runs and exports.
+        runs: Runs to compare with; those of other data, or without an accuracy, are ignored.
+
+    Returns:
+        A sentence without its period; empty if there is no such run.
+    """
+    in_order = sorted(measured, key=lambda one: not one.is_run)
+    paths = {one.card.run: one.path for one in reversed(in_order)}  # of runs, where they are known
+    names = list(dict.fromkeys(one.card.run for one in measured))
+    data = {one.card.data.fingerprint for one in measured}
+    scores = [one.card.metrics["val"] for one in measured if "val" in one.card.metrics]
+    best = max(scores, key=lambda one: one.accuracy, default=None)
+    if best is None:
+        return ""
+    better = [
+        run
+        for run in runs
+        if run.card.run not in names
+        and run.card.data.fingerprint in data
+        and "val" in run.card.metrics
+        and run.card.metrics["val"].accuracy > best.accuracy
+    ]
+    if not better:
+        return ""
+    other = max(better, key=lambda run: run.card.metrics["val"].low)
+    accuracies = f"{in_percent(other.card.metrics['val'].accuracy)} against " + in_percent(
+        best.accuracy
+    )
+    command = shlex.join(["tltools", "bench", *(str(paths[name]) for name in names)])
+    return (
+        f"Only {listed(names)} {plural(len(names), 'was', 'were')} measured, not "
+        f"{other.path.name}, whose validation accuracy is higher ({accuracies}): {command} "
+        f"{shlex.quote(str(other.path))} compares them"
+    )
 
 
 def _came_from(export: Card, run: Card) -> bool:

@@ -20,6 +20,7 @@ from tltools.bench.verdict import (
     MAX_ACCURACY_LOSS,
     MAX_UNEXPLAINED,
     MIN_AGREEMENT,
+    answer_lines,
     int8_notes,
     recommendation_lines,
 )
@@ -173,6 +174,10 @@ class BenchResult:
             assert row.classify is not None
             lines.append(f"Bottleneck of classify with it: {row.classify.bottleneck.sentence}")
         return lines
+
+    def answer(self) -> list[str]:
+        """Return the recommendation with all that limits it, one line each."""
+        return answer_lines(self.recommendation)
 
     def bottlenecks(self) -> list[str]:
         """Return the bottleneck of `classify` with each export, one line each."""

@@ -187,3 +187,5 @@ class Recommendation:
     """The command that classifies with it; empty if nothing is recommended."""
     choices: tuple[Choice, ...]
     """One choice per run."""
+    unmeasured: str = ""
+    """Which more accurate run of the same data was not measured; empty if none is known."""

@@ -190,7 +190,7 @@ class _Bench:
             peak_flops_per_s=self._peaks,
             notes_on_inputs=self._inputs.notes,
             rows=rows,
-            recommendation=recommend(rows),
+            recommendation=recommend(rows, unmeasured=self._inputs.unmeasured),
         )
 
 

@@ -161,11 +161,15 @@ def classify_doubts(figures: ClassifyFigures | None) -> list[str]:
 # ----------------------------------------------------------------------------- recommendation
 
 
-def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
+def recommend(rows: Sequence[BenchRow], *, unmeasured: str = "") -> Recommendation | None:
     """Recommend an export for this machine; None if `classify` was not measured at all.
 
     For each run it is the fastest export that is as accurate as the run's PyTorch model (see
     `choose`); over all runs, the choice of the most accurate run.
+
+    Args:
+        rows: What was measured.
+        unmeasured: Which better run was not, in a sentence without its period; empty for none.
     """
     if all(row.classify is None for row in rows):
         return None
@@ -178,6 +182,7 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
         alternative="" if best is None else _alternative(best, usable),
         command="" if best is None else _command(best),
         choices=choices,
+        unmeasured=unmeasured,
     )
 
 
@@ -392,20 +397,33 @@ def recommendation_lines(found: Recommendation | None) -> list[str]:
     """Return the recommendation, its reasons, and why not the others, one line each."""
     if found is None:
         return []
-    best = found.choice
+    lines, best = answer_lines(found), found.choice
     if best is None:
-        return ["Recommended on this machine: none", *(one.reason for one in found.choices)]
-    options = f" with {best.options}" if best.options else ""
-    lines = [f"Recommended on this machine: {best.path}{options}: {best.reason}"]
-    if best.doubtful:
-        lines.append(
-            f"The timings of {best.name}, on which this recommendation is based, were unstable: "
-            "run again on an idle machine"
-        )
+        return [*lines, *(one.reason for one in found.choices)]
     lines += [f"Not {one}" for one in best.passed_over]
     if found.alternative:
         lines.append(found.alternative)
     lines += [one.reason for one in found.choices if not one.path]
+    return lines
+
+
+def answer_lines(found: Recommendation | None) -> list[str]:
+    """Return the recommendation with all that limits it, one line each, without their periods."""
+    if found is None:
+        return []
+    best = found.choice
+    if best is None:
+        lines = ["Recommended on this machine: none"]
+    else:
+        options = f" with {best.options}" if best.options else ""
+        lines = [f"Recommended on this machine: {best.path}{options}: {best.reason}"]
+    if found.unmeasured:
+        lines.append(found.unmeasured)
+    if best is not None and best.doubtful:
+        lines.append(
+            f"The timings of {best.name}, on which this recommendation is based, were unstable: "
+            "run again on an idle machine"
+        )
     return lines
 
 

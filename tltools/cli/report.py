@@ -10,7 +10,7 @@ from tltools.cli.options import path_or_run
 from tltools.cli.show import write_report
 from tltools.wording import listed
 
-TITLES = {"benches": "Benchmarks"}
+TITLES = {"benches": "Benchmarks", "jobs": "Predictions"}
 """Kinds of results whose name on the page differs from that in JSON."""
 
 
@@ -55,8 +55,8 @@ def report(
         progress.say(f"{TITLES.get(kind, kind.capitalize())}: {', '.join(found)}")
     if sources.left_out:
         progress.say(
-            f"Left out: {listed(list(map(str, sources.left_out)))}; to report them, name all that "
-            "the page should have"
+            f"Left out: {listed(list(map(str, sources.left_out)))}; the page says why; to report "
+            "them, name all that the page should have"
         )
     num_bytes = write_report(output, sources.sections(images), progress, title=sources.title())
     out.result({"report": str(output), "num_bytes": num_bytes, **sources.paths()})

@@ -307,7 +307,7 @@ def job_section(
         blocks += _failures(job)
     if job.distances.num_images:
         blocks.append(distance_section(job.distances, locate=locate, resize=resize))
-    return Section(f"Classified: {path.name}", blocks)
+    return Section(f"Predictions: {path.name}", blocks)
 
 
 def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -> Block:

@@ -83,6 +83,11 @@ MAX_SAMPLE = 240
 """Maximum sample images in all."""
 SPLITS = ("train", "val", "test")
 
+_SHAPED: dict[Resize, str] = {
+    "squash": "squashed to a square",
+    "crop": "scaled, and cropped to a square",
+}
+
 Read = TypeVar("Read")
 
 
@@ -90,12 +95,16 @@ Read = TypeVar("Read")
 
 
 def by_accuracy(runs: Sequence[Artifact]) -> list[Artifact]:
-    """Return runs with the highest validation accuracy first, those without one last."""
-    return sorted(
-        runs,
-        key=lambda run: run.card.metrics["val"].accuracy if "val" in run.card.metrics else -1.0,
-        reverse=True,
-    )
+    """Return runs with the highest validation accuracy first, those without one last.
+
+    What counts is the lower end of its interval: 12 of 12 images say more than 2 of 2.
+    """
+
+    def quality(run: Artifact) -> tuple[float, float]:
+        score = run.card.metrics.get("val")
+        return (-1.0, -1.0) if score is None else (score.low, score.accuracy)
+
+    return sorted(runs, key=quality, reverse=True)
 
 
 def training_section(
@@ -199,9 +208,12 @@ def _run_section(run: Artifact, predictions: Mapping[str, RunPredictions]) -> Se
     if predictions:
         blocks.append(
             mistakes_gallery(
-                tile
-                for split, part in predictions.items()
-                for tile in label_tiles(part, card.classes, card.preprocessing.resize, split)
+                (
+                    tile
+                    for split, part in predictions.items()
+                    for tile in label_tiles(part, card.classes, card.preprocessing.resize, split)
+                ),
+                seen_by=card.preprocessing.resize,
             )
         )
     else:
@@ -434,12 +446,12 @@ def _common_folder(paths: Sequence[str]) -> str:
     return folder.rstrip(os.path.sep) + os.path.sep if folder else ""
 
 
-def mistakes_gallery(tiles: Iterator[Tile], *, as_seen: bool = True) -> Gallery:
+def mistakes_gallery(tiles: Iterator[Tile], *, seen_by: Resize | None) -> Gallery:
     """Choose the most confident mistakes, and the least confident correct predictions.
 
     Args:
         tiles: The images that have a class.
-        as_seen: Whether the tiles have the model's resize rule, as the note then says.
+        seen_by: Resize rule of the model, which the tiles have too; None if it is not known.
     """
     mistakes: list[Tile] = []
     correct: list[Tile] = []
@@ -460,7 +472,7 @@ def mistakes_gallery(tiles: Iterator[Tile], *, as_seen: bool = True) -> Gallery:
         )
     )
     note = note[0].upper() + note[1:]
-    seen = "; cropped and scaled as the model sees them" if as_seen else ""
+    seen = "" if seen_by is None else f"; {_SHAPED[seen_by]}, as the model sees them"
     return Gallery(title, chosen, f"{note}{seen}.")
 
 
@@ -666,7 +678,8 @@ def evaluation_section(
             temperature=result.temperature,
             chosen=_applied(result),
         )
-        gallery = mistakes_gallery(label_tiles(predictions, result.classes, resize))
+        tiles = label_tiles(predictions, result.classes, resize)
+        gallery = mistakes_gallery(tiles, seen_by=resize)
     tables = score_table(facts), class_table(facts.per_class)
     of = (
         f" of {name}" if result is not None else f"{of_model(facts)} on {scored_on(facts)} ({name})"

@@ -42,6 +42,10 @@ MAX_EVALUATION_BYTES = 2**28
 """Largest evaluation: a confusion matrix of 10,000 classes."""
 
 
+MISTAKES = "mistakes.csv"
+"""What `evaluate --output FOLDER --mistakes` writes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Predictions of labeled images, from a file."""
@@ -145,7 +149,7 @@ def scored_section(
     """
     name, found, classes = str(scored.path), scored.predictions, scored.classes
     tiles = _located(label_tiles(found, classes, "squash"), locate or _existing)
-    gallery = mistakes_gallery(tiles, as_seen=False)
+    gallery = mistakes_gallery(tiles, seen_by=None)
     if scored.has_only_mistakes:
         return Section(f"Mistakes{scored.of} in {scored.title}", [*_only_mistakes(scored), gallery])
     facts = _facts(scored)

@@ -1,7 +1,7 @@
 """Find the results to report: runs, exports, benches, evaluations and classification jobs."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,12 +13,12 @@ from tltools.artifacts import (
     EXPORT_DIR,
     RUN_DIR,
     Artifact,
-    current_and_earlier_exports,
     find_runs,
     read_artifact,
     run_of,
 )
 from tltools.bench import BenchResult
+from tltools.card import Card
 from tltools.classify.output_formats import all_suffixes, known_suffixes, output_format
 from tltools.classify.output_formats.csv_rows import CSV, read_columns
 from tltools.classify.remembered import (
@@ -31,7 +31,7 @@ from tltools.data.folders import is_run
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, cause_of
 from tltools.regular import read_regular
 from tltools.report.benches import bench_section, read_bench
-from tltools.report.blocks import Section
+from tltools.report.blocks import Section, Table, Text
 from tltools.report.distances import reference_among
 from tltools.report.jobs import (
     JobFacts,
@@ -44,15 +44,22 @@ from tltools.report.jobs import (
 )
 from tltools.report.models import (
     EvaluationFacts,
+    by_accuracy,
     evaluation_section,
     exports_section,
     read_evaluation,
     training_section,
 )
 from tltools.report.page import TITLE
-from tltools.report.scored import MAX_EVALUATION_BYTES, Scored, read_labeled, scored_section
+from tltools.report.scored import (
+    MAX_EVALUATION_BYTES,
+    MISTAKES,
+    Scored,
+    read_labeled,
+    scored_section,
+)
 from tltools.report.summary import compared, summary_section
-from tltools.run_folder import CARD, SPLIT, visible
+from tltools.run_folder import CARD, EVALUATION, PREDICTIONS, SPLIT, visible
 from tltools.runtime.model_formats import is_export_name, suffixes
 from tltools.schema import classes_of
 from tltools.wording import listed, similar_paths
@@ -68,8 +75,9 @@ class Sources:
     evaluations: list[tuple[Path, EvaluationFacts]] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     jobs: list[Path] = field(default_factory=list)
-    left_out: list[Path] = field(default_factory=list)
-    """Results in the current folder that are not the newest of their kind."""
+    left_out: dict[Path, str] = field(default_factory=dict)
+    """Results in the current folder that are not the newest of their kind, and why each is not
+    on the page."""
 
     def paths(self) -> dict[str, list[str]]:
         """Return the paths of the results by kind, without empty kinds."""
@@ -88,7 +96,7 @@ class Sources:
     def title(self) -> str:
         """Return the title of the page, with the names of the data sets, or of the jobs."""
         names = [
-            *(run.card.data.name for run in self.runs),
+            *(run.card.data.name for run in by_accuracy(self.runs)),
             *(facts.data for _, facts in self.evaluations),
         ]
         files = *(one.data or str(one.path) for one in self.scored), *map(str, self.jobs)
@@ -132,6 +140,8 @@ class Sources:
         if self.exports:
             with _describing(*(one.path for one in self.exports)):
                 found.append(exports_section(self.exports))
+        if self.left_out:
+            found.append(left_out_section(self.left_out))
         return found
 
     def _read_job(self, path: Path) -> JobFacts:
@@ -141,6 +151,17 @@ class Sources:
             return remembered_reference(path) or reference_among(self.exports, classes)
 
         return read_job(path, find)
+
+
+def left_out_section(left_out: Mapping[Path, str]) -> Section:
+    """Return the section about results that are not on the page, and why."""
+    rows = tuple((str(path), why) for path, why in left_out.items())
+    title = "Results in the same folder that are not on this page"
+    how = "To report them, name all that the page should have: tltools report PATH ..."
+    return Section(
+        "Left out",
+        [Table(title, ("path", "why"), rows, numbers_from=2), Text((how,), tone="quiet")],
+    )
 
 
 def _known_of(job: Path, images: Path | None) -> Iterator[str]:
@@ -207,7 +228,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     if not sources.paths():
         raise DataError(
             "nothing to report here: no run in runs/, no export or bench-*.json in exports/, no "
-            "predictions.csv; train a run with tltools train, or name the results to report"
+            "predictions; train a run with tltools train, or name the results to report"
         )
     return sources
 
@@ -247,13 +268,24 @@ def _add_folder(sources: Sources, folder: Path) -> None:
         # A run has a .pt too, its training state, and always a split.csv.
         if _may_be_export(path) and not (path.parent / SPLIT).exists()
     )
-    if not runs and not exports:
+    scores = _scores_in(folder)
+    if not runs and not exports and not scores:
         raise ConfigError(
-            f"{folder} holds neither runs nor exports: name a run's folder, or files that tltools "
-            "wrote"
+            f"{folder} holds neither runs nor exports, nor results of tltools evaluate: name a "
+            "run's folder, or files that tltools wrote"
         )
     sources.runs += map(read_artifact, runs)
     sources.exports += map(read_artifact, exports)
+    for path in scores:
+        _add(sources, path)
+
+
+def _scores_in(folder: Path) -> list[Path]:
+    """Return the results that `evaluate` wrote into a folder: its predictions, or what it has."""
+    if not (folder / EVALUATION).is_file():
+        return []
+    names = [PREDICTIONS] if (folder / PREDICTIONS).is_file() else [EVALUATION, MISTAKES]
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _add_json(sources: Sources, path: Path) -> None:
@@ -281,49 +313,146 @@ def _add_predictions(sources: Sources, path: Path) -> None:
 
 
 def _add_newest(sources: Sources) -> None:
-    """Add the newest results in the current folder."""
-    if any(visible(RUN_DIR.glob(f"*/{CARD}"))):
-        sources.runs += find_runs()
-    earlier: list[Artifact] = []
-    try:
-        sources.exports, earlier = current_and_earlier_exports()
-    except ArtifactError:
-        # Having no export is fine here; a damaged export is an error.
-        if any(map(_may_be_export, EXPORT_DIR.glob("*/*"))):
-            raise
-    sources.runs += _others_of_exports(sources)
-    benches = [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")]
-    if benches:
-        _add_json(sources, max(benches, key=lambda path: path.name))
-    for path in map(_predictions, all_suffixes()):
-        if path.is_file():
-            _add_predictions(sources, path)
-    sources.left_out = [*_left_out(sources), *(one.path for one in earlier)]
+    """Add the newest results in the current folder, and say what is left out."""
+    if any(_run_folders()):
+        sources.runs += _newest_runs()
+    sources.exports, left_out = _newest_exports()
+    benches = sorted(
+        [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")],
+        key=lambda path: path.name,
+        reverse=True,
+    )
+    for path in benches[:1]:
+        _add_json(sources, path)
+    left_out |= _older(benches)
+    predictions = _predictions_here()
+    for path in predictions[:1]:
+        _add_predictions(sources, path)
+    left_out |= _older(predictions)
+    evaluations = islice(visible(Path().glob(f"*/{EVALUATION}")), MAX_LOOKED_AT)
+    left_out |= {path.parent: "evaluations are shown if they are named" for path in evaluations}
+    sources.runs += _runs_behind(sources)
+    sources.left_out = _runs_left_out(sources.runs) | left_out
 
 
-def _others_of_exports(sources: Sources) -> Iterator[Artifact]:
-    """Yield the runs of the exports that are shown, if they are not the newest of their model."""
+def _older(files: Sequence[Path]) -> dict[Path, str]:
+    """Return why all files but the first, the newest, are left out, by path."""
+    return dict.fromkeys(files[1:], f"{files[0]} is newer") if files else {}
+
+
+def _run_folders() -> list[Path]:
+    return sorted(path.parent for path in visible(RUN_DIR.glob(f"*/{CARD}")))
+
+
+def _is_about(one: Artifact) -> tuple[object, ...]:
+    """Return the kind and the data set of a run or an export: the newest of each is shown."""
+    return *one.kind, one.card.data.name
+
+
+def _newest_runs() -> list[Artifact]:
+    """Return the newest usable run of each model on each data set.
+
+    Raises:
+        ArtifactError: If every run is damaged.
+    """
+    found: list[Artifact] = []
+    for folder in _run_folders():
+        try:
+            found.append(read_artifact(folder))
+        except ArtifactError:
+            continue  # the page says what is wrong with it
+    if not found:
+        return find_runs()  # fails, and says why
+    newest = {_is_about(run): run for run in sorted(found, key=lambda run: run.card.created)}
+    return sorted(newest.values(), key=lambda one: (one.card.model, one.path))
+
+
+def _newest_exports() -> tuple[list[Artifact], dict[Path, str]]:
+    """Return the exports of the newest training of each model on each data set, and the others.
+
+    Returns:
+        The exports, and why others are left out, by path.
+
+    Raises:
+        ArtifactError: If one is damaged.
+    """
+    paths = sorted(path for path in EXPORT_DIR.glob("*/*") if _may_be_export(path))
+    exports = [read_artifact(path) for path in paths]
+    newest = {_is_about(one): one.card for one in sorted(exports, key=lambda one: one.card.created)}
+    shown: list[Artifact] = []
+    left_out: dict[Path, str] = {}
+    for one in exports:
+        card = newest[_is_about(one)]
+        if card.run != one.card.run:
+            left_out[one.path] = _newer(f"the export of {card.run}", card)
+        elif card.created != one.card.created:
+            left_out[one.path] = f"an earlier training of {card.run} made it"
+        else:
+            shown.append(one)
+    return shown, left_out
+
+
+def _newer(name: str, card: Card) -> str:
+    return f"{name}, also {card.model} on {card.data.name}, is newer"
+
+
+def _runs_behind(sources: Sources) -> Iterator[Artifact]:
+    """Yield the runs of the exports, benches and predictions that are shown, if they are older."""
     shown = {one.path.resolve() for one in sources.runs}
-    for export in sources.exports:
-        run = run_of(export.path, export.card)
-        if run is not None and run.resolve() not in shown:
-            shown.add(run.resolve())
-            yield read_artifact(run)
+    folders = [run_of(export.path, export.card) for export in sources.exports]
+    folders += (RUN_DIR / row.run for _, bench in sources.benches for row in bench.rows)
+    models = filter(None, map(remembered_model, sources.jobs))  # `cnn onnx fp32`
+    folders += (RUN_DIR / model.rsplit(" ", 2)[0] for model in models)
+    for folder in filter(None, folders):
+        # The names of runs in a file may be anything.
+        if folder.resolve() in shown or not (folder / CARD).is_file() or ".." in folder.parts:
+            continue
+        shown.add(folder.resolve())
+        try:
+            yield read_artifact(folder)
+        except ArtifactError:
+            continue  # the page says what is wrong with it
+
+
+def _runs_left_out(shown: Sequence[Artifact]) -> dict[Path, str]:
+    """Return why the other runs of the current folder are not shown, by path."""
+    paths = {one.path for one in shown}
+    left_out: dict[Path, str] = {}
+    for folder in (folder for folder in _run_folders() if folder not in paths):
+        try:
+            one = read_artifact(folder)
+        except ArtifactError as error:
+            left_out[folder] = str(error)
+            continue
+        same = (run for run in shown if _is_about(run) == _is_about(one))
+        newer = max(same, key=lambda run: run.card.created)
+        left_out[folder] = _newer(newer.path.name, newer.card)
+    return left_out
 
 
 MAX_LOOKED_AT = 200
 """Most files of the current folder that are opened to see whether they hold predictions."""
 
 
-def _left_out(sources: Sources) -> list[Path]:
-    """Return older runs, and files of predictions with other names, in the current folder."""
-    runs = {one.path for one in sources.runs}
-    folders = sorted(path.parent for path in visible(RUN_DIR.glob(f"*/{CARD}")))
-    found = [folder for folder in folders if folder not in runs]
-    taken = {*sources.jobs, *(one.path for one in sources.scored)}
-    named = (path for path in sorted(Path().iterdir()) if path.suffix.lower() in all_suffixes())
-    files = (path for path in named if path not in taken and path.is_file())
-    return found + [path for path in islice(files, MAX_LOOKED_AT) if _holds_predictions(path)]
+def _predictions_here() -> list[Path]:
+    """Return the files of predictions in the current folder, the newest first."""
+    found = [
+        (path.stat().st_mtime_ns, _is_default(path), path)
+        for path in sorted(Path().iterdir())
+        if path.suffix.lower() in all_suffixes() and path.is_file()
+    ]
+    newest = (path for *_, path in sorted(found, key=lambda one: one[:2], reverse=True))
+    # A damaged file that has the name of an output is an error, which names it.
+    return [
+        path
+        for path in islice(newest, MAX_LOOKED_AT)
+        if _is_default(path) or _holds_predictions(path)
+    ]
+
+
+def _is_default(path: Path) -> bool:
+    """Return whether a file has the name that `classify` gives its output."""
+    return path.stem == "predictions"
 
 
 def _holds_predictions(path: Path) -> bool:
@@ -339,7 +468,3 @@ def _holds_predictions(path: Path) -> bool:
 
 def _may_be_export(path: Path) -> bool:
     return is_export_name(path) and not path.name.startswith(".")
-
-
-def _predictions(suffix: str) -> Path:
-    return Path("predictions").with_suffix(suffix)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tltools.artifacts import Artifact
-from tltools.bench import BenchResult
+from tltools.bench import BenchResult, unmeasured_note
 from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text
 from tltools.report.jobs import JobFacts
@@ -27,7 +27,7 @@ def summary_section(
         benches: Benches on the page, with their files.
         jobs: Classification jobs on the page, with their files.
     """
-    answers = (*_best_runs(runs), *_recommended(benches), *_classified(jobs))
+    answers = (*_best_runs(runs), *_recommended(benches, runs), *_classified(jobs))
     doubts = tuple(_doubts(runs, exports, benches, jobs))
     blocks: list[Block] = []
     if answers:
@@ -73,9 +73,18 @@ def _against(best: Artifact, second: Artifact) -> str:
         return f"{best.path.name} and {second.path.name} cannot be compared: {error}."
 
 
-def _recommended(benches: Sequence[tuple[Path, BenchResult]]) -> Iterator[str]:
+def _recommended(
+    benches: Sequence[tuple[Path, BenchResult]], runs: Sequence[Artifact]
+) -> Iterator[str]:
+    """Yield what each bench recommends, and whether a better run on the page was not measured."""
     for _, bench in benches:
-        yield from (f"{line}." for line in bench.recommended()[:1])
+        lines = bench.answer()
+        if bench.recommendation is not None and not bench.recommendation.unmeasured:
+            names = {row.run for row in bench.rows}
+            measured = [run for run in runs if run.card.run in names]
+            lines += filter(None, [unmeasured_note(measured, runs)])  # trained since
+        if lines:
+            yield " ".join(f"{line}." for line in lines)
 
 
 def _classified(jobs: Sequence[tuple[Path, JobFacts]]) -> Iterator[str]:
