@@ -574,8 +574,8 @@ def _sample(
 
 def _evenly(paths: Sequence[str], most: int) -> list[str]:
     """Choose up to `most` paths, evenly spaced."""
-    places = np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int).tolist()
-    return [paths[place] for place in places]
+    places = np.linspace(0, len(paths) - 1, min(most, len(paths))).round()
+    return [paths[int(place)] for place in places]
 
 
 def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:
