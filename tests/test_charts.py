@@ -375,6 +375,10 @@ def test_history_names_the_last_and_the_best_values():
     )
 
 
+def test_the_legend_of_a_history_is_drawn_once():
+    assert texts(history_chart(history(3), kept=2)).count("kept epoch") == 1
+
+
 def test_history_of_one_epoch_of_no_epoch_and_without_a_finite_loss():
     assert "over 1 epoch: " in history_chart(history(1)).description
     assert "1" in texts(history_chart(history(1)))  # the epoch, and no fractions of it

@@ -14,6 +14,7 @@ from tltools.metrics import confusion_matrix, score
 from tltools.report.blocks import Charts, Section, Text
 from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
 from tltools.report.models import training_section
+from tltools.report.svg import LETTER
 from tltools.run_folder import CARD, RunPredictions, write_predictions
 
 
@@ -38,6 +39,18 @@ def test_a_threshold_that_no_image_reaches_has_no_point():
     chart = precision_recall_chart([panel])
     assert "threshold 1.0" not in text_of(chart).replace(chart.description, "")
     assert "No image reaches the threshold 1.0." in chart.description
+
+
+def test_the_name_of_an_axis_is_apart_from_the_title_of_the_next_curve():
+    probs, targets = many_classes()
+    panels = [Panel(confidence_curve(probs, targets), None)]
+    panels += [Panel(class_curve(probs, targets, index), f"c{index}") for index in range(3)]
+    heights = {
+        one.text: float(one.attrib["y"])
+        for one in ElementTree.fromstring(precision_recall_chart(panels).svg).iter()  # noqa: S314
+        if one.tag.endswith("text")
+    }
+    assert heights["c1"] - heights["images that keep a label"] > 2 * LETTER
 
 
 def test_names_of_classes_are_drawn_as_they_are():

@@ -36,6 +36,7 @@ from tltools.report import check_place, scored
 from tltools.report.benches import read_bench
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile
 from tltools.report.jobs import (
+    FEW_FAILED,
     MAX_FAILED,
     MAX_REASONS,
     MAX_TILES,
@@ -262,6 +263,48 @@ def test_the_figures_of_a_job_are_shown_once_and_reasons_have_no_placeholder(tmp
     assert job.reasons == {"image file is truncated": 2}
     titles = [getattr(block, "title", "") for block in job_section(path, locate=None).blocks]
     assert "Labels" not in titles
+
+
+def test_few_failed_files_are_listed_once_and_many_by_reason_too(tmp_path):
+    for number, titles in (
+        (FEW_FAILED, [f"{FEW_FAILED} files not classified"]),
+        (FEW_FAILED + 1, [f"{FEW_FAILED + 1} files not classified, by reason", "All failed files"]),
+    ):
+        rows = [prediction(f"{index}.png", None) for index in range(number)]
+        section = job_section(write_csv(tmp_path / "rows.csv", rows), locate=None)
+        assert [one.title for one in section.blocks if isinstance(one, Table)][1:] == titles
+
+
+def test_a_gallery_of_a_job_begins_with_an_image_of_each_label(tmp_path):
+    rows = [prediction(f"{index}.png", 0.9) for index in range(30)] + [prediction("b.png", 0.2)]
+    section = job_section(write_csv(tmp_path / "rows.csv", rows), locate=locate_in(tmp_path))
+    assert [tile.predicted for tile in section.tiles()][:3] == ["red", "green", "red"]
+
+
+def test_a_sample_begins_with_an_image_of_each_class_and_split(two_runs):
+    section = training_section([read_artifact(two_runs[0])])
+    (sample,) = (
+        block
+        for part in section.blocks
+        if isinstance(part, Section)
+        for block in part.blocks
+        if isinstance(block, Gallery) and block.title.startswith("A sample")
+    )
+    kinds = [(tile.true, tile.split) for tile in sample.tiles]
+    assert len(set(kinds[:4])) == 4 == len(set(kinds))
+    page = page_of(section)
+    assert "training image" in page.text
+    assert "validation image" in page.text
+    assert "class training validation all" in page.text
+
+
+def test_a_long_file_name_keeps_its_end_below_its_image():
+    names = [f"bing_policecar_2019_0a17f53b9c_{number}.jpg" for number in (1, 2)]
+    tiles = tuple(Tile(name=f"cars/{name}", path=None) for name in names)
+    page = page_of(Section("a", [Gallery("b", tiles)]))
+    assert "bing_policecar…7f53b9c_1.jpg" in page.text
+    assert "bing_policecar…7f53b9c_2.jpg" in page.text
+    assert f"cars/{names[0]}" in page.text
 
 
 def test_a_million_rows_take_little_memory(tmp_path):
@@ -1164,6 +1207,28 @@ def test_arrow_keys_skip_filtered_images(open_page, gallery_page):
     assert EVIL.replace("/", "") + "3" in page.get_by_role("dialog").inner_text()
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_charts_beside_each_other_begin_at_the_same_height(open_page, place):
+    ran = run_tltools("report", "--images", "photos", "-o", "level.html", cwd=place)
+    assert ran.code == 0, ran
+    page = open_page(place / "level.html", width=1400)
+    tops = page.eval_on_selector_all(
+        ".charts",
+        "all => all.map(one => [...one.children].map(x => x.getBoundingClientRect().top))",
+    )
+    assert any(len(row) > 2 for row in tops)
+    for row in tops:
+        assert all(left == right for left, right in zip(row[::2], row[1::2], strict=False)), row
+
+
+@pytest.mark.parametrize(("width", "faded"), [(400, True), (700, True), (1400, False)])
+def test_contents_that_scroll_sideways_fade_at_their_end(open_page, place, width, faded):
+    ran = run_tltools("report", "--images", "photos", "-o", "faded.html", cwd=place)
+    assert ran.code == 0, ran
+    page = open_page(place / "faded.html", width=width)
+    mask = page.evaluate("getComputedStyle(document.querySelector('nav')).maskImage")
+    assert (mask != "none") == faded
 
 
 @pytest.mark.parametrize("width", [1400, 400])

@@ -224,6 +224,12 @@ def test_a_threshold_of_a_class_is_applied(start, red):
     row = never.classify(red).json()
     assert row["label"] == "blue"
     assert row["confidence"] == row["probabilities"]["blue"] < row["probabilities"]["red"]
+    assert never.ask("GET", "/health").json()["threshold"] == {"class": "red", "value": 1.0}
+    assert never.ask("GET", "/").status == 200
+    assert never.ask("GET", "/nowhere").status == 404
+    assert never.send({"a.png": red, "b.png": b"no image"}).status == 200
+    _, err = never.stop()
+    assert "2 requests for labels answered, 2 images classified, 1 failed" in err
 
 
 def test_a_model_that_needs_all_cores_answers_the_same(start, server, torchscript_path, images):
@@ -240,7 +246,7 @@ def test_a_model_that_needs_all_cores_answers_the_same(start, server, torchscrip
         assert other.classify(b"no image").status == 422
         code, err = other.stop()
         assert code == 128 + signal.SIGTERM
-        assert "answered" in err
+        assert "for labels answered" in err
 
 
 # ------------------------------------------------------------------------- what cannot be answered
@@ -492,7 +498,11 @@ def test_a_browser_shows_the_label_of_an_image_that_it_is_given(server, red, tmp
         page = browser.new_page(viewport={"width": 400, "height": 800})
         page.on("console", lambda message: said.append(message.text))
         page.goto(server.facts["url"])
-        expect(page.locator("#model")).to_have_text("tiny.onnx, 3 classes")
+        expect(page.locator("#model")).to_have_text(f"tiny.onnx, 3 classes: {', '.join(CLASSES)}")
+        expect(page.locator("#rules")).to_have_text("")
+        url = f"{server.facts['url']}/classify"
+        expect(page.locator("#call")).to_have_text(f"curl -F file=@photo.jpg {url}")
+        assert page.locator("footer a").first.get_attribute("href") == "openapi.json"
         page.set_input_files("#files", [tmp_path / "red.png", tmp_path / "bad.png"])
         expect(page.locator(".label")).to_contain_text("red")
         expect(page.locator(".bad")).to_contain_text("bad.png")
@@ -516,6 +526,9 @@ def test_a_browser_shows_that_an_image_is_unknown_and_how_distant_it_is(careful,
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         page = browser.new_page(viewport={"width": 400, "height": 800})
         page.goto(careful.facts["url"])
+        expect(page.locator("#rules")).to_have_text(
+            "unknown if farther from the training images than 95% of them"
+        )
         page.set_input_files("#files", [tmp_path / "red.png"])
         expect(page.locator(".label")).to_contain_text("unknown")
         expect(page.locator(".distance")).to_have_text(f"distance {row['distance']:.2f}")
@@ -531,7 +544,8 @@ def test_health_names_the_model(server):
     expected = {
         "status": "ready", "ready": True, "model": "tiny.onnx", "run": "tiny",
         "classes": list(CLASSES), "format": "onnx", "precision": "fp32", "device": "cpu",
-        "provider": "CPUExecutionProvider",
+        "provider": "CPUExecutionProvider", "threshold": None, "min_confidence": None,
+        "unknown": None,
     }  # fmt: skip
     assert found.json().items() >= expected.items()
 
@@ -582,6 +596,9 @@ def test_openapi_describes_every_path_and_answer(server, red):
     operation = found["paths"]["/classify"]["post"]
     assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
     assert set(operation["responses"]) == {"200", "400", "403", "408", "413", "422", "503"}
+    assert "One image, in a form too, is answered with an object" in operation["description"]
+    assert isinstance(server.send({"a.png": red}).json(), dict)
+    assert isinstance(server.send({"a.png": red, "b.png": red}).json(), list)
     row = operation["responses"]["422"]["content"]["application/json"]["schema"]
     assert list(server.classify(red).json()) == row["required"]
     assert list(row["properties"]) == [*row["required"], "distance"]  # with --unknown only
@@ -672,7 +689,9 @@ def test_a_stop_signal_under_load_loses_no_accepted_request(start, red, number):
     code, err = server.stop(number)
     load.join()
     assert load.lost == []
-    last = re.search(r"^(\d+) requests answered, \d+ images classified$", err, re.MULTILINE)
+    last = re.search(
+        r"^(\d+) requests for labels answered, \d+ images classified$", err, re.MULTILINE
+    )
     assert int(last[1]) == load.answered
     assert code == 128 + number
     assert ("stopped by Ctrl-C" in err) == (number == signal.SIGINT)

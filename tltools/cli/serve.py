@@ -187,6 +187,6 @@ def _tell_ready(ready: "Serving", out: Out) -> None:
 def _tell_end(served: "Served", progress: "RichProgress") -> None:
     failed = f", {served.num_failed} failed" if served.num_failed else ""
     progress.say(
-        f"{counted(served.num_requests, 'request')} answered, "
+        f"{counted(served.num_requests, 'request')} for labels answered, "
         f"{counted(served.num_classified, 'image')} classified{failed}"
     )

@@ -1,7 +1,8 @@
 """The blocks of a report, before they become HTML. All text is plain; the page escapes it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -135,6 +136,12 @@ class Section:
                 yield from block.tiles
             elif isinstance(block, Section):
                 yield from block.tiles()
+
+
+def in_turn(groups: Iterable[Sequence[Tile]]) -> tuple[Tile, ...]:
+    """Return the images of all groups, one of each in turn: a long gallery shows the first few."""
+    rounds = zip_longest(*groups)
+    return tuple(tile for tiles in rounds for tile in tiles if tile is not None)
 
 
 def percent_of(part: int, whole: int) -> str:

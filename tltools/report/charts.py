@@ -106,6 +106,7 @@ def history_chart(
         loss, accuracy = figure.subplots(2, 1, sharex=True)
         draw_history(loss, accuracy, history, kept=kept)
         loss.set_xlabel("")
+        accuracy.get_legend().remove()  # the same as that of the loss, above it
         figure.align_ylabels()
         marked = "" if kept is None else f" The weights of epoch {kept} were kept."
         return as_chart(figure, title, _describe_history(history) + marked)

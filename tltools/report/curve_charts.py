@@ -20,7 +20,7 @@ MAX_PANELS = 6
 _MAX_POINTS = 400
 """Maximum points of a curve, which is drawn 400 units wide at most."""
 _SHARE = "share of images in the class"
-_ROW = 190
+_ROW = 205
 """Height of a row of small curves, in the SVG's units."""
 
 
@@ -94,7 +94,8 @@ def precision_recall_chart(
                 axes.set_ylabel("")
         engine = figure.get_layout_engine()
         assert isinstance(engine, ConstrainedLayoutEngine)
-        engine.set(wspace=0.1)  # so that 100% and the next plot's 0% are apart
+        # So that 100% and the next plot's 0% are apart, and a name below a plot and the next title.
+        engine.set(wspace=0.1, hspace=0.12)
         shares = [
             line for axes in grid.flat for line in axes.get_lines() if line.get_label() == _SHARE
         ]

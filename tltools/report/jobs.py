@@ -32,6 +32,7 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
+    in_turn,
     percent_of,
 )
 from tltools.report.charts import MAX_ROWS, class_counts_chart, confidence_histogram
@@ -46,6 +47,8 @@ MAX_EACH = 12
 """Maximum images of each label and kind: surest, least sure, random."""
 MAX_FAILED = 200
 """Maximum failed files listed by name."""
+FEW_FAILED = 10
+"""Maximum failed files that need no table of their reasons."""
 MAX_REASONS = 1000
 """Maximum distinct reasons that are counted; later ones are counted together."""
 MAX_REASONS_SHOWN = 20
@@ -321,40 +324,47 @@ def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -
             tone="warning",
         )
     chosen = sorted(job.chosen.items(), key=lambda item: -job.counts[item[0]])
-    tiles: list[Tile] = []
-    num_labels = 0
+    groups: list[list[Tile]] = []
+    num_tiles = 0
     for label, shown in chosen:
-        if len(tiles) + len(shown) > MAX_TILES:
+        if num_tiles + len(shown) > MAX_TILES:
             break
-        num_labels += 1
-        tiles += (
-            Tile(
-                name=one.path,
-                path=locate(one.path),
-                resize=resize,
-                predicted=label,
-                confidence=one.confidence,
-                likeliest=one.likeliest,
-            )
-            for one in shown
+        num_tiles += len(shown)
+        groups.append(
+            [
+                Tile(
+                    name=one.path,
+                    path=locate(one.path),
+                    resize=resize,
+                    predicted=label,
+                    confidence=one.confidence,
+                    likeliest=one.likeliest,
+                )
+                for one in shown
+            ]
         )
+    tiles, num_labels = in_turn(groups), len(groups)
     note = (
         f"{len(tiles):,} of {grouped(job.num_classified, 'image')}: for each label the surest, "
         "the least sure and a random sample"
     )
     if num_labels < len(chosen):
         note += f"; the {num_labels:,} most frequent of {len(chosen):,} labels"
-    return Gallery("Images by label and confidence", tuple(tiles), note)
+    return Gallery("Images by label and confidence", tiles, note)
 
 
 def _failures(job: JobFacts) -> Iterator[Block]:
+    title = f"{grouped(job.num_failed, 'file')} not classified"
+    if job.num_failed <= FEW_FAILED:
+        yield Table(title, ("file", "reason"), tuple(job.failed), numbers_from=2)
+        return
     reasons = list(job.reasons.items())
     shown = reasons[:MAX_REASONS_SHOWN]
     rest = job.num_failed - sum(count for _, count in shown)
     if rest:
         shown.append((OTHER_REASONS, rest))
     yield Table(
-        f"{grouped(job.num_failed, 'file')} not classified, by reason",
+        f"{title}, by reason",
         ("reason", "files"),
         tuple((reason, f"{count:,}") for reason, count in shown),
     )

@@ -37,6 +37,7 @@ from tltools.report.blocks import (
     Table,
     Text,
     Tile,
+    in_turn,
 )
 from tltools.report.charts import Chart, confusion_chart, history_chart, reliability_chart
 from tltools.report.curve_charts import MAX_PANELS, Panel, precision_recall_chart
@@ -491,7 +492,7 @@ def _data_section(run: Artifact) -> Section:
     classes = run.card.classes
     table = Table(
         "Images by class and split",
-        ("class", *splits, "all"),
+        ("class", *(SPLIT_NAMES[split] for split in splits), "all"),
         tuple(
             (
                 name,
@@ -501,7 +502,7 @@ def _data_section(run: Artifact) -> Section:
             for name in classes
         ),
     )
-    tiles = tuple(_sample(frame, classes, splits, run.card.preprocessing.resize))
+    tiles = _sample(frame, classes, splits, run.card.preprocessing.resize)
     note = f"{len(tiles):,} of {grouped(len(frame), 'image')}, evenly spaced through the data"
     sample = Gallery("A sample of each class and split", tiles, note)
     near = _near_duplicates(frame, run.card.preprocessing.resize)
@@ -552,25 +553,29 @@ def _most_unlike(images: "Sequence[tuple[str, str, str]]") -> "list[tuple[str, s
 
 def _sample(
     frame: "pd.DataFrame", classes: Sequence[str], splits: Sequence[str], resize: Resize
-) -> Iterator[Tile]:
+) -> tuple[Tile, ...]:
+    """Return a few images of each class and split, one of each in turn."""
     groups: dict[tuple[str, str], list[str]] = {}
     for path, name, split in zip(frame["path"], frame["class"], frame["split"], strict=True):
         groups.setdefault((name, split), []).append(path)
     keys = [(name, split) for name in classes for split in splits if (name, split) in groups]
     each = max(1, min(MAX_SAMPLES, MAX_SAMPLE // max(len(keys), 1)))
     root = _common_folder(list(frame["path"]))
-    for name, split in keys[:MAX_SAMPLE]:
-        paths = groups[name, split]
-        places = np.linspace(0, len(paths) - 1, min(each, len(paths))).round().astype(int)
-        for place in places:
-            path = paths[place]
-            yield Tile(
-                name=path.removeprefix(root),
-                path=Path(path),
-                resize=resize,
-                true=name,
-                split=split,
+    return in_turn(
+        [
+            Tile(
+                name=path.removeprefix(root), path=Path(path), resize=resize, true=name, split=split
             )
+            for path in _evenly(groups[name, split], each)
+        ]
+        for name, split in keys[:MAX_SAMPLE]
+    )
+
+
+def _evenly(paths: Sequence[str], most: int) -> list[str]:
+    """Choose up to `most` paths, evenly spaced."""
+    places = np.linspace(0, len(paths) - 1, min(most, len(paths))).round()
+    return [paths[int(place)] for place in places]
 
 
 def _or_problem(read: Callable[[Path], Read], folder: Path) -> Read | Text:

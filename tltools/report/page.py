@@ -18,15 +18,18 @@ from tltools.console import printable
 from tltools.data.images import load_image
 from tltools.errors import DataError
 from tltools.parallel import num_cores, ordered_map
+from tltools.plots import short_name
 from tltools.progress import SILENT, Progress
 from tltools.report.blocks import Section, Tile
 from tltools.report.charts import CHART_CSS
-from tltools.wording import in_percent
+from tltools.wording import SPLIT_NAMES, in_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+MAX_FILE_NAME = 28
+"""Longest name of a file below its image, in columns."""
 TITLE = "tltools report"
 SIDE = 224
 """Height and width of an image in pixels: the size that models see."""
@@ -139,6 +142,8 @@ def render(
         image=image,
         percent=in_percent,
         with_options=_with_options,
+        split_names=SPLIT_NAMES,
+        file_name=_file_name,
     )
 
 
@@ -153,6 +158,11 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _file_name(name: str) -> str:
+    """Return the last part of a path, shortened in its middle to two lines below an image."""
+    return short_name(name.replace("\\", "/").rsplit("/", 1)[-1] or name, MAX_FILE_NAME)
 
 
 def _with_options(text: str) -> "Markup":

@@ -20,8 +20,8 @@ from tltools.errors import TltoolsError
 from tltools.runtime import Predictor
 from tltools.runtime.live import LiveRunner
 from tltools.serve.bodies import FORM, Capacity, Upload, read_uploads, without_name
-from tltools.serve.front import CLASSIFY, Front
-from tltools.serve.metrics import CONTENT_TYPE, Metrics
+from tltools.serve.front import Front
+from tltools.serve.metrics import CLASSIFY, CONTENT_TYPE, Metrics
 from tltools.serve.refusals import RefusedError, busy, error_response
 from tltools.serve.settings import ServeSettings
 
@@ -60,13 +60,21 @@ _REASONS = {
 }
 
 
+_ONE_OR_SEVERAL = (
+    "Send an image as the body, or as a file in a form. One image, in a form too, is answered with "
+    "an object, its row; several files in a form with an array of rows, in their order. A client "
+    "that sends any number of files in a form must expect both."
+)
+
+
 def _said(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {JSON: {"schema": schema}}}
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: _said(
-        "A row for an image; for several, one for each, in order, a bad one with its error.",
+        "One image: an object, its row. Several files in a form: an array of rows, in their order, "
+        "a bad one with its error.",
         {"oneOf": [ROW, {"type": "array", "items": ROW}]},
     ),
     422: _said("The only image cannot be classified; the reason is in its row.", ROW),
@@ -118,9 +126,13 @@ class Service:
         app.add_exception_handler(RefusedError, _refusal)
         app.add_exception_handler(HTTPException, _http_error)
         body = {"requestBody": {"required": True, "content": _BODIES}}
-        app.post(CLASSIFY, responses=_ANSWERS, openapi_extra=body, response_class=Response)(
-            self.classify
-        )
+        app.post(
+            CLASSIFY,
+            description=_ONE_OR_SEVERAL,
+            responses=_ANSWERS,
+            openapi_extra=body,
+            response_class=Response,
+        )(self.classify)
         app.get("/health", responses={503: {"description": "Cannot classify at the moment."}})(
             self.health
         )
@@ -163,7 +175,7 @@ class Service:
         return answers
 
     async def health(self) -> Response:
-        """Return whether images can be classified, and by which model."""
+        """Return whether images can be classified, by which model, and what decides the labels."""
         failure = self._runner.failure
         card, export = self._model.card, self._model.card.export
         status = "stopping" if self.front.is_draining else "failing" if failure else "ready"
@@ -173,6 +185,7 @@ class Service:
             "model": self._settings.model.name,
             "run": card.run,
             "classes": card.classes,
+            **self._decisions(),
             "format": export and export.format,
             "precision": export and export.precision,
             "device": self._model.device,
@@ -180,6 +193,16 @@ class Service:
             "version": __version__,
         }
         return JSONResponse(facts, 200 if status == "ready" else 503)
+
+    def _decisions(self) -> dict[str, Any]:
+        """Return the options in force that decide labels; null for those that are not."""
+        settings = self._settings
+        one = settings.threshold
+        return {
+            "min_confidence": settings.min_confidence,
+            "threshold": one and {"class": one.class_name, "value": one.value},
+            "unknown": settings.unknown,
+        }
 
     async def metrics(self) -> Response:
         """Return counts and latencies, in the format of Prometheus."""

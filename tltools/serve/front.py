@@ -7,11 +7,10 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tltools.serve.metrics import Metrics
+from tltools.serve.metrics import CLASSIFY, Metrics
 from tltools.serve.refusals import error_response
 from tltools.serve.settings import is_loopback
 
-CLASSIFY = "/classify"
 PATHS = frozenset({"/", CLASSIFY, "/health", "/metrics", "/openapi.json"})
 OTHER = "other"
 """Stands for all other paths in the metrics: strangers may name any number of them."""

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CLASSIFY = "/classify"
+"""Path of the requests for labels."""
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the classes of the histogram of latencies, in seconds."""
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -57,8 +59,8 @@ class Metrics:
 
     @property
     def num_requests(self) -> int:
-        """Number of requests that were answered, with whatever status."""
-        return self._requests.total()
+        """Number of requests for labels that were answered, with whatever status."""
+        return sum(count for (path, _), count in self._requests.items() if path == CLASSIFY)
 
     @property
     def num_classified(self) -> int:

@@ -64,6 +64,7 @@ class Served(NamedTuple):
     """What a service did, until it was stopped."""
 
     num_requests: int
+    """Requests for labels; not those for the page, its health or its metrics."""
     num_classified: int
     num_failed: int
 
