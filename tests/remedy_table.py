@@ -593,13 +593,13 @@ CASES = (
         ("train l.csv --images data --model cnn --image-size 32 --epochs 1",),
     ),
     Case(
-        "{}: {}; cross-validation measures it on all images",
+        "cross-validation measures it on all images: {}--folds {}",
         ONE_EPOCH,
         (f"{ONE_EPOCH} --folds 5",),
         0,
     ),
     Case(
-        "are few: the 95% interval",
+        "few: the 95% interval of the accuracy",
         ONE_EPOCH.replace("epochs 1", "epochs 5 --val-fraction 0.5"),
         (f"{ONE_EPOCH} --folds 5",),
         0,

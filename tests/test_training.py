@@ -394,7 +394,7 @@ def test_a_folder_of_runs_that_leads_nowhere_is_refused(dataset, tmp_path):
 
 
 def test_no_hint_costs_a_training(dataset, tmp_path, monkeypatch):
-    def fails(job, progress):
+    def fails(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr("tltools.training.train.suggest_fine_tuning", fails)

@@ -37,10 +37,10 @@ from tltools.wording import (
     SPLIT_NAMES,
     grouped,
     in_percent,
-    listed,
     percent_or_dash,
     plural,
     score_text,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -243,7 +243,8 @@ def _tell_missing(result: "Evaluation", progress: "RichProgress") -> None:
     missing = [row.name for row in result.per_class if not row.support]
     if missing:
         progress.warn(
-            f"no image of class {listed(missing)} among these, so recall and F1 of "
+            f"no image of {plural(len(missing), 'class', 'classes')} {together(missing)} among "
+            "these, so recall and F1 of "
             f"{plural(len(missing), 'this class', 'these classes')} are unknown"
         )
 

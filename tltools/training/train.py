@@ -115,7 +115,8 @@ def train_model(
         trained = _train_new(job, _plan(job, setup), setup.run_dir, held_out, progress)
     if job.device.type == "cpu" and not trained.interrupted:
         try:
-            suggest_fine_tuning(job, progress)
+            score = trained.card.metrics.get("val")
+            suggest_fine_tuning(job, progress, score=score)
         except Exception as error:  # no hint is worth a training
             progress.detail(f"The time of fine-tuning cannot be estimated: {cause_of(error)}")
     return trained
