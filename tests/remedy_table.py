@@ -599,12 +599,17 @@ CASES = (
         0,
     ),
     Case(
-        "few: the 95% interval of the accuracy",
+        "cross-validation measures it on all images: {}--folds {}",
         ONE_EPOCH.replace("epochs 1", "epochs 5 --val-fraction 0.5"),
         (f"{ONE_EPOCH} --folds 5",),
         0,
     ),
-    Case("too few to measure an accuracy", "inspect data --json", (f"{ONE_EPOCH} --folds 5",), 0),
+    Case(
+        "cross-validation measures it on all images: {}--folds {}",
+        "inspect data --json",
+        (f"{ONE_EPOCH} --folds 5",),
+        0,
+    ),
     Case("use --folds {} or fewer", f"{ONE_EPOCH} --folds 9", (f"{ONE_EPOCH} --folds 8",)),
     Case(
         "{} needs images of at least {} pixels",
