@@ -131,6 +131,9 @@ def _train_new(
 ) -> TrainedRun:
     """Train in a new folder, which stays only if an epoch is completed, or if this is killed."""
     folder = runs.new_run_folder(run_dir, _run_name(job.config))
+    usual = folder.with_name(runs.folder_name(_run_name(job.config)))
+    if folder != usual:
+        progress.say(f"New run: {folder} ({usual} exists)")
     try:
         with locked(folder):
             if held_out is not None:  # before the plan, which makes the folder a run to resume
