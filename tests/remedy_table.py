@@ -593,18 +593,23 @@ CASES = (
         ("train l.csv --images data --model cnn --image-size 32 --epochs 1",),
     ),
     Case(
-        "{}: {}; cross-validation measures it on all images",
+        "cross-validation measures it on all images: {}--folds {}",
         ONE_EPOCH,
         (f"{ONE_EPOCH} --folds 5",),
         0,
     ),
     Case(
-        "are few: the 95% interval",
+        "cross-validation measures it on all images: {}--folds {}",
         ONE_EPOCH.replace("epochs 1", "epochs 5 --val-fraction 0.5"),
         (f"{ONE_EPOCH} --folds 5",),
         0,
     ),
-    Case("too few to measure an accuracy", "inspect data --json", (f"{ONE_EPOCH} --folds 5",), 0),
+    Case(
+        "cross-validation measures it on all images: {}--folds {}",
+        "inspect data --json",
+        (f"{ONE_EPOCH} --folds 5",),
+        0,
+    ),
     Case("use --folds {} or fewer", f"{ONE_EPOCH} --folds 9", (f"{ONE_EPOCH} --folds 8",)),
     Case(
         "{} needs images of at least {} pixels",

@@ -312,7 +312,7 @@ def test_duplicates_stay_in_one_split_and_contradictions_are_left_out(copied, se
     assert "skipped" in found.message
     assert not set(found.paths) & set(dataset.frame["path"])
     assert (
-        "11 groups of byte-identical images, with 11 surplus" in finding(dataset, "copies").message
+        "11 images occur more than once (11 surplus copies)" in finding(dataset, "copies").message
     )
 
 
@@ -395,7 +395,7 @@ def test_a_class_missing_from_train_is_an_error(tmp_path):
 
 def test_a_split_without_train_is_an_error(tmp_path):
     class_folders(tmp_path / "val", a=4, b=4)
-    with pytest.raises(DataError, match="no image is left for train"):
+    with pytest.raises(DataError, match="no images are left for train: add"):
         load_dataset(tmp_path)
     assert Counter(load_dataset(tmp_path, purpose="evaluate").frame["split"]) == {"val": 8}
 
@@ -439,12 +439,46 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
     class_folders(tmp_path, ant=3, bee=3)
     lines = [f"{label}/{index}.png,{label}" for label in ("ant", "bee") for index in range(3)]
     csv = csv_of(tmp_path, *lines, "gone.png,wasp")
-    with pytest.raises(DataError, match="no image is left of class wasp"):
+    with pytest.raises(DataError, match="no images are left of class wasp"):
+        load_dataset(csv, skip_bad=True)
+
+
+def test_classes_that_contradict_each_other_have_their_true_reason_first(tmp_path):
+    class_folders(tmp_path, a=3, c=3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    reason = "all 3 images of a are also in b: keep each in one class"
+    with pytest.raises(DataError, match=f"^{reason}$"):
+        load_dataset(tmp_path)
+    shutil.rmtree(tmp_path / "c")
+    first, *others = load_dataset(tmp_path, purpose="inspect").findings
+    assert (first.severity, first.message) == ("error", reason)
+    assert {one.kind for one in others} == {"contradiction", "copies"}
+
+
+def test_long_lists_of_contradictions_are_cut(tmp_path):
+    class_folders(tmp_path, a=8, c=3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (found,) = (
+        one
+        for one in load_dataset(tmp_path, purpose="evaluate").findings
+        if one.kind == "contradiction"
+    )
+    assert found.message.count("against") == 3
+    assert found.message.endswith(" and 5 more")
+
+
+def test_several_classes_are_named_in_the_plural(tmp_path):
+    class_folders(tmp_path, ant=4, bee=4)
+    lines = [f"{label}/{index}.png,{label}" for label in ("ant", "bee") for index in range(4)]
+    csv = csv_of(tmp_path, *lines, "gone.png,wasp", "lost.png,fly")
+    with pytest.raises(DataError, match="no images are left of classes fly and wasp"):
         load_dataset(csv, skip_bad=True)
 
 
 def test_data_with_only_tiny_classes_has_nothing_to_validate(tmp_path):
-    with pytest.raises(DataError, match="no image is left for val, since each class has only one"):
+    with pytest.raises(
+        DataError, match="no images are left for val, since each class has only one"
+    ):
         load_dataset(class_folders(tmp_path, a=1, b=1))
 
 
@@ -532,9 +566,9 @@ def test_the_default_split_of_the_articles_data_has_no_leak(emergency, same_byte
     assert len(found.paths) == 1646 - len(dataset.frame) == 8
     copies = finding(dataset, "copies")
     assert set(names(copies.paths)) == {name for group in same_bytes for name in group}
-    assert f"{len(same_bytes)} groups" in copies.message
+    assert f"{len(same_bytes)} images occur more than once" in copies.message
     surplus = sum(map(len, same_bytes)) - len(same_bytes)
-    assert f"with {surplus} surplus" in copies.message
+    assert f"({surplus} surplus copies)" in copies.message
     assert "copies-across-splits" not in [kind for _, kind in kinds(dataset)]
     different = dataset.frame.drop_duplicates("sha256")
     part = different[different["split"] == "val"]

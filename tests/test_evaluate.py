@@ -159,6 +159,28 @@ def test_a_class_that_is_written_differently_is_proposed(make_card, dataset):
         evaluate(predictor, dataset)
 
 
+def test_swapped_arguments_are_refused_with_the_right_command(cnn_run, drawn, tmp_path):
+    ran = run_tltools("evaluate", drawn, cnn_run, cwd=tmp_path)
+    assert ran.code == 2
+    right = f"tltools evaluate {cnn_run} {drawn}"
+    assert ran.err == f"error: the model comes first, then the labeled images: {right}\n"
+
+
+def test_misclassified_images_have_a_next_command(cnn_run, drawn, tmp_path):
+    rows = [f"{path},dark" for path in sorted(drawn.rglob("*.png"))]  # some are wrong
+    (tmp_path / "l.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    words = ("evaluate", cnn_run, "l.csv", "--device", "cpu")
+    *_, last = run_tltools(*words, cwd=tmp_path).err.splitlines()
+    assert last.startswith(
+        "Next: the same command with --output scores --mistakes, then tltools report "
+        "scores/mistakes.csv to see the "
+    )
+    ran = run_tltools(*words, "--output", "scores", "--mistakes", cwd=tmp_path)
+    *_, last = ran.err.splitlines()
+    assert last.startswith("Next: tltools report scores/mistakes.csv to see the ")
+    assert (tmp_path / "scores" / "mistakes.csv").exists()
+
+
 def test_classes_without_images_are_told(cnn_run, drawn, tmp_path):
     rows = [f"{path},dark" for path in sorted((drawn / "dark").glob("*.png"))]
     (tmp_path / "l.csv").write_text("\n".join(["image,label", *rows]) + "\n")

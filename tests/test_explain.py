@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -301,7 +303,7 @@ def test_the_others_are_drawn_beside_a_file_that_is_not_an_image(place, cnn_run,
     ran = run_tltools(
         "explain", cnn_run, "0.png", "bad\n.jpg", "gone.png", "1.png", "-q", cwd=place
     )
-    assert ran.code == 1
+    assert ran.code == 0
     bad, gone = ran.err.splitlines()
     assert bad.startswith(r"warning: cannot read image bad\n.jpg: ")
     assert gone.startswith("warning: cannot read image gone.png: ")
@@ -314,6 +316,24 @@ def test_without_a_readable_image_nothing_is_written(place, cnn_run):
     ran = run_tltools("explain", cnn_run, "gone.png", "neither.png", cwd=place)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 2)
     assert not (place / "explained").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["0.png", "--class", "brigth"], 2, "has no class 'brigth'; did you mean bright?"),
+        (["gone.png"], 1, "gone.png does not exist"),
+    ],
+)
+def test_misspelled_names_are_refused_without_torch(place, cnn_run, words, code, message):
+    script = (
+        "import sys; sys.modules['torch'] = None  # so that an import of it fails\n"
+        f"from tltools.cli import main; main({['explain', str(cnn_run), *words]})"
+    )
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=60)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (code, 1), ran.stderr
+    assert message in ran.stderr
 
 
 def test_a_folder_means_its_images(place, cnn_run):

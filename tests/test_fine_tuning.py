@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Recorder
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from test_training import StopsAfter, assert_same_weights
 from torch import nn
@@ -30,6 +31,7 @@ from tltools.training import (
     train_model,
 )
 from tltools.training.augment import NUM_VIEWS, View, draw_changes
+from tltools.training.estimate import suggest_fine_tuning
 from tltools.training.fine_tuning import FineTuned
 from tltools.training.fit import Trainer, warm_up_and_cosine
 from tltools.training.models import build_classifier
@@ -177,7 +179,24 @@ def test_a_head_may_learn_from_mirrored_images_too(tune):
     assert not torch.equal(*heads)
 
 
-def test_a_trained_head_suggests_fine_tuning_and_says_how_long_it_takes(tune):
+@pytest.fixture
+def one_wrong(monkeypatch):
+    """Let a head be wrong on one validation image."""
+
+    def suggest(job, progress, *, score):
+        suggest_fine_tuning(job, progress, score=structs.replace(score, correct=score.total - 1))
+
+    monkeypatch.setattr("tltools.training.train.suggest_fine_tuning", suggest)
+
+
+def test_a_head_that_is_always_right_suggests_nothing(tune):
+    progress = Recorder()
+    score = tune("none", progress=progress).card.metrics["val"]
+    assert score.correct == score.total  # else the test says nothing
+    assert not any("is usually more accurate" in line for line in progress.said)
+
+
+def test_a_trained_head_suggests_fine_tuning_and_says_how_long_it_takes(tune, one_wrong):
     progress = Recorder()
     tune("none", progress=progress)
     (line,) = [line for line in progress.said if "Fine-tuning the toy's last block" in line]

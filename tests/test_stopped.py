@@ -1,5 +1,8 @@
 """Ctrl-C in a training before it has a run: what is kept, and how to go on, is told."""
 
+import subprocess
+import sys
+
 import pytest
 from conftest import Recorder, run_tltools
 
@@ -52,3 +55,51 @@ def test_a_run_that_was_stopped_after_its_epochs_can_be_resumed(tmp_path):
     progress = Recorder()
     stopped.tell([], progress)
     assert progress.said == [f"To resume: tltools train --resume --model cnn --run-dir {tmp_path}"]
+
+
+BUSY = """
+import sys, threading, time
+import torch
+import tltools.sample
+from tltools.cli import main
+
+def run_model():
+    images, weights = torch.rand(8, 64, 56, 56), torch.rand(64, 64, 3, 3)
+    while True:
+        torch.conv2d(images, weights)
+
+def stop(*_, **__):
+    threading.Thread(target=run_model, daemon=True).start()
+    time.sleep(0.2)
+    raise KeyboardInterrupt
+
+tltools.sample.draw_sample = stop
+sys.argv[1:] = ["sample", "images"]
+main()
+"""
+"""Ctrl-C while a thread runs a model, which the end of the interpreter would unwind within C++."""
+
+
+def test_ctrl_c_while_a_thread_runs_a_model_does_not_abort(tmp_path):
+    command = [sys.executable, "-c", BUSY]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (ran.returncode, ran.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+IMPORTING = """
+import sys
+import tltools.cli
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+tltools.cli.import_module = stop
+sys.argv[1:] = ["sample", "images"]
+tltools.cli.main()
+"""
+
+
+def test_ctrl_c_in_an_import_prints_no_traceback(tmp_path):
+    command = [sys.executable, "-c", IMPORTING]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (ran.returncode, ran.stderr) == (130, "stopped by Ctrl-C\n")

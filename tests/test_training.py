@@ -393,8 +393,16 @@ def test_a_folder_of_runs_that_leads_nowhere_is_refused(dataset, tmp_path):
         train(dataset, tmp_path, epochs=1)
 
 
+def test_a_run_beside_one_of_the_same_name_is_told(dataset, tmp_path):
+    first, second = Recorder(), Recorder()
+    folder = train(dataset, tmp_path, epochs=1, progress=first).folder
+    again = train(dataset, tmp_path, epochs=1, progress=second).folder
+    assert not any(text.startswith("New run") for text in first.said)
+    assert f"New run: {again} ({folder} exists)" in second.said
+
+
 def test_no_hint_costs_a_training(dataset, tmp_path, monkeypatch):
-    def fails(job, progress):
+    def fails(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr("tltools.training.train.suggest_fine_tuning", fails)

@@ -174,7 +174,7 @@ def explain_images(
     refuse_lost_link(output)
     choice = torch_device(device)
     model, card = load_run(run)
-    target = _class_index(card, class_name)
+    target = check_class(card, class_name)
     images = images_of(paths, progress)
     outputs = output_paths(images, output, card=card, class_name=class_name)
     rules = card.preprocessing
@@ -275,7 +275,12 @@ def _explain(
     )
 
 
-def _class_index(card: Card, class_name: str | None) -> int | None:
+def check_class(card: Card, class_name: str | None) -> int | None:
+    """Return the index of a class; None if none is named.
+
+    Raises:
+        ConfigError: If the model has no such class.
+    """
     if class_name is None:
         return None
     if class_name not in card.classes:

@@ -28,6 +28,15 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {rest:,} more" if rest > 0 else shown
 
 
+def together(names: Sequence[str]) -> str:
+    """Join names with `and`: `a`, `a and b`; of more than `MAX_LISTED`, say how many follow."""
+    if len(names) > MAX_LISTED:
+        return listed(names)
+    shown = [name if name.isprintable() else repr(name) for name in names]
+    *others, last = shown
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` did you mean a or b or c?` for an unknown name; empty if no known name is close.
 

@@ -78,7 +78,10 @@ def main(args: list[str] | None = None) -> None:
     except SystemExit as leaving:
         from tltools.console import flush
 
-        workers.leave(leaving.code if flush() else 1)
+        is_stopped = args is None and leaving.code == INTERRUPTED
+        if is_stopped:
+            workers.ignore_interrupts()
+        workers.leave(leaving.code if flush() else 1, at_once=is_stopped)
         raise
     except BaseException:  # a bug: Python prints its traceback
         workers.close()
@@ -117,11 +120,12 @@ def _run(args: list[str] | None) -> None:
     Out.is_verbose = False
     given = sys.argv[1:] if args is None else args
     remember_typed(given)
-    _prepare(given, own_process=args is None)
     try:
+        _prepare(given, own_process=args is None)
         # `obj` tells `classify` whether it may fork worker processes from this process.
         code = app(args, obj=args is None, standalone_mode=False)
-    except typer.Abort as error:  # Ctrl-C, or the end of the input, at a question
+    # Ctrl-C in an import, or at a question, where the end of the input is the same.
+    except (KeyboardInterrupt, typer.Abort) as error:
         _tell_of_interrupt()
         raise SystemExit(INTERRUPTED) from error
     except TltoolsError as error:

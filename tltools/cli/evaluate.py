@@ -1,5 +1,6 @@
 """`tltools evaluate`."""
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -37,10 +38,10 @@ from tltools.wording import (
     SPLIT_NAMES,
     grouped,
     in_percent,
-    listed,
     percent_or_dash,
     plural,
     score_text,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def evaluate(
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
+    _refuse_swapped(model, data)
     _check_paths(data, output, report, only_mistakes=mistakes)
     if mistakes and output is None:
         raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
@@ -199,6 +201,16 @@ def evaluate(
         out.json(result.to_json())
     else:
         _print_evaluation(result, is_new=subset.exclude_train)
+    _tell_next(result, output, progress, only_mistakes=mistakes)
+
+
+def _refuse_swapped(model: Path, data: "Location | None") -> None:
+    """Refuse labeled images in place of the model and a model in place of the images."""
+    from tltools.artifacts import is_artifact
+
+    if isinstance(data, Path) and is_artifact(data) and not is_artifact(model):
+        right = shlex.join(["tltools", "evaluate", str(data), str(model)])
+        raise ConfigError(f"the model comes first, then the labeled images: {right}")
 
 
 def _check_paths(
@@ -213,6 +225,27 @@ def _check_paths(
         from tltools.data.labels import check_data
 
         check_data(data)
+
+
+def _tell_next(
+    result: "Evaluation", output: Path | None, progress: "RichProgress", *, only_mistakes: bool
+) -> None:
+    """Name the command that shows misclassified images, if there are any."""
+    from tltools.cli.scores import MISTAKES
+    from tltools.run_folder import PREDICTIONS
+
+    wrong = result.score.total - result.score.correct
+    if not wrong:
+        return
+    images = grouped(wrong, "misclassified image")
+    if output is None:
+        progress.say(
+            "Next: the same command with --output scores --mistakes, then tltools report "
+            f"scores/{MISTAKES} to see the {images}"
+        )
+        return
+    rows = output / (MISTAKES if only_mistakes else PREDICTIONS)
+    progress.say(f"Next: {shlex.join(['tltools', 'report', str(rows)])} to see the {images}")
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -243,7 +276,8 @@ def _tell_missing(result: "Evaluation", progress: "RichProgress") -> None:
     missing = [row.name for row in result.per_class if not row.support]
     if missing:
         progress.warn(
-            f"no image of class {listed(missing)} among these, so recall and F1 of "
+            f"no image of {plural(len(missing), 'class', 'classes')} {together(missing)} among "
+            "these, so recall and F1 of "
             f"{plural(len(missing), 'this class', 'these classes')} are unknown"
         )
 
@@ -405,7 +439,7 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
             *_limit_rows(result),
             (f"{accuracy} (95%)", score_text(result.score)),
             (
-                f"ROC AUC{others}",
+                f"ROC AUC{_averaged(result)}{others}",
                 f"{auc:.4f}" if auc is not None else f"- ({result.roc_auc.note})",
             ),
             (f"expected calibration error{others}", _calibration_text(result)),
@@ -423,6 +457,11 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
             for name, row in zip(result.classes, result.confusion, strict=True)
         ],
     )
+
+
+def _averaged(result: "Evaluation") -> str:
+    """Say how the ROC AUC of more than two classes comes from those of single classes."""
+    return "" if len(result.classes) <= 2 else " (mean of each class against the rest)"
 
 
 def _limit_rows(result: "Evaluation") -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """`tltools explain`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,7 @@ def explain(
     Example: tltools explain runs/vgg16 photo.jpg
     """
     from tltools.artifacts import read_artifact
-    from tltools.explain import explain_images
+    from tltools.explain import check_class, explain_images
     from tltools.run_folder import load_card
 
     if not model.exists():
@@ -57,6 +58,9 @@ def explain(
     artifact = read_artifact(model)
     if not artifact.is_run:
         raise ConfigError(_use_run(artifact))
+    check_class(artifact.card, class_name)
+    if len(images) == 1:
+        _check_image(images[0])
     failures: list[DataError] = []
     is_alone = len(images) == 1 and not images[0].is_dir()
     found = list(
@@ -73,8 +77,22 @@ def explain(
     out.result([_facts(one) for one in found], lambda: _print_explanations(found))
     for failure in failures:
         out.progress.warn(str(failure))
-    if failures:
+    if failures and not found:
         raise typer.Exit(1)
+
+
+def _check_image(path: Path) -> None:
+    """Refuse the only image if it does not exist, before PyTorch is imported.
+
+    Raises:
+        DataError: If it does not.
+    """
+    from tltools.wording import similar_paths
+
+    if not os.path.lexists(path):
+        raise DataError(
+            f"{path} does not exist{similar_paths(path)}: name images, or a folder of them"
+        )
 
 
 def _use_run(export: "Artifact") -> str:

@@ -19,7 +19,7 @@ from tltools.cli.options import (
     split_names,
 )
 from tltools.errors import ConfigError, DataError
-from tltools.wording import MAX_LISTED, counted
+from tltools.wording import MAX_LISTED, counted, together
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -80,7 +80,10 @@ def inspect(
         "--class-names": class_names,
     }
     options = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
-    progress.say(f"Next: {shlex.join(['tltools', 'train', str(path), *options])}")
+    first = ""
+    if tiny := [name for name, row in _counts(dataset).items() if row["all"] == 1]:
+        first = f"add images of {together(tiny)}, then "
+    progress.say(f"Next: {first}{shlex.join(['tltools', 'train', str(path), *options])}")
 
 
 def _show_model(path: Path, out: Out) -> bool:

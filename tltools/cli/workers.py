@@ -79,16 +79,23 @@ def close() -> None:
         _launcher.close()
 
 
-def leave(code: object) -> None:
-    """End this process at once if it has workers; else do nothing.
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C from here on: the command has been stopped, and is ending."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def leave(code: object, *, at_once: bool = False) -> None:
+    """End this process at once if it has workers or `at_once` is set; else do nothing.
 
     The job is complete, so the threads of libraries need not finish: one that waits for a lost
-    connection would keep the process alive.
+    connection would keep the process alive. After Ctrl-C, a thread may still be running a model,
+    and the end of the interpreter would unwind it within C++ code, which aborts the process.
 
     Args:
         code: As in `SystemExit`. Flush printed output first.
+        at_once: Whether to end a process without workers, too.
     """
-    if _launcher is None:
+    if _launcher is None and not at_once:
         return
     close()
     os._exit(code if isinstance(code, int) else int(code is not None))

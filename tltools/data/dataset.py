@@ -27,7 +27,7 @@ from tltools.data.text import word_key
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.parallel import num_cores, ordered_map
 from tltools.progress import SILENT, Progress
-from tltools.wording import counted, grouped, plural
+from tltools.wording import counted, grouped, plural, together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -468,6 +468,8 @@ class _Audit:
         self.purpose: Purpose = purpose
         self._findings = list(labels.findings)
         self._labels = labels
+        self._contradictions: Sequence[Sequence[_Row]] = ()
+        """The groups of byte-identical images that were skipped for their labels."""
         self._is_empty = False
         """Whether no image is left, of which one finding is enough."""
 
@@ -542,10 +544,10 @@ class _Audit:
         if copies:
             paths = [path for group in copies for path in group]
             text = (
-                f"{grouped(len(copies), 'group')} of byte-identical "
-                f"images, with {len(paths) - len(copies):,} surplus"
+                f"{grouped(len(copies), 'image')} {plural(len(copies), 'occurs', 'occur')} more "
+                f"than once ({grouped(len(paths) - len(copies), 'surplus copy', 'surplus copies')})"
             )
-            text += "; each group stays on one side of the split" if kept_together else ""
+            text += "; copies stay on one side of the split" if kept_together else ""
             self.add("note", "copies", text, paths)
 
     def note_near(self, rows: Sequence[_Row], near: _Near, *, kept_together: bool) -> None:
@@ -591,12 +593,14 @@ class _Audit:
                 self.add("warning", "near-duplicates-across-splits", text, leaks.values())
 
     def note_contradictions(self, groups: Sequence[Sequence[_Row]], *, left_out: bool) -> None:
+        if left_out:
+            self._contradictions = groups
         if groups:
             paths = [row.path for group in groups for row in group]
             text = (
                 f"{len(paths):,} rows give different labels to byte-identical images and are "
                 f"{'skipped' if left_out else 'kept'}: "
-                f"{shorten(map(_contradiction, groups), separator='; ')}"
+                f"{shorten(map(_contradiction, groups), separator='; ', limit=3)}"
             )
             self.add("warning", "contradiction", text, paths)
 
@@ -628,15 +632,14 @@ class _Audit:
         counts.update(row.label for row in rows)
         empty = [name for name, count in counts.items() if not count]
         if empty:
-            where = "" if self.purpose == "inspect" else " (tltools inspect shows why)"
-            text = f"no image is left of class {shorten(empty)}{where}: add images"
-            self.stop("empty-class", text)
+            self.stop("empty-class", self._why_empty(empty))
         tiny = _classes_with_one_image(rows)
         if tiny:
             self.add(
                 "warning",
                 "tiny-class",
-                f"only one image of class {shorten(tiny)}: too few for training and validation",
+                f"{_classes(tiny)} {plural(len(tiny), 'has only one image', 'have one image each')}"
+                f", too few for training and validation: add images of {together(tiny)}",
                 [row.path for row in rows if row.label in tiny],
             )
         (large, many), (small, few) = counts.most_common()[0], counts.most_common()[-1]
@@ -647,29 +650,45 @@ class _Audit:
             )
             self.add("note", "imbalance", text)
 
+    def _why_empty(self, empty: Sequence[str]) -> str:
+        """Say why classes have no image, and what to do: the labels contradict, or images lack."""
+        shared = _in_other_classes(self._contradictions, empty)
+        rest = [name for name in empty if not any(name in one.classes for one in shared)]
+        texts = [f"{one}: keep each in one class" for one in shared]
+        if rest:
+            where = "" if self.purpose == "inspect" else " (tltools inspect shows why)"
+            texts.append(f"no images are left of {_classes(rest)}{where}: add images")
+        return "; ".join(texts)
+
     def check_splits(self, rows: Sequence[_Row], classes: Sequence[str]) -> None:
         """Check which classes train and val contain."""
-        if self._is_empty:
+        if self._is_empty or not rows:  # which has been reported
             return
         train = {row.label for row in rows if row.split == "train"}
         val = {row.label for row in rows if row.split == "val"}
         tiny = _classes_with_one_image(rows)
         if not train or not val:
-            text = f"no image is left for {'val' if train else 'train'}"
-            if train.issubset(tiny) and not val:
+            text = f"no images are left for {'val' if train else 'train'}"
+            if train and train.issubset(tiny):
                 text += ", since each class has only one image, which training needs"
             self.stop("no-split", f"{text}: add images")
             return
         lost = [name for name in classes if name not in train]
         if lost:
-            text = f"class {shorten(lost)} has no image in train: add images, or remove the class"
+            text = (
+                f"{_classes(lost)} {plural(len(lost), 'has', 'have')} no image in train: add "
+                f"images, or remove {plural(len(lost), 'the class', 'the classes')}"
+            )
             alike = {word_key(name) for name in lost} & {word_key(name) for name in train}
             if alike:
                 text += ", or give classes that differ only in case or blanks one spelling"
             self.stop("class-not-in-train", text)
         unmeasured = [name for name in classes if name in train - val and name not in tiny]
         if unmeasured:
-            text = f"class {shorten(unmeasured)} has no image in val, so it is not evaluated"
+            text = (
+                f"{_classes(unmeasured)} {plural(len(unmeasured), 'has', 'have')} no image in val, "
+                f"so {plural(len(unmeasured), 'it is', 'they are')} not evaluated"
+            )
             self.add("warning", "class-not-in-val", text)
 
 
@@ -680,11 +699,57 @@ def _classes_with_one_image(rows: Iterable[_Row]) -> list[str]:
     return sorted(name for name, members in images.items() if len(members) == 1)
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """A class all of whose images are in other classes, too."""
+
+    classes: tuple[str, ...]
+    """The class, and others without an image whose images are the same ones."""
+    others: tuple[str, ...]
+    """Other classes of the images; at least one."""
+    num_images: int
+
+    def __str__(self) -> str:
+        are = plural(self.num_images, "image", f"{self.num_images:,} images")
+        subject = f"the only {are}" if self.num_images == 1 else f"all {are}"
+        verb = plural(self.num_images, "is", "are")
+        return f"{subject} of {self.classes[0]} {verb} also in {together(self.others)}"
+
+
+def _in_other_classes(groups: Sequence[Sequence[_Row]], empty: Sequence[str]) -> list[_Shared]:
+    """Return which classes without images lost them to contradicting labels.
+
+    Args:
+        groups: Byte-identical images with different labels.
+        empty: Names of the classes without images.
+    """
+    images: dict[tuple[int, ...], list[str]] = {}
+    for name in empty:
+        mine = tuple(i for i, group in enumerate(groups) if name in _labels(group))
+        if mine:
+            images.setdefault(mine, []).append(name)
+    return [
+        _Shared(
+            classes=tuple(names),
+            others=tuple(sorted(set().union(*(_labels(groups[i]) for i in mine)) - {names[0]})),
+            num_images=len(mine),
+        )
+        for mine, names in images.items()
+    ]
+
+
+def _classes(names: Sequence[str]) -> str:
+    """Write classes with their noun: `class a`, `classes a and b`."""
+    return f"{plural(len(names), 'class', 'classes')} {together(names)}"
+
+
 def _contradiction(rows: Sequence[_Row]) -> str:
     names: dict[str, list[str]] = {}
     for row in sorted(rows, key=lambda row: (row.label, row.path)):
         names.setdefault(row.label, []).append(Path(row.path).name)
-    return " against ".join(f"{', '.join(group)} ({label})" for label, group in names.items())
+    return " against ".join(
+        f"{shorten(group, limit=3)} ({label})" for label, group in names.items()
+    )
 
 
 _Pair = tuple[list[_Row], list[_Row]]

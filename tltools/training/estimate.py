@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from tltools.card import Score
 from tltools.progress import Progress
 from tltools.training.augment import NUM_VIEWS
 from tltools.training.config import TrainConfig, default_config
@@ -18,10 +19,18 @@ _IMAGES = 2
 on a slow processor, and the estimate must not take longer than the training."""
 
 
-def suggest_fine_tuning(job: Job, progress: Progress) -> None:
-    """Say how long fine-tuning the last block would take on the CPU, if a head was trained."""
+def suggest_fine_tuning(job: Job, progress: Progress, *, score: Score | None = None) -> None:
+    """Say how long fine-tuning the last block would take on the CPU, if a head was trained.
+
+    Args:
+        job: The training of the head.
+        progress: Where to say it.
+        score: Its accuracy on validation images; nothing is said if none is wrong.
+    """
     backbone = job.config.backbone
     if job.config.fine_tune != "none" or "last-block" not in backbone.fine_tuning:
+        return
+    if score is not None and score.correct == score.total:
         return
     seconds = fine_tuning_seconds(job)
     takes = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

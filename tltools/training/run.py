@@ -84,7 +84,7 @@ def new_run_folder(run_dir: Path, model: str) -> Path:
     check_writable(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     number = 1
-    model = "".join("-" if char in FORBIDDEN else char for char in model)  # timm:NAME
+    model = folder_name(model)
     while True:
         folder = run_dir / (model if number == 1 else f"{model}-{number}")
         try:
@@ -93,6 +93,11 @@ def new_run_folder(run_dir: Path, model: str) -> Path:
             number += 1
         else:
             return folder
+
+
+def folder_name(model: str) -> str:
+    """Return the name of a model's first run: `timm-NAME` for `timm:NAME`."""
+    return "".join("-" if char in FORBIDDEN else char for char in model)
 
 
 def write_plan(folder: Path, plan: RunPlan, dataset: Dataset) -> None:

@@ -115,7 +115,8 @@ def train_model(
         trained = _train_new(job, _plan(job, setup), setup.run_dir, held_out, progress)
     if job.device.type == "cpu" and not trained.interrupted:
         try:
-            suggest_fine_tuning(job, progress)
+            score = trained.card.metrics.get("val")
+            suggest_fine_tuning(job, progress, score=score)
         except Exception as error:  # no hint is worth a training
             progress.detail(f"The time of fine-tuning cannot be estimated: {cause_of(error)}")
     return trained
@@ -130,6 +131,9 @@ def _train_new(
 ) -> TrainedRun:
     """Train in a new folder, which stays only if an epoch is completed, or if this is killed."""
     folder = runs.new_run_folder(run_dir, _run_name(job.config))
+    usual = folder.with_name(runs.folder_name(_run_name(job.config)))
+    if folder != usual:
+        progress.say(f"New run: {folder} ({usual} exists)")
     try:
         with locked(folder):
             if held_out is not None:  # before the plan, which makes the folder a run to resume
