@@ -95,7 +95,7 @@ def test_images_that_arrive_while_the_model_runs_share_its_next_call(run):
     first = runner.submit(image())
     assert model.called.wait(60)
     others = [runner.submit(one) for one in (image(), BAD, image((5, 240, 15)), image(), image())]
-    assert others[1].result(60).error.endswith("it is not an image of a known format")
+    assert others[1].result(60).error.endswith("not an image of a known format")
     while runner._arrived:
         time.sleep(0.01)
     model.go.set()

@@ -379,7 +379,7 @@ def test_deep_gray_jpeg_2000_keeps_its_range():
     ],
 )
 def test_format_that_is_not_supported_is_named(data, name):
-    assert_refused(data, f"it is not an image of a known format, but {name}")
+    assert_refused(data, f"not an image of a known format, but {name}")
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])

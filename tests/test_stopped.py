@@ -23,7 +23,8 @@ def test_ctrl_c_while_features_are_computed_says_what_to_do(
     *_, told, last = result.err.splitlines()
     assert (result.code, last) == (130, "stopped by Ctrl-C")
     assert told == (
-        "warning: vgg16 was stopped before it had a run to resume: run the same command again; "
+        "warning: vgg16 was stopped before its first epoch was complete, so there is nothing to "
+        "resume: run the same command again; "
         "features in the cache are not computed again"
     )
 
@@ -41,7 +42,8 @@ def test_of_decoded_images_nothing_is_kept(tmp_path):
     progress = Recorder()
     Stopped([default_config("cnn")], TrainSetup(run_dir=tmp_path)).tell([], progress)
     assert progress.said == [
-        "cnn was stopped before it had a run to resume: run the same command again"
+        "cnn was stopped before its first epoch was complete, so there is nothing to "
+        "resume: run the same command again"
     ]
 
 

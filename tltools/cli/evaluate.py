@@ -170,10 +170,7 @@ def evaluate(
 
     Example: tltools evaluate exports/cnn/cnn.fp32.onnx photos/labels.csv
     """
-    _refuse_swapped(model, data)
-    _check_paths(data, output, report, only_mistakes=mistakes)
-    if mistakes and output is None:
-        raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
+    _check_paths(model, data, output, report, only_mistakes=mistakes)
     target = targets.target(labeling.class_name)
     _check_options(given_options(context), has_target=target is not None)
     progress = out.progress
@@ -214,9 +211,15 @@ def _refuse_swapped(model: Path, data: "Location | None") -> None:
 
 
 def _check_paths(
-    data: "Location | None", output: Path | None, report: Path | None, *, only_mistakes: bool
+    model: Path,
+    data: "Location | None",
+    output: Path | None,
+    report: Path | None,
+    *,
+    only_mistakes: bool,
 ) -> None:
     """Check paths that may be misspelled, before PyTorch is imported to open a run."""
+    _refuse_swapped(model, data)
     check_report(report)
     if output is not None:
         check_output_folder(output)
@@ -225,6 +228,8 @@ def _check_paths(
         from tltools.data.labels import check_data
 
         check_data(data)
+    if only_mistakes and output is None:
+        raise ConfigError("--mistakes needs a folder to write to; add --output FOLDER")
 
 
 def _tell_next(

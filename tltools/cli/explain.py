@@ -49,18 +49,9 @@ def explain(
 
     Example: tltools explain runs/vgg16 photo.jpg
     """
-    from tltools.artifacts import read_artifact
-    from tltools.explain import check_class, explain_images
-    from tltools.run_folder import load_card
+    from tltools.explain import explain_images
 
-    if not model.exists():
-        load_card(model)  # raises an error that names runs alone
-    artifact = read_artifact(model)
-    if not artifact.is_run:
-        raise ConfigError(_use_run(artifact))
-    check_class(artifact.card, class_name)
-    if len(images) == 1:
-        _check_image(images[0])
+    _check_early(model, images, class_name)
     failures: list[DataError] = []
     is_alone = len(images) == 1 and not images[0].is_dir()
     found = list(
@@ -79,6 +70,26 @@ def explain(
         out.progress.warn(str(failure))
     if failures and not found:
         raise typer.Exit(1)
+
+
+def _check_early(model: Path, images: list[Path], class_name: str | None) -> None:
+    """Check names that may be misspelled, before PyTorch is imported.
+
+    Raises:
+        TltoolsError: If the model is no run, has no such class, or the only image does not exist.
+    """
+    from tltools.artifacts import read_artifact
+    from tltools.explain import check_class
+    from tltools.run_folder import load_card
+
+    if not model.exists():
+        load_card(model)  # raises an error that names runs alone
+    artifact = read_artifact(model)
+    if not artifact.is_run:
+        raise ConfigError(_use_run(artifact))
+    check_class(artifact.card, class_name)
+    if len(images) == 1:
+        _check_image(images[0])
 
 
 def _check_image(path: Path) -> None:

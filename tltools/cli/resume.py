@@ -127,7 +127,10 @@ class Stopped:
             again += f" with `model={rest[0]}`"
         if stopped.backbone.pretrained is not None and stopped.fine_tune != "all":
             again += "; features in the cache are not computed again"
-        progress.warn(f"{stopped.model} was stopped before it had a run to resume: {again}")
+        progress.warn(
+            f"{stopped.model} was stopped before its first epoch was complete, so there is "
+            f"nothing to resume: {again}"
+        )
 
 
 def _settings(plan: "RunPlan", given: Mapping[str, Any]) -> "Iterator[tuple[str, object, object]]":

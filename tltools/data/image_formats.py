@@ -31,7 +31,7 @@ JPEG = b"\xff\xd8\xff"
 START_OF_SCAN = 0xDA
 # A JPEG's markers, except those that stand within a scan.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])")
-_UNKNOWN = "it is not an image of a known format"
+_UNKNOWN = "not an image of a known format"
 
 # First bytes of a file → the Pillow plugin that reads it. Only these plugins are used, and they are
 # called directly: Image.open would only warn up to twice the pixel limit, and would try unsafe

@@ -263,7 +263,7 @@ def _read(file: io.FileIO) -> bytes:
     if size > _LARGE_FILE:
         data = file.read(image_formats.HEAD_BYTES) or b""
         if not is_image_start(data):
-            raise ValueError(f"it is not an image of a known format{name_of_unsupported(data)}")
+            raise ValueError(f"not an image of a known format{name_of_unsupported(data)}")
         file.seek(0)
     data = file.read(size) or b""
     while len(data) < size and (more := file.read(size - len(data))):
