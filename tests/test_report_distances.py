@@ -447,7 +447,8 @@ def test_classify_and_report_show_the_unknown_images(exports, drawn, tmp_path):
     told = f"Labeled unknown: {facts.num_unknown} of 20 images"
     limit = export.card.export.distances.at(95)
     for args in (None, ("report",), ("report", "copy.csv", export.path, "--images", "photos")):
-        shutil.copy(tmp_path / "predictions.csv", tmp_path / "copy.csv")
+        if args and len(args) > 1:  # a report without names takes the newest file
+            shutil.copy(tmp_path / "predictions.csv", tmp_path / "copy.csv")
         if args:
             assert run_tltools(*args, "-o", "job.html", cwd=tmp_path).code == 0
         html = (tmp_path / "job.html").read_text()

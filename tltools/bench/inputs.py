@@ -94,13 +94,11 @@ def bench_inputs(
         DataError: If models have the same name or different classes, or their runs' validation
             images differ or are missing.
     """
-    notes: list[str] = []
     if models:
-        artifacts, told = _with_exports([read_artifact(path) for path in models], export_dir)
-        notes += told
+        artifacts, notes = _with_exports([read_artifact(path) for path in models], export_dir)
     else:
         artifacts, earlier = current_and_earlier_exports(export_dir)
-        notes += earlier_notes(artifacts, earlier)
+        notes = earlier_notes(artifacts, earlier)
     artifacts = _with_runs(artifacts, run_dir)
     _check_labels(artifacts)
     trainings = _trainings(artifacts, run_dir)
