@@ -44,7 +44,7 @@ NUM_BINS = 20
 MAX_TILES = 360
 """Maximum images of a job; 10 kB each keeps the page small."""
 MAX_EACH = 12
-"""Maximum images of each label and kind: surest, least sure, random."""
+"""Maximum images of each label and kind: most confident, least confident, random."""
 MAX_FAILED = 200
 """Maximum failed files listed by name."""
 FEW_FAILED = 10
@@ -70,13 +70,13 @@ class Shown(NamedTuple):
 
 @dataclass
 class _Sample:
-    """A sample of one label's images, drawn in one pass: surest, least sure and random ones."""
+    """A sample of one label's images, drawn in one pass: most confident, least confident, random."""
 
     limit: int
     """Maximum of each kind."""
-    surest: list[tuple[float, int, Shown]] = field(default_factory=list)
-    """A heap, like `least_sure`: its first element is replaced first."""
-    least_sure: list[tuple[float, int, Shown]] = field(default_factory=list)
+    most_confident: list[tuple[float, int, Shown]] = field(default_factory=list)
+    """A heap, like `least_confident`: its first element is replaced first."""
+    least_confident: list[tuple[float, int, Shown]] = field(default_factory=list)
     others: list[Shown] = field(default_factory=list)
     num: int = 0
 
@@ -84,8 +84,8 @@ class _Sample:
         """Consider an image."""
         self.num += 1
         for heap, key in (
-            (self.surest, shown.confidence),
-            (self.least_sure, -shown.confidence),
+            (self.most_confident, shown.confidence),
+            (self.least_confident, -shown.confidence),
         ):
             entry = (key, -self.num, shown)  # among equals, the earliest stays
             if len(heap) < self.limit:
@@ -99,8 +99,8 @@ class _Sample:
             self.others[place] = shown
 
     def chosen(self) -> list[Shown]:
-        """Return the sample without duplicates, the surest first."""
-        heaps = (shown for _, _, shown in chain(self.surest, self.least_sure))
+        """Return the sample without duplicates, the most confident first."""
+        heaps = (shown for _, _, shown in chain(self.most_confident, self.least_confident))
         found = dict.fromkeys(chain(heaps, self.others))
         return sorted(found, key=lambda shown: (-shown.confidence, shown.path))
 
@@ -117,7 +117,7 @@ class JobFacts:
     bins: dict[str, NDArray[np.int64]]
     """Images by label and bin, (B,) each."""
     chosen: dict[str, list[Shown]]
-    """Images to show by label, the surest first."""
+    """Images to show by label, the most confident first."""
     num_failed: int
     reasons: dict[str, int]
     """Failed files by reason, the most frequent first."""
@@ -345,8 +345,8 @@ def _gallery(path: Path, job: JobFacts, locate: Locate | None, resize: Resize) -
         )
     tiles, num_labels = in_turn(groups), len(groups)
     note = (
-        f"{len(tiles):,} of {grouped(job.num_classified, 'image')}: for each label the surest, "
-        "the least sure and a random sample"
+        f"{len(tiles):,} of {grouped(job.num_classified, 'image')}: for each label the most "
+        "confident, the least confident and a random sample"
     )
     if num_labels < len(chosen):
         note += f"; the {num_labels:,} most frequent of {len(chosen):,} labels"

@@ -425,8 +425,9 @@ def _runs_left_out(shown: Sequence[Artifact]) -> dict[Path, str]:
             left_out[folder] = str(error)
             continue
         same = (run for run in shown if _is_about(run) == _is_about(one))
-        newer = max(same, key=lambda run: run.card.created)
-        left_out[folder] = _newer(newer.path.name, newer.card)
+        newer = max(same, key=lambda run: run.card.created, default=None)
+        if newer is not None:  # else it was finished while the others were read
+            left_out[folder] = _newer(newer.path.name, newer.card)
     return left_out
 
 
