@@ -70,7 +70,7 @@ class Shown(NamedTuple):
 
 @dataclass
 class _Sample:
-    """A sample of one label's images, drawn in one pass: most confident, least confident, random."""
+    """A sample of a label's images, drawn in one pass: most and least confident, and random."""
 
     limit: int
     """Maximum of each kind."""
