@@ -873,6 +873,6 @@ def test_the_command_reports_what_is_wrong_with_an_archive(images, onnx_path, tm
     assert (document["num_images"], document["num_failed"], document["unlisted"]) == (30, 1, [])
     assert document["errors"] == {"not an image of a known format": 1}
     assert rows_of(tmp_path / "errors.csv") == [
-        {"path": "odd\x1b.png", "error": "cannot read image 'odd\\x1b.png': it is not an image of "
+        {"path": "odd\x1b.png", "error": "cannot read image 'odd\\x1b.png': not an image of "
          "a known format"}
     ]  # fmt: skip

@@ -49,12 +49,12 @@ def test_messages_name_the_archive_and_not_its_copy(images, tmp_path):
     members = members_of(images)
     bad = next(iter(members))
     archive = pack(tmp_path / "photos.zip", members | {bad: b"no image"})
-    with pytest.raises(DataError, match=f"unreadable \\({archive}/{bad}: it is not an image"):
+    with pytest.raises(DataError, match=f"unreadable \\({archive}/{bad}: not an image"):
         load_dataset(archive)
     (finding,) = [
         one for one in load_dataset(archive, skip_bad=True).findings if one.kind == "unreadable"
     ]
-    assert f"{archive}/{bad}: it is not an image" in finding.message
+    assert f"{archive}/{bad}: not an image" in finding.message
 
 
 def test_a_webdataset_shard_is_labeled_by_its_cls_members(images, tmp_path):

@@ -62,7 +62,7 @@ def test_an_image_that_cannot_be_read_is_an_error(classify, one, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     ran = classify("bad.jpg")
     assert (ran.code, ran.out) == (1, "")
-    assert "not classified: bad.jpg: it is not an image" in ran.err
+    assert "not classified: bad.jpg: not an image" in ran.err
     ran = classify("bad.jpg", one)
     assert ran.code == 1
     assert "green" in ran.out
@@ -101,7 +101,7 @@ def test_the_class_that_an_image_may_be_is_the_one_with_its_confidence():
 def test_a_warning_names_an_image_that_cannot_be_read(classify, images, tmp_path):
     (images / "red" / "bad.jpg").write_bytes(b"no image")
     ran = classify("images")
-    assert "warning: 1 image not classified: red/bad.jpg: it is not an image of" in ran.err
+    assert "warning: 1 image not classified: red/bad.jpg: not an image of" in ran.err
     (images / "red" / "worse.jpg").write_bytes(b"nor this")
     ran = classify("images", "--overwrite")
     assert "warning: 2 images not classified; the first is red/bad.jpg: it is not" in ran.err
