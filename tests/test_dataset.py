@@ -510,7 +510,7 @@ def test_class_folders_of_unreadable_images_are_told_as_such(purpose, tmp_path):
     with pytest.raises(DataError) as caught:
         load_dataset(tmp_path, skip_bad=True, purpose=purpose)
     message = str(caught.value)
-    assert message.startswith(f"all 2 images are unreadable ({tmp_path}/a/1.png: it is not an")
+    assert message.startswith(f"all 2 images are unreadable ({tmp_path}/a/1.png: not an image")
     assert message.endswith(": no image is left; replace them, or name other data")
 
 

@@ -206,4 +206,4 @@ def test_an_unknown_format_and_suffix_are_errors_that_list_the_known_ones(workpl
     (workplace / "model.tflite").write_bytes(b"some bytes")
     done = run_tltools("bench", "model.tflite", cwd=workplace)
     assert done.code != 0
-    assert "its name ends in '.tflite', exports end in .onnx or .pt2 or .pt" in done.err
+    assert "its name ends in '.tflite', exports end in .onnx, .pt2 or .pt" in done.err

@@ -155,7 +155,7 @@ def test_missing_files_folders_and_other_suffixes_are_refused(tmp_path, opener):
     with pytest.raises(ArtifactError, match=r"none\.onnx does not exist"):
         opener(tmp_path / "none.onnx")
     with pytest.raises(
-        ArtifactError, match=r"ends in '\.txt', exports end in \.onnx or \.pt2 or \.pt"
+        ArtifactError, match=r"ends in '\.txt', exports end in \.onnx, \.pt2 or \.pt"
     ):
         opener(tmp_path / "none.txt")
     folder = tmp_path / "folder.onnx"
