@@ -163,14 +163,14 @@ def test_tables_of_an_evaluation_say_which_images_they_count(place):
     words = ("exports/tiny/tiny.fp32.onnx", "images", "--device", "cpu")
     plain = evaluate(place, *words)
     assert "reach the confidence" not in plain.out
-    assert "rest), all images" not in plain.out
+    assert "macro), all images" not in plain.out
     ran = evaluate(place, *words, "--min-confidence", 0.4)
     text = " ".join(ran.out.split())
     assert "By class, of the" in text
     assert text.count("of 30 images that reach the confidence") == 2
     for row in (
         "their top-1 accuracy",
-        "against the rest), all images",
+        "ROC AUC (one-vs-rest, macro), all images",
         "calibration error, all images",
     ):
         assert row in text

@@ -466,7 +466,7 @@ def _print_evaluation(result: "Evaluation", *, is_new: bool) -> None:
 
 def _averaged(result: "Evaluation") -> str:
     """Say how the ROC AUC of more than two classes comes from those of single classes."""
-    return "" if len(result.classes) <= 2 else " (mean of each class against the rest)"
+    return "" if len(result.classes) <= 2 else " (one-vs-rest, macro)"
 
 
 def _limit_rows(result: "Evaluation") -> list[tuple[str, str]]:
