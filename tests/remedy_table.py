@@ -780,6 +780,15 @@ CASES = (
         2,
     ),
     Case(
+        "is not of {} as it is now: delete it and",
+        f"export; $ rm -r runs/cnn; {ONE_EPOCH}; classify data --model cnn",
+        (
+            "$ rm exports/cnn/cnn.fp32.onnx; export runs/cnn; classify data --model cnn",
+            "classify data --model exports/cnn/cnn.fp32.onnx",
+        ),
+        2,
+    ),
+    Case(
         "is a model, not images: choose it with --model {}",
         "classify cnn data --model exports/cnn/cnn.fp32.onnx",
         ("classify data --model exports/cnn/cnn.fp32.onnx",),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import Recorder
 
 from tltools.artifacts import (
@@ -31,6 +32,7 @@ def make_run(make_card, tmp_path):
         folder.mkdir(parents=True)
         card = make_card(run=name, export=None, **changes)
         (folder / "card.json").write_text(card.to_json())
+        (folder / "split.csv").touch()
         return folder
 
     return make
@@ -145,19 +147,36 @@ def test_a_fine_tuned_run_does_not_replace_a_frozen_one(make_run, tmp_path):
     assert [one.path for one in find_runs(tmp_path / "runs")] == [frozen, tuned]
 
 
-def test_exports_of_older_runs_are_named_where_a_newer_one_is_chosen(
-    make_export, tmp_path, monkeypatch
-):
+def test_a_quick_trial_does_not_replace_a_more_accurate_model(make_export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_export("cnn", created="2026-01-01T00:00:00+00:00", val=0.9)
-    make_export("cnn-2", created="2026-02-01T00:00:00+00:00", val=0.8)
+    trial = make_export("cnn-2", created="2026-02-01T00:00:00+00:00", val=0.8)
     said = Recorder()
     choose_export(said)
     assert said.said == [
-        "Model: exports/cnn-2/cnn-2.fp32.onnx (best validation accuracy here: 80.0%, 80/100)",
-        "Exports left out, since its run is older than another of the same model: "
-        "exports/cnn/cnn.fp32.onnx",
+        "Model: exports/cnn/cnn.fp32.onnx (best validation accuracy here: 90.0%, 90/100)"
     ]
+    make_export("cnn-3", created="2026-03-01T00:00:00+00:00", val=0.9)
+    assert choose_export(said) == Path("exports/cnn-3/cnn-3.fp32.onnx")  # of equals, the newer
+    assert trial.exists()
+
+
+def test_a_run_is_not_an_export_of_an_earlier_one_of_its_name(
+    make_export, make_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = make_export("cnn", created="2026-01-01T00:00:00+00:00").relative_to(tmp_path)
+    run = make_run("cnn", created="2026-01-01T00:00:00+00:00").relative_to(tmp_path)
+    assert path_or_export("cnn") == path_or_export("runs/cnn") == path
+    shutil.rmtree(run)
+    assert path_or_export("cnn") == path  # kept when its run was deleted
+    make_run("cnn", created="2026-02-01T00:00:00+00:00")
+    for name in ("cnn", "runs/cnn"):
+        with pytest.raises(typer.BadParameter, match=r"not of runs/cnn as it is now: delete it"):
+            path_or_export(name)
+    assert path_or_export(str(path)) == path
+    make_run("other")
+    assert path_or_export("other") == Path("runs/other")  # which is refused later
 
 
 @pytest.mark.parametrize("name", ["cnn", "cnn.fp32.onnx"])

@@ -137,12 +137,17 @@ def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
 
 
 def current_and_earlier_exports(
-    export_dir: Path = EXPORT_DIR,
+    export_dir: Path = EXPORT_DIR, *, of_each_run: bool = False
 ) -> tuple[list[Artifact], list[Artifact]]:
     """Return the exports of the newest run of each kind (see `Artifact.kind`), and earlier ones.
 
     A run that is resumed, or trained anew under its name, leaves the exports of before in place
     until they are made again. They are of another model, though they have its name.
+
+    Args:
+        export_dir: Folder of exports.
+        of_each_run: Whether older runs of a kind count, too: only exports of an earlier training
+            of the same run are left out.
 
     Returns:
         The exports of the newest training that has any, and those of earlier ones.
@@ -157,10 +162,12 @@ def current_and_earlier_exports(
             f"no exports in {export_dir}/: create some with tltools export, or give an export's "
             "path"
         )
-    newest = {one.kind: one.card for one in sorted(artifacts, key=lambda one: one.card.created)}
+    newest: dict[object, Card] = {}
+    for one in sorted(artifacts, key=lambda one: one.card.created):
+        newest[one.card.run if of_each_run else one.kind] = one.card
 
     def is_current(one: Artifact) -> bool:
-        card = newest[one.kind]
+        card = newest[one.card.run if of_each_run else one.kind]
         return (card.run, card.created) == (one.card.run, one.card.created)
 
     current = [one for one in artifacts if is_current(one)]
@@ -186,8 +193,7 @@ def earlier_notes(current: Sequence[Artifact], earlier: Sequence[Artifact]) -> l
         )
     if older:
         notes.append(
-            f"exports left out, since {plural(len(older), 'its run is', 'their runs are')} older "
-            f"than another of the same model: {_paths(older)}"
+            f"exports left out, since there is a newer run of the same model: {_paths(older)}"
         )
     return notes
 
@@ -215,21 +221,23 @@ def exports_in(folder: Path) -> list[Artifact]:
 def best_export(
     export_dir: Path = EXPORT_DIR, exports: Sequence[Artifact] | None = None
 ) -> Artifact:
-    """Return the ONNX export with the highest validation accuracy; ties go to higher precision.
+    """Return the ONNX export with the highest validation accuracy.
 
-    Accuracies are compared by the lower ends of their intervals: 2 of 2 images say less than 11
-    of 12. Formats that need PyTorch are skipped, because `classify` starts much sooner without it.
+    Ties go to higher precision, then to the newer run. Accuracies are compared by the lower ends
+    of their intervals: 2 of 2 images say less than 11 of 12. Formats that need PyTorch are
+    skipped, because `classify` starts much sooner without it.
     The fastest precision depends on the machine: `tltools bench` measures it.
 
     Args:
         export_dir: Folder of exports.
-        exports: Those of `find_exports` there; None to find them.
+        exports: Those to choose from; None for all there but those of earlier trainings.
 
     Raises:
         ArtifactError: If there is no ONNX export.
         ConfigError: If the exports are of models with different classes.
     """
-    exports = find_exports(export_dir) if exports is None else exports
+    if exports is None:
+        exports = current_and_earlier_exports(export_dir, of_each_run=True)[0]
     best = best_of(exports)
     if best is None:
         raise ArtifactError(
@@ -258,10 +266,11 @@ def best_of(exports: Sequence[Artifact]) -> Artifact | None:
     return max(found, key=_quality, default=None)
 
 
-def _quality(export: Artifact) -> tuple[float, int]:
-    """Return the sort key of an export: its run's validation accuracy, then its precision."""
+def _quality(export: Artifact) -> tuple[float, int, str]:
+    """Return the sort key of an export: its run's validation accuracy, its precision, its date."""
     assert export.card.export is not None
-    return export.card.metrics["val"].low, -PRECISIONS.index(export.card.export.precision)
+    precision = PRECISIONS.index(export.card.export.precision)
+    return export.card.metrics["val"].low, -precision, export.card.created
 
 
 def training_images(path: Path, card: Card) -> frozenset[str] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from tltools.cli.show import tell_findings
-from tltools.errors import ConfigError
+from tltools.errors import ConfigError, TltoolsError
 from tltools.runtime.model_formats import (
     EXPORT_DIR,
     FORMATS,
@@ -64,17 +64,49 @@ def path_or_run(text: str) -> Path:
 
 
 def path_or_export(text: str) -> Path:
-    """Parse a path; the bare name of a run or export in `exports/` is the export.
+    """Parse a path; a run, its name, or the name of an export in `exports/` is the export.
 
-    Of several exports of a run, it is the one in fp32 and ONNX. An existing path comes first.
+    Of several exports of a run, it is the one in fp32 and ONNX. An existing path that is no run
+    comes first.
+
+    Raises:
+        BadParameter: If the export of a run is of an earlier training.
     """
+    from tltools.data.folders import is_run
+
     path = Path(text)
+    if is_run(path):
+        return _export_of(path)
     if path.name != text or os.path.lexists(path):
         return path
     named = list(EXPORT_DIR.glob(f"*/{glob.escape(text)}")) if is_export_name(path) else []
     if len(named) == 1:
         return named[0]
-    return first_export(EXPORT_DIR / text) or path
+    return _export_of(path_or_run(text))
+
+
+def _export_of(run: Path) -> Path:
+    """Return the export of a run, or of one that is deleted; the path itself if it has none.
+
+    Raises:
+        BadParameter: If it is of an earlier training.
+    """
+    from tltools.artifacts import read_artifact
+    from tltools.run_folder import CARD
+
+    export = first_export(EXPORT_DIR / run.name)
+    if export is None or not (run / CARD).is_file():
+        return export or run
+    try:
+        is_current = read_artifact(export).card.created == read_artifact(run).card.created
+    except TltoolsError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not is_current:
+        raise typer.BadParameter(
+            f"{export} is not of {run} as it is now: delete it and run tltools export {run}, or "
+            "give the file's path"
+        )
+    return export
 
 
 def path_or_run_or_url(text: str) -> "Location":

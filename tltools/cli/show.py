@@ -23,7 +23,7 @@ REPORT_PACKAGES = ("jinja2", "matplotlib")
 def choose_export(progress: "Progress") -> Path:
     """Return the most accurate ONNX export in its default folder, and print which it is.
 
-    Exports of earlier runs and trainings are not considered, and named.
+    Exports of an earlier training of the same run are not considered, and named.
 
     Raises:
         ArtifactError: If there is none.
@@ -31,7 +31,7 @@ def choose_export(progress: "Progress") -> Path:
     """
     from tltools.artifacts import best_export, current_and_earlier_exports, earlier_notes
 
-    exports, earlier = current_and_earlier_exports()
+    exports, earlier = current_and_earlier_exports(of_each_run=True)
     best = best_export(exports=exports)
     score = best.card.metrics["val"]
     progress.say(
