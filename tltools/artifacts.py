@@ -162,12 +162,14 @@ def current_and_earlier_exports(
             f"no exports in {export_dir}/: create some with tltools export, or give an export's "
             "path"
         )
-    newest: dict[object, Card] = {}
-    for one in sorted(artifacts, key=lambda one: one.card.created):
-        newest[one.card.run if of_each_run else one.kind] = one.card
+
+    def key(one: Artifact) -> object:
+        return one.card.run if of_each_run else one.kind
+
+    newest = {key(one): one.card for one in sorted(artifacts, key=lambda one: one.card.created)}
 
     def is_current(one: Artifact) -> bool:
-        card = newest[one.card.run if of_each_run else one.kind]
+        card = newest[key(one)]
         return (card.run, card.created) == (one.card.run, one.card.created)
 
     current = [one for one in artifacts if is_current(one)]

@@ -171,9 +171,12 @@ def _delete(names: "Sequence[str]", run_dir: Path, out: Out, *, yes: bool) -> No
                 f"{plural(len(plan.exports), 'it', 'them')}, other commands go on using "
                 f"{plural(len(plan.exports), 'this export', 'these exports')} of the run"
             )
-    facts = ("deleted", "kept", "exports", "folder")
-    plans_of = ((one.files, one.kept, one.exports, one.folder) for one in plans)
-    out.result([dict(zip(facts, one, strict=True)) for one in plans_of])
+    out.result(
+        [
+            {"deleted": one.files, "kept": one.kept, "exports": one.exports, "folder": one.folder}
+            for one in plans
+        ]
+    )
 
 
 def _ask(plans: "Sequence[Deletion]") -> None:
