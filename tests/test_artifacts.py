@@ -10,7 +10,7 @@ from conftest import Recorder
 
 from tltools.artifacts import (
     best_export,
-    find_exports,
+    current_and_earlier_exports,
     find_runs,
     is_artifact,
     open_predictor,
@@ -56,7 +56,7 @@ def test_the_newest_run_of_each_model_is_found(make_run, tmp_path):
     ("find", "message"),
     [
         (find_runs, r"no runs in .*nothing/: train one with tltools train"),
-        (find_exports, r"no exports in .*nothing/: create some with tltools export"),
+        (current_and_earlier_exports, r"no exports in .*nothing/: create some with tltools export"),
         (best_export, r"no exports in .*nothing/: create some with tltools export"),
     ],
 )
@@ -88,7 +88,11 @@ def test_exports_of_older_runs_and_other_files_are_skipped(make_export, tmp_path
     other = make_export("vgg16", model="vgg16", created="2025-01-01T00:00:00+00:00")
     (old.parent / "notes.txt").write_text("not an export")
     shutil.copy(old, new.parent / ".cnn-2.fp32.abc.tmp.onnx")  # as a killed export leaves it
-    assert {one.path for one in find_exports(tmp_path / "exports")} == {new, second, other}
+    assert {one.path for one in current_and_earlier_exports(tmp_path / "exports")[0]} == {
+        new,
+        second,
+        other,
+    }
 
 
 def test_exports_of_an_earlier_training_of_the_same_run_are_left_out_and_named(
@@ -98,7 +102,10 @@ def test_exports_of_an_earlier_training_of_the_same_run_are_left_out_and_named(
     make_export("cnn", created="2026-01-01T00:00:00+00:00", name="cnn.int8.onnx", val=0.9)
     new = make_export("cnn", created="2026-02-01T00:00:00+00:00", val=0.8)
     other = make_export("vgg16", model="vgg16", created="2025-01-01T00:00:00+00:00")
-    assert {one.path for one in find_exports(tmp_path / "exports")} == {new, other}
+    assert {one.path for one in current_and_earlier_exports(tmp_path / "exports")[0]} == {
+        new,
+        other,
+    }
     said = Recorder()
     assert choose_export(said) == new.relative_to(tmp_path)
     assert said.said == [
@@ -106,6 +113,14 @@ def test_exports_of_an_earlier_training_of_the_same_run_are_left_out_and_named(
         "Exports left out, since an earlier training of cnn made it: exports/cnn/cnn.int8.onnx",
     ]
     assert list(find_sources([]).left_out) == [Path("exports/cnn/cnn.int8.onnx")]
+
+
+def test_an_export_in_another_folder_is_of_no_earlier_training(make_export, tmp_path):
+    """Runs of two projects may have the same name."""
+    old = make_export("cnn", created="2026-01-01T00:00:00+00:00", val=0.9)
+    theirs = old.parent.rename(tmp_path / "exports" / "theirs") / old.name
+    make_export("cnn", created="2026-02-01T00:00:00+00:00", val=0.8)
+    assert best_export(tmp_path / "exports").path == theirs
 
 
 def test_the_best_export_has_the_highest_validation_accuracy(make_export, tmp_path):
@@ -128,7 +143,10 @@ def test_between_exports_with_different_classes_the_user_chooses(
     monkeypatch.chdir(tmp_path)
     own = make_export("vgg16", created="2026-01-01T00:00:00+00:00", val=0.8)
     other = make_export("cnn", created="2026-02-01T00:00:00+00:00", val=1, classes=("a", "b", "c"))
-    assert {one.path for one in find_exports(tmp_path / "exports")} == {own, other}
+    assert {one.path for one in current_and_earlier_exports(tmp_path / "exports")[0]} == {
+        own,
+        other,
+    }
     with pytest.raises(ConfigError, match="have different classes") as caught:
         choose_export(Recorder())
     assert str(caught.value) == (

@@ -19,7 +19,7 @@ import torch
 from conftest import CLASSES, SIZE, run_tltools
 from onnx import TensorProto, helper, numpy_helper
 
-from tltools.artifacts import best_export, find_exports
+from tltools.artifacts import best_export, current_and_earlier_exports
 from tltools.card import CARD_KEY, MAX_CARD_BYTES, Score
 from tltools.errors import ArtifactError
 from tltools.runtime import load_predictor, read_card
@@ -502,7 +502,7 @@ def test_inspect_doctor_and_listing_never_run_torchscript(kit, marking):
     before = snapshot(kit.folder)
     for args in (["inspect", marking], ["doctor"]):
         assert run_tltools(*args, cwd=kit.folder).code == 0
-    assert [one.path for one in find_exports(kit.folder / "exports")] == [marking]
+    assert [one.path for one in current_and_earlier_exports(kit.folder / "exports")[0]] == [marking]
     with pytest.raises(ArtifactError, match="no ONNX export"):  # it looks at all of them
         best_export(kit.folder / "exports")
     assert snapshot(kit.folder) == before

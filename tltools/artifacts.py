@@ -1,8 +1,9 @@
 """Find runs and exports in their default folders, and open either as a predictor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from tltools.card import Card, Precision
@@ -59,6 +60,11 @@ class Artifact:
         tuned = str(self.card.training.get("fine_tune", "none"))
         return self.card.model, tuned, frozenset(self.card.classes)
 
+    @property
+    def place(self) -> tuple[Path, str]:
+        """What a later training of the same run replaces: its exports in the same folder."""
+        return self.path.parent, self.card.run
+
 
 def read_artifact(path: Path) -> Artifact:
     """Read the card of a run folder or an export.
@@ -87,11 +93,17 @@ def is_artifact(path: Path) -> bool:
     return (path / CARD).is_file() or is_export_name(path)
 
 
-def find_runs(run_dir: Path = RUN_DIR, *, progress: Progress = SILENT) -> list[Artifact]:
-    """Return the newest usable run of each kind (see `Artifact.kind`), by model name.
+def find_runs(
+    run_dir: Path = RUN_DIR,
+    *,
+    key: Callable[[Artifact], object] = attrgetter("kind"),
+    progress: Progress = SILENT,
+) -> list[Artifact]:
+    """Return the newest usable run of each kind, by model name.
 
     Args:
         run_dir: Parent of the run folders.
+        key: What a run is the newest of.
         progress: Told which runs are left out because they are damaged.
 
     Raises:
@@ -108,7 +120,7 @@ def find_runs(run_dir: Path = RUN_DIR, *, progress: Progress = SILENT) -> list[A
         raise ArtifactError(_no_runs(run_dir, damaged))
     for folder, reason in damaged.items():
         progress.warn(f"{folder} is left out: {reason}")
-    newest = {one.kind: one for one in sorted(found, key=lambda one: one.card.created)}
+    newest = {key(one): one for one in sorted(found, key=lambda one: one.card.created)}
     return sorted(newest.values(), key=lambda one: (one.card.model, one.path))
 
 
@@ -125,29 +137,18 @@ def _no_runs(run_dir: Path, damaged: dict[Path, str]) -> str:
     return f"no runs in {run_dir}/: train one with tltools train, or give a run's path"
 
 
-def find_exports(export_dir: Path = EXPORT_DIR) -> list[Artifact]:
-    """Return the exports in a folder that belong to the newest run of each kind.
-
-    Those of earlier runs and trainings are left out: see `current_and_earlier_exports`.
-
-    Raises:
-        ArtifactError: If there is none.
-    """
-    return current_and_earlier_exports(export_dir)[0]
-
-
 def current_and_earlier_exports(
-    export_dir: Path = EXPORT_DIR, *, of_each_run: bool = False
+    export_dir: Path = EXPORT_DIR, *, key: Callable[[Artifact], object] = attrgetter("kind")
 ) -> tuple[list[Artifact], list[Artifact]]:
-    """Return the exports of the newest run of each kind (see `Artifact.kind`), and earlier ones.
+    """Return the exports of the newest training of each kind, and those of earlier ones.
 
     A run that is resumed, or trained anew under its name, leaves the exports of before in place
     until they are made again. They are of another model, though they have its name.
 
     Args:
         export_dir: Folder of exports.
-        of_each_run: Whether older runs of a kind count, too: only exports of an earlier training
-            of the same run are left out.
+        key: What a training is the newest of. With `Artifact.place` each run counts, and only
+            exports of an earlier training of the same run are left out.
 
     Returns:
         The exports of the newest training that has any, and those of earlier ones.
@@ -162,10 +163,6 @@ def current_and_earlier_exports(
             f"no exports in {export_dir}/: create some with tltools export, or give an export's "
             "path"
         )
-
-    def key(one: Artifact) -> object:
-        return one.card.run if of_each_run else one.kind
-
     newest = {key(one): one.card for one in sorted(artifacts, key=lambda one: one.card.created)}
 
     def is_current(one: Artifact) -> bool:
@@ -239,7 +236,7 @@ def best_export(
         ConfigError: If the exports are of models with different classes.
     """
     if exports is None:
-        exports = current_and_earlier_exports(export_dir, of_each_run=True)[0]
+        exports = current_and_earlier_exports(export_dir, key=attrgetter("place"))[0]
     best = best_of(exports)
     if best is None:
         raise ArtifactError(

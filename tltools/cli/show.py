@@ -29,9 +29,11 @@ def choose_export(progress: "Progress") -> Path:
         ArtifactError: If there is none.
         ConfigError: If there are models with different classes.
     """
+    from operator import attrgetter
+
     from tltools.artifacts import best_export, current_and_earlier_exports, earlier_notes
 
-    exports, earlier = current_and_earlier_exports(of_each_run=True)
+    exports, earlier = current_and_earlier_exports(key=attrgetter("place"))
     best = best_export(exports=exports)
     score = best.card.metrics["val"]
     progress.say(

@@ -13,6 +13,7 @@ from tltools.artifacts import (
     EXPORT_DIR,
     RUN_DIR,
     Artifact,
+    current_and_earlier_exports,
     find_runs,
     read_artifact,
     run_of,
@@ -315,7 +316,7 @@ def _add_predictions(sources: Sources, path: Path) -> None:
 def _add_newest(sources: Sources) -> None:
     """Add the newest results in the current folder, and say what is left out."""
     if any(_run_folders()):
-        sources.runs += _newest_runs()
+        sources.runs += find_runs(key=_is_about)  # the page says what is wrong with the others
     sources.exports, left_out = _newest_exports()
     benches = sorted(
         [*EXPORT_DIR.glob("bench-*.json"), *Path().glob("bench-*.json")],
@@ -349,24 +350,6 @@ def _is_about(one: Artifact) -> tuple[object, ...]:
     return *one.kind, one.card.data.name
 
 
-def _newest_runs() -> list[Artifact]:
-    """Return the newest usable run of each model on each data set.
-
-    Raises:
-        ArtifactError: If every run is damaged.
-    """
-    found: list[Artifact] = []
-    for folder in _run_folders():
-        try:
-            found.append(read_artifact(folder))
-        except ArtifactError:
-            continue  # the page says what is wrong with it
-    if not found:
-        return find_runs()  # fails, and says why
-    newest = {_is_about(run): run for run in sorted(found, key=lambda run: run.card.created)}
-    return sorted(newest.values(), key=lambda one: (one.card.model, one.path))
-
-
 def _newest_exports() -> tuple[list[Artifact], dict[Path, str]]:
     """Return the exports of the newest training of each model on each data set, and the others.
 
@@ -376,19 +359,18 @@ def _newest_exports() -> tuple[list[Artifact], dict[Path, str]]:
     Raises:
         ArtifactError: If one is damaged.
     """
-    paths = sorted(path for path in EXPORT_DIR.glob("*/*") if _may_be_export(path))
-    exports = [read_artifact(path) for path in paths]
-    newest = {_is_about(one): one.card for one in sorted(exports, key=lambda one: one.card.created)}
-    shown: list[Artifact] = []
+    if not any(map(_may_be_export, EXPORT_DIR.glob("*/*"))):
+        return [], {}
+    shown, earlier = current_and_earlier_exports(key=_is_about)
+    newest = {_is_about(one): one.card for one in shown}
     left_out: dict[Path, str] = {}
-    for one in exports:
+    for one in earlier:
         card = newest[_is_about(one)]
-        if card.run != one.card.run:
-            left_out[one.path] = _newer(f"the export of {card.run}", card)
-        elif card.created != one.card.created:
-            left_out[one.path] = f"an earlier training of {card.run} made it"
-        else:
-            shown.append(one)
+        left_out[one.path] = (
+            f"an earlier training of {card.run} made it"
+            if card.run == one.card.run
+            else _newer(f"the export of {card.run}", card)
+        )
     return shown, left_out
 
 
