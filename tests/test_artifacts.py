@@ -151,7 +151,8 @@ def test_between_exports_with_different_classes_the_user_chooses(
         choose_export(Recorder())
     assert str(caught.value) == (
         "the exports in exports/ have different classes (exports/cnn/cnn.fp32.onnx tells a, b, c; "
-        "exports/vgg16/vgg16.fp32.onnx tells red, green, blue); choose one with `model=`"
+        "exports/vgg16/vgg16.fp32.onnx tells red, green, blue); choose one with `model=`, "
+        "or delete those that you no longer need"
     )
     other.unlink()
     assert choose_export(Recorder()) == own.relative_to(tmp_path)

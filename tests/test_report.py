@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 import shutil
+import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,11 +29,10 @@ from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.output_formats.parquet import write_parquet
 from tltools.classify.predict import Prediction
-from tltools.cli import scores
 from tltools.decisions import Decided
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import interval
-from tltools.report import check_place, scored
+from tltools.report import check_place
 from tltools.report.benches import read_bench
 from tltools.report.blocks import Gallery, Section, Table, Text, Tile
 from tltools.report.jobs import (
@@ -785,7 +785,8 @@ def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
         older: why,
         Path("rows.jsonl"): "predictions.csv is newer",
         Path("other.csv"): "predictions.csv is newer",
-        Path("scores"): "evaluations are shown if they are named",
+        Path("scores"): "scores/evaluation.json is not a result of tltools bench or tltools "
+        "evaluate of this version: Object missing required field `data`; run the command again",
     }
     assert find_sources([Path("predictions.csv")]).left_out == {}
     ran = run_tltools("report", cwd=tmp_path)
@@ -871,7 +872,6 @@ def test_exports_of_an_older_run_are_left_out_and_named(place, tmp_path, monkeyp
 
 def test_a_folder_that_evaluate_wrote_is_reported(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert scored.MISTAKES == scores.MISTAKES
     shutil.copytree(place / "scores", "scores")
     sources = find_sources([Path("scores")])
     assert [one.path for one in sources.scored] == [Path("scores/predictions.csv")]
@@ -880,6 +880,36 @@ def test_a_folder_that_evaluate_wrote_is_reported(place, tmp_path, monkeypatch):
     sources = find_sources([Path("scores")])
     assert [path for path, _ in sources.evaluations] == [Path("scores/evaluation.json")]
     assert [one.path for one in sources.scored] == [Path("scores/mistakes.csv")]
+
+
+def test_the_newest_evaluation_of_each_model_on_each_data_set_is_reported(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "runs", "runs")
+    evaluation = (place / "scores" / "evaluation.json").read_text()
+    now = time.time()
+    for age, (name, model) in enumerate(
+        [("new", "cnn onnx fp32"), ("other", "vgg16"), ("old", "cnn onnx fp32"), ("gone", "cnn")]
+    ):
+        Path(name).mkdir()
+        text = evaluation.replace('"model": "cnn onnx fp32"', f'"model": "{model}"')
+        Path(name, "evaluation.json").write_text(text)
+        os.utime(Path(name, "evaluation.json"), times=(now, now - age))
+    os.utime("gone/evaluation.json", times=(0, 0))
+    sources = find_sources([])
+    assert [path.parent.name for path, _ in sources.evaluations] == ["new", "other"]
+    assert sources.left_out == {
+        Path("old"): "new, of the same model and data, is newer",
+        Path("gone"): "cnn was trained after this evaluation",
+    }
+    facts = sources.evaluations[0][1]
+    score = f"{facts.accuracy.correct:,}/{facts.accuracy.total:,}"
+    (summary, *_) = sources.sections(None)
+    (said,) = (line for line in summary.blocks[0].lines if line.startswith("Accuracy on"))
+    assert said.startswith("Accuracy on data, all: cnn onnx fp32 ")
+    assert said.count(score) == 2
+    assert "; vgg16 " in said
 
 
 def test_the_run_of_an_export_is_shown_even_if_a_newer_one_has_none(place, tmp_path, monkeypatch):

@@ -354,6 +354,23 @@ def test_a_run_is_deleted_and_its_exports_stay(workplace):
     assert sorted((workplace / "exports").rglob("*")) == exports
 
 
+def test_a_run_is_deleted_with_its_exports_if_that_is_requested(workplace):
+    (workplace / "exports" / "cnn" / "notes.txt").write_text("mine")
+    own = [workplace / "exports" / "cnn" / f"cnn.fp32.{suffix}" for suffix in ("onnx", "pt")]
+    theirs = workplace / "exports" / "theirs" / "cnn.fp32.onnx"  # of a run of the same name
+    theirs.parent.mkdir()
+    shutil.copy(own[0], theirs)
+    set_card(theirs, msgspec.structs.replace(read_artifact(theirs).card, created="2020-01-01"))
+    ran = run_tltools("runs", "--delete", "cnn", "--exports", "--yes", cwd=workplace)
+    assert ran.code == 0, ran
+    assert "exports/cnn/cnn.fp32.onnx" in ran.err
+    assert "Kept: exports/theirs/cnn.fp32.onnx; until you delete it" in ran.err
+    assert theirs.is_file()
+    assert not any(path.exists() for path in own)
+    assert [one.name for one in (workplace / "exports" / "cnn").iterdir()] == ["notes.txt"]
+    assert run_tltools("runs", "--exports", cwd=workplace).code == 2
+
+
 def test_files_that_training_did_not_write_stay(workplace):
     folder = workplace / "runs" / "cnn"
     (folder / "notes.txt").write_text("mine")

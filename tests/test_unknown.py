@@ -361,7 +361,10 @@ def test_a_program_gets_distances_and_unknown(export, odd, onnx_path):
 def test_the_command_line_labels_a_file_and_a_folder(export, odd, tmp_path):
     words = ("--model", export, "--unknown", "99", "--device", "cpu")
     ran = run_tltools("classify", odd / "red0.png", *words, cwd=tmp_path)
-    assert re.fullmatch(r"unknown \(distance \d+\.\d\d\)", ran.out.splitlines()[0])
+    assert ran.out.splitlines()[0] == "unknown"
+    assert re.fullmatch(r"distance \d+\.\d\d", ran.out.splitlines()[-1])
+    limit = r"Unknown: at a distance above \d+\.\d\d, the 99th percentile of the training images"
+    assert re.search(limit, ran.err)
     (row,) = json.loads(
         run_tltools("classify", odd / "red0.png", *words, "--json", cwd=tmp_path).out
     )

@@ -252,7 +252,7 @@ def best_export(
         if len(kinds) > 1:
             raise ConfigError(
                 f"the exports in {export_dir}/ have different classes ({'; '.join(kinds)}); choose "
-                "one with `model=`"
+                "one with `model=`, or delete those that you no longer need"
             )
     return best
 

@@ -36,6 +36,10 @@ DISTANCE = "distance.safetensors"
 CONFUSION = "confusion_matrix.png"
 EVALUATION = "evaluation.json"
 """The scores of `tltools evaluate`, in a folder of their own."""
+MAX_EVALUATION_BYTES = 2**28
+"""Largest `evaluation.json`: a confusion matrix of 10,000 classes."""
+MISTAKES = "mistakes.csv"
+"""What `tltools evaluate --output FOLDER --mistakes` writes beside it."""
 MLFLOW_RUN = "mlflow.txt"
 """Holds MLflow's ID of the run."""
 TENSORBOARD = "tensorboard"
@@ -550,6 +554,10 @@ def read_scored(path: Path, classes: Sequence[str]) -> RunPredictions:
     return RunPredictions(paths, targets, probs, decided)
 
 
+MAX_DOUBTED = 0.25
+"""Share of labels above which it is the models that are too weak, not the labels that are wrong."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FoldPredictions:
     """Predictions of cross-validation: each image by a model that was trained without it."""
@@ -586,15 +594,24 @@ class FoldPredictions:
     def suspects(self) -> NDArray[np.int64]:
         """Return the images whose labels look wrong, most suspicious first: their rows, (n,).
 
-        There are none if the predictions do not beat chance.
+        There are none if the predictions say nothing about labels: if they do not beat chance, or
+        doubt more than `MAX_DOUBTED`.
+        """
+        doubted = self.doubted()
+        return doubted if self.beats_chance() and not self.doubts_too_many() else doubted[:0]
+
+    def doubts_too_many(self) -> bool:
+        """Return whether more than `MAX_DOUBTED` of the labels are doubted."""
+        return len(self.doubted()) > MAX_DOUBTED * len(self.targets)
+
+    def doubted(self) -> NDArray[np.int64]:
+        """Return the images whose labels the models doubt, most suspicious first: their rows, (n,).
 
         Confident learning (Northcutt et al., arXiv:1911.00068): an image belongs to another class
         with confidence if its probability of that class is at least what images with that label
         have on average. Suspects are ordered by the difference between the probabilities of the
         label and of the other class.
         """
-        if not self.beats_chance():
-            return np.empty(0, dtype=np.int64)
         rows, num_classes = np.arange(len(self.targets)), self.probs.shape[1]
         thresholds = np.array(
             [

@@ -544,15 +544,22 @@ class Deletion:
     kept: tuple[Path, ...]
     """Files and folders that training did not write; the run's folder stays for them."""
     exports: tuple[Path, ...]
-    """Exports of the run, which stay, and which other commands go on finding."""
+    """Exports of the run that are removed with it; empty unless that is requested."""
+    kept_exports: tuple[Path, ...]
+    """Exports that stay, and that other commands go on finding: those of the run unless they are
+    removed, and those of an earlier run of its name, or of an equal name in another folder."""
     num_bytes: int
     """Size of what is removed."""
 
 
-def plan_deletion(folder: Path) -> Deletion:
+def plan_deletion(folder: Path, *, with_exports: bool = False) -> Deletion:
     """Return what deleting a run removes.
 
     Temporary files that a killed process left in it are removed now.
+
+    Args:
+        folder: The run.
+        with_exports: Remove its exports, too.
 
     Raises:
         ArtifactError: If the folder is not a run that tltools made.
@@ -564,22 +571,25 @@ def plan_deletion(folder: Path) -> Deletion:
     files = [one for one in entries if one.name in OWN_FILES and not one.is_dir()]
     files += [one for one in entries if one.name in OWN_FOLDERS and one.is_dir()]
     own = sorted(files, key=lambda one: _LAST.index(one.name) if one.name in _LAST else -1)
+    exports, others = _own_and_other_exports(folder)
+    removed = exports if with_exports else ()
     return Deletion(
         folder=folder,
         files=tuple(own),
         kept=tuple(one for one in entries if one not in files),
-        exports=_kept_exports(folder),
-        num_bytes=sum(map(_size, own)),
+        exports=removed,
+        kept_exports=others if with_exports else exports + others,
+        num_bytes=sum(map(_size, [*own, *removed])),
     )
 
 
-def _kept_exports(folder: Path) -> tuple[Path, ...]:
-    """Return the exports of a run, of this training and of earlier ones."""
+def _own_and_other_exports(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the exports of a run, and those of another training of its name."""
     try:
         facts = _facts(folder, list(_exports_of(folder.parent, None)))
     except FileNotFoundError:  # its training was killed before its first epoch
-        return ()
-    return facts.exports + facts.older_exports
+        return (), ()
+    return facts.exports, facts.older_exports
 
 
 def check_is_ours(folder: Path) -> None:
@@ -650,9 +660,9 @@ def check_deletable(deletion: Deletion) -> None:
 def delete_run(deletion: Deletion) -> None:
     """Delete a run; its folder goes too, unless it holds files that training did not write.
 
-    A folder that goes is renamed first: where that fails, nothing is lost. A deletion that is
-    stopped can be repeated: the files that show the run are removed last. What killed deletions
-    beside it have left is removed, too.
+    A folder that goes is renamed first: where that fails, nothing of the run is lost. A deletion
+    that is stopped can be repeated: exports go first, and the files that show the run last. What
+    killed deletions beside it have left is removed, too.
 
     Raises:
         OSError: If a file cannot be deleted.
@@ -660,11 +670,22 @@ def delete_run(deletion: Deletion) -> None:
     """
     check_deletable(deletion)
     with locked(deletion.folder):
+        _delete_exports(deletion.exports)
         _delete(deletion)
     for folder in sorted(deletion.folder.absolute().parent.iterdir()):
         if _DELETED.fullmatch(folder.name) and not folder.is_symlink():
             with suppress(OSError, TltoolsError):  # of another deletion: this one has succeeded
                 _finish_deletion(folder)
+
+
+def _delete_exports(exports: Sequence[Path]) -> None:
+    """Delete exports, and their folders if nothing else is in them."""
+    for path in exports:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in exports}:
+        remove_leftovers(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 _DELETED = re.compile(r"\..+\.deleted(-\d+)?")

@@ -25,7 +25,7 @@ from tltools.cli.options import (
     path_or_export,
     path_or_url,
 )
-from tltools.cli.show import check_report, choose_export, write_report
+from tltools.cli.show import check_report, choose_export, unknown_text, write_report
 from tltools.cli.sorting import SortOptions, check_sorting, sort_job, tell_sorted, undo_sorts
 from tltools.cli.thresholds import ThresholdOptions
 from tltools.cli.workers import start_workers
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from tltools.classify import Shard, Summary
     from tltools.classify.job import JobSettings
     from tltools.classify.remembered import Reference
-    from tltools.classify.sorting import SortSettings
     from tltools.console import RichProgress
     from tltools.data.location import Location
     from tltools.processes import Launcher
@@ -86,7 +85,7 @@ StrictOption = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Exit with code 1 if any image could not be classified.",
+        help="Exit with 1 if an image failed, as without --output.",
         rich_help_panel=FAILURES,
     ),
 ]
@@ -231,10 +230,10 @@ def classify(
         if here.report is not None:  # before images are moved
             _write_report(here.report, summary, inputs, options.unknown, out.progress)
         done = sort and sort_job(sort, settings, out.progress)
-        is_known = _remember(summary, inputs, sort, options.unknown)
+        is_known = _remember(summary, inputs, options.unknown)
         out.result(
             summary.as_dict() | ({"sorted": done} if done else {}),
-            lambda: _print_job(summary, out.progress),
+            lambda: _print_job(summary, options.unknown, out.progress),
         )
         if done:
             tell_sorted(done, out.progress)
@@ -368,18 +367,16 @@ def _ledger_dir(cache_dir: Path | None, *, changed_only: bool) -> Path | None:
 def _remember(
     summary: "Summary",
     inputs: "list[Location]",
-    sort: "SortSettings | None",
     unknown: float | None,
 ) -> bool:
     """Remember the inputs and distances for a report; return whether it can show the images."""
     from tltools.classify.remembered import remember_inputs
 
-    is_moved = sort is not None and sort.action == "move"
     if not isinstance(summary.output, Path):
         return False
-    places = None if is_moved else inputs
     reference = _reference(summary, unknown)
-    return remember_inputs(summary.output, places, reference, model=summary.card.name)
+    # Moved images return if the sorting is undone.
+    return remember_inputs(summary.output, inputs, reference, model=summary.card.name)
 
 
 def _reference(summary: "Summary", unknown: float | None) -> "Reference | None":
@@ -439,7 +436,7 @@ def _print_labels(summary: "Summary", progress: "RichProgress") -> None:
         progress.say(f"{count:8d}  {in_percent(count / total):>6}  {name}")
 
 
-def _print_job(summary: "Summary", progress: "RichProgress") -> None:
+def _print_job(summary: "Summary", unknown: float | None, progress: "RichProgress") -> None:
     """Summarize a job on standard error, since standard output may hold its result."""
     from tltools.console import rate
     from tltools.data.left_out import describe_counts
@@ -458,6 +455,8 @@ def _print_job(summary: "Summary", progress: "RichProgress") -> None:
     tell_device(choice, progress, f", {where}{how}")
     progress.detail(f"Plan: {summary.plan}")
     _print_labels(summary, progress)
+    if unknown is not None:
+        progress.say(unknown_text(summary.card, unknown))
     for reason, count in summary.errors.items():
         first = summary.examples.get(reason)
         others = "; the first is" if first and count > 1 else ":"

@@ -236,8 +236,7 @@ def _tell_next(
     result: "Evaluation", output: Path | None, progress: "RichProgress", *, only_mistakes: bool
 ) -> None:
     """Name the command that shows misclassified images, if there are any."""
-    from tltools.cli.scores import MISTAKES
-    from tltools.run_folder import PREDICTIONS
+    from tltools.run_folder import MISTAKES, PREDICTIONS
 
     wrong = result.score.total - result.score.correct
     if not wrong:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tltools.cli.command import Out
+from tltools.cli.show import unknown_text
 from tltools.wording import MAX_LISTED, in_percent, percent_or_dash, with_likeliest
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def print_labels(
         [_facts(one, classes, distance=unknown is not None) for one in answers],
         lambda: _show(answers, classes),
     )
+    if unknown is not None:
+        out.progress.say(unknown_text(opened.card, unknown))
     failed = [one for one in answers if one.error is not None]
     for one in failed:
         out.progress.warn(f"not classified: {one.name}: {reason_in(one.name, one.error or '')}")
@@ -141,9 +144,8 @@ def _ranked(one: "Prediction", classes: Sequence[str]) -> list[str]:
     order = one.probabilities.argsort()[::-1][:MOST_LABELS]
     lines = [f"{classes[index]} {in_percent(float(one.probabilities[index]))}" for index in order]
     if one.label != classes[order[0]]:  # uncertain, unknown, or by a threshold
-        away = "" if one.distance is None else f" (distance {one.distance:.2f})"
-        lines.insert(0, f"{one.label}{away}")
-    return lines
+        lines.insert(0, one.label or "")
+    return lines if one.distance is None else [*lines, f"distance {one.distance:.2f}"]
 
 
 def _runner_up(one: "Prediction", classes: Sequence[str]) -> str:

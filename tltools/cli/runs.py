@@ -28,7 +28,11 @@ def runs(
     *,
     out: Out,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Delete the named runs; their exports stay.")
+        bool,
+        typer.Option("--delete", help="Delete the named runs; their exports stay."),
+    ] = False,
+    exports: Annotated[
+        bool, typer.Option("--exports", help="With --delete: delete their exports, too.")
     ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Delete without asking for confirmation.")
@@ -42,8 +46,10 @@ def runs(
     given = names or []
     if yes and not delete:
         raise ConfigError("--yes answers the question of --delete; add --delete, or leave it out")
+    if exports and not delete:
+        raise ConfigError("--exports works only with --delete; add --delete, or leave it out")
     if delete:
-        _delete(given, run_dir, out, yes=yes)
+        _delete(given, run_dir, out, yes=yes, with_exports=exports)
     elif not given:
         from tltools.cli.run_list import show_runs
 
@@ -149,31 +155,39 @@ def _shown(value: Any) -> str:
 # ---------------------------------------------------------------------------------- deletion
 
 
-def _delete(names: "Sequence[str]", run_dir: Path, out: Out, *, yes: bool) -> None:
+def _delete(
+    names: "Sequence[str]", run_dir: Path, out: Out, *, yes: bool, with_exports: bool
+) -> None:
     from tltools.runs import check_deletable, delete_run, find_run, plan_deletion
 
     if not names:
         raise ConfigError("--delete needs the names of runs; tltools runs lists them")
     folders = dict.fromkeys(find_run(name, run_dir) for name in names)
-    plans = [plan_deletion(folder) for folder in folders]
+    plans = [plan_deletion(folder, with_exports=with_exports) for folder in folders]
     for plan in plans:
         check_deletable(plan)
     if not yes:
         _ask(plans)
     for plan in plans:
         delete_run(plan)
+        also = f" and {listed(list(map(str, plan.exports)))}" if plan.exports else ""
         out.progress.say(
-            f"Deleted: {plan.folder} ({counted(len(plan.files), 'file')}, {_megabytes(plan)})"
+            f"Deleted: {plan.folder} ({counted(len(plan.files), 'file')}){also}, {_megabytes(plan)}"
         )
-        if plan.exports:
+        if plan.kept_exports:
             out.progress.say(
-                f"Kept: {listed(list(map(str, plan.exports)))}; until you delete "
-                f"{plural(len(plan.exports), 'it', 'them')}, other commands go on using "
-                f"{plural(len(plan.exports), 'this export', 'these exports')} of the run"
+                f"Kept: {listed(list(map(str, plan.kept_exports)))}; until you delete "
+                f"{plural(len(plan.kept_exports), 'it', 'them')}, other commands go on using "
+                f"{plural(len(plan.kept_exports), 'this export', 'these exports')} of the run"
             )
     out.result(
         [
-            {"deleted": one.files, "kept": one.kept, "exports": one.exports, "folder": one.folder}
+            {
+                "deleted": one.files + one.exports,
+                "kept": one.kept,
+                "exports": one.kept_exports,
+                "folder": one.folder,
+            }
             for one in plans
         ]
     )
@@ -198,6 +212,11 @@ def _ask(plans: "Sequence[Deletion]") -> None:
         if plan.kept:
             others = ", ".join(path.name for path in plan.kept)
             typer.echo(printable(f"  not written by training, kept: {others}"), err=True)
+        for path in plan.exports:
+            typer.echo(printable(f"  {path}"), err=True)
+        if plan.kept_exports and not plan.exports:
+            others = ", ".join(map(str, plan.kept_exports))
+            typer.echo(printable(f"  exports, kept without --exports: {others}"), err=True)
     if not typer.confirm(f"Delete {grouped(len(plans), 'run')}?", err=True):
         typer.echo("Nothing deleted.", err=True)
         raise typer.Exit(1)

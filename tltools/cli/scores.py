@@ -12,7 +12,6 @@ from tltools.errors import DataError, TltoolsError
 if TYPE_CHECKING:
     from tltools.evaluate import Evaluation
 
-MISTAKES = "mistakes.csv"
 _SAME_DECIMALS = 4
 """Digits to which the scores of one model agree if it is evaluated again, on a GPU, too."""
 
@@ -58,6 +57,7 @@ def write_scores(result: "Evaluation", folder: Path, *, title: str, only_mistake
     is_ours = _is_scored(folder / other) and not (folder / other).is_symlink()
     text = result.to_json()
     is_stale = is_ours and not _is_of(scores, text)
+    replaced = _told_by(scores)
     with (
         temporary_path(scores) as new_scores,
         temporary_path(rows) as new_rows,
@@ -77,12 +77,26 @@ def write_scores(result: "Evaluation", folder: Path, *, title: str, only_mistake
     with suppress(OSError):  # the files are complete; only their names may be lost
         sync_folder(folder)
     removed = f"; {other} was of another evaluation and is removed" if is_stale else ""
+    if replaced not in (None, _told_by(scores)):
+        removed += f"; they replace the evaluation of {replaced}"
     return f"{EVALUATION}, {name} and {CONFUSION}{removed}"
+
+
+def _told_by(scores: Path) -> str | None:
+    """Return what an evaluation.json is of, `cnn on photos, val`; None if it does not say it."""
+    from tltools.regular import read_regular
+    from tltools.run_folder import MAX_EVALUATION_BYTES
+
+    try:
+        facts = json.loads(read_regular(scores, max_bytes=MAX_EVALUATION_BYTES))
+        return f"{facts['model']} on {facts['data']}, {facts['split']}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _rows_names(*, only_mistakes: bool) -> tuple[str, str]:
     """Return the name of the file with a row for each image, and the one that is not written."""
-    from tltools.run_folder import PREDICTIONS
+    from tltools.run_folder import MISTAKES, PREDICTIONS
 
     return (MISTAKES, PREDICTIONS) if only_mistakes else (PREDICTIONS, MISTAKES)
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.errors import ConfigError
-from tltools.wording import in_percent, plural
+from tltools.wording import in_percent, ordinal, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tltools.card import Card
     from tltools.console import RichProgress
     from tltools.data.dataset import Dataset
     from tltools.progress import Progress
@@ -43,6 +44,22 @@ def choose_export(progress: "Progress") -> Path:
     for note in earlier_notes(exports, earlier):
         progress.say(f"{note[0].upper()}{note[1:]}")
     return best.path
+
+
+def unknown_text(card: "Card", unknown: float) -> str:
+    """Say beyond which distance images are labeled unknown.
+
+    Args:
+        card: Card of an export with distances.
+        unknown: A percentile of the training images' distances, as in `Job.unknown`.
+    """
+    from tltools.runtime.exports import distances_of
+
+    limit = distances_of(card).at(unknown)
+    return (
+        f"Unknown: at a distance above {limit:.2f}, the {ordinal(unknown)} percentile of the "
+        "training images"
+    )
 
 
 def tell_findings(dataset: "Dataset", progress: "Progress") -> None:

@@ -490,9 +490,16 @@ def train(
 
 def _tell_next(folders: Sequence[Path], progress: "RichProgress") -> None:
     """Say what can be done with runs, which commands find without their names only in `runs/`."""
+    from tltools.artifacts import find_runs
+
     is_found = all(one.parent.absolute() == RUN_DIR.absolute() for one in folders)
-    runs = "" if is_found else f" {shlex.join(map(str, folders))}"
-    progress.say(f"Next: tltools export{runs}, or tltools report{runs} to see curves and mistakes")
+    named = f" {shlex.join(map(str, folders))}"
+    # Without names, older runs of other kinds would be exported again, too.
+    is_all = is_found and {one.path for one in find_runs()} == set(folders)
+    progress.say(
+        f"Next: tltools export{'' if is_all else named}, or tltools report"
+        f"{'' if is_found else named} to see curves and mistakes"
+    )
 
 
 def _check_early(
@@ -674,7 +681,7 @@ def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
             _tell_folds(run, found, out.progress)
     tell_chance([run for run, found in zip(trained, folds, strict=True) if not found], out.progress)
     facts = [_facts(run, found) for run, found in zip(trained, folds, strict=True)]
-    out.result(facts, lambda: _print_summary(trained))
+    out.result(facts, lambda: _print_summary(trained, folds))
     if report is not None:
         from tltools.artifacts import Artifact
         from tltools.report.models import training_section
@@ -744,13 +751,20 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
             f"{run.folder}: the folds' models are no better than always predicting the most common "
             "class, so they say nothing about wrong labels"
         )
+        return
+    if folds.doubts_too_many():
+        progress.warn(
+            f"{run.folder}: the folds' models (accuracy {in_percent(mean)}) doubt "
+            f"{len(folds.doubted()):,} of {counted(len(folds.paths), 'label')}, too many to say "
+            "which are wrong; a better model, or more images, would say it"
+        )
+        return
     suspects = folds.suspects()
     if not len(suspects):
-        if folds.beats_chance():
-            progress.say(
-                f"{run.folder}: no label looks wrong, according to the folds' models; "
-                f"{run.folder / FOLDS} has their predictions"
-            )
+        progress.say(
+            f"{run.folder}: no label looks wrong, according to the folds' models; "
+            f"{run.folder / FOLDS} has their predictions"
+        )
         return
     progress.warn(
         f"{counted(len(suspects), 'label')} of {len(folds.paths):,} may be wrong, according to the "
@@ -767,7 +781,7 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
         )
 
 
-def _print_summary(trained: "list[TrainedRun]") -> None:
+def _print_summary(trained: "list[TrainedRun]", folds: "Sequence[FoldPredictions | None]") -> None:
     from tltools.console import print_table
     from tltools.runs import model_title
 
@@ -779,7 +793,12 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
     titles = {"train": "training accuracy", "val": "validation accuracy", "test": "test accuracy"}
     print_table(
         "Top-1 accuracy with its 95% interval",
-        ("model", *(titles[split] for split in splits), "run"),
+        (
+            "model",
+            *(titles[split] for split in splits),
+            *(["mean of the folds"] if any(folds) else []),
+            "run",
+        ),
         [
             (
                 model_title(run.card),
@@ -787,8 +806,17 @@ def _print_summary(trained: "list[TrainedRun]") -> None:
                     score_text(run.card.metrics.get(split), is_seen=split == "train")
                     for split in splits
                 ),
+                *([_folds_text(found)] if any(folds) else []),
                 str(run.folder),
             )
-            for run in trained
+            for run, found in zip(trained, folds, strict=True)
         ],
     )
+
+
+def _folds_text(folds: "FoldPredictions | None") -> str:
+    """Return the mean accuracy of folds with its standard deviation."""
+    if folds is None:
+        return "-"
+    mean, deviation = folds.mean_and_deviation()
+    return f"{in_percent(mean)} ± {100 * deviation:.1f}"

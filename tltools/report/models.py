@@ -625,6 +625,8 @@ class EvaluationFacts(msgspec.Struct, frozen=True):
     coverage: Proportion | None = None
     model: str = ""
     """Name of the run or export; empty if unknown, as in files of earlier versions."""
+    num_trained_on: int | None = None
+    """Number of images that the model was trained on; None if unknown."""
 
 
 def read_evaluation(data: bytes, *, where: Path) -> EvaluationFacts:

@@ -34,16 +34,9 @@ from tltools.report.models import (
     score_table,
     scored_on,
 )
-from tltools.run_folder import EVALUATION, RunPredictions, read_scored
+from tltools.run_folder import EVALUATION, MAX_EVALUATION_BYTES, RunPredictions, read_scored
 from tltools.schema import TRUE, classes_of
 from tltools.wording import grouped
-
-MAX_EVALUATION_BYTES = 2**28
-"""Largest evaluation: a confusion matrix of 10,000 classes."""
-
-
-MISTAKES = "mistakes.csv"
-"""What `evaluate --output FOLDER --mistakes` writes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -53,14 +54,20 @@ from tltools.report.models import (
 )
 from tltools.report.page import TITLE
 from tltools.report.scored import (
-    MAX_EVALUATION_BYTES,
-    MISTAKES,
     Scored,
     read_labeled,
     scored_section,
 )
 from tltools.report.summary import compared, summary_section
-from tltools.run_folder import CARD, EVALUATION, PREDICTIONS, SPLIT, visible
+from tltools.run_folder import (
+    CARD,
+    EVALUATION,
+    MAX_EVALUATION_BYTES,
+    MISTAKES,
+    PREDICTIONS,
+    SPLIT,
+    visible,
+)
 from tltools.runtime.model_formats import is_export_name, suffixes
 from tltools.schema import classes_of
 from tltools.wording import listed, similar_paths
@@ -116,7 +123,9 @@ class Sources:
         jobs = [(path, self._read_job(path)) for path in self.jobs]
         found: list[Section] = []
         with _describing(*(one.path for one in self.runs), *(path for path, _ in self.benches)):
-            summary = summary_section(self.runs, self.exports, self.benches, jobs)
+            summary = summary_section(
+                self.runs, self.exports, self.benches, jobs, self._known_evaluations()
+            )
         if summary is not None:
             found.append(summary)
         if self.runs:
@@ -144,6 +153,12 @@ class Sources:
         if self.left_out:
             found.append(left_out_section(self.left_out))
         return found
+
+    def _known_evaluations(self) -> list[EvaluationFacts]:
+        """Return the evaluations whose model is known."""
+        told = [facts for _, facts in self.evaluations]
+        told += filter(None, (one.told for one in self.scored))
+        return [one for one in told if one.model]
 
     def _read_job(self, path: Path) -> JobFacts:
         """Read a job, and find what its distances are compared with."""
@@ -330,8 +345,10 @@ def _add_newest(sources: Sources) -> None:
     for path in predictions[:1]:
         _add_predictions(sources, path)
     left_out |= _older(predictions)
-    evaluations = islice(visible(Path().glob(f"*/{EVALUATION}")), MAX_LOOKED_AT)
-    left_out |= {path.parent: "evaluations are shown if they are named" for path in evaluations}
+    evaluations, older = _newest_evaluations()
+    for path in (one for folder in evaluations for one in _scores_in(folder)):
+        _add(sources, path)
+    left_out |= older
     sources.runs += _runs_behind(sources)
     sources.left_out = _runs_left_out(sources.runs) | left_out
 
@@ -383,8 +400,8 @@ def _runs_behind(sources: Sources) -> Iterator[Artifact]:
     shown = {one.path.resolve() for one in sources.runs}
     folders = [run_of(export.path, export.card) for export in sources.exports]
     folders += (RUN_DIR / row.run for _, bench in sources.benches for row in bench.rows)
-    models = filter(None, map(remembered_model, sources.jobs))  # `cnn onnx fp32`
-    folders += (RUN_DIR / model.rsplit(" ", 2)[0] for model in models)
+    models = filter(None, map(remembered_model, sources.jobs))
+    folders += map(_folder_of, models)
     for folder in filter(None, folders):
         # The names of runs in a file may be anything.
         if folder.resolve() in shown or not (folder / CARD).is_file() or ".." in folder.parts:
@@ -411,6 +428,44 @@ def _runs_left_out(shown: Sequence[Artifact]) -> dict[Path, str]:
         if newer is not None:  # else it was finished while the others were read
             left_out[folder] = _newer(newer.path.name, newer.card)
     return left_out
+
+
+def _newest_evaluations() -> tuple[list[Path], dict[Path, str]]:
+    """Return the folders of the newest evaluation of each model on each data set, and the others.
+
+    Returns:
+        The folders, and why others are left out, by path.
+    """
+    found = list(islice(visible(Path().glob(f"*/{EVALUATION}")), MAX_LOOKED_AT))
+    newest: dict[tuple[str, ...], Path] = {}
+    left_out: dict[Path, str] = {}
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            facts = read_evaluation(read_regular(path, max_bytes=MAX_EVALUATION_BYTES), where=path)
+        except (OSError, DataError) as error:
+            left_out[path.parent] = cause_of(error)
+            continue
+        newer = newest.setdefault((facts.model, facts.data, facts.split), path.parent)
+        if newer != path.parent:
+            left_out[path.parent] = f"{newer}, of the same model and data, is newer"
+        elif _is_trained_since(facts.model, path):
+            del newest[facts.model, facts.data, facts.split]
+            left_out[path.parent] = f"{facts.model} was trained after this evaluation"
+    return list(newest.values()), left_out
+
+
+def _folder_of(model: str) -> Path:
+    """Return where the run of a run's or an export's name would be: of `cnn onnx fp32`, `cnn`."""
+    return RUN_DIR / model.rsplit(" ", 2)[0]
+
+
+def _is_trained_since(model: str, evaluation: Path) -> bool:
+    """Return whether the run of a model was trained after the file of its evaluation."""
+    try:
+        created = datetime.fromisoformat(read_artifact(_folder_of(model)).card.created)
+    except (ArtifactError, ValueError):
+        return False
+    return created.timestamp() > evaluation.stat().st_mtime
 
 
 MAX_LOOKED_AT = 200

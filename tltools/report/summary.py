@@ -8,9 +8,9 @@ from tltools.bench import BenchResult, unmeasured_note
 from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text
 from tltools.report.jobs import JobFacts
-from tltools.report.models import by_accuracy, cross_validation
+from tltools.report.models import EvaluationFacts, by_accuracy, cross_validation, scored_on
 from tltools.runs import chance_doubt, read_and_compare
-from tltools.wording import grouped, score_text
+from tltools.wording import grouped, score_text, with_counts
 
 
 def summary_section(
@@ -18,6 +18,7 @@ def summary_section(
     exports: Sequence[Artifact],
     benches: Sequence[tuple[Path, BenchResult]],
     jobs: Sequence[tuple[Path, JobFacts]],
+    evaluations: Sequence[EvaluationFacts] = (),
 ) -> Section | None:
     """Return the section that the page opens with; None if there is nothing to sum up.
 
@@ -26,8 +27,14 @@ def summary_section(
         exports: Exports on the page.
         benches: Benches on the page, with their files.
         jobs: Classification jobs on the page, with their files.
+        evaluations: Evaluations on the page, as far as their model is known.
     """
-    answers = (*_best_runs(runs), *_recommended(benches, runs), *_classified(jobs))
+    answers = (
+        *_best_runs(runs),
+        *_evaluated(evaluations),
+        *_recommended(benches, runs),
+        *_classified(jobs),
+    )
     doubts = tuple(_doubts(runs, exports, benches, jobs))
     blocks: list[Block] = []
     if answers:
@@ -63,6 +70,24 @@ def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
         if crossed := cross_validation(best):
             line += f" Cross-validation: {crossed}."
         yield f"{line} {_against(best, ranked[1])}" if len(ranked) > 1 else line
+
+
+def _evaluated(evaluations: Sequence[EvaluationFacts]) -> Iterator[str]:
+    """Yield a sentence on each set of images, with the accuracies of its models, best first."""
+    groups: dict[str, list[EvaluationFacts]] = {}
+    for one in sorted(evaluations, key=lambda one: -one.accuracy.value):
+        if one.coverage is None:  # else the accuracy is of a part of the images only
+            groups.setdefault(scored_on(one), []).append(one)
+    for images, ranked in groups.items():
+        yield f"Accuracy on {images}: {'; '.join(map(_accuracy_of, ranked))}."
+
+
+def _accuracy_of(evaluation: EvaluationFacts) -> str:
+    """Name a model with its accuracy, and how many of the images it was trained on."""
+    one, seen = evaluation.accuracy, evaluation.num_trained_on
+    told = with_counts(one.value, one.low, one.high, one.correct, one.total)
+    trained = f", of which it was trained on {seen:,}" if seen else ""
+    return f"{evaluation.model} {told}{trained}"
 
 
 def _against(best: Artifact, second: Artifact) -> str:
