@@ -912,6 +912,12 @@ CASES = (
         2,
     ),
     Case(
+        "--exports works only with --delete",
+        "runs cnn --exports",
+        ("runs cnn --exports --delete --yes", "runs"),
+        2,
+    ),
+    Case(
         "--delete needs the names of runs", "runs --delete", ("runs; runs --delete --yes cnn",), 2
     ),
     Case("cannot ask for confirmation", "runs --delete cnn", ("runs --delete cnn --yes",), 2),
@@ -1074,6 +1080,8 @@ UNTRIED: dict[str, str] = {
     "--budget {} (seconds) is divided": _ADVICE,
     "{} {} no export in {}/, so only PyTorch": _SIBLING,
     "{} and {} have different classes: bench them separately": _SIBLING,
+    "exports, kept without --exports": "a part of a question in a terminal: test_runs.py",
+    "the limit of tltools classify --unknown 99": "a line of a card: test_unknown.py",
     "Next: the same command with --output scores --mistakes": _ADVICE,
     "no images to bench with": _PYTHON,
     "the slowest round took {} times": _ADVICE,

@@ -111,7 +111,12 @@ def trained(tmp_path_factory, vgg16_file):
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES)
+LONG = ("training", "benchmarks")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(one, marks=[pytest.mark.slow] if one in LONG else []) for one in PAGES]
+)
 def test_the_commands_on_a_page_run_and_print_what_it_shows(page, trained, tmp_path, monkeypatch):
     """In a copy of the folder, one after the other; for README, with nothing made before.
 

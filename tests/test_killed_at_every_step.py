@@ -126,7 +126,11 @@ def few(images):
     return images
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def slow(suffix):
+    return pytest.param(suffix, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("suffix", [".csv", *map(slow, (".jsonl", ".parquet"))])
 def test_a_job_killed_before_any_call_is_completed_by_the_same_command(
     suffix, few, onnx_path, tmp_path
 ):
@@ -147,7 +151,7 @@ def test_a_job_killed_before_any_call_is_completed_by_the_same_command(
     assert resumed
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", slow(".parquet")])
 def test_a_shard_killed_before_any_call_is_completed_and_can_be_merged(
     suffix, few, onnx_path, tmp_path
 ):
@@ -162,7 +166,7 @@ def test_a_shard_killed_before_any_call_is_completed_and_can_be_merged(
         assert found == expected
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", slow(".parquet")])
 def test_a_merge_killed_before_any_call_is_completed_by_the_same_command(
     suffix, few, onnx_path, tmp_path
 ):

@@ -308,6 +308,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_rows_equal_those_of_the_local_engine(cluster, onnx_path, wild, reference, tmp_path):
     output, errors = tmp_path / "out", tmp_path / "errors.csv"
     recorder = Recorder()
@@ -334,6 +335,7 @@ def test_the_rows_equal_those_of_the_local_engine(cluster, onnx_path, wild, refe
         run_ray_job(RayJob(onnx_path, [wild], output))
 
 
+@pytest.mark.slow
 def test_unknown_images_and_distances_equal_those_of_the_local_engine(
     cluster, cnn_exports, wild, tmp_path
 ):
@@ -349,6 +351,7 @@ def test_unknown_images_and_distances_equal_those_of_the_local_engine(
     assert all(row["distance"] >= 0 for row in expected if row is not bad)
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_before_its_clean_up_is_found_finished(
     cluster, onnx_path, images, tmp_path
 ):
@@ -368,6 +371,7 @@ def test_a_job_that_was_killed_before_its_clean_up_is_found_finished(
     assert {path.name: path.read_bytes() for path in output.iterdir()} == first
 
 
+@pytest.mark.slow
 def test_a_stopped_job_resumes_with_the_missing_parts(
     cluster, onnx_path, wild, reference, tmp_path, monkeypatch
 ):
@@ -397,6 +401,7 @@ def test_a_stopped_job_resumes_with_the_missing_parts(
     assert lines == local.read_text().splitlines()[1:]
 
 
+@pytest.mark.slow
 def test_added_and_removed_images_are_detected(cluster, onnx_path, wild, tmp_path, monkeypatch):
     output, folder = tmp_path / "out", tmp_path / "wild"
     shutil.copytree(wild, folder)
@@ -408,6 +413,7 @@ def test_added_and_removed_images_are_detected(cluster, onnx_path, wild, tmp_pat
     assert run_ray_job(RayJob(onnx_path, [folder], output, overwrite=True)).num_kept == 0
 
 
+@pytest.mark.slow
 def test_a_lost_node_and_a_crashing_image_cost_no_other_row(
     cluster, onnx_path, wild, reference, tmp_path, monkeypatch
 ):
@@ -423,6 +429,7 @@ def test_a_lost_node_and_a_crashing_image_cost_no_other_row(
     assert row["error"] == "cannot read image crash.png: the decoder crashed (SIGSEGV)"
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
     with pytest.raises(DeviceError, match="`device=cuda`: the cluster has no GPU"):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "out", device="cuda"))
@@ -437,6 +444,7 @@ def test_a_job_that_cannot_run_says_why(cluster, onnx_path, wild, tmp_path):
         run_ray_job(RayJob(onnx_path, [wild], tmp_path / "full", overwrite=True))
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_start_ends_the_job(cluster, onnx_path, wild, tmp_path, monkeypatch):
     model = tmp_path / "model.onnx"
     shutil.copy(onnx_path, model)
@@ -453,6 +461,7 @@ def test_an_actor_that_cannot_start_ends_the_job(cluster, onnx_path, wild, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_unreachable_cluster_is_an_error(onnx_path, wild, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]>=2.60'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

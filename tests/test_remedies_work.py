@@ -209,6 +209,7 @@ TRIALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "remedy"), TRIALS)
 def test_the_remedy_of_a_message_cures_the_fault(case: Case, remedy: str, place: Path):
     message = pattern(meant(case.told))

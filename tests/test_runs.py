@@ -537,6 +537,8 @@ def test_on_a_terminal_deleting_asks(workplace, answer, code):
     assert done.returncode == code, done
     assert "checkpoint.safetensors" in done.stderr
     assert "Delete 1 run?" in done.stderr
+    exports = "exports/cnn/cnn.fp32.onnx, exports/cnn/cnn.fp32.pt"
+    assert f"exports, kept without --exports: {exports}" in done.stderr
     assert (workplace / "runs" / "cnn").exists() == bool(code)
 
 

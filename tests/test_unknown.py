@@ -376,6 +376,10 @@ def test_the_command_line_labels_a_file_and_a_folder(export, odd, tmp_path):
     assert f"{told['num_unknown']} unknown" in ran.err
     shown = run_tltools("inspect", export, cwd=tmp_path).out
     lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert any(
+        re.fullmatch(r"99th percentile [\d.]+, the limit of tltools classify --unknown 99", one)
+        for one in lines
+    )
     assert any(re.fullmatch(r"beyond the 99th percentile [\d.]+% of \d+ validation images?", one)
                for one in lines)  # fmt: skip
     assert any(one.startswith("distance to ") for one in lines)

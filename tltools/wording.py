@@ -174,6 +174,11 @@ def score_text(score: Accuracy | None, *, is_seen: bool = False) -> str:
     return with_counts(score.accuracy, score.low, score.high, score.correct, score.total)
 
 
+def size_text(num_bytes: int) -> str:
+    """Write a size of a file: `37 kB`, `2.8 MB`."""
+    return f"{num_bytes / 1e3:.0f} kB" if num_bytes < 1e5 else f"{num_bytes / 1e6:.1f} MB"
+
+
 def percent_or_dash(share: float | None) -> str:
     """Write a share as `in_percent` does, or `-` if there is none."""
     return "-" if share is None else in_percent(share)

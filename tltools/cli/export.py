@@ -19,7 +19,7 @@ from tltools.runtime.model_formats import (
     format_of,
     is_export_name,
 )
-from tltools.wording import counted, in_percent_down
+from tltools.wording import counted, in_percent_down, size_text
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -130,7 +130,7 @@ def export(
     )
     _tell_rest(exports, out)
     for one in laid.values():
-        out.progress.say(f"{layout}: {one.folder} ({one.size_bytes / 1e6:.1f} MB)")
+        out.progress.say(f"{layout}: {one.folder} ({size_text(one.size_bytes)})")
     raise_all(failures)
     _tell_next(layout, exports, output, out)
 

@@ -155,7 +155,7 @@ def _export_lines(facts: "ExportFacts") -> Iterator[tuple[str, str]]:
 def _distance_lines(one: "Distances") -> Iterator[tuple[str, str]]:
     """Say what the distances of an export were measured on, and how far off they are."""
     yield "distance", f"to {grouped(one.num_images, 'training image')}"
-    yield "99th percentile", f"{one.at(99):.2f}; --unknown 99 labels images beyond it unknown"
+    yield "99th percentile", f"{one.at(99):.2f}, the limit of tltools classify --unknown 99"
     for level in one.beyond:
         found = level.validation
         yield (

@@ -8,7 +8,16 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.errors import ConfigError
-from tltools.wording import SPLIT_NAMES, counted, grouped, listed, minute, plural, score_text
+from tltools.wording import (
+    SPLIT_NAMES,
+    counted,
+    grouped,
+    listed,
+    minute,
+    plural,
+    score_text,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,7 +181,8 @@ def _delete(
         delete_run(plan)
         also = f" and {listed(list(map(str, plan.exports)))}" if plan.exports else ""
         out.progress.say(
-            f"Deleted: {plan.folder} ({counted(len(plan.files), 'file')}){also}, {_megabytes(plan)}"
+            f"Deleted: {plan.folder} ({counted(len(plan.files), 'file')}){also}, "
+            f"{size_text(plan.num_bytes)}"
         )
         if plan.kept_exports:
             out.progress.say(
@@ -206,7 +216,7 @@ def _ask(plans: "Sequence[Deletion]") -> None:
             "cannot ask for confirmation, since standard input is not a terminal; add --yes"
         )
     for plan in plans:
-        typer.echo(printable(f"{plan.folder}, {_megabytes(plan)}:"), err=True)
+        typer.echo(printable(f"{plan.folder}, {size_text(plan.num_bytes)}:"), err=True)
         for path in plan.files:
             typer.echo(printable(f"  {path.name}"), err=True)
         if plan.kept:
@@ -220,7 +230,3 @@ def _ask(plans: "Sequence[Deletion]") -> None:
     if not typer.confirm(f"Delete {grouped(len(plans), 'run')}?", err=True):
         typer.echo("Nothing deleted.", err=True)
         raise typer.Exit(1)
-
-
-def _megabytes(plan: "Deletion") -> str:
-    return f"{plan.num_bytes / 1e6:.1f} MB"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools.errors import ConfigError
-from tltools.wording import in_percent, ordinal, plural
+from tltools.wording import in_percent, ordinal, plural, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,5 +120,5 @@ def write_report(
     from tltools.report.page import TITLE, write_page
 
     num_bytes = write_page(path, sections, title=title or TITLE, progress=progress)
-    progress.say(f"Written: {path} ({num_bytes / 1e6:.1f} MB); open it in a browser")
+    progress.say(f"Written: {path} ({size_text(num_bytes)}); open it in a browser")
     return num_bytes

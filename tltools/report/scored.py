@@ -156,19 +156,24 @@ def scored_section(
 
 
 def _only_mistakes(scored: Scored) -> Iterator[Block]:
-    """Say what is in a file without a correct prediction, and draw which mistakes are frequent."""
+    """Say what is in a file without a correct prediction; show the scores beside it, if any."""
     num = len(scored.labels[0])
     yield Text(
         (
             f"{scored.path} holds {grouped(num, 'misclassified image')} and no correctly "
-            "classified one, as tltools evaluate --mistakes writes it. Accuracy is in the "
-            "evaluation.json beside it.",
+            "classified one, as tltools evaluate --mistakes writes it. "
+            + (
+                f"Accuracy is in the {EVALUATION} that tltools evaluate wrote with it."
+                if scored.told is None
+                else f"Accuracy and confusion matrix are of the {EVALUATION} beside it."
+            ),
         ),
         tone="quiet",
     )
-    if num:
-        matrix = _confusion(scored)
-        title = f"Confusion matrix of {scored.path}, mistakes only"
+    if scored.told is not None:  # shares of the mistakes alone would mislead
+        matrix = np.array(scored.told.confusion, dtype=np.int64)
+        title = f"Confusion matrix of {scored.path.with_name(EVALUATION)}"
+        yield score_table(scored.told)
         yield Charts((confusion_chart(matrix, scored.classes, title=title),))
 
 

@@ -270,7 +270,9 @@ def format_of(path: Path) -> ModelFormat:
         )
     ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
     known = first_export(EXPORT_DIR / path)
-    similar = similar_paths(path, EXPORT_DIR) if known is None else f" (did you mean {known}?)"
+    # A bare name is one of a run or an export, not of another file here.
+    meant = EXPORT_DIR / path if path.name == str(path) else path
+    similar = similar_paths(meant, EXPORT_DIR) if known is None else f" (did you mean {known}?)"
     known_endings = either([one.suffix for one in FORMATS.values()])
     raise ArtifactError(
         f"{path} is not an export: its name {ending}, exports end in {known_endings}{similar}"
