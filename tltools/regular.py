@@ -52,6 +52,18 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     return data
 
 
+def regular_sha256(path: Path) -> str:
+    """Return the SHA-256 of a regular file's bytes as 64 hexadecimal digits.
+
+    Raises:
+        OSError: As for `open_regular`.
+    """
+    import hashlib  # here, because most jobs do without it
+
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check(info: os.stat_result, max_bytes: int | None) -> None:
     if not stat.S_ISREG(info.st_mode):
         raise OSError("it is a folder" if stat.S_ISDIR(info.st_mode) else "it is not a file")

@@ -35,6 +35,7 @@ from tltools.data.location import Location, Url
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import ConfigError, DataError, TltoolsError, cause_of
 from tltools.progress import SILENT, Progress
+from tltools.regular import regular_sha256
 from tltools.wording import grouped, plural
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -178,7 +179,7 @@ def sort_images(
         TltoolsError: If a file cannot be placed; nothing is lost.
     """
     settings.check(inputs, predictions)
-    wanted = _Record(str(predictions.absolute()), _sha256(predictions), settings.action)
+    wanted = _Record(str(predictions.absolute()), regular_sha256(predictions), settings.action)
     manifest = settings.folder / MANIFEST
     found = _read_record(settings.folder)
     if found is not None:  # that its action fits has been checked
@@ -564,10 +565,3 @@ def _is_unused(folder: Path) -> bool:
 
 def _is_empty(folder: Path) -> bool:
     return next(folder.iterdir(), None) is None
-
-
-def _sha256(path: Path) -> str:
-    import hashlib  # here, because most jobs do without it
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

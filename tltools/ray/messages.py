@@ -1,12 +1,12 @@
 """Messages between machines: values in one-column tables, errors, and checks that they agree."""
 
-import hashlib
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tltools import __version__, errors
 from tltools.errors import ArtifactError, ConfigError, TltoolsError
+from tltools.regular import regular_sha256
 
 if TYPE_CHECKING:
     import pyarrow
@@ -51,17 +51,11 @@ def check_version(wanted: str) -> None:
         )
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_digest(model: Path, digest: str) -> None:
     """Check that a model file on this machine is the same as the driver's.
 
     Raises:
         ArtifactError: If it is not.
     """
-    if file_sha256(model) != digest:
+    if regular_sha256(model) != digest:
         raise ArtifactError(f"{model} differs from the file on the driver's machine; copy that one")

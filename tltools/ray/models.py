@@ -26,12 +26,12 @@ from tltools.ray.messages import (
     check_digest,
     check_version,
     failure_here,
-    file_sha256,
     from_failure,
     table_values,
     value_table,
 )
 from tltools.ray.pool import Pool, choose_pool, run_actors
+from tltools.regular import regular_sha256
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import Model, Plan, readable, run_images
 from tltools.runtime.workers import default_launcher
@@ -176,7 +176,7 @@ class RayCluster:
             tltools=__version__,
             open_model=open_model,
             device=pool.device,
-            same_files={str(path.absolute()): file_sha256(path) for path in same_files},
+            same_files={str(path.absolute()): regular_sha256(path) for path in same_files},
             preprocessing=preprocessing,
             workers=pool.num_cpus,
             batch_size=batch_size,

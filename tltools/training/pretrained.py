@@ -15,6 +15,7 @@ from tltools.backbones import timm_models
 from tltools.backbones.backbone import IMAGENET, Backbone, Download, Preset
 from tltools.card import Interpolation, Preprocessing, Resize, Weights
 from tltools.errors import ArtifactError, ModelError, cause_of, first_line
+from tltools.regular import regular_sha256
 from tltools.training.early import missing_weights, weights_remedy
 from tltools.training.weight_files import load_pickled, load_safetensors, tensors_of
 
@@ -200,7 +201,7 @@ def _fetch(download: Download, backbone: Backbone) -> tuple[Mapping[str, Tensor]
             f"the download of {backbone.title}'s weights is unusable ({error}); {remedy}"
         ) from error
     name = str(_weights(download))  # not an alias such as DEFAULT
-    return state, Weights(source=name, sha256=_sha256(download_path(download)))
+    return state, Weights(source=name, sha256=regular_sha256(download_path(download)))
 
 
 def _fetch_timm(name: str, remedy: str) -> tuple[Mapping[str, Tensor], Weights]:
@@ -227,9 +228,4 @@ def _read(path: Path, backbone: Backbone) -> tuple[Mapping[str, Tensor], Weights
         raise ModelError(
             f"cannot read weights from {path}: {cause_of(error)}; {weights_remedy(backbone)}"
         ) from error
-    return state, Weights(source=path.name, sha256=_sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return state, Weights(source=path.name, sha256=regular_sha256(path))
