@@ -780,13 +780,24 @@ CASES = (
         2,
     ),
     Case(
-        "is not of {} as it is now: delete it and",
+        "is not of {} as it is now: replace it with",
         f"export; $ rm -r runs/cnn; {ONE_EPOCH}; classify data --model cnn",
         (
-            "$ rm exports/cnn/cnn.fp32.onnx; export runs/cnn; classify data --model cnn",
+            "export runs/cnn; classify data --model cnn",
             "classify data --model exports/cnn/cnn.fp32.onnx",
         ),
         2,
+    ),
+    Case(
+        "is not of {} as it is now; replace it with tltools export {}",
+        f"export; $ rm -r runs/cnn; {ONE_EPOCH}; classify data",
+        ("export runs/cnn",),
+        0,
+    ),
+    Case(
+        "is a model, not images: choose it with --model {}",
+        "classify exports/cnn/cnn.fp32.onnx data",
+        ("classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
         "is a model, not images: choose it with --model {}",

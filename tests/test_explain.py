@@ -439,3 +439,13 @@ def test_an_unsuitable_output_is_refused(tmp_path, make_card):
         output_paths([photo], tmp_path, card=card)
     (tmp_path / "photo.tiny.png").unlink()
     assert output_paths([photo], tmp_path, card=card) == [tmp_path / "photo.tiny.png"]
+
+
+def test_swapped_arguments_are_refused_with_the_right_command(cnn_run, drawn, tmp_path):
+    for images in (drawn, next(drawn.glob("*/*.png"))):
+        ran = run_tltools("explain", images, cnn_run, cwd=tmp_path)
+        right = f"tltools explain {cnn_run} {images}"
+        assert (ran.code, ran.err) == (
+            2,
+            f"error: the run comes first, then the images: {right}\n",
+        )

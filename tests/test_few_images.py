@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -138,3 +139,13 @@ def test_shares_are_of_the_classified_images_and_add_up(classify, images):
         shares = [float(one) for one in re.findall(r"^ *\d+ +(\d+\.\d)%  ", err, re.MULTILINE)]
         assert len(shares) >= len(CLASSES)
         assert sum(shares) == pytest.approx(100, abs=0.2)
+
+
+@pytest.mark.parametrize("more", [(), ("folder",)])
+def test_a_model_among_the_images_is_refused_with_its_option(more, cnn_exports, drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "folder")
+    image, export = next(drawn.glob("*/*.png")), cnn_exports["onnx"].path
+    ran = run_tltools("classify", export, *(more or (image,)), cwd=tmp_path)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == (f"error: {export} is a model, not images: choose it with --model {export}\n")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

@@ -173,7 +173,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
         yield home, port
 
 
-@pytest.fixture(scope="module", params=["s3", "sftp"])
+@pytest.fixture(scope="module", params=["s3", pytest.param("sftp", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, root: Path) -> Iterator[Place]:
     """A server that works."""
     if request.param == "s3":
@@ -184,7 +184,7 @@ def place(request: pytest.FixtureRequest, root: Path) -> Iterator[Place]:
         yield sftp_place(port, home, root, 0)
 
 
-@pytest.fixture(scope="module", params=["s3", "sftp"])
+@pytest.fixture(scope="module", params=["s3", pytest.param("sftp", marks=pytest.mark.slow)])
 def failing(request: pytest.FixtureRequest, root: Path) -> Iterator[Place]:
     """A server that fails one request in twenty, or whose connections are cut again and again."""
     if request.param == "s3":

@@ -29,6 +29,7 @@ from tltools.classify.output_formats.csv_rows import CsvCodec
 from tltools.classify.output_formats.json_lines import JsonLinesCodec, JsonRow
 from tltools.classify.output_formats.parquet import write_parquet
 from tltools.classify.predict import Prediction
+from tltools.cli.show import choose_export
 from tltools.decisions import Decided
 from tltools.errors import ConfigError, DataError
 from tltools.metrics import interval
@@ -780,7 +781,10 @@ def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
     (shown,) = sources.runs
     (older,) = ({Path("runs/first"), Path("runs/second")}) - {shown.path}
     assert sources.jobs == [Path("predictions.csv")]
-    why = f"{shown.path.name}, also cnn on {shown.card.data.name}, is newer"
+    why = (
+        f"{shown.path.name} is newer, and of the same model and data (cnn on "
+        f"{shown.card.data.name})"
+    )
     assert sources.left_out == {
         older: why,
         Path("rows.jsonl"): "predictions.csv is newer",
@@ -841,7 +845,8 @@ def test_a_run_on_other_data_replaces_no_run(place, tmp_path, monkeypatch):
     bench.unlink()
     Path(newer).unlink()
     assert find_sources([]).left_out == {
-        Path("runs/cnn"): f"cnn-2, also cnn on {card.data.name}, is newer"
+        Path("runs/cnn"): "cnn-2 is newer, and of the same model and data (cnn on "
+        f"{card.data.name})"
     }
 
 
@@ -866,7 +871,7 @@ def test_exports_of_an_older_run_are_left_out_and_named(place, tmp_path, monkeyp
     set_card(copy, msgspec.structs.replace(card, run="cnn-2", created="2999-01-01T00:00:00"))
     sources = find_sources([])
     assert [one.path for one in sources.exports] == [copy]
-    why = f"the export of cnn-2, also cnn on {card.data.name}, is newer"
+    why = f"the export of cnn-2 is newer, and of the same model and data (cnn on {card.data.name})"
     assert sources.left_out[export] == why
 
 
@@ -878,8 +883,37 @@ def test_a_folder_that_evaluate_wrote_is_reported(place, tmp_path, monkeypatch):
     assert sources.evaluations == []
     Path("scores/predictions.csv").rename("scores/mistakes.csv")
     sources = find_sources([Path("scores")])
-    assert [path for path, _ in sources.evaluations] == [Path("scores/evaluation.json")]
     assert [one.path for one in sources.scored] == [Path("scores/mistakes.csv")]
+    assert sources.evaluations == []  # its scores are shown with the mistakes
+    facts = json.loads(Path("scores/evaluation.json").read_text())
+    facts["confusion"][0][0] += 9
+    facts["confusion"][0][1] += 9
+    Path("scores/evaluation.json").write_text(json.dumps(facts))
+    (other, _) = find_sources([Path("scores")]).evaluations[0]
+    assert other == Path("scores/evaluation.json")
+
+
+def test_an_export_of_another_training_than_the_run_is_left_out_and_doubted_if_named(
+    place, tmp_path, monkeypatch
+):
+    """As if its run had been deleted, and trained anew under its name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "exports"):
+        shutil.copytree(place / name, tmp_path / name)
+    export = Path("exports/cnn/cnn.fp32.onnx")
+    assert export in {one.path for one in find_sources([]).exports}
+    card = Path("runs/cnn/card.json")
+    created = load_card(Path("runs/cnn")).created
+    card.write_text(card.read_text().replace(created, "2999-01-01T00:00:00+00:00"))
+    sources = find_sources([])
+    assert sources.exports == []
+    why = "is not of runs/cnn as it is now; replace it with tltools export runs/cnn"
+    assert sources.left_out[export] == f"it {why}"
+    (summary, *_) = find_sources([Path("runs/cnn"), export]).sections(None)
+    assert f"{export} {why}." in summary.blocks[-1].lines
+    said = Recorder()
+    assert choose_export(said) == export
+    assert said.said[-1].endswith(f"{export} {why}")
 
 
 def test_the_newest_evaluation_of_each_model_on_each_data_set_is_reported(

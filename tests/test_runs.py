@@ -542,6 +542,16 @@ def test_on_a_terminal_deleting_asks(workplace, answer, code):
     assert (workplace / "runs" / "cnn").exists() == bool(code)
 
 
+def test_deleting_a_deleted_run_names_its_exports_and_proposes_no_other(workplace, second):
+    shutil.copytree(workplace / "exports" / "cnn", workplace / "exports" / "cnn-3")
+    ran = run_tltools("runs", "--delete", "cnn-3", "--exports", "--yes", cwd=workplace)
+    assert ran.code == 1
+    assert ran.err == (
+        "error: there is no run cnn-3 in runs/ any more, only exports, such as "
+        "exports/cnn-3/cnn.fp32.onnx: delete the files that you no longer need\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

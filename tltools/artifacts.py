@@ -313,6 +313,26 @@ def run_of(path: Path, card: Card) -> Path | None:
     return None
 
 
+def newer_training(export: Artifact, run_dir: Path = RUN_DIR) -> str:
+    """Say that the run of an export's name is of another training than the export, if it is.
+
+    Args:
+        export: An export.
+        run_dir: Folder of runs.
+
+    Returns:
+        The end of a sentence about the export; empty if there is nothing to say.
+    """
+    run = run_dir / export.card.run
+    try:
+        created = load_card(run).created
+    except ArtifactError:
+        return ""
+    if created == export.card.created:
+        return ""
+    return f"is not of {run} as it is now; replace it with tltools export {run}"
+
+
 def images_of(run: Path, split: str) -> frozenset[str]:
     """Return the images of one split of a run: SHA-256 of their bytes, hexadecimal.
 

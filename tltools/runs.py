@@ -44,7 +44,7 @@ from tltools.run_folder import (
     read_predictions,
     read_split,
 )
-from tltools.runtime.model_formats import is_export_name
+from tltools.runtime.model_formats import first_export, is_export_name
 from tltools.wording import did_you_mean, grouped, in_percent, percent_or_dash, score_text
 
 OWN_FILES = frozenset(
@@ -315,8 +315,13 @@ def model_title(card: Card) -> str:
     return f"{card.model} {card.head}" + ("" if tuned == "none" else f", {tuned} tuned")
 
 
-def find_run(name: str, run_dir: Path) -> Path:
+def find_run(name: str, run_dir: Path, *, to_delete: bool = False) -> Path:
     """Return the folder of a run that is named by its path, or by its name in `run_dir`.
+
+    Args:
+        name: The path or the name.
+        run_dir: Folder of runs.
+        to_delete: Name exports that are left of a deleted run instead of proposing another one.
 
     Raises:
         ArtifactError: If there is no such run.
@@ -337,6 +342,11 @@ def find_run(name: str, run_dir: Path) -> Path:
         [one.name for one in run_dir.iterdir() if is_run_folder(one)] if run_dir.is_dir() else []
     )
     guess = did_you_mean(name, known)
+    if to_delete and (export := first_export(EXPORT_DIR / name)):
+        raise ArtifactError(
+            f"there is no run {name} in {run_dir}/ any more, only exports, such as {export}: "
+            "delete the files that you no longer need"
+        )
     raise ArtifactError(
         f"{name} does not exist, and is not the name of a run in {run_dir}/;"
         + (guess or " tltools runs lists the runs")

@@ -16,7 +16,7 @@ from tltools.data.remote_images import Remotes, list_remote
 from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name, is_image_name
 from tltools.data.text import clean, decoded_lines
 from tltools.errors import DataError, cause_of
-from tltools.runtime.model_formats import EXPORT_DIR, first_export
+from tltools.runtime.model_formats import EXPORT_DIR, first_export, is_export_name
 from tltools.wording import similar_paths
 
 STDIN = Path("-")
@@ -111,6 +111,8 @@ def check_inputs(inputs: Sequence[Location]) -> None:
                 f"{source} does not exist{similar_paths(source)}; name folders, images, archives "
                 "or .txt lists"
             )
+        if isinstance(source, Path) and is_export_name(source) and source.is_file():
+            raise DataError(f"{source} is a model, not images: choose it with `model={source}`")
         if isinstance(source, Path):
             refuse_run(
                 source,

@@ -118,6 +118,7 @@ def bench(
     )
     _show(found, out)
     paths = write_result(found, output)
+    progress.say("Columns: tltools docs benchmarks; how they were measured: the .md file")
     progress.say("Written: " + ", ".join(map(str, paths)))
     _write_page(found, report, progress)
     if all(row.status == "failed" for row in found.rows):

@@ -203,9 +203,12 @@ def classify(
 
     Example: tltools classify photos/ --output labels.parquet
     """
+    from tltools.classify.inputs import check_inputs
+
     if sorting.undo_sort:
         undo_sorts(inputs, given_options(context), out)
         return
+    check_inputs(inputs)
     if are_few_images(inputs, given_options(context)):
         opening = {"device": options.device, "batch_size": options.batch_size}
         opening |= {"threads": here.threads, "tf32": here.tf32}

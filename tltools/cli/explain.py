@@ -1,6 +1,7 @@
 """`tltools explain`."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,12 +77,16 @@ def _check_early(model: Path, images: list[Path], class_name: str | None) -> Non
     """Check names that may be misspelled, before PyTorch is imported.
 
     Raises:
-        TltoolsError: If the model is no run, has no such class, or the only image does not exist.
+        TltoolsError: If the model is no run, has no such class, or the only image does not exist,
+            or the images come first.
     """
-    from tltools.artifacts import read_artifact
+    from tltools.artifacts import is_artifact, read_artifact
     from tltools.explain import check_class
     from tltools.run_folder import load_card
 
+    if not is_artifact(model) and (runs := [one for one in images if is_artifact(one)]):
+        words = ["tltools", "explain", str(runs[0]), str(model)]
+        raise ConfigError(f"the run comes first, then the images: {shlex.join(words)}")
     if not model.exists():
         load_card(model)  # raises an error that names runs alone
     artifact = read_artifact(model)

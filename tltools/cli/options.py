@@ -103,8 +103,8 @@ def _export_of(run: Path) -> Path:
         raise typer.BadParameter(str(error)) from error
     if not is_current:
         raise typer.BadParameter(
-            f"{export} is not of {run} as it is now: delete it and run tltools export {run}, or "
-            "give the file's path"
+            f"{export} is not of {run} as it is now: replace it with tltools export {run}, or give "
+            "the file's path"
         )
     return export
 

@@ -171,7 +171,7 @@ def _delete(
 
     if not names:
         raise ConfigError("--delete needs the names of runs; tltools runs lists them")
-    folders = dict.fromkeys(find_run(name, run_dir) for name in names)
+    folders = dict.fromkeys(find_run(name, run_dir, to_delete=True) for name in names)
     plans = [plan_deletion(folder, with_exports=with_exports) for folder in folders]
     for plan in plans:
         check_deletable(plan)

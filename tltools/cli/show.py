@@ -32,7 +32,12 @@ def choose_export(progress: "Progress") -> Path:
     """
     from operator import attrgetter
 
-    from tltools.artifacts import best_export, current_and_earlier_exports, earlier_notes
+    from tltools.artifacts import (
+        best_export,
+        current_and_earlier_exports,
+        earlier_notes,
+        newer_training,
+    )
 
     exports, earlier = current_and_earlier_exports(key=attrgetter("place"))
     best = best_export(exports=exports)
@@ -43,6 +48,8 @@ def choose_export(progress: "Progress") -> Path:
     )
     for note in earlier_notes(exports, earlier):
         progress.say(f"{note[0].upper()}{note[1:]}")
+    if why := newer_training(best):
+        progress.warn(f"{best.path} {why}")
     return best.path
 
 

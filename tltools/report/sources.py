@@ -16,6 +16,7 @@ from tltools.artifacts import (
     Artifact,
     current_and_earlier_exports,
     find_runs,
+    newer_training,
     read_artifact,
     run_of,
 )
@@ -324,8 +325,11 @@ def _add_predictions(sources: Sources, path: Path) -> None:
         scored = read_labeled(path)
     if scored is None:
         sources.jobs.append(path)
-    else:
-        sources.scored.append(scored)
+        return
+    sources.scored.append(scored)
+    if scored.told is not None:  # whose scores are shown with the predictions
+        beside = path.with_name(EVALUATION)
+        sources.evaluations = [one for one in sources.evaluations if one[0] != beside]
 
 
 def _add_newest(sources: Sources) -> None:
@@ -380,7 +384,7 @@ def _newest_exports() -> tuple[list[Artifact], dict[Path, str]]:
         return [], {}
     shown, earlier = current_and_earlier_exports(key=_is_about)
     newest = {_is_about(one): one.card for one in shown}
-    left_out: dict[Path, str] = {}
+    left_out = {one.path: f"it {why}" for one in shown if (why := newer_training(one))}
     for one in earlier:
         card = newest[_is_about(one)]
         left_out[one.path] = (
@@ -388,11 +392,11 @@ def _newest_exports() -> tuple[list[Artifact], dict[Path, str]]:
             if card.run == one.card.run
             else _newer(f"the export of {card.run}", card)
         )
-    return shown, left_out
+    return [one for one in shown if one.path not in left_out], left_out
 
 
 def _newer(name: str, card: Card) -> str:
-    return f"{name}, also {card.model} on {card.data.name}, is newer"
+    return f"{name} is newer, and of the same model and data ({card.model} on {card.data.name})"
 
 
 def _runs_behind(sources: Sources) -> Iterator[Artifact]:

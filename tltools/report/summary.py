@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tltools.artifacts import Artifact
+from tltools.artifacts import Artifact, newer_training
 from tltools.bench import BenchResult, unmeasured_note
 from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text
@@ -127,14 +127,27 @@ def _doubts(
     jobs: Sequence[tuple[Path, JobFacts]],
 ) -> Iterator[str]:
     """Yield what failed, and what may no longer hold."""
+    yield from _doubts_of_models(runs, exports)
+    for path, job in jobs:
+        if job.num_failed:
+            yield f"{path}: {grouped(job.num_failed, 'image')} could not be classified; see below."
+    yield from _doubts_of_benches(benches, exports)
+
+
+def _doubts_of_models(runs: Sequence[Artifact], exports: Sequence[Artifact]) -> Iterator[str]:
     for run in runs:
         if run.card.training.get("interrupted"):
             yield f"The training of {run.path.name} was stopped early."
         if doubt := chance_doubt(run.path, run.card):
             yield f"{run.path.name}: {doubt}."
-    for path, job in jobs:
-        if job.num_failed:
-            yield f"{path}: {grouped(job.num_failed, 'image')} could not be classified; see below."
+    for export in exports:
+        if why := newer_training(export):
+            yield f"{export.path} {why}."
+
+
+def _doubts_of_benches(
+    benches: Sequence[tuple[Path, BenchResult]], exports: Sequence[Artifact]
+) -> Iterator[str]:
     for path, bench in benches:
         if not bench.complete:
             yield f"{path} is incomplete: the benchmark was still running, or was stopped."

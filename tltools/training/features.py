@@ -304,7 +304,9 @@ def extract(
     missing = {sha: path for path, sha in zip(paths, hashes, strict=True) if sha not in known}
     if known and (reused := len(set(hashes)) - len(missing)):
         images = plural(reused, "image")
-        progress.detail(f"Features of {reused:,} {images} come from the cache {cache.folder}")
+        # With others to extract, their number would look as if images were lost.
+        tell = progress.say if missing else progress.detail
+        tell(f"Features of {reused:,} {images} come from the cache {cache.folder}")
     if missing:
         with closing(_results(missing, settings, progress)) as results:
             for shard, features in _in_shards(results, len(missing), progress):

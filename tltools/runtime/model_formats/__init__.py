@@ -273,6 +273,8 @@ def format_of(path: Path) -> ModelFormat:
     # A bare name is one of a run or an export, not of another file here.
     meant = EXPORT_DIR / path if path.name == str(path) else path
     similar = similar_paths(meant, EXPORT_DIR) if known is None else f" (did you mean {known}?)"
+    if not path.suffix and path.name == str(path):
+        raise ArtifactError(f"no run in runs/ and no export is named {path}{similar}")
     known_endings = either([one.suffix for one in FORMATS.values()])
     raise ArtifactError(
         f"{path} is not an export: its name {ending}, exports end in {known_endings}{similar}"
