@@ -780,17 +780,17 @@ CASES = (
         2,
     ),
     Case(
-        "is not of {} as it is now: replace it with",
+        "is not of {} as it is now: {}run tltools export {}",
         f"export; $ rm -r runs/cnn; {ONE_EPOCH}; classify data --model cnn",
         (
-            "export runs/cnn; classify data --model cnn",
+            "$ rm exports/cnn/cnn.fp32.onnx; export runs/cnn; classify data --model cnn",
             "classify data --model exports/cnn/cnn.fp32.onnx",
         ),
         2,
     ),
     Case(
-        "is not of {} as it is now; replace it with tltools export {}",
-        f"export; $ rm -r runs/cnn; {ONE_EPOCH}; classify data",
+        "is not of {} as it is now: {}run tltools export {}",
+        f"export; $ rm -r runs/cnn; {ONE_EPOCH} --val-fraction 0.375; classify data",
         ("export runs/cnn",),
         0,
     ),

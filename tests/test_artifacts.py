@@ -191,7 +191,10 @@ def test_a_run_is_not_an_export_of_an_earlier_one_of_its_name(
     assert path_or_export("cnn") == path  # kept when its run was deleted
     make_run("cnn", created="2026-02-01T00:00:00+00:00")
     for name in ("cnn", "runs/cnn"):
-        with pytest.raises(typer.BadParameter, match=r"not of runs/cnn as it is now: replace it"):
+        with pytest.raises(
+            typer.BadParameter,
+            match=r"not of runs/cnn as it is now: run tltools export runs/cnn, or give",
+        ):
             path_or_export(name)
     assert path_or_export(str(path)) == path
     make_run("other")

@@ -907,7 +907,7 @@ def test_an_export_of_another_training_than_the_run_is_left_out_and_doubted_if_n
     card.write_text(card.read_text().replace(created, "2999-01-01T00:00:00+00:00"))
     sources = find_sources([])
     assert sources.exports == []
-    why = "is not of runs/cnn as it is now; replace it with tltools export runs/cnn"
+    why = "is not of runs/cnn as it is now: run tltools export runs/cnn"
     assert sources.left_out[export] == f"it {why}"
     (summary, *_) = find_sources([Path("runs/cnn"), export]).sections(None)
     assert f"{export} {why}." in summary.blocks[-1].lines

@@ -313,24 +313,25 @@ def run_of(path: Path, card: Card) -> Path | None:
     return None
 
 
-def newer_training(export: Artifact, run_dir: Path = RUN_DIR) -> str:
+def newer_training(export: Artifact, run: Path | None = None) -> str:
     """Say that the run of an export's name is of another training than the export, if it is.
 
     Args:
         export: An export.
-        run_dir: Folder of runs.
+        run: The run; None for the one of the export's name in `runs/`.
 
     Returns:
         The end of a sentence about the export; empty if there is nothing to say.
     """
-    run = run_dir / export.card.run
+    run = RUN_DIR / export.card.run if run is None else run
     try:
-        created = load_card(run).created
+        card = load_card(run)
     except ArtifactError:
         return ""
-    if created == export.card.created:
+    if card.created == export.card.created:
         return ""
-    return f"is not of {run} as it is now; replace it with tltools export {run}"
+    how = "" if card.owner == export.card.owner else "delete it and "
+    return f"is not of {run} as it is now: {how}run tltools export {run}"
 
 
 def images_of(run: Path, split: str) -> frozenset[str]:

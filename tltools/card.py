@@ -358,6 +358,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         return self.run if facts is None else f"{self.run} {facts.format} {facts.precision}"
 
     @property
+    def owner(self) -> tuple[str, tuple[str, ...], str]:
+        """What an export must share with a file of its name to replace it."""
+        return self.model, self.classes, self.data.fingerprint
+
+    @property
     def temperature(self) -> float:
         """Divisor of the logits before softmax."""
         return 1.0 if self.confidence is None else self.confidence.temperature

@@ -91,21 +91,18 @@ def _export_of(run: Path) -> Path:
     Raises:
         BadParameter: If it is of an earlier training.
     """
-    from tltools.artifacts import read_artifact
+    from tltools.artifacts import newer_training, read_artifact
     from tltools.run_folder import CARD
 
     export = first_export(EXPORT_DIR / run.name)
     if export is None or not (run / CARD).is_file():
         return export or run
     try:
-        is_current = read_artifact(export).card.created == read_artifact(run).card.created
+        why = newer_training(read_artifact(export), read_artifact(run).path)
     except TltoolsError as error:
         raise typer.BadParameter(str(error)) from error
-    if not is_current:
-        raise typer.BadParameter(
-            f"{export} is not of {run} as it is now: replace it with tltools export {run}, or give "
-            "the file's path"
-        )
+    if why:
+        raise typer.BadParameter(f"{export} {why}, or give the file's path")
     return export
 
 

@@ -352,8 +352,7 @@ def _check_owner(path: Path, card: Card) -> None:
         other = read_card(path)
     except ArtifactError:  # it is damaged, and of no use to anybody
         return
-    theirs, ours = ((one.model, one.classes, one.data.fingerprint) for one in (other, card))
-    if theirs != ours:
+    if other.owner != card.owner:
         raise ArtifactError(
             f"{path} is an export of another run named {card.run} ({other.model}, trained on "
             f"{other.data.name}); delete it, or choose another `output=`"
