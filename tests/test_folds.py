@@ -122,11 +122,11 @@ def test_predictions_that_do_not_beat_chance_suspect_nothing():
 def test_models_that_doubt_more_than_a_quarter_of_the_labels_accuse_none():
     wrong = [[0.05, 0.95]] * 6 + [[0.95, 0.05]] * 6
     few = predictions([*SURE, *wrong], [*SURE_LABELS, *[0] * 6, *[1] * 6])
-    assert len(few.suspects()) == len(few.doubted()) == 12  # of 52
+    assert len(few.suspects()) == len(few.doubted) == 12  # of 52
     more = wrong[:8]
     many = predictions([*SURE, *wrong, *more], [*SURE_LABELS, *[0] * 6, *[1] * 6, *[0] * 6, 1, 1])
     assert many.beats_chance()
-    assert (len(many.suspects()), len(many.doubted())) == (0, 20)  # of 60
+    assert (len(many.suspects()), len(many.doubted)) == (0, 20)  # of 60
     _, verdict = told(many)
     assert verdict == (
         "runs/x: the folds' models (accuracy 66.7%) doubt 20 of 60 labels, too many to say which "

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -597,13 +598,14 @@ class FoldPredictions:
         There are none if the predictions say nothing about labels: if they do not beat chance, or
         doubt more than `MAX_DOUBTED`.
         """
-        doubted = self.doubted()
+        doubted = self.doubted
         return doubted if self.beats_chance() and not self.doubts_too_many() else doubted[:0]
 
     def doubts_too_many(self) -> bool:
         """Return whether more than `MAX_DOUBTED` of the labels are doubted."""
-        return len(self.doubted()) > MAX_DOUBTED * len(self.targets)
+        return len(self.doubted) > MAX_DOUBTED * len(self.targets)
 
+    @cached_property
     def doubted(self) -> NDArray[np.int64]:
         """Return the images whose labels the models doubt, most suspicious first: their rows, (n,).
 

@@ -77,7 +77,7 @@ def write_scores(result: "Evaluation", folder: Path, *, title: str, only_mistake
     with suppress(OSError):  # the files are complete; only their names may be lost
         sync_folder(folder)
     removed = f"; {other} was of another evaluation and is removed" if is_stale else ""
-    if replaced not in (None, _told_by(scores)):
+    if replaced not in (None, f"{result.model} on {result.data}, {result.split}"):
         removed += f"; they replace the evaluation of {replaced}"
     return f"{EVALUATION}, {name} and {CONFUSION}{removed}"
 

@@ -755,7 +755,7 @@ def _tell_folds(run: "TrainedRun", folds: "FoldPredictions", progress: "RichProg
     if folds.doubts_too_many():
         progress.warn(
             f"{run.folder}: the folds' models (accuracy {in_percent(mean)}) doubt "
-            f"{len(folds.doubted()):,} of {counted(len(folds.paths), 'label')}, too many to say "
+            f"{len(folds.doubted):,} of {counted(len(folds.paths), 'label')}, too many to say "
             "which are wrong; a better model, or more images, would say it"
         )
         return
