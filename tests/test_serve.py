@@ -229,7 +229,7 @@ def test_a_threshold_of_a_class_is_applied(start, red):
     assert never.ask("GET", "/nowhere").status == 404
     assert never.send({"a.png": red, "b.png": b"no image"}).status == 200
     _, err = never.stop()
-    assert "2 requests for labels answered, 2 images classified, 1 failed" in err
+    assert "2 requests for labels answered; 2 images classified, 1 failed" in err
 
 
 def test_a_model_that_needs_all_cores_answers_the_same(start, server, torchscript_path, images):
@@ -246,7 +246,10 @@ def test_a_model_that_needs_all_cores_answers_the_same(start, server, torchscrip
         assert other.classify(b"no image").status == 422
         code, err = other.stop()
         assert code == 128 + signal.SIGTERM
-        assert "for labels answered" in err
+        assert (
+            "2 requests for labels answered, 1 of them with an error; "
+            f"{len(paths)} images classified, 1 failed" in err
+        )
 
 
 # ------------------------------------------------------------------------- what cannot be answered
@@ -690,7 +693,7 @@ def test_a_stop_signal_under_load_loses_no_accepted_request(start, red, number):
     load.join()
     assert load.lost == []
     last = re.search(
-        r"^(\d+) requests for labels answered, \d+ images classified$", err, re.MULTILINE
+        r"^(\d+) requests for labels answered; \d+ images classified$", err, re.MULTILINE
     )
     assert int(last[1]) == load.answered
     assert code == 128 + number

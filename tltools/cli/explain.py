@@ -54,6 +54,11 @@ def explain(
 
     _check_early(model, images, class_name)
     failures: list[DataError] = []
+
+    def fail(error: DataError) -> None:
+        failures.append(error)
+        out.progress.warn(str(error))  # before the bar, which counts the others
+
     is_alone = len(images) == 1 and not images[0].is_dir()
     found = list(
         explain_images(
@@ -62,13 +67,11 @@ def explain(
             output,
             class_name=class_name,
             device=device,
-            on_error=None if is_alone else failures.append,
+            on_error=None if is_alone else fail,
             progress=out.progress,
         )
     )
     out.result([_facts(one) for one in found], lambda: _print_explanations(found))
-    for failure in failures:
-        out.progress.warn(str(failure))
     if failures and not found:
         raise typer.Exit(1)
 

@@ -185,8 +185,9 @@ def _tell_ready(ready: "Serving", out: Out) -> None:
 
 
 def _tell_end(served: "Served", progress: "RichProgress") -> None:
-    failed = f", {served.num_failed} failed" if served.num_failed else ""
+    errors = f", {served.num_errors:,} of them with an error" if served.num_errors else ""
+    failed = f", {served.num_failed:,} failed" if served.num_failed else ""
     progress.say(
-        f"{counted(served.num_requests, 'request')} for labels answered, "
+        f"{counted(served.num_requests, 'request')} for labels answered{errors}; "
         f"{counted(served.num_classified, 'image')} classified{failed}"
     )

@@ -63,6 +63,15 @@ class Metrics:
         return sum(count for (path, _), count in self._requests.items() if path == CLASSIFY)
 
     @property
+    def num_errors(self) -> int:
+        """Number of requests for labels whose answer is an error (400 and above)."""
+        return sum(
+            count
+            for (path, status), count in self._requests.items()
+            if path == CLASSIFY and status >= 400
+        )
+
+    @property
     def num_classified(self) -> int:
         """Number of images that got a label."""
         return self._images["classified"]

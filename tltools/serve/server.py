@@ -65,6 +65,8 @@ class Served(NamedTuple):
 
     num_requests: int
     """Requests for labels; not those for the page, its health or its metrics."""
+    num_errors: int
+    """Those of them whose answer was an error: about the request, or its only image."""
     num_classified: int
     num_failed: int
 
@@ -109,7 +111,14 @@ def serve(
             _run(service.front, listener, settings.client_timeout_s, partial(on_ready, ready))
         finally:
             runner.close()
-            on_end(Served(metrics.num_requests, metrics.num_classified, metrics.num_failed))
+            on_end(
+                Served(
+                    metrics.num_requests,
+                    metrics.num_errors,
+                    metrics.num_classified,
+                    metrics.num_failed,
+                )
+            )
 
 
 def _open(settings: ServeSettings, launcher: Launcher) -> tuple[Predictor, Plan]:
