@@ -97,6 +97,24 @@ LARGEST_KEPT = 64 * 2**20
 """Bytes of a graph that is kept for the next test; VGG16's are not."""
 
 
+@pytest.fixture(autouse=True)
+def _threads_of_torch() -> Iterator[None]:
+    """Give each test the suite's number of threads."""
+    reset_threads()
+    yield
+    reset_threads()
+
+
+def reset_threads() -> None:
+    """Undo what opening an export does to the whole process: all cores for PyTorch's operators.
+
+    The suite has a process for each core. Threads of several that wait for each other make the
+    small steps of its trainings up to 60 times as long.
+    """
+    if "torch" in sys.modules and (given := os.environ.get("OMP_NUM_THREADS")):
+        sys.modules["torch"].set_num_threads(int(given))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _modules_are_exported_once() -> Iterator[None]:
     """Give what torch's exporter made of a module to each later test that exports the same one.
@@ -531,6 +549,8 @@ def run_tltools(*args: object, cwd: Path) -> Ran:
             main([str(arg) for arg in args])
         except SystemExit as leaving:
             code = int(leaving.code or 0)
+        finally:
+            reset_threads()  # which end with the process of a command
     out.seek(0)
     return Ran(code, out.read(), err.getvalue())
 
