@@ -21,7 +21,6 @@ class Case(NamedTuple):
 
 
 ONE_EPOCH = "train data --model cnn --image-size 32 --epochs 1"
-RESUME_NEW = "train --resume --model cnn --run-dir new"
 SHARDS = "classify data --shard 1/2 -o a.csv; classify data --shard 2/2 -o b.csv"
 MERGE = "merge a.csv b.csv"
 SPLITS = (
@@ -76,9 +75,9 @@ CASES = (
         (f"{ONE_EPOCH}; export", "export kept/cnn"),
     ),
     Case(
-        "to finish it: tltools train --resume",
+        "tltools train --resume {}",
         "$ rm runs/cnn/card.json; export",
-        ("train --resume --model cnn; export",),
+        ("train --resume runs/cnn; export",),
     ),
     Case(
         "no runs in {}/: train one with tltools train",
@@ -119,15 +118,9 @@ CASES = (
         (f"{ONE_EPOCH}; export",),
     ),
     Case(
-        "to finish it: tltools train --resume",
+        "tltools train --resume {}",
         "$ mkdir new new/cnn && mv runs/cnn/plan.json runs/cnn/split.csv new/cnn; export new/cnn",
-        ("train --resume --model cnn --run-dir new; export new/cnn",),
-    ),
-    Case(
-        "newer unfinished runs are resumed first: tltools train --resume{} takes {}",
-        "$ mkdir new new/a new/b && cp runs/cnn/plan.json runs/cnn/split.csv new/a && sleep 0.1"
-        " && cp new/a/* new/b; export new/a",
-        (f"{RESUME_NEW}; {RESUME_NEW}; export new/a",),
+        ("train --resume new/cnn; export new/cnn",),
     ),
     Case(
         "no usable run in {}/: {}; train a new one with tltools train, or give",
@@ -648,13 +641,27 @@ CASES = (
         (f"{ONE_EPOCH} --run-dir new",),
     ),
     Case(
-        "tltools train --resume --epochs {}{} ({})",
-        f"{VGG16}; train --resume --epochs 2",
-        (
-            "train --resume --epochs 2 --model cnn",
-            "train --resume --epochs 2 --model vgg16",
-        ),
+        "tltools train --resume {} --epochs {}",
+        "$ cp -r runs/cnn runs/other; train --resume --epochs 2",
+        ("train --resume runs/cnn --epochs 2", "train --resume runs/other --epochs 2"),
         2,
+    ),
+    Case(
+        "nothing to resume: {} is finished, with {}; to extend it, increase --epochs",
+        "train --resume cnn",
+        ("train --resume cnn --epochs 2",),
+    ),
+    Case(
+        "{} is not in {}; omit --run-dir",
+        "$ mkdir new && cp -r runs/cnn new; train --resume runs/cnn --run-dir new --epochs 2",
+        ("train --resume runs/cnn --epochs 2", "train --resume new/cnn --run-dir new --epochs 2"),
+        2,
+    ),
+    Case(
+        "{}: the cross-validation of {} is removed",
+        f"{ONE_EPOCH} --folds 2; train --resume runs/cnn-2 --epochs 2",
+        (f"{ONE_EPOCH} --folds 2",),
+        0,
     ),
     Case(
         "{} can be resumed only with its original settings",
@@ -1007,7 +1014,7 @@ CASES = (
         ("export; classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
     Case(
-        "{} is unfinished: tltools train --resume{} continues it",
+        "tltools train --resume {}",
         f"$ cp -r runs/cnn runs/cnn-2 && rm runs/cnn-2/card.json; {ONE_EPOCH}",
         ("train --resume --model cnn",),
         0,
@@ -1120,7 +1127,6 @@ UNTRIED: dict[str, str] = {
     "--report needs {}, which {} not installed": _OTHER,
     "{}; {} with --fine-tune": _NO_MESSAGE,
     ", --fine-tune {}": _NO_MESSAGE,
-    "To resume: tltools train --resume": _RACE,
     "run {} was begun with {} epochs, which": _PYTHON,
     " with --model {}": _RACE,
     "--epochs is {} and can only be increased": _NO_MESSAGE,
@@ -1210,6 +1216,5 @@ UNTRIED: dict[str, str] = {
     "; --head {} needs fewer": "needs a network without room for an image: test_models.py",
     "{} resizes images by {}, which": _NETWORK,
     "--output FOLDER writes it": "needs a failure after the last epoch: test_training.py",
-    "tltools train --resume{}": "needs a failure after the last epoch: test_training.py",
 }
 """Pieces of the other messages, and why no line provokes them here."""

@@ -500,6 +500,29 @@ def test_resume_trains_for_more_epochs(walk):
     assert nothing.err.startswith("error: nothing to resume")
 
 
+def test_resume_takes_the_run_that_is_named(walk):
+    for name in ("named", "newer"):
+        shutil.copytree(walk.folder / "runs" / "cnn", walk.folder / "several" / name)
+
+    def resume(run, *options):
+        return run_tltools("train", "--resume", run, *options, "--device", "cpu", cwd=walk.folder)
+
+    for run, options, code, told in (
+        ("several/named", (), 1, "several/named is finished, with 1 epoch; to extend it, increase"),
+        ("named", ("--run-dir", "runs", "--epochs", 2), 1, "named does not exist"),
+        ("cnn", ("--run-dir", "several", "--epochs", 2), 2, "runs/cnn is not in several; omit"),
+        ("several/named", ("--model", "vgg16", "--epochs", 2), 2, "--model is cnn, not vgg16"),
+    ):
+        refused = resume(run, *options)
+        assert (refused.code, told in last_line(refused.err)) == (code, True), refused
+    whole = resume("several/named", "--epochs", 2)
+    assert whole.code == 0, whole.err
+    assert "Extending several/named from 1 to 2 epochs" in whole.err
+    in_folder = resume("newer", "--run-dir", "several", "--epochs", 2)
+    assert "Extending several/newer from 1 to 2 epochs" in in_folder.err
+    shutil.rmtree(walk.folder / "several")
+
+
 @pytest.mark.parametrize(
     ("options", "differs"),
     [

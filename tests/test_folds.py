@@ -174,6 +174,12 @@ def test_train_says_what_cross_validation_found(drawn, tmp_path):
     assert "2 folds: accuracy" in done.err
     assert (tmp_path / "runs" / "cnn" / FOLDS).is_file()
     assert '"fold_accuracies"' in done.out
+    more = run_tltools(
+        *("train", "--resume", "cnn", "--epochs", 2, "--json", "--device", "cpu"), cwd=tmp_path
+    )
+    assert "runs/cnn: the cross-validation of 1 epoch is removed" in more.err
+    assert not (tmp_path / "runs" / "cnn" / FOLDS).exists()
+    assert '"fold_accuracies": null' in more.out
 
 
 def test_a_training_without_folds_has_none(tune):  # noqa: F811

@@ -190,7 +190,7 @@ def test_runs_that_are_not_finished_or_damaged_are_listed_as_such(workplace):
         shown = run_tltools(command, "runs/begun", cwd=workplace)
         assert (shown.code, len(shown.err.splitlines())) == (1, 1)
         assert "runs/begun is not a finished run" in shown.err
-        assert "to finish it: tltools train --resume --model cnn" in shown.err
+        assert "to finish it: tltools train --resume runs/" in shown.err
 
 
 def test_the_command_lists_runs_and_so_does_inspect(workplace, second):

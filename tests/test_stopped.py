@@ -56,7 +56,7 @@ def test_a_run_that_was_stopped_after_its_epochs_can_be_resumed(tmp_path):
     (tmp_path / "cnn" / "plan.json").write_text('{"config": {"model": "cnn"}}')
     progress = Recorder()
     stopped.tell([], progress)
-    assert progress.said == [f"To resume: tltools train --resume --model cnn --run-dir {tmp_path}"]
+    assert progress.said == [f"To resume: tltools train --resume {tmp_path / 'cnn'}"]
 
 
 BUSY = """

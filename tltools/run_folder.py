@@ -157,49 +157,19 @@ def is_begun(folder: Path) -> bool:
     return not (folder / CARD).is_file() and "model" in planned_settings(folder)
 
 
-def resume_options(folder: Path, *, exact: bool = False) -> str:
-    """Return what `tltools train --resume` needs to take a run: ` --model cnn`, or nothing.
-
-    It resumes the newest unfinished run in `runs/`, unless it is given a model or another folder.
-
-    Args:
-        folder: The run.
-        exact: Tell it apart from runs of the same model that fine-tune layers.
-    """
-    options: list[str] = []
-    settings = planned_settings(folder)
-    if "model" in settings:
-        options += ["--model", str(settings["model"])]
-    if exact or settings.get("fine_tune", "none") != "none":
-        options += ["--fine-tune", str(settings.get("fine_tune", "none"))]
-    if folder.parent.absolute() != Path("runs").absolute():
-        options += ["--run-dir", str(folder.parent)]
-    return "".join(f" {shlex.quote(one)}" for one in options)
-
-
-def resume_command_of(folder: Path) -> tuple[str, Path]:
-    """Return the options of `tltools train --resume` for a run, and the run that it takes.
-
-    It takes the newest run that fits the options: another one if no options tell them apart.
-    """
-    settings = planned_settings(folder)
-    tuned = settings.get("fine_tune", "none")
-    choices: list[tuple[str, Path]] = []
-    for exact in (False, True):
-        fine_tune = tuned if exact or tuned != "none" else None
-        found = unfinished_runs(folder.parent, [settings.get("model", "")], fine_tune)
-        choices.append((resume_options(folder, exact=exact), found[0] if found else folder))
-    return next((one for one in choices if one[1] == folder), choices[0])
+def resume_command(folder: Path, epochs: int | None = None) -> str:
+    """Return the command that resumes a run, or extends it to a number of epochs."""
+    name = shlex.quote(str(folder))
+    if epochs is None:
+        return f"tltools train --resume {name}"
+    return f"tltools train --resume {name} `epochs={epochs}`"
 
 
 def how_to_finish(folder: Path) -> str:
-    """Say how an unfinished run is finished: by a command, after another run, or by waiting."""
+    """Say how an unfinished run is finished: by a command, or by waiting."""
     if is_locked(folder):
         return "another process is training it: wait until it ends"
-    options, taken = resume_command_of(folder)
-    if taken == folder:
-        return f"to finish it: tltools train --resume{options}"
-    return f"newer unfinished runs are resumed first: tltools train --resume{options} takes {taken}"
+    return f"to finish it: {resume_command(folder)}"
 
 
 def is_finished(folder: Path) -> bool:
@@ -228,9 +198,7 @@ def was_stopped(folder: Path, card: Card) -> bool:
     return is_short or card.training.get("interrupted", False)
 
 
-def unfinished_runs(
-    run_dir: Path, models: Sequence[str], fine_tune: str | None = None
-) -> list[Path]:
+def unfinished_runs(run_dir: Path, models: Sequence[str]) -> list[Path]:
     """Return the folders of unfinished runs of models, the newest first.
 
     Runs that another process trains, and damaged ones, are left out: they cannot be resumed.
@@ -238,14 +206,10 @@ def unfinished_runs(
     Args:
         run_dir: Parent of the run folders.
         models: Names of backbones.
-        fine_tune: Only runs that fine-tune these layers; None: all.
     """
     found: list[Path] = []
     for folder in resumable_runs(run_dir):
-        settings = planned_settings(folder)
-        is_asked = settings.get("model") in models and (
-            fine_tune in (None, settings.get("fine_tune", "none"))
-        )
+        is_asked = planned_settings(folder).get("model") in models
         if is_asked and not is_locked(folder) and _is_unfinished(folder):
             found.append(folder)
     return found

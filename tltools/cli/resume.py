@@ -41,16 +41,19 @@ def check_resumed(
     from tltools.training.run import read_plan
 
     plan = read_plan(folder)
+    planned = plan.train_config()
+    model = given.get("model", "all")
     different = [
         f"{name} is {mine}, not {asked}"
         for name, mine, asked in (
+            *([("`model=`", planned.model, model)] if model not in ("all", planned.model) else []),
             *_settings(plan, given),
             *_weights(plan, given, setup),
         )
     ]
-    planned, epochs = plan.train_config().epochs, given.get("epochs")
-    if epochs is not None and epochs < planned:
-        different.append(f"`epochs=` is {planned} and can only be increased, not {epochs}")
+    epochs = given.get("epochs")
+    if epochs is not None and epochs < planned.epochs:
+        different.append(f"`epochs=` is {planned.epochs} and can only be increased, not {epochs}")
     if given.get("folds"):
         different.append("only a new run can be cross-validated")
     if given.get("data") is not None:
@@ -87,11 +90,9 @@ def tell_resumed(folder: Path, epochs: int | None, progress: "Progress") -> None
 
 def tell_how_to_resume(folder: Path, progress: "Progress") -> None:
     """Name the command that resumes a run."""
-    from tltools.run_folder import resume_command_of
+    from tltools.run_folder import resume_command
 
-    options, taken = resume_command_of(folder)
-    after = "" if taken == folder else f" takes {taken} first, and then {folder}"
-    progress.say(f"To resume: tltools train --resume{options}{after}")
+    progress.say(f"To resume: {resume_command(folder)}")
 
 
 class Stopped:

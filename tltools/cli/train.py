@@ -21,7 +21,7 @@ from tltools.cli.options import (
     ReadingOptions,
     ReportOption,
     open_cluster,
-    path_or_url,
+    path_or_run_or_url,
     split_names,
 )
 from tltools.cli.resume import Stopped, tell_how_to_resume
@@ -354,7 +354,10 @@ FoldsOption = Annotated[
 RunDirOption = Annotated[Path, typer.Option(help="Folder for runs.")]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Resume the newest unfinished run with its original settings."),
+    typer.Option(
+        "--resume",
+        help="Resume the named or newest unfinished run with its original settings.",
+    ),
 ]
 CacheDirOption = Annotated[
     Path | None,
@@ -421,7 +424,7 @@ def train(
         typer.Argument(
             help="CSV (image, label), class folders, or train/ and val/; archive or URL.",
             show_default="the drawn sample set, in sample/",
-            parser=path_or_url,
+            parser=path_or_run_or_url,
         ),
     ] = None,
     *,
@@ -451,6 +454,9 @@ def train(
     models = _models_of(model)
     if engine == "ray":
         _check_features(models)
+    run = _named_run(data, run_dir, given_options(context)) if resume else None
+    if run is not None:
+        data, run_dir = None, run.parent
     _check_early(data, models, weights, run_dir)
     from tltools.training import TrainSetup
 
@@ -471,7 +477,8 @@ def train(
     )
     load = partial(_training_data, data, reading, settings.seed, recipe, out.progress)
     if resume:
-        trained, failure = _resume(setup, given_options(context), load, out.progress), None
+        trained = _resume(setup, run, given_options(context), load, out.progress)
+        failure = None
     else:
         _tell_unfit(configs, settings, out.progress)
         _tell_unfinished(run_dir, models, out.progress)
@@ -567,13 +574,12 @@ def _tell_unfit(
 
 def _tell_unfinished(run_dir: Path, models: Sequence[str], progress: "RichProgress") -> None:
     """Say that a run could be resumed, since this command begins a new one."""
-    from tltools.run_folder import resume_options, unfinished_runs
+    from tltools.run_folder import resume_command, unfinished_runs
 
     # The newest of its model: the one that the command takes.
     if found := unfinished_runs(run_dir, models):
         progress.say(
-            f"{found[0]} is unfinished: tltools train --resume{resume_options(found[0])} "
-            "continues it; this is a new run"
+            f"{found[0]} is unfinished: {resume_command(found[0])} continues it; this is a new run"
         )
 
 
@@ -639,22 +645,45 @@ def _train(
     return trained, None
 
 
+def _named_run(data: "Location | None", run_dir: Path, given: dict[str, Any]) -> Path | None:
+    """Return the run that `--resume` names in the place of the data; None if it names none.
+
+    Raises:
+        ConfigError: If it is not in the given folder for runs.
+    """
+    from tltools.data.folders import is_run
+
+    if not isinstance(data, Path):
+        return None
+    in_folder = run_dir / data
+    run = in_folder if not is_run(data) and data.name == str(data) else data
+    if not is_run(run):
+        return None
+    if "run_dir" in given and run.parent.absolute() != run_dir.absolute():
+        raise ConfigError(f"{run} is not in {run_dir}; omit --run-dir, or name a run in it")
+    return run
+
+
 def _resume(
     setup: "TrainSetup",
+    run: Path | None,
     given: dict[str, Any],
     load: "Callable[[], Dataset]",
     progress: "RichProgress",
 ) -> "list[TrainedRun]":
-    """Resume the newest run, which the given options must not contradict.
+    """Resume a run, or the newest one, which the given options must not contradict.
 
-    Without --model, it may be of any model.
+    Without --model, the newest one may be of any model.
     """
     from tltools.cli.resume import check_resumed, tell_resumed
-    from tltools.training import find_resumable, resume_run
+    from tltools.training import check_resumable, find_resumable, resume_run
 
     epochs = given.get("epochs")
     models = _models_of(given["model"]) if "model" in given else None
-    folder = find_resumable(
+    if run is not None:
+        del given["data"]
+        check_resumable(run, epochs)
+    folder = run or find_resumable(
         setup.run_dir,
         models,
         epochs=epochs,

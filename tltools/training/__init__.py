@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tltools.training.run import load_run, open_run
     from tltools.training.train import (
         TrainedRun,
+        check_resumable,
         find_resumable,
         resume_run,
         train_model,
@@ -25,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "TrainSetup",
     "TrainedRun",
+    "check_resumable",
     "default_config",
     "default_configs",
     "find_resumable",
@@ -45,6 +47,7 @@ __getattr__ = lazy_names(
         "TrainedRun": "tltools.training.train",
         "default_config": "tltools.training.config",
         "default_configs": "tltools.training.config",
+        "check_resumable": "tltools.training.train",
         "find_resumable": "tltools.training.train",
         "fit_batch_sizes": "tltools.training.config",
         "load_run": "tltools.training.run",

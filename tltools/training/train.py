@@ -35,6 +35,7 @@ from tltools.run_folder import (
     CURVES,
     DISTANCE,
     DISTANCES,
+    FOLDS,
     PREDICTIONS,
     FoldPredictions,
     ImageDistances,
@@ -44,7 +45,7 @@ from tltools.run_folder import (
     is_locked,
     locked,
     resumable_runs,
-    resume_options,
+    resume_command,
     write_distances,
     write_folds,
     write_predictions,
@@ -67,6 +68,8 @@ _TOLD_EPOCHS = 16
 """About how many epochs of a training are told, if they are quick."""
 _QUICK_S = 1.0
 """Least time between two of them: a head's epochs are over before anyone could read them."""
+_NAMED_RUNS = 4
+"""Most runs that a question names."""
 _TELL_EVERY_S = 10.0
 """Time after which an epoch is told anyway."""
 _DEFAULT_SETUP = TrainSetup()
@@ -197,8 +200,7 @@ def find_resumable(
 
     Raises:
         ArtifactError: If there is no such run.
-        ConfigError: If the newest one is finished, and there is another one of another model, or
-            one that fine-tunes other layers.
+        ConfigError: If the newest one is finished, and it is not the only one.
     """
     found = _sorted_out(run_dir, models, fine_tune)
     candidates = found.unfinished_or_below(epochs)
@@ -209,11 +211,9 @@ def find_resumable(
     if not candidates:
         raise ArtifactError(_nothing_to_resume(run_dir, models, found.finished, found.busy))
     newest = next(iter(candidates))
-    of_kind: dict[tuple[str, FineTune], Path] = {}
-    for folder, config in candidates.items():
-        of_kind.setdefault((config.model, config.fine_tune), folder)
-    if newest in found.finished and len(of_kind) > 1:
-        raise ConfigError(_several(of_kind, epochs))
+    # Unfinished runs are continued in turn; which finished one to extend must be said.
+    if newest in found.finished and len(candidates) > 1:
+        raise ConfigError(_several(list(candidates), epochs))
     return newest
 
 
@@ -287,17 +287,32 @@ def _nothing_to_resume(
     return f"{why}; to extend a finished run, increase `epochs=` ({named})"
 
 
-def _several(of_kind: dict[tuple[str, FineTune], Path], epochs: int | None) -> str:
+def _several(folders: Sequence[Path], epochs: int | None) -> str:
     """Return the message that several runs qualify, with a command for each."""
-    models = [model for model, _ in of_kind]
-    commands: list[str] = []
-    for (model, _), folder in of_kind.items():
-        options = resume_options(folder, exact=models.count(model) > 1)
-        commands.append(f"tltools train --resume --epochs {epochs}{options} ({folder})")
+    shown = folders[:_NAMED_RUNS]
+    more = f" (or {len(folders) - len(shown)} older ones)" if len(folders) > len(shown) else ""
     return (
-        f"{counted(len(commands), 'run')} can be trained for {epochs} epochs; choose one: "
-        f"{', or '.join(commands)}"
+        f"{counted(len(folders), 'run')} can be trained for {epochs} epochs; choose one: "
+        f"{', or '.join(resume_command(one, epochs) for one in shown)}{more}"
     )
+
+
+def check_resumable(folder: Path, epochs: int | None) -> None:
+    """Check that a run has epochs left to train.
+
+    Args:
+        folder: The run.
+        epochs: A new total number of epochs, or None.
+
+    Raises:
+        ArtifactError: If it is finished and is not given more epochs, or cannot be read.
+    """
+    planned = runs.read_plan(folder).train_config().epochs
+    if is_finished(folder) and (epochs is None or epochs <= planned):
+        raise ArtifactError(
+            f"nothing to resume: {folder} is finished, with {counted(planned, 'epoch')}; to extend "
+            "it, increase `epochs=`"
+        )
 
 
 def resume_run(
@@ -358,6 +373,12 @@ def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progr
 
     job = prepare(dataset, config, setup, check_weights=check_weights, progress=progress)
     runs.save_plan(folder, plan)
+    if config.epochs > planned and (folder / FOLDS).exists():
+        (folder / FOLDS).unlink()
+        progress.warn(
+            f"{folder}: the cross-validation of {counted(planned, 'epoch')} is removed, since it "
+            "says nothing about more; train a new run with `folds=` to repeat it"
+        )
     training = _Training(job, folder, plan, history, progress)
     if state is not None:
         training.trainer.load_state_dict(state)
@@ -504,7 +525,7 @@ class _Training:
         kept, done = card.training["kept_epoch"], card.training["epochs_done"]
         self._progress.say(f"Kept epoch {kept} of {done} ({why})")
         runs.save_card(self._folder, card)  # without scores, in case that scoring is killed
-        again = f"tltools train --resume{resume_options(self._folder)}"
+        again = resume_command(self._folder)
         with self._optional("scoring", f"score it again with {again}"):
             outputs = self._outputs()
             card = self._scored(card, outputs)
