@@ -491,6 +491,12 @@ CASES = (
         (f"{MOVED} --images .",),
     ),
     Case(
+        "--class-level {} takes those as classes",
+        "$ mkdir -p up/more/dark && cp -r data up && cp data/dark/0.png up/more/dark; inspect up",
+        ("inspect up --class-level 2",),
+        0,
+    ),
+    Case(
         "{} has no images in folders at --class-level",
         "inspect data --class-level 3",
         ("inspect data --class-level 1",),

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,39 @@ def test_the_same_folders_in_every_folder_are_refused_until_a_level_is_chosen(tm
     assert counts(tmp_path, class_level=level) == {("", name): len(groups) for name in SHARED}
 
 
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [
+        pytest.param(
+            [*classes("photos/"), "inbox/1.jpg"],
+            r"class photos has no images, only folders \(cat, dog\): name \S+/photos as the data",
+            id="the folder above, with others",
+        ),
+        pytest.param(
+            [*classes("photos/"), "more/cat/9.jpg"],
+            r"classes more, photos have no images, only folders \(cat, dog\): `class_level=2`",
+            id="two sets",
+        ),
+        pytest.param(
+            ["ants/1.jpg", "cars/2.jpg", "bugs/bees/3.jpg"],
+            r"class bugs has no images, only folders \(bees\): move bees up",
+            id="one class too deep",
+        ),
+    ],
+)
+def test_classes_without_images_of_their_own_are_doubted(tmp_path, paths, told):
+    lay(tmp_path, *paths)
+    (finding,) = read_labels(tmp_path).findings
+    assert finding.severity == "warning"
+    assert re.search(told, finding.message)
+
+
+def test_classes_that_are_all_divided_in_their_own_way_are_not_doubted(tmp_path):
+    lay(tmp_path, "cat/tabby/1.jpg", "cat/siamese/2.jpg", "dog/poodle/3.jpg", "dog/pug/4.jpg")
+    assert read_labels(tmp_path).findings == ()
+    assert read_labels(lay(tmp_path / "x", "cat/images/1.jpg", "dog/images/2.jpg")).findings == ()
+
+
 def test_a_level_below_split_folders_keeps_the_split(tmp_path):
     lay(tmp_path, *classes("train/", "test/"))
     assert counts(tmp_path, class_level=2) == expected("train", "test")
@@ -167,6 +201,11 @@ def test_class_folders_with_different_folders_in_them_are_classes(tmp_path):
         pytest.param(["x_part_1/1.jpg", "x_part_2/2.jpg"], "parts of one set", id="HAM10000"),
         pytest.param(classes("train/", "val/", "valid/"), "both mean the val split", id="two val"),
         pytest.param(classes("train/", "train_2/", "test/"), "both mean", id="two train"),
+        pytest.param(
+            classes("photos/", "test/"),
+            r"class folders in test and in photos, .* name \S+/photos as the data, or rename it to",
+            id="photos beside test",
+        ),
         pytest.param(
             classes("x/train/", "x/test/", "x/x/train/", "x/x/test/"),
             r"not splits \(x\)",

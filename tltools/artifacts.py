@@ -192,7 +192,8 @@ def earlier_notes(current: Sequence[Artifact], earlier: Sequence[Artifact]) -> l
         )
     if older:
         notes.append(
-            f"exports left out, since there is a newer run of the same model: {_paths(older)}"
+            f"exports left out, since there is a newer run of the same model: {_paths(older)}; "
+            f"name {plural(len(older), 'it', 'them')} to include {plural(len(older), 'it', 'them')}"
         )
     return notes
 

@@ -94,7 +94,8 @@ def similar_paths(path: Path, *folders: Path) -> str:
     for folder in dict.fromkeys((path.parent, *folders)):
         try:
             with os.scandir(folder) as entries:
-                names = [one.name for one in islice(entries, MAX_NAMES)]
+                found = (one.name for one in islice(entries, MAX_NAMES))
+                names = [name for name in found if folder / name != path]
         except OSError:  # it cannot be listed, so nothing in it is close
             continue
         similar = filter(is_close, _closest(path.name, sorted(names)))

@@ -87,7 +87,8 @@ def _check_early(model: Path, images: list[Path], class_name: str | None) -> Non
     from tltools.explain import check_class
     from tltools.run_folder import load_card
 
-    if not is_artifact(model) and (runs := [one for one in images if is_artifact(one)]):
+    runs = [one for one in images if is_artifact(path_or_run(str(one)))]
+    if runs and not is_artifact(model):
         words = ["tltools", "explain", str(runs[0]), str(model)]
         raise ConfigError(f"the run comes first, then the images: {shlex.join(words)}")
     if not model.exists():

@@ -146,7 +146,7 @@ def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Ou
     model: list[str] = []
     if best is None or not (is_default and _is_found(best)):
         model = ["--model", str((best or exports[0]).path)]
-    files = [] if is_default else [str(one.path) for one in exports]
+    files = [] if is_default and _are_current(exports) else [str(one.path) for one in exports]
     out.progress.say(
         f"Next: tltools classify {shlex.join(['FOLDER', *model])}, or "
         f"{shlex.join(['tltools', 'bench', *files])} to compare the files"
@@ -161,6 +161,17 @@ def _is_found(export: "Artifact") -> bool:
         return best_export().path.resolve() == export.path.resolve()
     except (ArtifactError, ConfigError):  # another one is damaged, or has other classes
         return False
+
+
+def _are_current(exports: "Sequence[Artifact]") -> bool:
+    """Return whether `bench` without names measures all of these exports in `exports/`."""
+    from tltools.artifacts import current_and_earlier_exports
+
+    try:
+        current, _ = current_and_earlier_exports()
+    except ArtifactError:  # another one is damaged
+        return False
+    return {one.path.resolve() for one in exports} <= {one.path.resolve() for one in current}
 
 
 def _check_layout(layout: str, formats: Sequence[str]) -> None:

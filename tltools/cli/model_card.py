@@ -52,6 +52,7 @@ def _run_lines(folder: Path, card: "Card") -> Iterator[tuple[str, str]]:
 def print_exports(folder: Path, exports: "Sequence[Artifact]") -> None:
     """Print a line for each export in a folder."""
     from tltools.console import print_table
+    from tltools.runs import model_title
 
     print_table(
         f"{grouped(len(exports), 'export')} in {folder}/",
@@ -59,7 +60,7 @@ def print_exports(folder: Path, exports: "Sequence[Artifact]") -> None:
         [
             (
                 str(one.path),
-                one.card.model,
+                model_title(one.card),
                 one.card.data.name,
                 score_text(one.card.metrics.get("val")),
                 minute(one.card.created),

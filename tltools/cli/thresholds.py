@@ -167,6 +167,8 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
             f"the lower bound of its 95% interval is {in_percent(reached.low)}; confirm it on "
             f"other images with evaluate {applied}"
         )
+    if threshold.class_name is None and threshold.coverage.count == threshold.coverage.total:
+        progress.say("Every image keeps its label: the precision is reached without a minimum")
     if written is not None:
         if earlier is not None and earlier != threshold:
             progress.say(f"It replaces the {kind_of(earlier)} {threshold_text(earlier)}")

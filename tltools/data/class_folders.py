@@ -20,7 +20,7 @@ from tltools.data.splits import (
     without_split_word,
 )
 from tltools.errors import ConfigError, DataError, cause_of
-from tltools.wording import counted, grouped, plural
+from tltools.wording import counted, grouped, listed, plural
 
 _ORDER = ("train", "val", "test", "")
 _CONTAINERS = frozenset({
@@ -92,7 +92,10 @@ def read_class_folders(folder: Path, *, class_level: int | None = None) -> Folde
             label, split = layout.classes[owner]
             rows += [LabeledImage(path, label, split) for path in paths]
     rows.sort(key=lambda row: _ORDER.index(row.split))
-    return FolderLabels(rows, _describe(tree, layout), _findings(tree, loose), tree.left_out)
+    findings = _findings(tree, loose)
+    if class_level is None:
+        findings += _nested(tree, layout)
+    return FolderLabels(rows, _describe(tree, layout), findings, tree.left_out)
 
 
 def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
@@ -117,6 +120,39 @@ def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
     if tree.left_out:
         found.append(Finding("note", "left-out-files", describe_counts(tree.left_out)))
     return tuple(found)
+
+
+def _nested(tree: "_Tree", layout: "_Layout") -> tuple[Finding, ...]:
+    """Doubt classes that hold folders in place of images, if others hold images or the same ones.
+
+    A folder too high was named, perhaps: one that holds the images to classify, too.
+    """
+    if layout.splits:
+        return ()
+    inner = {
+        parts: folders
+        for parts in layout.classes
+        if not tree.has_loose(parts)
+        and (folders := [one for one in tree.children(parts) if one.lower() not in _CONTAINERS])
+    }
+    names = [name for folders in inner.values() for name in folders]
+    is_even = len(inner) == len(layout.classes) and len(set(names)) == len(names)
+    if not inner or is_even:
+        return ()
+    labels = [layout.classes[parts][0] for parts in inner]
+    first = next(iter(inner))
+    if len(inner) > 1:
+        remedy = f"`class_level={len(first) + 1}` takes those as classes"
+    elif len(names) > 1:
+        remedy = f"name {tree.name(first)} as the data if those are the classes"
+    else:
+        remedy = f"move {names[0]} up if that is the class"
+    text = (
+        f"{plural(len(labels), 'class', 'classes')} {listed(labels)} "
+        f"{plural(len(labels), 'has', 'have')} no images, only folders "
+        f"({shorten(dict.fromkeys(names))}): {remedy}"
+    )
+    return (Finding("warning", "nested", text),)
 
 
 # --- The folders ----------------------------------------------------------------------------------
@@ -335,13 +371,28 @@ def _named_splits(tree: _Tree, base: Parts) -> dict[str, str]:
 def _not_splits(
     tree: _Tree, base: Parts, splits: Sequence[str] | Mapping[str, str], others: Sequence[str]
 ) -> DataError:
+    """Return the error that some folders are named like splits, and others are not."""
+    if not any(tree.children((*base, name)) for name in splits):
+        return DataError(
+            f"{tree.name(base)} contains {shorten(splits)}, which are named like splits, and "
+            f"{shorten(others)}, which are not: move those away, or use `class_level=1` if all of "
+            "them are classes"
+        )
+    contains = f"{tree.name(base)} contains class folders in {shorten(splits)}"
+    divided = [
+        name
+        for name in others
+        if (inner := tree.children((*base, name))) and not any(map(split_of_word, inner))
+    ]
+    if divided:
+        return DataError(
+            f"{contains} and in {shorten(divided)}, which "
+            f"{plural(len(divided), 'is', 'are')} not named like a split: name "
+            f"{tree.name((*base, divided[0]))} as the data, or rename it to train, val or test"
+        )
     return DataError(
-        f"{tree.name(base)} contains {shorten(splits)} with class folders, but also folders of "
-        f"images that are not splits ({shorten(others)}): move those away"
-        if any(tree.children((*base, name)) for name in splits)
-        else f"{tree.name(base)} contains {shorten(splits)}, which are named like splits, and "
-        f"{shorten(others)}, which are not: move those away, or use `class_level=1` if all of them "
-        "are classes"
+        f"{contains}, but also folders of images that are not splits ({shorten(others)}): move "
+        "those away"
     )
 
 

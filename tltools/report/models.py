@@ -51,7 +51,7 @@ from tltools.run_folder import (
     read_predictions,
     read_split,
 )
-from tltools.runs import compare_runs, cross_validated
+from tltools.runs import compare_runs, cross_validated, model_title
 from tltools.wording import (
     SPLIT_NAMES,
     grouped,
@@ -148,7 +148,7 @@ def _accuracy_table(runs: Sequence[Artifact]) -> Table:
         tuple(
             (
                 run.path.name,
-                f"{run.card.model}, {run.card.head}",
+                model_title(run.card),
                 *([found or "-"] if crossed else []),
                 *(
                     score_text(run.card.metrics.get(split), is_seen=split == "train")

@@ -22,7 +22,7 @@ from tltools.plots import short_name
 from tltools.progress import SILENT, Progress
 from tltools.report.blocks import Section, Tile
 from tltools.report.charts import CHART_CSS
-from tltools.wording import SPLIT_NAMES, in_percent
+from tltools.wording import SPLIT_NAMES, counted, in_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,7 +56,7 @@ def write_page(
         path: HTML file to write.
         sections: Sections in order.
         title: Title of the page.
-        progress: Advances with each image.
+        progress: Advances with each image, and is told how many cannot be found.
 
     Returns:
         The file's size in bytes.
@@ -65,6 +65,11 @@ def write_page(
         TltoolsError: If the file cannot be written.
     """
     tiles = [tile for section in sections for tile in section.tiles()]
+    if num_lost := sum(tile.path is None for tile in tiles):
+        progress.warn(
+            f"{num_lost:,} of the page's {counted(len(tiles), 'image')} cannot be found; name the "
+            "folder that they are in, and write the page again"
+        )
     html = render(sections, title=title, thumbnails=make_thumbnails(tiles, progress=progress))
     write_text(path, html)
     return path.stat().st_size
