@@ -106,6 +106,21 @@ def _export_of(run: Path) -> Path:
     return export
 
 
+def holds_images(path: Path) -> bool:
+    """Return whether a path is of images or their labels, named where a model is expected."""
+    from tltools.artifacts import is_artifact
+    from tltools.data.folders import content, is_run
+    from tltools.data.labels import LABEL_SUFFIXES
+    from tltools.data.suffixes import is_archive_name, is_image_name
+
+    if is_artifact(path) or is_run(path):
+        return False
+    if path.is_dir():
+        return content(path) == "images"
+    is_named = path.suffix.lower() in LABEL_SUFFIXES or is_image_name(path.name)
+    return path.is_file() and (is_named or is_archive_name(path.name))
+
+
 def path_or_run_or_url(text: str) -> "Location":
     """Parse a path, the name of a run or a URL.
 
