@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tltools.wording import did_you_mean, plural, together
@@ -36,15 +36,22 @@ def _bounds(error: Any) -> str:
     return "" if high is None else f" of at most {high:g}"
 
 
-def usage_message(error: Exception) -> str | None:
-    """Return the message of a usage error; None if it is the help itself, or another error.
+def usage_message(error: Exception, commands: Callable[[], Mapping[str, Any]]) -> str | None:
+    """Return the message of a usage error.
 
     The classes of these errors are private to Typer, so they are known by what they have.
+
+    Args:
+        error: The error.
+        commands: Returns all commands by name, which takes time.
+
+    Returns:
+        None if it is the help itself, or another error.
     """
     message, context = getattr(error, "message", None), getattr(error, "ctx", None)
     if not isinstance(message, str) or not hasattr(error, "format_message"):
         return None
-    text = _text(error, context).strip().rstrip(".")
+    text = _text(error, context, commands).strip().rstrip(".")
     text = text[:1].lower() + text[1:]
     return text if context is None else f"{text} (see {_command(context)} --help)"
 
@@ -59,10 +66,10 @@ def _command(context: Any) -> str:
     return "tltools" if context.parent is None else f"tltools {context.info_name}"
 
 
-def _text(error: Any, context: Any) -> str:
+def _text(error: Any, context: Any, commands: Callable[[], Mapping[str, Any]]) -> str:
     """Return the message with a suggestion."""
     if (unknown := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
-        return f"no such option {unknown};{_meant(unknown, context)}".rstrip(";")
+        return f"no such option {unknown};{_meant(unknown, context, commands())}".rstrip(";")
     text = re.sub(r"\s+", " ", error.format_message())
     if found := re.match(r"No such command '([^']*)'", text):
         meant = did_you_mean(found[1], context.command.commands)
@@ -90,47 +97,27 @@ GIVEN = "tltools.given"
 """Key in the `meta` of a command's context: its arguments, as they were typed."""
 
 
-def _meant(unknown: str, context: Any) -> str:
+def _meant(unknown: str, context: Any, commands: Mapping[str, Any]) -> str:
     """Return what an unknown option may be: an argument, one of other commands, or a close name."""
-    options = [one for one in context.command.params if one.param_type_name == "option"]
-    having = _commands_with(unknown)
+    having = [name for name, one in commands.items() if unknown in _options(one)]
+    which = "each command" if len(having) == len(commands) else together(having or ["none"])
     if context.parent is None:  # before the name of a command
         if having:
-            return f" {unknown} is an option of {_which(having)}, and follows its name"
-        return did_you_mean(unknown, _names(options))
+            return f" {unknown} is an option of {which}, and follows its name"
+        return did_you_mean(unknown, _options(context.command))
     argument = _argument_of(unknown, context.command)
     if argument is not None and (right := _as_argument(unknown, argument, context)):
         name = (argument.metavar or argument.name.upper()).rstrip(".")
         return f" give {name} without it: {right}"
     if having:
-        return f" {unknown} is an option of {_which(having)}"
-    return did_you_mean(unknown, _names(options))
+        return f" {unknown} is an option of {which}"
+    return did_you_mean(unknown, _options(context.command))
 
 
-def _names(options: Sequence[Any]) -> list[str]:
-    """Return all names of options, those that turn one off included."""
+def _options(command: Any) -> list[str]:
+    """Return all names of a command's options, those that turn one off included."""
+    options = (one for one in command.params if one.param_type_name == "option")
     return [name for one in options for name in (*one.opts, *one.secondary_opts)]
-
-
-def _commands_with(option: str) -> list[str]:
-    """Return the commands that have an option, in the order of the help."""
-    from typer.main import get_command
-
-    from tltools.cli import app, load_commands
-
-    load_commands()
-    commands: dict[str, Any] = getattr(get_command(app), "commands", {})
-    return [
-        name
-        for name, one in commands.items()
-        if option in _names([each for each in one.params if each.param_type_name == "option"])
-    ]
-
-
-def _which(commands: Sequence[str]) -> str:
-    from tltools.cli import COMMANDS
-
-    return "each command" if len(commands) == len(COMMANDS) else together(commands)
 
 
 def _argument_of(option: str, command: Any) -> Any:
@@ -203,4 +190,4 @@ def _missing(name: str, context: Any) -> str:
         return f"missing argument {name}"
     model = (first.metavar or first.name).upper()
     right = _typed(context, [model, str(given)])
-    return f"missing argument {model}: it comes first: {right}"
+    return f"missing argument {model}, which comes first: {right}"
