@@ -67,6 +67,10 @@ def test_each_command_that_takes_a_run_takes_its_name(name, workplace, drawn):
         ),
         ("classify data --model runs/nope", "runs/nope does not exist; name an export (.onnx"),
         ("classify data --model x.int8", "x.int8 does not exist (did you mean exports/x/x.int8"),
+        (
+            "classify x.int8.onnx",
+            "x.int8.onnx is a model, not images: choose it with --model exports",
+        ),
         ("evaluate x.int8 data", "x.int8 does not exist (did you mean exports/x/x.int8.onnx?)"),
         ("evaluate runs/x data", "runs/x does not exist (did you mean exports/x/x.int8.onnx?)"),
     ],

@@ -1,6 +1,5 @@
 """Options that several commands share, and how their values are parsed."""
 
-import glob
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from tltools.runtime.model_formats import (
     FORMATS,
     first_export,
     format_named,
-    is_export_name,
+    named_export,
 )
 
 if TYPE_CHECKING:
@@ -79,10 +78,7 @@ def path_or_export(text: str) -> Path:
         return _export_of(path)
     if path.name != text or os.path.lexists(path):
         return path
-    named = list(EXPORT_DIR.glob(f"*/{glob.escape(text)}")) if is_export_name(path) else []
-    if len(named) == 1:
-        return named[0]
-    return _export_of(path_or_run(text))
+    return named_export(text) or _export_of(path_or_run(text))
 
 
 def _export_of(run: Path) -> Path:

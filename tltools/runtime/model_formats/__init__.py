@@ -349,6 +349,14 @@ def first_export(folder: Path) -> Path | None:
     return min(found, key=lambda one: (not one.name.endswith(".fp32.onnx"), one.name), default=None)
 
 
+def named_export(name: str) -> Path | None:
+    """Return the one export in `exports/` whose file has this name; None if there is no such."""
+    if not is_export_name(Path(name)):
+        return None
+    found = list(EXPORT_DIR.glob(f"*/{glob.escape(name)}"))
+    return found[0] if len(found) == 1 else None
+
+
 def is_export_name(path: Path) -> bool:
     """Return whether a path has the suffix of a format."""
     return any(path.suffix.lower() == one.suffix for one in FORMATS.values())
