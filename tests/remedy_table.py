@@ -113,6 +113,33 @@ CASES = (
         ("export runs/cnn; classify data",),
     ),
     Case(
+        "{} does not exist: no runs in {}/; train one",
+        "$ rm -r runs exports; evaluate cnn data",
+        (f"{ONE_EPOCH}; evaluate cnn data",),
+    ),
+    Case(
+        "; train one with tltools train, and export it",
+        "$ rm -r runs exports; classify data --model cnn",
+        (f"{ONE_EPOCH}; export; classify data --model cnn",),
+    ),
+    Case(
+        "the network is chosen with --model",
+        "train cnn data --image-size 32 --epochs 1",
+        ("train data --image-size 32 --epochs 1 --model cnn",),
+        2,
+    ),
+    Case(
+        "{} is not a model; labeled images go to --data",
+        f"{BENCH} runs/cnn data",
+        (f"{BENCH} runs/cnn --data data",),
+        2,
+    ),
+    Case(
+        "correct the path in --weights",
+        VGG16.replace("vgg16.safetensors", "vgg61.safetensors"),
+        (VGG16,),
+    ),
+    Case(
         "{} is not a run: it has no {}; create a run",
         "$ mkdir runs/other; export runs/other",
         (f"{ONE_EPOCH}; export",),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import set_card
+from conftest import run_tltools, set_card
 
 from tltools.artifacts import read_artifact
 from tltools.bench import bench_inputs
@@ -257,6 +257,16 @@ def test_a_model_is_measured_once_however_often_it_is_named(workplace, monkeypat
     run, export = Path("runs/cnn"), Path("exports/cnn/cnn.fp32.onnx")
     found = inputs(workplace, [export, workplace / export, run, workplace / run])
     assert sorted(one.format for one in found.candidates) == ["eager", "onnx"]
+
+
+@pytest.mark.parametrize("model", ["runs/cnn", "exports/cnn/cnn.fp32.onnx"])
+def test_images_among_the_models_belong_to_an_option(model, workplace, drawn):
+    (workplace / "labels.csv").write_text("image,label\n")
+    for images in (drawn, "labels.csv"):
+        ran = run_tltools("bench", model, images, cwd=workplace)
+        right = f"tltools bench {model} --data {images}"
+        said = f"error: {images} is not a model; labeled images go to --data: {right}\n"
+        assert (ran.code, ran.err) == (2, said)
 
 
 def test_two_files_with_the_same_name_in_the_tables_are_refused(workplace):

@@ -463,7 +463,7 @@ def test_a_failed_training_keeps_the_models_before_it_and_their_table(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--weights", "nowhere.pth"], "error: nowhere.pth does not exist; provide VGG16's"),
+        (["--weights", "nowhere.pth"], "error: nowhere.pth does not exist: correct the path"),
         (
             ["--run-dir", "exports/cnn/cnn.fp32.onnx/runs"],
             "error: cannot write exports/cnn/cnn.fp32.onnx/runs: ",
@@ -657,7 +657,7 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("evaluate-corrupt-card", "evaluate broken images", 1,
              "broken/card.json has no valid tltools card"),
             ("evaluate-missing-model", "evaluate nowhere images", 1,
-             "nowhere does not exist: choose a run (runs/NAME) or an export"),
+             "nowhere does not exist: no runs in runs/; train one with tltools train, or name an"),
             ("evaluate-folder-as-model", "evaluate empty images", 1,
              "empty is not a run: it has no card.json"),
             ("evaluate-missing-data", "evaluate model.onnx nowhere --device cpu", 1,
@@ -697,6 +697,24 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("train --epochs many", "--epochs"),
         ("train --epochz 3", "no such option --epochz; did you mean --epochs"),
         ("train --qqq", "no such option --qqq .see tltools train --help"),
+        ("--qqq", "no such option --qqq .see tltools --help"),
+        ("train --unknown 99", "; --unknown is an option of classify and serve .see tltools train"),
+        ("train -o x", "no such option -o; -o is an option of evaluate, export, .* and explain"),
+        ("export --model cnn", "--model; --model is an option of train and classify .see"),
+        ("classify --format onnx", "--format; --format is an option of export .see"),
+        ("train --no-tf32", "; --no-tf32 is an option of bench .see"),
+        ("--json runs", "no such option --json; --json is an option of each command, and follows"),
+        ("evaluate x --model cnn", "--model; give MODEL without it: tltools evaluate cnn x .see"),
+        ("evaluate x --model=cnn -q", " give MODEL without it: tltools evaluate cnn x -q .see"),
+        ("evaluate cnn --data x", "--data; give DATA without it: tltools evaluate cnn x .see"),
+        ("evaluate x --model", "--model; --model is an option of train and classify .see"),
+        ("explain x --model cnn", "--model; give RUN without it: tltools explain cnn x .see"),
+        ("bench --model cnn", "--model; give MODELS without it: tltools bench cnn .see"),
+        ("train cnn a", " a; the network is chosen with --model: tltools train a --model cnn .see"),
+        ("train a vgg16 -q", " vgg16; .* with --model: tltools train a -q --model vgg16 .see"),
+        ("train cnn a --model vgg16", "unexpected argument a .see"),
+        ("train a b --run-dir cnn", "unexpected argument b .see"),
+        ("serve cnn a", "unexpected argument a .see"),
         ("evaluat x", r"no such command 'evaluat'; did you mean evaluate\?"),
         ("train --augment flipp", r"'flipp' is not one of .*; did you mean flip\?"),
         ("train --epochs 2.5", "'2.5' is not a whole number"),
@@ -715,6 +733,22 @@ def test_an_invalid_command_line_names_the_invalid_part(run, command, message):
     (line,) = result.err.splitlines()
     assert line.startswith("error: ")
     assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train --unknown 9", "train cnn images", "evaluate images", "evaluate images --model cnn",
+     "bench model.onnx images", "explain images", "serve images", "export images", "serve nowhere"],
+)  # fmt: skip
+def test_a_wrong_command_line_is_refused_without_torch(place, command):
+    script = (
+        "import sys; sys.modules['torch'] = None  # so that an import of it fails\n"
+        f"from tltools.cli import main; main({command.split()})"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=place)
+    assert ran.returncode in (1, 2)
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ")
 
 
 def test_an_error_cannot_control_the_terminal(place):

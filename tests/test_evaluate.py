@@ -166,6 +166,36 @@ def test_swapped_arguments_are_refused_with_the_right_command(cnn_run, drawn, tm
     assert ran.err == f"error: the model comes first, then the labeled images: {right}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        ("data cnn", "cnn data"),
+        ("data runs/cnn", "runs/cnn data"),
+        ("data", "runs/cnn data"),
+        ("data data", "runs/cnn data"),
+        ("data nowhere", "runs/cnn data"),
+        ("data --target-recall 0.5", "runs/cnn data"),
+        ("labels.csv", "runs/cnn labels.csv"),
+    ],
+)
+def test_images_in_place_of_the_model_are_answered_with_the_whole_command(
+    words, right, cnn_run, drawn, tmp_path
+):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "cnn").symlink_to(cnn_run)
+    (tmp_path / "data").symlink_to(drawn)
+    for name in ("labels.csv", "cnn.csv"):
+        (tmp_path / name).write_text("image,label\n")
+    ran = run_tltools("evaluate", *words.split(), cwd=tmp_path)
+    said = f"the model comes first, then the labeled images: tltools evaluate {right}\n"
+    assert (ran.code, ran.err[-len(said) :]) == (2, said)
+
+
+def test_without_the_only_run_a_name_stands_for_it(drawn, tmp_path):
+    ran = run_tltools("evaluate", drawn, cwd=tmp_path)
+    assert ran.err.endswith(f": tltools evaluate runs/NAME {drawn}\n")
+
+
 def test_misclassified_images_have_a_next_command(cnn_run, drawn, tmp_path):
     rows = [f"{path},dark" for path in sorted(drawn.rglob("*.png"))]  # some are wrong
     (tmp_path / "l.csv").write_text("\n".join(["image,label", *rows]) + "\n")

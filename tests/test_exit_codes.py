@@ -68,7 +68,6 @@ def test_a_job_in_which_no_image_is_classified_has_failed(words, code, onnx_path
     [
         "classify images --model model.onnx -o there.csv",
         "sample images",
-        "merge a.csv -o there.csv",
     ],
 )
 def test_an_output_that_exists_is_a_fault_of_usage(words, onnx_path, images, tmp_path):
@@ -97,6 +96,9 @@ def test_a_command_line_that_cannot_be_used_is_one_line(words, tmp_path):
         ("evaluate runs/tny images", "did you mean runs/tiny?"),
         ("export runs/tny", "did you mean runs/tiny?"),
         ("export tiny", "did you mean runs/tiny?"),
+        ("classify images --model runs/tny", "did you mean runs/tiny?"),
+        ("serve runs/tny", "did you mean runs/tiny?"),
+        ("train images --weights modle.onnx --model vgg16", "did you mean model.onnx?"),
         ("export --format onx", "did you mean onnx?"),
         ("classify imags --model model.onnx", "did you mean images?"),
         ("classify images --model modle.onnx", "did you mean model.onnx?"),

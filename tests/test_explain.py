@@ -303,13 +303,20 @@ def test_the_others_are_drawn_beside_a_file_that_is_not_an_image(place, cnn_run,
     ran = run_tltools(
         "explain", cnn_run, "0.png", "bad\n.jpg", "gone.png", "1.png", "-q", cwd=place
     )
-    assert ran.code == 0
+    assert ran.code == 1  # they were named, as for classify
     bad, gone = ran.err.splitlines()
     assert bad.startswith(r"warning: cannot read image bad\n.jpg: ")
     assert gone.startswith("warning: cannot read image gone.png: ")
     drawn = sorted(path.name for path in (place / "explained").glob("*.png"))
     assert drawn == ["0.cnn.png", "1.cnn.png"]
     assert all(f"explained/{name}" in ran.out for name in drawn)
+
+
+def test_a_folder_may_hold_a_file_that_is_not_an_image(place, cnn_run):
+    (place / "bad.jpg").write_bytes(b"no image")
+    ran = run_tltools("explain", cnn_run, ".", "-q", cwd=place)
+    assert ran.code == 0
+    assert ran.err.startswith("warning: cannot read image bad.jpg: ")
 
 
 def test_without_a_readable_image_nothing_is_written(place, cnn_run):
@@ -323,6 +330,7 @@ def test_without_a_readable_image_nothing_is_written(place, cnn_run):
     [
         (["0.png", "--class", "brigth"], 2, "has no class 'brigth'; did you mean bright?"),
         (["gone.png"], 1, "gone.png does not exist"),
+        (["0.png", "--model", "cnn"], 2, "give RUN without it: tltools explain cnn "),
     ],
 )
 def test_misspelled_names_are_refused_without_torch(place, cnn_run, words, code, message):
@@ -449,3 +457,11 @@ def test_swapped_arguments_are_refused_with_the_right_command(cnn_run, drawn, tm
             2,
             f"error: the run comes first, then the images: {right}\n",
         )
+
+
+def test_a_missing_run_is_named_rather_than_the_images(place):
+    ran = run_tltools("explain", "0.png", cwd=place)
+    assert ran.code == 2
+    assert ran.err.startswith(
+        "error: missing argument RUN, which comes first: tltools explain RUN 0.png (see "
+    )

@@ -335,9 +335,10 @@ def test_a_shard_without_a_valid_record_is_refused(copies, onnx_path, folder, tm
         record.write_bytes(content)
         assert refused(copies, tmp_path / "m.csv").startswith(f"{record} is not the record of a")
     record.unlink()
-    assert "has no record (out-2-of-3.csv.shard.json) beside it" in refused(
-        copies, tmp_path / "m.csv"
-    )
+    (tmp_path / "there.csv").touch()
+    # Another output, or its replacement, would not make a shard of it.
+    for output in (tmp_path / "m.csv", copies[0], copies[1], tmp_path / "there.csv"):
+        assert "has no record (out-2-of-3.csv.shard.json) beside it" in refused(copies, output)
     copies[1].unlink()
     message = refused(copies, tmp_path / "m.csv")
     assert message.startswith(f"{copies[1]} does not exist (did you mean {copies[0]} or ")

@@ -1000,8 +1000,11 @@ def test_models_that_compute_different_features_never_share_them(other, tmp_path
 
 
 def test_missing_weights_are_an_error_with_a_remedy(dataset, tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere\.pth does not exist; provide VGG16's weights"):
-        train(dataset, tmp_path, "vgg16", weights=tmp_path / "nowhere.pth")
+    (tmp_path / "vgg16.pth").touch()
+    for name, close in (("nowhere.pth", ""), ("vgg61.pth", r" \(did you mean .*/vgg16\.pth\?\)")):
+        said = rf"{name} does not exist{close}: correct the path in `weights=`, or leave it out to"
+        with pytest.raises(ModelError, match=said):
+            train(dataset, tmp_path, "vgg16", weights=tmp_path / name)
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,6 +16,7 @@ from tltools.run_folder import (
     is_begun,
     is_locked,
     load_card,
+    missing_run,
     read_split,
     resumable_runs,
     visible,
@@ -27,6 +28,7 @@ from tltools.runtime.model_formats import (
     format_of,
     is_export_name,
     refuse_folder_of_exports,
+    similar_exports,
     suffixes,
 )
 from tltools.runtime.predictor import Predictor
@@ -81,11 +83,14 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise ArtifactError(
-            f"{path} does not exist{similar_paths(path, RUN_DIR)}: choose a run (runs/NAME) or an "
-            f"export ({suffixes()})"
-        )
+    if path.exists():
+        return
+    similar = similar_exports(path) or similar_paths(path, RUN_DIR)
+    if not similar and not is_export_name(path) and (none := missing_run(path)):
+        raise ArtifactError(f"{none}, or name an export ({suffixes()})")
+    raise ArtifactError(
+        f"{path} does not exist{similar}: choose a run (runs/NAME) or an export ({suffixes()})"
+    )
 
 
 def is_artifact(path: Path) -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tltools import schema
 from tltools.atomic import atomic_path, lock
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
+from tltools.data.folders import content, runs_in
 from tltools.decisions import UNCERTAIN, Decided
 from tltools.errors import ArtifactError, ConfigError, DataError, cause_of
 from tltools.regular import open_regular, read_regular
@@ -27,6 +28,7 @@ from tltools.wording import grouped, plural, similar_paths
 if TYPE_CHECKING:
     import pandas as pd
 
+_RUNS = Path("runs")
 CARD = "card.json"
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -74,18 +76,7 @@ def load_card(folder: Path) -> Card:
     try:
         text = read_regular(path, max_bytes=MAX_CARD_BYTES)
     except FileNotFoundError as error:
-        if not folder.exists():
-            raise ArtifactError(
-                f"{folder} does not exist{similar_paths(folder, Path('runs'))}: name a run's "
-                "folder, such as runs/NAME"
-            ) from error
-        if is_begun(folder):
-            raise ArtifactError(
-                f"{folder} is not a finished run; {how_to_finish(folder)}"
-            ) from error
-        raise ArtifactError(
-            f"{folder} is not a run: it has no {CARD}; create a run with tltools train"
-        ) from error
+        raise ArtifactError(_no_card(folder)) from error
     except NotADirectoryError as error:
         raise ArtifactError(
             f"{folder} is a file, not a run; name a run's folder, such as runs/NAME"
@@ -93,6 +84,39 @@ def load_card(folder: Path) -> Card:
     except OSError as error:
         raise cannot_read(path, error) from error
     return card_from_json(text, where=str(path))
+
+
+def _no_card(folder: Path) -> str:
+    """Return the message that a folder is not a finished run: what it is, and what to name."""
+    if not folder.exists():
+        return missing_run(folder) or (
+            f"{folder} does not exist{similar_paths(folder, _RUNS)}: name a run's folder, such as "
+            "runs/NAME"
+        )
+    if is_begun(folder):
+        return f"{folder} is not a finished run; {how_to_finish(folder)}"
+    kind = content(folder)
+    if kind == "runs":
+        return f"{folder} is a folder of runs; name one of them, such as {next(runs_in(folder))}"
+    if kind:
+        return f"{folder} is a folder of {kind}, not a run; name a run's folder, such as runs/NAME"
+    return f"{folder} is not a run: it has no {CARD}; create a run with tltools train"
+
+
+def missing_run(path: Path) -> str:
+    """Return the message that a run does not exist because none was trained here.
+
+    Args:
+        path: A path that does not exist.
+
+    Returns:
+        Nothing if there are runs in `runs/`, if another name is close, or if the path is of
+        another folder.
+    """
+    is_here = path.parent in (Path(), _RUNS)
+    if not is_here or next(runs_in(_RUNS), None) is not None or similar_paths(path, _RUNS):
+        return ""
+    return f"{path} does not exist: no runs in {_RUNS}/; train one with tltools train"
 
 
 class _Plan(msgspec.Struct):

@@ -16,7 +16,7 @@ from tltools.data.remote_images import Remotes, list_remote
 from tltools.data.suffixes import TABLE_SUFFIXES, is_archive_name, is_image_name
 from tltools.data.text import clean, decoded_lines
 from tltools.errors import DataError, cause_of
-from tltools.runtime.model_formats import EXPORT_DIR, first_export, is_export_name
+from tltools.runtime.model_formats import EXPORT_DIR, first_export, is_export_name, named_export
 from tltools.wording import similar_paths
 
 STDIN = Path("-")
@@ -105,7 +105,7 @@ def check_inputs(inputs: Sequence[Location]) -> None:
     """
     for source in inputs:
         if isinstance(source, Path) and source != STDIN and not source.exists():
-            if export := first_export(EXPORT_DIR / source):
+            if export := first_export(EXPORT_DIR / source) or named_export(str(source)):
                 raise DataError(f"{source} is a model, not images: choose it with `model={export}`")
             raise DataError(
                 f"{source} does not exist{similar_paths(source)}; name folders, images, archives "

@@ -88,11 +88,11 @@ def _merge(shards: Sequence[Path], output: Path, *, overwrite: bool, progress: P
     check_output(output, overwrite=overwrite or is_there)
     if not shards:
         raise ConfigError("no shards to merge; name the outputs of all shards")
+    read = [_ShardFile(path) for path in shards]  # first: another output makes no shards of them
     if output.resolve() in {path.resolve() for path in shards}:
         raise ConfigError(f"{output} is one of the shards; choose another file with `output=`")
     try:
-        found = _ordered([_ShardFile(path) for path in shards])
-        return _write(found, output, keep=is_there, progress=progress)
+        return _write(_ordered(read), output, keep=is_there, progress=progress)
     except DataError:
         if is_there:  # an output that is not from these shards
             check_output(output, overwrite=False)

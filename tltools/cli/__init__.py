@@ -165,7 +165,7 @@ def _leave_for_usage(error: Exception) -> None:
     """Print an error of the command line as one line, and leave; return if it is another one."""
     from tltools.cli.usage import is_help, usage_message
 
-    message = usage_message(error)
+    message = usage_message(error, _all_commands)
     if message is None:
         return
     if is_help(error):
@@ -173,6 +173,14 @@ def _leave_for_usage(error: Exception) -> None:
     else:
         _tell_of_error(message)
     raise SystemExit(2) from error
+
+
+def _all_commands() -> dict[str, Any]:
+    """Return all commands by name, as Typer makes them."""
+    from typer.main import get_command
+
+    load_commands()
+    return getattr(get_command(app), "commands", {})
 
 
 def _trace() -> None:

@@ -1,5 +1,6 @@
 """`tltools bench`."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from tltools.cli.options import (
     InferenceDeviceOption,
     ReadingOptions,
     ReportOption,
+    holds_images,
     load_to_score,
     path_or_run,
     path_or_url,
@@ -99,6 +101,7 @@ def bench(
 
     Example: tltools bench exports/cnn/*.onnx --data new/labels.csv
     """
+    _refuse_images(models or [])
     check_report(report)
     check_output_folder(output)
     from tltools.bench import bench_inputs, run_bench, uses_gpu, write_result
@@ -125,6 +128,19 @@ def bench(
         raise TltoolsError("no model could be measured; the table above has the reasons")
     if found.recommendation is not None and found.recommendation.command:
         progress.say(f"Next: {found.recommendation.command}")
+
+
+def _refuse_images(models: list[Path]) -> None:
+    """Refuse labeled images among the models.
+
+    Raises:
+        ConfigError: With the whole command to type.
+    """
+    images = next((one for one in models if holds_images(one)), None)
+    if images is not None:
+        others = [str(one) for one in models if one != images]
+        right = shlex.join(["tltools", "bench", *others, "--data", str(images)])
+        raise ConfigError(f"{images} is not a model; labeled images go to --data: {right}")
 
 
 def _settings(measure: MeasureOptions) -> "BenchSettings":

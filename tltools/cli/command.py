@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 from tltools.cli.options import JsonOption, QuietOption, VerboseOption
+from tltools.cli.usage import GIVEN
 from tltools.data.location import without_secrets
 from tltools.errors import ConfigError
 
@@ -44,6 +45,7 @@ class Command(typer.core.TyperCommand):
         Raises:
             ConfigError: If an option of one value is given several.
         """
+        ctx.meta[GIVEN] = tuple(args)
         try:
             if not ctx.resilient_parsing:  # for completion
                 self._check_single(ctx, args)

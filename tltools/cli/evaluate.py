@@ -4,6 +4,7 @@ import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from tltools.cli.options import (
     ReadingOptions,
     ReportOption,
     Tf32Option,
+    holds_images,
     load_to_score,
     open_cluster,
     path_or_run,
@@ -31,6 +33,7 @@ from tltools.cli.thresholds import (
     proportion_text,
     tell_threshold,
 )
+from tltools.data.folders import is_run, runs_in
 from tltools.errors import ConfigError, DataError
 from tltools.runtime.model_formats import suffixes
 from tltools.wording import (
@@ -202,12 +205,32 @@ def evaluate(
 
 
 def _refuse_swapped(model: Path, data: "Location | None") -> None:
-    """Refuse labeled images in place of the model and a model in place of the images."""
+    """Refuse labeled images in place of the model, also if the model is in place of the images.
+
+    Raises:
+        ConfigError: With the whole command to type.
+    """
     from tltools.artifacts import is_artifact
 
-    if isinstance(data, Path) and is_artifact(data) and not is_artifact(model):
+    if is_artifact(model):
+        return
+    named = path_or_run(str(data)) if isinstance(data, Path) else None
+    if named is not None and (is_artifact(named) or is_run(named)):
         right = shlex.join(["tltools", "evaluate", str(data), str(model)])
         raise ConfigError(f"the model comes first, then the labeled images: {right}")
+    if holds_images(model):
+        right = shlex.join(["tltools", "evaluate", _any_run(), str(model)])
+        raise ConfigError(
+            f"{model} is not a model; the model comes first, then the labeled images: {right}"
+        )
+
+
+def _any_run() -> str:
+    """Return the only run in `runs/`, or a name that stands for one of them."""
+    from tltools.artifacts import RUN_DIR
+
+    found = list(islice(runs_in(RUN_DIR), 2))
+    return str(found[0] if len(found) == 1 else RUN_DIR / "NAME")
 
 
 def _check_paths(

@@ -72,7 +72,8 @@ def explain(
         )
     )
     out.result([_facts(one) for one in found], lambda: _print_explanations(found))
-    if failures and not found:
+    are_named = not any(one.is_dir() for one in images)  # each by itself, as for classify
+    if failures and (are_named or not found):
         raise typer.Exit(1)
 
 

@@ -1,6 +1,5 @@
 """Options that several commands share, and how their values are parsed."""
 
-import glob
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from tltools.runtime.model_formats import (
     FORMATS,
     first_export,
     format_named,
-    is_export_name,
+    named_export,
 )
 
 if TYPE_CHECKING:
@@ -79,10 +78,7 @@ def path_or_export(text: str) -> Path:
         return _export_of(path)
     if path.name != text or os.path.lexists(path):
         return path
-    named = list(EXPORT_DIR.glob(f"*/{glob.escape(text)}")) if is_export_name(path) else []
-    if len(named) == 1:
-        return named[0]
-    return _export_of(path_or_run(text))
+    return named_export(text) or _export_of(path_or_run(text))
 
 
 def _export_of(run: Path) -> Path:
@@ -104,6 +100,21 @@ def _export_of(run: Path) -> Path:
     if why:
         raise typer.BadParameter(f"{export} {why}, or give the file's path")
     return export
+
+
+def holds_images(path: Path) -> bool:
+    """Return whether a path is of images or their labels, named where a model is expected."""
+    from tltools.artifacts import is_artifact
+    from tltools.data.folders import content, is_run
+    from tltools.data.labels import LABEL_SUFFIXES
+    from tltools.data.suffixes import is_archive_name, is_image_name
+
+    if is_artifact(path) or is_run(path):
+        return False
+    if path.is_dir():
+        return content(path) == "images"
+    is_named = path.suffix.lower() in LABEL_SUFFIXES or is_image_name(path.name)
+    return path.is_file() and (is_named or is_archive_name(path.name))
 
 
 def path_or_run_or_url(text: str) -> "Location":

@@ -1,9 +1,11 @@
 """Say in one line what is wrong with a command line, and which option or name was meant."""
 
 import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tltools.wording import did_you_mean, plural
+from tltools.wording import did_you_mean, plural, together
 
 _QUOTED = re.compile(r"'([^']*)'")
 
@@ -34,15 +36,22 @@ def _bounds(error: Any) -> str:
     return "" if high is None else f" of at most {high:g}"
 
 
-def usage_message(error: Exception) -> str | None:
-    """Return the message of a usage error; None if it is the help itself, or another error.
+def usage_message(error: Exception, commands: Callable[[], Mapping[str, Any]]) -> str | None:
+    """Return the message of a usage error.
 
     The classes of these errors are private to Typer, so they are known by what they have.
+
+    Args:
+        error: The error.
+        commands: Returns all commands by name, which takes time.
+
+    Returns:
+        None if it is the help itself, or another error.
     """
     message, context = getattr(error, "message", None), getattr(error, "ctx", None)
     if not isinstance(message, str) or not hasattr(error, "format_message"):
         return None
-    text = _text(error, context).strip().rstrip(".")
+    text = _text(error, context, commands).strip().rstrip(".")
     text = text[:1].lower() + text[1:]
     return text if context is None else f"{text} (see {_command(context)} --help)"
 
@@ -57,11 +66,10 @@ def _command(context: Any) -> str:
     return "tltools" if context.parent is None else f"tltools {context.info_name}"
 
 
-def _text(error: Any, context: Any) -> str:
+def _text(error: Any, context: Any, commands: Callable[[], Mapping[str, Any]]) -> str:
     """Return the message with a suggestion."""
     if (unknown := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
-        known = [name for one in context.command.params for name in one.opts]
-        return f"no such option {unknown};{did_you_mean(unknown, known)}".rstrip(";")
+        return f"no such option {unknown};{_meant(unknown, context, commands())}".rstrip(";")
     text = re.sub(r"\s+", " ", error.format_message())
     if found := re.match(r"No such command '([^']*)'", text):
         meant = did_you_mean(found[1], context.command.commands)
@@ -70,9 +78,10 @@ def _text(error: Any, context: Any) -> str:
     text = re.sub(r"is not a valid int(eger)?\b", "is not a whole number", text)
     text = text.replace("is not a valid float", "is not a number")
     if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text):
-        return f"unexpected {plural(len(found[1].split()), 'argument')} {found[1]}"
+        extra = f"unexpected {plural(len(found[1].split()), 'argument')} {found[1]}"
+        return f"{extra};{_chosen_with_option(context)}".rstrip(";")
     if found := re.match(r"Missing argument '(.*)'", text):
-        return f"Missing argument {found[1].upper()}"
+        return _missing(found[1].upper(), context)
     if found := _RANGE.search(text):
         return f"{found['option']} must be {_within(found['range'])}, got {found['value']}"
     if (at := text.find(" is not one of ")) >= 0:
@@ -80,3 +89,105 @@ def _text(error: Any, context: Any) -> str:
         meant = did_you_mean(given[-1], _QUOTED.findall(text[at:])) if given else ""
         return f"{text.rstrip('.')};{meant}".rstrip(";")
     return text
+
+
+# ------------------------------------------------------------------------------ what was meant
+
+GIVEN = "tltools.given"
+"""Key in the `meta` of a command's context: its arguments, as they were typed."""
+
+
+def _meant(unknown: str, context: Any, commands: Mapping[str, Any]) -> str:
+    """Return what an unknown option may be: an argument, one of other commands, or a close name."""
+    having = [name for name, one in commands.items() if unknown in _options(one)]
+    which = "each command" if len(having) == len(commands) else together(having or ["none"])
+    if context.parent is None:  # before the name of a command
+        if having:
+            return f" {unknown} is an option of {which}, and follows its name"
+        return did_you_mean(unknown, _options(context.command))
+    argument = _argument_of(unknown, context.command)
+    if argument is not None and (right := _as_argument(unknown, argument, context)):
+        name = (argument.metavar or argument.name.upper()).rstrip(".")
+        return f" give {name} without it: {right}"
+    if having:
+        return f" {unknown} is an option of {which}"
+    return did_you_mean(unknown, _options(context.command))
+
+
+def _options(command: Any) -> list[str]:
+    """Return all names of a command's options, those that turn one off included."""
+    options = (one for one in command.params if one.param_type_name == "option")
+    return [name for one in options for name in (*one.opts, *one.secondary_opts)]
+
+
+def _argument_of(option: str, command: Any) -> Any:
+    """Return the argument with the name of an option, singular or plural; None if there is none."""
+    name = option.lstrip("-").replace("-", "_").rstrip("s")
+    arguments = (one for one in command.params if one.param_type_name == "argument")
+    return next((one for one in arguments if name and one.name.rstrip("s") == name), None)
+
+
+def _as_argument(option: str, argument: Any, context: Any) -> str:
+    """Return the command with the value of an option as an argument; empty if it has no value."""
+    words = list(context.meta.get(GIVEN, ()))
+    at = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), None)
+    if at is None:
+        return ""
+    _, has_value, value = words.pop(at).partition("=")
+    if not has_value:
+        if at == len(words) or words[at].startswith("-"):
+            return ""
+        value = words.pop(at)
+    arguments = [one for one in context.command.params if one.param_type_name == "argument"]
+    first = argument is arguments[0]
+    return _typed(context, [value, *words] if first else [*words, value])
+
+
+def _typed(context: Any, words: Sequence[str]) -> str:
+    """Return a command line without the secrets in it."""
+    from tltools.data.location import without_secrets
+
+    return without_secrets(shlex.join([*_command(context).split(), *words]))
+
+
+def _chosen_with_option(context: Any) -> str:
+    """Propose --model for the name of a network among the arguments of a command that takes one."""
+    from tltools.backbones import BACKBONES
+
+    model = next((one for one in context.command.params if "--model" in one.opts), None)
+    words = list(context.meta.get(GIVEN, ()))
+    network = next((one for one in _arguments(context, words) if one in BACKBONES), None)
+    if model is None or network is None or not _is_free(model, words):
+        return ""
+    words.remove(network)
+    right = _typed(context, [*words, "--model", network])
+    return f" the network is chosen with --model: {right}"
+
+
+def _is_free(option: Any, words: Sequence[str]) -> bool:
+    """Return whether an option is not among the words of a command line."""
+    return not any(word.partition("=")[0] in option.opts for word in words)
+
+
+def _arguments(context: Any, words: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command line that are neither options nor their values."""
+    values, rest, _ = context.command.make_parser(context).parse_args(list(words))
+    names = [one.name for one in context.command.params if one.param_type_name == "argument"]
+    for value in (*(values.get(name) for name in names), *rest):
+        if isinstance(value, str):
+            yield value
+
+
+def _missing(name: str, context: Any) -> str:
+    """Return the message of a missing argument; images in place of a model are no model."""
+    first = next((one for one in context.command.params if one.param_type_name == "argument"), None)
+    given = None if first is None else context.params.get(first.name)
+    if first is None or first.name != "model" or given is None:
+        return f"missing argument {name}"
+    from tltools.cli.options import holds_images
+
+    if not holds_images(given):
+        return f"missing argument {name}"
+    model = (first.metavar or first.name).upper()
+    right = _typed(context, [model, str(given)])
+    return f"missing argument {model}, which comes first: {right}"

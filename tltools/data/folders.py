@@ -90,14 +90,43 @@ def own_content(folder: Path) -> str:
 
     For messages: all folders in it are looked into.
     """
+    kind = _own_kind(folder)
+    return f" (it is a folder of {kind})" if kind else ""
+
+
+def content(folder: Path) -> str:
+    """Return `runs`, `exports` or `images`, of which a folder is one; empty if of none.
+
+    For messages: all folders in it are looked into.
+    """
+    if kind := _own_kind(folder):
+        return kind
+    try:
+        if is_output_folder(folder) or next(find_images(folder), None) is None:
+            return ""
+    except DataError:  # a folder in it cannot be listed
+        return ""
+    return "images"
+
+
+def _own_kind(folder: Path) -> Literal["runs", "exports", ""]:
     try:
         inner = [one for one in folder.iterdir() if one.is_dir()]
         if any(map(is_run, inner)):
-            return " (it is a folder of runs)"
+            return "runs"
         names = (entry.suffix for one in (folder, *inner) for entry in one.iterdir())
-        return " (it is a folder of exports)" if not _EXPORTS.isdisjoint(names) else ""
+        return "exports" if not _EXPORTS.isdisjoint(names) else ""
     except OSError:  # not a folder, or one that cannot be listed: nothing is known of it
         return ""
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """Yield the runs in a folder, by name, the unfinished ones included."""
+    try:
+        inner = sorted(folder.iterdir())
+    except OSError:  # not a folder, or one that cannot be listed
+        return
+    yield from (one for one in inner if not one.name.startswith(".") and is_run(one))
 
 
 def find_images(root: Path) -> Iterator[Path]:

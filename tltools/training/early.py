@@ -38,7 +38,10 @@ def check_weights(models: Sequence[str], source: str) -> None:
 
 def missing_weights(backbone: Backbone, path: Path) -> ModelError:
     """Return the error of a file of weights that does not exist."""
-    return ModelError(f"{path} does not exist{similar_paths(path)}; {weights_remedy(backbone)}")
+    return ModelError(
+        f"{path} does not exist{similar_paths(path)}: correct the path in `weights=`, or leave it "
+        f"out to download {backbone.title}'s weights"
+    )
 
 
 def weights_remedy(backbone: Backbone) -> str:

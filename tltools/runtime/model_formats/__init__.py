@@ -5,13 +5,16 @@ To add a format, write a module beside this one with a `Reader` and a `Writer`, 
 without importing anything heavy, and `classify` can open ONNX without PyTorch.
 """
 
+import glob
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tltools.data.folders import is_run
+from tltools.data.folders import content, is_run, runs_in
 from tltools.errors import ArtifactError, ConfigError
 from tltools.wording import did_you_mean, either, similar_paths
 
@@ -260,25 +263,72 @@ def format_of(path: Path) -> ModelFormat:
         if path.suffix.lower() == one.suffix:
             return one
     if path.is_dir():
-        refuse_folder_of_exports(path)
-        done = first_export(EXPORT_DIR / path.name)
-        if done is not None and is_run(path):
-            raise ArtifactError(f"{path} is a run, not an export; name its export, such as {done}")
-        raise ArtifactError(
-            f"{path} is a folder, not an export; if it is a run, export it with tltools export "
-            f"{path}, and name the file"
-        )
+        raise ArtifactError(_folder(path))
+    if not os.path.lexists(path):
+        raise ArtifactError(_missing(path))
     ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
-    known = first_export(EXPORT_DIR / path)
-    # A bare name is one of a run or an export, not of another file here.
-    meant = EXPORT_DIR / path if path.name == str(path) else path
-    similar = similar_paths(meant, EXPORT_DIR) if known is None else f" (did you mean {known}?)"
-    if not path.suffix and path.name == str(path):
-        raise ArtifactError(f"no run in runs/ and no export is named {path}{similar}")
-    known_endings = either([one.suffix for one in FORMATS.values()])
     raise ArtifactError(
-        f"{path} is not an export: its name {ending}, exports end in {known_endings}{similar}"
+        f"{path} is not an export: its name {ending}, exports end in {_endings()}"
+        f"{similar_paths(EXPORT_DIR / path.name)}"
     )
+
+
+def _folder(path: Path) -> str:
+    """Return the message that a folder is not an export: what it is, and what to name."""
+    refuse_folder_of_exports(path)
+    done = first_export(EXPORT_DIR / path.name)
+    if done is not None and is_run(path):
+        return f"{path} is a run, not an export; name its export, such as {done}"
+    kind = "" if is_run(path) else content(path)
+    if kind == "runs":
+        return f"{path} is a folder of runs; name one of them, such as {next(runs_in(path))}"
+    if kind == "images":
+        return f"{path} is a folder of images, not an export; {_choose()}"
+    return (
+        f"{path} is a folder, not an export; if it is a run, export it with tltools export "
+        f"{path}, and name the file"
+    )
+
+
+def _missing(path: Path) -> str:
+    """Return the message that neither an export nor a run has this name."""
+    # A bare name is one of a run or an export, not of another file here.
+    is_bare = path.name == str(path)
+    meant = EXPORT_DIR / path if is_bare else path
+    similar = similar_exports(path) or similar_paths(meant, EXPORT_DIR)
+    if is_bare and not path.suffix:
+        has_none = not similar and next(runs_in(Path("runs")), None) is None
+        none = "; train one with tltools train, and export it" if has_none else ""
+        return f"no run in runs/ and no export is named {path}{similar}{none}"
+    return f"{path} does not exist{similar}; {_choose()}"
+
+
+def _choose() -> str:
+    return f"name an export ({suffixes()}), or the run of one"
+
+
+def _endings() -> str:
+    return either([one.suffix for one in FORMATS.values()])
+
+
+def similar_exports(path: Path) -> str:
+    """Return ` (did you mean exports/cnn/cnn.int8.onnx?)` for an export without its suffix.
+
+    Args:
+        path: A path that does not exist, such as `cnn.int8`, `exports/cnn/cnn.int8`, or `cnn` and
+            `runs/cnn` for the exports of a run that is deleted.
+
+    Returns:
+        Nothing if there is no such export.
+    """
+    name = f"{glob.escape(path.name)}.*"
+    places = (path.parent.glob(name), EXPORT_DIR.glob(f"*/{name}"))
+    found = sorted(
+        one for one in {*chain(*places)} if is_export_name(one) and one.stem == path.name
+    )
+    if not found and (first := first_export(EXPORT_DIR / path.name)):
+        found = [first]
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def refuse_folder_of_exports(folder: Path) -> None:
@@ -297,6 +347,14 @@ def first_export(folder: Path) -> Path | None:
     # A run's training state, `state.pt`, has an export's suffix; an export's name has a precision.
     found = [one for one in folder.glob("*.*.*") if is_export_name(one) and one.name[0] != "."]
     return min(found, key=lambda one: (not one.name.endswith(".fp32.onnx"), one.name), default=None)
+
+
+def named_export(name: str) -> Path | None:
+    """Return the one export in `exports/` whose file has this name; None if there is no such."""
+    if not is_export_name(Path(name)):
+        return None
+    found = list(EXPORT_DIR.glob(f"*/{glob.escape(name)}"))
+    return found[0] if len(found) == 1 else None
 
 
 def is_export_name(path: Path) -> bool:
