@@ -519,7 +519,8 @@ CASES = (
     ),
     Case(
         "--class-level {} takes those as classes",
-        "$ mkdir -p up/more/dark && mv data up && mv up/data/dark/[0-6].png up/more/dark; inspect up",
+        "$ mkdir -p up/more/dark && mv data up"
+        " && mv up/data/dark/[0-6].png up/more/dark; inspect up",
         ("inspect up --class-level 2",),
         0,
     ),
