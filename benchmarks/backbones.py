@@ -55,7 +55,7 @@ def rows_of(name: str, options: argparse.Namespace, folder: Path) -> Iterator[tu
     config = default_config(name, epochs=options.epochs, image_size=options.size, **changes)
     progress = RichProgress(verbose=True)
     run = train_model(dataset, config, setup, progress=progress).folder
-    yield (name, "PyTorch fp32", "", "", "", "", f"{latency_ms(run, options):.1f}")
+    yield (name, "PyTorch fp32", "", "", "", "", f"{latency_ms(run, options):.3g}")
     for format_, precision in FILES:
         settings = ExportSettings(
             formats=(format_,), precisions=(precision,), output=folder / "exports", device="cpu"
@@ -72,7 +72,7 @@ def rows_of(name: str, options: argparse.Namespace, folder: Path) -> Iterator[tu
             f"{made.parity.max_abs_logit_diff:.1e}",
             str(len(made.facts.float_layers)),
             f"{made.size_bytes / 1e6:.1f}",
-            f"{latency_ms(made.path, options):.1f}",
+            f"{latency_ms(made.path, options):.3g}",
         )
 
 

@@ -216,13 +216,8 @@ def weights_file(name: str, folder: Path) -> Path:
     return write_random_weights(name, path, size=2 * SIZE, features_only=small)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet18",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in NAMES if one != "resnet18"),
-    ],
-)
+@pytest.mark.slow  # of a small network in test_new_backbone.py
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_is_trained_exported_classified_and_explained(
     name, drawn, drawn_dataset, tmp_path
 ):

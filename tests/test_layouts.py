@@ -428,6 +428,7 @@ def image(real, tmp_path):
     return opt, bin_, env, json.loads(entry)
 
 
+@pytest.mark.slow  # it installs from the package index
 def test_an_environment_built_by_the_dockerfiles_steps_classifies_without_torch(
     image, images, tmp_path
 ):

@@ -416,7 +416,10 @@ print("LOADED", *sys.modules)
 """
 
 
-@pytest.mark.parametrize("log", [["--log", "mlflow", "--log", "tensorboard"], []])
+@pytest.mark.parametrize(
+    "log",
+    [["--log", "mlflow", "--log", "tensorboard"], pytest.param([], marks=pytest.mark.slow)],
+)
 def test_logging_uses_no_network_and_loads_nothing_unrequested(drawn, tmp_path, log):
     unset = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY")
     environment = {name: value for name, value in os.environ.items() if name not in unset}

@@ -175,6 +175,7 @@ def test_a_wrong_export_in_a_new_format_is_not_kept(workplace, monkeypatch):
     assert not list(workplace.glob("exports/cnn/*.npz"))
 
 
+@pytest.mark.slow
 def test_a_new_format_is_measured_beside_the_others(npz_export, workplace):
     runs, exports = workplace / "runs", workplace / "exports"
     inputs = bench_inputs(None, None, run_dir=runs, export_dir=exports)

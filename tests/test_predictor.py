@@ -152,12 +152,15 @@ def test_truncated_exports_are_refused(tmp_path, export_path, opener):
 
 @pytest.mark.parametrize("opener", [read_card, load_predictor])
 def test_missing_files_folders_and_other_suffixes_are_refused(tmp_path, opener):
-    with pytest.raises(ArtifactError, match=r"none\.onnx does not exist"):
-        opener(tmp_path / "none.onnx")
+    for name in ("none.onnx", "none.txt", "none"):
+        with pytest.raises(ArtifactError, match=rf"{name} does not exist"):
+            opener(tmp_path / name)
+    other = tmp_path / "other.txt"
+    other.touch()
     with pytest.raises(
         ArtifactError, match=r"ends in '\.txt', exports end in \.onnx, \.pt2 or \.pt"
     ):
-        opener(tmp_path / "none.txt")
+        opener(other)
     folder = tmp_path / "folder.onnx"
     folder.mkdir()
     with pytest.raises(ArtifactError, match="is a folder"):

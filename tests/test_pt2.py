@@ -541,6 +541,7 @@ def test_what_a_stranger_put_into_a_file_is_refused_before_pytorch_sees_it(
     assert not (tmp_path / MARK).exists()
 
 
+@pytest.mark.slow  # that the files above are a danger; nothing of ours runs here
 @pytest.mark.parametrize("change", [pickled_constant, pickled_in_the_place_of_a_tensor, expression])
 def test_pytorch_alone_would_run_the_strangers_program(pt2_path, tmp_path, change):
     """Otherwise the refusals above would show little."""
@@ -617,6 +618,7 @@ def test_the_commands_treat_a_pt2_export_like_the_others(place, drawn):
     }
 
 
+@pytest.mark.slow
 def test_bench_measures_a_pt2_export(place):
     inputs = bench_inputs(
         [place / "exports" / "cnn" / "cnn.fp32.pt2"],

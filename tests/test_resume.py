@@ -50,6 +50,7 @@ from tltools.runtime import Plan, load_predictor
 from tltools.runtime.model_formats.onnx import OnnxPredictor
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+CSV_AND_SLOW = [".csv", *(pytest.param(one, marks=pytest.mark.slow) for one in SUFFIXES[1:])]
 NUM_MANY = 6000
 ODD_NAMES = ("a,b.png", 'c"d.png', "e\nf.png", '"\n",,.png', "g\r\nh.png", "=1+1.png", "é ü.png")
 
@@ -172,7 +173,7 @@ def kill_until_done(args, output: Path, rng: random.Random, *, max_kills: int) -
         assert result.code
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", CSV_AND_SLOW)
 def test_kill_9_at_random_moments_loses_and_duplicates_no_row(
     suffix, many, wholes, onnx_path, tmp_path
 ):

@@ -238,6 +238,7 @@ def test_commands_refuse_a_failing_model_in_one_line(bad, drawn, tmp_path, comma
     assert not (tmp_path / "predictions.csv").exists()
 
 
+@pytest.mark.slow
 def test_bench_reports_a_model_that_fails_its_self_test_and_measures_the_others(
     bad, exports, drawn, tmp_path
 ):

@@ -25,6 +25,7 @@ from tltools.errors import ConfigError, DataError
 from tltools.runtime.pipeline import CPU_BATCH
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+CSV_AND_SLOW = [".csv", *(pytest.param(one, marks=pytest.mark.slow) for one in SUFFIXES[1:])]
 NUM_IMAGES = 10 * SHARD_BLOCK + 5
 ODD_NAMES = ("a,b.png", 'c"d.png', "e\nf.png", '"\n",,.png', "g\r\nh.png", "=1+1.png", "é ü.png")
 COMMAND = (sys.executable, "-c", "from tltools.cli import main; main()")
@@ -394,7 +395,7 @@ def test_an_interrupted_merge_leaves_nothing(copies, tmp_path):
 # --------------------------------------------------------------------------- stopped, gone on with
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", CSV_AND_SLOW)
 def test_a_killed_shard_resumes(suffix, folder, onnx_path, tmp_path):
     """Of a list with each image many times, so that there is a while to kill it in."""
     names = [path.name for path in sorted(folder.iterdir()) if path.name.isprintable()]
