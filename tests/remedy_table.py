@@ -103,7 +103,7 @@ CASES = (
         ),
     ),
     Case(
-        "{} is a folder, not an export; if it is a run, export it",
+        "{} is a run that has no export; create one with tltools export {}",
         "$ rm -r exports; classify data --model runs/cnn",
         ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx",),
     ),
@@ -524,6 +524,7 @@ CASES = (
         ("inspect up --class-level 2",),
         0,
     ),
+    Case("--delete is an option: {}", "runs delete cnn", ("runs --delete cnn --yes",), 2),
     Case(
         "{} has no images in folders at --class-level",
         "inspect data --class-level 3",

@@ -165,6 +165,14 @@ def test_classes_that_are_all_divided_in_their_own_way_are_not_doubted(tmp_path)
     assert read_labels(lay(tmp_path / "x", "cat/images/1.jpg", "dog/images/2.jpg")).findings == ()
 
 
+def test_a_single_class_folder_is_answered_with_the_folder_above(tmp_path):
+    lay(tmp_path / "photos", *classes(""))
+    with pytest.raises(DataError, match=rf"name {tmp_path}/photos if cat is one of the classes"):
+        read_labels(tmp_path / "photos" / "cat")
+    with pytest.raises(DataError, match="make one folder per class"):
+        read_labels(lay(tmp_path / "x" / "alone", "1.jpg"))
+
+
 def test_a_level_below_split_folders_keeps_the_split(tmp_path):
     lay(tmp_path, *classes("train/", "test/"))
     assert counts(tmp_path, class_level=2) == expected("train", "test")

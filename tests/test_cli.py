@@ -509,7 +509,8 @@ def test_resume_takes_the_run_that_is_named(walk):
 
     for run, options, code, told in (
         ("several/named", (), 1, "several/named is finished, with 1 epoch; to extend it, increase"),
-        ("named", ("--run-dir", "runs", "--epochs", 2), 1, "named does not exist"),
+        ("named", ("--run-dir", "runs", "--epochs", 2), 2, "named does not exist: name a run"),
+        ("cn", ("--epochs", 2), 2, "cn does not exist (did you mean runs/cnn?): name a run"),
         ("cnn", ("--run-dir", "several", "--epochs", 2), 2, "runs/cnn is not in several; omit"),
         ("several/named", ("--model", "vgg16", "--epochs", 2), 2, "--model is cnn, not vgg16"),
     ):
@@ -631,8 +632,13 @@ def place(tmp_path_factory, onnx_path, cnn_run):
             ("classify-model-without-card", "classify images --model plain.onnx", 1,
              "plain.onnx has no tltools card"),
             ("classify-run-as-model", "classify images --model empty", 1,
-             "empty is a folder, not an export; if it is a run, export it with tltools export emp"),
+             "empty is a folder, not an export; name an export"),
             ("export-an-export", "export model.onnx", 1, "model.onnx is a file, not a run"),
+            ("train-resume-nothing-of-this-name", "train --resume cnm", 2,
+             "cnm does not exist: name a run, which tltools runs lists, or the images"),
+            ("train-one-fold", "train images --folds 1", 2, "--folds must be at least 2, got 1"),
+            ("runs-delete-without-dashes", "runs delete cnn", 2,
+             "--delete is an option: tltools runs --delete cnn"),
             ("classify-existing-output", "classify images --model model.onnx -o there.csv", 2,
              "there.csv exists; replace it with --overwrite"),
             ("classify-unknown-suffix", "classify images --model model.onnx -o out.txt", 2,
@@ -749,6 +755,20 @@ def test_a_wrong_command_line_is_refused_without_torch(place, command):
     assert ran.returncode in (1, 2)
     (line,) = ran.stderr.splitlines()
     assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_of_a_command_sleep_while_they_wait_unless_told_otherwise(given):
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {"OMP_WAIT_POLICY": given} if given else {}
+    script = (
+        "import os, sys; sys.argv = ['tltools', '--version']\n"
+        "from tltools.cli import main\n"
+        "try: main()\n"
+        "finally: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert ran.stdout.splitlines()[-1:] == [f"{given or 'passive'} False"], ran
 
 
 def test_an_error_cannot_control_the_terminal(place):

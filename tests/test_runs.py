@@ -357,16 +357,17 @@ def test_a_run_is_deleted_and_its_exports_stay(workplace):
 def test_a_run_is_deleted_with_its_exports_if_that_is_requested(workplace):
     (workplace / "exports" / "cnn" / "notes.txt").write_text("mine")
     own = [workplace / "exports" / "cnn" / f"cnn.fp32.{suffix}" for suffix in ("onnx", "pt")]
+    before = shutil.copy(own[0], own[0].with_name("cnn.int8.onnx"))  # of the run, before it went on
+    set_card(before, msgspec.structs.replace(read_artifact(own[0]).card, created="2020-01-01"))
     theirs = workplace / "exports" / "theirs" / "cnn.fp32.onnx"  # of a run of the same name
     theirs.parent.mkdir()
-    shutil.copy(own[0], theirs)
-    set_card(theirs, msgspec.structs.replace(read_artifact(theirs).card, created="2020-01-01"))
+    shutil.copy(before, theirs)
     ran = run_tltools("runs", "--delete", "cnn", "--exports", "--yes", cwd=workplace)
     assert ran.code == 0, ran
     assert "exports/cnn/cnn.fp32.onnx" in ran.err
-    assert "Kept: exports/theirs/cnn.fp32.onnx; until you delete it" in ran.err
-    assert theirs.is_file()
-    assert not any(path.exists() for path in own)
+    kept = "Kept: exports/theirs/cnn.fp32.onnx; until you delete it, other commands go on using"
+    assert f"{kept} this export of another run of this name" in ran.err
+    assert not any(path.exists() for path in (*own, before))
     assert [one.name for one in (workplace / "exports" / "cnn").iterdir()] == ["notes.txt"]
     assert run_tltools("runs", "--exports", cwd=workplace).code == 2
 

@@ -197,7 +197,8 @@ def earlier_notes(current: Sequence[Artifact], earlier: Sequence[Artifact]) -> l
         )
     if older:
         notes.append(
-            f"exports left out, since there is a newer run of the same model: {_paths(older)}; "
+            f"exports left out, since there are those of a newer run of the same model: "
+            f"{_paths(older)}; "
             f"name {plural(len(older), 'it', 'them')} to include {plural(len(older), 'it', 'them')}"
         )
     return notes

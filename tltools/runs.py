@@ -594,12 +594,27 @@ def plan_deletion(folder: Path, *, with_exports: bool = False) -> Deletion:
 
 
 def _own_and_other_exports(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the exports of a run, and those of another training of its name."""
+    """Return the exports of a run, and those of another run of its name.
+
+    Exports of the run before it was resumed or extended are its own, too.
+    """
     try:
-        facts = _facts(folder, list(_exports_of(folder.parent, None)))
+        found = list(_exports_of(folder.parent, None))
+        facts = _facts(folder, found)
     except FileNotFoundError:  # its training was killed before its first epoch
         return (), ()
-    return facts.exports, facts.older_exports
+    if not facts.older_exports:
+        return facts.exports, ()
+    card = load_card(folder)
+    earlier = tuple(
+        one.path
+        for one in found
+        if one.path in facts.older_exports
+        and one.path.parent.name == card.run
+        and (one.card.model, one.card.data.fingerprint) == (card.model, card.data.fingerprint)
+    )
+    others = tuple(one for one in facts.older_exports if one not in earlier)
+    return facts.exports + earlier, others
 
 
 def check_is_ours(folder: Path) -> None:

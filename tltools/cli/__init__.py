@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -73,6 +74,9 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; print an expected error as one line and a bug as a traceback."""
     if args is None:
         secure_streams()
+        # PyTorch's threads sleep while they wait for each other: spinning, they would keep the one
+        # that is waited for from its core when other programs are using the machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         _run(args)
     except SystemExit as leaving:

@@ -1,5 +1,6 @@
 """`tltools runs`."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,6 +54,9 @@ def runs(
     Example: tltools runs cnn cnn-2
     """
     given = names or []
+    if given and given[0] in ("delete", "rm") and not delete:
+        right = shlex.join(["tltools", "runs", "--delete", *given[1:]])
+        raise ConfigError(f"--delete is an option: {right}")
     if yes and not delete:
         raise ConfigError("--yes answers the question of --delete; add --delete, or leave it out")
     if exports and not delete:
@@ -185,10 +189,11 @@ def _delete(
             f"{size_text(plan.num_bytes)}"
         )
         if plan.kept_exports:
+            which = "another run of this name" if with_exports else "the run"
             out.progress.say(
                 f"Kept: {listed(list(map(str, plan.kept_exports)))}; until you delete "
                 f"{plural(len(plan.kept_exports), 'it', 'them')}, other commands go on using "
-                f"{plural(len(plan.kept_exports), 'this export', 'these exports')} of the run"
+                f"{plural(len(plan.kept_exports), 'this export', 'these exports')} of {which}"
             )
     out.result(
         [

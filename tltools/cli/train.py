@@ -27,7 +27,8 @@ from tltools.cli.options import (
 from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.errors import ConfigError
-from tltools.wording import counted, either, in_percent, listed, plural, score_text
+from tltools.training.early import check_folds
+from tltools.wording import counted, either, in_percent, listed, plural, score_text, similar_paths
 
 if TYPE_CHECKING:
     from tltools.console import RichProgress
@@ -451,6 +452,7 @@ def train(
     Example: tltools train photos/labels.csv --weights vgg16.pth
     """
     check_report(report)
+    check_folds(folds)
     models = _models_of(model)
     if engine == "ray":
         _check_features(models)
@@ -649,12 +651,18 @@ def _named_run(data: "Location | None", run_dir: Path, given: dict[str, Any]) ->
     """Return the run that `--resume` names in the place of the data; None if it names none.
 
     Raises:
-        ConfigError: If it is not in the given folder for runs.
+        ConfigError: If there is neither a run nor data of this name, or the run is not in the given
+            folder for runs.
     """
     from tltools.data.folders import is_run
 
     if not isinstance(data, Path):
         return None
+    if not data.exists() and not (run_dir / data).exists():
+        raise ConfigError(
+            f"{data} does not exist{similar_paths(data, run_dir)}: name a run, which tltools runs "
+            "lists, or the images that it was begun with"
+        )
     in_folder = run_dir / data
     run = in_folder if not is_run(data) and data.name == str(data) else data
     if not is_run(run):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,13 @@ from tltools.data.splits import (
     split_of_word,
     without_split_word,
 )
+from tltools.data.suffixes import is_image_name
 from tltools.errors import ConfigError, DataError, cause_of
 from tltools.wording import counted, grouped, listed, plural
 
 _ORDER = ("train", "val", "test", "")
+_FEW = 50
+"""Names in a folder that are looked at for a hint."""
 _CONTAINERS = frozenset({
     "images", "image", "imgs", "img", "jpegimages", "data", "files", "all", "default", "unlabeled",
 })  # fmt: skip
@@ -295,9 +299,15 @@ def _find_layout(tree: _Tree) -> _Layout:
     base = _base(tree)
     names = tree.children(base)
     if not names:
+        above = tree.root.parent
+        remedy = (
+            f"name {above} if {tree.root.name} is one of the classes, or the CSV with the labels"
+            if base == () and tree.has_loose(()) and _has_folders_of_images(above)
+            else "make one folder per class, or name the CSV with the labels"
+        )
         raise DataError(
             f"{tree.name(base)} contains neither a CSV nor class folders{own_content(tree.root)}: "
-            "make one folder per class, or name the CSV with the labels"
+            f"{remedy}"
         )
     layout = _splits_first(tree, base) or _classes_first(tree, base)
     if layout is None:
@@ -305,6 +315,20 @@ def _find_layout(tree: _Tree) -> _Layout:
         layout = _Layout({(*base, name): (name, "") for name in names})
     _refuse_no_classes(tree, base, sorted({label for label, _ in layout.classes.values()}))
     return layout
+
+
+def _has_folders_of_images(folder: Path) -> bool:
+    """Return whether several folders in a folder hold images; only some names are looked at."""
+
+    def holds_images(path: Path) -> bool:
+        with os.scandir(path) as entries:
+            return any(is_image_name(one.name) for one in islice(entries, _FEW))
+
+    try:
+        inner = [one for one in islice(folder.iterdir(), _FEW) if one.is_dir()]
+        return sum(map(holds_images, inner)) > 1
+    except OSError:  # it cannot be listed, and is not proposed
+        return False
 
 
 def _base(tree: _Tree) -> Parts:

@@ -9,6 +9,16 @@ from tltools.errors import ConfigError, ModelError
 from tltools.wording import similar_paths
 
 
+def check_folds(folds: int) -> None:
+    """Refuse a number of folds that is no cross-validation; 0 stands for none.
+
+    Raises:
+        ConfigError: If it is 1 or negative.
+    """
+    if folds < 0 or folds == 1:
+        raise ConfigError(f"`folds=` must be at least 2, got {folds}")
+
+
 def check_weights(models: Sequence[str], source: str) -> None:
     """Refuse a file of weights that does not exist, or that none of the models takes.
 

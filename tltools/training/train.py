@@ -52,6 +52,7 @@ from tltools.run_folder import (
 )
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
+from tltools.training.early import check_folds
 from tltools.training.estimate import suggest_fine_tuning
 from tltools.training.fine_tuning import FineTuned
 from tltools.training.fit import DivergedError, EpochStats, predict_source
@@ -110,8 +111,7 @@ def train_model(
         ConfigError, DataError, DeviceError, ModelError: See their documentation.
     """
     check_logs(setup.logs)
-    if folds < 0 or folds == 1:
-        raise ConfigError(f"`folds=` must be at least 2, got {folds}")
+    check_folds(folds)
     held_out = cross_validate(dataset, config, setup, folds, progress=progress) if folds else None
     job = prepare(dataset, config, setup, progress=progress)
     with no_empty_folders(setup.run_dir):

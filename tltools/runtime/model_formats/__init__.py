@@ -279,15 +279,14 @@ def _folder(path: Path) -> str:
     done = first_export(EXPORT_DIR / path.name)
     if done is not None and is_run(path):
         return f"{path} is a run, not an export; name its export, such as {done}"
-    kind = "" if is_run(path) else content(path)
+    if is_run(path):
+        return f"{path} is a run that has no export; create one with tltools export {path}"
+    kind = content(path)
     if kind == "runs":
         return f"{path} is a folder of runs; name one of them, such as {next(runs_in(path))}"
     if kind == "images":
         return f"{path} is a folder of images, not an export; {_choose()}"
-    return (
-        f"{path} is a folder, not an export; if it is a run, export it with tltools export "
-        f"{path}, and name the file"
-    )
+    return f"{path} is a folder, not an export; {_choose()}"
 
 
 def _missing(path: Path) -> str:
