@@ -759,16 +759,19 @@ def test_a_wrong_command_line_is_refused_without_torch(place, command):
 
 @pytest.mark.parametrize("given", [None, "active"])
 def test_threads_of_a_command_sleep_while_they_wait_unless_told_otherwise(given):
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
     env |= {"OMP_WAIT_POLICY": given} if given else {}
     script = (
         "import os, sys; sys.argv = ['tltools', '--version']\n"
         "from tltools.cli import main\n"
         "try: main()\n"
-        "finally: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+        "finally: print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'), "
+        "'torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert ran.stdout.splitlines()[-1:] == [f"{given or 'passive'} False"], ran
+    expected = f"{given} None False" if given else "passive 1000 False"
+    assert ran.stdout.splitlines()[-1:] == [expected], ran
 
 
 def test_an_error_cannot_control_the_terminal(place):

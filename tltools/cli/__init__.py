@@ -74,9 +74,11 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; print an expected error as one line and a bug as a traceback."""
     if args is None:
         secure_streams()
-        # PyTorch's threads sleep while they wait for each other: spinning, they would keep the one
-        # that is waited for from its core when other programs are using the machine.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # PyTorch's threads soon sleep when they wait for each other: spinning on, they would keep
+        # the one that is waited for from its core when other programs are using the machine.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ["OMP_WAIT_POLICY"] = "passive"
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # a few microseconds
     try:
         _run(args)
     except SystemExit as leaving:
