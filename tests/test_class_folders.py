@@ -163,6 +163,7 @@ def test_classes_that_are_all_divided_in_their_own_way_are_not_doubted(tmp_path)
     lay(tmp_path, "cat/tabby/1.jpg", "cat/siamese/2.jpg", "dog/poodle/3.jpg", "dog/pug/4.jpg")
     assert read_labels(tmp_path).findings == ()
     assert read_labels(lay(tmp_path / "x", "cat/images/1.jpg", "dog/images/2.jpg")).findings == ()
+    assert read_labels(lay(tmp_path / "y", "cat/cat/1.jpg", "dog/2.jpg")).findings == ()
 
 
 def test_a_single_class_folder_is_answered_with_the_folder_above(tmp_path):

@@ -133,11 +133,16 @@ def _nested(tree: "_Tree", layout: "_Layout") -> tuple[Finding, ...]:
     """
     if layout.splits:
         return ()
+
+    def known(parts: Parts) -> set[str]:
+        return {*_CONTAINERS, parts[-1].lower()}
+
     inner = {
         parts: folders
         for parts in layout.classes
         if not tree.has_loose(parts)
-        and (folders := [one for one in tree.children(parts) if one.lower() not in _CONTAINERS])
+        # An archive's folder may hold one of its own name.
+        and (folders := [one for one in tree.children(parts) if one.lower() not in known(parts)])
     }
     names = [name for folders in inner.values() for name in folders]
     is_even = len(inner) == len(layout.classes) and len(set(names)) == len(names)
