@@ -322,7 +322,9 @@ FULL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] if one == "bench" else []) for one in FULL]
+)
 def test_a_command_reports_a_full_disk_and_works_once_there_is_space(workplace, drawn, name):
     args, limit, message = FULL[name]
     args = [arg.format(drawn=drawn) for arg in args]

@@ -111,7 +111,7 @@ def trained(tmp_path_factory, vgg16_file):
     return folder
 
 
-LONG = ("training", "benchmarks")
+LONG = ("training", "benchmarks", "deploy")
 
 
 @pytest.mark.parametrize(

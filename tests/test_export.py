@@ -776,6 +776,7 @@ def test_an_export_that_pytorch_does_not_support_is_told(
     assert len(said) == told
 
 
+@pytest.mark.slow
 def test_the_exporter_prints_nothing(cnn_run, tmp_path):
     """Neither its log nor PyTorch's warnings reach the terminal; only our own lines do."""
     done = subprocess.run(

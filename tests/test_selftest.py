@@ -264,6 +264,7 @@ def test_bench_fails_where_no_model_passes_its_self_test(bad, drawn, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_older_exports_open_with_one_warning(exports, drawn, tmp_path):
     old = shutil.copy(exports["cnn.fp32.onnx"], tmp_path / "old.onnx")
     card = read_card(old)
