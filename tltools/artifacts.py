@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from tltools.card import Card, Precision
+from tltools.data.folders import RUN_DIR
 from tltools.data.suffixes import is_image_name
 from tltools.errors import ArtifactError, ConfigError
 from tltools.progress import SILENT, Progress
@@ -34,7 +35,6 @@ from tltools.runtime.model_formats import (
 from tltools.runtime.predictor import Predictor
 from tltools.wording import listed, plural, similar_paths
 
-RUN_DIR = Path("runs")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """Precisions, the most accurate first."""
 
@@ -197,9 +197,9 @@ def earlier_notes(current: Sequence[Artifact], earlier: Sequence[Artifact]) -> l
         )
     if older:
         notes.append(
-            f"exports left out, since there are those of a newer run of the same model: "
-            f"{_paths(older)}; "
-            f"name {plural(len(older), 'it', 'them')} to include {plural(len(older), 'it', 'them')}"
+            "exports left out, since there are those of a newer run of the same model: "
+            f"{_paths(older)}; name {plural(len(older), 'it', 'them')} to include "
+            f"{plural(len(older), 'it', 'them')}"
         )
     return notes
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tltools import schema
 from tltools.atomic import atomic_path, lock
 from tltools.card import MAX_CARD_BYTES, Card, card_from_json
-from tltools.data.folders import content, runs_in
+from tltools.data.folders import RUN_DIR, content, runs_in, say_runs
 from tltools.decisions import UNCERTAIN, Decided
 from tltools.errors import ArtifactError, ConfigError, DataError, cause_of
 from tltools.regular import open_regular, read_regular
@@ -28,7 +28,6 @@ from tltools.wording import grouped, plural, similar_paths
 if TYPE_CHECKING:
     import pandas as pd
 
-_RUNS = Path("runs")
 CARD = "card.json"
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -90,14 +89,14 @@ def _no_card(folder: Path) -> str:
     """Return the message that a folder is not a finished run: what it is, and what to name."""
     if not folder.exists():
         return missing_run(folder) or (
-            f"{folder} does not exist{similar_paths(folder, _RUNS)}: name a run's folder, such as "
-            "runs/NAME"
+            f"{folder} does not exist{similar_paths(folder, RUN_DIR)}: name a run's folder, such "
+            "as runs/NAME"
         )
     if is_begun(folder):
         return f"{folder} is not a finished run; {how_to_finish(folder)}"
     kind = content(folder)
     if kind == "runs":
-        return f"{folder} is a folder of runs; name one of them, such as {next(runs_in(folder))}"
+        return say_runs(folder)
     if kind:
         return f"{folder} is a folder of {kind}, not a run; name a run's folder, such as runs/NAME"
     return f"{folder} is not a run: it has no {CARD}; create a run with tltools train"
@@ -113,10 +112,10 @@ def missing_run(path: Path) -> str:
         Nothing if there are runs in `runs/`, if another name is close, or if the path is of
         another folder.
     """
-    is_here = path.parent in (Path(), _RUNS)
-    if not is_here or next(runs_in(_RUNS), None) is not None or similar_paths(path, _RUNS):
+    is_here = path.parent in (Path(), RUN_DIR)
+    if not is_here or next(runs_in(RUN_DIR), None) is not None or similar_paths(path, RUN_DIR):
         return ""
-    return f"{path} does not exist: no runs in {_RUNS}/; train one with tltools train"
+    return f"{path} does not exist: no runs in {RUN_DIR}/; train one with tltools train"
 
 
 class _Plan(msgspec.Struct):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tltools.cli.command import Out, command
+from tltools.data.folders import RUN_DIR
 from tltools.errors import ConfigError
 from tltools.wording import (
     SPLIT_NAMES,
@@ -47,7 +48,7 @@ def runs(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Delete without asking for confirmation.")
     ] = False,
-    run_dir: Annotated[Path, typer.Option(help="Folder for runs.")] = Path("runs"),
+    run_dir: Annotated[Path, typer.Option(help="Folder for runs.")] = RUN_DIR,
 ) -> None:
     """List runs, compare two, or delete some.
 

@@ -26,6 +26,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
+from tltools.data.folders import RUN_DIR, is_run
 from tltools.errors import ConfigError
 from tltools.training.early import check_folds
 from tltools.wording import counted, either, in_percent, listed, plural, score_text, similar_paths
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from tltools.runtime.device import Device
     from tltools.training import TrainConfig, TrainedRun, TrainSetup
 
-SAMPLE, RUN_DIR = Path("sample"), Path("runs")
+SAMPLE = Path("sample")
 TRAINING, PRETRAINED = "Training", "Pretrained backbones"
 """Titles of panels of the help."""
 
@@ -654,8 +655,6 @@ def _named_run(data: "Location | None", run_dir: Path, given: dict[str, Any]) ->
         ConfigError: If there is neither a run nor data of this name, or the run is not in the given
             folder for runs.
     """
-    from tltools.data.folders import is_run
-
     if not isinstance(data, Path):
         return None
     if not data.exists() and not (run_dir / data).exists():

@@ -13,6 +13,8 @@ from tltools.data.suffixes import is_image_name
 from tltools.errors import DataError, UnreachableError, cause_of
 from tltools.wording import similar_paths
 
+RUN_DIR = Path("runs")
+"""Where runs are, unless another folder is named."""
 MANY_NAMES = 200_000
 """Number of names in a folder above which sorting would noticeably delay the first result."""
 MARKER = ".tltools"
@@ -127,6 +129,11 @@ def runs_in(folder: Path) -> Iterator[Path]:
     except OSError:  # not a folder, or one that cannot be listed
         return
     yield from (one for one in inner if not one.name.startswith(".") and is_run(one))
+
+
+def say_runs(folder: Path) -> str:
+    """Return the message that a folder, whose `content` are runs, is not one of them."""
+    return f"{folder} is a folder of runs; name one of them, such as {next(runs_in(folder))}"
 
 
 def find_images(root: Path) -> Iterator[Path]:

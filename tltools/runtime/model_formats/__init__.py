@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tltools.data.folders import content, is_run, runs_in
+from tltools.data.folders import RUN_DIR, content, is_run, runs_in, say_runs
 from tltools.errors import ArtifactError, ConfigError
 from tltools.wording import did_you_mean, either, similar_paths
 
@@ -276,14 +276,13 @@ def format_of(path: Path) -> ModelFormat:
 def _folder(path: Path) -> str:
     """Return the message that a folder is not an export: what it is, and what to name."""
     refuse_folder_of_exports(path)
-    done = first_export(EXPORT_DIR / path.name)
-    if done is not None and is_run(path):
-        return f"{path} is a run, not an export; name its export, such as {done}"
     if is_run(path):
+        if done := first_export(EXPORT_DIR / path.name):
+            return f"{path} is a run, not an export; name its export, such as {done}"
         return f"{path} is a run that has no export; create one with tltools export {path}"
     kind = content(path)
     if kind == "runs":
-        return f"{path} is a folder of runs; name one of them, such as {next(runs_in(path))}"
+        return say_runs(path)
     if kind == "images":
         return f"{path} is a folder of images, not an export; {_choose()}"
     return f"{path} is a folder, not an export; {_choose()}"
@@ -296,7 +295,7 @@ def _missing(path: Path) -> str:
     meant = EXPORT_DIR / path if is_bare else path
     similar = similar_exports(path) or similar_paths(meant, EXPORT_DIR)
     if is_bare and not path.suffix:
-        has_none = not similar and next(runs_in(Path("runs")), None) is None
+        has_none = not similar and next(runs_in(RUN_DIR), None) is None
         none = "; train one with tltools train, and export it" if has_none else ""
         return f"no run in runs/ and no export is named {path}{similar}{none}"
     return f"{path} does not exist{similar}; {_choose()}"
