@@ -403,6 +403,20 @@ def test_a_row_is_unstable_if_its_rounds_differ():
     assert "--rounds" in line
 
 
+def test_many_unstable_rows_share_a_warning(fake, images):
+    """Nine alike on a busy machine hide what else is said."""
+    rows = [
+        replace(row(f"onnx {i}", 10, status="unstable"), warnings=("the slowest round took 2",))
+        for i in range(3)
+    ]
+    found = replace(bench([fake("a")], images), rows=(*rows, row("onnx last", 10)))
+    (line,) = found.short_notes_on_rows()
+    assert line.startswith("the timings of 3 of 4 candidates are unstable (column status)")
+    two = replace(found, rows=(*rows[:2], row("onnx last", 10)))
+    assert two.short_notes_on_rows() == two.notes_on_rows()
+    assert len(two.notes_on_rows()) == 2
+
+
 def test_a_row_is_unstable_with_more_than_one_percent_outliers():
     assert doubts([timing(outliers=1)]) == []
     (line,) = doubts([timing(), timing(outliers=2)])

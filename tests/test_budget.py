@@ -5,6 +5,7 @@ import pytest
 from tltools.bench.budget import (
     MIN_IMAGE_S,
     ONNX_START_S,
+    OVER_BUDGET,
     TORCH_START_S,
     Limits,
     Pace,
@@ -14,11 +15,12 @@ from tltools.bench.budget import (
     duration,
     estimates_s,
     image_seconds,
+    plan,
     plan_effort,
     quick_flops_per_s,
     share_out,
 )
-from tltools.bench.settings import BUDGET_S, BenchSettings, Effort
+from tltools.bench.settings import BUDGET_S, ROUNDS, BenchSettings, Effort
 
 
 def test_many_candidates_share_the_time():
@@ -149,6 +151,25 @@ def test_the_cpu_is_timed_in_under_a_second():
 )
 def test_estimated_durations_are_rounded(seconds, text):
     assert duration(seconds) == text
+
+
+SLOW = Work(image_s=0.1, with_classify=True)
+
+
+def test_a_budget_that_is_given_is_kept_to_with_fewer_rounds():
+    """A round of this model takes about 16 s, and classify 4 s."""
+
+    def rounds(**given):
+        effort, estimates = plan(BenchSettings(device="cpu", **given), [SLOW], num_images=8)
+        return effort.rounds, sum(estimates)
+
+    assert rounds()[0] == ROUNDS
+    assert rounds(budget_s=240)[0] == ROUNDS
+    few, seconds = rounds(budget_s=20)
+    assert few < ROUNDS
+    assert seconds <= 20 * (1 + OVER_BUDGET)
+    assert rounds(budget_s=1)[0] == 1  # nothing is shorter
+    assert rounds(budget_s=1, rounds=2)[0] == 2  # as it was asked for
 
 
 def test_the_estimate_says_what_it_is_and_how_to_shorten_it():

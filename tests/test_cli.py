@@ -715,6 +715,7 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("evaluate cnn --data x", "--data; give DATA without it: tltools evaluate cnn x .see"),
         ("evaluate x --model", "--model; --model is an option of train and classify .see"),
         ("explain x --model cnn", "--model; give RUN without it: tltools explain cnn x .see"),
+        ("export --model cnn", "--model; give RUNS without it: tltools export cnn .see"),
         ("bench --model cnn", "--model; give MODELS without it: tltools bench cnn .see"),
         ("train cnn a", " a; the network is chosen with --model: tltools train a --model cnn .see"),
         ("train a vgg16 -q", " vgg16; .* with --model: tltools train a -q --model vgg16 .see"),

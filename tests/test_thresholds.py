@@ -142,6 +142,31 @@ def test_scoring_on_the_images_that_chose_the_threshold_is_told(place):
     assert "was chosen on" not in evaluate(place, *words, "other", *value).err
 
 
+@pytest.mark.parametrize(
+    ("figure", "class_name"), [("recall", "green"), ("precision", "green"), ("precision", None)]
+)
+def test_a_threshold_that_misses_its_target_on_other_images_is_told(place, figure, class_name):
+    """Among these a red image is labeled green, and a green one red."""
+    shutil.copytree(place / "images", place / "mixed")
+    red, green = (sorted((place / "mixed" / name).iterdir())[0] for name in ("red", "green"))
+    red.rename(green.with_name(f"r{red.name}"))
+    green.rename(red.with_name(f"g{green.name}"))
+    words = (f"--target-{figure}", 0.5, *(("--class", class_name) if class_name else ()))
+    assert evaluate(place, "runs/tiny", *words).code == 0
+    threshold = load_card(place / "runs" / "tiny").threshold
+    export = place / "exports" / "tiny" / "tiny.fp32.onnx"
+    told = f"the threshold was chosen for a {figure} of at least "
+    for at_least, is_missed in ((0.01, False), (1.0, True)):
+        changed = msgspec.structs.replace(threshold, at_least=at_least)
+        set_card(export, msgspec.structs.replace(read_artifact(export).card, threshold=changed))
+        ran = evaluate(
+            place, "exports/tiny/tiny.fp32.onnx", "mixed", "--device", "cpu", "--threshold", "auto"
+        )
+        assert ran.code == 0, ran.err
+        assert (told + "100%, but reaches " in " ".join(ran.err.split())) == is_missed
+        assert (told in " ".join(ran.err.split())) == is_missed
+
+
 def test_a_threshold_that_replaces_another_says_which(place):
     first = evaluate(place, "runs/tiny", "--target-precision", 0.9)
     assert "replaces" not in first.err

@@ -2,13 +2,20 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from tltools.bench.gpu import uses_gpu
 from tltools.bench.inputs import Candidate
 from tltools.bench.rows import EAGER
-from tltools.bench.settings import CPU_BATCH_SIZES, GPU_BATCH_SIZES, BenchSettings, Effort
+from tltools.bench.settings import (
+    BUDGET_S,
+    CPU_BATCH_SIZES,
+    GPU_BATCH_SIZES,
+    ROUNDS,
+    BenchSettings,
+    Effort,
+)
 from tltools.bench.timing import MIN_LATENCY_RUNS, MIN_WARMUP
 from tltools.parallel import num_cores
 from tltools.runtime.model_formats import format_named
@@ -60,30 +67,56 @@ class Limits:
     """For the accuracy, once per candidate."""
 
 
+def plan(
+    settings: BenchSettings, works: "Sequence[Work]", *, num_images: int
+) -> tuple[Effort, list[float]]:
+    """Decide how to measure the candidates, and estimate how many seconds each will take.
+
+    A budget that is given is kept to with fewer rounds, unless their number is given too.
+    """
+    rounds = settings.rounds or ROUNDS
+    while True:
+        effort = plan_effort(
+            replace(settings, rounds=rounds), num_candidates=len(works), num_images=num_images
+        )
+        found = estimates_s(works, effort)
+        is_fixed = settings.rounds is not None or settings.budget_s is None
+        if is_fixed or rounds == 1 or not exceeds(sum(found), effort.budget_s):
+            return effort, found
+        rounds -= 1
+
+
+def exceeds(seconds: float, budget_s: float) -> bool:
+    """Return whether an estimate is worth telling to exceed the budget."""
+    return seconds > (1 + OVER_BUDGET) * budget_s
+
+
 def plan_effort(settings: BenchSettings, *, num_candidates: int, num_images: int) -> Effort:
     """Decide how to measure each candidate, from the settings and the number of candidates."""
+    rounds = ROUNDS if settings.rounds is None else settings.rounds
+    budget_s = BUDGET_S if settings.budget_s is None else settings.budget_s
     sizes = settings.batch_sizes
     if sizes is None:
         sizes = GPU_BATCH_SIZES if uses_gpu(settings.device) else CPU_BATCH_SIZES
     sizes = tuple(sorted({1, *sizes}))
     limits = share_out(
-        settings.budget_s,
+        budget_s,
         num_candidates=max(1, num_candidates),
-        rounds=max(1, settings.rounds),
+        rounds=max(1, rounds),
         num_sizes=len(sizes),
     )
     return Effort(
         device=settings.device,
         threads=settings.threads or num_cores(),
         batch_sizes=sizes,
-        rounds=settings.rounds,
+        rounds=rounds,
         iterations=settings.iterations,
         warmup=settings.warmup,
         max_seconds=settings.max_seconds or limits.size_s,
         classify_seconds=settings.classify_seconds or limits.classify_s,
         accuracy_s=limits.accuracy_s,
         num_images=num_images,
-        budget_s=settings.budget_s,
+        budget_s=budget_s,
         may_leave_out=settings.batch_sizes is None,
     )
 
@@ -299,13 +332,13 @@ def announcement(
         *(["fewer `batch_sizes=`"] if num_sizes > 1 else []),
         *(["`tf32=False`"] if with_tf32 else []),
     ]
-    exceeds = seconds > (1 + OVER_BUDGET) * budget_s
+    is_over = exceeds(seconds, budget_s)
     return (
-        f"This takes about {duration(seconds)}{f', not {budget_s:g} s' if exceeds else ''} "
+        f"This takes about {duration(seconds)}{f', not {budget_s:g} s' if is_over else ''} "
         f"(estimate: {counted(num_candidates, 'candidate')}, "
         f"{counted(rounds, 'round')}, a new process for each measurement); "
         + (f"to shorten it, use {either(shorter)}; " if shorter else "")
-        + ("no measurement can be shorter" if exceeds else "a larger `budget_s=` is more precise")
+        + ("no measurement can be shorter" if is_over else "a larger `budget_s=` is more precise")
     )
 
 

@@ -32,6 +32,8 @@ SCOPE = (
     "reading and decoding files is not included."
 )
 NO_VALUE = "-"
+MAX_DOUBTFUL = 2
+"""Largest number of candidates whose warnings are printed one by one."""
 MAX_SIZES_BESIDE = 3
 """Number of batch sizes that fit beside the latency on a terminal of 80 columns."""
 
@@ -190,6 +192,19 @@ class BenchResult:
     def notes(self) -> list[str]:
         """Return failures and warnings, one line each."""
         return [*self.notes_on_inputs, *self.notes_on_rows()]
+
+    def short_notes_on_rows(self) -> list[str]:
+        """Return the same, with one line in place of the warnings of more than two rows."""
+        doubtful = [row for row in self.rows if row.warnings]
+        if len(doubtful) <= MAX_DOUBTFUL:
+            return self.notes_on_rows()
+        return [
+            f"the timings of {len(doubtful)} of {len(self.rows)} candidates are unstable (column "
+            "status): the machine was busy or changed its clock speed; close other programs and "
+            "run again, or use more --rounds; the .md file has the details",
+            *(f"{row.name}: {row.reason}" for row in self.rows if row.reason),
+            *int8_notes(self.rows),
+        ]
 
     def notes_on_rows(self) -> list[str]:
         """Return the failures and warnings of the measurements, one line each."""

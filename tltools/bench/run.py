@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltools.artifacts import open_predictor as open_artifact
-from tltools.bench.budget import Pace, announcement, duration, estimates_s, plan_effort, works
+from tltools.bench.budget import Pace, announcement, duration, plan, works
 from tltools.bench.gpu import uses_gpu
 from tltools.bench.inputs import BenchInputs, Candidate
 from tltools.bench.machine import describe_machine
@@ -63,11 +63,8 @@ def run_bench(
         DataError: If there is no image.
         ValueError: If names are not unique, or the targets do not match the images.
     """
-    effort = plan_effort(
-        settings, num_candidates=len(inputs.candidates), num_images=len(inputs.images)
-    )
-    _check(inputs, effort)
-    estimates = _announce(inputs, effort, with_classify=open_model is not None, progress=progress)
+    _check(inputs, settings)
+    effort, estimates = _plan(inputs, settings, open_model is not None, progress)
     bench = _Bench(
         inputs,
         effort,
@@ -194,17 +191,17 @@ class _Bench:
         )
 
 
-def _announce(
-    inputs: BenchInputs, effort: Effort, *, with_classify: bool, progress: Progress
-) -> list[float]:
-    """Report how long the bench will take, from an estimate of each model's speed.
+def _plan(
+    inputs: BenchInputs, settings: BenchSettings, with_classify: bool, progress: Progress
+) -> tuple[Effort, list[float]]:
+    """Plan the bench, and report how long it will take, from an estimate of each model's speed.
 
     Returns:
-        The estimate for all rounds of each candidate, in seconds.
+        How to measure, and the estimate for all rounds of each candidate, in seconds.
     """
-    on_gpu = uses_gpu(effort.device)
+    on_gpu = uses_gpu(settings.device)
     guesses = works(inputs.candidates, on_gpu=on_gpu, with_classify=with_classify)
-    estimates = estimates_s(guesses, effort)
+    effort, estimates = plan(settings, guesses, num_images=len(inputs.images))
     progress.say(
         announcement(
             sum(estimates),
@@ -215,19 +212,19 @@ def _announce(
             with_tf32=any(one.precision == "tf32" for one in inputs.candidates),
         )
     )
-    return estimates
+    return effort, estimates
 
 
-def _check(inputs: BenchInputs, effort: Effort) -> None:
+def _check(inputs: BenchInputs, settings: BenchSettings) -> None:
     if not inputs.candidates:
         raise ConfigError("nothing to bench: name a run or an export, or train one first")
     for name, value in [
-        ("batch_sizes", effort.batch_sizes[0]),
-        ("rounds", effort.rounds),
-        ("iterations", effort.iterations),
-        ("threads", effort.threads),
+        ("batch_sizes", None if settings.batch_sizes is None else min(settings.batch_sizes)),
+        ("rounds", settings.rounds),
+        ("iterations", settings.iterations),
+        ("threads", settings.threads),
     ]:
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"`{name}=` must be at least 1, got {value}")
     names = [candidate.name for candidate in inputs.candidates]
     if len(set(names)) != len(names):

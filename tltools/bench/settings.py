@@ -7,6 +7,7 @@ from tltools.runtime import Device
 BUDGET_S = 240.0
 """Target seconds for a whole bench, so that both models with all exports take under five minutes
 on two cores. Slow models take longer, since each measurement has a minimum number of iterations."""
+ROUNDS = 3
 CPU_BATCH_SIZES = (1, 8, 32)
 GPU_BATCH_SIZES = (1, 8, 32, 64, 128, 256)
 
@@ -22,14 +23,15 @@ class BenchSettings:
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes for throughput; size 1, for latency, is always added. None: the default sizes,
     without those that gain nothing for slow models."""
-    rounds: int = 3
-    """Rounds, in each of which every candidate is measured in a new process."""
+    rounds: int | None = None
+    """Rounds, in each of which every candidate is measured in a new process; None: `ROUNDS`, or as
+    many as fit into `budget_s` if it is given, at least one."""
     iterations: int = 50
     """Maximum number of timed forward passes per round and batch size."""
     warmup: int = 5
     """Maximum number of warm-up passes before them."""
-    budget_s: float = BUDGET_S
-    """Target for the whole bench in seconds, divided among all measurements."""
+    budget_s: float | None = None
+    """Target for the whole bench in seconds, divided among all measurements; None: `BUDGET_S`."""
     max_seconds: float | None = None
     """Time limit for a measurement's timed passes, though at least 10 with single images and one
     with batches are run; None: its share of the budget."""

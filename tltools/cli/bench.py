@@ -59,10 +59,20 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads per forward pass.", show_default="all cores")
 ]
 BudgetOption = Annotated[
-    float, typer.Option(min=1, help="Target duration of the whole bench, in seconds.")
+    float | None,
+    typer.Option(
+        min=1,
+        help="Seconds for the whole bench, kept to with fewer rounds.",
+        show_default="240, or as long as 3 rounds take",
+    ),
 ]
 RoundsOption = Annotated[
-    int, typer.Option(min=1, help="Number of rounds; each measures every model.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of rounds; each measures every model.",
+        show_default="3, or fewer if --budget is given",
+    ),
 ]
 MeasureTf32Option = Annotated[
     bool, typer.Option(help="On a GPU, also measure fp32 exports in TF32.")
@@ -74,10 +84,10 @@ class MeasureOptions:
     """How much is measured, and where."""
 
     batch_sizes: BatchSizesOption = None
-    rounds: RoundsOption = 3
+    rounds: RoundsOption = None
     iterations: IterationsOption = 50
     threads: ThreadsOption = None
-    budget: BudgetOption = 240
+    budget: BudgetOption = None
     device: InferenceDeviceOption = "auto"
 
 
@@ -181,7 +191,7 @@ def _show(found: "BenchResult", out: Out) -> None:
     """
     from tltools.console import print_table, printable
 
-    for note in found.notes_on_rows():
+    for note in found.short_notes_on_rows():
         out.progress.warn(note)
     if out.as_json:
         out.json(found.to_json())

@@ -41,6 +41,7 @@ from tltools.wording import (
     SPLIT_NAMES,
     grouped,
     in_percent,
+    percent,
     percent_or_dash,
     plural,
     score_text,
@@ -190,6 +191,7 @@ def evaluate(
     result = opened.score(dataset, split=subset.split, trained_on=trained_on, **limits)
     _tell_trained_on(result, progress)
     _tell_chosen_on(result, opened.card, progress)
+    _tell_target(result, opened.card, progress)
     _tell_missing(result, progress)
     if output is not None:
         title = f"{opened.card.run} on {dataset.name}"
@@ -295,6 +297,26 @@ def _tell_chosen_on(result: "Evaluation", card: "Card", progress: "RichProgress"
         progress.warn(
             f"the threshold was chosen on the {images}, so it looks better on these than it is; "
             "confirm it on others"
+        )
+
+
+def _tell_target(result: "Evaluation", card: "Card", progress: "RichProgress") -> None:
+    """Warn if the threshold in the card misses here what it was chosen to reach."""
+    chosen = card.threshold
+    applied = result.threshold
+    value = result.min_confidence if applied is None else applied.value
+    if chosen is None or value != chosen.value:
+        return
+    if (None if applied is None else applied.class_name) != chosen.class_name:
+        return
+    reached = result.score.accuracy if result.score.total else None  # of those that keep a label
+    if chosen.class_name is not None:
+        row = next(one for one in result.per_class if one.name == chosen.class_name)
+        reached = row.precision if chosen.figure == "precision" else row.recall
+    if reached is not None and reached < chosen.at_least:
+        progress.warn(
+            f"the threshold was chosen for a {chosen.figure} of at least "
+            f"{percent(chosen.at_least)}, but reaches {in_percent(reached)} on these images"
         )
 
 

@@ -123,8 +123,9 @@ def _options(command: Any) -> list[str]:
 def _argument_of(option: str, command: Any) -> Any:
     """Return the argument with the name of an option, singular or plural; None if there is none."""
     name = option.lstrip("-").replace("-", "_").rstrip("s")
+    names = ("model", "run") if name in ("model", "run") else (name,)  # one in place of the other
     arguments = (one for one in command.params if one.param_type_name == "argument")
-    return next((one for one in arguments if name and one.name.rstrip("s") == name), None)
+    return next((one for one in arguments if name and one.name.rstrip("s") in names), None)
 
 
 def _as_argument(option: str, argument: Any, context: Any) -> str:
