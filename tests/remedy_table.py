@@ -1135,7 +1135,7 @@ UNTRIED: dict[str, str] = {
     "{} and {} have different classes: bench them separately": _SIBLING,
     "exports, kept without --exports": "a part of a question in a terminal: test_runs.py",
     "the limit of tltools classify --unknown 99": "a line of a card: test_unknown.py",
-    "Next: the same command with --output scores --mistakes": _ADVICE,
+    "Next: the same command with --output {} --mistakes": _ADVICE,
     "no images to bench with": _PYTHON,
     "the slowest round took {} times": _ADVICE,
     "tltools classify FOLDER --model {}{}": _ADVICE,

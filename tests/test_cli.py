@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -34,10 +35,12 @@ from tltools.cli.docs import CHAPTERS
 from tltools.cli.export import LayoutOption, PrecisionOption
 from tltools.cli.model_card import preparation
 from tltools.cli.options import AllDevices, TorchDevices
+from tltools.cli.resume import tell_change
 from tltools.data.dataset import load_dataset
 from tltools.errors import TltoolsError
 from tltools.evaluate import evaluate
 from tltools.layouts import Layout
+from tltools.metrics import score
 from tltools.runtime import read_card
 from tltools.runtime.device import Kind, TorchKind
 from tltools.runtime.model_formats import FORMATS, torchscript
@@ -495,9 +498,61 @@ def test_resume_trains_for_more_epochs(walk):
     assert "Extending resumed/cnn from 1 to 2 epochs" in result.err
     assert "Next: tltools export resumed/cnn, or tltools report resumed/cnn" in result.err
     assert "epoch   2/2" in result.err
+    assert re.search(
+        r"The same epoch is kept as before: 1|the validation accuracy was .* with epoch 2$",
+        result.err,
+        re.MULTILINE,
+    )
     nothing = run_tltools(*args, cwd=walk.folder)
     assert nothing.code == 1
     assert nothing.err.startswith("error: nothing to resume")
+
+
+@pytest.mark.parametrize(("right", "is_worse"), [(3, True), (5, False), (4, False)])
+def test_a_resumed_run_says_how_its_accuracy_has_changed(walk, right, is_worse):
+    card = load_card(walk.folder / "runs" / "cnn")
+
+    def with_score(correct, epoch):
+        return msgspec.structs.replace(
+            card,
+            metrics={
+                "val": score((np.arange(8) < correct).astype(np.int64), np.ones(8, dtype=np.int64))
+            },
+            training=card.training | {"kept_epoch": epoch},
+        )
+
+    told, warned = [], []
+    progress = SimpleNamespace(say=told.append, warn=warned.append)
+    tell_change(with_score(4, 1), with_score(right, 3), progress)
+    (line,) = warned if is_worse else told
+    assert re.fullmatch(
+        r"the validation accuracy was 50\.0% \(.*\), 4/8 before, with epoch 1, and is "
+        rf"{12.5 * right:.1f}% \(.*\), {right}/8 now, with epoch 3",
+        line,
+    )
+
+
+def test_export_names_older_runs_and_warns_of_a_training_that_was_stopped(walk, tmp_path):
+    """Otherwise an older run that is better is missed, and one that was stopped looks finished."""
+    shutil.copytree(walk.folder / "runs" / "cnn", tmp_path / "runs" / "cnn")
+    shutil.copytree(tmp_path / "runs" / "cnn", tmp_path / "runs" / "cnn-2")
+    path = tmp_path / "runs" / "cnn-2" / "card.json"
+    card = json.loads(path.read_text())
+    card |= {"run": "cnn-2", "created": "2999-01-01T00:00:00+00:00"}
+    card["training"] |= {"interrupted": True, "epochs": 9}
+    path.write_text(json.dumps(card))
+    ran = run_tltools("export", "--device", "cpu", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    told = " ".join(ran.err.split())
+    assert re.search(
+        r"Left out, since there are newer runs of the same models: runs/cnn \(.*\); name a run",
+        told,
+    )
+    stopped = "the training of runs/cnn-2 was stopped after 1 of 9 epochs; tltools train --resume"
+    assert f"warning: {stopped} runs/cnn-2 finishes it" in told
+    named = run_tltools("export", "runs/cnn", "--device", "cpu", cwd=tmp_path)
+    assert "Left out" not in named.err
+    assert "was stopped" not in named.err
 
 
 def test_resume_takes_the_run_that_is_named(walk):
@@ -706,7 +761,6 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("--qqq", "no such option --qqq .see tltools --help"),
         ("train --unknown 99", "; --unknown is an option of classify and serve .see tltools train"),
         ("train -o x", "no such option -o; -o is an option of evaluate, export, .* and explain"),
-        ("export --model cnn", "--model; --model is an option of train and classify .see"),
         ("classify --format onnx", "--format; --format is an option of export .see"),
         ("train --no-tf32", "; --no-tf32 is an option of bench .see"),
         ("--json runs", "no such option --json; --json is an option of each command, and follows"),
@@ -715,12 +769,15 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("evaluate cnn --data x", "--data; give DATA without it: tltools evaluate cnn x .see"),
         ("evaluate x --model", "--model; --model is an option of train and classify .see"),
         ("explain x --model cnn", "--model; give RUN without it: tltools explain cnn x .see"),
+        ("train photos test", "unexpected argument test; DATA may hold the folders train/ and val"),
+        ("train photos --val test", "option --val; DATA may hold the folders train/ and val/; ot"),
+        ("train photos --model cnn,vgg16", "name one model, or all, for cnn, vgg16"),
         ("export --model cnn", "--model; give RUNS without it: tltools export cnn .see"),
         ("bench --model cnn", "--model; give MODELS without it: tltools bench cnn .see"),
         ("train cnn a", " a; the network is chosen with --model: tltools train a --model cnn .see"),
         ("train a vgg16 -q", " vgg16; .* with --model: tltools train a -q --model vgg16 .see"),
-        ("train cnn a --model vgg16", "unexpected argument a .see"),
-        ("train a b --run-dir cnn", "unexpected argument b .see"),
+        ("train cnn a --model vgg16", "unexpected argument a; DATA may hold"),
+        ("train a b --run-dir cnn", "unexpected argument b; DATA may hold"),
         ("serve cnn a", "unexpected argument a .see"),
         ("evaluat x", r"no such command 'evaluat'; did you mean evaluate\?"),
         ("train --augment flipp", r"'flipp' is not one of .*; did you mean flip\?"),

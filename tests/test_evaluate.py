@@ -202,12 +202,12 @@ def test_misclassified_images_have_a_next_command(cnn_run, drawn, tmp_path):
     words = ("evaluate", cnn_run, "l.csv", "--device", "cpu")
     *_, last = run_tltools(*words, cwd=tmp_path).err.splitlines()
     assert last.startswith(
-        "Next: the same command with --output scores --mistakes, then tltools report "
-        "scores/mistakes.csv to see the "
+        "Next: the same command with --output scores-cnn --mistakes, then tltools report "
+        "scores-cnn/mistakes.csv -o mistakes.html to see the "
     )
     ran = run_tltools(*words, "--output", "scores", "--mistakes", cwd=tmp_path)
     *_, last = ran.err.splitlines()
-    assert last.startswith("Next: tltools report scores/mistakes.csv to see the ")
+    assert last.startswith("Next: tltools report scores/mistakes.csv -o mistakes.html to see the ")
     assert (tmp_path / "scores" / "mistakes.csv").exists()
 
 

@@ -183,8 +183,9 @@ def test_a_head_may_learn_from_mirrored_images_too(tune):
 def one_wrong(monkeypatch):
     """Let a head be wrong on one validation image."""
 
-    def suggest(job, progress, *, score):
-        suggest_fine_tuning(job, progress, score=structs.replace(score, correct=score.total - 1))
+    def suggest(job, progress, *, score, command):
+        score = structs.replace(score, correct=score.total - 1)
+        suggest_fine_tuning(job, progress, score=score, command=command)
 
     monkeypatch.setattr("tltools.training.train.suggest_fine_tuning", suggest)
 

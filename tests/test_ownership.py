@@ -315,14 +315,21 @@ def test_rows_of_another_evaluation_are_removed_and_those_of_others_kept(
         assert removed not in ran.err
     assert predictions.exists()
     assert mistakes.exists()
-    ran = run_tltools("evaluate", cnn_run, *words, "--mistakes", cwd=tmp_path)
+    refused = run_tltools("evaluate", cnn_run, *words, "--mistakes", cwd=tmp_path)
+    assert refused.code == 2
+    assert "Evaluating" not in refused.err
+    assert (
+        f"scores holds the evaluation of cnn onnx fp32 on {drawn.name}; choose ano" in refused.err
+    )
+    assert predictions.exists()
+    ran = run_tltools("evaluate", cnn_run, *words, "--mistakes", "--overwrite", cwd=tmp_path)
     assert f"predictions.csv {removed}; they replace the evaluation of cnn onnx fp32 on" in ran.err
     assert not predictions.exists()
-    ran = run_tltools("evaluate", export, *words, cwd=tmp_path)
+    ran = run_tltools("evaluate", export, *words, "--overwrite", cwd=tmp_path)
     assert f"mistakes.csv {removed}" in ran.err
     assert not mistakes.exists()
     mistakes.write_text("mine")
-    assert run_tltools("evaluate", cnn_run, *words, cwd=tmp_path).code == 0
+    assert run_tltools("evaluate", cnn_run, *words, "--overwrite", cwd=tmp_path).code == 0
     assert mistakes.read_text() == "mine"
 
 

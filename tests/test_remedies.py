@@ -28,6 +28,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "classify/predict": ("classify", "serve"),
     "classify/threshold": ("classify", "serve", "evaluate"),
     "cli/chance": ("train",),
+    "cli/scores": ("evaluate",),
     "curves": ("evaluate",),
     "data/class_folders": READING,
     "data/columns": READING,

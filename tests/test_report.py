@@ -605,6 +605,25 @@ def test_a_page_opens_with_the_best_run(two_runs):
     assert summary_section([], [], [], []) is None
 
 
+def test_a_page_says_if_a_run_that_is_left_out_is_more_accurate(two_runs):
+    first, second = (read_artifact(folder) for folder in two_runs)
+    score = msgspec.structs.replace(first.card.metrics["val"], accuracy=0.25)
+    card = msgspec.structs.replace(first.card, metrics=first.card.metrics | {"val": score})
+    worse = replace(first, card=card)
+
+    def line(left_out):
+        return summary_section([worse], [], [], [], left_out=left_out).blocks[0].lines[0]
+
+    assert line([]).startswith("Best model on drawn")
+    assert line([second]).startswith("Best model on this page on drawn")
+    right = second.card.metrics["val"].accuracy
+    told = f" Left out, but more accurate on the same images: second, {100 * right:.1f}%"
+    assert told in line([second])
+    data = msgspec.structs.replace(second.card.data, fingerprint="0" * 64)
+    other = replace(second, card=msgspec.structs.replace(second.card, data=data))
+    assert line([other]) == line([])
+
+
 def test_the_page_is_named_after_its_data_and_shows_the_best_run_first(two_runs):
     first, second = (read_artifact(folder) for folder in two_runs)
     worse = msgspec.structs.replace(

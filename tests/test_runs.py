@@ -36,6 +36,7 @@ from tltools.runs import (
     list_runs,
     plan_deletion,
     read_and_compare,
+    same_images,
     setting_title,
 )
 from tltools.training.config import TrainConfig
@@ -257,6 +258,18 @@ def test_settings_that_differ_are_named_and_others_are_not(workplace, second):
     cards = load_card(workplace / "runs" / "cnn"), load_card(second)
     changed = differing_settings(*cards)
     assert changed == {"data": (cards[0].data.name, "other"), "lr": (cards[0].training["lr"], 0.5)}
+
+
+def test_another_split_of_the_same_images_is_named(workplace, second):
+    runs = [read_artifact(workplace / "runs" / name) for name in ("cnn", "cnn-2")]
+    assert same_images(*runs)
+    split = read_split(second)
+    split.loc[0, "split"] = "test"
+    write_split(second, split)
+    assert same_images(*runs)
+    split.loc[0, "class"] = "another"
+    write_split(second, split)
+    assert not same_images(*runs)
 
 
 def test_settings_are_named_as_people_say_them():

@@ -23,9 +23,11 @@ from tltools.classify.sorting import (
     read_manifest,
     safe_name,
     sort_images,
+    sorted_places,
     undo_sort,
 )
 from tltools.errors import ConfigError, DataError, TltoolsError
+from tltools.report.jobs import locate_in
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -158,6 +160,28 @@ def test_a_sort_that_is_stopped_anywhere_is_finished_by_the_same_call(
         number += 1
     assert number > 15
     assert calls
+
+
+def test_an_undo_names_files_that_sorting_did_not_put_there(images, predictions):
+    sort(images, predictions, "move")
+    folder = predictions.parent / "sorted"
+    (folder / "red" / "mine.txt").write_text("mine")
+    undone = undo_sort(folder)
+    assert undone.others == ("red/mine.txt",)
+    stays = f"from {folder}, which stays, since sorting did not put red/mine.txt there"
+    assert describe_undone(undone).endswith(stays)
+
+
+def test_sorted_images_are_found_by_their_earlier_names(images, predictions):
+    """A report of the predictions shows them."""
+    before = tree(images)
+    sort(images, predictions, "move")
+    locate = locate_in(predictions.parent / "sorted")
+    for name, data in before.items():
+        assert locate(name).read_bytes() == data
+    assert locate("../red/0.png") is None
+    assert locate("red/99.png") is None
+    assert sorted_places(images) == {}
 
 
 def test_an_undo_that_is_stopped_anywhere_can_be_repeated(images, predictions, monkeypatch):

@@ -117,13 +117,15 @@ def test_the_hint_after_a_choice_names_the_export_and_run_that_there_are(place):
 
 def test_the_hint_after_a_choice_can_be_typed(place):
     run = evaluate(place, "runs/tiny", "--target-precision", 0.9)
-    assert "confirm it on other images with evaluate --threshold auto" in run.err
+    told = "confirm it on other images: tltools evaluate runs/tiny DATA --threshold auto"
+    assert told in run.err
     export = evaluate(
         place, "exports/tiny/tiny.fp32.onnx", "images", "--device", "cpu", "--exclude-train",
         "--target-precision", 0.9,
     )  # fmt: skip
     value = re.search(r"threshold +([\d.]+)", export.out)[1]
-    assert f"evaluate --min-confidence {value}" in export.err
+    told = f"evaluate exports/tiny/tiny.fp32.onnx DATA --min-confidence {value}"
+    assert told in export.err
 
 
 def test_scoring_on_the_images_that_chose_the_threshold_is_told(place):

@@ -1,6 +1,7 @@
 """Find runs and exports in their default folders, and open either as a predictor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -127,6 +128,13 @@ def find_runs(
         progress.warn(f"{folder} is left out: {reason}")
     newest = {key(one): one for one in sorted(found, key=lambda one: one.card.created)}
     return sorted(newest.values(), key=lambda one: (one.card.model, one.path))
+
+
+def usable_runs(run_dir: Path = RUN_DIR) -> Iterator[Artifact]:
+    """Yield the runs in a folder by name, without damaged and unfinished ones."""
+    for card in sorted(visible(run_dir.glob(f"*/{CARD}"))):
+        with suppress(ArtifactError):
+            yield read_artifact(card.parent)
 
 
 def _no_runs(run_dir: Path, damaged: dict[Path, str]) -> str:

@@ -492,6 +492,19 @@ def read_and_compare(first: Artifact, second: Artifact) -> Comparison:
     )
 
 
+def same_images(first: Artifact, second: Artifact) -> bool:
+    """Return whether two runs have the same images with the same labels, however divided.
+
+    Raises:
+        ArtifactError: If a run's split.csv cannot be read.
+    """
+    found: list[Counter[tuple[str, str]]] = []
+    for run in (first, second):
+        split = read_split(run.path)
+        found.append(Counter(zip(split["sha256"], split["class"], strict=True)))
+    return found[0] == found[1]
+
+
 def differing_settings(first: Card, second: Card) -> dict[str, tuple[Any, Any]]:
     """Return the settings in which two runs differ, with both values; None if a run lacks one."""
     one, other = _settings(first), _settings(second)
@@ -506,6 +519,7 @@ _TITLES = {
     "backbone_lr": "learning rate of the backbone",
     "clip_grad": "gradient clipping",
     "epochs": "epochs at most",
+    "fingerprint": "images, labels or their split",
     "features_in": "feature precision used",
     "feature_precision": "feature precision",
     "standardize": "features standardized",
@@ -531,7 +545,7 @@ def _settings(card: Card) -> dict[str, Any]:
         "classes": ", ".join(card.classes),
         "data": card.data.name,
         "split": card.data.split,
-        "images and labels": card.data.fingerprint[:12],
+        "fingerprint": card.data.fingerprint[:12],
         "interpolation": rules.interpolation,
         **{name: value for name, value in card.training.items() if name not in _RESULTS},
         "image_size": rules.size,

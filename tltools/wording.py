@@ -98,6 +98,8 @@ def similar_paths(path: Path, *folders: Path) -> str:
                 names = [name for name in found if folder / name != path]
         except OSError:  # it cannot be listed, so nothing in it is close
             continue
+        # Temporary files are of a command that runs, or was killed.
+        names = [name for name in names if not name.endswith((".part", ".tmp"))]
         similar = filter(is_close, _closest(path.name, sorted(names)))
         close += [folder / name for name in islice(similar, 2)]
     return f" (did you mean {either(list(map(str, close)))}?)" if close else ""

@@ -18,13 +18,14 @@ from tltools.artifacts import (
     earlier_notes,
     read_artifact,
     training_images,
+    usable_runs,
 )
 from tltools.bench.flops import onnx_flops
 from tltools.bench.rows import EAGER, BenchPrecision
 from tltools.card import Card
 from tltools.errors import ArtifactError, DataError
 from tltools.evaluate import choose_split, count_trained_on
-from tltools.run_folder import CARD, read_split, visible
+from tltools.run_folder import CARD, read_split
 from tltools.runtime.model_formats import ONNX, format_of, is_export_name
 from tltools.runtime.selftest import lacks_self_test
 from tltools.wording import SPLIT_NAMES, grouped, in_percent, listed, plural
@@ -105,7 +106,7 @@ def bench_inputs(
     notes += trainings.notes()
     classes = _classes(artifacts)
     frame, name = _labeled_images(artifacts, dataset)
-    notes += filter(None, (lacks_self_test(one.card) for one in artifacts))
+    notes += _doubts(artifacts)
     if dataset is not None:  # a run was not trained on its own validation images
         notes += _trained_on_notes(artifacts, frame)
     # Shuffled, so that any prefix is a fair sample: a slow model's accuracy may be measured on a
@@ -117,8 +118,15 @@ def bench_inputs(
         targets=_targets(frame, classes),
         name=name,
         notes=tuple(notes),
-        unmeasured=unmeasured_note(artifacts, _all_runs(run_dir)),
+        unmeasured=unmeasured_note(artifacts, usable_runs(run_dir)),
     )
+
+
+def _doubts(artifacts: Sequence[Artifact]) -> Iterator[str]:
+    """Yield what is missing in the models."""
+    yield from filter(None, (lacks_self_test(one.card) for one in artifacts))
+    stopped = [one.card.run for one in artifacts if one.card.training.get("interrupted")]
+    yield from (f"the training of {name} was stopped early" for name in dict.fromkeys(stopped))
 
 
 def _classes(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
@@ -226,15 +234,6 @@ def _exports_of(run: Artifact, export_dir: Path) -> list[Artifact]:
     paths = sorted(path for name in names for path in (export_dir / name).glob("*"))
     exports = (path for path in paths if is_export_name(path) and not path.name.startswith("."))
     return [one for one in map(read_artifact, exports) if one.card.run == run.card.run]
-
-
-def _all_runs(run_dir: Path) -> Iterator[Artifact]:
-    """Yield the runs in a folder; a damaged one cannot be measured, and is skipped."""
-    for card in visible(run_dir.glob(f"*/{CARD}")):
-        try:
-            yield read_artifact(card.parent)
-        except ArtifactError:
-            continue
 
 
 def unmeasured_note(measured: Sequence[Artifact], runs: Iterable[Artifact]) -> str:

@@ -36,7 +36,7 @@ from tltools.data.suffixes import is_archive_name
 from tltools.errors import ConfigError, DataError, TltoolsError, cause_of
 from tltools.progress import SILENT, Progress
 from tltools.regular import regular_sha256
-from tltools.wording import grouped, plural
+from tltools.wording import grouped, listed, plural
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 ERRORS = "errors"
@@ -333,6 +333,24 @@ def read_manifest(path: Path) -> Iterator[Entry]:
         raise DataError(f"{path} cannot be read: {cause_of(error)}") from error
 
 
+def sorted_places(folder: Path) -> dict[str, str]:
+    """Return where the images of a folder of sorted images are, by name, and relative to it.
+
+    Of `/photos/a/b.jpg` the names are `b.jpg`, `a/b.jpg` and so on: of the images of one job, the
+    shortest path that ends in a name is meant. Empty if the folder holds no sorted images.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or not (folder / RECORD).is_file():
+        return {}
+    places: dict[str, str] = {}
+    for one in sorted(read_manifest(manifest), key=lambda one: one.source.count("/")):
+        if one.target:
+            parts = Path(one.source).parts[1:]
+            for start in range(len(parts)):
+                places.setdefault("/".join(parts[start:]), one.target)
+    return places
+
+
 def _checked(row: Sequence[str], where: str) -> Entry:
     """Check a line: the paths of a manifest are used to move and delete files."""
     if len(row) == len(COLUMNS):
@@ -442,6 +460,8 @@ class Undone:
     """Number of these by what sorting had done: `copy`, `hardlink`, `move`."""
     kept: tuple[str, ...]
     """Why each image that is still in the folder is there."""
+    others: tuple[str, ...] = ()
+    """Files that sorting did not put there, relative to the folder, which stays for them."""
 
 
 def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
@@ -484,7 +504,15 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
         num_undone=counts.total(),
         counts=dict(counts),
         kept=tuple(kept),
+        others=() if kept else tuple(_others_in(folder)),
     )
+
+
+def _others_in(folder: Path) -> Iterator[str]:
+    """Yield the files in a folder whose sorting was undone, if it is still there."""
+    for path in sorted(folder.rglob("*")):
+        if path.name != MARKER and not path.is_dir():
+            yield path.relative_to(folder).as_posix()
 
 
 def _remove_empty(folder: Path, entries: Sequence[Entry], *, everything: bool) -> None:
@@ -527,7 +555,10 @@ def describe_undone(undone: Undone) -> str:
     done = " and ".join(texts[action](count) for action, count in undone.counts.items())
     if not done:
         return f"No image to remove from {undone.folder}"
-    return f"{done[:1].upper()}{done[1:]} from {undone.folder}"
+    stays = ""
+    if undone.others:
+        stays = f", which stays, since sorting did not put {listed(undone.others)} there"
+    return f"{done[:1].upper()}{done[1:]} from {undone.folder}{stays}"
 
 
 def notes(done: Sorted) -> Iterator[str]:

@@ -62,7 +62,7 @@ BudgetOption = Annotated[
     float | None,
     typer.Option(
         min=1,
-        help="Seconds for the whole bench, kept to with fewer rounds.",
+        help="Seconds for the whole bench; fewer rounds if it takes longer.",
         show_default="240, or as long as 3 rounds take",
     ),
 ]

@@ -15,6 +15,7 @@ from tltools.cli.options import (
     EngineOption,
     InferenceDeviceOption,
     MinConfidenceOption,
+    OverwriteOption,
     RayAddressOption,
     ReportOption,
     Tf32Option,
@@ -72,7 +73,6 @@ OutputOption = Annotated[
         parser=path_or_url,
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 ImageTimeoutOption = Annotated[
     float,
     typer.Option(

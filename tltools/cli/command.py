@@ -45,7 +45,7 @@ class Command(typer.core.TyperCommand):
         Raises:
             ConfigError: If an option of one value is given several.
         """
-        ctx.meta[GIVEN] = tuple(args)
+        ctx.meta[GIVEN] = tuple(map(str, args))
         try:
             if not ctx.resilient_parsing:  # for completion
                 self._check_single(ctx, args)

@@ -15,6 +15,7 @@ from tltools.cli.options import (
     DeviceOption,
     EngineOption,
     MinConfidenceOption,
+    OverwriteOption,
     RayAddressOption,
     ReadingOptions,
     ReportOption,
@@ -25,7 +26,7 @@ from tltools.cli.options import (
     path_or_run,
     path_or_url,
 )
-from tltools.cli.scores import refuse_others, write_scores
+from tltools.cli.scores import refuse_another, refuse_others, write_scores
 from tltools.cli.show import check_output_folder, check_report, write_report
 from tltools.cli.thresholds import (
     TargetOptions,
@@ -168,6 +169,7 @@ def evaluate(
     reading: ReadingOptions,
     output: FolderOption = None,
     mistakes: MistakesOption = False,
+    overwrite: OverwriteOption = False,
     report: ReportOption = None,
 ) -> None:
     """Score a run or an export on labeled images, or choose a threshold for it.
@@ -182,17 +184,16 @@ def evaluate(
         card, threshold = _choose_threshold(model, target, data, subset, reading, running, progress)
         tell_threshold(model, card, threshold, out)
         return
-    from tltools.artifacts import training_images
+    from tltools.artifacts import read_artifact, training_images
 
     limits = labeling.resolve(model, min_confidence, progress)
     opened = running.open(model, progress)
     dataset = subset.load(data, reading, model, opened.card, progress)
+    if output is not None and not overwrite:
+        refuse_another(output, read_artifact(model).label, dataset.name)
     trained_on = training_images(model, opened.card)
     result = opened.score(dataset, split=subset.split, trained_on=trained_on, **limits)
-    _tell_trained_on(result, progress)
-    _tell_chosen_on(result, opened.card, progress)
-    _tell_target(result, opened.card, progress)
-    _tell_missing(result, progress)
+    _tell_doubts(result, opened.card, progress)
     if output is not None:
         title = f"{opened.card.run} on {dataset.name}"
         written = write_scores(result, output, title=title, only_mistakes=mistakes)
@@ -203,7 +204,7 @@ def evaluate(
         out.json(result.to_json())
     else:
         _print_evaluation(result, is_new=subset.exclude_train)
-    _tell_next(result, output, progress, only_mistakes=mistakes)
+    _tell_next(result, model, output, progress, only_mistakes=mistakes)
 
 
 def _refuse_swapped(model: Path, data: "Location | None") -> None:
@@ -258,7 +259,12 @@ def _check_paths(
 
 
 def _tell_next(
-    result: "Evaluation", output: Path | None, progress: "RichProgress", *, only_mistakes: bool
+    result: "Evaluation",
+    model: Path,
+    output: Path | None,
+    progress: "RichProgress",
+    *,
+    only_mistakes: bool,
 ) -> None:
     """Name the command that shows misclassified images, if there are any."""
     from tltools.run_folder import MISTAKES, PREDICTIONS
@@ -268,13 +274,24 @@ def _tell_next(
         return
     images = grouped(wrong, "misclassified image")
     if output is None:
+        name = path_or_run(str(model)).name if model.is_dir() else model.stem
+        folder = shlex.quote(f"scores-{name}")
         progress.say(
-            "Next: the same command with --output scores --mistakes, then tltools report "
-            f"scores/{MISTAKES} to see the {images}"
+            f"Next: the same command with --output {folder} --mistakes, then tltools report "
+            f"{folder}/{MISTAKES} -o mistakes.html to see the {images}"
         )
         return
     rows = output / (MISTAKES if only_mistakes else PREDICTIONS)
-    progress.say(f"Next: {shlex.join(['tltools', 'report', str(rows)])} to see the {images}")
+    words = ["tltools", "report", str(rows), "-o", "mistakes.html"]
+    progress.say(f"Next: {shlex.join(words)} to see the {images}")
+
+
+def _tell_doubts(result: "Evaluation", card: "Card", progress: "RichProgress") -> None:
+    """Warn of what makes the scores look better or worse than they are."""
+    _tell_trained_on(result, progress)
+    _tell_chosen_on(result, card, progress)
+    _tell_target(result, card, progress)
+    _tell_missing(result, progress)
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -331,7 +348,7 @@ def _tell_missing(result: "Evaluation", progress: "RichProgress") -> None:
         )
 
 
-_OF_SCORES = ("min_confidence", "threshold", "output", "mistakes", "report")
+_OF_SCORES = ("min_confidence", "threshold", "output", "mistakes", "overwrite", "report")
 _OF_DATA = ("split", "exclude_train", *(one.name for one in fields(ReadingOptions)))
 """Parameters that make no sense if a threshold is chosen, and without DATA."""
 

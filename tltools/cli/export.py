@@ -19,7 +19,7 @@ from tltools.runtime.model_formats import (
     format_of,
     is_export_name,
 )
-from tltools.wording import counted, in_percent_down, size_text
+from tltools.wording import counted, in_percent_down, listed, score_text, size_text
 
 if TYPE_CHECKING:
     from tltools.artifacts import Artifact
@@ -103,7 +103,7 @@ def export(
     formats = tuple(reversed(FORMATS)) if format == ALL else (format,)
     _check_layout(layout, formats)
     check_output_folder(output)
-    from tltools.artifacts import PRECISIONS, find_runs, read_artifact
+    from tltools.artifacts import PRECISIONS, read_artifact
     from tltools.export import ExportSettings
 
     settings = ExportSettings(
@@ -115,7 +115,7 @@ def export(
         opset=opset,
         device=device,
     )
-    given = runs or [artifact.path for artifact in find_runs(progress=out.progress)]
+    given = runs or _newest_runs(out)
     # Existing exports are accepted with a layout only; otherwise an argument must be a run.
     done = [path for path in given if layout != "files" and is_export_name(path)]
     exports = [read_artifact(path) for path in done]
@@ -133,6 +133,36 @@ def export(
         out.progress.say(f"{layout}: {one.folder} ({size_text(one.size_bytes)})")
     raise_all(failures)
     _tell_next(layout, exports, output, out)
+
+
+def _newest_runs(out: Out) -> list[Path]:
+    """Return the newest run of each model, and name the others."""
+    from tltools.artifacts import find_runs, usable_runs
+
+    found = [one.path for one in find_runs(progress=out.progress)]
+    others = [
+        f"{one.path} ({score_text(one.card.metrics.get('val'))})"
+        for one in usable_runs()
+        if one.path not in found
+    ]
+    if others:
+        out.progress.say(
+            f"Left out, since there are newer runs of the same models: {listed(others)}; name a "
+            "run to export it"
+        )
+    return found
+
+
+def _tell_interrupted(run: "Artifact", out: Out) -> None:
+    """Warn if the training of a run was stopped, so that its export is not its final one."""
+    from tltools.run_folder import resume_command
+
+    training = run.card.training
+    if training.get("interrupted"):
+        out.progress.warn(
+            f"the training of {run.path} was stopped after {training.get('epochs_done')} of "
+            f"{training.get('epochs')} epochs; {resume_command(run.path)} finishes it"
+        )
 
 
 def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Out) -> None:
@@ -223,13 +253,14 @@ def _make_exports(
     """Export runs one after another; return the exports, and what failed."""
     if not folders:  # so that PyTorch is not imported
         return [], []
-    from tltools.artifacts import Artifact
+    from tltools.artifacts import Artifact, read_artifact
     from tltools.export import export_run
 
     made: list[Artifact] = []
     failures: list[TltoolsError] = []
     for folder in dict.fromkeys(folders):
         try:
+            _tell_interrupted(read_artifact(folder), out)
             for result in export_run(folder, settings, progress=out.progress):
                 made.append(Artifact(result.path, result.card))  # noqa: PERF401 - keeps those before
         except TltoolsError as error:

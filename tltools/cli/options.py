@@ -297,6 +297,7 @@ ThreadsOption = Annotated[
         rich_help_panel=SPEED,
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 MinConfidenceOption = Annotated[
     float | None,
     typer.Option(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tltools.backbones.backbone import Recipe
 from tltools.errors import ConfigError
+from tltools.wording import score_text
 
 if TYPE_CHECKING:
+    from tltools.card import Card
     from tltools.data.dataset import Dataset
     from tltools.progress import Progress
     from tltools.training import TrainConfig, TrainSetup
@@ -86,6 +88,28 @@ def tell_resumed(folder: Path, epochs: int | None, progress: "Progress") -> None
         return
     begins = "" if (folder / STATE).exists() else "; no epoch was finished, so it begins again"
     progress.say(f"Resuming {folder}{f', extended {more}' if more else ''}{begins}")
+
+
+def tell_change(before: "Card", after: "Card", progress: "Progress") -> None:
+    """Say how the validation accuracy of a resumed run has changed; warn if it is lower now.
+
+    Args:
+        before: The card of the shorter training.
+        after: That of the longer one.
+        progress: Where to say it.
+    """
+    old, new = (one.metrics.get("val") for one in (before, after))
+    if old is None or new is None:
+        return
+    epochs = tuple(one.training.get("kept_epoch") for one in (before, after))
+    if epochs[0] == epochs[1]:
+        progress.say(f"The same epoch is kept as before: {epochs[1]}")
+        return
+    tell = progress.warn if new.accuracy < old.accuracy else progress.say
+    tell(
+        f"the validation accuracy was {score_text(old)} before, with epoch {epochs[0]}, and is "
+        f"{score_text(new)} now, with epoch {epochs[1]}"
+    )
 
 
 def tell_how_to_resume(folder: Path, progress: "Progress") -> None:

@@ -123,7 +123,7 @@ def _print_comparison(
     settings: dict[str, tuple[Any, Any]],
 ) -> None:
     from tltools.console import print_table, printable
-    from tltools.runs import setting_title
+    from tltools.runs import same_images, setting_title
 
     names = first.path.name, second.path.name
     rows = [
@@ -155,6 +155,8 @@ def _print_comparison(
         [(setting_title(name), *map(_shown, pair)) for name, pair in settings.items()]
         or [("none", "", "")],
     )
+    if "fingerprint" in settings and same_images(first, second):
+        typer.echo("Both have the same images with the same labels, split in another way.")
     typer.echo(printable(found.sentence()))
 
 

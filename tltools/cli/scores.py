@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tltools.errors import DataError, TltoolsError
+from tltools.errors import ConfigError, DataError, TltoolsError
 
 if TYPE_CHECKING:
     from tltools.evaluate import Evaluation
@@ -31,6 +31,27 @@ def refuse_others(output: Path, *, only_mistakes: bool) -> None:
     rows = output / _rows_names(only_mistakes=only_mistakes)[0]
     if os.path.lexists(rows) and not _is_scored(rows):
         raise exists_as_other(rows, "an evaluation")
+
+
+def refuse_another(output: Path, model: str, data: str) -> None:
+    """Refuse a folder with the scores of another model, or on other data.
+
+    Args:
+        output: The folder.
+        model: Name of the run or export, such as `cnn onnx fp32`.
+        data: Name of the data set.
+
+    Raises:
+        ConfigError: If it holds them.
+    """
+    from tltools.run_folder import EVALUATION
+
+    found = _read_scores(output / EVALUATION)
+    if found is not None and (found["model"], found["data"]) != (model, data):
+        raise ConfigError(
+            f"{output} holds the evaluation of {found['model']} on {found['data']}; choose another "
+            "--output, or replace it with --overwrite"
+        )
 
 
 def write_scores(result: "Evaluation", folder: Path, *, title: str, only_mistakes: bool) -> str:
@@ -84,14 +105,21 @@ def write_scores(result: "Evaluation", folder: Path, *, title: str, only_mistake
 
 def _told_by(scores: Path) -> str | None:
     """Return what an evaluation.json is of, `cnn on photos, val`; None if it does not say it."""
+    facts = _read_scores(scores)
+    return None if facts is None else f"{facts['model']} on {facts['data']}, {facts['split']}"
+
+
+def _read_scores(scores: Path) -> dict[str, Any] | None:
+    """Return the contents of an evaluation.json; None if it does not say what it is of."""
     from tltools.regular import read_regular
     from tltools.run_folder import MAX_EVALUATION_BYTES
 
     try:
         facts = json.loads(read_regular(scores, max_bytes=MAX_EVALUATION_BYTES))
-        return f"{facts['model']} on {facts['data']}, {facts['split']}"
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
+    is_told = isinstance(facts, dict) and {"model", "data", "split"} <= facts.keys()
+    return facts if is_told else None
 
 
 def _rows_names(*, only_mistakes: bool) -> tuple[str, str]:

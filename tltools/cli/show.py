@@ -126,6 +126,7 @@ def write_report(
     """Write a report and return its size in bytes."""
     from tltools.report.page import TITLE, write_page
 
+    replaced = ", replacing the earlier page" if path.exists() else ""
     num_bytes = write_page(path, sections, title=title or TITLE, progress=progress)
-    progress.say(f"Written: {path} ({size_text(num_bytes)}); open it in a browser")
+    progress.say(f"Written: {path} ({size_text(num_bytes)}){replaced}; open it in a browser")
     return num_bytes

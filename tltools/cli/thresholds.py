@@ -165,7 +165,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         progress.say(
             f"On other images the {threshold.figure} may be below {percent(threshold.at_least)}: "
             f"the lower bound of its 95% interval is {in_percent(reached.low)}; confirm it on "
-            f"other images with evaluate {applied}"
+            f"other images: tltools evaluate {shlex.quote(str(model))} DATA {applied}"
         )
     if threshold.class_name is None and threshold.coverage.count == threshold.coverage.total:
         progress.say("Every image keeps its label: the precision is reached without a minimum")

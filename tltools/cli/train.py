@@ -26,6 +26,7 @@ from tltools.cli.options import (
 )
 from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
+from tltools.cli.usage import typed_without
 from tltools.data.folders import RUN_DIR, is_run
 from tltools.errors import ConfigError
 from tltools.training.early import check_folds
@@ -60,6 +61,8 @@ def _models() -> list[str]:
 
 def _model(name: str) -> str:
     """Check a name; an unlisted one loads torchvision or timm."""
+    if "," in name:
+        raise typer.BadParameter(f"name one model, or all, for {listed(COMPARED)}")
     if name not in _models():
         try:
             find_backbone(name)
@@ -477,6 +480,7 @@ def train(
         cache_dir=cache_dir,
         logs=logs,
         cluster=open_cluster(engine, ray_address, device, out.progress),
+        command=typed_without(context, "--model", "--fine-tune"),
     )
     load = partial(_training_data, data, reading, settings.seed, recipe, out.progress)
     if resume:
@@ -682,7 +686,8 @@ def _resume(
 
     Without --model, the newest one may be of any model.
     """
-    from tltools.cli.resume import check_resumed, tell_resumed
+    from tltools.cli.resume import check_resumed, tell_change, tell_resumed
+    from tltools.run_folder import CARD, load_card
     from tltools.training import check_resumable, find_resumable, resume_run
 
     epochs = given.get("epochs")
@@ -699,11 +704,15 @@ def _resume(
     )
     check_resumed(folder, given, setup, load)
     tell_resumed(folder, epochs, progress)
+    earlier = load_card(folder) if (folder / CARD).is_file() else None
     try:
-        return [resume_run(folder, setup, epochs=epochs, progress=progress)]
+        trained = resume_run(folder, setup, epochs=epochs, progress=progress)
     except KeyboardInterrupt:
         progress.warn(f"{folder} keeps its epochs so far; run the same command again to resume it")
         raise
+    if earlier is not None:
+        tell_change(earlier, trained.card, progress)
+    return [trained]
 
 
 def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:

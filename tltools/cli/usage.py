@@ -79,7 +79,8 @@ def _text(error: Any, context: Any, commands: Callable[[], Mapping[str, Any]]) -
     text = text.replace("is not a valid float", "is not a number")
     if found := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text):
         extra = f"unexpected {plural(len(found[1].split()), 'argument')} {found[1]}"
-        return f"{extra};{_chosen_with_option(context)}".rstrip(";")
+        meant = _chosen_with_option(context) or _other_images(context)
+        return f"{extra};{meant}".rstrip(";")
     if found := re.match(r"Missing argument '(.*)'", text):
         return _missing(found[1].upper(), context)
     if found := _RANGE.search(text):
@@ -105,6 +106,8 @@ def _meant(unknown: str, context: Any, commands: Mapping[str, Any]) -> str:
         if having:
             return f" {unknown} is an option of {which}, and follows its name"
         return did_you_mean(unknown, _options(context.command))
+    if unknown.lstrip("-").split("-")[0] in _SPLITS and (meant := _other_images(context)):
+        return meant
     argument = _argument_of(unknown, context.command)
     if argument is not None and (right := _as_argument(unknown, argument, context)):
         name = (argument.metavar or argument.name.upper()).rstrip(".")
@@ -144,6 +147,19 @@ def _as_argument(option: str, argument: Any, context: Any) -> str:
     return _typed(context, [value, *words] if first else [*words, value])
 
 
+def typed_without(context: Any, *options: str) -> str:
+    """Return the command line as it was typed, without options that have a value."""
+    words: list[str] = []
+    given = iter(context.meta.get(GIVEN, ()))
+    for word in given:
+        name, has_value, _ = word.partition("=")
+        if name not in options:
+            words.append(word)
+        elif not has_value:
+            next(given, None)
+    return _typed(context, words)
+
+
 def _typed(context: Any, words: Sequence[str]) -> str:
     """Return a command line without the secrets in it."""
     from tltools.data.location import without_secrets
@@ -163,6 +179,20 @@ def _chosen_with_option(context: Any) -> str:
     words.remove(network)
     right = _typed(context, [*words, "--model", network])
     return f" the network is chosen with --model: {right}"
+
+
+_SPLITS = ("val", "valid", "validation", "test")
+"""First words of options that other programs have for images of other splits."""
+
+
+def _other_images(context: Any) -> str:
+    """Say where images for validation and tests go, if the command is `train`."""
+    if context.info_name != "train":
+        return ""
+    return (
+        " DATA may hold the folders train/ and val/; other images are scored after training, with "
+        "tltools evaluate RUN IMAGES"
+    )
 
 
 def _is_free(option: Any, words: Sequence[str]) -> bool:

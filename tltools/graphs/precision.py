@@ -288,6 +288,8 @@ def activation_ranges(
             opset.version = min(opset.version, PROBE_OPSET)
     session, _ = open_session(probe.SerializeToString(), device=device)
     del probe
+    if device == "cpu":  # one by one, since no tensor is freed before its minimum is known
+        calibration = (one for images in calibration for one in _batches(images, 1))
     per_batch = [_run(session, images) for images in calibration]
     if not per_batch:
         raise DataError("there are no images to calibrate on; increase `calibration_images=`")
@@ -530,10 +532,12 @@ def _remember(
         yield images
 
 
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def _batches(
+    images: NDArray[np.uint8], size: int = NUM_SENSITIVITY_IMAGES
+) -> Iterator[NDArray[np.uint8]]:
     """Yield images in small batches, which bounds the activations' memory."""
-    for start in range(0, len(images), NUM_SENSITIVITY_IMAGES):
-        yield images[start : start + NUM_SENSITIVITY_IMAGES]
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
 @contextmanager

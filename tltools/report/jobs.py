@@ -20,6 +20,7 @@ from tltools.classify.inputs import LIST_SUFFIX
 from tltools.classify.output_formats import Row, output_format
 from tltools.classify.output_formats.csv_rows import without_apostrophe
 from tltools.classify.predict import UNCERTAIN, UNKNOWN
+from tltools.classify.sorting import sorted_places
 from tltools.classify.tally import kind_of_error, reason_in
 from tltools.data.location import Location
 from tltools.data.suffixes import is_archive_name
@@ -220,9 +221,10 @@ def locate_in(folder: Path) -> Locate:
     """Return a function that finds images by name in a folder, and never outside it.
 
     A predictions file may come from someone else: it must not put other images from this machine
-    on a page.
+    on a page. In a folder of sorted images, the names of the images before that are found, too.
     """
     root = os.path.abspath(folder)  # noqa: PTH100 - Path.resolve would follow links
+    places = sorted_places(folder)
 
     def locate(name: str) -> Path | None:
         for one in dict.fromkeys((name, without_apostrophe(name))):
@@ -230,6 +232,8 @@ def locate_in(folder: Path) -> Locate:
             inside = Path(path).is_relative_to(root)
             if inside and "\0" not in path and os.path.lexists(path):
                 return Path(path)
+            if one in places:
+                return folder / places[one]
         return None
 
     return locate

@@ -67,8 +67,9 @@ def write_page(
     tiles = [tile for section in sections for tile in section.tiles()]
     if num_lost := sum(tile.path is None for tile in tiles):
         progress.warn(
-            f"{num_lost:,} of the page's {counted(len(tiles), 'image')} cannot be found; name the "
-            "folder that they are in, and write the page again"
+            f"{num_lost:,} of the page's {counted(len(tiles), 'image')} cannot be found; tltools "
+            "report --images FOLDER shows them, where FOLDER is the one that they are in, or were "
+            "sorted into"
         )
     html = render(sections, title=title, thumbnails=make_thumbnails(tiles, progress=progress))
     write_text(path, html)

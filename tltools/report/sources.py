@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -125,7 +125,12 @@ class Sources:
         found: list[Section] = []
         with _describing(*(one.path for one in self.runs), *(path for path, _ in self.benches)):
             summary = summary_section(
-                self.runs, self.exports, self.benches, jobs, self._known_evaluations()
+                self.runs,
+                self.exports,
+                self.benches,
+                jobs,
+                self._known_evaluations(),
+                list(self._runs_left_out()),
             )
         if summary is not None:
             found.append(summary)
@@ -154,6 +159,13 @@ class Sources:
         if self.left_out:
             found.append(left_out_section(self.left_out))
         return found
+
+    def _runs_left_out(self) -> Iterator[Artifact]:
+        """Yield the runs that are left out; the page says what is wrong with damaged ones."""
+        for path in self.left_out:
+            if (path / CARD).is_file():
+                with suppress(ArtifactError):
+                    yield read_artifact(path)
 
     def _known_evaluations(self) -> list[EvaluationFacts]:
         """Return the evaluations whose model is known."""

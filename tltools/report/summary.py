@@ -19,6 +19,7 @@ def summary_section(
     benches: Sequence[tuple[Path, BenchResult]],
     jobs: Sequence[tuple[Path, JobFacts]],
     evaluations: Sequence[EvaluationFacts] = (),
+    left_out: Sequence[Artifact] = (),
 ) -> Section | None:
     """Return the section that the page opens with; None if there is nothing to sum up.
 
@@ -28,9 +29,10 @@ def summary_section(
         benches: Benches on the page, with their files.
         jobs: Classification jobs on the page, with their files.
         evaluations: Evaluations on the page, as far as their model is known.
+        left_out: Other runs of the same folder.
     """
     answers = (
-        *_best_runs(runs),
+        *_best_runs(runs, left_out),
         *_evaluated(evaluations),
         *_recommended(benches, runs),
         *_classified(jobs),
@@ -58,15 +60,25 @@ def compared(runs: Sequence[Artifact]) -> list[tuple[Path, Path]]:
     return [(group[0].path, group[1].path) for group in _by_data(runs) if len(group) > 1]
 
 
-def _best_runs(runs: Sequence[Artifact]) -> Iterator[str]:
+def _best_runs(runs: Sequence[Artifact], left_out: Sequence[Artifact]) -> Iterator[str]:
     """Yield a few sentences on each data set's best run."""
+    others = {group[0].card.data.fingerprint: group[0] for group in _by_data(left_out)}
     for ranked in _by_data(runs):
         best, data = ranked[0], ranked[0].card.data
+        score, other = best.card.metrics["val"], others.get(data.fingerprint)
+        better = None if other is None else other.card.metrics["val"]
+        is_best = better is None or better.accuracy <= score.accuracy
         line = (
-            f"Best model on {data.name} ({data.num_train:,} images for training, {data.num_val:,} "
-            f"for validation, {grouped(len(best.card.classes), 'class', 'classes')}): "
-            f"{best.path.name}, validation accuracy {score_text(best.card.metrics['val'])}."
+            f"Best model {'' if is_best else 'on this page '}on {data.name} "
+            f"({data.num_train:,} images for training, {data.num_val:,} for validation, "
+            f"{grouped(len(best.card.classes), 'class', 'classes')}): "
+            f"{best.path.name}, validation accuracy {score_text(score)}."
         )
+        if other is not None and not is_best:
+            line += (
+                f" Left out, but more accurate on the same images: {other.path.name}, "
+                f"{score_text(better)}."
+            )
         if crossed := cross_validation(best):
             line += f" Cross-validation: {crossed}."
         yield f"{line} {_against(best, ranked[1])}" if len(ranked) > 1 else line
@@ -87,7 +99,9 @@ def _accuracy_of(evaluation: EvaluationFacts) -> str:
     one, seen = evaluation.accuracy, evaluation.num_trained_on
     told = with_counts(one.value, one.low, one.high, one.correct, one.total)
     trained = f", of which it was trained on {seen:,}" if seen else ""
-    return f"{evaluation.model} {told}{trained}"
+    applied = evaluation.threshold
+    rule = f" (threshold for {applied.class_name}: {applied.value!r})" if applied else ""
+    return f"{evaluation.model}{rule} {told}{trained}"
 
 
 def _against(best: Artifact, second: Artifact) -> str:

@@ -233,3 +233,5 @@ class TrainSetup:
     """Experiment logs to write: `tensorboard`, `mlflow`."""
     cluster: "RayCluster | None" = None
     """A Ray cluster that computes the features of a frozen backbone."""
+    command: str = ""
+    """The command line of this training, without its model, to propose others; empty in Python."""

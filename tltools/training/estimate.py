@@ -19,13 +19,16 @@ _IMAGES = 2
 on a slow processor, and the estimate must not take longer than the training."""
 
 
-def suggest_fine_tuning(job: Job, progress: Progress, *, score: Score | None = None) -> None:
+def suggest_fine_tuning(
+    job: Job, progress: Progress, *, score: Score | None = None, command: str = ""
+) -> None:
     """Say how long fine-tuning the last block would take on the CPU, if a head was trained.
 
     Args:
         job: The training of the head.
         progress: Where to say it.
         score: Its accuracy on validation images; nothing is said if none is wrong.
+        command: See `TrainSetup`.
     """
     backbone = job.config.backbone
     if job.config.fine_tune != "none" or "last-block" not in backbone.fine_tuning:
@@ -34,9 +37,12 @@ def suggest_fine_tuning(job: Job, progress: Progress, *, score: Score | None = N
         return
     seconds = fine_tuning_seconds(job)
     takes = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    how = f"use `model={backbone.name}` and `fine_tune=last-block`"
+    if command:
+        how = f"{command} `model={backbone.name}` `fine_tune=last-block`"
     progress.say(
         f"Fine-tuning {backbone.title}'s last block is usually more accurate and takes at most "
-        f"about {takes} on this CPU: use `model={backbone.name}` and `fine_tune=last-block`"
+        f"about {takes} on this CPU: {how}"
     )
 
 

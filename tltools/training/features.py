@@ -309,7 +309,9 @@ def extract(
         tell(f"Features of {reused:,} {images} come from the cache {cache.folder}")
     if missing:
         with closing(_results(missing, settings, progress)) as results:
-            for shard, features in _in_shards(results, len(missing), progress):
+            of = f" of {settings.view.name} images" if settings.view.name else ""
+            title = f"Extracting features{of}"
+            for shard, features in _in_shards(results, len(missing), title, progress):
                 known |= cache.add(shard, features)
     return [known[sha] for sha in hashes]
 
@@ -551,12 +553,12 @@ def _computed_here(
             yield [image.name for image in outputs.images], outputs.values
 
 
-def _in_shards(results: _Results, total: int, progress: Progress) -> _Results:
+def _in_shards(results: _Results, total: int, title: str, progress: Progress) -> _Results:
     """Yield hashes and features, a shard at a time; an interrupt yields the partial shard first."""
     hashes: list[str] = []
     parts: list[NDArray[np.float32]] = []
     try:
-        with progress.bar("Extracting features", total) as bar:
+        with progress.bar(title, total) as bar:
             for some, features in results:
                 hashes += some
                 parts.append(features)

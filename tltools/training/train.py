@@ -119,7 +119,7 @@ def train_model(
     if job.device.type == "cpu" and not trained.interrupted:
         try:
             score = trained.card.metrics.get("val")
-            suggest_fine_tuning(job, progress, score=score)
+            suggest_fine_tuning(job, progress, score=score, command=setup.command)
         except Exception as error:  # no hint is worth a training
             progress.detail(f"The time of fine-tuning cannot be estimated: {cause_of(error)}")
     return trained
