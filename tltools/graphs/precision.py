@@ -286,9 +286,9 @@ def activation_ranges(
     for opset in probe.opset_import:
         if not opset.domain and all(_in_probe_opset(node.op_type) for node in model.graph.node):
             opset.version = min(opset.version, PROBE_OPSET)
-    session, _ = open_session(probe.SerializeToString(), device=device)
+    session, choice = open_session(probe.SerializeToString(), device=device)
     del probe
-    if device == "cpu":  # one by one, since no tensor is freed before its minimum is known
+    if choice.device == "cpu":  # one by one, since no tensor is freed before its minimum is known
         calibration = (one for images in calibration for one in _batches(images, 1))
     per_batch = [_run(session, images) for images in calibration]
     if not per_batch:
