@@ -194,6 +194,12 @@ CASES = (
         2,
     ),
     Case(
+        "{} is not complete; to finish it, run tltools classify with its inputs again",
+        "$ echo path,label > rows.csv.part; report rows.csv",
+        ("$ rm rows.csv.part; classify data --output rows.csv",),
+        1,
+    ),
+    Case(
         "{} exists, and tltools did not write it; move it away",
         "$ echo mine > predictions.csv.part.json; classify data",
         ("$ mv predictions.csv.part.json mine; classify data", "classify data --output other.csv"),
@@ -1066,9 +1072,24 @@ CASES = (
         2,
     ),
     Case(
-        "Fine-tuning {}'s last block is usually more accurate",
+        "{} --model {} --fine-tune last-block",
         f"{MIXED}; {VGG16.replace('data', MIXED_DATA)}",  # of which not every label can be right
         (f"{VGG16.replace('data', MIXED_DATA)} --fine-tune last-block",),
+        0,
+    ),
+    Case(
+        "{} holds the evaluation of {} on {}; choose another",
+        f"{SCORED}; evaluate runs/cnn data --output scores",
+        (
+            "evaluate runs/cnn data --output others",
+            "evaluate runs/cnn data --output scores --overwrite",
+        ),
+        2,
+    ),
+    Case(
+        "{} of the page's {} cannot be found",
+        "classify data --output p.csv; report p.csv --images runs",
+        ("report p.csv --images data",),
         0,
     ),
     Case(
@@ -1138,6 +1159,10 @@ UNTRIED: dict[str, str] = {
     "Next: the same command with --output {} --mistakes": _ADVICE,
     "no images to bench with": _PYTHON,
     "the slowest round took {} times": _ADVICE,
+    "the timings of {} of {} candidates": _ADVICE,
+    " DATA may hold the folders train/ and val/": _ADVICE,
+    "use --model {} and --fine-tune last-block": _PYTHON,
+    "3, or fewer if --budget is given": _NO_MESSAGE,
     "tltools classify FOLDER --model {}{}": _ADVICE,
     "classify's fastest round had": _ADVICE,
     "hand-over between the stages": _ADVICE,

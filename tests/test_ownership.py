@@ -324,6 +324,8 @@ def test_rows_of_another_evaluation_are_removed_and_those_of_others_kept(
     assert predictions.exists()
     ran = run_tltools("evaluate", cnn_run, *words, "--mistakes", "--overwrite", cwd=tmp_path)
     assert f"predictions.csv {removed}; they replace the evaluation of cnn onnx fp32 on" in ran.err
+    again = run_tltools("evaluate", cnn_run, *words, "--mistakes", cwd=tmp_path)
+    assert again.code == 0, again.err
     assert not predictions.exists()
     ran = run_tltools("evaluate", export, *words, "--overwrite", cwd=tmp_path)
     assert f"mistakes.csv {removed}" in ran.err

@@ -781,6 +781,16 @@ def test_report_finds_the_newest_results(place):
     assert ran.out == ""
 
 
+def test_predictions_that_are_not_complete_are_finished_first(tmp_path, monkeypatch):
+    """The unfinished file beside them is no better name."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv.part").write_text("path,label\n")
+    with pytest.raises(DataError, match=r"^rows\.csv is not complete; to finish it, run"):
+        find_sources([Path("rows.csv")])
+    with pytest.raises(DataError, match=r"^rowz\.csv does not exist: name runs"):
+        find_sources([Path("rowz.csv")])
+
+
 def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_csv(Path("predictions.csv"), [prediction("a.png", 0.9)])

@@ -184,13 +184,13 @@ def evaluate(
         card, threshold = _choose_threshold(model, target, data, subset, reading, running, progress)
         tell_threshold(model, card, threshold, out)
         return
-    from tltools.artifacts import read_artifact, training_images
+    from tltools.artifacts import training_images
 
     limits = labeling.resolve(model, min_confidence, progress)
     opened = running.open(model, progress)
     dataset = subset.load(data, reading, model, opened.card, progress)
     if output is not None and not overwrite:
-        refuse_another(output, read_artifact(model).label, dataset.name)
+        refuse_another(output, opened.card.name, dataset.name)
     trained_on = training_images(model, opened.card)
     result = opened.score(dataset, split=subset.split, trained_on=trained_on, **limits)
     _tell_doubts(result, opened.card, progress)

@@ -30,6 +30,7 @@ from tltools.classify.remembered import (
     remembered_model,
     remembered_reference,
 )
+from tltools.classify.unfinished import unfinished_path
 from tltools.data.folders import is_run
 from tltools.errors import ArtifactError, ConfigError, DataError, TltoolsError, cause_of
 from tltools.regular import read_regular
@@ -265,6 +266,10 @@ def find_sources(paths: Sequence[Path]) -> Sources:
 def _add(sources: Sources, path: Path) -> None:
     suffix = path.suffix.lower()
     if not path.exists():
+        if unfinished_path(path).exists():
+            raise DataError(
+                f"{path} is not complete; to finish it, run tltools classify with its inputs again"
+            )
         raise DataError(
             f"{path} does not exist{similar_paths(path, RUN_DIR)}: name runs, exports, or files "
             "that tltools wrote"
