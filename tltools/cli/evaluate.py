@@ -113,7 +113,7 @@ class _Opened(NamedTuple):
 class RunningOptions:
     """How a model is run."""
 
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16
     device: DeviceOption = "auto"
     tf32: Tf32Option = False
     engine: EngineOption = "local"
