@@ -771,6 +771,7 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("explain x --model cnn", "--model; give RUN without it: tltools explain cnn x .see"),
         ("train photos test", "unexpected argument test; DATA may hold the folders train/ and val"),
         ("train photos --val test", "option --val; DATA may hold the folders train/ and val/; ot"),
+        ("train photos --val-fractoin 0.2", "option --val-fractoin; did you mean --val-fraction"),
         ("train photos --model cnn,vgg16", "name one model, or all, for cnn, vgg16"),
         ("export --model cnn", "--model; give RUNS without it: tltools export cnn .see"),
         ("bench --model cnn", "--model; give MODELS without it: tltools bench cnn .see"),

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
@@ -28,7 +29,7 @@ from tltools.cli.resume import Stopped, tell_how_to_resume
 from tltools.cli.show import check_report, tell_findings, write_report
 from tltools.cli.usage import typed_without
 from tltools.data.folders import RUN_DIR, is_run
-from tltools.errors import ConfigError
+from tltools.errors import ArtifactError, ConfigError
 from tltools.training.early import check_folds
 from tltools.wording import counted, either, in_percent, listed, plural, score_text, similar_paths
 
@@ -687,7 +688,7 @@ def _resume(
     Without --model, the newest one may be of any model.
     """
     from tltools.cli.resume import check_resumed, tell_change, tell_resumed
-    from tltools.run_folder import CARD, load_card
+    from tltools.run_folder import load_card
     from tltools.training import check_resumable, find_resumable, resume_run
 
     epochs = given.get("epochs")
@@ -704,7 +705,9 @@ def _resume(
     )
     check_resumed(folder, given, setup, load)
     tell_resumed(folder, epochs, progress)
-    earlier = load_card(folder) if (folder / CARD).is_file() else None
+    earlier = None
+    with suppress(ArtifactError):  # it has none before its first end, and a damaged one is replaced
+        earlier = load_card(folder)
     try:
         trained = resume_run(folder, setup, epochs=epochs, progress=progress)
     except KeyboardInterrupt:

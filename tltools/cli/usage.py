@@ -106,7 +106,7 @@ def _meant(unknown: str, context: Any, commands: Mapping[str, Any]) -> str:
         if having:
             return f" {unknown} is an option of {which}, and follows its name"
         return did_you_mean(unknown, _options(context.command))
-    if unknown.lstrip("-").split("-")[0] in _SPLITS and (meant := _other_images(context)):
+    if _IMAGES_OF_A_SPLIT.fullmatch(unknown) and (meant := _other_images(context)):
         return meant
     argument = _argument_of(unknown, context.command)
     if argument is not None and (right := _as_argument(unknown, argument, context)):
@@ -181,8 +181,10 @@ def _chosen_with_option(context: Any) -> str:
     return f" the network is chosen with --model: {right}"
 
 
-_SPLITS = ("val", "valid", "validation", "test")
-"""First words of options that other programs have for images of other splits."""
+_IMAGES_OF_A_SPLIT = re.compile(
+    "--(val|valid|validation|test)(-?(data|dir|folder|images|path|set|split))?"
+)
+"""Options that other programs have for images of other splits."""
 
 
 def _other_images(context: Any) -> str:
