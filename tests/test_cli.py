@@ -771,6 +771,8 @@ def test_an_error_is_one_line_with_its_remedy(place, command, code, message):
         ("explain x --model cnn", "--model; give RUN without it: tltools explain cnn x .see"),
         ("train photos test", "unexpected argument test; DATA may hold the folders train/ and val"),
         ("train photos --val test", "option --val; DATA may hold the folders train/ and val/; ot"),
+        ("sort photos", "no such command 'sort'; use tltools classify FOLDER --sort-into DIR .see"),
+        ("train photos --name big", "option --name; a run is named after its model; its folder"),
         ("train photos --val-fractoin 0.2", "option --val-fractoin; did you mean --val-fraction"),
         ("train photos --model cnn,vgg16", "name one model, or all, for cnn, vgg16"),
         ("export --model cnn", "--model; give RUNS without it: tltools export cnn .see"),

@@ -23,6 +23,7 @@ from tltools.run_folder import (
     RunPredictions,
     is_finished,
     locked,
+    read_predictions,
     read_split,
     write_folds,
     write_predictions,
@@ -258,6 +259,55 @@ def test_settings_that_differ_are_named_and_others_are_not(workplace, second):
     cards = load_card(workplace / "runs" / "cnn"), load_card(second)
     changed = differing_settings(*cards)
     assert changed == {"data": (cards[0].data.name, "other"), "lr": (cards[0].training["lr"], 0.5)}
+
+
+def test_an_export_of_a_run_in_another_folder_is_kept_and_not_listed(workplace, monkeypatch):
+    """Both runs are called cnn; the export is of the one in runs/."""
+    monkeypatch.chdir(workplace)
+    shutil.copytree("runs/cnn", "experiments/cnn")
+    change_card(Path("experiments/cnn"), created="2099-01-01T00:00:00+00:00")
+    (facts,) = list_runs(Path("experiments"))
+    assert (facts.exports, facts.older_exports) == ((), ())
+    deletion = plan_deletion(Path("experiments/cnn"), with_exports=True)
+    assert (deletion.exports, deletion.kept_exports) == ((), ())
+    (own,) = list_runs(Path("runs"))
+    assert own.exports
+    ran = run_tltools("export", "experiments/cnn", "--device", "cpu", cwd=workplace)
+    assert ran.code == 1
+    assert "is the export of runs/cnn, not of experiments/cnn, which has the same n" in ran.err
+    compared = run_tltools("runs", "cnn", "experiments/cnn", cwd=workplace)
+    assert "runs/cnn and experiments/cnn" in " ".join(compared.out.split())
+    shutil.rmtree("runs/cnn")
+    change_card(Path("experiments/cnn"), created="2001-01-01T00:00:00+00:00")
+    ran = run_tltools("export", "experiments/cnn", "--device", "cpu", cwd=workplace)
+    assert ran.code == 1
+    assert "is of a later training than experiments/cnn; delete it, or choose another" in ran.err
+
+
+def test_the_images_of_a_moved_project_are_found(workplace, drawn, tmp_path, monkeypatch):
+    project = tmp_path / "old"
+    shutil.copytree(drawn, project / "photos")
+    shutil.copytree(workplace / "runs", project / "runs")
+    for table in (project / "runs" / "cnn").glob("*.csv"):
+        table.write_text(table.read_text().replace(str(drawn), str(project / "photos")))
+    run = project / "runs" / "cnn"
+    paths = read_split(run)["path"]
+    classes = load_card(run).classes
+    assert all(Path(path).is_relative_to(project) for path in paths)
+    moved = project.rename(tmp_path / "new")
+    for place in (moved, tmp_path):  # the project's folder, and another
+        monkeypatch.chdir(place)
+        found = list(read_split(moved / "runs" / "cnn")["path"])
+        assert found == [path.replace(str(project), str(moved)) for path in paths]
+        assert all(Path(path).is_file() for path in found)
+        held_out = read_predictions(moved / "runs" / "cnn", classes)["val"].paths
+        assert all(Path(path).is_file() for path in held_out)
+    first = Path(found[0])
+    first.write_bytes(first.read_bytes() + b"0")  # other bytes than those of the run
+    (second, third) = map(Path, found[1:3])
+    second.unlink()
+    third.unlink()
+    assert list(read_split(moved / "runs" / "cnn")["path"]) == list(paths)
 
 
 def test_another_split_of_the_same_images_is_named(workplace, second):

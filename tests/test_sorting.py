@@ -85,7 +85,8 @@ def test_images_are_sorted_by_label_and_back(action, images, predictions):
         "hardlink": "Removed 31 hard links",
         "move": "Moved 31 images back",
     }
-    assert describe_undone(undone) == f"{done_to[action]} from {folder}"
+    to = f" to {images}" if action == "move" else ""
+    assert describe_undone(undone) == f"{done_to[action]} from {folder}{to}"
     assert tree(images) == before
     assert not folder.exists()
 
@@ -162,13 +163,69 @@ def test_a_sort_that_is_stopped_anywhere_is_finished_by_the_same_call(
     assert calls
 
 
+@pytest.mark.parametrize("action", ["copy", "move"])
+def test_an_undo_after_the_project_was_moved_stays_within_it(
+    action, images, predictions, tmp_path_factory
+):
+    """The images went back to the old place, which was made anew."""
+    before = tree(images)
+    sort(images, predictions, action)
+    old, new = predictions.parent, tmp_path_factory.mktemp("elsewhere") / "project"
+    inbox = images.relative_to(old)
+    old.rename(new)
+    undone = undo_sort(new / "sorted")
+    assert (undone.num_undone, undone.kept) == (31, ())
+    assert tree(new / inbox) == before
+    assert not old.exists()
+    if action == "move":
+        assert describe_undone(undone).endswith(f" to {new / inbox}")
+
+
+def test_an_undo_goes_back_to_the_old_place_if_only_the_sorted_folder_was_moved(
+    images, predictions, tmp_path_factory
+):
+    before = tree(images)
+    sort(images, predictions, "move")
+    moved = tmp_path_factory.mktemp("elsewhere") / "sorted"
+    (predictions.parent / "sorted").rename(moved)
+    undo_sort(moved)
+    assert tree(images) == before
+
+
+def test_an_undo_without_a_place_for_the_images_changes_nothing(
+    images, predictions, tmp_path_factory
+):
+    sort(images, predictions, "move")
+    moved = tmp_path_factory.mktemp("elsewhere") / "sorted"
+    (predictions.parent / "sorted").rename(moved)
+    shutil.rmtree(images)
+    before = tree(moved)
+    with pytest.raises(DataError, match=r"where images came from, is gone; make that folder"):
+        undo_sort(moved)
+    assert tree(moved) == before
+
+
+def test_predictions_are_not_replaced_if_their_images_are_sorted(images, predictions, onnx_path):
+    sort(images, predictions)
+    before = predictions.read_bytes()
+    words = ("classify", images, "--model", onnx_path, "--output", predictions, "--device", "cpu")
+    words += ("--sort-into", predictions.parent / "sorted")
+    ran = run_tltools(*words, "--overwrite", cwd=predictions.parent)
+    assert (ran.code, "holds the images of an earlier" in ran.err) == (2, True)
+    assert predictions.read_bytes() == before
+    predictions.unlink()
+    ran = run_tltools(*words, cwd=predictions.parent)
+    assert (ran.code, "holds the images of an earlier" in ran.err) == (2, True)
+    assert not predictions.exists()
+
+
 def test_an_undo_names_files_that_sorting_did_not_put_there(images, predictions):
     sort(images, predictions, "move")
     folder = predictions.parent / "sorted"
     (folder / "red" / "mine.txt").write_text("mine")
     undone = undo_sort(folder)
     assert undone.others == ("red/mine.txt",)
-    stays = f"from {folder}, which stays, since sorting did not put red/mine.txt there"
+    stays = f"; {folder} stays, since sorting did not put red/mine.txt there"
     assert describe_undone(undone).endswith(stays)
 
 

@@ -6,9 +6,10 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,9 +342,55 @@ def _read_table(path: Path, dtype: Any) -> "pd.DataFrame":
     import pandas as pd
 
     with open_regular(path, max_bytes=MAX_TABLE_BYTES) as file:
-        return pd.read_csv(
+        frame = pd.read_csv(
             file, dtype=dtype, keep_default_na=False, encoding_errors="surrogateescape"
         )
+    if schema.PATH in frame.columns and (moved := _moved(path.parent)):
+        old, new = moved
+        frame[schema.PATH] = [
+            new + one.removeprefix(old) if one.startswith(old) else one
+            for one in frame[schema.PATH]
+        ]
+    return frame
+
+
+_NUM_TRIED = 3
+"""Images of a run that are looked for elsewhere; more may be missing for another reason."""
+
+
+def _moved(run: Path) -> tuple[str, str] | None:
+    """Return where the images of a run were and are, if a folder with both was moved.
+
+    They are looked for below the current folder and below the one with the folder of runs, and are
+    those of the run if their bytes are.
+
+    Returns:
+        Two beginnings of paths that end with a separator; None if the images are where they were,
+        or are not found.
+    """
+    from tltools.data.images import image_sha256
+
+    places = dict.fromkeys((Path.cwd(), run.absolute().parent.parent))
+    for path, sha256 in _first_images(run):
+        if os.path.lexists(path):
+            return None
+        parts = Path(path).parts
+        for start, place in product(range(1, len(parts)), places):
+            found = place.joinpath(*parts[start:])
+            with suppress(DataError):
+                if found.is_file() and image_sha256(found) == sha256:
+                    return str(Path(*parts[:start])).rstrip(os.sep) + os.sep, f"{place}{os.sep}"
+    return None
+
+
+def _first_images(run: Path) -> list[tuple[str, str]]:
+    """Return the path and the SHA-256 of a few images of a run; empty if they cannot be read."""
+    try:
+        with (run / SPLIT).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = islice(csv.DictReader(file), _NUM_TRIED)
+            return [(row[schema.PATH], row["sha256"]) for row in rows]
+    except (OSError, KeyError, csv.Error):
+        return []
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tltools.artifacts import EXPORT_DIR, Artifact, read_artifact
+from tltools.artifacts import EXPORT_DIR, Artifact, other_run_of, read_artifact
 from tltools.atomic import remove_leftovers
 from tltools.card import Card, Score
 from tltools.data.suffixes import is_image_name
@@ -259,7 +259,9 @@ def _facts(folder: Path, exports: Sequence[Artifact]) -> RunFacts:
         older_exports=tuple(
             one.path
             for one in exports
-            if one.card.run == folder.name and one.card.created != card.created
+            if one.card.run == folder.name
+            and one.card.created != card.created
+            and other_run_of(one.card, folder) is None
         ),
     )
 
@@ -434,9 +436,10 @@ def compare_runs(
     Raises:
         ArtifactError: If the images of a run cannot be read.
     """
+    names = names_of(first, second)
     blank = Comparison(
-        first=first.path.name,
-        second=second.path.name,
+        first=names[0],
+        second=names[1],
         num_shared=0,
         num_first=0,
         num_second=0,
@@ -476,6 +479,12 @@ def _right(run: Artifact, predictions: RunPredictions) -> dict[tuple[str, int], 
         found[image, seen[image]] = (run.card.classes[target], bool(pred == target))
         seen[image] += 1
     return found
+
+
+def names_of(first: Artifact, second: Artifact) -> tuple[str, str]:
+    """Return the names of two runs, or their paths if they have one name."""
+    one, other = first.path, second.path
+    return (one.name, other.name) if one.name != other.name else (str(one), str(other))
 
 
 def read_and_compare(first: Artifact, second: Artifact) -> Comparison:

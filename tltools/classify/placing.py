@@ -67,18 +67,19 @@ def take_back(source: Path, target: Path, action: Action) -> str | None:
         OSError: If a file cannot be moved or deleted.
     """
     if not os.path.lexists(target):
-        return None if os.path.lexists(source) else "is gone from both places"
+        gone = f"and {source} are gone; if you moved the image, put it back to undo that, too"
+        return None if os.path.lexists(source) else gone
     if _links_to(source, target):
         if action != "move":
-            return f"is the last copy: {source} is a link to it"
+            return f"is the last copy: {source} is a link to it; it was kept"
         source.unlink()  # which was put in the place of the moved image
     if os.path.lexists(source):
         if not is_same(source, target):
-            return f"has changed, or {source} has"
+            return f"has changed, or {source} has; it was kept"
         target.unlink()
         return None
     if action != "move":
-        return f"is the last copy: {source} is gone"
+        return f"is the last copy: {source} is gone; it was kept"
     source.parent.mkdir(parents=True, exist_ok=True)
     place(target, source, "move")
     sync_folder(source.parent)

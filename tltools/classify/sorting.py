@@ -67,8 +67,15 @@ class SortSettings:
     folder: Path
     action: Action = "copy"
 
-    def check(self, inputs: Sequence[Location], output: Location) -> None:
+    def check(
+        self, inputs: Sequence[Location], output: Location, *, is_written: bool = False
+    ) -> None:
         """Refuse what cannot be sorted, before the images are classified.
+
+        Args:
+            inputs: The inputs of the job.
+            output: Its output.
+            is_written: Whether the job will write the output anew.
 
         Raises:
             ConfigError: If an input is not on this machine's disks or the folder is in use.
@@ -94,6 +101,8 @@ class SortSettings:
         record = _read_record(self.folder)
         if record is not None:
             if record.predictions == str(output.absolute()):
+                if is_written and (self.folder / MANIFEST).exists():
+                    raise self._is_of_earlier(output)
                 self._check_action(record)
                 return
             raise ConfigError(
@@ -103,6 +112,12 @@ class SortSettings:
         if self.folder.exists() and not _is_unused(self.folder):
             raise ConfigError(f"{self.folder} exists and is not empty; choose another folder")
         check_writable(self.folder)
+
+    def _is_of_earlier(self, predictions: Path) -> ConfigError:
+        return ConfigError(
+            f"{self.folder} holds the images of an earlier {predictions}; choose another folder, "
+            f"or undo that with tltools classify {self.folder} --undo-sort"
+        )
 
     def _check_action(self, record: "_Record") -> None:
         """Refuse to finish a sort with another action than it was begun with."""
@@ -121,6 +136,8 @@ class _Record(msgspec.Struct, frozen=True):
     """SHA-256 of its bytes."""
     action: str = ""
     """What is done with the images; empty in records of earlier versions."""
+    folder: str = ""
+    """Absolute path of the sorted folder, which may be moved; empty in those of earlier ones."""
 
 
 class Entry(NamedTuple):
@@ -179,17 +196,19 @@ def sort_images(
         TltoolsError: If a file cannot be placed; nothing is lost.
     """
     settings.check(inputs, predictions)
-    wanted = _Record(str(predictions.absolute()), regular_sha256(predictions), settings.action)
+    wanted = _Record(
+        str(predictions.absolute()),
+        regular_sha256(predictions),
+        settings.action,
+        str(settings.folder.absolute()),
+    )
     manifest = settings.folder / MANIFEST
     found = _read_record(settings.folder)
     if found is not None:  # that its action fits has been checked
-        found = msgspec.structs.replace(found, action=settings.action)
+        found = msgspec.structs.replace(found, action=settings.action, folder=wanted.folder)
     if found != wanted or not manifest.exists():
         if manifest.exists():
-            raise ConfigError(
-                f"{settings.folder} holds the images of an earlier {predictions}; choose another "
-                f"folder, or undo that with tltools classify {settings.folder} --undo-sort"
-            )
+            raise settings._is_of_earlier(predictions)
         mark_folder(settings.folder)
         write_text(settings.folder / RECORD, msgspec.json.encode(wanted).decode())
         _write_manifest(manifest, _plan(settings, inputs, predictions, spreadsheet=spreadsheet))
@@ -460,6 +479,8 @@ class Undone:
     """Number of these by what sorting had done: `copy`, `hardlink`, `move`."""
     kept: tuple[str, ...]
     """Why each image that is still in the folder is there."""
+    place: str = ""
+    """The folder that moved images went back to, or the one above all of these."""
     others: tuple[str, ...] = ()
     """Files that sorting did not put there, relative to the folder, which stays for them."""
 
@@ -480,6 +501,7 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
     """
     manifest = folder / MANIFEST
     entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
+    entries = _after_a_move(folder, entries)
     entries.sort(key=lambda one: one.action != "move")  # links lead somewhere again
     kept: list[str] = []
     counts: Counter[str] = Counter()
@@ -503,9 +525,43 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
         folder=folder,
         num_undone=counts.total(),
         counts=dict(counts),
+        place=_common_folder(one.source for one in entries if one.action == "move"),
         kept=tuple(kept),
         others=() if kept else tuple(_others_in(folder)),
     )
+
+
+def _after_a_move(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with sources where they are if the folder was moved since the sorting.
+
+    If the images' folders were moved with it, they are where they were relative to it.
+
+    Raises:
+        DataError: If a folder of images is neither there nor where it was.
+    """
+    record = _read_record(folder)
+    old, new = "" if record is None else record.folder, os.path.realpath(folder)
+    if not old or os.path.realpath(old) == new:
+        return list(entries)
+    places: dict[str, str] = {}
+    for parent in {os.path.dirname(one.source) for one in entries}:  # noqa: PTH120 - speed
+        beside = os.path.normpath(os.path.join(new, os.path.relpath(parent, old)))  # noqa: PTH118
+        places[parent] = next((one for one in (beside, parent) if Path(one).is_dir()), "")
+        if not places[parent]:
+            raise DataError(
+                f"{folder} was at {old} when it was sorted, and {parent}, where images came from, "
+                f"is gone; make that folder, or {beside}, and run the same command again"
+            )
+    return [
+        one._replace(source=str(Path(places[os.path.dirname(one.source)]) / Path(one.source).name))  # noqa: PTH120
+        for one in entries
+    ]
+
+
+def _common_folder(paths: Iterable[str]) -> str:
+    """Return the folder that holds all paths; empty if there are none."""
+    parents = {os.path.dirname(path) for path in paths}  # noqa: PTH120 - speed
+    return os.path.commonpath(parents) if parents else ""
 
 
 def _others_in(folder: Path) -> Iterator[str]:
@@ -555,10 +611,11 @@ def describe_undone(undone: Undone) -> str:
     done = " and ".join(texts[action](count) for action, count in undone.counts.items())
     if not done:
         return f"No image to remove from {undone.folder}"
+    to = f" to {undone.place}" if undone.place and undone.counts.get("move") else ""
     stays = ""
     if undone.others:
-        stays = f", which stays, since sorting did not put {listed(undone.others)} there"
-    return f"{done[:1].upper()}{done[1:]} from {undone.folder}{stays}"
+        stays = f"; {undone.folder} stays, since sorting did not put {listed(undone.others)} there"
+    return f"{done[:1].upper()}{done[1:]} from {undone.folder}{to}{stays}"
 
 
 def notes(done: Sorted) -> Iterator[str]:

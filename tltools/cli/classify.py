@@ -221,7 +221,9 @@ def classify(
     place, shard = _place(output, here.shard, engine)
     _check_output(place, here.report, as_json=out.as_json)
     _check_engine(engine, here, there)
-    sort = check_sorting(sorting, inputs, place, engine=engine, shard=here.shard)
+    sort = check_sorting(
+        sorting, inputs, place, engine=engine, shard=here.shard, overwrite=options.overwrite
+    )
     from tltools.classify.job import JobSettings
 
     model = model or choose_export(out.progress)

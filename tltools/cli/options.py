@@ -90,11 +90,13 @@ def _export_of(run: Path) -> Path:
     from tltools.artifacts import newer_training, read_artifact
     from tltools.run_folder import CARD
 
-    export = first_export(EXPORT_DIR / run.name)
-    if export is None or not (run / CARD).is_file():
-        return export or run
     try:
-        why = newer_training(read_artifact(export), read_artifact(run).path)
+        # An export has the name that its run was trained under: the folder may be renamed.
+        name = read_artifact(run).card.run if (run / CARD).is_file() else run.name
+        export = first_export(EXPORT_DIR / name)
+        if export is None or not (run / CARD).is_file():
+            return export or run
+        why = newer_training(read_artifact(export), run)
     except TltoolsError as error:
         raise typer.BadParameter(str(error)) from error
     if why:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tltools.backbones.backbone import Recipe
+from tltools.cli.thresholds import kind_of
 from tltools.errors import ConfigError
 from tltools.wording import score_text
 
@@ -98,6 +99,11 @@ def tell_change(before: "Card", after: "Card", progress: "Progress") -> None:
         after: That of the longer one.
         progress: Where to say it.
     """
+    if before.threshold is not None and after.threshold is None:
+        progress.warn(
+            f"the {kind_of(before.threshold)} {before.threshold.value!r} was of the shorter "
+            "training and is dropped; choose one again with tltools evaluate"
+        )
     old, new = (one.metrics.get("val") for one in (before, after))
     if old is None or new is None:
         return

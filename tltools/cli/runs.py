@@ -123,9 +123,9 @@ def _print_comparison(
     settings: dict[str, tuple[Any, Any]],
 ) -> None:
     from tltools.console import print_table, printable
-    from tltools.runs import same_images, setting_title
+    from tltools.runs import names_of, same_images, setting_title
 
-    names = first.path.name, second.path.name
+    names = names_of(first, second)
     rows = [
         (
             f"{title} accuracy",

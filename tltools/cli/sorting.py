@@ -54,6 +54,7 @@ def check_sorting(
     *,
     engine: str,
     shard: str | None,
+    overwrite: bool,
 ) -> "SortSettings | None":
     """Return how images are sorted, or None; refuse what cannot be sorted, before any work.
 
@@ -70,7 +71,8 @@ def check_sorting(
     from tltools.classify.sorting import SortSettings
 
     settings = SortSettings(folder=options.sort_into, action=options.sort_by)
-    settings.check(inputs, output)
+    is_written = overwrite or not (isinstance(output, Path) and output.exists())
+    settings.check(inputs, output, is_written=is_written)
     return settings
 
 
@@ -107,7 +109,7 @@ def undo_sorts(folders: "Sequence[Location]", given: Mapping[str, Any], out: "Ou
     undone = [undo_sort(Path(str(folder)), progress=out.progress) for folder in folders]
     for one in undone:
         for reason in one.kept:
-            out.progress.warn(f"{reason}; it was kept")
+            out.progress.warn(reason)
         out.progress.say(describe_undone(one))
     out.result(undone)
     if any(one.kept for one in undone):

@@ -73,6 +73,8 @@ def _text(error: Any, context: Any, commands: Callable[[], Mapping[str, Any]]) -
     text = re.sub(r"\s+", " ", error.format_message())
     if found := re.match(r"No such command '([^']*)'", text):
         meant = did_you_mean(found[1], context.command.commands)
+        if found[1] in _COMMANDS:
+            meant = f" use tltools {_COMMANDS[found[1]]}"
         return f"no such command {found[1]!r};{meant}".rstrip(";")
     text = re.sub(r"(?<=is not a valid )(\w+) range", rf"\1{_bounds(error)}", text)
     text = re.sub(r"is not a valid int(eger)?\b", "is not a whole number", text)
@@ -94,6 +96,25 @@ def _text(error: Any, context: Any, commands: Callable[[], Mapping[str, Any]]) -
 
 # ------------------------------------------------------------------------------ what was meant
 
+_COMMANDS = {
+    "sort": "classify FOLDER --sort-into DIR",
+    "predict": "classify",
+    "infer": "classify",
+    "test": "evaluate",
+    "val": "evaluate",
+    "validate": "evaluate",
+    "score": "evaluate",
+    "benchmark": "bench",
+    "fit": "train",
+    "convert": "export",
+    "gradcam": "explain",
+    "list": "runs",
+    "delete": "runs --delete NAME",
+    "compare": "runs A B",
+    "check": "doctor",
+}
+"""What others call our commands."""
+
 GIVEN = "tltools.given"
 """Key in the `meta` of a command's context: its arguments, as they were typed."""
 
@@ -106,6 +127,8 @@ def _meant(unknown: str, context: Any, commands: Mapping[str, Any]) -> str:
         if having:
             return f" {unknown} is an option of {which}, and follows its name"
         return did_you_mean(unknown, _options(context.command))
+    if unknown in _NAMES_OF_RUNS and context.info_name == "train":
+        return " a run is named after its model; its folder in runs/ may be renamed"
     if _IMAGES_OF_A_SPLIT.fullmatch(unknown) and (meant := _other_images(context)):
         return meant
     argument = _argument_of(unknown, context.command)
@@ -181,6 +204,8 @@ def _chosen_with_option(context: Any) -> str:
     return f" the network is chosen with --model: {right}"
 
 
+_NAMES_OF_RUNS = ("--name", "--run-name", "--run", "--experiment", "--project")
+"""Options that other programs have for the name of a run."""
 _IMAGES_OF_A_SPLIT = re.compile(
     "--(val|valid|validation|test)(-?(data|dir|folder|images|path|set|split))?"
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from tltools.artifacts import other_run_of
 from tltools.atomic import atomic_path
 from tltools.card import Card, Distances, ExportFacts, Parity, Precision, Verified
 from tltools.created import no_empty_folders
@@ -155,7 +156,7 @@ class _File:
         card, progress = self.trained.card, self.trained.progress
         path = self.trained.folder / _file_name(card, self.format, self.precision)
         replaced = path.exists()
-        _check_owner(path, card)
+        _check_owner(path, card, self.trained.run)
         progress.say(f"Exporting {card.run} to {path}" + (", replacing it" if replaced else ""))
         self._tell_int8()
         self._tell_unsupported()
@@ -340,8 +341,13 @@ def _with_facts(card: Card, distances: Distances) -> Card:
     return msgspec.structs.replace(card, export=export)
 
 
-def _check_owner(path: Path, card: Card) -> None:
+def _check_owner(path: Path, card: Card, run: Path) -> None:
     """Check that an existing export is one of this run, or of an earlier one on the same data.
+
+    Args:
+        path: The export.
+        card: The card of the run.
+        run: Its folder.
 
     Raises:
         ArtifactError: If it is another run's.
@@ -352,6 +358,15 @@ def _check_owner(path: Path, card: Card) -> None:
         other = read_card(path)
     except ArtifactError:  # it is damaged, and of no use to anybody
         return
+    if other_run := other_run_of(other, run):
+        raise ArtifactError(
+            f"{path} is the export of {other_run}, not of {run}, which has the same name; choose "
+            "another `output=`"
+        )
+    if other.owner == card.owner and other.created > card.created:
+        raise ArtifactError(
+            f"{path} is of a later training than {run}; delete it, or choose another `output=`"
+        )
     if other.owner != card.owner:
         raise ArtifactError(
             f"{path} is an export of another run named {card.run} ({other.model}, trained on "

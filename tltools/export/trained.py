@@ -81,7 +81,7 @@ class TrainedRun:
         self.progress = progress
         self.predictor = open_run(run, device=device)
         self._frame = read_split(run)
-        self._run = run
+        self.run = run
         self._val = _part(self._frame, "val", run)[:num_images]
         self._num_calibration = calibration_images
         self._takes_all = num_images is None
@@ -119,7 +119,7 @@ class TrainedRun:
         Raises:
             ArtifactError: If the run's file cannot be read.
         """
-        found = load_distance(self._run / DISTANCE) or self._measured_distance()
+        found = load_distance(self.run / DISTANCE) or self._measured_distance()
         if found is None:
             self.progress.say(
                 f"{self.card.run}: too few training images to tell others from; exports have no "
@@ -241,7 +241,7 @@ class TrainedRun:
 
     @cached_property
     def _calibration_paths(self) -> list[Path]:
-        chosen = _balanced(_part(self._frame, "train", self._run))[: self._num_calibration]
+        chosen = _balanced(_part(self._frame, "train", self.run))[: self._num_calibration]
         return [Path(path) for path in chosen["path"]]
 
     @cached_property
