@@ -324,3 +324,15 @@ def test_a_run_is_not_labeled_images(cnn_run, cnn_exports):
         read_labels(cnn_run.parent)
     with pytest.raises(DataError, match=r"class folders \(it is a folder of exports\): make one"):
         read_labels(cnn_run.parents[1] / "exports")
+
+
+def test_a_csv_without_the_class_folders_of_its_images_says_where_one_is(tmp_path):
+    for name, label in (("a1", "ants"), ("b1", "bees")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / label / f"{name}.jpg")
+    (tmp_path / "lab.csv").write_text("image,label\na1,ants\nb1,bees\n")
+    found = read_labels(tmp_path / "lab.csv", images=tmp_path / "photos")
+    assert found.hints == {
+        str(tmp_path / "photos" / "a1"): f"{tmp_path}/photos/ants/a1.jpg has this name; the CSV "
+        "needs its folder, too"
+    }

@@ -297,6 +297,23 @@ def test_a_fork_server_may_take_longer_to_start_than_to_answer(tmp_path, monkeyp
     launcher.close()
 
 
+@linux
+def test_ctrl_c_while_the_server_starts_prints_nothing_and_does_not_end_it(
+    tmp_path, monkeypatch, capfd
+):
+    """The terminal sends it to each process of a job, and this one is still starting Python."""
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    launcher = ForkServer(preload=workers.PRELOAD)
+    time.sleep(0.4)
+    os.kill(launcher._program.pid, signal.SIGINT)
+    worker = launcher.start(workers.TARGET)
+    assert is_alive(worker.pid)
+    worker.channel.close()
+    launcher.close()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_failure_to_open_is_raised(launcher):
     with Crew(Unable(), size=2, launcher=launcher) as crew, pytest.raises(DataError, match="no su"):
         results(crew, [Task([1])])

@@ -366,6 +366,8 @@ def _detach() -> None:
     """Leave signals from the terminal, standard input and standard output to the main process."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+    if HAS_FORK_SERVER:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1):
         os.dup2(nowhere, handle)
@@ -559,12 +561,26 @@ def _start_server(
 ) -> "subprocess.Popen[bytes]":
     paths = os.pathsep.join(path for path in sys.path if path)
     order = repr((theirs.fileno(), list(preload), os.getpid() if with_parent else 0))
-    return subprocess.Popen(  # noqa: S603 - this module itself
-        [sys.executable, "-c", f"from {__name__} import run_server; run_server(*{order})"],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
+    with _stops_held_back():
+        return subprocess.Popen(  # noqa: S603 - this module itself
+            [sys.executable, "-c", f"from {__name__} import run_server; run_server(*{order})"],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+
+
+@contextmanager
+def _stops_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C and the like from this thread, and from processes that it starts meanwhile.
+
+    A process that starts would print a traceback; `_detach` lets it ignore them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_server(handle: int, preload: Sequence[str], parent: int) -> NoReturn:

@@ -4,7 +4,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -464,7 +466,23 @@ def _locate(names: Sequence[str], files: NamedFiles, folders: Sequence[Path]) ->
             renamed[name] = paths[name] = os.path.normpath(matches[0])
         elif near := matches or files.other_suffixes(name):
             hints[paths[name]] = f"similar: {shorten(map(repr, map(os.path.basename, near)))}"
+    if missing and not hits and not renamed and (below := _below(Path(usual), missing[0])):
+        hints.setdefault(paths[missing[0]], f"{below} has this name; the CSV needs its folder, too")
     return _Located([paths[name] for name in names], _note_renamed(renamed), hints)
+
+
+MAX_FOLDERS = 1000
+"""Folders in which a missing image is looked for."""
+
+
+def _below(root: Path, name: str) -> Path | None:
+    """Return an image with a name, perhaps without its suffix, in a folder below another one."""
+    with suppress(OSError):
+        for folder in islice(sorted(one for one in root.iterdir() if one.is_dir()), MAX_FOLDERS):
+            found = [folder / name, *(folder / f"{name}{suffix}" for suffix in (".jpg", ".png"))]
+            if image := next((one for one in found if one.is_file()), None):
+                return image
+    return None
 
 
 def _note_renamed(renamed: Mapping[str, str]) -> tuple[Finding, ...]:
