@@ -336,3 +336,17 @@ def test_a_csv_without_the_class_folders_of_its_images_says_where_one_is(tmp_pat
         str(tmp_path / "photos" / "a1"): f"{tmp_path}/photos/ants/a1.jpg has this name; the CSV "
         "needs its folder, too"
     }
+
+
+@pytest.mark.parametrize(("mark", "other"), [("x", ""), ("1", ""), ("X", " "), ("yes", "no")])
+def test_a_table_with_a_column_for_each_class_may_be_marked_as_people_do(tmp_path, mark, other):
+    lines = ["image,ants,bees,cars"]
+    lines += [
+        f"a{i}.jpg," + ",".join(mark if i == j else other for j in range(3)) for i in range(3)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join([*lines, ""]))
+    found = read_labels(tmp_path / "labels.csv")
+    assert list(found.frame["class"]) == ["ants", "bees", "cars"]
+    (tmp_path / "labels.csv").write_text("\n".join([*lines, f"b.jpg,{mark},{mark},{other}", ""]))
+    with pytest.raises(DataError, match=r"not exactly one 1 in line 5"):
+        read_labels(tmp_path / "labels.csv")

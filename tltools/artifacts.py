@@ -328,24 +328,6 @@ def run_of(path: Path, card: Card) -> Path | None:
     return None
 
 
-def other_run_of(export: Card, run: Path) -> Path | None:
-    """Return the run in `runs/` that made an export, if it is not `run`, which has its name.
-
-    Runs of different folders may have one name, and their exports one place.
-
-    Args:
-        export: The card of an export.
-        run: The folder of a run.
-    """
-    other = RUN_DIR / export.run
-    if other.resolve() == run.resolve():
-        return None
-    with suppress(ArtifactError):
-        if load_card(other).created == export.created:
-            return other
-    return None
-
-
 def newer_training(export: Artifact, run: Path | None = None) -> str:
     """Say that the run of an export's name is of another training than the export, if it is.
 

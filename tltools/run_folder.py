@@ -86,6 +86,24 @@ def load_card(folder: Path) -> Card:
     return card_from_json(text, where=str(path))
 
 
+def other_run_of(export: Card, run: Path) -> Path | None:
+    """Return the run in `runs/` that made an export, if it is not `run`, which has its name.
+
+    Runs of different folders may have one name, and their exports one place.
+
+    Args:
+        export: The card of an export.
+        run: The folder of a run.
+    """
+    other = RUN_DIR / export.run
+    if other.resolve() == run.resolve():
+        return None
+    with suppress(ArtifactError):
+        if load_card(other).created == export.created:
+            return other
+    return None
+
+
 def _no_card(folder: Path) -> str:
     """Return the message that a folder is not a finished run: what it is, and what to name."""
     if not folder.exists():

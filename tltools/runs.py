@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tltools.artifacts import EXPORT_DIR, Artifact, other_run_of, read_artifact
+from tltools.artifacts import EXPORT_DIR, Artifact, read_artifact
 from tltools.atomic import remove_leftovers
 from tltools.card import Card, Score
 from tltools.data.suffixes import is_image_name
@@ -40,6 +40,7 @@ from tltools.run_folder import (
     is_locked,
     load_card,
     locked,
+    other_run_of,
     read_folds,
     read_predictions,
     read_split,

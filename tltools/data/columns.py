@@ -40,8 +40,9 @@ _NUMBERED_LABEL = re.compile(r"(label|class|target|category|tag)s?_?\d+")
 _INDEX_NAME = re.compile(r"(unnamed_\d+|index|idx|row|row_id|level_0|)")
 """Names of the index that pandas and R write as the first column."""
 _NO_LABEL_NAME = re.compile(r".*_(id|ids|uuid|url|md5|sha256|hash)|url|md5|sha256|hash|index|idx")
-_FLAGS = frozenset({"0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false"})
-_SET = frozenset({"1", "1.0", "true"})
+_FLAGS = frozenset({"0", "-1", "0.0", "-1.0", "false", "no", ""})
+_SET = frozenset({"1", "1.0", "true", "x", "yes"})
+"""Cells of a table with a column for each class, where the class is not, and is, the image's."""
 MULTI_LABEL = "tltools learns one label per image, and does not support several"
 
 
@@ -223,10 +224,10 @@ class _Choice:
 
     def _one_hot(self, possible: Sequence[int]) -> tuple[int, ...]:
         """Return the columns of a one-hot table, in which each row has one 1."""
-        columns = [[cell.lower() for cell in self._table.column(i)] for i in possible]
-        if not all(_FLAGS.issuperset(cells) for cells in columns):
+        columns = [[cell.strip().lower() for cell in self._table.column(i)] for i in possible]
+        if not all((_FLAGS | _SET).issuperset(cells) for cells in columns):
             raise self._unclear("labels", "label_column", possible)
-        counts = [sum(cell in _SET for cell in row) for row in zip(*columns, strict=True)]
+        counts = [sum(map(is_marked, row)) for row in zip(*columns, strict=True)]
         if any(count != 1 for count in counts):
             wrong = [count != 1 for count in counts]
             raise self._several_labels(
@@ -291,6 +292,11 @@ class _Choice:
             f"{self._table.path} {problem}: {MULTI_LABEL}; name one column with `label_column=`, "
             "or keep the rows with one label"
         )
+
+
+def is_marked(cell: str) -> bool:
+    """Return whether a cell of a column for a class says that the image is of it."""
+    return cell.strip().lower() in _SET
 
 
 def normal_name(name: str) -> str:

@@ -16,6 +16,7 @@ from tltools.data.columns import (
     Columns,
     choose_columns,
     describe_columns,
+    is_marked,
     normal_name,
 )
 from tltools.data.findings import Finding, shorten
@@ -273,7 +274,7 @@ def _labels_of(table: Table, columns: Columns) -> list[str]:
     if columns.is_one_hot:
         cells = [table.column(index) for index in columns.labels]
         return [
-            table.header[columns.labels[next(i for i, cell in enumerate(row) if is_yes(cell))]]
+            table.header[columns.labels[next(i for i, cell in enumerate(row) if is_marked(cell))]]
             for row in zip(*cells, strict=True)
         ]
     (index,) = columns.labels

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from tltools.artifacts import other_run_of
 from tltools.atomic import atomic_path
 from tltools.card import Card, Distances, ExportFacts, Parity, Precision, Verified
 from tltools.created import no_empty_folders
@@ -29,7 +28,7 @@ from tltools.export.settings import ExportSettings
 from tltools.export.trained import NUM_DISTANCES, TrainedRun
 from tltools.metrics import softmax
 from tltools.progress import SILENT, Progress
-from tltools.run_folder import load_card
+from tltools.run_folder import load_card, other_run_of
 from tltools.runtime import Device, load_predictor, read_card
 from tltools.runtime.model_formats import ModelFormat, Written
 from tltools.runtime.pipeline import decode_batches
