@@ -350,8 +350,8 @@ def test_an_evaluation_that_does_not_fit_leaves_all_files_of_the_earlier_one(wor
     sizes = {path.name: path.stat().st_size for path in (workplace / "scores").iterdir()}
     limit = sizes.pop("confusion_matrix.png") - 1000  # only the last file does not fit
     assert max(sizes.values()) < limit
-    export = "exports/cnn/cnn.fp32.onnx"
-    done = run_limited(limit, COMMAND, "evaluate", export, *map(str, words), cwd=workplace)
+    words = ("evaluate", "exports/cnn/cnn.fp32.onnx", *map(str, words), "--overwrite")
+    done = run_limited(limit, COMMAND, *words, cwd=workplace)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "error: cannot write scores/confusion_matrix.png: file too large;"
@@ -372,6 +372,7 @@ def test_an_evaluation_that_is_stopped_between_its_files_leaves_no_mixture(
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", stop)
+    words += ("--overwrite",)  # of another model's
     ran = run_tltools("evaluate", "exports/cnn/cnn.fp32.onnx", *words, cwd=workplace)
     assert ran.code == 130
     # Only the rows, which are new, and the folder's mark.
