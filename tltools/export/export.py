@@ -357,7 +357,8 @@ def _check_owner(path: Path, card: Card, run: Path) -> None:
         other = read_card(path)
     except ArtifactError:  # it is damaged, and of no use to anybody
         return
-    if other_run := other_run_of(other, run):
+    is_earlier = other.created != card.created  # a copy of the run may make it, too
+    if is_earlier and (other_run := other_run_of(other, run)):
         raise ArtifactError(
             f"{path} is the export of {other_run}, not of {run}, which has the same name; choose "
             "another `output=`"
