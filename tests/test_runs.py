@@ -276,7 +276,16 @@ def test_an_export_of_a_run_in_another_folder_is_kept_and_not_listed(workplace, 
     assert own.exports
     ran = run_tltools("export", "experiments/cnn", "--device", "cpu", cwd=workplace)
     assert ran.code == 1
-    assert "is the export of runs/cnn, not of experiments/cnn, which has the same n" in ran.err
+    told = (
+        "is of runs/cnn, perhaps as it was before, and not of experiments/cnn, which has the same"
+    )
+    assert told in ran.err
+    before = load_card(Path("runs/cnn")).created
+    change_card(Path("runs/cnn"), created="2098-01-01T00:00:00+00:00")  # it was extended
+    ran = run_tltools("export", "experiments/cnn", "--device", "cpu", cwd=workplace)
+    assert (ran.code, told in ran.err) == (1, True)
+    assert list_runs(Path("experiments"))[0].older_exports == ()
+    change_card(Path("runs/cnn"), created=before)
     compared = run_tltools("runs", "cnn", "experiments/cnn", cwd=workplace)
     assert "runs/cnn and experiments/cnn" in " ".join(compared.out.split())
     shutil.rmtree("runs/cnn")

@@ -128,6 +128,13 @@ def test_the_hint_after_a_choice_can_be_typed(place):
     assert told in export.err
 
 
+def test_the_remedy_for_a_missing_threshold_is_of_the_class_that_was_asked_for(place):
+    words = ("classify", "images", "--model", "exports/tiny/tiny.fp32.onnx", "--output", "p.csv")
+    ran = run_tltools(*words, "--threshold", "auto", "--class", "green", cwd=place)
+    right = "tltools evaluate runs/tiny --class green --target-precision 0.95"
+    assert (ran.code, right in ran.err) == (2, True)
+
+
 def test_scoring_on_the_images_that_chose_the_threshold_is_told(place):
     evaluate(place, "runs/tiny", "--target-recall", 0.5, "--class", "green")
     card = load_card(place / "runs" / "tiny")

@@ -87,9 +87,10 @@ def load_card(folder: Path) -> Card:
 
 
 def other_run_of(export: Card, run: Path) -> Path | None:
-    """Return the run in `runs/` that made an export, if it is not `run`, which has its name.
+    """Return the run in `runs/` that may have made an export, if it is not `run`.
 
-    Runs of different folders may have one name, and their exports one place.
+    Runs of different folders may have one name, and their exports one place. A run that was
+    extended leaves the export of before.
 
     Args:
         export: The card of an export.
@@ -99,7 +100,8 @@ def other_run_of(export: Card, run: Path) -> Path | None:
     if other.resolve() == run.resolve():
         return None
     with suppress(ArtifactError):
-        if load_card(other).created == export.created:
+        card = load_card(other)
+        if card.created == export.created or card.owner == export.owner:
             return other
     return None
 

@@ -75,7 +75,7 @@ def _from_card(
 ) -> Applied:
     found = card.threshold
     if found is None:
-        raise ConfigError(_without_threshold(card, run))
+        raise ConfigError(_without_threshold(card, run, class_name))
     if class_name is not None and class_name != found.class_name:
         ClassThreshold(class_name, found.value).index(card.classes)  # an error if there is none
         kind = "minimum confidence" if found.class_name is None else "threshold"
@@ -100,24 +100,25 @@ def _checked(card: Card, threshold: ClassThreshold, min_confidence: float | None
     return Applied(threshold, min_confidence)
 
 
-def _without_threshold(card: Card, run: Path | None) -> str:
+def _without_threshold(card: Card, run: Path | None, class_name: str | None) -> str:
     """Say that a card has no threshold, and what to do about it."""
     folder = shlex.quote(str(run or Path("runs", card.run)))
+    of = "" if class_name is None else f"`class_name={shlex.quote(class_name)}` "
     if card.export is None:
         return (
             f"the card of {card.run} has no threshold; choose one with tltools evaluate {folder} "
-            "--target-precision 0.95, or give `threshold=` a number"
+            f"{of}--target-precision 0.95, or give `threshold=` a number"
         )
     if run is None:
         return (
             f"this export of {card.run} has no threshold; if its run has one, export it again; "
-            f"otherwise choose one first with tltools evaluate {folder} --target-precision 0.95, "
-            "or give `threshold=` a number"
+            f"otherwise choose one first with tltools evaluate {folder} {of}--target-precision "
+            "0.95, or give `threshold=` a number"
         )
     if load_card(run).threshold is None:
         return (
             f"this export of {card.run} has no threshold, nor does {folder}; choose one with "
-            f"tltools evaluate {folder} --target-precision 0.95 and export it again, or give "
+            f"tltools evaluate {folder} {of}--target-precision 0.95 and export it again, or give "
             "`threshold=` a number"
         )
     return (

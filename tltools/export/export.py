@@ -360,8 +360,8 @@ def _check_owner(path: Path, card: Card, run: Path) -> None:
     is_earlier = other.created != card.created  # a copy of the run may make it, too
     if is_earlier and (other_run := other_run_of(other, run)):
         raise ArtifactError(
-            f"{path} is the export of {other_run}, not of {run}, which has the same name; choose "
-            "another `output=`"
+            f"{path} is of {other_run}, perhaps as it was before, and not of {run}, which has the "
+            "same name; choose another `output=`"
         )
     if other.owner == card.owner and other.created > card.created:
         raise ArtifactError(
