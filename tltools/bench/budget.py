@@ -74,16 +74,13 @@ def plan(
 
     A budget that is given is kept to with fewer rounds, unless their number is given too.
     """
-    rounds = settings.rounds or ROUNDS
+    is_fixed = settings.rounds is not None or settings.budget_s is None
     while True:
-        effort = plan_effort(
-            replace(settings, rounds=rounds), num_candidates=len(works), num_images=num_images
-        )
+        effort = plan_effort(settings, num_candidates=len(works), num_images=num_images)
         found = estimates_s(works, effort)
-        is_fixed = settings.rounds is not None or settings.budget_s is None
-        if is_fixed or rounds == 1 or not exceeds(sum(found), effort.budget_s):
+        if is_fixed or effort.rounds == 1 or not exceeds(sum(found), effort.budget_s):
             return effort, found
-        rounds -= 1
+        settings = replace(settings, rounds=effort.rounds - 1)
 
 
 def exceeds(seconds: float, budget_s: float) -> bool:

@@ -131,7 +131,7 @@ class Sources:
                 self.benches,
                 jobs,
                 self._known_evaluations(),
-                list(self._runs_left_out()),
+                list(self._other_runs()),
             )
         if summary is not None:
             found.append(summary)
@@ -161,7 +161,7 @@ class Sources:
             found.append(left_out_section(self.left_out))
         return found
 
-    def _runs_left_out(self) -> Iterator[Artifact]:
+    def _other_runs(self) -> Iterator[Artifact]:
         """Yield the runs that are left out; the page says what is wrong with damaged ones."""
         for path in self.left_out:
             if (path / CARD).is_file():
