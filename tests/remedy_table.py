@@ -147,7 +147,7 @@ CASES = (
     Case(
         "tltools train --resume {}",
         "$ mkdir new new/cnn && mv runs/cnn/plan.json runs/cnn/split.csv new/cnn; export new/cnn",
-        ("train --resume new/cnn; export new/cnn",),
+        ("train --resume new/cnn; export new/cnn --output other",),
     ),
     Case(
         "no usable run in {}/: {}; train a new one with tltools train, or give",
@@ -297,12 +297,10 @@ CASES = (
     ),
     Case(
         "{} was begun with --sort-by {}; use that",
-        "classify data --sort-into sorted; classify data --overwrite --sort-into sorted "
-        "--sort-by move",
+        "@sorting_stopped; classify data --sort-into sorted --sort-by move",
         (
-            "classify data --overwrite --sort-into sorted --sort-by copy",
-            "classify sorted --undo-sort; classify data --overwrite --sort-into sorted "
-            "--sort-by move",
+            "classify data --sort-into sorted --sort-by copy",
+            "classify sorted --undo-sort; classify data --sort-into sorted --sort-by move",
         ),
         2,
     ),

@@ -151,6 +151,18 @@ def stopped(place: Path) -> str:
     return in_options("\n".join(progress.said))
 
 
+def sorting_stopped(place: Path) -> str:
+    """Stop a command that copies sorted images before the first one."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tltools.classify.sorting._place_all", stop)
+        run_tltools("classify", "data", "--sort-into", "sorted", cwd=place)
+    return ""
+
+
 LOCKED: list[UnfinishedOutput] = []
 
 
@@ -173,7 +185,7 @@ def offline(place: Path) -> str:
 
 
 PREPARED: dict[str, Callable[[Path], str]] = {
-    one.__name__: one for one in (stopped, locked, unlocked, offline)
+    one.__name__: one for one in (stopped, sorting_stopped, locked, unlocked, offline)
 }
 
 
