@@ -686,6 +686,19 @@ CASES = (
         2,
     ),
     Case(
+        "if they were moved, name their folder: tltools runs {} --images",
+        "$ mkdir new && mv data new/photos && sed -i 's|^[^,]*/data/|/gone/data/|' runs/cnn/*.csv; "
+        "train --resume cnn --epochs 2",
+        ("runs runs/cnn --images new; train --resume cnn --epochs 2",),
+    ),
+    Case("--images needs the names of runs", "runs --images data", ("runs cnn --images data",), 2),
+    Case(
+        "--images notes where images are; leave it out, or --delete",
+        "runs cnn --delete --images data",
+        ("runs cnn --images data", "runs cnn --delete --yes"),
+        2,
+    ),
+    Case(
         "nothing to resume: {} is finished, with {}; to extend it, increase --epochs",
         "train --resume cnn",
         ("train --resume cnn --epochs 2",),

@@ -17,6 +17,7 @@ from conftest import run_tltools, set_card
 
 from tltools import runs as runs_module
 from tltools.artifacts import find_runs, read_artifact
+from tltools.data.images import image_sha256
 from tltools.metrics import mcnemar
 from tltools.run_folder import (
     FoldPredictions,
@@ -29,6 +30,7 @@ from tltools.run_folder import (
     write_predictions,
     write_split,
 )
+from tltools.run_images import find_by_bytes
 from tltools.runs import (
     delete_run,
     differing_settings,
@@ -319,6 +321,62 @@ def test_the_images_of_a_moved_project_are_found(workplace, drawn, tmp_path, mon
     second.unlink()
     third.unlink()
     assert list(read_split(moved / "runs" / "cnn")["path"]) == list(paths)
+
+
+@pytest.fixture
+def moved(workplace, drawn, tmp_path) -> tuple[Path, Path]:
+    """A copy of a run, and the folder to which its images were moved under other names."""
+    run = shutil.copytree(workplace / "runs" / "cnn", tmp_path / "here" / "runs" / "cnn")
+    frame = read_split(run)
+    new = tmp_path / "new" / "inner"
+    new.mkdir(parents=True)
+    for number, path in enumerate(frame["path"]):
+        shutil.copy(path, new / f"{number}{Path(path).suffix}")
+    for table in run.glob("*.csv"):
+        table.write_text(table.read_text().replace(str(drawn), str(tmp_path / "old")))
+    (new / "broken.png").symlink_to("nowhere.png")
+    return run, new.parent
+
+
+def test_moved_images_are_found_by_their_bytes(moved, drawn):
+    run, folder = moved
+    before = read_split(run)
+    predictions = (run / "predictions.csv").read_text()
+    asked = run_tltools("train", "--resume", "cnn", "--epochs", "3", cwd=run.parents[1])
+    hint = "tltools runs runs/cnn --images FOLDER"
+    assert (asked.code, hint in asked.err) == (1, True), asked
+    ran = run_tltools("runs", "cnn", "--images", folder, cwd=run.parents[1])
+    assert ran.code == 0, ran
+    assert f"{len(before)} images found in {folder}" in ran.err
+    after = read_split(run)
+    assert [image_sha256(path) for path in after["path"]] == list(before["sha256"])
+    assert after.drop(columns="path").equals(before.drop(columns="path"))
+    assert len(set(after["path"])) == len(after)
+    renamed = dict(zip(before["path"], after["path"], strict=True))
+    for old, new in renamed.items():
+        predictions = predictions.replace(f"{old},", f"{new},")
+    assert (run / "predictions.csv").read_text() == predictions
+    again = run_tltools("runs", "cnn", "--images", folder, cwd=run.parents[1])
+    assert "all images are where they were" in again.err
+
+
+def test_nothing_is_changed_if_an_image_is_not_found(moved):
+    run, folder = moved
+    next((folder / "inner").glob("*.png")).write_bytes(b"other bytes")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    ran = run_tltools("runs", "cnn", "--images", folder, cwd=run.parents[1])
+    assert ran.code == 1
+    assert "1 of 16 images of runs/cnn are neither where they were nor in" in ran.err
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_equal_images_get_a_file_each_with_the_old_name_first(tmp_path):
+    for name in ("x.png", "b.png", "a.png"):
+        (tmp_path / name).write_bytes(b"the same")
+    sha256 = image_sha256(tmp_path / "x.png")
+    wanted = {f"/old/{name}": sha256 for name in ("a.png", "c.png", "d.png", "e.png")}
+    found = find_by_bytes(wanted, tmp_path)
+    assert [Path(found[path]).name for path in wanted] == ["a.png", "b.png", "x.png", "x.png"]
 
 
 def test_another_split_of_the_same_images_is_named(workplace, second):

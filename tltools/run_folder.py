@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,9 @@ from tltools.card import MAX_CARD_BYTES, Card, card_from_json
 from tltools.data.folders import RUN_DIR, content, runs_in, say_runs
 from tltools.decisions import UNCERTAIN, Decided
 from tltools.errors import ArtifactError, ConfigError, DataError, cause_of
+from tltools.progress import SILENT, Progress
 from tltools.regular import open_regular, read_regular
+from tltools.run_images import find_by_bytes, moved_with_project
 from tltools.wording import grouped, plural, similar_paths
 
 if TYPE_CHECKING:
@@ -312,13 +313,13 @@ def read_split(folder: Path) -> "pd.DataFrame":
     return frame
 
 
-def check_present(paths: Iterable[str], noun: str, *, of: str, remedy: str) -> None:
+def check_present(paths: Iterable[str], noun: str, *, of: Path, remedy: str) -> None:
     """Check that a run's images still exist.
 
     Args:
         paths: The images.
         noun: What one of them is, such as `validation image`.
-        of: The run, as the message names it.
+        of: The run.
         remedy: What to do if they cannot be restored.
 
     Raises:
@@ -327,8 +328,9 @@ def check_present(paths: Iterable[str], noun: str, *, of: str, remedy: str) -> N
     gone = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110 (speed)
     if gone:
         raise DataError(
-            f"{grouped(len(gone), noun)} of {of} can no longer be found (first {gone[0]}); restore "
-            f"the data, or {remedy}"
+            f"{grouped(len(gone), noun)} of {of} can no longer be found (first {gone[0]}); if they "
+            f"were moved, name their folder: tltools runs {shlex.quote(str(of))} `images=FOLDER`; "
+            f"otherwise restore them, or {remedy}"
         )
 
 
@@ -365,7 +367,7 @@ def _read_table(path: Path, dtype: Any) -> "pd.DataFrame":
         frame = pd.read_csv(
             file, dtype=dtype, keep_default_na=False, encoding_errors="surrogateescape"
         )
-    if schema.PATH in frame.columns and (moved := _moved(path.parent)):
+    if schema.PATH in frame.columns and (moved := moved_with_project(path.with_name(SPLIT))):
         old, new = moved
         frame[schema.PATH] = [
             new + one.removeprefix(old) if one.startswith(old) else one
@@ -374,43 +376,49 @@ def _read_table(path: Path, dtype: Any) -> "pd.DataFrame":
     return frame
 
 
-_NUM_TRIED = 3
-"""Images of a run that are looked for elsewhere; more may be missing for another reason."""
+def relocate(run: Path, images: Path, *, progress: Progress = SILENT) -> int:
+    """Note where the images of a run are now, which are found by their bytes.
 
+    Images that are where they were stay there.
 
-def _moved(run: Path) -> tuple[str, str] | None:
-    """Return where the images of a run were and are, if a folder with both was moved.
-
-    They are looked for below the current folder and below the one with the folder of runs, and are
-    those of the run if their bytes are.
+    Args:
+        run: The run's folder.
+        images: The folder that holds the others, itself or in folders below it.
+        progress: Where to report progress.
 
     Returns:
-        Two beginnings of paths that end with a separator; None if the images are where they were,
-        or are not found.
+        Number of images with a new place.
+
+    Raises:
+        ArtifactError: If the run's tables cannot be read.
+        ConfigError: If another process trains the run.
+        DataError: If an image is missing, or the folder is; then nothing is changed.
     """
-    from tltools.data.images import image_sha256
+    with locked(run):
+        hashes = {row["path"]: row["sha256"] for row in read_split(run).to_dict("records")}
+        gone = {path: sha256 for path, sha256 in hashes.items() if not os.path.exists(path)}  # noqa: PTH110
+        places = find_by_bytes(gone, images, progress=progress) if gone else {}
+        if lost := [path for path in gone if path not in places]:
+            raise DataError(
+                f"{len(lost):,} of {grouped(len(hashes), 'image')} of {run} are neither where they "
+                f"were nor in {images} (first {lost[0]}); nothing is changed; name a folder that "
+                "has all of them"
+            )
+        if places:
+            _write_places(run, places)
+        return len(places)
 
-    places = dict.fromkeys((Path.cwd(), run.absolute().parent.parent))
-    for path, sha256 in _first_images(run):
-        if os.path.lexists(path):
-            return None
-        parts = Path(path).parts
-        for start, place in product(range(1, len(parts)), places):
-            found = place.joinpath(*parts[start:])
-            with suppress(DataError):
-                if found.is_file() and image_sha256(found) == sha256:
-                    return str(Path(*parts[:start])).rstrip(os.sep) + os.sep, f"{place}{os.sep}"
-    return None
 
-
-def _first_images(run: Path) -> list[tuple[str, str]]:
-    """Return the path and the SHA-256 of a few images of a run; empty if they cannot be read."""
-    try:
-        with (run / SPLIT).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = islice(csv.DictReader(file), _NUM_TRIED)
-            return [(row[schema.PATH], row["sha256"]) for row in rows]
-    except (OSError, KeyError, csv.Error):
-        return []
+def _write_places(run: Path, places: Mapping[str, str]) -> None:
+    """Replace paths in the tables of a run; the split is last, so that the call can be repeated."""
+    for name in (PREDICTIONS, FOLDS, DISTANCES, SPLIT):
+        if (run / name).exists():
+            try:
+                frame = _read_table(run / name, dtype=object)
+            except (OSError, ValueError) as error:
+                raise cannot_read(run / name, error) from error
+            frame[schema.PATH] = [places.get(path, path) for path in frame[schema.PATH]]
+            _write_table(frame, run / name)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:

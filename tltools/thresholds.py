@@ -137,7 +137,7 @@ def own_images(export: Path, card: Card) -> Dataset:
     check_present(
         frame["path"],
         "validation image",
-        of=str(run),
+        of=run,
         remedy="add labeled images that the model was not trained on",
     )
     return Dataset(

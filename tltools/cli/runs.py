@@ -33,7 +33,8 @@ def runs(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Two runs to compare, or runs to delete: names or folders."
+            metavar="[RUN]...",
+            help="Two runs to compare, or others for the options: names or folders.",
         ),
     ] = None,
     *,
@@ -48,6 +49,10 @@ def runs(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Delete without asking for confirmation.")
     ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder to which the images of the named runs were moved."),
+    ] = None,
     run_dir: Annotated[Path, typer.Option(help="Folder for runs.")] = RUN_DIR,
 ) -> None:
     """List runs, compare two, or delete some.
@@ -58,11 +63,10 @@ def runs(
     if given and given[0] in ("delete", "rm") and not delete:
         right = shlex.join(["tltools", "runs", "--delete", *given[1:]])
         raise ConfigError(f"--delete is an option: {right}")
-    if yes and not delete:
-        raise ConfigError("--yes answers the question of --delete; add --delete, or leave it out")
-    if exports and not delete:
-        raise ConfigError("--exports works only with --delete; add --delete, or leave it out")
-    if delete:
+    _check_options(delete=delete, yes=yes, exports=exports, images=images is not None)
+    if images is not None:
+        _relocate(given, images, run_dir, out)
+    elif delete:
         _delete(given, run_dir, out, yes=yes, with_exports=exports)
     elif not given:
         from tltools.cli.run_list import show_runs
@@ -75,6 +79,16 @@ def runs(
             f"tltools runs compares two runs, and got {len(given)}; name two, or none to list all"
             + (f"; tltools inspect {run_dir}/RUN shows one" if len(given) == 1 else "")
         )
+
+
+def _check_options(*, delete: bool, yes: bool, exports: bool, images: bool) -> None:
+    """Refuse options that do not go together."""
+    if yes and not delete:
+        raise ConfigError("--yes answers the question of --delete; add --delete, or leave it out")
+    if exports and not delete:
+        raise ConfigError("--exports works only with --delete; add --delete, or leave it out")
+    if images and delete:
+        raise ConfigError("--images notes where images are; leave it out, or --delete")
 
 
 # -------------------------------------------------------------------------------- comparison
@@ -166,6 +180,26 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------ moved images
+
+
+def _relocate(names: "Sequence[str]", images: Path, run_dir: Path, out: Out) -> None:
+    from tltools.run_folder import relocate
+    from tltools.runs import find_run
+
+    if not names:
+        raise ConfigError("--images needs the names of runs; tltools runs lists them")
+    moved: dict[str, int] = {}
+    for folder in dict.fromkeys(find_run(name, run_dir) for name in names):
+        moved[str(folder)] = relocate(folder, images, progress=out.progress)
+        out.progress.say(
+            f"{folder}: {grouped(moved[str(folder)], 'image')} found in {images}"
+            if moved[str(folder)]
+            else f"{folder}: all images are where they were; nothing to change"
+        )
+    out.result(moved)
 
 
 # ---------------------------------------------------------------------------------- deletion

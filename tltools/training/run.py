@@ -133,7 +133,7 @@ def run_dataset(folder: Path, *, progress: Progress = SILENT) -> Dataset:
     """
     plan = read_plan(folder)
     frame = read_split(folder)
-    check_present(frame["path"], "image", of=f"run {folder.name}", remedy="train a new run")
+    check_present(frame["path"], "image", of=folder, remedy="train a new run")
     _check_unchanged(dict(zip(frame["path"], frame["sha256"], strict=True)), folder, progress)
     return Dataset(
         name=plan.data.name,
