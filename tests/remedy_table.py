@@ -1158,6 +1158,8 @@ UNTRIED: dict[str, str] = {
     "--model {}NAME needs timm": _OTHER,
     "torchvision's {} does not end with a linear layer": _NETWORK,
     "a larger --budget is more precise": _ADVICE,
+    "the two labels may be swapped; --class-names": "needs an accurate model: test_evaluate.py",
+    "{} holds only some of the images; run the same": _RACE,
     "fewer --batch-sizes": _ADVICE,
     "these models were trained on different data": _SIBLING,
     "{} of the {} images, in random order": _ADVICE,

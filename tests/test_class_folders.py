@@ -109,8 +109,8 @@ def test_a_single_class_is_a_class_and_not_a_wrapper(tmp_path):
 
 def test_a_class_beside_one_without_readable_images_is_no_wrapper(tmp_path):
     lay(tmp_path, "cat/indoor/1.jpg", "cat/outdoor/2.jpg", "dog/1.mp4")
-    with pytest.raises(DataError, match=r"1 empty class folder \(dog\)"):
-        read_labels(tmp_path)
+    finding = read_labels(tmp_path).findings[0]
+    assert "1 empty class folder (dog)" in finding.message
 
 
 @pytest.mark.parametrize(

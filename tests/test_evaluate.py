@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_tltools
+from conftest import Recorder, run_tltools
 
 from tltools.card import Card, Preprocessing
+from tltools.cli.evaluate import _tell_doubts
 from tltools.data.dataset import load_dataset
 from tltools.errors import ArtifactError, DataError
 from tltools.evaluate import evaluate, predict
@@ -209,6 +210,21 @@ def test_misclassified_images_have_a_next_command(cnn_run, drawn, tmp_path):
     *_, last = ran.err.splitlines()
     assert last.startswith("Next: tltools report scores/mistakes.csv -o mistakes.html to see the ")
     assert (tmp_path / "scores" / "mistakes.csv").exists()
+
+
+def test_labels_that_are_swapped_are_told(card, images):
+    red, blue = images / "red", images / "blue"
+    red.rename(images / "x")
+    blue.rename(red)
+    (images / "x").rename(blue)
+    result = evaluate(BrightnessPredictor(card), load_dataset(images, purpose="evaluate"))
+    said = Recorder()
+    _tell_doubts(result, card, said)
+    assert any(
+        "10 of 10 images labeled red are predicted as blue, and 10 of 10 labeled blue as red: the "
+        "two labels may be swapped" in line
+        for line in said.said
+    )
 
 
 def test_classes_without_images_are_told(cnn_run, drawn, tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tltools.data.dataset import load_dataset
 from tltools.data.labels import check_data, read_labels
 from tltools.errors import ConfigError, DataError
 
@@ -274,8 +275,11 @@ def test_a_class_folder_without_images_is_an_error(tmp_path, split):
     image(tmp_path / f"{split}ant" / "1.jpg") if split else image(tmp_path / "x" / "1.jpg")
     root = tmp_path if split else tmp_path / "train"
     (tmp_path / "val" / "wasp" if split else root / "wasp").mkdir(parents=True)
+    (finding,) = read_labels(root).findings
+    assert finding.severity == "error"
+    assert "1 empty class folder (wasp)" in finding.message
     with pytest.raises(DataError, match=r"1 empty class folder \(wasp\)"):
-        read(root)
+        load_dataset(root)
 
 
 def test_several_csv_files_are_an_error_that_names_them(tmp_path):

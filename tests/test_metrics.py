@@ -16,6 +16,7 @@ from tltools.metrics import (
     roc_auc,
     score,
     softmax,
+    swapped_classes,
 )
 
 
@@ -206,3 +207,21 @@ def test_mcnemar_is_the_exact_binomial_tail(only_first, only_second, p_value):
 def test_mcnemar_compares_the_same_images():
     with pytest.raises(ValueError, match=r"must both be \(N,\)"):
         mcnemar(np.array([True]), np.array([True, False]))
+
+
+@pytest.mark.parametrize(
+    ("confusion", "pairs"),
+    [
+        ([[2, 20], [18, 3]], [(0, 1)]),
+        ([[20, 2], [3, 18]], []),
+        ([[0, 4], [4, 0]], []),  # too few to tell
+        ([[10, 12], [12, 10]], []),  # nothing but chance
+        ([[0, 40], [0, 40]], []),  # a model that always answers the same
+        ([[0, 0, 30], [1, 29, 0], [25, 3, 2]], [(0, 2)]),
+        ([[0, 30, 0], [0, 0, 30], [30, 0, 0]], []),  # three in a circle
+        ([[5]], []),
+        ([[0, 0], [0, 0]], []),
+    ],
+)
+def test_labels_that_are_swapped_are_found(confusion, pairs):
+    assert swapped_classes(np.array(confusion)) == pairs

@@ -827,6 +827,19 @@ def test_results_that_are_left_out_are_named(two_runs, tmp_path, monkeypatch):
     assert f"{older} {why}" in read_page(Path("report.html").read_text()).text
 
 
+def test_predictions_without_any_label_do_not_hide_older_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(Path("good.csv"), [prediction("a.png", 0.9)])
+    write_csv(Path("predictions.csv"), [prediction("a.png", None)])
+    os.utime("good.csv", ns=(0, 0))
+    sources = find_sources([])
+    assert sources.jobs == [Path("good.csv")]
+    why = "none of its images could be classified"
+    assert sources.left_out == {Path("predictions.csv"): why}
+    Path("good.csv").unlink()
+    assert find_sources([]).jobs == [Path("predictions.csv")]
+
+
 def test_the_newest_predictions_are_reported_whatever_their_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seconds, name in enumerate(("predictions.csv", "predictions.jsonl", "which.csv")):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tltools.classify import Job, run_job
 from tltools.classify.inputs import list_images
 from tltools.classify.sorting import (
     AT_ONCE,
-    MANIFEST,
+    SORT_MANIFEST,
     SortSettings,
     describe_undone,
     label_folders,
@@ -26,6 +27,7 @@ from tltools.classify.sorting import (
     sorted_places,
     undo_sort,
 )
+from tltools.data.labels import read_labels
 from tltools.errors import ConfigError, DataError, TltoolsError
 from tltools.report.jobs import locate_in
 
@@ -93,7 +95,7 @@ def test_images_are_sorted_by_label_and_back(action, images, predictions):
 
 def test_the_manifest_names_source_target_label_and_action(images, predictions):
     sort(images, predictions, "move")
-    with (predictions.parent / "sorted" / MANIFEST).open(newline="") as file:
+    with (predictions.parent / "sorted" / SORT_MANIFEST).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
         "source": str(images / "blue" / "0.png"), "target": "blue/0.png", "label": "blue",
@@ -229,6 +231,36 @@ def test_an_undo_names_files_that_sorting_did_not_put_there(images, predictions)
     assert describe_undone(undone).endswith(stays)
 
 
+def test_an_undo_finds_images_that_were_moved_to_another_label(images, predictions):
+    before = tree(images)
+    folder = sort(images, predictions, "move").folder
+    moved = next((folder / CLASSES[0]).iterdir())
+    (folder / "corrected").mkdir()
+    moved.rename(folder / "corrected" / moved.name)
+    undone = undo_sort(folder)
+    assert (undone.kept, undone.others) == ((), ())
+    assert tree(images) == before
+
+
+@pytest.mark.parametrize("action", ["copy", "move"])
+def test_sorted_images_are_labeled_by_their_folders(action, images, predictions):
+    done = sort(images, predictions, action)
+    (label, number), *_ = done.counts.items()
+    for name in ("uncertain", "errors", "corrected"):
+        (done.folder / name).mkdir(exist_ok=True)
+    some = sorted((done.folder / label).iterdir())
+    for path, name in zip(some, ("uncertain", "errors", "corrected", "corrected"), strict=False):
+        path.rename(done.folder / name / path.name)
+    found = read_labels(done.folder)
+    counts = Counter(found.frame["class"])
+    assert counts == {**done.counts, label: number - 4, "corrected": 2}, found.reading
+    by_kind = {one.kind: one.message for one in found.findings}
+    assert "3 images without a label left out: errors (2), uncertain (1)" in by_kind["unlabeled"]
+    assert "predicted labels" in by_kind["predicted-labels"]
+    with pytest.raises(DataError, match=f"says where images were sorted to: name {done.folder}"):
+        read_labels(done.folder / "manifest.csv")
+
+
 def test_sorted_images_are_found_by_their_earlier_names(images, predictions):
     """A report of the predictions shows them."""
     before = tree(images)
@@ -293,7 +325,7 @@ def test_equal_names_from_different_folders_are_numbered_and_recorded(onnx_path,
     done = sort(images, output)
     assert done.num_clashes == 2
     entries = {
-        Path(one.source): one.target for one in read_manifest(tmp_path / "sorted" / MANIFEST)
+        Path(one.source): one.target for one in read_manifest(tmp_path / "sorted" / SORT_MANIFEST)
     }
     assert entries[images / "more" / "0.PNG"] == "red/0.PNG"
     assert entries[images / "more" / "0.png"] == "red/0-2.png"
@@ -482,12 +514,12 @@ def test_images_that_changed_after_sorting_are_kept_by_undo(images, predictions)
         undone = undo_sort(folder)
         assert len(undone.kept) == 2
     assert sorted(sorted_images(folder)) == ["red/3.png", "red/4.png"]
-    assert (folder / MANIFEST).exists()
+    assert (folder / SORT_MANIFEST).exists()
 
 
 def test_a_manifest_cannot_lead_out_of_its_folder(images, predictions):
     sort(images, predictions, "copy")
-    manifest = predictions.parent / "sorted" / MANIFEST
+    manifest = predictions.parent / "sorted" / SORT_MANIFEST
     manifest.write_text(manifest.read_text().replace("red/3.png", "../out.csv"))
     with pytest.raises(DataError, match=r"manifest\.csv line \d+ is not what tltools wrote"):
         undo_sort(predictions.parent / "sorted")
@@ -529,6 +561,19 @@ def test_what_cannot_be_sorted_is_refused_before_any_work(
 def classify(onnx_path, folder, *words):
     model = ("--model", onnx_path, "--device", "cpu")
     return run_tltools("classify", *words, *model, cwd=folder)
+
+
+def test_a_sort_that_is_stopped_names_the_way_on(onnx_path, images, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tltools.classify.sorting._place_all", stop)
+        ran = classify(onnx_path, tmp_path, "images", "--sort-into", "sorted")
+    assert ran.code == 130, ran
+    assert "sorted holds only some of the images; run the same command again to finish" in ran.err
+    again = classify(onnx_path, tmp_path, "images", "--sort-into", "sorted")
+    assert (again.code, "Copied 30 images" in again.err) == (0, True), again
 
 
 def test_sorted_images_inside_the_input_are_not_classified_again(onnx_path, images, tmp_path):

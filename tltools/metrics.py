@@ -112,6 +112,34 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     return McNemar(only_first, only_second, p_value)
 
 
+MAX_P_SWAPPED = 0.001
+"""P value below which two classes that are mostly exchanged are no accident."""
+
+
+def swapped_classes(confusion: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return pairs of classes whose labels may be swapped: most images of either get the other.
+
+    By a binomial test: if the labels are right, an image of the two that gets either class would
+    get the wrong one at most half of the time.
+
+    Args:
+        confusion: Counts, (C, C); row is the true class, column the predicted class.
+    """
+    from scipy.stats import binomtest
+
+    rows = np.arange(len(confusion))
+    others = np.where(np.eye(len(confusion), dtype=bool), -1, confusion).argmax(axis=1)
+    is_exchanged = (confusion[rows, others] > confusion[rows, rows]) & (others[others] == rows)
+    found: list[tuple[int, int]] = []
+    for one in np.flatnonzero(is_exchanged & is_exchanged[others] & (rows < others)):
+        other = others[one]
+        wrong = int(confusion[one, other] + confusion[other, one])
+        total = wrong + int(confusion[one, one] + confusion[other, other])
+        if binomtest(wrong, total, 0.5, alternative="greater").pvalue < MAX_P_SWAPPED:
+            found.append((int(one), int(other)))
+    return found
+
+
 def confusion_matrix(
     preds: NDArray[np.int64], target: NDArray[np.int64], *, num_classes: int
 ) -> NDArray[np.int64]:

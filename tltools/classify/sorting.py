@@ -30,7 +30,15 @@ from tltools.classify.inputs import STDIN, list_images
 from tltools.classify.output_formats import STDOUT, Row, output_format
 from tltools.classify.placing import Action, place, release, take_back
 from tltools.classify.predict import UNCERTAIN, UNKNOWN
-from tltools.data.folders import MARKER, mark_folder
+from tltools.data.folders import (
+    MARKER,
+    SORT_COLUMNS,
+    SORT_ERRORS,
+    SORT_MANIFEST,
+    SORT_RECORD,
+    is_sorted_folder,
+    mark_folder,
+)
 from tltools.data.location import Location, Url
 from tltools.data.suffixes import is_archive_name
 from tltools.errors import ConfigError, DataError, TltoolsError, cause_of
@@ -39,12 +47,6 @@ from tltools.regular import regular_sha256
 from tltools.wording import grouped, listed, plural
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
-ERRORS = "errors"
-"""Folder of the images that could not be read."""
-MANIFEST = "manifest.csv"
-COLUMNS = ("source", "target", "label", "action")
-RECORD = ".sorted.json"
-"""File that tells which job a folder of sorted images belongs to."""
 AT_ONCE = 256
 """Files that are placed before their folders are flushed to the disk and their sources removed."""
 MAX_NAME_BYTES = 200
@@ -101,7 +103,7 @@ class SortSettings:
         record = _read_record(self.folder)
         if record is not None:
             if record.predictions == str(output.absolute()):
-                if is_written and (self.folder / MANIFEST).exists():
+                if is_written and (self.folder / SORT_MANIFEST).exists():
                     raise self._is_of_earlier(output)
                 self._check_action(record)
                 return
@@ -121,7 +123,7 @@ class SortSettings:
 
     def _check_action(self, record: "_Record") -> None:
         """Refuse to finish a sort with another action than it was begun with."""
-        is_begun = record.action and (self.folder / MANIFEST).exists()
+        is_begun = record.action and (self.folder / SORT_MANIFEST).exists()
         if is_begun and record.action != self.action:
             raise ConfigError(
                 f"{self.folder} was begun with `sort_by={record.action}`; use that to finish it, "
@@ -202,7 +204,7 @@ def sort_images(
         settings.action,
         str(settings.folder.absolute()),
     )
-    manifest = settings.folder / MANIFEST
+    manifest = settings.folder / SORT_MANIFEST
     found = _read_record(settings.folder)
     if found is not None:  # that its action fits has been checked
         found = msgspec.structs.replace(found, action=settings.action, folder=wanted.folder)
@@ -210,7 +212,7 @@ def sort_images(
         if manifest.exists():
             raise settings._is_of_earlier(predictions)
         mark_folder(settings.folder)
-        write_text(settings.folder / RECORD, msgspec.json.encode(wanted).decode())
+        write_text(settings.folder / SORT_RECORD, msgspec.json.encode(wanted).decode())
         _write_manifest(manifest, _plan(settings, inputs, predictions, spreadsheet=spreadsheet))
     return _carry_out(settings, manifest, progress)
 
@@ -279,8 +281,8 @@ def label_folders(classes: Iterable[str]) -> dict[str, str]:
     The label of images that could not be read is empty. A class whose safe name is another's gets a
     number.
     """
-    taken = {f"/{MANIFEST}"}
-    folders = {"": _free_name("", ERRORS, taken)}
+    taken = {f"/{SORT_MANIFEST}"}
+    folders = {"": _free_name("", SORT_ERRORS, taken)}
     folders |= {label: _free_name("", label, taken) for label in (UNCERTAIN, UNKNOWN)}
     for label in classes:
         if label not in folders:
@@ -326,7 +328,7 @@ def _write_manifest(path: Path, entries: Iterable[Entry]) -> None:
     ):
         # A name may hold a carriage return, which Python before 3.13 would not quote.
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(COLUMNS)
+        writer.writerow(SORT_COLUMNS)
         writer.writerows(entries)
 
 
@@ -339,13 +341,13 @@ def read_manifest(path: Path) -> Iterator[Entry]:
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file, strict=True)
-            if tuple(next(rows, ())) != COLUMNS:
+            if tuple(next(rows, ())) != SORT_COLUMNS:
                 raise DataError(f"{path} is not a manifest of sorted images; name such a folder")
             for number, row in enumerate(rows, 2):
                 yield _checked(row, f"{path} line {number}")
     except FileNotFoundError as error:
         raise DataError(
-            f"{path.parent} holds no sorted images: it has no {MANIFEST}; name a folder of "
+            f"{path.parent} holds no sorted images: it has no {SORT_MANIFEST}; name a folder of "
             "`sort_into=`"
         ) from error
     except (OSError, csv.Error) as error:
@@ -358,8 +360,8 @@ def sorted_places(folder: Path) -> dict[str, str]:
     Of `/photos/a/b.jpg` the names are `b.jpg`, `a/b.jpg` and so on: of the images of one job, the
     shortest path that ends in a name is meant. Empty if the folder holds no sorted images.
     """
-    manifest = folder / MANIFEST
-    if not manifest.is_file() or not (folder / RECORD).is_file():
+    manifest = folder / SORT_MANIFEST
+    if not is_sorted_folder(folder):
         return {}
     places: dict[str, str] = {}
     for one in sorted(read_manifest(manifest), key=lambda one: one.source.count("/")):
@@ -372,7 +374,7 @@ def sorted_places(folder: Path) -> dict[str, str]:
 
 def _checked(row: Sequence[str], where: str) -> Entry:
     """Check a line: the paths of a manifest are used to move and delete files."""
-    if len(row) == len(COLUMNS):
+    if len(row) == len(SORT_COLUMNS):
         entry = Entry(*row)
         parts = entry.target.split("/")
         inside = len(parts) == 2 and all(part not in ("", ".", "..") for part in parts)
@@ -499,9 +501,9 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
         DataError: If it is not such a folder.
         TltoolsError: If a file cannot be moved or deleted.
     """
-    manifest = folder / MANIFEST
+    manifest = folder / SORT_MANIFEST
     entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
-    entries = _after_a_move(folder, entries)
+    entries = list(_where_they_are(folder, _after_a_move(folder, entries)))
     entries.sort(key=lambda one: one.action != "move")  # links lead somewhere again
     kept: list[str] = []
     counts: Counter[str] = Counter()
@@ -558,6 +560,24 @@ def _after_a_move(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
+def _where_they_are(folder: Path, entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yield the entries, with images that were moved to another label's folder where they are now.
+
+    To correct a label, people move the image. It is found if one other folder has its name.
+    """
+    targets = {one.target for one in entries}
+    inner = [one.name for one in folder.iterdir() if one.is_dir()]
+    for entry in entries:
+        is_lost = not os.path.lexists(folder / entry.target) and not os.path.lexists(entry.source)
+        if entry.action == "move" and is_lost:
+            name = entry.target.split("/")[1]
+            places = {f"{one}/{name}" for one in inner if os.path.lexists(folder / one / name)}
+            if len(places - targets) == 1:
+                yield entry._replace(target=(places - targets).pop())
+                continue
+        yield entry
+
+
 def _common_folder(paths: Iterable[str]) -> str:
     """Return the folder that holds all paths; empty if there are none."""
     parents = {os.path.dirname(path) for path in paths}  # noqa: PTH120 - speed
@@ -581,9 +601,9 @@ def _remove_empty(folder: Path, entries: Sequence[Entry], *, everything: bool) -
     if not everything:
         return
     remove_leftovers(folder)
-    is_ours = {one.name for one in folder.iterdir()} <= {MARKER, RECORD, MANIFEST}
+    is_ours = {one.name for one in folder.iterdir()} <= {MARKER, SORT_RECORD, SORT_MANIFEST}
     # The manifest is last: as long as it is there, the call can be repeated.
-    for name in (RECORD, *([MARKER] if is_ours else []), MANIFEST):
+    for name in (SORT_RECORD, *([MARKER] if is_ours else []), SORT_MANIFEST):
         (folder / name).unlink(missing_ok=True)
     if is_ours:
         folder.rmdir()
@@ -595,7 +615,7 @@ def _remove_empty(folder: Path, entries: Sequence[Entry], *, everything: bool) -
 def describe(done: Sorted) -> str:
     """Say in one line how many images went where."""
     parts = [f"{count:,} {label}" for label, count in done.counts.items()]
-    parts += [f"{done.num_errors:,} in {ERRORS}/"] if done.num_errors else []
+    parts += [f"{done.num_errors:,} in {SORT_ERRORS}/"] if done.num_errors else []
     verb = {"copy": "Copied", "hardlink": "Hard-linked", "move": "Moved"}[done.action]
     number = grouped(sum(done.counts.values()) + done.num_errors, "image")
     return f"{verb} {number} into {done.folder}/: {', '.join(parts) or 'none'}"
@@ -626,24 +646,24 @@ def notes(done: Sorted) -> Iterator[str]:
         yield (
             f"{done.folder}: {grouped(done.num_clashes, 'image')} got "
             f"{plural(done.num_clashes, 'another name', 'other names')}, because one of that name "
-            f"was there; {MANIFEST} has both"
+            f"was there; {SORT_MANIFEST} has both"
         )
     if done.num_skipped:
         yield (
             f"{done.folder}: {grouped(done.num_skipped, 'image')} not sorted: missing, or listed "
-            f"twice; {MANIFEST} names {plural(done.num_skipped, 'it', 'them')}"
+            f"twice; {SORT_MANIFEST} names {plural(done.num_skipped, 'it', 'them')}"
         )
 
 
 def _read_record(folder: Path) -> _Record | None:
     try:
-        return msgspec.json.decode((folder / RECORD).read_bytes(), type=_Record)
+        return msgspec.json.decode((folder / SORT_RECORD).read_bytes(), type=_Record)
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
         raise ConfigError(f"{folder} is a file; choose a folder") from error
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"{folder / RECORD} is damaged; choose another folder") from error
+        raise ConfigError(f"{folder / SORT_RECORD} is damaged; choose another folder") from error
 
 
 def _is_unused(folder: Path) -> bool:

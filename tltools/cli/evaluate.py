@@ -292,6 +292,7 @@ def _tell_doubts(result: "Evaluation", card: "Card", progress: "RichProgress") -
     _tell_chosen_on(result, card, progress)
     _tell_target(result, card, progress)
     _tell_missing(result, progress)
+    _tell_swapped(result, progress)
 
 
 def _tell_trained_on(result: "Evaluation", progress: "RichProgress") -> None:
@@ -345,6 +346,21 @@ def _tell_missing(result: "Evaluation", progress: "RichProgress") -> None:
             f"no image of {plural(len(missing), 'class', 'classes')} {together(missing)} among "
             "these, so recall and F1 of "
             f"{plural(len(missing), 'this class', 'these classes')} are unknown"
+        )
+
+
+def _tell_swapped(result: "Evaluation", progress: "RichProgress") -> None:
+    """Warn of pairs of classes whose labels may be swapped, in these images or in the training."""
+    from tltools.metrics import swapped_classes
+
+    counts = result.confusion
+    for one, other in swapped_classes(counts):
+        names = result.classes[one], result.classes[other]
+        progress.warn(
+            f"{counts[one, other]:,} of {grouped(int(counts[one].sum()), 'image')} labeled "
+            f"{names[0]} are predicted as {names[1]}, and {counts[other, one]:,} of "
+            f"{counts[other].sum():,} labeled {names[1]} as {names[0]}: the two labels may be "
+            "swapped; --class-names names classes in the sorted order of the labels"
         )
 
 

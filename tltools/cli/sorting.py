@@ -1,5 +1,6 @@
 """Options of `tltools classify` that sort images by label, and undo that."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,16 @@ def sort_job(sort: "SortSettings", job: "JobSettings", progress: "RichProgress")
     from tltools.classify.sorting import sort_images
 
     assert isinstance(job.output, Path)
-    return sort_images(sort, job.inputs, job.output, spreadsheet=job.spreadsheet, progress=progress)
+    try:
+        return sort_images(
+            sort, job.inputs, job.output, spreadsheet=job.spreadsheet, progress=progress
+        )
+    except KeyboardInterrupt:
+        progress.warn(
+            f"{sort.folder} holds only some of the images; run the same command again to finish, "
+            f"or undo it with tltools classify {shlex.quote(str(sort.folder))} --undo-sort"
+        )
+        raise
 
 
 def tell_sorted(done: "Sorted", progress: "RichProgress") -> None:

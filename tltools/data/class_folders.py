@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tltools.data.findings import Finding, shorten
-from tltools.data.folders import SHEET, SkipReason, find_folders, is_system_folder, own_content
+from tltools.data.folders import (
+    SHEET,
+    SORT_ERRORS,
+    SkipReason,
+    find_folders,
+    is_sorted_folder,
+    is_system_folder,
+    own_content,
+)
 from tltools.data.left_out import LeftOut, describe_counts
 from tltools.data.splits import (
     is_unlabeled_name,
@@ -21,6 +29,7 @@ from tltools.data.splits import (
     without_split_word,
 )
 from tltools.data.suffixes import is_image_name
+from tltools.decisions import UNCERTAIN, UNKNOWN
 from tltools.errors import ConfigError, DataError, cause_of
 from tltools.wording import counted, grouped, listed, plural
 
@@ -40,6 +49,9 @@ _DECIDE = (
     "choose with `class_level=1` (the upper folders are classes) or `class_level=2` (the folders "
     "in them are)"
 )
+
+_WITHOUT_LABEL = (SORT_ERRORS, UNCERTAIN, UNKNOWN)
+"""Folders of sorted images that are no classes."""
 
 Parts = tuple[str, ...]
 """A folder, as the names of the folders that lead to it."""
@@ -76,13 +88,13 @@ def read_class_folders(folder: Path, *, class_level: int | None = None) -> Folde
         class_level: Level of the class folders below `folder`, from 1; None to find it.
 
     Raises:
-        DataError: If there are no class folders, or the folders can be read in two ways.
+        DataError: If there are no class folders, or the folders can be read in two ways. An empty
+            class folder is a finding.
         ConfigError: If there are no folders at `class_level`.
     """
     tree = _Tree.scan(folder)
     layout = _find_layout(tree) if class_level is None else _layout_at(tree, class_level)
     _check_class_names(tree, layout)
-    _check_empty(tree, layout)
     depths = sorted({len(parts) for parts in layout.classes})
     rows: list[LabeledImage] = []
     loose: list[str] = []
@@ -96,7 +108,7 @@ def read_class_folders(folder: Path, *, class_level: int | None = None) -> Folde
             label, split = layout.classes[owner]
             rows += [LabeledImage(path, label, split) for path in paths]
     rows.sort(key=lambda row: _ORDER.index(row.split))
-    findings = _findings(tree, loose)
+    findings = (*_empty(tree, layout), *_findings(tree, loose))
     if class_level is None:
         findings += _nested(tree, layout)
     return FolderLabels(rows, _describe(tree, layout), findings, tree.left_out)
@@ -120,10 +132,29 @@ def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
             noun = "item" if any(path.name == SHEET for path in paths) else "folder"
             text = f"{grouped(len(paths), noun)} {what} skipped: {names}"
             found.append(Finding("note", kind, text, tuple(map(str, paths))))
+    found += list(_of_sorted(tree))
     found += [Finding("warning", "left-out", str(error)) for error in tree.unread]
     if tree.left_out:
         found.append(Finding("note", "left-out-files", describe_counts(tree.left_out)))
     return tuple(found)
+
+
+def _of_sorted(tree: "_Tree") -> Iterator[Finding]:
+    """Say what the labels of sorted images are, and which images have none."""
+    if not is_sorted_folder(tree.root):
+        return
+    text = (
+        f"{tree.root.name} holds images that tltools sorted by predicted labels: correct them, by "
+        "moving images to other folders, before you train on them"
+    )
+    yield Finding("note", "predicted-labels", text)
+    if tree.unlabeled:
+        names = listed([f"{name} ({number:,})" for name, number in tree.unlabeled.items()])
+        text = (
+            f"{grouped(sum(tree.unlabeled.values()), 'image')} without a label left out: {names}; "
+            "move them to the folders of their classes to use them"
+        )
+        yield Finding("warning", "unlabeled", text)
 
 
 def _nested(tree: "_Tree", layout: "_Layout") -> tuple[Finding, ...]:
@@ -182,6 +213,8 @@ class _Tree:
     """One error for each suffix of images that is no image suffix."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of files without an image suffix, by suffix."""
+    unlabeled: dict[str, int] = field(default_factory=dict)
+    """Number of images in folders that sorting made for images without a label, by folder."""
 
     @classmethod
     def scan(cls, folder: Path) -> "_Tree":
@@ -198,9 +231,13 @@ class _Tree:
                 exports.append(path)
 
         exports: list[Path] = []
+        others = _WITHOUT_LABEL if is_sorted_folder(root) else ()
         left_out = LeftOut(tree.unread.append)
         for path, names in find_folders(root, on_others=look_at, on_skip=note):
             parts = path.relative_to(root).parts
+            if parts and parts[0] in others:
+                tree.unlabeled[parts[0]] = tree.unlabeled.get(parts[0], 0) + len(names)
+                continue
             tree.entries.append((parts, list(names)))
             tree._loose.add(parts)
             for depth, name in enumerate(parts):
@@ -244,6 +281,7 @@ class _Tree:
             if not name.startswith(".")
             and not is_system_folder(name)
             and name not in self._children.get(folder, ())
+            and (folder or name not in self.unlabeled)
             and not any(place.is_relative_to(path / name) for place in outputs)
         ]
 
@@ -553,14 +591,14 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _check_empty(tree: _Tree, layout: _Layout) -> None:
+def _empty(tree: _Tree, layout: _Layout) -> Iterator[Finding]:
     for parent in _parents(layout):
-        empty = tree.empty_folders(parent)
-        if empty:
-            raise DataError(
+        if empty := tree.empty_folders(parent):
+            text = (
                 f"{tree.name(parent)} has {counted(len(empty), 'empty class folder')} "
                 f"({shorten(empty)}): add images or remove {plural(len(empty), 'it', 'them')}"
             )
+            yield Finding("error", "empty-class", text)
 
 
 def _parents(layout: _Layout) -> Iterator[Parts]:

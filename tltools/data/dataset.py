@@ -472,6 +472,9 @@ class _Audit:
         """The groups of byte-identical images that were skipped for their labels."""
         self._is_empty = False
         """Whether no image is left, of which one finding is enough."""
+        for one in labels.findings:
+            if one.severity == "error" and purpose != "inspect":
+                raise DataError(one.message)
 
     def findings(self) -> tuple[Finding, ...]:
         """Return all findings, most severe first."""

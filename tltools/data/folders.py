@@ -19,6 +19,14 @@ MANY_NAMES = 200_000
 """Number of names in a folder above which sorting would noticeably delay the first result."""
 MARKER = ".tltools"
 """Name of the file that marks a folder of tltools' own output."""
+SORT_MANIFEST = "manifest.csv"
+"""File in a folder of sorted images that says where each of them was."""
+SORT_COLUMNS = ("source", "target", "label", "action")
+"""Columns of that file."""
+SORT_RECORD = ".sorted.json"
+"""File that tells which job a folder of sorted images belongs to."""
+SORT_ERRORS = "errors"
+"""Folder of sorted images that could not be read."""
 SYSTEM_FOLDERS = frozenset(
     {
         "__macosx",
@@ -64,6 +72,12 @@ def is_output_folder(folder: Path) -> bool:
         return _list_folder(folder).is_output
     except OSError:
         return False
+
+
+def is_sorted_folder(folder: Path) -> bool:
+    """Return whether a folder holds images that `tltools classify --sort-into` sorted into it."""
+    files = os.path.isfile  # no error if the folder cannot be accessed
+    return files(folder / SORT_MANIFEST) and files(folder / SORT_RECORD)
 
 
 def is_run(folder: Path) -> bool:

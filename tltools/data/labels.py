@@ -20,7 +20,14 @@ from tltools.data.columns import (
     normal_name,
 )
 from tltools.data.findings import Finding, shorten
-from tltools.data.folders import find_images, is_output_folder, is_system_folder, refuse_run
+from tltools.data.folders import (
+    SORT_MANIFEST,
+    find_images,
+    is_output_folder,
+    is_sorted_folder,
+    is_system_folder,
+    refuse_run,
+)
 from tltools.data.named_files import NamedFiles
 from tltools.data.splits import (
     SPLITS,
@@ -138,6 +145,11 @@ def _csv_of(data: Path, *, for_csv: bool, for_folders: bool) -> Path | None:
     if data.is_dir():
         return None if for_folders and not for_csv else _csv_of_folder(data, for_csv=for_csv)
     _check_csv(data)
+    if data.name == SORT_MANIFEST and is_sorted_folder(data.parent):
+        raise DataError(
+            f"{data} says where images were sorted to: name {data.parent}, whose folders have them "
+            "with the labels that you corrected"
+        )
     if _is_predictions(data):
         raise DataError(
             f"{data} holds predictions of tltools, not labels: name a CSV with the true labels"
@@ -165,6 +177,8 @@ def _csv_of_folder(folder: Path, *, for_csv: bool) -> Path | None:
     visible = _visible(folder)
     paths = [path for path in visible if path.suffix.lower() == ".csv" and path.is_file()]
     paths = [path for path in paths if not _is_predictions(path)]
+    if is_sorted_folder(folder):
+        paths = [path for path in paths if path.name != SORT_MANIFEST]
     if not paths:
         if for_csv:
             raise ConfigError(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import msgspec
@@ -363,6 +363,9 @@ def _add_newest(sources: Sources) -> None:
         _add_json(sources, path)
     left_out |= _older(benches)
     predictions = _predictions_here()
+    empty = _without_labels(predictions)
+    left_out |= dict.fromkeys(empty, "none of its images could be classified")
+    predictions = [path for path in predictions if path not in empty]
     for path in predictions[:1]:
         _add_predictions(sources, path)
     left_out |= _older(predictions)
@@ -507,6 +510,21 @@ def _predictions_here() -> list[Path]:
         for path in islice(newest, MAX_LOOKED_AT)
         if _is_default(path) or _holds_predictions(path)
     ]
+
+
+def _without_labels(files: Sequence[Path]) -> list[Path]:
+    """Return the newest files in which no image has a label, if an older one has some."""
+    empty = list(takewhile(lambda path: not _has_label(path), files))
+    return empty if len(empty) < len(files) else []
+
+
+def _has_label(path: Path) -> bool:
+    """Return whether an image has a label; True of a file that cannot be read, for its error."""
+    try:
+        _, rows = output_format(path).read(path)
+        return any(row.label is not None for row in rows)
+    except (OSError, TltoolsError, ImportError):
+        return True
 
 
 def _is_default(path: Path) -> bool:
