@@ -129,6 +129,15 @@ class Row:
         return title, self.file, *differences, changed, verdict
 
 
+def answer_of(outputs: dict[str, Any]) -> Answer:
+    """Return a model's answer by its outputs, as a runtime has written them."""
+    found = (outputs.get(name) for name in OUTPUTS)
+    answer = Answer(*(None if one is None else np.array(one, float) for one in found))
+    if answer.distances is not None and answer.distances.shape[1:] == (1,):  # (N,) if it is older
+        answer = answer._replace(distances=answer.distances[:, 0])
+    return answer
+
+
 def compared(row: Row, found: Answer, expected: Answer, bar: ParityBar) -> Row:
     """Complete a row with the differences of an answer from tltools' for the same images."""
     shapes, wanted = ([None if one is None else one.shape for one in x] for x in (found, expected))
@@ -262,8 +271,7 @@ class Comparison:
         if "mismatch" in answer:
             note = answer["mismatch"] or "config.pbtxt fits the model; no server ran"
             return replace(row, fits=not answer["mismatch"], note=note)
-        outputs = (answer.get(name) for name in OUTPUTS)
-        found = Answer(*(None if one is None else np.array(one, float) for one in outputs))
+        found = answer_of(answer)
         return compared(row, found, expected, bar_of(card, labels_only=consumer.labels_only))
 
     def _opened(self, consumer: Consumer, path: Path) -> Path:

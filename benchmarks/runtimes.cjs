@@ -31,7 +31,7 @@ async function main([model, images, answer]) {
     for (const name of session.outputNames) {
       const { data, dims: [, classes] } = outputs[name];
       for (let i = 0; i < last - first; i++) {
-        // The distance is one number for an image.
+        // The distance of older exports has only the batch axis.
         found[name].push(classes ? Array.from(data.slice(i * classes, (i + 1) * classes)) : data[i]);
       }
     }

@@ -2,8 +2,8 @@
 
 `consumers.py` starts this in an environment without tltools. IMAGES is a `.npy` file of decoded
 images, uint8 (N, H, W, 3), or, for `predict.py`, a JSON list of files. ANSWER is JSON: `version`
-of the runtime; `logits` and `probabilities`, (N, C), and, if the model gives it, `distance`, (N,);
-for Triton, `mismatch`, empty if all fits.
+of the runtime; `logits` and `probabilities`, (N, C), and, if the model gives it, `distance`,
+(N, 1), or (N,) from older exports; for Triton, `mismatch`, empty if all fits.
 """
 
 import json

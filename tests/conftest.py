@@ -411,6 +411,25 @@ def load_onnx(path: Path) -> "onnx.ModelProto":
     return model
 
 
+def with_older_distance(export: Path, path: Path) -> Path:
+    """Write a copy of an ONNX export whose distance is (N,), as exports had it at first."""
+    import onnx
+
+    model = load_onnx(export)
+    graph = model.graph
+    last, declared = graph.node[-1], graph.output[-1]
+    assert last.output == [declared.name] == ["distance"]
+    last.output[0] = "distance/column"
+    axis = onnx.numpy_helper.from_array(np.array([1], np.int64), "distance/axis")
+    graph.initializer.append(axis)
+    squeeze = onnx.helper.make_node("Squeeze", ["distance/column", axis.name], [declared.name])
+    graph.node.append(squeeze)
+    del declared.type.tensor_type.shape.dim[1:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
 def set_card(path: Path, card: Card) -> None:
     """Replace the card of an export in place."""
     if path.suffix == ".onnx":

@@ -762,6 +762,16 @@ def test_outputs_of_another_shape_are_beyond_the_limits():
     )
 
 
+@pytest.mark.parametrize("distance", [[[1.0], [2.0]], [1.0, 2.0]], ids=["new", "older"])
+def test_distances_are_read_from_new_and_older_exports(distance):
+    import consumers
+
+    outputs = {"logits": [[1, 2], [3, 4]], "probabilities": [[0.5, 0.5]] * 2}
+    assert consumers.answer_of(outputs).distances is None
+    found = consumers.answer_of(outputs | {"distance": distance}).distances
+    np.testing.assert_array_equal(found, [1.0, 2.0])
+
+
 @pytest.mark.parametrize(
     ("factor", "precision", "fits"),
     [(1.0005, "fp32", True), (1.01, "fp32", False), (1.01, "int8", True), (1.3, "int8", False),

@@ -223,9 +223,9 @@ def test_the_onnx_file_accepts_any_batch_size_and_returns_logits(onnx_file):
     ]
     assert probabilities.type == target.type
     assert distance.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    assert [one.dim_param for one in distance.type.tensor_type.shape.dim] == [
-        source.type.tensor_type.shape.dim[0].dim_param
-    ]
+    batch, one = distance.type.tensor_type.shape.dim
+    assert batch.dim_param == source.type.tensor_type.shape.dim[0].dim_param
+    assert one.dim_value == 1
     assert source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     source_dims, target_dims = (value.type.tensor_type.shape.dim for value in (source, target))

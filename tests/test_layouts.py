@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import COLORS, SIZE, run_tltools, save_image
+from conftest import COLORS, SIZE, run_tltools, save_image, with_older_distance
 from google.protobuf import text_format
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -117,6 +117,20 @@ def test_the_configuration_fits_tritons_definitions_and_the_graph(
     assert_matches_graph(model_config, config.output, model.graph.output)
     assert [one.name for one in config.output] == ["logits", "probabilities", "distance"]
     assert [one.label_filename for one in config.output] == ["", "labels.txt", ""]
+    assert [list(one.dims) for one in config.output] == [[2], [2], [1]]
+    assert not any(one.HasField("reshape") for one in (*config.input, *config.output))
+
+
+def test_the_distance_of_an_older_export_is_reshaped(real, tmp_path, model_config, read_config):
+    """It has only the batch axis, and Triton requires `dims`."""
+    older = with_older_distance(real, tmp_path / "older.onnx")
+    folder = lay_out("triton", older, tmp_path).folder
+    config = read_config(folder)
+    graph = onnx.load(folder / "1" / "model.onnx").graph
+    assert_matches_graph(model_config, config.output, graph.output)
+    assert [one.HasField("reshape") for one in config.output] == [False, False, True]
+    # Its configuration is not taken for an edited one.
+    assert not read_config(lay_out("triton", real, tmp_path).folder).output[-1].HasField("reshape")
 
 
 def test_dynamic_batching_is_on_and_the_model_accepts_its_sizes(real, tmp_path, read_config):

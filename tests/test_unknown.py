@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import load_onnx, make_exports, run_tltools, save_image
+from conftest import load_onnx, make_exports, run_tltools, save_image, with_older_distance
 
 from tltools import load_model
 from tltools.card import CARD_KEY, Proportion
@@ -23,6 +23,7 @@ from tltools.graphs.precision import count_layers
 from tltools.report.jobs import read_job
 from tltools.run_folder import DISTANCE
 from tltools.runtime import load_predictor, read_card
+from tltools.runtime.model_formats.shared import check_distances
 from tltools.runtime.pipeline import decode_batches
 
 FORMATS = (
@@ -133,10 +134,33 @@ def test_every_file_gives_the_distances_of_pytorch(exports, cnn_run, odd, which)
 def test_no_layer_is_quantized_or_counted_for_the_distance(exports):
     model = load_onnx(exports["onnx", "int8"])
     nodes = [node for node in model.graph.node if node.name.startswith("distance")]
-    assert {"MatMul", "Gemm", "Sqrt", "Squeeze"} <= {node.op_type for node in nodes}
+    assert {"MatMul", "Gemm", "Sqrt"} <= {node.op_type for node in nodes}
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in nodes}
     assert count_layers(exports["onnx", "int8"]).num_float == 0  # as without a distance
     assert [one.name for one in model.graph.output] == ["logits", "probabilities", "distance"]
+
+
+@pytest.mark.parametrize("which", FORMATS, ids="-".join)
+def test_every_output_of_a_file_has_two_axes(exports, which):
+    size, path = 3, exports[which]
+    images = np.zeros((size, 224, 224, 3), np.uint8)
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = session.run(None, {"images": images})
+    else:
+        import torch
+
+        if path.suffix == ".pt":
+            module = torch.jit.load(path, map_location="cpu")
+        else:
+            module = torch.export.load(path).module()
+        with torch.inference_mode():
+            found = [one.numpy() for one in module(torch.from_numpy(images))]
+    assert [(one.dtype, one.shape) for one in found] == [
+        (np.float32, (size, 2)), (np.float32, (size, 2)), (np.float32, (size, 1))
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("opset", [17, 18, 26])
@@ -290,6 +314,64 @@ def test_an_export_without_distances_is_refused_and_classifies_as_before(
     with pytest.raises(ArtifactError, match=r"no output 'distance'.*export the run again"):
         run_job(Job(onnx_path, [images], tmp_path / "a.csv", device="cpu", unknown=99))
     assert run_job(Job(onnx_path, [images], tmp_path / "a.csv", device="cpu")).num_unknown == 0
+
+
+def test_an_older_onnx_export_has_the_same_distances(export, odd, tmp_path):
+    """Its output `distance` has only the batch axis."""
+    older = with_older_distance(export, tmp_path / "older.onnx")
+    images = [odd / "red0.png", *sorted((odd / "dark").iterdir())]
+    found, expected = (load_model(one, device="cpu").predict(images, unknown=95)
+                       for one in (older, export))  # fmt: skip
+    assert [(one.label, one.distance) for one in found] == [
+        (one.label, one.distance) for one in expected
+    ]
+    assert found[0].label == "unknown"
+    run_job(Job(export, [odd], tmp_path / "new.csv", device="cpu", unknown=95))
+    run_job(Job(older, [odd], tmp_path / "old.csv", device="cpu", unknown=95))
+    assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+    ran = run_tltools("inspect", older, cwd=tmp_path)
+    assert "distance, float32, one per image" in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize("format_", ["torchscript", "pt2"])
+def test_an_older_export_for_pytorch_has_the_same_distances(
+    exports, cnn_run, odd, tmp_path, monkeypatch, format_
+):
+    import torch
+
+    from tltools.runtime.model_formats import shared_torch
+
+    class Older(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.module(features).squeeze(1)
+
+    new = shared_torch._distance_module
+    monkeypatch.setattr(shared_torch, "_distance_module", lambda distance: Older(new(distance)))
+    (made,) = make_exports(cnn_run, [format_], tmp_path, device="cpu")
+    images = [odd / "red0.png", *sorted((odd / "dark").iterdir())]
+    found, expected = (
+        load_model(one, device="cpu").predict(images, unknown=95)
+        for one in (made.path, exports[format_, "fp32"])
+    )
+    assert [one.distance for one in found] == [one.distance for one in expected]
+    assert found[0].label == "unknown"
+
+
+def test_a_distance_of_another_shape_is_refused(export, tmp_path):
+    import onnx
+
+    model = load_onnx(export)
+    model.graph.output[-1].type.tensor_type.shape.dim[1].dim_value = 2
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(ArtifactError, match=r"its output is .*float distance\[\?, 2\], but by its"):
+        load_model(tmp_path / "odd.onnx", device="cpu")
+    for wrong in (np.zeros((2, 2), np.float32), np.zeros((3, 1), np.float32), np.zeros((2, 1))):
+        with pytest.raises(ArtifactError, match=r"should be float32 \(2, 1\)"):
+            check_distances(wrong, 2, export)
 
 
 def changed(export: Path, path: Path, change) -> Path:

@@ -101,7 +101,7 @@ def _lines(card: "Card") -> Iterator[tuple[str, str]]:
         "output",
         f"logits, float32 (N, {len(card.classes)})"
         + ("" if facts is None else f", and their {'' if note else 'calibrated '}probabilities")
-        + ("" if facts is None or facts.distances is None else "; distance, float32 (N,)"),
+        + ("; distance, float32, one per image" if facts and facts.distances else ""),
     )
     if facts is not None:
         yield from _export_lines(facts)

@@ -23,7 +23,7 @@ _PRODUCTS = ("Gemm", "MatMul")
 
 
 def add_distance(graph: GraphProto, distance: Distance) -> None:
-    """Append the output `distance`, float32 (N,), to a graph whose first output is the logits.
+    """Append the output `distance`, float32 (N, 1), to a graph whose first output is the logits.
 
     Raises:
         ArtifactError: If the logits are not the output of a linear layer.
@@ -50,11 +50,9 @@ def add_distance(graph: GraphProto, distance: Distance) -> None:
     weights = np.append(own, np.full(distance.num_channels, others, np.float32))[:, np.newaxis]
     squares = nodes.add("Mul", both, both)
     sums = nodes.add("MatMul", squares, nodes.constant("precisions", weights))
-    roots = nodes.add("Sqrt", sums)
-    axis = nodes.constant("axis", np.array([1], np.int64))
-    graph.node.append(helper.make_node("Squeeze", [roots, axis], [DISTANCE], DISTANCE))
+    graph.node.append(helper.make_node("Sqrt", [sums], [DISTANCE], DISTANCE))
     batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param
-    graph.output.append(helper.make_tensor_value_info(DISTANCE, TensorProto.FLOAT, [batch]))
+    graph.output.append(helper.make_tensor_value_info(DISTANCE, TensorProto.FLOAT, [batch, 1]))
 
 
 class _Nodes:

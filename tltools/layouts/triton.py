@@ -113,7 +113,8 @@ def _tensors(tensors: Sequence[TensorType], labeled: str = "") -> str:
 def _tensor(tensor: TensorType, *, labels: bool) -> str:
     """Return an input or output; Triton adds the batch dimension itself.
 
-    Triton requires dims: a tensor that has only the batch dimension gets one of 1.
+    Triton requires dims: a tensor that has only the batch dimension, as the distance of older
+    exports, gets one of 1.
     """
     dims = ", ".join(str(size) for size in tensor.shape[1:])
     lines = [

@@ -376,7 +376,7 @@ def signature_problem(
     *,
     wanted_input: TensorType,
     wanted_output: TensorType,
-    further_outputs: Sequence[TensorType],
+    further_outputs: Sequence[Sequence[TensorType]],
 ) -> str | None:
     """Return how a graph's inputs and outputs differ from the expected ones; None if they match.
 
@@ -384,10 +384,13 @@ def signature_problem(
         found: Facts about the file.
         wanted_input: The only input.
         wanted_output: The first output.
-        further_outputs: The outputs that may follow: none, the first, or more of them in order.
+        further_outputs: The outputs that may follow, none, the first, or more of them in order:
+            the declarations that each may have.
     """
-    outputs: Sequence[TensorType] = found.outputs
-    if tuple(outputs[1:]) == tuple(further_outputs[: len(outputs) - 1]):
+    outputs, further = found.outputs, found.outputs[1:]
+    if len(further) <= len(further_outputs) and all(
+        one in allowed for one, allowed in zip(further, further_outputs, strict=False)
+    ):
         outputs = outputs[:1]
     for kind, values, wanted in (
         ("input", found.inputs, wanted_input),

@@ -16,8 +16,8 @@ OUTPUT = "logits"
 PROBABILITIES = "probabilities"
 """The second output, softmax(logits / temperature), for programs that run a file directly."""
 DISTANCE = "distance"
-"""The third output, float32 (N,): how far the images are from the training images; see
-`tltools.distance`. Older exports have none."""
+"""The third output, float32 (N, 1): how far the images are from the training images; see
+`tltools.distance`. That of older exports is (N,), and still older ones have none."""
 REMEDY = "recreate it with tltools export"
 
 

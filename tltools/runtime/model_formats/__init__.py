@@ -152,8 +152,8 @@ class Writer(Protocol):
         """Add the further outputs and the export's card to a file; `logits` stay unchanged.
 
         The second output, `probabilities`, float32 (N, C), is softmax(logits / card.temperature).
-        The third one, `distance`, float32 (N,), is computed in fp32 from the features that the head
-        takes.
+        The third one, `distance`, float32 (N, 1), is computed in fp32 from the features that the
+        head takes.
 
         Args:
             path: A file that `write` has written.

@@ -154,8 +154,9 @@ def _signature_problem(found: OnnxFile, card: Card) -> str | None:
         wanted_input=TensorType(INPUT, "uint8", (None, size, size, 3)),
         wanted_output=TensorType(OUTPUT, "float", (None, num_classes)),
         further_outputs=(
-            TensorType(PROBABILITIES, "float", (None, num_classes)),
-            TensorType(DISTANCE, "float", (None,)),
+            (TensorType(PROBABILITIES, "float", (None, num_classes)),),
+            # That of older exports has only the batch axis.
+            (TensorType(DISTANCE, "float", (None, 1)), TensorType(DISTANCE, "float", (None,))),
         ),
     )
 

@@ -64,17 +64,20 @@ def check_logits(
 def check_distances(
     distances: NDArray[np.float32], num_images: int, path: Path
 ) -> NDArray[np.float32]:
-    """Return distances if they are float32, (num_images,).
+    """Return the output `distance` as float32, (num_images,), if it is float32, (num_images, 1).
+
+    That of older exports is (num_images,).
 
     Raises:
-        ArtifactError: If they are not.
+        ArtifactError: If it is neither.
     """
-    if distances.dtype != np.float32 or distances.shape != (num_images,):
+    wanted = (num_images, 1)
+    if distances.dtype != np.float32 or distances.shape not in (wanted, wanted[:1]):
         raise ArtifactError(
             f"{path} gives distances {distances.dtype} {distances.shape}, but they should be "
-            f"float32 {(num_images,)}; {REMEDY}"
+            f"float32 {wanted}; {REMEDY}"
         )
-    return distances
+    return distances.reshape(num_images)
 
 
 def check_images(images: NDArray[np.uint8], size: int) -> None:

@@ -226,7 +226,7 @@ def with_outputs(
 
 
 def _distance_module(distance: "Distance") -> "torch.nn.Module":
-    """Return a module that maps features, (N, F), to distances, float32 (N,), in fp32."""
+    """Return a module that maps features, (N, F), to distances, float32 (N, 1), in fp32."""
     import torch
 
     class DistanceModule(torch.nn.Module):
@@ -248,6 +248,7 @@ def _distance_module(distance: "Distance") -> "torch.nn.Module":
             parts = centered @ self.directions
             rest = centered - parts @ self.directions.t()
             own = (parts * parts) @ self.precisions[:-1]
-            return torch.sqrt(own + (rest * rest).sum(dim=1) * self.precisions[-1])
+            squares = own + (rest * rest).sum(dim=1) * self.precisions[-1]
+            return torch.sqrt(squares).unsqueeze(1)
 
     return DistanceModule()
