@@ -34,7 +34,7 @@ def runs(
         list[str] | None,
         typer.Argument(
             metavar="[RUN]...",
-            help="Two runs to compare, or runs for --delete or --images: names or folders.",
+            help="Two runs to compare, or runs for --delete or --images.",
         ),
     ] = None,
     *,
