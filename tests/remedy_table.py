@@ -686,7 +686,7 @@ CASES = (
         2,
     ),
     Case(
-        "if they were moved, name their folder: tltools runs {} --images",
+        "tltools runs {} --images FOLDER",
         "$ mkdir new && mv data new/photos && sed -i 's|^[^,]*/data/|/gone/data/|' runs/cnn/*.csv; "
         "train --resume cnn --epochs 2",
         ("runs runs/cnn --images new; train --resume cnn --epochs 2",),
@@ -697,6 +697,12 @@ CASES = (
         "runs cnn --delete --images data",
         ("runs cnn --images data", "runs cnn --delete --yes"),
         2,
+    ),
+    Case(
+        "say where it is now with --weights FILE",
+        f"$ cp vgg16.safetensors own.safetensors; {VGG16.replace('vgg16.s', 'own.s')}; "
+        "$ mv own.safetensors moved.safetensors; train --resume vgg16 --epochs 2",
+        ("train --resume vgg16 --epochs 2 --weights moved.safetensors",),
     ),
     Case(
         "nothing to resume: {} is finished, with {}; to extend it, increase --epochs",

@@ -53,6 +53,9 @@ def test_an_accuracy_that_may_be_chance_is_told(targets, num_right, told, tmp_pa
     assert len(recorder.said) == (0 if told is None else 2 if is_chance else 1)
     assert all(str(told) in text for text in recorder.said)
     assert all(text.endswith("all images: --folds 5") for text in recorder.said)
+    recorder.said.clear()
+    tell_chance(runs, recorder, resumed=True)
+    assert all(text.endswith("train a new run with --folds 5") for text in recorder.said)
 
 
 def test_inspect_counts_few_validation_images(drawn, tmp_path):
@@ -61,7 +64,7 @@ def test_inspect_counts_few_validation_images(drawn, tmp_path):
     assert note["message"] == (
         "val has 2 images (bright 1, dark 1), too few to measure an accuracy well: even 2 of 2 "
         "correct would be 100.0% (34.2% to 100.0%); cross-validation measures it on all images: "
-        "tltools train with --folds 5"
+        "tltools train DATA --folds 5"
     )
     assert len(note["paths"]) == 2
 

@@ -786,7 +786,13 @@ def test_the_exporter_prints_nothing(cnn_run, tmp_path):
         text=True,
         check=True,
     )
-    beginnings = ("Evaluating cnn", "Exporting cnn to ", "Next: ", *SAID_OF_TORCHSCRIPT)
+    beginnings = (
+        "Running cnn in PyTorch",
+        "Comparing cnn ",
+        "Exporting cnn to ",
+        "Next: ",
+        *SAID_OF_TORCHSCRIPT,
+    )
     assert [line for line in done.stderr.splitlines() if not line.startswith(beginnings)] == []
     assert done.stdout.startswith("Exports, verified against PyTorch")
     assert "torch." not in done.stdout

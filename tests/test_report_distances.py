@@ -336,7 +336,7 @@ def test_a_run_shows_the_images_of_its_data_that_are_most_unlike(odd_run):
     assert len(gallery.tiles) == MAX_DISTANT
     first = gallery.tiles[0]
     assert (first.name, first.true, first.split) == ("30.png", "dark", "train")
-    assert first.notes[1] == "the most distant training image"
+    assert first.notes[1] == "the most distant of them"
     assert "24 of 60 images, the most distant first" in gallery.note
     _, facts = load_distance(odd_run[0] / DISTANCE)
     num_far = (read_distances(odd_run[0]).distances > far_out(facts)).sum()

@@ -360,6 +360,23 @@ def test_moved_images_are_found_by_their_bytes(moved, drawn):
     assert "all images are where they were" in again.err
 
 
+def test_images_in_the_folder_of_another_class_are_told(moved):
+    run, folder = moved
+    frame = read_split(run)
+    (folder / "bright").mkdir()
+    (folder / "dark").mkdir()
+    for number, label in enumerate(frame["class"]):
+        (path,) = (folder / "inner").glob(f"{number}.*")
+        path.rename(folder / ("dark" if number == 0 else label) / path.name)
+    assert frame["class"][0] == "bright"
+    ran = run_tltools("runs", "cnn", "--images", folder, cwd=run.parents[1])
+    assert (
+        f"runs/cnn: 1 image is in the folder of another class now (first {folder}/dark/0.png, "
+        "trained as bright)" in ran.err
+    ), ran
+    assert read_split(run)["class"][0] == "bright"
+
+
 def test_nothing_is_changed_if_an_image_is_not_found(moved):
     run, folder = moved
     next((folder / "inner").glob("*.png")).write_bytes(b"other bytes")

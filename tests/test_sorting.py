@@ -231,15 +231,23 @@ def test_an_undo_names_files_that_sorting_did_not_put_there(images, predictions)
     assert describe_undone(undone).endswith(stays)
 
 
-def test_an_undo_finds_images_that_were_moved_to_another_label(images, predictions):
+@pytest.mark.parametrize("action", ["copy", "hardlink", "move"])
+def test_an_undo_keeps_images_whose_labels_were_corrected(action, images, predictions):
     before = tree(images)
-    folder = sort(images, predictions, "move").folder
+    folder = sort(images, predictions, action).folder
     moved = next((folder / CLASSES[0]).iterdir())
     (folder / "corrected").mkdir()
-    moved.rename(folder / "corrected" / moved.name)
+    new = moved.rename(folder / "corrected" / moved.name)
     undone = undo_sort(folder)
-    assert (undone.kept, undone.others) == ((), ())
+    assert undone.kept == (f"{moved} was moved to {new}; put it back to undo that, too",)
+    assert undone.num_undone == 30
+    assert new.exists()
+    assert (folder / "manifest.csv").exists()
+    moved.parent.mkdir()
+    new.rename(moved)
+    assert undo_sort(folder).kept == ()
     assert tree(images) == before
+    assert not (folder / "manifest.csv").exists()
 
 
 @pytest.mark.parametrize("action", ["copy", "move"])
@@ -259,6 +267,33 @@ def test_sorted_images_are_labeled_by_their_folders(action, images, predictions)
     assert "predicted labels" in by_kind["predicted-labels"]
     with pytest.raises(DataError, match=f"says where images were sorted to: name {done.folder}"):
         read_labels(done.folder / "manifest.csv")
+    for path in (done.folder / "uncertain").iterdir():
+        path.unlink()
+    assert all(one.severity != "error" for one in read_labels(done.folder).findings)
+
+
+def test_sorted_images_among_others_are_read_once_their_mark_is_deleted(images, predictions):
+    done = sort(images, predictions)
+    for name in (*CLASSES, "uncertain"):
+        (images / "old" / name).mkdir(parents=True)
+        shutil.copy(images / CLASSES[0] / "0.png", images / "old" / name / "x.png")
+    new = done.folder.rename(images / "new")
+    for name in CLASSES:
+        shutil.rmtree(images / name)
+    (finding,) = (
+        one for one in read_labels(images, class_level=2).findings if one.kind == "left-out-sorted"
+    )
+    mark = new / ".tltools"
+    assert finding.severity == "warning"
+    assert "new holds images that tltools sorted by predicted labels, and left out" in (
+        finding.message
+    )
+    assert finding.message.endswith(f"delete {mark}")
+    mark.unlink()
+    found = read_labels(images, class_level=2)
+    counts = Counter(found.frame["class"])
+    assert counts == {**{name: done.counts[name] + 1 for name in CLASSES}, "uncertain": 1}
+    assert {one.kind for one in found.findings} >= {"predicted-labels", "unlabeled"}
 
 
 def test_sorted_images_are_found_by_their_earlier_names(images, predictions):
@@ -561,6 +596,18 @@ def test_what_cannot_be_sorted_is_refused_before_any_work(
 def classify(onnx_path, folder, *words):
     model = ("--model", onnx_path, "--device", "cpu")
     return run_tltools("classify", *words, *model, cwd=folder)
+
+
+def test_a_report_finds_images_that_were_moved_by_a_sort(onnx_path, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "tltools").mkdir(parents=True)
+    moving = ("images", "--sort-into", "sorted", "--sort-by", "move")
+    assert classify(onnx_path, tmp_path, *moving).code == 0
+    ran = run_tltools("report", "predictions.csv", cwd=tmp_path)
+    assert (ran.code, "cannot be found" in ran.err) == (0, False), ran
+    assert run_tltools("classify", "sorted", "--undo-sort", cwd=tmp_path).code == 0
+    ran = run_tltools("report", "predictions.csv", cwd=tmp_path)
+    assert (ran.code, "cannot be found" in ran.err) == (0, False), ran
 
 
 def test_a_sort_that_is_stopped_names_the_way_on(onnx_path, images, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ import torch
 from conftest import Recorder, features_of, make_exports, run_tltools
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_decisions import chosen
 
 from tltools.backbones.cnn import CNN
 from tltools.backbones.vgg16 import VGG16
@@ -69,7 +71,7 @@ from tltools.training.features import (
 )
 from tltools.training.models import build_classifier
 from tltools.training.pretrained import load_weights
-from tltools.training.run import STATE, load_card, load_run
+from tltools.training.run import STATE, load_card, load_run, save_card
 from tltools.training.train import _Training
 
 NUM = 24
@@ -623,8 +625,54 @@ def test_a_run_is_not_resumed_with_other_weights(dataset, tmp_path, vgg16_file):
     shutil.copy(vgg16_file, weights)
     run = train(dataset, tmp_path, "vgg16", weights=weights, epochs=1)
     save_file({name: 2 * one for name, one in load_file(weights).items()}, weights)
-    with pytest.raises(ModelError, match=rf"{weights} have changed since run vgg16 was begun"):
+    with pytest.raises(ModelError, match=rf"{weights} are not those that run vgg16 was begun with"):
         resume_run(run.folder, TrainSetup(device="cpu"), epochs=2)
+
+
+@pytest.mark.parametrize("how", ["with the project", "elsewhere"])
+def test_weights_that_were_moved_are_found_or_can_be_named(
+    how, dataset, tmp_path, vgg16_file, monkeypatch
+):
+    project = tmp_path / "project"
+    project.mkdir()
+    weights = project / "weights.safetensors"
+    shutil.copy(vgg16_file, weights)
+    run = train(dataset, project, "vgg16", weights=weights, epochs=1)
+    moved = project.rename(tmp_path / "moved")
+    folder = moved / "runs" / run.folder.name
+    named = TrainSetup(device="cpu", cache_dir=moved / "cache")
+    if how == "elsewhere":
+        new = (moved / "weights.safetensors").rename(tmp_path / "other.safetensors")
+        with pytest.raises(ModelError, match=f"{weights}, the weights of {folder}, is no longer"):
+            resume_run(folder, named, epochs=2)
+        monkeypatch.chdir(moved)
+        words = ("--resume", "vgg16", "--epochs", "2", "--device", "cpu", "--cache-dir", "cache")
+        ran = run_tltools("train", *words, "--weights", new, cwd=moved)
+        assert ran.code == 0, ran
+    else:
+        resume_run(folder, named, epochs=2)
+    monkeypatch.chdir(tmp_path)
+    assert resume_run(folder, named, epochs=3).card.training["epochs_done"] == 3
+
+
+def test_exports_of_a_resumed_run_stay_current_if_its_weights_are_the_same(dataset, tmp_path):
+    run = train(dataset, tmp_path, epochs=1)
+    state = torch.load(run.folder / STATE, weights_only=True)
+    torch.save({**state, "best_val_loss": -1.0}, run.folder / STATE)  # no later epoch is better
+    threshold = chosen(value=0.7, class_name=None)
+    early = "2026-01-02T03:04:05+00:00"
+    card = load_card(run.folder)
+    before = msgspec.structs.replace(card, threshold=threshold, created=early)
+    save_card(run.folder, before)
+    after = resume_run(run.folder, TrainSetup(device="cpu"), epochs=2).card
+    assert after.training["epochs_done"] == 2
+    assert (after.training["kept_epoch"], after.created) == (1, early)
+    assert after.threshold == threshold
+    changed = train(dataset, tmp_path, epochs=1)
+    save_card(changed.folder, msgspec.structs.replace(changed.card, created=early))
+    later = resume_run(changed.folder, TrainSetup(device="cpu"), epochs=4).card
+    assert later.training["kept_epoch"] > 1
+    assert later.created > early
 
 
 def test_features_are_computed_once(dataset, tmp_path, vgg16_file, monkeypatch):

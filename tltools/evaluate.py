@@ -223,7 +223,7 @@ def evaluate_on_cluster(
             same_files=same_files,
         )
         with closing(outputs):
-            return _collect(card, paths, outputs, progress)
+            return _collect(card, paths, outputs, f"Evaluating {card.name}", progress)
 
     cluster.connect()  # before the clock starts
     limits = _Limits(threshold, min_confidence)
@@ -327,9 +327,17 @@ def predict(
     paths: Sequence[Path],
     *,
     batch_size: int = 32,
+    title: str = "",
     progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
     """Return the logits of images, (N, C), in the order of `paths`.
+
+    Args:
+        predictor: The model.
+        paths: N images.
+        batch_size: Images that the model is given at once.
+        title: Title of the bar; empty: `Evaluating` and the model's name.
+        progress: Shows the images.
 
     Raises:
         DataError: If an image cannot be read.
@@ -343,7 +351,9 @@ def predict(
         finish=readable,
     )
     with closing(results):
-        return _collect(predictor.card, paths, _numbered(results), progress)
+        card = predictor.card
+        shown = title or f"Evaluating {card.name}"
+        return _collect(card, paths, _numbered(results), shown, progress)
 
 
 def _numbered(
@@ -361,12 +371,13 @@ def _collect(
     card: Card,
     paths: Sequence[Path],
     outputs: Iterable[tuple[range, NDArray[np.float32]]],
+    title: str,
     progress: Progress,
 ) -> NDArray[np.float32]:
     """Collect outputs in image order, and check that they are finite logits, (N, C)."""
     num_classes = len(card.classes)
     logits = np.empty((len(paths), num_classes), dtype=np.float32)
-    with progress.bar(f"Evaluating {card.name}", len(paths)) as bar:
+    with progress.bar(title, len(paths)) as bar:
         for indices, batch in outputs:
             if batch.shape != (len(indices), num_classes):
                 raise ArtifactError(

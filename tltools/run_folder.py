@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -328,10 +328,15 @@ def check_present(paths: Iterable[str], noun: str, *, of: Path, remedy: str) -> 
     gone = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110 (speed)
     if gone:
         raise DataError(
-            f"{grouped(len(gone), noun)} of {of} can no longer be found (first {gone[0]}); if they "
-            f"were moved, name their folder: tltools runs {shlex.quote(str(of))} `images=FOLDER`; "
-            f"otherwise restore them, or {remedy}"
+            f"{grouped(len(gone), noun)} of {of} can no longer be found (first {gone[0]}); "
+            f"{if_moved(of)}; otherwise restore them, or {remedy}"
         )
+
+
+def if_moved(run: Path) -> str:
+    """Return the remedy for images of a run that are missing because they were moved."""
+    command = f"tltools runs {shlex.quote(str(run))} `images=FOLDER`"
+    return f"if they were moved, name their folder: {command}"
 
 
 def write_split(folder: Path, frame: "pd.DataFrame") -> None:
@@ -376,7 +381,17 @@ def _read_table(path: Path, dtype: Any) -> "pd.DataFrame":
     return frame
 
 
-def relocate(run: Path, images: Path, *, progress: Progress = SILENT) -> int:
+class Relocated(NamedTuple):
+    """What `relocate` found."""
+
+    num_images: int
+    """Number of images with a new place."""
+    relabeled: tuple[tuple[str, str], ...]
+    """Those of them in a folder that has the name of another class of the run: the new path, and
+    the class that the run was trained with."""
+
+
+def relocate(run: Path, images: Path, *, progress: Progress = SILENT) -> Relocated:
     """Note where the images of a run are now, which are found by their bytes.
 
     Images that are where they were stay there.
@@ -386,16 +401,14 @@ def relocate(run: Path, images: Path, *, progress: Progress = SILENT) -> int:
         images: The folder that holds the others, itself or in folders below it.
         progress: Where to report progress.
 
-    Returns:
-        Number of images with a new place.
-
     Raises:
         ArtifactError: If the run's tables cannot be read.
         ConfigError: If another process trains the run.
         DataError: If an image is missing, or the folder is; then nothing is changed.
     """
     with locked(run):
-        hashes = {row["path"]: row["sha256"] for row in read_split(run).to_dict("records")}
+        frame = read_split(run)
+        hashes = dict(zip(frame["path"], frame["sha256"], strict=True))
         gone = {path: sha256 for path, sha256 in hashes.items() if not os.path.exists(path)}  # noqa: PTH110
         places = find_by_bytes(gone, images, progress=progress) if gone else {}
         if lost := [path for path in gone if path not in places]:
@@ -406,7 +419,13 @@ def relocate(run: Path, images: Path, *, progress: Progress = SILENT) -> int:
             )
         if places:
             _write_places(run, places)
-        return len(places)
+        labels = dict(zip(frame["path"], frame["class"], strict=True))
+        others = {
+            new: labels[old]
+            for old, new in places.items()
+            if Path(new).parent.name in set(labels.values()) - {labels[old]}
+        }
+        return Relocated(len(places), tuple(others.items()))
 
 
 def _write_places(run: Path, places: Mapping[str, str]) -> None:

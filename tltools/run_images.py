@@ -1,4 +1,4 @@
-"""Find the images of a run after they, or the project with them, were moved."""
+"""Find the images and the weights of a run after they, or the project with them, were moved."""
 
 import csv
 import os
@@ -32,16 +32,35 @@ def moved_with_project(split: Path) -> tuple[str, str] | None:
         Two beginnings of paths that end with a separator; None if the images are where they were,
         or are not found.
     """
-    places = dict.fromkeys((Path.cwd(), split.absolute().parent.parent.parent))
     for path, sha256 in _first_images(split):
         if os.path.lexists(path):
             return None
-        parts = Path(path).parts
-        for start, place in product(range(1, len(parts)), places):
-            found = place.joinpath(*parts[start:])
-            with suppress(DataError):
-                if found.is_file() and image_sha256(found) == sha256:
-                    return str(Path(*parts[:start])).rstrip(os.sep) + os.sep, f"{place}{os.sep}"
+        if (found := _moved(Path(path), sha256, split.parent)) is not None:
+            return found
+    return None
+
+
+def moved_file(path: Path, sha256: str, run: Path) -> Path | None:
+    """Return where a file of a run is, if a folder with both was moved; None if it is not found.
+
+    Args:
+        path: Where it was.
+        sha256: The hash of its bytes.
+        run: The run's folder.
+    """
+    found = _moved(path, sha256, run)
+    return None if found is None else Path(found[1] + str(path).removeprefix(found[0]))
+
+
+def _moved(path: Path, sha256: str, run: Path) -> tuple[str, str] | None:
+    """Return how the paths of a file began, and how they begin now; None if it is not found."""
+    parts = path.parts
+    places = dict.fromkeys((Path.cwd(), run.absolute().parent.parent))
+    for start, place in product(range(1, len(parts)), places):
+        found = place.joinpath(*parts[start:])
+        with suppress(DataError):
+            if found.is_file() and image_sha256(found) == sha256:
+                return str(Path(*parts[:start])).rstrip(os.sep) + os.sep, f"{place}{os.sep}"
     return None
 
 

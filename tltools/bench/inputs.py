@@ -25,7 +25,7 @@ from tltools.bench.rows import EAGER, BenchPrecision
 from tltools.card import Card
 from tltools.errors import ArtifactError, DataError
 from tltools.evaluate import choose_split, count_trained_on
-from tltools.run_folder import CARD, read_split
+from tltools.run_folder import CARD, if_moved, read_split
 from tltools.runtime.model_formats import ONNX, format_of, is_export_name
 from tltools.runtime.selftest import lacks_self_test
 from tltools.wording import SPLIT_NAMES, grouped, in_percent, listed, plural
@@ -373,8 +373,8 @@ def _labeled_images(
     if gone:
         raise DataError(
             f"{len(gone)} validation image{'s are' if len(gone) > 1 else ' is'} missing from "
-            f"{runs[0].path}, the first is {gone[0]}: restore them, or provide others with "
-            "`dataset=`"
+            f"{runs[0].path}, the first is {gone[0]}; {if_moved(runs[0].path)}; otherwise restore "
+            "them, or provide others with `dataset=`"
         )
     return frame, f"{runs[0].card.data.name} ({SPLIT_NAMES['val']})"
 

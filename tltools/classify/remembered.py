@@ -45,6 +45,8 @@ class _Remembered(msgspec.Struct, frozen=True):
     """None for a job without distances."""
     model: str = ""
     """Name of the export that classified; empty if unknown, as in records of earlier versions."""
+    sorted_into: str = ""
+    """Absolute path of the folder that the images were moved to; empty if they were not."""
 
 
 def remember_inputs(
@@ -53,6 +55,7 @@ def remember_inputs(
     reference: Reference | None = None,
     *,
     model: str = "",
+    sorted_into: Path | None = None,
 ) -> bool:
     """Record the inputs of a finished job; return whether a report can find its images.
 
@@ -64,6 +67,8 @@ def remember_inputs(
             None for images that are no longer there.
         reference: What the distances in the output are compared with; None if it has none.
         model: Name of the export.
+        sorted_into: The folder of sorted images that the images were moved to; None if they were
+            not.
     """
     found = None if inputs is None else _places(inputs)
     if (found is None and reference is None) or not _cache().is_dir():
@@ -77,6 +82,7 @@ def remember_inputs(
             inputs=found,
             reference=reference,
             model=model,
+            sorted_into="" if sorted_into is None else str(sorted_into.absolute()),
         )
         write_text(_place(output), msgspec.json.encode(record).decode())
     except (OSError, TltoolsError, UnicodeError):  # no cache, or a name that JSON cannot hold
@@ -97,6 +103,12 @@ def remembered_inputs(output: Path) -> list[Path] | None:
     if record is None or record.inputs is None:
         return None
     return [Path(one) for one in record.inputs]
+
+
+def remembered_sorted(output: Path) -> Path | None:
+    """Return the folder that the images of this very file were moved to; None if there is none."""
+    record = _read(output)
+    return Path(record.sorted_into) if record is not None and record.sorted_into else None
 
 
 def remembered_model(output: Path) -> str:

@@ -503,23 +503,18 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
     """
     manifest = folder / SORT_MANIFEST
     entries = [one for one in read_manifest(manifest) if one.action != _SKIPPED]
-    entries = list(_where_they_are(folder, _after_a_move(folder, entries)))
+    entries = _after_a_move(folder, entries)
+    elsewhere = _moved_by_hand(folder, entries)
     entries.sort(key=lambda one: one.action != "move")  # links lead somewhere again
     kept: list[str] = []
     counts: Counter[str] = Counter()
     with progress.bar("Undoing", len(entries)) as bar:
         for entry in entries:
-            target = folder / entry.target
-            try:
-                reason = take_back(Path(entry.source), target, cast("Action", entry.action))
-            except OSError as error:
-                raise TltoolsError(
-                    f"cannot bring back {target} to {entry.source}: {cause_of(error)}; no image is "
-                    "lost; fix that and run the same command again"
-                ) from error
+            is_there = os.path.lexists(folder / entry.target)
+            reason = _take_back(folder, entry, elsewhere.get(entry.target))
             if reason is not None:
-                kept.append(f"{target} {reason}")
-            else:
+                kept.append(f"{folder / entry.target} {reason}")
+            elif is_there:
                 counts[entry.action] += 1
             bar.advance()
     _remove_empty(folder, entries, everything=not kept)
@@ -531,6 +526,24 @@ def undo_sort(folder: Path, *, progress: Progress = SILENT) -> Undone:
         kept=tuple(kept),
         others=() if kept else tuple(_others_in(folder)),
     )
+
+
+def _take_back(folder: Path, entry: Entry, elsewhere: str | None) -> str | None:
+    """Undo one entry of a manifest; return why its image was kept, or None.
+
+    Raises:
+        TltoolsError: If a file cannot be moved or deleted.
+    """
+    if elsewhere is not None:
+        return f"was moved to {folder / elsewhere}; put it back to undo that, too"
+    target = folder / entry.target
+    try:
+        return take_back(Path(entry.source), target, cast("Action", entry.action))
+    except OSError as error:
+        raise TltoolsError(
+            f"cannot bring back {target} to {entry.source}: {cause_of(error)}; no image is lost; "
+            "fix that and run the same command again"
+        ) from error
 
 
 def _after_a_move(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
@@ -560,22 +573,22 @@ def _after_a_move(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
-def _where_they_are(folder: Path, entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Yield the entries, with images that were moved to another label's folder where they are now.
+def _moved_by_hand(folder: Path, entries: Sequence[Entry]) -> dict[str, str]:
+    """Return the new places of images that were moved to another label's folder, by their old ones.
 
-    To correct a label, people move the image. It is found if one other folder has its name.
+    That is how labels are corrected, which an undo must not lose.
     """
     targets = {one.target for one in entries}
     inner = [one.name for one in folder.iterdir() if one.is_dir()]
-    for entry in entries:
-        is_lost = not os.path.lexists(folder / entry.target) and not os.path.lexists(entry.source)
-        if entry.action == "move" and is_lost:
-            name = entry.target.split("/")[1]
-            places = {f"{one}/{name}" for one in inner if os.path.lexists(folder / one / name)}
-            if len(places - targets) == 1:
-                yield entry._replace(target=(places - targets).pop())
-                continue
-        yield entry
+    moved: dict[str, str] = {}
+    for target in targets:
+        if os.path.lexists(folder / target):
+            continue
+        name = target.split("/")[1]
+        places = {f"{one}/{name}" for one in inner if os.path.lexists(folder / one / name)}
+        if len(places - targets) == 1:
+            moved[target] = (places - targets).pop()
+    return moved
 
 
 def _common_folder(paths: Iterable[str]) -> str:

@@ -23,27 +23,35 @@ FOLDS = 5
 """Most folds that a message proposes."""
 
 
-def tell_chance(trained: "Sequence[TrainedRun]", progress: "RichProgress") -> None:
+def tell_chance(
+    trained: "Sequence[TrainedRun]", progress: "RichProgress", *, resumed: bool = False
+) -> None:
     """Warn of each run that may be no better than chance; say once if validation images are few.
 
     Chance is what always choosing the largest class of the validation images would get.
+
+    Args:
+        trained: The runs.
+        progress: Where to say it.
+        resumed: Whether they were resumed: only a new run can be cross-validated.
     """
     from tltools.run_folder import read_split
     from tltools.runs import chance_doubt
 
     few: list[str] = []
+    new = "train a new run with " if resumed else ""
     for run in trained:
         score, doubt = run.card.metrics.get("val"), chance_doubt(run.folder, run.card)
         if score is None or doubt is None:
             continue
         if doubt:
-            progress.warn(f"{run.folder}: {doubt}; {_remedy(_sizes(read_split(run.folder)))}")
+            progress.warn(f"{run.folder}: {doubt}; {_remedy(_sizes(read_split(run.folder)), new)}")
         elif are_few(score.total):
             few.append(
                 f"{counted(score.total, 'validation image')} "
                 f"{plural(score.total, 'is', 'are')} few: the 95% interval of the "
                 f"accuracy is {100 * (score.high - score.low):.0f} points wide; "
-                f"{_remedy(_sizes(read_split(run.folder)))}"
+                f"{_remedy(_sizes(read_split(run.folder)), new)}"
             )
     if few:
         progress.say(few[0])
@@ -99,6 +107,6 @@ def note_few(dataset: "Dataset", counts: "Mapping[str, Mapping[str, int]]") -> l
     text = (
         f"val has {counted(total, 'image')} ({classes}), too few to measure an accuracy well: "
         f"even {right:,} of {total:,} correct would be {with_interval(right / total, low, high)}; "
-        f"{_remedy(_sizes(dataset.frame), 'tltools train with ')}"
+        f"{_remedy(_sizes(dataset.frame), 'tltools train DATA ')}"
     )
     return [Finding("note", "few-val", text, tuple(dataset.part("val")["path"]))]

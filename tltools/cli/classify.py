@@ -235,7 +235,8 @@ def classify(
         if here.report is not None:  # before images are moved
             _write_report(here.report, summary, inputs, options.unknown, out.progress)
         done = sort and sort_job(sort, settings, out.progress)
-        is_known = _remember(summary, inputs, options.unknown)
+        moved_to = sort.folder if sort is not None and sort.action == "move" else None
+        is_known = _remember(summary, inputs, options.unknown, moved_to)
         out.result(
             summary.as_dict() | ({"sorted": done} if done else {}),
             lambda: _print_job(summary, options.unknown, out.progress),
@@ -373,6 +374,7 @@ def _remember(
     summary: "Summary",
     inputs: "list[Location]",
     unknown: float | None,
+    moved_to: Path | None,
 ) -> bool:
     """Remember the inputs and distances for a report; return whether it can show the images."""
     from tltools.classify.remembered import remember_inputs
@@ -381,7 +383,9 @@ def _remember(
         return False
     reference = _reference(summary, unknown)
     # Moved images return if the sorting is undone.
-    return remember_inputs(summary.output, inputs, reference, model=summary.card.name)
+    return remember_inputs(
+        summary.output, inputs, reference, model=summary.card.name, sorted_into=moved_to
+    )
 
 
 def _reference(summary: "Summary", unknown: float | None) -> "Reference | None":

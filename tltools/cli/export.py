@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -176,11 +177,25 @@ def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Ou
     model: list[str] = []
     if best is None or not (is_default and _is_found(best)):
         model = ["--model", str((best or exports[0]).path)]
-    files = [] if is_default and _are_current(exports) else [str(one.path) for one in exports]
+    files = [] if is_default and _are_current(exports) else _with_siblings(exports)
     out.progress.say(
         f"Next: tltools classify {shlex.join(['FOLDER', *model])}, or "
         f"{shlex.join(['tltools', 'bench', *files])} to compare the files"
     )
+
+
+def _with_siblings(exports: "Sequence[Artifact]") -> list[str]:
+    """Return the paths of exports, and of others of the same trainings in the same folders."""
+    from tltools.artifacts import read_artifact
+
+    paths = dict.fromkeys(one.path for one in exports)
+    for export in exports:
+        for path in sorted(export.path.parent.iterdir()):
+            with suppress(ArtifactError):  # it is damaged
+                is_other = path not in paths and is_export_name(path)
+                if is_other and read_artifact(path).card.created == export.card.created:
+                    paths[path] = None
+    return [str(path) for path in sorted(paths)]
 
 
 def _is_found(export: "Artifact") -> bool:

@@ -192,8 +192,12 @@ def _weights(
     from tltools.training.train import weights_to_resume_with
 
     asked = weights_to_resume_with(plan.train_config(), setup.weights)
-    if "weights" in given and asked != plan.weights:
-        yield "`weights=`", plan.weights, asked
+    known = plan.weights
+    # A file may have been moved: its bytes are compared when it is read.
+    are_files = asked is not None and known is not None and Path(asked).is_absolute()
+    are_files = are_files and Path(known or "").is_absolute()
+    if "weights" in given and asked != known and not are_files:
+        yield "`weights=`", known, asked
     if "normalization" in given and setup.normalization != plan.normalization:
         yield "`normalization=`", plan.normalization, setup.normalization
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tltools.artifacts import Artifact
+    from tltools.run_folder import Relocated
     from tltools.runs import Comparison, Deletion
 
 
@@ -191,15 +192,23 @@ def _relocate(names: "Sequence[str]", images: Path, run_dir: Path, out: Out) -> 
 
     if not names:
         raise ConfigError("--images needs the names of runs; tltools runs lists them")
-    moved: dict[str, int] = {}
+    moved: dict[str, Relocated] = {}
     for folder in dict.fromkeys(find_run(name, run_dir) for name in names):
-        moved[str(folder)] = relocate(folder, images, progress=out.progress)
+        found = moved[str(folder)] = relocate(folder, images, progress=out.progress)
         out.progress.say(
-            f"{folder}: {grouped(moved[str(folder)], 'image')} found in {images}"
-            if moved[str(folder)]
+            f"{folder}: {grouped(found.num_images, 'image')} found in {images}"
+            if found.num_images
             else f"{folder}: all images are where they were; nothing to change"
         )
-    out.result(moved)
+        if found.relabeled:
+            path, label = found.relabeled[0]
+            number = len(found.relabeled)
+            out.progress.warn(
+                f"{folder}: {grouped(number, 'image')} {plural(number, 'is', 'are')} in the folder "
+                f"of another class now (first {path}, trained as {label}), which changes nothing "
+                "in this run; train a new one to use the new labels"
+            )
+    out.result({folder: one._asdict() for folder, one in moved.items()})
 
 
 # ---------------------------------------------------------------------------------- deletion

@@ -494,7 +494,7 @@ def train(
         if settings.batch_size is None and recipe == "default":
             configs = _with_fitting_batches(configs, dataset, out.progress)
         trained, failure = _train(dataset, configs, setup, folds, out.progress)
-    _show(trained, out, report)
+    _show(trained, out, report, resumed=resume)
     if failure is not None:
         raise failure
     if trained[-1].interrupted:
@@ -718,7 +718,7 @@ def _resume(
     return [trained]
 
 
-def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
+def _show(trained: "list[TrainedRun]", out: Out, report: Path | None, *, resumed: bool) -> None:
     """Print a table of the runs, and write the requested report."""
     from tltools.cli.chance import tell_chance
     from tltools.run_folder import read_folds
@@ -727,7 +727,8 @@ def _show(trained: "list[TrainedRun]", out: Out, report: Path | None) -> None:
     for run, found in zip(trained, folds, strict=True):
         if found is not None:
             _tell_folds(run, found, out.progress)
-    tell_chance([run for run, found in zip(trained, folds, strict=True) if not found], out.progress)
+    unknown = [run for run, found in zip(trained, folds, strict=True) if not found]
+    tell_chance(unknown, out.progress, resumed=resumed)
     facts = [_facts(run, found) for run, found in zip(trained, folds, strict=True)]
     out.result(facts, lambda: _print_summary(trained, folds))
     if report is not None:

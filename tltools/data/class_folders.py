@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from tltools.data.findings import Finding, shorten
 from tltools.data.folders import (
+    MARKER,
     SHEET,
     SORT_ERRORS,
+    SORT_MANIFEST,
     SkipReason,
     find_folders,
     is_sorted_folder,
@@ -126,7 +128,8 @@ def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
         ("system", "system-folder", "that the system made"),
         ("output", "own-output", "that tltools wrote"),
     ):
-        paths = [path for path, why in tree.skipped if why == reason]
+        skipped = [path for path, why in tree.skipped if why == reason]
+        paths = [path for path in skipped if not is_sorted_folder(path)]
         if paths:
             names = shorten(path.relative_to(tree.root).as_posix() for path in paths)
             noun = "item" if any(path.name == SHEET for path in paths) else "folder"
@@ -141,13 +144,19 @@ def _findings(tree: "_Tree", loose: Sequence[str]) -> tuple[Finding, ...]:
 
 def _of_sorted(tree: "_Tree") -> Iterator[Finding]:
     """Say what the labels of sorted images are, and which images have none."""
-    if not is_sorted_folder(tree.root):
-        return
-    text = (
-        f"{tree.root.name} holds images that tltools sorted by predicted labels: correct them, by "
-        "moving images to other folders, before you train on them"
-    )
-    yield Finding("note", "predicted-labels", text)
+    if tree.sorted_folders:
+        text = (
+            f"{_named(tree, tree.sorted_folders)} by predicted labels: correct them, by moving "
+            "images to other folders, before you train on them"
+        )
+        yield Finding("note", "predicted-labels", text)
+    if left_out := [path for path, _ in tree.skipped if is_sorted_folder(path)]:
+        marks = listed([str(path / MARKER) for path in left_out])
+        text = (
+            f"{_named(tree, left_out)} by predicted labels, and left out: to train on them once "
+            f"they are corrected, delete {marks}"
+        )
+        yield Finding("warning", "left-out-sorted", text, tuple(map(str, left_out)))
     if tree.unlabeled:
         names = listed([f"{name} ({number:,})" for name, number in tree.unlabeled.items()])
         text = (
@@ -155,6 +164,13 @@ def _of_sorted(tree: "_Tree") -> Iterator[Finding]:
             "move them to the folders of their classes to use them"
         )
         yield Finding("warning", "unlabeled", text)
+
+
+def _named(tree: "_Tree", folders: Sequence[Path]) -> str:
+    """Name folders that tltools sorted images into, as the subject of a sentence."""
+    names = [path.relative_to(tree.root).as_posix() for path in folders]
+    names = [tree.root.name if name == "." else name for name in names]
+    return f"{listed(names)} {plural(len(names), 'holds', 'hold')} images that tltools sorted"
 
 
 def _nested(tree: "_Tree", layout: "_Layout") -> tuple[Finding, ...]:
@@ -215,6 +231,8 @@ class _Tree:
     """Number of files without an image suffix, by suffix."""
     unlabeled: dict[str, int] = field(default_factory=dict)
     """Number of images in folders that sorting made for images without a label, by folder."""
+    sorted_folders: list[Path] = field(default_factory=list)
+    """Folders of sorted images that are read, since they are the root or no longer marked."""
 
     @classmethod
     def scan(cls, folder: Path) -> "_Tree":
@@ -227,16 +245,18 @@ class _Tree:
 
         def look_at(path: Path, names: Sequence[str]) -> None:
             left_out.add(path, names)
+            if SORT_MANIFEST in names and is_sorted_folder(path):
+                tree.sorted_folders.append(path)
             if any(name.endswith(_EXPORT_SUFFIXES) for name in names):
                 exports.append(path)
 
         exports: list[Path] = []
-        others = _WITHOUT_LABEL if is_sorted_folder(root) else ()
         left_out = LeftOut(tree.unread.append)
         for path, names in find_folders(root, on_others=look_at, on_skip=note):
             parts = path.relative_to(root).parts
-            if parts and parts[0] in others:
-                tree.unlabeled[parts[0]] = tree.unlabeled.get(parts[0], 0) + len(names)
+            if tree.is_without_label(path):
+                name = "/".join(parts)
+                tree.unlabeled[name] = tree.unlabeled.get(name, 0) + len(names)
                 continue
             tree.entries.append((parts, list(names)))
             tree._loose.add(parts)
@@ -248,6 +268,10 @@ class _Tree:
             if parts and parts not in tree._loose and parts not in tree._children:
                 note(path, "output")
         return tree
+
+    def is_without_label(self, path: Path) -> bool:
+        """Return whether a folder was made for sorted images that have no label."""
+        return path.name in _WITHOUT_LABEL and path.parent in self.sorted_folders
 
     def children(self, folder: Parts) -> list[str]:
         """Return the names of the folders in `folder` with images in them or below."""
@@ -281,7 +305,7 @@ class _Tree:
             if not name.startswith(".")
             and not is_system_folder(name)
             and name not in self._children.get(folder, ())
-            and (folder or name not in self.unlabeled)
+            and not self.is_without_label(path / name)
             and not any(place.is_relative_to(path / name) for place in outputs)
         ]
 

@@ -85,7 +85,13 @@ def compare(
     found = _Logits(
         paths,
         reference,
-        batched=predict(predictor, paths, batch_size=batch_size, progress=progress),
+        batched=predict(
+            predictor,
+            paths,
+            batch_size=batch_size,
+            title=f"Comparing {predictor.card.name} with PyTorch",
+            progress=progress,
+        ),
         single=predict(predictor, paths[:SINGLE], batch_size=1),
     )
     found.check_shape()

@@ -26,7 +26,7 @@ from tltools.export.parity import BARS, wanted_images
 from tltools.graphs.onnx_file import example_images
 from tltools.graphs.precision import WEIGHT_BITS
 from tltools.progress import Progress
-from tltools.run_folder import DISTANCE, read_split
+from tltools.run_folder import DISTANCE, if_moved, read_split
 from tltools.runtime.device import Device
 from tltools.runtime.pipeline import decode_batches
 from tltools.training.head_inputs import HeadInputs, collecting, num_channels
@@ -148,8 +148,12 @@ class TrainedRun:
         channels = num_channels(head, find_backbone(self.card.model).flat_channels)
         inputs = HeadInputs(channels, None)
         with collecting(head, inputs):
-            logits = predict(self.predictor, paths, progress=self.progress)
+            logits = self._logits(paths)
         return logits, inputs.values()
+
+    def _logits(self, paths: list[Path]) -> NDArray[np.float32]:
+        title = f"Running {self.card.name} in PyTorch"
+        return predict(self.predictor, paths, title=title, progress=self.progress)
 
     def compared(self, wanted: int) -> list[Path]:
         """Return images to compare labels on: `paths`, and others if these are too few.
@@ -166,8 +170,7 @@ class TrainedRun:
         number = len(paths) - len(self.paths)
         if number > len(self._others_reference):
             new = self._others[len(self._others_reference) : number]
-            found = predict(self.predictor, new, progress=self.progress)
-            self._others_reference = np.concatenate([self._others_reference, found])
+            self._others_reference = np.concatenate([self._others_reference, self._logits(new)])
         logits = np.concatenate([self.reference, self._others_reference[: max(0, number)]])
         return logits[: len(paths)]
 
@@ -321,7 +324,7 @@ def _part(frame: pd.DataFrame, split: Literal["val", "train"], run: Path) -> pd.
     if gone or not len(part):
         name, need = _SPLIT_NAMES[split]
         what = f"{len(gone):,} are missing (first {gone[0]})" if gone else "it has none"
-        remedy = "restore them" if gone else "train a run that has some"
+        remedy = f"restore them; {if_moved(run)}" if gone else "train a run that has some"
         raise DataError(
             f"run {run.name} cannot be {need} on its {name} images: {what}; every export is {need} "
             f"on real images: {remedy}"

@@ -256,8 +256,9 @@ def _place(distance: float, training: Distances, *, is_training: bool) -> str:
     """
     largest = training.at(100)
     if math.isclose(distance, largest, rel_tol=1e-4, abs_tol=1e-6):  # a file rounds it
-        farthest = "the most distant training image"
-        return farthest if is_training else f"as far as {farthest}"
+        if is_training:
+            return "the most distant of them"
+        return "as far as the most distant training image"
     place = training.percentile_of(distance)
     if place < 100:
         return f"{ordinal(max(1, math.floor(place)))} percentile"

@@ -29,6 +29,7 @@ from tltools.classify.remembered import (
     remembered_inputs,
     remembered_model,
     remembered_reference,
+    remembered_sorted,
 )
 from tltools.classify.unfinished import unfinished_path
 from tltools.data.folders import is_run
@@ -208,7 +209,13 @@ def _locate(job: Path, images: Path | None) -> Locate | None:
     if images is not None:
         return locate_in(images)
     inputs = remembered_inputs(job)
-    return None if inputs is None else locate_inputs(inputs)
+    if inputs is None:
+        return None
+    in_inputs, moved_to = locate_inputs(inputs), remembered_sorted(job)
+    if moved_to is None:
+        return in_inputs
+    in_sorted = locate_in(moved_to)
+    return lambda name: in_inputs(name) or in_sorted(name)  # they may have been brought back
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Train from a data set to a run folder: start, resume, interrupt and finish."""
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from tltools.errors import ArtifactError, ConfigError, ModelError, cause_of
 from tltools.metrics import confusion_matrix, score, softmax
 from tltools.plots import plot_confusion, plot_history
 from tltools.progress import SILENT, Progress
+from tltools.regular import regular_sha256
 from tltools.run_folder import (
     CONFUSION,
     CURVES,
@@ -50,6 +52,7 @@ from tltools.run_folder import (
     write_folds,
     write_predictions,
 )
+from tltools.run_images import moved_file
 from tltools.training import run as runs
 from tltools.training.config import TrainConfig, TrainSetup
 from tltools.training.early import check_folds
@@ -328,8 +331,9 @@ def resume_run(
 
     Args:
         folder: The run.
-        setup: Device, cache folder and logs. The run keeps its own weights, normalization and
-            logs; new logs receive all of its epochs.
+        setup: Device, cache folder and logs, and the file of the run's weights if it was moved.
+            The run keeps its own weights, normalization and logs; new logs receive all of its
+            epochs.
         epochs: A new total number of epochs; None keeps the run's own.
         progress: As in `train_model`.
 
@@ -360,6 +364,7 @@ def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progr
     config = replace(config, epochs=epochs or planned)
     plan = msgspec.structs.replace(plan, config=asdict(config))
     if plan.weights is not None:
+        plan = msgspec.structs.replace(plan, weights=_weights_now(plan, config, setup, folder))
         setup = replace(setup, weights=plan.weights)
     setup = replace(setup, normalization=plan.normalization)
     dataset = runs.run_dataset(folder, progress=progress)
@@ -367,7 +372,7 @@ def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progr
     def check_weights(weights: Weights) -> None:
         if plan.weights_sha256 not in ("", weights.sha256):
             raise ModelError(
-                f"the weights {plan.weights} have changed since run {folder.name} was begun; "
+                f"the weights {plan.weights} are not those that run {folder.name} was begun with; "
                 "restore them, or train a new run"
             )
 
@@ -384,6 +389,29 @@ def _resume(folder: Path, setup: TrainSetup, epochs: int | None, progress: Progr
         training.trainer.load_state_dict(state)
     del state  # the trainer has what it needs of it
     return training.run(resumed=True)
+
+
+def _weights_now(plan: runs.RunPlan, config: TrainConfig, setup: TrainSetup, folder: Path) -> str:
+    """Return the weights that a run was begun with: their name, or where their file is now.
+
+    Raises:
+        ModelError: If the file is no longer there and no other one is given.
+    """
+    assert plan.weights is not None
+    if find_download(config.backbone, plan.weights) is not None:
+        return plan.weights
+    given = weights_to_resume_with(config, setup.weights)
+    if given is not None and find_download(config.backbone, setup.weights) is None:
+        return given  # that its bytes are the same is checked when it is read
+    if os.path.lexists(plan.weights):
+        return plan.weights
+    found = moved_file(Path(plan.weights), plan.weights_sha256, folder)
+    if found is None:
+        raise ModelError(
+            f"{plan.weights}, the weights of {folder}, is no longer there: restore it, or say "
+            "where it is now with `weights=FILE`"
+        )
+    return str(found)
 
 
 def _plan(job: Job, setup: TrainSetup) -> runs.RunPlan:
@@ -410,7 +438,7 @@ def weights_to_resume_with(config: TrainConfig, weights: str) -> str | None:
     if config.backbone.pretrained is None:
         return None
     named = find_download(config.backbone, weights) is not None
-    return weights if named else str(Path(weights).absolute())
+    return weights if named else os.path.abspath(weights)  # noqa: PTH100 - a link stays one
 
 
 class _Training:
@@ -515,12 +543,18 @@ class _Training:
         command that repeats it.
         """
         job = self._job
+        before = self._earlier()
         job.trained.load_state_dict(self.trainer.chosen_state())
         # Of an earlier checkpoint; the folds' predictions are of the settings.
         for name in (DISTANCE, DISTANCES, PREDICTIONS, CONFUSION, CURVES):
             (self._folder / name).unlink(missing_ok=True)
         runs.save_checkpoint(self._folder, job.finished_state())
         card = self._card(interrupted=interrupted)
+        if before is not None and before[0] == self._checkpoint_sha256():
+            # The same model as before: its exports and its threshold still hold.
+            card = msgspec.structs.replace(
+                card, created=before[1].created, threshold=before[1].threshold
+            )
         why = "lowest validation loss" if job.config.keep == "best" else "the last one"
         kept, done = card.training["kept_epoch"], card.training["epochs_done"]
         self._progress.say(f"Kept epoch {kept} of {done} ({why})")
@@ -534,6 +568,16 @@ class _Training:
         with self._optional("drawing curves.png", "tltools report draws it"):
             self._plot_history(kept)
         return card
+
+    def _earlier(self) -> tuple[str, Card] | None:
+        """Return the hash of the checkpoint that is there, and its card; None if one is missing."""
+        try:
+            return self._checkpoint_sha256(), runs.load_card(self._folder)
+        except (OSError, ArtifactError):
+            return None
+
+    def _checkpoint_sha256(self) -> str:
+        return regular_sha256(self._folder / runs.CHECKPOINT)
 
     @contextmanager
     def _optional(self, what: str, remedy: str) -> Iterator[None]:
