@@ -195,27 +195,30 @@ def test_the_estimate_says_that_it_exceeds_the_budget():
 
 def test_an_estimate_that_is_far_too_low_is_corrected_once():
     pace = Pace([60.0, 30.0, 30.0], rounds=3)  # 20, 10 and 10 s for a round
-    # 20 s of 120 are known, and took 2.4 times as long: the other 100 s take 240.
-    line = pace.correction(0, 48.0)
-    assert line == "This machine is slower than estimated, perhaps busy: about 4 min left"
-    assert pace.correction(1, 24.0) == ""
+    assert pace.correction(0, 48.0) == ""
+    # 30 s of 120 are known, and took 2.4 times as long: the other 90 s take 216.
+    line = pace.correction(1, 24.0)
+    assert line == "This machine is slower than estimated, perhaps busy: about 3.5 min left"
+    assert pace.correction(2, 24.0) == ""
 
 
 def test_an_estimate_that_is_far_too_high_is_corrected_once():
     pace = Pace([60.0, 30.0, 30.0], rounds=3)
-    # 20 s of 120 are known, and took a fifth: the other 100 s take 20.
-    line = pace.correction(0, 4.0)
+    assert pace.correction(0, 4.0) == ""
+    # 30 s of 120 are known, and took a fifth: the other 90 s take 18.
+    line = pace.correction(1, 2.0)
     assert line == "This machine is faster than estimated: about 20 s left"
-    assert pace.correction(1, 2.0) == ""
+    assert pace.correction(2, 2.0) == ""
 
 
 @pytest.mark.parametrize(
     ("estimates", "took"),
     [
-        pytest.param([60.0, 60.0], 29.0, id="less than 1.5 times as long"),
-        pytest.param([60.0, 60.0], 14.0, id="less than 1.5 times as fast"),
-        pytest.param([6.0, 114.0], 14.0, id="too little is known"),
-        pytest.param([20.0, 6.0], 26.0, id="hardly anything is left"),
+        pytest.param([300.0, 60.0], 149.0, id="less than 1.5 times as long"),
+        pytest.param([300.0, 60.0], 67.0, id="less than 1.5 times as fast"),
+        pytest.param([60.0, 300.0], 100.0, id="too little is known"),
+        pytest.param([60.0, 60.0], 40.0, id="a minute more is not worth telling"),
+        pytest.param([20.0, 6.0], 80.0, id="hardly anything is left"),
     ],
 )
 def test_an_estimate_is_not_corrected_without_need(estimates, took):

@@ -573,7 +573,7 @@ def test_the_command_lays_out_what_it_exports(cnn_run, tmp_path):
 @pytest.mark.parametrize(
     ("layout", "file", "hint"),
     [
-        ("python", "predict.py", "run predict.py"),
+        ("python", "predict.py", "python exports/python/cnn_fp32/predict.py IMAGE"),
         ("triton", "config.pbtxt", "tritonserver --model-repository="),
         ("docker", "Dockerfile", "docker build"),
     ],

@@ -46,7 +46,7 @@ CLASSIFY_BATCH, CLASSIFY_BATCHES = 8, 3
 """Images in a batch of `classify` with a slow model, and the number of such batches."""
 ROUND_IMAGES = 48
 """Images per round that timed batches classify for the accuracy, at least; 144 in three rounds."""
-MIN_KNOWN, WRONG, WORTH_TELLING_S = 0.1, 1.5, 20.0
+MIN_KNOWN, WRONG, WORTH_TELLING_S = 0.25, 1.5, 60.0
 """A wrong estimate is corrected after this share of it, if the measurements took this many times as
 long, or were this many times as fast, and if it is wrong by this many seconds."""
 OVER_BUDGET = 0.25

@@ -103,10 +103,12 @@ def note_few(dataset: "Dataset", counts: "Mapping[str, Mapping[str, int]]") -> l
         return []
     right = round(_EXAMPLE * total)
     low, high = interval(right, total)
+    is_bad = any(one.kind in ("missing", "unreadable") for one in dataset.findings)
+    skipping = "--skip-bad " if is_bad else ""
     classes = listed([f"{name} {count:,}" for name, count in by_class.items()])
     text = (
         f"val has {counted(total, 'image')} ({classes}), too few to measure an accuracy well: "
         f"even {right:,} of {total:,} correct would be {with_interval(right / total, low, high)}; "
-        f"{_remedy(_sizes(dataset.frame), 'tltools train DATA ')}"
+        f"{_remedy(_sizes(dataset.frame), f'tltools train DATA {skipping}')}"
     )
     return [Finding("note", "few-val", text, tuple(dataset.part("val")["path"]))]

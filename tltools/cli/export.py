@@ -10,7 +10,7 @@ import typer
 
 from tltools.cli.command import Out, command
 from tltools.cli.options import ALL, DeviceOption, FormatOption, path_or_run
-from tltools.cli.show import check_output_folder
+from tltools.cli.show import check_output_folder, free_output
 from tltools.errors import ArtifactError, ConfigError, TltoolsError, raise_all
 from tltools.runtime.model_formats import (
     FORMATS,
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tltools.layouts import Laid
 
 _NEXT_IN_FOLDER = {
-    "python": "Next: run predict.py in the folder above; it needs only its requirements.txt",
+    "python": "Next: python {folder}/predict.py IMAGE; it needs only {folder}/requirements.txt",
     "triton": "Next: tritonserver --model-repository={folder}",
-    "docker": "Next: docker build in the folder above; its README.md says how to run the image",
+    "docker": "Next: docker build {folder}; {folder}/README.md says how to run the image",
 }
 
 
@@ -133,7 +133,7 @@ def export(
     for one in laid.values():
         out.progress.say(f"{layout}: {one.folder} ({size_text(one.size_bytes)})")
     raise_all(failures)
-    _tell_next(layout, exports, output, out)
+    _tell_next(layout, exports, output, [one.folder for one in laid.values()], out)
 
 
 def _newest_runs(out: Out) -> list[Path]:
@@ -166,10 +166,13 @@ def _tell_interrupted(run: "Artifact", out: Out) -> None:
         )
 
 
-def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Out) -> None:
+def _tell_next(
+    layout: str, exports: "Sequence[Artifact]", output: Path, laid: Sequence[Path], out: Out
+) -> None:
     """Say what can be done with exports, which commands find by themselves only in `exports/`."""
     if layout != "files":
-        out.progress.say(_NEXT_IN_FOLDER[layout].format(folder=(output / layout).resolve()))
+        folder = (output / layout).resolve() if layout == "triton" else laid[0]
+        out.progress.say(_NEXT_IN_FOLDER[layout].format(folder=shlex.quote(str(folder))))
         return
     from tltools.artifacts import EXPORT_DIR, best_of
 
@@ -179,7 +182,7 @@ def _tell_next(layout: str, exports: "Sequence[Artifact]", output: Path, out: Ou
         model = ["--model", str((best or exports[0]).path)]
     files = [] if is_default and _are_current(exports) else _with_siblings(exports)
     out.progress.say(
-        f"Next: tltools classify {shlex.join(['FOLDER', *model])}, or "
+        f"Next: tltools classify {shlex.join(['FOLDER', *model, *free_output()])}, or "
         f"{shlex.join(['tltools', 'bench', *files])} to compare the files"
     )
 

@@ -138,7 +138,7 @@ def _print_comparison(
     settings: dict[str, tuple[Any, Any]],
 ) -> None:
     from tltools.console import print_table, printable
-    from tltools.runs import names_of, same_images, setting_title
+    from tltools.runs import cross_validated, names_of, same_images, setting_title
 
     names = names_of(first, second)
     rows = [
@@ -161,6 +161,9 @@ def _print_comparison(
             ("kept_epoch", "epoch kept"),
         )
     ]
+    crossed = [cross_validated(one.path, one.card.classes) for one in (first, second)]
+    if any(crossed):
+        rows.append(("cross-validated accuracy", *(one or "-" for one in crossed)))
     rows.append(("temperature", *(f"{one.card.temperature:.2f}" for one in (first, second))))
     rows.append(("trained (UTC)", *(minute(one.card.created) for one in (first, second))))
     print_table("Metrics", ("", *names), rows)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from tltools.errors import ConfigError
 from tltools.wording import in_percent, ordinal, plural, size_text
 
+_MAX_OUTPUTS = 100
+"""Names that are tried for the output of a proposed command."""
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -51,6 +54,14 @@ def choose_export(progress: "Progress") -> Path:
     if why := newer_training(best):
         progress.warn(f"{best.path} {why}")
     return best.path
+
+
+def free_output() -> list[str]:
+    """Return options for a proposed `tltools classify` that write no file that is there."""
+    numbers = ("", *(f"-{number}" for number in range(2, _MAX_OUTPUTS)))
+    names = [f"predictions{number}.csv" for number in numbers]
+    free = next((name for name in names if not Path(name).exists()), names[-1])
+    return [] if free == names[0] else ["--output", free]
 
 
 def unknown_text(card: "Card", unknown: float) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tltools.cli.show import free_output
 from tltools.errors import ConfigError
 from tltools.wording import in_percent, percent, percent_or_dash, with_counts
 
@@ -149,7 +150,7 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         ArtifactError: If the run's card has changed.
         TltoolsError: If it cannot be written.
     """
-    from tltools.artifacts import EXPORT_DIR, run_of
+    from tltools.artifacts import run_of
     from tltools.thresholds import keep_in_card
 
     earlier = card.threshold
@@ -167,26 +168,40 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
             f"the lower bound of its 95% interval is {in_percent(reached.low)}; confirm it on "
             f"other images: tltools evaluate {shlex.quote(str(model))} DATA {applied}"
         )
-    if threshold.class_name is None and threshold.coverage.count == threshold.coverage.total:
-        progress.say("Every image keeps its label: the precision is reached without a minimum")
+    kept = threshold.coverage
+    if is_idle := threshold.class_name is None and kept.count == kept.total:
+        progress.say(
+            "Every image keeps its label: the precision is reached without a minimum, so that "
+            "applying it changes little; to choose one on other labeled images, add DATA: tltools "
+            f"evaluate {shlex.quote(str(model))} DATA --target-precision {threshold.at_least:g}"
+        )
     if written is not None:
         if earlier is not None and earlier != threshold:
             progress.say(f"It replaces the {kind_of(earlier)} {threshold_text(earlier)}")
         progress.say(f"Written: {written}; later exports have it, earlier ones do not")
-        # An export has the name that its run was trained under: the folder may be renamed.
-        export = EXPORT_DIR / card.run / f"{card.run}.fp32.onnx"
-        progress.say(
-            f"Next: {shlex.join(['tltools', 'export', str(model)])}, then tltools classify FOLDER "
-            f"--model {shlex.quote(str(export))} --threshold auto"
-        )
+        if not is_idle:
+            _tell_next(model, card, progress)
         return
     words = ["tltools", "classify", "FOLDER", "--model", str(model), *_options(card, threshold)]
-    progress.say(f"Next: {shlex.join(words)}")
+    progress.say(f"Next: {shlex.join([*words, *free_output()])}")
     run = run_of(model, card)
     named = "RUN" if run is None else shlex.quote(str(run))
     progress.say(
         f"Exports have the threshold of their run, {card.run}: tltools evaluate {named} with the "
         "same options chooses one for the next export"
+    )
+
+
+def _tell_next(model: Path, card: "Card", progress: "RichProgress") -> None:
+    """Say how the threshold in a run's card is applied."""
+    from tltools.artifacts import EXPORT_DIR
+
+    # An export has the name that its run was trained under: the folder may be renamed.
+    export = EXPORT_DIR / card.run / f"{card.run}.fp32.onnx"
+    words = ["--model", str(export), "--threshold", "auto", *free_output()]
+    progress.say(
+        f"Next: {shlex.join(['tltools', 'export', str(model)])}, then tltools classify FOLDER "
+        f"{shlex.join(words)}"
     )
 
 

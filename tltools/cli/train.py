@@ -845,7 +845,7 @@ def _print_summary(trained: "list[TrainedRun]", folds: "Sequence[FoldPredictions
         (
             "model",
             *(titles[split] for split in splits),
-            *(["mean of the folds"] if any(folds) else []),
+            *(["mean of the folds ± standard deviation"] if any(folds) else []),
             "run",
         ),
         [

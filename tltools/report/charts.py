@@ -553,7 +553,7 @@ def _describe_history(history: "pd.DataFrame") -> str:
         end = "a value that is not finite" if np.isnan(values[-1]) else written(float(values[-1]))
         at = int(best(values))
         parts.append(
-            f"{name} ends at {end} ({word}: {written(float(values[at]))} in epoch {epochs[at]})"
+            f"{name} ends at {end} ({word}: {written(float(values[at]))} in epoch {epochs[at]:g})"
         )
     return (
         f"Loss and accuracy on the training and validation images over "

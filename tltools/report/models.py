@@ -407,7 +407,7 @@ def _threshold_lines(one: Threshold | None) -> Iterator[str]:
         f"{what}. It was chosen for a {one.figure} of at least {percent(one.at_least)} on "
         f"{one.num_images:,} {one.images}: precision {_interval(one.precision)}{recall}, {kept} "
         f"{_interval(one.coverage)}. Cross-validated: {held_out}. Labels follow it only with "
-        "tltools classify --threshold auto."
+        "tltools classify --threshold auto, which evaluate and serve take, too."
     )
 
 
@@ -671,7 +671,8 @@ def evaluation_section(
         resize: Resize rule of the model, for the images.
     """
     matrix = np.array(facts.confusion, dtype=np.int64)
-    charts = [confusion_chart(matrix, facts.classes, title=f"Confusion matrix of {name}")]
+    title = f"Confusion matrix of {name}{kept_text(facts)}"
+    charts = [confusion_chart(matrix, facts.classes, title=title)]
     gallery: Block = Text(
         ("This file has no images; tltools evaluate --report shows the mistakes.",),
         tone="quiet",
@@ -743,16 +744,26 @@ def score_table(facts: EvaluationFacts) -> Table:
             f" ({percent_or_dash(calibration.ece_uncalibrated)} without the temperature "
             f"{calibration.temperature:.2f})"
         )
+    is_part = facts.coverage is not None
+    of_all = ", all images" if is_part else ""
     return Table(
         f"{scored_on(facts)}: {grouped(facts.num_images, 'image')}",
         ("metric", "value"),
         (
             *_limit_rows(facts),
-            ("accuracy with its 95% interval", score_text(score)),
-            ("ROC AUC", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
-            ("expected calibration error", error),
+            (f"accuracy{' of these' * is_part} with its 95% interval", score_text(score)),
+            (f"ROC AUC{of_all}", f"- ({auc.note})" if auc.value is None else f"{auc.value:.4f}"),
+            (f"expected calibration error{of_all}", error),
         ),
     )
+
+
+def kept_text(facts: EvaluationFacts) -> str:
+    """Say which images a matrix counts, if not all of them."""
+    kept = facts.coverage
+    if kept is None:
+        return ""
+    return f": the {kept.count:,} of {grouped(kept.total, 'image')} that reach the confidence"
 
 
 def scored_on(facts: EvaluationFacts) -> str:

@@ -26,6 +26,7 @@ from tltools.report.models import (
     CalibrationFacts,
     EvaluationFacts,
     class_table,
+    kept_text,
     label_tiles,
     mistakes_gallery,
     of_model,
@@ -148,7 +149,7 @@ def scored_section(
     facts = _facts(scored)
     matrix = np.array(facts.confusion, dtype=np.int64)
     charts = (
-        confusion_chart(matrix, classes, title=f"Confusion matrix of {name}"),
+        confusion_chart(matrix, classes, title=f"Confusion matrix of {name}{kept_text(facts)}"),
         *prediction_charts(found, classes, name=name),
     )
     blocks: list[Block] = [score_table(facts), class_table(facts.per_class), Charts(charts)]
@@ -172,7 +173,7 @@ def _only_mistakes(scored: Scored) -> Iterator[Block]:
     )
     if scored.told is not None:  # shares of the mistakes alone would mislead
         matrix = np.array(scored.told.confusion, dtype=np.int64)
-        title = f"Confusion matrix of {scored.path.with_name(EVALUATION)}"
+        title = f"Confusion matrix of {scored.path.with_name(EVALUATION)}{kept_text(scored.told)}"
         yield score_table(scored.told)
         yield Charts((confusion_chart(matrix, scored.classes, title=title),))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tltools.artifacts import Artifact, newer_training
 from tltools.bench import BenchResult, unmeasured_note
+from tltools.classify.predict import UNCERTAIN
 from tltools.errors import ArtifactError
 from tltools.report.blocks import Block, Section, Text
 from tltools.report.jobs import JobFacts
@@ -129,6 +130,8 @@ def _recommended(
 def _classified(jobs: Sequence[tuple[Path, JobFacts]]) -> Iterator[str]:
     for path, job in jobs:
         line = f"{path}: {job.num_classified:,} of {grouped(job.num_rows, 'image')} classified"
+        if UNCERTAIN not in job.classes and (num := job.counts.get(UNCERTAIN)):
+            line += f", {num:,} of them uncertain"
         if num := job.distances.num_unknown:
             line += f", {num:,} of them unlike the training data"
         yield f"{line}."
