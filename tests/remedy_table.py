@@ -828,15 +828,9 @@ CASES = (
     ),
     # ------------------------------------------------------------------ thresholds
     Case(
-        "Next: {}, then tltools classify FOLDER {}",
+        "Next: {}, then tltools classify FOLDER --model {} --threshold auto",
         f"{CHOSEN}; {CHOOSE}",
         ("export runs/cnn; classify data --model exports/cnn/cnn.fp32.onnx --threshold auto",),
-        0,
-    ),
-    Case(
-        "to choose one on other labeled images, add DATA: tltools evaluate {} DATA",
-        "sample s --num-images 60; evaluate runs/cnn --target-precision 0.1",
-        (f"evaluate runs/cnn s {NAMES} --target-precision 0.1",),
         0,
     ),
     Case(
@@ -1171,6 +1165,7 @@ UNTRIED: dict[str, str] = {
     "torchvision's {} does not end with a linear layer": _NETWORK,
     "a larger --budget is more precise": _ADVICE,
     "it needs only {folder}/requirements.txt": _OTHER,
+    "to choose one on other labeled images: tltools": "needs three classes: test_thresholds.py",
     "the two labels may be swapped; --class-names": "needs an accurate model: test_evaluate.py",
     "{} holds only some of the images; run the same": _RACE,
     "fewer --batch-sizes": _ADVICE,

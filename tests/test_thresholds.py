@@ -99,6 +99,13 @@ def test_many_classes_get_a_smallest_confidence(place):
     assert load_card(place / "runs" / "tiny").threshold.class_name is None
 
 
+def test_a_smallest_confidence_that_all_images_reach_is_not_proposed(place):
+    ran = evaluate(place, "runs/tiny", "--target-precision", 0.01)
+    assert (ran.code, "Next: " in ran.err) == (0, False), ran
+    assert "Every image keeps its label: the precision is reached without a minimum" in ran.err
+    assert "labeled images: tltools evaluate runs/tiny DATA --target-precision 0.01" in ran.err
+
+
 def test_the_hint_after_a_choice_names_the_export_and_run_that_there_are(place):
     (place / "runs" / "tiny").rename(place / "runs" / "best")
     run = evaluate(place, "runs/best", "--target-precision", 0.9)
@@ -221,8 +228,9 @@ def test_an_exports_threshold_is_chosen_by_its_own_outputs_and_printed_only(plac
     ran = evaluate(place, *words)
     assert ran.code == 0, ran.err
     assert "chosen on 12 validation images of colors" in " ".join(ran.out.split())
-    assert "classify FOLDER --model exports/tiny/tiny.fp32.onnx --min-confidence" in ran.err
-    assert "tltools evaluate runs/tiny" in ran.err
+    # All twelve are right, whatever their confidence.
+    assert "Every image keeps its label" in ran.err
+    assert "tltools evaluate runs/tiny with the same options" in ran.err
     assert (place / "exports/tiny/tiny.fp32.onnx").read_bytes() == before
     shutil.rmtree(place / "runs")
     ran = evaluate(place, *words)

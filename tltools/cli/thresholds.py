@@ -172,8 +172,8 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
     if is_idle := threshold.class_name is None and kept.count == kept.total:
         progress.say(
             "Every image keeps its label: the precision is reached without a minimum, so that "
-            "applying it changes little; to choose one on other labeled images, add DATA: tltools "
-            f"evaluate {shlex.quote(str(model))} DATA --target-precision {threshold.at_least:g}"
+            "applying it changes little; to choose one on other labeled images: tltools evaluate "
+            f"{shlex.quote(str(model))} DATA --target-precision {threshold.at_least:g}"
         )
     if written is not None:
         if earlier is not None and earlier != threshold:
@@ -182,8 +182,10 @@ def tell_threshold(model: Path, card: "Card", threshold: "Threshold", out: "Out"
         if not is_idle:
             _tell_next(model, card, progress)
         return
-    words = ["tltools", "classify", "FOLDER", "--model", str(model), *_options(card, threshold)]
-    progress.say(f"Next: {shlex.join([*words, *free_output()])}")
+    if not is_idle:
+        words = ["tltools", "classify", "FOLDER", "--model", str(model)]
+        words += [*_options(card, threshold), *free_output()]
+        progress.say(f"Next: {shlex.join(words)}")
     run = run_of(model, card)
     named = "RUN" if run is None else shlex.quote(str(run))
     progress.say(
@@ -198,10 +200,10 @@ def _tell_next(model: Path, card: "Card", progress: "RichProgress") -> None:
 
     # An export has the name that its run was trained under: the folder may be renamed.
     export = EXPORT_DIR / card.run / f"{card.run}.fp32.onnx"
-    words = ["--model", str(export), "--threshold", "auto", *free_output()]
+    output = "".join(f" {word}" for word in free_output())
     progress.say(
         f"Next: {shlex.join(['tltools', 'export', str(model)])}, then tltools classify FOLDER "
-        f"{shlex.join(words)}"
+        f"--model {shlex.quote(str(export))} --threshold auto{output}"
     )
 
 
