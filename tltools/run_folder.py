@@ -420,12 +420,13 @@ def relocate(run: Path, images: Path, *, progress: Progress = SILENT) -> Relocat
         if places:
             _write_places(run, places)
         labels = dict(zip(frame["path"], frame["class"], strict=True))
-        others = {
-            new: labels[old]
+        classes = set(labels.values())
+        relabeled = (
+            (new, labels[old])
             for old, new in places.items()
-            if Path(new).parent.name in set(labels.values()) - {labels[old]}
-        }
-        return Relocated(len(places), tuple(others.items()))
+            if (folder := Path(new).parent.name) in classes and folder != labels[old]
+        )
+        return Relocated(len(places), tuple(relabeled))
 
 
 def _write_places(run: Path, places: Mapping[str, str]) -> None:

@@ -94,13 +94,11 @@ def find_by_bytes(
         DataError: If the folder is missing or cannot be listed, or a file in it cannot be read.
     """
     files = [os.path.abspath(path) for path in find_images(folder)]  # noqa: PTH100 - a link stays
-    names = {os.path.basename(path) for path in wanted}  # noqa: PTH119 - speed
-    files.sort(key=lambda path: os.path.basename(path) not in names)  # noqa: PTH119
     found: dict[str, str] = {}
     free: dict[str, deque[str]] = {}
     workers = num_cores()
     with progress.bar("Looking for the images", len(files)) as bar:
-        hashes = ordered_map(_sha256_or_none, files, workers=workers, ahead=16 * workers)
+        hashes = ordered_map(_sha256_if_any, files, workers=workers, ahead=16 * workers)
         for path, sha256 in zip(files, hashes, strict=True):
             free.setdefault(sha256, deque()).append(path)
             bar.advance()
@@ -110,7 +108,7 @@ def find_by_bytes(
     return found
 
 
-def _sha256_or_none(path: str) -> str:
+def _sha256_if_any(path: str) -> str:
     """Return the SHA-256 of a file; empty if there is none, such as at the end of a broken link."""
     try:
         return image_sha256(path)

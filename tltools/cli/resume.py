@@ -194,8 +194,7 @@ def _weights(
     asked = weights_to_resume_with(plan.train_config(), setup.weights)
     known = plan.weights
     # A file may have been moved: its bytes are compared when it is read.
-    are_files = asked is not None and known is not None and Path(asked).is_absolute()
-    are_files = are_files and Path(known or "").is_absolute()
+    are_files = all(one is not None and Path(one).is_absolute() for one in (asked, known))
     if "weights" in given and asked != known and not are_files:
         yield "`weights=`", known, asked
     if "normalization" in given and setup.normalization != plan.normalization:
